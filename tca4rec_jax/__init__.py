@@ -1,0 +1,1 @@
+"""Token-level Collaborative Alignment for LLM-based generative recommendation, in JAX/Flax."""

@@ -1,0 +1,1 @@
+"""Collaborative-filtering models and the store of their item logits."""

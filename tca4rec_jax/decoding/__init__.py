@@ -1,0 +1,1 @@
+"""Generation of catalogue items: beam search over the item trie."""

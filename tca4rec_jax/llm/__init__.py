@@ -1,0 +1,1 @@
+"""The decoder LLM: architecture, weights, adapters, tokenizer."""

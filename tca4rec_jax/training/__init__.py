@@ -1,0 +1,1 @@
+"""Fine-tuning the LLM with the soft next-token-prediction objective."""
