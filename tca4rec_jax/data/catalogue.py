@@ -1,0 +1,82 @@
+"""The catalogue: the items that may be recommended, their ids and their titles.
+
+Axis letters: I items.
+"""
+
+import functools
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Items in a fixed order; an item's index (0..I-1) is its position.
+
+    Two items may share a title (different ids): they then share a leaf of the trie.
+
+    Raises:
+      ValueError: no items, ids and titles of different number, a duplicated item id, or an
+        empty title.
+    """
+
+    item_ids: tuple[str, ...]
+    titles: tuple[str, ...]
+
+    def __post_init__(self):
+        if not self.item_ids:
+            raise ValueError("the catalogue has no items")
+        if len(self.item_ids) != len(self.titles):
+            raise ValueError(
+                f"the catalogue has {len(self.item_ids)} item ids but {len(self.titles)} titles; "
+                "every item needs exactly one title"
+            )
+        duplicated = pd.Series(self.item_ids).duplicated()
+        if duplicated.any():
+            at = int(np.flatnonzero(duplicated)[0])
+            raise ValueError(
+                f"item id {self.item_ids[at]!r} occurs more than once in the catalogue (again at "
+                f"item {at}; {int(duplicated.sum())} surplus in all); keep one entry per item"
+            )
+        for at, title in enumerate(self.titles):
+            if not title.strip():
+                raise ValueError(
+                    f"item {self.item_ids[at]!r} (index {at}) has an empty title; give it a "
+                    "title or leave the item out of the catalogue"
+                )
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def num_distinct_titles(self) -> int:
+        return len(set(self.titles))
+
+    @functools.cached_property
+    def _index(self) -> pd.Index:
+        return pd.Index(self.item_ids, dtype=object)
+
+    def index_of(self, item_id: str) -> int:
+        """The index (0..I-1) of one item id. Raises ValueError if it is not in the catalogue."""
+        index = self.find([item_id])[0]
+        if index < 0:
+            raise ValueError(
+                f"item id {item_id!r} is not in the catalogue of {self.num_items} items"
+            )
+        return int(index)
+
+    def find(self, item_ids) -> np.ndarray:
+        """The indices of many item ids at once: int32 [n], -1 for an unknown id."""
+        return self._index.get_indexer(pd.Index(item_ids, dtype=object)).astype(np.int32)
+
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of ids and titles in order; equal catalogues have equal hashes."""
+        digest = hashlib.sha256(str(self.num_items).encode())
+        for text in (*self.item_ids, *self.titles):
+            data = text.encode()
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+        return digest.hexdigest()

@@ -1,0 +1,176 @@
+"""Rows of items, oldest first, in flat arrays; and the data set made of them.
+
+Axis letters: R rows, n items of all rows together, I items of the catalogue.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from tca4rec_jax.data.catalogue import Catalogue
+
+PAD_ITEM = -1
+"""Fills the left of a history that is shorter than asked for; never an item index."""
+
+UNKNOWN_TIME = -1
+"""The timestamp of an interaction whose time is not known."""
+
+SPLITS = ("train_sequences", "train", "validation", "test")
+"""train_sequences: one row per user of the training period. The others: history + target."""
+
+
+@dataclass(frozen=True, eq=False)
+class ItemSequences:
+    """R rows of at least one item each: row r is items[offsets[r]:offsets[r + 1]].
+
+    In the splits train, validation and test the last item of a row is the target and the items
+    before it are the history.
+
+    Attributes:
+      user: int32 [R], the user of each row (a user may own several rows).
+      items: int32 [n], item indices 0..I-1.
+      offsets: int64 [R + 1].
+      timestamps: int64 [n], seconds, UNKNOWN_TIME where not known.
+
+    Raises:
+      ValueError: arrays that do not fit together, an empty row, a negative item or user, a
+        timestamp below UNKNOWN_TIME.
+    """
+
+    user: np.ndarray
+    items: np.ndarray
+    offsets: np.ndarray
+    timestamps: np.ndarray
+
+    def __post_init__(self):
+        for name, dtype in (
+            ("user", np.int32),
+            ("items", np.int32),
+            ("offsets", np.int64),
+            ("timestamps", np.int64),
+        ):
+            array = np.asarray(getattr(self, name))
+            if array.ndim != 1 or not (array.size == 0 or np.issubdtype(array.dtype, np.integer)):
+                raise ValueError(
+                    f"{name} must be a one-dimensional array of integers, got shape {array.shape} "
+                    f"of {array.dtype}"
+                )
+            object.__setattr__(self, name, np.ascontiguousarray(array, dtype))
+        self._check()
+
+    def _check(self):
+        offsets, num_rows = self.offsets, len(self.user)
+        if len(offsets) != num_rows + 1:
+            raise ValueError(f"{num_rows} rows need {num_rows + 1} offsets, got {len(offsets)}")
+        if offsets[0] != 0 or offsets[-1] != len(self.items):
+            raise ValueError(
+                f"offsets must run from 0 to the number of items {len(self.items)}, got "
+                f"{offsets[0]} to {offsets[-1]}"
+            )
+        if len(self.timestamps) != len(self.items):
+            raise ValueError(f"{len(self.items)} items but {len(self.timestamps)} timestamps")
+        empty = np.diff(offsets) < 1
+        if empty.any():
+            raise ValueError(f"row {int(np.argmax(empty))} has no item; leave empty rows out")
+        for name, values, least in (
+            ("user", self.user, 0),
+            ("items", self.items, 0),
+            ("timestamps", self.timestamps, UNKNOWN_TIME),
+        ):
+            if values.size and values.min() < least:
+                at = int(np.argmax(values < least))
+                raise ValueError(f"{name}[{at}] is {values[at]}, expected at least {least}")
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """The items of one row, oldest first: int32 [length of the row]."""
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} rows")
+        row = row % len(self)
+        return self.items[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [R], the number of items of each row (the target included)."""
+        return np.diff(self.offsets)
+
+    @property
+    def last_positions(self) -> np.ndarray:
+        """int64 [R], the flat position of each row's last item (the target)."""
+        return self.offsets[1:] - 1
+
+    @property
+    def tied(self) -> np.ndarray:
+        """bool [R]: the target shares its (known) timestamp with the item before it."""
+        last = self.last_positions
+        before = np.maximum(last - 1, 0)
+        same = self.timestamps[last] == self.timestamps[before]
+        return same & (self.timestamps[last] != UNKNOWN_TIME) & (self.lengths > 1)
+
+    def take(self, rows) -> "ItemSequences":
+        """The given rows (int [m], or bool [R] as a mask) in the given order."""
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows must lie in 0..{len(self) - 1}")
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        flat = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return ItemSequences(self.user[rows], self.items[flat], offsets, self.timestamps[flat])
+
+    def histories_and_targets(self, history_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """The items before each row's last one, and the last one.
+
+        Returns:
+          history int32 [R, history_length]: the most recent items, oldest first, padded on the
+            left with PAD_ITEM; and target int32 [R].
+        """
+        if history_length < 1:
+            raise ValueError(f"history_length must be at least 1, got {history_length}")
+        last = self.last_positions
+        flat = last[:, None] + np.arange(-history_length, 0)[None, :]
+        inside = flat >= self.offsets[:-1][:, None]
+        history = np.full(flat.shape, PAD_ITEM, np.int32)
+        history[inside] = self.items[flat[inside]]
+        return history, self.items[last]
+
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of users, items, row boundaries and timestamps."""
+        digest = hashlib.sha256(f"{len(self)} {len(self.items)}".encode())
+        for array in (self.user, self.items, self.offsets, self.timestamps):
+            digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class RecData:
+    """A catalogue and the splits named in SPLITS, whose items are indices into it.
+
+    Raises:
+      ValueError: a split is missing or unknown, has no rows, or names an item outside the
+        catalogue.
+    """
+
+    catalogue: Catalogue
+    splits: dict[str, ItemSequences]
+
+    def __post_init__(self):
+        if set(self.splits) != set(SPLITS):
+            raise ValueError(f"expected the splits {list(SPLITS)}, got {sorted(self.splits)}")
+        for name, sequences in self.splits.items():
+            if not len(sequences):
+                raise ValueError(
+                    f"the split {name!r} has no rows; check the history length, the split "
+                    "fractions and the number of interactions"
+                )
+            outside = sequences.items >= self.catalogue.num_items
+            if outside.any():
+                at = int(np.argmax(outside))
+                row = int(np.searchsorted(sequences.offsets, at, side="right")) - 1
+                raise ValueError(
+                    f"row {row} of the split {name!r} has item index {sequences.items[at]}, but "
+                    f"the catalogue has {self.catalogue.num_items} items (0..I-1)"
+                )
