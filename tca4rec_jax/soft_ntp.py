@@ -1,0 +1,141 @@
+"""Soft Label Alignment and the soft next-token-prediction objective (TCA4Rec; MSL).
+
+Pure functions in float32.  They return an unreduced sum, its denominator and auxiliary sums, so that
+micro-batches and shards of unequal size average exactly.
+
+A *position* is a place in a sequence whose next token is supervised; a *decision* is a position at
+which the trie node of the prefix has several children. Everywhere else the title is forced: p_cf is
+one-hot there, so a soft label is needed at decisions only.
+
+Axis letters: N supervised positions, K decisions, V vocabulary, C children of a decision.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+FORMS = ("log_expectation", "cross_entropy")
+SOFTMAXES = ("vocabulary", "children")
+
+
+class Decisions(NamedTuple):
+    """The decisions of a batch; padding has weight 0 and points at the root's first child."""
+
+    position_K: jax.Array  # int32, index into the supervised positions
+    weight_K: jax.Array  # float32, 0 for padding
+    label_child_K: jax.Array  # int32, which child is on the target's path
+    child_token_KxC: jax.Array  # int32, from child_log_probs
+    log_p_cf_KxC: jax.Array  # float32, from child_log_probs; -inf where there is no child
+
+
+def validate_objective(alpha: float, beta: float, tau: float, form: str, softmax: str) -> None:
+    """Raises ValueError naming the field of the objective that is out of range."""
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"objective.alpha is {alpha}: it mixes two distributions, give 0 to 1")
+    for name, value in (("beta", beta), ("tau", tau)):
+        if not value > 0.0:
+            raise ValueError(f"objective.{name} is {value}: a temperature must be above 0")
+    if form not in FORMS:
+        raise ValueError(f"objective.form is {form!r}: expected one of {FORMS}")
+    if softmax not in SOFTMAXES:
+        raise ValueError(f"objective.softmax is {softmax!r}: expected one of {SOFTMAXES}")
+
+
+def soft_label_loss(
+    z_KxC: jax.Array,
+    log_normaliser_K: jax.Array,
+    label_child_K: jax.Array,
+    log_p_cf_KxC: jax.Array,
+    alpha: jax.Array | float,
+    form: str,
+) -> jax.Array:
+    """Loss of each decision against y_soft = (1 - alpha) onehot + alpha p_cf (method.md).
+
+    Args:
+      z_KxC: float32 LLM logits over tau of the children's tokens, finite.
+      log_normaliser_K: log of the softmax denominator over the allowed set (V or the children).
+      label_child_K: int32, which child is on the target's path.
+      log_p_cf_KxC: float32 from the Collaborative Tokenizer; -inf where there is no child.
+      alpha: 0 to 1, may be traced.
+      form: 'log_expectation' (-log sum y P, the published code) or 'cross_entropy' (-sum y log P).
+
+    Returns:
+      float32 [K].
+    """
+    is_label_KxC = jnp.arange(z_KxC.shape[1])[None, :] == label_child_K[:, None]
+    log_p_KxC = z_KxC - log_normaliser_K[:, None]
+    if form == "cross_entropy":
+        y_KxC = (1.0 - alpha) * is_label_KxC + alpha * jnp.exp(log_p_cf_KxC)
+        return -jnp.sum(y_KxC * log_p_KxC, axis=-1)
+    log_onehot_KxC = jnp.where(is_label_KxC, 0.0, -jnp.inf)
+    log_y_KxC = jnp.logaddexp(
+        jnp.log1p(-jnp.asarray(alpha, jnp.float32)) + log_onehot_KxC,
+        jnp.log(jnp.asarray(alpha, jnp.float32)) + log_p_cf_KxC,
+    )
+    return -jax.nn.logsumexp(jax.lax.stop_gradient(log_y_KxC) + log_p_KxC, axis=-1)
+
+
+def vocabulary_loss(
+    logits_NxV: jax.Array,
+    label_N: jax.Array,
+    weight_N: jax.Array,
+    decision: Decisions,
+    alpha: jax.Array | float,
+    tau: jax.Array | float,
+    form: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Soft NTP with the softmax over the whole vocabulary (BIGRec and LLaRA style).
+
+    Args:
+      logits_NxV: float32 LLM logits at the supervised positions.
+      label_N: int32 next token; weight_N: float32, 0 for padding.
+      decision: the decisions among the N positions.
+
+    Returns:
+      (sum of the objective, sum of the plain negative log-likelihood at tau).
+    """
+    z_NxV = logits_NxV / tau
+    log_normaliser_N = jax.nn.logsumexp(z_NxV, axis=-1)
+    z_label_N = jnp.take_along_axis(z_NxV, label_N[:, None], axis=-1)[:, 0]
+    nll_N = weight_N * (log_normaliser_N - z_label_N)
+    soft_K = soft_label_loss(
+        z_NxV[decision.position_K[:, None], decision.child_token_KxC],
+        log_normaliser_N[decision.position_K],
+        decision.label_child_K,
+        decision.log_p_cf_KxC,
+        alpha,
+        form,
+    )
+    # A decision's soft loss takes the place of its plain one.
+    swapped = jnp.sum(decision.weight_K * (soft_K - nll_N[decision.position_K]))
+    return jnp.sum(nll_N) + swapped, jnp.sum(nll_N)
+
+
+def children_loss(
+    logits_KxV: jax.Array,
+    decision: Decisions,
+    alpha: jax.Array | float,
+    tau: jax.Array | float,
+    form: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Soft NTP with the softmax over the trie's children (MSL, arXiv 2504.04178).
+
+    Forced positions have loss and gradient 0, so logits are needed at decisions only; the forced
+    positions still count in the denominator (the caller's).
+
+    Args:
+      logits_KxV: float32 LLM logits at the decisions, in their order.
+
+    Returns:
+      (sum of the objective, sum of the negative log-likelihood over the children at tau).
+    """
+    z_KxC = jnp.take_along_axis(logits_KxV, decision.child_token_KxC, axis=-1) / tau
+    is_child_KxC = decision.log_p_cf_KxC > -jnp.inf
+    log_normaliser_K = jax.nn.logsumexp(z_KxC, axis=-1, where=is_child_KxC)
+    soft_K = soft_label_loss(
+        z_KxC, log_normaliser_K, decision.label_child_K, decision.log_p_cf_KxC, alpha, form
+    )
+    z_label_K = jnp.take_along_axis(z_KxC, decision.label_child_K[:, None], axis=-1)[:, 0]
+    total = jnp.sum(decision.weight_K * soft_K)
+    return total, jnp.sum(decision.weight_K * (log_normaliser_K - z_label_K))

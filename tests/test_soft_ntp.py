@@ -1,0 +1,123 @@
+"""The sparse objective against its dense definition, and its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl.testing import parameterized
+
+from tca4rec_jax.soft_ntp import (
+    Decisions,
+    children_loss,
+    validate_objective,
+    vocabulary_loss,
+)
+
+N, V, C = 6, 11, 4
+
+
+def random_case(seed):
+    """Four decisions (one is padding) with 2 to 4 children among six positions (one is padding)."""
+    rng = np.random.default_rng(seed)
+    logits_NxV = rng.normal(0, 3, (N, V)).astype(np.float32)
+    position_K = np.array([0, 2, 3, 0], np.int32)
+    child_token_KxC = np.stack([rng.choice(V, C, replace=False) for _ in position_K])
+    children_K = np.array([4, 2, 3, 4])
+    scores_KxC = np.where(np.arange(C) < children_K[:, None], rng.normal(0, 2, (4, C)), -np.inf)
+    log_p_cf_KxC = np.array(jax.nn.log_softmax(scores_KxC), np.float32)
+    label_child_K = np.array([3, 1, 0, 0], np.int32)
+    label_N = rng.integers(0, V, N).astype(np.int32)
+    label_N[position_K[:3]] = child_token_KxC[np.arange(3), label_child_K[:3]]
+    weight_N = np.array([1, 1, 1, 1, 1, 0], np.float32)
+    weight_K = np.array([1, 1, 1, 0], np.float32)
+    decisions = Decisions(position_K, weight_K, label_child_K, child_token_KxC, log_p_cf_KxC)
+    return jax.tree.map(jnp.asarray, (logits_NxV, label_N, weight_N, decisions))
+
+
+def dense_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form, softmax):
+    """The definition in method.md over dense [N, V] soft labels and allowed sets."""
+    cf_NxV = jax.nn.one_hot(label_N, V)
+    allowed_NxV = cf_NxV > 0 if softmax == "children" else jnp.ones((N, V), bool)
+    for k in range(4):
+        if not decision.weight_K[k]:
+            continue
+        p = jnp.exp(decision.log_p_cf_KxC[k])
+        row = jnp.zeros(V).at[decision.child_token_KxC[k]].add(p)
+        cf_NxV = cf_NxV.at[decision.position_K[k]].set(row)
+        if softmax == "children":
+            is_child = decision.log_p_cf_KxC[k] > -jnp.inf
+            row = jnp.zeros(V, bool).at[decision.child_token_KxC[k]].max(is_child)
+            allowed_NxV = allowed_NxV.at[decision.position_K[k]].set(row)
+    y_NxV = (1 - alpha) * jax.nn.one_hot(label_N, V) + alpha * cf_NxV
+    log_p_NxV = jax.nn.log_softmax(jnp.where(allowed_NxV, logits_NxV / tau, -1e30))
+    if form == "cross_entropy":
+        loss_N = -jnp.sum(jnp.where(allowed_NxV, y_NxV * log_p_NxV, 0.0), axis=1)
+    else:
+        loss_N = -jnp.log(jnp.sum(jnp.where(allowed_NxV, y_NxV * jnp.exp(log_p_NxV), 0.0), axis=1))
+    return jnp.sum(loss_N * weight_N)
+
+
+def sparse_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form, softmax):
+    if softmax == "children":
+        return children_loss(logits_NxV[decision.position_K], decision, alpha, tau, form)[0]
+    return vocabulary_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form)[0]
+
+
+class SoftNTPTest(parameterized.TestCase):
+    @parameterized.product(
+        form=["log_expectation", "cross_entropy"],
+        softmax=["vocabulary", "children"],
+        alpha=[0.0, 0.3, 1.0],
+        tau=[1.0, 4.5],
+    )
+    def test_value_and_gradient_equal_the_dense_definition(self, form, softmax, alpha, tau):
+        logits_NxV, *rest = random_case(seed=int(alpha * 10))
+        dense = jax.value_and_grad(dense_loss)(logits_NxV, *rest, alpha, tau, form, softmax)
+        sparse = jax.value_and_grad(sparse_loss)(logits_NxV, *rest, alpha, tau, form, softmax)
+        np.testing.assert_allclose(sparse[0], dense[0], rtol=1e-5)
+        np.testing.assert_allclose(sparse[1], dense[1], atol=2e-6)
+
+    @parameterized.product(softmax=["vocabulary", "children"], form=["log_expectation", "cross_entropy"])
+    def test_gradient_equals_finite_differences(self, softmax, form):
+        logits_NxV, *rest = random_case(seed=7)
+        loss = jax.jit(lambda z: sparse_loss(z, *rest, 0.4, 2.0, form, softmax))
+        gradient = jax.grad(loss)(logits_NxV)
+        direction = jnp.asarray(np.random.default_rng(1).normal(size=(N, V)), jnp.float32)
+        step = 1e-2
+        slope = (loss(logits_NxV + step * direction) - loss(logits_NxV - step * direction)) / (2 * step)
+        np.testing.assert_allclose(jnp.sum(gradient * direction), slope, rtol=2e-3)
+
+
+def test_alpha_zero_is_optax_cross_entropy():
+    logits_NxV, label_N, weight_N, decision = random_case(seed=3)
+    plain_N = optax.softmax_cross_entropy_with_integer_labels(logits_NxV, label_N)
+    for form in ("log_expectation", "cross_entropy"):
+        total, nll = vocabulary_loss(logits_NxV, label_N, weight_N, decision, 0.0, 1.0, form)
+        np.testing.assert_allclose(total, jnp.sum(plain_N * weight_N), rtol=1e-6)
+        np.testing.assert_allclose(nll, total, rtol=1e-6)
+
+
+def test_a_hopeless_target_keeps_a_finite_loss():
+    logits_NxV, label_N, weight_N, decision = random_case(seed=5)
+    p = jnp.where(decision.log_p_cf_KxC > -jnp.inf, -200.0, -jnp.inf)
+    decision = decision._replace(log_p_cf_KxC=p.at[:, 0].set(0.0))
+    for alpha in (0.0, 1.0):
+        value, gradient = jax.value_and_grad(
+            lambda z, alpha=alpha: vocabulary_loss(
+                1e3 * z, label_N, weight_N, decision, alpha, 1.0, "log_expectation"
+            )[0]
+        )(logits_NxV)
+        assert jnp.isfinite(value)
+        assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("alpha", 1.5), ("alpha", -0.1), ("beta", 0.0), ("tau", -1.0), ("form", "x"), ("softmax", "y")],
+)
+def test_objective_fields_out_of_range_are_named(field, value):
+    good = {"alpha": 0.1, "beta": 1.0, "tau": 1.0, "form": "cross_entropy", "softmax": "children"}
+    validate_objective(**good)
+    with pytest.raises(ValueError, match=f"objective.{field} is"):
+        validate_objective(**(good | {field: value}))
