@@ -1,0 +1,142 @@
+"""Histories and titles as token ids.
+
+A prompt is `prefix`, then one piece per title: `before_title`, the title, `end`.  Every piece is
+tokenised on its own and the ids are concatenated, so a title has the same tokens inside a history
+and as the target, and the trie holds exactly what the model is asked to generate.  `end` is one
+token; it ends the title in the trie.
+
+Axis letters: I items, R rows, H history items, B batch, S tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tca4rec_jax.data.ragged import Ragged, ranges
+from tca4rec_jax.data.sequences import PAD_ITEM
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The words around the titles."""
+
+    prefix: str
+    before_title: str = " "
+    end: str = "\n"
+
+
+@dataclass(frozen=True, eq=False)
+class TitleTokens:
+    """The tokenised catalogue.
+
+    Attributes:
+      prefix: int32 [any], tokens before the first title (may be empty).
+      titles: int32 Ragged [I], every title's tokens, the end token included.
+    """
+
+    prefix: np.ndarray
+    titles: Ragged
+
+    def trie_sequences(self) -> list[np.ndarray]:
+        """What ItemTrie.build takes."""
+        return [self.titles[item] for item in range(len(self.titles))]
+
+
+def tokenise_titles(
+    titles: Sequence[str],
+    encode: Callable[[str], list[int]],
+    template: PromptTemplate,
+    bos: int | None,
+) -> TitleTokens:
+    """Tokenises a catalogue's titles once, for histories, targets and the trie alike.
+
+    Args:
+      titles: item i's title at i.
+      encode: text -> ids, without special tokens.
+      template: the words around the titles.
+      bos: id that begins every prompt, or None.
+
+    Raises:
+      ValueError: `end` is not one token, or a title contains it or has no tokens.
+    """
+    end = encode(template.end)
+    if len(end) != 1:
+        raise ValueError(
+            f"prompt.end {template.end!r} is {len(end)} tokens of this tokenizer; choose one that "
+            "is a single token, such as a line break"
+        )
+    encoded = [encode(template.before_title + title) for title in titles]
+    for item, ids in enumerate(encoded):
+        if not titles[item].strip() or not ids:
+            raise ValueError(f"item {item} has an empty title; give it one or drop it")
+        if end[0] in ids:
+            raise ValueError(
+                f"item {item}: its title {titles[item]!r} contains prompt.end {template.end!r}"
+            )
+    values = np.concatenate([np.asarray(ids + end, np.int32) for ids in encoded])
+    lengths = np.array([len(ids) + 1 for ids in encoded])
+    prefix = ([] if bos is None else [bos]) + (encode(template.prefix) if template.prefix else [])
+    return TitleTokens(np.asarray(prefix, np.int32), Ragged.from_lengths(values, lengths))
+
+
+def row_tokens(tokens: TitleTokens, items: Ragged) -> tuple[Ragged, Ragged]:
+    """Prefix and titles of each row's items.
+
+    Returns:
+      (ids int32 Ragged [R], starts int64 Ragged [R] aligned with `items`: where each title begins
+      within its row).
+    """
+    title_lengths = tokens.titles.lengths[items.values]
+    ends = np.concatenate([[0], np.cumsum(title_lengths)])
+    before_row = np.repeat(ends[items.offsets[:-1]], items.lengths)
+    starts = Ragged(ends[:-1] - before_row + tokens.prefix.size, items.offsets)
+    titles_in_row = ends[items.offsets[1:]] - ends[items.offsets[:-1]]
+    flat_titles = tokens.titles.values[ranges(tokens.titles.offsets[items.values], title_lengths)]
+    lengths = titles_in_row + tokens.prefix.size
+    rows = Ragged.from_lengths(np.empty(int(lengths.sum()), np.int32), lengths)
+    is_prefix = np.zeros(rows.values.size, bool)
+    prefix_at = ranges(rows.offsets[:-1], np.full(len(rows), tokens.prefix.size))
+    is_prefix[prefix_at] = True
+    rows.values[prefix_at] = np.tile(tokens.prefix, len(rows))
+    rows.values[~is_prefix] = flat_titles
+    return rows, starts
+
+
+def keep_latest(tokens: TitleTokens, items: Ragged, budget: int, reserve: int = 0) -> Ragged:
+    """Drops the oldest items of each row, whole, until prefix and titles fit `budget` tokens.
+
+    Args:
+      reserve: the last `reserve` items (a target) must stay.
+
+    Raises:
+      ValueError: the prefix and the items that must stay (at least one) do not fit.
+    """
+    title_lengths = tokens.titles.lengths[items.values]
+    ends = np.concatenate([[0], np.cumsum(title_lengths)])
+    to_row_end = np.repeat(ends[items.offsets[1:]], items.lengths) - ends[:-1]
+    fits = to_row_end + tokens.prefix.size <= budget
+    must_stay = np.repeat(items.offsets[1:], items.lengths) - max(reserve, 1)
+    if (~fits & (np.arange(fits.size) >= must_stay)).any():
+        at = int(np.argmax(~fits & (np.arange(fits.size) >= must_stay)))
+        row = int(np.searchsorted(items.offsets, at, side="right")) - 1
+        raise ValueError(
+            f"row {row} needs {to_row_end[at] + tokens.prefix.size} tokens for the prompt prefix "
+            f"and its last {max(reserve, 1)} titles, but the budget is {budget}: raise "
+            "prompt.max_tokens or shorten the titles (data.max_title_length)"
+        )
+    kept = np.add.reduceat(fits, items.offsets[:-1]) if fits.size else np.zeros(0, np.int64)
+    return Ragged.from_lengths(items.values[fits], kept)
+
+
+def prompts(tokens: TitleTokens, history_RxH: np.ndarray, budget: int) -> Ragged:
+    """int32 Ragged [R]: the prompts of histories, cut at the left to `budget` tokens by whole titles.
+
+    Args:
+      history_RxH: item indices, oldest first, padded on the left with PAD_ITEM.
+    """
+    inside = history_RxH != PAD_ITEM
+    items = Ragged.from_lengths(history_RxH[inside], inside.sum(axis=1))
+    if (items.lengths == 0).any():
+        raise ValueError(f"row {int(np.argmin(items.lengths))} has an empty history")
+    return row_tokens(tokens, keep_latest(tokens, items, budget))[0]

@@ -1,0 +1,59 @@
+"""Rows of unequal length in one flat array, and their padded views.
+
+Axis letters: R rows, n values of all rows, B rows of a batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """R rows: row r is values[offsets[r]:offsets[r + 1]]; offsets int64 [R + 1]."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def from_lengths(cls, values: np.ndarray, lengths_R: np.ndarray) -> "Ragged":
+        return cls(values, np.concatenate([[0], np.cumsum(lengths_R, dtype=np.int64)]))
+
+    def __len__(self) -> int:
+        return self.offsets.size - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [R]."""
+        return np.diff(self.offsets)
+
+    def take(self, rows_B: np.ndarray) -> "Ragged":
+        """The given rows, in the given order."""
+        starts, lengths = self.offsets[rows_B], self.lengths[rows_B]
+        return Ragged.from_lengths(self.values[ranges(starts, lengths)], lengths)
+
+    def pad(self, rows_B: np.ndarray, width: int, fill) -> np.ndarray:
+        """[B, width]: the given rows from the left, filled up with `fill`.
+
+        Raises:
+          ValueError: if a row is longer than `width`.
+        """
+        lengths_B = self.lengths[rows_B]
+        if lengths_B.size and lengths_B.max() > width:
+            row = rows_B[int(np.argmax(lengths_B))]
+            raise ValueError(f"row {row} has {lengths_B.max()} entries, more than {width}")
+        column = np.arange(width)
+        inside = column < lengths_B[:, None]
+        padded = np.full(inside.shape, fill, self.values.dtype)
+        padded[inside] = self.values[(self.offsets[rows_B][:, None] + column)[inside]]
+        return padded
+
+
+def ranges(starts_R: np.ndarray, lengths_R: np.ndarray) -> np.ndarray:
+    """int64: start, start + 1, .. for `length` steps, of every row, one after the other."""
+    ends_R = np.cumsum(lengths_R, dtype=np.int64)
+    total = int(ends_R[-1]) if ends_R.size else 0
+    return np.arange(total) + np.repeat(starts_R - (ends_R - lengths_R), lengths_R)
