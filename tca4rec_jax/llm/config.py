@@ -1,0 +1,120 @@
+"""Architecture of a Llama-style decoder: sizes, parameter shapes, FLOPs and logical axes.
+
+Axis letters: D model, N query heads, K kv heads, H head dim, F feed-forward, V vocabulary,
+L layers.
+"""
+
+import re
+from dataclasses import dataclass
+
+# Which tensor axis is which, in the words a sharding module maps to mesh axes. The first pattern
+# that matches the whole '/'-joined path of a parameter wins. 'heads' is the flattened N*H axis.
+LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embedding", ("vocabulary", "embed")),
+    (r"lm_head", ("embed", "vocabulary")),
+    (r"final_norm", ("embed",)),
+    (r"layers/(attn|mlp)_norm", ("layers", "embed")),
+    (r"layers/q_proj", ("layers", "embed", "heads")),
+    (r"layers/[kv]_proj", ("layers", "embed", "kv_heads")),
+    (r"layers/o_proj", ("layers", "heads", "embed")),
+    (r"layers/(gate|up)_proj", ("layers", "embed", "feed_forward")),
+    (r"layers/down_proj", ("layers", "feed_forward", "embed")),
+    (r"adapters/(q|k|v|gate|up)_proj/a", ("layers", "embed", "rank")),
+    (r"adapters/q_proj/b", ("layers", "rank", "heads")),
+    (r"adapters/[kv]_proj/b", ("layers", "rank", "kv_heads")),
+    (r"adapters/(gate|up)_proj/b", ("layers", "rank", "feed_forward")),
+    (r"adapters/o_proj/a", ("layers", "heads", "rank")),
+    (r"adapters/down_proj/a", ("layers", "feed_forward", "rank")),
+    (r"adapters/(o|down)_proj/b", ("layers", "rank", "embed")),
+)
+
+
+def logical_axes(path: str) -> tuple[str | None, ...]:
+    """Logical axis names of the parameter at `path` ('layers/q_proj', 'adapters/q_proj/a', ...).
+
+    Raises ValueError for a path that no row of LOGICAL_AXES matches.
+    """
+    for pattern, axes in LOGICAL_AXES:
+        if re.fullmatch(pattern, path):
+            return axes
+    raise ValueError(f"parameter {path!r} has no logical axes; add a row to LOGICAL_AXES")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of a Llama-architecture decoder (RMSNorm, rotary positions, GQA, SwiGLU)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    max_positions: int = 2048
+
+    def __post_init__(self):
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads"
+                f" ({self.num_kv_heads})"
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+
+    @property
+    def projection_shapes(self) -> dict[str, tuple[int, int]]:
+        """(input, output) sizes of the seven weight matrices of one layer."""
+        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {
+            "q_proj": (self.hidden_size, heads),
+            "k_proj": (self.hidden_size, kv_heads),
+            "v_proj": (self.hidden_size, kv_heads),
+            "o_proj": (heads, self.hidden_size),
+            "gate_proj": (self.hidden_size, self.intermediate_size),
+            "up_proj": (self.hidden_size, self.intermediate_size),
+            "down_proj": (self.intermediate_size, self.hidden_size),
+        }
+
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every base parameter by '/'-joined path; layers are stacked on axis 0."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "embedding": (self.vocab_size, self.hidden_size),
+            "final_norm": (self.hidden_size,),
+            "layers/attn_norm": (self.num_layers, self.hidden_size),
+            "layers/mlp_norm": (self.num_layers, self.hidden_size),
+        }
+        for name, shape in self.projection_shapes.items():
+            shapes[f"layers/{name}"] = (self.num_layers, *shape)
+        if not self.tie_embeddings:
+            shapes["lm_head"] = (self.hidden_size, self.vocab_size)
+        return shapes
+
+    def flops_per_token(
+        self, kind: str = "forward", *, context: float = 0.0, vocabulary_share: float = 1.0
+    ) -> float:
+        """Matrix-multiply FLOPs per token.
+
+        kind: 'forward' (2 per weight), 'lora' (forward and the gradient of the activations, 4 per
+        weight: the base weights have no gradient) or 'full' (6 per weight). `context` is the mean
+        number of keys a token attends to ((S + 1) / 2 for a causal sequence of S);
+        `vocabulary_share` the share of the tokens whose vocabulary logits are computed. The
+        adapters' own FLOPs (under 1% at rank 8) are not counted.
+        Raises ValueError for another kind.
+        """
+        factors = {"forward": (2, 1), "lora": (4, 3), "full": (6, 3)}
+        if kind not in factors:
+            raise ValueError(f"kind must be one of {sorted(factors)}, got {kind!r}")
+        per_weight, attention_passes = factors[kind]
+        layer_weights = sum(i * o for i, o in self.projection_shapes.values())
+        weights = self.num_layers * layer_weights
+        weights += vocabulary_share * self.hidden_size * self.vocab_size
+        attention = self.num_layers * 4 * self.num_heads * self.head_dim * context
+        return per_weight * weights + attention_passes * attention

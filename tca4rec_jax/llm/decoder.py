@@ -1,0 +1,291 @@
+"""Llama-architecture decoder: training forward pass, prompt prefill, and beam extension.
+
+Axis letters: B batch, S sequence, M beams, E new tokens of an edge, W suffix tokens, D model,
+N query heads, K kv heads, H head dim, V vocabulary, L layers, R adapter rank.
+Weights are [in, out] and stacked over layers on axis 0, whichever way the layers are looped over.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tca4rec_jax.llm.attention import cached_attention, causal_attention, rotary_tables, rotate
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.lora import LoRAConfig, lora_delta
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, object], jax.Array]
+
+
+class KVCache(NamedTuple):
+    """Rotated keys and values of every layer: [L, B, S, K, H] or, for beams, [L, B, M, W, K, H]."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """How the layers run, not what they compute.
+
+    layer_loop: 'scan' compiles one layer, 'unroll' all of them (slower to compile).
+    remat: 'none' keeps every activation for the backward pass, 'full' only each layer's input.
+    """
+
+    layer_loop: str = "scan"
+    remat: str = "none"
+
+    def __post_init__(self):
+        if self.layer_loop not in ("scan", "unroll"):
+            raise ValueError(f"layer_loop must be 'scan' or 'unroll', got {self.layer_loop!r}")
+        if self.remat not in ("none", "full"):
+            raise ValueError(f"remat must be 'none' or 'full', got {self.remat!r}")
+
+
+def init_params(
+    config: DecoderConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32
+) -> dict[str, jax.Array]:
+    """Random base parameters by '/'-joined path: norms 1, matrices normal with variance 1/in."""
+    params = {}
+    for index, (path, shape) in enumerate(config.parameter_shapes.items()):
+        if path.endswith("_norm"):
+            params[path] = jnp.ones(shape, dtype)
+            continue
+        fan_in = config.hidden_size if path == "embedding" else shape[-2]
+        values = jax.random.normal(jax.random.fold_in(key, index), shape) * fan_in**-0.5
+        params[path] = values.astype(dtype)
+    return params
+
+
+def rms_norm(x: jax.Array, weight_D: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * weight over the last axis, computed in float32, in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    weight = jnp.expand_dims(weight_D.astype(jnp.float32), tuple(range(x.ndim - 1)))
+    return (x32 * scale * weight).astype(x.dtype)
+
+
+class Decoder(nnx.Module):
+    """A decoder LLM with optional LoRA adapters.
+
+    `nnx.split(decoder, nnx.LoRAParam, ...)` gives (graph, adapters, base); differentiate with
+    respect to the adapters only and no gradient of a base weight is ever computed. Activations
+    have the dtype of the embedding table; norms, softmax and logits are float32.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        params: dict[str, jax.Array],
+        *,
+        lora: LoRAConfig | None = None,
+        adapters: dict[str, dict[str, jax.Array]] | None = None,
+        options: DecoderOptions = DecoderOptions(),
+    ):
+        """params: by path as in `config.parameter_shapes`; adapters as `lora.init_adapters` gives.
+
+        Raises ValueError naming parameters that are missing, unknown or of another shape, or if
+        only one of lora and adapters is given.
+        """
+        _check_params(config, params)
+        if (lora is None) != (adapters is None):
+            raise ValueError("give both a LoRAConfig and its adapters, or neither")
+        self.config, self.lora, self.options = config, lora, options
+        layers = {p.removeprefix("layers/"): v for p, v in params.items() if "/" in p}
+        self.embedding = nnx.Param(params["embedding"])
+        self.final_norm = nnx.Param(params["final_norm"])
+        if not config.tie_embeddings:
+            self.lm_head = nnx.Param(params["lm_head"])
+        self.layers = nnx.Dict({name: nnx.Param(value) for name, value in layers.items()})
+        self.adapters = nnx.Dict(
+            {
+                name: nnx.Dict({part: nnx.LoRAParam(value) for part, value in adapter.items()})
+                for name, adapter in (adapters or {}).items()
+            }
+        )
+
+    def hidden(
+        self, tokens_BxS: jax.Array, lengths_B: jax.Array, *, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """Hidden states [B, S, D] after the final norm of right-padded sequences.
+
+        tokens int32, positions 0..S-1, lengths int32. States at and after a row's length are zero.
+        A dropout_key switches the adapters' dropout on and determines it completely.
+        Raises ValueError if S exceeds config.max_positions.
+        """
+        hidden, _ = self._forward(tokens_BxS, lengths_B, dropout_key, keep_kv=False)
+        return hidden
+
+    def logits(self, hidden_D: jax.Array) -> jax.Array:
+        """Vocabulary logits: hidden [..., D] -> float32 [..., V]."""
+        if self.config.tie_embeddings:
+            pattern, head = "...d,vd->...v", self.embedding[...]
+        else:
+            pattern, head = "...d,dv->...v", self.lm_head[...]
+        return jnp.einsum(pattern, hidden_D, head, preferred_element_type=jnp.float32)
+
+    def prefill(self, tokens_BxS: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, KVCache]:
+        """`hidden` together with the keys and values [L, B, S, K, H] of right-padded prompts."""
+        return self._forward(tokens_BxS, lengths_B, None, keep_kv=True)
+
+    def empty_suffix(self, batch: int, beams: int, size: int) -> KVCache:
+        """Zeros [L, B, M, W, K, H]: room for `size` generated tokens per beam."""
+        config = self.config
+        shape = (config.num_layers, batch, beams, size, config.num_kv_heads, config.head_dim)
+        zeros = jnp.zeros(shape, self.embedding.dtype)
+        return KVCache(zeros, zeros)
+
+    def extend(
+        self,
+        tokens_BxMxE: jax.Array,
+        prompt: KVCache,
+        prompt_lengths_B: jax.Array,
+        suffix: KVCache,
+        suffix_lengths_BxM: jax.Array,
+    ) -> tuple[jax.Array, KVCache]:
+        """E more tokens for each of M beams per user -> (hidden [B, M, E, D], new suffix).
+
+        Token e of beam (b, m) stands at position prompt_length + suffix_length + e and attends to
+        the prompt, which the beams of a user share, to the beam's suffix and to the new tokens up
+        to itself. Its key and value go to slot suffix_length + e of the returned suffix; slots
+        past W are dropped. Padding at the end of an edge is harmless as long as the caller
+        advances suffix_lengths by the edge's true length: later tokens overwrite its slots.
+        """
+        edge = tokens_BxMxE.shape[2]
+        starts_BxM = prompt_lengths_B[:, None] + suffix_lengths_BxM
+        positions_BxMxE = starts_BxM[:, :, None] + jnp.arange(edge)[None, None, :]
+
+        def attend(q, k, v, cache):
+            prompt_kv, suffix_kv = cache
+            return cached_attention(
+                q, (k, v), prompt_kv, suffix_kv, prompt_lengths_B, suffix_lengths_BxM
+            )
+
+        hidden, new = self._run_layers(
+            self._embed(tokens_BxMxE),
+            positions_BxMxE,
+            attend,
+            caches=(tuple(prompt), tuple(suffix)),
+            keep_kv=True,
+        )
+        return hidden, _write_suffix(suffix, new, suffix_lengths_BxM)
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding[...], tokens, axis=0)
+
+    def _forward(self, tokens_BxS, lengths_B, dropout_key, *, keep_kv):
+        length = tokens_BxS.shape[1]
+        if length > self.config.max_positions:
+            raise ValueError(
+                f"sequences of {length} tokens exceed max_positions={self.config.max_positions};"
+                " shorten the history or the titles"
+            )
+        positions_S = jnp.arange(length)
+        hidden, kv = self._run_layers(
+            self._embed(tokens_BxS),
+            positions_S[None, :],
+            lambda q, k, v, _: causal_attention(q, k, v),
+            keep_kv=keep_kv,
+            dropout_key=dropout_key,
+        )
+        real_BxS = positions_S[None, :] < lengths_B[:, None]
+        return jnp.where(real_BxS[:, :, None], hidden, 0), kv
+
+    def _run_layers(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        attend: Attend,
+        *,
+        caches: object = None,
+        keep_kv: bool,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """All layers and the final norm; `caches` has a leading layer axis."""
+        config = self.config
+        rope = rotary_tables(positions, config.head_dim, config.rope_theta)
+
+        def layer(x, inputs):
+            weights, adapters, cache, index = inputs
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+            x, kv = self._layer(x, weights, adapters, key, rope, attend, cache)
+            return x, (kv if keep_kv else None)
+
+        if self.options.remat == "full":
+            layer = jax.checkpoint(layer)
+        inputs = (
+            {name: weight[...] for name, weight in self.layers.items()},
+            {
+                name: {part: value[...] for part, value in adapter.items()}
+                for name, adapter in self.adapters.items()
+            },
+            caches,
+            jnp.arange(config.num_layers),
+        )
+        if self.options.layer_loop == "scan":
+            x, kv = jax.lax.scan(layer, x, inputs)
+        else:
+            x, kv = _unrolled(layer, x, inputs, config.num_layers)
+        hidden = rms_norm(x, self.final_norm[...], config.rms_norm_eps)
+        return hidden, (KVCache(*kv) if keep_kv else None)
+
+    def _layer(self, x, weights, adapters, key, rope, attend, cache):
+        """One decoder block on x [..., D]; returns it and the rotated (k, v) [..., K, H]."""
+        config = self.config
+
+        def project(name: str, x: jax.Array) -> jax.Array:
+            y = jnp.einsum("...i,io->...o", x, weights[name])
+            if name not in adapters:
+                return y
+            index = list(config.projection_shapes).index(name)
+            adapter_key = None if key is None else jax.random.fold_in(key, index)
+            return y + lora_delta(x, adapters[name], self.lora, adapter_key)
+
+        def heads(name: str, x: jax.Array) -> jax.Array:
+            return project(name, x).reshape(*x.shape[:-1], -1, config.head_dim)
+
+        normed = rms_norm(x, weights["attn_norm"], config.rms_norm_eps)
+        q, k = rotate(heads("q_proj", normed), *rope), rotate(heads("k_proj", normed), *rope)
+        v = heads("v_proj", normed)
+        attended = attend(q, k, v, cache)
+        x = x + project("o_proj", attended.reshape(*x.shape[:-1], -1))
+        normed = rms_norm(x, weights["mlp_norm"], config.rms_norm_eps)
+        gated = jax.nn.silu(project("gate_proj", normed)) * project("up_proj", normed)
+        return x + project("down_proj", gated), (k, v)
+
+
+def _unrolled(layer, x, inputs, num_layers):
+    """What lax.scan(layer, x, inputs) computes, as one program without a loop."""
+    outputs = []
+    for index in range(num_layers):
+        x, output = layer(x, jax.tree.map(lambda leaf, i=index: leaf[i], inputs))
+        outputs.append(output)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def _write_suffix(suffix: KVCache, new: KVCache, suffix_lengths_BxM: jax.Array) -> KVCache:
+    """Puts new [L, B, M, E, K, H] into the slots suffix_length + e of suffix [L, B, M, W, K, H]."""
+    _, batch, beams, edge = new.k.shape[:4]
+    slots_BxMxE = suffix_lengths_BxM[:, :, None] + jnp.arange(edge)[None, None, :]
+    rows_B, beams_M = jnp.arange(batch)[:, None, None], jnp.arange(beams)[None, :, None]
+
+    def write(old, values):
+        return old.at[:, rows_B, beams_M, slots_BxMxE].set(values, mode="drop")
+
+    return KVCache(write(suffix.k, new.k), write(suffix.v, new.v))
+
+
+def _check_params(config: DecoderConfig, params: dict[str, jax.Array]) -> None:
+    expected = config.parameter_shapes
+    problems = [f"missing {path}" for path in expected if path not in params]
+    problems += [f"unknown {path}" for path in params if path not in expected]
+    problems += [
+        f"{path} has shape {tuple(params[path].shape)}, expected {shape}"
+        for path, shape in expected.items()
+        if path in params and tuple(params[path].shape) != shape
+    ]
+    if problems:
+        raise ValueError("decoder parameters do not fit the config: " + "; ".join(problems))

@@ -1,0 +1,88 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): W x + (alpha / rank) B A dropout(x).
+
+Adapters are a tree of their own, {projection: {'a': [L, in, R], 'b': [L, R, out]}}, so that a
+checkpoint of them never holds the base model.
+"""
+
+import re
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from tca4rec_jax.llm.config import DecoderConfig
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Which projections are adapted, and how. `targets` is matched against the whole name."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+    targets: str = r"(q|k|v|o)_proj"
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"LoRA rank must be at least 1, got {self.rank}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"LoRA dropout must be in [0, 1), got {self.dropout}")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def adapter_shapes(config: DecoderConfig, lora: LoRAConfig) -> dict[str, dict[str, tuple]]:
+    """Shapes of the adapters by projection. Raises ValueError if `targets` matches nothing."""
+    shapes = {
+        name: {
+            "a": (config.num_layers, inputs, lora.rank),
+            "b": (config.num_layers, lora.rank, outputs),
+        }
+        for name, (inputs, outputs) in config.projection_shapes.items()
+        if re.fullmatch(lora.targets, name)
+    }
+    if not shapes:
+        raise ValueError(
+            f"LoRA targets {lora.targets!r} matched no projection;"
+            f" there are {', '.join(config.projection_shapes)}"
+        )
+    return shapes
+
+
+def init_adapters(
+    config: DecoderConfig, lora: LoRAConfig, key: jax.Array
+) -> dict[str, dict[str, jax.Array]]:
+    """Float32 adapters whose product is zero: A uniform in +-1/sqrt(in), B zero.
+
+    The adapted model therefore equals the base model before the first update.
+    """
+    adapters = {}
+    for index, (name, shapes) in enumerate(adapter_shapes(config, lora).items()):
+        bound = shapes["a"][1] ** -0.5
+        a = jax.random.uniform(
+            jax.random.fold_in(key, index), shapes["a"], jnp.float32, -bound, bound
+        )
+        adapters[name] = {"a": a, "b": jnp.zeros(shapes["b"], jnp.float32)}
+    return adapters
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Inverted dropout. The rate is rounded to a multiple of 2**-16.
+
+    16 random bits an element: drawing them is the cost on CPU, and two elements share a word.
+    """
+    threshold = round(rate * 2**16)
+    keep = jax.random.bits(key, x.shape, jnp.uint16) >= threshold
+    return jnp.where(keep, x / (1.0 - threshold / 2**16), 0).astype(x.dtype)
+
+
+def lora_delta(
+    x: jax.Array, adapter: dict[str, jax.Array], lora: LoRAConfig, key: jax.Array | None
+) -> jax.Array:
+    """(alpha / rank) B A dropout(x) for x [..., in] -> [..., out]; no dropout without a key."""
+    if key is not None and lora.dropout > 0:
+        x = dropout(x, lora.dropout, key)
+    low_rank = jnp.einsum("...i,ir->...r", x, adapter["a"].astype(x.dtype))
+    return jnp.einsum("...r,ro->...o", low_rank * lora.scale, adapter["b"].astype(x.dtype))

@@ -1,0 +1,180 @@
+"""The decoder: cached extension against the full pass, options, padding, adapters' gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tca4rec_jax.llm.config import DecoderConfig, logical_axes
+from tca4rec_jax.llm.decoder import Decoder, DecoderOptions, init_params
+from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+
+CONFIG = DecoderConfig(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=3,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=8,
+    tie_embeddings=True,
+    max_positions=512,
+)
+
+
+def make_decoder(lora=None, options=DecoderOptions(), config=CONFIG):  # noqa: B008 - frozen
+    adapters = None
+    if lora is not None:
+        adapters = init_adapters(config, lora, jax.random.key(1))
+        # A zero B would hide every mistake in the adapters.
+        adapters = jax.tree.map(
+            lambda x: x + 0.05 * jax.random.normal(jax.random.key(2), x.shape), adapters
+        )
+    params = init_params(config, jax.random.key(0))
+    return Decoder(config, params, lora=lora, adapters=adapters, options=options)
+
+
+def random_tokens(shape, seed=0):
+    return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, shape, dtype=np.int32)
+
+
+@pytest.mark.parametrize("with_lora", [False, True])
+def test_extend_equals_the_full_forward_pass(with_lora):
+    """Ragged prompts, three chunks of edges of ragged length, padded with garbage."""
+    decoder = make_decoder(LoRAConfig(rank=4) if with_lora else None)
+    batch, beams, prompt_size, suffix_size = 3, 2, 9, 12
+    prompt_lengths = np.array([9, 4, 6], np.int32)
+    prompts = random_tokens((batch, prompt_size), seed=1)
+    edge_lengths = np.array(  # [chunk, B, M]; a finished beam's edge is empty
+        [[[3, 1], [2, 3], [1, 2]], [[1, 4], [2, 0], [4, 3]], [[2, 1], [0, 1], [2, 2]]], np.int32
+    )
+    _, prompt_cache = decoder.prefill(prompts, prompt_lengths)
+    suffix = decoder.empty_suffix(batch, beams, suffix_size)
+    suffix_lengths = np.zeros((batch, beams), np.int32)
+    texts = {(b, m): list(prompts[b, : prompt_lengths[b]]) for b in range(3) for m in range(2)}
+    states = {key: [] for key in texts}
+    for chunk, lengths in enumerate(edge_lengths):
+        tokens = random_tokens((batch, beams, lengths.max()), seed=10 + chunk)
+        hidden, suffix = decoder.extend(
+            tokens, prompt_cache, prompt_lengths, suffix, suffix_lengths
+        )
+        for b, m in texts:
+            texts[b, m].extend(tokens[b, m, : lengths[b, m]])
+            states[b, m].extend(np.asarray(hidden)[b, m, : lengths[b, m]])
+        suffix_lengths += lengths
+    for (b, m), text in texts.items():
+        full = decoder.hidden(np.array([text], np.int32), np.array([len(text)]))[0]
+        expected = full[prompt_lengths[b] :]
+        assert len(states[b, m]) == suffix_lengths[b, m]
+        np.testing.assert_allclose(np.stack(states[b, m]), expected, atol=1e-5)
+
+
+def test_extend_drops_slots_past_the_suffix():
+    """Padding that does not fit must not overwrite the tokens that do."""
+    decoder = make_decoder()
+    prompts, lengths = random_tokens((1, 4)), np.array([4])
+    _, prompt = decoder.prefill(prompts, lengths)
+    suffix = decoder.empty_suffix(1, 1, 3)
+    edge = random_tokens((1, 1, 2), seed=3)
+    _, before = decoder.extend(edge, prompt, lengths, suffix, np.array([[0]]))
+    _, after = decoder.extend(random_tokens((1, 1, 4)), prompt, lengths, before, np.array([[2]]))
+    np.testing.assert_array_equal(after.k[:, :, :, :2], before.k[:, :, :, :2])
+    assert np.abs(after.k[:, :, :, 2]).sum() > 0
+
+
+def test_prefill_equals_hidden_and_padding_changes_nothing():
+    decoder = make_decoder()
+    tokens, lengths = random_tokens((2, 7)), np.array([7, 3])
+    hidden = decoder.hidden(tokens, lengths)
+    prefilled, cache = decoder.prefill(tokens, lengths)
+    np.testing.assert_array_equal(hidden, prefilled)
+    assert cache.k.shape == (3, 2, 7, 2, 8)
+    assert np.all(np.asarray(hidden)[1, 3:] == 0)
+    alone = decoder.hidden(tokens[1:, :3], lengths[1:])
+    np.testing.assert_allclose(hidden[1, :3], alone[0], atol=1e-5)
+
+
+def test_blocks_of_queries_do_not_change_attention():
+    """A sequence longer than one attention block: early states don't see later tokens."""
+    decoder = make_decoder()
+    tokens = random_tokens((1, 300))
+    long = decoder.hidden(tokens, np.array([300]))
+    for cut in (100, 128, 200):
+        short = decoder.hidden(tokens[:, :cut], np.array([cut]))
+        np.testing.assert_allclose(long[:, :cut], short, atol=1e-5)
+
+
+def adapter_gradient(options, dropout_key=None):
+    decoder = make_decoder(LoRAConfig(rank=4, dropout=0.25), options)
+    graph, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)
+    tokens, lengths = random_tokens((2, 11)), np.array([11, 6])
+
+    @jax.jit
+    def gradient(adapters, base):
+        def loss(adapters):
+            decoder = nnx.merge(graph, adapters, base)
+            hidden = decoder.hidden(tokens, lengths, dropout_key=dropout_key)
+            return jax.nn.logsumexp(decoder.logits(hidden), axis=-1).mean()
+
+        return jax.value_and_grad(loss)(adapters)
+
+    value, gradients = gradient(adapters, base)
+    return value, nnx.to_pure_dict(gradients)["adapters"]
+
+
+@pytest.mark.parametrize("options", [DecoderOptions("unroll"), DecoderOptions("scan", "full")])
+def test_options_change_neither_loss_nor_gradient(options):
+    key = jax.random.key(5)
+    value, gradients = adapter_gradient(options, key)
+    expected_value, expected = adapter_gradient(DecoderOptions("scan"), key)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradients, expected)
+
+
+def test_dropout_is_a_function_of_its_key():
+    without, _ = adapter_gradient(DecoderOptions())
+    first, _ = adapter_gradient(DecoderOptions(), jax.random.key(3))
+    again, _ = adapter_gradient(DecoderOptions(), jax.random.key(3))
+    other, _ = adapter_gradient(DecoderOptions(), jax.random.key(4))
+    assert first == again
+    assert len({float(without), float(first), float(other)}) == 3
+
+
+def test_every_parameter_has_logical_axes_of_its_rank():
+    config = dataclasses.replace(CONFIG, tie_embeddings=False)
+    decoder = make_decoder(LoRAConfig(targets=".*"), config=config)
+    leaves = nnx.to_flat_state(nnx.state(decoder))
+    assert len(leaves) == 4 + 1 + 7 + 14
+    for path, variable in leaves:
+        assert len(logical_axes("/".join(path))) == variable.ndim, path
+    with pytest.raises(ValueError, match="layers/z_proj"):
+        logical_axes("layers/z_proj")
+
+
+def test_bad_input_is_named():
+    params = init_params(CONFIG, jax.random.key(0))
+    wrong = dict(params, extra=params["final_norm"], embedding=params["embedding"][:5])
+    del wrong["layers/q_proj"]
+    with pytest.raises(ValueError, match=r"missing layers/q_proj; unknown extra; embedding.*5"):
+        Decoder(CONFIG, wrong)
+    with pytest.raises(ValueError, match="neither"):
+        Decoder(CONFIG, params, lora=LoRAConfig())
+    with pytest.raises(ValueError, match="600 tokens exceed max_positions=512"):
+        Decoder(CONFIG, params).hidden(random_tokens((1, 600)), np.array([600]))
+    with pytest.raises(ValueError, match="layer_loop"):
+        DecoderOptions(layer_loop="fast")
+    with pytest.raises(ValueError, match="remat"):
+        DecoderOptions(remat="some")
+
+
+def test_bfloat16_weights_stay_close():
+    half = Decoder(CONFIG, init_params(CONFIG, jax.random.key(0), jnp.bfloat16))
+    tokens, lengths = random_tokens((2, 9)), np.array([9, 9])
+    hidden = half.hidden(tokens, lengths)
+    assert hidden.dtype == jnp.bfloat16
+    assert half.logits(hidden).dtype == jnp.float32
+    reference = make_decoder().hidden(tokens, lengths)
+    np.testing.assert_allclose(hidden.astype(jnp.float32), reference, atol=0.15)
