@@ -65,9 +65,7 @@ def node_log_mass(
     """
     scores_IxP = logits_PxI.astype(jnp.float32).T / beta
     order = jnp.argsort(trie.leaf_of_item, stable=True)
-    leaf_mass_QxP = segment_logsumexp(
-        scores_IxP[order], trie.leaf_of_item[order], shape.num_leaves
-    )
+    leaf_mass_QxP = segment_logsumexp(scores_IxP[order], trie.leaf_of_item[order], shape.num_leaves)
     below = None
     levels = []
     ranges = list(zip(shape.level_offsets[:-1], shape.level_offsets[1:], strict=True))

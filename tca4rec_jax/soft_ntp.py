@@ -19,6 +19,15 @@ FORMS = ("log_expectation", "cross_entropy")
 SOFTMAXES = ("vocabulary", "children")
 
 
+class Loss(NamedTuple):
+    """Sums over the supervised positions of a batch, float32; the loss is total / positions."""
+
+    total: jax.Array  # the objective
+    positions: jax.Array  # supervised positions, the denominator
+    nll: jax.Array  # negative log-likelihood of the labels under the same softmax
+    titles: jax.Array  # supervised titles
+
+
 class Decisions(NamedTuple):
     """The decisions of a batch; padding has weight 0 and points at the root's first child."""
 

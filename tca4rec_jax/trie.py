@@ -77,7 +77,9 @@ class ItemTrie:
         shared_Q = shared_I[is_new_I]
         swallowed_Q = np.flatnonzero(shared_Q[1:] >= lengths_Q[:-1])
         if swallowed_Q.size:
-            items = [int(np.argmax(leaf_of_item == q)) for q in (swallowed_Q[0], swallowed_Q[0] + 1)]
+            items = [
+                int(np.argmax(leaf_of_item == q)) for q in (swallowed_Q[0], swallowed_Q[0] + 1)
+            ]
             raise ValueError(
                 f"the tokens of item {items[0]} are a prefix of those of item {items[1]}: "
                 "end every title with an end token that occurs nowhere else in it"
@@ -222,7 +224,9 @@ def _arrange(parent, level, depth, leaf_start, leaf_stop, old_ids) -> dict[str, 
     new_of_given = np.empty(order.size, np.int32)
     new_of_given[order] = np.arange(order.size)
     given_parent = np.searchsorted(old_ids, parent[order])
-    new_parent = np.where(parent[order] < 0, -1, new_of_given[np.minimum(given_parent, order.size - 1)])
+    new_parent = np.where(
+        parent[order] < 0, -1, new_of_given[np.minimum(given_parent, order.size - 1)]
+    )
     child_count = np.bincount(new_parent[1:], minlength=order.size)
     # Breadth first: the children of all nodes follow each other in the order of their parents.
     child_start = 1 + np.concatenate([[0], np.cumsum(child_count)[:-1]])

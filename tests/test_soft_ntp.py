@@ -78,14 +78,18 @@ class SoftNTPTest(parameterized.TestCase):
         np.testing.assert_allclose(sparse[0], dense[0], rtol=1e-5)
         np.testing.assert_allclose(sparse[1], dense[1], atol=2e-6)
 
-    @parameterized.product(softmax=["vocabulary", "children"], form=["log_expectation", "cross_entropy"])
+    @parameterized.product(
+        softmax=["vocabulary", "children"], form=["log_expectation", "cross_entropy"]
+    )
     def test_gradient_equals_finite_differences(self, softmax, form):
         logits_NxV, *rest = random_case(seed=7)
         loss = jax.jit(lambda z: sparse_loss(z, *rest, 0.4, 2.0, form, softmax))
         gradient = jax.grad(loss)(logits_NxV)
         direction = jnp.asarray(np.random.default_rng(1).normal(size=(N, V)), jnp.float32)
         step = 1e-2
-        slope = (loss(logits_NxV + step * direction) - loss(logits_NxV - step * direction)) / (2 * step)
+        slope = (loss(logits_NxV + step * direction) - loss(logits_NxV - step * direction)) / (
+            2 * step
+        )
         np.testing.assert_allclose(jnp.sum(gradient * direction), slope, rtol=2e-3)
 
 
@@ -114,7 +118,14 @@ def test_a_hopeless_target_keeps_a_finite_loss():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("alpha", 1.5), ("alpha", -0.1), ("beta", 0.0), ("tau", -1.0), ("form", "x"), ("softmax", "y")],
+    [
+        ("alpha", 1.5),
+        ("alpha", -0.1),
+        ("beta", 0.0),
+        ("tau", -1.0),
+        ("form", "x"),
+        ("softmax", "y"),
+    ],
 )
 def test_objective_fields_out_of_range_are_named(field, value):
     good = {"alpha": 0.1, "beta": 1.0, "tau": 1.0, "form": "cross_entropy", "softmax": "children"}

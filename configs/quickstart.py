@@ -1,0 +1,20 @@
+"""MovieLens-100K and SmolLM2-135M on two CPU cores: `bash launch/quickstart.sh`."""
+
+from tca4rec_jax.config import apply_argument, default_config
+
+
+def get_config(arg=""):
+    config = default_config()
+    config.prompt.prefix = "Movies one person watched, in order:\n"
+    config.lora.rank = 16
+    config.lora.alpha = 32.0
+    config.lora.dropout = 0.0
+    config.lora.targets = ".*_proj"
+    config.objective.softmax = "children"
+    config.objective.form = "cross_entropy"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 10
+    config.training.batch_size = 8
+    config.training.steps = 60
+    config.training.checkpoint_every = 30
+    return apply_argument(config, arg)

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Makes .venv from requirements.txt, or brings it up to date; sourced by the other scripts.
+# PYTHON chooses the interpreter (CPython 3.11 or newer).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python="${PYTHON:-python3}"
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "setup: $python is $("$python" --version 2>&1), but CPython 3.11 or newer is needed; set PYTHON" >&2
+  exit 1
+fi
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+wanted="$(cat requirements.txt pyproject.toml | sha256sum)"
+if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+  echo "setup: installing requirements.txt into .venv (about a minute)"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+  echo "$wanted" > .venv/installed
+fi
+export PYTHONUNBUFFERED=1

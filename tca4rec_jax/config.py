@@ -1,0 +1,177 @@
+"""The fields of a run, their defaults, and the argument of a config file.
+
+A config file defines `get_config(arg)`, which starts from `default_config()`, changes what it is
+for, and ends with `apply_argument(config, arg)`, so that `configs/quickstart.py:debug,alpha=0.1`
+works on every one of them.
+"""
+
+import ast
+
+from ml_collections import ConfigDict
+
+SHORT_NAMES = {
+    "alpha": "objective.alpha",
+    "beta": "objective.beta",
+    "tau": "objective.tau",
+    "form": "objective.form",
+    "softmax": "objective.softmax",
+    "supervision": "training.supervision",
+    "steps": "training.steps",
+    "seed": "seed",
+    "run": "run",
+}
+
+
+def default_config() -> ConfigDict:
+    """Every field of every launch script, with the defaults of the method (method.md)."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "run": "",  # name of the LLM run below workdir/llm; '' names it by alpha
+            "data": {
+                "source": "movielens_100k",  # or 'files', 'published'
+                "path": "",  # 'published': the directory
+                "interactions": "",  # 'files': CSV or Parquet
+                "items": "",
+                "user_column": "user",
+                "item_column": "item",
+                "timestamp_column": "timestamp",
+                "title_column": "title",
+                "history_length": 10,
+                "split": (0.8, 0.1, 0.1),
+                "seed": 0,
+                "max_title_length": 100,  # characters
+            },
+            "cf": {
+                "model": "sasrec",
+                "units": 64,
+                "blocks": 2,
+                "heads": 1,
+                "history_length": 10,
+                "dropout": 0.2,
+                "loss": "softmax",
+                "learning_rate": 1e-3,
+                "batch_size": 256,
+                "max_epochs": 200,
+                "patience": 10,
+                "seed": 0,
+            },
+            "llm": {
+                "weights": "smollm2-135m-instruct",  # a name in data/downloads.py or a .gguf file
+                "num_layers": 0,  # keep only the first layers; 0 keeps all
+                "dtype": "float32",
+                "layer_loop": "scan",
+                "remat": "none",
+            },
+            "lora": {"rank": 8, "alpha": 16.0, "dropout": 0.05, "targets": "(q|k|v|o)_proj"},
+            "prompt": {"prefix": "", "before_title": " ", "end": "\n", "max_tokens": 256},
+            "objective": {
+                "alpha": 0.1,
+                "beta": 1.0,
+                "tau": 1.0,
+                "form": "log_expectation",  # or 'cross_entropy'
+                "softmax": "vocabulary",  # or 'children' (MSL)
+            },
+            "optimizer": {
+                "learning_rate": 1e-4,
+                "warmup_steps": 20,
+                "weight_decay": 0.01,
+                "clip": 1.0,
+            },
+            "training": {
+                "supervision": "sequence",  # or 'last', one target per row
+                "batch_size": 16,
+                "steps": 1000,
+                "buckets": (64, 128, 192, 256),  # padded lengths, tokens
+                "checkpoint_every": 100,
+                "keep_checkpoints": 2,
+            },
+            "decoding": {
+                "beams": 10,
+                "score": "before_softmax",  # or 'after_softmax'
+                "length_penalty": 0.0,
+            },
+            "evaluation": {
+                "split": "test",
+                "rows": 400,  # sampled with the seed; 0 takes all
+                "batch_size": 16,
+                "examples": 5,
+                # What the table compares: (label, LLM run or '' for the untrained LLM, guidance).
+                "variants": (("LLM, untrained", "", 0.0),),
+                # Pairs of labels whose difference is reported with its interval.
+                "differences": (),
+            },
+        }
+    )
+
+
+def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:
+    """Applies the part of `--config=file.py:arg` behind the colon, and locks the config.
+
+    `arg` is a comma-separated list of `debug`, a name in SHORT_NAMES or a dotted field, `=` and its
+    value.
+
+    Raises:
+      ValueError: an unknown key or a value of the wrong type.
+    """
+    config.lock()
+    settings = [part for part in (arg or "").split(",") if part]
+    if "debug" in settings:
+        shrink(config)
+    for setting in settings:
+        if setting == "debug":
+            continue
+        name, separator, text = setting.partition("=")
+        field = SHORT_NAMES.get(name, name)
+        if not separator or not _has_field(config, field):
+            raise ValueError(
+                f"config argument {setting!r}: expected 'debug' or key=value with one of "
+                f"{', '.join(SHORT_NAMES)} or a dotted field such as training.batch_size"
+            )
+        try:
+            config.update_from_flattened_dict({field: _parse(text, config_value(config, field))})
+        except (TypeError, SyntaxError) as error:
+            raise ValueError(f"config argument {setting!r}: {error}") from error
+    return config
+
+
+def shrink(config: ConfigDict) -> None:
+    """`debug`: the same path in under a minute; its numbers mean nothing."""
+    config.cf.max_epochs = 1
+    config.cf.units = 16
+    config.llm.num_layers = 2
+    config.training.steps = 6
+    config.training.batch_size = 4
+    config.training.checkpoint_every = 2
+    config.training.buckets = (128,)
+    config.prompt.max_tokens = 128
+    config.optimizer.warmup_steps = 2
+    config.decoding.beams = 3
+    config.evaluation.rows = 8
+    config.evaluation.batch_size = 4
+
+
+def run_name(config: ConfigDict) -> str:
+    """Directory name of the LLM run below workdir/llm."""
+    return config.run or f"alpha_{config.objective.alpha:g}"
+
+
+def config_value(config: ConfigDict, field: str):
+    """The value of a dotted field."""
+    for name in field.split("."):
+        config = config[name]
+    return config
+
+
+def _has_field(config: ConfigDict, field: str) -> bool:
+    try:
+        return not isinstance(config_value(config, field), ConfigDict)
+    except (KeyError, TypeError):
+        return False
+
+
+def _parse(text: str, current):
+    if isinstance(current, str):
+        return text
+    value = ast.literal_eval(text)
+    return float(value) if isinstance(current, float) and isinstance(value, int) else value

@@ -1,0 +1,155 @@
+"""From examples to padded batches through grain, in a small set of fixed shapes.
+
+A batch holds rows of one length bucket, so that each bucket is compiled once.  The order is a pure
+function of (seed, epoch), and the iterator's state is a number: training resumes where it stopped.
+
+Axis letters: B batch, S sequence, T supervised positions, P supervised titles, K decisions,
+D CF vector (or I items where the store is dense).
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from tca4rec_jax.cf.logits_store import LogitsStore
+from tca4rec_jax.training.examples import Examples
+
+
+class Batch(NamedTuple):
+    """One batch; padding rows have length 1 and weight 0."""
+
+    tokens_BxS: np.ndarray  # int32, padded on the right with 0
+    length_B: np.ndarray  # int32
+    position_BxT: np.ndarray  # int32
+    label_BxT: np.ndarray  # int32
+    weight_BxT: np.ndarray  # float32
+    cf_BxPxD: np.ndarray  # float32, CF user vectors (factorised) or item logits (dense)
+    title_weight_BxP: np.ndarray  # float32
+    decision_position_BxK: np.ndarray  # int32, index into T
+    decision_title_BxK: np.ndarray  # int32, index into P
+    decision_node_BxK: np.ndarray  # int32
+    decision_child_BxK: np.ndarray  # int32
+    decision_weight_BxK: np.ndarray  # float32
+
+
+class BatchShape(NamedTuple):
+    """The static sizes of a bucket."""
+
+    tokens: int
+    positions: int
+    titles: int
+    decisions: int
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """All batches of `epochs` passes over the examples, by number."""
+
+    examples: Examples
+    store: LogitsStore
+    batch_size: int
+    seed: int
+    bucket_of_example: np.ndarray
+    shapes: tuple[BatchShape, ...]
+
+    @classmethod
+    def create(cls, examples: Examples, store: LogitsStore, *, batch_size: int, seed: int, buckets):
+        """Assigns every example to the smallest bucket (tokens) that holds it."""
+        buckets = np.unique(np.minimum(buckets, _round_up(examples.tokens.lengths.max(), 8)))
+        if examples.tokens.lengths.max() > buckets[-1]:
+            raise ValueError(
+                f"an example has {examples.tokens.lengths.max()} tokens, the largest of "
+                f"data.buckets is {buckets[-1]}: add a larger one"
+            )
+        bucket = np.searchsorted(buckets, examples.tokens.lengths)
+        used = np.unique(bucket)
+        shapes = tuple(_bucket_shape(examples, bucket == b, int(buckets[b])) for b in used)
+        bucket = np.searchsorted(used, bucket)
+        return cls(examples, store, batch_size, seed, bucket, shapes)
+
+    @property
+    def per_epoch(self) -> int:
+        sizes = np.bincount(self.bucket_of_example)
+        return int(np.sum(-(-sizes // self.batch_size)))
+
+    @property
+    def padding_share(self) -> float:
+        """Share of an epoch's tokens that is padding."""
+        tokens = np.array([shape.tokens for shape in self.shapes])
+        sizes = -(-np.bincount(self.bucket_of_example) // self.batch_size) * self.batch_size
+        return 1.0 - float(self.examples.tokens.lengths.sum() / np.sum(sizes * tokens))
+
+    def rows(self, index: int) -> np.ndarray:
+        """Examples of batch `index` (counted over all epochs); up to batch_size of one bucket."""
+        return _epoch_order(self, index // self.per_epoch)[index % self.per_epoch]
+
+    def __call__(self, index: int) -> Batch:
+        return self.gather(self.rows(index))
+
+    def gather(self, rows: np.ndarray) -> Batch:
+        """Pads the given examples of one bucket to its shape and to batch_size rows."""
+        examples, shape = self.examples, self.shapes[self.bucket_of_example[rows[0]]]
+        cf = examples.cf_position
+        vectors = self.store.read(cf.take(rows).values)
+        cf_BxPxD = np.zeros((rows.size, shape.titles, vectors.shape[1]), np.float32)
+        titled = np.arange(shape.titles) < cf.lengths[rows][:, None]
+        cf_BxPxD[titled] = vectors
+        decided = np.arange(shape.decisions) < examples.decision_node.lengths[rows][:, None]
+        weighted = np.arange(shape.positions) < examples.position.lengths[rows][:, None]
+        batch = Batch(
+            tokens_BxS=examples.tokens.pad(rows, shape.tokens, 0),
+            length_B=examples.tokens.lengths[rows].astype(np.int32),
+            position_BxT=examples.position.pad(rows, shape.positions, 0),
+            label_BxT=examples.label.pad(rows, shape.positions, 0),
+            weight_BxT=weighted.astype(np.float32),
+            cf_BxPxD=cf_BxPxD,
+            title_weight_BxP=titled.astype(np.float32),
+            decision_position_BxK=examples.decision_position.pad(rows, shape.decisions, 0),
+            decision_title_BxK=examples.decision_title.pad(rows, shape.decisions, 0),
+            decision_node_BxK=examples.decision_node.pad(rows, shape.decisions, 0),
+            decision_child_BxK=examples.decision_child.pad(rows, shape.decisions, 0),
+            decision_weight_BxK=decided.astype(np.float32),
+        )
+        missing = self.batch_size - rows.size
+        if missing:
+            batch = Batch(*(np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in batch))
+            batch.length_B[rows.size :] = 1  # a row of no tokens has no softmax
+        return batch
+
+    def iterator(self, start: int, stop: int):
+        """Batches start .. stop-1 through grain, read ahead in the background."""
+        numbers = grain.MapDataset.range(start, stop)
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+        return iter(numbers.map(self).to_iter_dataset(options))
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(batches: Batches, epoch: int) -> list[np.ndarray]:
+    rng = np.random.default_rng([batches.seed, epoch])
+    order = rng.permutation(len(batches.examples))
+    groups = []
+    for bucket in range(len(batches.shapes)):
+        rows = order[batches.bucket_of_example[order] == bucket]
+        groups += [
+            rows[i : i + batches.batch_size] for i in range(0, rows.size, batches.batch_size)
+        ]
+    return [groups[i] for i in rng.permutation(len(groups))]
+
+
+def _bucket_shape(examples: Examples, inside: np.ndarray, tokens: int) -> BatchShape:
+    def largest(ragged):
+        return _round_up(max(int(ragged.lengths[inside].max()), 1), 8)
+
+    return BatchShape(
+        tokens,
+        largest(examples.position),
+        largest(examples.cf_position),
+        largest(examples.decision_node),
+    )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return int(-(-value // multiple) * multiple)

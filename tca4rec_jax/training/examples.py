@@ -1,0 +1,185 @@
+"""Training examples: token rows with their supervised positions, CF rows and trie decisions.
+
+Everything that can be computed once per data set is computed here, vectorised, as ragged arrays;
+batches.py only gathers and pads.
+
+Two kinds of supervision (method.md):
+  'sequence': rows are non-overlapping pieces of users' sequences, as many whole titles as fit the
+              token budget; every title after a piece's first is supervised.
+  'last':     the published protocol, a row is a history and one supervised target.
+
+Axis letters: R examples, I items.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tca4rec_jax.data.prompts import TitleTokens, keep_latest, row_tokens
+from tca4rec_jax.data.ragged import Ragged, ranges
+from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.trie import ItemTrie
+
+SUPERVISIONS = ("sequence", "last")
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """R examples.
+
+    Attributes:
+      tokens: int32, prompt and titles.
+      position: int32, the places whose next token is supervised.
+      label: int32, aligned with `position`: that next token.
+      cf_position: int64, one per supervised title: its flat position in the ItemSequences, which is
+        its row in the CF logits store.
+      decision_position: int32, one per decision of a supervised title: index into `position`.
+      decision_title: int32, aligned: index into `cf_position`.
+      decision_node: int32, aligned: node of the compressed trie.
+      decision_child: int32, aligned: which of the node's children is on the title's path.
+    """
+
+    tokens: Ragged
+    position: Ragged
+    label: Ragged
+    cf_position: Ragged
+    decision_position: Ragged
+    decision_title: Ragged
+    decision_node: Ragged
+    decision_child: Ragged
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """The decisions on the path of each item's title: nodes with several children (Ragged [I])."""
+
+    offset: Ragged  # int32, index of the decided token within the title
+    node: Ragged  # int32
+    child: Ragged  # int32
+
+
+def title_decisions(compressed: ItemTrie) -> Decisions:
+    """The decisions of every item of the catalogue, from the compressed trie."""
+    path_IxK = compressed.paths_QxK[compressed.leaf_of_item]
+    next_IxK = np.concatenate([path_IxK[:, 1:], np.full_like(path_IxK[:, :1], -1)], axis=1)
+    decided = (path_IxK >= 0) & (compressed.child_count[path_IxK] > 1)
+    node, child = path_IxK[decided], next_IxK[decided]
+    counts = decided.sum(axis=1)
+    return Decisions(
+        Ragged.from_lengths(compressed.depth[node], counts),
+        Ragged.from_lengths(node, counts),
+        Ragged.from_lengths((child - compressed.child_start[node]).astype(np.int32), counts),
+    )
+
+
+def build_examples(
+    sequences: ItemSequences,
+    tokens: TitleTokens,
+    compressed: ItemTrie,
+    *,
+    supervision: str,
+    max_tokens: int,
+) -> Examples:
+    """Examples of a split.
+
+    Args:
+      sequences: users' sequences ('sequence') or histories with targets ('last').
+      tokens: the tokenised catalogue.
+      compressed: the compressed trie of the same tokens.
+      supervision: one of SUPERVISIONS.
+      max_tokens: budget of a row, prefix included; the model's longest sequence.
+
+    Raises:
+      ValueError: an unknown supervision, a title that does not fit the budget, or no example at all.
+    """
+    if supervision not in SUPERVISIONS:
+        raise ValueError(f"training.supervision is {supervision!r}: expected one of {SUPERVISIONS}")
+    if supervision == "sequence":
+        pieces, first = _pieces(sequences, tokens, max_tokens)
+        supervised = np.ones(pieces.values.size, bool)
+        supervised[pieces.offsets[:-1]] = False
+    else:
+        keep = sequences.lengths > 1
+        rows = sequences if keep.all() else sequences.take(keep)
+        ends = np.cumsum(sequences.lengths)[keep]
+        pieces = keep_latest(tokens, Ragged(rows.items, rows.offsets), max_tokens, reserve=2)
+        first = ends - pieces.lengths
+        supervised = np.zeros(pieces.values.size, bool)
+        supervised[pieces.offsets[1:] - 1] = True
+    if not len(pieces):
+        raise ValueError("no training example: every row has a single item, so nothing precedes it")
+    return _supervise(pieces, first, supervised, tokens, title_decisions(compressed))
+
+
+def _pieces(sequences: ItemSequences, tokens: TitleTokens, max_tokens: int):
+    """Cuts every row into consecutive pieces that fit the budget; pieces of one title are dropped.
+
+    Returns:
+      (pieces Ragged of items, first int64 [R]: flat position of each piece's first item).
+    """
+    lengths = tokens.titles.lengths[sequences.items]
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    budget = max_tokens - tokens.prefix.size
+    if lengths.size and lengths.max() > budget:
+        item = int(sequences.items[int(np.argmax(lengths))])
+        raise ValueError(
+            f"the title of item {item} has {lengths.max()} tokens, the budget is {max_tokens} with "
+            f"a prefix of {tokens.prefix.size}: raise prompt.max_tokens"
+        )
+    start, stop = sequences.offsets[:-1], sequences.offsets[1:]
+    cuts = []
+    while start.size:  # the next piece of every row that has one
+        end = np.minimum(np.searchsorted(ends, ends[start] + budget, side="right") - 1, stop)
+        cuts.append(np.stack([start, end]))
+        start, stop = end[end < stop], stop[end < stop]
+    first, last = np.concatenate(cuts, axis=1)
+    order = np.argsort(first)
+    order = order[(last - first)[order] > 1]
+    first, counts = first[order], (last - first)[order]
+    return Ragged.from_lengths(sequences.items[ranges(first, counts)], counts), first
+
+
+def _supervise(pieces, first, supervised, tokens: TitleTokens, decisions: Decisions) -> Examples:
+    """Positions, labels, CF rows and decisions of the supervised titles of each piece."""
+    ids, starts = row_tokens(tokens, pieces)
+    row_of_item = np.repeat(np.arange(len(pieces)), pieces.lengths)
+    items, rows = pieces.values[supervised], row_of_item[supervised]
+    title_start = starts.values[supervised]  # within the row
+    title_length = tokens.titles.lengths[items]
+    num_rows = len(pieces)
+
+    def per_row(values, row_of_value):
+        return Ragged.from_lengths(values, np.bincount(row_of_value, minlength=num_rows))
+
+    position_row = np.repeat(rows, title_length)
+    position = ranges(title_start - 1, title_length)
+    label = ids.values[ids.offsets[position_row] + position + 1]
+    titles_per_row = np.bincount(rows, minlength=num_rows)
+    positions_before = np.cumsum(title_length) - title_length
+    row_first_title = np.cumsum(titles_per_row) - titles_per_row
+    first_position = positions_before[row_first_title[rows]]
+    in_row = positions_before - first_position  # supervised positions before the title, in its row
+
+    per_title = decisions.offset.take(items)
+    title_of_decision = np.repeat(np.arange(items.size), per_title.lengths)
+    decision_row = rows[title_of_decision]
+    cf_position = np.repeat(first, pieces.lengths) + ranges(
+        np.zeros(num_rows, np.int64), pieces.lengths
+    )
+    return Examples(
+        tokens=ids,
+        position=per_row(position.astype(np.int32), position_row),
+        label=per_row(label, position_row),
+        cf_position=per_row(cf_position[supervised], rows),
+        decision_position=per_row(
+            (in_row[title_of_decision] + per_title.values).astype(np.int32), decision_row
+        ),
+        decision_title=per_row(
+            (title_of_decision - row_first_title[decision_row]).astype(np.int32), decision_row
+        ),
+        decision_node=per_row(decisions.node.take(items).values, decision_row),
+        decision_child=per_row(decisions.child.take(items).values, decision_row),
+    )

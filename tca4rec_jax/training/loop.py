@@ -1,0 +1,127 @@
+"""The train loop: batches in, checkpoints and a log out; resumes where it stopped."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from tca4rec_jax.sharding import shard_batch
+from tca4rec_jax.training.batches import Batches
+from tca4rec_jax.training.checkpoint import Checkpoints
+from tca4rec_jax.training.step import Metrics, TrainState
+
+
+def train(
+    train_step: Callable[[TrainState, object], tuple[TrainState, Metrics]],
+    state: TrainState,
+    batches: Batches,
+    checkpoints: Checkpoints,
+    *,
+    mesh: jax.sharding.Mesh,
+    total_steps: int,
+    checkpoint_every: int,
+    log_path: Path,
+    name: str = "train",
+    flops_per_token: float = 0.0,
+) -> TrainState:
+    """Runs until `total_steps` updates are done and the last state is saved.
+
+    Resume order: the run's own latest checkpoint, else the given state.  Step n reads batch n, so
+    the data position is the step.  Metrics of step n are fetched after step n + 1 is dispatched.
+
+    Args:
+      train_step: (state, device batch) -> (state, metrics).
+      log_path: JSON lines, one per step: step, loss, nll_per_title, grad_norm, tokens, seconds.
+
+    Raises:
+      FloatingPointError: a loss that is not finite; the log names the step and the examples.
+      ValueError: the checkpoint is of another data set or batch size.
+    """
+    identity = {"examples": len(batches.examples), "batch_size": batches.batch_size}
+    identity["seed"] = batches.seed
+    if checkpoints.latest_step is not None:
+        state, position = checkpoints.restore(state)
+        saved = {key: position[key] for key in identity}
+        if saved != identity:
+            raise ValueError(f"{log_path.parent}: the checkpoint has {saved}, this run {identity}")
+    start = int(state.step)
+    log = _TrainingLog(log_path, keep_steps=start)
+    with log, tqdm(total=total_steps, initial=start, desc=name, unit="step") as bar:
+        pending = None
+        began = time.perf_counter()
+        for step, batch in enumerate(batches.iterator(start, total_steps), start):
+            tokens = int(batch.length_B.sum() - np.sum(batch.weight_BxT.sum(axis=1) == 0))
+            state, metrics = train_step(state, shard_batch(mesh, batch))
+            if pending is not None:
+                began = log.write(bar, *pending, began, batches, flops_per_token)
+            pending = (step, metrics, tokens)
+            if (step + 1) % checkpoint_every == 0 and step + 1 < total_steps:
+                began = log.write(bar, *pending, began, batches, flops_per_token)
+                pending = None  # a checkpoint only ever follows a loss that was seen to be finite
+                checkpoints.save(state, identity | {"next_batch": step + 1})
+        if pending is not None:
+            log.write(bar, *pending, began, batches, flops_per_token)
+    if start < total_steps:
+        checkpoints.save(state, identity | {"next_batch": total_steps})
+    checkpoints.close()
+    return state
+
+
+class _TrainingLog:
+    """Appends one JSON line per step; on resume drops the lines after the checkpoint."""
+
+    def __init__(self, path: Path, keep_steps: int):
+        kept = [line for line in read_log(path) if line["step"] < keep_steps]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".partial")
+        beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(beside, path)
+        self._file = path.open("a", buffering=1)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def write(self, bar, step, metrics: Metrics, tokens, began, batches, flops_per_token) -> float:
+        """Waits for the metrics of a step, checks and logs them; returns the time."""
+        values = {name: float(value) for name, value in metrics._asdict().items()}
+        now = time.perf_counter()
+        seconds = now - began
+        self._file.write(
+            json.dumps({"step": step, **values, "tokens": tokens, "seconds": seconds}) + "\n"
+        )
+        if not math.isfinite(values["loss"]):
+            rows = batches.rows(step).tolist()
+            raise FloatingPointError(
+                f"the loss of step {step} is {values['loss']} on examples {rows}; the last "
+                "checkpoint is intact: lower optimizer.learning_rate or look at these examples"
+            )
+        bar.update()
+        bar.set_postfix(
+            loss=f"{values['loss']:.3f}",
+            nll=f"{values['nll_per_title']:.2f}",
+            tokens_s=f"{tokens / seconds:.0f}",
+            GFLOP_s=f"{flops_per_token * tokens / seconds / 1e9:.0f}",
+        )
+        return now
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a training log; none if it does not exist; a half-written last line is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,224 @@
+"""An LLM run put together from a config and a work directory, and its training.
+
+Layout of a work directory (each part is written by the launch script named beside it):
+  data/                 prepare_data
+  cf/logits/<split>/    train_cf
+  llm/<run>/            train: checkpoints/, log.jsonl, config.json
+"""
+
+import dataclasses
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from flax import nnx
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerFast
+
+from tca4rec_jax.cf.logits_store import LogitsStore, open_store
+from tca4rec_jax.collaborative_tokenizer import trie_on_device
+from tca4rec_jax.config import run_name
+from tca4rec_jax.data.dataset import load
+from tca4rec_jax.data.downloads import ASSETS, fetch_file
+from tca4rec_jax.data.prompts import PromptTemplate, TitleTokens, tokenise_titles
+from tca4rec_jax.data.sequences import RecData
+from tca4rec_jax.llm.decoder import Decoder, DecoderOptions
+from tca4rec_jax.llm.gguf import load_gguf
+from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.llm.tokenizer import load_tokenizer
+from tca4rec_jax.sharding import check_batch_size, make_mesh, replicate
+from tca4rec_jax.soft_ntp import validate_objective
+from tca4rec_jax.training.batches import Batches
+from tca4rec_jax.training.checkpoint import Checkpoints
+from tca4rec_jax.training.examples import build_examples
+from tca4rec_jax.training.loop import train
+from tca4rec_jax.training.step import (
+    CFItems,
+    Temperatures,
+    TrainState,
+    init_state,
+    make_optimizer,
+    make_train_step,
+)
+from tca4rec_jax.trie import ItemTrie
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What a config and a work directory stand for; every part is made on first use."""
+
+    config: ConfigDict
+    workdir: Path
+
+    @cached_property
+    def data(self) -> RecData:
+        return load(self.workdir / "data")
+
+    @cached_property
+    def weights_path(self) -> Path:
+        """The GGUF file: a pinned download by name, or the user's own file."""
+        weights = self.config.llm.weights
+        return fetch_file(weights) if weights in ASSETS else Path(weights)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return load_tokenizer(self.weights_path)
+
+    @cached_property
+    def titles(self) -> TitleTokens:
+        prompt = self.config.prompt
+        return tokenise_titles(
+            self.data.catalogue.titles,
+            partial(self.tokenizer.encode, add_special_tokens=False),
+            PromptTemplate(prompt.prefix, prompt.before_title, prompt.end),
+            self.tokenizer.bos_token_id,
+        )
+
+    @cached_property
+    def trie(self) -> ItemTrie:
+        return ItemTrie.build(self.titles.trie_sequences())
+
+    @cached_property
+    def compressed_trie(self) -> ItemTrie:
+        return self.trie.compress()
+
+    @cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        return make_mesh()
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The pretrained decoder with fresh adapters (which change nothing), replicated.
+
+        Raises ValueError if prompt.max_tokens exceeds the longest sequence of the model.
+        """
+        llm = self.config.llm
+        architecture, params = load_gguf(self.weights_path, jnp.dtype(llm.dtype))
+        if self.config.prompt.max_tokens > architecture.max_positions:
+            raise ValueError(
+                f"prompt.max_tokens is {self.config.prompt.max_tokens}, but {llm.weights} has "
+                f"positions for {architecture.max_positions}: shorten the history"
+            )
+        if llm.num_layers:
+            architecture = dataclasses.replace(architecture, num_layers=llm.num_layers)
+            params = {
+                path: value[: llm.num_layers] if path.startswith("layers/") else value
+                for path, value in params.items()
+            }
+        lora = LoRAConfig(**self.config.lora)
+        adapters = init_adapters(architecture, lora, jax.random.key(self.config.seed))
+        return Decoder(
+            architecture,
+            replicate(self.mesh, params),
+            lora=lora,
+            adapters=replicate(self.mesh, adapters),
+            options=DecoderOptions(llm.layer_loop, llm.remat),
+        )
+
+    @property
+    def directory(self) -> Path:
+        return self.workdir / "llm" / run_name(self.config)
+
+    def cf_store(self, split: str) -> LogitsStore:
+        """The CF logits of a split, checked against it."""
+        path = self.workdir / "cf" / "logits" / split
+        return open_store(path, self.data.splits[split], self.data.catalogue)
+
+    def optimizer(self):
+        fields = self.config.optimizer
+        return make_optimizer(
+            learning_rate=fields.learning_rate,
+            warmup_steps=fields.warmup_steps,
+            total_steps=self.config.training.steps,
+            weight_decay=fields.weight_decay,
+            clip=fields.clip,
+        )
+
+    def initial_state(self) -> tuple[nnx.GraphDef, TrainState, nnx.State]:
+        """(graph, state, base) of the decoder, on the mesh."""
+        graph, adapters, base = nnx.split(self.decoder, nnx.LoRAParam, ...)
+        state = init_state(adapters, self.optimizer())
+        return graph, replicate(self.mesh, state), base
+
+    def trained_decoder(self, name: str) -> Decoder:
+        """The decoder with the adapters of the run's latest checkpoint.
+
+        Raises FileNotFoundError if the run was not trained.
+        """
+        directory = self.workdir / "llm" / name / "checkpoints"
+        if not directory.is_dir():
+            raise FileNotFoundError(f"{directory}: no such run; train it with --config.run={name}")
+        graph, state, base = self.initial_state()
+        checkpoints = Checkpoints(directory)
+        state, _ = checkpoints.restore(state)
+        checkpoints.close()
+        return nnx.merge(graph, state.adapters, base)
+
+
+def train_run(run: Run) -> TrainState:
+    """Trains (or goes on training) the LLM of a run; see loop.train for what it writes.
+
+    Raises:
+      ValueError: a field out of range, or inputs that do not fit each other, before any step.
+    """
+    config = run.config
+    objective, training = config.objective, config.training
+    validate_objective(**objective)
+    check_batch_size(run.mesh, training.batch_size, "training.batch_size")
+    split = "train_sequences" if training.supervision == "sequence" else "train"
+    store = run.cf_store(split)
+    examples = build_examples(
+        run.data.splits[split],
+        run.titles,
+        run.compressed_trie,
+        supervision=training.supervision,
+        max_tokens=config.prompt.max_tokens,
+    )
+    batches = Batches.create(
+        examples,
+        store,
+        batch_size=training.batch_size,
+        seed=config.seed,
+        buckets=training.buckets,
+    )
+    logging.info(
+        "%d examples, %d supervised titles, %d batches an epoch of shapes %s, %.1f%% padding",
+        len(examples),
+        len(examples.cf_position.values),
+        batches.per_epoch,
+        batches.shapes,
+        100 * batches.padding_share,
+    )
+    graph, state, base = run.initial_state()
+    trie, trie_shape = trie_on_device(run.compressed_trie)
+    step = make_train_step(
+        graph,
+        run.optimizer(),
+        trie_shape=trie_shape,
+        form=objective.form,
+        softmax=objective.softmax,
+        seed=config.seed,
+    )
+    scalars = Temperatures(
+        *(jnp.asarray(objective[name], jnp.float32) for name in Temperatures._fields)
+    )
+    items = CFItems(store.item_table, store.item_bias)
+    items, trie, scalars = replicate(run.mesh, (items, trie, scalars))
+    run.directory.mkdir(parents=True, exist_ok=True)
+    (run.directory / "config.json").write_text(config.to_json_best_effort(indent=2))
+    return train(
+        lambda state, batch: step(state, base, batch, items, trie, scalars),
+        state,
+        batches,
+        Checkpoints(run.directory / "checkpoints", keep=training.keep_checkpoints),
+        mesh=run.mesh,
+        total_steps=training.steps,
+        checkpoint_every=training.checkpoint_every,
+        log_path=run.directory / "log.jsonl",
+        name=run_name(config),
+        flops_per_token=run.decoder.config.flops_per_token(
+            "lora", context=training.buckets[-1] / 2, vocabulary_share=0.0
+        ),
+    )

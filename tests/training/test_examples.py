@@ -1,0 +1,97 @@
+"""Examples against a plain loop over titles and tokens."""
+
+import numpy as np
+import pytest
+
+from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
+from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.training.examples import build_examples
+from tca4rec_jax.trie import ItemTrie
+
+TITLES = ("ab", "abc", "b", "ad", "ab")
+TEMPLATE = PromptTemplate(prefix="P", before_title=" ", end="\n")
+
+
+def encode(text):
+    return [ord(character) for character in text]
+
+
+@pytest.fixture
+def tokens():
+    return tokenise_titles(TITLES, encode, TEMPLATE, bos=None)
+
+
+def sequences(*rows):
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    flat = np.concatenate(rows)
+    return ItemSequences(np.arange(len(rows)), flat, offsets, np.full(flat.size, -1))
+
+
+def expected(rows, tokens, trie):
+    """(tokens, positions, labels, decisions) of each row of (items, supervised from) by hand."""
+    examples = []
+    for items, first_supervised in rows:
+        ids, positions, labels, decisions = list(tokens.prefix), [], [], []
+        for index, item in enumerate(items):
+            title = tokens.titles[item].tolist()
+            if index >= first_supervised:
+                node = 0
+                for offset, token in enumerate(title):
+                    start = trie.child_start[node]
+                    children = range(start, start + trie.child_count[node])
+                    child = next(c for c in children if trie.token[c] == token)
+                    if len(children) > 1:
+                        decisions.append((len(positions), index - first_supervised, child - start))
+                    node = child
+                    positions.append(len(ids) - 1 + offset)
+                    labels.append(token)
+            ids += title
+        examples.append((ids, positions, labels, decisions))
+    return examples
+
+
+def check(examples, rows, tokens):
+    trie = ItemTrie.build(tokens.trie_sequences())
+    compressed = trie.compress()
+    wanted = expected(rows, tokens, trie)
+    assert len(examples) == len(wanted)
+    for r, (ids, positions, labels, decisions) in enumerate(wanted):
+        assert examples.tokens[r].tolist() == ids
+        assert examples.position[r].tolist() == positions
+        assert examples.label[r].tolist() == labels
+        got = zip(
+            examples.decision_position[r],
+            examples.decision_title[r],
+            examples.decision_child[r],
+            strict=True,
+        )
+        assert list(got) == decisions
+        assert (compressed.child_count[examples.decision_node[r]] > 1).all()
+
+
+def test_sequences_are_cut_by_whole_titles(tokens):
+    split = sequences([0, 1, 2, 3, 4, 0], [2, 2])
+    compressed = ItemTrie.build(tokens.trie_sequences()).compress()
+    examples = build_examples(
+        split, tokens, compressed, supervision="sequence", max_tokens=1 + 4 + 5 + 3
+    )
+    check(examples, [([0, 1, 2], 1), ([3, 4, 0], 1), ([2, 2], 1)], tokens)
+    assert [examples.cf_position[r].tolist() for r in range(3)] == [[1, 2], [4, 5], [7]]
+
+
+def test_last_keeps_the_target_and_the_latest_history(tokens):
+    split = sequences([0, 1, 2, 3], [4], [2, 1])
+    compressed = ItemTrie.build(tokens.trie_sequences()).compress()
+    examples = build_examples(split, tokens, compressed, supervision="last", max_tokens=13)
+    check(examples, [([1, 2, 3], 2), ([2, 1], 1)], tokens)
+    assert [examples.cf_position[r].tolist() for r in range(2)] == [[3], [6]]
+
+
+def test_errors_name_what_is_wrong(tokens):
+    compressed = ItemTrie.build(tokens.trie_sequences()).compress()
+    with pytest.raises(ValueError, match=r"title of item 1 has 5 tokens"):
+        build_examples(sequences([0, 1]), tokens, compressed, supervision="sequence", max_tokens=5)
+    with pytest.raises(ValueError, match=r"training.supervision is 'x'"):
+        build_examples(sequences([0, 1]), tokens, compressed, supervision="x", max_tokens=50)
+    with pytest.raises(ValueError, match="single item"):
+        build_examples(sequences([0]), tokens, compressed, supervision="sequence", max_tokens=50)

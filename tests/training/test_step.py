@@ -1,0 +1,200 @@
+"""The training step against a dense loop, its shapes, its compilations and its resume."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from tca4rec_jax.collaborative_tokenizer import trie_on_device
+from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
+from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.decoder import Decoder, init_params
+from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.sharding import make_mesh, replicate, shard_batch
+from tca4rec_jax.training.batches import Batches
+from tca4rec_jax.training.examples import build_examples
+from tca4rec_jax.training.step import (
+    CFItems,
+    Temperatures,
+    batch_loss,
+    init_state,
+    make_optimizer,
+    make_train_step,
+)
+from tca4rec_jax.trie import ItemTrie
+
+VOCABULARY = 128
+TITLES = ("ab", "abc", "b", "ad", "ab", "bd", "c")
+
+
+class ArrayStore:
+    """A CF store in memory."""
+
+    def __init__(self, vectors, item_table):
+        self.vectors, self.item_table, self.item_bias = vectors, item_table, None
+
+    def read(self, positions):
+        return self.vectors[positions]
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    tokens = tokenise_titles(
+        TITLES, lambda text: [ord(c) for c in text], PromptTemplate("P"), bos=None
+    )
+    trie = ItemTrie.build(tokens.trie_sequences())
+    rows = [rng.integers(0, len(TITLES), n) for n in (9, 4, 2, 7, 5)]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    flat = np.concatenate(rows)
+    split = ItemSequences(np.arange(len(rows)), flat, offsets, np.full(flat.size, -1))
+    vectors = rng.normal(size=(flat.size, 4)).astype(np.float32)
+    table = rng.normal(size=(len(TITLES), 4)).astype(np.float32)
+    store = ArrayStore(vectors, table)
+    config = DecoderConfig(VOCABULARY, 32, 64, 2, 4, 2, 8, max_positions=64)
+    lora = LoRAConfig(rank=4, dropout=0.1)
+    adapters = init_adapters(config, lora, jax.random.key(1))
+    adapters = jax.tree.map(lambda a: a + 0.05, adapters)
+    decoder = Decoder(config, init_params(config, jax.random.key(0)), lora=lora, adapters=adapters)
+    examples = build_examples(split, tokens, trie.compress(), supervision="sequence", max_tokens=24)
+    batches = Batches.create(examples, store, batch_size=4, seed=0, buckets=(16, 24))
+    return decoder, trie, split, examples, batches
+
+
+def dense_loss(decoder, trie, examples, store, rows, alpha, beta, tau, form, softmax):
+    """The objective by a loop over positions, with p_cf from the definition."""
+    sequences = [
+        row[:length].tolist() for row, length in zip(trie.tokens_QxL, trie.lengths_Q, strict=True)
+    ]
+    total, positions, nll = 0.0, 0, 0.0
+    for r in rows:
+        ids = examples.tokens[r]
+        hidden = decoder.hidden(jnp.asarray(ids)[None, :], jnp.array([ids.size]))
+        logits = np.asarray(decoder.logits(hidden), np.float64)[0]
+        title, prefix = -1, ()
+        for position, label in zip(examples.position[r], examples.label[r], strict=True):
+            if not prefix:
+                title += 1
+                vector = store.vectors[examples.cf_position[r][title]]
+                scores_Q = np.full(len(sequences), -np.inf)
+                for item, leaf in enumerate(trie.leaf_of_item):
+                    score = float(vector @ store.item_table[item]) / beta
+                    scores_Q[leaf] = np.logaddexp(scores_Q[leaf], score)
+            inside = [q for q, s in enumerate(sequences) if tuple(s[: len(prefix)]) == prefix]
+            q = np.exp(scores_Q[inside] - scores_Q[inside].max())
+            p = np.zeros(VOCABULARY)
+            for leaf, weight in zip(inside, q / q.sum(), strict=True):
+                p[sequences[leaf][len(prefix)]] += weight
+            allowed = p > 0 if softmax == "children" else np.ones(VOCABULARY, bool)
+            z = np.where(allowed, logits[position] / tau, -np.inf)
+            log_p = z - z.max() - np.log(np.exp(z - z.max()).sum())
+            y = alpha * p
+            y[label] += 1 - alpha
+            if form == "cross_entropy":
+                total -= np.sum(y[allowed] * log_p[allowed])
+            else:
+                total -= np.log(np.sum(y[allowed] * np.exp(log_p[allowed])))
+            nll -= log_p[label]
+            positions += 1
+            prefix = () if label == ord("\n") else (*prefix, int(label))
+    return total, positions, nll, title
+
+
+@pytest.mark.parametrize("form", ["log_expectation", "cross_entropy"])
+@pytest.mark.parametrize("softmax", ["vocabulary", "children"])
+def test_batch_loss_equals_the_definition(inputs, form, softmax):
+    decoder, trie, _, examples, batches = inputs
+    arrays, shape = trie_on_device(trie.compress())
+    for index in range(batches.per_epoch):
+        loss = batch_loss(
+            decoder,
+            jax.tree.map(jnp.asarray, batches(index)),
+            CFItems(batches.store.item_table, None),
+            arrays,
+            Temperatures(0.3, 0.8, 1.7),
+            trie_shape=shape,
+            form=form,
+            softmax=softmax,
+        )
+        rows = batches.rows(index)
+        args = (rows, 0.3, 0.8, 1.7, form, softmax)
+        total, positions, nll, _ = dense_loss(decoder, trie, examples, batches.store, *args)
+        np.testing.assert_allclose(loss.total, total, rtol=2e-5)
+        np.testing.assert_allclose(loss.nll, nll, rtol=2e-5)
+        assert loss.positions == positions
+        assert loss.titles == sum(examples.cf_position.lengths[r] for r in rows)
+
+
+def trained(inputs, mesh, steps, alpha=0.3):
+    decoder, trie, _, _, batches = inputs
+    arrays, shape = trie_on_device(trie.compress())
+    graph, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)
+    optimizer = make_optimizer(
+        learning_rate=1e-2, warmup_steps=2, total_steps=steps, weight_decay=0.01, clip=1.0
+    )
+    step = make_train_step(
+        graph, optimizer, trie_shape=shape, form="cross_entropy", softmax="children", seed=0
+    )
+    state = init_state(jax.tree.map(jnp.copy, adapters), optimizer)
+    items = CFItems(jnp.asarray(batches.store.item_table), None)
+    scalars = Temperatures(*map(jnp.float32, (alpha, 1.0, 1.0)))
+    state, base, items, arrays, scalars = replicate(mesh, (state, base, items, arrays, scalars))
+    losses = []
+    for index in range(steps):
+        batch = shard_batch(mesh, batches(index))
+        state, metrics = step(state, base, batch, items, arrays, scalars)
+        losses.append(float(metrics.loss))
+    return step, state, losses
+
+
+def test_training_lowers_the_loss_and_compiles_once_per_bucket(inputs):
+    step, _, losses = trained(inputs, make_mesh(), steps=40, alpha=0.0)
+    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
+    assert len(inputs[-1].shapes) == 2
+    assert step._cache_size() == 2
+
+
+def test_two_devices_train_like_one(inputs):
+    _, one, losses_one = trained(inputs, make_mesh(1), steps=4)
+    _, two, losses_two = trained(inputs, make_mesh(2), steps=4)
+    np.testing.assert_allclose(losses_one, losses_two, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_alpha_changes_without_recompilation(inputs):
+    step, _, _ = trained(inputs, make_mesh(1), steps=6, alpha=0.0)
+    before = step._cache_size()
+    decoder, trie, _, _, batches = inputs
+    arrays, _ = trie_on_device(trie.compress())
+    _, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)
+    optimizer = make_optimizer(
+        learning_rate=1e-2, warmup_steps=2, total_steps=6, weight_decay=0.01, clip=1.0
+    )
+    state = init_state(jax.tree.map(jnp.copy, adapters), optimizer)
+    items = CFItems(jnp.asarray(batches.store.item_table), None)
+    mesh = make_mesh(1)
+    for alpha in (0.1, 0.9):
+        scalars = Temperatures(*map(jnp.float32, (alpha, 1.0, 1.0)))
+        args = replicate(mesh, (state, base, items, arrays, scalars))
+        args = (args[0], args[1], shard_batch(mesh, batches(0)), *args[2:])
+        state, _ = step(*args)
+    assert step._cache_size() == before
+
+
+def test_the_schedule_warms_up_and_ends_at_zero():
+    optimizer = make_optimizer(
+        learning_rate=1.0, warmup_steps=4, total_steps=10, weight_decay=0.0, clip=1e9
+    )
+    params, updates = jnp.ones(()), []
+    state = optimizer.init(params)
+    for _ in range(11):
+        update, state = optimizer.update(jnp.ones(()), state, params)
+        updates.append(-float(update))
+    np.testing.assert_allclose(updates[:4], [0.25, 0.4375, 0.625, 0.8125], rtol=1e-3)
+    np.testing.assert_allclose(updates[4], 1.0, rtol=1e-3)
+    np.testing.assert_allclose(updates[10], 0.0, atol=1e-6)
+    assert isinstance(optimizer, optax.GradientTransformation)
