@@ -104,7 +104,8 @@ def child_log_probs(
       node_K: int32, the trie node of the prefix.
 
     Returns:
-      (tokens_KxC int32, log_p_KxC float32): children's tokens and log p_cf, -inf where there is none.
+      (tokens_KxC int32, log_p_KxC float32): children's tokens and log p_cf, -inf where there is
+      none.
     """
     child_KxC, valid_KxC = children_of(node_K, trie, shape)
     log_p_KxC = mass_PxN[pair_K[:, None], child_KxC] - mass_PxN[pair_K, node_K][:, None]

@@ -1,8 +1,8 @@
 """The device mesh and where arrays live on it.
 
-The batch is split over the axis 'data'; the model is replicated.  A mesh of one device runs the same
-code.  On CPU give every core a device of its own (`use_cpu_cores`): two single-threaded programs
-side by side do more work than one with two threads.
+The batch is split over the axis 'data'; the model is replicated.  A mesh of one device runs the
+same code.  On CPU give every core a device of its own (`use_cpu_cores`): two single-threaded
+programs side by side do more work than one with two threads.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Soft Label Alignment and the soft next-token-prediction objective (TCA4Rec; MSL).
 
-Pure functions in float32.  They return an unreduced sum, its denominator and auxiliary sums, so that
-micro-batches and shards of unequal size average exactly.
+Pure functions in float32.  They return unreduced sums, so that micro-batches and shards of unequal
+size average exactly.
 
 A *position* is a place in a sequence whose next token is supervised; a *decision* is a position at
 which the trie node of the prefix has several children. Everywhere else the title is forced: p_cf is

@@ -25,9 +25,9 @@ class ItemTrie:
       leaf_of_item: int32 [I], the sequence of each item; items may share one.
       parent: int32 [N], parent node (-1 for the root).
       depth: int32 [N], tokens from the root to the end of the node's edge.
-      child_start, child_count: int32 [N], children of n are child_start[n] + 0 .. child_count[n]-1.
+      child_start, child_count: int32 [N], the first child and how many there are.
       leaf_start, leaf_stop: int32 [N], the range of sequences below the node.
-      level_offsets: int64 [levels + 1], nodes of level l are level_offsets[l] .. level_offsets[l+1]-1.
+      level_offsets: int64 [levels + 1], where each level's nodes begin, and their number.
     """
 
     tokens_QxL: np.ndarray

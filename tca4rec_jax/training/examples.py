@@ -93,7 +93,7 @@ def build_examples(
       max_tokens: budget of a row, prefix included; the model's longest sequence.
 
     Raises:
-      ValueError: an unknown supervision, a title that does not fit the budget, or no example at all.
+      ValueError: an unknown supervision, a title that does not fit the budget, or no example.
     """
     if supervision not in SUPERVISIONS:
         raise ValueError(f"training.supervision is {supervision!r}: expected one of {SUPERVISIONS}")

@@ -115,7 +115,7 @@ class _TrainingLog:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The lines of a training log; none if it does not exist; a half-written last line is left out."""
+    """The lines of a training log; none if it does not exist; a half-written end is left out."""
     if not path.exists():
         return []
     lines = []

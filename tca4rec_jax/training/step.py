@@ -126,7 +126,7 @@ def batch_loss(
 def make_optimizer(
     *, learning_rate: float, warmup_steps: int, total_steps: int, weight_decay: float, clip: float
 ) -> optax.GradientTransformation:
-    """AdamW with linear warm-up and linear decay to zero over the run; gradients clipped by norm."""
+    """AdamW, linear warm-up, then linear decay to zero; gradients are clipped by norm."""
     warmup = min(warmup_steps, max(total_steps - 1, 0))
     schedule = optax.join_schedules(
         [
