@@ -1,0 +1,194 @@
+"""Beam search against exhaustive scoring of every title."""
+
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.search_trie import search_trie
+from tca4rec_jax.trie import ItemTrie
+
+SEQUENCES = oracle.with_end(oracle.WORDS)
+TRIE = ItemTrie.build(SEQUENCES)
+BATCH = 4
+TOKENS, LENGTHS = oracle.prompts(BATCH, 7)
+CF_LOGITS = np.random.default_rng(1).normal(0, 3, (BATCH, len(SEQUENCES))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return oracle.tiny_decoder()
+
+
+def title_of(trie, leaf):
+    return tuple(trie.tokens_QxL[leaf, : trie.lengths_Q[leaf]].tolist())
+
+
+def expected_lists(decoder, config, weights, cf_logits=None, sequences=SEQUENCES):
+    for row in range(BATCH):
+        prompt = TOKENS[row, : LENGTHS[row]].tolist()
+        cf_I = None if cf_logits is None else cf_logits[row]
+        yield oracle.exhaustive_scores(decoder, prompt, sequences, config.score, weights, cf_I)
+
+
+def assert_exhaustive(result, expected, trie, beams):
+    """The result is the whole catalogue in order of score, then nothing."""
+    for leaves_M, scores_M, by_title in zip(result.leaves, result.scores, expected, strict=True):
+        count = min(beams, trie.num_leaves)
+        order = sorted(by_title, key=by_title.get, reverse=True)[:count]
+        assert leaves_M[count:].tolist() == [-1] * (beams - count)
+        assert (scores_M[count:] == -np.inf).all()
+        np.testing.assert_allclose(scores_M[:count], [by_title[t] for t in order], atol=1e-4)
+        titles = [title_of(trie, leaf) for leaf in leaves_M[:count]]
+        # Compare by score: two titles within the tolerance may change places.
+        assert len(set(titles)) == count
+        np.testing.assert_allclose(
+            [by_title[t] for t in titles], [by_title[t] for t in order], atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
+@pytest.mark.parametrize(
+    ("guidance", "length_penalty"), [(0.0, 0.0), (1.0, 0.0), (50.0, 0.0), (0.0, 1.0), (1.0, 0.7)]
+)
+def test_enough_beams_give_the_exhaustive_order(decoder, score, guidance, length_penalty):
+    config = SearchConfig(beams=16, score=score, edge_chunk=2)
+    weights = ScoreWeights(guidance, 1.5, 1.3, length_penalty)
+    result = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, CF_LOGITS, weights, config)
+    expected = expected_lists(decoder, config, weights, CF_LOGITS)
+    assert_exhaustive(result, expected, TRIE, 16)
+
+
+def test_large_guidance_orders_as_the_cf_model(decoder):
+    config = SearchConfig(beams=16)
+    weights = ScoreWeights(guidance=1e4)
+    result = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, CF_LOGITS, weights, config)
+    mass_BxQ = np.full((BATCH, TRIE.num_leaves), -np.inf)
+    for item, leaf in enumerate(TRIE.leaf_of_item):
+        mass_BxQ[:, leaf] = np.logaddexp(mass_BxQ[:, leaf], CF_LOGITS[:, item])
+    order_BxQ = np.argsort(-mass_BxQ, axis=1)
+    np.testing.assert_array_equal(result.leaves[:, : TRIE.num_leaves], order_BxQ)
+
+
+def test_guidance_zero_and_no_cf_logits_are_the_same(decoder):
+    config, weights = SearchConfig(beams=5), ScoreWeights(guidance=0.0)
+    with_cf = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, CF_LOGITS, weights, config)
+    without = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, None, weights, config)
+    np.testing.assert_array_equal(with_cf.leaves, without.leaves)
+    np.testing.assert_array_equal(with_cf.scores, without.scores)
+
+
+def stepwise_search(by_prefix, beams):
+    """Plain beam search over the decisions: {prefix: {child prefix or finished title: total}}."""
+    live, finished = [((), 0.0)], []
+    while live:
+        candidates = [c for prefix, _ in live for c in by_prefix[prefix].items()]
+        finished += [c for c in candidates if c[0] not in by_prefix]
+        live = [c for c in candidates if c[0] in by_prefix]
+        live = sorted(live, key=lambda c: -c[1])[:beams]
+    return sorted(finished, key=lambda c: -c[1])[:beams]
+
+
+@pytest.mark.parametrize("beams", [1, 2, 3])
+def test_few_beams_search_as_a_plain_loop_without_early_end(decoder, beams):
+    config, weights = SearchConfig(beams=beams, score="after_softmax"), ScoreWeights()
+    result = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, None, weights, config)
+    for row in range(BATCH):
+        prompt = TOKENS[row, : LENGTHS[row]].tolist()
+        total = {(): 0.0}  # log-probability of every prefix, as that of a title of its own
+        prefixes = {tuple(s[:t]) for s in SEQUENCES for t in range(1, len(s) + 1)}
+        total |= oracle.exhaustive_scores(
+            decoder, prompt, sorted(map(list, prefixes)), "after_softmax", weights
+        )
+        by_prefix = {p: {} for p in {()} | prefixes if p[-1:] != (oracle.END,)}
+        for prefix in prefixes:
+            by_prefix[prefix[:-1]][prefix] = total[prefix]
+        expected = stepwise_search(by_prefix, beams)
+        assert [title_of(TRIE, leaf) for leaf in result.leaves[row]] == [t for t, _ in expected]
+        np.testing.assert_allclose(result.scores[row], [s for _, s in expected], atol=1e-4)
+
+
+def test_forced_tokens_cost_no_call_of_the_model(decoder):
+    sequences = oracle.with_end([[1, 2, 3, 4, 5, 6], [2, 1, 3, 4, 5, 6]])  # one decision, at once
+    trie = ItemTrie.build(sequences)
+    result = oracle.run_search(
+        decoder, trie, TOKENS, LENGTHS, None, ScoreWeights(), SearchConfig(beams=2)
+    )
+    assert int(result.calls) == 0
+    np.testing.assert_allclose(np.exp(result.scores).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_search_ends_when_no_hypothesis_can_enter_the_result(decoder):
+    exhaustive = SearchConfig(beams=16, edge_chunk=1)
+    greedy = SearchConfig(beams=1, edge_chunk=1)
+    # The CF model makes the short title [9] all but certain: one beam is done after the prompt and
+    # one step, while the exhaustive search walks the long edges as well.
+    cf_logits = np.zeros_like(CF_LOGITS)
+    cf_logits[:, 6] = 60.0
+    weights = ScoreWeights(guidance=5.0)
+    few = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, cf_logits, weights, greedy)
+    many = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, cf_logits, weights, exhaustive)
+    assert (few.leaves[:, 0] == TRIE.leaf_of_item[6]).all()
+    assert int(few.calls) < int(many.calls)
+
+
+@pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
+def test_one_item(decoder, score):
+    sequences = [[3, 4, oracle.END]]
+    trie = ItemTrie.build(sequences)
+    config, weights = SearchConfig(beams=3, score=score), ScoreWeights(guidance=1.0)
+    cf_logits = np.ones((BATCH, 1), np.float32)
+    result = oracle.run_search(decoder, trie, TOKENS, LENGTHS, cf_logits, weights, config)
+    expected = expected_lists(decoder, config, weights, cf_logits, sequences)
+    assert_exhaustive(result, expected, trie, 3)
+
+
+NODES, LONGEST = 64, 6
+words = st.lists(st.lists(st.integers(1, 5), max_size=LONGEST - 1), min_size=1, max_size=10)
+
+
+def padded(prepared, config):
+    """The prepared trie with arrays and sizes that every small trie fits: one compilation."""
+    arrays, shape = prepared
+
+    def grow(array):
+        widths = [(0, NODES - array.shape[0]), *([(0, 0)] * (array.ndim - 1))]
+        return jnp.pad(array, widths)
+
+    width = LONGEST if config.compress else 1
+    edges = jnp.pad(arrays.edge_tokens, ((0, 0), (0, width - arrays.edge_tokens.shape[1])))
+    arrays = arrays._replace(edge_tokens=edges)
+    searched = {n: grow(getattr(arrays, n)) for n in arrays._fields if n != "mass"}
+    shape = shape._replace(
+        root_children=6, inner_children=6, suffix_size=LONGEST, edge_chunk=min(2, width), mass=None
+    )
+    return arrays._replace(**searched, mass=None), shape
+
+
+@pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
+@settings(max_examples=8, deadline=None)
+@given(words=words, length_penalty=st.sampled_from([0.0, 1.0]))
+def test_random_tries_match_exhaustive_scoring(decoder, score, words, length_penalty):
+    sequences = oracle.with_end(words)
+    trie = ItemTrie.build(sequences)
+    config = SearchConfig(beams=10, score=score, edge_chunk=2)
+    weights = ScoreWeights(length_penalty=length_penalty)
+    prepared = padded(search_trie(trie, compress=config.compress, edge_chunk=2), config)
+    result = oracle.run_search(decoder, trie, TOKENS, LENGTHS, None, weights, config, prepared)
+    assert_exhaustive(result, expected_lists(decoder, config, weights, None, sequences), trie, 10)
+
+
+def test_unusable_settings_are_errors():
+    with pytest.raises(ValueError, match="score must be one of"):
+        SearchConfig(score="during_softmax")
+    with pytest.raises(ValueError, match="rules must be one of"):
+        SearchConfig(rules="loose")
+    with pytest.raises(ValueError, match="at least 1"):
+        SearchConfig(beams=0)
+    with pytest.raises(ValueError, match="temperature above 0"):
+        ScoreWeights(temperature=0.0).check()
+    with pytest.raises(ValueError, match="guidance"):
+        ScoreWeights(guidance=-1.0).check()
