@@ -1,0 +1,162 @@
+"""SASRec: self-attentive sequential recommendation (Kang and McAuley, arXiv 1808.09781).
+
+A causal transformer over item histories. A history's user vector is the output at its last
+position; the CF logit of an item is the inner product of the user vector with the item's row of
+the embedding table (one table for inputs and outputs, without a row for padding).
+
+The blocks are those of the original: the query is layer-normed, key and value are not, the residual
+comes from the normed query, the feed-forward is as wide as the model. Two things differ: padding
+is masked out of the attention, and histories may be empty.
+
+Axis letters: B batch, S positions of a history, I items, D model, N heads, H head dim.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tca4rec_jax.data.sequences import PAD_ITEM
+
+NORM_EPSILON = 1e-8
+INITIAL_STD = 0.02
+
+
+@dataclass(frozen=True)
+class SASRecConfig:
+    """The architecture of a SASRec model.
+
+    Attributes:
+      num_items: catalogue size I.
+      history_length: longest history S the model reads.
+      units: width D.
+      blocks: transformer blocks.
+      heads: attention heads; must divide `units`.
+      dropout: probability, applied to the input, the attention weights and the feed-forward.
+    """
+
+    num_items: int
+    history_length: int = 10
+    units: int = 64
+    blocks: int = 2
+    heads: int = 1
+    dropout: float = 0.5
+
+    def __post_init__(self):
+        for name in ("num_items", "history_length", "units", "blocks", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"SASRec: {name} must be at least 1, got {getattr(self, name)}")
+        if self.units % self.heads:
+            raise ValueError(f"SASRec: {self.heads} heads do not divide {self.units} units")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"SASRec: dropout must be in [0, 1), got {self.dropout}")
+
+
+class Dropout(nnx.Module):
+    """Inverted dropout whose randomness is an argument, so that the module has no state."""
+
+    def __init__(self, rate: float):
+        self.rate = rate
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        if key is None or self.rate == 0.0:
+            return x
+        # Bytes are four times cheaper to draw than floats; the rate is exact to 1/256.
+        kept = round(256 * (1.0 - self.rate))
+        keep = jax.random.bits(key, x.shape, jnp.uint8) < kept
+        return jnp.where(keep, x * (256.0 / kept), 0.0)
+
+
+class Block(nnx.Module):
+    """One block: causal self-attention, then a point-wise feed-forward."""
+
+    def __init__(self, config: SASRecConfig, *, rngs: nnx.Rngs):
+        units = config.units
+
+        def linear():
+            return nnx.Linear(
+                units, units, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs
+            )
+
+        self.heads = config.heads
+        self.attention_norm = nnx.LayerNorm(units, epsilon=NORM_EPSILON, rngs=rngs)
+        self.query, self.key, self.value = linear(), linear(), linear()
+        self.feed_forward_norm = nnx.LayerNorm(units, epsilon=NORM_EPSILON, rngs=rngs)
+        self.inner, self.outer = linear(), linear()
+        self.dropout = Dropout(config.dropout)
+
+    def __call__(
+        self, x_BxSxD: jax.Array, allowed_BxSxS: jax.Array, key: jax.Array | None
+    ) -> jax.Array:
+        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        normed_BxSxD = self.attention_norm(x_BxSxD)
+        x_BxSxD = normed_BxSxD + self._attend(normed_BxSxD, x_BxSxD, allowed_BxSxS, keys[0])
+        normed_BxSxD = self.feed_forward_norm(x_BxSxD)
+        inner_BxSxD = self.dropout(jax.nn.relu(self.inner(normed_BxSxD)), keys[1])
+        return normed_BxSxD + self.dropout(self.outer(inner_BxSxD), keys[2])
+
+    def _attend(self, query_BxSxD, source_BxSxD, allowed_BxSxS, key):
+        B, S, D = query_BxSxD.shape
+
+        def split(x_BxSxD):
+            return x_BxSxD.reshape(B, S, self.heads, D // self.heads)
+
+        query_BxSxNxH = split(self.query(query_BxSxD)) / jnp.sqrt(D // self.heads)
+        key_BxSxNxH, value_BxSxNxH = split(self.key(source_BxSxD)), split(self.value(source_BxSxD))
+        scores_BxNxSxS = jnp.einsum("bqnh,bknh->bnqk", query_BxSxNxH, key_BxSxNxH)
+        scores_BxNxSxS = jnp.where(allowed_BxSxS[:, None], scores_BxNxSxS, -jnp.inf)
+        weights_BxNxSxS = self.dropout(jax.nn.softmax(scores_BxNxSxS, axis=-1), key)
+        return jnp.einsum("bnqk,bknh->bqnh", weights_BxNxSxS, value_BxSxNxH).reshape(B, S, D)
+
+
+class SASRec(nnx.Module):
+    """The model; see the module's docstring."""
+
+    def __init__(self, config: SASRecConfig, *, rngs: nnx.Rngs):
+        self.config = config
+
+        def table(rows):
+            values = INITIAL_STD * jax.random.normal(rngs.params(), (rows, config.units))
+            return nnx.Param(values)
+
+        self.item_table = table(config.num_items)
+        self.position_table = table(config.history_length)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.blocks)])
+        self.final_norm = nnx.LayerNorm(config.units, epsilon=NORM_EPSILON, rngs=rngs)
+
+    def hidden(self, history_BxS: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Outputs at every position, float32 [B, S, D]; position s has seen items 0..s.
+
+        Args:
+          history_BxS: int32 item indices, oldest first, left padded with PAD_ITEM; S is the
+            config's history_length.
+          dropout_key: a PRNG key in training, None otherwise.
+        """
+        keys = [None] * (1 + len(self.blocks))
+        if dropout_key is not None:
+            keys = jax.random.split(dropout_key, len(keys))
+        real_BxS = history_BxS != PAD_ITEM
+        x_BxSxD = self.item_table[...][jnp.maximum(history_BxS, 0)] * jnp.sqrt(self.config.units)
+        x_BxSxD = jnp.where(real_BxS[:, :, None], x_BxSxD, 0.0) + self.position_table[...][None]
+        x_BxSxD = self.dropout(x_BxSxD, keys[0])
+        allowed_BxSxS = _allowed(real_BxS)
+        for block, key in zip(self.blocks, keys[1:], strict=True):
+            x_BxSxD = block(x_BxSxD, allowed_BxSxS, key)
+        return self.final_norm(x_BxSxD)
+
+    def user_vectors(self, history_BxS: jax.Array) -> jax.Array:
+        """The vector of each whole history, float32 [B, D]; an empty history has one too."""
+        return self.hidden(history_BxS)[:, -1]
+
+
+def _allowed(real_BxS: jax.Array) -> jax.Array:
+    """Which keys a query may attend to, bool [B, S, S]: earlier items, and always itself.
+
+    A padding position attends to itself only so that no row of the softmax is empty; for an empty
+    history that makes the user vector a learnt constant.
+    """
+    S = real_BxS.shape[1]
+    causal_SxS = jnp.tril(jnp.ones((S, S), bool))
+    return (causal_SxS[None] & real_BxS[:, None, :]) | jnp.eye(S, dtype=bool)[None]
