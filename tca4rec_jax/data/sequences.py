@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.ragged import ranges
 
 PAD_ITEM = -1
 """Fills the left of a history that is shorter than asked for; never an item index."""
@@ -118,7 +119,7 @@ class ItemSequences:
             raise IndexError(f"rows must lie in 0..{len(self) - 1}")
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        flat = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        flat = ranges(self.offsets[rows], lengths)
         return ItemSequences(self.user[rows], self.items[flat], offsets, self.timestamps[flat])
 
     def histories_and_targets(self, history_length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,197 @@
+"""The prepared data of a run: read from its source once, kept as TFDS files, loaded from there."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from absl import logging
+
+from tca4rec_jax.data import downloads, tfds_rec
+from tca4rec_jax.data.interactions import (
+    INTERACTION_COLUMNS,
+    ITEM_COLUMNS,
+    build_splits,
+    read_interactions,
+    read_items,
+)
+from tca4rec_jax.data.movielens import INTERACTIONS_FILE, ITEMS_FILE, read_movielens
+from tca4rec_jax.data.published import published_files, read_published
+from tca4rec_jax.data.sequences import RecData
+
+SOURCES = ("movielens_100k", "files", "published")
+_COLUMNS = {**INTERACTION_COLUMNS, **ITEM_COLUMNS}
+_FORMAT = 1  # part of the fingerprint: raise it when the rows made from the same input change
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to read and how to make rows of it.
+
+    Attributes:
+      source: 'movielens_100k' (downloaded, or the files in the folder `path`), 'files' (the
+        tables `interactions` and `items`) or 'published' (the layout of the published data sets
+        in the folder `path`).
+      path: a folder, see source.
+      interactions: CSV, TSV or Parquet file with a user, an item and a timestamp per row.
+      items: CSV, TSV or Parquet file with an item and a title per row.
+      columns: names of the columns user, item, timestamp and title in those two files, where
+        they differ from these.
+      history_length: the most items before a target.
+      min_history: the fewest; 0 stands for history_length.
+      split: fractions of the rows in train, validation and test, in time order.
+      seed: of the order of interactions that share a timestamp.
+      max_title_length: titles are cut to so many characters; 0 keeps them whole.
+
+    history_length, min_history, split and seed have no effect on 'published', whose rows are made.
+    """
+
+    source: str = "movielens_100k"
+    path: str = ""
+    interactions: str = ""
+    items: str = ""
+    columns: Mapping[str, str] | None = None
+    history_length: int = 10
+    min_history: int = 0
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    seed: int = 0
+    max_title_length: int = 0
+
+    def __post_init__(self):
+        if self.source not in SOURCES:
+            raise ValueError(f"data.source must be one of {list(SOURCES)}, got {self.source!r}")
+        if self.source == "published" and not self.path:
+            raise ValueError("data.source=published needs data.path, the folder with item.csv")
+        if self.source == "files" and not (self.interactions and self.items):
+            raise ValueError("data.source=files needs data.interactions and data.items")
+        unknown = sorted(set(self.columns or {}) - set(_COLUMNS))
+        if unknown:
+            raise ValueError(f"data.columns has unknown keys {unknown}; known are {list(_COLUMNS)}")
+        object.__setattr__(self, "columns", {**_COLUMNS, **(self.columns or {})})
+        object.__setattr__(self, "split", tuple(float(part) for part in self.split))
+
+    @classmethod
+    def from_mapping(cls, config: Mapping) -> "DataConfig":
+        """From a ConfigDict or a dict. Raises ValueError for a key that is no field."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(config) - set(known))
+        if unknown:
+            raise ValueError(f"the data config has unknown keys {unknown}; known are {known}")
+        values = dict(config.items())
+        if values.get("columns") is not None:
+            values["columns"] = dict(values["columns"].items())
+        return cls(**values)
+
+
+def prepare(
+    data_config: Mapping | DataConfig,
+    data_dir: str | os.PathLike,
+    cache_dir: str | os.PathLike | None = None,
+) -> RecData:
+    """Reads the source, makes the splits and writes them to data_dir; or reuses what is there.
+
+    data_dir is reused if it was made with the same settings from the same input files (told by
+    their SHA-256). It is written beside and renamed, so it is whole or absent.
+
+    Raises:
+      ValueError: bad settings or input; or data_dir holds something else: data made otherwise
+        (the message says what differs) or other files. Nothing is ever overwritten.
+      FileNotFoundError: a file of the source is missing.
+      downloads.DownloadError: the download failed.
+    """
+    if not isinstance(data_config, DataConfig):
+        data_config = DataConfig.from_mapping(data_config)
+    data_dir = Path(data_dir)
+    files = _source_files(data_config, cache_dir)
+    settings = _settings(data_config, files)
+    if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
+        _check_same(data_dir, settings)
+        logging.info("Reusing the prepared data in %s", data_dir)
+        return load(data_dir)
+    data = _read_source(data_config, files)
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{data_dir.name}-", dir=data_dir.parent))
+    try:
+        tfds_rec.write(data, scratch, settings)
+        scratch.chmod(0o755)  # mkdtemp makes it private
+        scratch.rename(data_dir)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return data
+
+
+def load(data_dir: str | os.PathLike) -> RecData:
+    """The data that `prepare` wrote.
+
+    Raises FileNotFoundError if there are none, ValueError if they are damaged.
+    """
+    return tfds_rec.read(data_dir)
+
+
+def _source_files(config: DataConfig, cache_dir) -> dict[str, Path]:
+    """The input files by role, each of which is there."""
+    if config.source == "published":
+        return published_files(config.path)
+    if config.source == "files":
+        files = {"items": Path(config.items), "interactions": Path(config.interactions)}
+    else:
+        folder = Path(config.path) if config.path else downloads.fetch("movielens-100k", cache_dir)
+        files = {"items": folder / ITEMS_FILE, "interactions": folder / INTERACTIONS_FILE}
+    for role, path in files.items():
+        if not path.is_file():
+            raise FileNotFoundError(f"data.{role}: {path} does not exist")
+    return files
+
+
+def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
+    if config.source == "published":
+        return read_published(config.path, config.max_title_length)
+    if config.source == "movielens_100k":
+        catalogue, interactions = read_movielens(files["items"].parent, config.max_title_length)
+    else:
+        named = {name: config.columns[name] for name in ITEM_COLUMNS}
+        catalogue = read_items(files["items"], named, config.max_title_length)
+        named = {name: config.columns[name] for name in INTERACTION_COLUMNS}
+        interactions = read_interactions(files["interactions"], catalogue, named)
+    splits = build_splits(
+        interactions,
+        history_length=config.history_length,
+        min_history=config.min_history or None,
+        split=config.split,
+        seed=config.seed,
+    )
+    return RecData(catalogue, splits)
+
+
+def _settings(config: DataConfig, files: dict[str, Path]) -> dict:
+    """What decides the rows: the config without the places of the files, and their SHA-256."""
+    settings = asdict(config) | {"format": _FORMAT}
+    for place in ("path", "interactions", "items"):
+        del settings[place]
+    for role, path in files.items():
+        with path.open("rb") as file:
+            settings[f"SHA-256 of {role}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return json.loads(json.dumps(settings))  # tuples become lists, as in the stored metadata
+
+
+def _check_same(data_dir: Path, settings: dict):
+    try:
+        stored = tfds_rec.read_metadata(data_dir)["settings"]
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{data_dir} is not empty and holds no prepared data; choose another folder"
+        ) from error
+    differing = [
+        f"{name}: {stored.get(name)!r} there, {settings.get(name)!r} now"
+        for name in sorted({*stored, *settings})
+        if stored.get(name) != settings.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{data_dir} was prepared otherwise ({'; '.join(differing)}). Models and logits in "
+            "the same workdir belong to it: choose another workdir, or delete the folder"
+        )

@@ -1,0 +1,180 @@
+"""Interactions (user, item, time) from files, and the chronological splits made of them.
+
+Axis letters: n interactions, R rows.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from tca4rec_jax.data import tables
+from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.ragged import ranges
+from tca4rec_jax.data.sequences import ItemSequences
+
+INTERACTION_COLUMNS = {"user": "user", "item": "item", "timestamp": "timestamp"}
+ITEM_COLUMNS = {"item": "item", "title": "title"}
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """n interactions.
+
+    Attributes:
+      user: int32 [n], an index into the sorted user ids.
+      item: int32 [n], an index into the catalogue.
+      timestamp: int64 [n], at least 0; any unit, only order and equality count.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    timestamp: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, rows: np.ndarray) -> "Interactions":
+        return Interactions(self.user[rows], self.item[rows], self.timestamp[rows])
+
+
+def read_items(
+    path: str | os.PathLike,
+    columns: dict[str, str] = ITEM_COLUMNS,
+    max_title_length: int | None = None,
+) -> Catalogue:
+    """The catalogue, in the order of the file; titles cut to `max_title_length` characters.
+
+    Raises ValueError (naming file and row) for an empty file, a missing column, an empty title,
+    a missing or a duplicated item id.
+    """
+    frame = tables.read_table(path, columns)
+    item_ids = tables.ids(path, columns["item"], frame["item"])
+    titles = tables.titles(path, columns["title"], frame["title"])
+    return catalogue_of(path, item_ids, tables.cut(titles, max_title_length))
+
+
+def catalogue_of(path, item_ids: np.ndarray, titles: np.ndarray) -> Catalogue:
+    """A Catalogue whose errors name the file."""
+    try:
+        return Catalogue(tuple(item_ids), tuple(titles))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_interactions(
+    path: str | os.PathLike, catalogue: Catalogue, columns: dict[str, str] = INTERACTION_COLUMNS
+) -> Interactions:
+    """Interactions in the order of the file (any order: `order_by_time` sorts them).
+
+    Raises ValueError (naming file and row) for an empty file, a missing column, a missing user or
+    item, an item outside the catalogue, a timestamp that is no whole number of at least 0.
+    """
+    frame = tables.read_table(path, columns)
+    users = tables.ids(path, columns["user"], frame["user"])
+    item_ids = tables.ids(path, columns["item"], frame["item"])
+    item = catalogue.find(item_ids)
+    unknown = item < 0
+    if unknown.any():
+        at = int(np.argmax(unknown))
+        raise ValueError(
+            f"{path}, row {at + 1}: item {item_ids[at]!r} is not in the catalogue of "
+            f"{catalogue.num_items} items ({int(unknown.sum())} such rows, "
+            f"{len(set(item_ids[unknown]))} such items); add it to the items file or drop the row"
+        )
+    timestamp = tables.integers(path, columns["timestamp"], frame["timestamp"])
+    user, _ = pd.factorize(pd.Series(users, dtype=object), sort=True)
+    return Interactions(user.astype(np.int32), item, timestamp)
+
+
+def order_by_time(interactions: Interactions, seed: int) -> Interactions:
+    """Sorted by time, interactions of equal time in an order drawn from `seed`.
+
+    Users rate in bursts that share a timestamp. An order of these ties by item id would tell the
+    next item, so they are shuffled. The result depends on the seed and on the set of interactions,
+    not on the order in which the file held them.
+    """
+    given = interactions
+    canonical = given.take(np.lexsort((given.item, given.user, given.timestamp)))
+    shuffled = canonical.take(np.random.default_rng(seed).permutation(len(given)))
+    return shuffled.take(np.argsort(shuffled.timestamp, kind="stable"))
+
+
+def build_splits(
+    interactions: Interactions,
+    *,
+    history_length: int = 10,
+    min_history: int | None = None,
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+) -> dict[str, ItemSequences]:
+    """The four splits, chronological over all users together.
+
+    A row is an interaction (the target) with the up to `history_length` interactions of its user
+    before it; interactions with fewer than `min_history` (default: history_length) before them
+    give no row. The rows are ordered by the time of their target and cut in three by `split`.
+    train_sequences holds, for every user with two or more of them, all interactions before the
+    first validation target (those of users without any row included).
+
+    Raises ValueError if the settings are out of range or leave a split without rows.
+    """
+    min_history = history_length if min_history is None else min_history
+    _check_settings(history_length, min_history, split)
+    ordered = order_by_time(interactions, seed)
+    by_user = np.argsort(ordered.user, kind="stable")  # position in by_user -> place in time
+    user = ordered.user[by_user]
+    new_user = np.flatnonzero(np.diff(user, prepend=-1))
+    before = np.arange(len(user)) - np.repeat(new_user, np.diff(new_user, append=len(user)))
+    targets = np.flatnonzero(before >= min_history)
+    targets = targets[np.argsort(by_user[targets])]
+    first, second = _boundaries(len(targets), split, min_history)
+
+    def rows_of(targets_R):
+        lengths = np.minimum(before[targets_R], history_length) + 1
+        return _gather(ordered, by_user, targets_R + 1 - lengths, lengths)
+
+    training = by_user < by_user[targets[first]]  # strictly before the first validation target
+    counts = np.add.reduceat(training.astype(np.int64), new_user)
+    kept = counts >= 2  # a user's training interactions come first in his block of by_user
+    return {
+        "train_sequences": _gather(ordered, by_user, new_user[kept], counts[kept]),
+        "train": rows_of(targets[:first]),
+        "validation": rows_of(targets[first:second]),
+        "test": rows_of(targets[second:]),
+    }
+
+
+def _gather(ordered: Interactions, by_user, starts_R, lengths_R) -> ItemSequences:
+    """Rows by_user[start:start + length], all of one user each."""
+    flat = by_user[ranges(starts_R, lengths_R)]
+    offsets = np.concatenate([[0], np.cumsum(lengths_R, dtype=np.int64)])
+    return ItemSequences(
+        ordered.user[by_user[starts_R]], ordered.item[flat], offsets, ordered.timestamp[flat]
+    )
+
+
+def _check_settings(history_length, min_history, split):
+    if not 1 <= min_history <= history_length:
+        raise ValueError(
+            f"expected 1 <= min_history <= history_length, got min_history={min_history} and "
+            f"history_length={history_length}"
+        )
+    if len(split) != 3 or min(split) <= 0 or abs(sum(split) - 1) > 1e-6:
+        raise ValueError(
+            f"split must be three fractions above 0 that sum to 1 (train, validation, test), got "
+            f"{tuple(split)}"
+        )
+
+
+def _boundaries(num_rows: int, split, min_history: int) -> tuple[int, int]:
+    """Where validation and test begin among the rows in time order."""
+    first = round(num_rows * split[0])
+    second = round(num_rows * (split[0] + split[1]))
+    if not 0 < first < second < num_rows:
+        raise ValueError(
+            f"{num_rows} interactions have {min_history} or more of their user before them, too "
+            f"few to fill train, validation and test by {tuple(split)}; use more data or a "
+            "smaller min_history (or history_length)"
+        )
+    return first, second

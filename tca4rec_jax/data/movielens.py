@@ -1,0 +1,64 @@
+"""MovieLens-100K (Harper and Konstan 2015) with readable titles.
+
+The files store "Usual Suspects, The" and the year apart; an LLM knows "The Usual Suspects (1995)".
+"""
+
+import os
+import re
+from pathlib import Path
+
+from tca4rec_jax.data import tables
+from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.interactions import (
+    Interactions,
+    catalogue_of,
+    read_interactions,
+)
+
+INTERACTIONS_FILE = "ml-100k.inter"
+ITEMS_FILE = "ml-100k.item"
+
+_ARTICLES = "The|A|An|Le|La|Les|L'|Un|Une|Il|Lo|Gli|El|Los|Las|Der|Die|Das|Det|Den|De|Het|O|Os"
+_TRAILING_ARTICLE = re.compile(rf"^(?P<rest>.+), (?P<article>{_ARTICLES})$")
+_ALTERNATIVE = re.compile(r"^(?P<title>.+?)(?P<brackets>(?: \([^()]+\))*)$")
+_YEAR = re.compile(r"\d{4}")
+
+
+def article_first(title: str) -> str:
+    """ "Usual Suspects, The" -> "The Usual Suspects"; "Enfer, L'" -> "L'Enfer"."""
+    found = _TRAILING_ARTICLE.match(title)
+    if not found:
+        return title
+    article = found["article"]
+    return f"{article}{'' if article.endswith(chr(39)) else ' '}{found['rest']}"
+
+
+def readable_title(title: str, year: str) -> str:
+    """The title as people write it, with its year; alternative titles stay in brackets.
+
+    "Seventh Seal, The (Sjunde inseglet, Det)" of 1957 -> "The Seventh Seal (Det Sjunde inseglet)
+    (1957)". A year that is no four digits is left out.
+    """
+    found = _ALTERNATIVE.match(title)
+    readable = article_first(found["title"])
+    for alternative in re.findall(r"\(([^()]+)\)", found["brackets"]):
+        readable += f" ({article_first(alternative)})"
+    return f"{readable} ({year})" if _YEAR.fullmatch(year) else readable
+
+
+def read_movielens(
+    folder: str | os.PathLike, max_title_length: int | None = None
+) -> tuple[Catalogue, Interactions]:
+    """Catalogue and interactions of the folder with ml-100k.inter and ml-100k.item.
+
+    Raises FileNotFoundError or ValueError as `read_interactions` does.
+    """
+    path = Path(folder) / ITEMS_FILE
+    columns = {"item": "item_id", "title": "movie_title", "year": "release_year"}
+    frame = tables.read_table(path, columns)
+    stored = tables.titles(path, "movie_title", frame["title"])
+    titles = [readable_title(*pair) for pair in zip(stored, frame["year"], strict=True)]
+    item_ids = tables.ids(path, "item_id", frame["item"])
+    catalogue = catalogue_of(path, item_ids, tables.cut(titles, max_title_length))
+    columns = {"user": "user_id", "item": "item_id", "timestamp": "timestamp"}
+    return catalogue, read_interactions(Path(folder) / INTERACTIONS_FILE, catalogue, columns)

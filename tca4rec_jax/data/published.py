@@ -1,0 +1,105 @@
+"""The published preprocessed form of the Amazon data sets (the folder of one data set).
+
+item.csv has one line per item (rawid, title, iid = 1..N); train*.csv, valid*.csv and test*.csv
+have one line per row: the user `uid`, the target `iid`, its `timestamp` and `hist_id`, the list of
+the iids before it, oldest first. Item index = iid - 1. Only the targets have a time.
+
+Axis letters: R rows.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tca4rec_jax.data import tables
+from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.interactions import catalogue_of
+from tca4rec_jax.data.sequences import UNKNOWN_TIME, ItemSequences, RecData
+
+ITEMS_FILE = "item.csv"
+SPLIT_FILES = {"train": "train*.csv", "validation": "valid*.csv", "test": "test*.csv"}
+_LIST = r"\[\s*\d+(?:\s*,\s*\d+)*\s*\]"
+
+
+def published_files(folder: str | os.PathLike) -> dict[str, Path]:
+    """The files of the folder: 'items', 'train', 'validation', 'test' -> path.
+
+    Raises FileNotFoundError or ValueError unless each of them is there exactly once.
+    """
+    folder = Path(folder)
+    files = {"items": folder / ITEMS_FILE}
+    if not files["items"].is_file():
+        raise FileNotFoundError(f"{files['items']} does not exist (expected the published layout)")
+    for split, pattern in SPLIT_FILES.items():
+        found = sorted(folder.glob(pattern))
+        if len(found) != 1:
+            names = [path.name for path in found]
+            raise ValueError(f"{folder} must hold exactly one file {pattern}, it holds {names}")
+        files[split] = found[0]
+    return files
+
+
+def read_published(folder: str | os.PathLike, max_title_length: int | None = None) -> RecData:
+    """The catalogue and the splits; train_sequences holds the rows of train as they are.
+
+    Titles are kept as shipped but for runs of white space, which become one space.
+
+    Raises:
+      FileNotFoundError, ValueError: a missing file or column, an empty file, an empty title, a
+        duplicated item, a history that is no list of iids, an iid outside the catalogue, a bad
+        timestamp; the message names file and row.
+    """
+    files = published_files(folder)
+    catalogue = _read_catalogue(files["items"], max_title_length)
+    splits = {name: _read_rows(files[name], catalogue) for name in SPLIT_FILES}
+    return RecData(catalogue, {"train_sequences": splits["train"], **splits})
+
+
+def _read_catalogue(path: Path, max_title_length: int | None) -> Catalogue:
+    frame = tables.read_table(path, {name: name for name in ("iid", "rawid", "title")})
+    iid = tables.integers(path, "iid", frame["iid"], least=1)
+    order = np.argsort(iid, kind="stable")
+    wrong = iid[order] != np.arange(1, len(iid) + 1)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise ValueError(
+            f"{path}: the iids must be 1..{len(iid)}, each once, but {iid[order[at]]} stands where "
+            f"{at + 1} was expected (a duplicated or a missing iid)"
+        )
+    titles = tables.cut(tables.titles(path, "title", frame["title"]), max_title_length)
+    return catalogue_of(path, tables.ids(path, "rawid", frame["rawid"])[order], titles[order])
+
+
+def _read_rows(path: Path, catalogue: Catalogue) -> ItemSequences:
+    frame = tables.read_table(path, {name: name for name in ("uid", "iid", "hist_id", "timestamp")})
+    user = tables.integers(path, "uid", frame["uid"])
+    target = tables.integers(path, "iid", frame["iid"])
+    timestamp = tables.integers(path, "timestamp", frame["timestamp"])
+    history, lengths = _parse_lists(path, frame["hist_id"])
+    offsets = np.concatenate([[0], np.cumsum(lengths + 1)])
+    items = np.empty(offsets[-1], np.int64)
+    is_target = np.zeros(offsets[-1], bool)
+    is_target[offsets[1:] - 1] = True
+    items[is_target], items[~is_target] = target, history
+    outside = (items < 1) | (items > catalogue.num_items)
+    if outside.any():
+        at = int(np.argmax(outside))
+        row = int(np.searchsorted(offsets, at, side="right"))
+        raise ValueError(
+            f"{path}, row {row}: {'iid' if is_target[at] else 'hist_id'} has item {items[at]}, "
+            f"which is not in the catalogue ({ITEMS_FILE} has the iids 1..{catalogue.num_items})"
+        )
+    timestamps = np.full(offsets[-1], UNKNOWN_TIME, np.int64)
+    timestamps[is_target] = timestamp
+    return ItemSequences(user, items - 1, offsets, timestamps)
+
+
+def _parse_lists(path: Path, column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """ "[3, 5]" .. -> all numbers one after the other, and how many each row has."""
+    good = column.str.fullmatch(_LIST).to_numpy(bool)
+    tables.refuse(path, "hist_id", column, ~good, "a list of item numbers such as [12, 7]")
+    lengths = column.str.count(",").to_numpy(np.int64) + 1
+    numbers = ",".join(column.str.strip("[] ")).split(",")
+    return np.array(numbers, dtype=object).astype(np.int64), lengths

@@ -1,0 +1,152 @@
+"""One TFDS data set of item sequences, kept in ArrayRecord files; TensorFlow is not needed.
+
+An example is a row: {'user': int32, 'items': int32 [length], 'timestamps': int64 [length]}. The
+catalogue lies in the data set's metadata. Examples keep the order of the rows, so example r of a
+split is row r of its ItemSequences.
+"""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+import tqdm
+from absl import logging
+from tensorflow_datasets.proto import tf_example_pb2
+
+from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
+
+_READ_AT_ONCE = 8192
+
+
+class RecSequences(tfds.core.GeneratorBasedBuilder):
+    """Builder of the data set `rec_sequences`.
+
+    Args:
+      data: what to write.
+      settings: JSON-able, kept in the metadata beside the catalogue.
+      **kwargs: of tfds.core.GeneratorBasedBuilder (data_dir, file_format).
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, data: RecData, settings: dict, **kwargs):
+        self._data = data
+        self._settings = settings
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        catalogue = self._data.catalogue
+        return self.dataset_info_from_configs(
+            description="Rows of items, oldest first, and the catalogue they index.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "user": np.int32,
+                    "items": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+                    "timestamps": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+                }
+            ),
+            metadata=tfds.core.MetadataDict(
+                item_ids=list(catalogue.item_ids),
+                titles=list(catalogue.titles),
+                settings=self._settings,
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # nothing to download
+        return {name: self._generate_examples(name) for name in SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        sequences = self._data.splits[split]
+        rows = itertools.pairwise(sequences.offsets)
+        bar = tqdm.tqdm(rows, f"Writing {split}", len(sequences), unit=" rows", disable=None)
+        for row, (start, stop) in enumerate(bar):
+            yield (
+                row,
+                {
+                    "user": sequences.user[row],
+                    "items": sequences.items[start:stop],
+                    "timestamps": sequences.timestamps[start:stop],
+                },
+            )
+
+
+def write(data: RecData, data_dir: str | os.PathLike, settings: dict):
+    """Writes the data set below data_dir (as rec_sequences/1.0.0)."""
+    with _quiet():
+        builder = RecSequences(
+            data=data, settings=settings, data_dir=str(data_dir), file_format="array_record"
+        )
+        builder.download_and_prepare()
+
+
+def read_metadata(data_dir: str | os.PathLike) -> dict:
+    """The metadata: item_ids, titles, settings. Raises as `read` does."""
+    return dict(_open(data_dir).info.metadata)
+
+
+def read(data_dir: str | os.PathLike) -> RecData:
+    """What `write` wrote.
+
+    Raises:
+      FileNotFoundError: there is no such data set.
+      ValueError: it is damaged.
+    """
+    builder = _open(data_dir)
+    metadata = builder.info.metadata
+    catalogue = Catalogue(tuple(metadata["item_ids"]), tuple(metadata["titles"]))
+    return RecData(catalogue, {name: _read_split(builder, name) for name in SPLITS})
+
+
+def _open(data_dir) -> tfds.core.DatasetBuilder:
+    folder = Path(data_dir) / "rec_sequences" / str(RecSequences.VERSION)
+    if not (folder / "dataset_info.json").is_file():
+        raise FileNotFoundError(f"{data_dir} holds no prepared data set (run prepare_data first)")
+    try:
+        with _quiet():
+            return tfds.builder_from_directory(str(folder))
+    except Exception as error:  # whatever TFDS raises for damaged JSON
+        raise ValueError(f"{folder} is damaged: {error}; delete it and prepare again") from error
+
+
+def _read_split(builder, name: str) -> ItemSequences:
+    """All rows of a split. The records are parsed directly, which is 5 times faster than TFDS."""
+    try:
+        records = builder.as_data_source(name).data_source
+        users, lengths, items, timestamps = [], [], [], []
+        for start in range(0, len(records), _READ_AT_ONCE):
+            stop = min(start + _READ_AT_ONCE, len(records))
+            for record in records.__getitems__(range(start, stop)):
+                feature = tf_example_pb2.Example.FromString(record).features.feature
+                row = feature["items"].int64_list.value
+                users.append(feature["user"].int64_list.value[0])
+                lengths.append(len(row))
+                items.extend(row)
+                timestamps.extend(feature["timestamps"].int64_list.value)
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        return ItemSequences(np.array(users), np.array(items), offsets, np.array(timestamps))
+    except Exception as error:  # ArrayRecord, protobuf and TFDS each have errors of their own
+        raise ValueError(
+            f"the split {name!r} in {builder.data_path} is damaged: {error}; delete the folder "
+            "and prepare the data again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without TFDS's progress bars and log lines: they tell of downloads, and there are none."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        tfds.enable_progress_bar()
