@@ -1,0 +1,246 @@
+"""Recommendations for many rows: prompts in batches of similar length, results by row.
+
+Axis letters: R rows, B rows of a batch, S prompt tokens, M beams, I items, K places of a list.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+from tqdm import tqdm
+
+from tca4rec_jax.data.ragged import Ragged, ranges
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
+from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie, search_trie
+from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.sharding import check_batch_size, replicate, shard_batch
+from tca4rec_jax.trie import ItemTrie
+
+_ROUND_BUCKETS_TO = 16
+_LLM_ALONE = ScoreWeights()
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendations:
+    """The best titles of each row, best first.
+
+    Attributes:
+      leaves_RxM: int32, leaves of the trie (distinct titles), -1 where there are no more.
+      scores_RxM: float32, -inf where there are no more.
+    """
+
+    leaves_RxM: np.ndarray
+    scores_RxM: np.ndarray
+
+    def items(self, trie: ItemTrie, count: int) -> np.ndarray:
+        """The first `count` items of each row; see `leaves_to_items`."""
+        return leaves_to_items(self.leaves_RxM, trie, count)
+
+
+def leaves_to_items(leaves_RxM: np.ndarray, trie: ItemTrie, count: int) -> np.ndarray:
+    """int32 [R, count]: the items of the leaves in turn, -1 where there are no more.
+
+    Items that share a title share a leaf; they follow one another in catalogue order.
+    """
+    items_I, offsets = trie.items_by_leaf
+    present_RxM = leaves_RxM >= 0
+    leaf_RxM = np.maximum(leaves_RxM, 0)
+    sizes_RxM = np.where(present_RxM, offsets[leaf_RxM + 1] - offsets[leaf_RxM], 0)
+    flat = items_I[ranges(offsets[leaf_RxM].ravel(), sizes_RxM.ravel())]
+    rows = Ragged.from_lengths(flat, sizes_RxM.sum(axis=1))
+    kept_R = np.minimum(rows.lengths, count)
+    rows = Ragged.from_lengths(flat[ranges(rows.offsets[:-1], kept_R)], kept_R)
+    return rows.pad(np.arange(len(rows)), count, -1)
+
+
+class Recommender:
+    """Runs beam search over the rows of a split.
+
+    Recommenders of one process share their compiled programs: another set of adapters, guidance or
+    temperature compiles nothing new.
+    """
+
+    def __init__(
+        self,
+        trie: ItemTrie,
+        config: SearchConfig,
+        *,
+        mesh: Mesh,
+        batch_size: int = 16,
+        buckets: Sequence[int] | int = 3,
+    ):
+        """Prepares the trie for the search.
+
+        Args:
+          trie: token by token, from `ItemTrie.build`.
+          config: what is searched for.
+          mesh: its axis 'data' shares the rows of a batch.
+          batch_size: rows per call, a multiple of the mesh's devices.
+          buckets: padded prompt lengths, or how many to derive from the prompts' lengths. Every
+            length is compiled once.
+
+        Raises:
+          ValueError: a batch that does not divide over the mesh, or no bucket.
+        """
+        check_batch_size(mesh, batch_size, "batch_size")
+        if (isinstance(buckets, int) and buckets < 1) or (
+            not isinstance(buckets, int) and not buckets
+        ):
+            raise ValueError(f"need at least one bucket, got {buckets!r}")
+        self._config, self._mesh, self._batch_size, self._buckets = (
+            config,
+            mesh,
+            batch_size,
+            buckets,
+        )
+        arrays, self._shape = search_trie(
+            trie, compress=config.compress, edge_chunk=config.edge_chunk
+        )
+        self._trie = replicate(mesh, arrays)
+
+    def recommend(
+        self,
+        decoder: Decoder,
+        prompts: Ragged,
+        weights: ScoreWeights = _LLM_ALONE,
+        cf_logits: Callable[[np.ndarray], np.ndarray] | None = None,
+        *,
+        progress: str | None = "Recommending",
+    ) -> Recommendations:
+        """The best titles for every prompt.
+
+        Args:
+          decoder: the language model, on the mesh or not.
+          prompts: int32 token ids of R rows.
+          weights: guidance, temperature and length penalty.
+          cf_logits: row numbers int64 [B] -> the CF logits of all items, float [B, I]; only asked
+            for (and then required) if weights.guidance > 0.
+          progress: label of the progress bar, None for none.
+
+        Raises:
+          ValueError: a prompt that is empty, longer than the largest bucket or too long for the
+            model, or guidance without CF logits.
+        """
+        weights = weights.check()
+        if weights.guidance > 0 and cf_logits is None:
+            raise ValueError(f"guidance is {weights.guidance}, but there are no CF logits for it")
+        beams, num_rows = self._config.beams, len(prompts)
+        leaves_RxM = np.full((num_rows, beams), -1, np.int32)
+        scores_RxM = np.full((num_rows, beams), -np.inf, np.float32)
+        self._check_prompts(prompts, decoder)
+        graph, state = nnx.split(decoder)
+        run = partial(
+            search_batch,
+            replicate(self._mesh, state),
+            trie=self._trie,
+            weights=ScoreWeights(*map(np.float32, weights)),
+            mesh=self._mesh,
+            graph=graph,
+            shape=self._shape,
+            config=self._config,
+        )
+
+        def store(rows_B: np.ndarray, result: tuple[jax.Array, jax.Array]) -> None:
+            leaves_BxM, scores_BxM = jax.device_get(result)
+            leaves_RxM[rows_B] = leaves_BxM[: len(rows_B)]
+            scores_RxM[rows_B] = scores_BxM[: len(rows_B)]
+
+        pending = None
+        with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
+            for rows_B, width in self._batches(prompts.lengths):
+                padded_B = np.resize(rows_B, self._batch_size)  # the last batch repeats its rows
+                cf_BxI = None
+                if weights.guidance > 0:
+                    cf_BxI = np.asarray(cf_logits(padded_B), np.float32)
+                batch = (
+                    prompts.pad(padded_B, width, 0).astype(np.int32),
+                    prompts.lengths[padded_B].astype(np.int32),
+                    cf_BxI,
+                )
+                result = run(*shard_batch(self._mesh, batch))
+                # Fetched after the next batch was dispatched: the host works meanwhile.
+                if pending is not None:
+                    store(*pending)
+                    bar.update(len(pending[0]))
+                pending = rows_B, result
+            if pending is not None:
+                store(*pending)
+                bar.update(len(pending[0]))
+        return Recommendations(leaves_RxM, scores_RxM)
+
+    def _check_prompts(self, prompts: Ragged, decoder: Decoder) -> None:
+        lengths_R = prompts.lengths
+        limit = decoder.config.max_positions - self._shape.suffix_size
+        if not isinstance(self._buckets, int):
+            limit = min(limit, max(self._buckets))
+        bad_R = (lengths_R < 1) | (lengths_R > limit)
+        if bad_R.any():
+            row = int(np.argmax(bad_R))
+            raise ValueError(
+                f"row {row}: a prompt of {lengths_R[row]} tokens, expected 1..{limit} (the largest "
+                "bucket, and room for a title in the positions of the model): lower "
+                "prompt.max_tokens"
+            )
+
+    def _batches(self, lengths_R: np.ndarray):
+        """(rows int64 [at most batch size], padded length) of every batch, the longest first."""
+        if not len(lengths_R):
+            return
+        buckets = self._buckets
+        if isinstance(buckets, int):
+            buckets = bucket_lengths(lengths_R, buckets)
+        buckets = np.sort(np.asarray(buckets))
+        bucket_R = np.searchsorted(buckets, lengths_R)
+        for bucket in range(len(buckets) - 1, -1, -1):
+            rows = np.flatnonzero(bucket_R == bucket)
+            for start in range(0, len(rows), self._batch_size):
+                yield rows[start : start + self._batch_size], int(buckets[bucket])
+
+
+def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` padded lengths that split the rows about evenly, rounded up to sixteens."""
+    shares = np.arange(1, count + 1) / count
+    cuts = np.quantile(lengths_R, shares, method="higher")
+    return np.unique(-(-cuts // _ROUND_BUCKETS_TO) * _ROUND_BUCKETS_TO).astype(np.int64)
+
+
+@partial(jax.jit, static_argnames=("mesh", "graph", "shape", "config"))
+def search_batch(
+    state: nnx.State,
+    tokens_BxS: jax.Array,
+    lengths_B: jax.Array,
+    cf_logits_BxI: jax.Array | None,
+    trie: SearchTrie,
+    weights: ScoreWeights,
+    *,
+    mesh: Mesh,
+    graph: nnx.GraphDef,
+    shape: SearchShape,
+    config: SearchConfig,
+) -> tuple[jax.Array, jax.Array]:
+    """`beam_search` on each device's share of the batch: (leaves, scores) [B, M].
+
+    Users don't depend on one another, so each device runs a program of its own (shard_map): nothing
+    is communicated, and a device whose users are done does not wait for the others.
+    """
+
+    def on_one_device(state, tokens, lengths, cf_logits, trie, weights):
+        decoder = nnx.merge(graph, state)
+        result = beam_search(
+            decoder, tokens, lengths, cf_logits, trie, weights, shape=shape, config=config
+        )
+        return result.leaves, result.scores
+
+    rows, everywhere = PartitionSpec("data"), PartitionSpec()
+    sharded = jax.shard_map(
+        on_one_device,
+        mesh=mesh,
+        in_specs=(everywhere, rows, rows, rows, everywhere, everywhere),
+        out_specs=rows,
+        check_vma=False,
+    )
+    return sharded(state, tokens_BxS, lengths_B, cf_logits_BxI, trie, weights)

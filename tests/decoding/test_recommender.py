@@ -1,0 +1,116 @@
+"""Rows in batches over two devices against one search per row."""
+
+import numpy as np
+import oracle
+import pytest
+from flax import nnx
+
+from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.recommender import (
+    Recommender,
+    bucket_lengths,
+    leaves_to_items,
+    search_batch,
+)
+from tca4rec_jax.decoding.search_trie import search_trie
+from tca4rec_jax.sharding import make_mesh, replicate, shard_batch
+from tca4rec_jax.trie import ItemTrie
+
+SEQUENCES = oracle.with_end(oracle.WORDS)
+TRIE = ItemTrie.build(SEQUENCES)
+CONFIG = SearchConfig(beams=5, edge_chunk=2)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return oracle.tiny_decoder()
+
+
+def ragged_prompts(rows, length):
+    tokens, lengths = oracle.prompts(rows, length, seed=3)
+    return Ragged.from_lengths(tokens[np.arange(length) < lengths[:, None]], lengths)
+
+
+def test_leaves_become_items_in_catalogue_order():
+    def by_leaf(leaf):
+        return np.flatnonzero(TRIE.leaf_of_item == leaf).tolist()
+
+    rng = np.random.default_rng(0)
+    leaves_RxM = np.stack([rng.permutation(TRIE.num_leaves)[:6] for _ in range(9)])
+    leaves_RxM[2, 3:] = -1
+    leaves_RxM[4, :] = -1
+    items_RxK = leaves_to_items(leaves_RxM, TRIE, 7)
+    for leaves_M, items_K in zip(leaves_RxM, items_RxK, strict=True):
+        expected = [item for leaf in leaves_M if leaf >= 0 for item in by_leaf(leaf)]
+        assert items_K.tolist() == (expected + [-1] * 7)[:7]
+    assert any(len(by_leaf(leaf)) > 1 for leaf in range(TRIE.num_leaves))
+
+
+def test_buckets_split_the_rows_and_hold_the_longest():
+    lengths_R = np.array([3, 17, 20, 40, 41, 100])
+    assert bucket_lengths(lengths_R, 1).tolist() == [112]
+    assert bucket_lengths(lengths_R, 3).tolist() == [32, 48, 112]
+    assert bucket_lengths(np.array([5, 5, 5]), 3).tolist() == [16]
+
+
+def test_rows_in_sharded_buckets_equal_rows_on_their_own(decoder):
+    rows = 11  # two buckets with a last batch that is not full
+    prompts = ragged_prompts(rows, 30)
+    cf_RxI = np.random.default_rng(1).normal(size=(rows, len(SEQUENCES))).astype(np.float32)
+    weights = ScoreWeights(guidance=0.7)
+    recommender = Recommender(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=2)
+    result = recommender.recommend(
+        decoder, prompts, weights, lambda rows_B: cf_RxI[rows_B], progress=None
+    )
+    tokens = prompts.pad(np.arange(rows), 30, 0)
+    single = oracle.run_search(
+        decoder, TRIE, tokens, prompts.lengths.astype(np.int32), cf_RxI, weights, CONFIG
+    )
+    np.testing.assert_array_equal(result.leaves_RxM, single.leaves)
+    np.testing.assert_allclose(result.scores_RxM, single.scores, atol=1e-4)
+
+
+def test_the_search_is_split_over_the_devices_without_communication(decoder):
+    mesh = make_mesh(2)
+    prompts = ragged_prompts(8, 12)
+    tokens, lengths = prompts.pad(np.arange(8), 12, 0), prompts.lengths.astype(np.int32)
+    cf_logits = np.random.default_rng(2).normal(size=(8, len(SEQUENCES))).astype(np.float32)
+    graph, state = nnx.split(decoder)
+    trie, shape = search_trie(TRIE, compress=True, edge_chunk=2)
+    weights = ScoreWeights(0.5, 1.0, 1.0, 0.0)
+    args = (
+        replicate(mesh, state),
+        *shard_batch(mesh, (tokens, lengths, cf_logits)),
+        replicate(mesh, trie),
+        weights,
+    )
+    static = {"mesh": mesh, "graph": graph, "shape": shape, "config": CONFIG}
+    program = search_batch.lower(*args, **static).compile()
+    for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert word not in program.as_text()
+    leaves, scores = program(*args)
+    assert [shard.data.shape for shard in leaves.addressable_shards] == [(4, 5), (4, 5)]
+    alone = oracle.run_search(decoder, TRIE, tokens, lengths, cf_logits, weights, CONFIG)
+    np.testing.assert_array_equal(leaves, alone.leaves)
+    np.testing.assert_allclose(scores, alone.scores, atol=1e-5)
+
+
+def test_no_rows_give_no_recommendations(decoder):
+    recommender = Recommender(TRIE, CONFIG, mesh=make_mesh(1), batch_size=2)
+    nothing = Ragged.from_lengths(np.zeros(0, np.int32), np.zeros(0, np.int64))
+    assert recommender.recommend(decoder, nothing, progress=None).leaves_RxM.shape == (0, 5)
+
+
+def test_what_cannot_be_recommended_from_is_an_error(decoder):
+    mesh = make_mesh(2)
+    with pytest.raises(ValueError, match="batch_size is 3"):
+        Recommender(TRIE, CONFIG, mesh=mesh, batch_size=3)
+    with pytest.raises(ValueError, match="at least one bucket"):
+        Recommender(TRIE, CONFIG, mesh=mesh, buckets=())
+    recommender = Recommender(TRIE, CONFIG, mesh=mesh, buckets=(8,))
+    prompts = Ragged.from_lengths(np.ones(12, np.int32), np.array([3, 9]))
+    with pytest.raises(ValueError, match=r"row 1: a prompt of 9 tokens, expected 1\.\.8"):
+        recommender.recommend(decoder, prompts)
+    with pytest.raises(ValueError, match="no CF logits"):
+        recommender.recommend(decoder, prompts, ScoreWeights(guidance=1.0))
