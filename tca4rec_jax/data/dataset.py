@@ -13,8 +13,6 @@ from absl import logging
 
 from tca4rec_jax.data import downloads, tfds_rec
 from tca4rec_jax.data.interactions import (
-    INTERACTION_COLUMNS,
-    ITEM_COLUMNS,
     build_splits,
     read_interactions,
     read_items,
@@ -24,7 +22,6 @@ from tca4rec_jax.data.published import published_files, read_published
 from tca4rec_jax.data.sequences import RecData
 
 SOURCES = ("movielens_100k", "files", "published")
-_COLUMNS = {**INTERACTION_COLUMNS, **ITEM_COLUMNS}
 _FORMAT = 1  # part of the fingerprint: raise it when the rows made from the same input change
 
 
@@ -39,8 +36,8 @@ class DataConfig:
       path: a folder, see source.
       interactions: CSV, TSV or Parquet file with a user, an item and a timestamp per row.
       items: CSV, TSV or Parquet file with an item and a title per row.
-      columns: names of the columns user, item, timestamp and title in those two files, where
-        they differ from these.
+      user_column, item_column, timestamp_column, title_column: names of the columns in those two
+        files (the item's column has one name in both).
       history_length: the most items before a target.
       min_history: the fewest; 0 stands for history_length.
       split: fractions of the rows in train, validation and test, in time order.
@@ -54,7 +51,10 @@ class DataConfig:
     path: str = ""
     interactions: str = ""
     items: str = ""
-    columns: Mapping[str, str] | None = None
+    user_column: str = "user"
+    item_column: str = "item"
+    timestamp_column: str = "timestamp"
+    title_column: str = "title"
     history_length: int = 10
     min_history: int = 0
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -68,10 +68,6 @@ class DataConfig:
             raise ValueError("data.source=published needs data.path, the folder with item.csv")
         if self.source == "files" and not (self.interactions and self.items):
             raise ValueError("data.source=files needs data.interactions and data.items")
-        unknown = sorted(set(self.columns or {}) - set(_COLUMNS))
-        if unknown:
-            raise ValueError(f"data.columns has unknown keys {unknown}; known are {list(_COLUMNS)}")
-        object.__setattr__(self, "columns", {**_COLUMNS, **(self.columns or {})})
         object.__setattr__(self, "split", tuple(float(part) for part in self.split))
 
     @classmethod
@@ -81,10 +77,7 @@ class DataConfig:
         unknown = sorted(set(config) - set(known))
         if unknown:
             raise ValueError(f"the data config has unknown keys {unknown}; known are {known}")
-        values = dict(config.items())
-        if values.get("columns") is not None:
-            values["columns"] = dict(values["columns"].items())
-        return cls(**values)
+        return cls(**{name: config[name] for name in config})
 
 
 def prepare(
@@ -153,10 +146,11 @@ def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
     if config.source == "movielens_100k":
         catalogue, interactions = read_movielens(files["items"].parent, config.max_title_length)
     else:
-        named = {name: config.columns[name] for name in ITEM_COLUMNS}
-        catalogue = read_items(files["items"], named, config.max_title_length)
-        named = {name: config.columns[name] for name in INTERACTION_COLUMNS}
-        interactions = read_interactions(files["interactions"], catalogue, named)
+        columns = {"item": config.item_column, "title": config.title_column}
+        catalogue = read_items(files["items"], columns, config.max_title_length)
+        columns = {"user": config.user_column, "item": config.item_column}
+        columns["timestamp"] = config.timestamp_column
+        interactions = read_interactions(files["interactions"], catalogue, columns)
     splits = build_splits(
         interactions,
         history_length=config.history_length,

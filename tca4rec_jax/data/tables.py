@@ -73,8 +73,10 @@ def refuse(path, name: str, values: pd.Series, bad: np.ndarray, expected: str):
     """Raises for the first bad row; rows are counted from 1, the header not included."""
     if bad.any():
         at = int(np.argmax(bad))
+        value = values.iloc[at]
+        value = value.item() if isinstance(value, np.generic) else value
         raise ValueError(
-            f"{path}, row {at + 1}: {name} is {values.iloc[at]!r}, expected {expected} "
+            f"{path}, row {at + 1}: {name} is {value!r}, expected {expected} "
             f"({int(bad.sum())} such rows of {len(values)})"
         )
 

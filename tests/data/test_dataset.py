@@ -1,0 +1,243 @@
+"""prepare and load: round trip, reuse, refusal; and the whole launcher in its own process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+import pytest
+
+from tca4rec_jax.data import dataset, downloads, tfds_rec
+from tca4rec_jax.data.summary import summarise
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path):
+    rng = np.random.default_rng(0)
+    items, interactions = tmp_path / "items.csv", tmp_path / "interactions.csv"
+    items.write_text("item,title\n" + "".join(f"i{i},Title {i // 2} é\n" for i in range(12)))
+    rows = [f"u{rng.integers(4)},i{rng.integers(12)},{rng.integers(30)}\n" for _ in range(80)]
+    interactions.write_text("reviewer,item,timestamp\n" + "".join(rows))
+    return ml_collections.ConfigDict(
+        {
+            "source": "files",
+            "items": str(items),
+            "interactions": str(interactions),
+            "history_length": 3,
+        }
+    )
+
+
+@pytest.fixture
+def good_config(config):
+    path = Path(config.interactions)
+    path.write_text(path.read_text().replace("reviewer", "user"))
+    return config
+
+
+def _same(left, right):
+    return left.catalogue == right.catalogue and all(
+        left.splits[name].content_hash() == right.splits[name].content_hash()
+        for name in {*left.splits, *right.splits}
+    )
+
+
+def test_prepared_data_are_loaded_and_reused(good_config, tmp_path, monkeypatch):
+    data_dir = tmp_path / "run" / "data"
+    prepared = dataset.prepare(good_config, data_dir)
+    assert _same(dataset.load(data_dir), prepared)
+    assert [path.name for path in data_dir.parent.iterdir()] == ["data"]
+    monkeypatch.setattr(dataset, "_read_source", None)  # a second read would fail
+    assert _same(dataset.prepare(good_config, data_dir), prepared)
+
+
+def test_column_names_are_settings(config, tmp_path):
+    config.user_column = "reviewer"
+    prepared = dataset.prepare(config, tmp_path / "data")
+    assert len(prepared.splits["train"]) > 10
+
+
+def test_files_may_move_but_not_change(good_config, tmp_path):
+    prepared = dataset.prepare(good_config, tmp_path / "data")
+    moved = tmp_path / "moved.csv"
+    Path(good_config["items"]).rename(moved)
+    good_config["items"] = str(moved)
+    assert _same(dataset.prepare(good_config, tmp_path / "data"), prepared)
+    moved.write_text(moved.read_text().replace("Title 1 ", "Other "))
+    with pytest.raises(ValueError, match="prepared otherwise.*SHA-256 of items.*another workdir"):
+        dataset.prepare(good_config, tmp_path / "data")
+
+
+def test_other_settings_are_refused_with_the_difference(good_config, tmp_path):
+    dataset.prepare(good_config, tmp_path / "data")
+    good_config.history_length = 2
+    with pytest.raises(ValueError, match="history_length: 3 there, 2 now"):
+        dataset.prepare(good_config, tmp_path / "data")
+
+
+def test_a_folder_with_other_files_is_left_alone(good_config, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and holds no prepared data"):
+        dataset.prepare(good_config, tmp_path / "data")
+    assert (tmp_path / "data" / "notes.txt").read_text() == "mine"
+
+
+def test_a_failure_leaves_nothing_behind(config, good_config, tmp_path, monkeypatch):
+    def fail(data, scratch, settings):
+        (scratch / "half").touch()
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tfds_rec, "write", fail)
+    with pytest.raises(OSError, match="disk full"):
+        dataset.prepare(good_config, tmp_path / "run" / "data")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_bad_input_writes_nothing(config, tmp_path):
+    with pytest.raises(ValueError, match=r"no column \['user'\]"):
+        dataset.prepare(config, tmp_path / "run" / "data")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_and_damaged_data_are_named(good_config, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no prepared data"):
+        dataset.load(tmp_path / "data")
+    dataset.prepare(good_config, tmp_path / "data")
+    record = next((tmp_path / "data").rglob("*test.array_record*"))
+    content = record.read_bytes()
+    record.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="split 'test' in .* is damaged"):
+        dataset.load(tmp_path / "data")
+    next((tmp_path / "data").rglob("features.json")).write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        dataset.load(tmp_path / "data")
+
+
+def test_tfds_and_its_data_source_see_the_same_rows(good_config, tmp_path):
+    import tensorflow_datasets as tfds
+
+    data = dataset.prepare(good_config, tmp_path / "data")
+    folder = tmp_path / "data" / "rec_sequences" / "1.0.0"
+    source = tfds.builder_from_directory(str(folder)).as_data_source("test")
+    test = data.splits["test"]
+    assert len(source) == len(test)
+    for row in (0, len(test) - 1):
+        example = source[row]
+        assert example["user"] == test.user[row]
+        assert example["items"].tolist() == test[row].tolist()
+        start, stop = test.offsets[row : row + 2]
+        assert example["timestamps"].tolist() == test.timestamps[start:stop].tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"source": "netflix"}, "data.source must be one of"),
+        ({"source": "published"}, "needs data.path"),
+        ({"source": "files", "items": "x"}, "needs data.interactions and data.items"),
+        ({"histroy_length": 3}, r"unknown keys \['histroy_length'\]"),
+    ],
+)
+def test_bad_configs_are_refused(values, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        dataset.prepare(values, tmp_path)
+
+
+def test_missing_files_are_named_before_anything_is_read(tmp_path):
+    config = {"source": "files", "items": "no/items.csv", "interactions": "no/x.csv"}
+    with pytest.raises(FileNotFoundError, match="data.items: no/items.csv does not exist"):
+        dataset.prepare(config, tmp_path)
+
+
+def test_movielens_comes_from_the_download_or_a_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "ml"
+    folder.mkdir()
+    header = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+    titles = "".join(f"{i}\tFilm {i}, The\t1990\tDrama\n" for i in range(30))
+    (folder / "ml-100k.item").write_text(header + titles)
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    ratings = "".join(f"1\t{i}\t5\t{100 + i}\n" for i in range(30))
+    (folder / "ml-100k.inter").write_text(header + ratings)
+    monkeypatch.setattr(
+        downloads, "fetch", lambda name, cache_dir: {"movielens-100k": folder}[name]
+    )
+    config = {"source": "movielens_100k"}
+    data = dataset.prepare(config, tmp_path / "a")
+    assert data.catalogue.titles[0] == "The Film 0 (1990)"
+    assert [len(data.splits[name]) for name in data.splits] == [1, 16, 2, 2]
+    monkeypatch.setattr(downloads, "fetch", None)
+    again = dataset.prepare({**config, "path": str(folder)}, tmp_path / "b")
+    assert _same(again, data)
+
+
+def test_summary_counts(tmp_path):
+    from tca4rec_jax.data.catalogue import Catalogue
+    from tca4rec_jax.data.sequences import ItemSequences, RecData
+
+    def split(users, rows, times):
+        return ItemSequences(
+            np.array(users),
+            np.concatenate(rows),
+            np.cumsum([0, *map(len, rows)]),
+            np.concatenate(times),
+        )
+
+    train = split([0, 1], [[0, 1], [1, 0]], [[1, 1], [1, 2]])
+    test = split([1, 2], [[0, 1, 0], [2, 1]], [[1, 3, 4], [5, 5]])
+    data = RecData(
+        Catalogue(("a", "b", "c"), ("A", "B", "A")),
+        {"train_sequences": train, "train": train, "validation": train, "test": test},
+    )
+    summary = summarise(data)
+    assert (summary["items"], summary["distinct_titles"]) == (3, 2)
+    assert summary["splits"]["test"] == {
+        "rows": 2,
+        "users": 2,
+        "interactions": 5,
+        "mean_length": 2.5,
+        "tied": 0.5,
+        "repeated": 0.5,
+        "seen_users": 0.5,
+    }
+
+
+CONFIG_FILE = """
+import ml_collections
+
+def get_config():
+    return ml_collections.ConfigDict({{"data": {data}}})
+"""
+
+
+def test_the_launcher_prepares_prints_and_never_imports_tensorflow(good_config, tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG_FILE.format(data=good_config.to_dict()))
+    program = (
+        "import runpy, sys\n"
+        "try:\n    runpy.run_module('launch.prepare_data', run_name='__main__')\n"
+        "finally:\n    assert 'tensorflow' not in sys.modules\n"
+    )
+    command = [sys.executable, "-c", program]
+    command += [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run(*more):
+        return subprocess.run(
+            [*command, *more], capture_output=True, text=True, env=environment, check=False
+        )
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert "12 items, 6 distinct titles" in done.stdout
+    assert "train_sequences" in done.stdout
+    assert "ownloading" not in done.stdout + done.stderr
+    assert len(dataset.load(tmp_path / "run" / "data").splits["test"]) > 0
+    refused = run("--config.data.history_length=2")
+    assert refused.returncode == 1
+    assert "prepare_data:" in refused.stderr
+    assert "history_length: 3 there, 2 now" in refused.stderr
+    assert "Traceback" not in refused.stderr
