@@ -56,7 +56,7 @@ def blocks(array) -> Iterator[tuple[int, np.ndarray]]:
     shape = array.shape
     rows = max(1, _BLOCK_BYTES // (4 * max(int(np.prod(shape[1:])), 1)))
     for start in range(0, shape[0], rows):
-        block = array[start : start + rows]
+        block = array[start : min(start + rows, shape[0])]  # tensorstore does not clamp
         block = block.read().result() if isinstance(block, ts.TensorStore) else block
         with np.errstate(over="ignore"):  # what float32 cannot hold is reported as infinite
             yield start, np.asarray(block, np.float32)

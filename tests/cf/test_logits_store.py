@@ -1,0 +1,242 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorstore as ts
+
+from tca4rec_jax.cf import logits_arrays
+from tca4rec_jax.cf.logits_store import LogitsStoreError, import_array, open_store, write_store
+from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.sequences import ItemSequences
+
+CATALOGUE = Catalogue(tuple("abcdef"), tuple("ABCDEF"))
+ROWS = ItemSequences(
+    np.arange(3),
+    np.array([0, 1, 2, 3, 4, 5, 0, 1, 2]),
+    np.array([0, 4, 6, 9]),
+    np.full(9, -1),
+)
+NUM_POSITIONS, NUM_ITEMS, WIDTH = 9, 6, 4
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def factorised(rng):
+    return {
+        "vectors": rng.normal(size=(NUM_POSITIONS, WIDTH)).astype(np.float32),
+        "item_table": rng.normal(size=(NUM_ITEMS, WIDTH)).astype(np.float32),
+        "item_bias": rng.normal(size=NUM_ITEMS).astype(np.float32),
+    }
+
+
+@pytest.fixture
+def store_path(tmp_path, factorised):
+    path = tmp_path / "store"
+    write_store(path, ROWS, CATALOGUE, **factorised, cf_model="SASRec", history_length=10)
+    return path
+
+
+def edit_manifest(path, **changes):
+    file = path / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def overwrite(path, name, index, value):
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{path / name}/"}}
+    ts.open(spec, open=True).result()[index].write(value).result()
+
+
+def test_factorised_round_trip(store_path, factorised):
+    store = open_store(store_path, ROWS, CATALOGUE, history_length=10)
+    positions = np.array([8, 0, 3, 3])
+    assert store.kind == "factorised"
+    assert store.manifest["cf_model"] == "SASRec"
+    np.testing.assert_array_equal(store.read(positions), factorised["vectors"][positions])
+    np.testing.assert_array_equal(store.item_table, factorised["item_table"])
+    np.testing.assert_array_equal(store.item_bias, factorised["item_bias"])
+    expected = factorised["vectors"][positions] @ factorised["item_table"].T
+    expected = expected + factorised["item_bias"][None, :]
+    np.testing.assert_allclose(store.logits(positions), expected, rtol=1e-5)
+    assert store.read(np.zeros(0, np.int64)).shape == (0, WIDTH)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 1], ids=["one chunk", "a chunk per entry"])
+def test_dense_round_trip_over_chunks_and_blocks(tmp_path, rng, monkeypatch, chunk_bytes):
+    monkeypatch.setattr(logits_arrays, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(logits_arrays, "_BLOCK_BYTES", 4 * NUM_ITEMS * 2)
+    logits = rng.normal(size=(NUM_POSITIONS, NUM_ITEMS))
+    write_store(tmp_path / "dense", ROWS, CATALOGUE, logits=logits, cf_model="mine")
+    store = open_store(tmp_path / "dense", ROWS, CATALOGUE)
+    assert store.kind == "dense"
+    assert store.item_table is None
+    positions = np.array([5, 1, 7])
+    np.testing.assert_array_equal(store.read(positions), logits[positions].astype(np.float32))
+    np.testing.assert_array_equal(store.logits(positions), store.read(positions))
+
+
+def test_one_entry_per_row_stands_for_the_last_items(tmp_path, rng):
+    logits = rng.normal(size=(3, NUM_ITEMS)).astype(np.float32)
+    write_store(tmp_path / "rows", ROWS, CATALOGUE, logits=logits, cf_model="mine")
+    store = open_store(tmp_path / "rows", ROWS, CATALOGUE)
+    np.testing.assert_array_equal(store.read(ROWS.last_positions[[2, 0]]), logits[[2, 0]])
+    with pytest.raises(LogitsStoreError, match="flat position 4 lies earlier in row 1"):
+        store.read(np.array([3, 4]))
+
+
+@pytest.mark.parametrize("position", [-1, NUM_POSITIONS])
+def test_positions_outside_the_rows_are_errors(store_path, position):
+    store = open_store(store_path, ROWS, CATALOGUE)
+    with pytest.raises(LogitsStoreError, match=f"flat position {position} is not one of the 9"):
+        store.read(np.array([0, position]))
+
+
+def test_a_store_replaces_the_one_before_and_leaves_nothing_beside(store_path, factorised):
+    changed = factorised | {"vectors": -factorised["vectors"]}
+    write_store(store_path, ROWS, CATALOGUE, **changed, cf_model="SASRec")
+    store = open_store(store_path, ROWS, CATALOGUE)
+    np.testing.assert_array_equal(store.read(np.arange(9)), changed["vectors"])
+    assert [file.name for file in store_path.parent.iterdir()] == ["store"]
+
+
+def test_a_failed_write_keeps_the_store_before(store_path, factorised):
+    bad = factorised | {"vectors": np.full((NUM_POSITIONS, WIDTH), np.nan, np.float32)}
+    with pytest.raises(LogitsStoreError, match="finite"):
+        write_store(store_path, ROWS, CATALOGUE, **bad, cf_model="SASRec")
+    store = open_store(store_path, ROWS, CATALOGUE)
+    np.testing.assert_array_equal(store.read(np.arange(9)), factorised["vectors"])
+    assert [file.name for file in store_path.parent.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_writing_a_value_that_is_not_finite_names_file_and_row(tmp_path, factorised, value):
+    factorised["vectors"][5, 2] = value
+    message = r"store/vectors: entry 5, column 2 \(row 1 of the data, place 1\)"
+    with pytest.raises(LogitsStoreError, match=message):
+        write_store(tmp_path / "store", ROWS, CATALOGUE, **factorised, cf_model="SASRec")
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_float32_cannot_hold_is_reported(tmp_path):
+    logits = np.zeros((3, NUM_ITEMS))
+    logits[2, 1] = 1e300
+    with pytest.raises(LogitsStoreError, match=r"logits: entry 2, column 1 \(row 2 of the data\)"):
+        write_store(tmp_path / "store", ROWS, CATALOGUE, logits=logits, cf_model="mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "message"),
+    [
+        ("vectors", (8, 3), r"vectors: entry 8, column 3 \(row 2 of the data, place 2\) is nan"),
+        ("item_table", (2, 0), r"item_table: entry 2, column 0 is nan"),
+        ("item_bias", 4, r"item_bias: entry 4 is nan"),
+    ],
+)
+def test_opening_a_store_finds_nan(store_path, name, index, message):
+    overwrite(store_path, name, index, np.nan)
+    with pytest.raises(LogitsStoreError, match=message):
+        open_store(store_path, ROWS, CATALOGUE)
+
+
+def test_a_missing_store_says_how_to_make_one(tmp_path):
+    with pytest.raises(LogitsStoreError, match=r"no CF logits at .*nowhere.*launch/train_cf\.py"):
+        open_store(tmp_path / "nowhere", ROWS, CATALOGUE)
+
+
+def test_a_store_of_other_rows_is_stale(store_path):
+    other = ItemSequences(ROWS.user, ROWS.items[::-1].copy(), ROWS.offsets, ROWS.timestamps)
+    with pytest.raises(LogitsStoreError, match="rows_hash is .* written for other data"):
+        open_store(store_path, other, CATALOGUE)
+
+
+def test_a_store_of_another_catalogue_is_stale(store_path):
+    renamed = Catalogue(CATALOGUE.item_ids, tuple("ABCDEX"))
+    with pytest.raises(LogitsStoreError, match="catalogue_hash is .* written for other data"):
+        open_store(store_path, ROWS, renamed)
+    larger = Catalogue(tuple("abcdefg"), tuple("ABCDEFG"))
+    with pytest.raises(LogitsStoreError, match="num_items is 6, but the data has 7"):
+        open_store(store_path, ROWS, larger)
+
+
+def test_a_store_with_other_row_counts_says_both(store_path):
+    with pytest.raises(LogitsStoreError, match="num_rows is 3, but the data has 2"):
+        open_store(store_path, ROWS.take([0, 1]), CATALOGUE)
+
+
+def test_a_damaged_store_is_an_error_that_names_the_file(store_path):
+    shutil.rmtree(store_path / "vectors")
+    with pytest.raises(LogitsStoreError, match="vectors cannot be opened"):
+        open_store(store_path, ROWS, CATALOGUE)
+    edit_manifest(store_path, kind="sparse")
+    with pytest.raises(LogitsStoreError, match=r"manifest\.json is incomplete"):
+        open_store(store_path, ROWS, CATALOGUE)
+    (store_path / "manifest.json").write_text("{")
+    with pytest.raises(LogitsStoreError, match=r"manifest\.json is not JSON"):
+        open_store(store_path, ROWS, CATALOGUE)
+
+
+def test_arrays_of_another_shape_than_the_manifest_says(store_path):
+    edit_manifest(store_path, arrays={"vectors": [9, 5], "item_table": [6, 5]})
+    with pytest.raises(
+        LogitsStoreError, match=r"shape \[9, 4\], expected float32 of shape \[9, 5\]"
+    ):
+        open_store(store_path, ROWS, CATALOGUE)
+
+
+def test_a_history_longer_than_the_models_is_an_error(store_path):
+    with pytest.raises(
+        ValueError, match="history is 11 items long, but the CF model reads 1 to 10"
+    ):
+        open_store(store_path, ROWS, CATALOGUE, history_length=11)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vectors": np.zeros((8, WIDTH))}, r"vectors has 8 entries; expected 3 .* or 9"),
+        ({"item_table": np.zeros((5, WIDTH))}, "item_table covers 5 items, the catalogue has 6"),
+        ({"item_bias": np.zeros(7)}, "item_bias covers 7 items.*for padding"),
+        ({"vectors": np.zeros((9, 3))}, "vectors are 3 wide, the item_table is 4 wide"),
+        ({"item_bias": np.zeros((6, 1))}, "item_bias must have 1 axes"),
+        ({"item_table": None}, "either vectors with an item_table, or logits"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_errors(tmp_path, factorised, changes, message):
+    with pytest.raises(LogitsStoreError, match=message):
+        write_store(tmp_path / "store", ROWS, CATALOGUE, **(factorised | changes), cf_model="x")
+
+
+@pytest.mark.parametrize("rows", [3, NUM_POSITIONS])
+def test_importing_a_users_logits(tmp_path, rng, rows):
+    logits = rng.normal(size=(rows, NUM_ITEMS)).astype(np.float16)
+    np.save(tmp_path / "mine.npy", logits)
+    import_array(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)
+    store = open_store(tmp_path / "store", ROWS, CATALOGUE)
+    of_last = logits if rows == len(ROWS) else logits[ROWS.last_positions]
+    np.testing.assert_array_equal(store.read(ROWS.last_positions), of_last.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (np.zeros((4, NUM_ITEMS)), r"mine\.npy: logits has 4 entries; expected 3 .* or 9"),
+        (np.zeros((3, NUM_ITEMS + 1)), r"mine\.npy: logits covers 7 items, .* has 6; .*padding"),
+        (np.zeros(3), r"mine\.npy: logits must have 2 axes"),
+        (np.full((3, NUM_ITEMS), np.nan), r"mine\.npy: entry 0, column 0 \(row 0 of the data\)"),
+        (np.full((3, NUM_ITEMS), "x"), r"mine\.npy: expected one \.npy array of floating point"),
+    ],
+)
+def test_importing_what_does_not_fit_names_the_users_file(tmp_path, logits, message):
+    np.save(tmp_path / "mine.npy", logits)
+    with pytest.raises(LogitsStoreError, match=message):
+        import_array(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)
+    assert not (tmp_path / "store").exists()
+
+
+def test_importing_a_missing_file(tmp_path):
+    with pytest.raises(LogitsStoreError, match=r"mine\.npy cannot be read"):
+        import_array(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)

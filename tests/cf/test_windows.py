@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from tca4rec_jax.cf.windows import row_starts, targets_of_windows, windows_before
+from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+
+
+def sequences_of(rows):
+    offsets = np.cumsum([0, *map(len, rows)])
+    items = np.concatenate(rows)
+    return ItemSequences(np.arange(len(rows)), items, offsets, np.full(len(items), -1))
+
+
+def left_padded(items, length):
+    items = list(items)[-length:]
+    return [PAD_ITEM] * (length - len(items)) + items
+
+
+@pytest.mark.parametrize("length", [1, 3, 6])
+def test_windows_of_every_position_against_a_loop(length):
+    rows = [[5, 3, 8, 1, 2], [7], [4, 4, 6]]
+    sequences = sequences_of(rows)
+    history, target = [], []
+    for row in rows:
+        for place in range(len(row)):
+            history.append(left_padded(row[:place], length))
+            target.append(left_padded(row[: place + 1], length))
+    positions = np.arange(len(sequences.items))
+    starts = row_starts(sequences)
+    got = windows_before(sequences.items, starts, positions, length)
+    np.testing.assert_array_equal(got, history)
+    got = targets_of_windows(sequences.items, starts, positions, length)
+    np.testing.assert_array_equal(got, target)
+
+
+def test_windows_of_last_positions_are_the_histories_of_the_rows():
+    sequences = sequences_of([[5, 3, 8, 1, 2], [7, 0], [4, 4, 6]])
+    history, target = sequences.histories_and_targets(3)
+    last = sequences.last_positions
+    got = windows_before(sequences.items, row_starts(sequences), last, 3)
+    np.testing.assert_array_equal(got, history)
+    np.testing.assert_array_equal(
+        targets_of_windows(sequences.items, row_starts(sequences), last, 3)[:, -1], target
+    )
