@@ -32,12 +32,13 @@ def default_config() -> ConfigDict:
                 "source": "movielens_100k",  # or 'files', 'published'
                 "path": "",  # 'published': the directory
                 "interactions": "",  # 'files': CSV or Parquet
-                "items": "",
+                "catalogue": "",
                 "user_column": "user",
                 "item_column": "item",
                 "timestamp_column": "timestamp",
                 "title_column": "title",
-                "history_length": 10,
+                "history_length": 10,  # items
+                "min_history": 0,  # 0: only rows with a full history
                 "split": (0.8, 0.1, 0.1),
                 "seed": 0,
                 "max_title_length": 100,  # characters

@@ -35,7 +35,7 @@ class DataConfig:
         in the folder `path`).
       path: a folder, see source.
       interactions: CSV, TSV or Parquet file with a user, an item and a timestamp per row.
-      items: CSV, TSV or Parquet file with an item and a title per row.
+      catalogue: CSV, TSV or Parquet file with an item and a title per row.
       user_column, item_column, timestamp_column, title_column: names of the columns in those two
         files (the item's column has one name in both).
       history_length: the most items before a target.
@@ -50,7 +50,7 @@ class DataConfig:
     source: str = "movielens_100k"
     path: str = ""
     interactions: str = ""
-    items: str = ""
+    catalogue: str = ""
     user_column: str = "user"
     item_column: str = "item"
     timestamp_column: str = "timestamp"
@@ -66,8 +66,8 @@ class DataConfig:
             raise ValueError(f"data.source must be one of {list(SOURCES)}, got {self.source!r}")
         if self.source == "published" and not self.path:
             raise ValueError("data.source=published needs data.path, the folder with item.csv")
-        if self.source == "files" and not (self.interactions and self.items):
-            raise ValueError("data.source=files needs data.interactions and data.items")
+        if self.source == "files" and not (self.interactions and self.catalogue):
+            raise ValueError("data.source=files needs data.interactions and data.catalogue")
         object.__setattr__(self, "split", tuple(float(part) for part in self.split))
 
     @classmethod
@@ -130,10 +130,10 @@ def _source_files(config: DataConfig, cache_dir) -> dict[str, Path]:
     if config.source == "published":
         return published_files(config.path)
     if config.source == "files":
-        files = {"items": Path(config.items), "interactions": Path(config.interactions)}
+        files = {"catalogue": Path(config.catalogue), "interactions": Path(config.interactions)}
     else:
         folder = Path(config.path) if config.path else downloads.fetch("movielens-100k", cache_dir)
-        files = {"items": folder / ITEMS_FILE, "interactions": folder / INTERACTIONS_FILE}
+        files = {"catalogue": folder / ITEMS_FILE, "interactions": folder / INTERACTIONS_FILE}
     for role, path in files.items():
         if not path.is_file():
             raise FileNotFoundError(f"data.{role}: {path} does not exist")
@@ -144,10 +144,10 @@ def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
     if config.source == "published":
         return read_published(config.path, config.max_title_length)
     if config.source == "movielens_100k":
-        catalogue, interactions = read_movielens(files["items"].parent, config.max_title_length)
+        catalogue, interactions = read_movielens(files["catalogue"].parent, config.max_title_length)
     else:
         columns = {"item": config.item_column, "title": config.title_column}
-        catalogue = read_items(files["items"], columns, config.max_title_length)
+        catalogue = read_items(files["catalogue"], columns, config.max_title_length)
         columns = {"user": config.user_column, "item": config.item_column}
         columns["timestamp"] = config.timestamp_column
         interactions = read_interactions(files["interactions"], catalogue, columns)
@@ -164,7 +164,7 @@ def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
 def _settings(config: DataConfig, files: dict[str, Path]) -> dict:
     """What decides the rows: the config without the places of the files, and their SHA-256."""
     settings = asdict(config) | {"format": _FORMAT}
-    for place in ("path", "interactions", "items"):
+    for place in ("path", "interactions", "catalogue"):
         del settings[place]
     for role, path in files.items():
         with path.open("rb") as file:

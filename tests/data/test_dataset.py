@@ -25,7 +25,7 @@ def config(tmp_path):
     return ml_collections.ConfigDict(
         {
             "source": "files",
-            "items": str(items),
+            "catalogue": str(items),
             "interactions": str(interactions),
             "history_length": 3,
         }
@@ -64,11 +64,11 @@ def test_column_names_are_settings(config, tmp_path):
 def test_files_may_move_but_not_change(good_config, tmp_path):
     prepared = dataset.prepare(good_config, tmp_path / "data")
     moved = tmp_path / "moved.csv"
-    Path(good_config["items"]).rename(moved)
-    good_config["items"] = str(moved)
+    Path(good_config["catalogue"]).rename(moved)
+    good_config["catalogue"] = str(moved)
     assert _same(dataset.prepare(good_config, tmp_path / "data"), prepared)
     moved.write_text(moved.read_text().replace("Title 1 ", "Other "))
-    with pytest.raises(ValueError, match="prepared otherwise.*SHA-256 of items.*another workdir"):
+    with pytest.raises(ValueError, match="prepared otherwise.*SHA-256 of catalogue.*another workdir"):
         dataset.prepare(good_config, tmp_path / "data")
 
 
@@ -139,7 +139,7 @@ def test_tfds_and_its_data_source_see_the_same_rows(good_config, tmp_path):
     [
         ({"source": "netflix"}, "data.source must be one of"),
         ({"source": "published"}, "needs data.path"),
-        ({"source": "files", "items": "x"}, "needs data.interactions and data.items"),
+        ({"source": "files", "catalogue": "x"}, "needs data.interactions and data.catalogue"),
         ({"histroy_length": 3}, r"unknown keys \['histroy_length'\]"),
     ],
 )
@@ -149,8 +149,8 @@ def test_bad_configs_are_refused(values, message, tmp_path):
 
 
 def test_missing_files_are_named_before_anything_is_read(tmp_path):
-    config = {"source": "files", "items": "no/items.csv", "interactions": "no/x.csv"}
-    with pytest.raises(FileNotFoundError, match="data.items: no/items.csv does not exist"):
+    config = {"source": "files", "catalogue": "no/items.csv", "interactions": "no/x.csv"}
+    with pytest.raises(FileNotFoundError, match="data.catalogue: no/items.csv does not exist"):
         dataset.prepare(config, tmp_path)
 
 
