@@ -109,12 +109,12 @@ def fit(
             "always provide; use cf.loss 'softmax'"
         )
     graph, params = nnx.split(model, nnx.Param)
-    optimizer = optax.adam(config.learning_rate)
     flat = (jnp.asarray(train.items), jnp.asarray(row_starts(train)))
-    run_epoch = functools.partial(_run_epoch, graph, optimizer, config, *flat)
+    settings = (graph, config.loss, config.labels, config.learning_rate)
+    run_epoch = functools.partial(_run_epoch, *settings, *flat)
     # An epoch donates what it is given, and the caller keeps the model passed in.
     params = jax.tree.map(jnp.copy, params)
-    carry = (params, optimizer.init(params))
+    carry = (params, optax.adam(config.learning_rate).init(params))
     root_key = jax.random.key(config.seed)
     order = _BatchOrder(len(train.items), model.config.history_length, config)
 
@@ -168,30 +168,26 @@ class _BatchOrder:
         return taken.reshape(self._num_batches, self._batch_size)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
-def _run_epoch(graph, optimizer, config, items_n, row_starts_n, carry, position_ExB, key):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=6)
+def _run_epoch(graph, loss, labels, learning_rate, items_n, row_starts_n, carry, position_ExB, key):
     """One epoch: (params, optimizer state) after it, and the mean of its batches' losses."""
+    optimizer = optax.adam(learning_rate)
 
     def step(carry, batch):
         params, state = carry
         position_B, number = batch
-        loss, gradients = jax.value_and_grad(window_loss)(
-            params,
-            graph,
-            config,
-            items_n,
-            row_starts_n,
-            position_B,
-            jax.random.fold_in(key, number),
+        batch_key = jax.random.fold_in(key, number)
+        batch_loss, gradients = jax.value_and_grad(window_loss)(
+            params, graph, loss, labels, items_n, row_starts_n, position_B, batch_key
         )
         updates, state = optimizer.update(gradients, state, params)
-        return (optax.apply_updates(params, updates), state), loss
+        return (optax.apply_updates(params, updates), state), batch_loss
 
     carry, losses = jax.lax.scan(step, carry, (position_ExB, jnp.arange(len(position_ExB))))
     return carry, losses.mean()
 
 
-def window_loss(params, graph, config: FitConfig, items_n, row_starts_n, position_B, key):
+def window_loss(params, graph, loss, labels, items_n, row_starts_n, position_B, key):
     """Mean loss over the supervised places of the windows before the positions; float32 []."""
     model = nnx.merge(graph, params)
     length = model.config.history_length
@@ -199,12 +195,12 @@ def window_loss(params, graph, config: FitConfig, items_n, row_starts_n, positio
     target_BxS = targets_of_windows(items_n, row_starts_n, position_B, length)
     dropout_key, negative_key = jax.random.split(key)
     hidden_BxSxD = model.hidden(history_BxS, dropout_key)
-    if config.labels == "last":
+    if labels == "last":
         hidden_BxSxD, target_BxS = hidden_BxSxD[:, -1:], target_BxS[:, -1:]
     table_IxD = model.item_table[...]
     supervised_BxS = target_BxS != PAD_ITEM
     target_BxS = jnp.maximum(target_BxS, 0)
-    if config.loss == "softmax":
+    if loss == "softmax":
         loss_BxS = _softmax_loss(hidden_BxSxD, table_IxD, target_BxS)
     else:
         shape = target_BxS.shape

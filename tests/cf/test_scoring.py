@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from flax import nnx
+
+from tca4rec_jax.cf.popularity import popularity_logits
+from tca4rec_jax.cf.sasrec import SASRec, SASRecConfig
+from tca4rec_jax.cf.scoring import score_rows, user_vectors
+from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+
+SEQUENCES = ItemSequences(
+    np.arange(3),
+    np.array([0, 1, 2, 3, 4, 5, 0, 1, 2]),
+    np.array([0, 4, 6, 9]),
+    np.full(9, -1),
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = SASRecConfig(num_items=6, history_length=3, units=8, blocks=1)
+    return SASRec(config, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("history_length", [None, 3, 1])
+def test_user_vectors_of_every_position_against_one_history_at_a_time(model, history_length):
+    histories = []
+    for row in range(len(SEQUENCES)):
+        for place in range(len(SEQUENCES[row])):
+            seen = SEQUENCES[row][:place][-(history_length or 3) :]
+            histories.append([PAD_ITEM] * (3 - len(seen)) + list(seen))
+    expected = model.user_vectors(np.array(histories, np.int32))
+    got = user_vectors(model, SEQUENCES, history_length=history_length, batch_size=4)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_user_vectors_of_chosen_positions(model):
+    every = user_vectors(model, SEQUENCES)
+    chosen = np.array([8, 0, 8, 5])
+    np.testing.assert_allclose(user_vectors(model, SEQUENCES, chosen), every[chosen], atol=1e-5)
+    assert user_vectors(model, SEQUENCES, np.zeros(0, np.int64)).shape == (0, 8)
+
+
+def test_what_the_model_cannot_read_is_an_error(model):
+    with pytest.raises(ValueError, match="history is 4 items long, but the CF model reads 1 to 3"):
+        user_vectors(model, SEQUENCES, history_length=4)
+    with pytest.raises(ValueError, match=r"positions must lie in 0\.\.8"):
+        user_vectors(model, SEQUENCES, np.array([9]))
+    other = ItemSequences(np.arange(2), np.array([0, 1, 6]), np.array([0, 1, 3]), np.full(3, -1))
+    with pytest.raises(ValueError, match=r"row 1 holds item index 6.* knows 6 items"):
+        user_vectors(model, other)
+
+
+def test_score_rows_against_numpy():
+    rng = np.random.default_rng(0)
+    vector_RxD, table_IxD = rng.normal(size=(7, 4)), rng.normal(size=(9, 4))
+    bias_I, target_R = rng.normal(size=9), rng.integers(0, 9, 7)
+    scores = score_rows(
+        *(array.astype(np.float32) for array in (vector_RxD, table_IxD)),
+        target_R,
+        bias_I.astype(np.float32),
+        batch_size=3,
+    )
+    logits_RxI = vector_RxD @ table_IxD.T + bias_I[None, :]
+    share_RxI = np.exp(logits_RxI) / np.exp(logits_RxI).sum(1, keepdims=True)
+    own_R = np.take_along_axis(logits_RxI, target_R[:, None], 1)
+    np.testing.assert_array_equal(scores.rank, (logits_RxI > own_R).sum(1))
+    np.testing.assert_allclose(scores.nll, -np.log(share_RxI[np.arange(7), target_R]), rtol=1e-4)
+    np.testing.assert_allclose(scores.entropy, -(share_RxI * np.log(share_RxI)).sum(1), rtol=1e-4)
+
+
+def test_popularity_logits_are_smoothed_log_shares():
+    logits_I = popularity_logits(SEQUENCES, 7)
+    counts = np.array([2, 2, 2, 1, 1, 1, 0]) + 1
+    assert logits_I.dtype == np.float32
+    np.testing.assert_allclose(np.exp(logits_I), counts / counts.sum(), rtol=1e-6)
+    with pytest.raises(ValueError, match="item index 5 is outside the catalogue of 5 items"):
+        popularity_logits(SEQUENCES, 5)
