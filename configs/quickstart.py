@@ -17,4 +17,18 @@ def get_config(arg=""):
     config.training.batch_size = 8
     config.training.steps = 60
     config.training.checkpoint_every = 30
+    config.evaluation.variants = (
+        ("LLM, untrained", "", 0.0),
+        ("LLM, alpha = 0", "plain", 0.0),
+        ("LLM, alpha > 0", "aligned", 0.0),
+        ("LLM, alpha > 0, guidance 1", "aligned", 1.0),
+    )
+    config.evaluation.differences = (
+        ("LLM, alpha = 0", "LLM, untrained"),
+        ("LLM, alpha > 0", "LLM, untrained"),
+        ("LLM, alpha > 0", "LLM, alpha = 0"),
+        ("LLM, alpha > 0, guidance 1", "LLM, alpha > 0"),
+        ("LLM, alpha > 0, guidance 1", "CF model"),
+        ("CF model", "Most popular"),
+    )
     return apply_argument(config, arg)

@@ -90,6 +90,8 @@ def default_config() -> ConfigDict:
             "decoding": {
                 "beams": 10,
                 "score": "before_softmax",  # or 'after_softmax'
+                "rules": "exact",  # or 'huggingface'
+                "temperature": 1.0,
                 "length_penalty": 0.0,
             },
             "evaluation": {

@@ -130,7 +130,7 @@ def keep_latest(tokens: TitleTokens, items: Ragged, budget: int, reserve: int = 
 
 
 def prompts(tokens: TitleTokens, history_RxH: np.ndarray, budget: int) -> Ragged:
-    """int32 Ragged [R]: the prompts of histories, cut at the left to `budget` tokens by whole titles.
+    """int32 Ragged [R]: prompts of at most `budget` tokens, cut at the left by whole titles.
 
     Args:
       history_RxH: item indices, oldest first, padded on the left with PAD_ITEM.

@@ -1,0 +1,293 @@
+"""The evaluation of a run: CF models and LLM variants on the same rows, each over all items.
+
+Written below the work directory:
+  evaluation/<label>.npz    recommended items and ranks of each row, kept so that an interrupted
+                            evaluation goes on and any other statistic can be computed
+  results.json, results.md, results.png, training.png, examples.md
+
+Axis letters: R rows, I items, K places of a list, Q distinct titles.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import rich
+from absl import logging
+from ml_collections import ConfigDict
+
+from tca4rec_jax.cf.popularity import popularity_logits
+from tca4rec_jax.data.prompts import prompts
+from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.evaluation.ranking import (
+    bootstrap_intervals,
+    metric_values,
+    paired_differences,
+    rank_in_list,
+    ranking_metrics,
+)
+from tca4rec_jax.evaluation.report import (
+    console_table,
+    examples_text,
+    markdown_table,
+    plot_metrics,
+    plot_training_curves,
+    write_results,
+    write_text,
+)
+from tca4rec_jax.ranking import CUTOFFS, rank_of_target
+from tca4rec_jax.training.loop import read_log
+from tca4rec_jax.training.run import Run
+
+POPULAR, CF = "Most popular", "CF model"
+SHOWN = ("hr@1", "hr@3", "hr@5", "hr@10", "ndcg@3", "ndcg@5", "ndcg@10")
+
+
+class Ranked(NamedTuple):
+    """One model on the evaluated rows.
+
+    Attributes:
+      items_RxK: int32, the best items, best first, -1 where there are no more.
+      rank_R: int32, 0-based rank of the target item, -1 if it is not among those considered.
+      title_rank_R: int32, the same among distinct titles: items that share one count as one.
+    """
+
+    items_RxK: np.ndarray
+    rank_R: np.ndarray
+    title_rank_R: np.ndarray
+
+
+def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
+    """Evaluates everything in config.evaluation and writes the reports; returns results.json.
+
+    Raises:
+      FileNotFoundError: a part of the work directory or an LLM run is missing.
+      ValueError: a difference of labels that are not in the table, or inputs that do not fit.
+    """
+    run = Run(config, workdir)
+    fields = config.evaluation
+    _check_labels(config)
+    rows = sample_rows(run.data.splits[fields.split], fields.rows, config.seed)
+    logging.info("Evaluating %d of the %s rows", len(rows), fields.split)
+    ranked = _cf_models(run, rows)
+    for label, name, guidance in fields.variants:
+        ranked[label] = _cached_llm(run, rows, label, name, guidance)
+    results = _results(run, rows, ranked)
+    _report(run, rows, ranked, results)
+    return results
+
+
+def sample_rows(sequences: ItemSequences, count: int, seed: int) -> np.ndarray:
+    """int64: `count` rows without replacement in ascending order; all of them for 0."""
+    if not count or count >= len(sequences):
+        return np.arange(len(sequences))
+    return np.sort(np.random.default_rng(seed).choice(len(sequences), count, replace=False))
+
+
+def _check_labels(config: ConfigDict) -> None:
+    labels = {POPULAR, CF, *(label for label, _, _ in config.evaluation.variants)}
+    unknown = {label for pair in config.evaluation.differences for label in pair} - labels
+    if unknown:
+        raise ValueError(
+            f"evaluation.differences names {sorted(unknown)}; the table has {sorted(labels)}"
+        )
+
+
+def _cf_models(run: Run, rows: np.ndarray) -> dict[str, Ranked]:
+    """Most popular and the CF model of the logits store, by full ranking."""
+    popular_I = popularity_logits(run.data.splits["train_sequences"], run.data.catalogue.num_items)
+    scores = {
+        POPULAR: np.broadcast_to(popular_I, (rows.size, popular_I.size)),
+        CF: _cf_logits(run, rows),
+    }
+    return {label: _full_ranking(run, rows, scores_RxI) for label, scores_RxI in scores.items()}
+
+
+def _cf_logits(run: Run, rows: np.ndarray) -> np.ndarray:
+    """float32 [R, I] for the targets of the given rows."""
+    split = run.config.evaluation.split
+    positions = run.data.splits[split].last_positions[rows]
+    return run.cf_store(split).logits(positions)
+
+
+def _full_ranking(run: Run, rows: np.ndarray, scores_RxI: np.ndarray) -> Ranked:
+    split = run.data.splits[run.config.evaluation.split]
+    target_R = split.items[split.last_positions[rows]]
+    leaf_of_item = run.trie.leaf_of_item
+    title_RxQ = np.full((rows.size, run.trie.num_leaves), -np.inf, np.float32)
+    np.maximum.at(title_RxQ, (slice(None), leaf_of_item), scores_RxI)
+    best = np.argsort(-scores_RxI, axis=1, kind="stable")[:, : max(CUTOFFS)]
+    return Ranked(
+        best.astype(np.int32),
+        rank_of_target(scores_RxI, target_R),
+        rank_of_target(title_RxQ, leaf_of_item[target_R]),
+    )
+
+
+def _cached_llm(run: Run, rows: np.ndarray, label: str, name: str, guidance: float) -> Ranked:
+    """The LLM variant's lists, from an earlier evaluation of the same thing if there is one."""
+    path = run.workdir / "evaluation" / (re.sub(r"\W+", "_", label).strip("_") + ".npz")
+    identity = _identity(run, rows, name, guidance)
+    if path.exists():
+        with np.load(path) as saved:
+            if str(saved["identity"]) == identity:
+                logging.info("%s: lists of an earlier evaluation in %s", label, path)
+                return Ranked(*(saved[field] for field in Ranked._fields))
+    began = time.perf_counter()
+    ranked = _llm(run, rows, label, name, guidance)
+    logging.info("%s: %.2f rows/s", label, rows.size / (time.perf_counter() - began))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".partial")
+    with beside.open("wb") as file:
+        np.savez(file, identity=identity, **ranked._asdict())
+    os.replace(beside, path)
+    return ranked
+
+
+def _identity(run: Run, rows: np.ndarray, name: str, guidance: float) -> str:
+    """What the lists of an LLM variant depend on."""
+    config = run.config
+    log = run.workdir / "llm" / name / "log.jsonl" if name else None
+    parts = {
+        "llm": config.llm.to_dict(),
+        "lora": config.lora.to_dict() if name else None,
+        "prompt": config.prompt.to_dict(),
+        "decoding": config.decoding.to_dict(),
+        "guidance": guidance,
+        "beta": config.objective.beta,
+        "training log": hashlib.sha256(log.read_bytes()).hexdigest() if name else "",
+        "cf": _sha256(_cf_logits(run, rows)) if guidance else "",
+        "rows": _sha256(rows),
+        "data": run.data.splits[config.evaluation.split].content_hash(),
+        "catalogue": run.data.catalogue.content_hash(),
+    }
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _llm(run: Run, rows: np.ndarray, label: str, name: str, guidance: float) -> Ranked:
+    config = run.config
+    split = run.data.splits[config.evaluation.split].take(rows)
+    history_RxH, target_R = split.histories_and_targets(config.data.history_length)
+    fields = config.decoding
+    recommender = Recommender(
+        run.trie,
+        SearchConfig(fields.beams, fields.score, fields.rules),
+        mesh=run.mesh,
+        batch_size=config.evaluation.batch_size,
+    )
+    weights = ScoreWeights(
+        guidance, config.objective.beta, fields.temperature, fields.length_penalty
+    )
+    cf_RxI = _cf_logits(run, rows) if guidance else None
+    found = recommender.recommend(
+        run.trained_decoder(name) if name else run.decoder,
+        prompts(run.titles, history_RxH, config.prompt.max_tokens),
+        weights,
+        cf_logits=None if cf_RxI is None else cf_RxI.__getitem__,
+        progress=label,
+    )
+    items_RxK = found.items(run.trie, fields.beams)
+    leaf_R = run.trie.leaf_of_item[target_R]
+    return Ranked(
+        items_RxK, rank_in_list(items_RxK, target_R), rank_in_list(found.leaves_RxM, leaf_R)
+    )
+
+
+def _results(run: Run, rows: np.ndarray, ranked: dict[str, Ranked]) -> dict:
+    """Everything that results.json holds; ranking metrics are intervals."""
+    config = run.config
+    split = run.data.splits[config.evaluation.split].take(rows)
+    models = {}
+    for label, one in ranked.items():
+        models[label] = {
+            "by item": ranking_metrics(one.rank_R, seed=config.seed),
+            "by title": ranking_metrics(one.title_rank_R, seed=config.seed),
+        }
+        for part, chosen_R in (("tied", split.tied), ("untied", ~split.tied)):
+            if chosen_R.any():
+                values = metric_values(one.rank_R[chosen_R], (10,))
+                models[label][f"by item, {part} rows"] = bootstrap_intervals(
+                    values, seed=config.seed
+                )
+    differences = {
+        f"{a} - {b}": paired_differences(
+            ranked[a].rank_R, ranked[b].rank_R, (10,), seed=config.seed
+        )
+        for a, b in config.evaluation.differences
+    }
+    return {
+        "rows": len(rows),
+        "tied_rows": int(split.tied.sum()),
+        "split": config.evaluation.split,
+        "items": run.data.catalogue.num_items,
+        "models": models,
+        "differences": differences,
+        "config": json.loads(config.to_json_best_effort()),
+    }
+
+
+def _report(run: Run, rows: np.ndarray, ranked: dict[str, Ranked], results: dict) -> None:
+    """Prints the tables and writes every report file."""
+    workdir, evaluation = run.workdir, run.config.evaluation
+    models = results["models"]
+    means = {
+        label: {name.upper(): one["by item"][name].mean for name in SHOWN}
+        | {"NDCG@10, 95% interval": one["by item"]["ndcg@10"]}
+        | {"by title": one["by title"]["ndcg@10"].mean}
+        | {
+            part: one[f"by item, {part} rows"]["ndcg@10"].mean
+            for part in ("tied", "untied")
+            if f"by item, {part} rows" in one
+        }
+        for label, one in models.items()
+    }
+    differences = {
+        label: {"NDCG@10": one["ndcg@10"], "HR@10": one["hr@10"]}
+        for label, one in results["differences"].items()
+    }
+    title = f"{results['rows']} {results['split']} rows, each ranked over {results['items']} items"
+    console = rich.console.Console(width=150)
+    console.print(console_table(means, title=title, first_column="model"))
+    text = f"{title}\n\n{markdown_table(means, first_column='model')}"
+    if differences:
+        heading = "Paired differences (95% bootstrap interval)"
+        console.print(console_table(differences, title=heading, first_column="difference"))
+        text += f"\n{heading}\n\n{markdown_table(differences, first_column='difference')}"
+    write_results(workdir / "results.json", results)
+    write_text(workdir / "results.md", text)
+    plot_metrics(
+        workdir / "results.png",
+        {label: one["by item"] for label, one in models.items()},
+        ("hr@10", "ndcg@10"),
+    )
+    names = dict.fromkeys(name for _, name, _ in evaluation.variants if name)
+    curves = {name: read_log(workdir / "llm" / name / "log.jsonl") for name in names}
+    if any(curves.values()):
+        plot_training_curves(
+            workdir / "training.png", curves, keys=("loss", "nll_per_title", "grad_norm")
+        )
+    split = run.data.splits[evaluation.split].take(rows)
+    history_RxH, target_R = split.histories_and_targets(run.config.data.history_length)
+    chosen = np.random.default_rng(run.config.seed).permutation(rows.size)[: evaluation.examples]
+    examples = examples_text(
+        run.data.catalogue.titles,
+        history_RxH,
+        {label: one.items_RxK for label, one in ranked.items() if label != POPULAR},
+        target_R,
+        chosen.tolist(),
+    )
+    write_text(workdir / "examples.md", examples)
+    console.print(examples, markup=False, highlight=False)
+    files = "results.json, results.md, results.png, training.png, examples.md"
+    console.print(f"Written to {workdir}: {files}", highlight=False)
