@@ -1,7 +1,7 @@
 """The evaluation of a run: CF models and LLM variants on the same rows, each over all items.
 
 Written below the work directory:
-  evaluation/<label>.npz    recommended items and ranks of each row, kept so that an interrupted
+  evaluation/<label>_*.npz  recommended items and ranks of each row, kept so that an interrupted
                             evaluation goes on and any other statistic can be computed
   results.json, results.md, results.png, training.png, examples.md
 
@@ -133,8 +133,9 @@ def _full_ranking(run: Run, rows: np.ndarray, scores_RxI: np.ndarray) -> Ranked:
 
 def _cached_llm(run: Run, rows: np.ndarray, label: str, name: str, guidance: float) -> Ranked:
     """The LLM variant's lists, from an earlier evaluation of the same thing if there is one."""
-    path = run.workdir / "evaluation" / (re.sub(r"\W+", "_", label).strip("_") + ".npz")
     identity = _identity(run, rows, name, guidance)
+    slug = re.sub(r"\W+", "_", label).strip("_")
+    path = run.workdir / "evaluation" / f"{slug}_{identity[:8]}.npz"
     if path.exists():
         with np.load(path) as saved:
             if str(saved["identity"]) == identity:
@@ -152,7 +153,7 @@ def _cached_llm(run: Run, rows: np.ndarray, label: str, name: str, guidance: flo
 
 
 def _identity(run: Run, rows: np.ndarray, name: str, guidance: float) -> str:
-    """What the lists of an LLM variant depend on."""
+    """SHA-256 of everything that the lists of an LLM variant depend on."""
     config = run.config
     log = run.workdir / "llm" / name / "log.jsonl" if name else None
     parts = {
@@ -168,7 +169,7 @@ def _identity(run: Run, rows: np.ndarray, name: str, guidance: float) -> str:
         "data": run.data.splits[config.evaluation.split].content_hash(),
         "catalogue": run.data.catalogue.content_hash(),
     }
-    return json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _sha256(array: np.ndarray) -> str:
