@@ -36,13 +36,15 @@ class SearchConfig:
         result any more; 'huggingface' is what the published evaluation ran: a hypothesis may finish
         only from among the best `beams` candidates of its step, and the search for a user ends when
         the best unfinished score over its *present* length is no better than the worst kept.
-      edge_chunk: edge tokens run by one call of the LLM (compressed trie only).
+      edge_chunk: edge tokens run by one call of the LLM (compressed trie only). Most edges into
+        decisions are one token (300 of 355 on MovieLens-100K), so 1 is fastest on CPU; a larger
+        chunk means fewer calls, each with more padding.
     """
 
     beams: int = 10
     score: str = "before_softmax"
     rules: str = "exact"
-    edge_chunk: int = 4
+    edge_chunk: int = 1
 
     def __post_init__(self):
         if self.beams < 1 or self.edge_chunk < 1:

@@ -39,7 +39,7 @@ class SearchShape(NamedTuple):
 
 
 def search_trie(
-    trie: ItemTrie, *, compress: bool, edge_chunk: int = 4
+    trie: ItemTrie, *, compress: bool, edge_chunk: int = 1
 ) -> tuple[SearchTrie, SearchShape]:
     """Prepares a token-by-token trie for beam search.
 

@@ -81,34 +81,79 @@ def test_guidance_zero_and_no_cf_logits_are_the_same(decoder):
     np.testing.assert_array_equal(with_cf.scores, without.scores)
 
 
-def stepwise_search(by_prefix, beams):
-    """Plain beam search over the decisions: {prefix: {child prefix or finished title: total}}."""
+def plain_search(by_prefix, beams, penalty):
+    """Beam search without an early end: {prefix: {child prefix or finished title: total}}."""
     live, finished = [((), 0.0)], []
     while live:
         candidates = [c for prefix, _ in live for c in by_prefix[prefix].items()]
-        finished += [c for c in candidates if c[0] not in by_prefix]
+        finished += [(t, s / len(t) ** penalty) for t, s in candidates if t not in by_prefix]
         live = [c for c in candidates if c[0] in by_prefix]
         live = sorted(live, key=lambda c: -c[1])[:beams]
     return sorted(finished, key=lambda c: -c[1])[:beams]
 
 
-@pytest.mark.parametrize("beams", [1, 2, 3])
-def test_few_beams_search_as_a_plain_loop_without_early_end(decoder, beams):
-    config, weights = SearchConfig(beams=beams, score="after_softmax"), ScoreWeights()
-    result = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, None, weights, config)
-    for row in range(BATCH):
-        prompt = TOKENS[row, : LENGTHS[row]].tolist()
-        total = {(): 0.0}  # log-probability of every prefix, as that of a title of its own
-        prefixes = {tuple(s[:t]) for s in SEQUENCES for t in range(1, len(s) + 1)}
-        total |= oracle.exhaustive_scores(
-            decoder, prompt, sorted(map(list, prefixes)), "after_softmax", weights
-        )
-        by_prefix = {p: {} for p in {()} | prefixes if p[-1:] != (oracle.END,)}
-        for prefix in prefixes:
-            by_prefix[prefix[:-1]][prefix] = total[prefix]
-        expected = stepwise_search(by_prefix, beams)
-        assert [title_of(TRIE, leaf) for leaf in result.leaves[row]] == [t for t, _ in expected]
-        np.testing.assert_allclose(result.scores[row], [s for _, s in expected], atol=1e-4)
+def huggingface_search(by_prefix, beams, penalty):
+    """The same with the rules of transformers' GenerationMixin._beam_search."""
+    live, kept = [((), 0.0)], []
+    while live:
+        candidates = [c for prefix, _ in live for c in by_prefix[prefix].items()]
+        candidates = sorted(candidates, key=lambda c: -c[1])[: 2 * beams]
+        accepted = [c for c in candidates[:beams] if c[0] not in by_prefix]
+        kept += [(t, s / len(t) ** penalty) for t, s in accepted]
+        kept = sorted(kept, key=lambda c: -c[1])[:beams]
+        live = [c for c in candidates if c[0] in by_prefix][:beams]
+        if live and len(kept) == beams:
+            prefix, total = live[0]
+            if total / len(prefix) ** penalty <= kept[-1][1]:
+                break
+    return kept
+
+
+def prefix_totals(decoder, row):
+    """{prefix: {longer by one token: summed log-probability}} after one row's prompt."""
+    prefixes = {tuple(s[:t]) for s in SEQUENCES for t in range(1, len(s) + 1)}
+    # Every prefix scored as a title of its own.
+    total = oracle.exhaustive_scores(
+        decoder,
+        TOKENS[row, : LENGTHS[row]].tolist(),
+        sorted(map(list, prefixes)),
+        "after_softmax",
+        ScoreWeights(),
+    )
+    by_prefix = {p: {} for p in {()} | prefixes if p[-1:] != (oracle.END,)}
+    for prefix in prefixes:
+        by_prefix[prefix[:-1]][prefix] = total[prefix]
+    return by_prefix
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize(
+    ("rules", "reference"), [("exact", plain_search), ("huggingface", huggingface_search)]
+)
+def test_few_beams_search_as_a_plain_loop(decoder, rules, reference, beams):
+    config = SearchConfig(beams=beams, score="after_softmax", rules=rules)
+    for penalty in (0.0, 1.0):
+        weights = ScoreWeights(length_penalty=penalty)
+        result = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, None, weights, config)
+        for row in range(BATCH):
+            expected = reference(prefix_totals(decoder, row), beams, penalty)
+            leaves = [leaf for leaf in result.leaves[row] if leaf >= 0]
+            assert [title_of(TRIE, leaf) for leaf in leaves] == [t for t, _ in expected]
+            np.testing.assert_allclose(
+                result.scores[row, : len(leaves)], [s for _, s in expected], atol=1e-4
+            )
+
+
+def test_the_two_rules_differ():
+    # Two titles of one token, a prefix that is a little less likely than both but shared by
+    # titles that are certain: 'huggingface' drops a title that finishes third of its step.
+    totals = {
+        (): {(1, 0): -1.0, (2,): -0.6, (3,): -0.9},
+        (2,): {(2, 0): -5.0},
+        (3,): {(3, 0): -0.9},
+    }
+    assert [t for t, _ in plain_search(totals, 2, 0.0)] == [(3, 0), (1, 0)]
+    assert [t for t, _ in huggingface_search(totals, 2, 0.0)] == [(3, 0), (2, 0)]
 
 
 def test_forced_tokens_cost_no_call_of_the_model(decoder):
