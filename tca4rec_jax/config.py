@@ -49,12 +49,12 @@ def default_config() -> ConfigDict:
                 "blocks": 2,
                 "heads": 1,
                 "history_length": 10,
-                "dropout": 0.2,
+                "dropout": 0.3,
                 "loss": "softmax",
                 "learning_rate": 1e-3,
                 "batch_size": 256,
-                "max_epochs": 200,
-                "patience": 10,
+                "max_epochs": 40,
+                "patience": 6,
                 "seed": 0,
             },
             "llm": {
@@ -133,7 +133,7 @@ def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:
             )
         try:
             config.update_from_flattened_dict({field: _parse(text, config_value(config, field))})
-        except (TypeError, SyntaxError) as error:
+        except (TypeError, ValueError, SyntaxError) as error:
             raise ValueError(f"config argument {setting!r}: {error}") from error
     return config
 

@@ -1,0 +1,105 @@
+"""The launch scripts one after the other, on the quickstart's debug config; kill and resume."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+pytestmark = pytest.mark.slow
+
+
+def command(script, workdir, setting="debug"):
+    config = f"--config={ROOT}/configs/quickstart.py:{setting}"
+    return [sys.executable, f"{ROOT}/launch/{script}.py", config, f"--workdir={workdir}"]
+
+
+def run(*args):
+    done = subprocess.run(command(*args), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Prepared data, a CF model and one uninterrupted LLM run."""
+    path = tmp_path_factory.mktemp("quickstart")
+    run("prepare_data", path)
+    run("train_cf", path)
+    run("train", path, "debug,run=plain")
+    return path
+
+
+def log_lines(workdir, name):
+    path = workdir / "llm" / name / "log.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def final_state(workdir, name):
+    checkpoint = workdir / "llm" / name / "checkpoints" / str(STEPS) / "state"
+    with ocp.StandardCheckpointer() as checkpointer:
+        return jax.tree.map(np.asarray, checkpointer.restore(checkpoint))
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_killed_run_ends_with_the_same_parameters(workdir, name):
+    kill_after = random.randint(1, STEPS - 1)
+    arguments = command("train", workdir, f"debug,run={name}")
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while len(log_lines(workdir, name)) < kill_after and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, f"it ended before step {kill_after}"
+    run("train", workdir, f"debug,run={name}")
+
+    whole, resumed = final_state(workdir, "plain"), final_state(workdir, name)
+    assert jax.tree.structure(whole) == jax.tree.structure(resumed)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=f"killed after {kill_after} steps")
+    losses = [[json.loads(line)["loss"] for line in log_lines(workdir, n)] for n in ("plain", name)]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_trains_no_more_and_evaluation_reports(workdir):
+    before = log_lines(workdir, "plain")
+    run("train", workdir, "debug,run=plain")
+    assert log_lines(workdir, "plain") == before
+    run("train", workdir, "debug,run=aligned")
+    run("evaluate", workdir)
+    results = json.loads((workdir / "results.json").read_text())
+    assert set(results["models"]) >= {"Most popular", "CF model", "LLM, untrained"}
+    for model in results["models"].values():
+        metrics = model["by item"]
+        assert 0 <= metrics["ndcg@10"]["mean"] <= metrics["hr@10"]["mean"] <= 1
+    for file in ("results.md", "results.png", "training.png", "examples.md"):
+        assert (workdir / file).stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("debug,alpha=1.5", "objective.alpha is 1.5"),
+        ("debug,training.batch_size=3", "training.batch_size is 3"),
+        ("debug,prompt.max_tokens=10000", "prompt.max_tokens is 10000"),
+        ("debug,prompt.max_tokens=40", "prompt.max_tokens"),
+    ],
+)
+def test_bad_fields_end_the_run_before_it_begins(workdir, setting, message):
+    done = subprocess.run(
+        command("train", workdir, setting + ",run=bad"), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not log_lines(workdir, "bad")
