@@ -1,0 +1,38 @@
+"""Sizes and FLOPs of the architecture."""
+
+import dataclasses
+
+import pytest
+
+from tca4rec_jax.llm.config import DecoderConfig
+
+SMOLLM2 = DecoderConfig(49152, 576, 1536, 30, 9, 3, 64, 1e5, 1e-5, True, 8192)
+
+
+def test_flops_of_smollm2():
+    """106.2 million layer weights and 28.3 million of the vocabulary."""
+    layers = 30 * (576 * (576 + 192 + 192 + 576) + 3 * 576 * 1536)
+    vocabulary = 49152 * 576
+    assert SMOLLM2.flops_per_token() == 2 * (layers + vocabulary)
+    assert SMOLLM2.flops_per_token("lora") == 4 * (layers + vocabulary)
+    assert SMOLLM2.flops_per_token("full", vocabulary_share=0.5) == 6 * (layers + vocabulary / 2)
+    # Scores and the weighted sum: two products of 9 heads x 64 per key and layer, 2 FLOPs each.
+    attention = SMOLLM2.flops_per_token(context=100) - SMOLLM2.flops_per_token()
+    assert attention == 30 * 2 * 2 * 9 * 64 * 100
+    trained = SMOLLM2.flops_per_token("lora", context=100) - SMOLLM2.flops_per_token("lora")
+    assert trained == 3 * attention
+    with pytest.raises(ValueError, match="'backward'"):
+        SMOLLM2.flops_per_token("backward")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_kv_heads": 2}, "num_heads"),
+        ({"head_dim": 63}, "head_dim"),
+        ({"num_layers": 0}, "num_layers"),
+    ],
+)
+def test_impossible_sizes_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMOLLM2, **change)

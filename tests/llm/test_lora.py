@@ -1,0 +1,49 @@
+"""Adapters: what they compute, where they go, and their dropout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, dropout, init_adapters, lora_delta
+
+CONFIG = DecoderConfig(11, 8, 12, 2, 2, 1, 4)
+
+
+def test_delta_is_the_scaled_product():
+    lora = LoRAConfig(rank=3, alpha=6.0, dropout=0.5)
+    generator = np.random.default_rng(0)
+    x, a, b = (generator.normal(size=s).astype(np.float32) for s in ((5, 8), (8, 3), (3, 4)))
+    delta = lora_delta(x, {"a": jnp.asarray(a), "b": jnp.asarray(b)}, lora, None)
+    np.testing.assert_allclose(delta, 2.0 * x @ a @ b, rtol=1e-5, atol=1e-5)
+
+
+def test_targets_choose_projections():
+    assert set(adapter_shapes(CONFIG, LoRAConfig())) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    shapes = adapter_shapes(CONFIG, LoRAConfig(rank=2, targets="down_proj"))
+    assert shapes == {"down_proj": {"a": (2, 12, 2), "b": (2, 2, 8)}}
+    with pytest.raises(ValueError, match=r"'query' matched no projection.*q_proj"):
+        adapter_shapes(CONFIG, LoRAConfig(targets="query"))
+
+
+def test_initial_adapters():
+    adapters = init_adapters(CONFIG, LoRAConfig(rank=4), jax.random.key(0))
+    for adapter in adapters.values():
+        assert np.all(np.asarray(adapter["b"]) == 0)
+        assert 0.2 < np.abs(adapter["a"]).max() <= 8**-0.5
+    assert not np.array_equal(adapters["q_proj"]["a"], adapters["v_proj"]["a"])
+
+
+def test_dropout_keeps_the_mean_and_the_rate():
+    dropped = np.asarray(dropout(jnp.ones((400, 500)), 0.05, jax.random.key(0)))
+    assert abs((dropped == 0).mean() - 0.05) < 0.002
+    assert abs(dropped.mean() - 1) < 0.002
+    kept = dropped[dropped != 0]
+    np.testing.assert_allclose(kept, 1 / 0.95, rtol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"rank": 0}, {"dropout": 1.0}])
+def test_bad_settings_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        LoRAConfig(**change)
