@@ -34,8 +34,9 @@ def _grouped(q: jax.Array, num_kv_heads: int) -> jax.Array:
     return grouped * head_dim**-0.5
 
 
-def _scores(pattern: str, q: jax.Array, k: jax.Array) -> jax.Array:
-    return jnp.einsum(pattern, q, k, preferred_element_type=jnp.float32)
+def _product(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """einsum accumulated and returned in float32."""
+    return jnp.einsum(pattern, a, b, preferred_element_type=jnp.float32)
 
 
 def causal_attention(
@@ -46,18 +47,62 @@ def causal_attention(
     Queries go in blocks that read only the keys up to the block's end, which saves the upper
     triangle. Padding needs no mask: it lies after every real token.
     """
-    batch, length, num_kv_heads, _ = k_BxSxKxH.shape
-    q_BxSxKxGxH = _grouped(q_BxSxNxH, num_kv_heads)
+    length, num_kv_heads = k_BxSxKxH.shape[1:3]
+    # One transpose of q, k and v, so that no product needs one of the much larger scores.
+    q_BxKxGxSxH = _grouped(q_BxSxNxH, num_kv_heads).transpose(0, 2, 3, 1, 4)
+    k_BxKxSxH, v_BxKxSxH = k_BxSxKxH.swapaxes(1, 2), v_BxSxKxH.swapaxes(1, 2)
     outputs = []
     for start in range(0, length, block):
         stop = min(start + block, length)
-        k, v = k_BxSxKxH[:, :stop], v_BxSxKxH[:, :stop]
-        scores = _scores("bskgh,btkh->bkgst", q_BxSxKxGxH[:, start:stop], k)
-        visible = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
-        scores = jnp.where(visible[None, None, None], scores, MASKED)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        outputs.append(jnp.einsum("bkgst,btkh->bskgh", weights, v))
-    return jnp.concatenate(outputs, axis=1).reshape(q_BxSxNxH.shape)
+        outputs.append(
+            _attend_block(
+                q_BxKxGxSxH[:, :, :, start:stop], k_BxKxSxH[:, :, :stop], v_BxKxSxH[:, :, :stop]
+            )
+        )
+    out_BxKxGxSxH = jnp.concatenate(outputs, axis=3)
+    return out_BxKxGxSxH.transpose(0, 3, 1, 2, 4).reshape(q_BxSxNxH.shape)
+
+
+@jax.custom_vjp
+def _attend_block(q_BxKxGxQxH: jax.Array, k_BxKxTxH: jax.Array, v_BxKxTxH: jax.Array) -> jax.Array:
+    """Attention of the last Q of T positions; its backward pass keeps one array of scores' size."""
+    return _attend_block_forward(q_BxKxGxQxH, k_BxKxTxH, v_BxKxTxH)[0]
+
+
+def _attend_block_forward(q, k, v):
+    batch, kv_heads, groups, queries, _ = q.shape
+    keys = k.shape[2]
+    scores = _product("bkqh,bkth->bkqt", _merge_groups(q), k)
+    scores = scores.reshape(batch, kv_heads, groups, queries, keys)
+    visible = jnp.arange(keys - queries, keys)[:, None] >= jnp.arange(keys)[None, :]
+    scores = jnp.where(visible[None, None, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bkqt,bkth->bkqh", _merge_groups(weights), v).reshape(q.shape)
+    return out, (q, k, v, weights, out)
+
+
+def _attend_block_backward(saved, d_out):
+    q, k, v, weights, out = saved
+    p_BxKxQxT, do_BxKxQxH = _merge_groups(weights), _merge_groups(d_out)
+    # softmax: ds = p (dp - sum_t p dp), and sum_t p dp = sum_h do o; masked weights are zero.
+    correction = jnp.sum(
+        do_BxKxQxH.astype(jnp.float32) * _merge_groups(out), axis=-1, keepdims=True
+    )
+    dp = _product("bkqh,bkth->bkqt", do_BxKxQxH, v)
+    ds = (p_BxKxQxT * (dp - correction)).astype(q.dtype)
+    dq = jnp.einsum("bkqt,bkth->bkqh", ds, k).reshape(q.shape)
+    dk = jnp.einsum("bkqt,bkqh->bkth", ds, _merge_groups(q))
+    dv = jnp.einsum("bkqt,bkqh->bkth", p_BxKxQxT, do_BxKxQxH)
+    return dq, dk, dv
+
+
+_attend_block.defvjp(_attend_block_forward, _attend_block_backward)
+
+
+def _merge_groups(x: jax.Array) -> jax.Array:
+    """[B, K, G, Q, ...] -> [B, K, G * Q, ...]."""
+    batch, kv_heads, groups, queries, last = x.shape
+    return x.reshape(batch, kv_heads, groups * queries, last)
 
 
 def cached_attention(
@@ -83,16 +128,16 @@ def cached_attention(
     scores = [
         jnp.where(
             on_prompt[:, None, None, None, None, :],
-            _scores("bmekgh,bskh->bkmges", q, k_prompt),
+            _product("bmekgh,bskh->bkmges", q, k_prompt),
             MASKED,
         ),
         jnp.where(
             on_suffix[:, None, :, None, None, :],
-            _scores("bmekgh,bmwkh->bkmgew", q, k_suffix),
+            _product("bmekgh,bmwkh->bkmgew", q, k_suffix),
             MASKED,
         ),
         jnp.where(
-            on_new[None, None, None, None], _scores("bmekgh,bmfkh->bkmgef", q, k_new), MASKED
+            on_new[None, None, None, None], _product("bmekgh,bmfkh->bkmgef", q, k_new), MASKED
         ),
     ]
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(v_new.dtype)

@@ -5,6 +5,7 @@ N query heads, K kv heads, H head dim, V vocabulary, L layers, R adapter rank.
 Weights are [in, out] and stacked over layers on axis 0, whichever way the layers are looped over.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from flax import nnx
 
 from tca4rec_jax.llm.attention import cached_attention, causal_attention, rotary_tables, rotate
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.lora import LoRAConfig, lora_delta
+from tca4rec_jax.llm.lora import LoRAConfig, dropout, lora_delta
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, object], jax.Array]
 
@@ -66,6 +67,12 @@ def rms_norm(x: jax.Array, weight_D: jax.Array, eps: float) -> jax.Array:
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     weight = jnp.expand_dims(weight_D.astype(jnp.float32), tuple(range(x.ndim - 1)))
     return (x32 * scale * weight).astype(x.dtype)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up, recomputed in the backward pass: it saves three arrays of F per token."""
+    return jax.nn.silu(gate) * up
 
 
 class Decoder(nnx.Module):
@@ -236,25 +243,29 @@ class Decoder(nnx.Module):
         """One decoder block on x [..., D]; returns it and the rotated (k, v) [..., K, H]."""
         config = self.config
 
-        def project(name: str, x: jax.Array) -> jax.Array:
-            y = jnp.einsum("...i,io->...o", x, weights[name])
-            if name not in adapters:
-                return y
-            index = list(config.projection_shapes).index(name)
-            adapter_key = None if key is None else jax.random.fold_in(key, index)
-            return y + lora_delta(x, adapters[name], self.lora, adapter_key)
-
-        def heads(name: str, x: jax.Array) -> jax.Array:
-            return project(name, x).reshape(*x.shape[:-1], -1, config.head_dim)
+        def project(inputs: int, x: jax.Array, *names: str) -> list[jax.Array]:
+            """x times each named matrix; `inputs` numbers the layer's four inputs for dropout."""
+            outputs = [jnp.einsum("...i,io->...o", x, weights[name]) for name in names]
+            if not any(name in adapters for name in names):
+                return outputs
+            dropout_key = None if key is None else jax.random.fold_in(key, inputs)
+            dropped_x = dropout(x, self.lora.dropout, dropout_key)
+            return [
+                y + lora_delta(dropped_x, adapters[name], self.lora) if name in adapters else y
+                for name, y in zip(names, outputs, strict=True)
+            ]
 
         normed = rms_norm(x, weights["attn_norm"], config.rms_norm_eps)
-        q, k = rotate(heads("q_proj", normed), *rope), rotate(heads("k_proj", normed), *rope)
-        v = heads("v_proj", normed)
+        q, k, v = (
+            y.reshape(*y.shape[:-1], -1, config.head_dim)
+            for y in project(0, normed, "q_proj", "k_proj", "v_proj")
+        )
+        q, k = rotate(q, *rope), rotate(k, *rope)
         attended = attend(q, k, v, cache)
-        x = x + project("o_proj", attended.reshape(*x.shape[:-1], -1))
+        x = x + project(1, attended.reshape(*x.shape[:-1], -1), "o_proj")[0]
         normed = rms_norm(x, weights["mlp_norm"], config.rms_norm_eps)
-        gated = jax.nn.silu(project("gate_proj", normed)) * project("up_proj", normed)
-        return x + project("down_proj", gated), (k, v)
+        gated = _swiglu(*project(2, normed, "gate_proj", "up_proj"))
+        return x + project(3, gated, "down_proj")[0], (k, v)
 
 
 def _unrolled(layer, x, inputs, num_layers):
@@ -268,14 +279,17 @@ def _unrolled(layer, x, inputs, num_layers):
 
 def _write_suffix(suffix: KVCache, new: KVCache, suffix_lengths_BxM: jax.Array) -> KVCache:
     """Puts new [L, B, M, E, K, H] into the slots suffix_length + e of suffix [L, B, M, W, K, H]."""
-    _, batch, beams, edge = new.k.shape[:4]
-    slots_BxMxE = suffix_lengths_BxM[:, :, None] + jnp.arange(edge)[None, None, :]
-    rows_B, beams_M = jnp.arange(batch)[:, None, None], jnp.arange(beams)[None, :, None]
 
-    def write(old, values):
-        return old.at[:, rows_B, beams_M, slots_BxMxE].set(values, mode="drop")
+    def write(old_LxWxKxH, new_LxExKxH, length):
+        slots_E = length + jnp.arange(new_LxExKxH.shape[1])
+        return old_LxWxKxH.at[:, slots_E].set(new_LxExKxH, mode="drop")
 
-    return KVCache(write(suffix.k, new.k), write(suffix.v, new.v))
+    # Mapped over users and beams, not indexed by them: a sharded batch then stays where it is.
+    over_beams = jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)
+    write = jax.vmap(over_beams, in_axes=(1, 1, 0), out_axes=1)
+    return KVCache(
+        write(suffix.k, new.k, suffix_lengths_BxM), write(suffix.v, new.v, suffix_lengths_BxM)
+    )
 
 
 def _check_params(config: DecoderConfig, params: dict[str, jax.Array]) -> None:

@@ -68,21 +68,20 @@ def init_adapters(
     return adapters
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Inverted dropout. The rate is rounded to a multiple of 2**-16.
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Inverted dropout of the adapters' input; x itself without a key (inference).
 
-    16 random bits an element: drawing them is the cost on CPU, and two elements share a word.
+    Projections that read the same input share its dropped copy: drawing masks is what dropout
+    costs on CPU, and the copy is what it costs in memory. (PEFT draws one for each projection.)
     """
-    threshold = round(rate * 2**16)
-    keep = jax.random.bits(key, x.shape, jnp.uint16) >= threshold
-    return jnp.where(keep, x / (1.0 - threshold / 2**16), 0).astype(x.dtype)
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
-def lora_delta(
-    x: jax.Array, adapter: dict[str, jax.Array], lora: LoRAConfig, key: jax.Array | None
-) -> jax.Array:
-    """(alpha / rank) B A dropout(x) for x [..., in] -> [..., out]; no dropout without a key."""
-    if key is not None and lora.dropout > 0:
-        x = dropout(x, lora.dropout, key)
-    low_rank = jnp.einsum("...i,ir->...r", x, adapter["a"].astype(x.dtype))
-    return jnp.einsum("...r,ro->...o", low_rank * lora.scale, adapter["b"].astype(x.dtype))
+def lora_delta(dropped_x: jax.Array, adapter: dict[str, jax.Array], lora: LoRAConfig) -> jax.Array:
+    """(alpha / rank) B A x for x [..., in] after dropout -> [..., out]."""
+    a, b = adapter["a"].astype(dropped_x.dtype), adapter["b"].astype(dropped_x.dtype)
+    low_rank = jnp.einsum("...i,ir->...r", dropped_x, a)
+    return jnp.einsum("...r,ro->...o", low_rank * lora.scale, b)

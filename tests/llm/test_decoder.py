@@ -8,10 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from tca4rec_jax.llm.config import DecoderConfig, logical_axes
 from tca4rec_jax.llm.decoder import Decoder, DecoderOptions, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+
+hidden_of = jax.jit(Decoder.hidden)
+prefill = jax.jit(Decoder.prefill)
+extend = jax.jit(Decoder.extend)
 
 CONFIG = DecoderConfig(
     vocab_size=61,
@@ -52,12 +58,11 @@ def test_extend_equals_the_full_forward_pass(with_lora):
     edge_lengths = np.array(  # [chunk, B, M]; a finished beam's edge is empty
         [[[3, 1], [2, 3], [1, 2]], [[1, 4], [2, 0], [4, 3]], [[2, 1], [0, 1], [2, 2]]], np.int32
     )
-    _, prompt_cache = decoder.prefill(prompts, prompt_lengths)
+    _, prompt_cache = prefill(decoder, prompts, prompt_lengths)
     suffix = decoder.empty_suffix(batch, beams, suffix_size)
     suffix_lengths = np.zeros((batch, beams), np.int32)
     texts = {(b, m): list(prompts[b, : prompt_lengths[b]]) for b in range(3) for m in range(2)}
     states = {key: [] for key in texts}
-    extend = jax.jit(Decoder.extend)
     for chunk, lengths in enumerate(edge_lengths):
         tokens = random_tokens((batch, beams, edge), seed=10 + chunk)
         hidden, suffix = extend(
@@ -70,7 +75,7 @@ def test_extend_equals_the_full_forward_pass(with_lora):
     full_tokens = np.zeros((batch * beams, 9 + suffix_size), np.int32)
     for row, text in zip(full_tokens, texts.values(), strict=True):
         row[: len(text)] = text
-    full = np.asarray(decoder.hidden(full_tokens, np.array([len(t) for t in texts.values()])))
+    full = np.asarray(hidden_of(decoder, full_tokens, np.array([len(t) for t in texts.values()])))
     for (b, m), row in zip(texts, full, strict=True):
         expected = row[prompt_lengths[b] : len(texts[b, m])]
         assert len(states[b, m]) == suffix_lengths[b, m]
@@ -81,24 +86,48 @@ def test_extend_drops_slots_past_the_suffix():
     """Padding that does not fit must not overwrite the tokens that do."""
     decoder = make_decoder()
     prompts, lengths = random_tokens((1, 4)), np.array([4])
-    _, prompt = decoder.prefill(prompts, lengths)
+    _, prompt = prefill(decoder, prompts, lengths)
     suffix = decoder.empty_suffix(1, 1, 3)
     edge = random_tokens((1, 1, 2), seed=3)
-    _, before = decoder.extend(edge, prompt, lengths, suffix, np.array([[0]]))
-    _, after = decoder.extend(random_tokens((1, 1, 4)), prompt, lengths, before, np.array([[2]]))
+    _, before = extend(decoder, edge, prompt, lengths, suffix, np.array([[0]]))
+    _, after = extend(decoder, random_tokens((1, 1, 4)), prompt, lengths, before, np.array([[2]]))
     np.testing.assert_array_equal(after.k[:, :, :, :2], before.k[:, :, :, :2])
     assert np.abs(after.k[:, :, :, 2]).sum() > 0
+
+
+def test_extend_keeps_a_sharded_batch_where_it_is():
+    """Two devices with a user each give what one device gives, without moving keys or values."""
+    decoder, prompts, lengths = make_decoder(), random_tokens((2, 5)), np.array([5, 3])
+    edge, suffix_lengths = random_tokens((2, 3, 2), seed=4), np.array([[0, 1, 2], [2, 0, 0]])
+    _, prompt = prefill(decoder, prompts, lengths)
+    suffix = decoder.empty_suffix(2, 3, 6)
+    expected = extend(decoder, edge, prompt, lengths, suffix, suffix_lengths)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    rows, caches = NamedSharding(mesh, P("data")), NamedSharding(mesh, P(None, "data"))
+    decoder = jax.device_put(decoder, NamedSharding(mesh, P()))
+    arguments = (
+        jax.device_put(edge, rows),
+        jax.device_put(prompt, caches),
+        jax.device_put(lengths, rows),
+        jax.device_put(suffix, caches),
+        jax.device_put(suffix_lengths, rows),
+    )
+    program = extend.lower(decoder, *arguments).compile()
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert f" {collective}(" not in program.as_text()
+    result = extend(decoder, *arguments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), result, expected)
 
 
 def test_prefill_equals_hidden_and_padding_changes_nothing():
     decoder = make_decoder()
     tokens, lengths = random_tokens((2, 7)), np.array([7, 3])
-    hidden = decoder.hidden(tokens, lengths)
-    prefilled, cache = decoder.prefill(tokens, lengths)
+    hidden = hidden_of(decoder, tokens, lengths)
+    prefilled, cache = prefill(decoder, tokens, lengths)
     np.testing.assert_array_equal(hidden, prefilled)
     assert cache.k.shape == (2, 2, 7, 2, 8)
     assert np.all(np.asarray(hidden)[1, 3:] == 0)
-    alone = decoder.hidden(tokens[1:, :3], lengths[1:])
+    alone = hidden_of(decoder, tokens[1:, :3], lengths[1:])
     np.testing.assert_allclose(hidden[1, :3], alone[0], atol=1e-5)
 
 
@@ -106,9 +135,9 @@ def test_blocks_of_queries_do_not_change_attention():
     """A sequence longer than one attention block: early states don't see later tokens."""
     decoder = make_decoder()
     tokens = random_tokens((1, 300))
-    long = decoder.hidden(tokens, np.array([300]))
+    long = hidden_of(decoder, tokens, np.array([300]))
     for cut in (100, 128, 200):
-        short = decoder.hidden(tokens[:, :cut], np.array([cut]))
+        short = hidden_of(decoder, tokens[:, :cut], np.array([cut]))
         np.testing.assert_allclose(long[:, :cut], short, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ def test_delta_is_the_scaled_product():
     lora = LoRAConfig(rank=3, alpha=6.0, dropout=0.5)
     generator = np.random.default_rng(0)
     x, a, b = (generator.normal(size=s).astype(np.float32) for s in ((5, 8), (8, 3), (3, 4)))
-    delta = lora_delta(x, {"a": jnp.asarray(a), "b": jnp.asarray(b)}, lora, None)
+    delta = lora_delta(x, {"a": jnp.asarray(a), "b": jnp.asarray(b)}, lora)
     np.testing.assert_allclose(delta, 2.0 * x @ a @ b, rtol=1e-5, atol=1e-5)
 
 
@@ -41,6 +41,11 @@ def test_dropout_keeps_the_mean_and_the_rate():
     assert abs(dropped.mean() - 1) < 0.002
     kept = dropped[dropped != 0]
     np.testing.assert_allclose(kept, 1 / 0.95, rtol=1e-4)
+
+
+def test_no_dropout_without_a_key():
+    x = jnp.ones((3, 4))
+    assert dropout(x, 0.9, None) is x
 
 
 @pytest.mark.parametrize("change", [{"rank": 0}, {"dropout": 1.0}])

@@ -1,0 +1,56 @@
+"""Causal attention and its handwritten gradient against the textbook formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tca4rec_jax.llm.attention import causal_attention, rotary_tables, rotate
+
+
+def textbook_attention(q, k, v):
+    """Repeats the keys for the query heads that share them and masks the whole square."""
+    length, repeats = q.shape[1], q.shape[2] // k.shape[2]
+    k, v = jnp.repeat(k, repeats, axis=2), jnp.repeat(v, repeats, axis=2)
+    scores = jnp.einsum("bsnh,btnh->bnst", q, k) / q.shape[-1] ** 0.5
+    visible = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    return jnp.einsum("bnst,btnh->bsnh", jax.nn.softmax(jnp.where(visible, scores, -jnp.inf)), v)
+
+
+@pytest.mark.parametrize("block", [3, 4, 16])
+def test_causal_attention_and_its_gradient(block):
+    generator = np.random.default_rng(0)
+    q, k, v, weights = (
+        jnp.asarray(generator.normal(size=(2, 10, heads, 4)), jnp.float32) for heads in (6, 2, 2, 6)
+    )
+
+    @jax.jit
+    def values(q, k, v):
+        def loss(attention, *inputs):
+            out = attention(*inputs)
+            return jnp.sum(out * weights), out
+
+        def gradient(attention):
+            return jax.value_and_grad(
+                lambda *inputs: loss(attention, *inputs), argnums=(0, 1, 2), has_aux=True
+            )(q, k, v)
+
+        blocked = gradient(lambda *inputs: causal_attention(*inputs, block=block))
+        return blocked, gradient(textbook_attention)
+
+    result, expected = values(q, k, v)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), result, expected
+    )
+
+
+def test_rotation_depends_on_distance_only():
+    generator = np.random.default_rng(1)
+    q, k = (jnp.asarray(generator.normal(size=(1, 1, 8)), jnp.float32) for _ in range(2))
+
+    def score(q_position, k_position):
+        tables = [rotary_tables(jnp.array([p]), 8, 100.0) for p in (q_position, k_position)]
+        return jnp.sum(rotate(q, *tables[0]) * rotate(k, *tables[1]))
+
+    np.testing.assert_allclose(score(7, 3), score(15, 11), rtol=1e-4)
+    assert abs(score(7, 3) - score(7, 4)) > 1e-3
