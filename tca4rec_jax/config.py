@@ -98,6 +98,7 @@ def default_config() -> ConfigDict:
                 "split": "test",
                 "rows": 400,  # sampled with the seed; 0 takes all
                 "batch_size": 16,
+                "buckets": 2,  # padded prompt lengths, each compiled once
                 "examples": 5,
                 # What the table compares: (label, LLM run or '' for the untrained LLM, guidance).
                 "variants": (("LLM, untrained", "", 0.0),),

@@ -117,8 +117,8 @@ class Recommender:
           decoder: the language model, on the mesh or not.
           prompts: int32 token ids of R rows.
           weights: guidance, temperature and length penalty.
-          cf_logits: row numbers int64 [B] -> the CF logits of all items, float [B, I]; only asked
-            for (and then required) if weights.guidance > 0.
+          cf_logits: row numbers int64 [B] -> the CF logits of all items, float [B, I]; required if
+            weights.guidance > 0. Without it another program, with no guidance in it, is compiled.
           progress: label of the progress bar, None for none.
 
         Raises:
@@ -154,7 +154,7 @@ class Recommender:
             for rows_B, width in self._batches(prompts.lengths):
                 padded_B = np.resize(rows_B, self._batch_size)  # the last batch repeats its rows
                 cf_BxI = None
-                if weights.guidance > 0:
+                if cf_logits is not None:
                     cf_BxI = np.asarray(cf_logits(padded_B), np.float32)
                 batch = (
                     prompts.pad(padded_B, width, 0).astype(np.int32),

@@ -186,16 +186,17 @@ def _llm(run: Run, rows: np.ndarray, label: str, name: str, guidance: float) -> 
         SearchConfig(fields.beams, fields.score, fields.rules),
         mesh=run.mesh,
         batch_size=config.evaluation.batch_size,
+        buckets=config.evaluation.buckets,
     )
     weights = ScoreWeights(
         guidance, config.objective.beta, fields.temperature, fields.length_penalty
     )
-    cf_RxI = _cf_logits(run, rows) if guidance else None
+    cf_RxI = _cf_logits(run, rows)  # also without guidance: all variants share one program
     found = recommender.recommend(
         run.trained_decoder(name) if name else run.decoder,
         prompts(run.titles, history_RxH, config.prompt.max_tokens),
         weights,
-        cf_logits=None if cf_RxI is None else cf_RxI.__getitem__,
+        cf_logits=cf_RxI.__getitem__,
         progress=label,
     )
     items_RxK = found.items(run.trie, fields.beams)

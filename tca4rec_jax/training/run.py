@@ -196,6 +196,7 @@ def train_run(run: Run) -> TrainState:
     step = make_train_step(
         graph,
         run.optimizer(),
+        mesh=run.mesh,
         trie_shape=trie_shape,
         form=objective.form,
         softmax=objective.softmax,

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, PartitionSpec
 
 from tca4rec_jax.collaborative_tokenizer import (
     TrieArrays,
@@ -148,6 +150,7 @@ def make_train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     *,
+    mesh: Mesh,
     trie_shape: TrieShape,
     form: str,
     softmax: str,
@@ -155,15 +158,14 @@ def make_train_step(
 ):
     """The jitted update (state, base, batch, cf_items, trie, temperatures) -> (state, Metrics).
 
-    Only the adapters are differentiated: no gradient of a base weight is computed. The dropout of
-    step n is a function of (seed, n), so a resumed run repeats it. The state is donated.
+    Every device differentiates the *sum* of its rows' losses with respect to the adapters (no
+    gradient of a base weight is computed); sums and gradients are then joined in a single psum, so
+    shards of unequal size average exactly. The dropout of step n is a function of (seed, n,
+    device), so a resumed run repeats it. The state is donated.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, base, batch, cf_items, trie, temperatures):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def loss_of(adapters):
+    def sums_and_gradients(adapters, base, batch, cf_items, trie, temperatures, key):
+        def total(adapters):
             loss = batch_loss(
                 nnx.merge(graph, adapters, base),
                 batch,
@@ -173,15 +175,36 @@ def make_train_step(
                 trie_shape=trie_shape,
                 form=form,
                 softmax=softmax,
-                dropout_key=key,
+                dropout_key=jax.random.fold_in(key, jax.lax.axis_index("data")),
             )
-            return loss.total / jnp.maximum(loss.positions, 1.0), loss
+            return loss.total, loss
 
-        (mean, loss), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.adapters)
+        (_, loss), gradients = jax.value_and_grad(total, has_aux=True)(adapters)
+        # One collective: on CPU several in flight can starve each other of threads.
+        flat, unflatten = ravel_pytree((loss, gradients))
+        return unflatten(jax.lax.psum(flat, "data"))
+
+    everywhere, rows = PartitionSpec(), PartitionSpec("data")
+    on_mesh = jax.shard_map(
+        sums_and_gradients,
+        mesh=mesh,
+        in_specs=(everywhere, everywhere, rows, everywhere, everywhere, everywhere, everywhere),
+        out_specs=everywhere,
+        check_vma=False,
+    )
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, base, batch, cf_items, trie, temperatures):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        loss, gradients = on_mesh(state.adapters, base, batch, cf_items, trie, temperatures, key)
+        positions = jnp.maximum(loss.positions, 1.0)
+        gradients = jax.tree.map(lambda g: g / positions, gradients)
         updates, opt_state = optimizer.update(gradients, state.optimizer, state.adapters)
         adapters = optax.apply_updates(state.adapters, updates)
         metrics = Metrics(
-            mean, loss.nll / jnp.maximum(loss.titles, 1.0), optax.global_norm(gradients)
+            loss.total / positions,
+            loss.nll / jnp.maximum(loss.titles, 1.0),
+            optax.global_norm(gradients),
         )
         return TrainState(state.step + 1, adapters, opt_state), metrics
 

@@ -68,7 +68,9 @@ def test_files_may_move_but_not_change(good_config, tmp_path):
     good_config["catalogue"] = str(moved)
     assert _same(dataset.prepare(good_config, tmp_path / "data"), prepared)
     moved.write_text(moved.read_text().replace("Title 1 ", "Other "))
-    with pytest.raises(ValueError, match="prepared otherwise.*SHA-256 of catalogue.*another workdir"):
+    with pytest.raises(
+        ValueError, match="prepared otherwise.*SHA-256 of catalogue.*another workdir"
+    ):
         dataset.prepare(good_config, tmp_path / "data")
 
 

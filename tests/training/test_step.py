@@ -55,7 +55,7 @@ def inputs():
     table = rng.normal(size=(len(TITLES), 4)).astype(np.float32)
     store = ArrayStore(vectors, table)
     config = DecoderConfig(VOCABULARY, 32, 64, 2, 4, 2, 8, max_positions=64)
-    lora = LoRAConfig(rank=4, dropout=0.1)
+    lora = LoRAConfig(rank=4, dropout=0.0)
     adapters = init_adapters(config, lora, jax.random.key(1))
     adapters = jax.tree.map(lambda a: a + 0.05, adapters)
     decoder = Decoder(config, init_params(config, jax.random.key(0)), lora=lora, adapters=adapters)
@@ -136,7 +136,13 @@ def trained(inputs, mesh, steps, alpha=0.3):
         learning_rate=1e-2, warmup_steps=2, total_steps=steps, weight_decay=0.01, clip=1.0
     )
     step = make_train_step(
-        graph, optimizer, trie_shape=shape, form="cross_entropy", softmax="children", seed=0
+        graph,
+        optimizer,
+        mesh=mesh,
+        trie_shape=shape,
+        form="cross_entropy",
+        softmax="children",
+        seed=0,
     )
     state = init_state(jax.tree.map(jnp.copy, adapters), optimizer)
     items = CFItems(jnp.asarray(batches.store.item_table), None)

@@ -1,0 +1,34 @@
+"""MovieLens-100K and SmolLM2-135M trained for about an epoch: an hour on two CPU cores.
+
+    python launch/train.py --config=configs/movielens_long.py:run=aligned --workdir=runs/long
+    python launch/evaluate.py --config=configs/movielens_long.py --workdir=runs/long
+
+after prepare_data.py and train_cf.py with the same config and workdir.
+"""
+
+
+def get_config(arg=""):
+    config = default_config()
+    config.prompt.prefix = "Movies one person watched, in order:\n"
+    config.lora.rank = 16
+    config.lora.alpha = 32.0
+    config.lora.dropout = 0.0
+    config.objective.alpha = 0.5
+    config.objective.softmax = "children"
+    config.objective.form = "cross_entropy"
+    config.optimizer.learning_rate = 2e-3
+    config.training.batch_size = 4
+    config.training.steps = 900
+    config.training.buckets = (128, 256)
+    config.evaluation.variants = (
+        ("LLM, untrained", "", 0.0),
+        ("LLM, alpha > 0", "aligned", 0.0),
+        ("LLM, alpha > 0, guidance 1", "aligned", 1.0),
+    )
+    config.evaluation.differences = (
+        ("LLM, alpha > 0", "Most popular"),
+        ("LLM, alpha > 0", "LLM, untrained"),
+        ("LLM, alpha > 0, guidance 1", "LLM, alpha > 0"),
+        ("LLM, alpha > 0, guidance 1", "CF model"),
+    )
+    return apply_argument(config, arg)
