@@ -6,6 +6,8 @@
 after prepare_data.py and train_cf.py with the same config and workdir.
 """
 
+from tca4rec_jax.config import apply_argument, default_config
+
 
 def get_config(arg=""):
     config = default_config()
