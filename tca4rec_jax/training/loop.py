@@ -27,6 +27,7 @@ def train(
     total_steps: int,
     checkpoint_every: int,
     log_path: Path,
+    identity: dict,
     name: str = "train",
     flops_per_token: float = 0.0,
 ) -> TrainState:
@@ -37,19 +38,17 @@ def train(
 
     Args:
       train_step: (state, device batch) -> (state, metrics).
+      identity: JSON-serialisable, saved with every checkpoint: what must be the same when the run
+        goes on (the objective, say).
       log_path: JSON lines, one per step: step, loss, nll_per_title, grad_norm, tokens, seconds.
 
     Raises:
       FloatingPointError: a loss that is not finite; the log names the step and the examples.
-      ValueError: the checkpoint is of another data set or batch size.
+      ValueError: the checkpoint has another identity; names what differs.
     """
-    identity = {"examples": len(batches.examples), "batch_size": batches.batch_size}
-    identity["seed"] = batches.seed
     if checkpoints.latest_step is not None:
         state, position = checkpoints.restore(state)
-        saved = {key: position[key] for key in identity}
-        if saved != identity:
-            raise ValueError(f"{log_path.parent}: the checkpoint has {saved}, this run {identity}")
+        _check_identity(position["identity"], identity, log_path.parent)
     start = int(state.step)
     log = _TrainingLog(log_path, keep_steps=start)
     with log, tqdm(total=total_steps, initial=start, desc=name, unit="step") as bar:
@@ -64,13 +63,24 @@ def train(
             if (step + 1) % checkpoint_every == 0 and step + 1 < total_steps:
                 began = log.write(bar, *pending, began, batches, flops_per_token)
                 pending = None  # a checkpoint only ever follows a loss that was seen to be finite
-                checkpoints.save(state, identity | {"next_batch": step + 1})
+                checkpoints.save(state, {"identity": identity, "next_batch": step + 1})
         if pending is not None:
             log.write(bar, *pending, began, batches, flops_per_token)
     if start < total_steps:
-        checkpoints.save(state, identity | {"next_batch": total_steps})
+        checkpoints.save(state, {"identity": identity, "next_batch": total_steps})
     checkpoints.close()
     return state
+
+
+def _check_identity(saved: dict, wanted: dict, directory: Path) -> None:
+    wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in the file
+    differ = [key for key in wanted if saved.get(key) != wanted[key]]
+    if differ:
+        values = "; ".join(f"{key} was {saved.get(key)}, now {wanted[key]}" for key in differ)
+        raise ValueError(
+            f"{directory} was trained otherwise ({values}): give this run another name with "
+            "--config.run, or delete the directory"
+        )
 
 
 class _TrainingLog:

@@ -3,7 +3,7 @@
 Layout of a work directory (each part is written by the launch script named beside it):
   data/                 prepare_data
   cf/logits/<split>/    train_cf
-  llm/<run>/            train: checkpoints/, log.jsonl, config.json
+  llm/<run>/            train: checkpoints/, log.jsonl, config.json (what the run began with)
 """
 
 import dataclasses
@@ -208,7 +208,9 @@ def train_run(run: Run) -> TrainState:
     items = CFItems(store.item_table, store.item_bias)
     items, trie, scalars = replicate(run.mesh, (items, trie, scalars))
     run.directory.mkdir(parents=True, exist_ok=True)
-    (run.directory / "config.json").write_text(config.to_json_best_effort(indent=2))
+    began_with = run.directory / "config.json"
+    if not began_with.exists():
+        began_with.write_text(config.to_json_best_effort(indent=2))
     return train(
         lambda state, batch: step(state, base, batch, items, trie, scalars),
         state,
@@ -218,8 +220,21 @@ def train_run(run: Run) -> TrainState:
         total_steps=training.steps,
         checkpoint_every=training.checkpoint_every,
         log_path=run.directory / "log.jsonl",
+        identity=_identity(config, batches),
         name=run_name(config),
         flops_per_token=run.decoder.config.flops_per_token(
             "lora", context=training.buckets[-1] / 2, vocabulary_share=0.0
         ),
     )
+
+
+def _identity(config: ConfigDict, batches: Batches) -> dict:
+    """What a run's checkpoints depend on besides the number of steps."""
+    fields = {name: config[name].to_dict() for name in ("llm", "lora", "prompt", "objective")}
+    return fields | {
+        "supervision": config.training.supervision,
+        "batch_size": config.training.batch_size,
+        "buckets": [shape.tokens for shape in batches.shapes],
+        "examples": len(batches.examples),
+        "seed": config.seed,
+    }

@@ -75,6 +75,10 @@ def test_a_finished_run_trains_no_more_and_evaluation_reports(workdir):
     before = log_lines(workdir, "plain")
     run("train", workdir, "debug,run=plain")
     assert log_lines(workdir, "plain") == before
+    changed = command("train", workdir, "debug,run=plain,alpha=0.25")
+    done = subprocess.run(changed, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "trained otherwise" in done.stderr
     run("train", workdir, "debug,run=aligned")
     run("evaluate", workdir)
     results = json.loads((workdir / "results.json").read_text())
