@@ -25,12 +25,12 @@ def get_config(arg=""):
     config.evaluation.variants = (
         ("LLM, untrained", "", 0.0),
         ("LLM, alpha > 0", "aligned", 0.0),
-        ("LLM, alpha > 0, guidance 1", "aligned", 1.0),
+        ("LLM, alpha > 0, guided", "aligned", 1.0),
     )
     config.evaluation.differences = (
         ("LLM, alpha > 0", "Most popular"),
         ("LLM, alpha > 0", "LLM, untrained"),
-        ("LLM, alpha > 0, guidance 1", "LLM, alpha > 0"),
-        ("LLM, alpha > 0, guidance 1", "CF model"),
+        ("LLM, alpha > 0, guided", "LLM, alpha > 0"),
+        ("LLM, alpha > 0, guided", "CF model"),
     )
     return apply_argument(config, arg)

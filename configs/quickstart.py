@@ -22,14 +22,17 @@ def get_config(arg=""):
         ("LLM, untrained", "", 0.0),
         ("LLM, alpha = 0", "plain", 0.0),
         ("LLM, alpha > 0", "aligned", 0.0),
-        ("LLM, alpha > 0, guidance 1", "aligned", 1.0),
+        ("LLM, untrained, guided", "", 1.0),
+        ("LLM, alpha = 0, guided", "plain", 1.0),
+        ("LLM, alpha > 0, guided", "aligned", 1.0),
     )
     config.evaluation.differences = (
+        ("CF model", "Most popular"),
         ("LLM, alpha = 0", "LLM, untrained"),
         ("LLM, alpha > 0", "LLM, untrained"),
         ("LLM, alpha > 0", "LLM, alpha = 0"),
-        ("LLM, alpha > 0, guidance 1", "LLM, alpha > 0"),
-        ("LLM, alpha > 0, guidance 1", "CF model"),
-        ("CF model", "Most popular"),
+        ("LLM, alpha > 0, guided", "LLM, alpha > 0"),
+        ("LLM, alpha > 0, guided", "LLM, alpha = 0, guided"),
+        ("LLM, alpha > 0, guided", "CF model"),
     )
     return apply_argument(config, arg)

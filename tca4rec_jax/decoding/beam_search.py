@@ -139,13 +139,18 @@ def beam_search(
       The `config.beams` best sequences of each user, all different; fewer if the catalogue has
       fewer (or the search found fewer). Equal scores keep the order in which they were found.
     """
-    hidden_BxSxD, prompt = model.prefill(tokens_BxS, lengths_B)
-    last_Bx1x1 = (lengths_B - 1)[:, None, None]
-    hidden_Bx1xD = jnp.take_along_axis(hidden_BxSxD, last_Bx1x1, axis=1)
+    hidden_Bx1xD, prompt = run_prompts(model, tokens_BxS, lengths_B)
     return search_from_prompt(
         model, hidden_Bx1xD, prompt, lengths_B, cf_logits_BxI, trie, weights,
         shape=shape, config=config,
     )  # fmt: skip
+
+
+def run_prompts(model: LanguageModel, tokens_BxS: jax.Array, lengths_B: jax.Array):
+    """(hidden [B, 1, D] at each prompt's last token, the prompts' keys and values)."""
+    hidden_BxSxD, prompt = model.prefill(tokens_BxS, lengths_B)
+    last_Bx1x1 = (lengths_B - 1)[:, None, None]
+    return jnp.take_along_axis(hidden_BxSxD, last_Bx1x1, axis=1), prompt
 
 
 def search_from_prompt(

@@ -1,6 +1,7 @@
 """Recommendations for many rows: prompts in batches of similar length, results by row.
 
-Axis letters: R rows, B rows of a batch, S prompt tokens, M beams, I items, K places of a list.
+Axis letters: R rows, B rows of a batch, S prompt tokens, M beams, I items, K places of a list,
+U sets of score weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,12 @@ from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
 
 from tca4rec_jax.data.ragged import Ragged, ranges
-from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
+from tca4rec_jax.decoding.beam_search import (
+    ScoreWeights,
+    SearchConfig,
+    run_prompts,
+    search_from_prompt,
+)
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie, search_trie
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.sharding import check_batch_size, replicate, shard_batch
@@ -111,12 +117,24 @@ class Recommender:
         *,
         progress: str | None = "Recommending",
     ) -> Recommendations:
-        """The best titles for every prompt.
+        """The best titles for every prompt: `sweep` with one set of weights."""
+        return self.sweep(decoder, prompts, [weights], cf_logits, progress=progress)[0]
+
+    def sweep(
+        self,
+        decoder: Decoder,
+        prompts: Ragged,
+        weights: Sequence[ScoreWeights],
+        cf_logits: Callable[[np.ndarray], np.ndarray] | None = None,
+        *,
+        progress: str | None = "Recommending",
+    ) -> list[Recommendations]:
+        """The best titles for every prompt under each of several weights; prompts run once.
 
         Args:
           decoder: the language model, on the mesh or not.
           prompts: int32 token ids of R rows.
-          weights: guidance, temperature and length penalty.
+          weights: guidance, temperature and length penalty, U sets of them.
           cf_logits: row numbers int64 [B] -> the CF logits of all items, float [B, I]; required if
             weights.guidance > 0. Without it another program, with no guidance in it, is compiled.
           progress: label of the progress bar, None for none.
@@ -125,19 +143,20 @@ class Recommender:
           ValueError: a prompt that is empty, longer than the largest bucket or too long for the
             model, or guidance without CF logits.
         """
-        weights = weights.check()
-        if weights.guidance > 0 and cf_logits is None:
-            raise ValueError(f"guidance is {weights.guidance}, but there are no CF logits for it")
-        beams, num_rows = self._config.beams, len(prompts)
-        leaves_RxM = np.full((num_rows, beams), -1, np.int32)
-        scores_RxM = np.full((num_rows, beams), -np.inf, np.float32)
+        guidance = max(one.check().guidance for one in weights)
+        if guidance > 0 and cf_logits is None:
+            raise ValueError(f"guidance is {guidance}, but there are no CF logits for it")
+        num_rows = len(prompts)
+        shape = (num_rows, len(weights), self._config.beams)
+        leaves_RxUxM = np.full(shape, -1, np.int32)
+        scores_RxUxM = np.full(shape, -np.inf, np.float32)
         self._check_prompts(prompts, decoder)
         graph, state = nnx.split(decoder)
         run = partial(
             search_batch,
             replicate(self._mesh, state),
             trie=self._trie,
-            weights=ScoreWeights(*map(np.float32, weights)),
+            weights_U=ScoreWeights(*np.array(weights, np.float32).T),
             mesh=self._mesh,
             graph=graph,
             shape=self._shape,
@@ -145,9 +164,9 @@ class Recommender:
         )
 
         def store(rows_B: np.ndarray, result: tuple[jax.Array, jax.Array]) -> None:
-            leaves_BxM, scores_BxM = jax.device_get(result)
-            leaves_RxM[rows_B] = leaves_BxM[: len(rows_B)]
-            scores_RxM[rows_B] = scores_BxM[: len(rows_B)]
+            leaves_BxUxM, scores_BxUxM = jax.device_get(result)
+            leaves_RxUxM[rows_B] = leaves_BxUxM[: len(rows_B)]
+            scores_RxUxM[rows_B] = scores_BxUxM[: len(rows_B)]
 
         pending = None
         with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
@@ -170,7 +189,9 @@ class Recommender:
             if pending is not None:
                 store(*pending)
                 bar.update(len(pending[0]))
-        return Recommendations(leaves_RxM, scores_RxM)
+        return [
+            Recommendations(leaves_RxUxM[:, u], scores_RxUxM[:, u]) for u in range(len(weights))
+        ]
 
     def _check_prompts(self, prompts: Ragged, decoder: Decoder) -> None:
         lengths_R = prompts.lengths
@@ -215,25 +236,33 @@ def search_batch(
     lengths_B: jax.Array,
     cf_logits_BxI: jax.Array | None,
     trie: SearchTrie,
-    weights: ScoreWeights,
+    weights_U: ScoreWeights,
     *,
     mesh: Mesh,
     graph: nnx.GraphDef,
     shape: SearchShape,
     config: SearchConfig,
 ) -> tuple[jax.Array, jax.Array]:
-    """`beam_search` on each device's share of the batch: (leaves, scores) [B, M].
+    """Beam search on each device's share of the batch: (leaves, scores) [B, U, M].
+
+    The prompts run once; the fields of weights_U are float32 [U] and each of them is searched with.
 
     Users don't depend on one another, so each device runs a program of its own (shard_map): nothing
     is communicated, and a device whose users are done does not wait for the others.
     """
 
-    def on_one_device(state, tokens, lengths, cf_logits, trie, weights):
+    def on_one_device(state, tokens, lengths, cf_logits, trie, weights_U):
         decoder = nnx.merge(graph, state)
-        result = beam_search(
-            decoder, tokens, lengths, cf_logits, trie, weights, shape=shape, config=config
-        )
-        return result.leaves, result.scores
+        prompt = run_prompts(decoder, tokens, lengths)
+
+        def search(weights):
+            result = search_from_prompt(
+                decoder, *prompt, lengths, cf_logits, trie, weights, shape=shape, config=config
+            )
+            return result.leaves, result.scores
+
+        found_UxBxM = jax.lax.map(search, weights_U)
+        return jax.tree.map(lambda values: values.swapaxes(0, 1), found_UxBxM)
 
     rows, everywhere = PartitionSpec("data"), PartitionSpec()
     sharded = jax.shard_map(
@@ -243,4 +272,4 @@ def search_batch(
         out_specs=rows,
         check_vma=False,
     )
-    return sharded(state, tokens_BxS, lengths_B, cf_logits_BxI, trie, weights)
+    return sharded(state, tokens_BxS, lengths_B, cf_logits_BxI, trie, weights_U)

@@ -1,7 +1,7 @@
 """The evaluation of a run: CF models and LLM variants on the same rows, each over all items.
 
 Written below the work directory:
-  evaluation/<label>_*.npz  recommended items and ranks of each row, kept so that an interrupted
+  evaluation/<run>_*.npz    recommended items and ranks of each row, kept so that an interrupted
                             evaluation goes on and any other statistic can be computed
   results.json, results.md, results.png, training.png, examples.md
 
@@ -11,8 +11,6 @@ Axis letters: R rows, I items, K places of a list, Q distinct titles.
 import hashlib
 import json
 import os
-import re
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +23,7 @@ from tca4rec_jax.cf.popularity import popularity_logits
 from tca4rec_jax.data.prompts import prompts
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.decoding.recommender import Recommendations, Recommender
 from tca4rec_jax.evaluation.ranking import (
     bootstrap_intervals,
     metric_values,
@@ -77,8 +75,10 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
     rows = sample_rows(run.data.splits[fields.split], fields.rows, config.seed)
     logging.info("Evaluating %d of the %s rows", len(rows), fields.split)
     ranked = _cf_models(run, rows)
-    for label, name, guidance in fields.variants:
-        ranked[label] = _cached_llm(run, rows, label, name, guidance)
+    for name in dict.fromkeys(name for _, name, _ in fields.variants):
+        variants = {label: value for label, run_, value in fields.variants if run_ == name}
+        ranked |= _cached_llm(run, rows, name, variants)
+    ranked = {label: ranked[label] for label in (POPULAR, CF, *_labels(fields))}
     results = _results(run, rows, ranked)
     _report(run, rows, ranked, results)
     return results
@@ -91,8 +91,12 @@ def sample_rows(sequences: ItemSequences, count: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(len(sequences), count, replace=False))
 
 
+def _labels(evaluation: ConfigDict) -> list[str]:
+    return [label for label, _, _ in evaluation.variants]
+
+
 def _check_labels(config: ConfigDict) -> None:
-    labels = {POPULAR, CF, *(label for label, _, _ in config.evaluation.variants)}
+    labels = {POPULAR, CF, *_labels(config.evaluation)}
     unknown = {label for pair in config.evaluation.differences for label in pair} - labels
     if unknown:
         raise ValueError(
@@ -131,29 +135,33 @@ def _full_ranking(run: Run, rows: np.ndarray, scores_RxI: np.ndarray) -> Ranked:
     )
 
 
-def _cached_llm(run: Run, rows: np.ndarray, label: str, name: str, guidance: float) -> Ranked:
-    """The LLM variant's lists, from an earlier evaluation of the same thing if there is one."""
-    identity = _identity(run, rows, name, guidance)
-    slug = re.sub(r"\W+", "_", label).strip("_")
-    path = run.workdir / "evaluation" / f"{slug}_{identity[:8]}.npz"
+def _cached_llm(
+    run: Run, rows: np.ndarray, name: str, variants: dict[str, float]
+) -> dict[str, Ranked]:
+    """The lists of an LLM run at several guidances {label: guidance}, or those found on disk."""
+    identity = _identity(run, rows, name, list(variants.values()))
+    path = run.workdir / "evaluation" / f"{name or 'untrained'}_{identity[:8]}.npz"
     if path.exists():
         with np.load(path) as saved:
             if str(saved["identity"]) == identity:
-                logging.info("%s: lists of an earlier evaluation in %s", label, path)
-                return Ranked(*(saved[field] for field in Ranked._fields))
-    began = time.perf_counter()
-    ranked = _llm(run, rows, label, name, guidance)
-    logging.info("%s: %.2f rows/s", label, rows.size / (time.perf_counter() - began))
+                logging.info("Lists of an earlier evaluation in %s", path)
+                return {
+                    label: Ranked(*(saved[field][u] for field in Ranked._fields))
+                    for u, label in enumerate(variants)
+                }
+    found = _llm(run, rows, name, list(variants.values()))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".partial")
     with beside.open("wb") as file:
-        np.savez(file, identity=identity, **ranked._asdict())
+        np.savez(
+            file, identity=identity, **Ranked(*map(np.stack, zip(*found, strict=True)))._asdict()
+        )
     os.replace(beside, path)
-    return ranked
+    return dict(zip(variants, found, strict=True))
 
 
-def _identity(run: Run, rows: np.ndarray, name: str, guidance: float) -> str:
-    """SHA-256 of everything that the lists of an LLM variant depend on."""
+def _identity(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> str:
+    """SHA-256 of everything that the lists of an LLM run depend on."""
     config = run.config
     log = run.workdir / "llm" / name / "log.jsonl" if name else None
     parts = {
@@ -161,10 +169,10 @@ def _identity(run: Run, rows: np.ndarray, name: str, guidance: float) -> str:
         "lora": config.lora.to_dict() if name else None,
         "prompt": config.prompt.to_dict(),
         "decoding": config.decoding.to_dict(),
-        "guidance": guidance,
+        "guidances": guidances,
         "beta": config.objective.beta,
         "training log": hashlib.sha256(log.read_bytes()).hexdigest() if name else "",
-        "cf": _sha256(_cf_logits(run, rows)) if guidance else "",
+        "cf": _sha256(_cf_logits(run, rows)) if any(guidances) else "",
         "rows": _sha256(rows),
         "data": run.data.splits[config.evaluation.split].content_hash(),
         "catalogue": run.data.catalogue.content_hash(),
@@ -176,7 +184,7 @@ def _sha256(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _llm(run: Run, rows: np.ndarray, label: str, name: str, guidance: float) -> Ranked:
+def _llm(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> list[Ranked]:
     config = run.config
     split = run.data.splits[config.evaluation.split].take(rows)
     history_RxH, target_R = split.histories_and_targets(config.data.history_length)
@@ -188,19 +196,24 @@ def _llm(run: Run, rows: np.ndarray, label: str, name: str, guidance: float) -> 
         batch_size=config.evaluation.batch_size,
         buckets=config.evaluation.buckets,
     )
-    weights = ScoreWeights(
-        guidance, config.objective.beta, fields.temperature, fields.length_penalty
-    )
-    cf_RxI = _cf_logits(run, rows)  # also without guidance: all variants share one program
-    found = recommender.recommend(
+    weights = [
+        ScoreWeights(guidance, config.objective.beta, fields.temperature, fields.length_penalty)
+        for guidance in guidances
+    ]
+    cf_RxI = _cf_logits(run, rows)
+    found = recommender.sweep(
         run.trained_decoder(name) if name else run.decoder,
         prompts(run.titles, history_RxH, config.prompt.max_tokens),
         weights,
-        cf_logits=cf_RxI.__getitem__,
-        progress=label,
+        cf_RxI.__getitem__,
+        progress=f"LLM {name or 'untrained'}",
     )
-    items_RxK = found.items(run.trie, fields.beams)
     leaf_R = run.trie.leaf_of_item[target_R]
+    return [_ranked_list(run, one, target_R, leaf_R) for one in found]
+
+
+def _ranked_list(run: Run, found: Recommendations, target_R, leaf_R) -> Ranked:
+    items_RxK = found.items(run.trie, run.config.decoding.beams)
     return Ranked(
         items_RxK, rank_in_list(items_RxK, target_R), rank_in_list(found.leaves_RxM, leaf_R)
     )

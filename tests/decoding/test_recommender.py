@@ -1,5 +1,6 @@
 """Rows in batches over two devices against one search per row."""
 
+import jax
 import numpy as np
 import oracle
 import pytest
@@ -83,17 +84,31 @@ def test_the_search_is_split_over_the_devices_without_communication(decoder):
         replicate(mesh, state),
         *shard_batch(mesh, (tokens, lengths, cf_logits)),
         replicate(mesh, trie),
-        weights,
+        jax.tree.map(lambda value: np.full(1, value, np.float32), weights),
     )
     static = {"mesh": mesh, "graph": graph, "shape": shape, "config": CONFIG}
     program = search_batch.lower(*args, **static).compile()
     for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
         assert word not in program.as_text()
     leaves, scores = program(*args)
-    assert [shard.data.shape for shard in leaves.addressable_shards] == [(4, 5), (4, 5)]
+    assert [shard.data.shape for shard in leaves.addressable_shards] == [(4, 1, 5), (4, 1, 5)]
     alone = oracle.run_search(decoder, TRIE, tokens, lengths, cf_logits, weights, CONFIG)
-    np.testing.assert_array_equal(leaves, alone.leaves)
-    np.testing.assert_allclose(scores, alone.scores, atol=1e-5)
+    np.testing.assert_array_equal(leaves[:, 0], alone.leaves)
+    np.testing.assert_allclose(scores[:, 0], alone.scores, atol=1e-5)
+
+
+def test_a_sweep_equals_its_searches_one_by_one(decoder):
+    prompts = ragged_prompts(4, 12)
+    cf_RxI = np.random.default_rng(3).normal(size=(4, len(SEQUENCES))).astype(np.float32)
+    recommender = Recommender(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
+    sweep = [ScoreWeights(guidance=value) for value in (0.0, 1.0, 100.0)]
+    args = (cf_RxI.__getitem__,)
+    found = recommender.sweep(decoder, prompts, sweep, *args, progress=None)
+    for weights, one in zip(sweep, found, strict=True):
+        alone = recommender.recommend(decoder, prompts, weights, *args, progress=None)
+        np.testing.assert_array_equal(one.leaves_RxM, alone.leaves_RxM)
+        np.testing.assert_allclose(one.scores_RxM, alone.scores_RxM, rtol=1e-5)
+    assert (found[0].leaves_RxM != found[2].leaves_RxM).any()
 
 
 def test_no_rows_give_no_recommendations(decoder):
