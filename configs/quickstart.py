@@ -15,15 +15,13 @@ def get_config(arg=""):
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 10
     config.training.batch_size = 4
-    config.training.steps = 60
-    config.training.checkpoint_every = 20
+    config.training.steps = 75
+    config.training.checkpoint_every = 25
     config.training.buckets = (128, 256)
     config.evaluation.variants = (
         ("LLM, untrained", "", 0.0),
         ("LLM, alpha = 0", "plain", 0.0),
         ("LLM, alpha > 0", "aligned", 0.0),
-        ("LLM, untrained, guided", "", 1.0),
-        ("LLM, alpha = 0, guided", "plain", 1.0),
         ("LLM, alpha > 0, guided", "aligned", 1.0),
     )
     config.evaluation.differences = (
@@ -32,7 +30,6 @@ def get_config(arg=""):
         ("LLM, alpha > 0", "LLM, untrained"),
         ("LLM, alpha > 0", "LLM, alpha = 0"),
         ("LLM, alpha > 0, guided", "LLM, alpha > 0"),
-        ("LLM, alpha > 0, guided", "LLM, alpha = 0, guided"),
         ("LLM, alpha > 0, guided", "CF model"),
     )
     return apply_argument(config, arg)

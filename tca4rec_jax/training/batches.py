@@ -62,7 +62,7 @@ class Batches:
         if examples.tokens.lengths.max() > buckets[-1]:
             raise ValueError(
                 f"an example has {examples.tokens.lengths.max()} tokens, the largest of "
-                f"data.buckets is {buckets[-1]}: add a larger one"
+                f"training.buckets is {buckets[-1]}: add a larger one"
             )
         bucket = np.searchsorted(buckets, examples.tokens.lengths)
         used = np.unique(bucket)

@@ -167,6 +167,7 @@ def train_run(run: Run) -> TrainState:
     objective, training = config.objective, config.training
     validate_objective(**objective)
     check_batch_size(run.mesh, training.batch_size, "training.batch_size")
+    graph, state, base = run.initial_state()
     split = "train_sequences" if training.supervision == "sequence" else "train"
     store = run.cf_store(split)
     examples = build_examples(
@@ -191,7 +192,6 @@ def train_run(run: Run) -> TrainState:
         batches.shapes,
         100 * batches.padding_share,
     )
-    graph, state, base = run.initial_state()
     trie, trie_shape = trie_on_device(run.compressed_trie)
     step = make_train_step(
         graph,
