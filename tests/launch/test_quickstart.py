@@ -96,7 +96,7 @@ def test_a_finished_run_trains_no_more_and_evaluation_reports(workdir):
         ("debug,alpha=1.5", "objective.alpha is 1.5"),
         ("debug,training.batch_size=3", "training.batch_size is 3"),
         ("debug,prompt.max_tokens=10000", "prompt.max_tokens is 10000"),
-        ("debug,prompt.max_tokens=40", "prompt.max_tokens"),
+        ("debug,prompt.max_tokens=20", "the budget is 20 with a prefix"),
     ],
 )
 def test_bad_fields_end_the_run_before_it_begins(workdir, setting, message):
