@@ -8,7 +8,6 @@ programs side by side do more work than one with two threads.
 import os
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -45,8 +44,3 @@ def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
             f"{field} is {batch_size}, but must be a multiple of the {mesh.shape['data']} devices "
             "that share the batch"
         )
-
-
-def to_host(tree):
-    """NumPy copies of (fully addressable) arrays."""
-    return jax.tree.map(np.asarray, jax.device_get(tree))
