@@ -4,26 +4,41 @@ TCA4Rec, section "Collaborative Tokenizer": with M(n) the sum of exp(s / beta) o
 trie node n, p_cf(v | h) = M(child(h, v)) / M(h).  Everything here is float32 and in log space, each
 segment relative to its own maximum, so that unlikely corners of the catalogue stay exact.
 
-Axis letters: P (row, target) pairs, I items, Q leaves, N trie nodes, K decisions, C children.
+A *pair* is a (row, target) pair with CF logits of its own: one per row with a single target, tens
+of them with sequence supervision. A *decision* is a prefix whose trie node has several children; it
+belongs to a pair. Everywhere else the next token is forced and p_cf is one-hot.
+
+The items may be sharded over a mesh axis (`shard_items`, and `axis_name` below): every device sums
+its own items and the sparse results are joined.
+
+Axis letters: P pairs, B rows with one target each, I items, Q leaves, N trie nodes, K decisions,
+C children, T title tokens, V vocabulary, U tokens that some decision chooses from, D CF width.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from tca4rec_jax.cf.scoring import cf_logits
 from tca4rec_jax.trie import ItemTrie
+
+_PROJECTION_BYTES = 256 << 20  # bounds the temporaries of one group of pairs
 
 
 class TrieArrays(NamedTuple):
     """What the projection needs of a (compressed) trie, as device arrays; see ItemTrie."""
 
-    leaf_of_item: jax.Array  # int32 [I]
+    item_order: jax.Array  # int32 [I], the items in the order of their leaves
+    ordered_leaf: jax.Array  # int32 [I], their leaves, ascending; Q and above: no item
     leaf: jax.Array  # int32 [N]
     parent: jax.Array  # int32 [N]
     child_start: jax.Array  # int32 [N]
     child_count: jax.Array  # int32 [N]
     token: jax.Array  # int32 [N]
+    choice: jax.Array  # int32 [U], ascending: every token that is a child of some decision
+    choice_index: jax.Array  # int32 [N], where a decision's child has its token in `choice`
 
 
 class TrieShape(NamedTuple):
@@ -34,18 +49,76 @@ class TrieShape(NamedTuple):
     level_offsets: tuple[int, ...]
 
 
+class CFItems(NamedTuple):
+    """The item side of factorised CF logits, user vector . item row + bias; None for dense ones."""
+
+    table_IxD: jax.Array | None = None
+    bias_I: jax.Array | None = None
+
+
 def trie_on_device(trie: ItemTrie) -> tuple[TrieArrays, TrieShape]:
     """Device arrays and static sizes of a trie; pass `trie.compress()` unless you have a reason."""
-    arrays = TrieArrays(*(jnp.asarray(getattr(trie, name)) for name in TrieArrays._fields))
+    arrays, shape = _host_arrays(trie)
+    return TrieArrays(*map(jnp.asarray, arrays)), shape
+
+
+def shard_items(trie: ItemTrie, num_shards: int) -> tuple[TrieArrays, TrieShape]:
+    """`trie_on_device` for CF logits whose item axis is sharded into `num_shards` equal slices.
+
+    `item_order` and `ordered_leaf` hold the shards one after the other: shard them over the mesh
+    axis of the logits and replicate the rest. The catalogue is padded to a multiple of num_shards;
+    pad the logits alike, with any finite value.
+    """
+    arrays, shape = _host_arrays(trie)
+    size = -(-trie.num_items // num_shards)
+    leaf_SxI = np.full(num_shards * size, trie.num_leaves, np.int32)
+    leaf_SxI[: trie.num_items] = trie.leaf_of_item
+    leaf_SxI = leaf_SxI.reshape(num_shards, size)
+    order_SxI = np.argsort(leaf_SxI, axis=1, kind="stable").astype(np.int32)
+    arrays = arrays._replace(
+        item_order=order_SxI.ravel(),
+        ordered_leaf=np.take_along_axis(leaf_SxI, order_SxI, axis=1).ravel(),
+    )
+    return TrieArrays(*map(jnp.asarray, arrays)), shape
+
+
+def _host_arrays(trie: ItemTrie) -> tuple[TrieArrays, TrieShape]:
+    items_I, _ = trie.items_by_leaf
+    decided_N = (trie.parent >= 0) & (trie.child_count[trie.parent] > 1)
+    choice_U = np.unique(trie.token[decided_N])
+    if not choice_U.size:  # a single title: nothing is ever decided
+        choice_U = np.zeros(1, np.int32)
+    index_N = np.minimum(np.searchsorted(choice_U, trie.token), choice_U.size - 1)
+    arrays = TrieArrays(
+        item_order=items_I,
+        ordered_leaf=trie.leaf_of_item[items_I],
+        leaf=trie.leaf,
+        parent=trie.parent,
+        child_start=trie.child_start,
+        child_count=trie.child_count,
+        token=trie.token,
+        choice=choice_U,
+        choice_index=index_N.astype(np.int32),
+    )
     offsets = tuple(int(offset) for offset in trie.level_offsets)
     return arrays, TrieShape(trie.num_leaves, trie.max_children, offsets)
 
 
+def item_logits(cf_PxD: jax.Array, items: CFItems) -> jax.Array:
+    """float32 item logits [P, I] from user vectors, or the stored logits themselves."""
+    if items.table_IxD is None:
+        return cf_PxD.astype(jnp.float32)
+    return cf_logits(cf_PxD, items.table_IxD, items.bias_I)
+
+
 def segment_logsumexp(values: jax.Array, segment_ids: jax.Array, num_segments: int) -> jax.Array:
-    """log sum exp over segments of the leading axis; -inf for an empty segment."""
+    """log sum exp over segments of the leading axis; -inf for an empty segment.
+
+    Segment ids are ascending; entries whose id is num_segments or more belong to none.
+    """
     highest = jax.ops.segment_max(values, segment_ids, num_segments, indices_are_sorted=True)
     highest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(highest), highest, 0.0))
-    shifted = jnp.exp(values - highest[segment_ids])
+    shifted = jnp.exp(values - highest.at[segment_ids].get(mode="clip"))
     total = jax.ops.segment_sum(shifted, segment_ids, num_segments, indices_are_sorted=True)
     return jnp.log(total) + highest
 
@@ -53,7 +126,7 @@ def segment_logsumexp(values: jax.Array, segment_ids: jax.Array, num_segments: i
 def node_log_mass(
     logits_PxI: jax.Array, trie: TrieArrays, shape: TrieShape, beta: jax.Array | float = 1.0
 ) -> jax.Array:
-    """log M(n) for every trie node.
+    """log M(n) for every trie node, over the items that are here (all of them, or one shard's).
 
     Args:
       logits_PxI: CF logits, any float dtype (computed in float32).
@@ -61,11 +134,10 @@ def node_log_mass(
       beta: CF temperature, > 0.
 
     Returns:
-      float32 [P, N]; p_cf(child | h) = exp(mass[child] - mass[h]).
+      float32 [P, N], -inf for a node without items; p_cf(child | h) = exp(mass[child] - mass[h]).
     """
-    scores_IxP = logits_PxI.astype(jnp.float32).T / beta
-    order = jnp.argsort(trie.leaf_of_item, stable=True)
-    leaf_mass_QxP = segment_logsumexp(scores_IxP[order], trie.leaf_of_item[order], shape.num_leaves)
+    scores_IxP = logits_PxI.T[trie.item_order].astype(jnp.float32) / beta
+    leaf_mass_QxP = segment_logsumexp(scores_IxP, trie.ordered_leaf, shape.num_leaves)
     below = None
     levels = []
     ranges = list(zip(shape.level_offsets[:-1], shape.level_offsets[1:], strict=True))
@@ -94,39 +166,124 @@ def children_of(node_K: jax.Array, trie: TrieArrays, shape: TrieShape):
 
 
 def child_log_probs(
-    mass_PxN: jax.Array, pair_K: jax.Array, node_K: jax.Array, trie: TrieArrays, shape: TrieShape
+    mass_PxN: jax.Array,
+    pair_K: jax.Array,
+    node_K: jax.Array,
+    trie: TrieArrays,
+    shape: TrieShape,
+    axis_name: str | None = None,
 ):
     """Next-token distributions of K prefixes (decisions), sparse over the node's children.
 
     Args:
       mass_PxN: float32, from `node_log_mass`.
-      pair_K: int32, the (row, target) pair whose CF logits apply.
+      pair_K: int32, the pair whose CF logits apply.
       node_K: int32, the trie node of the prefix.
+      axis_name: the mesh axis over which the items are sharded (inside shard_map), if they are.
 
     Returns:
       (tokens_KxC int32, log_p_KxC float32): children's tokens and log p_cf, -inf where there is
       none.
     """
     child_KxC, valid_KxC = children_of(node_K, trie, shape)
-    log_p_KxC = mass_PxN[pair_K[:, None], child_KxC] - mass_PxN[pair_K, node_K][:, None]
-    return trie.token[child_KxC], jnp.where(valid_KxC, log_p_KxC, -jnp.inf)
+    mass_KxC = jnp.where(valid_KxC, mass_PxN[pair_K[:, None], child_KxC], -jnp.inf)
+    if axis_name is None:
+        mass_K = mass_PxN[pair_K, node_K]
+    else:
+        mass_KxC = _join_shards(mass_KxC, axis_name)
+        mass_K = jax.nn.logsumexp(mass_KxC, axis=1)
+    return trie.token[child_KxC], mass_KxC - mass_K[:, None]
 
 
-def token_distributions(logits_PxI: jax.Array, trie: ItemTrie, vocab_size: int, beta: float = 1.0):
-    """Dense view for inspection: p_cf of every inner node of the compressed trie.
+def _join_shards(mass: jax.Array, axis_name: str) -> jax.Array:
+    """log of the sum over devices of exp(mass)."""
+    highest = jax.lax.pmax(mass, axis_name)
+    highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
+    return jnp.log(jax.lax.psum(jnp.exp(mass - highest), axis_name)) + highest
+
+
+def project(
+    cf_PxD: jax.Array,
+    items: CFItems,
+    pair_K: jax.Array,
+    node_K: jax.Array,
+    trie: TrieArrays,
+    shape: TrieShape,
+    beta: jax.Array | float = 1.0,
+    *,
+    axis_name: str | None = None,
+    pairs_at_once: int | None = None,
+):
+    """From CF vectors or logits straight to the distributions of K decisions.
+
+    What `node_log_mass` and `child_log_probs` do together, for groups of pairs one after the other
+    where all pairs at once would be large: neither logits [P, I] nor masses [P, N] exist then.
+
+    Args:
+      cf_PxD: user vectors [P, D], or dense logits [P, I] if items.table_IxD is None; any float.
+      items: the item table (and bias) of factorised logits.
+      pair_K, node_K: int32, the pair and the trie node of each decision.
+      pairs_at_once: size of a group; by default what fits a quarter of a gigabyte.
 
     Returns:
-      (nodes int32 [K], probabilities float32 [P, K, V]): the decisions and their distributions.
+      (child_KxC int32 node ids, log_p_KxC float32): 0 and -inf where there is no child.
     """
-    compressed = trie.compress()
-    arrays, shape = trie_on_device(compressed)
-    mass_PxN = node_log_mass(logits_PxI, arrays, shape, beta)
-    node_K = jnp.flatnonzero(arrays.child_count > 0).astype(jnp.int32)
+    pairs = cf_PxD.shape[0]
+    num_items, num_nodes = trie.item_order.shape[0], shape.level_offsets[-1]
+    if pairs_at_once is None:
+        pairs_at_once = max(1, _PROJECTION_BYTES // (4 * (3 * num_items + 3 * num_nodes)))
+    child_KxC, _ = children_of(node_K, trie, shape)
 
-    def one_row(mass_N):
-        pair_K = jnp.zeros_like(node_K)
-        tokens_KxC, log_p_KxC = child_log_probs(mass_N[None, :], pair_K, node_K, arrays, shape)
-        dense_KxV = jnp.zeros((node_K.size, vocab_size))
-        return dense_KxV.at[jnp.arange(node_K.size)[:, None], tokens_KxC].add(jnp.exp(log_p_KxC))
+    def group(vectors_GxD, first):
+        mass_GxN = node_log_mass(item_logits(vectors_GxD, items), trie, shape, beta)
+        inside_K = (pair_K >= first) & (pair_K < first + vectors_GxD.shape[0])
+        local_K = jnp.where(inside_K, pair_K - first, 0)
+        _, log_p_KxC = child_log_probs(mass_GxN, local_K, node_K, trie, shape, axis_name)
+        return inside_K, log_p_KxC
 
-    return node_K, jax.vmap(one_row)(mass_PxN)
+    if pairs <= pairs_at_once:
+        return child_KxC, group(cf_PxD, 0)[1]
+    groups = -(-pairs // pairs_at_once)
+    padded = jnp.pad(cf_PxD, ((0, groups * pairs_at_once - pairs), (0, 0)))
+    xs = padded.reshape(groups, pairs_at_once, -1), pairs_at_once * jnp.arange(groups)
+
+    def fill(log_p_KxC, x):
+        inside_K, of_group_KxC = group(*x)
+        return jnp.where(inside_K[:, None], of_group_KxC, log_p_KxC), None
+
+    empty_KxC = jnp.full(child_KxC.shape, -jnp.inf, jnp.float32)
+    return child_KxC, jax.lax.scan(fill, empty_KxC, xs)[0]
+
+
+def token_distributions(
+    logits_BxI: jax.Array, trie: ItemTrie, target_B: np.ndarray, vocab_size: int, beta: float = 1.0
+) -> jax.Array:
+    """Dense view for inspection: p_cf at every token of each row's target title.
+
+    Args:
+      logits_BxI: CF logits.
+      trie: token by token, from `ItemTrie.build`.
+      target_B: int, each row's target item.
+      vocab_size: V, above every token of the trie.
+
+    Returns:
+      float32 [B, T, V], T the tokens of the longest of these titles, the end token included:
+      [b, t] is p_cf(. | first t tokens of the title of target_B[b]), zero behind its end.
+    """
+    arrays, shape = trie_on_device(trie)
+    leaf_B = trie.leaf_of_item[target_B]
+    length_B = trie.lengths_Q[leaf_B]
+    # Token by token, the node of a prefix of t tokens is that of level t.
+    node_BxT = trie.paths_QxK[leaf_B, : length_B.max()]
+    inside_BxT = np.arange(node_BxT.shape[1]) < length_B[:, None]
+    mass_BxN = node_log_mass(logits_BxI, arrays, shape, beta)
+
+    def one_row(mass_N, node_T, inside_T):
+        row_T = jnp.zeros_like(node_T)
+        tokens_TxC, log_p_TxC = child_log_probs(mass_N[None, :], row_T, node_T, arrays, shape)
+        p_TxC = jnp.where(inside_T[:, None], jnp.exp(log_p_TxC), 0.0)
+        dense_TxV = jnp.zeros((node_T.size, vocab_size))
+        return dense_TxV.at[jnp.arange(node_T.size)[:, None], tokens_TxC].add(p_TxC)
+
+    node_BxT = jnp.asarray(np.where(inside_BxT, node_BxT, 0))
+    return jax.vmap(one_row)(mass_BxN, node_BxT, jnp.asarray(inside_BxT))

@@ -7,9 +7,14 @@ A *position* is a place in a sequence whose next token is supervised; a *decisio
 which the trie node of the prefix has several children. Everywhere else the title is forced: p_cf is
 one-hot there, so a soft label is needed at decisions only.
 
-Axis letters: N supervised positions, K decisions, V vocabulary, C children of a decision.
+The losses take vocabulary logits, or hidden states and the head that makes logits of them: then
+logits exist for a chunk of positions at a time and are made again in the backward pass.
+
+Axis letters: N supervised positions, K decisions, V vocabulary (or a part of it), C children of a
+decision, D model.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,6 +22,10 @@ import jax.numpy as jnp
 
 FORMS = ("log_expectation", "cross_entropy")
 SOFTMAXES = ("vocabulary", "children")
+
+_LOGITS_BYTES = 64 << 20  # of the logits that exist at once, by default
+
+Head = Callable[[jax.Array], jax.Array]  # hidden [n, D] -> float32 logits [n, V]
 
 
 class Loss(NamedTuple):
@@ -34,7 +43,7 @@ class Decisions(NamedTuple):
     position_K: jax.Array  # int32, index into the supervised positions
     weight_K: jax.Array  # float32, 0 for padding
     label_child_K: jax.Array  # int32, which child is on the target's path
-    child_token_KxC: jax.Array  # int32, from child_log_probs
+    child_token_KxC: jax.Array  # int32, where the children's tokens are among the logits
     log_p_cf_KxC: jax.Array  # float32, from child_log_probs; -inf where there is no child
 
 
@@ -148,3 +157,104 @@ def children_loss(
     z_label_K = jnp.take_along_axis(z_KxC, decision.label_child_K[:, None], axis=-1)[:, 0]
     total = jnp.sum(decision.weight_K * soft_K)
     return total, jnp.sum(decision.weight_K * (log_normaliser_K - z_label_K))
+
+
+def children_loss_of_hidden(
+    head: Head,
+    hidden_KxD: jax.Array,
+    decision: Decisions,
+    alpha: jax.Array | float,
+    tau: jax.Array | float,
+    form: str,
+    *,
+    chunk: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`children_loss` of head(hidden), with the logits of `chunk` decisions at a time.
+
+    Args:
+      head: may know only the tokens that decisions choose from (TrieArrays.choice); child_token_KxC
+        counts in its last axis.
+      hidden_KxD: the states before the decisions, in their order.
+      chunk: by default what fits 64 MiB of logits.
+    """
+    chunk = chunk or _default_chunk(head, hidden_KxD)
+
+    def loss(hidden_kxD, decision):
+        return children_loss(head(hidden_kxD), decision, alpha, tau, form)
+
+    if hidden_KxD.shape[0] <= chunk:
+        return loss(hidden_KxD, decision)
+    # Padded with zeros: no weight, and log p_cf = 0, so that no softmax is empty.
+    xs = jax.tree.map(lambda a: _in_chunks(a, chunk), (hidden_KxD, decision))
+    return _sum_over(loss, xs)
+
+
+def vocabulary_loss_of_hidden(
+    head: Head,
+    hidden_NxD: jax.Array,
+    label_N: jax.Array,
+    weight_N: jax.Array,
+    decision: Decisions,
+    alpha: jax.Array | float,
+    tau: jax.Array | float,
+    form: str,
+    *,
+    chunk: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`vocabulary_loss` of head(hidden), with the logits of `chunk` positions at a time.
+
+    No two decisions with a weight may share a position.
+    """
+    chunk = chunk or _default_chunk(head, hidden_NxD)
+
+    def loss(hidden_nxD, label_n, weight_n, first):
+        # The decisions of these positions follow one another: there are at most `chunk`.
+        start = jnp.searchsorted(decision.position_K, first)
+        local = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, chunk), decision)
+        position = local.position_K - first
+        local = local._replace(
+            position_K=jnp.minimum(position, chunk - 1),
+            weight_K=jnp.where(position < chunk, local.weight_K, 0.0),
+        )
+        return vocabulary_loss(head(hidden_nxD), label_n, weight_n, local, alpha, tau, form)
+
+    size = hidden_NxD.shape[0]
+    if size <= chunk:
+        return vocabulary_loss(head(hidden_NxD), label_N, weight_N, decision, alpha, tau, form)
+    decision = _sorted_by_position(decision, size, padding=chunk)
+    xs = jax.tree.map(lambda a: _in_chunks(a, chunk), (hidden_NxD, label_N, weight_N))
+    return _sum_over(loss, (*xs, chunk * jnp.arange(xs[0].shape[0])))
+
+
+def _default_chunk(head: Head, hidden_NxD: jax.Array) -> int:
+    row = jax.ShapeDtypeStruct((1, hidden_NxD.shape[1]), hidden_NxD.dtype)
+    return max(8, _LOGITS_BYTES // (4 * jax.eval_shape(head, row).shape[1]) // 8 * 8)
+
+
+def _in_chunks(array: jax.Array, chunk: int) -> jax.Array:
+    """[n, ...] -> [chunks, chunk, ...], padded with zeros."""
+    chunks = -(-array.shape[0] // chunk)
+    widths = [(0, chunks * chunk - array.shape[0])] + [(0, 0)] * (array.ndim - 1)
+    return jnp.pad(array, widths).reshape(chunks, chunk, *array.shape[1:])
+
+
+def _sorted_by_position(decision: Decisions, size: int, padding: int) -> Decisions:
+    """Decisions by ascending position, those without weight last, and `padding` more of these."""
+    position_K = jnp.where(decision.weight_K > 0, decision.position_K, size)
+    order_K = jnp.argsort(position_K)
+
+    def arrange(array, fill=0):
+        widths = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array[order_K], widths, constant_values=fill)
+
+    arranged = jax.tree.map(arrange, decision)
+    return arranged._replace(position_K=arrange(position_K, fill=size))
+
+
+def _sum_over(loss, xs) -> tuple[jax.Array, jax.Array]:
+    """Sums loss(*x) over the leading axis of xs; the backward pass computes each x again."""
+
+    def add(sums, x):
+        return jax.tree.map(jnp.add, sums, jax.checkpoint(loss)(*x)), None
+
+    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), xs)[0]

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, PartitionSpec
 
 from tca4rec_jax.collaborative_tokenizer import (
+    CFItems,
+    TrieArrays,
+    child_log_probs,
+    item_logits,
     node_log_mass,
+    project,
+    shard_items,
     token_distributions,
     trie_on_device,
 )
@@ -31,17 +38,20 @@ def brute_force(sequences, logits, prefix, beta=1.0):
 
 
 def check(words, logits_PxI, beta, rtol):
+    """Every prefix of every item under every row of logits, against the definition."""
     sequences = [[*word, END] for word in words]
+    row_B = np.repeat(np.arange(len(logits_PxI)), len(words))
+    target_B = np.tile(np.arange(len(words)), len(logits_PxI))
     trie = ItemTrie.build(sequences)
-    small = trie.compress()
-    nodes, probabilities = token_distributions(logits_PxI, trie, VOCABULARY, beta)
-    assert nodes.size == (small.child_count > 0).sum()
-    for k, n in enumerate(np.asarray(nodes)):
-        prefix = tuple(small.tokens_QxL[small.leaf_start[n], : small.depth[n]].tolist())
-        for p in range(logits_PxI.shape[0]):
-            expected = brute_force(sequences, logits_PxI[p], prefix, beta)
-            np.testing.assert_allclose(probabilities[p, k], expected, rtol=rtol, atol=1e-30)
-            assert abs(float(probabilities[p, k].sum()) - 1.0) < 1e-6
+    p_BxTxV = np.asarray(token_distributions(logits_PxI[row_B], trie, target_B, VOCABULARY, beta))
+    assert p_BxTxV.shape == (row_B.size, max(map(len, sequences)), VOCABULARY)
+    for b, (row, target) in enumerate(zip(row_B, target_B, strict=True)):
+        length = len(sequences[target])
+        assert not p_BxTxV[b, length:].any()
+        np.testing.assert_allclose(p_BxTxV[b, :length].sum(axis=1), 1.0, atol=1e-6)
+        for t in range(length):
+            expected = brute_force(sequences, logits_PxI[row], tuple(sequences[target][:t]), beta)
+            np.testing.assert_allclose(p_BxTxV[b, t], expected, rtol=rtol, atol=1e-30)
 
 
 titles = st.lists(st.lists(st.integers(1, 5), min_size=0, max_size=4), min_size=1, max_size=10)
@@ -69,6 +79,93 @@ def test_the_root_sums_over_all_items_and_a_constant_changes_nothing():
     shifted = node_log_mass(logits + 50.0, arrays, shape)
     np.testing.assert_allclose(mass[0, 0], jax.nn.logsumexp(logits), rtol=1e-6)
     np.testing.assert_allclose(shifted - mass, jnp.full_like(mass, 50.0), atol=1e-5)
+
+
+def random_catalogue(seed, items=300):
+    rng = np.random.default_rng(seed)
+    words = [rng.integers(1, 5, rng.integers(0, 5)).tolist() for _ in range(items)]
+    return ItemTrie.build([[*word, END] for word in words])
+
+
+def decisions_of(trie, count, pairs, seed=0):
+    """Random decisions (inner nodes of the compressed trie), each of a random pair."""
+    rng = np.random.default_rng(seed)
+    inner = np.flatnonzero(trie.child_count > 0)
+    return jnp.asarray(rng.integers(0, pairs, count)), jnp.asarray(rng.choice(inner, count))
+
+
+def test_many_pairs_in_groups_equal_all_at_once():
+    trie = random_catalogue(0).compress()
+    arrays, shape = trie_on_device(trie)
+    rng = np.random.default_rng(1)
+    vectors = jnp.asarray(rng.normal(size=(11, 4)), jnp.float32)
+    items = CFItems(
+        jnp.asarray(rng.normal(size=(300, 4)), jnp.float32), jnp.asarray(rng.normal(size=300))
+    )
+    pair_K, node_K = decisions_of(trie, 40, 11)
+    mass = node_log_mass(item_logits(vectors, items), arrays, shape, 0.7)
+    tokens, expected = child_log_probs(mass, pair_K, node_K, arrays, shape)
+    for pairs_at_once in (None, 11, 4, 1):
+        child, log_p = jax.jit(project, static_argnames=("shape", "pairs_at_once"))(
+            vectors, items, pair_K, node_K, arrays, shape=shape, beta=0.7,
+            pairs_at_once=pairs_at_once,
+        )  # fmt: skip
+        np.testing.assert_allclose(log_p, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(arrays.token[child], tokens)
+
+
+def test_items_sharded_over_devices_give_the_same_distributions():
+    trie = random_catalogue(2, items=301).compress()  # one shard is padded
+    logits = jnp.asarray(np.random.default_rng(3).uniform(-60, 60, (5, 301)), jnp.float32)
+    pair_K, node_K = decisions_of(trie, 30, 5)
+    arrays, shape = trie_on_device(trie)
+    expected = project(logits, CFItems(), pair_K, node_K, arrays, shape)[1]
+    devices = len(jax.devices())
+    assert devices > 1
+    sharded, shape = shard_items(trie, devices)
+    padding = sharded.item_order.size - 301
+    items, everywhere = PartitionSpec("items"), PartitionSpec()
+    specs = TrieArrays(*[everywhere] * len(sharded))
+    on_mesh = jax.shard_map(
+        lambda logits, trie: project(
+            logits, CFItems(), pair_K, node_K, trie, shape, axis_name="items"
+        )[1],
+        mesh=jax.make_mesh((devices,), ("items",), axis_types=(AxisType.Auto,)),
+        in_specs=(
+            PartitionSpec(None, "items"),
+            specs._replace(item_order=items, ordered_leaf=items),
+        ),
+        out_specs=everywhere,
+        check_vma=False,
+    )
+    program = jax.jit(on_mesh).lower(jnp.pad(logits, ((0, 0), (0, padding))), sharded).compile()
+    assert "all-gather" not in program.as_text()
+    joined = program(jnp.pad(logits, ((0, 0), (0, padding))), sharded)
+    np.testing.assert_allclose(jnp.exp(joined), jnp.exp(expected), rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_logits_of_any_float_type_are_projected_in_float32(dtype):
+    trie = random_catalogue(4)
+    stored = jnp.asarray(np.random.default_rng(5).normal(0, 5, (2, 300)), dtype)
+    target = np.array([7, 8])
+    p = token_distributions(stored, trie, target, VOCABULARY)
+    assert p.dtype == jnp.float32
+    np.testing.assert_array_equal(
+        p, token_distributions(stored.astype(jnp.float32), trie, target, VOCABULARY)
+    )
+
+
+def test_one_program_serves_all_batches():
+    trie = random_catalogue(6).compress()
+    arrays, shape = trie_on_device(trie)
+    projected = jax.jit(lambda *args, beta: project(*args, shape, beta))
+    for seed in range(3):
+        pair_K, node_K = decisions_of(trie, 20, 4, seed)
+        logits = jnp.asarray(np.random.default_rng(seed).normal(size=(4, 300)), jnp.float32)
+        beta = jnp.float32(1 + seed)
+        projected(logits, CFItems(), pair_K, node_K, arrays, beta=beta)
+    assert projected._cache_size() == 1
 
 
 def test_token_by_token_trie_gives_the_same_distributions():

@@ -1,5 +1,7 @@
 """The sparse objective against its dense definition, and its gradients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,10 @@ from absl.testing import parameterized
 from tca4rec_jax.soft_ntp import (
     Decisions,
     children_loss,
+    children_loss_of_hidden,
     validate_objective,
     vocabulary_loss,
+    vocabulary_loss_of_hidden,
 )
 
 N, V, C = 6, 11, 4
@@ -91,6 +95,55 @@ class SoftNTPTest(parameterized.TestCase):
             2 * step
         )
         np.testing.assert_allclose(jnp.sum(gradient * direction), slope, rtol=2e-3)
+
+
+def many_decisions(seed, positions=37):
+    """A decision at about every third position, in random order, and padding."""
+    rng = np.random.default_rng(seed)
+    place_K = rng.permutation(positions)[: positions // 3]
+    place_K = np.concatenate([place_K, np.zeros(5, int)])  # padding points at position 0
+    weight_K = (np.arange(place_K.size) < place_K.size - 5).astype(np.float32)
+    child_token_KxC = np.stack([rng.choice(V, C, replace=False) for _ in place_K])
+    log_p_cf_KxC = np.array(jax.nn.log_softmax(rng.normal(size=(place_K.size, C))))
+    log_p_cf_KxC[::3, 2:] = -np.inf
+    label_child_K = rng.integers(0, 2, place_K.size)
+    label_N = rng.integers(0, V, positions)
+    real = weight_K > 0
+    label_N[place_K[real]] = child_token_KxC[np.arange(place_K.size), label_child_K][real]
+    decisions = Decisions(place_K, weight_K, label_child_K, child_token_KxC, log_p_cf_KxC)
+    hidden_NxD = rng.normal(size=(positions, 5)).astype(np.float32)
+    head_DxV = rng.normal(size=(5, V)).astype(np.float32)
+    weight_N = (np.arange(positions) < positions - 2).astype(np.float32)
+    # A decision at a position without weight has none either.
+    decisions.weight_K[place_K >= positions - 2] = 0
+    return jax.tree.map(jnp.asarray, (hidden_NxD, head_DxV, label_N, weight_N, decisions))
+
+
+@pytest.mark.parametrize("form", ["log_expectation", "cross_entropy"])
+@pytest.mark.parametrize("softmax", ["vocabulary", "children"])
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+def test_chunks_of_logits_change_neither_loss_nor_gradient(form, softmax, chunk):
+    hidden_NxD, head_DxV, label_N, weight_N, decisions = many_decisions(chunk)
+
+    def loss(hidden_NxD, head_DxV, chunk):
+        def head(hidden_nxD):
+            return hidden_nxD @ head_DxV
+
+        if softmax == "children":
+            states = hidden_NxD[decisions.position_K]
+            sums = children_loss_of_hidden(head, states, decisions, 0.3, 1.7, form, chunk=chunk)
+        else:
+            sums = vocabulary_loss_of_hidden(
+                head, hidden_NxD, label_N, weight_N, decisions, 0.3, 1.7, form, chunk=chunk
+            )
+        return sums[0] + 2.0 * sums[1], sums
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), static_argnums=2)
+    whole, in_chunks = run(hidden_NxD, head_DxV, 1000), run(hidden_NxD, head_DxV, chunk)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(in_chunks), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
+    text = run.lower(hidden_NxD, head_DxV, chunk).compile().as_text()
+    assert not re.search(rf"f32\[(\d+,)*{len(label_N)},{V}\]", text)
 
 
 def test_alpha_zero_is_optax_cross_entropy():

@@ -126,12 +126,14 @@ class Decoder(nnx.Module):
         hidden, _ = self._forward(tokens_BxS, lengths_B, dropout_key, keep_kv=False)
         return hidden
 
-    def logits(self, hidden_D: jax.Array) -> jax.Array:
-        """Vocabulary logits: hidden [..., D] -> float32 [..., V]."""
+    def logits(self, hidden_D: jax.Array, tokens_U: jax.Array | None = None) -> jax.Array:
+        """Logits of the vocabulary, or of some tokens: hidden [..., D] -> float32 [..., V or U]."""
         if self.config.tie_embeddings:
-            pattern, head = "...d,vd->...v", self.embedding[...]
+            pattern, head, axis = "...d,vd->...v", self.embedding[...], 0
         else:
-            pattern, head = "...d,dv->...v", self.lm_head[...]
+            pattern, head, axis = "...d,dv->...v", self.lm_head[...], 1
+        if tokens_U is not None:
+            head = jnp.take(head, tokens_U, axis=axis)
         return jnp.einsum(pattern, hidden_D, head, preferred_element_type=jnp.float32)
 
     def prefill(self, tokens_BxS: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, KVCache]:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from tca4rec_jax.cf.logits_store import LogitsStore, open_store
-from tca4rec_jax.collaborative_tokenizer import trie_on_device
+from tca4rec_jax.collaborative_tokenizer import CFItems, trie_on_device
 from tca4rec_jax.config import run_name
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.downloads import ASSETS, fetch_file
@@ -35,7 +35,6 @@ from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.loop import train
 from tca4rec_jax.training.step import (
-    CFItems,
     Temperatures,
     TrainState,
     init_state,

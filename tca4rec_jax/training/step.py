@@ -1,7 +1,7 @@
 """The training step: the decoder's loss on a batch, and one optimiser update of its adapters.
 
-Axis letters: B batch, S sequence, T supervised positions, P supervised titles, K decisions,
-D model or CF width, I items, N trie nodes, V vocabulary, C children.
+Axis letters: B batch, S sequence, T supervised positions of a row, P its supervised titles, K its
+decisions (or all of the batch's), D model or CF width, C children.
 """
 
 import functools
@@ -14,22 +14,15 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from tca4rec_jax.collaborative_tokenizer import (
-    TrieArrays,
-    TrieShape,
-    child_log_probs,
-    node_log_mass,
-)
+from tca4rec_jax.collaborative_tokenizer import CFItems, TrieArrays, TrieShape, project
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.soft_ntp import Decisions, Loss, children_loss, vocabulary_loss
+from tca4rec_jax.soft_ntp import (
+    Decisions,
+    Loss,
+    children_loss_of_hidden,
+    vocabulary_loss_of_hidden,
+)
 from tca4rec_jax.training.batches import Batch
-
-
-class CFItems(NamedTuple):
-    """The item side of a factorised CF store; None for a dense store."""
-
-    table_IxD: jax.Array | None
-    bias_I: jax.Array | None
 
 
 class Temperatures(NamedTuple):
@@ -56,14 +49,6 @@ class Metrics(NamedTuple):
     grad_norm: jax.Array
 
 
-def cf_logits(cf_BxPxD: jax.Array, items: CFItems) -> jax.Array:
-    """float32 item logits [B, P, I] from user vectors, or the stored logits themselves."""
-    if items.table_IxD is None:
-        return cf_BxPxD
-    logits = jnp.einsum("bpd,id->bpi", cf_BxPxD, items.table_IxD)
-    return logits if items.bias_I is None else logits + items.bias_I[None, None, :]
-
-
 def batch_loss(
     decoder: Decoder,
     batch: Batch,
@@ -78,49 +63,60 @@ def batch_loss(
 ) -> Loss:
     """Sums of the soft NTP objective over a batch (method.md; see soft_ntp).
 
-    With softmax 'children' vocabulary logits exist at decisions only, with 'vocabulary' at the
-    supervised positions; the projection is float32 whatever the decoder's dtype.
+    With softmax 'children' logits exist at decisions only, and of those tokens only that some
+    decision chooses from; with 'vocabulary' at the supervised positions. The projection is float32
+    whatever the decoder's dtype.
     """
     hidden_BxSxD = decoder.hidden(batch.tokens_BxS, batch.length_B, dropout_key=dropout_key)
-    logits_BxPxI = cf_logits(batch.cf_BxPxD, cf_items)
-    rows, pairs, items = logits_BxPxI.shape
-    mass_QxN = node_log_mass(
-        logits_BxPxI.reshape(rows * pairs, items), trie, trie_shape, temperatures.beta
+    rows, titles = batch.title_weight_BxP.shape
+    row_Bx1 = jnp.arange(rows, dtype=jnp.int32)[:, None]
+    node_K = batch.decision_node_BxK.ravel()
+    child_KxC, log_p_cf_KxC = project(
+        batch.cf_BxPxD.reshape(rows * titles, -1),
+        cf_items,
+        (batch.decision_title_BxK + titles * row_Bx1).ravel(),
+        node_K,
+        trie,
+        trie_shape,
+        temperatures.beta,
     )
-    mass_BxPxN = mass_QxN.reshape(rows, pairs, -1)
+    in_children = softmax == "children"
+    positions = batch.position_BxT.shape[1]
+    decisions = Decisions(
+        position_K=(batch.decision_position_BxK + positions * row_Bx1).ravel(),
+        weight_K=batch.decision_weight_BxK.ravel(),
+        label_child_K=batch.decision_child_BxK.ravel(),
+        child_token_KxC=(trie.choice_index if in_children else trie.token)[child_KxC],
+        log_p_cf_KxC=log_p_cf_KxC,
+    )
+    alpha, tau = temperatures.alpha, temperatures.tau
 
-    def row_loss(hidden_SxD, mass_PxN, row: Batch):
-        tokens_KxC, log_p_KxC = child_log_probs(
-            mass_PxN, row.decision_title_BxK, row.decision_node_BxK, trie, trie_shape
+    def states_before(position_BxN):
+        """Hidden states at positions of each row, flat: [B * N, D]."""
+        states = jnp.take_along_axis(hidden_BxSxD, position_BxN[:, :, None], axis=1)
+        return states.reshape(-1, states.shape[-1])
+
+    if in_children:
+        place_BxK = jnp.take_along_axis(batch.position_BxT, batch.decision_position_BxK, axis=1)
+        head = functools.partial(decoder.logits, tokens_U=trie.choice)
+        total, nll = children_loss_of_hidden(
+            head, states_before(place_BxK), decisions, alpha, tau, form
         )
-        decisions = Decisions(
-            position_K=row.decision_position_BxK,
-            weight_K=row.decision_weight_BxK,
-            label_child_K=row.decision_child_BxK,
-            child_token_KxC=tokens_KxC,
-            log_p_cf_KxC=log_p_KxC,
-        )
-        alpha, tau = temperatures.alpha, temperatures.tau
-        if softmax == "children":
-            position_K = row.position_BxT[decisions.position_K]
-            return children_loss(
-                decoder.logits(hidden_SxD[position_K]), decisions, alpha, tau, form
-            )
-        return vocabulary_loss(
-            decoder.logits(hidden_SxD[row.position_BxT]),
-            row.label_BxT,
-            row.weight_BxT,
+    else:
+        total, nll = vocabulary_loss_of_hidden(
+            decoder.logits,
+            states_before(batch.position_BxT),
+            batch.label_BxT.ravel(),
+            batch.weight_BxT.ravel(),
             decisions,
             alpha,
             tau,
             form,
         )
-
-    total_B, nll_B = jax.vmap(row_loss)(hidden_BxSxD, mass_BxPxN, batch)
     return Loss(
-        total=jnp.sum(total_B),
+        total=total,
         positions=jnp.sum(batch.weight_BxT),
-        nll=jnp.sum(nll_B),
+        nll=nll,
         titles=jnp.sum(batch.title_weight_BxP),
     )
 

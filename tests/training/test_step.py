@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from tca4rec_jax.collaborative_tokenizer import trie_on_device
+from tca4rec_jax.collaborative_tokenizer import CFItems, trie_on_device
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.llm.config import DecoderConfig
@@ -17,7 +17,6 @@ from tca4rec_jax.sharding import make_mesh, replicate, shard_batch
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.step import (
-    CFItems,
     Temperatures,
     batch_loss,
     init_state,
