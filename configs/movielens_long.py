@@ -1,4 +1,4 @@
-"""MovieLens-100K and SmolLM2-135M for about an epoch: 900 steps of 4 s on two CPU cores.
+"""MovieLens-100K and SmolLM2-135M for most of an epoch: 850 steps of 4-5 s on two CPU cores.
 
     python launch/train.py --config=configs/movielens_long.py:run=aligned --workdir=runs/long
     python launch/evaluate.py --config=configs/movielens_long.py --workdir=runs/long
@@ -6,22 +6,14 @@
 after prepare_data.py and train_cf.py with the same config and workdir.
 """
 
-from tca4rec_jax.config import apply_argument, default_config
+from tca4rec_jax.config import apply_argument, movielens_config
 
 
 def get_config(arg=""):
-    config = default_config()
-    config.prompt.prefix = "Movies one person watched, in order:\n"
-    config.lora.rank = 16
-    config.lora.alpha = 32.0
-    config.lora.dropout = 0.0
-    config.objective.alpha = 0.5
-    config.objective.softmax = "children"
-    config.objective.form = "cross_entropy"
-    config.optimizer.learning_rate = 2e-3
+    config = movielens_config()
+    config.optimizer.learning_rate = 1e-3
     config.training.batch_size = 4
-    config.training.steps = 900
-    config.training.buckets = (128, 256)
+    config.training.steps = 850
     config.evaluation.variants = (
         ("LLM, untrained", "", 0.0),
         ("LLM, alpha > 0", "aligned", 0.0),

@@ -1,23 +1,15 @@
 """MovieLens-100K and SmolLM2-135M on two CPU cores: `bash launch/quickstart.sh`."""
 
-from tca4rec_jax.config import apply_argument, default_config
+from tca4rec_jax.config import apply_argument, movielens_config
 
 
 def get_config(arg=""):
-    config = default_config()
-    config.prompt.prefix = "Movies one person watched, in order:\n"
-    config.lora.rank = 16
-    config.lora.alpha = 32.0
-    config.lora.dropout = 0.0
-    config.objective.alpha = 0.5
-    config.objective.softmax = "children"
-    config.objective.form = "cross_entropy"
-    config.optimizer.learning_rate = 3e-3
+    config = movielens_config()
+    config.optimizer.learning_rate = 1.5e-3
     config.optimizer.warmup_steps = 10
-    config.training.batch_size = 4
-    config.training.steps = 75
-    config.training.checkpoint_every = 25
-    config.training.buckets = (128, 256)
+    config.training.batch_size = 2
+    config.training.steps = 150
+    config.training.checkpoint_every = 50
     config.evaluation.variants = (
         ("LLM, untrained", "", 0.0),
         ("LLM, alpha = 0", "plain", 0.0),

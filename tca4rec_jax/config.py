@@ -100,6 +100,8 @@ def default_config() -> ConfigDict:
                 "batch_size": 16,
                 "buckets": 2,  # padded prompt lengths, each compiled once
                 "examples": 5,
+                # The target's likelihood is reported at the best of them for each model.
+                "temperatures": (1.0, 1.25, 1.5, 2.0, 3.0),
                 # What the table compares: (label, LLM run or '' for the untrained LLM, guidance).
                 "variants": (("LLM, untrained", "", 0.0),),
                 # Pairs of labels whose difference is reported with its interval.
@@ -107,6 +109,24 @@ def default_config() -> ConfigDict:
             },
         }
     )
+
+
+def movielens_config() -> ConfigDict:
+    """MovieLens-100K with SmolLM2-135M on a few CPU cores: what configs/ of that pair share.
+
+    Adapters on every projection learn clearly more per token here than on q, k, v and o alone.
+    """
+    config = default_config()
+    config.prompt.prefix = "Movies one person watched, in order:\n"
+    config.lora.rank = 16
+    config.lora.alpha = 32.0
+    config.lora.dropout = 0.0
+    config.lora.targets = "(q|k|v|o|gate|up|down)_proj"
+    config.objective.alpha = 0.5
+    config.objective.softmax = "children"
+    config.objective.form = "cross_entropy"
+    config.training.buckets = (128, 256)
+    return config
 
 
 def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:
