@@ -1,12 +1,13 @@
 """Recommendations for many rows: prompts in batches of similar length, results by row.
 
 Axis letters: R rows, B rows of a batch, S prompt tokens, M beams, I items, K places of a list,
-U sets of score weights.
+U sets of score weights, T temperatures.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from tca4rec_jax.decoding.beam_search import (
     run_prompts,
     search_from_prompt,
 )
+from tca4rec_jax.decoding.likelihood import TargetTitles, target_titles, title_nll
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie, search_trie
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.sharding import check_batch_size, replicate, shard_batch
@@ -45,6 +47,18 @@ class Recommendations:
     def items(self, trie: ItemTrie, count: int) -> np.ndarray:
         """The first `count` items of each row; see `leaves_to_items`."""
         return leaves_to_items(self.leaves_RxM, trie, count)
+
+
+class Sweep(NamedTuple):
+    """What one pass over the prompts found.
+
+    Attributes:
+      recommendations: one for each set of weights.
+      nll_RxT: float32, -log P_LLM(target title | prompt) at each temperature; None if not asked.
+    """
+
+    recommendations: list[Recommendations]
+    nll_RxT: np.ndarray | None
 
 
 def leaves_to_items(leaves_RxM: np.ndarray, trie: ItemTrie, count: int) -> np.ndarray:
@@ -103,6 +117,7 @@ class Recommender:
             batch_size,
             buckets,
         )
+        self._searched = trie.compress() if config.compress else trie
         arrays, self._shape = search_trie(
             trie, compress=config.compress, edge_chunk=config.edge_chunk
         )
@@ -118,7 +133,8 @@ class Recommender:
         progress: str | None = "Recommending",
     ) -> Recommendations:
         """The best titles for every prompt: `sweep` with one set of weights."""
-        return self.sweep(decoder, prompts, [weights], cf_logits, progress=progress)[0]
+        found = self.sweep(decoder, prompts, [weights], cf_logits, progress=progress)
+        return found.recommendations[0]
 
     def sweep(
         self,
@@ -127,8 +143,10 @@ class Recommender:
         weights: Sequence[ScoreWeights],
         cf_logits: Callable[[np.ndarray], np.ndarray] | None = None,
         *,
+        target_leaf_R: np.ndarray | None = None,
+        temperatures: Sequence[float] = (1.0,),
         progress: str | None = "Recommending",
-    ) -> list[Recommendations]:
+    ) -> Sweep:
         """The best titles for every prompt under each of several weights; prompts run once.
 
         Args:
@@ -137,16 +155,25 @@ class Recommender:
           weights: guidance, temperature and length penalty, U sets of them.
           cf_logits: row numbers int64 [B] -> the CF logits of all items, float [B, I]; required if
             weights.guidance > 0. Without it another program, with no guidance in it, is compiled.
+          target_leaf_R: int, leaf of the trie of each row's target: its likelihood under the LLM
+            alone is wanted too, at each of the temperatures.
+          temperatures: each above 0.
           progress: label of the progress bar, None for none.
 
         Raises:
           ValueError: a prompt that is empty, longer than the largest bucket or too long for the
-            model, or guidance without CF logits.
+            model, guidance without CF logits, or a temperature that is not above 0.
         """
         guidance = max(one.check().guidance for one in weights)
         if guidance > 0 and cf_logits is None:
             raise ValueError(f"guidance is {guidance}, but there are no CF logits for it")
+        if min(temperatures) <= 0:
+            raise ValueError(f"temperatures must be above 0, got {tuple(temperatures)}")
         num_rows = len(prompts)
+        targets = None
+        if target_leaf_R is not None:
+            targets = target_titles(self._searched, target_leaf_R, self._shape)
+        nll_RxT = np.full((num_rows, len(temperatures)), np.nan, np.float32)
         shape = (num_rows, len(weights), self._config.beams)
         leaves_RxUxM = np.full(shape, -1, np.int32)
         scores_RxUxM = np.full(shape, -np.inf, np.float32)
@@ -157,16 +184,19 @@ class Recommender:
             replicate(self._mesh, state),
             trie=self._trie,
             weights_U=ScoreWeights(*np.array(weights, np.float32).T),
+            temperature_T=np.array(temperatures, np.float32),
             mesh=self._mesh,
             graph=graph,
             shape=self._shape,
             config=self._config,
         )
 
-        def store(rows_B: np.ndarray, result: tuple[jax.Array, jax.Array]) -> None:
-            leaves_BxUxM, scores_BxUxM = jax.device_get(result)
+        def store(rows_B: np.ndarray, result: tuple) -> None:
+            leaves_BxUxM, scores_BxUxM, nll_BxT = jax.device_get(result)
             leaves_RxUxM[rows_B] = leaves_BxUxM[: len(rows_B)]
             scores_RxUxM[rows_B] = scores_BxUxM[: len(rows_B)]
+            if nll_BxT is not None:
+                nll_RxT[rows_B] = nll_BxT[: len(rows_B)]
 
         pending = None
         with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
@@ -179,6 +209,7 @@ class Recommender:
                     prompts.pad(padded_B, width, 0).astype(np.int32),
                     prompts.lengths[padded_B].astype(np.int32),
                     cf_BxI,
+                    targets and TargetTitles(*(field[padded_B] for field in targets)),
                 )
                 result = run(*shard_batch(self._mesh, batch))
                 # Fetched after the next batch was dispatched: the host works meanwhile.
@@ -189,9 +220,10 @@ class Recommender:
             if pending is not None:
                 store(*pending)
                 bar.update(len(pending[0]))
-        return [
+        found = [
             Recommendations(leaves_RxUxM[:, u], scores_RxUxM[:, u]) for u in range(len(weights))
         ]
+        return Sweep(found, None if targets is None else nll_RxT)
 
     def _check_prompts(self, prompts: Ragged, decoder: Decoder) -> None:
         lengths_R = prompts.lengths
@@ -235,23 +267,26 @@ def search_batch(
     tokens_BxS: jax.Array,
     lengths_B: jax.Array,
     cf_logits_BxI: jax.Array | None,
+    target_B: TargetTitles | None,
     trie: SearchTrie,
     weights_U: ScoreWeights,
+    temperature_T: jax.Array,
     *,
     mesh: Mesh,
     graph: nnx.GraphDef,
     shape: SearchShape,
     config: SearchConfig,
-) -> tuple[jax.Array, jax.Array]:
-    """Beam search on each device's share of the batch: (leaves, scores) [B, U, M].
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Beam search on each device's share of the batch: (leaves, scores) [B, U, M], NLL [B, T].
 
     The prompts run once; the fields of weights_U are float32 [U] and each of them is searched with.
+    Without targets there is no likelihood (None).
 
     Users don't depend on one another, so each device runs a program of its own (shard_map): nothing
     is communicated, and a device whose users are done does not wait for the others.
     """
 
-    def on_one_device(state, tokens, lengths, cf_logits, trie, weights_U):
+    def on_one_device(state, tokens, lengths, cf_logits, target, trie, weights_U, temperature_T):
         decoder = nnx.merge(graph, state)
         prompt = run_prompts(decoder, tokens, lengths)
 
@@ -262,14 +297,23 @@ def search_batch(
             return result.leaves, result.scores
 
         found_UxBxM = jax.lax.map(search, weights_U)
-        return jax.tree.map(lambda values: values.swapaxes(0, 1), found_UxBxM)
+        leaves, scores = (values.swapaxes(0, 1) for values in found_UxBxM)
+        nll_BxT = None
+        if target is not None:
+            nll_BxT = title_nll(
+                decoder, *prompt, lengths, target, trie, temperature_T,
+                shape=shape, masked_softmax=config.compress,
+            )  # fmt: skip
+        return leaves, scores, nll_BxT
 
     rows, everywhere = PartitionSpec("data"), PartitionSpec()
     sharded = jax.shard_map(
         on_one_device,
         mesh=mesh,
-        in_specs=(everywhere, rows, rows, rows, everywhere, everywhere),
+        in_specs=(everywhere, rows, rows, rows, rows, everywhere, everywhere, everywhere),
         out_specs=rows,
         check_vma=False,
     )
-    return sharded(state, tokens_BxS, lengths_B, cf_logits_BxI, trie, weights_U)
+    return sharded(
+        state, tokens_BxS, lengths_B, cf_logits_BxI, target_B, trie, weights_U, temperature_T
+    )

@@ -5,7 +5,7 @@ Written below the work directory:
                             evaluation goes on and any other statistic can be computed
   results.json, results.md, results.png, training.png, examples.md
 
-Axis letters: R rows, I items, K places of a list, Q distinct titles.
+Axis letters: R rows, I items, K places of a list, Q distinct titles, T temperatures.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import rich
 from absl import logging
+from jax.nn import logsumexp
 from ml_collections import ConfigDict
 
 from tca4rec_jax.cf.popularity import popularity_logits
@@ -55,11 +56,25 @@ class Ranked(NamedTuple):
       items_RxK: int32, the best items, best first, -1 where there are no more.
       rank_R: int32, 0-based rank of the target item, -1 if it is not among those considered.
       title_rank_R: int32, the same among distinct titles: items that share one count as one.
+      nll_RxT: float32, -log P(target's title) at each of evaluation.temperatures; NaN for guided
+        scores, which are no distribution.
     """
 
     items_RxK: np.ndarray
     rank_R: np.ndarray
     title_rank_R: np.ndarray
+    nll_RxT: np.ndarray
+
+    def best_nll(self, temperatures) -> tuple[float, np.ndarray] | None:
+        """(temperature of the lowest mean, the rows' NLL [R] at it); None for guided scores.
+
+        An untrained LLM is badly calibrated: compared at one temperature, training could seem to
+        improve what it only cools or heats.
+        """
+        if np.isnan(self.nll_RxT).any():
+            return None
+        best = int(np.argmin(self.nll_RxT.mean(axis=0)))
+        return float(temperatures[best]), self.nll_RxT[:, best]
 
 
 def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
@@ -127,11 +142,19 @@ def _full_ranking(run: Run, rows: np.ndarray, scores_RxI: np.ndarray) -> Ranked:
     leaf_of_item = run.trie.leaf_of_item
     title_RxQ = np.full((rows.size, run.trie.num_leaves), -np.inf, np.float32)
     np.maximum.at(title_RxQ, (slice(None), leaf_of_item), scores_RxI)
+    same_title_RxI = leaf_of_item[None, :] == leaf_of_item[target_R][:, None]
+
+    def title_nll(temperature: float) -> np.ndarray:
+        z_RxI = scores_RxI.astype(np.float32) / temperature
+        of_title_R = logsumexp(z_RxI, axis=1, where=same_title_RxI)
+        return np.asarray(logsumexp(z_RxI, axis=1) - of_title_R)
+
     best = np.argsort(-scores_RxI, axis=1, kind="stable")[:, : max(CUTOFFS)]
     return Ranked(
         best.astype(np.int32),
         rank_of_target(scores_RxI, target_R),
         rank_of_target(title_RxQ, leaf_of_item[target_R]),
+        np.stack([title_nll(t) for t in run.config.evaluation.temperatures], axis=1),
     )
 
 
@@ -170,6 +193,7 @@ def _identity(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> 
         "prompt": config.prompt.to_dict(),
         "decoding": config.decoding.to_dict(),
         "guidances": guidances,
+        "temperatures": config.evaluation.temperatures,
         "beta": config.objective.beta,
         "training log": hashlib.sha256(log.read_bytes()).hexdigest() if name else "",
         "cf": _sha256(_cf_logits(run, rows)) if any(guidances) else "",
@@ -201,22 +225,27 @@ def _llm(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> list[
         for guidance in guidances
     ]
     cf_RxI = _cf_logits(run, rows)
-    found = recommender.sweep(
+    leaf_R = run.trie.leaf_of_item[target_R]
+    found, nll_RxT = recommender.sweep(
         run.trained_decoder(name) if name else run.decoder,
         prompts(run.titles, history_RxH, config.prompt.max_tokens),
         weights,
         cf_RxI.__getitem__,
+        target_leaf_R=leaf_R,
+        temperatures=config.evaluation.temperatures,
         progress=f"LLM {name or 'untrained'}",
     )
-    leaf_R = run.trie.leaf_of_item[target_R]
-    return [_ranked_list(run, one, target_R, leaf_R) for one in found]
 
+    def ranked(one: Recommendations, guidance: float) -> Ranked:
+        items_RxK = one.items(run.trie, fields.beams)
+        return Ranked(
+            items_RxK,
+            rank_in_list(items_RxK, target_R),
+            rank_in_list(one.leaves_RxM, leaf_R),
+            np.full_like(nll_RxT, np.nan) if guidance else nll_RxT,
+        )
 
-def _ranked_list(run: Run, found: Recommendations, target_R, leaf_R) -> Ranked:
-    items_RxK = found.items(run.trie, run.config.decoding.beams)
-    return Ranked(
-        items_RxK, rank_in_list(items_RxK, target_R), rank_in_list(found.leaves_RxM, leaf_R)
-    )
+    return list(map(ranked, found, guidances))
 
 
 def _results(run: Run, rows: np.ndarray, ranked: dict[str, Ranked]) -> dict:
@@ -235,12 +264,18 @@ def _results(run: Run, rows: np.ndarray, ranked: dict[str, Ranked]) -> dict:
                 models[label][f"by item, {part} rows"] = bootstrap_intervals(
                     values, seed=config.seed
                 )
-    differences = {
-        f"{a} - {b}": paired_differences(
+        models[label]["nll per title"] = _likelihoods(config, one)
+    differences = {}
+    for a, b in config.evaluation.differences:
+        differences[f"{a} - {b}"] = paired_differences(
             ranked[a].rank_R, ranked[b].rank_R, (10,), seed=config.seed
         )
-        for a, b in config.evaluation.differences
-    }
+        likely = [ranked[label].best_nll(config.evaluation.temperatures) for label in (a, b)]
+        if None not in likely:
+            (_, ours_R), (_, theirs_R) = likely
+            differences[f"{a} - {b}"] |= bootstrap_intervals(
+                {"nll per title": ours_R - theirs_R}, seed=config.seed
+            )
     return {
         "rows": len(rows),
         "tied_rows": int(split.tied.sum()),
@@ -250,6 +285,17 @@ def _results(run: Run, rows: np.ndarray, ranked: dict[str, Ranked]) -> dict:
         "differences": differences,
         "config": json.loads(config.to_json_best_effort()),
     }
+
+
+def _likelihoods(config: ConfigDict, one: Ranked) -> dict | None:
+    """NLL per title at every temperature and at the best of them."""
+    temperatures = config.evaluation.temperatures
+    best = one.best_nll(temperatures)
+    if best is None:
+        return None
+    values = {f"temperature {t:g}": one.nll_RxT[:, i] for i, t in enumerate(temperatures)}
+    values["best"] = best[1]
+    return bootstrap_intervals(values, seed=config.seed) | {"best temperature": best[0]}
 
 
 def _report(run: Run, rows: np.ndarray, ranked: dict[str, Ranked], results: dict) -> None:
@@ -265,14 +311,20 @@ def _report(run: Run, rows: np.ndarray, ranked: dict[str, Ranked], results: dict
             for part in ("tied", "untied")
             if f"by item, {part} rows" in one
         }
+        | ({"NLL": one["nll per title"]["best"].mean} if one["nll per title"] else {})
         for label, one in models.items()
     }
     differences = {
-        label: {"NDCG@10": one["ndcg@10"], "HR@10": one["hr@10"]}
+        label: {
+            "NDCG@10": one["ndcg@10"],
+            "HR@10": one["hr@10"],
+            "NLL (lower is better)": one.get("nll per title"),
+        }
         for label, one in results["differences"].items()
     }
     title = f"{results['rows']} {results['split']} rows, each ranked over {results['items']} items"
-    console = rich.console.Console(width=150)
+    title += "; NLL of its title at the model's best temperature"
+    console = rich.console.Console(width=160)
     console.print(console_table(means, title=title, first_column="model"))
     text = f"{title}\n\n{markdown_table(means, first_column='model')}"
     if differences:

@@ -8,6 +8,7 @@ from flax import nnx
 
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.likelihood import target_titles
 from tca4rec_jax.decoding.recommender import (
     Recommender,
     bucket_lengths,
@@ -79,18 +80,21 @@ def test_the_search_is_split_over_the_devices_without_communication(decoder):
     cf_logits = np.random.default_rng(2).normal(size=(8, len(SEQUENCES))).astype(np.float32)
     graph, state = nnx.split(decoder)
     trie, shape = search_trie(TRIE, compress=True, edge_chunk=2)
+    target = target_titles(TRIE.compress(), np.arange(8) % TRIE.num_leaves, shape)
     weights = ScoreWeights(0.5, 1.0, 1.0, 0.0)
     args = (
         replicate(mesh, state),
-        *shard_batch(mesh, (tokens, lengths, cf_logits)),
+        *shard_batch(mesh, (tokens, lengths, cf_logits, target)),
         replicate(mesh, trie),
         jax.tree.map(lambda value: np.full(1, value, np.float32), weights),
+        np.ones(1, np.float32),
     )
     static = {"mesh": mesh, "graph": graph, "shape": shape, "config": CONFIG}
     program = search_batch.lower(*args, **static).compile()
     for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
         assert word not in program.as_text()
-    leaves, scores = program(*args)
+    leaves, scores, nll = program(*args)
+    assert nll.shape == (8, 1)
     assert [shard.data.shape for shard in leaves.addressable_shards] == [(4, 1, 5), (4, 1, 5)]
     alone = oracle.run_search(decoder, TRIE, tokens, lengths, cf_logits, weights, CONFIG)
     np.testing.assert_array_equal(leaves[:, 0], alone.leaves)
@@ -103,12 +107,42 @@ def test_a_sweep_equals_its_searches_one_by_one(decoder):
     recommender = Recommender(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
     sweep = [ScoreWeights(guidance=value) for value in (0.0, 1.0, 100.0)]
     args = (cf_RxI.__getitem__,)
-    found = recommender.sweep(decoder, prompts, sweep, *args, progress=None)
+    found = recommender.sweep(decoder, prompts, sweep, *args, progress=None).recommendations
     for weights, one in zip(sweep, found, strict=True):
         alone = recommender.recommend(decoder, prompts, weights, *args, progress=None)
         np.testing.assert_array_equal(one.leaves_RxM, alone.leaves_RxM)
         np.testing.assert_allclose(one.scores_RxM, alone.scores_RxM, rtol=1e-5)
     assert (found[0].leaves_RxM != found[2].leaves_RxM).any()
+
+
+@pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
+def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, score):
+    rows = 2 * TRIE.num_leaves  # every title, after prompts of several lengths
+    prompts = ragged_prompts(rows, 12)
+    target_R = np.arange(rows) % TRIE.num_leaves
+    config = SearchConfig(beams=3, score=score)
+    recommender = Recommender(TRIE, config, mesh=make_mesh(2), batch_size=6, buckets=2)
+    temperatures = (1.0, 2.5)
+    found = recommender.sweep(
+        decoder, prompts, [ScoreWeights()],
+        target_leaf_R=target_R, temperatures=temperatures, progress=None,
+    )  # fmt: skip
+    for row in range(rows):
+        tokens = prompts.values[prompts.offsets[row] : prompts.offsets[row + 1]].tolist()
+        title = tuple(t for t in TRIE.tokens_QxL[target_R[row]].tolist() if t >= 0)
+        expected = [
+            -oracle.exhaustive_scores(
+                decoder, tokens, SEQUENCES, score, ScoreWeights(temperature=temperature)
+            )[title]
+            for temperature in temperatures
+        ]
+        np.testing.assert_allclose(found.nll_RxT[row], expected, rtol=1e-4, atol=1e-4)
+    # The scores of the search are the likelihoods of what it found.
+    first = found.recommendations[0]
+    again = recommender.sweep(
+        decoder, prompts, [ScoreWeights()], target_leaf_R=first.leaves_RxM[:, 0], progress=None
+    )
+    np.testing.assert_allclose(-again.nll_RxT[:, 0], first.scores_RxM[:, 0], rtol=1e-4, atol=1e-4)
 
 
 def test_no_rows_give_no_recommendations(decoder):

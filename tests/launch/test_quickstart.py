@@ -86,6 +86,15 @@ def test_a_finished_run_trains_no_more_and_evaluation_reports(workdir):
     for model in results["models"].values():
         metrics = model["by item"]
         assert 0 <= metrics["ndcg@10"]["mean"] <= metrics["hr@10"]["mean"] <= 1
+    likely = {label: model["nll per title"] for label, model in results["models"].items()}
+    assert likely.pop("LLM, alpha > 0, guided") is None  # guided scores are no distribution
+    for nll in likely.values():
+        assert 0 < nll["best"]["mean"] <= nll["temperature 1"]["mean"]
+    assert likely["CF model"]["best"]["mean"] < np.log(results["items"])
+    difference = results["differences"]["LLM, alpha = 0 - LLM, untrained"]["nll per title"]
+    assert difference["mean"] == pytest.approx(
+        likely["LLM, alpha = 0"]["best"]["mean"] - likely["LLM, untrained"]["best"]["mean"]
+    )
     for file in ("results.md", "results.png", "training.png", "examples.md"):
         assert (workdir / file).stat().st_size > 100
 

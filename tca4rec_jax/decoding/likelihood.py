@@ -1,0 +1,98 @@
+"""Log-likelihood of given titles after a prompt, under the model that beam search ranks with.
+
+A ranking of 400 rows is a coarse measure; how likely the model finds what came next is a fine one,
+and costs one short call of the LLM once the prompt has run.
+
+Axis letters: R rows, B rows of a batch, E title tokens, K steps down the trie, C children of a
+node, T temperatures, V vocabulary, D model.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
+from tca4rec_jax.trie import ItemTrie
+
+
+class TargetTitles(NamedTuple):
+    """What is scored: NumPy on the host, a batch of it on the device (leading axis R or B).
+
+    Attributes:
+      tokens_RxE: int32, the title's tokens, 0 behind its last.
+      node_RxK: int32, the nodes at which a step is taken, 0 behind the last.
+      child_RxK: int32, the child each step goes to; -1 behind the last.
+    """
+
+    tokens_RxE: np.ndarray
+    node_RxK: np.ndarray
+    child_RxK: np.ndarray
+
+
+def target_titles(trie: ItemTrie, leaf_R: np.ndarray, shape: SearchShape) -> TargetTitles:
+    """Tokens and path of each row's leaf; `trie` is the one that is searched (see search_trie)."""
+    path_RxK = trie.paths_QxK[leaf_R]
+    child_RxK = np.concatenate([path_RxK[:, 1:], np.full_like(path_RxK[:, :1], -1)], axis=1)
+    width = min(shape.suffix_size, trie.tokens_QxL.shape[1])
+    return TargetTitles(
+        tokens_RxE=np.maximum(trie.tokens_QxL[leaf_R, :width], 0),
+        node_RxK=np.where(child_RxK >= 0, path_RxK, 0),
+        child_RxK=child_RxK,
+    )
+
+
+def title_nll(
+    model,
+    hidden_Bx1xD: jax.Array,
+    prompt: object,
+    prompt_lengths_B: jax.Array,
+    target: TargetTitles,
+    trie: SearchTrie,
+    temperature_T: jax.Array,
+    *,
+    shape: SearchShape,
+    masked_softmax: bool,
+) -> jax.Array:
+    """-log P(title | prompt) of each row's target at several temperatures; traceable.
+
+    Args:
+      model: a Decoder; hidden_Bx1xD, prompt: what `run_prompts` returned.
+      target: of the batch, [B, ...].
+      trie, shape: as in `beam_search`.
+      temperature_T: float32, each above 0.
+      masked_softmax: the softmax over the node's children ('before_softmax') instead of over the
+        vocabulary.
+
+    Returns:
+      float32 [B, T].
+    """
+    batch = target.tokens_RxE.shape[0]
+    hidden_Bx1xExD, _ = model.extend(
+        target.tokens_RxE[:, None, :],
+        prompt,
+        prompt_lengths_B,
+        model.empty_suffix(batch, 1, 1),
+        jnp.zeros((batch, 1), jnp.int32),
+    )
+    # The state before title token t: the prompt's last for t = 0, then that of token t - 1.
+    states_BxExD = jnp.concatenate([hidden_Bx1xD, hidden_Bx1xExD[:, 0]], axis=1)
+    place_BxKx1 = trie.depth[target.node_RxK][:, :, None]
+    logits_BxKxV = model.logits(jnp.take_along_axis(states_BxExD, place_BxKx1, axis=1))
+    token_BxKx1 = trie.token[jnp.maximum(target.child_RxK, 0)][:, :, None]
+    chosen_BxK = jnp.take_along_axis(logits_BxKxV, jnp.maximum(token_BxKx1, 0), axis=-1)[:, :, 0]
+    allowed = logits_BxKxV
+    if masked_softmax:
+        offset_C = jnp.arange(max(shape.root_children, shape.inner_children), dtype=jnp.int32)
+        valid_BxKxC = offset_C[None, None, :] < trie.child_count[target.node_RxK][:, :, None]
+        child_BxKxC = trie.child_start[target.node_RxK][:, :, None] + offset_C[None, None, :]
+        token_BxKxC = jnp.maximum(trie.token[jnp.where(valid_BxKxC, child_BxKxC, 0)], 0)
+        allowed = jnp.take_along_axis(logits_BxKxV, token_BxKxC, axis=-1)
+        allowed = jnp.where(valid_BxKxC, allowed, -jnp.inf)
+
+    def at(temperature):
+        log_p_BxK = chosen_BxK / temperature - jax.nn.logsumexp(allowed / temperature, axis=-1)
+        return -jnp.sum(jnp.where(target.child_RxK >= 0, log_p_BxK, 0.0), axis=1)
+
+    return jax.lax.map(at, temperature_T).T
