@@ -1,0 +1,89 @@
+"""What the compiled training program never holds, read from its HLO.
+
+Real sizes where they matter (vocabulary, sequence, titles, items); a decoder of one narrow layer.
+"""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tca4rec_jax.collaborative_tokenizer import CFItems, trie_on_device
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.training.batches import Batch
+from tca4rec_jax.training.step import Temperatures, batch_loss
+from tca4rec_jax.trie import ItemTrie
+
+ROWS, TOKENS, POSITIONS, TITLES, DECISIONS, ITEMS, WIDTH = 4, 256, 240, 24, 56, 3001, 64
+VOCABULARY = 49152
+
+
+def abstract_batch():
+    def of(dtype, *shape):
+        return jax.ShapeDtypeStruct((ROWS, *shape), dtype)
+
+    return Batch(
+        tokens_BxS=of(jnp.int32, TOKENS),
+        length_B=of(jnp.int32),
+        position_BxT=of(jnp.int32, POSITIONS),
+        label_BxT=of(jnp.int32, POSITIONS),
+        weight_BxT=of(jnp.float32, POSITIONS),
+        cf_BxPxD=of(jnp.float32, TITLES, WIDTH),
+        title_weight_BxP=of(jnp.float32, TITLES),
+        decision_position_BxK=of(jnp.int32, DECISIONS),
+        decision_title_BxK=of(jnp.int32, DECISIONS),
+        decision_node_BxK=of(jnp.int32, DECISIONS),
+        decision_child_BxK=of(jnp.int32, DECISIONS),
+        decision_weight_BxK=of(jnp.float32, DECISIONS),
+    )
+
+
+def compiled_shapes(softmax):
+    """The dimensions of every array in the optimised program of a loss and its gradient."""
+    config = DecoderConfig(VOCABULARY, 16, 32, 1, 2, 1, 8, max_positions=512)
+    lora = LoRAConfig(rank=2, dropout=0.0)
+    params = {
+        path: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for path, shape in config.parameter_shapes.items()
+    }
+    adapters = init_adapters(config, lora, jax.random.key(0))
+    abstract = Decoder(config, params, lora=lora, adapters=adapters)
+    graph, adapters, base = nnx.split(abstract, nnx.LoRAParam, ...)
+    rng = np.random.default_rng(0)
+    words = [rng.integers(1, 400, rng.integers(1, 9)).tolist() for _ in range(ITEMS)]
+    trie, shape = trie_on_device(ItemTrie.build([[*word, 0] for word in words]).compress())
+
+    def loss(adapters, base, batch, table_IxD, trie, temperatures):
+        decoder = nnx.merge(graph, adapters, base)
+        return batch_loss(
+            decoder, batch, CFItems(table_IxD), trie, temperatures,
+            trie_shape=shape, form="cross_entropy", softmax=softmax,
+        ).total  # fmt: skip
+
+    table = jax.ShapeDtypeStruct((ITEMS, WIDTH), jnp.float32)
+    scalars = Temperatures(*map(jnp.float32, (0.3, 1.0, 1.0)))
+    program = jax.jit(jax.grad(loss)).lower(adapters, base, abstract_batch(), table, trie, scalars)
+    found = re.findall(r"\b(?:f32|bf16|f16|f64)\[([\d,]+)\]", program.compile().as_text())
+    return {tuple(map(int, dimensions.split(","))) for dimensions in found}
+
+
+@pytest.mark.parametrize("softmax", ["vocabulary", "children"])
+def test_nothing_has_the_size_of_all_positions_by_vocabulary_or_items(softmax):
+    shapes = compiled_shapes(softmax)
+    assert any(VOCABULARY in shape for shape in shapes)
+    largest = max(math.prod(shape) for shape in shapes if VOCABULARY in shape)
+    # Less even than the supervised positions alone would need: the head runs in chunks.
+    assert largest < ROWS * POSITIONS * VOCABULARY / 2
+    if softmax == "children":  # the head knows the trie's tokens only
+        wide = {tuple(sorted(shape)) for shape in shapes if VOCABULARY in shape}
+        assert wide == {(16, VOCABULARY)}  # the embedding table itself
+    by_item = [shape for shape in shapes if ITEMS in shape]
+    assert by_item
+    for shape in by_item:
+        assert math.prod(shape) // ITEMS <= ROWS * TITLES < ROWS * POSITIONS
