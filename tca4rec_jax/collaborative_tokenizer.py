@@ -15,6 +15,7 @@ Axis letters: P pairs, B rows with one target each, I items, Q leaves, N trie no
 C children, T title tokens, V vocabulary, U tokens that some decision chooses from, D CF width.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tca4rec_jax.cf.scoring import cf_logits
+from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.trie import ItemTrie
 
 _PROJECTION_BYTES = 256 << 20  # bounds the temporaries of one group of pairs
@@ -54,6 +56,54 @@ class CFItems(NamedTuple):
 
     table_IxD: jax.Array | None = None
     bias_I: jax.Array | None = None
+
+
+DENSE = CFItems()  # the CF input is the item logits themselves
+
+
+@dataclass(frozen=True, eq=False)
+class TitleDecisions:
+    """The decisions on the path of each item's title (host side, rows are items).
+
+    Attributes:
+      offset: int32, index of the decided token within the title.
+      node: int32, node of the compressed trie.
+      child: int32, which of the node's children is on the title's path.
+    """
+
+    offset: Ragged
+    node: Ragged
+    child: Ragged
+
+    def pad(self, items_B: np.ndarray) -> "PaddedDecisions":
+        """Those of the given items, padded to the most decisions of any title: one shape."""
+        width = max(int(self.offset.lengths.max()), 1)
+        inside_BxK = np.arange(width) < self.offset.lengths[items_B][:, None]
+        fields = (field.pad(items_B, width, 0) for field in (self.offset, self.node, self.child))
+        return PaddedDecisions(*fields, inside_BxK.astype(np.float32))
+
+
+class PaddedDecisions(NamedTuple):
+    """TitleDecisions of a batch of titles; padding has weight 0."""
+
+    offset_BxK: np.ndarray  # int32
+    node_BxK: np.ndarray  # int32
+    child_BxK: np.ndarray  # int32
+    weight_BxK: np.ndarray  # float32
+
+
+def title_decisions(compressed: ItemTrie) -> TitleDecisions:
+    """The decisions of every item of the catalogue, from the compressed trie."""
+    path_IxK = compressed.paths_QxK[compressed.leaf_of_item]
+    next_IxK = np.concatenate([path_IxK[:, 1:], np.full_like(path_IxK[:, :1], -1)], axis=1)
+    decided = (path_IxK >= 0) & (compressed.child_count[path_IxK] > 1)
+    node, child = path_IxK[decided], next_IxK[decided]
+    counts = decided.sum(axis=1)
+    return TitleDecisions(
+        Ragged.from_lengths(compressed.depth[node], counts),
+        Ragged.from_lengths(node, counts),
+        Ragged.from_lengths((child - compressed.child_start[node]).astype(np.int32), counts),
+    )
 
 
 def trie_on_device(trie: ItemTrie) -> tuple[TrieArrays, TrieShape]:

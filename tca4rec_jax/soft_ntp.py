@@ -10,8 +10,10 @@ one-hot there, so a soft label is needed at decisions only.
 The losses take vocabulary logits, or hidden states and the head that makes logits of them: then
 logits exist for a chunk of positions at a time and are made again in the backward pass.
 
+`title_loss` is the whole objective for a training step of your own, one target a row.
+
 Axis letters: N supervised positions, K decisions, V vocabulary (or a part of it), C children of a
-decision, D model.
+decision, D model or CF width, B rows, T title tokens.
 """
 
 from collections.abc import Callable
@@ -19,6 +21,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from tca4rec_jax.collaborative_tokenizer import (
+    DENSE,
+    CFItems,
+    PaddedDecisions,
+    TrieArrays,
+    TrieShape,
+    project,
+)
 
 FORMS = ("log_expectation", "cross_entropy")
 SOFTMAXES = ("vocabulary", "children")
@@ -157,6 +168,57 @@ def children_loss(
     z_label_K = jnp.take_along_axis(z_KxC, decision.label_child_K[:, None], axis=-1)[:, 0]
     total = jnp.sum(decision.weight_K * soft_K)
     return total, jnp.sum(decision.weight_K * (log_normaliser_K - z_label_K))
+
+
+def title_loss(
+    logits_BxTxV: jax.Array,
+    label_BxT: jax.Array,
+    weight_BxT: jax.Array,
+    cf_BxD: jax.Array,
+    titles: PaddedDecisions,
+    trie: TrieArrays,
+    shape: TrieShape,
+    *,
+    alpha: jax.Array | float,
+    beta: jax.Array | float = 1.0,
+    tau: jax.Array | float = 1.0,
+    form: str = "log_expectation",
+    softmax: str = "vocabulary",
+    items: CFItems = DENSE,
+) -> Loss:
+    """Projection and objective for one target a row, from the LLM's logits and the CF model's.
+
+    Args:
+      logits_BxTxV: the LLM's, any float; [b, t] predicts token t of the row's title.
+      label_BxT: int32, the title's tokens, its end token included; weight_BxT: float32, 0 for
+        padding.
+      cf_BxD: CF logits of all items [B, I], or user vectors with `items` holding the item table.
+      titles: of the target items, from `title_decisions(compressed trie).pad(target_B)`.
+      trie, shape: from `trie_on_device(compressed trie)`.
+      alpha, beta, tau: as in `validate_objective`; may be traced.
+
+    Returns:
+      Sums; the loss is total / positions.
+    """
+    batch, length, _ = logits_BxTxV.shape
+    row_BxK = jnp.broadcast_to(jnp.arange(batch)[:, None], titles.node_BxK.shape)
+    node_K = jnp.asarray(titles.node_BxK).ravel()
+    child_KxC, log_p_cf_KxC = project(cf_BxD, items, row_BxK.ravel(), node_K, trie, shape, beta)
+    decision = Decisions(
+        position_K=(row_BxK * length + titles.offset_BxK).ravel(),
+        weight_K=jnp.asarray(titles.weight_BxK).ravel(),
+        label_child_K=jnp.asarray(titles.child_BxK).ravel(),
+        child_token_KxC=trie.token[child_KxC],
+        log_p_cf_KxC=log_p_cf_KxC,
+    )
+    logits_NxV = logits_BxTxV.reshape(batch * length, -1).astype(jnp.float32)
+    if softmax == "children":
+        logits_KxV = logits_NxV[decision.position_K]
+        total, nll = children_loss(logits_KxV, decision, alpha, tau, form)
+    else:
+        label_N, weight_N = label_BxT.ravel(), weight_BxT.ravel()
+        total, nll = vocabulary_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form)
+    return Loss(total, jnp.sum(weight_BxT), nll, jnp.float32(batch))
 
 
 def children_loss_of_hidden(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tca4rec_jax.collaborative_tokenizer import TitleDecisions, title_decisions
 from tca4rec_jax.data.prompts import TitleTokens, keep_latest, row_tokens
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
@@ -50,29 +51,6 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-
-@dataclass(frozen=True, eq=False)
-class Decisions:
-    """The decisions on the path of each item's title: nodes with several children (Ragged [I])."""
-
-    offset: Ragged  # int32, index of the decided token within the title
-    node: Ragged  # int32
-    child: Ragged  # int32
-
-
-def title_decisions(compressed: ItemTrie) -> Decisions:
-    """The decisions of every item of the catalogue, from the compressed trie."""
-    path_IxK = compressed.paths_QxK[compressed.leaf_of_item]
-    next_IxK = np.concatenate([path_IxK[:, 1:], np.full_like(path_IxK[:, :1], -1)], axis=1)
-    decided = (path_IxK >= 0) & (compressed.child_count[path_IxK] > 1)
-    node, child = path_IxK[decided], next_IxK[decided]
-    counts = decided.sum(axis=1)
-    return Decisions(
-        Ragged.from_lengths(compressed.depth[node], counts),
-        Ragged.from_lengths(node, counts),
-        Ragged.from_lengths((child - compressed.child_start[node]).astype(np.int32), counts),
-    )
 
 
 def build_examples(
@@ -142,7 +120,9 @@ def _pieces(sequences: ItemSequences, tokens: TitleTokens, max_tokens: int):
     return Ragged.from_lengths(sequences.items[ranges(first, counts)], counts), first
 
 
-def _supervise(pieces, first, supervised, tokens: TitleTokens, decisions: Decisions) -> Examples:
+def _supervise(
+    pieces, first, supervised, tokens: TitleTokens, decisions: TitleDecisions
+) -> Examples:
     """Positions, labels, CF rows and decisions of the supervised titles of each piece."""
     ids, starts = row_tokens(tokens, pieces)
     row_of_item = np.repeat(np.arange(len(pieces)), pieces.lengths)
