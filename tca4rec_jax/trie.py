@@ -8,11 +8,19 @@ The same class holds the trie token by token (every edge is one token) and compr
 single children merged into one edge of several tokens; its inner nodes are the decisions).
 """
 
+import hashlib
+import os
+import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+
+from tca4rec_jax.data.ragged import Ragged
+
+_VERSION = 1  # of the file that `save` writes
 
 
 @dataclass(frozen=True)
@@ -42,28 +50,18 @@ class ItemTrie:
     level_offsets: np.ndarray
 
     @classmethod
-    def build(cls, sequences: Sequence[Sequence[int]]) -> "ItemTrie":
+    def build(cls, sequences: Ragged | Sequence[Sequence[int]]) -> "ItemTrie":
         """Builds the token-by-token trie.
 
         Args:
-          sequences: for each item its title's token ids, the end token included.
+          sequences: for each item its title's token ids, the end token included; a Ragged (values
+            integer, such as TitleTokens.titles) spares a large catalogue an array per item.
 
         Raises:
           ValueError: if there is no item, a sequence is empty or has a negative token, or one
             sequence is a proper prefix of another (the end token is missing or not unique).
         """
-        lengths_I = np.fromiter((len(s) for s in sequences), np.int32, len(sequences))
-        if lengths_I.size == 0:
-            raise ValueError("the catalogue is empty: a trie needs at least one item")
-        if (lengths_I == 0).any():
-            raise ValueError(f"item {int(np.argmin(lengths_I))} has no tokens: its title is empty")
-        tokens_IxL = np.full((lengths_I.size, lengths_I.max()), -1, np.int32)
-        inside = np.arange(tokens_IxL.shape[1]) < lengths_I[:, None]
-        tokens_IxL[inside] = np.concatenate([np.asarray(s, np.int32) for s in sequences])
-        if (tokens_IxL[inside] < 0).any():
-            item = int(np.argmax(((tokens_IxL < 0) & inside).any(axis=1)))
-            raise ValueError(f"item {item} has a negative token id")
-
+        lengths_I, tokens_IxL = _padded(sequences)
         order_I = _lexicographic_order(tokens_IxL)
         sorted_IxL = tokens_IxL[order_I]
         shared_I = _shared_prefix_with_previous(sorted_IxL)
@@ -99,15 +97,65 @@ class ItemTrie:
             parent = self.parent[start:stop]
             ancestor_N[start:stop] = np.where(kept_N[parent], parent, ancestor_N[parent])
             level_N[start:stop] = level_N[ancestor_N[start:stop]] + 1
-        nodes = _arrange(
-            ancestor_N[kept_N],
-            level_N[kept_N],
-            self.depth[kept_N],
-            self.leaf_start[kept_N],
-            self.leaf_stop[kept_N],
-            old_ids=np.flatnonzero(kept_N),
+        kept = np.flatnonzero(kept_N)
+        kept = kept[np.lexsort((self.leaf_start[kept], level_N[kept]))]  # now breadth first
+        new_N = np.full(self.num_nodes, -1, np.int32)
+        new_N[kept] = np.arange(kept.size)
+        nodes = _nodes(
+            level=level_N[kept],
+            parent=np.where(ancestor_N[kept] < 0, -1, new_N[ancestor_N[kept]]),
+            depth=self.depth[kept],
+            leaf_start=self.leaf_start[kept],
+            leaf_stop=self.leaf_stop[kept],
         )
         return ItemTrie(self.tokens_QxL, self.lengths_Q, self.leaf_of_item, **nodes)
+
+    def save(self, path: str | Path, content_hash: str) -> None:
+        """Writes the trie to one .npz file, beside `path` first and then renamed.
+
+        Args:
+          path: an existing file is replaced; its folder must exist.
+          content_hash: of what the trie was made from, see `trie_hash`.
+        """
+        path = Path(path)
+        arrays = {name: getattr(self, name) for name in _stored_names()}
+        beside = path.with_name(f".{path.name}.partial")
+        try:
+            with beside.open("wb") as file:
+                np.savez(file, version=_VERSION, content_hash=content_hash, **arrays)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)  # there only if writing failed
+
+    @classmethod
+    def load(cls, path: str | Path, content_hash: str) -> "ItemTrie":
+        """Reads what `save` wrote.
+
+        Args:
+          content_hash: the `trie_hash` of the present catalogue and tokenizer.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: it is damaged or no trie file, of another version, or was made from something
+            else (another content hash).
+        """
+        remedy = "delete it and build the trie again"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                stored = dict(file)
+        except (EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is not a trie file ({error}); {remedy}") from error
+        if not np.array_equal(stored.get("version", _VERSION), _VERSION):
+            raise ValueError(
+                f"{path} is a trie file of version {stored['version']}, this program reads version "
+                f"{_VERSION}; {remedy}"
+            )
+        missing = {"version", "content_hash", *_stored_names()} - set(stored)
+        if missing:
+            raise ValueError(f"{path} is not a trie file: {sorted(missing)} missing; {remedy}")
+        if not np.array_equal(stored["content_hash"], content_hash):
+            raise ValueError(f"{path} was made from another catalogue or tokenizer; {remedy}")
+        return cls(**{name: stored[name] for name in _stored_names()})
 
     @property
     def num_nodes(self) -> int:
@@ -180,6 +228,46 @@ class ItemTrie:
         return paths
 
 
+def trie_hash(catalogue_hash: str, tokenizer_json: str, *template: str) -> str:
+    """SHA-256 (hex) of everything that determines a trie.
+
+    Args:
+      catalogue_hash: Catalogue.content_hash().
+      tokenizer_json: the tokenizer, for instance tokenizer.backend_tokenizer.to_str().
+      *template: the texts that are tokenised with a title (PromptTemplate.before_title and .end).
+    """
+    digest = hashlib.sha256()
+    for text in (catalogue_hash, tokenizer_json, *template):
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little"))  # so that no two splits of a text are equal
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _stored_names() -> list[str]:
+    return [field.name for field in fields(ItemTrie)]
+
+
+def _padded(sequences: Ragged | Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """(lengths int32 [I], tokens int32 [I, L] padded with -1), checked as `build` promises."""
+    if not len(sequences):
+        raise ValueError("the catalogue is empty: a trie needs at least one item")
+    if not isinstance(sequences, Ragged):
+        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+        values = np.concatenate([np.asarray(sequence, np.int32) for sequence in sequences])
+        sequences = Ragged.from_lengths(values, lengths)
+    lengths_I = sequences.lengths.astype(np.int32)
+    if (lengths_I == 0).any():
+        raise ValueError(f"item {int(np.argmin(lengths_I))} has no tokens: its title is empty")
+    if (sequences.values < 0).any():
+        at = int(np.argmax(sequences.values < 0))
+        item = int(np.searchsorted(sequences.offsets, at, side="right")) - 1
+        raise ValueError(f"item {item} has a negative token id")
+    tokens_IxL = np.full((lengths_I.size, lengths_I.max()), -1, np.int32)
+    tokens_IxL[np.arange(tokens_IxL.shape[1]) < lengths_I[:, None]] = sequences.values
+    return lengths_I, tokens_IxL
+
+
 def _lexicographic_order(tokens_IxL: np.ndarray) -> np.ndarray:
     """Stable order of the rows; a shorter row comes before its extensions (padding is -1)."""
     big_endian = np.ascontiguousarray((tokens_IxL + 1).astype(">u4"))
@@ -197,46 +285,39 @@ def _shared_prefix_with_previous(rows_IxL: np.ndarray) -> np.ndarray:
 def _token_nodes(shared_Q: np.ndarray, lengths_Q: np.ndarray) -> dict[str, np.ndarray]:
     """Node arrays of the token-by-token trie, from the sorted sequences' shared prefixes."""
     num_leaves, width = lengths_Q.size, int(lengths_Q.max())
-    column = np.arange(1, width + 1)
-    is_new_LxQ = (column[:, None] > shared_Q) & (column[:, None] <= lengths_Q)
-    depth, leaf_start = np.nonzero(is_new_LxQ)  # in order of depth, then of sequence
-    ids_LxQ = np.zeros((width + 1, num_leaves), np.int32)
-    ids_LxQ[1:][is_new_LxQ] = np.arange(1, depth.size + 1)
-    np.maximum.accumulate(ids_LxQ, axis=1, out=ids_LxQ)  # node of prefix d of sequence q
+    column = np.arange(1, width + 1, dtype=np.int32)
     inside_LxQ = column[:, None] <= lengths_Q
-    count = np.bincount(ids_LxQ[1:][inside_LxQ], minlength=depth.size + 1)[1:]
-    return _arrange(
-        parent=np.concatenate([[-1], ids_LxQ[depth, leaf_start]]),
-        level=np.concatenate([[0], depth + 1]),
-        depth=np.concatenate([[0], depth + 1]),
+    is_new_LxQ = (column[:, None] > shared_Q) & inside_LxQ
+    size_L = is_new_LxQ.sum(axis=1)
+    num_nodes = 1 + int(size_L.sum())
+    # Row d of ids is the node of the first d tokens of each sequence: new nodes are numbered along
+    # the rows, and a sequence without one there shares that of the sequence before it.
+    ids_LxQ = np.zeros((width + 1, num_leaves), np.int32)
+    ids_LxQ[1:][is_new_LxQ] = np.arange(1, num_nodes, dtype=np.int32)
+    np.maximum.accumulate(ids_LxQ, axis=1, out=ids_LxQ)
+    leaf_start = np.nonzero(is_new_LxQ)[1].astype(np.int32)
+    leaves_below = np.bincount(ids_LxQ[1:][inside_LxQ], minlength=num_nodes)[1:]
+    depth = np.repeat(np.arange(width + 1, dtype=np.int32), [1, *size_L])
+    return _nodes(
+        level=depth,
+        parent=np.concatenate([[-1], ids_LxQ[:-1][is_new_LxQ]]),
+        depth=depth,
         leaf_start=np.concatenate([[0], leaf_start]),
-        leaf_stop=np.concatenate([[num_leaves], leaf_start + count]),
-        old_ids=np.arange(depth.size + 1),
+        leaf_stop=np.concatenate([[num_leaves], leaf_start + leaves_below]),
     )
 
 
-def _arrange(parent, level, depth, leaf_start, leaf_stop, old_ids) -> dict[str, np.ndarray]:
-    """Numbers the given nodes breadth first and derives the children's ranges.
-
-    `parent` holds old ids (-1 for the root), `old_ids` (ascending) those of the given nodes.
-    """
-    order = np.lexsort((leaf_start, level))
-    new_of_given = np.empty(order.size, np.int32)
-    new_of_given[order] = np.arange(order.size)
-    given_parent = np.searchsorted(old_ids, parent[order])
-    new_parent = np.where(
-        parent[order] < 0, -1, new_of_given[np.minimum(given_parent, order.size - 1)]
-    )
-    child_count = np.bincount(new_parent[1:], minlength=order.size)
-    # Breadth first: the children of all nodes follow each other in the order of their parents.
-    child_start = 1 + np.concatenate([[0], np.cumsum(child_count)[:-1]])
+def _nodes(level, parent, depth, leaf_start, leaf_stop) -> dict[str, np.ndarray]:
+    """An ItemTrie's node arrays, from those of nodes in breadth-first order."""
+    child_count = np.bincount(parent[1:], minlength=parent.size)
     nodes = {
-        "parent": new_parent,
-        "depth": depth[order],
-        "child_start": child_start,
+        "parent": parent,
+        "depth": depth,
+        # Breadth first: the children of all nodes follow each other in the order of their parents.
+        "child_start": 1 + np.cumsum(child_count) - child_count,
         "child_count": child_count,
-        "leaf_start": leaf_start[order],
-        "leaf_stop": leaf_stop[order],
+        "leaf_start": leaf_start,
+        "leaf_stop": leaf_stop,
     }
     nodes = {name: array.astype(np.int32) for name, array in nodes.items()}
     nodes["level_offsets"] = np.concatenate([[0], np.cumsum(np.bincount(level))])

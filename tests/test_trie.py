@@ -1,73 +1,13 @@
-"""ItemTrie against a dictionary trie."""
+"""ItemTrie: shared titles, refused sequences, and its file. See test_properties.py for the rest."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tca4rec_jax.trie import ItemTrie
+from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.trie import ItemTrie, trie_hash
 
 END = 0
-
-
-def prefixes(sequences):
-    """Every prefix -> sorted next tokens, by brute force."""
-    children = {}
-    for sequence in sequences:
-        for t in range(len(sequence)):
-            children.setdefault(tuple(sequence[:t]), set()).add(sequence[t])
-    return {prefix: sorted(tokens) for prefix, tokens in children.items()}
-
-
-def node_prefix(trie, node):
-    return tuple(trie.tokens_QxL[trie.leaf_start[node], : trie.depth[node]].tolist())
-
-
-titles = st.lists(st.lists(st.integers(1, 4), min_size=0, max_size=5), min_size=1, max_size=12)
-
-
-@settings(max_examples=100, deadline=None)
-@given(titles)
-def test_nodes_children_and_leaves_match_a_dictionary(words):
-    sequences = [[*word, END] for word in words]
-    trie = ItemTrie.build(sequences)
-    expected = prefixes(sequences)
-    inner = np.flatnonzero(trie.child_count)
-    assert {node_prefix(trie, n) for n in inner} == set(expected)
-    for n in inner:
-        children = np.arange(trie.child_start[n], trie.child_start[n] + trie.child_count[n])
-        assert trie.token[children].tolist() == expected[node_prefix(trie, n)]
-        assert (trie.parent[children] == n).all()
-    items, offsets = trie.items_by_leaf
-    for n in range(trie.num_nodes):
-        prefix = node_prefix(trie, n)
-        below = {i for i, s in enumerate(sequences) if tuple(s[: len(prefix)]) == prefix}
-        assert set(items[offsets[trie.leaf_start[n]] : offsets[trie.leaf_stop[n]]]) == below
-
-
-@settings(max_examples=100, deadline=None)
-@given(titles)
-def test_compressed_trie_keeps_decisions_and_leaves(words):
-    sequences = [[*word, END] for word in words]
-    trie = ItemTrie.build(sequences)
-    small = trie.compress()
-    expected = prefixes(sequences)
-    decisions = {prefix for prefix, tokens in expected.items() if len(tokens) > 1 or not prefix}
-    inner = np.flatnonzero(small.child_count)
-    assert {node_prefix(small, n) for n in inner} == decisions
-    edges_NxE = small.edge_tokens(int(small.edge_length.max()))
-    for n in range(1, small.num_nodes):
-        edge = edges_NxE[n][edges_NxE[n] >= 0].tolist()
-        assert list(node_prefix(small, small.parent[n])) + edge == list(node_prefix(small, n))
-    for n in inner:
-        children = np.arange(small.child_start[n], small.child_start[n] + small.child_count[n])
-        assert (small.parent[children] == n).all()
-        assert small.token[children].tolist() == expected[node_prefix(small, n)]
-    for q, path in enumerate(small.paths_QxK):
-        nodes = path[path >= 0]
-        assert nodes[0] == 0
-        assert small.leaf[nodes[-1]] == q
-        assert (small.parent[nodes[1:]] == nodes[:-1]).all()
+HASH = trie_hash("catalogue", "tokenizer", " ", "\n")
 
 
 def test_items_that_share_a_title_share_a_leaf():
@@ -89,3 +29,103 @@ def test_items_that_share_a_title_share_a_leaf():
 def test_bad_sequences_are_named(sequences, message):
     with pytest.raises(ValueError, match=message):
         ItemTrie.build(sequences)
+    values = np.array([token for sequence in sequences for token in sequence], np.int32)
+    with pytest.raises(ValueError, match=message):
+        ItemTrie.build(Ragged.from_lengths(values, [len(sequence) for sequence in sequences]))
+
+
+def save_small_trie(folder):
+    path = folder / "trie.npz"
+    ItemTrie.build([[1, 2, END], [1, END]]).save(path, HASH)
+    return path
+
+
+def test_a_stale_trie_is_refused(tmp_path):
+    path = save_small_trie(tmp_path)
+    other = trie_hash("catalogue", "another tokenizer", " ", "\n")
+    with pytest.raises(ValueError, match=r"trie\.npz was made from another catalogue or tokenizer"):
+        ItemTrie.load(path, other)
+
+
+def test_another_version_is_refused(tmp_path, monkeypatch):
+    path = save_small_trie(tmp_path)
+    monkeypatch.setattr("tca4rec_jax.trie._VERSION", 2)
+    with pytest.raises(ValueError, match=r"trie\.npz is a trie file of version 1"):
+        ItemTrie.load(path, HASH)
+
+
+def write_text(path):
+    path.write_text("a trie?")
+
+
+def write_nothing(path):
+    path.write_bytes(b"")
+
+
+def cut_in_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\x93NUMPY") + 130] ^= 1  # inside an array
+    path.write_bytes(data)
+
+
+def write_a_bare_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.arange(3))
+
+
+def write_other_arrays(path):
+    np.savez(path, version=[1, 2], parent=np.arange(3))
+
+
+def drop_an_array(path):
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored if name != "depth"}
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        write_text,
+        write_nothing,
+        cut_in_half,
+        change_a_byte,
+        write_a_bare_array,
+        write_other_arrays,
+        drop_an_array,
+    ],
+)
+def test_damaged_and_foreign_files_are_refused(tmp_path, damage):
+    path = save_small_trie(tmp_path)
+    damage(path)
+    with pytest.raises(ValueError, match=r"trie\.npz is .*delete it and build the trie again"):
+        ItemTrie.load(path, HASH)
+
+
+def test_a_missing_file_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.npz"):
+        ItemTrie.load(tmp_path / "none.npz", HASH)
+
+
+def test_a_failed_save_leaves_the_file_there_was(tmp_path, monkeypatch):
+    path = save_small_trie(tmp_path)
+
+    def write_a_part(file, **arrays):
+        file.write(b"PK")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np, "savez", write_a_part)
+    with pytest.raises(OSError, match="no space"):
+        ItemTrie.build([[3, END]]).save(path, HASH)
+    assert [file.name for file in tmp_path.iterdir()] == ["trie.npz"]
+    assert ItemTrie.load(path, HASH).num_leaves == 2
+
+
+def test_trie_hash_depends_on_every_text_and_its_boundaries():
+    parts = [("a", "b"), ("ab", ""), ("a", "b", ""), ("a", "b", " "), ("b", "a")]
+    assert len({trie_hash(*texts) for texts in parts}) == len(parts)
+    assert trie_hash(*parts[0]) == trie_hash(*parts[0])

@@ -32,15 +32,12 @@ class TitleTokens:
 
     Attributes:
       prefix: int32 [any], tokens before the first title (may be empty).
-      titles: int32 Ragged [I], every title's tokens, the end token included.
+      titles: int32 Ragged [I], every title's tokens, the end token included; the trie is built
+        of them.
     """
 
     prefix: np.ndarray
     titles: Ragged
-
-    def trie_sequences(self) -> list[np.ndarray]:
-        """What ItemTrie.build takes."""
-        return [self.titles[item] for item in range(len(self.titles))]
 
 
 def tokenise_titles(

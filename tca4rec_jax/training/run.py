@@ -77,7 +77,7 @@ class Run:
 
     @cached_property
     def trie(self) -> ItemTrie:
-        return ItemTrie.build(self.titles.trie_sequences())
+        return ItemTrie.build(self.titles.titles)
 
     @cached_property
     def compressed_trie(self) -> ItemTrie:

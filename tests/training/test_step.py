@@ -45,7 +45,7 @@ def inputs():
     tokens = tokenise_titles(
         TITLES, lambda text: [ord(c) for c in text], PromptTemplate("P"), bos=None
     )
-    trie = ItemTrie.build(tokens.trie_sequences())
+    trie = ItemTrie.build(tokens.titles)
     rows = [rng.integers(0, len(TITLES), n) for n in (9, 4, 2, 7, 5)]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     flat = np.concatenate(rows)
