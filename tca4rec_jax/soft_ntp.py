@@ -127,7 +127,7 @@ def vocabulary_loss(
     z_NxV = logits_NxV / tau
     log_normaliser_N = jax.nn.logsumexp(z_NxV, axis=-1)
     z_label_N = jnp.take_along_axis(z_NxV, label_N[:, None], axis=-1)[:, 0]
-    nll_N = weight_N * (log_normaliser_N - z_label_N)
+    nll_N = log_normaliser_N - z_label_N
     soft_K = soft_label_loss(
         z_NxV[decision.position_K[:, None], decision.child_token_KxC],
         log_normaliser_N[decision.position_K],
@@ -138,7 +138,8 @@ def vocabulary_loss(
     )
     # A decision's soft loss takes the place of its plain one.
     swapped = jnp.sum(decision.weight_K * (soft_K - nll_N[decision.position_K]))
-    return jnp.sum(nll_N) + swapped, jnp.sum(nll_N)
+    nll = jnp.sum(weight_N * nll_N)
+    return nll + swapped, nll
 
 
 def children_loss(

@@ -33,8 +33,8 @@ def random_case(seed):
     label_child_K = np.array([3, 1, 0, 0], np.int32)
     label_N = rng.integers(0, V, N).astype(np.int32)
     label_N[position_K[:3]] = child_token_KxC[np.arange(3), label_child_K[:3]]
-    weight_N = np.array([1, 1, 1, 1, 1, 0], np.float32)
-    weight_K = np.array([1, 1, 1, 0], np.float32)
+    weight_N = np.array([1, 1, 0.5, 2, 1, 0], np.float32)
+    weight_K = np.array([1, 0.5, 2, 0], np.float32)
     decisions = Decisions(position_K, weight_K, label_child_K, child_token_KxC, log_p_cf_KxC)
     return jax.tree.map(jnp.asarray, (logits_NxV, label_N, weight_N, decisions))
 
