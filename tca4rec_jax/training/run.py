@@ -7,6 +7,7 @@ Layout of a work directory (each part is written by the launch script named besi
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.loop import train
 from tca4rec_jax.training.step import (
+    Metrics,
     Temperatures,
     TrainState,
     init_state,
@@ -156,11 +158,24 @@ class Run:
         return nnx.merge(graph, state.adapters, base)
 
 
-def train_run(run: Run) -> TrainState:
-    """Trains (or goes on training) the LLM of a run; see loop.train for what it writes.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Training:
+    """A run's training, ready to go: `step` is (state, device batch) -> (state, metrics)."""
+
+    state: TrainState
+    batches: Batches
+    step: Callable[[TrainState, object], tuple[TrainState, Metrics]]
+
+
+def prepare_training(run: Run, *, projected: bool = True) -> Training:
+    """Checks a run's inputs against each other and puts them on the mesh.
+
+    Args:
+      projected: False leaves the projection of the CF logits out of the step, which then is plain
+        next-token prediction whatever objective.alpha is.
 
     Raises:
-      ValueError: a field out of range, or inputs that do not fit each other, before any step.
+      ValueError: a field out of range, or inputs that do not fit each other.
     """
     config = run.config
     objective, training = config.objective, config.training
@@ -204,22 +219,35 @@ def train_run(run: Run) -> TrainState:
     scalars = Temperatures(
         *(jnp.asarray(objective[name], jnp.float32) for name in Temperatures._fields)
     )
-    items = CFItems(store.item_table, store.item_bias)
+    items = CFItems(store.item_table, store.item_bias) if projected else None
     items, trie, scalars = replicate(run.mesh, (items, trie, scalars))
+    return Training(
+        state, batches, lambda state, batch: step(state, base, batch, items, trie, scalars)
+    )
+
+
+def train_run(run: Run) -> TrainState:
+    """Trains (or goes on training) the LLM of a run; see loop.train for what it writes.
+
+    Raises:
+      ValueError: as `prepare_training`, before any step.
+    """
+    config, training = run.config, run.config.training
+    prepared = prepare_training(run)
     run.directory.mkdir(parents=True, exist_ok=True)
     began_with = run.directory / "config.json"
     if not began_with.exists():
         began_with.write_text(config.to_json_best_effort(indent=2))
     return train(
-        lambda state, batch: step(state, base, batch, items, trie, scalars),
-        state,
-        batches,
+        prepared.step,
+        prepared.state,
+        prepared.batches,
         Checkpoints(run.directory / "checkpoints", keep=training.keep_checkpoints),
         mesh=run.mesh,
         total_steps=training.steps,
         checkpoint_every=training.checkpoint_every,
         log_path=run.directory / "log.jsonl",
-        identity=_identity(config, batches),
+        identity=_identity(config, prepared.batches),
         name=run_name(config),
         flops_per_token=run.decoder.config.flops_per_token(
             "lora", context=training.buckets[-1] / 2, vocabulary_share=0.0

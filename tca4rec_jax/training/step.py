@@ -14,7 +14,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from tca4rec_jax.collaborative_tokenizer import CFItems, TrieArrays, TrieShape, project
+from tca4rec_jax.collaborative_tokenizer import CFItems, TrieArrays, TrieShape, children_of, project
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.soft_ntp import (
     Decisions,
@@ -52,7 +52,7 @@ class Metrics(NamedTuple):
 def batch_loss(
     decoder: Decoder,
     batch: Batch,
-    cf_items: CFItems,
+    cf_items: CFItems | None,
     trie: TrieArrays,
     temperatures: Temperatures,
     *,
@@ -65,21 +65,26 @@ def batch_loss(
 
     With softmax 'children' logits exist at decisions only, and of those tokens only that some
     decision chooses from; with 'vocabulary' at the supervised positions. The projection is float32
-    whatever the decoder's dtype.
+    whatever the decoder's dtype. Without cf_items there is none: plain next-token prediction.
     """
     hidden_BxSxD = decoder.hidden(batch.tokens_BxS, batch.length_B, dropout_key=dropout_key)
     rows, titles = batch.title_weight_BxP.shape
     row_Bx1 = jnp.arange(rows, dtype=jnp.int32)[:, None]
     node_K = batch.decision_node_BxK.ravel()
-    child_KxC, log_p_cf_KxC = project(
-        batch.cf_BxPxD.reshape(rows * titles, -1),
-        cf_items,
-        (batch.decision_title_BxK + titles * row_Bx1).ravel(),
-        node_K,
-        trie,
-        trie_shape,
-        temperatures.beta,
-    )
+    alpha, beta, tau = temperatures
+    if cf_items is None:
+        child_KxC, is_child_KxC = children_of(node_K, trie, trie_shape)
+        alpha, log_p_cf_KxC = 0.0, jnp.where(is_child_KxC, 0.0, -jnp.inf)
+    else:
+        child_KxC, log_p_cf_KxC = project(
+            batch.cf_BxPxD.reshape(rows * titles, -1),
+            cf_items,
+            (batch.decision_title_BxK + titles * row_Bx1).ravel(),
+            node_K,
+            trie,
+            trie_shape,
+            beta,
+        )
     in_children = softmax == "children"
     positions = batch.position_BxT.shape[1]
     decisions = Decisions(
@@ -89,7 +94,6 @@ def batch_loss(
         child_token_KxC=(trie.choice_index if in_children else trie.token)[child_KxC],
         log_p_cf_KxC=log_p_cf_KxC,
     )
-    alpha, tau = temperatures.alpha, temperatures.tau
 
     def states_before(position_BxN):
         """Hidden states at positions of each row, flat: [B * N, D]."""

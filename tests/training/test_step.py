@@ -127,6 +127,22 @@ def test_batch_loss_equals_the_definition(inputs, form, softmax):
         assert loss.titles == sum(examples.cf_position.lengths[r] for r in rows)
 
 
+@pytest.mark.parametrize("form", ["log_expectation", "cross_entropy"])
+@pytest.mark.parametrize("softmax", ["vocabulary", "children"])
+def test_without_cf_items_the_loss_is_that_of_alpha_zero(inputs, form, softmax):
+    decoder, trie, _, _, batches = inputs
+    arrays, shape = trie_on_device(trie.compress())
+    batch = jax.tree.map(jnp.asarray, batches(0))
+    plain, zero = (
+        batch_loss(
+            decoder, batch, items, arrays, Temperatures(alpha, 0.8, 1.7),
+            trie_shape=shape, form=form, softmax=softmax,
+        )
+        for items, alpha in ((None, 0.3), (CFItems(batches.store.item_table), 0.0))
+    )  # fmt: skip
+    np.testing.assert_allclose(plain, zero, rtol=1e-6)
+
+
 def trained(inputs, mesh, steps, alpha=0.3):
     decoder, trie, _, _, batches = inputs
     arrays, shape = trie_on_device(trie.compress())

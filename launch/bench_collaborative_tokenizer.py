@@ -1,0 +1,361 @@
+"""Projection and loss, forward and backward: ours against a PyTorch loop and dense masks in JAX.
+
+    python launch/bench_collaborative_tokenizer.py               # 10 thousand to 1 million items
+    python launch/bench_collaborative_tokenizer.py --items=10000 --vocabularies=49152 \\
+        --config=configs/quickstart.py --workdir=runs/quickstart
+
+Every case runs in a process of its own, one after the other. Titles are drawn from the tokens of
+the MovieLens-100K titles (a Markov chain: prefixes are shared as in a real catalogue); a row has
+one target. Contestants, with the softmax over the vocabulary unless it says children (MSL):
+
+  ours, ours (children)   node_log_mass (segment_sum over the trie) and the loss; jitted
+  dense JAX               [batch, positions, items] masks; jitted; left out where they don't fit
+  PyTorch                 a loop over batch and position, a dictionary trie and scatter_add, as most
+                          people would write it; the dictionary is not timed; needs torch
+  PyTorch, pages reused   the same with an allocator that keeps its pages (MALLOC_MMAP_MAX_=0 ...)
+
+With --config and --workdir of a run whose data and CF logits are prepared, the whole training step
+of its LLM is timed too, with and without the projection, step by step in turn.
+
+Time is the median of the repeats; memory is the peak beyond the inputs and the gradient.
+Axis letters: B batch, T title tokens, I items, V vocabulary, C children, K decisions of a title.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import rich
+from absl import app, flags
+from ml_collections import config_flags
+
+from tca4rec_jax.data.downloads import fetch, fetch_file
+from tca4rec_jax.data.movielens import read_movielens
+from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
+from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.evaluation.report import console_table, write_results
+from tca4rec_jax.trie import ItemTrie
+
+_ITEMS = flags.DEFINE_list("items", ["10000", "100000", "1000000"], "Sizes of the catalogue.")
+_VOCABULARIES = flags.DEFINE_list("vocabularies", ["49152", "128256"], "Sizes of the vocabulary.")
+_BATCH = flags.DEFINE_integer("batch", 16, "Rows, each with one target.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls of each contestant.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A run's config.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's data and CF logits are.")
+_STEPS = flags.DEFINE_integer("steps", 20, "Timed training steps of each kind.")
+_OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the numbers.")
+_CASE = flags.DEFINE_string("case", None, "Internal: the one case this process measures, as JSON.")
+
+ALPHA, BETA, TAU, FORM = 0.1, 1.0, 1.0, "log_expectation"
+PAGES_REUSED = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "30000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+DENSE_LIMIT_BYTES = 4 << 30  # of one [B, T, I] array
+CONTESTANTS = ("ours", "ours (children)", "dense JAX", "PyTorch", "PyTorch, pages reused")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    contestant: str
+    catalogue: str  # file written by `write_catalogue`
+    vocabulary: int
+    batch: int
+    repeats: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inputs:
+    """What every contestant gets; the rest of its preparation is not timed."""
+
+    titles: Ragged  # int32 [I]
+    target_B: np.ndarray  # int64
+    label_BxT: np.ndarray  # int32, 0 behind the end
+    weight_BxT: np.ndarray  # float32
+    cf_BxI: np.ndarray  # float32
+    logits_BxTxV: np.ndarray  # float32
+
+
+def movielens_titles() -> Ragged:
+    """The MovieLens-100K titles as SmolLM2 tokens, the end token included (int32)."""
+    from tca4rec_jax.llm.tokenizer import load_tokenizer
+
+    catalogue, _ = read_movielens(fetch("movielens-100k"), max_title_length=100)
+    encode = partial(
+        load_tokenizer(fetch_file("smollm2-135m-instruct")).encode, add_special_tokens=False
+    )
+    return tokenise_titles(catalogue.titles, encode, PromptTemplate(""), bos=None).titles
+
+
+def sample_titles(real: Ragged, count: int, seed: int) -> Ragged:
+    """`count` titles of a Markov chain over the real titles' tokens (each ends with their end)."""
+    end, last = int(real.values[-1]), real.offsets[1:] - 1
+    follows = np.ones(real.values.size, bool)
+    follows[last] = False
+    before = np.where(follows)[0]
+    order = before[np.argsort(real.values[before], kind="stable")]
+    successors = real.values[order + 1]
+    token, start, number = np.unique(real.values[order], return_index=True, return_counts=True)
+    rng = np.random.default_rng(seed)
+    columns = [rng.choice(real.values[real.offsets[:-1]], count)]
+    longest = int(real.lengths.max())
+    while (columns[-1] != end).any() and len(columns) < longest - 1:
+        place = np.searchsorted(token, np.where(columns[-1] == end, token[0], columns[-1]))
+        drawn = successors[start[place] + (rng.random(count) * number[place]).astype(np.int64)]
+        columns.append(np.where(columns[-1] == end, end, drawn))
+    columns.append(np.full(count, end, np.int32))
+    tokens = np.stack(columns, axis=1).astype(np.int32)
+    lengths = (tokens == end).argmax(axis=1) + 1
+    return Ragged.from_lengths(tokens[np.arange(tokens.shape[1]) < lengths[:, None]], lengths)
+
+
+def write_catalogue(path: Path, titles: Ragged) -> None:
+    np.savez(path, values=titles.values, offsets=titles.offsets)
+
+
+def make_inputs(case: Case) -> Inputs:
+    with np.load(case.catalogue) as file:
+        titles = Ragged(file["values"], file["offsets"])
+    rng = np.random.default_rng(1)
+    target_B = rng.choice(len(titles), case.batch, replace=False)
+    lengths_B = titles.lengths[target_B]
+    longest = int(lengths_B.max())
+    return Inputs(
+        titles,
+        target_B,
+        titles.pad(target_B, longest, 0).astype(np.int32),
+        (np.arange(longest) < lengths_B[:, None]).astype(np.float32),
+        rng.normal(0, 2, (case.batch, len(titles))).astype(np.float32),
+        rng.standard_normal((case.batch, longest, case.vocabulary), np.float32) * 3,
+    )
+
+
+def ours(inputs: Inputs, children: bool):
+    """A function of nothing that computes (loss, gradient) by segment sums over the trie."""
+    from tca4rec_jax.collaborative_tokenizer import title_decisions, trie_on_device
+    from tca4rec_jax.soft_ntp import title_loss
+
+    compressed = ItemTrie.build(inputs.titles).compress()
+    trie, shape = trie_on_device(compressed)
+    titles = title_decisions(compressed).pad(inputs.target_B)
+    softmax = "children" if children else "vocabulary"
+
+    def loss(logits_BxTxV, cf_BxI, label_BxT, weight_BxT):
+        sums = title_loss(
+            logits_BxTxV, label_BxT, weight_BxT, cf_BxI, titles, trie, shape,
+            alpha=ALPHA, beta=BETA, tau=TAU, form=FORM, softmax=softmax,
+        )  # fmt: skip
+        return sums.total / sums.positions
+
+    return _jitted(loss, inputs)
+
+
+def dense(inputs: Inputs):
+    """The same by masks [B, T, I] and dense [B, T, V] soft labels."""
+    import jax
+    import jax.numpy as jnp
+
+    batch, longest = inputs.label_BxT.shape
+    item_I = np.arange(len(inputs.titles))
+    token_IxT = inputs.titles.pad(item_I, longest, -1).astype(np.int32)
+    token_IxT = jnp.asarray(token_IxT)
+
+    def loss(logits_BxTxV, cf_BxI, label_BxT, weight_BxT):
+        same_BxIxT = token_IxT[None] == label_BxT[:, None, :]
+        agrees_BxIxT = jnp.cumprod(same_BxIxT, axis=2).astype(bool)
+        below_BxIxT = jnp.pad(agrees_BxIxT[:, :, :-1], ((0, 0), (0, 0), (1, 0)), constant_values=1)
+        below_BxIxT &= token_IxT[None] >= 0
+        q_BxIxT = jax.nn.softmax(jnp.where(below_BxIxT, cf_BxI[:, :, None] / BETA, -1e30), axis=1)
+        row, place = jnp.arange(batch)[:, None, None], jnp.arange(longest)[None, None, :]
+        next_1xIxT = jnp.maximum(token_IxT, 0)[None]
+        cf_BxTxV = jnp.zeros_like(logits_BxTxV).at[row, place, next_1xIxT].add(q_BxIxT)
+        y_BxTxV = (1 - ALPHA) * jax.nn.one_hot(label_BxT, logits_BxTxV.shape[2]) + ALPHA * cf_BxTxV
+        p_BxTxV = jax.nn.softmax(logits_BxTxV / TAU)
+        loss_BxT = -jnp.log(jnp.sum(y_BxTxV * p_BxTxV, axis=2))
+        return jnp.sum(loss_BxT * weight_BxT) / jnp.sum(weight_BxT)
+
+    return _jitted(loss, inputs)
+
+
+def _jitted(loss, inputs: Inputs):
+    import jax
+
+    step = jax.jit(jax.value_and_grad(loss))
+    arguments = jax.device_put(
+        (inputs.logits_BxTxV, inputs.cf_BxI, inputs.label_BxT, inputs.weight_BxT)
+    )
+    return lambda: jax.block_until_ready(step(*arguments))
+
+
+def pytorch_loop(inputs: Inputs):
+    """The same by a loop over rows and positions."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    children = {}  # prefix -> (items below, their next tokens), as a dictionary trie gives them
+    wanted = set()
+    titles = [inputs.titles[item].tolist() for item in inputs.target_B]
+    for title in titles:
+        wanted.update(tuple(title[:t]) for t in range(len(title)))
+    for item in range(len(inputs.titles)):
+        title = tuple(inputs.titles[item].tolist())
+        for t in range(len(title)):
+            if title[:t] not in wanted:
+                break
+            items, following = children.setdefault(title[:t], ([], []))
+            items.append(item)
+            following.append(title[t])
+    children = {prefix: tuple(map(torch.tensor, lists)) for prefix, lists in children.items()}
+    cf_BxI = torch.tensor(inputs.cf_BxI)
+    weight_BxT, label_BxT = torch.tensor(inputs.weight_BxT), torch.tensor(inputs.label_BxT).long()
+    logits_BxTxV = torch.tensor(inputs.logits_BxTxV, requires_grad=True)
+
+    def step():
+        logits_BxTxV.grad = None
+        cf_BxTxV = torch.zeros_like(logits_BxTxV)
+        for b, title in enumerate(titles):
+            for t in range(len(title)):
+                items, following = children[tuple(title[:t])]
+                q = torch.softmax(cf_BxI[b, items] / BETA, dim=0)
+                cf_BxTxV[b, t] = torch.zeros(logits_BxTxV.shape[2]).scatter_add(0, following, q)
+        onehot_BxTxV = torch.nn.functional.one_hot(label_BxT, logits_BxTxV.shape[2]).float()
+        y_BxTxV = (1 - ALPHA) * onehot_BxTxV + ALPHA * cf_BxTxV
+        p_BxTxV = torch.softmax(logits_BxTxV / TAU, dim=-1)
+        loss_BxT = -torch.log((y_BxTxV * p_BxTxV).sum(dim=-1))
+        loss = (loss_BxT * weight_BxT).sum() / weight_BxT.sum()
+        loss.backward()
+        return loss.detach().numpy(), logits_BxTxV.grad.numpy()
+
+    return step
+
+
+def measure(case: Case) -> dict:
+    """Milliseconds of a call, MB beyond inputs and gradient, the loss and a slope to compare."""
+    inputs = make_inputs(case)
+    if case.contestant.startswith("PyTorch"):
+        step = pytorch_loop(inputs)
+    else:
+        from tca4rec_jax.launching import keep_freed_pages
+
+        keep_freed_pages()
+        children = case.contestant == "ours (children)"
+        step = dense(inputs) if case.contestant == "dense JAX" else ours(inputs, children)
+    before = _memory("VmRSS")
+    loss, gradient = step()  # compiles
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    seconds = []
+    for _ in range(case.repeats):
+        start = time.perf_counter()
+        loss, gradient = step()
+        seconds.append(time.perf_counter() - start)
+    peak = _memory("VmHWM") - before - gradient.nbytes / 1e6
+    direction = np.random.default_rng(2).standard_normal(gradient.shape, np.float32)
+    return {
+        "ms": 1e3 * float(np.median(seconds)),
+        "memory_mb": max(peak, 0.0),
+        "loss": float(loss),
+        "gradient": float(np.vdot(direction, gradient)),
+    }
+
+
+def training_overhead(config, workdir: Path, steps: int) -> dict:
+    """Milliseconds of a training step with and without the projection, and their ratio.
+
+    Both see the same batches, one after the other in turn; the ratio is the median over them.
+    """
+    import jax
+
+    from tca4rec_jax.launching import start
+    from tca4rec_jax.sharding import shard_batch
+    from tca4rec_jax.training.run import Run, prepare_training
+
+    start()
+    run = Run(config, workdir)
+    trainings = {True: prepare_training(run), False: prepare_training(run, projected=False)}
+    states = {kind: jax.tree.map(jax.numpy.copy, one.state) for kind, one in trainings.items()}
+    batches = trainings[True].batches
+    longest = max(range(len(batches.shapes)), key=lambda b: batches.shapes[b].tokens)
+    rows = [batches.rows(index) for index in range(batches.per_epoch)]
+    rows = [r for r in rows if (batches.bucket_of_example[r] == longest).all()][: steps + 1]
+    seconds = {True: [], False: []}
+    for number, chosen in enumerate(rows):
+        batch = shard_batch(run.mesh, batches.gather(chosen))
+        for kind in (True, False) if number % 2 else (False, True):
+            began = time.perf_counter()
+            states[kind], metrics = trainings[kind].step(states[kind], batch)
+            jax.block_until_ready(metrics)
+            seconds[kind].append(time.perf_counter() - began)
+    with_, without = (np.array(seconds[kind][1:]) for kind in (True, False))  # the first compiles
+    return {
+        "ms with projection": 1e3 * float(np.median(with_)),
+        "ms without": 1e3 * float(np.median(without)),
+        "ratio": float(np.median(with_ / without)),
+    }
+
+
+def _memory(field: str) -> float:
+    """A size in MB from /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1e3
+
+
+def run_case(case: Case) -> dict | None:
+    """Measures in a process of its own; None where the contestant cannot run, with the reason."""
+    environment = dict(os.environ)
+    if case.contestant == "PyTorch, pages reused":
+        environment |= PAGES_REUSED
+    text = json.dumps(dataclasses.asdict(case))
+    command = [sys.executable, __file__, f"--case={text}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["killed"])[-1]
+        rich.print(f"{case.contestant} is left out: {last}")
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(argv):
+    del argv
+    if _CASE.value:
+        print(json.dumps(measure(Case(**json.loads(_CASE.value)))))
+        return
+    real, results = movielens_titles(), {}
+    with tempfile.TemporaryDirectory() as folder:
+        for count in map(int, _ITEMS.value):
+            titles = sample_titles(real, count, seed=0)
+            path = Path(folder) / f"{count}.npz"
+            write_catalogue(path, titles)
+            start = time.perf_counter()
+            trie = ItemTrie.build(titles)
+            built = time.perf_counter() - start
+            rich.print(f"{count} items: {trie.num_nodes} trie nodes, built in {built:.2f} s")
+            for vocabulary in map(int, _VOCABULARIES.value):
+                for name in CONTESTANTS:
+                    if name == "dense JAX" and 4 * _BATCH.value * titles.lengths.max() * count > (
+                        DENSE_LIMIT_BYTES
+                    ):
+                        rich.print(f"{name} is left out: one of its masks has over 4 GiB")
+                        continue
+                    case = Case(name, str(path), vocabulary, _BATCH.value, _REPEATS.value)
+                    found = run_case(case)
+                    if found:
+                        results[f"{count} items, V = {vocabulary}, {name}"] = found
+                        rich.print(f"{count} items, V = {vocabulary}, {name}: {found['ms']:.0f} ms")
+    if _CONFIG.value:
+        found = training_overhead(_CONFIG.value, Path(_WORKDIR.value), _STEPS.value)
+        results["training step"] = found
+    rich.get_console().print(console_table(results, title="Projection and loss", digits=3))
+    if _OUTPUT.value:
+        write_results(Path(_OUTPUT.value), results)
+
+
+if __name__ == "__main__":
+    app.run(main)
