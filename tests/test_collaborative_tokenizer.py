@@ -19,6 +19,7 @@ from tca4rec_jax.collaborative_tokenizer import (
     token_distributions,
     trie_on_device,
 )
+from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.trie import ItemTrie
 
 END = 0
@@ -79,6 +80,18 @@ def test_the_root_sums_over_all_items_and_a_constant_changes_nothing():
     shifted = node_log_mass(logits + 50.0, arrays, shape)
     np.testing.assert_allclose(mass[0, 0], jax.nn.logsumexp(logits), rtol=1e-6)
     np.testing.assert_allclose(shifted - mass, jnp.full_like(mass, 50.0), atol=1e-5)
+
+
+def test_stays_exact_over_hundreds_of_thousands_of_items():
+    rng = np.random.default_rng(0)
+    word_I = rng.integers(1, 4, 300_000)  # three titles, each shared by a third of the items
+    tokens = np.stack([word_I, np.zeros_like(word_I)], axis=1).ravel()
+    trie = ItemTrie.build(Ragged.from_lengths(tokens, np.full(word_I.size, 2)))
+    logits = rng.normal(0, 5, (2, word_I.size)).astype(np.float32)
+    p_BxTxV = token_distributions(logits, trie, np.array([0, 0]), 4)
+    for row, logits_I in enumerate(logits.astype(np.float64)):
+        mass = np.array([np.exp(logits_I[word_I == word]).sum() for word in (1, 2, 3)])
+        np.testing.assert_allclose(p_BxTxV[row, 0, 1:], mass / mass.sum(), rtol=5e-6)
 
 
 def random_catalogue(seed, items=300):
