@@ -21,7 +21,7 @@ class TargetTitles(NamedTuple):
     """What is scored: NumPy on the host, a batch of it on the device (leading axis R or B).
 
     Attributes:
-      tokens_RxE: int32, the title's tokens, 0 behind its last.
+      tokens_RxE: int32, the title's tokens up to the deepest step of all rows, 0 behind its last.
       node_RxK: int32, the nodes at which a step is taken, 0 behind the last.
       child_RxK: int32, the child each step goes to; -1 behind the last.
     """
@@ -31,16 +31,13 @@ class TargetTitles(NamedTuple):
     child_RxK: np.ndarray
 
 
-def target_titles(trie: ItemTrie, leaf_R: np.ndarray, shape: SearchShape) -> TargetTitles:
+def target_titles(trie: ItemTrie, leaf_R: np.ndarray) -> TargetTitles:
     """Tokens and path of each row's leaf; `trie` is the one that is searched (see search_trie)."""
     path_RxK = trie.paths_QxK[leaf_R]
     child_RxK = np.concatenate([path_RxK[:, 1:], np.full_like(path_RxK[:, :1], -1)], axis=1)
-    width = min(shape.suffix_size, trie.tokens_QxL.shape[1])
-    return TargetTitles(
-        tokens_RxE=np.maximum(trie.tokens_QxL[leaf_R, :width], 0),
-        node_RxK=np.where(child_RxK >= 0, path_RxK, 0),
-        child_RxK=child_RxK,
-    )
+    node_RxK = np.where(child_RxK >= 0, path_RxK, 0)
+    width = max(1, int(trie.depth[node_RxK].max(initial=0)))
+    return TargetTitles(np.maximum(trie.tokens_QxL[leaf_R, :width], 0), node_RxK, child_RxK)
 
 
 def title_nll(

@@ -172,7 +172,7 @@ class Recommender:
         num_rows = len(prompts)
         targets = None
         if target_leaf_R is not None:
-            targets = target_titles(self._searched, target_leaf_R, self._shape)
+            targets = target_titles(self._searched, target_leaf_R)
         nll_RxT = np.full((num_rows, len(temperatures)), np.nan, np.float32)
         shape = (num_rows, len(weights), self._config.beams)
         leaves_RxUxM = np.full(shape, -1, np.int32)

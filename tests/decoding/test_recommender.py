@@ -80,7 +80,7 @@ def test_the_search_is_split_over_the_devices_without_communication(decoder):
     cf_logits = np.random.default_rng(2).normal(size=(8, len(SEQUENCES))).astype(np.float32)
     graph, state = nnx.split(decoder)
     trie, shape = search_trie(TRIE, compress=True, edge_chunk=2)
-    target = target_titles(TRIE.compress(), np.arange(8) % TRIE.num_leaves, shape)
+    target = target_titles(TRIE.compress(), np.arange(8) % TRIE.num_leaves)
     weights = ScoreWeights(0.5, 1.0, 1.0, 0.0)
     args = (
         replicate(mesh, state),
