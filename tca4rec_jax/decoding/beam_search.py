@@ -164,17 +164,34 @@ def search_from_prompt(
     *,
     shape: SearchShape,
     config: SearchConfig,
+    allowed_BxI: jax.Array | None = None,
 ) -> SearchResult:
-    """`beam_search` after the prompt: from its last hidden state and its keys and values."""
-    mass_BxN = None
+    """`beam_search` after the prompt: from its last hidden state and its keys and values.
+
+    allowed_BxI (bool) leaves items out: what is found is what a trie of the allowed items alone
+    would give, whatever the score; a title is a candidate while one of its items is allowed.
+    """
+    mass_BxN, alive_BxN = None, None
+    if allowed_BxI is not None:
+        present_BxI = jnp.where(allowed_BxI, 0.0, -jnp.inf)
+        alive_BxN = node_log_mass(present_BxI, trie.mass, shape.mass) > -jnp.inf
     if cf_logits_BxI is not None:
+        if allowed_BxI is not None:
+            cf_logits_BxI = jnp.where(allowed_BxI, cf_logits_BxI, -jnp.inf)
         mass_BxN = node_log_mass(cf_logits_BxI, trie.mass, shape.mass, weights.beta)
     batch, beams = hidden_Bx1xD.shape[0], config.beams
 
     def expand(hidden, node, total, children: int):
         """Candidates [B, X] of the hypotheses at `node`, their edges having been run."""
         child, log_p = _child_log_probs(
-            model.logits(hidden), node, mass_BxN, trie, weights, children, config.compress
+            model.logits(hidden),
+            node,
+            mass_BxN,
+            alive_BxN,
+            trie,
+            weights,
+            children,
+            config.compress,
         )
         candidates = total[:, :, None] + log_p
         return child.reshape(batch, -1), candidates.reshape(batch, -1)
@@ -210,12 +227,16 @@ def search_from_prompt(
     return SearchResult(state.leaf_BxM, state.score_BxM, state.calls)
 
 
-def _child_log_probs(logits_BxMxV, node_BxM, mass_BxN, trie, weights, children, masked_softmax):
+def _child_log_probs(
+    logits_BxMxV, node_BxM, mass_BxN, alive_BxN, trie, weights, children, masked_softmax
+):
     """(child node ids, log-probabilities of the step to them) [B, M, C]; -inf: no such child."""
     offset_C = jnp.arange(children, dtype=jnp.int32)
     valid_BxMxC = offset_C[None, None, :] < trie.child_count[node_BxM][:, :, None]
     child_BxMxC = trie.child_start[node_BxM][:, :, None] + offset_C[None, None, :]
     child_BxMxC = jnp.where(valid_BxMxC, child_BxMxC, 0)
+    if alive_BxN is not None:
+        valid_BxMxC &= _per_user(alive_BxN, trie.mass_node[child_BxMxC])
     logits_BxMxV = logits_BxMxV / weights.temperature
     token_BxMxC = jnp.maximum(trie.token[child_BxMxC], 0)  # the root has no token
     logit_BxMxC = jnp.take_along_axis(logits_BxMxV, token_BxMxC, axis=-1)

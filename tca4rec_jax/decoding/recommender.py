@@ -44,9 +44,11 @@ class Recommendations:
     leaves_RxM: np.ndarray
     scores_RxM: np.ndarray
 
-    def items(self, trie: ItemTrie, count: int) -> np.ndarray:
+    def items(
+        self, trie: ItemTrie, count: int, allowed_RxI: np.ndarray | None = None
+    ) -> np.ndarray:
         """The first `count` items of each row; see `leaves_to_items`."""
-        return leaves_to_items(self.leaves_RxM, trie, count)
+        return leaves_to_items(self.leaves_RxM, trie, count, allowed_RxI)
 
 
 class Sweep(NamedTuple):
@@ -61,17 +63,26 @@ class Sweep(NamedTuple):
     nll_RxT: np.ndarray | None
 
 
-def leaves_to_items(leaves_RxM: np.ndarray, trie: ItemTrie, count: int) -> np.ndarray:
+def leaves_to_items(
+    leaves_RxM: np.ndarray, trie: ItemTrie, count: int, allowed_RxI: np.ndarray | None = None
+) -> np.ndarray:
     """int32 [R, count]: the items of the leaves in turn, -1 where there are no more.
 
-    Items that share a title share a leaf; they follow one another in catalogue order.
+    Items that share a title share a leaf; they follow one another in catalogue order. Those that
+    allowed_RxI (bool) leaves out are passed over.
     """
     items_I, offsets = trie.items_by_leaf
     present_RxM = leaves_RxM >= 0
     leaf_RxM = np.maximum(leaves_RxM, 0)
     sizes_RxM = np.where(present_RxM, offsets[leaf_RxM + 1] - offsets[leaf_RxM], 0)
     flat = items_I[ranges(offsets[leaf_RxM].ravel(), sizes_RxM.ravel())]
-    rows = Ragged.from_lengths(flat, sizes_RxM.sum(axis=1))
+    lengths_R = sizes_RxM.sum(axis=1)
+    if allowed_RxI is not None:
+        row_of_item = np.repeat(np.arange(len(lengths_R)), lengths_R)
+        kept = allowed_RxI[row_of_item, flat]
+        flat = flat[kept]
+        lengths_R = np.bincount(row_of_item[kept], minlength=len(lengths_R))
+    rows = Ragged.from_lengths(flat, lengths_R)
     kept_R = np.minimum(rows.lengths, count)
     rows = Ragged.from_lengths(flat[ranges(rows.offsets[:-1], kept_R)], kept_R)
     return rows.pad(np.arange(len(rows)), count, -1)
@@ -130,10 +141,13 @@ class Recommender:
         weights: ScoreWeights = _LLM_ALONE,
         cf_logits: Callable[[np.ndarray], np.ndarray] | None = None,
         *,
+        allowed: Callable[[np.ndarray], np.ndarray] | None = None,
         progress: str | None = "Recommending",
     ) -> Recommendations:
         """The best titles for every prompt: `sweep` with one set of weights."""
-        found = self.sweep(decoder, prompts, [weights], cf_logits, progress=progress)
+        found = self.sweep(
+            decoder, prompts, [weights], cf_logits, allowed=allowed, progress=progress
+        )
         return found.recommendations[0]
 
     def sweep(
@@ -143,6 +157,7 @@ class Recommender:
         weights: Sequence[ScoreWeights],
         cf_logits: Callable[[np.ndarray], np.ndarray] | None = None,
         *,
+        allowed: Callable[[np.ndarray], np.ndarray] | None = None,
         target_leaf_R: np.ndarray | None = None,
         temperatures: Sequence[float] = (1.0,),
         progress: str | None = "Recommending",
@@ -155,6 +170,9 @@ class Recommender:
           weights: guidance, temperature and length penalty, U sets of them.
           cf_logits: row numbers int64 [B] -> the CF logits of all items, float [B, I]; required if
             weights.guidance > 0. Without it another program, with no guidance in it, is compiled.
+          allowed: row numbers int64 [B] -> bool [B, I], the items that may be recommended (the
+            user's history left out, a part of the catalogue): as if the trie held no others.
+            Another program is compiled for it. Pass the same to `Recommendations.items`.
           target_leaf_R: int, leaf of the trie of each row's target: its likelihood under the LLM
             alone is wanted too, at each of the temperatures.
           temperatures: each above 0.
@@ -209,6 +227,7 @@ class Recommender:
                     prompts.pad(padded_B, width, 0).astype(np.int32),
                     prompts.lengths[padded_B].astype(np.int32),
                     cf_BxI,
+                    None if allowed is None else np.asarray(allowed(padded_B), bool),
                     targets and TargetTitles(*(field[padded_B] for field in targets)),
                 )
                 result = run(*shard_batch(self._mesh, batch))
@@ -267,6 +286,7 @@ def search_batch(
     tokens_BxS: jax.Array,
     lengths_B: jax.Array,
     cf_logits_BxI: jax.Array | None,
+    allowed_BxI: jax.Array | None,
     target_B: TargetTitles | None,
     trie: SearchTrie,
     weights_U: ScoreWeights,
@@ -286,14 +306,17 @@ def search_batch(
     is communicated, and a device whose users are done does not wait for the others.
     """
 
-    def on_one_device(state, tokens, lengths, cf_logits, target, trie, weights_U, temperature_T):
+    def on_one_device(
+        state, tokens, lengths, cf_logits, allowed, target, trie, weights_U, temperature_T
+    ):
         decoder = nnx.merge(graph, state)
         prompt = run_prompts(decoder, tokens, lengths)
 
         def search(weights):
             result = search_from_prompt(
-                decoder, *prompt, lengths, cf_logits, trie, weights, shape=shape, config=config
-            )
+                decoder, *prompt, lengths, cf_logits, trie, weights,
+                shape=shape, config=config, allowed_BxI=allowed,
+            )  # fmt: skip
             return result.leaves, result.scores
 
         found_UxBxM = jax.lax.map(search, weights_U)
@@ -310,10 +333,9 @@ def search_batch(
     sharded = jax.shard_map(
         on_one_device,
         mesh=mesh,
-        in_specs=(everywhere, rows, rows, rows, rows, everywhere, everywhere, everywhere),
+        in_specs=(everywhere, *[rows] * 5, *[everywhere] * 3),
         out_specs=rows,
         check_vma=False,
     )
-    return sharded(
-        state, tokens_BxS, lengths_B, cf_logits_BxI, target_B, trie, weights_U, temperature_T
-    )
+    batch = (tokens_BxS, lengths_B, cf_logits_BxI, allowed_BxI, target_B)
+    return sharded(state, *batch, trie, weights_U, temperature_T)

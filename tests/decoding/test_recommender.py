@@ -84,7 +84,7 @@ def test_the_search_is_split_over_the_devices_without_communication(decoder):
     weights = ScoreWeights(0.5, 1.0, 1.0, 0.0)
     args = (
         replicate(mesh, state),
-        *shard_batch(mesh, (tokens, lengths, cf_logits, target)),
+        *shard_batch(mesh, (tokens, lengths, cf_logits, None, target)),
         replicate(mesh, trie),
         jax.tree.map(lambda value: np.full(1, value, np.float32), weights),
         np.ones(1, np.float32),
@@ -143,6 +143,39 @@ def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, score):
         decoder, prompts, [ScoreWeights()], target_leaf_R=first.leaves_RxM[:, 0], progress=None
     )
     np.testing.assert_allclose(-again.nll_RxT[:, 0], first.scores_RxM[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
+def test_items_left_out_are_as_if_the_catalogue_had_never_held_them(decoder, score):
+    rows = 6
+    prompts = ragged_prompts(rows, 12)
+    rng = np.random.default_rng(5)
+    cf_RxI = rng.normal(size=(rows, len(SEQUENCES))).astype(np.float32)
+    # [1, 2, 3] and [9] lose one of their items, [1, 2], [10, 11, 12] and [2, 2, 2, 2, 2] all.
+    left_out = [0, 3, 6, 7, 11]
+    allowed_I = ~np.isin(np.arange(len(SEQUENCES)), left_out)
+    kept = np.flatnonzero(allowed_I)
+    smaller = ItemTrie.build([SEQUENCES[item] for item in kept])
+    weights, config = ScoreWeights(guidance=0.7), SearchConfig(beams=6, score=score)
+
+    def recommend(trie, cf_RxI, **kwargs):
+        recommender = Recommender(trie, config, mesh=make_mesh(2), batch_size=6, buckets=1)
+        return recommender.recommend(
+            decoder, prompts, weights, cf_RxI.__getitem__, progress=None, **kwargs
+        )
+
+    allowed_RxI = np.tile(allowed_I, (rows, 1))
+    found = recommend(TRIE, cf_RxI, allowed=allowed_RxI.__getitem__)
+    expected = recommend(smaller, cf_RxI[:, kept])
+    np.testing.assert_allclose(found.scores_RxM, expected.scores_RxM, atol=1e-4)
+    np.testing.assert_array_equal(
+        found.items(TRIE, 6, allowed_RxI), kept[expected.items(smaller, 6)]
+    )
+    # A row of its own: only one title is left for it.
+    allowed_RxI[0] = np.arange(len(SEQUENCES)) == 5
+    alone = recommend(TRIE, cf_RxI, allowed=allowed_RxI.__getitem__)
+    assert alone.items(TRIE, 3, allowed_RxI)[0].tolist() == [5, -1, -1]
+    np.testing.assert_array_equal(alone.leaves_RxM[1:], found.leaves_RxM[1:])
 
 
 def test_no_rows_give_no_recommendations(decoder):
