@@ -1,0 +1,37 @@
+"""Writes a trained LLM for PEFT or transformers:
+
+    python launch/export.py --config=configs/quickstart.py:alpha=0.3 --workdir=runs/x \\
+        --format=merged --output=exported [--dtype=bfloat16]
+
+Needs the run's checkpoints from train. Writes the new folder OUTPUT: with `peft` the adapters, with
+`merged` the whole model, with `base` the model without adapters, which `peft` is loaded on.
+"""
+
+from absl import flags
+
+from tca4rec_jax.config import run_name
+from tca4rec_jax.launching import launch
+from tca4rec_jax.llm.export import DTYPES, LOADING, check_vacant, export_decoder
+from tca4rec_jax.training.run import Run
+
+_FORMAT = flags.DEFINE_enum("format", None, list(LOADING), "What is written.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "A new or empty folder.", required=True)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the weights; adapters are float32.")
+
+
+def export(config, workdir):
+    check_vacant(_OUTPUT.value)  # loading takes long
+    run = Run(config, workdir)
+    how_to_load = export_decoder(
+        _OUTPUT.value,
+        run.trained_decoder(run_name(config)),
+        run.tokenizer,
+        kind=_FORMAT.value,
+        dtype=_DTYPE.value,
+        base_model=config.llm.weights,
+    )
+    print(f"{_OUTPUT.value}\nload it with {how_to_load}")
+
+
+if __name__ == "__main__":
+    launch(export, "export")

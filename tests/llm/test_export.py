@@ -1,0 +1,394 @@
+"""Exports: adapters for PEFT and back, merged checkpoints for transformers, bad folders."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.export import (
+    decoder_arrays,
+    export_decoder,
+    merge_adapters,
+    read_peft_adapter,
+    write_hugging_face,
+    write_peft_adapter,
+)
+from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes
+from tca4rec_jax.training.checkpoint import Checkpoints
+from tca4rec_jax.training.run import Run
+
+ROOT = Path(__file__).parents[2]
+# The sizes of tests/goldens/tiny_llama.npz: heads and kv heads differ, head_dim is no power of two.
+CONFIG = DecoderConfig(29, 24, 40, 2, 4, 2, 6, rope_theta=500.0, max_positions=64)
+TIED = dataclasses.replace(CONFIG, tie_embeddings=True)
+LORA = LoRAConfig(rank=3, alpha=12.0, dropout=0.05, targets="(q|v|o|gate|down)_proj")
+TOKENS = np.random.default_rng(0).integers(0, 29, (2, 13), dtype=np.int32)
+QUERY_A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+
+
+def make_params(config=CONFIG, dtype=jnp.float32):
+    """Random parameters, norms included: equal norms would hide that two were exchanged."""
+    draw = np.random.default_rng(1).normal
+    return {
+        path: jnp.asarray(draw(float(path.endswith("_norm")), 0.2, shape), dtype)
+        for path, shape in config.parameter_shapes.items()
+    }
+
+
+def make_adapters(config=CONFIG, lora=LORA):
+    """Random adapters; fresh ones have a zero B, which hides every mistake."""
+    draw = np.random.default_rng(2).normal
+    return {
+        name: {
+            part: jnp.asarray(draw(0, 0.2, shape), jnp.float32) for part, shape in shapes.items()
+        }
+        for name, shapes in adapter_shapes(config, lora).items()
+    }
+
+
+def make_tokenizer():
+    """Byte-level BPE of 29 tokens without merges, put together as load_tokenizer does."""
+    names = ["<s>", "</s>", "<pad>", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def logits_of(config, params, lora=None, adapters=None):
+    decoder = Decoder(config, params, lora=lora, adapters=adapters)
+    return np.asarray(forward(decoder, TOKENS))
+
+
+@jax.jit
+def forward(decoder, tokens):
+    return decoder.logits(decoder.hidden(tokens, jnp.array([13, 13])))
+
+
+def assert_same_trees(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def write_adapter(folder, lora=LORA):
+    write_peft_adapter(folder, CONFIG, lora, make_adapters(lora=lora), base_model="some/base")
+    return folder
+
+
+def test_adapters_come_back_bit_for_bit(tmp_path):
+    lora, adapters = read_peft_adapter(write_adapter(tmp_path / "adapter"))
+    assert_same_trees(adapters, make_adapters())
+    assert dataclasses.replace(lora, targets=LORA.targets) == LORA
+    assert set(adapter_shapes(CONFIG, lora)) == set(adapters)
+
+
+def test_adapter_layout(tmp_path):
+    folder = write_adapter(tmp_path / "deep" / "adapter")
+    tensors, adapters = load_file(folder / "adapter_model.safetensors"), make_adapters()
+    assert len(tensors) == 2 * 2 * 5
+    assert tensors[QUERY_A].shape == (3, 24)
+    np.testing.assert_array_equal(tensors[QUERY_A], adapters["q_proj"]["a"][1].T)
+    down_b = tensors["base_model.model.model.layers.0.mlp.down_proj.lora_B.weight"]
+    np.testing.assert_array_equal(down_b, adapters["down_proj"]["b"][0].T)
+    fields = json.loads((folder / "adapter_config.json").read_text())
+    expected = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 3,
+        "lora_alpha": 12.0,
+        "lora_dropout": 0.05,
+        "target_modules": ["down_proj", "gate_proj", "o_proj", "q_proj", "v_proj"],
+        "base_model_name_or_path": "some/base",
+        "bias": "none",
+        "inference_mode": True,
+    }
+    assert expected.items() <= fields.items()
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+
+
+def test_merged_logits_equal_unmerged_ones():
+    params, adapters = make_params(), make_adapters()
+    before = {path: np.array(value) for path, value in params.items()}
+    merged = merge_adapters(params, adapters, LORA)
+    unmerged = logits_of(CONFIG, params, LORA, adapters)
+    largest = np.abs(unmerged).max()
+    assert np.abs(logits_of(CONFIG, merged) - unmerged).max() < 2e-5 * largest
+    assert np.abs(logits_of(CONFIG, params) - unmerged).max() > 0.1 * largest
+    assert_same_trees(params, before)
+    for path, value in merged.items():
+        assert (value is params[path]) == (path.removeprefix("layers/") not in adapters), path
+
+
+def test_merging_rounds_once_to_the_dtype_of_the_weights():
+    params = make_params(dtype=jnp.bfloat16)
+    merged = merge_adapters(params, make_adapters(), LORA)["layers/q_proj"]
+    adapter = {part: np.asarray(x, np.float64) for part, x in make_adapters()["q_proj"].items()}
+    exact = np.asarray(params["layers/q_proj"], np.float64) + 4 * adapter["a"] @ adapter["b"]
+    assert merged.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(merged, np.float64), exact, rtol=2**-8)
+
+
+@pytest.mark.parametrize("config", [CONFIG, TIED])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_checkpoint_tensors(tmp_path, config, dtype):
+    params = make_params(config)
+    write_hugging_face(tmp_path / "m", config, params, make_tokenizer(), dtype=dtype)
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    own = {path: np.asarray(value.astype(dtype)) for path, value in params.items()}
+    expected = {
+        "model.embed_tokens.weight": own["embedding"],
+        "model.norm.weight": own["final_norm"],
+        **({} if config.tie_embeddings else {"lm_head.weight": own["lm_head"].T}),
+    }
+    for i in range(2):
+        layer = f"model.layers.{i}"
+        expected[f"{layer}.input_layernorm.weight"] = own["layers/attn_norm"][i]
+        expected[f"{layer}.post_attention_layernorm.weight"] = own["layers/mlp_norm"][i]
+        for name in "qkvo":
+            expected[f"{layer}.self_attn.{name}_proj.weight"] = own[f"layers/{name}_proj"][i].T
+        for name in ("gate", "up", "down"):
+            expected[f"{layer}.mlp.{name}_proj.weight"] = own[f"layers/{name}_proj"][i].T
+    assert set(tensors) == set(expected)
+    for name, value in expected.items():
+        assert tensors[name].dtype == jnp.dtype(dtype), name
+        np.testing.assert_array_equal(tensors[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(("name", "config"), [("grouped", TIED), ("untied", CONFIG)])
+def test_checkpoint_names_are_those_of_transformers(tmp_path, name, config):
+    with np.load(ROOT / "tests" / "goldens" / "tiny_llama.npz") as golden:
+        prefix = f"{name}/weights/"
+        names = {key.removeprefix(prefix) for key in golden if key.startswith(prefix)}
+    write_hugging_face(tmp_path, config, make_params(config), make_tokenizer(), dtype="float32")
+    assert set(load_file(tmp_path / "model.safetensors")) == names
+
+
+def test_checkpoint_config_and_tokenizer(tmp_path):
+    tokenizer = make_tokenizer()
+    write_hugging_face(tmp_path, TIED, make_params(TIED), tokenizer, dtype="bfloat16")
+    fields = json.loads((tmp_path / "config.json").read_text())
+    expected = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_key_value_heads": 2,
+        "head_dim": 6,
+        "rope_theta": 500.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        "tie_word_embeddings": True,
+        "dtype": "bfloat16",
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
+    }
+    assert expected.items() <= fields.items()
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.rope_parameters == expected["rope_parameters"]
+    assert (config.max_position_embeddings, config.rms_norm_eps) == (64, 1e-5)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.encode("star</s>wars") == tokenizer.encode("star</s>wars")
+    assert again.pad_token_id == 2
+
+
+def test_a_decoder_is_exported_in_every_format(tmp_path):
+    params, adapters = make_params(dtype=jnp.bfloat16), make_adapters()
+    decoder = Decoder(CONFIG, params, lora=LORA, adapters=adapters)
+    assert_same_trees(decoder_arrays(decoder), (params, adapters))
+    for kind in ("peft", "merged", "base"):
+        line = export_decoder(
+            tmp_path / kind,
+            decoder,
+            make_tokenizer(),
+            kind=kind,
+            dtype="float32",
+            base_model="some/base",
+        )
+        assert str(tmp_path / kind) in line
+    assert_same_trees(read_peft_adapter(tmp_path / "peft")[1], adapters)
+    base, merged = (load_file(tmp_path / kind / "model.safetensors") for kind in ("base", "merged"))
+    query = "model.layers.1.self_attn.q_proj.weight"
+    np.testing.assert_array_equal(base[query], params["layers/q_proj"][1].T.astype(np.float32))
+    # A wider export keeps what the sum in bfloat16 would round away.
+    wide = {path: value.astype(jnp.float32) for path, value in params.items()}
+    expected = merge_adapters(wide, adapters, LORA)["layers/q_proj"][1].T
+    np.testing.assert_array_equal(merged[query], expected)
+
+
+def damage_tensors(folder, change):
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(QUERY_A), f"missing tensor {QUERY_A}"),
+        (lambda t: t.update(strange=t[QUERY_A]), "unexpected tensor strange"),
+        (
+            lambda t: t.update({QUERY_A: t[QUERY_A][:, :7].copy()}),
+            f"{QUERY_A} has shape (3, 7), expected (3, 24)",
+        ),
+        (
+            lambda t: t.update({QUERY_A: t[QUERY_A][:2].copy()}),
+            f"{QUERY_A} has shape (2, 24), expected (3, 24)",
+        ),
+    ],
+)
+def test_every_wrong_tensor_is_named(tmp_path, change, message):
+    damage_tensors(write_adapter(tmp_path / "adapter"), change)
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: ") as error:
+        read_peft_adapter(tmp_path / "adapter")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.pop("r"), "field 'r' is missing"),
+        (lambda f: f.update(use_dora=True), "only plain LoRA"),
+        (lambda f: f.update(target_modules="all-linear"), "target_modules is 'all-linear'"),
+        (lambda f: f.update(r=0), "rank must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, change, message):
+    path = write_adapter(tmp_path / "adapter") / "adapter_config.json"
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=rf"adapter_config\.json: .*{message}"):
+        read_peft_adapter(path.parent)
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"adapter_config\.json: no such file"):
+        read_peft_adapter(tmp_path)
+    path = write_adapter(tmp_path / "adapter") / "adapter_model.safetensors"
+    path.write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        read_peft_adapter(path.parent)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: no such file"):
+        read_peft_adapter(path.parent)
+
+
+def test_a_folder_is_never_replaced_and_never_half_written(tmp_path):
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    write_adapter(folder)  # an empty one may be used
+    with pytest.raises(ValueError, match="taken exists and is not an empty folder"):
+        write_adapter(folder)
+    params = make_params()
+    too_large = params | {"final_norm": params["final_norm"] + 1e6}
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has values.*float16"):
+        write_hugging_face(tmp_path / "x", CONFIG, too_large, make_tokenizer(), dtype="float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_bad_input_is_named(tmp_path):
+    params, adapters, tokenizer = make_params(), make_adapters(), make_tokenizer()
+    less = {path: value for path, value in params.items() if path != "lm_head"}
+    with pytest.raises(ValueError, match=r"lm_head has shape None, expected \(24, 29\)"):
+        write_hugging_face(tmp_path, CONFIG, less, tokenizer, dtype="float32")
+    with pytest.raises(ValueError, match="dtype must be one of float32"):
+        write_hugging_face(tmp_path, CONFIG, params, tokenizer, dtype="int8")
+    uneven = dataclasses.replace(CONFIG, num_heads=10)
+    with pytest.raises(ValueError, match=r"hidden_size \(24\) to be a multiple of num_heads \(10"):
+        write_hugging_face(tmp_path, uneven, make_params(uneven), tokenizer, dtype="float32")
+    other = dataclasses.replace(LORA, rank=4)
+    with pytest.raises(ValueError, match=r"q_proj/a has shape \(2, 24, 3\), expected \(2, 24, 4"):
+        write_peft_adapter(tmp_path, CONFIG, other, adapters, base_model="")
+    with pytest.raises(ValueError, match=r"'z_proj', but there is no parameter 'layers/z_proj'"):
+        merge_adapters(params, {"z_proj": adapters["q_proj"]}, LORA)
+    with pytest.raises(ValueError, match=r"layers/k_proj has shape \(2, 24, 12\)"):
+        merge_adapters(params, {"k_proj": adapters["q_proj"]}, LORA)
+
+
+def torch_logits(model):
+    import torch
+
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(TOKENS).long()).logits.numpy()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="PyTorch, a test-only oracle, is missing"
+)
+@pytest.mark.parametrize("config", [CONFIG, TIED])
+def test_transformers_opens_the_merged_checkpoint(tmp_path, config):
+    from transformers import AutoModelForCausalLM
+
+    params, adapters = make_params(config), make_adapters(config)
+    merged = merge_adapters(params, adapters, LORA)
+    write_hugging_face(tmp_path, config, merged, make_tokenizer(), dtype="float32")
+    model, loading = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading.values())
+    expected = logits_of(config, params, LORA, adapters)
+    np.testing.assert_allclose(torch_logits(model), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_peft_loads_the_adapter_over_the_base_checkpoint(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch, a test-only oracle, is not installed")
+    peft = pytest.importorskip("peft", reason="PEFT, a test-only oracle, is not installed")
+    from transformers import AutoModelForCausalLM
+
+    params = make_params()
+    write_hugging_face(tmp_path / "base", CONFIG, params, make_tokenizer(), dtype="float32")
+    write_adapter(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    expected = logits_of(CONFIG, params, LORA, make_adapters())
+    np.testing.assert_allclose(torch_logits(model), expected, rtol=1e-4, atol=1e-4)
+    # And back: what PEFT saves is what was read.
+    model.save_pretrained(tmp_path / "saved")
+    lora, adapters = read_peft_adapter(tmp_path / "saved")
+    assert_same_trees(adapters, make_adapters())
+    assert (lora.rank, lora.alpha, lora.dropout) == (3, 12.0, 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("smollm2_path")
+def test_the_script(tmp_path):
+    """Adapters of a run that trained for no step; the second time the folder is taken."""
+    config_file = f"{ROOT}/configs/quickstart.py"
+    spec = importlib.util.spec_from_file_location("quickstart", config_file)
+    quickstart = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(quickstart)
+    run = Run(quickstart.get_config("debug,run=fresh"), tmp_path)
+    _, state, _ = run.initial_state()
+    checkpoints = Checkpoints(run.directory / "checkpoints")
+    checkpoints.save(state, {})
+    checkpoints.close()
+    output = tmp_path / "exported"
+    command = [
+        sys.executable,
+        f"{ROOT}/launch/export.py",
+        f"--config={config_file}:debug,run=fresh",
+    ]
+    command += [f"--workdir={tmp_path}", "--format=peft", f"--output={output}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[0] == str(output)
+    assert "PeftModel.from_pretrained" in done.stdout.splitlines()[1]
+    lora, adapters = read_peft_adapter(output)
+    assert lora.rank == run.config.lora.rank
+    assert_same_trees(adapters, nnx.to_pure_dict(state.adapters)["adapters"])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("choose another or delete it")
+    assert "Traceback" not in done.stderr
