@@ -58,7 +58,8 @@ def default_config() -> ConfigDict:
                 "seed": 0,
             },
             "llm": {
-                "weights": "smollm2-135m-instruct",  # a name in data/downloads.py or a .gguf file
+                # A name in data/downloads.py, a .gguf file or a Hugging Face folder.
+                "weights": "smollm2-135m-instruct",
                 "num_layers": 0,  # keep only the first layers; 0 keeps all
                 "dtype": "float32",
                 "layer_loop": "scan",

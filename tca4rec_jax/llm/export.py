@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.hugging_face import LAYER_MODULES, is_transposed, tensor_places
 from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes
 
 Adapters = dict[str, dict[str, jax.Array]]
@@ -35,19 +36,6 @@ LOADING = {
 }
 
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
-# Our parameter path, or layer parameter -> Hugging Face module.
-TOP_MODULES = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "lm_head": "lm_head"}
-LAYER_MODULES = {
-    "attn_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "o_proj": "self_attn.o_proj",
-    "gate_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "down_proj": "mlp.down_proj",
-}
 # Fields of PEFT's LoraConfig that change what an adapter computes, at the only values known here.
 PLAIN_LORA = {
     "peft_type": "LORA",
@@ -323,17 +311,11 @@ def _written_whole(folder: str | Path) -> Iterator[Path]:
 
 
 def _model_tensors(config: DecoderConfig, params: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Hugging Face name -> tensor, matrices [out, in]; a tied head is not repeated."""
+    """Hugging Face name -> tensor; a tied head is not repeated."""
     tensors = {}
-    for path in config.parameter_shapes:
-        value = np.asarray(params[path])
-        if path in TOP_MODULES:
-            name = f"{TOP_MODULES[path]}.weight"
-            tensors[name] = value.T if path == "lm_head" else value
-            continue
-        module = LAYER_MODULES[path.removeprefix("layers/")]
-        for layer, weight in enumerate(value):
-            tensors[f"model.layers.{layer}.{module}.weight"] = weight.T
+    for name, (path, layer) in tensor_places(config).items():
+        value = np.asarray(params[path] if layer is None else params[path][layer])
+        tensors[name] = value.T if is_transposed(path) else value
     return tensors
 
 

