@@ -34,21 +34,19 @@ from pathlib import Path
 import numpy as np
 import rich
 from absl import app, flags
-from ml_collections import config_flags
 
 from tca4rec_jax.data.downloads import fetch, fetch_file
 from tca4rec_jax.data.movielens import read_movielens
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.evaluation.report import console_table, write_results
+from tca4rec_jax.launching import CONFIG, WORKDIR, keep_freed_pages, start
 from tca4rec_jax.trie import ItemTrie
 
 _ITEMS = flags.DEFINE_list("items", ["10000", "100000", "1000000"], "Sizes of the catalogue.")
 _VOCABULARIES = flags.DEFINE_list("vocabularies", ["49152", "128256"], "Sizes of the vocabulary.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Rows, each with one target.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls of each contestant.")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A run's config.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's data and CF logits are.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Timed training steps of each kind.")
 _OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the numbers.")
 _CASE = flags.DEFINE_string("case", None, "Internal: the one case this process measures, as JSON.")
@@ -243,8 +241,6 @@ def measure(case: Case) -> dict:
     if case.contestant.startswith("PyTorch"):
         step = pytorch_loop(inputs)
     else:
-        from tca4rec_jax.launching import keep_freed_pages
-
         keep_freed_pages()
         children = case.contestant == "ours (children)"
         step = dense(inputs) if case.contestant == "dense JAX" else ours(inputs, children)
@@ -253,9 +249,9 @@ def measure(case: Case) -> dict:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     seconds = []
     for _ in range(case.repeats):
-        start = time.perf_counter()
+        began = time.perf_counter()
         loss, gradient = step()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - began)
     peak = _memory("VmHWM") - before - gradient.nbytes / 1e6
     direction = np.random.default_rng(2).standard_normal(gradient.shape, np.float32)
     return {
@@ -273,7 +269,6 @@ def training_overhead(config, workdir: Path, steps: int) -> dict:
     """
     import jax
 
-    from tca4rec_jax.launching import start
     from tca4rec_jax.sharding import shard_batch
     from tca4rec_jax.training.run import Run, prepare_training
 
@@ -333,9 +328,9 @@ def main(argv):
             titles = sample_titles(real, count, seed=0)
             path = Path(folder) / f"{count}.npz"
             write_catalogue(path, titles)
-            start = time.perf_counter()
+            began = time.perf_counter()
             trie = ItemTrie.build(titles)
-            built = time.perf_counter() - start
+            built = time.perf_counter() - began
             rich.print(f"{count} items: {trie.num_nodes} trie nodes, built in {built:.2f} s")
             for vocabulary in map(int, _VOCABULARIES.value):
                 for name in CONTESTANTS:
@@ -349,8 +344,8 @@ def main(argv):
                     if found:
                         results[f"{count} items, V = {vocabulary}, {name}"] = found
                         rich.print(f"{count} items, V = {vocabulary}, {name}: {found['ms']:.0f} ms")
-    if _CONFIG.value:
-        found = training_overhead(_CONFIG.value, Path(_WORKDIR.value), _STEPS.value)
+    if CONFIG.value:
+        found = training_overhead(CONFIG.value, Path(WORKDIR.value), _STEPS.value)
         results["training step"] = found
     rich.get_console().print(console_table(results, title="Projection and loss", digits=3))
     if _OUTPUT.value:

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict, config_flags
 from tca4rec_jax.data.downloads import DownloadError, default_cache_dir
 from tca4rec_jax.sharding import use_cpu_cores
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's parts are read and written.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's parts are read and written.")
 _EXPECTED = (ValueError, FileNotFoundError, DownloadError, FloatingPointError)
 
 
@@ -29,7 +29,7 @@ def launch(run: Callable[[ConfigDict, Path], None], name: str) -> None:
             raise app.UsageError(f"unexpected arguments {argv[1:]}")
         start()
         try:
-            run(_CONFIG.value, Path(_WORKDIR.value))
+            run(CONFIG.value, Path(WORKDIR.value))
         except _EXPECTED as error:
             logging.debug("", exc_info=True)
             sys.exit(f"{name}: {error}")
