@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs every test; arguments go to pytest (-m "not slow" for the quick ones).
+# Sets up .venv and runs every test, the files spread over the cores; arguments go to pytest
+# (-m "not slow" for the quick ones, -n 0 for a single process).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n auto --dist loadfile "$@"

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 
 from tca4rec_jax.collaborative_tokenizer import (
@@ -55,21 +53,13 @@ def check(words, logits_PxI, beta, rtol):
             np.testing.assert_allclose(p_BxTxV[b, t], expected, rtol=rtol, atol=1e-30)
 
 
-titles = st.lists(st.lists(st.integers(1, 5), min_size=0, max_size=4), min_size=1, max_size=10)
-
-
-@settings(max_examples=12, deadline=None)
-@given(titles, st.integers(0, 2**31 - 1), st.sampled_from([0.5, 1.0, 2.0]))
-def test_matches_the_definition(words, seed, beta):
-    logits = np.random.default_rng(seed).normal(0, 2, (2, len(words))).astype(np.float32)
-    check(words, logits, beta, rtol=2e-6 / min(beta, 1.0))
-
-
-@pytest.mark.parametrize("spread", [60.0, -60.0])
-def test_stays_exact_for_hopeless_items(spread):
+def test_the_dense_view_is_the_definition_for_hopeless_items_too():
     words = [[1, 2], [1, 3], [2], [1, 2, 4], [1, 2], []]
-    logits = np.array([[spread, -spread, 0.0, spread / 2, -1.0, 3.0]], np.float32)
+    logits = np.array(
+        [[60.0, -60.0, 0.0, 30.0, -1.0, 3.0], [-60.0, 60.0, 0.0, -30.0, -1.0, 3.0]], np.float32
+    )
     check(words, logits, 1.0, rtol=1e-5)
+    check(words, logits / 20, 0.5, rtol=1e-5)
 
 
 def test_the_root_sums_over_all_items_and_a_constant_changes_nothing():
