@@ -8,11 +8,16 @@ Every case runs in a process of its own, one after the other. Titles are drawn f
 the MovieLens-100K titles (a Markov chain: prefixes are shared as in a real catalogue); a row has
 one target. Contestants, with the softmax over the vocabulary unless it says children (MSL):
 
-  ours, ours (children)   node_log_mass (segment_sum over the trie) and the loss; jitted
+  ours                    node_log_mass (segment_sum over the trie) and the loss; jitted
+  ours (children)         the same, softmax over the trie's children
   dense JAX               [batch, positions, items] masks; jitted; left out where they don't fit
-  PyTorch                 a loop over batch and position, a dictionary trie and scatter_add, as most
-                          people would write it; the dictionary is not timed; needs torch
-  PyTorch, pages reused   the same with an allocator that keeps its pages (MALLOC_MMAP_MAX_=0 ...)
+  PyTorch                 a loop over batch and position, a dictionary trie and scatter_add, on the
+                          logits of the whole sequence, prompt included, as a model of transformers
+                          returns them: as most people would write it; needs torch
+  PyTorch, title only     the same on the logits of the title's tokens alone
+
+PyTorch runs under glibc's default allocator and again with one that keeps its pages
+(MALLOC_MMAP_MAX_=0 and so on; ours always does). Its dictionary is not timed.
 
 With --config and --workdir of a run whose data and CF logits are prepared, the whole training step
 of its LLM is timed too, with and without the projection, step by step in turn.
@@ -46,6 +51,7 @@ from tca4rec_jax.trie import ItemTrie
 _ITEMS = flags.DEFINE_list("items", ["10000", "100000", "1000000"], "Sizes of the catalogue.")
 _VOCABULARIES = flags.DEFINE_list("vocabularies", ["49152", "128256"], "Sizes of the vocabulary.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Rows, each with one target.")
+_PROMPT = flags.DEFINE_integer("prompt", 128, "Tokens before the title.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls of each contestant.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Timed training steps of each kind.")
 _OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the numbers.")
@@ -58,7 +64,9 @@ PAGES_REUSED = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 DENSE_LIMIT_BYTES = 4 << 30  # of one [B, T, I] array
-CONTESTANTS = ("ours", "ours (children)", "dense JAX", "PyTorch", "PyTorch, pages reused")
+TITLE_ONLY, REUSED = ", title only", ", pages reused"
+PYTORCH = [f"PyTorch{part}{pages}" for part in ("", TITLE_ONLY) for pages in ("", REUSED)]
+CONTESTANTS = ("ours", "ours (children)", "dense JAX", *PYTORCH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +75,7 @@ class Case:
     catalogue: str  # file written by `write_catalogue`
     vocabulary: int
     batch: int
+    prompt: int
     repeats: int
 
 
@@ -163,8 +172,8 @@ def dense(inputs: Inputs):
 
     batch, longest = inputs.label_BxT.shape
     item_I = np.arange(len(inputs.titles))
-    token_IxT = inputs.titles.pad(item_I, longest, -1).astype(np.int32)
-    token_IxT = jnp.asarray(token_IxT)
+    token_IxL = inputs.titles.pad(item_I, int(inputs.titles.lengths.max()), -1)
+    token_IxT = jnp.asarray(token_IxL[:, :longest], jnp.int32)
 
     def loss(logits_BxTxV, cf_BxI, label_BxT, weight_BxT):
         same_BxIxT = token_IxT[None] == label_BxT[:, None, :]
@@ -193,44 +202,51 @@ def _jitted(loss, inputs: Inputs):
     return lambda: jax.block_until_ready(step(*arguments))
 
 
-def pytorch_loop(inputs: Inputs):
-    """The same by a loop over rows and positions."""
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    children = {}  # prefix -> (items below, their next tokens), as a dictionary trie gives them
-    wanted = set()
-    titles = [inputs.titles[item].tolist() for item in inputs.target_B]
-    for title in titles:
-        wanted.update(tuple(title[:t]) for t in range(len(title)))
+def prefixes(inputs: Inputs) -> dict:
+    """{prefix of a target: (items below it, their next tokens)}, what a dictionary trie gives."""
+    found = {}
+    for item in inputs.target_B:
+        title = inputs.titles[item].tolist()
+        found |= {tuple(title[:t]): ([], []) for t in range(len(title))}
     for item in range(len(inputs.titles)):
         title = tuple(inputs.titles[item].tolist())
         for t in range(len(title)):
-            if title[:t] not in wanted:
+            if title[:t] not in found:
                 break
-            items, following = children.setdefault(title[:t], ([], []))
+            items, following = found[title[:t]]
             items.append(item)
             following.append(title[t])
-    children = {prefix: tuple(map(torch.tensor, lists)) for prefix, lists in children.items()}
-    cf_BxI = torch.tensor(inputs.cf_BxI)
-    weight_BxT, label_BxT = torch.tensor(inputs.weight_BxT), torch.tensor(inputs.label_BxT).long()
-    logits_BxTxV = torch.tensor(inputs.logits_BxTxV, requires_grad=True)
+    return found
+
+
+def pytorch_loop(inputs: Inputs, prompt: int):
+    """The same by a loop over rows and positions, on logits of `prompt` more tokens a row."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    below = {prefix: tuple(map(torch.tensor, lists)) for prefix, lists in prefixes(inputs).items()}
+    titles = [inputs.titles[item].tolist() for item in inputs.target_B]
+    before = ((0, 0), (prompt, 0))
+    label_BxS = torch.tensor(np.pad(inputs.label_BxT, before)).long()
+    weight_BxS = torch.tensor(np.pad(inputs.weight_BxT, before))
+    logits_BxSxV = torch.tensor(np.pad(inputs.logits_BxTxV, (*before, (0, 0))), requires_grad=True)
+    cf_BxI, vocabulary = torch.tensor(inputs.cf_BxI), logits_BxSxV.shape[2]
 
     def step():
-        logits_BxTxV.grad = None
-        cf_BxTxV = torch.zeros_like(logits_BxTxV)
+        logits_BxSxV.grad = None
+        cf_BxSxV = torch.zeros_like(logits_BxSxV)
         for b, title in enumerate(titles):
             for t in range(len(title)):
-                items, following = children[tuple(title[:t])]
+                items, following = below[tuple(title[:t])]
                 q = torch.softmax(cf_BxI[b, items] / BETA, dim=0)
-                cf_BxTxV[b, t] = torch.zeros(logits_BxTxV.shape[2]).scatter_add(0, following, q)
-        onehot_BxTxV = torch.nn.functional.one_hot(label_BxT, logits_BxTxV.shape[2]).float()
-        y_BxTxV = (1 - ALPHA) * onehot_BxTxV + ALPHA * cf_BxTxV
-        p_BxTxV = torch.softmax(logits_BxTxV / TAU, dim=-1)
-        loss_BxT = -torch.log((y_BxTxV * p_BxTxV).sum(dim=-1))
-        loss = (loss_BxT * weight_BxT).sum() / weight_BxT.sum()
+                cf_BxSxV[b, prompt + t] = torch.zeros(vocabulary).scatter_add(0, following, q)
+        onehot_BxSxV = torch.nn.functional.one_hot(label_BxS, vocabulary).float()
+        y_BxSxV = (1 - ALPHA) * onehot_BxSxV + ALPHA * cf_BxSxV
+        p_BxSxV = torch.softmax(logits_BxSxV / TAU, dim=-1)
+        loss_BxS = -torch.log((y_BxSxV * p_BxSxV).sum(dim=-1))
+        loss = (loss_BxS * weight_BxS).sum() / weight_BxS.sum()
         loss.backward()
-        return loss.detach().numpy(), logits_BxTxV.grad.numpy()
+        return loss.detach().numpy(), logits_BxSxV.grad.numpy()[:, prompt:]
 
     return step
 
@@ -239,7 +255,7 @@ def measure(case: Case) -> dict:
     """Milliseconds of a call, MB beyond inputs and gradient, the loss and a slope to compare."""
     inputs = make_inputs(case)
     if case.contestant.startswith("PyTorch"):
-        step = pytorch_loop(inputs)
+        step = pytorch_loop(inputs, 0 if TITLE_ONLY in case.contestant else case.prompt)
     else:
         keep_freed_pages()
         children = case.contestant == "ours (children)"
@@ -305,7 +321,7 @@ def _memory(field: str) -> float:
 def run_case(case: Case) -> dict | None:
     """Measures in a process of its own; None where the contestant cannot run, with the reason."""
     environment = dict(os.environ)
-    if case.contestant == "PyTorch, pages reused":
+    if case.contestant.endswith(REUSED):
         environment |= PAGES_REUSED
     text = json.dumps(dataclasses.asdict(case))
     command = [sys.executable, __file__, f"--case={text}"]
@@ -339,7 +355,9 @@ def main(argv):
                     ):
                         rich.print(f"{name} is left out: one of its masks has over 4 GiB")
                         continue
-                    case = Case(name, str(path), vocabulary, _BATCH.value, _REPEATS.value)
+                    case = Case(
+                        name, str(path), vocabulary, _BATCH.value, _PROMPT.value, _REPEATS.value
+                    )
                     found = run_case(case)
                     if found:
                         results[f"{count} items, V = {vocabulary}, {name}"] = found
@@ -347,7 +365,8 @@ def main(argv):
     if CONFIG.value:
         found = training_overhead(CONFIG.value, Path(WORKDIR.value), _STEPS.value)
         results["training step"] = found
-    rich.get_console().print(console_table(results, title="Projection and loss", digits=3))
+    table = console_table(results, title="Projection and loss", digits=3)
+    rich.console.Console(width=140).print(table)
     if _OUTPUT.value:
         write_results(Path(_OUTPUT.value), results)
 
