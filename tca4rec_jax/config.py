@@ -113,10 +113,7 @@ def default_config() -> ConfigDict:
 
 
 def movielens_config() -> ConfigDict:
-    """MovieLens-100K with SmolLM2-135M on a few CPU cores: what configs/ of that pair share.
-
-    Adapters on every projection learn clearly more per token here than on q, k, v and o alone.
-    """
+    """MovieLens-100K with SmolLM2-135M on a few CPU cores: what configs/ of that pair share."""
     config = default_config()
     config.prompt.prefix = "Movies one person watched, in order:\n"
     config.lora.rank = 16

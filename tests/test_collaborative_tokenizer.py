@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 
 from tca4rec_jax.collaborative_tokenizer import (
@@ -51,6 +53,16 @@ def check(words, logits_PxI, beta, rtol):
         for t in range(length):
             expected = brute_force(sequences, logits_PxI[row], tuple(sequences[target][:t]), beta)
             np.testing.assert_allclose(p_BxTxV[b, t], expected, rtol=rtol, atol=1e-30)
+
+
+titles = st.lists(st.lists(st.integers(1, 5), min_size=0, max_size=4), min_size=1, max_size=10)
+
+
+@settings(max_examples=12, deadline=None)
+@given(titles, st.integers(0, 2**31 - 1), st.sampled_from([0.5, 1.0, 2.0]))
+def test_matches_the_definition(words, seed, beta):
+    logits = np.random.default_rng(seed).normal(0, 2, (2, len(words))).astype(np.float32)
+    check(words, logits, beta, rtol=2e-6 / min(beta, 1.0))
 
 
 def test_the_dense_view_is_the_definition_for_hopeless_items_too():

@@ -78,7 +78,7 @@ def assert_equal_tries(left, right):
 # The trie
 
 
-@over_catalogues(50)
+@over_catalogues(100)
 def test_inner_nodes_are_the_prefixes_and_compressed_the_decisions(sequences):
     trie = ItemTrie.build(sequences)
     prefixes = next_tokens(sequences)
@@ -92,7 +92,7 @@ def test_inner_nodes_are_the_prefixes_and_compressed_the_decisions(sequences):
             assert nodes.token[children].tolist() == prefixes[prefix_of(nodes, n)]
 
 
-@over_catalogues(50)
+@over_catalogues(100)
 def test_leaves_are_the_distinct_titles_and_ranges_of_them_are_nested(sequences):
     trie = ItemTrie.build(sequences)
     for nodes in (trie, trie.compress()):
@@ -111,7 +111,7 @@ def test_leaves_are_the_distinct_titles_and_ranges_of_them_are_nested(sequences)
                 assert bounds == [*nodes.leaf_start[children], stop]
 
 
-@over_catalogues(50)
+@over_catalogues(100)
 def test_the_path_of_an_item_spells_its_tokens(sequences):
     trie = ItemTrie.build(sequences)
     for nodes in (trie, trie.compress()):
@@ -126,7 +126,7 @@ def test_the_path_of_an_item_spells_its_tokens(sequences):
             assert spelt[spelt >= 0].tolist() == list(sequence)
 
 
-@over_catalogues(50)
+@over_catalogues(100)
 def test_flat_tokens_build_the_same_trie(sequences):
     flat = np.array([token for sequence in sequences for token in sequence], np.int32)
     ragged = Ragged.from_lengths(flat, [len(sequence) for sequence in sequences])
