@@ -60,14 +60,16 @@ def keep_freed_pages() -> None:
     """Makes glibc reuse the pages of large temporaries instead of returning them to the kernel.
 
     By default each large array is mapped, faulted in page by page and unmapped again at every step,
-    which on CPU can take as long as the arithmetic.
+    which on CPU can take as long as the arithmetic; so it is, whatever the thresholds, with arrays
+    that a thread takes from an arena of its own. Call before the first use of a device.
     """
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return  # not glibc
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
     libc.mallopt(mmap_max, 0)
     libc.mallopt(trim_threshold, 2**31 - 1)
     libc.mallopt(top_pad, 2**28)
+    libc.mallopt(arena_max, 1)
