@@ -143,7 +143,7 @@ def vocabulary_loss(
 
 
 def children_loss(
-    logits_KxV: jax.Array,
+    logits_NxV: jax.Array,
     decision: Decisions,
     alpha: jax.Array | float,
     tau: jax.Array | float,
@@ -155,12 +155,13 @@ def children_loss(
     positions still count in the denominator (the caller's).
 
     Args:
-      logits_KxV: float32 LLM logits at the decisions, in their order.
+      logits_NxV: float32 LLM logits at the supervised positions.
+      decision: the decisions among the N positions.
 
     Returns:
       (sum of the objective, sum of the negative log-likelihood over the children at tau).
     """
-    z_KxC = jnp.take_along_axis(logits_KxV, decision.child_token_KxC, axis=-1) / tau
+    z_KxC = logits_NxV[decision.position_K[:, None], decision.child_token_KxC] / tau
     is_child_KxC = decision.log_p_cf_KxC > -jnp.inf
     log_normaliser_K = jax.nn.logsumexp(z_KxC, axis=-1, where=is_child_KxC)
     soft_K = soft_label_loss(
@@ -214,8 +215,7 @@ def title_loss(
     )
     logits_NxV = logits_BxTxV.reshape(batch * length, -1).astype(jnp.float32)
     if softmax == "children":
-        logits_KxV = logits_NxV[decision.position_K]
-        total, nll = children_loss(logits_KxV, decision, alpha, tau, form)
+        total, nll = children_loss(logits_NxV, decision, alpha, tau, form)
     else:
         label_N, weight_N = label_BxT.ravel(), weight_BxT.ravel()
         total, nll = vocabulary_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form)
@@ -243,6 +243,7 @@ def children_loss_of_hidden(
     chunk = chunk or _default_chunk(head, hidden_KxD)
 
     def loss(hidden_kxD, decision):
+        decision = decision._replace(position_K=jnp.arange(hidden_kxD.shape[0]))
         return children_loss(head(hidden_kxD), decision, alpha, tau, form)
 
     if hidden_KxD.shape[0] <= chunk:

@@ -292,5 +292,5 @@ def test_without_cf_the_objective_is_the_cross_entropy_of_optax(form, sequences,
     z_KxC = jnp.take_along_axis(logits_KxV, decisions.child_token_KxC, axis=1) / tau
     plain_K = cross_entropy(z_KxC, decisions.label_child_K, where=decisions.log_p_cf_KxC > -jnp.inf)
     plain = jnp.sum(decisions.weight_K * plain_K)
-    loss, nll = _losses[children_loss](logits_KxV, decisions, 0.0, tau, form=form)
+    loss, nll = _losses[children_loss](logits_NxV, decisions, 0.0, tau, form=form)
     np.testing.assert_allclose([loss, nll], [plain, plain], rtol=2e-6, atol=1e-6)

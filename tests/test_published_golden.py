@@ -128,7 +128,7 @@ def total_loss(logits_NxV, weight_N, positions, alpha, tau, over_children):
     decision = decision._replace(weight_K=weight_N[decision.position_K])
     form = "log_expectation"
     if over_children:
-        return children_loss(logits_NxV[decision.position_K], decision, alpha, tau, form)[0]
+        return children_loss(logits_NxV, decision, alpha, tau, form)[0]
     return vocabulary_loss(logits_NxV, positions.label_N, weight_N, decision, alpha, tau, form)[0]
 
 

@@ -64,7 +64,7 @@ def dense_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form, softma
 
 def sparse_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form, softmax):
     if softmax == "children":
-        return children_loss(logits_NxV[decision.position_K], decision, alpha, tau, form)[0]
+        return children_loss(logits_NxV, decision, alpha, tau, form)[0]
     return vocabulary_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form)[0]
 
 
