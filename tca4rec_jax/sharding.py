@@ -27,9 +27,14 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def replicate(mesh: Mesh, tree):
     """Puts a copy of every array on each device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(tree, replicated(mesh))
 
 
 def shard_batch(mesh: Mesh, tree):

@@ -1,5 +1,7 @@
 """Grouped-query attention: causal over a sequence, and over a cache that beams share.
 
+With a sliding window a token sees itself and the `window - 1` tokens before it.
+
 Axis letters: B batch, S prompt sequence, M beams, E new tokens of an edge, W suffix tokens,
 N query heads, K kv heads, G query heads per kv head (N = K * G), H head dim. Keys are never
 repeated for the query heads that share them; scores and softmax are float32.
@@ -7,14 +9,34 @@ repeated for the query heads that share them; scores and softmax are float32.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from tca4rec_jax.llm.config import RopeScaling
 
 # Finite, so that a masked score underflows to exactly zero without inf - inf.
 MASKED = -1e30
 
 
-def rotary_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rotary_frequencies(
+    head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> np.ndarray:
+    """Radians per position [H/2] (float32) of each pair of a head's halves."""
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    if scaling is not None:
+        kept = 0.0  # the share of a frequency that is not divided
+        if scaling.kind == "llama3":
+            turns = scaling.original_max_positions * frequencies / (2 * np.pi)
+            low, high = scaling.low_freq_factor, scaling.high_freq_factor
+            kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequencies = frequencies * (kept + (1 - kept) / scaling.factor)
+    return frequencies.astype(np.float32)
+
+
+def rotary_tables(
+    positions: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
     """cos and sin [..., H/2] (float32) of the rotary angles at integer positions [...]."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequencies = jnp.asarray(rotary_frequencies(head_dim, theta, scaling))
     angles = jnp.einsum("...,h->...h", positions.astype(jnp.float32), frequencies)
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -40,12 +62,18 @@ def _product(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def causal_attention(
-    q_BxSxNxH: jax.Array, k_BxSxKxH: jax.Array, v_BxSxKxH: jax.Array, *, block: int = 128
+    q_BxSxNxH: jax.Array,
+    k_BxSxKxH: jax.Array,
+    v_BxSxKxH: jax.Array,
+    *,
+    window: int | jax.Array | None = None,
+    block: int = 128,
 ) -> jax.Array:
     """Causal attention over right-padded sequences -> [B, S, N, H].
 
     Queries go in blocks that read only the keys up to the block's end, which saves the upper
-    triangle. Padding needs no mask: it lies after every real token.
+    triangle, and from the block's window on, if that is an int. Padding needs no mask: it lies
+    after every real token.
     """
     length, num_kv_heads = k_BxSxKxH.shape[1:3]
     # One transpose of q, k and v, so that no product needs one of the much larger scores.
@@ -54,9 +82,13 @@ def causal_attention(
     outputs = []
     for start in range(0, length, block):
         stop = min(start + block, length)
+        first = max(0, start - window + 1) if isinstance(window, int) else 0
         outputs.append(
             _attend_block(
-                q_BxKxGxSxH[:, :, :, start:stop], k_BxKxSxH[:, :, :stop], v_BxKxSxH[:, :, :stop]
+                q_BxKxGxSxH[:, :, :, start:stop],
+                k_BxKxSxH[:, :, first:stop],
+                v_BxKxSxH[:, :, first:stop],
+                window,
             )
         )
     out_BxKxGxSxH = jnp.concatenate(outputs, axis=3)
@@ -64,17 +96,19 @@ def causal_attention(
 
 
 @jax.custom_vjp
-def _attend_block(q_BxKxGxQxH: jax.Array, k_BxKxTxH: jax.Array, v_BxKxTxH: jax.Array) -> jax.Array:
+def _attend_block(
+    q_BxKxGxQxH: jax.Array, k_BxKxTxH: jax.Array, v_BxKxTxH: jax.Array, window: jax.Array | None
+) -> jax.Array:
     """Attention of the last Q of T positions; its backward pass keeps one array of scores' size."""
-    return _attend_block_forward(q_BxKxGxQxH, k_BxKxTxH, v_BxKxTxH)[0]
+    return _attend_block_forward(q_BxKxGxQxH, k_BxKxTxH, v_BxKxTxH, window)[0]
 
 
-def _attend_block_forward(q, k, v):
+def _attend_block_forward(q, k, v, window):
     batch, kv_heads, groups, queries, _ = q.shape
     keys = k.shape[2]
     scores = _product("bkqh,bkth->bkqt", _merge_groups(q), k)
     scores = scores.reshape(batch, kv_heads, groups, queries, keys)
-    visible = jnp.arange(keys - queries, keys)[:, None] >= jnp.arange(keys)[None, :]
+    visible = _visible(jnp.arange(keys - queries, keys), jnp.arange(keys), window)
     scores = jnp.where(visible[None, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("bkqt,bkth->bkqh", _merge_groups(weights), v).reshape(q.shape)
@@ -93,10 +127,17 @@ def _attend_block_backward(saved, d_out):
     dq = jnp.einsum("bkqt,bkth->bkqh", ds, k).reshape(q.shape)
     dk = jnp.einsum("bkqt,bkqh->bkth", ds, _merge_groups(q))
     dv = jnp.einsum("bkqt,bkqh->bkth", p_BxKxQxT, do_BxKxQxH)
-    return dq, dk, dv
+    return dq, dk, dv, None
 
 
 _attend_block.defvjp(_attend_block_forward, _attend_block_backward)
+
+
+def _visible(queries_Q: jax.Array, keys_K: jax.Array, window: int | jax.Array | None) -> jax.Array:
+    """Whether queries at positions [..., Q] see keys at positions [..., K] -> [..., Q, K]."""
+    distance = queries_Q[..., :, None] - keys_K[..., None, :]
+    causal = distance >= 0
+    return causal if window is None else causal & (distance < window)
 
 
 def _merge_groups(x: jax.Array) -> jax.Array:
@@ -112,6 +153,8 @@ def cached_attention(
     suffix_kv: tuple[jax.Array, jax.Array],
     prompt_lengths_B: jax.Array,
     suffix_lengths_BxM: jax.Array,
+    *,
+    window: int | jax.Array | None = None,
 ) -> jax.Array:
     """Attention of E new tokens per beam over prompt, suffix and themselves -> [B, M, E, N, H].
 
@@ -124,15 +167,22 @@ def cached_attention(
     q = _grouped(q_BxMxExNxH, k_new.shape[3])
     on_prompt = jnp.arange(prompt_size)[None, :] < prompt_lengths_B[:, None]
     on_suffix = jnp.arange(suffix_size)[None, None, :] < suffix_lengths_BxM[:, :, None]
-    on_new = jnp.arange(edge)[:, None] >= jnp.arange(edge)[None, :]
+    on_new = _visible(jnp.arange(edge), jnp.arange(edge), window)
+    on_prompt, on_suffix = on_prompt[:, None, None, :], on_suffix[:, :, None, :]  # [B, M, E, keys]
+    if window is not None:
+        # Positions counted from the suffix's first token, from which the prompt's count backwards.
+        queries_BxMxE = suffix_lengths_BxM[:, :, None] + jnp.arange(edge)[None, None, :]
+        prompt_BxS = jnp.arange(prompt_size)[None, :] - prompt_lengths_B[:, None]
+        on_prompt &= _visible(queries_BxMxE, prompt_BxS[:, None, :], window)
+        on_suffix &= _visible(queries_BxMxE, jnp.arange(suffix_size)[None, None, :], window)
     scores = [
         jnp.where(
-            on_prompt[:, None, None, None, None, :],
+            on_prompt[:, None, :, None, :, :],
             _product("bmekgh,bskh->bkmges", q, k_prompt),
             MASKED,
         ),
         jnp.where(
-            on_suffix[:, None, :, None, None, :],
+            on_suffix[:, None, :, None, :, :],
             _product("bmekgh,bmwkh->bkmgew", q, k_suffix),
             MASKED,
         ),

@@ -1,4 +1,4 @@
-"""Architecture of a Llama-style decoder: sizes, parameter shapes, FLOPs and logical axes.
+"""Architecture of a Llama- or Qwen-style decoder: sizes, parameter shapes, FLOPs, logical axes.
 
 Axis letters: D model, N query heads, K kv heads, H head dim, F feed-forward, V vocabulary,
 L layers.
@@ -14,11 +14,16 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"lm_head", ("embed", "vocabulary")),
     (r"final_norm", ("embed",)),
     (r"layers/(attn|mlp)_norm", ("layers", "embed")),
+    (r"layers/[qk]_norm", ("layers", None)),
     (r"layers/q_proj", ("layers", "embed", "heads")),
     (r"layers/[kv]_proj", ("layers", "embed", "kv_heads")),
     (r"layers/o_proj", ("layers", "heads", "embed")),
     (r"layers/(gate|up)_proj", ("layers", "embed", "feed_forward")),
     (r"layers/down_proj", ("layers", "feed_forward", "embed")),
+    (r"layers/q_proj_bias", ("layers", "heads")),
+    (r"layers/[kv]_proj_bias", ("layers", "kv_heads")),
+    (r"layers/(gate|up)_proj_bias", ("layers", "feed_forward")),
+    (r"layers/(o|down)_proj_bias", ("layers", "embed")),
     (r"adapters/(q|k|v|gate|up)_proj/a", ("layers", "embed", "rank")),
     (r"adapters/q_proj/b", ("layers", "rank", "heads")),
     (r"adapters/[kv]_proj/b", ("layers", "rank", "kv_heads")),
@@ -41,8 +46,47 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Longer wavelengths of the rotary positions than a model was pretrained with.
+
+    kind: 'linear' divides every frequency by `factor`; 'llama3' divides those that turn fewer than
+    `low_freq_factor` times in `original_max_positions`, keeps those that turn more than
+    `high_freq_factor` times, and blends in between (Llama 3.1).
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+    def __post_init__(self):
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"rope scaling must be 'linear' or 'llama3', got {self.kind!r}")
+        if self.factor <= 0:
+            raise ValueError(f"rope scaling factor must be above 0, got {self.factor}")
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor ({self.high_freq_factor}) must be above low_freq_factor"
+                f" ({self.low_freq_factor})"
+            )
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of a Llama-architecture decoder (RMSNorm, rotary positions, GQA, SwiGLU)."""
+    """A decoder with RMSNorm, rotary positions, grouped queries and SwiGLU.
+
+    What families add is in the fields with a default; a parameter exists if it is in
+    `parameter_shapes`.
+
+    Attributes:
+      rope_scaling: None, or how the rotary frequencies are changed.
+      biases: the projections that add a bias ('q_proj', ...).
+      qk_norm: whether each head of q and k is normalised (RMS) before the rotation.
+      sliding_window: a token sees itself and the `sliding_window - 1` tokens before; None: all.
+      full_layers: numbers of the layers that see everything in spite of sliding_window.
+      family: the model_type that Hugging Face files carry; changes nothing that is computed.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -55,6 +99,12 @@ class DecoderConfig:
     rms_norm_eps: float = 1e-5
     tie_embeddings: bool = False
     max_positions: int = 2048
+    rope_scaling: RopeScaling | None = None
+    biases: tuple[str, ...] = ()
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    full_layers: tuple[int, ...] = ()
+    family: str = "llama"
 
     def __post_init__(self):
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"):
@@ -67,6 +117,13 @@ class DecoderConfig:
             )
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window must be at least 1, got {self.sliding_window}")
+        unknown = sorted(set(self.biases) - set(self.projection_shapes))
+        if unknown:
+            raise ValueError(
+                f"biases of {unknown}; the projections are {', '.join(self.projection_shapes)}"
+            )
 
     @property
     def projection_shapes(self) -> dict[str, tuple[int, int]]:
@@ -93,6 +150,10 @@ class DecoderConfig:
         }
         for name, shape in self.projection_shapes.items():
             shapes[f"layers/{name}"] = (self.num_layers, *shape)
+            if name in self.biases:
+                shapes[f"layers/{name}_bias"] = (self.num_layers, shape[1])
+        if self.qk_norm:
+            shapes["layers/q_norm"] = shapes["layers/k_norm"] = (self.num_layers, self.head_dim)
         if not self.tie_embeddings:
             shapes["lm_head"] = (self.hidden_size, self.vocab_size)
         return shapes

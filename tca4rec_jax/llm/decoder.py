@@ -1,7 +1,7 @@
-"""Llama-architecture decoder: training forward pass, prompt prefill, and beam extension.
+"""Llama- and Qwen-style decoder: training forward pass, prompt prefill, and beam extension.
 
-Axis letters: B batch, S sequence, M beams, E new tokens of an edge, W suffix tokens, D model,
-N query heads, K kv heads, H head dim, V vocabulary, L layers, R adapter rank.
+Axis letters: B batch, S sequence, P placeholders, M beams, E new tokens of an edge, W suffix
+tokens, D model, N query heads, K kv heads, H head dim, V vocabulary, L layers, R adapter rank.
 Weights are [in, out] and stacked over layers on axis 0, whichever way the layers are looped over.
 """
 
@@ -18,7 +18,8 @@ from tca4rec_jax.llm.attention import cached_attention, causal_attention, rotary
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.lora import LoRAConfig, dropout, lora_delta
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array, object], jax.Array]
+# (q, k, v, the layer's cache, its sliding window or None) -> attended values
+Attend = Callable[[jax.Array, jax.Array, jax.Array, object, int | jax.Array | None], jax.Array]
 
 
 class KVCache(NamedTuple):
@@ -26,6 +27,19 @@ class KVCache(NamedTuple):
 
     k: jax.Array
     v: jax.Array
+
+
+class SoftEmbeddings(NamedTuple):
+    """Vectors that enter in the place of some tokens' embeddings (LLaRA, arXiv 2312.02445).
+
+    Attributes:
+      values_BxPxD: any float dtype; the gradient of the loss reaches them.
+      positions_BxP: int32, the place of each in its row's sequence, each at most once; one outside
+        the sequence (as -1) is padding.
+    """
+
+    values_BxPxD: jax.Array
+    positions_BxP: jax.Array
 
 
 @dataclass(frozen=True)
@@ -49,11 +63,14 @@ class DecoderOptions:
 def init_params(
     config: DecoderConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32
 ) -> dict[str, jax.Array]:
-    """Random base parameters by '/'-joined path: norms 1, matrices normal with variance 1/in."""
+    """Random base parameters by '/'-joined path: matrices normal with variance 1/in.
+
+    Norms are one and biases zero.
+    """
     params = {}
     for index, (path, shape) in enumerate(config.parameter_shapes.items()):
-        if path.endswith("_norm"):
-            params[path] = jnp.ones(shape, dtype)
+        if path.endswith(("_norm", "_bias")):
+            params[path] = jnp.full(shape, path.endswith("_norm"), dtype)
             continue
         fan_in = config.hidden_size if path == "embedding" else shape[-2]
         values = jax.random.normal(jax.random.fold_in(key, index), shape) * fan_in**-0.5
@@ -65,8 +82,12 @@ def rms_norm(x: jax.Array, weight_D: jax.Array, eps: float) -> jax.Array:
     """x / rms(x) * weight over the last axis, computed in float32, in x's dtype."""
     x32 = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    weight = jnp.expand_dims(weight_D.astype(jnp.float32), tuple(range(x.ndim - 1)))
+    weight = _on_last_axis(weight_D.astype(jnp.float32), x.ndim)
     return (x32 * scale * weight).astype(x.dtype)
+
+
+def _on_last_axis(vector: jax.Array, ndim: int) -> jax.Array:
+    return jnp.expand_dims(vector, tuple(range(ndim - 1)))
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -115,15 +136,21 @@ class Decoder(nnx.Module):
         )
 
     def hidden(
-        self, tokens_BxS: jax.Array, lengths_B: jax.Array, *, dropout_key: jax.Array | None = None
+        self,
+        tokens_BxS: jax.Array,
+        lengths_B: jax.Array,
+        *,
+        soft: SoftEmbeddings | None = None,
+        dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """Hidden states [B, S, D] after the final norm of right-padded sequences.
 
         tokens int32, positions 0..S-1, lengths int32. States at and after a row's length are zero.
+        What stands at the places of `soft` is read instead of their tokens.
         A dropout_key switches the adapters' dropout on and determines it completely.
         Raises ValueError if S exceeds config.max_positions.
         """
-        hidden, _ = self._forward(tokens_BxS, lengths_B, dropout_key, keep_kv=False)
+        hidden, _ = self._forward(tokens_BxS, lengths_B, soft, dropout_key, keep_kv=False)
         return hidden
 
     def logits(self, hidden_D: jax.Array, tokens_U: jax.Array | None = None) -> jax.Array:
@@ -136,9 +163,15 @@ class Decoder(nnx.Module):
             head = jnp.take(head, tokens_U, axis=axis)
         return jnp.einsum(pattern, hidden_D, head, preferred_element_type=jnp.float32)
 
-    def prefill(self, tokens_BxS: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, KVCache]:
+    def prefill(
+        self,
+        tokens_BxS: jax.Array,
+        lengths_B: jax.Array,
+        *,
+        soft: SoftEmbeddings | None = None,
+    ) -> tuple[jax.Array, KVCache]:
         """`hidden` together with the keys and values [L, B, S, K, H] of right-padded prompts."""
-        return self._forward(tokens_BxS, lengths_B, None, keep_kv=True)
+        return self._forward(tokens_BxS, lengths_B, soft, None, keep_kv=True)
 
     def empty_suffix(self, batch: int, beams: int, size: int) -> KVCache:
         """Zeros [L, B, M, W, K, H]: room for `size` generated tokens per beam."""
@@ -167,10 +200,10 @@ class Decoder(nnx.Module):
         starts_BxM = prompt_lengths_B[:, None] + suffix_lengths_BxM
         positions_BxMxE = starts_BxM[:, :, None] + jnp.arange(edge)[None, None, :]
 
-        def attend(q, k, v, cache):
+        def attend(q, k, v, cache, window):
             prompt_kv, suffix_kv = cache
             return cached_attention(
-                q, (k, v), prompt_kv, suffix_kv, prompt_lengths_B, suffix_lengths_BxM
+                q, (k, v), prompt_kv, suffix_kv, prompt_lengths_B, suffix_lengths_BxM, window=window
             )
 
         hidden, new = self._run_layers(
@@ -185,7 +218,7 @@ class Decoder(nnx.Module):
     def _embed(self, tokens: jax.Array) -> jax.Array:
         return jnp.take(self.embedding[...], tokens, axis=0)
 
-    def _forward(self, tokens_BxS, lengths_B, dropout_key, *, keep_kv):
+    def _forward(self, tokens_BxS, lengths_B, soft, dropout_key, *, keep_kv):
         length = tokens_BxS.shape[1]
         if length > self.config.max_positions:
             raise ValueError(
@@ -193,10 +226,11 @@ class Decoder(nnx.Module):
                 " shorten the history or the titles"
             )
         positions_S = jnp.arange(length)
+        embedded = self._embed(tokens_BxS)
         hidden, kv = self._run_layers(
-            self._embed(tokens_BxS),
+            embedded if soft is None else _put_soft_embeddings(embedded, soft),
             positions_S[None, :],
-            lambda q, k, v, _: causal_attention(q, k, v),
+            lambda q, k, v, _, window: causal_attention(q, k, v, window=window),
             keep_kv=keep_kv,
             dropout_key=dropout_key,
         )
@@ -215,12 +249,13 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, KVCache | None]:
         """All layers and the final norm; `caches` has a leading layer axis."""
         config = self.config
-        rope = rotary_tables(positions, config.head_dim, config.rope_theta)
+        rope = rotary_tables(positions, config.head_dim, config.rope_theta, config.rope_scaling)
 
         def layer(x, inputs):
             weights, adapters, cache, index = inputs
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-            x, kv = self._layer(x, weights, adapters, key, rope, attend, cache)
+            attend_here = functools.partial(attend, window=self._window(index))
+            x, kv = self._layer(x, weights, adapters, key, rope, attend_here, cache)
             return x, (kv if keep_kv else None)
 
         if self.options.remat == "full":
@@ -241,13 +276,25 @@ class Decoder(nnx.Module):
         hidden = rms_norm(x, self.final_norm[...], config.rms_norm_eps)
         return hidden, (KVCache(*kv) if keep_kv else None)
 
+    def _window(self, layer: jax.Array) -> int | jax.Array | None:
+        """The sliding window of a layer; an int, and so known to the compiler, if all have it."""
+        window, full_layers = self.config.sliding_window, self.config.full_layers
+        if window is None or not full_layers:
+            return window
+        is_full = jnp.any(layer == jnp.asarray(full_layers))
+        return jnp.where(is_full, jnp.iinfo(jnp.int32).max, window)
+
     def _layer(self, x, weights, adapters, key, rope, attend, cache):
         """One decoder block on x [..., D]; returns it and the rotated (k, v) [..., K, H]."""
         config = self.config
 
+        def linear(x: jax.Array, name: str) -> jax.Array:
+            y, bias = jnp.einsum("...i,io->...o", x, weights[name]), weights.get(f"{name}_bias")
+            return y if bias is None else y + _on_last_axis(bias, y.ndim)
+
         def project(inputs: int, x: jax.Array, *names: str) -> list[jax.Array]:
             """x times each named matrix; `inputs` numbers the layer's four inputs for dropout."""
-            outputs = [jnp.einsum("...i,io->...o", x, weights[name]) for name in names]
+            outputs = [linear(x, name) for name in names]
             if not any(name in adapters for name in names):
                 return outputs
             dropout_key = None if key is None else jax.random.fold_in(key, inputs)
@@ -262,12 +309,27 @@ class Decoder(nnx.Module):
             y.reshape(*y.shape[:-1], -1, config.head_dim)
             for y in project(0, normed, "q_proj", "k_proj", "v_proj")
         )
+        if config.qk_norm:
+            q = rms_norm(q, weights["q_norm"], config.rms_norm_eps)
+            k = rms_norm(k, weights["k_norm"], config.rms_norm_eps)
         q, k = rotate(q, *rope), rotate(k, *rope)
         attended = attend(q, k, v, cache)
         x = x + project(1, attended.reshape(*x.shape[:-1], -1), "o_proj")[0]
         normed = rms_norm(x, weights["mlp_norm"], config.rms_norm_eps)
         gated = _swiglu(*project(2, normed, "gate_proj", "up_proj"))
         return x + project(3, gated, "down_proj")[0], (k, v)
+
+
+def _put_soft_embeddings(embedded_BxSxD: jax.Array, soft: SoftEmbeddings) -> jax.Array:
+    """The token embeddings with the soft ones in their places."""
+    length = embedded_BxSxD.shape[1]
+    # Negative indices would count from the end.
+    places_BxP = jnp.where(soft.positions_BxP < 0, length, soft.positions_BxP)
+
+    def put(embedded_SxD, values_PxD, places_P):
+        return embedded_SxD.at[places_P].set(values_PxD.astype(embedded_SxD.dtype), mode="drop")
+
+    return jax.vmap(put)(embedded_BxSxD, soft.values_BxPxD, places_BxP)
 
 
 def _unrolled(layer, x, inputs, num_layers):

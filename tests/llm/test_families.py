@@ -1,0 +1,182 @@
+"""Every family against transformers' PyTorch models and PEFT, whose results are in the goldens.
+
+Where PyTorch is installed the same comparisons run live as well, with weights of another seed.
+"""
+
+import importlib.util
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import make_decoder_golden as goldens
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load
+
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.export import (
+    merge_adapters,
+    read_peft_adapter,
+    write_hugging_face,
+    write_peft_adapter,
+)
+from tca4rec_jax.llm.hugging_face import load_hugging_face
+from tca4rec_jax.llm.lora import LoRAConfig
+
+WHOLE, CUT = np.array([13, 13]), np.array(goldens.LENGTHS)
+GOLDEN, LIVE = None, 11
+HAS_TORCH = all(map(importlib.util.find_spec, ("torch", "peft")))
+needs_torch = pytest.mark.skipif(
+    not HAS_TORCH, reason="PyTorch and PEFT, test-only oracles, are not installed"
+)
+
+
+class Case(NamedTuple):
+    """A model of the goldens: what PyTorch made of it, and the model read from its files."""
+
+    golden: dict[str, np.ndarray]
+    config: DecoderConfig
+    params: dict[str, jax.Array]
+    lora: LoRAConfig
+    adapters: dict[str, dict[str, jax.Array]]
+
+    @property
+    def decoder(self):
+        return Decoder(self.config, self.params)
+
+    @property
+    def adapted(self):
+        return Decoder(self.config, self.params, lora=self.lora, adapters=self.adapters)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(pytest.param((name, GOLDEN), id=f"{name}-golden") for name in goldens.MODELS),
+        *(
+            pytest.param((name, LIVE), id=f"{name}-live", marks=needs_torch)
+            for name in goldens.MODELS
+        ),
+    ],
+)
+def case(request, tmp_path_factory):
+    name, seed = request.param
+    golden = goldens.read_model(name) if seed is GOLDEN else goldens.tiny_model(name, seed)
+    folder = tmp_path_factory.mktemp(name)
+    goldens.write_files(folder, golden)
+    return Case(golden, *load_hugging_face(folder), *read_peft_adapter(folder))
+
+
+@jax.jit
+def logits_of(decoder, tokens, lengths):
+    return decoder.logits(decoder.hidden(tokens, lengths))
+
+
+def assert_close(values, expected, tolerance=1e-4):
+    """Within a tolerance relative to the largest expected value."""
+    np.testing.assert_allclose(values, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def test_logits(case):
+    tokens = case.golden["tokens"]
+    assert_close(logits_of(case.decoder, tokens, WHOLE), case.golden["logits"])
+
+
+def test_right_padding_here_equals_left_padding_there(case):
+    tokens = case.golden["tokens"].copy()
+    tokens[1, CUT[1] :] = 28
+    logits = np.asarray(logits_of(case.decoder, tokens, CUT))
+    for row, length in enumerate(CUT):
+        expected = case.golden["left_padded_logits"][row, -length:]
+        assert_close(logits[row, :length], expected)
+
+
+def test_cache_token_by_token(case):
+    """Prompts of 5 and 3 tokens, then the rest one by one, in two beams that share the prompt."""
+    decoder, tokens = case.decoder, case.golden["tokens"]
+    lengths = np.array([5, 3])
+    _, prompt = jax.jit(Decoder.prefill)(decoder, tokens[:, :5], lengths)
+    suffix = decoder.empty_suffix(2, 2, 8)
+
+    @jax.jit
+    def extend(tokens, suffix, done):
+        return decoder.extend(tokens, prompt, lengths, suffix, jnp.full((2, 2), done))
+
+    for step in range(8):
+        now = tokens[np.arange(2), lengths + step]
+        hidden, suffix = extend(np.tile(now[:, None, None], (1, 2, 1)), suffix, step)
+        logits = np.asarray(decoder.logits(hidden))[:, :, 0]
+        for row in range(2):
+            expected = case.golden["cached_logits"][row, lengths[row] + step]
+            assert_close(logits[row], np.tile(expected, (2, 1)))
+
+
+def test_adapters_unmerged_and_merged(case):
+    tokens = case.golden["tokens"]
+    assert_close(logits_of(case.adapted, tokens, WHOLE), case.golden["lora_logits"])
+    merged = Decoder(case.config, merge_adapters(case.params, case.adapters, case.lora))
+    assert_close(logits_of(merged, tokens, WHOLE), case.golden["merged_logits"])
+
+
+def test_gradients_of_the_adapters(case, tmp_path):
+    tokens = jnp.asarray(case.golden["tokens"])
+    graph, adapters, base = nnx.split(case.adapted, nnx.LoRAParam, ...)
+    supervised = np.arange(12)[None, :] < CUT[:, None] - 1
+
+    @jax.jit
+    def gradient(adapters):
+        def loss(adapters):
+            decoder = nnx.merge(graph, adapters, base)
+            logits = decoder.logits(decoder.hidden(tokens, CUT))[:, :-1]
+            log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
+            return -jnp.mean(log_p[:, :, 0], where=supervised)
+
+        return jax.grad(loss)(adapters)
+
+    gradients = nnx.to_pure_dict(gradient(adapters))["adapters"]
+    write_peft_adapter(tmp_path, case.config, case.lora, gradients, base_model="")
+    ours = load((tmp_path / "adapter_model.safetensors").read_bytes())
+    expected = load(case.golden["gradients.safetensors"].tobytes())
+    assert set(ours) == set(expected)
+    for name, value in expected.items():
+        assert_close(ours[name], value, 1e-3)
+
+
+def test_checkpoint_comes_back_bit_for_bit(case, tmp_path, tokenizer):
+    write_hugging_face(tmp_path, case.config, case.params, tokenizer, dtype="float32")
+    written = load((tmp_path / "model.safetensors").read_bytes())
+    expected = load(case.golden["model.safetensors"].tobytes())
+    assert set(written) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(written[name], value, err_msg=name)
+    config, params = load_hugging_face(tmp_path)
+    assert config == case.config
+    jax.tree.map(np.testing.assert_array_equal, params, case.params)
+
+
+@needs_torch
+def test_transformers_and_peft_open_what_is_written(case, tmp_path, tokenizer):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    def open_checkpoint(name):
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            tmp_path / name, output_loading_info=True
+        )
+        assert not any(loading.values())
+        return model.eval()
+
+    config, params, adapters, lora = case.config, case.params, case.adapters, case.lora
+    merged = merge_adapters(params, adapters, lora)
+    write_hugging_face(tmp_path / "base", config, params, tokenizer, dtype="float32")
+    write_hugging_face(tmp_path / "merged", config, merged, tokenizer, dtype="float32")
+    write_peft_adapter(tmp_path / "adapter", config, lora, adapters, base_model="base")
+    adapted = PeftModel.from_pretrained(open_checkpoint("base"), tmp_path / "adapter").eval()
+    tokens = case.golden["tokens"]
+    ours = logits_of(case.adapted, tokens, WHOLE)
+    for model in (adapted, open_checkpoint("merged")):
+        with torch.no_grad():
+            assert_close(model(torch.from_numpy(tokens).long()).logits.numpy(), ours)
