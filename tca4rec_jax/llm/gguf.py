@@ -18,7 +18,6 @@ from jax.sharding import Sharding
 from tca4rec_jax.llm.attention import rotary_frequencies
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 from tca4rec_jax.llm.decoder import Decoder, DecoderOptions
-from tca4rec_jax.llm.families import QKV
 from tca4rec_jax.llm.loading import Index, Place, StoredTensor, load_parameters
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 
@@ -98,7 +97,11 @@ def read_config(reader: gguf.GGUFReader, path: str | Path) -> DecoderConfig:
         tie_embeddings="output.weight" not in names,
         max_positions=meta("context_length"),
         rope_scaling=_rope_scaling(reader, path, architecture, head_dim, theta),
-        biases=QKV if "blk.0.attn_q.bias" in names else (),
+        biases=tuple(
+            path
+            for name, path in LAYER_TENSOR_NAMES.items()
+            if path.endswith("_proj") and f"blk.0.{name}.bias" in names
+        ),
         qk_norm=architecture == "qwen3",
         family=architecture,
     )
@@ -143,10 +146,10 @@ def load_gguf(
         if tensor.name == ROPE_DIVISORS:
             continue
         shape = tuple(int(size) for size in reversed(tensor.shape))  # listed fastest axis first
-        place, order = places.get(tensor.name), None
-        if config.family == "llama" and place is not None and place.path in PERMUTED:
-            order = rotary_order(shape[0], config.head_dim)
-        tensors[tensor.name] = StoredTensor(shape, partial(_read, tensor, order))
+        place = places.get(tensor.name)
+        permuted = config.family == "llama" and place is not None and place.path in PERMUTED
+        read = partial(_read, tensor, config.head_dim if permuted else None)
+        tensors[tensor.name] = StoredTensor(shape, read)
     try:
         for tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.values():
             _read(tensor, None, (slice(1),))  # a type that cannot be read is found at once
@@ -155,10 +158,11 @@ def load_gguf(
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read(tensor: gguf.ReaderTensor, order: np.ndarray | None, index: Index) -> np.ndarray:
-    """A part of a tensor in float32; `order` lists the rows in another order than the file's."""
+def _read(tensor: gguf.ReaderTensor, permuted: int | None, index: Index) -> np.ndarray:
+    """A part of a tensor in float32; `permuted` is the head_dim if its rows are permuted."""
     rows, *columns = index
-    data = tensor.data[rows if order is None else order[rows]]
+    data = tensor.data
+    data = data[rows] if permuted is None else data[rotary_order(len(data), permuted)[rows]]
     try:
         return gguf.dequantize(data, tensor.tensor_type)[:, *columns]
     except NotImplementedError as error:

@@ -2,7 +2,7 @@
 
     python tests/goldens/make_decoder_golden.py SmolLM2-135M-Instruct.Q4_1.gguf
 
-Needs torch==2.13.0, transformers==5.23.0, peft==0.21.2, gguf, regex and numpy. Writes, beside itself:
+Needs torch==2.13.0, transformers==5.23.0, peft==0.21.2, gguf, regex and numpy. Writes here:
   families.npz        a tiny random model of every family: its files, tokens, and what transformers'
                       PyTorch model and PEFT make of them (see `tiny_model`)
   smollm2_top5.json   the five likeliest next tokens of three prompts, same code, real weights

@@ -144,14 +144,16 @@ def test_gradients_of_the_adapters(case, tmp_path):
         assert_close(ours[name], value, 1e-3)
 
 
-def test_checkpoint_comes_back_bit_for_bit(case, tmp_path, tokenizer):
-    write_hugging_face(tmp_path, case.config, case.params, tokenizer, dtype="float32")
-    written = load((tmp_path / "model.safetensors").read_bytes())
-    expected = load(case.golden["model.safetensors"].tobytes())
-    assert set(written) == set(expected)
-    for name, value in expected.items():
-        np.testing.assert_array_equal(written[name], value, err_msg=name)
-    config, params = load_hugging_face(tmp_path)
+def test_what_is_written_comes_back_bit_for_bit(case, tmp_path, tokenizer):
+    model, adapter = tmp_path / "model", tmp_path / "adapter"
+    write_hugging_face(model, case.config, case.params, tokenizer, dtype="float32")
+    write_peft_adapter(adapter, case.config, case.lora, case.adapters, base_model="")
+    for path in (model / "model.safetensors", adapter / "adapter_model.safetensors"):
+        written, expected = load(path.read_bytes()), load(case.golden[path.name].tobytes())
+        assert set(written) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(written[name], value, err_msg=name)
+    config, params = load_hugging_face(model)
     assert config == case.config
     jax.tree.map(np.testing.assert_array_equal, params, case.params)
 

@@ -1,80 +1,81 @@
-"""Loading GGUF files: parity with PyTorch's Llama, dtypes, bad files."""
+"""Loading GGUF files: every family as from its Hugging Face folder, dtypes, bad files."""
 
-import importlib.util
+import dataclasses
 import json
 from pathlib import Path
 
 import gguf
 import jax
+import make_decoder_golden as goldens
 import numpy as np
 import pytest
 
-from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.attention import rotary_frequencies
+from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 from tca4rec_jax.llm.gguf import load_decoder, load_gguf
+from tca4rec_jax.llm.hugging_face import load_hugging_face
 from tca4rec_jax.llm.lora import LoRAConfig
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
+# Ours -> llama.cpp's.
 LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-TOP_NAMES = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
+    "attn_norm": "attn_norm", "mlp_norm": "ffn_norm", "q_proj": "attn_q", "k_proj": "attn_k",
+    "v_proj": "attn_v", "o_proj": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
+    "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
+}  # fmt: skip
+TOP_NAMES = {"embedding": "token_embd", "final_norm": "output_norm", "lm_head": "output"}
 
 
-def tiny_golden(name):
-    with np.load(GOLDENS / "tiny_llama.npz") as golden:
-        return {key[len(name) + 1 :]: golden[key] for key in golden if key.startswith(name + "/")}
+def load_golden(name, folder):
+    goldens.write_files(folder, golden := goldens.read_model(name))
+    return golden, *load_hugging_face(folder)
 
 
-def gguf_tensors(golden, heads=4):
-    """The tensors that llama.cpp's converter writes for Hugging Face weights."""
-    kv_heads = golden["weights/model.layers.0.self_attn.k_proj.weight"].shape[0] // 6
+def gguf_tensors(config, params):
+    """The tensors that llama.cpp's converter writes for a decoder."""
     tensors = {}
-    for key, value in golden.items():
-        if not key.startswith("weights/"):
+    for path, value in params.items():
+        value = np.asarray(value)
+        if path in TOP_NAMES:
+            tensors[f"{TOP_NAMES[path]}.weight"] = value.T if path == "lm_head" else value
             continue
-        name = key.removeprefix("weights/")
-        if name in TOP_NAMES:
-            tensors[TOP_NAMES[name]] = value
-            continue
-        layer, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
-        if part.endswith(("q_proj", "k_proj")):
-            count = heads if part.endswith("q_proj") else kv_heads
-            halves = value.reshape(count, 2, value.shape[0] // count // 2, value.shape[1])
-            value = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(value.shape)
-        tensors[f"blk.{layer}.{LAYER_NAMES[part]}.weight"] = value
+        name = path.removeprefix("layers/")
+        kind = "bias" if name.endswith("_bias") else "weight"
+        module = LAYER_NAMES[name.removesuffix("_bias")]
+        for layer, part in enumerate(value):
+            part = part.T
+            if config.family == "llama" and module in ("attn_q", "attn_k"):
+                halves = part.reshape(-1, 2, config.head_dim // 2, *part.shape[1:])
+                part = halves.swapaxes(1, 2).reshape(part.shape)
+            tensors[f"blk.{layer}.{module}.{kind}"] = part
+    if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
+        plain, scaled = (
+            rotary_frequencies(config.head_dim, config.rope_theta, scaling)
+            for scaling in (None, config.rope_scaling)
+        )
+        tensors["rope_freqs.weight"] = plain / scaled
     return tensors
 
 
-def write_gguf(path, tensors, *, kv_heads, architecture="llama", kind=None):
-    writer = gguf.GGUFWriter(str(path), architecture)
-    writer.add_block_count(2)
-    writer.add_context_length(64)
-    writer.add_embedding_length(24)
-    writer.add_feed_forward_length(40)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(500.0)
-    writer.add_vocab_size(29)
-    writer.add_token_list([f"t{i}" for i in range(29)])
+def write_gguf(path, config, tensors, *, kinds=None, architecture=None):
+    """kinds: tensor name -> how its float32 values, or its bytes, are stored."""
+    writer = gguf.GGUFWriter(str(path), architecture or config.family)
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_scaling.factor)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
     for name, value in tensors.items():
-        if kind is None or value.ndim == 1:
-            writer.add_tensor(name, value)
-        else:
-            data = gguf.quantize(value, kind)
-            writer.add_tensor(name, data, raw_dtype=kind)
+        writer.add_tensor(name, np.ascontiguousarray(value), raw_dtype=(kinds or {}).get(name))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -82,63 +83,110 @@ def write_gguf(path, tensors, *, kv_heads, architecture="llama", kind=None):
     return path
 
 
-def golden_file(folder, name, **options):
-    golden = tiny_golden(name)
-    kv_heads = {"grouped": 2, "untied": 4}[name]
-    path = write_gguf(folder / f"{name}.gguf", gguf_tensors(golden), kv_heads=kv_heads, **options)
-    return path, golden
+def assert_same_trees(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("name", ["grouped", "untied"])
-def test_logits_equal_transformers(tmp_path, name):
-    path, golden = golden_file(tmp_path, name)
-    decoder = load_decoder(path)
-    assert decoder.config.tie_embeddings == (name == "grouped")
-    hidden = decoder.hidden(golden["tokens"], np.array([13, 13]))
-    np.testing.assert_allclose(decoder.logits(hidden), golden["logits"], atol=1e-5, rtol=1e-5)
+def as_stored(config):
+    """Metadata holds float32."""
+    return dataclasses.replace(config, rms_norm_eps=float(np.float32(config.rms_norm_eps)))
+
+
+@pytest.mark.parametrize("name", ["llama2", "smollm2", "llama_biased", "qwen2", "qwen3"])
+def test_the_same_as_from_hugging_face(tmp_path, name):
+    _, config, params = load_golden(name, tmp_path)
+    path = write_gguf(tmp_path / "model.gguf", config, gguf_tensors(config, params))
+    loaded, again = load_gguf(path)
+    assert loaded == as_stored(config)
+    assert_same_trees(again, params)
+
+
+def test_rotary_scaling_of_llama3(tmp_path):
+    _, config, params = load_golden("llama3", tmp_path)
+    config = dataclasses.replace(
+        config, rope_theta=500000.0, rope_scaling=RopeScaling("llama3", 32.0)
+    )
+    tensors = gguf_tensors(config, params)
+    loaded, again = load_gguf(write_gguf(tmp_path / "model.gguf", config, tensors))
+    assert loaded == as_stored(config)
+    assert_same_trees(again, params)
+    tensors["rope_freqs.weight"] = tensors["rope_freqs.weight"] * np.float32(1.5)
+    with pytest.raises(ValueError, match=r"rope_freqs.weight is not the rotary scaling"):
+        load_gguf(write_gguf(tmp_path / "other.gguf", config, tensors))
 
 
 def test_fresh_adapters_change_nothing(tmp_path):
-    path, golden = golden_file(tmp_path, "grouped")
+    golden, config, params = load_golden("smollm2", tmp_path)
+    path = write_gguf(tmp_path / "model.gguf", config, gguf_tensors(config, params))
     decoder = load_decoder(path, lora=LoRAConfig(rank=2), seed=3)
     assert set(decoder.adapters) == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    hidden = decoder.hidden(golden["tokens"], np.array([13, 13]), dropout_key=jax.random.key(0))
-    np.testing.assert_allclose(decoder.logits(hidden), golden["logits"], atol=1e-5, rtol=1e-5)
+
+    @jax.jit
+    def logits(tokens):
+        return decoder.logits(
+            decoder.hidden(tokens, np.array([13, 13]), dropout_key=jax.random.key(0))
+        )
+
+    np.testing.assert_allclose(logits(golden["tokens"]), golden["logits"], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("kind", "tolerance"),
-    [(gguf.GGMLQuantizationType.F16, 1e-3), (gguf.GGMLQuantizationType.BF16, 1e-2)],
+    "kind", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
 )
-def test_half_precision_tensors(tmp_path, kind, tolerance):
-    exact, _ = golden_file(tmp_path, "untied")
-    _, expected = load_gguf(exact)
-    half, _ = golden_file(tmp_path, "untied", kind=kind)
-    _, params = load_gguf(half)
-    for name, value in params.items():
-        np.testing.assert_allclose(value, expected[name], rtol=tolerance, atol=1e-4, err_msg=name)
-    assert np.any(params["embedding"] != expected["embedding"])
+def test_quantised_tensors(tmp_path, kind):
+    """The same as a float32 file of what gguf makes of each whole tensor."""
+    kind = gguf.GGMLQuantizationType[kind]
+    config = DecoderConfig(8, 256, 256, 1, 4, 2, 64)
+    generator = np.random.default_rng(0)
+    plain = gguf_tensors(
+        config,
+        {
+            path: generator.normal(size=shape).astype(np.float32)
+            for path, shape in config.parameter_shapes.items()
+        },
+    )
+    matrices = [name for name, value in plain.items() if value.ndim == 2]
+    stored = dict(plain)
+    for name in matrices:
+        try:
+            stored[name] = gguf.quantize(plain[name], kind)
+        except NotImplementedError:  # the K types can only be read
+            shape = gguf.quant_shape_to_byte_shape(plain[name].shape, kind)
+            stored[name] = generator.integers(0, 120, shape, dtype=np.uint8)
+        plain[name] = gguf.dequantize(stored[name], kind).reshape(plain[name].shape)
+    kinds = dict.fromkeys(matrices, kind)
+    _, params = load_gguf(write_gguf(tmp_path / "stored.gguf", config, stored, kinds=kinds))
+    _, expected = load_gguf(write_gguf(tmp_path / "plain.gguf", config, plain))
+    assert np.asarray(expected["layers/q_proj"]).std() > 0
+    assert_same_trees(params, expected)
 
 
 def test_every_wrong_tensor_is_named(tmp_path):
-    tensors = gguf_tensors(tiny_golden("grouped"))
+    _, config, params = load_golden("smollm2", tmp_path)
+    tensors = gguf_tensors(config, params)
     tensors["blk.1.attn_k.weight"] = tensors["blk.1.attn_k.weight"][:6]
     tensors["blk.0.strange.weight"] = tensors.pop("blk.0.ffn_up.weight")
-    path = write_gguf(tmp_path / "wrong.gguf", tensors, kv_heads=2)
+    path = write_gguf(tmp_path / "wrong.gguf", config, tensors)
     with pytest.raises(ValueError, match="wrong.gguf") as error:
         load_gguf(path)
     for part in (
-        "blk.1.attn_k.weight has shape (24, 6), expected (24, 12)",
+        "blk.1.attn_k.weight has shape (6, 16), expected (8, 16)",
         "unknown tensor blk.0.strange.weight",
         "missing tensor blk.0.ffn_up.weight",
     ):
         assert part in str(error.value)
+    tensors = gguf_tensors(config, params)
+    tensors["output_norm.weight"] = np.ones(16, np.int32)
+    with pytest.raises(ValueError, match=r"output_norm.weight: Dequantization for I32"):
+        load_gguf(write_gguf(tmp_path / "integers.gguf", config, tensors))
 
 
 def test_other_files_are_refused(tmp_path):
-    tensors = gguf_tensors(tiny_golden("grouped"))
-    other = write_gguf(tmp_path / "other.gguf", tensors, kv_heads=2, architecture="qwen2")
-    with pytest.raises(ValueError, match="'qwen2', expected 'llama'"):
+    _, config, params = load_golden("smollm2", tmp_path)
+    tensors = gguf_tensors(config, params)
+    other = write_gguf(tmp_path / "other.gguf", config, tensors, architecture="gemma3")
+    with pytest.raises(ValueError, match="'gemma3', supported are llama, qwen2, qwen3"):
         load_gguf(other)
     (tmp_path / "text.gguf").write_text("this is not a model, but it is long enough to look like")
     with pytest.raises(ValueError, match="text.gguf: not a readable GGUF file"):
@@ -164,17 +212,3 @@ def test_smollm2_predicts_what_pytorch_predicts(smollm2_path):
     for row, case in zip(log_probs, cases, strict=True):
         assert np.argsort(-row)[:5].tolist() == case["top_ids"], case["prompt"]
         np.testing.assert_allclose(row[case["top_ids"]], case["log_probs"], atol=1e-3)
-
-
-def test_live_comparison_with_pytorch(tmp_path):
-    """A seed that is in no golden; needs PyTorch, which nothing else here does."""
-    pytest.importorskip("torch", reason="PyTorch, a test-only oracle, is not installed")
-    spec = importlib.util.spec_from_file_location("make", GOLDENS / "make_llama_golden.py")
-    make = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make)
-    golden = make.tiny_llama(11, kv_heads=2, tied=True)
-    path = write_gguf(tmp_path / "live.gguf", gguf_tensors(golden), kv_heads=2)
-    config, params = load_gguf(path)
-    decoder = Decoder(config, {name: jax.numpy.asarray(value) for name, value in params.items()})
-    logits = decoder.logits(decoder.hidden(golden["tokens"], np.array([13, 13])))
-    np.testing.assert_allclose(logits, golden["logits"], atol=1e-5, rtol=1e-5)

@@ -1,34 +1,42 @@
-"""Loading Hugging Face folders: parity with PyTorch's Llama, shards, dtypes, bad folders."""
+"""Loading Hugging Face folders: shards of files and devices, dtypes, fields, bad folders.
+
+That the families' models compute what they should is in test_families.
+"""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import make_decoder_golden as goldens
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from safetensors.numpy import load, save_file
 
-from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.export import write_hugging_face
+from tca4rec_jax.llm import loading
+from tca4rec_jax.llm.config import RopeScaling, logical_axes
+from tca4rec_jax.llm.families import config_fields, decoder_config
 from tca4rec_jax.llm.hugging_face import load_hugging_face, read_config
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 
-GOLDEN = Path(__file__).parent.parent / "goldens" / "tiny_llama.npz"
 FIELDS = {
-    "model_type": "llama", "vocab_size": 29, "hidden_size": 24, "intermediate_size": 40,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+    "model_type": "llama", "vocab_size": 29, "hidden_size": 16, "intermediate_size": 24,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
     "hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 64,
     "rope_theta": 500.0, "rope_scaling": None, "tie_word_embeddings": True,
 }  # fmt: skip
 QUERY = "model.layers.1.self_attn.q_proj.weight"
+LLAMA3 = {
+    "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
 
 
-def golden(name):
-    with np.load(GOLDEN) as file:
-        values = {key.removeprefix(f"{name}/"): file[key] for key in file if key.startswith(name)}
-    weights = {k.removeprefix("weights/"): v for k, v in values.items() if k.startswith("weights/")}
-    return weights, values["tokens"], values["logits"]
+@pytest.fixture
+def weights():
+    """Tensors of the golden Llama that FIELDS describes."""
+    return load(goldens.read_model("smollm2")["model.safetensors"].tobytes())
 
 
 def write_folder(folder, weights, fields=FIELDS, shards=1):
@@ -47,36 +55,54 @@ def write_folder(folder, weights, fields=FIELDS, shards=1):
     return folder
 
 
-def logits_of(folder, tokens):
-    config, params = load_hugging_face(folder)
-    decoder = Decoder(config, {path: jnp.asarray(value) for path, value in params.items()})
-    lengths = jnp.full(len(tokens), tokens.shape[1])
-    return jax.jit(lambda t: decoder.logits(decoder.hidden(t, lengths)))(jnp.asarray(tokens))
+def ours(weights):
+    """The parameters that they are, put together by hand."""
+    layers = [f"model.layers.{layer}" for layer in range(2)]
+    modules = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    modules |= {f"{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"}
+    modules |= {f"{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+    return {
+        "embedding": weights["model.embed_tokens.weight"],
+        "final_norm": weights["model.norm.weight"],
+        **{
+            f"layers/{name}": np.stack([weights[f"{layer}.{module}.weight"].T for layer in layers])
+            for name, module in modules.items()
+        },
+    }
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_logits_equal_pytorch_tied_and_grouped(tmp_path, shards):
-    weights, tokens, logits = golden("grouped")
-    folder = write_folder(tmp_path / "model", weights, shards=shards)
-    np.testing.assert_allclose(logits_of(folder, tokens), logits, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("piece_bytes", [70, 1 << 20])
+def test_every_value_is_in_its_place(tmp_path, weights, shards, piece_bytes, monkeypatch):
+    monkeypatch.setattr(loading, "PIECE_BYTES", piece_bytes)
+    _, params = load_hugging_face(write_folder(tmp_path / "model", weights, shards=shards))
+    jax.tree.map(np.testing.assert_array_equal, params, ours(weights))
 
 
-def test_logits_equal_pytorch_untied(tmp_path):
-    weights, tokens, logits = golden("untied")
-    kv_heads = weights["model.layers.0.self_attn.k_proj.weight"].shape[0] // 6
-    # As transformers 5 writes the rotary base; and a buffer that old checkpoints hold.
-    fields = {key: value for key, value in FIELDS.items() if not key.startswith("rope")}
-    fields |= {"num_key_value_heads": kv_heads, "tie_word_embeddings": False}
-    fields["rope_parameters"] = {"rope_type": "default", "rope_theta": 500.0}
-    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(3, np.float32)
-    folder = write_folder(tmp_path / "model", weights, fields)
-    np.testing.assert_allclose(logits_of(folder, tokens), logits, rtol=1e-4, atol=1e-4)
+def test_parameters_are_loaded_onto_their_shards(tmp_path, weights):
+    """Layers, rows and columns split; what two devices share is one piece of memory."""
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Auto,))
+    split = {"layers": None, "heads": "model", "feed_forward": "model", "kv_heads": None}
+
+    def sharding(path):
+        return NamedSharding(mesh, P(*(split.get(axis) for axis in logical_axes(path))))
+
+    folder = write_folder(tmp_path / "model", weights)
+    _, params = load_hugging_face(folder, sharding=sharding)
+    jax.tree.map(np.testing.assert_array_equal, params, ours(weights))
+    shapes = {path: value.sharding.shard_shape(value.shape) for path, value in params.items()}
+    assert shapes["layers/q_proj"] == (2, 16, 8)
+    assert shapes["layers/down_proj"] == (2, 12, 16)
+    _, params = load_hugging_face(folder, sharding=lambda _: NamedSharding(mesh, P()))
+    for path, value in params.items():
+        places = {shard.data.unsafe_buffer_pointer() for shard in value.addressable_shards}
+        assert len(places) == 1, path
 
 
-def test_a_head_written_twice_and_bfloat16_weights(tmp_path):
-    weights, _, _ = golden("grouped")
+def test_a_head_written_twice_old_tables_and_bfloat16_weights(tmp_path, weights):
     weights = {name: value.astype(jnp.bfloat16) for name, value in weights.items()}
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(3, np.float32)
     folder = write_folder(tmp_path / "model", weights)
     config, params = load_hugging_face(folder, jnp.bfloat16)
     assert config.tie_embeddings
@@ -85,23 +111,74 @@ def test_a_head_written_twice_and_bfloat16_weights(tmp_path):
     np.testing.assert_array_equal(params["layers/q_proj"][1], weights[QUERY].T)
 
 
-def test_what_was_exported_comes_back_bit_for_bit_with_its_tokenizer(tmp_path, tokenizer):
-    config, params = load_hugging_face(write_folder(tmp_path / "model", golden("grouped")[0]))
-    write_hugging_face(tmp_path / "again", config, params, tokenizer, dtype="float32")
-    config_again, again = load_hugging_face(tmp_path / "again")
-    assert config_again == config
-    jax.tree.map(np.testing.assert_array_equal, again, params)
-    assert load_tokenizer(tmp_path / "again").encode("hello") == tokenizer.encode("hello")
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"rope_theta": 500.0, "rope_scaling": None}, (500.0, None)),
+        ({"rope_theta": None}, (10000.0, None)),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, (7.0, None)),
+        (
+            {"rope_theta": 9.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            (9.0, RopeScaling("linear", 2.0)),
+        ),
+        (
+            {"rope_theta": 9.0, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+            (9.0, RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)),
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 9.0, **LLAMA3}},
+            (9.0, RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)),
+        ),
+    ],
+)
+def test_both_spellings_of_the_rotary_fields(rope, expected):
+    fields = {key: value for key, value in FIELDS.items() if not key.startswith("rope")}
+    config = decoder_config(fields | {k: v for k, v in rope.items() if v is not None})
+    assert (config.rope_theta, config.rope_scaling) == expected
+    assert decoder_config(config_fields(config)) == config
+    # What transformers before version 5 reads says the same.
+    old = {k: v for k, v in config_fields(config).items() if k != "rope_parameters"}
+    assert decoder_config(old) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "window", "full_layers"),
+    [
+        ({"model_type": "mistral"}, 4096, ()),  # the family's default
+        ({"model_type": "mistral", "sliding_window": None}, None, ()),
+        ({"model_type": "qwen2", "sliding_window": 5}, None, ()),
+        ({"model_type": "qwen3", "sliding_window": 5, "use_sliding_window": True}, None, ()),
+        (
+            {"model_type": "qwen3", "sliding_window": 5, "use_sliding_window": True,
+             "max_window_layers": 0},
+            5, (),
+        ),
+        (
+            {"model_type": "qwen2", "sliding_window": 5, "use_sliding_window": True,
+             "layer_types": ["sliding_attention", "full_attention"]},
+            5, (1,),
+        ),
+    ],
+)  # fmt: skip
+def test_sliding_windows(change, window, full_layers):
+    config = decoder_config(FIELDS | change)
+    assert (config.sliding_window, config.full_layers) == (window, full_layers)
+    assert decoder_config(config_fields(config)) == config
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model_type": "gpt2"}, r"config.json: model_type 'gpt2'"),
-        ({"rope_scaling": {"type": "linear"}}, "rope_scaling is"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type is 'llama3'"),
-        ({"attention_bias": True}, "attention_bias is True"),
-        ({"sliding_window": 32}, "sliding_window is 32"),
+        ({"rope_scaling": {"type": "linear"}}, "'factor'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is"),
+        ({"num_attention_heads": "4"}, "'num_attention_heads' expected int, got str"),
+        (
+            {"model_type": "qwen2", "layer_types": ["full_attention", "chunked_attention"]},
+            "layer_types.*chunked_attention",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"hidden_size": None}, "'hidden_size' is missing"),
     ],
@@ -109,23 +186,25 @@ def test_what_was_exported_comes_back_bit_for_bit_with_its_tokenizer(tmp_path, t
 def test_a_config_that_is_not_supported_is_named(tmp_path, change, message):
     fields = {k: v for k, v in (FIELDS | change).items() if v is not None}
     with pytest.raises(ValueError, match=message):
-        read_config(write_folder(tmp_path / "model", golden("grouped")[0], fields))
+        read_config(write_folder(tmp_path / "model", {}, fields))
 
 
-def test_every_tensor_that_does_not_fit_is_named(tmp_path):
-    weights, _, _ = golden("grouped")
+def test_every_tensor_that_does_not_fit_is_named(tmp_path, weights):
     weights["extra.weight"] = np.zeros(2, np.float32)
     weights[QUERY] = weights[QUERY][:5].copy()
     del weights["model.norm.weight"]
     folder = write_folder(tmp_path / "model", weights)
-    with pytest.raises(ValueError, match=r"unknown extra.weight") as error:
+    with pytest.raises(ValueError, match=r"unknown tensor extra.weight") as error:
         load_hugging_face(folder)
-    assert f"{QUERY} has shape (5, 24), expected (24, 24)" in str(error.value)
-    assert "missing model.norm.weight" in str(error.value)
+    assert f"{QUERY} has shape (5, 16), expected (16, 16)" in str(error.value)
+    assert "missing tensor model.norm.weight" in str(error.value)
+    weights[QUERY] = np.zeros((16, 16), np.int8)
+    with pytest.raises(ValueError, match=rf"{QUERY} is I8, supported are F32, F16, BF16"):
+        load_hugging_face(write_folder(tmp_path / "quantised", weights))
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path):
-    folder = write_folder(tmp_path / "model", golden("grouped")[0])
+def test_files_that_cannot_be_read_are_named(tmp_path, weights):
+    folder = write_folder(tmp_path / "model", weights)
     with pytest.raises(ValueError, match="no tokenizer"):
         load_tokenizer(folder)
     (folder / "model.safetensors").write_bytes(b"no tensors")
