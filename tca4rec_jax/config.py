@@ -44,18 +44,27 @@ def default_config() -> ConfigDict:
                 "max_title_length": 100,  # characters
             },
             "cf": {
-                "model": "sasrec",
+                "model": "sasrec",  # a key of MODELS in cf/models.py
+                "weights": "",  # a PyTorch SASRec to read instead of training
                 "units": 64,
                 "blocks": 2,
                 "heads": 1,
                 "history_length": 10,
                 "dropout": 0.3,
-                "loss": "softmax",
+                # '', 0 and -1 stand for what the model's paper does.
+                "loss": "",  # 'softmax', 'bce', 'bpr'
+                "labels": "",  # 'all', 'last', 'target'
+                "negatives": 0,
+                "regularisation": -1.0,
                 "learning_rate": 1e-3,
                 "batch_size": 256,
                 "max_epochs": 40,
                 "patience": 6,
                 "seed": 0,
+                "filter_seen": False,  # leave a row's history out of its CF ranking
+                "logits": "",  # where the stores are: a folder, a bucket; '': WORKDIR/cf/logits
+                "dtype": "float32",  # of the stores; or 'bfloat16', 'float16'
+                "top_k": 0,  # keep so many logits per row and a floor; 0 keeps all
             },
             "llm": {
                 # A name in data/downloads.py, a .gguf file or a Hugging Face folder.
@@ -115,6 +124,7 @@ def default_config() -> ConfigDict:
 def movielens_config() -> ConfigDict:
     """MovieLens-100K with SmolLM2-135M on a few CPU cores: what configs/ of that pair share."""
     config = default_config()
+    config.cf.loss = "softmax"  # calibrated: beta = 1 takes the logits as they are
     config.prompt.prefix = "Movies one person watched, in order:\n"
     config.lora.rank = 16
     config.lora.alpha = 32.0

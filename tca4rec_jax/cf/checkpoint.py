@@ -1,9 +1,10 @@
-"""A trained CF model as one .npz file: its architecture and its parameters by name."""
+"""A trained CF model as one .npz file: its name and architecture, and its arrays by name."""
 
 import dataclasses
 import json
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -11,61 +12,84 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tca4rec_jax.cf.sasrec import SASRec, SASRecConfig
+from tca4rec_jax.cf.models import MODELS
+from tca4rec_jax.cf.observed import Observed
 
-_CONFIG = "config"
-
-
-def save_sasrec(path: Path | str, model: SASRec) -> None:
-    """Writes the model beside `path`, then renames."""
-    path = Path(path)
-    arrays = {name: np.asarray(value) for name, value in _named_parameters(model).items()}
-    config = json.dumps(dataclasses.asdict(model.config))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
-        np.savez(file, **{_CONFIG: np.array(config)}, **arrays)
-    os.replace(beside, path)
+_TEXT = "config"
 
 
-def load_sasrec(path: Path | str) -> SASRec:
-    """Reads what `save_sasrec` wrote.
+def save_model(path: Path | str, name: str, model: nnx.Module) -> None:
+    """Writes the model, called `name` in MODELS, beside `path`, then renames."""
+    config = {"model": name, **dataclasses.asdict(model.config)}
+    write_arrays(path, _named_arrays(model), json.dumps(config))
+
+
+def load_model(path: Path | str) -> tuple[str, nnx.Module]:
+    """Reads what `save_model` wrote: (its name in MODELS, the model).
 
     Raises:
       ValueError: the file is missing or damaged, or a parameter is missing, unknown or of another
         shape (named).
     """
+    arrays, text = read_arrays(path)
+    try:
+        fields = json.loads(text)
+        name = fields.pop("model", "sasrec")
+        kind = MODELS[name]
+        config = kind.config(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a CF checkpoint ({error!r})") from error
+    abstract = nnx.eval_shape(lambda: kind.module(config, rngs=nnx.Rngs(0)))
+    expected = _named_arrays(abstract)
+    if set(expected) != set(arrays):
+        raise ValueError(
+            f"{path}: missing parameters {sorted(set(expected) - set(arrays))}, unknown parameters "
+            f"{sorted(set(arrays) - set(expected))}"
+        )
+    for name_, value in _named_arrays(abstract, nnx.Param).items():
+        if arrays[name_].shape != value.shape:
+            raise ValueError(
+                f"{path}: {name_} has shape {arrays[name_].shape}, the architecture needs "
+                f"{value.shape}"
+            )
+    return name, filled(abstract, arrays)
+
+
+def filled(abstract: nnx.Module, arrays: Mapping[str, np.ndarray]) -> nnx.Module:
+    """The model of an abstract one (nnx.eval_shape) and its arrays by dotted names."""
+    graph, state = nnx.split(abstract)
+    state = jax.tree_util.tree_map_with_path(
+        lambda place, _: jnp.asarray(arrays[_name(place)]), state
+    )
+    return nnx.merge(graph, state)
+
+
+def write_arrays(path: Path | str, arrays: Mapping[str, np.ndarray], text: str) -> None:
+    """An .npz file of arrays and one text, written beside `path`, then renamed."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("wb") as file:
+        host = {name: np.asarray(value) for name, value in arrays.items()}
+        np.savez(file, **{_TEXT: np.array(text)}, **host)
+    os.replace(beside, path)
+
+
+def read_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], str]:
+    """What `write_arrays` wrote; raises ValueError naming the file if it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        config = SASRecConfig(**json.loads(str(arrays.pop(_CONFIG))))
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        return arrays, str(arrays.pop(_TEXT))
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path} is not a SASRec checkpoint ({error}); run launch/train_cf.py"
+            f"{path} is not a CF checkpoint ({error}); run launch/train_cf.py"
         ) from error
-    abstract = nnx.eval_shape(lambda: SASRec(config, rngs=nnx.Rngs(0)))
-    shapes = {name: value.shape for name, value in _named_parameters(abstract).items()}
-    if set(shapes) != set(arrays):
-        raise ValueError(
-            f"{path}: missing parameters {sorted(set(shapes) - set(arrays))}, unknown parameters "
-            f"{sorted(set(arrays) - set(shapes))}"
-        )
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape:
-            raise ValueError(
-                f"{path}: {name} has shape {arrays[name].shape}, the architecture needs {shape}"
-            )
-    graph, params = nnx.split(abstract, nnx.Param)
-    params = jax.tree_util.tree_map_with_path(
-        lambda place, _: jnp.asarray(arrays[_name(place)]), params
-    )
-    return nnx.merge(graph, params)
 
 
-def _named_parameters(model: SASRec) -> dict[str, jax.Array]:
-    params = nnx.state(model, nnx.Param)
-    return {_name(place): value for place, value in jax.tree_util.tree_leaves_with_path(params)}
+def _named_arrays(model: nnx.Module, *kinds) -> dict[str, jax.Array]:
+    state = nnx.state(model, *(kinds or ((nnx.Param, Observed),)))
+    return {_name(place): value for place, value in jax.tree_util.tree_leaves_with_path(state)}
 
 
 def _name(place) -> str:

@@ -1,9 +1,11 @@
 """From prepared data to CF logits: trains the CF model, ranks, writes the logits of every split.
 
 Layout written below a work directory:
-  cf/checkpoint.npz      the trained model (not for most popular)
+  cf/checkpoint.npz      the trained model
+  cf/training.npz        the state of its training, to go on from
   cf/logits/<split>/     one logits store per split: an entry per flat position of the users'
-                         sequences, an entry per row (for its target) of the other splits
+                         sequences, an entry per row (for its target) of the other splits; or
+                         below config.cf.logits, a folder or a bucket
   cf/metrics.json        written last: it stands for a complete run
 """
 
@@ -11,7 +13,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,110 +22,187 @@ from flax import nnx
 from rich.box import SIMPLE
 from rich.table import Table
 
-from tca4rec_jax.cf.checkpoint import save_sasrec
+from tca4rec_jax.cf.checkpoint import save_model
 from tca4rec_jax.cf.fit import FitConfig, fit
-from tca4rec_jax.cf.logits_store import open_store, write_store
-from tca4rec_jax.cf.popularity import popularity_logits
-from tca4rec_jax.cf.sasrec import SASRec, SASRecConfig
-from tca4rec_jax.cf.scoring import RowScores, check_history_length, score_rows, user_vectors
-from tca4rec_jax.data.sequences import ItemSequences, RecData
-from tca4rec_jax.ranking import mean_metrics
+from tca4rec_jax.cf.logits_arrays import DTYPES
+from tca4rec_jax.cf.logits_store import open_store, split_place
+from tca4rec_jax.cf.logits_writer import write_store
+from tca4rec_jax.cf.models import MODELS
+from tca4rec_jax.cf.profile import profile
+from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
+from tca4rec_jax.cf.scoring import (
+    RowScores,
+    check_history_length,
+    entries,
+    item_arrays,
+    score_rows,
+)
+from tca4rec_jax.data.sequences import RecData
+from tca4rec_jax.ranking import CUTOFFS, mean_metrics
 
-MODELS = ("sasrec", "popularity")
 EVALUATED = ("validation", "test")
-POPULARITY = "most popular"
+REPORTED = (*CUTOFFS, 20)
+_OWN = {"loss": "", "labels": "", "negatives": 0, "regularisation": -1.0}
+_STORED = ("logits", "dtype", "top_k", "filter_seen", "weights")
 
 
 @dataclasses.dataclass(frozen=True)
-class CFModel:
-    """A trained CF model as the rest of the run sees it.
+class CFSettings:
+    """`config.cf`, checked and split up.
 
     Attributes:
-      name: for tables and manifests.
-      item_table: float32 [I, D].
-      item_bias: float32 [I] or None.
-      vectors: (sequences, flat positions or None for all) -> float32 [m, D].
-      history_length: the longest history the vectors depend on; None if they depend on none.
+      name: a key of MODELS.
+      architecture: the config of its module.
+      training: how it is trained; None if it is not.
+      weights: a PyTorch checkpoint to read instead of training; '' trains.
+      logits: where the stores lie; '' is workdir/cf/logits.
+      dtype, top_k: of the stores, see logits_writer.write_store.
+      filter_seen: whether a row's history is left out of its ranking.
     """
 
     name: str
-    item_table: np.ndarray
-    item_bias: np.ndarray | None
-    vectors: Callable[[ItemSequences, np.ndarray | None], np.ndarray]
-    history_length: int | None
+    architecture: object
+    training: FitConfig | None
+    weights: str = ""
+    logits: str = ""
+    dtype: str = "float32"
+    top_k: int = 0
+    filter_seen: bool = False
+
+    @classmethod
+    def of(cls, config: Mapping, data: RecData) -> "CFSettings":
+        """Raises ValueError naming the field if one is unknown or out of range."""
+        fields = {"model": None, **config}
+        if (name := fields.pop("model")) not in MODELS:
+            raise ValueError(f"cf.model is {name!r}: expected one of {tuple(MODELS)}")
+        kind = MODELS[name]
+        training = {field.name for field in dataclasses.fields(FitConfig)}
+        known = set().union(*(other.fields for other in MODELS.values()), training, _STORED)
+        if unknown := sorted(set(fields) - known):
+            raise ValueError(
+                f"cf: unknown fields {unknown}; expected model, {', '.join(sorted(known))}"
+            )
+        given = {key: value for key, value in fields.items() if value != _OWN.get(key)}
+        chosen = {key: given[key] for key in kind.fields & set(given)}
+        stored = {key: fields[key] for key in _STORED if key in fields}
+        if stored.get("dtype", "float32") not in DTYPES:
+            raise ValueError(f"cf.dtype is {stored['dtype']!r}: expected one of {DTYPES}")
+        if stored.get("weights") and name != "sasrec":
+            raise ValueError("cf.weights reads PyTorch checkpoints of cf.model 'sasrec' only")
+        fit_config = None
+        if kind.training is not None:
+            own = dict(kind.training)
+            fit_config = FitConfig(**own | {k: given[k] for k in training & set(given)})
+        return cls(name, _architecture(kind, chosen, data), fit_config, **stored)
 
 
 def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int) -> dict:
     """Trains and stores, or finds a complete run of the same config and data.
 
     Args:
-      config: `config.cf`: 'model', and the fields of SASRecConfig and FitConfig.
+      config: `config.cf`: see CFSettings, the models' architectures and FitConfig.
       data: the prepared data.
       workdir: results go below workdir/cf.
       history_length: of the data's rows; the CF model must be able to read as much.
 
     Returns:
       The contents of metrics.json: 'results' is {model: {subset: {'hr@K', 'ndcg@K', 'nll',
-      'entropy', 'rows'}}}; subsets are validation, test, 'test, tied' and 'test, untied'.
+      'entropy', 'rows'}}}; subsets are validation, test, 'test, tied' and 'test, untied';
+      'profiles' is {model: what profile.profile gives for the test rows}.
 
     Raises:
       ValueError: unknown fields or values, a history longer than the model's.
     """
-    architecture, fit_config = parse_config(config, data.catalogue.num_items)
-    check_history_length(history_length, architecture.history_length)
+    settings = CFSettings.of(config, data)
+    check_history_length(history_length, settings.architecture.history_length)
     directory = Path(workdir) / "cf"
     identity = _identity(config, data)
-    if (found := _complete_run(directory, identity, data)) is not None:
+    if (found := _complete_run(directory, settings, identity, data)) is not None:
         logging.info("CF: %s holds a complete run of this config and data", directory)
         return found
     (directory / "metrics.json").unlink(missing_ok=True)
 
     began = time.perf_counter()
-    models = [_most_popular(data)]
-    training: dict = {}
-    if config["model"] == "sasrec":
-        model, training = _train_sasrec(architecture, fit_config, data, directory)
-        models.append(model)
-    for split, sequences in data.splits.items():
-        every = split == "train_sequences"
-        positions = None if every else sequences.last_positions
-        _store(directory / "logits" / split, models[-1], sequences, positions, data)
+    model, training = trained_model(settings, data, directory)
+    save_model(directory / "checkpoint.npz", settings.name, model)
+    store_logits(settings, model, data, workdir)
+    baseline = "popularity"
+    models = {MODELS[baseline].label: _observed(MODELS[baseline], data)}
+    models[MODELS[settings.name].label] = model
+    popularity_I = _counts(data)
     metrics = {
         "identity": identity,
-        "results": {model.name: evaluate_model(model, data) for model in models},
+        "results": {
+            label: evaluate_model(model, data, filter_seen=settings.filter_seen)
+            for label, model in models.items()
+        },
+        "profiles": {
+            label: profile(model, data.splits["test"], popularity_I)
+            for label, model in models.items()
+        },
         "training": training,
         "seconds": time.perf_counter() - began,
     }
     beside = directory / ".metrics.json.partial"
     beside.write_text(json.dumps(metrics, indent=2) + "\n")
     os.replace(beside, directory / "metrics.json")
+    (directory / "training.npz").unlink(missing_ok=True)
     return metrics
 
 
-def parse_config(config: Mapping, num_items: int) -> tuple[SASRecConfig, FitConfig]:
-    """Splits `config.cf` into architecture and training; raises ValueError on unknown fields."""
-    fields = dict(config)
-    if (name := fields.pop("model", None)) not in MODELS:
-        raise ValueError(f"cf.model is {name!r}: expected one of {MODELS}")
-    architecture = {field.name for field in dataclasses.fields(SASRecConfig)} - {"num_items"}
-    training = {field.name for field in dataclasses.fields(FitConfig)}
-    if unknown := sorted(set(fields) - architecture - training):
-        known = ", ".join(sorted(architecture | training))
-        raise ValueError(f"cf: unknown fields {unknown}; expected model, {known}")
-    return (
-        SASRecConfig(num_items, **{k: v for k, v in fields.items() if k in architecture}),
-        FitConfig(**{k: v for k, v in fields.items() if k in training}),
+def trained_model(settings: CFSettings, data: RecData, directory: Path) -> tuple[nnx.Module, dict]:
+    """The model of the settings, trained (or read), and the record of its training."""
+    if settings.weights:
+        model = read_sasrec(settings.weights, settings.architecture)
+        return model, {"weights": settings.weights}
+    if settings.training is None:
+        return _observed(MODELS[settings.name], data, settings.architecture), {}
+    config = settings.training
+    fresh = MODELS[settings.name].module(settings.architecture, rngs=nnx.Rngs(config.seed))
+    train = data.splits["train" if config.labels == "target" else "train_sequences"]
+    if hasattr(fresh, "observe"):
+        fresh.observe(train)
+    fitted = fit(
+        fresh,
+        train,
+        data.splits["validation"],
+        config,
+        checkpoint=directory / "training.npz",
     )
+    return fitted.model, {"best_epoch": fitted.best_epoch, "epochs": fitted.epochs}
 
 
-def evaluate_model(model: CFModel, data: RecData) -> dict[str, dict[str, float]]:
+def store_logits(settings: CFSettings, model: nnx.Module, data: RecData, workdir: Path) -> None:
+    """Writes the logits of every split to its store."""
+    table_IxD, bias_I = item_arrays(model)
+    for split, sequences in data.splits.items():
+        positions = None if split == "train_sequences" else sequences.last_positions
+        rows = entries(model, sequences, positions)
+        factorised = {"vectors": rows, "item_table": table_IxD, "item_bias": bias_I}
+        write_store(
+            split_place(settings.logits, workdir, split),
+            sequences,
+            data.catalogue,
+            **({"logits": rows} if table_IxD is None else factorised),
+            cf_model=MODELS[settings.name].label,
+            history_length=settings.architecture.history_length,
+            dtype=settings.dtype,
+            top_k=settings.top_k,
+        )
+
+
+def evaluate_model(
+    model: nnx.Module, data: RecData, *, filter_seen: bool = False
+) -> dict[str, dict[str, float]]:
     """Full ranking of the validation and test rows, and of the tied and untied test rows."""
     results = {}
     for split in EVALUATED:
         rows = data.splits[split]
-        vector_RxD = model.vectors(rows, rows.last_positions)
-        target_R = rows.items[rows.last_positions]
-        scores = score_rows(vector_RxD, model.item_table, target_R, model.item_bias)
+        target_R, seen_RxS = rows.items[rows.last_positions], None
+        if filter_seen:
+            seen_RxS, _ = rows.histories_and_targets(max(int(rows.lengths.max()) - 1, 1))
+        entry_RxD = entries(model, rows, rows.last_positions)
+        scores = score_rows(entry_RxD, *item_arrays(model), target_R, seen_RxS)
         results[split] = _means(scores, np.ones(len(rows), bool))
         if split == "test":
             # Among tied interactions the order is arbitrary, so they are also reported apart.
@@ -149,45 +228,30 @@ def results_table(metrics: Mapping) -> Table:
     return table
 
 
-def _most_popular(data: RecData) -> CFModel:
-    bias_I = popularity_logits(data.splits["train_sequences"], data.catalogue.num_items)
-
-    def vectors(sequences, positions):
-        count = len(sequences.items) if positions is None else len(positions)
-        return np.zeros((count, 1), np.float32)
-
-    return CFModel(POPULARITY, np.zeros((len(bias_I), 1), np.float32), bias_I, vectors, None)
+def _architecture(kind, chosen: dict, data: RecData):
+    """The config of a model for these data."""
+    sizes = {"num_items": data.catalogue.num_items}
+    if "num_users" in {field.name for field in dataclasses.fields(kind.config)}:
+        sizes["num_users"] = len(np.unique(data.splits["train_sequences"].user))
+    return kind.config(**sizes, **chosen)
 
 
-def _train_sasrec(architecture, fit_config, data: RecData, directory) -> tuple[CFModel, dict]:
-    fresh = SASRec(architecture, rngs=nnx.Rngs(fit_config.seed))
-    fitted = fit(fresh, data.splits["train_sequences"], data.splits["validation"], fit_config)
-    save_sasrec(directory / "checkpoint.npz", fitted.model)
-
-    def vectors(sequences, positions):
-        return user_vectors(fitted.model, sequences, positions)
-
-    table = np.asarray(fitted.model.item_table[...])
-    model = CFModel("SASRec", table, None, vectors, architecture.history_length)
-    return model, {"best_epoch": fitted.best_epoch, "epochs": fitted.epochs}
+def _observed(kind, data: RecData, architecture=None) -> nnx.Module:
+    """A model that only observes the training data."""
+    architecture = architecture or _architecture(kind, {}, data)
+    model = kind.module(architecture, rngs=nnx.Rngs(0))
+    model.observe(data.splits["train_sequences"])
+    return model
 
 
-def _store(path: Path, model: CFModel, sequences: ItemSequences, positions, data: RecData) -> None:
-    write_store(
-        path,
-        sequences,
-        data.catalogue,
-        vectors=model.vectors(sequences, positions),
-        item_table=model.item_table,
-        item_bias=model.item_bias,
-        cf_model=model.name,
-        history_length=model.history_length,
-    )
+def _counts(data: RecData) -> np.ndarray:
+    return np.bincount(data.splits["train_sequences"].items, minlength=data.catalogue.num_items)
 
 
 def _means(scores: RowScores, chosen_R: np.ndarray) -> dict[str, float]:
     means = {name: float(getattr(scores, name)[chosen_R].mean()) for name in ("nll", "entropy")}
-    return mean_metrics(scores.rank[chosen_R]) | means | {"rows": int(chosen_R.sum())}
+    ranked = mean_metrics(scores.rank[chosen_R], REPORTED)
+    return ranked | means | {"rows": int(chosen_R.sum())}
 
 
 def _identity(config: Mapping, data: RecData) -> dict:
@@ -195,13 +259,14 @@ def _identity(config: Mapping, data: RecData) -> dict:
     return {"config": dict(config), "catalogue": data.catalogue.content_hash(), "splits": hashes}
 
 
-def _complete_run(directory: Path, identity: dict, data: RecData) -> dict | None:
+def _complete_run(directory: Path, settings: CFSettings, identity: dict, data: RecData):
     try:
         metrics = json.loads((directory / "metrics.json").read_text())
         if metrics["identity"] != identity:
             return None
         for split, sequences in data.splits.items():
-            open_store(directory / "logits" / split, sequences, data.catalogue)
+            place = split_place(settings.logits, directory.parent, split)
+            open_store(place, sequences, data.catalogue)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return metrics

@@ -6,7 +6,7 @@ the embedding table (one table for inputs and outputs, without a row for padding
 
 The blocks are those of the original: the query is layer-normed, key and value are not, the residual
 comes from the normed query, the feed-forward is as wide as the model. Two things differ: padding
-is masked out of the attention, and histories may be empty.
+is masked out of the attention, and histories may be empty (`mask_padding`).
 
 Axis letters: B batch, S positions of a history, I items, D model, N heads, H head dim.
 """
@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tca4rec_jax.cf.dropout import Dropout
+from tca4rec_jax.cf.windows import Queries, Windows
 from tca4rec_jax.data.sequences import PAD_ITEM
 
 NORM_EPSILON = 1e-8
@@ -34,6 +36,8 @@ class SASRecConfig:
       blocks: transformer blocks.
       heads: attention heads; must divide `units`.
       dropout: probability, applied to the input, the attention weights and the feed-forward.
+      mask_padding: False does as the published PyTorch code: padding places are zeroed after every
+        block, but attended to. It matters only for histories shorter than history_length.
     """
 
     num_items: int
@@ -42,6 +46,7 @@ class SASRecConfig:
     blocks: int = 2
     heads: int = 1
     dropout: float = 0.5
+    mask_padding: bool = True
 
     def __post_init__(self):
         for name in ("num_items", "history_length", "units", "blocks", "heads"):
@@ -51,21 +56,6 @@ class SASRecConfig:
             raise ValueError(f"SASRec: {self.heads} heads do not divide {self.units} units")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"SASRec: dropout must be in [0, 1), got {self.dropout}")
-
-
-class Dropout(nnx.Module):
-    """Inverted dropout whose randomness is an argument, so that the module has no state."""
-
-    def __init__(self, rate: float):
-        self.rate = rate
-
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        if key is None or self.rate == 0.0:
-            return x
-        # Bytes are four times cheaper to draw than floats; the rate is exact to 1/256.
-        kept = round(256 * (1.0 - self.rate))
-        keep = jax.random.bits(key, x.shape, jnp.uint8) < kept
-        return jnp.where(keep, x * (256.0 / kept), 0.0)
 
 
 class Block(nnx.Module):
@@ -141,14 +131,30 @@ class SASRec(nnx.Module):
         x_BxSxD = self.item_table[...][jnp.maximum(history_BxS, 0)] * jnp.sqrt(self.config.units)
         x_BxSxD = jnp.where(real_BxS[:, :, None], x_BxSxD, 0.0) + self.position_table[...][None]
         x_BxSxD = self.dropout(x_BxSxD, keys[0])
-        allowed_BxSxS = _allowed(real_BxS)
+        mask_padding = self.config.mask_padding
+        allowed_BxSxS = _allowed(real_BxS if mask_padding else jnp.ones_like(real_BxS))
         for block, key in zip(self.blocks, keys[1:], strict=True):
+            if not mask_padding:
+                x_BxSxD = jnp.where(real_BxS[:, :, None], x_BxSxD, 0.0)
             x_BxSxD = block(x_BxSxD, allowed_BxSxS, key)
+        if not mask_padding:
+            x_BxSxD = jnp.where(real_BxS[:, :, None], x_BxSxD, 0.0)
         return self.final_norm(x_BxSxD)
 
     def user_vectors(self, history_BxS: jax.Array) -> jax.Array:
         """The vector of each whole history, float32 [B, D]; an empty history has one too."""
         return self.hidden(history_BxS)[:, -1]
+
+    def items(self) -> tuple[jax.Array, None]:
+        """The table of the inner products, float32 [I, D]; no bias."""
+        return self.item_table[...], None
+
+    def queries(self, windows: Windows, last_only: bool, key: jax.Array) -> Queries:
+        """Every place predicts the item after it; with `last_only` the last one alone."""
+        hidden_BxSxD, target_BxS = self.hidden(windows.history_BxS, key), windows.target_BxS
+        if last_only:
+            hidden_BxSxD, target_BxS = hidden_BxSxD[:, -1:], target_BxS[:, -1:]
+        return Queries(hidden_BxSxD, target_BxS, *self.items())
 
 
 def _allowed(real_BxS: jax.Array) -> jax.Array:

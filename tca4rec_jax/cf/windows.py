@@ -4,14 +4,79 @@ A *flat position* j is an index into `ItemSequences.items`. Its window holds the
 precede it in its own row, oldest first, left padded with PAD_ITEM; the item at j is what a model
 predicts from the window.
 
-Axis letters: B batch of positions, S history length, n flat positions.
+Axis letters: B batch of positions, S history length, n flat positions, P supervised places of a
+window, I items, D width.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+
+
+class FlatRows(NamedTuple):
+    """ItemSequences on the device.
+
+    Attributes:
+      items_n: int32 [n].
+      row_starts_n: int32 [n], the first flat position of each position's row.
+      user_n: int32 [n], its user, 0..U-1 in the order of ItemSequences.user.
+    """
+
+    items_n: jax.Array
+    row_starts_n: jax.Array
+    user_n: jax.Array
+
+    @classmethod
+    def of(cls, sequences: ItemSequences) -> "FlatRows":
+        arrays = (sequences.items, row_starts(sequences), users_of(sequences))
+        return cls(*(jnp.asarray(array) for array in arrays))
+
+
+class Windows(NamedTuple):
+    """What a CF model is trained on: the windows before B flat positions.
+
+    Attributes:
+      history_BxS: int32, left padded with PAD_ITEM.
+      target_BxS: int32, the item after each place (the last column: the item at the position
+        itself), PAD_ITEM where there is nothing to predict.
+      user_B: int32, only for models that know users by id.
+    """
+
+    history_BxS: jax.Array
+    target_BxS: jax.Array
+    user_B: jax.Array
+
+
+class Queries(NamedTuple):
+    """What a CF model answers in training: logit = vector . table row + bias.
+
+    Attributes:
+      vector_BxPxD: float32.
+      target_BxP: int32, the item each vector should score highest; PAD_ITEM: not supervised.
+      table_IxD: float32.
+      bias_I: float32 or None.
+    """
+
+    vector_BxPxD: jax.Array
+    target_BxP: jax.Array
+    table_IxD: jax.Array
+    bias_I: jax.Array | None
+
+
+def windows_at(rows: FlatRows, position_B: jax.Array, history_length: int) -> Windows:
+    """The windows of the given flat positions; traceable."""
+    place = (rows.items_n, rows.row_starts_n, position_B, history_length)
+    return Windows(windows_before(*place), targets_of_windows(*place), rows.user_n[position_B])
+
+
+def users_of(sequences: ItemSequences) -> np.ndarray:
+    """The user of each flat position as 0..U-1, int32 [n]."""
+    _, user_R = np.unique(sequences.user, return_inverse=True)
+    return np.repeat(user_R, sequences.lengths).astype(np.int32)
 
 
 def row_starts(sequences: ItemSequences) -> np.ndarray:

@@ -18,7 +18,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
-from tca4rec_jax.cf.logits_store import LogitsStore, open_store
+from tca4rec_jax.cf.logits_store import LogitsStore, open_store, split_place
 from tca4rec_jax.collaborative_tokenizer import CFItems, trie_on_device
 from tca4rec_jax.config import run_name
 from tca4rec_jax.data.dataset import load as load_data
@@ -128,8 +128,8 @@ class Run:
 
     def cf_store(self, split: str) -> LogitsStore:
         """The CF logits of a split, checked against it."""
-        path = self.workdir / "cf" / "logits" / split
-        return open_store(path, self.data.splits[split], self.data.catalogue)
+        place = split_place(self.config.cf.logits, self.workdir, split)
+        return open_store(place, self.data.splits[split], self.data.catalogue)
 
     def optimizer(self):
         fields = self.config.optimizer

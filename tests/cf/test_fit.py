@@ -4,9 +4,10 @@ import pytest
 from flax import nnx
 
 from tca4rec_jax.cf import fit as fit_module
-from tca4rec_jax.cf.fit import FitConfig, evaluate, fit, window_loss
+from tca4rec_jax.cf.fit import FitConfig, batch_loss_of, evaluate, fit
+from tca4rec_jax.cf.losses import window_negatives
 from tca4rec_jax.cf.sasrec import SASRec, SASRecConfig
-from tca4rec_jax.cf.windows import row_starts
+from tca4rec_jax.cf.windows import FlatRows
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
 NUM_ITEMS = 20
@@ -76,15 +77,14 @@ def test_the_same_seed_gives_the_same_model():
 @pytest.mark.parametrize("labels", ["all", "last"])
 def test_softmax_loss_is_the_mean_over_supervised_places(labels):
     model, rows = make_model(history_length=4), cyclic_rows(2, 6, seed=0)
-    graph, params = nnx.split(model, nnx.Param)
+    graph, params, constants = nnx.split(model, nnx.Param, ...)
     positions = np.array([1, 9], np.int32)  # two and four supervised places
-    got = window_loss(
+    got = batch_loss_of(
         params,
         graph,
-        "softmax",
-        labels,
-        rows.items,
-        row_starts(rows),
+        constants,
+        FitConfig(loss="softmax", labels=labels),
+        fit_module._Rows(FlatRows.of(rows), None),
         positions,
         jax.random.key(0),
     )
@@ -102,7 +102,7 @@ def test_softmax_loss_is_the_mean_over_supervised_places(labels):
 
 def test_negatives_are_uniform_over_the_items_outside_the_window():
     seen_BxW = np.array([[3, 0, 3, 9], [PAD_ITEM, PAD_ITEM, 5, 5], [6, 7, 8, 9]], np.int32)
-    drawn = np.asarray(fit_module._negatives(jax.random.key(0), seen_BxW, 20000, 10))
+    drawn = np.asarray(window_negatives(jax.random.key(0), seen_BxW, 20000, 10))
     for row, seen in enumerate(seen_BxW):
         allowed = np.setdiff1d(np.arange(10), seen)
         share = np.bincount(drawn[row], minlength=10) / 20000
@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_stops_with_what_to_do():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("loss", "bpr"), ("labels", "first"), ("patience", 0), ("learning_rate", float("nan"))],
+    [("loss", "mse"), ("labels", "first"), ("patience", 0), ("learning_rate", float("nan"))],
 )
 def test_bad_settings_are_errors_that_name_the_field(field, value):
     with pytest.raises(ValueError, match=rf"cf\.{field}"):
@@ -127,5 +127,5 @@ def test_bad_settings_are_errors_that_name_the_field(field, value):
 
 def test_bce_needs_items_outside_the_window():
     rows = cyclic_rows(4, 6, seed=0)
-    with pytest.raises(ValueError, match="negative outside the window"):
+    with pytest.raises(ValueError, match="negatives outside the window"):
         fit(make_model(history_length=19), rows, rows, FitConfig(loss="bce"))

@@ -5,7 +5,7 @@ import pytest
 import rich.console
 
 from tca4rec_jax.cf import run as run_module
-from tca4rec_jax.cf.checkpoint import load_sasrec
+from tca4rec_jax.cf.checkpoint import load_model
 from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.run import results_table, run_cf
 from tca4rec_jax.cf.scoring import user_vectors
@@ -43,7 +43,7 @@ def test_sasrec_run_writes_what_the_checkpoint_computes(tmp_path, data):
     subsets = metrics["results"]["SASRec"]
     assert set(subsets) == {"validation", "test", "test, tied", "test, untied"}
     assert subsets["test, tied"]["rows"] + subsets["test, untied"]["rows"] == 20
-    model = load_sasrec(tmp_path / "cf/checkpoint.npz")
+    _, model = load_model(tmp_path / "cf/checkpoint.npz")
     for split, sequences in data.splits.items():
         store = open_store(tmp_path / "cf/logits" / split, sequences, data.catalogue)
         every = split == "train_sequences"
@@ -66,8 +66,8 @@ def test_popularity_run_stores_its_bias(tmp_path, data):
 def test_a_complete_run_is_found_and_a_changed_one_is_made_again(tmp_path, data, monkeypatch):
     first = run_cf(CONFIG, data, tmp_path, history_length=4)
     fits = []
-    train = run_module._train_sasrec
-    monkeypatch.setattr(run_module, "_train_sasrec", lambda *a: fits.append(a) or train(*a))
+    train = run_module.trained_model
+    monkeypatch.setattr(run_module, "trained_model", lambda *a: fits.append(a) or train(*a))
     assert run_cf(CONFIG, data, tmp_path, history_length=4) == first
     assert not fits
     run_cf(CONFIG | {"seed": 1}, data, tmp_path, history_length=4)
@@ -80,7 +80,7 @@ def test_a_complete_run_is_found_and_a_changed_one_is_made_again(tmp_path, data,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "bert4rec"}, "cf.model is 'bert4rec'"),
+        ({"model": "svd"}, "cf.model is 'svd'"),
         ({"unit": 8}, r"unknown fields \['unit'\]"),
         ({"history_length": 3}, "history is 4 items long, but the CF model reads 1 to 3"),
     ],

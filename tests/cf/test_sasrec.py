@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tca4rec_jax.cf.checkpoint import load_sasrec, save_sasrec
-from tca4rec_jax.cf.sasrec import Dropout, SASRec, SASRecConfig
+from tca4rec_jax.cf.checkpoint import load_model, save_model
+from tca4rec_jax.cf.dropout import Dropout
+from tca4rec_jax.cf.sasrec import SASRec, SASRecConfig
 from tca4rec_jax.data.sequences import PAD_ITEM
 
 CONFIG = SASRecConfig(num_items=12, history_length=5, units=8, blocks=2, heads=2, dropout=0.2)
@@ -91,25 +92,26 @@ def test_an_impossible_architecture_is_an_error_that_names_the_field(field, valu
 
 def test_checkpoint_gives_the_same_vectors_back(tmp_path):
     model = make_model(seed=3)
-    save_sasrec(tmp_path / "sasrec.npz", model)
-    restored = load_sasrec(tmp_path / "sasrec.npz")
+    save_model(tmp_path / "sasrec.npz", "sasrec", model)
+    name, restored = load_model(tmp_path / "sasrec.npz")
+    assert name == "sasrec"
     assert restored.config == CONFIG
     np.testing.assert_array_equal(restored.user_vectors(HISTORIES), model.user_vectors(HISTORIES))
 
 
 def test_a_damaged_checkpoint_is_an_error_that_names_the_file(tmp_path):
     path = tmp_path / "sasrec.npz"
-    with pytest.raises(ValueError, match=r"sasrec\.npz is not a SASRec checkpoint"):
-        load_sasrec(path)
+    with pytest.raises(ValueError, match=r"sasrec\.npz is not a CF checkpoint"):
+        load_model(path)
     path.write_bytes(b"PK not a zip")
-    with pytest.raises(ValueError, match=r"sasrec\.npz is not a SASRec checkpoint"):
-        load_sasrec(path)
-    save_sasrec(path, make_model())
+    with pytest.raises(ValueError, match=r"sasrec\.npz is not a CF checkpoint"):
+        load_model(path)
+    save_model(path, "sasrec", make_model())
     arrays = dict(np.load(path))
     np.savez(path, **(arrays | {"item_table": np.zeros((3, 8), np.float32)}))
     with pytest.raises(ValueError, match=r"item_table has shape \(3, 8\)"):
-        load_sasrec(path)
+        load_model(path)
     arrays.pop("blocks.0.query.kernel")
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match=r"missing parameters .*blocks\.0\.query\.kernel"):
-        load_sasrec(path)
+        load_model(path)

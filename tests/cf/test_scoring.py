@@ -57,8 +57,8 @@ def test_score_rows_against_numpy():
     bias_I, target_R = rng.normal(size=9), rng.integers(0, 9, 7)
     scores = score_rows(
         *(array.astype(np.float32) for array in (vector_RxD, table_IxD)),
-        target_R,
         bias_I.astype(np.float32),
+        target_R,
         batch_size=3,
     )
     logits_RxI = vector_RxD @ table_IxD.T + bias_I[None, :]

@@ -1,0 +1,119 @@
+"""The losses of CF models, and their sampled negatives.
+
+softmax: cross-entropy over the whole catalogue; its logits are calibrated at temperature 1.
+bce: binary cross-entropy of the target and the mean over sampled negatives.
+bpr: -log sigmoid(target - negative), the mean over sampled negatives (arXiv 1205.2618).
+
+Axis letters: B batch, P supervised places of a row, N negatives of a place, I items, D width,
+W seen items of a row, U users, E (user, item) pairs.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tca4rec_jax.cf.observed import user_item_pairs
+from tca4rec_jax.cf.scoring import cf_logits
+from tca4rec_jax.cf.windows import Queries
+from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+
+LOSSES = ("softmax", "bce", "bpr")
+
+
+def softmax_loss(queries: Queries, target_BxP: jax.Array) -> jax.Array:
+    """Cross-entropy over the whole catalogue, float32 [B, P]."""
+    vector_BxPxD = queries.vector_BxPxD
+    flat_QxD = vector_BxPxD.reshape(-1, vector_BxPxD.shape[-1])
+    logits_QxI = cf_logits(flat_QxD, queries.table_IxD, queries.bias_I)
+    loss_Q = optax.softmax_cross_entropy_with_integer_labels(logits_QxI, target_BxP.reshape(-1))
+    return loss_Q.reshape(target_BxP.shape)
+
+
+def sampled_loss(
+    loss: str, queries: Queries, target_BxP: jax.Array, negative_BxPxN: jax.Array
+) -> jax.Array:
+    """'bce' or 'bpr' of the target against the negatives, float32 [B, P]."""
+
+    def logits(item_BxPxN):
+        rows_BxPxNxD = queries.table_IxD[item_BxPxN]
+        products = jnp.sum(queries.vector_BxPxD[:, :, None] * rows_BxPxNxD, axis=-1)
+        return products if queries.bias_I is None else products + queries.bias_I[item_BxPxN]
+
+    positive_BxPx1, negative_BxPxN = logits(target_BxP[:, :, None]), logits(negative_BxPxN)
+    if loss == "bpr":
+        return jnp.mean(jax.nn.softplus(negative_BxPxN - positive_BxPx1), axis=-1)
+    of_negatives_BxP = jnp.mean(jax.nn.softplus(negative_BxPxN), axis=-1)
+    return jax.nn.softplus(-positive_BxPx1[:, :, 0]) + of_negatives_BxP
+
+
+def window_negatives(key, seen_BxW: jax.Array, count: int, num_items: int) -> jax.Array:
+    """Uniform items outside each row of `seen` (PAD_ITEM is ignored), int32 [B, count].
+
+    A number k drawn from 0 .. (I - number of distinct seen items - 1) stands for the k-th unseen
+    item. Walking through the sorted seen items, each one not above the number so far moves it up
+    by one.
+    """
+    sorted_BxW = jnp.sort(seen_BxW, axis=1)
+    first_BxW = jnp.concatenate(
+        [sorted_BxW[:, :1] != PAD_ITEM, sorted_BxW[:, 1:] != sorted_BxW[:, :-1]], axis=1
+    )
+    # A repeated or padding entry moves nothing: it is set beyond every item.
+    blocked_BxW = jnp.where(first_BxW & (sorted_BxW != PAD_ITEM), sorted_BxW, num_items)
+    blocked_BxW = jnp.sort(blocked_BxW, axis=1)
+    unseen_B = num_items - jnp.sum(blocked_BxW < num_items, axis=1)
+    draw_BxS = jax.random.randint(key, (len(seen_BxW), count), 0, unseen_B[:, None])
+    for place in range(seen_BxW.shape[1]):
+        draw_BxS = draw_BxS + (draw_BxS >= blocked_BxW[:, place : place + 1])
+    return draw_BxS
+
+
+class SeenByUser(NamedTuple):
+    """The distinct items of every training user, for drawing others.
+
+    Attributes:
+      gap_E: int32, users one after the other: an item minus its place among the user's sorted
+        items, which is the number of unseen items below it.
+      offsets: int32 [U + 1], where each user's part of `gap_E` begins.
+    """
+
+    gap_E: jax.Array
+    offsets: jax.Array
+
+    @classmethod
+    def of(cls, sequences: ItemSequences, num_items: int) -> "SeenByUser":
+        """Raises ValueError if some user has seen every item."""
+        user_E, item_E = user_item_pairs(sequences)
+        counts_U = np.bincount(user_E)
+        if counts_U.max() >= num_items:
+            raise ValueError(
+                f"user {int(np.argmax(counts_U))} of the training data has seen all {num_items} "
+                "items, so no negative can be sampled; use cf.loss 'softmax'"
+            )
+        offsets = np.concatenate([[0], np.cumsum(counts_U)])
+        gap_E = item_E - (np.arange(len(item_E)) - offsets[user_E])
+        return cls(jnp.asarray(gap_E, jnp.int32), jnp.asarray(offsets, jnp.int32))
+
+
+def user_negatives(
+    key, seen: SeenByUser, user_B: jax.Array, count: int, num_items: int
+) -> jax.Array:
+    """Uniform items that the users never had in training, int32 [B, count].
+
+    The k-th unseen item is k plus the number of seen items that have at most k unseen ones below
+    them, found by bisection.
+    """
+    start_B, stop_B = seen.offsets[user_B], seen.offsets[user_B + 1]
+    unseen_B = num_items - (stop_B - start_B)
+    draw_BxN = jax.random.randint(key, (len(user_B), count), 0, unseen_B[:, None])
+    low_BxN = jnp.broadcast_to(start_B[:, None], draw_BxN.shape)
+    high_BxN = jnp.broadcast_to(stop_B[:, None], draw_BxN.shape)
+    for _ in range(max(num_items.bit_length(), 1)):
+        middle_BxN = (low_BxN + high_BxN) // 2
+        inside_BxN = low_BxN < high_BxN
+        up_BxN = inside_BxN & (seen.gap_E[middle_BxN] <= draw_BxN)
+        low_BxN = jnp.where(up_BxN, middle_BxN + 1, low_BxN)
+        high_BxN = jnp.where(inside_BxN & ~up_BxN, middle_BxN, high_BxN)
+    return draw_BxN + low_BxN - start_B[:, None]
