@@ -2,19 +2,23 @@
 
     python launch/train_cf.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-Needs WORKDIR/data (launch/prepare_data.py). A second run with the same settings reuses the files.
+--config.cf.model= takes sasrec, gru4rec, caser, bert4rec, lightgcn, bpr_mf, ease, item_knn or
+popularity. Needs WORKDIR/data (launch/prepare_data.py). A second run with the same settings reuses
+the files, an interrupted one goes on. WORKDIR/cf/report.md and .png describe the model.
 """
 
 import rich
 
 from tca4rec_jax.cf.run import results_table, run_cf
 from tca4rec_jax.data.dataset import load
+from tca4rec_jax.evaluation.cf_report import write_cf_report
 from tca4rec_jax.launching import launch
 
 
 def main(config, workdir):
     data = load(workdir / "data")
     metrics = run_cf(config.cf.to_dict(), data, workdir, history_length=config.data.history_length)
+    write_cf_report(workdir / "cf", metrics)
     rich.print(results_table(metrics))
 
 

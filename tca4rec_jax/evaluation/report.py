@@ -119,7 +119,7 @@ def plot_training_curves(
         panel.set(xlabel="step", ylabel=key)
         panel.grid(alpha=0.3)
     panels[0].legend()
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def plot_metrics(
@@ -147,7 +147,7 @@ def plot_metrics(
         panel.set(xlabel=f"{metric} (95% interval)")
         panel.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def examples_text(
@@ -213,7 +213,8 @@ def _plain(value, keys: tuple[str, ...]):
     raise TypeError(f"result {'.'.join(keys)} is a {type(value).__name__}, which JSON cannot hold")
 
 
-def _save(path: Path, figure: Figure) -> None:
+def save_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure as PNG."""
     FigureCanvasAgg(figure)
     _write_beside(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 

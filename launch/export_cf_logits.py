@@ -1,0 +1,53 @@
+"""Writes the CF logits of a run again: as .npy, in another dtype, cut to the top K, or mixed.
+
+    python launch/export_cf_logits.py --config=configs/quickstart.py --workdir=runs/x \\
+        --format=npy --output=exported                 # exported/<split>.npy, float32
+    python launch/export_cf_logits.py --config=... --workdir=runs/x --output=small \\
+        --dtype=bfloat16 --top_k=100                   # stores, for --config.cf.logits=small
+    python launch/export_cf_logits.py --config=... --workdir=runs/x --output=mixed \\
+        --mix=runs/sasrec/cf/logits,runs/ease/cf/logits --weights=0.7,0.3 --temperatures=1,0.1
+
+Reads the stores below config.cf.logits (default WORKDIR/cf/logits), or those of --mix, which must
+have been written for the data in WORKDIR/data.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from tca4rec_jax.cf.export import export_npy, export_stores
+from tca4rec_jax.cf.logits_arrays import DTYPES
+from tca4rec_jax.data.dataset import load
+from tca4rec_jax.data.sequences import SPLITS
+from tca4rec_jax.launching import launch
+
+_OUTPUT = flags.DEFINE_string("output", None, "A folder (or the URL of a bucket).", required=True)
+_FORMAT = flags.DEFINE_enum("format", "store", ["store", "npy"], "What is written.")
+_SPLITS = flags.DEFINE_list("splits", list(SPLITS), "Which splits.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the stores.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Logits kept per entry, and a floor; 0 keeps all.")
+_MIX = flags.DEFINE_list("mix", [], "Folders of stores to combine, instead of the run's.")
+_WEIGHTS = flags.DEFINE_list("weights", [], "One per folder of --mix; 1 if left out.")
+_TEMPERATURES = flags.DEFINE_list("temperatures", [], "One per folder of --mix; 1 if left out.")
+
+
+def main(config, workdir):
+    data = load(workdir / "data")
+    sources = _MIX.value or [config.cf.logits or str(workdir / "cf" / "logits")]
+    if _FORMAT.value == "npy":
+        export_npy(Path(_OUTPUT.value), sources, data, _SPLITS.value)
+        return
+    export_stores(
+        _OUTPUT.value,
+        sources,
+        data,
+        _SPLITS.value,
+        weights=[float(weight) for weight in _WEIGHTS.value] or [1.0] * len(sources),
+        temperatures=[float(value) for value in _TEMPERATURES.value] or [1.0] * len(sources),
+        dtype=_DTYPE.value,
+        top_k=_TOP_K.value,
+    )
+
+
+if __name__ == "__main__":
+    launch(main, "export_cf_logits")

@@ -1,0 +1,37 @@
+"""Writes anyone's CF logits for a split as a store of the run, from arrays or a table of scores:
+
+    python launch/import_cf_logits.py --config=configs/quickstart.py --workdir=runs/x \\
+        --split=train_sequences --source=mine.npy
+
+Needs WORKDIR/data. A .npy or .npz array is [rows or flat positions, items], the items in the order
+of the catalogue; a .csv, .tsv or .parquet file has the columns item (its id), score and one of row,
+position and user. Writes config.cf.logits/SPLIT (default WORKDIR/cf/logits/SPLIT).
+"""
+
+from absl import flags
+
+from tca4rec_jax.cf.logits_import import import_logits
+from tca4rec_jax.cf.logits_store import open_store, split_place
+from tca4rec_jax.data.dataset import load
+from tca4rec_jax.data.sequences import SPLITS
+from tca4rec_jax.launching import launch
+
+_SOURCE = flags.DEFINE_string("source", None, "A file.", required=True)
+_SPLIT = flags.DEFINE_enum("split", None, SPLITS, "What the logits are for.", required=True)
+_NAME = flags.DEFINE_string("name", "imported", "The CF model's name, for the manifest.")
+_FLOOR = flags.DEFINE_float("floor", None, "A table: the logit of items without a score.")
+
+
+def main(config, workdir):
+    data = load(workdir / "data")
+    place = split_place(config.cf.logits, workdir, _SPLIT.value)
+    options = {"cf_model": _NAME.value, "dtype": config.cf.dtype, "top_k": config.cf.top_k}
+    sequences = data.splits[_SPLIT.value]
+    import_logits(_SOURCE.value, place, sequences, data.catalogue, floor=_FLOOR.value, **options)
+    manifest = open_store(place, sequences, data.catalogue).manifest
+    print(f"{place}: {manifest['kind']}, one entry per {manifest['entries_per']}")
+    print(f"entropy of the softmax, nats by beta: {manifest['temperature']['entropy_nats']}")
+
+
+if __name__ == "__main__":
+    launch(main, "import_cf_logits")
