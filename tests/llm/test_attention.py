@@ -8,24 +8,29 @@ import pytest
 from tca4rec_jax.llm.attention import causal_attention, rotary_tables, rotate
 
 
-def textbook_attention(q, k, v):
+def textbook_attention(q, k, v, window):
     """Repeats the keys for the query heads that share them and masks the whole square."""
     length, repeats = q.shape[1], q.shape[2] // k.shape[2]
     k, v = jnp.repeat(k, repeats, axis=2), jnp.repeat(v, repeats, axis=2)
     scores = jnp.einsum("bsnh,btnh->bnst", q, k) / q.shape[-1] ** 0.5
-    visible = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    visible = jnp.tril(jnp.ones((length, length), bool))
+    if window is not None:
+        visible &= jnp.triu(jnp.ones((length, length), bool), 1 - window)
+    visible = visible[None, None]
     return jnp.einsum("bnst,btnh->bsnh", jax.nn.softmax(jnp.where(visible, scores, -jnp.inf)), v)
 
 
-@pytest.mark.parametrize("block", [3, 4, 16])
-def test_causal_attention_and_its_gradient(block):
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize(("block", "window"), [(3, None), (4, 5), (16, 3), (3, 1)])
+def test_causal_attention_and_its_gradient(block, window, traced):
+    """A window that the compiler knows, or that is an array as where layers differ."""
     generator = np.random.default_rng(0)
     q, k, v, weights = (
         jnp.asarray(generator.normal(size=(2, 10, heads, 4)), jnp.float32) for heads in (6, 2, 2, 6)
     )
 
     @jax.jit
-    def values(q, k, v):
+    def values(q, k, v, array):
         def loss(attention, *inputs):
             out = attention(*inputs)
             return jnp.sum(out * weights), out
@@ -35,10 +40,11 @@ def test_causal_attention_and_its_gradient(block):
                 lambda *inputs: loss(attention, *inputs), argnums=(0, 1, 2), has_aux=True
             )(q, k, v)
 
-        blocked = gradient(lambda *inputs: causal_attention(*inputs, block=block))
-        return blocked, gradient(textbook_attention)
+        seen = array if traced and window is not None else window
+        blocked = gradient(lambda *inputs: causal_attention(*inputs, window=seen, block=block))
+        return blocked, gradient(lambda *inputs: textbook_attention(*inputs, window))
 
-    result, expected = values(q, k, v)
+    result, expected = values(q, k, v, jnp.int32(window or 0))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), result, expected
     )

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 
 SMOLLM2 = DecoderConfig(49152, 576, 1536, 30, 9, 3, 64, 1e5, 1e-5, True, 8192)
 
@@ -31,8 +31,23 @@ def test_flops_of_smollm2():
         ({"num_kv_heads": 2}, "num_heads"),
         ({"head_dim": 63}, "head_dim"),
         ({"num_layers": 0}, "num_layers"),
+        ({"sliding_window": 0}, "sliding_window"),
+        ({"biases": ("z_proj",)}, "z_proj"),
     ],
 )
 def test_impossible_sizes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMOLLM2, **change)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (("yarn", 2.0), "'yarn'"),
+        (("linear", 0.0), "factor"),
+        (("llama3", 8.0, 4.0, 1.0), "high_freq_factor"),
+    ],
+)
+def test_impossible_rope_scaling_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        RopeScaling(*fields)

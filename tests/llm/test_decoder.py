@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tca4rec_jax.llm.config import DecoderConfig, logical_axes
-from tca4rec_jax.llm.decoder import Decoder, DecoderOptions, init_params
+from tca4rec_jax.llm.decoder import Decoder, DecoderOptions, SoftEmbeddings, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 
 hidden_of = jax.jit(Decoder.hidden)
@@ -30,6 +30,9 @@ CONFIG = DecoderConfig(
     tie_embeddings=True,
     max_positions=512,
 )
+# A window shorter than the prompts, in all layers and in one.
+WINDOW = dataclasses.replace(CONFIG, sliding_window=3, qk_norm=True)
+MIXED = dataclasses.replace(CONFIG, sliding_window=4, full_layers=(1,))
 
 
 def make_decoder(lora=None, options=DecoderOptions(), config=CONFIG):  # noqa: B008 - frozen
@@ -48,10 +51,13 @@ def random_tokens(shape, seed=0):
     return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, shape, dtype=np.int32)
 
 
-@pytest.mark.parametrize("with_lora", [False, True])
-def test_extend_equals_the_full_forward_pass(with_lora):
+@pytest.mark.parametrize(
+    ("config", "lora"),
+    [(CONFIG, None), (CONFIG, LoRAConfig(rank=4)), (WINDOW, LoRAConfig(rank=4)), (MIXED, None)],
+)
+def test_extend_equals_the_full_forward_pass(config, lora):
     """Ragged prompts, three chunks of edges of ragged length, padded with garbage."""
-    decoder = make_decoder(LoRAConfig(rank=4) if with_lora else None)
+    decoder = make_decoder(lora, config=config)
     batch, beams, edge, suffix_size = 3, 2, 4, 12
     prompt_lengths = np.array([9, 4, 6], np.int32)
     prompts = random_tokens((batch, 9), seed=1)
@@ -131,6 +137,39 @@ def test_prefill_equals_hidden_and_padding_changes_nothing():
     np.testing.assert_allclose(hidden[1, :3], alone[0], atol=1e-5)
 
 
+def test_soft_embeddings_stand_in_for_tokens():
+    """The embeddings of other tokens in the places of placeholders: the same as those tokens."""
+    decoder, lengths = make_decoder(), np.array([7, 5])
+    expected_tokens = random_tokens((2, 7))
+    places = np.array([[4, 1, -1], [2, 7, 99]], np.int32)  # those outside are padding
+    tokens, values = expected_tokens.copy(), np.full((2, 3, 32), np.nan, np.float32)
+    for row, columns in ((0, (4, 1)), (1, (2,))):
+        for slot, column in enumerate(columns):
+            values[row, slot] = decoder.embedding[expected_tokens[row, column]]
+            tokens[row, column] = 60
+    soft = SoftEmbeddings(values, places)
+    expected, expected_cache = prefill(decoder, expected_tokens, lengths)
+    hidden, cache = prefill(decoder, tokens, lengths, soft=soft)
+    np.testing.assert_array_equal(hidden, expected)
+    jax.tree.map(np.testing.assert_array_equal, cache, expected_cache)
+    np.testing.assert_array_equal(hidden_of(decoder, tokens, lengths, soft=soft), expected)
+
+    @jax.jit
+    @jax.grad
+    def gradient(values):
+        hidden = decoder.hidden(tokens, lengths, soft=SoftEmbeddings(values, places))
+        return jnp.sum(jnp.sin(hidden))
+
+    size_BxP = np.abs(gradient(np.nan_to_num(values))).max(axis=-1)
+    np.testing.assert_array_equal(size_BxP > 1e-3, [[True, True, False], [True, False, False]])
+
+
+def test_no_soft_embeddings_cost_nothing():
+    decoder, tokens, lengths = make_decoder(), random_tokens((2, 7)), np.array([7, 5])
+    program = jax.make_jaxpr(lambda tokens: decoder.hidden(tokens, lengths))(tokens)
+    assert "scatter" not in str(program)
+
+
 def test_blocks_of_queries_do_not_change_attention():
     """A sequence longer than one attention block: early states don't see later tokens."""
     decoder = make_decoder()
@@ -206,10 +245,12 @@ def test_dropout_is_a_function_of_its_key():
 
 
 def test_every_parameter_has_logical_axes_of_its_rank():
-    config = dataclasses.replace(CONFIG, tie_embeddings=False)
+    config = dataclasses.replace(
+        CONFIG, tie_embeddings=False, qk_norm=True, biases=tuple(CONFIG.projection_shapes)
+    )
     decoder = make_decoder(LoRAConfig(targets=".*"), config=config)
     leaves = nnx.to_flat_state(nnx.state(decoder))
-    assert len(leaves) == 4 + 1 + 7 + 14
+    assert len(leaves) == 4 + 1 + 7 + 14 + 2 + 7
     for path, variable in leaves:
         assert len(logical_axes("/".join(path))) == variable.ndim, path
     with pytest.raises(ValueError, match="layers/z_proj"):
