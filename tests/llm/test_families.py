@@ -3,6 +3,7 @@
 Where PyTorch is installed the same comparisons run live as well, with weights of another seed.
 """
 
+import functools
 import importlib.util
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ HAS_TORCH = all(map(importlib.util.find_spec, ("torch", "peft")))
 needs_torch = pytest.mark.skipif(
     not HAS_TORCH, reason="PyTorch and PEFT, test-only oracles, are not installed"
 )
+# Dozens of programs that run once: compiled quickly, not for speed.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Case(NamedTuple):
@@ -69,7 +72,7 @@ def case(request, tmp_path_factory):
     return Case(golden, *load_hugging_face(folder), *read_peft_adapter(folder))
 
 
-@jax.jit
+@jit
 def logits_of(decoder, tokens, lengths):
     return decoder.logits(decoder.hidden(tokens, lengths))
 
@@ -97,10 +100,10 @@ def test_cache_token_by_token(case):
     """Prompts of 5 and 3 tokens, then the rest one by one, in two beams that share the prompt."""
     decoder, tokens = case.decoder, case.golden["tokens"]
     lengths = np.array([5, 3])
-    _, prompt = jax.jit(Decoder.prefill)(decoder, tokens[:, :5], lengths)
+    _, prompt = jit(Decoder.prefill)(decoder, tokens[:, :5], lengths)
     suffix = decoder.empty_suffix(2, 2, 8)
 
-    @jax.jit
+    @jit
     def extend(tokens, suffix, done):
         return decoder.extend(tokens, prompt, lengths, suffix, jnp.full((2, 2), done))
 
@@ -113,35 +116,34 @@ def test_cache_token_by_token(case):
             assert_close(logits[row], np.tile(expected, (2, 1)))
 
 
-def test_adapters_unmerged_and_merged(case):
-    tokens = case.golden["tokens"]
-    assert_close(logits_of(case.adapted, tokens, WHOLE), case.golden["lora_logits"])
-    merged = Decoder(case.config, merge_adapters(case.params, case.adapters, case.lora))
-    assert_close(logits_of(merged, tokens, WHOLE), case.golden["merged_logits"])
-
-
-def test_gradients_of_the_adapters(case, tmp_path):
+def test_adapters_and_their_gradients(case, tmp_path):
+    """Logits with the adapters unmerged, and the gradient of the mean loss of the rows cut."""
     tokens = jnp.asarray(case.golden["tokens"])
     graph, adapters, base = nnx.split(case.adapted, nnx.LoRAParam, ...)
     supervised = np.arange(12)[None, :] < CUT[:, None] - 1
 
-    @jax.jit
-    def gradient(adapters):
-        def loss(adapters):
-            decoder = nnx.merge(graph, adapters, base)
-            logits = decoder.logits(decoder.hidden(tokens, CUT))[:, :-1]
-            log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
-            return -jnp.mean(log_p[:, :, 0], where=supervised)
+    def loss(adapters):
+        decoder = nnx.merge(graph, adapters, base)
+        logits = decoder.logits(decoder.hidden(tokens, WHOLE))
+        log_p = jax.nn.log_softmax(logits[:, :-1])
+        log_p = jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[:, :, 0]
+        return -jnp.mean(log_p, where=supervised), logits
 
-        return jax.grad(loss)(adapters)
-
-    gradients = nnx.to_pure_dict(gradient(adapters))["adapters"]
-    write_peft_adapter(tmp_path, case.config, case.lora, gradients, base_model="")
-    ours = load((tmp_path / "adapter_model.safetensors").read_bytes())
+    gradients, logits = jit(jax.grad(loss, has_aux=True))(adapters)
+    assert_close(logits, case.golden["lora_logits"])
+    gradients = nnx.to_pure_dict(gradients)["adapters"]
+    write_peft_adapter(tmp_path / "gradients", case.config, case.lora, gradients, base_model="")
+    ours = load((tmp_path / "gradients" / "adapter_model.safetensors").read_bytes())
     expected = load(case.golden["gradients.safetensors"].tobytes())
     assert set(ours) == set(expected)
     for name, value in expected.items():
         assert_close(ours[name], value, 1e-3)
+
+
+def test_merged_adapters(case):
+    merged = Decoder(case.config, merge_adapters(case.params, case.adapters, case.lora))
+    logits = logits_of(merged, case.golden["tokens"], WHOLE)
+    assert_close(logits, case.golden["merged_logits"])
 
 
 def test_what_is_written_comes_back_bit_for_bit(case, tmp_path, tokenizer):
