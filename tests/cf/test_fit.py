@@ -129,3 +129,39 @@ def test_bce_needs_items_outside_the_window():
     rows = cyclic_rows(4, 6, seed=0)
     with pytest.raises(ValueError, match="negatives outside the window"):
         fit(make_model(history_length=19), rows, rows, FitConfig(loss="bce"))
+
+
+def test_an_interrupted_training_goes_on_to_the_same_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_module, "_SAVE_SECONDS", -1.0)
+    rows, config = cyclic_rows(20, 6, seed=0), FitConfig(batch_size=8, max_epochs=5, patience=9)
+    whole = fit(make_model(0.2), rows, rows, config)
+    evaluations = []
+
+    def interrupted(model, rows):
+        evaluations.append(evaluate(model, rows))
+        if len(evaluations) == 3:
+            raise KeyboardInterrupt
+        return evaluations[-1]
+
+    path = tmp_path / "training.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(make_model(0.2), rows, rows, config, checkpoint=path)
+    resumed = fit(make_model(0.2), rows, rows, config, checkpoint=path)
+    assert [record["epoch"] for record in resumed.epochs] == [1, 2, 3, 4, 5]
+    assert [r["loss"] for r in resumed.epochs] == [r["loss"] for r in whole.epochs]
+    for ours, theirs in zip(
+        jax.tree.leaves(nnx.state(resumed.model)),
+        jax.tree.leaves(nnx.state(whole.model)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    other = fit(make_model(0.2), rows, rows, FitConfig(max_epochs=1), checkpoint=path)
+    assert len(other.epochs) == 1  # the state of another config is not gone on from
+
+
+def test_labels_target_supervises_only_the_last_item_of_each_row():
+    rows = cyclic_rows(7, 6, seed=0)
+    order = fit_module._BatchOrder(rows, 4, FitConfig(labels="target", batch_size=7))
+    assert sorted(order.next_epoch().ravel()) == rows.last_positions.tolist()

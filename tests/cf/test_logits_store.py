@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore as ts
@@ -243,3 +244,134 @@ def test_importing_what_does_not_fit_names_the_users_file(tmp_path, logits, mess
 def test_importing_a_missing_file(tmp_path):
     with pytest.raises(LogitsStoreError, match=r"mine\.npy cannot be read"):
         import_array(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_dtypes_round_trip_bit_equal(tmp_path, rng, factorised, dtype):
+    logits = rng.normal(size=(NUM_POSITIONS, NUM_ITEMS)).astype(jnp.dtype(dtype))
+    write_store(tmp_path / "s", ROWS, CATALOGUE, logits=logits, dtype=dtype, cf_model="mine")
+    store = open_store(tmp_path / "s", ROWS, CATALOGUE)
+    got = store.read(np.array([4, 0]))
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, logits[[4, 0]].astype(np.float32))
+    write_store(tmp_path / "f", ROWS, CATALOGUE, **factorised, dtype=dtype, cf_model="mine")
+    store = open_store(tmp_path / "f", ROWS, CATALOGUE)
+    np.testing.assert_array_equal(store.item_table, factorised["item_table"])  # stays float32
+    expected = factorised["vectors"].astype(jnp.dtype(dtype)).astype(np.float32)
+    np.testing.assert_array_equal(store.read(np.arange(9)), expected)
+
+
+def test_what_the_dtype_cannot_hold_is_reported(tmp_path):
+    logits = np.zeros((3, NUM_ITEMS), np.float32)
+    logits[1, 4] = 1e5
+    with pytest.raises(LogitsStoreError, match=r"entry 1, column 4 \(row 1 of the data\) is inf"):
+        write_store(
+            tmp_path / "s", ROWS, CATALOGUE, logits=logits, dtype="float16", cf_model="mine"
+        )
+    with pytest.raises(LogitsStoreError, match="dtype is 'int8'"):
+        write_store(tmp_path / "s", ROWS, CATALOGUE, logits=logits, dtype="int8", cf_model="mine")
+
+
+def test_top_k_keeps_the_highest_and_the_mass_of_the_others(tmp_path, rng, factorised):
+    write_store(tmp_path / "s", ROWS, CATALOGUE, **factorised, top_k=2, cf_model="mine")
+    store = open_store(tmp_path / "s", ROWS, CATALOGUE)
+    assert store.kind == "topk"
+    assert store.item_table is None
+    full = factorised["vectors"] @ factorised["item_table"].T + factorised["item_bias"][None, :]
+    got = store.read(np.arange(9))
+    assert got.shape == (9, NUM_ITEMS)
+    np.testing.assert_array_equal(got, store.logits(np.arange(9)))
+    for row, kept in enumerate(np.argsort(-full, axis=1)[:, :2]):
+        np.testing.assert_allclose(got[row, kept], full[row, kept], rtol=1e-5)
+        assert len(np.unique(np.delete(got[row], kept))) == 1
+    np.testing.assert_allclose(np.exp(got).sum(1), np.exp(full).sum(1), rtol=1e-5)
+    every = factorised | {"vectors": factorised["vectors"]}
+    write_store(tmp_path / "s", ROWS, CATALOGUE, **every, top_k=99, cf_model="mine")
+    kept = open_store(tmp_path / "s", ROWS, CATALOGUE).read(np.arange(9))
+    np.testing.assert_allclose(kept, full, rtol=1e-5)
+
+
+def test_a_top_k_store_with_an_item_outside_the_catalogue(tmp_path):
+    arrays = {"values": np.ones((3, 2)), "items": np.array([[0, 1]] * 3), "floor": np.zeros(3)}
+    write_store(tmp_path / "s", ROWS, CATALOGUE, **arrays, cf_model="mine")
+    overwrite(tmp_path / "s", "items", (1, 1), NUM_ITEMS)
+    with pytest.raises(LogitsStoreError, match="items: entry 1 names item 6, expected -1 to 5"):
+        open_store(tmp_path / "s", ROWS, CATALOGUE)
+
+
+@pytest.fixture
+def sharded(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(logits_arrays, "_CHUNK_BYTES", 4 * NUM_ITEMS * 2)  # two entries a shard
+    logits = rng.normal(size=(NUM_POSITIONS, NUM_ITEMS)).astype(np.float32)
+    write_store(tmp_path / "s", ROWS, CATALOGUE, logits=logits, cf_model="mine")
+    return tmp_path / "s", logits
+
+
+SHARD = r"logits/2\.0: this shard of the entries 4\.\.5, \(row 1 of the data, place 0\) to \(row 1 "
+
+
+def test_a_truncated_shard_names_its_file_and_rows(sharded):
+    path, _ = sharded
+    with (path / "logits" / "2.0").open("r+b") as file:
+        file.truncate(20)
+    with pytest.raises(LogitsStoreError, match=SHARD + ".*damaged or truncated"):
+        open_store(path, ROWS, CATALOGUE)
+
+
+def test_a_missing_shard_names_its_file_and_rows(sharded):
+    path, _ = sharded
+    (path / "logits" / "2.0").unlink()
+    with pytest.raises(LogitsStoreError, match=SHARD + ".*is missing"):
+        open_store(path, ROWS, CATALOGUE)
+
+
+def test_a_reader_of_some_rows_needs_only_their_shards(sharded):
+    path, logits = sharded
+    for shard in ("0.0", "2.0", "4.0"):
+        (path / "logits" / shard).unlink()
+    positions = np.array([6, 3])
+    store = open_store(path, ROWS, CATALOGUE, positions=positions)
+    np.testing.assert_array_equal(store.read(positions), logits[positions])
+    with pytest.raises(LogitsStoreError, match=r"logits/4\.0.*missing"):
+        open_store(path, ROWS, CATALOGUE, positions=np.array([6, 8]))
+
+
+def test_a_url_is_written_in_place_manifest_last(tmp_path, factorised):
+    url = f"file://{tmp_path}/bucket/store"
+    for sign in (1, -1):
+        arrays = factorised | {"vectors": sign * factorised["vectors"]}
+        write_store(url, ROWS, CATALOGUE, **arrays, cf_model="SASRec")
+        store = open_store(url, ROWS, CATALOGUE)
+        np.testing.assert_array_equal(store.read(np.arange(9)), arrays["vectors"])
+    bad = factorised | {"vectors": np.full((NUM_POSITIONS, WIDTH), np.nan, np.float32)}
+    with pytest.raises(LogitsStoreError, match="vectors: entry 0"):
+        write_store(url, ROWS, CATALOGUE, **bad, cf_model="SASRec")
+    with pytest.raises(LogitsStoreError, match="no CF logits at file://"):
+        open_store(url, ROWS, CATALOGUE)
+
+
+def test_a_mismatch_says_which_ids_differ(store_path):
+    renamed = Catalogue(tuple("abcdxf"), tuple("ABCDEF"))
+    message = r"1 items only there, such as \['e'\]; 1 items only in the data, such as \['x'\]"
+    with pytest.raises(LogitsStoreError, match=message):
+        open_store(store_path, ROWS, renamed)
+    with pytest.raises(LogitsStoreError, match="another order: item 0 is 'a' there, 'b' here"):
+        open_store(store_path, ROWS, Catalogue(tuple("bacdef"), tuple("ABCDEF")))
+    items = ROWS.items.copy()
+    items[5] = 2
+    other = ItemSequences(ROWS.user, items, ROWS.offsets, ROWS.timestamps)
+    with pytest.raises(LogitsStoreError, match=r"row 1, user 1, has .*'f'\] there, .*'c'\] in the"):
+        open_store(store_path, other, CATALOGUE)
+    with pytest.raises(LogitsStoreError, match=r"2 in the data; the first 2 agree"):
+        open_store(store_path, ROWS.take([0, 1]), CATALOGUE)
+    with pytest.raises(LogitsStoreError, match="row 0 is user 0 there, user 2 in the data"):
+        open_store(store_path, ROWS.take([2, 1, 0]), CATALOGUE)
+
+
+def test_the_manifest_says_what_beta_will_mean(tmp_path):
+    logits = np.log(np.tile([0.5, 0.25, 0.25, 1e-30, 1e-30, 1e-30], (3, 1)))
+    write_store(tmp_path / "s", ROWS, CATALOGUE, logits=logits, cf_model="mine")
+    statistics = open_store(tmp_path / "s", ROWS, CATALOGUE).manifest["temperature"]
+    assert statistics["sampled_entries"] == 3
+    assert statistics["entropy_nats"]["1"] == pytest.approx(1.5 * np.log(2), rel=1e-5)
+    assert statistics["highest"] == pytest.approx(np.log(0.5))

@@ -1,0 +1,253 @@
+"""CF models against plain PyTorch renderings of their papers, and the logits store's figures.
+
+    python launch/bench_cf.py --config=configs/quickstart.py --workdir=runs/x     # accuracy
+    python launch/bench_cf.py --what=speed --published=../shared/data/Office_Products
+    python launch/bench_cf.py --what=store
+
+accuracy: every model and its rendering are trained on the data in WORKDIR/data with the same loss,
+  width, batch, early stopping (validation NDCG@10, patience 6) and seeds, ranked over the whole
+  catalogue; NDCG@10 of the test rows. BPR-MF and LightGCN are compared where users are known, as in
+  their papers: each training user's last item is held out, ranked by the user's own vector among
+  the items he had not had. EASE's rendering is its closed form in NumPy.
+speed: seconds per epoch of SASRec on the rows of a published data set, which both hold in memory:
+  the same batches, sizes and loss (one target per row, binary cross-entropy).
+store: writing and reading dense and factorised logits of 10,000 rows and 27,008 items.
+
+PyTorch is needed for accuracy and speed only; the renderings are in bench_cf_pytorch.py.
+"""
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import rich
+from absl import app, flags
+from flax import nnx
+
+from tca4rec_jax.cf.fit import FitConfig, fit
+from tca4rec_jax.cf.logits_store import open_store
+from tca4rec_jax.cf.logits_writer import write_store
+from tca4rec_jax.cf.models import MODELS
+from tca4rec_jax.cf.scoring import entries, item_arrays, score_rows
+from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.dataset import load
+from tca4rec_jax.data.published import read_published
+from tca4rec_jax.data.sequences import ItemSequences, RecData
+from tca4rec_jax.evaluation.report import console_table, write_results
+from tca4rec_jax.launching import CONFIG, WORKDIR, start
+from tca4rec_jax.ranking import ndcg
+
+_WHAT = flags.DEFINE_enum("what", "accuracy", ["accuracy", "speed", "store"], "What is measured.")
+_MODELS = flags.DEFINE_list(
+    "models", ["sasrec", "gru4rec", "caser", "bert4rec", "bpr_mf", "lightgcn", "ease"], "Which."
+)
+_SEEDS = flags.DEFINE_integer("seeds", 2, "Trainings of each.")
+_EPOCHS = flags.DEFINE_integer("epochs", 40, "At most; for speed the timed ones.")
+_PUBLISHED = flags.DEFINE_string("published", "", "Folder of a published data set, for speed.")
+_OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the numbers.")
+
+BY_USER = ("bpr_mf", "lightgcn")
+PATIENCE = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a rendering gets.
+
+    Attributes:
+      architecture: the config of our module.
+      training: how both are trained.
+      train, validation: see fit.fit.
+    """
+
+    architecture: object
+    training: FitConfig
+    train: ItemSequences
+    validation: ItemSequences
+
+
+def task_of(name: str, data: RecData, seed: int) -> Task:
+    """The task of a model on MovieLens or any other data."""
+    kind, train = MODELS[name], data.splits["train_sequences"]
+    sizes = {"num_items": data.catalogue.num_items}
+    if name in BY_USER:
+        keep = train.lengths > 2
+        train = train.take(keep)
+        sizes["num_users"] = len(train)
+    validation = train if name in BY_USER else data.splits["validation"]
+    if name in BY_USER:  # the last item of every user is held out
+        train = _without_last(train)
+    given = {"units": 64, "dropout": 0.3, "blocks": 2, "heads": 1}
+    fields = {key: value for key, value in given.items() if key in kind.fields}
+    own = dict(kind.training or {})
+    epochs = {"max_epochs": _EPOCHS.value, "patience": PATIENCE, "seed": seed}
+    return Task(kind.config(**sizes, **fields), FitConfig(**own, **epochs), train, validation)
+
+
+def _without_last(sequences: ItemSequences) -> ItemSequences:
+    last = np.zeros(len(sequences.items), bool)
+    last[sequences.last_positions] = True
+    offsets = np.concatenate([[0], np.cumsum(sequences.lengths - 1)])
+    return ItemSequences(
+        sequences.user, sequences.items[~last], offsets, sequences.timestamps[~last]
+    )
+
+
+def known_users_ndcg(vector_UxD, table_IxD, bias_I, rows: ItemSequences) -> float:
+    """NDCG@10 of the users' last items among those they had not had before."""
+    seen_RxS, target_R = rows.histories_and_targets(int(rows.lengths.max()) - 1)
+    scores = score_rows(vector_UxD, table_IxD, bias_I, target_R, seen_RxS)
+    return float(ndcg(scores.rank, 10).mean())
+
+
+def ours(name: str, task: Task, test: ItemSequences) -> tuple[float, float]:
+    """(NDCG@10 of the test rows, seconds)."""
+    began = time.perf_counter()
+    model = MODELS[name].module(task.architecture, rngs=nnx.Rngs(task.training.seed))
+    if hasattr(model, "observe"):
+        model.observe(task.train)
+    if MODELS[name].training is not None:
+        model = fit(model, task.train, task.validation, task.training).model
+    seconds = time.perf_counter() - began
+    if name in BY_USER:
+        vectors = np.asarray(model.known_user_vectors())
+        return known_users_ndcg(vectors, *item_arrays(model), task.validation), seconds
+    target_R = test.items[test.last_positions]
+    scores = score_rows(entries(model, test, test.last_positions), *item_arrays(model), target_R)
+    return float(ndcg(scores.rank, 10).mean()), seconds
+
+
+def accuracy() -> dict:
+    """{model: {column: value}}; see the module's docstring."""
+    from bench_cf_pytorch import rendering  # needs torch
+
+    data = load(Path(WORKDIR.value) / "data")
+    test, table = data.splits["test"], {}
+    for name in _MODELS.value:
+        runs = {"ours": [], "PyTorch": []}
+        times = {"ours": [], "PyTorch": []}
+        for seed in range(1 if name == "ease" else _SEEDS.value):
+            task = task_of(name, data, seed)
+            for label, run in (("ours", ours), ("PyTorch", rendering)):
+                value, seconds = run(name, task, test)
+                runs[label].append(value)
+                times[label].append(seconds)
+                print(
+                    f"{name} {label} seed {seed}: NDCG@10 {value:.4f}, {seconds:.0f} s", flush=True
+                )
+        means = {label: float(np.mean(values)) for label, values in runs.items()}
+        table[MODELS[name].label] = {
+            **{f"{label}, NDCG@10": mean for label, mean in means.items()},
+            "ratio": means["ours"] / means["PyTorch"],
+            **{
+                f"{label}, seeds": " ".join(f"{v:.4f}" for v in values)
+                for label, values in runs.items()
+            },
+            **{f"{label}, s": f"{np.mean(values):.0f}" for label, values in times.items()},
+        }
+    return table
+
+
+def speed() -> dict:
+    """Seconds per epoch of SASRec in the published settings, in turn."""
+    from bench_cf_pytorch import sasrec_epochs
+
+    data = read_published(_PUBLISHED.value)
+    kind, train = MODELS["sasrec"], data.splits["train"]
+    architecture = kind.config(data.catalogue.num_items, dropout=0.5)
+    training = FitConfig(loss="bce", labels="target", max_epochs=1 + _EPOCHS.value, patience=10**6)
+    few = data.splits["validation"].take(np.arange(1))  # the timing is of training alone
+    task = Task(architecture, training, train, few)
+    model = kind.module(architecture, rngs=nnx.Rngs(0))
+    record = fit(model, train, few, training).epochs
+    seconds = np.diff([epoch["seconds"] for epoch in record])
+    theirs = sasrec_epochs(task)[1:]
+    table = {
+        name: {"median s per epoch": float(np.median(values)), "fastest": float(np.min(values))}
+        for name, values in (("ours, with one validation row ranked", seconds), ("PyTorch", theirs))
+    }
+    table["ratio"] = {
+        column: table["PyTorch"][column] / table["ours, with one validation row ranked"][column]
+        for column in table["PyTorch"]
+    }
+    return table
+
+
+def store() -> dict:
+    """Sizes, seconds and bit-equality of stores of 10,000 rows and 27,008 items."""
+    num_rows, num_items, width = 10_000, 27_008, 64
+    rng = np.random.default_rng(0)
+    catalogue = Catalogue(*(tuple(str(item) for item in range(num_items)) for _ in range(2)))
+    rows = ItemSequences(
+        np.arange(num_rows),
+        rng.integers(0, num_items, num_rows),
+        np.arange(num_rows + 1),
+        np.full(num_rows, -1),
+    )
+    logits = rng.normal(size=(num_rows, num_items)).astype(np.float32)
+    factorised = {
+        "vectors": rng.normal(size=(num_rows, width)).astype(np.float32),
+        "item_table": rng.normal(size=(num_items, width)).astype(np.float32),
+    }
+    cases = {
+        "dense float32": ({"logits": logits}, "float32", 0),
+        "dense bfloat16": ({"logits": logits}, "bfloat16", 0),
+        "top 100, float32": ({"logits": logits}, "float32", 100),
+        "factorised float32": (factorised, "float32", 0),
+    }
+    table = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for label, (arrays, dtype, top_k) in cases.items():
+            table[label] = _store_case(
+                Path(folder) / "store", rows, catalogue, arrays, dtype=dtype, top_k=top_k
+            )
+    return table
+
+
+def _store_case(path, rows, catalogue, arrays, *, dtype, top_k) -> dict:
+    began = time.perf_counter()
+    write_store(path, rows, catalogue, **arrays, cf_model="random", dtype=dtype, top_k=top_k)
+    written = time.perf_counter()
+    opened = open_store(path, rows, catalogue)
+    ready = time.perf_counter()
+    given = next(iter(arrays.values()))
+    equal = all(
+        np.array_equal(
+            opened.read(np.arange(start, start + 1000)),
+            given[start : start + 1000].astype(jax.numpy.dtype(dtype)).astype(np.float32),
+        )
+        for start in range(0, len(given), 1000)
+    )
+    rng, batches = np.random.default_rng(1), []
+    for _ in range(30):  # batches of 16 rows in random order
+        chosen = rng.choice(len(given), 16, replace=False)
+        start = time.perf_counter()
+        opened.read(chosen)
+        batches.append(time.perf_counter() - start)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return {
+        "MB": size / 1e6,
+        "written, s": written - began,
+        "opened and checked, s": ready - written,
+        "bit-equal": "-" if top_k else str(equal),
+        "16 random rows, ms": 1e3 * float(np.median(batches)),
+        "slowest, ms": 1e3 * float(np.max(batches)),
+    }
+
+
+def main(argv):
+    del argv
+    start()
+    table = {"accuracy": accuracy, "speed": speed, "store": store}[_WHAT.value]()
+    digits = 4 if _WHAT.value == "accuracy" else 3
+    rich.print(console_table(table, title=_WHAT.value, digits=digits))
+    if _OUTPUT.value:
+        write_results(Path(_OUTPUT.value), table)
+
+
+if __name__ == "__main__":
+    del CONFIG  # the flag is accepted: the data are those of the config's workdir
+    app.run(main)

@@ -1,0 +1,144 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from tca4rec_jax.cf.export import export_npy, export_stores
+from tca4rec_jax.cf.logits_arrays import LogitsStoreError
+from tca4rec_jax.cf.logits_import import import_logits
+from tca4rec_jax.cf.logits_store import open_store
+from tca4rec_jax.cf.logits_writer import write_store
+from tca4rec_jax.cf.mixture import mix_stores
+from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
+
+CATALOGUE = Catalogue(tuple("abcd"), tuple("ABCD"))
+ROWS = ItemSequences(
+    np.array([5, 2, 5]), np.array([0, 1, 2, 3, 0, 1]), np.array([0, 3, 4, 6]), np.full(6, -1)
+)
+
+
+def imported(source, tmp_path, **options):
+    import_logits(source, tmp_path / "store", ROWS, CATALOGUE, **options)
+    return open_store(tmp_path / "store", ROWS, CATALOGUE)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_files_dense_and_factorised(tmp_path, save):
+    rng = np.random.default_rng(0)
+    logits = np.asfortranarray(rng.normal(size=(6, 4)))
+    save(tmp_path / "dense.npz", anything=logits)
+    store = imported(tmp_path / "dense.npz", tmp_path)
+    np.testing.assert_array_equal(store.read(np.arange(6)), logits.astype(np.float32))
+    vectors, table = rng.normal(size=(3, 2)), rng.normal(size=(4, 2))
+    save(tmp_path / "factors.npz", vectors=vectors, item_table=table)
+    store = imported(tmp_path / "factors.npz", tmp_path)
+    assert store.kind == "factorised"
+    np.testing.assert_array_equal(store.read(ROWS.last_positions), vectors.astype(np.float32))
+    with pytest.raises(LogitsStoreError, match="a floor goes with a table"):
+        imported(tmp_path / "dense.npz", tmp_path, floor=0.0)
+
+
+TABLE = pd.DataFrame(
+    {"row": [2, 0, 0, 1], "item": ["d", "b", "a", "c"], "score": [0.5, 2.0, -1.0, 3.0]}
+)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_of_rows(tmp_path, suffix):
+    path = tmp_path / f"scores{suffix}"
+    TABLE.to_parquet(path) if suffix == ".parquet" else TABLE.to_csv(path, index=False)
+    got = imported(path, tmp_path).logits(ROWS.last_positions)
+    np.testing.assert_array_equal(got, [[-1, 2, -1, -1], [3, 3, 3, 3], [0.5, 0.5, 0.5, 0.5]])
+    got = imported(path, tmp_path, floor=-7.0).logits(ROWS.last_positions)
+    np.testing.assert_array_equal(got, [[-1, 2, -7, -7], [-7, -7, 3, -7], [-7, -7, -7, 0.5]])
+
+
+def test_tables_of_positions_and_of_users(tmp_path):
+    places = pd.DataFrame({"position": range(6), "item": list("abcdab"), "score": np.arange(6.0)})
+    places.to_csv(tmp_path / "places.csv", index=False)
+    got = imported(tmp_path / "places.csv", tmp_path, floor=-1.0).logits(np.array([4, 1]))
+    np.testing.assert_array_equal(got, [[4, -1, -1, -1], [-1, 1, -1, -1]])
+    users = pd.DataFrame({"user": [5, 2], "item": ["a", "b"], "score": [1.0, 2.0]})
+    users.to_csv(tmp_path / "users.csv", index=False)
+    got = imported(tmp_path / "users.csv", tmp_path, floor=0.0).logits(np.arange(6))
+    assert got.argmax(axis=1).tolist() == [0, 0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"item": list("dbxc")}, r"row 3: 1 items are not in the catalogue of 4, such as \['x'\]"),
+        ({"row": [2, 0, 0, 7]}, r"1 rows are not in the data, such as \[7\]; expected 0\.\.2"),
+        ({"row": [0, 0, 0, 0]}, r"2 of 3 rows have no score, such as \[1, 2\]"),
+        ({"item": list("dbbc")}, "row 0 has two scores for item 'b'"),
+        ({"score": [0.5, "inf", 1, 1]}, "row 2: score is 'inf', expected a finite number"),
+        ({"score": ["much", 1, 1, 1]}, "row 1: score is 'much', expected a finite number"),
+    ],
+)
+def test_a_table_that_does_not_fit_names_the_row_or_the_ids(tmp_path, changes, message):
+    TABLE.assign(**changes).to_csv(tmp_path / "scores.csv", index=False)
+    with pytest.raises(ValueError, match=rf"scores\.csv.*{message}"):
+        imported(tmp_path / "scores.csv", tmp_path)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_table_without_a_key_column(tmp_path):
+    TABLE.drop(columns="row").to_csv(tmp_path / "scores.csv", index=False)
+    with pytest.raises(LogitsStoreError, match=r"needs one of the columns \('row', 'position', 'u"):
+        imported(tmp_path / "scores.csv", tmp_path)
+
+
+def two_stores(tmp_path, dense):
+    rng, stores, full = np.random.default_rng(0), [], []
+    for number in range(2):
+        vectors, table = rng.normal(size=(6, 2 + number)), rng.normal(size=(4, 2 + number))
+        bias = rng.normal(size=4) if number else None
+        full.append(vectors @ table.T + (0 if bias is None else bias))
+        arrays = {"vectors": vectors, "item_table": table, "item_bias": bias}
+        if dense and number:
+            arrays = {"logits": full[1]}
+        path = tmp_path / f"model{number}" / "train"
+        write_store(path, ROWS, CATALOGUE, **arrays, cf_model=f"M{number}", history_length=3)
+        stores.append(open_store(path, ROWS, CATALOGUE))
+    return stores, full
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_mixture_is_the_weighted_sum_of_tempered_logits(tmp_path, dense):
+    stores, full = two_stores(tmp_path, dense)
+    mix = {"weights": [0.25, 2.0], "temperatures": [0.5, 4.0]}
+    mix_stores(tmp_path / "mix", stores, ROWS, CATALOGUE, **mix)
+    mixed = open_store(tmp_path / "mix", ROWS, CATALOGUE)
+    assert mixed.kind == ("dense" if dense else "factorised")
+    assert mixed.manifest["cf_model"] == "0.25 x M0 / 0.5 + 2 x M1 / 4"
+    assert mixed.manifest["history_length"] == 3
+    expected = 0.5 * full[0] + 0.5 * full[1]
+    np.testing.assert_allclose(mixed.logits(np.arange(6)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [{"weights": [1.0]}, {"weights": [1, np.nan]}, {"weights": [1, 1], "temperatures": [1, 0]}],
+)
+def test_weights_that_do_not_fit_are_errors(tmp_path, mix):
+    stores, _ = two_stores(tmp_path, False)
+    with pytest.raises(LogitsStoreError, match="weight"):
+        mix_stores(tmp_path / "mix", stores, ROWS, CATALOGUE, **mix)
+
+
+def test_logits_that_leave_as_npy_come_back_bit_equal(tmp_path):
+    two_stores(tmp_path, False)
+    data = RecData(CATALOGUE, dict.fromkeys(SPLITS, ROWS))
+    sources = [str(tmp_path / "model1")]
+    export_npy(tmp_path / "out", sources, data, ["train"])
+    back = imported(tmp_path / "out" / "train.npy", tmp_path)
+    stored = open_store(tmp_path / "model1" / "train", ROWS, CATALOGUE)
+    np.testing.assert_array_equal(back.read(np.arange(6)), stored.logits(np.arange(6)))
+    options = {"weights": [1.0], "dtype": "bfloat16", "top_k": 2}
+    export_stores(str(tmp_path / "small"), sources, data, ["train"], **options)
+    small = open_store(tmp_path / "small" / "train", ROWS, CATALOGUE)
+    assert small.kind == "topk"
+    same = small.logits(np.arange(6)).argmax(1) == stored.logits(np.arange(6)).argmax(1)
+    assert same.mean() > 0.8
+    with pytest.raises(ValueError, match="mix them first"):
+        export_npy(tmp_path / "out", sources * 2, data, ["train"])

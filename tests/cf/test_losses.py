@@ -1,0 +1,55 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tca4rec_jax.cf.losses import SeenByUser, sampled_loss, softmax_loss, user_negatives
+from tca4rec_jax.cf.windows import Queries
+from tca4rec_jax.data.sequences import ItemSequences
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_losses_against_numpy(biased):
+    rng = np.random.default_rng(0)
+    vectors, table = rng.normal(size=(2, 3, 4)), rng.normal(size=(7, 4))
+    bias = rng.normal(size=7) if biased else None
+    target, negative = rng.integers(0, 7, (2, 3)), rng.integers(0, 7, (2, 3, 5))
+    logits = vectors @ table.T + (bias if biased else 0)
+    positives = np.take_along_axis(logits, target[:, :, None], 2)
+    negatives = np.take_along_axis(logits, negative, 2)
+
+    def log_sigmoid(x):
+        return -np.log1p(np.exp(-x))
+
+    queries = Queries(
+        *(None if a is None else jnp.asarray(a, jnp.float32) for a in (vectors,)),
+        target,
+        jnp.asarray(table, jnp.float32),
+        None if bias is None else jnp.asarray(bias, jnp.float32),
+    )
+    expected = {
+        "bpr": -log_sigmoid(positives - negatives).mean(-1),
+        "bce": -log_sigmoid(positives)[:, :, 0] - log_sigmoid(-negatives).mean(-1),
+    }
+    for loss, values in expected.items():
+        np.testing.assert_allclose(sampled_loss(loss, queries, target, negative), values, rtol=1e-4)
+    log_share = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    picked = np.take_along_axis(log_share, target[:, :, None], 2)[:, :, 0]
+    np.testing.assert_allclose(softmax_loss(queries, target), -picked, rtol=1e-4)
+
+
+def test_user_negatives_are_uniform_over_what_the_user_never_had():
+    items = [[0, 3, 3, 9], [5], [6, 7, 8, 9, 0]]
+    offsets = np.cumsum([0, *map(len, items)])
+    rows = ItemSequences(np.array([4, 7, 9]), np.concatenate(items), offsets, np.full(10, -1))
+    seen = SeenByUser.of(rows, 10)
+    drawn = np.asarray(user_negatives(jax.random.key(0), seen, jnp.arange(3), 20000, 10))
+    for user, had in enumerate(items):
+        allowed = np.setdiff1d(np.arange(10), had)
+        share = np.bincount(drawn[user], minlength=10) / 20000
+        np.testing.assert_allclose(share[allowed], 1 / len(allowed), atol=0.012)
+        assert share[allowed].sum() == pytest.approx(1)
+    with pytest.raises(ValueError, match="user 1 .* has seen all 1 items"):
+        SeenByUser.of(
+            ItemSequences(np.arange(2), np.zeros(2, int), np.arange(3), np.full(2, -1)), 1
+        )

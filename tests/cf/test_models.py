@@ -1,0 +1,244 @@
+import dataclasses
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tca4rec_jax.cf.bert4rec import BERT4Rec, BERT4RecConfig, _masked_places
+from tca4rec_jax.cf.bpr_mf import BPRMF, BPRMFConfig
+from tca4rec_jax.cf.caser import Caser, CaserConfig
+from tca4rec_jax.cf.checkpoint import load_model, save_model
+from tca4rec_jax.cf.fit import FitConfig, evaluate, fit
+from tca4rec_jax.cf.gru4rec import GRU4Rec, GRU4RecConfig
+from tca4rec_jax.cf.item_item import EASE, EASEConfig, ItemKNN, ItemKNNConfig
+from tca4rec_jax.cf.lightgcn import LightGCN, LightGCNConfig
+from tca4rec_jax.cf.models import MODELS
+from tca4rec_jax.cf.scoring import entries, item_arrays, user_vectors
+from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+
+NUM_ITEMS, NUM_USERS = 9, 12
+SMALL = {"units": 8, "blocks": 1, "heads": 2, "history_length": 4, "dropout": 0.0}
+
+
+def rows_of(seed=0, num_rows=NUM_USERS, length=6):
+    items = np.random.default_rng(seed).integers(0, NUM_ITEMS, num_rows * length)
+    offsets = np.arange(num_rows + 1) * length
+    return ItemSequences(np.arange(num_rows), items, offsets, np.full(items.size, -1))
+
+
+def make(name, train, **changes):
+    kind = MODELS[name]
+    fields = {field.name for field in dataclasses.fields(kind.config)}
+    values = {**SMALL, "num_users": len(train), **changes}
+    config = kind.config(
+        NUM_ITEMS, **{k: v for k, v in values.items() if k in fields - {"num_items"}}
+    )
+    if name == "popularity":
+        config = kind.config(NUM_ITEMS)
+    model = kind.module(config, rngs=nnx.Rngs(0))
+    if hasattr(model, "observe"):
+        model.observe(train)
+    return model
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_every_model_is_causal_and_survives_its_checkpoint(name, tmp_path):
+    train = rows_of()
+    model = make(name, train)
+    changed_items = train.items.copy()
+    position = 8  # row 1, place 2: it and what follows may change
+    changed_items[position : train.offsets[2]] = (
+        changed_items[position : train.offsets[2]] + 1
+    ) % 9
+    changed = ItemSequences(train.user, changed_items, train.offsets, train.timestamps)
+    positions = np.array([6, 7, position, position + 1])
+    before, after = (user_vectors(model, rows, positions) for rows in (train, changed))
+    np.testing.assert_array_equal(before[:3], after[:3])
+    assert np.isfinite(before).all()
+    if name != "popularity":
+        assert not np.array_equal(before[3], after[3])
+    table, bias = item_arrays(model)
+    assert before.shape[1] == (NUM_ITEMS if table is None else table.shape[1])
+    assert bias is None or bias.shape == (NUM_ITEMS,)
+    save_model(tmp_path / "model.npz", name, model)
+    loaded_name, loaded = load_model(tmp_path / "model.npz")
+    assert loaded_name == name
+    np.testing.assert_array_equal(user_vectors(loaded, train, positions), before)
+    np.testing.assert_array_equal(
+        np.asarray(entries(model, train)[5:9]), user_vectors(model, train)[5:9]
+    )
+
+
+def cyclic_rows(seed, length=6, num_rows=60):
+    starts = np.random.default_rng(seed).integers(0, NUM_ITEMS, num_rows)
+    items = (starts[:, None] + np.arange(length)[None, :]) % NUM_ITEMS
+    offsets = np.arange(num_rows + 1) * length
+    return ItemSequences(np.arange(num_rows), items.ravel(), offsets, np.full(items.size, -1))
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "caser", "bert4rec"])
+def test_sequential_models_learn_the_successor(name):
+    own = dict(MODELS[name].training) | {"negatives": 2}
+    train = cyclic_rows(0)
+    model = make(name, train, history_length=3)
+    config = FitConfig(**own, learning_rate=2e-2, batch_size=20, max_epochs=25, patience=25)
+    fitted = fit(model, train, cyclic_rows(1), config)
+    assert evaluate(fitted.model, cyclic_rows(2))["ndcg@10"] > 0.9
+
+
+@pytest.mark.parametrize("name", ["bpr_mf", "lightgcn"])
+def test_models_of_users_learn_who_likes_what(name):
+    rng = np.random.default_rng(0)  # even users like the first items, odd ones the last
+
+    def rows(num_rows, length):
+        items = [4 * (row % 2) + rng.permutation(4)[:length] for row in range(num_rows)]
+        offsets = np.arange(num_rows + 1) * length
+        return ItemSequences(
+            np.arange(num_rows), np.concatenate(items), offsets, np.full(num_rows * length, -1)
+        )
+
+    train, unseen = rows(30, 3), rows(10, 4)
+    model = make(name, train)
+    config = FitConfig(**MODELS[name].training, learning_rate=3e-2, batch_size=30, max_epochs=30)
+    fitted = fit(model, train, unseen, config).model
+    table, bias = item_arrays(fitted)
+    logits = user_vectors(fitted, unseen, unseen.last_positions) @ table.T
+    logits = logits if bias is None else logits + bias
+    best = np.argsort(-logits[:, :8], axis=1)[:, :4]
+    assert ((best // 4) == (np.arange(10) % 2)[:, None]).mean() > 0.9
+
+
+def test_gru_layer_against_numpy():
+    model = GRU4Rec(GRU4RecConfig(NUM_ITEMS, 3, units=4), rngs=nnx.Rngs(0))
+    history = np.array([[PAD_ITEM, 2, 5]])
+    layer, state = model.layers[0], np.zeros(4)
+    for item in (2, 5):
+        x = np.asarray(layer.input(model.item_table[...][item][None]))[0]
+        h = np.asarray(layer.recurrent(jnp.asarray(state, jnp.float32)[None]))[0]
+        sigmoid = 1 / (1 + np.exp(-(x[:8] + h[:8])))
+        reset, update = sigmoid[:4], sigmoid[4:]
+        state = (1 - update) * np.tanh(x[8:] + reset * h[8:]) + update * state
+    expected = np.asarray(model.output(jnp.asarray(state, jnp.float32)[None]))
+    np.testing.assert_allclose(model.user_vectors(history), expected, atol=1e-5)
+
+
+def test_caser_against_loops():
+    config = CaserConfig(NUM_ITEMS, 3, units=4, horizontal=2, vertical=2)
+    model = Caser(config, rngs=nnx.Rngs(0))
+    image = np.concatenate([np.zeros((1, 4)), np.asarray(model.input_table[...])[[2, 5]]])
+    found = []
+    for height, layer in enumerate(model.horizontal, start=1):
+        kernel, bias = np.asarray(layer.kernel[...]), np.asarray(layer.bias[...])
+        strips = [image[top : top + height].ravel() @ kernel + bias for top in range(4 - height)]
+        found.append(np.maximum(strips, 0).max(axis=0))
+    found.append((image.T @ np.asarray(model.vertical.kernel[...])).ravel())
+    linear = np.concatenate(found) @ np.asarray(model.output.kernel[...])
+    got = model.user_vectors(np.array([[PAD_ITEM, 2, 5]]))[0]
+    np.testing.assert_allclose(got, np.maximum(linear, 0), atol=1e-6)
+
+
+def test_bert4rec_never_sees_what_is_masked():
+    model = BERT4Rec(BERT4RecConfig(NUM_ITEMS, 3, units=8, blocks=1), rngs=nnx.Rngs(0))
+    items = np.array([[1, 2, 3, 4], [1, 2, 3, 7]])
+    masked = np.array([[False, False, False, True]] * 2)
+    hidden = np.asarray(model.hidden(items, masked))
+    np.testing.assert_array_equal(hidden[0], hidden[1])
+    expected = np.asarray(model._head(hidden[:1, -1]))
+    np.testing.assert_allclose(model.user_vectors(items[:1, :3]), expected, atol=1e-6)
+
+
+def test_masked_places_are_real_or_the_last():
+    items = jnp.asarray(np.tile([PAD_ITEM, PAD_ITEM, 3, 4, 5], (400, 1)))
+    place, used = map(np.asarray, _masked_places(items, jax.random.key(0), 0.6))
+    assert place.shape == (400, 3)
+    assert (place[used] >= 2).all()
+    alone = used.sum(axis=1) == 1
+    assert 0.4 < alone.mean() < 0.6
+    assert (place[alone][used[alone]] == 4).all()
+    place, used = map(np.asarray, _masked_places(items, jax.random.key(0), 0.0))
+    assert place.tolist() == [[4]] * 400
+    assert used.all()
+
+
+def binary_matrix(rows):
+    x = np.zeros((len(rows), NUM_ITEMS))
+    for row in range(len(rows)):
+        x[row, rows[row]] = 1
+    return x
+
+
+def history_logits(weights, history):
+    return sum(weights[item] for item in dict.fromkeys(history))
+
+
+def test_ease_is_the_ridge_regression_of_each_item_on_the_others():
+    rows = rows_of()
+    model = EASE(EASEConfig(NUM_ITEMS, 4, regularisation=2.0), rngs=nnx.Rngs(0))
+    model.observe(rows)
+    x, weights = binary_matrix(rows), np.zeros((NUM_ITEMS, NUM_ITEMS))
+    for item in range(NUM_ITEMS):
+        others = [other for other in range(NUM_ITEMS) if other != item]
+        gram = x[:, others].T @ x[:, others] + 2.0 * np.eye(NUM_ITEMS - 1)
+        weights[others, item] = np.linalg.solve(gram, x[:, others].T @ x[:, item])
+    got = model.user_vectors(np.array([[PAD_ITEM, 3, 3, 5], [PAD_ITEM] * 4]))
+    np.testing.assert_allclose(got[0], history_logits(weights, [3, 5]), atol=1e-5)
+    np.testing.assert_array_equal(got[1], 0)
+
+
+def test_item_knn_keeps_the_nearest_neighbours():
+    rows = rows_of()
+    config = ItemKNNConfig(NUM_ITEMS, 4, neighbours=3, regularisation=1.0)
+    model = ItemKNN(config, rngs=nnx.Rngs(0))
+    model.observe(rows)
+    x = binary_matrix(rows)
+    for item in range(NUM_ITEMS):
+        cosines = np.zeros(NUM_ITEMS)
+        for other in set(range(NUM_ITEMS)) - {item}:
+            norms = np.linalg.norm(x[:, item]) * np.linalg.norm(x[:, other])
+            cosines[other] = x[:, item] @ x[:, other] / (norms + 1.0)
+        cosines[cosines < np.sort(cosines)[-3]] = 0
+        np.testing.assert_allclose(model.weights[...][:, item], cosines, atol=1e-6)
+
+
+def test_lightgcn_folds_a_history_in_as_a_new_node_of_the_graph():
+    rows = rows_of()
+    config = LightGCNConfig(NUM_ITEMS, NUM_USERS, 4, units=5, blocks=2)
+    model = LightGCN(config, rngs=nnx.Rngs(0))
+    model.observe(rows)
+    x = binary_matrix(rows)
+    user_degree, item_degree = x.sum(1), np.maximum(x.sum(0), 1)
+    adjacency = x / np.sqrt(user_degree[:, None] * item_degree[None, :])
+    users, items = [np.asarray(model.user_table[...])], [np.asarray(model.item_table[...])]
+    history = [2, 6, 8]
+    new = [np.zeros(5)]
+    for _ in range(2):
+        new.append(sum(items[-1][i] / np.sqrt(3 * item_degree[i]) for i in history))
+        users, items = [*users, adjacency @ items[-1]], [*items, adjacency.T @ users[-1]]
+    np.testing.assert_allclose(model.items()[0], np.mean(items, axis=0), atol=1e-5)
+    np.testing.assert_allclose(model.known_user_vectors(), np.mean(users, axis=0), atol=1e-5)
+    got = model.user_vectors(np.array([[PAD_ITEM, *history]]))[0]
+    np.testing.assert_allclose(got, np.mean(new, axis=0), atol=1e-5)
+
+
+def test_bpr_mf_folds_in_by_the_best_multiple_of_the_mean():
+    rows = rows_of()
+    model = BPRMF(BPRMFConfig(NUM_ITEMS, NUM_USERS, 4, units=5), rngs=nnx.Rngs(0))
+    model.observe(rows)
+    table = np.asarray(model.item_table[...])
+    means = np.stack([table[np.unique(rows[row])].mean(axis=0) for row in range(NUM_USERS)])
+    users = np.asarray(model.user_table[...])
+    factor = np.linalg.lstsq(means.reshape(-1, 1), users.ravel(), rcond=None)[0][0]
+    got = model.user_vectors(np.array([[PAD_ITEM, 2, 6, 8]]))[0]
+    np.testing.assert_allclose(got, factor * table[[2, 6, 8]].mean(axis=0), atol=1e-5)
+
+
+def test_every_kind_has_what_the_protocol_says():
+    for kind in MODELS.values():
+        assert {"user_vectors", "items"} <= set(dir(kind.module))
+        assert (kind.training is not None) == hasattr(kind.module, "queries")
+        if kind.training is not None:
+            assert FitConfig(**kind.training)
+        assert "rngs" in inspect.signature(kind.module.__init__).parameters

@@ -1,0 +1,78 @@
+import dataclasses
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tca4rec_jax.cf.pytorch_file import read_state_dict
+from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
+from tca4rec_jax.cf.sasrec import SASRecConfig
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+CHECKPOINT = GOLDENS / "pytorch_sasrec.pt"
+CONFIG = SASRecConfig(num_items=11, history_length=5, units=8, blocks=2, heads=1)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_parity_with_pytorch_short_histories_included(tmp_path, suffix):
+    path = CHECKPOINT
+    if suffix == ".safetensors":
+        path = tmp_path / "sasrec.safetensors"
+        save_file(read_state_dict(CHECKPOINT), path)
+    model = read_sasrec(path, CONFIG)
+    golden = np.load(GOLDENS / "pytorch_sasrec.npz")
+    vectors = np.asarray(model.user_vectors(golden["histories"] - 1))
+    np.testing.assert_allclose(vectors, golden["vectors"], atol=1e-5)
+    table, _ = model.items()
+    np.testing.assert_allclose(vectors @ np.asarray(table).T, golden["logits"], atol=1e-4)
+
+
+class Hostile:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def repacked(path, **changes):
+    """The golden checkpoint with members replaced."""
+    with zipfile.ZipFile(CHECKPOINT) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, changes.get(name.rpartition("/")[2], source.read(name)))
+    return path
+
+
+def test_a_pickle_that_names_anything_else_runs_no_code(tmp_path, capsys):
+    path = repacked(tmp_path / "hostile.pt", **{"data.pkl": pickle.dumps(Hostile())})
+    with pytest.raises(ValueError, match=r"hostile\.pt .* names builtins\.print"):
+        read_state_dict(path)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_damaged_files_are_errors_that_name_the_file(tmp_path):
+    path = tmp_path / "old.pt"
+    path.write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(ValueError, match=r"old\.pt is not a zip file"):
+        read_state_dict(path)
+    with pytest.raises(ValueError, match=r"nowhere\.pt cannot be read"):
+        read_state_dict(tmp_path / "nowhere.pt")
+    with pytest.raises(ValueError, match=r"short\.pt .* storage 0 has 1 of"):
+        read_state_dict(repacked(tmp_path / "short.pt", **{"0": b"\0\0\0\0"}))
+    with pytest.raises(ValueError, match="holds no state dict"):
+        read_state_dict(repacked(tmp_path / "list.pt", **{"data.pkl": pickle.dumps([1])}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_items": 12}, r"item_emb\.weight has shape \(12, 8\), expected \(13, 8\)"),
+        ({"units": 4}, r"item_emb\.weight has shape \(12, 8\), .* cf\.units=4"),
+        ({"history_length": 6}, r"pos_emb\.weight has shape \(5, 8\).*cf\.history_length=6"),
+        ({"blocks": 1}, r"cf\.blocks=1.*unknown tensors \['attention_layernorms\.1"),
+        ({"heads": 2}, r"cf\.heads is 2"),
+    ],
+)
+def test_what_does_not_fit_names_the_field(changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_sasrec(CHECKPOINT, dataclasses.replace(CONFIG, **changes))
