@@ -72,7 +72,7 @@ def default_config() -> ConfigDict:
                 "num_layers": 0,  # keep only the first layers; 0 keeps all
                 "dtype": "float32",
                 "layer_loop": "scan",
-                "remat": "none",
+                "remat": "products",  # or 'none', 'full'
             },
             "lora": {"rank": 8, "alpha": 16.0, "dropout": 0.05, "targets": "(q|k|v|o)_proj"},
             "prompt": {"prefix": "", "before_title": " ", "end": "\n", "max_tokens": 256},

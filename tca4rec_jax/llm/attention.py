@@ -10,6 +10,7 @@ repeated for the query heads that share them; scores and softmax are float32.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from tca4rec_jax.llm.config import RopeScaling
 
@@ -99,34 +100,42 @@ def causal_attention(
 def _attend_block(
     q_BxKxGxQxH: jax.Array, k_BxKxTxH: jax.Array, v_BxKxTxH: jax.Array, window: jax.Array | None
 ) -> jax.Array:
-    """Attention of the last Q of T positions; its backward pass keeps one array of scores' size."""
+    """Attention of the last Q of T positions; its backward pass makes the scores again."""
     return _attend_block_forward(q_BxKxGxQxH, k_BxKxTxH, v_BxKxTxH, window)[0]
 
 
-def _attend_block_forward(q, k, v, window):
+def _masked_scores(q, k, window):
+    """float32 [B, K, G * Q, T] of the last Q of T positions."""
     batch, kv_heads, groups, queries, _ = q.shape
     keys = k.shape[2]
     scores = _product("bkqh,bkth->bkqt", _merge_groups(q), k)
-    scores = scores.reshape(batch, kv_heads, groups, queries, keys)
     visible = _visible(jnp.arange(keys - queries, keys), jnp.arange(keys), window)
-    scores = jnp.where(visible[None, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkqt,bkth->bkqh", _merge_groups(weights), v).reshape(q.shape)
-    return out, (q, k, v, weights, out)
+    scores = scores.reshape(batch, kv_heads, groups, queries, keys)
+    return _merge_groups(jnp.where(visible[None, None, None], scores, MASKED))
+
+
+def _attend_block_forward(q, k, v, window):
+    scores_BxKxQxT = _masked_scores(q, k, window)
+    largest_BxKxQx1 = jnp.max(scores_BxKxQxT, axis=-1, keepdims=True)
+    p_BxKxQxT = jnp.exp(scores_BxKxQxT - largest_BxKxQx1)
+    sum_BxKxQx1 = jnp.sum(p_BxKxQxT, axis=-1, keepdims=True)
+    out_BxKxQxH = _product("bkqt,bkth->bkqh", p_BxKxQxT.astype(v.dtype), v) / sum_BxKxQx1
+    normaliser = checkpoint_name(largest_BxKxQx1 + jnp.log(sum_BxKxQx1), "normaliser")
+    return out_BxKxQxH.astype(q.dtype).reshape(q.shape), (q, k, v, window, normaliser)
 
 
 def _attend_block_backward(saved, d_out):
-    q, k, v, weights, out = saved
-    p_BxKxQxT, do_BxKxQxH = _merge_groups(weights), _merge_groups(d_out)
-    # softmax: ds = p (dp - sum_t p dp), and sum_t p dp = sum_h do o; masked weights are zero.
-    correction = jnp.sum(
-        do_BxKxQxH.astype(jnp.float32) * _merge_groups(out), axis=-1, keepdims=True
-    )
-    dp = _product("bkqh,bkth->bkqt", do_BxKxQxH, v)
-    ds = (p_BxKxQxT * (dp - correction)).astype(q.dtype)
-    dq = jnp.einsum("bkqt,bkth->bkqh", ds, k).reshape(q.shape)
-    dk = jnp.einsum("bkqt,bkqh->bkth", ds, _merge_groups(q))
-    dv = jnp.einsum("bkqt,bkqh->bkth", p_BxKxQxT, do_BxKxQxH)
+    q, k, v, window, normaliser_BxKxQx1 = saved
+    q_BxKxQxH, do_BxKxQxH = _merge_groups(q), _merge_groups(d_out)
+    p_BxKxQxT = jnp.exp(_masked_scores(q, k, window) - normaliser_BxKxQx1)  # masked: exactly zero
+    dp_BxKxQxT = _product("bkqh,bkth->bkqt", do_BxKxQxH, v)
+    p_dp_BxKxQxT = p_BxKxQxT * dp_BxKxQxT
+    # softmax: ds = p (dp - sum_t p dp)
+    ds_BxKxQxT = p_dp_BxKxQxT - p_BxKxQxT * jnp.sum(p_dp_BxKxQxT, axis=-1, keepdims=True)
+    ds_BxKxQxT = ds_BxKxQxT.astype(q.dtype)
+    dq = jnp.einsum("bkqt,bkth->bkqh", ds_BxKxQxT, k).reshape(q.shape)
+    dk = jnp.einsum("bkqt,bkqh->bkth", ds_BxKxQxT, q_BxKxQxH)
+    dv = jnp.einsum("bkqt,bkqh->bkth", p_BxKxQxT.astype(v.dtype), do_BxKxQxH)
     return dq, dk, dv, None
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from tca4rec_jax.llm.config import DecoderConfig
 
@@ -82,6 +83,36 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 def lora_delta(dropped_x: jax.Array, adapter: dict[str, jax.Array], lora: LoRAConfig) -> jax.Array:
     """(alpha / rank) B A x for x [..., in] after dropout -> [..., out]."""
-    a, b = adapter["a"].astype(dropped_x.dtype), adapter["b"].astype(dropped_x.dtype)
-    low_rank = jnp.einsum("...i,ir->...r", dropped_x, a)
-    return jnp.einsum("...r,ro->...o", low_rank * lora.scale, b)
+    a, b = (adapter[part].astype(dropped_x.dtype) for part in "ab")
+    return _low_rank(dropped_x, a, b * jnp.asarray(lora.scale, b.dtype))
+
+
+@jax.custom_vjp
+def _low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """x A B. The gradients of A and B sum over tokens with the narrow factor on the left.
+
+    That is the operand which XLA transposes on CPU; the transpose of a wide one takes longer than
+    the product.
+    """
+    return (x @ a) @ b
+
+
+def _low_rank_forward(x, a, b):
+    low = checkpoint_name(x @ a, "low_rank")
+    return low @ b, (x, low, a, b)
+
+
+def _low_rank_backward(saved, d_out):
+    x, low, a, b = saved
+    d_low = jnp.einsum("...o,ro->...r", d_out, b)
+    d_x = jnp.einsum("...r,ir->...i", d_low, a)
+    return d_x, _sum_of_products(d_low, x).T, _sum_of_products(low, d_out)
+
+
+_low_rank.defvjp(_low_rank_forward, _low_rank_backward)
+
+
+def _sum_of_products(left: jax.Array, right: jax.Array) -> jax.Array:
+    """[..., n], [..., m] -> [n, m], summed over everything before."""
+    leading = tuple(range(left.ndim - 1))
+    return jax.lax.dot_general(left, right, ((leading, leading), ((), ())))

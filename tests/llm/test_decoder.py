@@ -205,7 +205,10 @@ def adapter_gradient(options, dropout_key):
     return value, nnx.to_pure_dict(gradients)["adapters"]
 
 
-@pytest.mark.parametrize("options", [DecoderOptions("unroll"), DecoderOptions("scan", "full")])
+@pytest.mark.parametrize(
+    "options",
+    [DecoderOptions("unroll"), DecoderOptions("scan", "full"), DecoderOptions("scan", "none")],
+)
 def test_options_change_neither_loss_nor_gradient(options):
     key = jax.random.key(5)
     value, gradients = adapter_gradient(options, key)
