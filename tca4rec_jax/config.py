@@ -103,6 +103,9 @@ def default_config() -> ConfigDict:
                 "rules": "exact",  # or 'huggingface'
                 "temperature": 1.0,
                 "length_penalty": 0.0,
+                "exclude_history": False,  # never recommend what the user already has
+                "allow": "",  # a text file, one item id per line: nothing else is recommended
+                "deny": "",  # the same: these are not recommended
             },
             "evaluation": {
                 "split": "test",

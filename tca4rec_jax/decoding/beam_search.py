@@ -1,28 +1,37 @@
 """Beam search over the item trie: every result is an item of the catalogue.
 
 Two score conventions. 'after_softmax' takes the log-softmax over the whole vocabulary and then
-masks (what the published evaluation does); it walks the trie token by token. 'before_softmax' masks
-and then takes the log-softmax over the allowed children (consistent with MSL, arXiv 2504.04178); a
-forced token then has log-probability 0, so the compressed trie is walked, one decision per step.
+masks (what the published evaluation does). 'before_softmax' masks and then takes the log-softmax
+over the allowed children (consistent with MSL, arXiv 2504.04178): a forced token has
+log-probability 0, so a title is scored by its decisions and is never read to its end.
+
+The compressed trie is walked, one decision per step; what is forced after a decision is read in as
+few calls of the LLM as it fits. Only 'after_softmax' with the rules of 'huggingface' goes token by
+token: there a hypothesis can be dropped in the middle of a forced stretch.
 
 Guidance adds lambda * log p_cf(token | prefix) (the Collaborative Tokenizer's distribution).
 
 Axis letters: B batch (users), S prompt tokens, M beams, C children of a node, X candidates of one
-step, E edge tokens of one call, F edge tokens in all, W suffix tokens, D model, V vocabulary,
-I items, N trie nodes.
+step, W suffix tokens, U tokens that some node chooses from, D model, V vocabulary, I items,
+N trie nodes.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.collaborative_tokenizer import node_log_mass
-from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
+from tca4rec_jax.decoding.edges import EdgeScores, run_edges, scores_of_hidden
+from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie, search_trie
+from tca4rec_jax.trie import ItemTrie
 
 SCORES = ("before_softmax", "after_softmax")
 RULES = ("exact", "huggingface")
+_FIRST_SUFFIX = 16
+_FIRST_BOUND = 16
 
 
 @dataclass(frozen=True)
@@ -36,15 +45,13 @@ class SearchConfig:
         result any more; 'huggingface' is what the published evaluation ran: a hypothesis may finish
         only from among the best `beams` candidates of its step, and the search for a user ends when
         the best unfinished score over its *present* length is no better than the worst kept.
-      edge_chunk: edge tokens run by one call of the LLM (compressed trie only). Most edges into
-        decisions are one token (300 of 355 on MovieLens-100K), so 1 is fastest on CPU; a larger
-        chunk means fewer calls, each with more padding.
+      edge_chunk: most tokens of one edge that a call of the LLM reads (compressed trie only).
     """
 
     beams: int = 10
     score: str = "before_softmax"
     rules: str = "exact"
-    edge_chunk: int = 1
+    edge_chunk: int = 8
 
     def __post_init__(self):
         if self.beams < 1 or self.edge_chunk < 1:
@@ -57,7 +64,12 @@ class SearchConfig:
     @property
     def compress(self) -> bool:
         """Whether the compressed trie is searched."""
-        return self.score == "before_softmax"
+        return self.score == "before_softmax" or self.rules == "exact"
+
+    @property
+    def vocabulary(self) -> bool:
+        """Whether the softmax is over the vocabulary, so that forced tokens count."""
+        return self.score == "after_softmax"
 
 
 class ScoreWeights(NamedTuple):
@@ -88,9 +100,11 @@ class LanguageModel(Protocol):
 
     def prefill(self, tokens_BxS, lengths_B): ...
 
-    def extend(self, tokens_BxMxE, prompt, prompt_lengths_B, suffix, suffix_lengths_BxM): ...
+    def extend(
+        self, tokens_BxMxE, prompt, prompt_lengths_B, suffix, suffix_lengths_BxM, kept_T=None
+    ): ...
 
-    def logits(self, hidden_D): ...
+    def logits(self, hidden_D, tokens_U=None): ...
 
     def empty_suffix(self, batch: int, beams: int, size: int): ...
 
@@ -111,8 +125,13 @@ class _State(NamedTuple):
     total_BxM: jax.Array  # their summed log-probabilities, -inf for an empty slot
     leaf_BxM: jax.Array  # finished hypotheses, best first
     score_BxM: jax.Array
-    suffix: object  # keys and values of the tokens before each unfinished hypothesis' edge
+    suffix: object  # keys and values [L, B, M, W, ...] of the tokens before each one's edge
     calls: jax.Array
+
+
+def prepare_trie(trie: ItemTrie, config: SearchConfig) -> tuple[SearchTrie, SearchShape]:
+    """The arrays and sizes of a trie (from `ItemTrie.build`) that a search of this kind needs."""
+    return search_trie(trie, compress=config.compress, score_edges=config.vocabulary)
 
 
 def beam_search(
@@ -132,7 +151,7 @@ def beam_search(
       model: a Decoder (or anything with its four methods).
       tokens_BxS: int32 prompts, padded on the right; lengths_B: int32.
       cf_logits_BxI: float CF logits of all items for each user; None switches guidance off.
-      trie, shape: from `search_trie(..., compress=config.compress, edge_chunk=config.edge_chunk)`.
+      trie, shape: from `prepare_trie`.
       weights: see ScoreWeights.
 
     Returns:
@@ -165,84 +184,126 @@ def search_from_prompt(
     shape: SearchShape,
     config: SearchConfig,
     allowed_BxI: jax.Array | None = None,
+    renormalise: bool = True,
 ) -> SearchResult:
     """`beam_search` after the prompt: from its last hidden state and its keys and values.
 
     allowed_BxI (bool) leaves items out: what is found is what a trie of the allowed items alone
     would give, whatever the score; a title is a candidate while one of its items is allowed.
+    With renormalise=False the scores stay those of the whole catalogue (and of its CF model).
     """
     mass_BxN, alive_BxN = None, None
     if allowed_BxI is not None:
         present_BxI = jnp.where(allowed_BxI, 0.0, -jnp.inf)
         alive_BxN = node_log_mass(present_BxI, trie.mass, shape.mass) > -jnp.inf
     if cf_logits_BxI is not None:
-        if allowed_BxI is not None:
+        if allowed_BxI is not None and renormalise:
             cf_logits_BxI = jnp.where(allowed_BxI, cf_logits_BxI, -jnp.inf)
         mass_BxN = node_log_mass(cf_logits_BxI, trie.mass, shape.mass, weights.beta)
     batch, beams = hidden_Bx1xD.shape[0], config.beams
 
-    def expand(hidden, node, total, children: int):
-        """Candidates [B, X] of the hypotheses at `node`, their edges having been run."""
-        child, log_p = _child_log_probs(
-            model.logits(hidden),
-            node,
-            mass_BxN,
-            alive_BxN,
-            trie,
-            weights,
-            children,
-            config.compress,
-        )
-        candidates = total[:, :, None] + log_p
-        return child.reshape(batch, -1), candidates.reshape(batch, -1)
+    def expand(state: _State, scores: EdgeScores, node, total, children: int):
+        """Goes on from the hypotheses at `node`, whose edges have been read, to their children."""
+        child_BxMxC, log_p_BxMxC = _child_log_probs(
+            scores, node, mass_BxN, alive_BxN, trie, weights, children,
+            masked_softmax=not config.vocabulary, renormalise=renormalise,
+        )  # fmt: skip
+        total_BxMxC = total[:, :, None] + log_p_BxMxC
+        ends_BxMxC = trie.run_length[child_BxMxC] == 0
+        if config.compress and config.vocabulary:  # titles that have just been read to their end
+            at_end_BxM = jnp.where(trie.leaf[node] >= 0, total, -jnp.inf)
+            child_BxMxC = _append(child_BxMxC, node)
+            total_BxMxC = _append(total_BxMxC, at_end_BxM)
+            ends_BxMxC = _append(ends_BxMxC, jnp.ones_like(node, bool))
+        per_beam = child_BxMxC.shape[2]
+        candidates = (x.reshape(batch, -1) for x in (child_BxMxC, total_BxMxC, ends_BxMxC))
+        state, chosen_BxM = _select(state, *candidates, trie, weights, config)
+        return state, chosen_BxM // per_beam
+
+    bounds = _children_bounds(shape.inner_children)
 
     def step(state: _State) -> _State:
-        hidden_BxMxD, suffix, calls = _run_edges(
-            model, state, prompt, prompt_lengths_B, trie, shape.edge_chunk
+        scores, suffix, calls = run_edges(
+            model, state.node_BxM, prompt, prompt_lengths_B, state.suffix, trie,
+            weights.temperature, vocabulary=config.vocabulary,
+            edge_chunk=min(config.edge_chunk, shape.longest_run),
+        )  # fmt: skip
+        node, total = state.node_BxM, state.total_BxM + scores.forced_BxM
+        # The root stands for an empty slot.
+        most = jnp.max(jnp.where(node > 0, trie.child_count[node], 0))
+        small = state._replace(suffix=(), calls=())
+        branches = [partial(expand, children=bound) for bound in bounds]
+        small, beam_BxM = jax.lax.switch(
+            jnp.searchsorted(jnp.array(bounds), most), branches, small, scores, node, total
         )
-        child_BxX, total_BxX = expand(
-            hidden_BxMxD, state.node_BxM, state.total_BxM, shape.inner_children
-        )
-        state, chosen_BxM = _select(state, child_BxX, total_BxX, trie, weights, config)
-        return state._replace(
-            suffix=_take_beams(suffix, chosen_BxM // shape.inner_children),
-            calls=state.calls + calls,
-        )
+        return small._replace(suffix=_take_beams(suffix, beam_BxM), calls=state.calls + calls)
 
-    root_Bx1 = jnp.zeros((batch, 1), jnp.int32)
-    child_BxX, total_BxX = expand(
-        hidden_Bx1xD, root_Bx1, jnp.zeros((batch, 1)), shape.root_children
-    )
+    sizes = _suffix_sizes(shape.suffix_size)
     nothing_BxM = jnp.full((batch, beams), -jnp.inf)
     start = _State(
         node_BxM=jnp.zeros((batch, beams), jnp.int32),
         total_BxM=nothing_BxM,
         leaf_BxM=jnp.full((batch, beams), -1, jnp.int32),
         score_BxM=nothing_BxM,
-        suffix=model.empty_suffix(batch, beams, shape.suffix_size),
+        suffix=model.empty_suffix(batch, beams, sizes[0]),
         calls=jnp.int32(0),
     )
-    state, _ = _select(start, child_BxX, total_BxX, trie, weights, config)
-    state = jax.lax.while_loop(lambda s: jnp.any(s.total_BxM > -jnp.inf), step, state)
+    scores = scores_of_hidden(
+        model, hidden_Bx1xD, trie, weights.temperature, vocabulary=config.vocabulary
+    )
+    root_Bx1 = jnp.zeros((batch, 1), jnp.int32)
+    state, _ = expand(start, scores, root_Bx1, jnp.zeros((batch, 1)), shape.root_children)
+    for size in sizes:
+        room = ((0, 0),) * 3 + ((0, size - _suffix_size(state.suffix)),) + ((0, 0),) * 2
+        state = state._replace(suffix=jax.tree.map(lambda x, r=room: jnp.pad(x, r), state.suffix))
+
+        def goes_on(s: _State, size=size):
+            end_BxM = trie.edge_start[s.node_BxM] + trie.run_length[s.node_BxM]
+            return jnp.any(s.total_BxM > -jnp.inf) & jnp.all(end_BxM <= size)
+
+        state = jax.lax.while_loop(goes_on, step, state)
     return SearchResult(state.leaf_BxM, state.score_BxM, state.calls)
 
 
+def _suffix_sizes(largest: int) -> list[int]:
+    """Slots for keys and values: few as long as hypotheses are short, since beams copy them."""
+    sizes = [size for size in (_FIRST_SUFFIX << n for n in range(16)) if size < largest]
+    return [*sizes, largest]
+
+
+def _suffix_size(suffix) -> int:
+    return jax.tree.leaves(suffix)[0].shape[3]
+
+
+def _children_bounds(largest: int) -> list[int]:
+    """Static numbers of children; a step takes the smallest that holds those of its nodes."""
+    bounds = [bound for bound in (_FIRST_BOUND << 3 * n for n in range(8)) if bound < largest]
+    return [*bounds, largest]
+
+
+def _append(values_BxMxC: jax.Array, one_BxM: jax.Array) -> jax.Array:
+    return jnp.concatenate([values_BxMxC, one_BxM[:, :, None]], axis=2)
+
+
 def _child_log_probs(
-    logits_BxMxV, node_BxM, mass_BxN, alive_BxN, trie, weights, children, masked_softmax
+    scores, node_BxM, mass_BxN, alive_BxN, trie, weights, children, *, masked_softmax, renormalise
 ):
     """(child node ids, log-probabilities of the step to them) [B, M, C]; -inf: no such child."""
     offset_C = jnp.arange(children, dtype=jnp.int32)
     valid_BxMxC = offset_C[None, None, :] < trie.child_count[node_BxM][:, :, None]
     child_BxMxC = trie.child_start[node_BxM][:, :, None] + offset_C[None, None, :]
     child_BxMxC = jnp.where(valid_BxMxC, child_BxMxC, 0)
+    counted_BxMxC = valid_BxMxC
     if alive_BxN is not None:
         valid_BxMxC &= _per_user(alive_BxN, trie.mass_node[child_BxMxC])
-    logits_BxMxV = logits_BxMxV / weights.temperature
-    token_BxMxC = jnp.maximum(trie.token[child_BxMxC], 0)  # the root has no token
-    logit_BxMxC = jnp.take_along_axis(logits_BxMxV, token_BxMxC, axis=-1)
-    logit_BxMxC = jnp.where(valid_BxMxC, logit_BxMxC, -jnp.inf)
-    allowed = logit_BxMxC if masked_softmax else logits_BxMxV
-    log_p_BxMxC = logit_BxMxC - jax.nn.logsumexp(allowed, axis=-1, keepdims=True)
+        if renormalise:
+            counted_BxMxC = valid_BxMxC
+    index_BxMxC = trie.choice_index[child_BxMxC]
+    logit_BxMxC = jnp.take_along_axis(scores.choice_BxMxU, index_BxMxC, axis=-1)
+    norm_BxM = scores.norm_BxM
+    if masked_softmax:
+        norm_BxM = jax.nn.logsumexp(jnp.where(counted_BxMxC, logit_BxMxC, -jnp.inf), axis=-1)
+    log_p_BxMxC = logit_BxMxC - norm_BxM[:, :, None]
     if mass_BxN is not None:
         # Node ids of the compressed trie, flattened to one gather per user.
         child_mass = _per_user(mass_BxN, trie.mass_node[child_BxMxC])
@@ -259,49 +320,10 @@ def _per_user(values_BxN: jax.Array, index: jax.Array) -> jax.Array:
     return flat.reshape(index.shape)
 
 
-def _run_edges(model, state, prompt, prompt_lengths_B, trie, edge_chunk):
-    """Runs the LLM along the edges into the unfinished hypotheses' nodes.
-
-    Returns:
-      (hidden [B, M, D] at the last token of each edge, the new suffix, calls of the LLM).
-    """
-    # An empty slot stands at the root: no edge, nothing that could make the loop longer.
-    length_BxM = trie.edge_length[state.node_BxM]
-    start_BxM = trie.depth[state.node_BxM] - length_BxM
-    edge_BxMxF = trie.edge_tokens[state.node_BxM]
-
-    def run(chunk, suffix):
-        first = chunk * edge_chunk
-        tokens_BxMxE = jax.lax.dynamic_slice_in_dim(edge_BxMxF, first, edge_chunk, axis=2)
-        # Hypotheses whose edge ended earlier write padding after their last token: harmless.
-        done_BxM = jnp.minimum(first, length_BxM)
-        hidden_BxMxExD, suffix = model.extend(
-            tokens_BxMxE, prompt, prompt_lengths_B, suffix, start_BxM + done_BxM
-        )
-        last_BxM = length_BxM - 1 - first
-        here_BxM = (last_BxM >= 0) & (last_BxM < edge_chunk)
-        index_BxM = jnp.clip(last_BxM, 0, edge_chunk - 1)
-        hidden_BxMx1xD = jnp.take_along_axis(hidden_BxMxExD, index_BxM[:, :, None, None], axis=2)
-        return hidden_BxMx1xD[:, :, 0, :], here_BxM, suffix
-
-    hidden_BxMxD, _, suffix = run(0, state.suffix)
-    if edge_BxMxF.shape[2] == edge_chunk:
-        return hidden_BxMxD, suffix, jnp.int32(1)
-
-    def more(carry):
-        chunk, hidden_BxMxD, suffix = carry
-        new_BxMxD, here_BxM, suffix = run(chunk, suffix)
-        return chunk + 1, jnp.where(here_BxM[:, :, None], new_BxMxD, hidden_BxMxD), suffix
-
-    chunks = -(-jnp.max(length_BxM) // edge_chunk)
-    _, hidden_BxMxD, suffix = jax.lax.while_loop(
-        lambda carry: carry[0] < chunks, more, (jnp.int32(1), hidden_BxMxD, suffix)
-    )
-    return hidden_BxMxD, suffix, chunks
-
-
-def _select(state, child_BxX, total_BxX, trie, weights, config):
+def _select(state, child_BxX, total_BxX, ends_BxX, trie, weights, config):
     """Merges finished candidates into the result and keeps the best unfinished ones.
+
+    ends_BxX: whether nothing is left to be read of the edge into the candidate.
 
     Returns:
       (state, index of the candidate in each unfinished slot [B, M]).
@@ -309,7 +331,8 @@ def _select(state, child_BxX, total_BxX, trie, weights, config):
     beams = config.beams
     penalty = weights.length_penalty
     leaf_BxX = trie.leaf[child_BxX]
-    finished_BxX = leaf_BxX >= 0
+    done_BxX = (leaf_BxX >= 0) & ends_BxX
+    finished_BxX = done_BxX
     score_BxX = total_BxX / trie.depth[child_BxX].astype(jnp.float32) ** penalty
     if config.rules == "huggingface":
         best_BxM, _ = _top(total_BxX, beams)
@@ -325,7 +348,7 @@ def _select(state, child_BxX, total_BxX, trie, weights, config):
     # Totals only fall (every step adds at most 0), so a hypothesis can at best keep its total and
     # end with the longest sequence below it.
     worst_Bx1 = kept_score_BxM[:, -1:]
-    total_BxX = jnp.where(leaf_BxX < 0, total_BxX, -jnp.inf)
+    total_BxX = jnp.where(done_BxX, -jnp.inf, total_BxX)
     if config.rules == "exact":
         bound_BxX = total_BxX / trie.longest[child_BxX].astype(jnp.float32) ** penalty
         total_BxX = jnp.where(bound_BxX > worst_Bx1, total_BxX, -jnp.inf)

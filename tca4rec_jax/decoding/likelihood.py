@@ -3,7 +3,7 @@
 A ranking of 400 rows is a coarse measure; how likely the model finds what came next is a fine one,
 and costs one short call of the LLM once the prompt has run.
 
-Axis letters: R rows, B rows of a batch, E title tokens, K steps down the trie, C children of a
+Axis letters: R rows, B rows of a batch, E title tokens, K scored tokens, C children of a
 node, T temperatures, V vocabulary, D model.
 """
 
@@ -21,23 +21,28 @@ class TargetTitles(NamedTuple):
     """What is scored: NumPy on the host, a batch of it on the device (leading axis R or B).
 
     Attributes:
-      tokens_RxE: int32, the title's tokens up to the deepest step of all rows, 0 behind its last.
-      node_RxK: int32, the nodes at which a step is taken, 0 behind the last.
-      child_RxK: int32, the child each step goes to; -1 behind the last.
+      tokens_RxE: int32, the title's tokens that the LLM reads, 0 behind its last.
+      place_RxK: int32, how many of them each scored token comes after, 0 behind the last.
+      token_RxK: int32, the scored tokens; -1 behind the last.
+      node_RxK: int32, the trie node whose children a scored token is one of.
     """
 
     tokens_RxE: np.ndarray
+    place_RxK: np.ndarray
+    token_RxK: np.ndarray
     node_RxK: np.ndarray
-    child_RxK: np.ndarray
 
 
 def target_titles(trie: ItemTrie, leaf_R: np.ndarray) -> TargetTitles:
-    """Tokens and path of each row's leaf; `trie` is the one that is searched (see search_trie)."""
+    """Each row's title: all its tokens on a token-by-token trie, its decisions on a compressed."""
     path_RxK = trie.paths_QxK[leaf_R]
     child_RxK = np.concatenate([path_RxK[:, 1:], np.full_like(path_RxK[:, :1], -1)], axis=1)
     node_RxK = np.where(child_RxK >= 0, path_RxK, 0)
     width = max(1, int(trie.depth[node_RxK].max(initial=0)))
-    return TargetTitles(np.maximum(trie.tokens_QxL[leaf_R, :width], 0), node_RxK, child_RxK)
+    token_RxK = np.where(child_RxK >= 0, trie.token[child_RxK], -1)
+    return TargetTitles(
+        np.maximum(trie.tokens_QxL[leaf_R, :width], 0), trie.depth[node_RxK], token_RxK, node_RxK
+    )
 
 
 def title_nll(
@@ -60,7 +65,7 @@ def title_nll(
       trie, shape: as in `beam_search`.
       temperature_T: float32, each above 0.
       masked_softmax: the softmax over the node's children ('before_softmax') instead of over the
-        vocabulary.
+        vocabulary, which asks for targets of a token-by-token trie.
 
     Returns:
       float32 [B, T].
@@ -75,21 +80,22 @@ def title_nll(
     )
     # The state before title token t: the prompt's last for t = 0, then that of token t - 1.
     states_BxExD = jnp.concatenate([hidden_Bx1xD, hidden_Bx1xExD[:, 0]], axis=1)
-    place_BxKx1 = trie.depth[target.node_RxK][:, :, None]
-    logits_BxKxV = model.logits(jnp.take_along_axis(states_BxExD, place_BxKx1, axis=1))
-    token_BxKx1 = trie.token[jnp.maximum(target.child_RxK, 0)][:, :, None]
-    chosen_BxK = jnp.take_along_axis(logits_BxKxV, jnp.maximum(token_BxKx1, 0), axis=-1)[:, :, 0]
+    at_place_BxKxD = jnp.take_along_axis(states_BxExD, target.place_RxK[:, :, None], axis=1)
+    logits_BxKxV = model.logits(at_place_BxKxD)
+    token_BxKx1 = jnp.maximum(target.token_RxK, 0)[:, :, None]
+    chosen_BxK = jnp.take_along_axis(logits_BxKxV, token_BxKx1, axis=-1)[:, :, 0]
     allowed = logits_BxKxV
     if masked_softmax:
         offset_C = jnp.arange(max(shape.root_children, shape.inner_children), dtype=jnp.int32)
         valid_BxKxC = offset_C[None, None, :] < trie.child_count[target.node_RxK][:, :, None]
         child_BxKxC = trie.child_start[target.node_RxK][:, :, None] + offset_C[None, None, :]
-        token_BxKxC = jnp.maximum(trie.token[jnp.where(valid_BxKxC, child_BxKxC, 0)], 0)
+        child_BxKxC = jnp.where(valid_BxKxC, child_BxKxC, 0)
+        token_BxKxC = trie.choice[trie.choice_index[child_BxKxC]]
         allowed = jnp.take_along_axis(logits_BxKxV, token_BxKxC, axis=-1)
         allowed = jnp.where(valid_BxKxC, allowed, -jnp.inf)
 
     def at(temperature):
         log_p_BxK = chosen_BxK / temperature - jax.nn.logsumexp(allowed / temperature, axis=-1)
-        return -jnp.sum(jnp.where(target.child_RxK >= 0, log_p_BxK, 0.0), axis=1)
+        return -jnp.sum(jnp.where(target.token_RxK >= 0, log_p_BxK, 0.0), axis=1)
 
     return jax.lax.map(at, temperature_T).T

@@ -1,341 +1,235 @@
-"""Recommendations for many rows: prompts in batches of similar length, results by row.
+"""`Recommender`: a trained run as a recommender of catalogue items for anyone's history.
 
-Axis letters: R rows, B rows of a batch, S prompt tokens, M beams, I items, K places of a list,
-U sets of score weights, T temperatures.
+    recommender = Recommender.load("runs/quickstart", "aligned")
+    recommender.recommend(["Toy Story (1995)", "Fargo (1996)"], k=5)
+
+Axis letters: R rows, H history items, I items.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+import difflib
+import json
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
-from tqdm import tqdm
+from ml_collections import ConfigDict
 
-from tca4rec_jax.data.ragged import Ragged, ranges
-from tca4rec_jax.decoding.beam_search import (
-    ScoreWeights,
-    SearchConfig,
-    run_prompts,
-    search_from_prompt,
-)
-from tca4rec_jax.decoding.likelihood import TargetTitles, target_titles, title_nll
-from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie, search_trie
-from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.sharding import check_batch_size, replicate, shard_batch
-from tca4rec_jax.trie import ItemTrie
-
-_ROUND_BUCKETS_TO = 16
-_LLM_ALONE = ScoreWeights()
+from tca4rec_jax.cf.checkpoint import load_sasrec
+from tca4rec_jax.cf.popularity import popularity_logits
+from tca4rec_jax.cf.scoring import cf_logits
+from tca4rec_jax.config import default_config
+from tca4rec_jax.data.prompts import prompts
+from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.sequences import PAD_ITEM
+from tca4rec_jax.decoding.batched_search import BatchedSearch
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.candidates import score_candidates
+from tca4rec_jax.decoding.filters import ItemFilter
+from tca4rec_jax.training.run import Run
 
 
-@dataclass(frozen=True, eq=False)
-class Recommendations:
-    """The best titles of each row, best first.
+class Recommended(NamedTuple):
+    """One item of a list."""
 
-    Attributes:
-      leaves_RxM: int32, leaves of the trie (distinct titles), -1 where there are no more.
-      scores_RxM: float32, -inf where there are no more.
-    """
-
-    leaves_RxM: np.ndarray
-    scores_RxM: np.ndarray
-
-    def items(
-        self, trie: ItemTrie, count: int, allowed_RxI: np.ndarray | None = None
-    ) -> np.ndarray:
-        """The first `count` items of each row; see `leaves_to_items`."""
-        return leaves_to_items(self.leaves_RxM, trie, count, allowed_RxI)
-
-
-class Sweep(NamedTuple):
-    """What one pass over the prompts found.
-
-    Attributes:
-      recommendations: one for each set of weights.
-      nll_RxT: float32, -log P_LLM(target title | prompt) at each temperature; None if not asked.
-    """
-
-    recommendations: list[Recommendations]
-    nll_RxT: np.ndarray | None
-
-
-def leaves_to_items(
-    leaves_RxM: np.ndarray, trie: ItemTrie, count: int, allowed_RxI: np.ndarray | None = None
-) -> np.ndarray:
-    """int32 [R, count]: the items of the leaves in turn, -1 where there are no more.
-
-    Items that share a title share a leaf; they follow one another in catalogue order. Those that
-    allowed_RxI (bool) leaves out are passed over.
-    """
-    items_I, offsets = trie.items_by_leaf
-    present_RxM = leaves_RxM >= 0
-    leaf_RxM = np.maximum(leaves_RxM, 0)
-    sizes_RxM = np.where(present_RxM, offsets[leaf_RxM + 1] - offsets[leaf_RxM], 0)
-    flat = items_I[ranges(offsets[leaf_RxM].ravel(), sizes_RxM.ravel())]
-    lengths_R = sizes_RxM.sum(axis=1)
-    if allowed_RxI is not None:
-        row_of_item = np.repeat(np.arange(len(lengths_R)), lengths_R)
-        kept = allowed_RxI[row_of_item, flat]
-        flat = flat[kept]
-        lengths_R = np.bincount(row_of_item[kept], minlength=len(lengths_R))
-    rows = Ragged.from_lengths(flat, lengths_R)
-    kept_R = np.minimum(rows.lengths, count)
-    rows = Ragged.from_lengths(flat[ranges(rows.offsets[:-1], kept_R)], kept_R)
-    return rows.pad(np.arange(len(rows)), count, -1)
+    item_id: str
+    title: str
+    score: float
 
 
 class Recommender:
-    """Runs beam search over the rows of a split.
+    """Recommends with one LLM of a run; the first call loads and compiles.
 
-    Recommenders of one process share their compiled programs: another set of adapters, guidance or
-    temperature compiles nothing new.
+    Items are named by their id or, where no id is spelt so, by their title (of several items that
+    share one, the first). What may be recommended is in config.decoding, see ItemFilter.
     """
 
-    def __init__(
-        self,
-        trie: ItemTrie,
-        config: SearchConfig,
-        *,
-        mesh: Mesh,
-        batch_size: int = 16,
-        buckets: Sequence[int] | int = 3,
-    ):
-        """Prepares the trie for the search.
-
-        Args:
-          trie: token by token, from `ItemTrie.build`.
-          config: what is searched for.
-          mesh: its axis 'data' shares the rows of a batch.
-          batch_size: rows per call, a multiple of the mesh's devices.
-          buckets: padded prompt lengths, or how many to derive from the prompts' lengths. Every
-            length is compiled once.
+    def __init__(self, run: Run, name: str, *, guidance: float = 0.0):
+        """The LLM run `name` below run.workdir/llm, or the LLM as it came if name is ''.
 
         Raises:
-          ValueError: a batch that does not divide over the mesh, or no bucket.
+          FileNotFoundError, ValueError: guidance without the CF model that was trained, or a filter
+            that does not fit the catalogue.
         """
-        check_batch_size(mesh, batch_size, "batch_size")
-        if (isinstance(buckets, int) and buckets < 1) or (
-            not isinstance(buckets, int) and not buckets
-        ):
-            raise ValueError(f"need at least one bucket, got {buckets!r}")
-        self._config, self._mesh, self._batch_size, self._buckets = (
-            config,
-            mesh,
-            batch_size,
-            buckets,
-        )
-        self._searched = trie.compress() if config.compress else trie
-        arrays, self._shape = search_trie(
-            trie, compress=config.compress, edge_chunk=config.edge_chunk
-        )
-        self._trie = replicate(mesh, arrays)
+        fields, self._run, self._name = run.config.decoding, run, name
+        self._weights = ScoreWeights(
+            guidance, run.config.objective.beta, fields.temperature, fields.length_penalty
+        ).check()
+        self._filter = ItemFilter.from_config(fields, run.data.catalogue)
+        self._cf = _cf_model(run) if guidance > 0 else None
+        self._searches: dict[int, BatchedSearch] = {}
+
+    @classmethod
+    def load(cls, workdir: str | Path, name: str, *, guidance: float = 0.0) -> "Recommender":
+        """From a work directory, with the config that the LLM run `name` was trained with."""
+        workdir = Path(workdir)
+        path = workdir / "llm" / name / "config.json"
+        if not name or not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist: train the run {name!r} with launch/train.py, or make "
+                "Recommender(Run(config, workdir), '') to use the LLM as it came"
+            )
+        config = default_config()
+        with config.ignore_type():  # JSON has no tuples
+            config.update(ConfigDict(json.loads(path.read_text("utf-8"))))
+        return cls(Run(config, workdir), name, guidance=guidance)
 
     def recommend(
-        self,
-        decoder: Decoder,
-        prompts: Ragged,
-        weights: ScoreWeights = _LLM_ALONE,
-        cf_logits: Callable[[np.ndarray], np.ndarray] | None = None,
-        *,
-        allowed: Callable[[np.ndarray], np.ndarray] | None = None,
-        progress: str | None = "Recommending",
-    ) -> Recommendations:
-        """The best titles for every prompt: `sweep` with one set of weights."""
-        found = self.sweep(
-            decoder, prompts, [weights], cf_logits, allowed=allowed, progress=progress
-        )
-        return found.recommendations[0]
-
-    def sweep(
-        self,
-        decoder: Decoder,
-        prompts: Ragged,
-        weights: Sequence[ScoreWeights],
-        cf_logits: Callable[[np.ndarray], np.ndarray] | None = None,
-        *,
-        allowed: Callable[[np.ndarray], np.ndarray] | None = None,
-        target_leaf_R: np.ndarray | None = None,
-        temperatures: Sequence[float] = (1.0,),
-        progress: str | None = "Recommending",
-    ) -> Sweep:
-        """The best titles for every prompt under each of several weights; prompts run once.
+        self, histories: Sequence, k: int = 10, *, progress: str | None = None
+    ) -> list[Recommended] | list[list[Recommended]]:
+        """The best k items after one history, or after each of several, best first.
 
         Args:
-          decoder: the language model, on the mesh or not.
-          prompts: int32 token ids of R rows.
-          weights: guidance, temperature and length penalty, U sets of them.
-          cf_logits: row numbers int64 [B] -> the CF logits of all items, float [B, I]; required if
-            weights.guidance > 0. Without it another program, with no guidance in it, is compiled.
-          allowed: row numbers int64 [B] -> bool [B, I], the items that may be recommended (the
-            user's history left out, a part of the catalogue): as if the trie held no others.
-            Another program is compiled for it. Pass the same to `Recommendations.items`.
-          target_leaf_R: int, leaf of the trie of each row's target: its likelihood under the LLM
-            alone is wanted too, at each of the temperatures.
-          temperatures: each above 0.
-          progress: label of the progress bar, None for none.
+          histories: items, oldest first; or a sequence of such histories.
+          progress: label of a progress bar.
+
+        Returns:
+          For one history a list, for several a list of lists; shorter than k only if the catalogue
+          (what of it may be recommended) is. A score is a log-probability, guidance included.
 
         Raises:
-          ValueError: a prompt that is empty, longer than the largest bucket or too long for the
-            model, guidance without CF logits, or a temperature that is not above 0.
+          ValueError: no history, an empty one, an unknown item (with what is spelt like it), k < 1.
         """
-        guidance = max(one.check().guidance for one in weights)
-        if guidance > 0 and cf_logits is None:
-            raise ValueError(f"guidance is {guidance}, but there are no CF logits for it")
-        if min(temperatures) <= 0:
-            raise ValueError(f"temperatures must be above 0, got {tuple(temperatures)}")
-        num_rows = len(prompts)
-        targets = None
-        if target_leaf_R is not None:
-            targets = target_titles(self._searched, target_leaf_R)
-        nll_RxT = np.full((num_rows, len(temperatures)), np.nan, np.float32)
-        shape = (num_rows, len(weights), self._config.beams)
-        leaves_RxUxM = np.full(shape, -1, np.int32)
-        scores_RxUxM = np.full(shape, -np.inf, np.float32)
-        self._check_prompts(prompts, decoder)
-        graph, state = nnx.split(decoder)
-        run = partial(
-            search_batch,
-            replicate(self._mesh, state),
-            trie=self._trie,
-            weights_U=ScoreWeights(*np.array(weights, np.float32).T),
-            temperature_T=np.array(temperatures, np.float32),
-            mesh=self._mesh,
-            graph=graph,
-            shape=self._shape,
-            config=self._config,
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        single, history_RxH = self._histories(histories)
+        found = self._search(k).recommend(
+            self._decoder,
+            self._prompts(history_RxH),
+            self._weights,
+            self._cf and partial(self._cf_rows, history_RxH),
+            allowed=(masks := self._filter.masks(history_RxH)),
+            progress=progress,
         )
-
-        def store(rows_B: np.ndarray, result: tuple) -> None:
-            leaves_BxUxM, scores_BxUxM, nll_BxT = jax.device_get(result)
-            leaves_RxUxM[rows_B] = leaves_BxUxM[: len(rows_B)]
-            scores_RxUxM[rows_B] = scores_BxUxM[: len(rows_B)]
-            if nll_BxT is not None:
-                nll_RxT[rows_B] = nll_BxT[: len(rows_B)]
-
-        pending = None
-        with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
-            for rows_B, width in self._batches(prompts.lengths):
-                padded_B = np.resize(rows_B, self._batch_size)  # the last batch repeats its rows
-                cf_BxI = None
-                if cf_logits is not None:
-                    cf_BxI = np.asarray(cf_logits(padded_B), np.float32)
-                batch = (
-                    prompts.pad(padded_B, width, 0).astype(np.int32),
-                    prompts.lengths[padded_B].astype(np.int32),
-                    cf_BxI,
-                    None if allowed is None else np.asarray(allowed(padded_B), bool),
-                    targets and TargetTitles(*(field[padded_B] for field in targets)),
-                )
-                result = run(*shard_batch(self._mesh, batch))
-                # Fetched after the next batch was dispatched: the host works meanwhile.
-                if pending is not None:
-                    store(*pending)
-                    bar.update(len(pending[0]))
-                pending = rows_B, result
-            if pending is not None:
-                store(*pending)
-                bar.update(len(pending[0]))
-        found = [
-            Recommendations(leaves_RxUxM[:, u], scores_RxUxM[:, u]) for u in range(len(weights))
+        allowed_RxI = None if masks is None else masks(np.arange(len(history_RxH)))
+        trie, catalogue = self._run.trie, self._run.data.catalogue
+        items_RxK = found.items(trie, k, allowed_RxI)
+        score_of = [
+            dict(zip(leaves_M.tolist(), scores_M.tolist(), strict=True))
+            for leaves_M, scores_M in zip(found.leaves_RxM, found.scores_RxM, strict=True)
         ]
-        return Sweep(found, None if targets is None else nll_RxT)
+        lists = [
+            [
+                Recommended(
+                    catalogue.item_ids[i], catalogue.titles[i], scores[trie.leaf_of_item[i]]
+                )
+                for i in items_K.tolist()
+                if i >= 0
+            ]
+            for items_K, scores in zip(items_RxK, score_of, strict=True)
+        ]
+        return lists[0] if single else lists
 
-    def _check_prompts(self, prompts: Ragged, decoder: Decoder) -> None:
-        lengths_R = prompts.lengths
-        limit = decoder.config.max_positions - self._shape.suffix_size
-        if not isinstance(self._buckets, int):
-            limit = min(limit, max(self._buckets))
-        bad_R = (lengths_R < 1) | (lengths_R > limit)
-        if bad_R.any():
-            row = int(np.argmax(bad_R))
-            raise ValueError(
-                f"row {row}: a prompt of {lengths_R[row]} tokens, expected 1..{limit} (the largest "
-                "bucket, and room for a title in the positions of the model): lower "
-                "prompt.max_tokens"
+    def score(self, history: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
+        """Exact scores float32 [candidates] of given items, to re-rank another system's list.
+
+        Raises ValueError as `recommend`. Filters do not apply.
+        """
+        _, history_RxH = self._histories([list(history)])
+        items = self._items(candidates, "candidates")
+        fields = self._run.config.decoding
+        return score_candidates(
+            self._run.trie,
+            SearchConfig(score=fields.score),
+            self._decoder,
+            self._prompts(history_RxH),
+            Ragged.from_lengths(items, np.array([len(items)])),
+            self._weights,
+            self._cf and partial(self._cf_rows, history_RxH),
+            mesh=self._run.mesh,
+            batch_size=self._run.mesh.size,
+            progress=None,
+        ).values
+
+    @cached_property
+    def _decoder(self):
+        return self._run.inference_decoder(self._name)
+
+    def _search(self, k: int) -> BatchedSearch:
+        fields, evaluation = self._run.config.decoding, self._run.config.evaluation
+        beams = max(k, fields.beams)
+        if beams not in self._searches:
+            self._searches[beams] = BatchedSearch(
+                self._run.trie,
+                SearchConfig(beams, fields.score, fields.rules),
+                mesh=self._run.mesh,
+                batch_size=evaluation.batch_size,
+                buckets=evaluation.buckets,
             )
+        return self._searches[beams]
 
-    def _batches(self, lengths_R: np.ndarray):
-        """(rows int64 [at most batch size], padded length) of every batch, the longest first."""
-        if not len(lengths_R):
-            return
-        buckets = self._buckets
-        if isinstance(buckets, int):
-            buckets = bucket_lengths(lengths_R, buckets)
-        buckets = np.sort(np.asarray(buckets))
-        bucket_R = np.searchsorted(buckets, lengths_R)
-        for bucket in range(len(buckets) - 1, -1, -1):
-            rows = np.flatnonzero(bucket_R == bucket)
-            for start in range(0, len(rows), self._batch_size):
-                yield rows[start : start + self._batch_size], int(buckets[bucket])
+    def _prompts(self, history_RxH: np.ndarray) -> Ragged:
+        return prompts(self._run.titles, history_RxH, self._run.config.prompt.max_tokens)
+
+    def _histories(self, histories: Sequence) -> tuple[bool, np.ndarray]:
+        """(whether it was a single one, int32 [R, H] padded on the left)."""
+        if isinstance(histories, str) or not len(histories):
+            raise ValueError(
+                "give a history: a list of item ids or titles, or a list of such lists"
+            )
+        single = isinstance(histories[0], str)
+        rows = [
+            self._items(history, f"history {row}")
+            for row, history in enumerate([histories] if single else histories)
+        ]
+        length = self._run.config.data.history_length
+        history_RxH = np.full((len(rows), length), PAD_ITEM, np.int32)
+        for row, items in enumerate(rows):
+            items = items[-length:]
+            history_RxH[row, length - len(items) :] = items
+        return single, history_RxH
+
+    @cached_property
+    def _item_of_title(self) -> dict[str, int]:
+        titles = self._run.data.catalogue.titles
+        return {title: item for item, title in reversed(list(enumerate(titles)))}
+
+    def _items(self, names: Sequence[str], what: str) -> np.ndarray:
+        if isinstance(names, str) or not len(names):
+            raise ValueError(f"{what} is {names!r}: expected a list of item ids or titles")
+        items = self._run.data.catalogue.find(names)
+        for at in np.flatnonzero(items < 0):
+            if (item := self._item_of_title.get(names[at])) is None:
+                near = difflib.get_close_matches(names[at], self._item_of_title, 3, 0.5)
+                hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+                raise ValueError(f"{what}: {names[at]!r} is no item id and no title{hint}")
+            items[at] = item
+        return items
+
+    def _cf_rows(self, history_RxH: np.ndarray, rows_B: np.ndarray) -> np.ndarray:
+        return self._cf(history_RxH[rows_B])
 
 
-def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` padded lengths that split the rows about evenly, rounded up to sixteens."""
-    shares = np.arange(1, count + 1) / count
-    cuts = np.quantile(lengths_R, shares, method="higher")
-    return np.unique(-(-cuts // _ROUND_BUCKETS_TO) * _ROUND_BUCKETS_TO).astype(np.int64)
+def _cf_model(run: Run):
+    """history int32 [B, H] -> CF logits of all items, float32 [B, I]."""
+    if run.config.cf.model == "popularity":
+        bias_I = popularity_logits(
+            run.data.splits["train_sequences"], run.data.catalogue.num_items
+        ).astype(np.float32)
+        return lambda history_BxH: np.tile(bias_I, (len(history_BxH), 1))
+    path = run.workdir / "cf" / "checkpoint.npz"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"guidance needs CF logits of new histories, but there is no CF model at {path}: "
+            "train it with launch/train_cf.py, or set guidance to 0"
+        )
+    model = load_sasrec(path)
+    if model.config.num_items != run.data.catalogue.num_items:
+        raise ValueError(
+            f"{path} knows {model.config.num_items} items, the catalogue has "
+            f"{run.data.catalogue.num_items}: run launch/train_cf.py again"
+        )
+    length = model.config.history_length
 
+    @nnx.jit
+    def logits(model, history_BxS):
+        return cf_logits(model.user_vectors(history_BxS), model.item_table[...])
 
-@partial(jax.jit, static_argnames=("mesh", "graph", "shape", "config"))
-def search_batch(
-    state: nnx.State,
-    tokens_BxS: jax.Array,
-    lengths_B: jax.Array,
-    cf_logits_BxI: jax.Array | None,
-    allowed_BxI: jax.Array | None,
-    target_B: TargetTitles | None,
-    trie: SearchTrie,
-    weights_U: ScoreWeights,
-    temperature_T: jax.Array,
-    *,
-    mesh: Mesh,
-    graph: nnx.GraphDef,
-    shape: SearchShape,
-    config: SearchConfig,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Beam search on each device's share of the batch: (leaves, scores) [B, U, M], NLL [B, T].
+    def padded(history_BxH):
+        history_BxH = history_BxH[:, -length:]
+        room = ((0, 0), (length - history_BxH.shape[1], 0))
+        return np.asarray(logits(model, np.pad(history_BxH, room, constant_values=PAD_ITEM)))
 
-    The prompts run once; the fields of weights_U are float32 [U] and each of them is searched with.
-    Without targets there is no likelihood (None).
-
-    Users don't depend on one another, so each device runs a program of its own (shard_map): nothing
-    is communicated, and a device whose users are done does not wait for the others.
-    """
-
-    def on_one_device(
-        state, tokens, lengths, cf_logits, allowed, target, trie, weights_U, temperature_T
-    ):
-        decoder = nnx.merge(graph, state)
-        prompt = run_prompts(decoder, tokens, lengths)
-
-        def search(weights):
-            result = search_from_prompt(
-                decoder, *prompt, lengths, cf_logits, trie, weights,
-                shape=shape, config=config, allowed_BxI=allowed,
-            )  # fmt: skip
-            return result.leaves, result.scores
-
-        found_UxBxM = jax.lax.map(search, weights_U)
-        leaves, scores = (values.swapaxes(0, 1) for values in found_UxBxM)
-        nll_BxT = None
-        if target is not None:
-            nll_BxT = title_nll(
-                decoder, *prompt, lengths, target, trie, temperature_T,
-                shape=shape, masked_softmax=config.compress,
-            )  # fmt: skip
-        return leaves, scores, nll_BxT
-
-    rows, everywhere = PartitionSpec("data"), PartitionSpec()
-    sharded = jax.shard_map(
-        on_one_device,
-        mesh=mesh,
-        in_specs=(everywhere, *[rows] * 5, *[everywhere] * 3),
-        out_specs=rows,
-        check_vma=False,
-    )
-    batch = (tokens_BxS, lengths_B, cf_logits_BxI, allowed_BxI, target_B)
-    return sharded(state, *batch, trie, weights_U, temperature_T)
+    return padded

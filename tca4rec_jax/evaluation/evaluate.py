@@ -23,8 +23,9 @@ from ml_collections import ConfigDict
 from tca4rec_jax.cf.popularity import popularity_logits
 from tca4rec_jax.data.prompts import prompts
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.decoding.batched_search import BatchedSearch, Recommendations
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-from tca4rec_jax.decoding.recommender import Recommendations, Recommender
+from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.evaluation.ranking import (
     bootstrap_intervals,
     metric_values,
@@ -89,10 +90,10 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
     _check_labels(config)
     rows = sample_rows(run.data.splits[fields.split], fields.rows, config.seed)
     logging.info("Evaluating %d of the %s rows", len(rows), fields.split)
-    ranked = _cf_models(run, rows)
+    ranked = cf_models(run, rows)
     for name in dict.fromkeys(name for _, name, _ in fields.variants):
         variants = {label: value for label, run_, value in fields.variants if run_ == name}
-        ranked |= _cached_llm(run, rows, name, variants)
+        ranked |= cached_llm(run, rows, name, variants)
     ranked = {label: ranked[label] for label in (POPULAR, CF, *_labels(fields))}
     results = _results(run, rows, ranked)
     _report(run, rows, ranked, results)
@@ -119,7 +120,7 @@ def _check_labels(config: ConfigDict) -> None:
         )
 
 
-def _cf_models(run: Run, rows: np.ndarray) -> dict[str, Ranked]:
+def cf_models(run: Run, rows: np.ndarray) -> dict[str, Ranked]:
     """Most popular and the CF model of the logits store, by full ranking."""
     popular_I = popularity_logits(run.data.splits["train_sequences"], run.data.catalogue.num_items)
     scores = {
@@ -158,7 +159,7 @@ def _full_ranking(run: Run, rows: np.ndarray, scores_RxI: np.ndarray) -> Ranked:
     )
 
 
-def _cached_llm(
+def cached_llm(
     run: Run, rows: np.ndarray, name: str, variants: dict[str, float]
 ) -> dict[str, Ranked]:
     """The lists of an LLM run at several guidances {label: guidance}, or those found on disk."""
@@ -192,6 +193,7 @@ def _identity(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> 
         "lora": config.lora.to_dict() if name else None,
         "prompt": config.prompt.to_dict(),
         "decoding": config.decoding.to_dict(),
+        "allowed": _sha256(ItemFilter.from_config(config.decoding, run.data.catalogue).allowed_I),
         "guidances": guidances,
         "temperatures": config.evaluation.temperatures,
         "beta": config.objective.beta,
@@ -213,31 +215,34 @@ def _llm(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> list[
     split = run.data.splits[config.evaluation.split].take(rows)
     history_RxH, target_R = split.histories_and_targets(config.data.history_length)
     fields = config.decoding
-    recommender = Recommender(
+    search = BatchedSearch(
         run.trie,
         SearchConfig(fields.beams, fields.score, fields.rules),
         mesh=run.mesh,
         batch_size=config.evaluation.batch_size,
         buckets=config.evaluation.buckets,
     )
+    allowed = ItemFilter.from_config(fields, run.data.catalogue).masks(history_RxH)
     weights = [
         ScoreWeights(guidance, config.objective.beta, fields.temperature, fields.length_penalty)
         for guidance in guidances
     ]
     cf_RxI = _cf_logits(run, rows)
     leaf_R = run.trie.leaf_of_item[target_R]
-    found, nll_RxT = recommender.sweep(
-        run.trained_decoder(name) if name else run.decoder,
+    found, nll_RxT = search.sweep(
+        run.inference_decoder(name),
         prompts(run.titles, history_RxH, config.prompt.max_tokens),
         weights,
         cf_RxI.__getitem__,
+        allowed=allowed,
         target_leaf_R=leaf_R,
         temperatures=config.evaluation.temperatures,
         progress=f"LLM {name or 'untrained'}",
     )
 
     def ranked(one: Recommendations, guidance: float) -> Ranked:
-        items_RxK = one.items(run.trie, fields.beams)
+        allowed_RxI = None if allowed is None else allowed(np.arange(rows.size))
+        items_RxK = one.items(run.trie, fields.beams, allowed_RxI)
         return Ranked(
             items_RxK,
             rank_in_list(items_RxK, target_R),

@@ -150,6 +150,34 @@ def plot_metrics(
     save_figure(path, figure)
 
 
+def plot_sweep(
+    path: Path,
+    curve: Mapping[float, Mapping[str, Interval]],
+    metrics: Sequence[str],
+    *,
+    level: tuple[str, Mapping[str, Interval]],
+) -> None:
+    """A PNG with one panel per metric over lambda; `level` (label, metrics) is a dashed line.
+
+    Raises:
+      ValueError: there is nothing to draw.
+    """
+    _need_rows(curve)
+    values = np.array(sorted(curve))
+    figure = Figure(figsize=(4.6 * len(metrics), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for panel, metric in zip(panels, metrics, strict=True):
+        means, low, high = np.array([curve[value][metric] for value in values.tolist()]).T[:3]
+        panel.fill_between(values, low, high, alpha=0.2)
+        panel.plot(values, means, "o-", label="LLM and CF model")
+        panel.axhline(level[1][metric].mean, color="C1", linestyle="--", label=level[0])
+        panel.set_xscale("symlog", linthresh=0.25)
+        panel.set(xlabel="lambda", ylabel=f"{metric} (95% interval)")
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    _save(path, figure)
+
+
 def examples_text(
     titles: Sequence[str],
     history_RxH: np.ndarray,

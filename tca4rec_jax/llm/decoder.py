@@ -1,11 +1,13 @@
 """Llama- and Qwen-style decoder: training forward pass, prompt prefill, and beam extension.
 
 Axis letters: B batch, S sequence, P placeholders, M beams, E new tokens of an edge, W suffix
-tokens, D model, N query heads, K kv heads, H head dim, V vocabulary, L layers, R adapter rank.
+tokens, D model, N query heads, K kv heads, H head dim, V vocabulary, L layers, R adapter rank,
+T tokens that run.
 Weights are [in, out] and stacked over layers on axis 0, whichever way the layers are looped over.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -194,6 +196,7 @@ class Decoder(nnx.Module):
         prompt_lengths_B: jax.Array,
         suffix: KVCache,
         suffix_lengths_BxM: jax.Array,
+        kept_T: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """E more tokens for each of M beams per user -> (hidden [B, M, E, D], new suffix).
 
@@ -202,25 +205,38 @@ class Decoder(nnx.Module):
         to itself. Its key and value go to slot suffix_length + e of the returned suffix; slots
         past W are dropped. Padding at the end of an edge is harmless as long as the caller
         advances suffix_lengths by the edge's true length: later tokens overwrite its slots.
+
+        kept_T (int32, distinct indices into B * M * E; those past the end are padding) names the
+        tokens that are worth running: the layers see only these. The states of the others are
+        without meaning, and so is what is written to their slots.
         """
-        edge = tokens_BxMxE.shape[2]
+        shape = tokens_BxMxE.shape
         starts_BxM = prompt_lengths_B[:, None] + suffix_lengths_BxM
-        positions_BxMxE = starts_BxM[:, :, None] + jnp.arange(edge)[None, None, :]
+        positions_BxMxE = starts_BxM[:, :, None] + jnp.arange(shape[2])[None, None, :]
+        pack, unpack = _packing(shape, kept_T)
 
         def attend(q, k, v, cache, window):
             prompt_kv, suffix_kv = cache
-            return cached_attention(
-                q, (k, v), prompt_kv, suffix_kv, prompt_lengths_B, suffix_lengths_BxM, window=window
+            attended = cached_attention(
+                unpack(q),
+                (unpack(k), unpack(v)),
+                prompt_kv,
+                suffix_kv,
+                prompt_lengths_B,
+                suffix_lengths_BxM,
+                window=window,
             )
+            return pack(attended)
 
         hidden, new = self._run_layers(
-            self._embed(tokens_BxMxE),
-            positions_BxMxE,
+            self._embed(pack(tokens_BxMxE)),
+            pack(positions_BxMxE),
             attend,
             caches=(tuple(prompt), tuple(suffix)),
             keep_kv=True,
         )
-        return hidden, _write_suffix(suffix, new, suffix_lengths_BxM)
+        new = KVCache(*(jax.vmap(unpack)(values) for values in new))
+        return unpack(hidden), _write_suffix(suffix, new, suffix_lengths_BxM)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         return jnp.take(self.embedding[...], tokens, axis=0)
@@ -340,6 +356,19 @@ def _put_soft_embeddings(embedded_BxSxD: jax.Array, soft: SoftEmbeddings) -> jax
         return embedded_SxD.at[places_P].set(values_PxD.astype(embedded_SxD.dtype), mode="drop")
 
     return jax.vmap(put)(embedded_BxSxD, soft.values_BxPxD, places_BxP)
+
+
+def _packing(shape: tuple[int, ...], kept_T: jax.Array | None):
+    """(pack [*shape, ...] -> [T, ...], unpack back); both do nothing if all tokens are kept."""
+    if kept_T is None:
+        return (lambda x: x), (lambda x: x)
+    size, count = math.prod(shape), kept_T.shape[0]
+    place = jnp.zeros(size, jnp.int32).at[kept_T].set(jnp.arange(count), mode="drop")
+
+    def pack(x):
+        return x.reshape(size, *x.shape[len(shape) :]).at[kept_T].get(mode="clip")
+
+    return pack, lambda x_T: x_T[place].reshape(*shape, *x_T.shape[1:])
 
 
 def _unrolled(layer, x, inputs, num_layers):

@@ -26,6 +26,7 @@ from tca4rec_jax.data.downloads import ASSETS, fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, TitleTokens, tokenise_titles
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.llm.decoder import Decoder, DecoderOptions
+from tca4rec_jax.llm.export import decoder_arrays, merge_adapters
 from tca4rec_jax.llm.gguf import load_gguf
 from tca4rec_jax.llm.hugging_face import load_hugging_face
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
@@ -160,6 +161,20 @@ class Run:
         state, _ = checkpoints.restore(state)
         checkpoints.close()
         return nnx.merge(graph, state.adapters, base)
+
+    def inference_decoder(self, name: str) -> Decoder:
+        """The LLM of a run without adapters: they are merged into float32 weights, which is faster.
+
+        Of another dtype the weights would round them away, and the adapters stay. '' is the LLM as
+        it came. Raises FileNotFoundError as `trained_decoder`.
+        """
+        if name and self.config.llm.dtype != "float32":
+            return self.trained_decoder(name)
+        decoder = self.trained_decoder(name) if name else self.decoder
+        params, adapters = decoder_arrays(decoder)
+        if name:
+            params = merge_adapters(params, adapters, decoder.lora)
+        return Decoder(decoder.config, replicate(self.mesh, params), options=decoder.options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

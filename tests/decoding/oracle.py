@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
-from tca4rec_jax.decoding.search_trie import search_trie
+from tca4rec_jax.decoding.beam_search import (
+    ScoreWeights,
+    SearchConfig,
+    beam_search,
+    prepare_trie,
+)
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 
@@ -96,9 +100,7 @@ def _search(state, tokens, lengths, cf_logits, trie, weights, *, graph, shape, c
 def run_search(decoder, trie, tokens_BxS, lengths_B, cf_logits_BxI, weights, config, prepared=None):
     """(leaves, scores, calls) as NumPy arrays."""
     graph, state = nnx.split(decoder)
-    arrays, shape = prepared or search_trie(
-        trie, compress=config.compress, edge_chunk=config.edge_chunk
-    )
+    arrays, shape = prepared or prepare_trie(trie, config)
     weights = ScoreWeights(*map(float, weights))
     result = _search(
         state, tokens_BxS, lengths_B, cf_logits_BxI, arrays, weights,

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-from tca4rec_jax.decoding.search_trie import search_trie
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
 from tca4rec_jax.trie import ItemTrie
 
 SEQUENCES = oracle.with_end(oracle.WORDS)
@@ -92,6 +91,27 @@ def plain_search(by_prefix, beams, penalty):
     return sorted(finished, key=lambda c: -c[1])[:beams]
 
 
+def decision_search(by_prefix, beams, penalty):
+    """The same, but what is forced after a decision is read at once, before the next one."""
+
+    def read_on(prefix, total):
+        while prefix in by_prefix and len(by_prefix[prefix]) == 1:
+            ((prefix, total),) = by_prefix[prefix].items()
+        return prefix, total
+
+    live, finished = [((), 0.0)], []
+    while live:
+        # Chosen by the decided token alone: the forced ones have not been read yet.
+        candidates = [
+            c for prefix, total in live for c in by_prefix.get(prefix, {prefix: total}).items()
+        ]
+        done = [c for c in candidates if c[0] not in by_prefix]
+        finished += [(t, s / len(t) ** penalty) for t, s in done]
+        live = sorted((c for c in candidates if c[0] in by_prefix), key=lambda c: -c[1])[:beams]
+        live = [read_on(*c) for c in live]
+    return sorted(finished, key=lambda c: -c[1])[:beams]
+
+
 def huggingface_search(by_prefix, beams, penalty):
     """The same with the rules of transformers' GenerationMixin._beam_search."""
     live, kept = [((), 0.0)], []
@@ -128,7 +148,7 @@ def prefix_totals(decoder, row):
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize(
-    ("rules", "reference"), [("exact", plain_search), ("huggingface", huggingface_search)]
+    ("rules", "reference"), [("exact", decision_search), ("huggingface", huggingface_search)]
 )
 def test_few_beams_search_as_a_plain_loop(decoder, rules, reference, beams):
     config = SearchConfig(beams=beams, score="after_softmax", rules=rules)
@@ -191,26 +211,24 @@ def test_one_item(decoder, score):
     assert_exhaustive(result, expected, trie, 3)
 
 
-NODES, LONGEST = 64, 6
+NODES, TOKENS_OF_TITLES, CHOICES, LONGEST = 64, 64, 6, 6
 words = st.lists(st.lists(st.integers(1, 5), max_size=LONGEST - 1), min_size=1, max_size=10)
 
 
-def padded(prepared, config):
+def padded(prepared):
     """The prepared trie with arrays and sizes that every small trie fits: one compilation."""
     arrays, shape = prepared
+    sizes = {"edge_tokens": TOKENS_OF_TITLES, "choice": CHOICES}
 
-    def grow(array):
-        widths = [(0, NODES - array.shape[0]), *([(0, 0)] * (array.ndim - 1))]
-        return jnp.pad(array, widths)
+    def grow(name):
+        array = getattr(arrays, name)
+        return jnp.pad(array, (0, sizes.get(name, NODES) - array.shape[0]))
 
-    width = LONGEST if config.compress else 1
-    edges = jnp.pad(arrays.edge_tokens, ((0, 0), (0, width - arrays.edge_tokens.shape[1])))
-    arrays = arrays._replace(edge_tokens=edges)
-    searched = {n: grow(getattr(arrays, n)) for n in arrays._fields if n != "mass"}
+    grown = {name: grow(name) for name in arrays._fields if name != "mass"}
     shape = shape._replace(
-        root_children=6, inner_children=6, suffix_size=LONGEST, edge_chunk=min(2, width), mass=None
+        root_children=6, inner_children=6, longest_run=LONGEST, suffix_size=LONGEST, mass=None
     )
-    return arrays._replace(**searched, mass=None), shape
+    return arrays._replace(**grown, mass=None), shape
 
 
 @pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
@@ -221,7 +239,7 @@ def test_random_tries_match_exhaustive_scoring(decoder, score, words, length_pen
     trie = ItemTrie.build(sequences)
     config = SearchConfig(beams=10, score=score, edge_chunk=2)
     weights = ScoreWeights(length_penalty=length_penalty)
-    prepared = padded(search_trie(trie, compress=config.compress, edge_chunk=2), config)
+    prepared = padded(prepare_trie(trie, config))
     result = oracle.run_search(decoder, trie, TOKENS, LENGTHS, None, weights, config, prepared)
     assert_exhaustive(result, expected_lists(decoder, config, weights, None, sequences), trie, 10)
 

@@ -1,5 +1,7 @@
 """Rows in batches over two devices against one search per row."""
 
+import itertools
+
 import jax
 import numpy as np
 import oracle
@@ -7,15 +9,14 @@ import pytest
 from flax import nnx
 
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-from tca4rec_jax.decoding.likelihood import target_titles
-from tca4rec_jax.decoding.recommender import (
-    Recommender,
+from tca4rec_jax.decoding.batched_search import (
+    BatchedSearch,
     bucket_lengths,
     leaves_to_items,
     search_batch,
 )
-from tca4rec_jax.decoding.search_trie import search_trie
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
+from tca4rec_jax.decoding.likelihood import target_titles
 from tca4rec_jax.sharding import make_mesh, replicate, shard_batch
 from tca4rec_jax.trie import ItemTrie
 
@@ -49,11 +50,24 @@ def test_leaves_become_items_in_catalogue_order():
     assert any(len(by_leaf(leaf)) > 1 for leaf in range(TRIE.num_leaves))
 
 
-def test_buckets_split_the_rows_and_hold_the_longest():
+def padded_tokens(lengths_R, buckets):
+    return sum(min(b for b in buckets if b >= length) for length in lengths_R)
+
+
+def test_buckets_hold_every_row_with_the_least_padding():
     lengths_R = np.array([3, 17, 20, 40, 41, 100])
-    assert bucket_lengths(lengths_R, 1).tolist() == [112]
-    assert bucket_lengths(lengths_R, 3).tolist() == [32, 48, 112]
-    assert bucket_lengths(np.array([5, 5, 5]), 3).tolist() == [16]
+    assert bucket_lengths(lengths_R, 1).tolist() == [104]
+    assert bucket_lengths(np.array([5, 5, 5]), 3).tolist() == [8]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        lengths_R = rng.integers(1, 90, 12)
+        widths = np.unique(-(-lengths_R // 8) * 8)
+        for count in (1, 2, 3):
+            chosen = bucket_lengths(lengths_R, count)
+            assert len(chosen) <= count
+            choices = itertools.combinations(widths, min(count, len(widths)))
+            least = min(padded_tokens(lengths_R, c) for c in choices if c[-1] == widths[-1])
+            assert padded_tokens(lengths_R, chosen) == least
 
 
 def test_rows_in_sharded_buckets_equal_rows_on_their_own(decoder):
@@ -61,8 +75,8 @@ def test_rows_in_sharded_buckets_equal_rows_on_their_own(decoder):
     prompts = ragged_prompts(rows, 30)
     cf_RxI = np.random.default_rng(1).normal(size=(rows, len(SEQUENCES))).astype(np.float32)
     weights = ScoreWeights(guidance=0.7)
-    recommender = Recommender(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=2)
-    result = recommender.recommend(
+    search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=2)
+    result = search.recommend(
         decoder, prompts, weights, lambda rows_B: cf_RxI[rows_B], progress=None
     )
     tokens = prompts.pad(np.arange(rows), 30, 0)
@@ -79,7 +93,7 @@ def test_the_search_is_split_over_the_devices_without_communication(decoder):
     tokens, lengths = prompts.pad(np.arange(8), 12, 0), prompts.lengths.astype(np.int32)
     cf_logits = np.random.default_rng(2).normal(size=(8, len(SEQUENCES))).astype(np.float32)
     graph, state = nnx.split(decoder)
-    trie, shape = search_trie(TRIE, compress=True, edge_chunk=2)
+    trie, shape = prepare_trie(TRIE, CONFIG)
     target = target_titles(TRIE.compress(), np.arange(8) % TRIE.num_leaves)
     weights = ScoreWeights(0.5, 1.0, 1.0, 0.0)
     args = (
@@ -104,12 +118,12 @@ def test_the_search_is_split_over_the_devices_without_communication(decoder):
 def test_a_sweep_equals_its_searches_one_by_one(decoder):
     prompts = ragged_prompts(4, 12)
     cf_RxI = np.random.default_rng(3).normal(size=(4, len(SEQUENCES))).astype(np.float32)
-    recommender = Recommender(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
+    search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
     sweep = [ScoreWeights(guidance=value) for value in (0.0, 1.0, 100.0)]
     args = (cf_RxI.__getitem__,)
-    found = recommender.sweep(decoder, prompts, sweep, *args, progress=None).recommendations
+    found = search.sweep(decoder, prompts, sweep, *args, progress=None).recommendations
     for weights, one in zip(sweep, found, strict=True):
-        alone = recommender.recommend(decoder, prompts, weights, *args, progress=None)
+        alone = search.recommend(decoder, prompts, weights, *args, progress=None)
         np.testing.assert_array_equal(one.leaves_RxM, alone.leaves_RxM)
         np.testing.assert_allclose(one.scores_RxM, alone.scores_RxM, rtol=1e-5)
     assert (found[0].leaves_RxM != found[2].leaves_RxM).any()
@@ -121,9 +135,9 @@ def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, score):
     prompts = ragged_prompts(rows, 12)
     target_R = np.arange(rows) % TRIE.num_leaves
     config = SearchConfig(beams=3, score=score)
-    recommender = Recommender(TRIE, config, mesh=make_mesh(2), batch_size=6, buckets=2)
+    search = BatchedSearch(TRIE, config, mesh=make_mesh(2), batch_size=6, buckets=2)
     temperatures = (1.0, 2.5)
-    found = recommender.sweep(
+    found = search.sweep(
         decoder, prompts, [ScoreWeights()],
         target_leaf_R=target_R, temperatures=temperatures, progress=None,
     )  # fmt: skip
@@ -139,7 +153,7 @@ def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, score):
         np.testing.assert_allclose(found.nll_RxT[row], expected, rtol=1e-4, atol=1e-4)
     # The scores of the search are the likelihoods of what it found.
     first = found.recommendations[0]
-    again = recommender.sweep(
+    again = search.sweep(
         decoder, prompts, [ScoreWeights()], target_leaf_R=first.leaves_RxM[:, 0], progress=None
     )
     np.testing.assert_allclose(-again.nll_RxT[:, 0], first.scores_RxM[:, 0], rtol=1e-4, atol=1e-4)
@@ -159,8 +173,8 @@ def test_items_left_out_are_as_if_the_catalogue_had_never_held_them(decoder, sco
     weights, config = ScoreWeights(guidance=0.7), SearchConfig(beams=6, score=score)
 
     def recommend(trie, cf_RxI, **kwargs):
-        recommender = Recommender(trie, config, mesh=make_mesh(2), batch_size=6, buckets=1)
-        return recommender.recommend(
+        search = BatchedSearch(trie, config, mesh=make_mesh(2), batch_size=6, buckets=1)
+        return search.recommend(
             decoder, prompts, weights, cf_RxI.__getitem__, progress=None, **kwargs
         )
 
@@ -179,20 +193,20 @@ def test_items_left_out_are_as_if_the_catalogue_had_never_held_them(decoder, sco
 
 
 def test_no_rows_give_no_recommendations(decoder):
-    recommender = Recommender(TRIE, CONFIG, mesh=make_mesh(1), batch_size=2)
+    search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(1), batch_size=2)
     nothing = Ragged.from_lengths(np.zeros(0, np.int32), np.zeros(0, np.int64))
-    assert recommender.recommend(decoder, nothing, progress=None).leaves_RxM.shape == (0, 5)
+    assert search.recommend(decoder, nothing, progress=None).leaves_RxM.shape == (0, 5)
 
 
 def test_what_cannot_be_recommended_from_is_an_error(decoder):
     mesh = make_mesh(2)
     with pytest.raises(ValueError, match="batch_size is 3"):
-        Recommender(TRIE, CONFIG, mesh=mesh, batch_size=3)
+        BatchedSearch(TRIE, CONFIG, mesh=mesh, batch_size=3)
     with pytest.raises(ValueError, match="at least one bucket"):
-        Recommender(TRIE, CONFIG, mesh=mesh, buckets=())
-    recommender = Recommender(TRIE, CONFIG, mesh=mesh, buckets=(8,))
+        BatchedSearch(TRIE, CONFIG, mesh=mesh, buckets=())
+    search = BatchedSearch(TRIE, CONFIG, mesh=mesh, buckets=(8,))
     prompts = Ragged.from_lengths(np.ones(12, np.int32), np.array([3, 9]))
     with pytest.raises(ValueError, match=r"row 1: a prompt of 9 tokens, expected 1\.\.8"):
-        recommender.recommend(decoder, prompts)
+        search.recommend(decoder, prompts)
     with pytest.raises(ValueError, match="no CF logits"):
-        recommender.recommend(decoder, prompts, ScoreWeights(guidance=1.0))
+        search.recommend(decoder, prompts, ScoreWeights(guidance=1.0))

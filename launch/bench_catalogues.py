@@ -1,0 +1,53 @@
+"""Catalogues of any size for the benchmarks: titles that branch as real ones do, semantic ids."""
+
+from functools import partial
+
+import numpy as np
+
+from tca4rec_jax.data.downloads import fetch, fetch_file
+from tca4rec_jax.data.movielens import read_movielens
+from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
+from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.llm.tokenizer import load_tokenizer
+
+
+def movielens_titles() -> Ragged:
+    """The MovieLens-100K titles as SmolLM2 tokens, the end token included (int32)."""
+    catalogue, _ = read_movielens(fetch("movielens-100k"), max_title_length=100)
+    encode = partial(
+        load_tokenizer(fetch_file("smollm2-135m-instruct")).encode, add_special_tokens=False
+    )
+    return tokenise_titles(catalogue.titles, encode, PromptTemplate(""), bos=None).titles
+
+
+def sample_titles(real: Ragged, count: int, seed: int) -> Ragged:
+    """`count` titles of a Markov chain over the real titles' tokens (each ends with their end)."""
+    end, last = int(real.values[-1]), real.offsets[1:] - 1
+    follows = np.ones(real.values.size, bool)
+    follows[last] = False
+    before = np.where(follows)[0]
+    order = before[np.argsort(real.values[before], kind="stable")]
+    successors = real.values[order + 1]
+    token, start, number = np.unique(real.values[order], return_index=True, return_counts=True)
+    rng = np.random.default_rng(seed)
+    columns = [rng.choice(real.values[real.offsets[:-1]], count)]
+    longest = int(real.lengths.max())
+    while (columns[-1] != end).any() and len(columns) < longest - 1:
+        place = np.searchsorted(token, np.where(columns[-1] == end, token[0], columns[-1]))
+        drawn = successors[start[place] + (rng.random(count) * number[place]).astype(np.int64)]
+        columns.append(np.where(columns[-1] == end, end, drawn))
+    columns.append(np.full(count, end, np.int32))
+    tokens = np.stack(columns, axis=1).astype(np.int32)
+    lengths = (tokens == end).argmax(axis=1) + 1
+    return Ragged.from_lengths(tokens[np.arange(tokens.shape[1]) < lengths[:, None]], lengths)
+
+
+def semantic_ids(count: int, levels: int, codes: int, seed: int) -> Ragged:
+    """`count` distinct random ids of `levels` tokens; level l has the tokens l * codes and up."""
+    rng = np.random.default_rng(seed)
+    ids = np.zeros((0, levels), np.int32)
+    while len(ids) < count:
+        more = rng.integers(0, codes, (count, levels), dtype=np.int32)
+        ids = np.unique(np.concatenate([ids, more]), axis=0)
+    ids = rng.permutation(ids)[:count] + codes * np.arange(levels, dtype=np.int32)
+    return Ragged.from_lengths(ids.ravel(), np.full(count, levels))

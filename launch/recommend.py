@@ -1,0 +1,48 @@
+"""Recommends items: after one history, or for a file of histories.
+
+    python launch/recommend.py --config=configs/quickstart.py:run=aligned \\
+        --workdir=runs/quickstart --item="Toy Story (1995)" --item="Fargo (1996)"
+    python launch/recommend.py ... --input=histories.jsonl --output=recommended.jsonl
+
+Items are ids or titles, oldest first. A file is .jsonl ({"history": [...]}) or .csv (a column
+`history`, items separated by '|'); interrupted, the same command goes on. --config.run names the
+LLM run below WORKDIR/llm, --untrained takes the LLM as it came. Filters: --config.decoding.allow=,
+deny= (files of item ids), exclude_history=true.
+"""
+
+import json
+
+import rich
+from absl import flags
+
+from tca4rec_jax.config import run_name
+from tca4rec_jax.decoding.recommend_file import recommend_file
+from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.launching import launch
+from tca4rec_jax.training.run import Run
+
+_ITEMS = flags.DEFINE_multi_string("item", [], "One item of the history; repeat it, oldest first.")
+_INPUT = flags.DEFINE_string("input", None, "A .jsonl or .csv file of histories.")
+_OUTPUT = flags.DEFINE_string("output", None, "The .jsonl file to write.")
+_K = flags.DEFINE_integer("k", 10, "Items in a list.")
+_GUIDANCE = flags.DEFINE_float("guidance", 0.0, "Weight of the CF model at inference.")
+_UNTRAINED = flags.DEFINE_bool("untrained", False, "Use the LLM as it came.")
+
+
+def recommend(config, workdir):
+    if bool(_ITEMS.value) == bool(_INPUT.value) or bool(_INPUT.value) != bool(_OUTPUT.value):
+        raise ValueError("give either --item (once or more), or --input and --output")
+    name = "" if _UNTRAINED.value else run_name(config)
+    recommender = Recommender(Run(config, workdir), name, guidance=_GUIDANCE.value)
+    if _INPUT.value:
+        fields = ("llm", "prompt", "decoding", "lora")
+        settings = {field: config[field].to_dict() for field in fields}
+        settings |= {"run": name, "workdir": str(workdir), "guidance": _GUIDANCE.value}
+        recommend_file(recommender, _INPUT.value, _OUTPUT.value, k=_K.value, settings=settings)
+        return
+    for place, one in enumerate(recommender.recommend(_ITEMS.value, _K.value), start=1):
+        rich.print(f"{place:3d}  {one.score:9.4f}  {one.item_id}  {json.dumps(one.title)}")
+
+
+if __name__ == "__main__":
+    launch(recommend, "recommend")

@@ -1,0 +1,25 @@
+"""Ranks with one LLM run at several weights of the CF model (guidance, lambda); table and picture.
+
+    python launch/sweep_guidance.py --config=configs/quickstart.py:run=aligned \\
+        --workdir=runs/quickstart --guidances=0,0.25,0.5,1,2,4,100
+
+Needs what launch/evaluate.py needs of that run. Writes WORKDIR/sweep_<run>.json, .md and .png.
+"""
+
+from absl import flags
+
+from tca4rec_jax.config import run_name
+from tca4rec_jax.evaluation.guidance import sweep_guidance
+from tca4rec_jax.launching import launch
+
+_GUIDANCES = flags.DEFINE_list("guidances", "0,0.25,0.5,1,2,4,100", "Values of lambda.")
+_UNTRAINED = flags.DEFINE_bool("untrained", False, "Use the LLM as it came.")
+
+
+def sweep(config, workdir):
+    name = "" if _UNTRAINED.value else run_name(config)
+    sweep_guidance(config, workdir, name, [float(value) for value in _GUIDANCES.value])
+
+
+if __name__ == "__main__":
+    launch(sweep, "sweep_guidance")

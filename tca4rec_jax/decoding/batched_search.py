@@ -1,0 +1,357 @@
+"""Beam search for many rows: prompts in batches of similar length, results by row.
+
+Axis letters: R rows, B rows of a batch, S prompt tokens, M beams, I items, K places of a list,
+U sets of score weights, T temperatures.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+from tqdm import tqdm
+
+from tca4rec_jax.data.ragged import Ragged, ranges
+from tca4rec_jax.decoding.beam_search import (
+    ScoreWeights,
+    SearchConfig,
+    prepare_trie,
+    run_prompts,
+    search_from_prompt,
+)
+from tca4rec_jax.decoding.likelihood import TargetTitles, target_titles, title_nll
+from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
+from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.sharding import check_batch_size, replicate, shard_batch
+from tca4rec_jax.trie import ItemTrie
+
+_ROUND_BUCKETS_TO = 8
+_LLM_ALONE = ScoreWeights()
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendations:
+    """The best titles of each row, best first.
+
+    Attributes:
+      leaves_RxM: int32, leaves of the trie (distinct titles), -1 where there are no more.
+      scores_RxM: float32, -inf where there are no more.
+    """
+
+    leaves_RxM: np.ndarray
+    scores_RxM: np.ndarray
+
+    def items(
+        self, trie: ItemTrie, count: int, allowed_RxI: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The first `count` items of each row; see `leaves_to_items`."""
+        return leaves_to_items(self.leaves_RxM, trie, count, allowed_RxI)
+
+
+class Sweep(NamedTuple):
+    """What one pass over the prompts found.
+
+    Attributes:
+      recommendations: one for each set of weights.
+      nll_RxT: float32, -log P_LLM(target title | prompt) at each temperature; None if not asked.
+    """
+
+    recommendations: list[Recommendations]
+    nll_RxT: np.ndarray | None
+
+
+def leaves_to_items(
+    leaves_RxM: np.ndarray, trie: ItemTrie, count: int, allowed_RxI: np.ndarray | None = None
+) -> np.ndarray:
+    """int32 [R, count]: the items of the leaves in turn, -1 where there are no more.
+
+    Items that share a title share a leaf; they follow one another in catalogue order. Those that
+    allowed_RxI (bool) leaves out are passed over.
+    """
+    items_I, offsets = trie.items_by_leaf
+    present_RxM = leaves_RxM >= 0
+    leaf_RxM = np.maximum(leaves_RxM, 0)
+    sizes_RxM = np.where(present_RxM, offsets[leaf_RxM + 1] - offsets[leaf_RxM], 0)
+    flat = items_I[ranges(offsets[leaf_RxM].ravel(), sizes_RxM.ravel())]
+    lengths_R = sizes_RxM.sum(axis=1)
+    if allowed_RxI is not None:
+        row_of_item = np.repeat(np.arange(len(lengths_R)), lengths_R)
+        kept = allowed_RxI[row_of_item, flat]
+        flat = flat[kept]
+        lengths_R = np.bincount(row_of_item[kept], minlength=len(lengths_R))
+    rows = Ragged.from_lengths(flat, lengths_R)
+    kept_R = np.minimum(rows.lengths, count)
+    rows = Ragged.from_lengths(flat[ranges(rows.offsets[:-1], kept_R)], kept_R)
+    return rows.pad(np.arange(len(rows)), count, -1)
+
+
+class BatchedSearch:
+    """Runs beam search over many rows.
+
+    All of one process share their compiled programs: another set of adapters, guidance or
+    temperature compiles nothing new.
+    """
+
+    def __init__(
+        self,
+        trie: ItemTrie,
+        config: SearchConfig,
+        *,
+        mesh: Mesh,
+        batch_size: int = 16,
+        buckets: Sequence[int] | int = 3,
+        renormalise: bool = True,
+    ):
+        """Prepares the trie for the search.
+
+        Args:
+          trie: token by token, from `ItemTrie.build`.
+          config: what is searched for.
+          mesh: its axis 'data' shares the rows of a batch.
+          batch_size: rows per call, a multiple of the mesh's devices.
+          buckets: padded prompt lengths, or how many to derive from the prompts' lengths. Every
+            length is compiled once.
+          renormalise: whether scores are those of a catalogue of the allowed items alone.
+
+        Raises:
+          ValueError: a batch that does not divide over the mesh, or no bucket.
+        """
+        check_batch_size(mesh, batch_size, "batch_size")
+        if (isinstance(buckets, int) and buckets < 1) or (
+            not isinstance(buckets, int) and not buckets
+        ):
+            raise ValueError(f"need at least one bucket, got {buckets!r}")
+        self._config, self._mesh, self._renormalise = config, mesh, renormalise
+        self._batch_size, self._buckets = batch_size, buckets
+        self._scored = trie if config.vocabulary else trie.compress()
+        arrays, self._shape = prepare_trie(trie, config)
+        self._trie = replicate(mesh, arrays)
+
+    def recommend(
+        self,
+        decoder: Decoder,
+        prompts: Ragged,
+        weights: ScoreWeights = _LLM_ALONE,
+        cf_logits: Callable[[np.ndarray], np.ndarray] | None = None,
+        *,
+        allowed: Callable[[np.ndarray], np.ndarray] | None = None,
+        progress: str | None = "Recommending",
+    ) -> Recommendations:
+        """The best titles for every prompt: `sweep` with one set of weights."""
+        found = self.sweep(
+            decoder, prompts, [weights], cf_logits, allowed=allowed, progress=progress
+        )
+        return found.recommendations[0]
+
+    def sweep(
+        self,
+        decoder: Decoder,
+        prompts: Ragged,
+        weights: Sequence[ScoreWeights],
+        cf_logits: Callable[[np.ndarray], np.ndarray] | None = None,
+        *,
+        allowed: Callable[[np.ndarray], np.ndarray] | None = None,
+        target_leaf_R: np.ndarray | None = None,
+        temperatures: Sequence[float] = (1.0,),
+        progress: str | None = "Recommending",
+    ) -> Sweep:
+        """The best titles for every prompt under each of several weights; prompts run once.
+
+        Args:
+          decoder: the language model, on the mesh or not.
+          prompts: int32 token ids of R rows.
+          weights: guidance, temperature and length penalty, U sets of them.
+          cf_logits: row numbers int64 [B] -> the CF logits of all items, float [B, I]; required if
+            weights.guidance > 0. Without it another program, with no guidance in it, is compiled.
+          allowed: row numbers int64 [B] -> bool [B, I], the items that may be recommended (the
+            user's history left out, a part of the catalogue): as if the trie held no others.
+            Another program is compiled for it. Pass the same to `Recommendations.items`.
+          target_leaf_R: int, leaf of the trie of each row's target: its likelihood under the LLM
+            alone is wanted too, at each of the temperatures.
+          temperatures: each above 0.
+          progress: label of the progress bar, None for none.
+
+        Raises:
+          ValueError: a prompt that is empty, longer than the largest bucket or too long for the
+            model, guidance without CF logits, or a temperature that is not above 0.
+        """
+        guidance = max(one.check().guidance for one in weights)
+        if guidance > 0 and cf_logits is None:
+            raise ValueError(f"guidance is {guidance}, but there are no CF logits for it")
+        if min(temperatures) <= 0:
+            raise ValueError(f"temperatures must be above 0, got {tuple(temperatures)}")
+        num_rows = len(prompts)
+        targets = None
+        if target_leaf_R is not None:
+            targets = target_titles(self._scored, target_leaf_R)
+        nll_RxT = np.full((num_rows, len(temperatures)), np.nan, np.float32)
+        shape = (num_rows, len(weights), self._config.beams)
+        leaves_RxUxM = np.full(shape, -1, np.int32)
+        scores_RxUxM = np.full(shape, -np.inf, np.float32)
+        self._check_prompts(prompts, decoder)
+        graph, state = nnx.split(decoder)
+        run = partial(
+            search_batch,
+            replicate(self._mesh, state),
+            trie=self._trie,
+            weights_U=ScoreWeights(*np.array(weights, np.float32).T),
+            temperature_T=np.array(temperatures, np.float32),
+            mesh=self._mesh,
+            graph=graph,
+            shape=self._shape,
+            config=self._config,
+            renormalise=self._renormalise,
+        )
+
+        def store(rows_B: np.ndarray, result: tuple) -> None:
+            leaves_BxUxM, scores_BxUxM, nll_BxT = jax.device_get(result)
+            leaves_RxUxM[rows_B] = leaves_BxUxM[: len(rows_B)]
+            scores_RxUxM[rows_B] = scores_BxUxM[: len(rows_B)]
+            if nll_BxT is not None:
+                nll_RxT[rows_B] = nll_BxT[: len(rows_B)]
+
+        pending = None
+        with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
+            for rows_B, width in self._batches(prompts.lengths):
+                padded_B = np.resize(rows_B, self._batch_size)  # the last batch repeats its rows
+                cf_BxI = None
+                if cf_logits is not None:
+                    cf_BxI = np.asarray(cf_logits(padded_B), np.float32)
+                batch = (
+                    prompts.pad(padded_B, width, 0).astype(np.int32),
+                    prompts.lengths[padded_B].astype(np.int32),
+                    cf_BxI,
+                    None if allowed is None else np.asarray(allowed(padded_B), bool),
+                    targets and TargetTitles(*(field[padded_B] for field in targets)),
+                )
+                result = run(*shard_batch(self._mesh, batch))
+                # Fetched after the next batch was dispatched: the host works meanwhile.
+                if pending is not None:
+                    store(*pending)
+                    bar.update(len(pending[0]))
+                pending = rows_B, result
+            if pending is not None:
+                store(*pending)
+                bar.update(len(pending[0]))
+        found = [
+            Recommendations(leaves_RxUxM[:, u], scores_RxUxM[:, u]) for u in range(len(weights))
+        ]
+        return Sweep(found, None if targets is None else nll_RxT)
+
+    def _check_prompts(self, prompts: Ragged, decoder: Decoder) -> None:
+        lengths_R = prompts.lengths
+        limit = decoder.config.max_positions - self._shape.suffix_size
+        if not isinstance(self._buckets, int):
+            limit = min(limit, max(self._buckets))
+        bad_R = (lengths_R < 1) | (lengths_R > limit)
+        if bad_R.any():
+            row = int(np.argmax(bad_R))
+            raise ValueError(
+                f"row {row}: a prompt of {lengths_R[row]} tokens, expected 1..{limit} (the largest "
+                "bucket, and room for a title in the positions of the model): lower "
+                "prompt.max_tokens"
+            )
+
+    def _batches(self, lengths_R: np.ndarray):
+        """(rows int64 [at most batch size], padded length) of every batch, the longest first."""
+        if not len(lengths_R):
+            return
+        buckets = self._buckets
+        if isinstance(buckets, int):
+            buckets = bucket_lengths(lengths_R, buckets)
+        buckets = np.sort(np.asarray(buckets))
+        bucket_R = np.searchsorted(buckets, lengths_R)
+        for bucket in range(len(buckets) - 1, -1, -1):
+            rows = np.flatnonzero(bucket_R == bucket)
+            for start in range(0, len(rows), self._batch_size):
+                yield rows[start : start + self._batch_size], int(buckets[bucket])
+
+
+def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` padded lengths, multiples of eight, with the least padding in all."""
+    width_V, rows_V = np.unique(-(-lengths_R // _ROUND_BUCKETS_TO), return_counts=True)
+    below_V = np.concatenate([[0], np.cumsum(rows_V)])
+    # cost[v]: tokens of the rows up to width v in the buckets so far, v being the last of them.
+    cost_V, choices = width_V * below_V[1:], []
+    for _ in range(min(count, width_V.size) - 1):
+        # [v, u]: u is the bucket before v; -1 (none) is the last column.
+        rows_VxV = np.maximum(below_V[1:, None] - below_V[None, 1:], 0)
+        with_VxV = np.where(
+            np.tri(width_V.size, k=-1, dtype=bool), cost_V + width_V[:, None] * rows_VxV, np.inf
+        )
+        with_VxV = np.concatenate([with_VxV, (width_V * below_V[1:])[:, None]], axis=1)
+        choices.append(np.argmin(with_VxV, axis=1))
+        cost_V = np.min(with_VxV, axis=1)
+    buckets, last = [width_V.size - 1], width_V.size - 1
+    for before_V in reversed(choices):
+        last = int(before_V[last])
+        if last == width_V.size:
+            break
+        buckets.append(last)
+    return np.sort(width_V[buckets] * _ROUND_BUCKETS_TO).astype(np.int64)
+
+
+@partial(jax.jit, static_argnames=("mesh", "graph", "shape", "config", "renormalise"))
+def search_batch(
+    state: nnx.State,
+    tokens_BxS: jax.Array,
+    lengths_B: jax.Array,
+    cf_logits_BxI: jax.Array | None,
+    allowed_BxI: jax.Array | None,
+    target_B: TargetTitles | None,
+    trie: SearchTrie,
+    weights_U: ScoreWeights,
+    temperature_T: jax.Array,
+    *,
+    mesh: Mesh,
+    graph: nnx.GraphDef,
+    shape: SearchShape,
+    config: SearchConfig,
+    renormalise: bool = True,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Beam search on each device's share of the batch: (leaves, scores) [B, U, M], NLL [B, T].
+
+    The prompts run once; the fields of weights_U are float32 [U] and each of them is searched with.
+    Without targets there is no likelihood (None).
+
+    Users don't depend on one another, so each device runs a program of its own (shard_map): nothing
+    is communicated, and a device whose users are done does not wait for the others.
+    """
+
+    def on_one_device(
+        state, tokens, lengths, cf_logits, allowed, target, trie, weights_U, temperature_T
+    ):
+        decoder = nnx.merge(graph, state)
+        prompt = run_prompts(decoder, tokens, lengths)
+
+        def search(weights):
+            result = search_from_prompt(
+                decoder, *prompt, lengths, cf_logits, trie, weights,
+                shape=shape, config=config, allowed_BxI=allowed, renormalise=renormalise,
+            )  # fmt: skip
+            return result.leaves, result.scores
+
+        found_UxBxM = jax.lax.map(search, weights_U)
+        leaves, scores = (values.swapaxes(0, 1) for values in found_UxBxM)
+        nll_BxT = None
+        if target is not None:
+            nll_BxT = title_nll(
+                decoder, *prompt, lengths, target, trie, temperature_T,
+                shape=shape, masked_softmax=not config.vocabulary,
+            )  # fmt: skip
+        return leaves, scores, nll_BxT
+
+    rows, everywhere = PartitionSpec("data"), PartitionSpec()
+    sharded = jax.shard_map(
+        on_one_device,
+        mesh=mesh,
+        in_specs=(everywhere, *[rows] * 5, *[everywhere] * 3),
+        out_specs=rows,
+        check_vma=False,
+    )
+    batch = (tokens_BxS, lengths_B, cf_logits_BxI, allowed_BxI, target_B)
+    return sharded(state, *batch, trie, weights_U, temperature_T)

@@ -1,0 +1,144 @@
+"""Runs the LLM along the edges into the trie nodes that beam search has chosen.
+
+Edges have different lengths, beams and users end at different times: a call of the LLM reads only
+the tokens that are there to be read, packed into one of a few static sizes.
+
+Axis letters: B batch (users), M beams, E tokens of an edge in one call, T tokens of one call,
+U tokens that some node chooses from, D model, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tca4rec_jax.decoding.search_trie import SearchTrie
+
+_FEWEST_TOKENS = 40  # smaller calls are hardly faster: they wait for the weights
+
+
+class EdgeScores(NamedTuple):
+    """What the LLM says after, and about, one edge per beam; logits are over the temperature.
+
+    Attributes:
+      choice_BxMxU: float32, logits of the tokens in SearchTrie.choice after the edge.
+      norm_BxM: float32, log sum exp over the vocabulary after the edge; 0 if not asked for.
+      forced_BxM: float32, summed log-probabilities of the edge's tokens but the first; 0 if not
+        asked for.
+    """
+
+    choice_BxMxU: jax.Array
+    norm_BxM: jax.Array
+    forced_BxM: jax.Array
+
+
+def scores_of_hidden(model, hidden_BxMxD, trie, temperature, *, vocabulary: bool) -> EdgeScores:
+    """The scores after the prompt, where there is no edge."""
+    choice, norm, _ = _scores(model, hidden_BxMxD, trie, temperature, vocabulary)
+    return EdgeScores(choice, norm, jnp.zeros(hidden_BxMxD.shape[:2]))
+
+
+def run_edges(
+    model,
+    node_BxM: jax.Array,
+    prompt: object,
+    prompt_lengths_B: jax.Array,
+    suffix: object,
+    trie: SearchTrie,
+    temperature: jax.Array,
+    *,
+    edge_chunk: int,
+    vocabulary: bool,
+) -> tuple[EdgeScores, object, jax.Array]:
+    """Reads the edges into the given nodes (the root: none) after the prompt and the suffix.
+
+    Args:
+      model: see beam_search.LanguageModel.
+      edge_chunk: tokens of one edge that a call may read.
+      vocabulary: whether norm and forced are wanted ('after_softmax').
+
+    Returns:
+      (scores, the new suffix, int32 calls of the LLM).
+    """
+    batch, beams = node_BxM.shape
+    slots = batch * beams
+    length_BxM, start_BxM = trie.run_length[node_BxM], trie.edge_start[node_BxM]
+    offset_BxM, edge_length_BxM = trie.edge_offset[node_BxM], trie.depth[node_BxM] - start_BxM
+    sizes = sorted({-(-slots // part) for part in (1, 2, 4) if slots >= part * _FEWEST_TOKENS})
+    sizes = sizes or [slots]
+
+    def call(edge: int, size: int, carry):
+        done_BxM, scores, suffix, calls = carry
+        place_BxMxE = done_BxM[:, :, None] + jnp.arange(edge)[None, None, :]
+        wanted_BxMxE = place_BxMxE < length_BxM[:, :, None]
+        # More than fit are left for the next call: whole beams first, and edges from their start.
+        kept_T = jnp.nonzero(wanted_BxMxE.ravel(), size=size, fill_value=wanted_BxMxE.size)[0]
+        index_BxMxE = (
+            jnp.full(wanted_BxMxE.size, size).at[kept_T].set(jnp.arange(size), mode="drop")
+        )
+        index_BxMxE = index_BxMxE.reshape(wanted_BxMxE.shape)
+        kept_BxMxE = index_BxMxE < size
+
+        def token_at(place):
+            return trie.edge_tokens.at[offset_BxM[:, :, None] + place].get(mode="clip")
+
+        hidden_BxMxExD, suffix = model.extend(
+            token_at(place_BxMxE), prompt, prompt_lengths_B, suffix, start_BxM + done_BxM, kept_T
+        )
+        hidden_TxD = _packed(hidden_BxMxExD, kept_T)
+        next_T = _packed(token_at(place_BxMxE + 1), kept_T)
+        choice_TxU, norm_T, next_log_p_T = _scores(
+            model, hidden_TxD, trie, temperature, vocabulary, next_T
+        )
+        is_forced_BxMxE = kept_BxMxE & (place_BxMxE + 1 < edge_length_BxM[:, :, None])
+        forced_BxMxE = next_log_p_T.at[index_BxMxE].get(mode="clip")
+        forced_BxM = jnp.sum(jnp.where(is_forced_BxMxE, forced_BxMxE, 0.0), axis=2)
+        is_last_BxMxE = kept_BxMxE & (place_BxMxE == length_BxM[:, :, None] - 1)
+        ends_BxM = jnp.any(is_last_BxMxE, axis=2)
+        last_BxM = jnp.max(jnp.where(is_last_BxMxE, index_BxMxE, 0), axis=2)
+        scores = EdgeScores(
+            jnp.where(ends_BxM[:, :, None], choice_TxU[last_BxM], scores.choice_BxMxU),
+            jnp.where(ends_BxM, norm_T[last_BxM], scores.norm_BxM),
+            scores.forced_BxM + forced_BxM,
+        )
+        return done_BxM + jnp.sum(kept_BxMxE, axis=2), scores, suffix, calls + 1
+
+    edges = sorted({1, edge_chunk})
+    variants = [(edge, size) for edge in edges for size in sizes]
+
+    def next_call(carry):
+        remaining_BxM = length_BxM - carry[0]
+        long = jnp.int32(len(edges) > 1) * (jnp.max(remaining_BxM) > 1)
+        count = jnp.sum(jnp.minimum(remaining_BxM, jnp.where(long, edge_chunk, 1)))
+        fitting = jnp.searchsorted(jnp.array(sizes), count)
+        variant = long * len(sizes) + jnp.minimum(fitting, len(sizes) - 1)
+        branches = [lambda c, e=edge, s=size: call(e, s, c) for edge, size in variants]
+        return jax.lax.switch(variant, branches, carry)
+
+    nothing_BxM = jnp.zeros((batch, beams))
+    nothing = EdgeScores(jnp.zeros((batch, beams, trie.choice.shape[0])), nothing_BxM, nothing_BxM)
+    _, scores, suffix, calls = jax.lax.while_loop(
+        lambda carry: jnp.any(carry[0] < length_BxM),
+        next_call,
+        (jnp.zeros_like(length_BxM), nothing, suffix, jnp.int32(0)),
+    )
+    return scores, suffix, calls
+
+
+def _packed(x_BxMxE: jax.Array, kept_T: jax.Array) -> jax.Array:
+    """[B, M, E, ...] -> [T, ...]."""
+    return x_BxMxE.reshape(-1, *x_BxMxE.shape[3:]).at[kept_T].get(mode="clip")
+
+
+def _scores(model, hidden_D, trie, temperature, vocabulary, next_token=None):
+    """(choice logits [..., U], norm [...], log-probability of next_token [...])."""
+    nothing = jnp.zeros(hidden_D.shape[:-1])
+    if not vocabulary:
+        return model.logits(hidden_D, trie.choice) / temperature, nothing, nothing
+    logits_V = model.logits(hidden_D) / temperature
+    norm = jax.nn.logsumexp(logits_V, axis=-1)
+    next_log_p = nothing
+    if next_token is not None:
+        next_logit = jnp.take_along_axis(logits_V, next_token[..., None], axis=-1)[..., 0]
+        next_log_p = jnp.minimum(next_logit - norm, 0.0)
+    return jnp.take(logits_V, trie.choice, axis=-1), norm, next_log_p

@@ -1,0 +1,126 @@
+"""Recommendations for a file of histories: JSONL or CSV in, JSONL out, resumable.
+
+A line of JSONL input is {"history": [items, oldest first]}, a row of a CSV has a column `history`
+with the items separated by '|'; every other field is copied to the output, which has one line per
+row, in order: those fields and "items", "titles", "scores".
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import logging
+from tqdm import tqdm
+
+from tca4rec_jax.decoding.recommender import Recommended, Recommender
+
+_SEPARATOR = "|"
+
+
+def read_histories(path: str | Path) -> list[dict]:
+    """The rows of a file, each with its "history", a list of item ids or titles.
+
+    Raises FileNotFoundError, or ValueError naming file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist (expected .jsonl or .csv with histories)")
+    if path.suffix not in (".jsonl", ".csv"):
+        raise ValueError(f"{path} must end in .jsonl or .csv")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(_jsonl(path, file) if path.suffix == ".jsonl" else csv.DictReader(file))
+    for number, row in enumerate(rows, start=1):
+        history = row.get("history")
+        if path.suffix == ".csv" and history:
+            row["history"] = history = [item.strip() for item in history.split(_SEPARATOR)]
+        good = isinstance(history, list) and history and all(isinstance(i, str) for i in history)
+        if not good:
+            raise ValueError(
+                f"{path}, row {number}: history is {history!r}, expected item ids or titles, as "
+                f"a list of texts in JSONL or separated by {_SEPARATOR!r} in CSV"
+            )
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    return rows
+
+
+def recommend_file(
+    recommender: Recommender,
+    source: str | Path,
+    output: str | Path,
+    *,
+    k: int,
+    settings: dict,
+    chunk: int = 256,
+) -> None:
+    """Writes the recommendations of every row of `source`, going on where `output` ends.
+
+    Args:
+      settings: what the lists depend on besides the input; kept in OUTPUT.settings.json.
+      chunk: rows between two writes.
+
+    Raises:
+      ValueError: as `read_histories`; an `output` that was begun with other settings or input.
+    """
+    source, output = Path(source), Path(output)
+    rows = read_histories(source)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    settings = settings | {"k": k, "SHA-256 of the input": digest}
+    done = _lines_done(output, json.loads(json.dumps(settings)))
+    if done:
+        logging.info("%s holds %d of the %d rows: going on", output, done, len(rows))
+    with (
+        output.open("a", encoding="utf-8") as file,
+        tqdm(total=len(rows), initial=done, desc="Recommending", unit="row") as bar,
+    ):
+        for start in range(done, len(rows), chunk):
+            part = rows[start : start + chunk]
+            lists = recommender.recommend([row["history"] for row in part], k)
+            for row, found in zip(part, lists, strict=True):
+                file.write(json.dumps(row | as_columns(found), ensure_ascii=False) + "\n")
+            file.flush()
+            bar.update(len(part))
+
+
+def as_columns(found: list[Recommended]) -> dict[str, list]:
+    """{"items": ids, "titles": .., "scores": ..} of one list."""
+    return {
+        "items": [one.item_id for one in found],
+        "titles": [one.title for one in found],
+        "scores": [round(one.score, 5) for one in found],
+    }
+
+
+def _jsonl(path: Path, file) -> Iterator[dict]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f'{path}, line {number}: expected an object {{"history": [...]}}')
+        yield row
+
+
+def _lines_done(output: Path, settings: dict) -> int:
+    """Complete lines of an earlier run of the same; a line cut short is taken away."""
+    beside = output.with_name(output.name + ".settings.json")
+    if not output.exists():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(settings, indent=2) + "\n")
+        return 0
+    if not beside.is_file() or json.loads(beside.read_text()) != settings:
+        raise ValueError(
+            f"{output} exists and was made from another input or with other settings (see "
+            f"{beside.name}): choose another --output or delete it"
+        )
+    data = output.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with output.open("r+b") as file:
+            file.truncate(whole)
+    return data.count(b"\n")
