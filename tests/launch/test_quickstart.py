@@ -19,9 +19,9 @@ STEPS = 6
 pytestmark = pytest.mark.slow
 
 
-def command(script, workdir, setting="debug"):
+def command(script, workdir, setting="debug", *flags):
     config = f"--config={ROOT}/configs/quickstart.py:{setting}"
-    return [sys.executable, f"{ROOT}/launch/{script}.py", config, f"--workdir={workdir}"]
+    return [sys.executable, f"{ROOT}/launch/{script}.py", config, f"--workdir={workdir}", *flags]
 
 
 def run(*args):
@@ -96,6 +96,19 @@ def test_a_finished_run_trains_no_more_and_evaluation_reports(workdir):
         likely["LLM, alpha = 0"]["best"]["mean"] - likely["LLM, untrained"]["best"]["mean"]
     )
     for file in ("results.md", "results.png", "training.png", "examples.md"):
+        assert (workdir / file).stat().st_size > 100
+
+
+def test_recommending_with_a_trained_run_and_sweeping_its_guidance(workdir):
+    flags = ("--item=Toy Story (1995)", "--item=100", "--k=3", "--guidance=1")
+    setting = "debug,run=plain,decoding.exclude_history=True"
+    lines = run("recommend", workdir, setting, *flags).splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2", "3"]
+    assert not any("Toy Story" in line for line in lines)
+    run("sweep_guidance", workdir, "debug,run=plain", "--guidances=0.5,100")
+    models = json.loads((workdir / "sweep_plain.json").read_text())["models"]
+    assert list(models) == ["lambda = 0", "lambda = 0.5", "lambda = 100", "CF model"]
+    for file in ("sweep_plain.md", "sweep_plain.png"):
         assert (workdir / file).stat().st_size > 100
 
 

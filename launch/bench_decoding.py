@@ -1,0 +1,349 @@
+"""Constrained decoding: ours against transformers' generate, and what the trie costs.
+
+    python launch/bench_decoding.py --part=generate --data=FOLDER   # needs torch and transformers
+    python launch/bench_decoding.py --part=trie                     # 10 thousand to 1 million items
+
+generate: FOLDER is a data set in the published layout (item.csv, test*.csv ..). SmolLM2-135M is
+exported and loaded by both sides, which get the same prompts of the same users, taken from the test
+rows with a seed. transformers runs `generate` with `prefix_allowed_tokens_fn` on a dictionary trie,
+several users in a batch; ours runs `BatchedSearch`: 'after_softmax' with the rules of 'huggingface'
+must return the same items (identical but for scores within 1e-4 of each other) with the same
+scores; 'before_softmax' and the rules of 'exact' score or search otherwise. Each runs in a process
+of its own, one after the other; loading and compiling (a first pass over the users) are not timed.
+
+trie: the same search (before_softmax, guidance off) with SmolLM2, and with a language model that
+costs nothing, on titles that branch as MovieLens's do and on random semantic ids; the second is the
+trie's part: children gathered, masked and scored, beams chosen. Milliseconds are per step (a call
+of the LLM), for all users of the batch on one device.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import rich
+from absl import app, flags
+from bench_catalogues import movielens_titles, sample_titles, semantic_ids
+
+from tca4rec_jax.data.downloads import fetch_file
+from tca4rec_jax.data.prompts import PromptTemplate, prompts, tokenise_titles
+from tca4rec_jax.data.published import read_published
+from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.evaluation.report import console_table, write_results
+from tca4rec_jax.launching import start
+from tca4rec_jax.llm.tokenizer import load_tokenizer
+from tca4rec_jax.trie import ItemTrie
+
+_PART = flags.DEFINE_enum("part", "generate", ["generate", "trie"], "What is measured.")
+_DATA = flags.DEFINE_string("data", None, "A folder in the published layout.")
+_USERS = flags.DEFINE_integer("users", 50, "Test rows, sampled.")
+_BEAMS = flags.DEFINE_integer("beams", 10, "Beams, and length of the lists.")
+_BATCH = flags.DEFINE_integer("batch", 16, "Users in one of our batches.")
+_THEIR_BATCH = flags.DEFINE_integer("their_batch", 4, "Users in one of transformers' batches.")
+_PREFIX = flags.DEFINE_string("prefix", "Products one person bought, in order:\n", "Of a prompt.")
+_ITEMS = flags.DEFINE_list("items", "10000,100000,1000000", "Sizes of the catalogues.")
+_OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the numbers.")
+_CASE = flags.DEFINE_string("case", None, "Internal: what this process measures.")
+_FOLDER = flags.DEFINE_string("folder", None, "Internal: where its inputs and results are.")
+
+WEIGHTS = "smollm2-135m-instruct"
+THEIRS = "transformers"
+OURS = {  # (score, rules)
+    "ours, after_softmax": ("after_softmax", "huggingface"),
+    "ours, after_softmax, exact rules": ("after_softmax", "exact"),
+    "ours, before_softmax": ("before_softmax", "exact"),
+}
+TOLERANCE = 1e-4
+
+
+def write_inputs(folder: Path) -> None:
+    """Exports the LLM; tokenises titles and prompts."""
+    import jax.numpy as jnp
+
+    from tca4rec_jax.llm.export import write_hugging_face
+    from tca4rec_jax.llm.gguf import load_gguf
+
+    path = fetch_file(WEIGHTS)
+    tokenizer = load_tokenizer(path)
+    architecture, params = load_gguf(path, jnp.float32)
+    write_hugging_face(folder / "llm", architecture, params, tokenizer, dtype="float32")
+    data = read_published(_DATA.value, max_title_length=100)
+    encode = partial(tokenizer.encode, add_special_tokens=False)
+    titles = tokenise_titles(
+        data.catalogue.titles, encode, PromptTemplate(_PREFIX.value), tokenizer.bos_token_id
+    )
+    rows = np.random.default_rng(0).choice(len(data.splits["test"]), _USERS.value, replace=False)
+    history_RxH, _ = data.splits["test"].take(np.sort(rows)).histories_and_targets(10)
+    prompt = prompts(titles, history_RxH, architecture.max_positions)
+    tokens = prompt.lengths
+    rich.print(f"{len(rows)} users, prompts of {tokens.mean():.0f} tokens ({tokens.max()} at most)")
+    for name, ragged in (("titles", titles.titles), ("prompts", prompt)):
+        np.savez(folder / f"{name}.npz", values=ragged.values, offsets=ragged.offsets)
+
+
+def read_ragged(path: Path) -> Ragged:
+    with np.load(path) as file:
+        return Ragged(file["values"], file["offsets"])
+
+
+def run_ours(folder: Path, case: str) -> None:
+    import jax.numpy as jnp
+
+    from tca4rec_jax.decoding.batched_search import BatchedSearch
+    from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+    from tca4rec_jax.llm.decoder import Decoder
+    from tca4rec_jax.llm.hugging_face import load_hugging_face
+    from tca4rec_jax.sharding import make_mesh
+
+    start()
+    score, rules = OURS[case]
+    titles, prompt = read_ragged(folder / "titles.npz"), read_ragged(folder / "prompts.npz")
+    decoder = Decoder(*load_hugging_face(folder / "llm", jnp.float32))
+    search = BatchedSearch(
+        ItemTrie.build(titles),
+        SearchConfig(_BEAMS.value, score, rules),
+        mesh=make_mesh(),
+        batch_size=_BATCH.value,
+    )
+    weights = ScoreWeights(length_penalty=float(score == "after_softmax"))
+    seconds = []
+    for _ in range(2):  # the first pass compiles
+        began = time.perf_counter()
+        found = search.recommend(decoder, prompt, weights, progress=None)
+        seconds.append(time.perf_counter() - began)
+    write_found(folder, case, found.leaves_RxM, found.scores_RxM, seconds[1])
+
+
+def run_theirs(folder: Path, case: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    titles, prompt = read_ragged(folder / "titles.npz"), read_ragged(folder / "prompts.npz")
+    leaf_of_title = {
+        tuple(titles[item].tolist()): int(leaf)
+        for item, leaf in enumerate(ItemTrie.build(titles).leaf_of_item)
+    }
+    root: dict = {}
+    for title in leaf_of_title:
+        node = root
+        for token in title:
+            node = node.setdefault(token, {})
+    end, beams = int(titles.values[-1]), _BEAMS.value
+    model = AutoModelForCausalLM.from_pretrained(folder / "llm", dtype=torch.float32).eval()
+
+    def generate(rows):
+        width = int(prompt.lengths[rows].max())
+        tokens = np.zeros((len(rows), width), np.int64)
+        mask = np.zeros_like(tokens)
+        for place, row in enumerate(rows):
+            tokens[place, width - prompt.lengths[row] :] = prompt[row]
+            mask[place, width - prompt.lengths[row] :] = 1
+
+        def allowed(_, sequence):
+            node = root
+            for token in sequence[width:].tolist():
+                node = node.get(token, {})
+            return list(node) or [end]
+
+        with torch.inference_mode():
+            out = model.generate(
+                torch.tensor(tokens),
+                attention_mask=torch.tensor(mask),
+                num_beams=beams,
+                num_return_sequences=beams,
+                do_sample=False,
+                length_penalty=1.0,
+                early_stopping=False,
+                max_new_tokens=int(titles.lengths.max()),
+                prefix_allowed_tokens_fn=allowed,
+                eos_token_id=end,
+                pad_token_id=end,
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
+        leaves = []
+        for sequence in out.sequences[:, width:].tolist():
+            leaves.append(leaf_of_title.get(tuple(sequence[: sequence.index(end) + 1]), -1))
+        shape = (len(rows), beams)
+        return np.reshape(leaves, shape), out.sequences_scores.numpy().reshape(shape)
+
+    order, size = np.argsort(prompt.lengths, kind="stable"), _THEIR_BATCH.value
+    generate(order[:1])  # warms up
+    leaves_RxM = np.full((len(prompt), beams), -1)
+    scores_RxM = np.full((len(prompt), beams), -np.inf, np.float32)
+    began = time.perf_counter()
+    for first in range(0, len(order), size):
+        rows = order[first : first + size]
+        leaves_RxM[rows], scores_RxM[rows] = generate(rows)
+    write_found(folder, case, leaves_RxM, scores_RxM, time.perf_counter() - began)
+
+
+def write_found(folder: Path, case: str, leaves_RxM, scores_RxM, seconds: float) -> None:
+    np.savez(folder / f"{case}.npz", leaves=leaves_RxM, scores=scores_RxM, seconds=seconds)
+
+
+def differing_users(ours, theirs) -> int:
+    """Users whose lists differ by more than ties, or whose scores differ by more than TOLERANCE."""
+    differing = 0
+    for a, b, a_score, b_score in zip(
+        ours["leaves"], theirs["leaves"], ours["scores"], theirs["scores"], strict=True
+    ):
+        same_scores = np.allclose(a_score, b_score, rtol=0, atol=TOLERANCE)
+        score_of = dict(zip(b.tolist(), b_score.tolist(), strict=True))
+        # A title that only one side has must tie with the last of the list.
+        same_items = all(
+            abs(score_of.get(leaf, b_score[-1]) - score) <= TOLERANCE
+            for leaf, score in zip(a.tolist(), a_score.tolist(), strict=True)
+        )
+        differing += not (same_scores and same_items and len(set(a.tolist())) == len(a))
+    return differing
+
+
+def compare_generate() -> dict:
+    if not _DATA.value:
+        raise app.UsageError("--part=generate needs --data, a folder in the published layout")
+    results = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_inputs(folder)
+        found = {}
+        for case in (THEIRS, *OURS):
+            done = subprocess.run(
+                [sys.executable, __file__, f"--case={case}", f"--folder={folder}"]
+                + [f"--{flag.name}={flag.value}" for flag in (_BEAMS, _BATCH, _THEIR_BATCH)],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if done.returncode:
+                last = (done.stderr.strip().splitlines() or ["killed"])[-1]
+                rich.print(f"{case} is left out: {last}")
+                continue
+            with np.load(folder / f"{case}.npz") as file:
+                found[case] = dict(file)
+            seconds = float(found[case]["seconds"])
+            results[case] = {"users per second": _USERS.value / seconds}
+            rich.print(f"{case}: {seconds / _USERS.value:.3f} s per user")
+    if THEIRS in found:
+        theirs = found[THEIRS]
+        for case in results:
+            results[case]["times transformers"] = float(theirs["seconds"] / found[case]["seconds"])
+        if (case := "ours, after_softmax") in found:
+            results[case]["users that differ"] = differing_users(found[case], theirs)
+            gap = np.abs(found[case]["scores"] - theirs["scores"]).max()
+            results[case]["largest difference of scores"] = f"{gap:.1e}"
+    return results
+
+
+class FreeModel:
+    """A language model that costs nothing: its hidden state is a row of a small table."""
+
+    def __init__(self, vocabulary: int):
+        import jax
+
+        self.table_VxD = jax.random.normal(jax.random.key(0), (vocabulary, 8))
+        self.head_DxV = jax.random.normal(jax.random.key(1), (8, vocabulary))
+
+    def extend(self, tokens, prompt, prompt_lengths, suffix, suffix_lengths, kept_T=None):
+        return self.table_VxD[tokens], suffix
+
+    def logits(self, hidden_D, tokens_U=None):
+        head = self.head_DxV if tokens_U is None else self.head_DxV[:, tokens_U]
+        return hidden_D @ head
+
+    def empty_suffix(self, batch: int, beams: int, size: int):
+        import jax.numpy as jnp
+
+        return (jnp.zeros((1, batch, beams, size, 1, 1)),)
+
+
+def measure_trie() -> dict:
+    """Times of a step with SmolLM2 and with the model that costs nothing, by catalogue."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from tca4rec_jax.decoding.beam_search import (
+        ScoreWeights,
+        SearchConfig,
+        prepare_trie,
+        run_prompts,
+        search_from_prompt,
+    )
+    from tca4rec_jax.llm.decoder import Decoder
+    from tca4rec_jax.llm.gguf import load_gguf
+
+    start()
+    config, weights = SearchConfig(_BEAMS.value), ScoreWeights()
+    decoder = Decoder(*load_gguf(fetch_file(WEIGHTS), jnp.float32))
+    vocabulary = decoder.config.vocab_size
+    graph, state = nnx.split(decoder)
+    users = max(1, _BATCH.value // jax.device_count())  # one device's share
+    tokens_BxS = np.random.default_rng(0).integers(0, vocabulary, (users, 128), np.int32)
+    lengths_B = jnp.full(users, 128)
+    hidden_Bx1xD, prompt = jax.jit(
+        lambda s: run_prompts(nnx.merge(graph, s), tokens_BxS, lengths_B)
+    )(state)
+    real, results = movielens_titles(), {}
+    catalogues = [("titles", n, partial(sample_titles, real, n, seed=0)) for n in sizes()]
+    for levels, codes in ((4, 256), (8, 2048)):
+        name = f"{levels} levels of {codes}"
+        catalogues += [(name, n, partial(semantic_ids, n, levels, codes, seed=0)) for n in sizes()]
+    for name, count, make in catalogues:
+        trie, shape = prepare_trie(ItemTrie.build(make()), config)
+        free_hidden = jax.random.normal(jax.random.key(2), (users, 1, 8))
+
+        @jax.jit
+        def with_llm(state, prompt, hidden, trie, shape=shape):
+            model = nnx.merge(graph, state)
+            return search_from_prompt(
+                model, hidden, prompt, lengths_B, None, trie, weights, shape=shape, config=config
+            )
+
+        @jax.jit
+        def without(hidden, trie, shape=shape):
+            return search_from_prompt(
+                FreeModel(vocabulary), hidden, (), lengths_B, None, trie, weights,
+                shape=shape, config=config,
+            )  # fmt: skip
+
+        llm_ms = milliseconds_per_call(partial(with_llm, state, prompt, hidden_Bx1xD, trie))
+        trie_ms = milliseconds_per_call(partial(without, free_hidden, trie))
+        row = {"items": count, "ms per step": llm_ms, "of the trie": trie_ms}
+        results[f"{name}, {count:,} items"] = row | {"share": trie_ms / llm_ms}
+        rich.print(f"{name}, {count} items: {llm_ms:.1f} ms per step, {trie_ms:.2f} of the trie")
+    return results
+
+
+def sizes() -> list[int]:
+    return [int(value) for value in _ITEMS.value]
+
+
+def milliseconds_per_call(search, repeats: int = 5) -> float:
+    calls, seconds = max(int(search().calls), 1), []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        search().calls.block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    return 1e3 * float(np.median(seconds)) / calls
+
+
+def main(argv):
+    del argv
+    if _CASE.value:
+        run = run_theirs if _CASE.value == THEIRS else run_ours
+        run(Path(_FOLDER.value), _CASE.value)
+        return
+    results = compare_generate() if _PART.value == "generate" else measure_trie()
+    title = "Constrained decoding" if _PART.value == "generate" else "The trie in a step"
+    rich.console.Console(width=140).print(console_table(results, title=title, digits=3))
+    if _OUTPUT.value:
+        write_results(Path(_OUTPUT.value), results)
+        rich.print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    app.run(main)

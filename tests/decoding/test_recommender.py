@@ -1,0 +1,175 @@
+"""The user's API, its filters and its files, on a tiny random model and catalogue."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import oracle
+import pytest
+
+from tca4rec_jax.config import default_config
+from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.prompts import TitleTokens
+from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.decoding.beam_search import ScoreWeights
+from tca4rec_jax.decoding.filters import ItemFilter
+from tca4rec_jax.decoding.recommend_file import read_histories, recommend_file
+from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.sharding import make_mesh
+from tca4rec_jax.trie import ItemTrie
+
+SEQUENCES = oracle.with_end(oracle.WORDS)
+TITLES = [" ".join(map(str, word)) for word in oracle.WORDS]
+IDS = [f"i{item}" for item in range(len(TITLES))]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A Run whose parts are tiny and already made."""
+    config = default_config()
+    config.cf.model = "popularity"
+    config.decoding.beams = 4
+    config.evaluation.batch_size = 2
+    config.evaluation.buckets = 1
+    config.data.history_length = 3
+    items = np.array([0, 1, 2, 3, 3, 3, 9, 9])
+    sequences = ItemSequences(np.array([0]), items, np.array([0, 8]), np.zeros(8, np.int64))
+    flat = np.concatenate(SEQUENCES).astype(np.int32)
+    titles = Ragged.from_lengths(flat, [len(title) for title in SEQUENCES])
+    return SimpleNamespace(
+        config=config,
+        workdir=tmp_path_factory.mktemp("run"),
+        data=SimpleNamespace(
+            catalogue=Catalogue(tuple(IDS), tuple(TITLES)), splits={"train_sequences": sequences}
+        ),
+        titles=TitleTokens(np.array([5], np.int32), titles),
+        trie=ItemTrie.build(SEQUENCES),
+        mesh=make_mesh(2),
+        inference_decoder=lambda name: oracle.tiny_decoder(),
+    )
+
+
+def expected_scores(history, guidance=0.0):
+    """{title: score} by exhaustive scoring."""
+    prompt = [5] + [token for item in history for token in SEQUENCES[item]]
+    counts = np.bincount([0, 1, 2, 3, 3, 3, 9, 9], minlength=len(SEQUENCES)) + 1.0
+    return oracle.exhaustive_scores(
+        oracle.tiny_decoder(), prompt, SEQUENCES, "before_softmax", ScoreWeights(guidance),
+        np.log(counts / counts.sum()) if guidance else None,
+    )  # fmt: skip
+
+
+def test_lists_of_one_and_of_several_histories(run):
+    recommender = Recommender(run, "any")
+    single = recommender.recommend(["i4", TITLES[6], "i2"], k=14)
+    both = recommender.recommend([["i0"], ["i11", "i4", "i6", "i2"]], k=14)
+    assert both[1] == single  # by title or id; only the last three count
+    assert sorted(one.item_id for one in single) == sorted(IDS)
+    expected = expected_scores([4, 6, 2])
+    for one in single:
+        assert one.title == TITLES[IDS.index(one.item_id)]
+        title = tuple(SEQUENCES[IDS.index(one.item_id)])
+        assert one.score == pytest.approx(expected[title], abs=1e-4)
+    scores = [one.score for one in single]
+    assert scores == sorted(scores, reverse=True)
+    assert len(recommender.recommend(["i0"], k=1)) == 1
+
+
+def test_candidates_and_guidance(run):
+    recommender = Recommender(run, "any", guidance=2.0)
+    expected = expected_scores([4, 2], guidance=2.0)
+    scores = recommender.score(["i4", "i2"], ["i9", "i1", TITLES[12]])
+    wanted = [expected[tuple(SEQUENCES[item])] for item in (9, 1, 12)]
+    np.testing.assert_allclose(scores, wanted, atol=1e-4)
+
+
+def test_guidance_without_a_cf_model_is_an_error(run):
+    config = run.config.copy_and_resolve_references()
+    config.cf.model = "sasrec"
+    with pytest.raises(FileNotFoundError, match=r"no CF model at .*checkpoint\.npz"):
+        Recommender(SimpleNamespace(**vars(run) | {"config": config}), "any", guidance=1.0)
+
+
+@pytest.mark.parametrize(
+    ("histories", "message"),
+    [
+        ([], "give a history"),
+        ([[]], "history 0 is"),
+        (["i0", "1 2 9 9"], "history 0: '1 2 9 9' is no item id and no title; did you mean"),
+    ],
+)
+def test_unusable_histories_are_errors(run, histories, message):
+    with pytest.raises(ValueError, match=message):
+        Recommender(run, "any").recommend(histories)
+
+
+def test_filters_leave_out_history_and_lists(run, tmp_path):
+    (tmp_path / "allow.txt").write_text("i2\ni4\n\ni6\ni7\n")
+    (tmp_path / "deny.txt").write_text("i7\n")
+    config = run.config.copy_and_resolve_references()
+    config.decoding.allow, config.decoding.deny = (
+        str(tmp_path / name) for name in ("allow.txt", "deny.txt")
+    )
+    config.decoding.exclude_history = True
+    filtered = SimpleNamespace(**vars(run) | {"config": config})
+    lists = Recommender(filtered, "any").recommend([["i0"], ["i4"], ["i2", "i6", "i4"]], k=4)
+    assert [{one.item_id for one in found} for found in lists] == [
+        {"i2", "i4", "i6"}, {"i2", "i6"}, set(),
+    ]  # fmt: skip
+
+
+def test_item_lists_that_do_not_fit_are_errors(run, tmp_path):
+    catalogue = run.data.catalogue
+    path = tmp_path / "items.txt"
+    fields = SimpleNamespace(exclude_history=False, allow=str(path), deny="")
+    with pytest.raises(FileNotFoundError, match=r"items\.txt does not exist"):
+        ItemFilter.from_config(fields, catalogue)
+    path.write_text("i1\n\nnone\n")
+    with pytest.raises(ValueError, match=r"items\.txt, line 3: 'none' is no item id"):
+        ItemFilter.from_config(fields, catalogue)
+    path.write_text("\n")
+    with pytest.raises(ValueError, match=r"items\.txt lists no item"):
+        ItemFilter.from_config(fields, catalogue)
+    with pytest.raises(ValueError, match="leave no item"):
+        ItemFilter.of_items(3, deny=range(3))
+    assert ItemFilter.of_items(3).masks(np.zeros((1, 1), np.int32)) is None
+
+
+def test_a_file_is_recommended_for_and_resumed(run, tmp_path):
+    recommender, settings = Recommender(run, "any"), {"run": "any"}
+    source, output = tmp_path / "in.jsonl", tmp_path / "out" / "out.jsonl"
+    rows = [{"user": user, "history": [f"i{user}", "i4"]} for user in range(5)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recommend_file(recommender, source, output, k=3, settings=settings, chunk=2)
+    whole = output.read_text()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert [line["user"] for line in lines] == list(range(5))
+    alone = recommender.recommend(["i3", "i4"], k=3)
+    assert lines[3]["items"] == [one.item_id for one in alone]
+    assert lines[3]["scores"] == pytest.approx([one.score for one in alone], abs=1e-4)
+    cut = whole.splitlines(keepends=True)
+    output.write_text("".join(cut[:2]) + cut[2][:7])  # killed while it wrote the third line
+    recommend_file(recommender, source, output, k=3, settings=settings, chunk=2)
+    assert output.read_text() == whole
+    with pytest.raises(ValueError, match="with other settings"):
+        recommend_file(recommender, source, output, k=2, settings=settings)
+    table = tmp_path / "in.csv"
+    table.write_text("user,history\n7,i1 | 9\n")
+    assert read_histories(table) == [{"user": "7", "history": ["i1", "9"]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("in.txt", "x", r"must end in \.jsonl or \.csv"),
+        ("in.jsonl", '{"history": [1]}\n', r"row 1: history is \[1\]"),
+        ("in.jsonl", "{\n", "line 1 is not JSON"),
+        ("in.csv", "user\n7\n", "row 1: history is None"),
+        ("in.csv", "user,history\n", "has no rows"),
+    ],
+)
+def test_unusable_files_are_errors(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_histories(tmp_path / name)
