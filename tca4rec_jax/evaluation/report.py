@@ -175,7 +175,7 @@ def plot_sweep(
         panel.set(xlabel="lambda", ylabel=f"{metric} (95% interval)")
         panel.grid(alpha=0.3)
     panels[0].legend()
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def examples_text(
