@@ -74,7 +74,13 @@ def default_config() -> ConfigDict:
                 "layer_loop": "scan",
                 "remat": "products",  # or 'none', 'full'
             },
-            "lora": {"rank": 8, "alpha": 16.0, "dropout": 0.05, "targets": "(q|k|v|o)_proj"},
+            "lora": {
+                "rank": 8,
+                "alpha": 16.0,
+                "dropout": 0.05,
+                "targets": "(q|k|v|o)_proj",
+                "first_layer": 0,  # layers below it are not adapted and not differentiated
+            },
             "prompt": {"prefix": "", "before_title": " ", "end": "\n", "max_tokens": 256},
             "objective": {
                 "alpha": 0.1,
@@ -175,6 +181,7 @@ def shrink(config: ConfigDict) -> None:
     config.cf.max_epochs = 1
     config.cf.units = 16
     config.llm.num_layers = 2
+    config.lora.first_layer = min(config.lora.first_layer, 1)
     config.training.steps = 6
     config.training.batch_size = 4
     config.training.checkpoint_every = 2

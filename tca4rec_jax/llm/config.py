@@ -159,23 +159,32 @@ class DecoderConfig:
         return shapes
 
     def flops_per_token(
-        self, kind: str = "forward", *, context: float = 0.0, vocabulary_share: float = 1.0
+        self,
+        kind: str = "forward",
+        *,
+        context: float = 0.0,
+        vocabulary_share: float = 1.0,
+        first_layer: int = 0,
     ) -> float:
         """Matrix-multiply FLOPs per token.
 
         kind: 'forward' (2 per weight), 'lora' (forward and the gradient of the activations, 4 per
         weight: the base weights have no gradient) or 'full' (6 per weight). `context` is the mean
         number of keys a token attends to ((S + 1) / 2 for a causal sequence of S);
-        `vocabulary_share` the share of the tokens whose vocabulary logits are computed. The
-        adapters' own FLOPs (under 1% at rank 8) are not counted.
+        `vocabulary_share` the share of the tokens whose vocabulary logits are computed; layers
+        below `first_layer` only run forward. The adapters' own FLOPs are not counted.
         Raises ValueError for another kind.
         """
         factors = {"forward": (2, 1), "lora": (4, 3), "full": (6, 3)}
         if kind not in factors:
             raise ValueError(f"kind must be one of {sorted(factors)}, got {kind!r}")
-        per_weight, attention_passes = factors[kind]
         layer_weights = sum(i * o for i, o in self.projection_shapes.values())
-        weights = self.num_layers * layer_weights
-        weights += vocabulary_share * self.hidden_size * self.vocab_size
-        attention = self.num_layers * 4 * self.num_heads * self.head_dim * context
-        return per_weight * weights + attention_passes * attention
+        layer_attention = 4 * self.num_heads * self.head_dim * context
+
+        def layers(count: int, kind: str) -> float:
+            per_weight, attention_passes = factors[kind]
+            return count * (per_weight * layer_weights + attention_passes * layer_attention)
+
+        head = factors[kind][0] * vocabulary_share * self.hidden_size * self.vocab_size
+        trained = layers(self.num_layers - first_layer, kind)
+        return layers(first_layer, "forward") + trained + head

@@ -285,19 +285,32 @@ class Decoder(nnx.Module):
         if self.options.remat != "none":
             policy = _PRODUCTS if self.options.remat == "products" else None
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=not in_scan)
+        adapters = {
+            name: {part: value[...] for part, value in adapter.items()}
+            for name, adapter in self.adapters.items()
+        }
         inputs = (
             {name: weight[...] for name, weight in self.layers.items()},
-            {
-                name: {part: value[...] for part, value in adapter.items()}
-                for name, adapter in self.adapters.items()
-            },
+            adapters,
             caches,
             jnp.arange(config.num_layers),
         )
-        if in_scan:
-            x, kv = jax.lax.scan(layer, x, inputs)
+
+        def run(x, inputs):
+            return jax.lax.scan(layer, x, inputs) if in_scan else _unrolled(layer, x, inputs)
+
+        first = self.lora.first_layer if adapters else 0
+        if first == 0:
+            x, kv = run(x, inputs)
         else:
-            x, kv = _unrolled(layer, x, inputs, config.num_layers)
+            # Without adapters, so that nothing below the first one is differentiated.
+            below, above = (
+                jax.tree.map(lambda a, part=part: a[part], inputs)
+                for part in (slice(None, first), slice(first, None))
+            )
+            x, kv_below = run(x, (below[0], {}, *below[2:]))
+            x, kv_above = run(x, above)
+            kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), kv_below, kv_above)
         hidden = rms_norm(x, self.final_norm[...], config.rms_norm_eps)
         return hidden, (KVCache(*kv) if keep_kv else None)
 
@@ -371,10 +384,10 @@ def _packing(shape: tuple[int, ...], kept_T: jax.Array | None):
     return pack, lambda x_T: x_T[place].reshape(*shape, *x_T.shape[1:])
 
 
-def _unrolled(layer, x, inputs, num_layers):
+def _unrolled(layer, x, inputs):
     """What lax.scan(layer, x, inputs) computes, as one program without a loop."""
     outputs = []
-    for index in range(num_layers):
+    for index in range(len(inputs[-1])):
         x, output = layer(x, jax.tree.map(lambda leaf, i=index: leaf[i], inputs))
         outputs.append(output)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)

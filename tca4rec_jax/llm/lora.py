@@ -16,18 +16,29 @@ from tca4rec_jax.llm.config import DecoderConfig
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Which projections are adapted, and how. `targets` is matched against the whole name."""
+    """Which projections are adapted, and how.
+
+    Attributes:
+      rank, alpha, dropout: as in the paper.
+      targets: regular expression, matched against a projection's whole name.
+      first_layer: the layers below it keep adapters that change nothing and are not trained. They
+        then need no backward pass and no saved activations: with half of the layers below, a
+        training step costs three quarters.
+    """
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.05
     targets: str = r"(q|k|v|o)_proj"
+    first_layer: int = 0
 
     def __post_init__(self):
         if self.rank < 1:
             raise ValueError(f"LoRA rank must be at least 1, got {self.rank}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"LoRA dropout must be in [0, 1), got {self.dropout}")
+        if self.first_layer < 0:
+            raise ValueError(f"LoRA first_layer must be at least 0, got {self.first_layer}")
 
     @property
     def scale(self) -> float:
@@ -35,7 +46,15 @@ class LoRAConfig:
 
 
 def adapter_shapes(config: DecoderConfig, lora: LoRAConfig) -> dict[str, dict[str, tuple]]:
-    """Shapes of the adapters by projection. Raises ValueError if `targets` matches nothing."""
+    """Shapes of the adapters by projection.
+
+    Raises ValueError if `targets` matches no projection or `first_layer` leaves no layer.
+    """
+    if lora.first_layer >= config.num_layers:
+        raise ValueError(
+            f"LoRA first_layer is {lora.first_layer}, but the model has layers 0 to "
+            f"{config.num_layers - 1}: nothing would be trained"
+        )
     shapes = {
         name: {
             "a": (config.num_layers, inputs, lora.rank),

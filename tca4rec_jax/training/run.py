@@ -269,7 +269,10 @@ def train_run(run: Run) -> TrainState:
         identity=_identity(config, prepared.batches),
         name=run_name(config),
         flops_per_token=run.decoder.config.flops_per_token(
-            "lora", context=training.buckets[-1] / 2, vocabulary_share=0.0
+            "lora",
+            context=training.buckets[-1] / 2,
+            vocabulary_share=0.0,
+            first_layer=config.lora.first_layer,
         ),
     )
 

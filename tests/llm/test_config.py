@@ -21,6 +21,10 @@ def test_flops_of_smollm2():
     assert attention == 30 * 2 * 2 * 9 * 64 * 100
     trained = SMOLLM2.flops_per_token("lora", context=100) - SMOLLM2.flops_per_token("lora")
     assert trained == 3 * attention
+    half = SMOLLM2.flops_per_token("lora", first_layer=15, vocabulary_share=0.0, context=100)
+    whole = SMOLLM2.flops_per_token("lora", vocabulary_share=0.0, context=100)
+    forward = SMOLLM2.flops_per_token(vocabulary_share=0.0, context=100)
+    assert half == (whole + forward) / 2
     with pytest.raises(ValueError, match="'backward'"):
         SMOLLM2.flops_per_token("backward")
 

@@ -181,9 +181,10 @@ def test_blocks_of_queries_do_not_change_attention():
 
 
 @functools.cache
-def gradient_program(options):
+def gradient_program(options, first_layer=0):
     """(adapters, base, function) of the loss and its gradient in the adapters."""
-    decoder = make_decoder(LoRAConfig(rank=4, dropout=0.25), options)
+    lora = LoRAConfig(rank=4, dropout=0.25, first_layer=first_layer)
+    decoder = make_decoder(lora, options)
     graph, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)
     tokens, lengths = random_tokens((2, 11)), np.array([11, 6])
 
@@ -236,6 +237,50 @@ def test_no_gradient_of_a_base_weight_is_computed():
     shapes = {*CONFIG.projection_shapes.values(), (CONFIG.vocab_size, CONFIG.hidden_size)}
     assert weights_shaped_products(jaxpr, {(32, 4)}) > 0, "the adapters' gradients are found"
     assert weights_shaped_products(jaxpr, shapes) == 0
+
+
+@pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
+def test_layers_below_the_first_adapted_one_have_no_gradient(layer_loop):
+    options = DecoderOptions(layer_loop)
+    key = jax.random.key(5)
+    adapters, base, gradient = gradient_program(options)
+    # As initialised: adapters of the lower layer that change nothing.
+    untrained = jax.tree.map_with_path(
+        lambda path, x: x.at[0].set(0) if path[-2].key == "b" else x, adapters
+    )
+    expected_value, expected = gradient(untrained, base, key)
+    _, _, gradient = gradient_program(options, first_layer=1)
+    value, found = gradient(adapters, base, key)  # whatever the lower layer's adapters are
+    np.testing.assert_allclose(value, expected_value, rtol=1e-6)
+
+    def check(found, expected):
+        np.testing.assert_allclose(found[1:], expected[1:], atol=1e-6)
+        assert np.any(found[1:])
+        assert not np.any(found[0])
+
+    jax.tree.map(check, found, expected)
+
+
+def test_layers_below_the_first_adapted_one_cost_a_forward_pass():
+    def flops(first_layer):
+        adapters, base, gradient = gradient_program(DecoderOptions("unroll"), first_layer)
+        return gradient.lower(adapters, base, None).compile().cost_analysis()["flops"]
+
+    saved = 1 - flops(1) / flops(0)
+    assert 0.2 < saved < 0.5, "of a layer of two: its backward pass, and its adapters"
+
+
+def test_caches_go_past_the_first_adapted_layer():
+    """Prefill and extension with adapters in the upper layer only, against the full pass."""
+    decoder = make_decoder(LoRAConfig(rank=4, first_layer=1))
+    tokens = random_tokens((2, 9))
+    expected = hidden_of(decoder, tokens, np.array([9, 9]))
+    hidden, prompt = prefill(decoder, tokens[:, :8], np.array([8, 8]))
+    np.testing.assert_allclose(hidden, expected[:, :8], atol=1e-5)
+    suffix = decoder.empty_suffix(2, 1, 2)
+    nothing = np.zeros((2, 1), np.int32)
+    last, _ = extend(decoder, tokens[:, 8:, None], prompt, np.array([8, 8]), suffix, nothing)
+    np.testing.assert_allclose(last[:, 0, 0], expected[:, 8], atol=1e-5)
 
 
 def test_dropout_is_a_function_of_its_key():

@@ -25,6 +25,8 @@ def test_targets_choose_projections():
     assert shapes == {"down_proj": {"a": (2, 12, 2), "b": (2, 2, 8)}}
     with pytest.raises(ValueError, match=r"'query' matched no projection.*q_proj"):
         adapter_shapes(CONFIG, LoRAConfig(targets="query"))
+    with pytest.raises(ValueError, match="first_layer is 2, but the model has layers 0 to 1"):
+        adapter_shapes(CONFIG, LoRAConfig(first_layer=2))
 
 
 def test_initial_adapters():
