@@ -17,8 +17,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from tca4rec_jax.cf.checkpoint import load_sasrec
-from tca4rec_jax.cf.popularity import popularity_logits
+from tca4rec_jax.cf.checkpoint import load_model
 from tca4rec_jax.cf.scoring import cf_logits
 from tca4rec_jax.config import default_config
 from tca4rec_jax.data.prompts import prompts
@@ -204,32 +203,28 @@ class Recommender:
 
 def _cf_model(run: Run):
     """history int32 [B, H] -> CF logits of all items, float32 [B, I]."""
-    if run.config.cf.model == "popularity":
-        bias_I = popularity_logits(
-            run.data.splits["train_sequences"], run.data.catalogue.num_items
-        ).astype(np.float32)
-        return lambda history_BxH: np.tile(bias_I, (len(history_BxH), 1))
     path = run.workdir / "cf" / "checkpoint.npz"
     if not path.is_file():
         raise FileNotFoundError(
             f"guidance needs CF logits of new histories, but there is no CF model at {path}: "
             "train it with launch/train_cf.py, or set guidance to 0"
         )
-    model = load_sasrec(path)
+    _, model = load_model(path)
     if model.config.num_items != run.data.catalogue.num_items:
         raise ValueError(
             f"{path} knows {model.config.num_items} items, the catalogue has "
             f"{run.data.catalogue.num_items}: run launch/train_cf.py again"
         )
-    length = model.config.history_length
 
     @nnx.jit
     def logits(model, history_BxS):
-        return cf_logits(model.user_vectors(history_BxS), model.item_table[...])
+        vectors_BxD, (table_IxD, bias_I) = model.user_vectors(history_BxS), model.items()
+        return vectors_BxD if table_IxD is None else cf_logits(vectors_BxD, table_IxD, bias_I)
 
-    def padded(history_BxH):
+    def of_histories(history_BxH):
+        length = model.config.history_length or history_BxH.shape[1]
         history_BxH = history_BxH[:, -length:]
         room = ((0, 0), (length - history_BxH.shape[1], 0))
         return np.asarray(logits(model, np.pad(history_BxH, room, constant_values=PAD_ITEM)))
 
-    return padded
+    return of_histories

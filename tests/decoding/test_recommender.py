@@ -6,7 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import oracle
 import pytest
+from flax import nnx
 
+from tca4rec_jax.cf.checkpoint import save_model
+from tca4rec_jax.cf.popularity import Popularity, PopularityConfig
 from tca4rec_jax.config import default_config
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.prompts import TitleTokens
@@ -22,27 +25,29 @@ from tca4rec_jax.trie import ItemTrie
 SEQUENCES = oracle.with_end(oracle.WORDS)
 TITLES = [" ".join(map(str, word)) for word in oracle.WORDS]
 IDS = [f"i{item}" for item in range(len(TITLES))]
+BOUGHT = [0, 1, 2, 3, 3, 3, 9, 9]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A Run whose parts are tiny and already made."""
     config = default_config()
-    config.cf.model = "popularity"
     config.decoding.beams = 4
     config.evaluation.batch_size = 2
     config.evaluation.buckets = 1
     config.data.history_length = 3
-    items = np.array([0, 1, 2, 3, 3, 3, 9, 9])
-    sequences = ItemSequences(np.array([0]), items, np.array([0, 8]), np.zeros(8, np.int64))
+    workdir = tmp_path_factory.mktemp("run")
+    cf_model = Popularity(PopularityConfig(len(IDS)), rngs=nnx.Rngs(0))
+    times = np.zeros(len(BOUGHT), np.int64)
+    offsets = np.array([0, len(BOUGHT)])
+    cf_model.observe(ItemSequences(np.array([0]), np.array(BOUGHT), offsets, times))
+    save_model(workdir / "cf" / "checkpoint.npz", "popularity", cf_model)
     flat = np.concatenate(SEQUENCES).astype(np.int32)
     titles = Ragged.from_lengths(flat, [len(title) for title in SEQUENCES])
     return SimpleNamespace(
         config=config,
-        workdir=tmp_path_factory.mktemp("run"),
-        data=SimpleNamespace(
-            catalogue=Catalogue(tuple(IDS), tuple(TITLES)), splits={"train_sequences": sequences}
-        ),
+        workdir=workdir,
+        data=SimpleNamespace(catalogue=Catalogue(tuple(IDS), tuple(TITLES))),
         titles=TitleTokens(np.array([5], np.int32), titles),
         trie=ItemTrie.build(SEQUENCES),
         mesh=make_mesh(2),
@@ -53,7 +58,7 @@ def run(tmp_path_factory):
 def expected_scores(history, guidance=0.0):
     """{title: score} by exhaustive scoring."""
     prompt = [5] + [token for item in history for token in SEQUENCES[item]]
-    counts = np.bincount([0, 1, 2, 3, 3, 3, 9, 9], minlength=len(SEQUENCES)) + 1.0
+    counts = np.bincount(BOUGHT, minlength=len(SEQUENCES)) + 1.0
     return oracle.exhaustive_scores(
         oracle.tiny_decoder(), prompt, SEQUENCES, "before_softmax", ScoreWeights(guidance),
         np.log(counts / counts.sum()) if guidance else None,
@@ -84,11 +89,9 @@ def test_candidates_and_guidance(run):
     np.testing.assert_allclose(scores, wanted, atol=1e-4)
 
 
-def test_guidance_without_a_cf_model_is_an_error(run):
-    config = run.config.copy_and_resolve_references()
-    config.cf.model = "sasrec"
+def test_guidance_without_a_cf_model_is_an_error(run, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no CF model at .*checkpoint\.npz"):
-        Recommender(SimpleNamespace(**vars(run) | {"config": config}), "any", guidance=1.0)
+        Recommender(SimpleNamespace(**vars(run) | {"workdir": tmp_path}), "any", guidance=1.0)
 
 
 @pytest.mark.parametrize(
