@@ -134,37 +134,6 @@ def prepare_trie(trie: ItemTrie, config: SearchConfig) -> tuple[SearchTrie, Sear
     return search_trie(trie, compress=config.compress, score_edges=config.vocabulary)
 
 
-def beam_search(
-    model: LanguageModel,
-    tokens_BxS: jax.Array,
-    lengths_B: jax.Array,
-    cf_logits_BxI: jax.Array | None,
-    trie: SearchTrie,
-    weights: ScoreWeights,
-    *,
-    shape: SearchShape,
-    config: SearchConfig,
-) -> SearchResult:
-    """Prefills the prompts once and searches; one traceable program without a Python loop.
-
-    Args:
-      model: a Decoder (or anything with its four methods).
-      tokens_BxS: int32 prompts, padded on the right; lengths_B: int32.
-      cf_logits_BxI: float CF logits of all items for each user; None switches guidance off.
-      trie, shape: from `prepare_trie`.
-      weights: see ScoreWeights.
-
-    Returns:
-      The `config.beams` best sequences of each user, all different; fewer if the catalogue has
-      fewer (or the search found fewer). Equal scores keep the order in which they were found.
-    """
-    hidden_Bx1xD, prompt = run_prompts(model, tokens_BxS, lengths_B)
-    return search_from_prompt(
-        model, hidden_Bx1xD, prompt, lengths_B, cf_logits_BxI, trie, weights,
-        shape=shape, config=config,
-    )  # fmt: skip
-
-
 def run_prompts(model: LanguageModel, tokens_BxS: jax.Array, lengths_B: jax.Array):
     """(hidden [B, 1, D] at each prompt's last token, the prompts' keys and values)."""
     hidden_BxSxD, prompt = model.prefill(tokens_BxS, lengths_B)
@@ -186,11 +155,21 @@ def search_from_prompt(
     allowed_BxI: jax.Array | None = None,
     renormalise: bool = True,
 ) -> SearchResult:
-    """`beam_search` after the prompt: from its last hidden state and its keys and values.
+    """Beam search after prompts that have run; one traceable program without a Python loop.
 
-    allowed_BxI (bool) leaves items out: what is found is what a trie of the allowed items alone
-    would give, whatever the score; a title is a candidate while one of its items is allowed.
-    With renormalise=False the scores stay those of the whole catalogue (and of its CF model).
+    Args:
+      model: a Decoder (or anything with its four methods).
+      hidden_Bx1xD, prompt: from `run_prompts`; prompt_lengths_B: int32.
+      cf_logits_BxI: float CF logits of all items for each user; None switches guidance off.
+      trie, shape: from `prepare_trie`.
+      weights: see ScoreWeights.
+      allowed_BxI: bool, leaves items out: what is found is what a trie of the allowed items alone
+        would give, whatever the score; a title is a candidate while one of its items is allowed.
+      renormalise: False keeps the scores of the whole catalogue (and of its CF model) then.
+
+    Returns:
+      The `config.beams` best sequences of each user, all different; fewer if the catalogue has
+      fewer (or the search found fewer). Equal scores keep the order in which they were found.
     """
     mass_BxN, alive_BxN = None, None
     if allowed_BxI is not None:

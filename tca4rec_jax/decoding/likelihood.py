@@ -62,7 +62,7 @@ def title_nll(
     Args:
       model: a Decoder; hidden_Bx1xD, prompt: what `run_prompts` returned.
       target: of the batch, [B, ...].
-      trie, shape: as in `beam_search`.
+      trie, shape: from `prepare_trie`.
       temperature_T: float32, each above 0.
       masked_softmax: the softmax over the node's children ('before_softmax') instead of over the
         vocabulary, which asks for targets of a token-by-token trie.

@@ -10,8 +10,9 @@ from flax import nnx
 from tca4rec_jax.decoding.beam_search import (
     ScoreWeights,
     SearchConfig,
-    beam_search,
     prepare_trie,
+    run_prompts,
+    search_from_prompt,
 )
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
@@ -90,20 +91,25 @@ def exhaustive_scores(decoder, prompt, sequences, score, weights, cf_logits_I=No
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "shape", "config"))
-def _search(state, tokens, lengths, cf_logits, trie, weights, *, graph, shape, config):
+def _search(state, tokens, lengths, cf_logits, allowed, trie, weights, *, graph, shape, config):
     decoder = nnx.merge(graph, state)
-    return beam_search(
-        decoder, tokens, lengths, cf_logits, trie, weights, shape=shape, config=config
-    )
+    prompt = run_prompts(decoder, tokens, lengths)
+    return search_from_prompt(
+        decoder, *prompt, lengths, cf_logits, trie, weights,
+        shape=shape, config=config, allowed_BxI=allowed,
+    )  # fmt: skip
 
 
-def run_search(decoder, trie, tokens_BxS, lengths_B, cf_logits_BxI, weights, config, prepared=None):
+def run_search(
+    decoder, trie, tokens_BxS, lengths_B, cf_logits_BxI, weights, config,
+    *, prepared=None, allowed_BxI=None,
+):  # fmt: skip
     """(leaves, scores, calls) as NumPy arrays."""
     graph, state = nnx.split(decoder)
     arrays, shape = prepared or prepare_trie(trie, config)
     weights = ScoreWeights(*map(float, weights))
     result = _search(
-        state, tokens_BxS, lengths_B, cf_logits_BxI, arrays, weights,
+        state, tokens_BxS, lengths_B, cf_logits_BxI, allowed_BxI, arrays, weights,
         graph=graph, shape=shape, config=config,
     )  # fmt: skip
     return jax.tree.map(np.asarray, result)

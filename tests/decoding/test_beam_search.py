@@ -240,8 +240,31 @@ def test_random_tries_match_exhaustive_scoring(decoder, score, words, length_pen
     config = SearchConfig(beams=10, score=score, edge_chunk=2)
     weights = ScoreWeights(length_penalty=length_penalty)
     prepared = padded(prepare_trie(trie, config))
-    result = oracle.run_search(decoder, trie, TOKENS, LENGTHS, None, weights, config, prepared)
+    result = oracle.run_search(
+        decoder, trie, TOKENS, LENGTHS, None, weights, config, prepared=prepared
+    )
     assert_exhaustive(result, expected_lists(decoder, config, weights, None, sequences), trie, 10)
+
+
+@pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
+@settings(max_examples=12, deadline=None)
+@given(allowed=st.lists(st.booleans(), min_size=14, max_size=14).filter(any))
+def test_items_left_out_match_exhaustive_scoring_of_the_others(decoder, score, allowed):
+    kept = np.flatnonzero(allowed)
+    sequences, cf_logits = [SEQUENCES[item] for item in kept], CF_LOGITS[:, kept]
+    config, weights = SearchConfig(beams=10, score=score, edge_chunk=2), ScoreWeights(0.5)
+    result = oracle.run_search(
+        decoder, TRIE, TOKENS, LENGTHS, CF_LOGITS, weights, config,
+        allowed_BxI=np.tile(allowed, (BATCH, 1)),
+    )  # fmt: skip
+    expected = list(expected_lists(decoder, config, weights, cf_logits, sequences))
+    for leaves_M, scores_M, by_title in zip(result.leaves, result.scores, expected, strict=True):
+        found = [title_of(TRIE, leaf) for leaf in leaves_M if leaf >= 0]
+        assert set(found) <= set(by_title)
+        assert len(set(found)) == len(found) == min(10, len(by_title))
+        best = sorted(by_title.values(), reverse=True)[: len(found)]
+        np.testing.assert_allclose(scores_M[: len(found)], best, atol=1e-4)
+        np.testing.assert_allclose([by_title[title] for title in found], best, atol=1e-4)
 
 
 def test_unusable_settings_are_errors():
