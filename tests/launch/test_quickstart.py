@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tca4rec_jax.decoding.recommender import Recommender
+
 ROOT = Path(__file__).parents[2]
 STEPS = 6
 pytestmark = pytest.mark.slow
@@ -105,6 +107,13 @@ def test_recommending_with_a_trained_run_and_sweeping_its_guidance(workdir):
     lines = run("recommend", workdir, setting, *flags).splitlines()
     assert [line.split()[0] for line in lines] == ["1", "2", "3"]
     assert not any("Toy Story" in line for line in lines)
+    with pytest.raises(FileNotFoundError, match=r"absent.config\.json does not exist"):
+        Recommender.load(workdir, "absent")
+    loaded = Recommender.load(workdir, "plain", guidance=1.0)
+    assert [len(found) for found in loaded.recommend([["Toy Story (1995)"], ["100"]], k=2)] == [
+        2,
+        2,
+    ]
     run("sweep_guidance", workdir, "debug,run=plain", "--guidances=0.5,100")
     models = json.loads((workdir / "sweep_plain.json").read_text())["models"]
     assert list(models) == ["lambda = 0", "lambda = 0.5", "lambda = 100", "CF model"]
