@@ -31,8 +31,6 @@ import dataclasses
 import json
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -41,6 +39,7 @@ import numpy as np
 import rich
 from absl import app, flags
 from bench_catalogues import movielens_titles, sample_titles
+from measuring import cf_distributions_loop, memory_mb, prefixes, restart_peak, run_alone
 
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.evaluation.report import console_table, write_results
@@ -57,11 +56,6 @@ _OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the numbers.")
 _CASE = flags.DEFINE_string("case", None, "Internal: the one case this process measures, as JSON.")
 
 ALPHA, BETA, TAU, FORM = 0.1, 1.0, 1.0, "log_expectation"
-PAGES_REUSED = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "30000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-}
 UNTIMED = 5  # calls at most
 FEW_PAGES = 1000
 DENSE_LIMIT_BYTES = 4 << 30  # of one [B, T, I] array
@@ -170,30 +164,17 @@ def _jitted(loss, inputs: Inputs):
     return lambda: jax.block_until_ready(step(*arguments))
 
 
-def prefixes(inputs: Inputs) -> dict:
-    """{prefix of a target: (items below it, their next tokens)}, what a dictionary trie gives."""
-    found = {}
-    for item in inputs.target_B:
-        title = inputs.titles[item].tolist()
-        found |= {tuple(title[:t]): ([], []) for t in range(len(title))}
-    for item in range(len(inputs.titles)):
-        title = tuple(inputs.titles[item].tolist())
-        for t in range(len(title)):
-            if title[:t] not in found:
-                break
-            items, following = found[title[:t]]
-            items.append(item)
-            following.append(title[t])
-    return found
-
-
 def pytorch_loop(inputs: Inputs, prompt: int):
     """The same by a loop over rows and positions, on logits of `prompt` more tokens a row."""
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    below = {prefix: tuple(map(torch.tensor, lists)) for prefix, lists in prefixes(inputs).items()}
+    below = {
+        prefix: tuple(map(torch.tensor, lists))
+        for prefix, lists in prefixes(inputs.titles, inputs.target_B).items()
+    }
     titles = [inputs.titles[item].tolist() for item in inputs.target_B]
+    starts = [prompt] * len(titles)
     before = ((0, 0), (prompt, 0))
     label_BxS = torch.tensor(np.pad(inputs.label_BxT, before)).long()
     weight_BxS = torch.tensor(np.pad(inputs.weight_BxT, before))
@@ -202,12 +183,7 @@ def pytorch_loop(inputs: Inputs, prompt: int):
 
     def step():
         logits_BxSxV.grad = None
-        cf_BxSxV = torch.zeros_like(logits_BxSxV)
-        for b, title in enumerate(titles):
-            for t in range(len(title)):
-                items, following = below[tuple(title[:t])]
-                q = torch.softmax(cf_BxI[b, items] / BETA, dim=0)
-                cf_BxSxV[b, prompt + t] = torch.zeros(vocabulary).scatter_add(0, following, q)
+        cf_BxSxV = cf_distributions_loop(below, titles, starts, cf_BxI, BETA, logits_BxSxV)
         onehot_BxSxV = torch.nn.functional.one_hot(label_BxS, vocabulary).float()
         y_BxSxV = (1 - ALPHA) * onehot_BxSxV + ALPHA * cf_BxSxV
         p_BxSxV = torch.softmax(logits_BxSxV / TAU, dim=-1)
@@ -228,20 +204,20 @@ def measure(case: Case) -> dict:
         keep_freed_pages()
         children = case.contestant == "ours (children)"
         step = dense(inputs) if case.contestant == "dense JAX" else ours(inputs, children)
-    before = _memory("VmRSS")
+    before = memory_mb("VmRSS")
     for call in range(UNTIMED):
         pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         loss, gradient = step()  # the first compiles
         pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - pages
         if call and pages < FEW_PAGES:
             break
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    restart_peak()
     seconds = []
     for _ in range(case.repeats):
         began = time.perf_counter()
         loss, gradient = step()
         seconds.append(time.perf_counter() - began)
-    peak = _memory("VmHWM") - before - gradient.nbytes / 1e6
+    peak = memory_mb("VmHWM") - before - gradient.nbytes / 1e6
     direction = np.random.default_rng(2).standard_normal(gradient.shape, np.float32)
     return {
         "ms": 1e3 * float(np.median(seconds)),
@@ -285,27 +261,6 @@ def training_overhead(config, workdir: Path, steps: int) -> dict:
     }
 
 
-def _memory(field: str) -> float:
-    """A size in MB from /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1e3
-
-
-def run_case(case: Case) -> dict | None:
-    """Measures in a process of its own; None where the contestant cannot run, with the reason."""
-    environment = dict(os.environ)
-    if case.contestant.endswith(REUSED):
-        environment |= PAGES_REUSED
-    text = json.dumps(dataclasses.asdict(case))
-    command = [sys.executable, __file__, f"--case={text}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["killed"])[-1]
-        rich.print(f"{case.contestant} is left out: {last}")
-        return None
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main(argv):
     del argv
     if _CASE.value:
@@ -331,7 +286,12 @@ def main(argv):
                     case = Case(
                         name, str(path), vocabulary, _BATCH.value, _PROMPT.value, _REPEATS.value
                     )
-                    found = run_case(case)
+                    found = run_alone(
+                        __file__,
+                        dataclasses.asdict(case),
+                        name,
+                        pages_reused=name.endswith(REUSED),
+                    )
                     if found:
                         results[f"{count} items, V = {vocabulary}, {name}"] = found
                         rich.print(f"{count} items, V = {vocabulary}, {name}: {found['ms']:.0f} ms")

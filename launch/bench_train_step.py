@@ -1,0 +1,348 @@
+"""A LoRA training step of SmolLM2-135M: ours against transformers, peft and PyTorch, side by side.
+
+    python launch/bench_train_step.py --data=<folder of a published data set> [--steps=8]
+
+The folder has the published layout (item.csv, train_10000.csv, ...), for example Office_Products.
+Every contestant runs in a process of its own, one after the other, on the same rows (a history of
+ten titles and one target), from the same weights and adapters (rank 8 on q, k, v, o; no dropout),
+with the same optimiser and schedule; the CF logits are random. Contestants:
+
+  ours               soft NTP (log_expectation) with the softmax over the trie's children (MSL)
+  PyTorch, plain     the same objective as most people would write it: vocabulary logits of the
+                     whole sequence, p_cf by a loop over rows and positions, dense masks and labels
+  ours, NTP          plain next-token prediction, cross-entropy over the vocabulary
+  PyTorch, floor     the same with the vocabulary's logits at the target's positions only: the least
+                     that PyTorch has to do
+
+PyTorch (needs torch, transformers and peft) runs under glibc's default allocator and again with one
+that keeps its pages. The losses of the first two, and of the last two, are those of one training:
+the table shows the last and the largest difference to ours on the way. Times are medians of the
+steps after --warm_up ones; memory is the peak of the whole process, weights, compilation and all.
+MFU counts 4 FLOPs per weight of the layers and token (and attention; LoRA computes no gradient of a
+base weight) against matrix products of this machine, measured by XLA in the process of "ours".
+
+Axis letters: B batch, S sequence, T target tokens, I items, V vocabulary.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import rich
+from absl import app, flags
+from measuring import cf_distributions_loop, memory_mb, prefixes, run_alone
+
+from tca4rec_jax.data.downloads import fetch_file
+from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
+from tca4rec_jax.data.published import read_published
+from tca4rec_jax.evaluation.report import console_table, write_results
+from tca4rec_jax.launching import start
+from tca4rec_jax.llm.lora import LoRAConfig
+from tca4rec_jax.training.batches import Batches
+from tca4rec_jax.training.examples import build_examples
+from tca4rec_jax.training.step import make_schedule
+from tca4rec_jax.training.throughput import mean_context
+from tca4rec_jax.trie import ItemTrie
+
+_DATA = flags.DEFINE_string("data", None, "Folder of a data set in the published layout.")
+_WEIGHTS = flags.DEFINE_string("weights", "smollm2-135m-instruct", "A GGUF file or its name.")
+_BATCH = flags.DEFINE_integer("batch", 4, "Rows of a step.")
+_STEPS = flags.DEFINE_integer("steps", 8, "Timed steps.")
+_WARM_UP = flags.DEFINE_integer("warm_up", 2, "Steps before them.")
+_DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Of weights and activations.")
+_ONLY = flags.DEFINE_list("only", [], "Contestants; all by default.")
+_OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the numbers and the loss curves.")
+_CASE = flags.DEFINE_string("case", None, "Internal: the one case this process measures, as JSON.")
+
+ALPHA, BETA, TAU, FORM = 0.1, 1.0, 4.5, "log_expectation"
+LORA = LoRAConfig(rank=8, alpha=16.0, dropout=0.0, targets="(q|k|v|o)_proj")
+OPTIMIZER = {"learning_rate": 1e-3, "warmup_steps": 2}
+WEIGHT_DECAY, CLIP = 0.01, 1.0
+TEMPLATE = PromptTemplate("Products one person bought, in order:\n")
+MAX_TOKENS, BUCKETS = 512, tuple(range(64, 513, 32))
+REUSED = ", pages reused"
+TWINS = {"ours": "PyTorch, plain", "ours, NTP": "PyTorch, floor"}  # of one loss
+CONTESTANTS = [name for ours, theirs in TWINS.items() for name in (ours, theirs, theirs + REUSED)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    contestant: str
+    dtype: str
+    data: str
+    weights: str  # GGUF file
+    exported: str  # folder: base/ and adapters/ for PyTorch
+    batch: int
+    steps: int  # warm-up included
+    warm_up: int
+
+
+class RandomCF:
+    """A factorised store of CF logits in memory: standard normal user vectors and item table."""
+
+    item_bias = None
+
+    def __init__(self, num_items: int, num_positions: int, width: int = 64):
+        rng = np.random.default_rng(0)
+        self.item_table = rng.standard_normal((num_items, width), np.float32)
+        self._vectors = rng.standard_normal((num_positions, width), np.float32) / width**0.5
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        return self._vectors[positions]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The rows and their batches, the same in every process."""
+
+    case: Case
+
+    @cached_property
+    def titles(self):
+        from tca4rec_jax.llm.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(Path(self.case.weights))
+        encode = partial(tokenizer.encode, add_special_tokens=False)
+        return tokenise_titles(self.data.catalogue.titles, encode, TEMPLATE, tokenizer.bos_token_id)
+
+    @cached_property
+    def data(self):
+        return read_published(self.case.data, max_title_length=100)
+
+    @cached_property
+    def compressed(self) -> ItemTrie:
+        return ItemTrie.build(self.titles.titles).compress()
+
+    @cached_property
+    def batches(self) -> Batches:
+        split = self.data.splits["train"]
+        examples = build_examples(
+            split, self.titles, self.compressed, supervision="last", max_tokens=MAX_TOKENS
+        )
+        store = RandomCF(self.data.catalogue.num_items, split.items.size)
+        return Batches.create(examples, store, batch_size=self.case.batch, seed=0, buckets=BUCKETS)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Examples of a step: those of the one bucket that most rows fall into."""
+        bucket_of_example = self.batches.bucket_of_example
+        largest = np.argmax(np.bincount(bucket_of_example))
+        inside = np.flatnonzero(bucket_of_example == largest)
+        return np.random.default_rng(0).permutation(inside)[step * self.case.batch :][
+            : self.case.batch
+        ]
+
+
+def ours(inputs: Inputs):
+    """(step number -> loss, FLOP/s of matrix products): our training step on one device a core."""
+    import jax
+    from flax import nnx
+
+    from tca4rec_jax.collaborative_tokenizer import CFItems, trie_on_device
+    from tca4rec_jax.llm.decoder import Decoder
+    from tca4rec_jax.llm.export import read_peft_adapter
+    from tca4rec_jax.llm.gguf import load_gguf
+    from tca4rec_jax.sharding import make_mesh, replicate, shard_batch
+    from tca4rec_jax.training import step as training
+    from tca4rec_jax.training.throughput import measured_peak
+
+    start()
+    case, mesh = inputs.case, make_mesh()
+    peak = measured_peak(mesh, case.dtype)
+    architecture, params = load_gguf(case.weights, jax.numpy.dtype(case.dtype))
+    lora, adapters = read_peft_adapter(Path(case.exported) / "adapters")
+    decoder = Decoder(architecture, params, lora=lora, adapters=adapters)
+    graph, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)
+    optimizer = training.make_optimizer(
+        **OPTIMIZER, total_steps=case.steps, weight_decay=WEIGHT_DECAY, clip=CLIP
+    )
+    soft = case.contestant == "ours"
+    trie, shape = trie_on_device(inputs.compressed)
+    update = training.make_train_step(
+        graph, optimizer, mesh=mesh, trie_shape=shape, seed=0,
+        form=FORM if soft else "cross_entropy", softmax="children" if soft else "vocabulary",
+    )  # fmt: skip
+    items = CFItems(inputs.batches.store.item_table) if soft else None
+    scalars = training.Temperatures(*map(np.float32, (ALPHA, BETA, TAU if soft else 1.0)))
+    state = training.init_state(adapters, optimizer)
+    state, base, items, trie, scalars = replicate(mesh, (state, base, items, trie, scalars))
+
+    def step(number: int) -> float:
+        nonlocal state
+        batch = shard_batch(mesh, inputs.batches.gather(inputs.rows(number)))
+        state, metrics = update(state, base, batch, items, trie, scalars)
+        return float(metrics.loss)
+
+    return step, peak
+
+
+def pytorch(inputs: Inputs):
+    """step number -> loss, for both PyTorch contestants."""
+    import peft
+    import torch
+    import transformers
+
+    case = inputs.case
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    folder = Path(case.exported)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder / "base", dtype=getattr(torch, case.dtype)
+    )
+    model = peft.PeftModel.from_pretrained(model, folder / "adapters", is_trainable=True)
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=WEIGHT_DECAY)
+    schedule = make_schedule(**OPTIMIZER, total_steps=case.steps)
+    batches, titles = inputs.batches, inputs.titles.titles
+    examples = batches.examples
+    targets = inputs.data.splits["train"].items[examples.cf_position.values]
+    plain = case.contestant.startswith("PyTorch, plain")
+    rows = np.concatenate([inputs.rows(number) for number in range(case.steps)])
+    tries = prefixes(titles, targets[rows]) if plain else {}
+    below = {prefix: tuple(map(torch.tensor, lists)) for prefix, lists in tries.items()}
+
+    def loss_of(rows):
+        length_B = examples.tokens.lengths[rows]
+        longest = int(length_B.max())
+        tokens_BxS = torch.tensor(examples.tokens.pad(rows, longest, 0)).long()
+        mask_BxS = torch.arange(longest)[None, :] < torch.tensor(length_B)[:, None]
+        row = torch.tensor(np.repeat(np.arange(rows.size), examples.position.lengths[rows]))
+        position = torch.tensor(examples.position.take(rows).values).long()
+        label = torch.tensor(examples.label.take(rows).values).long()
+        if not plain:
+            body = model.base_model.model
+            hidden_BxSxD = body.model(tokens_BxS, attention_mask=mask_BxS)[0]
+            logits_TxV = body.lm_head(hidden_BxSxD[row, position])
+            return torch.nn.functional.cross_entropy(logits_TxV.float(), label)
+        logits_BxSxV = model(tokens_BxS, attention_mask=mask_BxS).logits.float()
+        of_row = [titles[item].tolist() for item in targets[rows]]
+        starts = [int(examples.position[r][0]) for r in rows]
+        vectors = batches.store.read(examples.cf_position.take(rows).values)
+        cf_BxI = torch.tensor(vectors @ batches.store.item_table.T)
+        cf_BxSxV = cf_distributions_loop(below, of_row, starts, cf_BxI, BETA, logits_BxSxV)
+        weight_BxS = torch.zeros(tokens_BxS.shape)
+        weight_BxS[row, position] = 1.0
+        label_BxS = torch.zeros_like(tokens_BxS)
+        label_BxS[row, position] = label
+        # Elsewhere than at the target everything is allowed, so that no softmax is empty.
+        allowed_BxSxV = (cf_BxSxV > 0) | (weight_BxS == 0)[:, :, None]
+        p_BxSxV = torch.softmax((logits_BxSxV / TAU).masked_fill(~allowed_BxSxV, -1e30), dim=-1)
+        onehot_BxSxV = torch.nn.functional.one_hot(label_BxS, logits_BxSxV.shape[2]).float()
+        y_BxSxV = (1 - ALPHA) * onehot_BxSxV + ALPHA * cf_BxSxV
+        loss_BxS = -torch.log((y_BxSxV * p_BxSxV).sum(dim=-1))
+        return (loss_BxS * weight_BxS).sum() / weight_BxS.sum()
+
+    def step(number: int) -> float:
+        optimizer.param_groups[0]["lr"] = float(schedule(number))
+        loss = loss_of(inputs.rows(number))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, CLIP)
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+def measure(case: Case) -> dict:
+    """Seconds and losses of the steps, tokens, the process' peak in MB; the ceiling from ours."""
+    inputs = Inputs(case)
+    step, peak = ours(inputs) if case.contestant in TWINS else (pytorch(inputs), None)
+    seconds, losses = [], []
+    for number in range(case.steps):
+        began = time.perf_counter()
+        losses.append(step(number))
+        seconds.append(time.perf_counter() - began)
+    lengths = inputs.batches.examples.tokens.lengths
+    tokens = [lengths[inputs.rows(number)] for number in range(case.warm_up, case.steps)]
+    return {
+        "seconds": seconds[case.warm_up :],
+        "losses": losses,
+        "tokens": float(np.mean([t.sum() for t in tokens])),
+        "context": mean_context(np.concatenate(tokens)),
+        "memory_mb": memory_mb("VmHWM"),
+        "peak_flops": peak,
+    }
+
+
+def export(folder: Path, weights: Path):
+    """The base model and fresh adapters as transformers and peft read them; the architecture."""
+    import jax
+
+    from tca4rec_jax.llm.decoder import Decoder
+    from tca4rec_jax.llm.export import export_decoder
+    from tca4rec_jax.llm.gguf import load_gguf
+    from tca4rec_jax.llm.lora import init_adapters
+    from tca4rec_jax.llm.tokenizer import load_tokenizer
+
+    architecture, params = load_gguf(weights, jax.numpy.float32)
+    adapters = init_adapters(architecture, LORA, jax.random.key(0))
+    decoder = Decoder(architecture, params, lora=LORA, adapters=adapters)
+    for kind, name in (("base", "base"), ("peft", "adapters")):
+        export_decoder(
+            folder / name, decoder, load_tokenizer(weights), kind=kind, dtype="float32",
+            base_model=str(weights),
+        )  # fmt: skip
+    return architecture
+
+
+def table(found: dict, architecture, dtype: str) -> dict:
+    """{contestant: numbers to print} for one dtype."""
+    peaks = [one["peak_flops"] for one in found.values() if one["peak_flops"]]
+    rows = {}
+    for name, one in found.items():
+        seconds = float(np.median(one["seconds"]))
+        flops = architecture.flops_per_token("lora", context=one["context"], vocabulary_share=0.0)
+        twin = next(ours for ours, theirs in TWINS.items() if name.startswith((ours, theirs)))
+        twin = "ours, NTP" if name.startswith(("ours, NTP", "PyTorch, floor")) else "ours"
+        apart = np.abs(np.subtract(one["losses"], found[twin]["losses"])) if twin in found else []
+        rows[f"{dtype}, {name}"] = {
+            "s a step": seconds,
+            "tokens/s": one["tokens"] / seconds,
+            "peak MB": one["memory_mb"],
+            "MFU": flops * one["tokens"] / seconds / max(peaks) if peaks else float("nan"),
+            "last loss": one["losses"][-1],
+            "loss apart": float(np.max(apart)) if len(apart) else float("nan"),
+        }
+    return rows
+
+
+def main(argv):
+    del argv
+    if _CASE.value:
+        print(json.dumps(measure(Case(**json.loads(_CASE.value)))))
+        return
+    if not _DATA.value:
+        raise app.UsageError("--data is missing: a folder in the published layout")
+    weights = Path(_WEIGHTS.value)
+    weights = weights if weights.is_file() else fetch_file(_WEIGHTS.value)
+    numbers, rows = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        architecture = export(Path(folder), weights)
+        for dtype in _DTYPES.value:
+            found = {}
+            for name in _ONLY.value or CONTESTANTS:
+                case = Case(
+                    name, dtype, _DATA.value, str(weights), folder, _BATCH.value,
+                    _WARM_UP.value + _STEPS.value, _WARM_UP.value,
+                )  # fmt: skip
+                one = run_alone(
+                    __file__, dataclasses.asdict(case), name, pages_reused=name.endswith(REUSED)
+                )
+                if one:
+                    found[name] = one
+                    rich.print(f"{dtype}, {name}: {np.median(one['seconds']):.2f} s a step")
+            rows |= table(found, architecture, dtype)
+            numbers[dtype] = found
+    title = f"LoRA step, batch {_BATCH.value}, {architecture.num_layers} layers"
+    rich.console.Console(width=140).print(console_table(rows, title=title, digits=3))
+    if _OUTPUT.value:
+        write_results(Path(_OUTPUT.value), {"table": rows, "measured": numbers})
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,81 @@
+"""What the benchmarks share: cases in processes of their own, memory, and a loop in PyTorch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import rich
+
+from tca4rec_jax.data.ragged import Ragged
+
+# glibc keeps the pages of freed arrays; by default each large one is mapped and faulted in again.
+PAGES_REUSED = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "30000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+def run_alone(script: str, case: dict, label: str, *, pages_reused: bool) -> dict | None:
+    """Runs `script --case=<JSON>` in a process of its own; what its last line prints, as JSON.
+
+    None where it cannot run; the reason is printed.
+    """
+    environment = os.environ | (PAGES_REUSED if pages_reused else {})
+    command = [sys.executable, script, f"--case={json.dumps(case)}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["killed"])[-1]
+        rich.print(f"{label} is left out: {last}")
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def memory_mb(field: str) -> float:
+    """A size from /proc/self/status: VmRSS now, VmHWM at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1e3
+
+
+def restart_peak() -> None:
+    """VmHWM starts anew from what the process holds now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def prefixes(titles: Ragged, targets) -> dict:
+    """{prefix of a target's title: (items below it, their next tokens)}: a dictionary trie."""
+    found = {}
+    for item in targets:
+        title = titles[item].tolist()
+        found |= {tuple(title[:t]): ([], []) for t in range(len(title))}
+    for item in range(len(titles)):
+        title = tuple(titles[item].tolist())
+        for t in range(len(title)):
+            if title[:t] not in found:
+                break
+            items, following = found[title[:t]]
+            items.append(item)
+            following.append(title[t])
+    return found
+
+
+def cf_distributions_loop(below: dict, titles: list, starts: list, cf_BxI, beta: float, like_BxSxV):
+    """p_cf by a loop over rows and positions, as most people would write it in PyTorch.
+
+    Args:
+      below: from `prefixes`, as tensors; titles, starts: of each row its target's tokens and the
+        position whose logits predict the first of them.
+      like_BxSxV: zeros of its shape and dtype hold the result.
+    """
+    import torch
+
+    cf_BxSxV = torch.zeros_like(like_BxSxV)
+    for b, (title, start) in enumerate(zip(titles, starts, strict=True)):
+        for t in range(len(title)):
+            items, following = below[tuple(title[:t])]
+            q = torch.softmax(cf_BxI[b, items] / beta, dim=0).to(cf_BxSxV.dtype)
+            cf_V = torch.zeros(like_BxSxV.shape[2], dtype=cf_BxSxV.dtype)
+            cf_BxSxV[b, start + t] = cf_V.scatter_add(0, following, q)
+    return cf_BxSxV
