@@ -71,6 +71,8 @@ def default_config() -> ConfigDict:
                 "weights": "smollm2-135m-instruct",
                 "num_layers": 0,  # keep only the first layers; 0 keeps all
                 "dtype": "float32",
+                "train": "lora",  # the adapters; 'full': every weight, in float32
+                "attention": "xla",  # or 'cudnn' (GPU)
                 "layer_loop": "scan",
                 "remat": "products",  # or 'none', 'full'
             },
@@ -102,6 +104,7 @@ def default_config() -> ConfigDict:
                 "buckets": (64, 128, 192, 256),  # padded lengths, tokens
                 "checkpoint_every": 100,
                 "keep_checkpoints": 2,
+                "profile_steps": (0, 0),  # [first, last): jax.profiler's record of them
             },
             "decoding": {
                 "beams": 10,

@@ -16,6 +16,19 @@ from tca4rec_jax.llm.config import RopeScaling
 
 # Finite, so that a masked score underflows to exactly zero without inf - inf.
 MASKED = -1e30
+IMPLEMENTATIONS = ("xla", "cudnn")
+
+
+def check_implementation(name: str, platform: str, dtype: str) -> None:
+    """Raises ValueError if training cannot use llm.attention `name` here.
+
+    platform: of the devices, as jax names it; dtype: of the activations.
+    """
+    if name == "cudnn" and (platform != "gpu" or dtype not in ("bfloat16", "float16")):
+        raise ValueError(
+            "llm.attention is 'cudnn', which needs an NVIDIA GPU and llm.dtype bfloat16 or float16,"
+            f" not {platform} and {dtype}: use 'xla'"
+        )
 
 
 def rotary_frequencies(
@@ -68,14 +81,27 @@ def causal_attention(
     v_BxSxKxH: jax.Array,
     *,
     window: int | jax.Array | None = None,
+    implementation: str = "xla",
     block: int = 128,
 ) -> jax.Array:
     """Causal attention over right-padded sequences -> [B, S, N, H].
+
+    implementation: one of IMPLEMENTATIONS; 'cudnn' is cuDNN's fused kernel (check_implementation),
+    which a traced window (layers that differ in theirs) has to do without.
 
     Queries go in blocks that read only the keys up to the block's end, which saves the upper
     triangle, and from the block's window on, if that is an int. Padding needs no mask: it lies
     after every real token.
     """
+    if implementation == "cudnn" and not isinstance(window, jax.Array):
+        return jax.nn.dot_product_attention(
+            q_BxSxNxH,
+            k_BxSxKxH,
+            v_BxSxKxH,
+            is_causal=True,
+            local_window_size=None if window is None else (window - 1, 0),
+            implementation="cudnn",
+        )
     length, num_kv_heads = k_BxSxKxH.shape[1:3]
     # One transpose of q, k and v, so that no product needs one of the much larger scores.
     q_BxKxGxSxH = _grouped(q_BxSxNxH, num_kv_heads).transpose(0, 2, 3, 1, 4)

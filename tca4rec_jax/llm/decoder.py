@@ -17,7 +17,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from tca4rec_jax.llm.attention import cached_attention, causal_attention, rotary_tables, rotate
+from tca4rec_jax.llm.attention import (
+    IMPLEMENTATIONS,
+    cached_attention,
+    causal_attention,
+    rotary_tables,
+    rotate,
+)
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.lora import LoRAConfig, dropout, lora_delta
 
@@ -57,16 +63,20 @@ class DecoderOptions:
     remat: what is kept for the backward pass: with 'none' every activation, with 'products' the
       results of matrix products, from which the elementwise rest is made again (on CPU faster, and
       half the memory), with 'full' only each layer's input.
+    attention: of whole sequences, one of attention.IMPLEMENTATIONS.
     """
 
     layer_loop: str = "scan"
     remat: str = "products"
+    attention: str = "xla"
 
     def __post_init__(self):
         if self.layer_loop not in ("scan", "unroll"):
             raise ValueError(f"layer_loop must be 'scan' or 'unroll', got {self.layer_loop!r}")
         if self.remat not in ("none", "products", "full"):
             raise ValueError(f"remat must be 'none', 'products' or 'full', got {self.remat!r}")
+        if self.attention not in IMPLEMENTATIONS:
+            raise ValueError(f"attention must be in {IMPLEMENTATIONS}, got {self.attention!r}")
 
 
 def init_params(
@@ -253,7 +263,9 @@ class Decoder(nnx.Module):
         hidden, kv = self._run_layers(
             embedded if soft is None else _put_soft_embeddings(embedded, soft),
             positions_S[None, :],
-            lambda q, k, v, _, window: causal_attention(q, k, v, window=window),
+            lambda q, k, v, _, window: causal_attention(
+                q, k, v, window=window, implementation=self.options.attention
+            ),
             keep_kv=keep_kv,
             dropout_key=dropout_key,
         )

@@ -62,7 +62,7 @@ def export_decoder(
     dtype: str,
     base_model: str,
 ) -> str:
-    """Writes a decoder with adapters; returns one line on how to load it.
+    """Writes a trained decoder; returns one line on how to load it.
 
     Args:
       kind: 'peft' (the adapters), 'merged' (one model, adapters included) or 'base' (the model that
@@ -71,11 +71,14 @@ def export_decoder(
       base_model: name of the base model, kept in the adapters' config.
 
     Raises:
-      ValueError: another kind or dtype, and as `write_peft_adapter` and `write_hugging_face`.
+      ValueError: another kind or dtype, a kind other than 'merged' for a decoder without adapters,
+        and as `write_peft_adapter` and `write_hugging_face`.
     """
     _check_one_of("kind", kind, LOADING)
     _check_one_of("dtype", dtype, DTYPES)
     params, adapters = decoder_arrays(decoder)
+    if kind != "merged" and not adapters:
+        raise ValueError(f"every weight was trained, without adapters: give 'merged', not {kind!r}")
     if kind == "peft":
         write_peft_adapter(folder, decoder.config, decoder.lora, adapters, base_model=base_model)
     else:

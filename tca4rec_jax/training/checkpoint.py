@@ -1,7 +1,8 @@
-"""Checkpoints of the adapters, the optimiser, the step and the data position (orbax).
+"""Checkpoints of what is trained, the optimiser, the step and the data position (orbax).
 
-The base model is never in a checkpoint: megabytes, not gigabytes.  Saves are asynchronous and
-atomic (written beside, then renamed), so a killed process leaves the last complete checkpoint.
+With adapters the base model is never in a checkpoint: megabytes, not gigabytes.  Saves are
+asynchronous and atomic (written beside, then renamed), so a killed process leaves the last complete
+checkpoint.
 """
 
 from pathlib import Path
@@ -49,7 +50,7 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: there is none.
-          ValueError: its adapters or optimiser have other shapes than `like`.
+          ValueError: its parameters or optimiser have other shapes than `like`.
         """
         step = self.latest_step
         if step is None:
@@ -66,8 +67,8 @@ class Checkpoints:
             )
         except ValueError as error:
             raise ValueError(
-                f"{self._manager.directory}/{step} does not fit this configuration (config.lora or "
-                f"the model changed?); use another run name or delete it: {error}"
+                f"{self._manager.directory}/{step} does not fit this configuration (config.lora, "
+                f"config.llm or the model changed?); use another run name or delete it: {error}"
             ) from error
         return restored.state, restored.data
 

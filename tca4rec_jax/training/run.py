@@ -3,7 +3,8 @@
 Layout of a work directory (each part is written by the launch script named beside it):
   data/                 prepare_data
   cf/logits/<split>/    train_cf
-  llm/<run>/            train: checkpoints/, log.jsonl, config.json (what the run began with)
+  llm/<run>/            train: checkpoints/, log.jsonl, config.json (what the run began with),
+                        profile/ where training.profile_steps asks for it
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from tca4rec_jax.data.dataset import load as load_data
 from tca4rec_jax.data.downloads import ASSETS, fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, TitleTokens, tokenise_titles
 from tca4rec_jax.data.sequences import RecData
+from tca4rec_jax.llm.attention import check_implementation
 from tca4rec_jax.llm.decoder import Decoder, DecoderOptions
 from tca4rec_jax.llm.export import decoder_arrays, merge_adapters
 from tca4rec_jax.llm.gguf import load_gguf
@@ -38,13 +40,16 @@ from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.loop import train
 from tca4rec_jax.training.step import (
+    TRAINED,
     Metrics,
     Temperatures,
     TrainState,
+    in_dtype,
     init_state,
     make_optimizer,
     make_train_step,
 )
+from tca4rec_jax.training.throughput import mean_context, peak_flops
 from tca4rec_jax.trie import ItemTrie
 
 
@@ -93,14 +98,21 @@ class Run:
 
     @cached_property
     def decoder(self) -> Decoder:
-        """The pretrained decoder with fresh adapters (which change nothing), replicated.
+        """The pretrained decoder, replicated; with fresh adapters (which change nothing) if they
+        are what is trained, else in float32, so that small updates are not rounded away.
 
-        Raises ValueError if prompt.max_tokens exceeds the longest sequence of the model.
+        Raises ValueError for an unknown llm.train, llm.attention, ..., or if prompt.max_tokens
+        exceeds the longest sequence of the model.
         """
         llm = self.config.llm
+        if llm.train not in TRAINED:
+            raise ValueError(f"llm.train is {llm.train!r}: expected one of {', '.join(TRAINED)}")
+        options = DecoderOptions(llm.layer_loop, llm.remat, llm.attention)
+        check_implementation(llm.attention, jax.default_backend(), llm.dtype)
         load = load_hugging_face if self.weights_path.is_dir() else load_gguf
+        stored = llm.dtype if llm.train == "lora" else "float32"
         architecture, params = load(
-            self.weights_path, jnp.dtype(llm.dtype), sharding=lambda _: replicated(self.mesh)
+            self.weights_path, jnp.dtype(stored), sharding=lambda _: replicated(self.mesh)
         )
         if self.config.prompt.max_tokens > architecture.max_positions:
             raise ValueError(
@@ -113,15 +125,12 @@ class Run:
                 path: value[: llm.num_layers] if path.startswith("layers/") else value
                 for path, value in params.items()
             }
+        if llm.train == "full":
+            return Decoder(architecture, params, options=options)
         lora = LoRAConfig(**self.config.lora)
         adapters = init_adapters(architecture, lora, jax.random.key(self.config.seed))
-        return Decoder(
-            architecture,
-            params,
-            lora=lora,
-            adapters=replicate(self.mesh, adapters),
-            options=DecoderOptions(llm.layer_loop, llm.remat),
-        )
+        adapters = replicate(self.mesh, adapters)
+        return Decoder(architecture, params, lora=lora, adapters=adapters, options=options)
 
     @property
     def directory(self) -> Path:
@@ -143,13 +152,13 @@ class Run:
         )
 
     def initial_state(self) -> tuple[nnx.GraphDef, TrainState, nnx.State]:
-        """(graph, state, base) of the decoder, on the mesh."""
-        graph, adapters, base = nnx.split(self.decoder, nnx.LoRAParam, ...)
-        state = init_state(adapters, self.optimizer())
+        """(graph, state, base) of the decoder, on the mesh; base is what is not trained."""
+        graph, params, base = nnx.split(self.decoder, TRAINED[self.config.llm.train], ...)
+        state = init_state(params, self.optimizer())
         return graph, replicate(self.mesh, state), base
 
     def trained_decoder(self, name: str) -> Decoder:
-        """The decoder with the adapters of the run's latest checkpoint.
+        """The decoder with the adapters or weights of the run's latest checkpoint, in llm.dtype.
 
         Raises FileNotFoundError if the run was not trained.
         """
@@ -160,7 +169,12 @@ class Run:
         checkpoints = Checkpoints(directory)
         state, _ = checkpoints.restore(state)
         checkpoints.close()
-        return nnx.merge(graph, state.adapters, base)
+        return nnx.merge(graph, in_dtype(state.params, self.compute_dtype), base)
+
+    @property
+    def compute_dtype(self) -> str | None:
+        """What trained weights are rounded to before they are used; None for adapters."""
+        return self.config.llm.dtype if self.config.llm.train == "full" else None
 
     def inference_decoder(self, name: str) -> Decoder:
         """The LLM of a run without adapters: they are merged into float32 weights, which is faster.
@@ -234,6 +248,7 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
         form=objective.form,
         softmax=objective.softmax,
         seed=config.seed,
+        compute_dtype=run.compute_dtype,
     )
     scalars = Temperatures(
         *(jnp.asarray(objective[name], jnp.float32) for name in Temperatures._fields)
@@ -268,12 +283,21 @@ def train_run(run: Run) -> TrainState:
         log_path=run.directory / "log.jsonl",
         identity=_identity(config, prepared.batches),
         name=run_name(config),
-        flops_per_token=run.decoder.config.flops_per_token(
-            "lora",
-            context=training.buckets[-1] / 2,
-            vocabulary_share=0.0,
-            first_layer=config.lora.first_layer,
-        ),
+        flops_per_token=_flops_per_token(run, prepared.batches),
+        peak=peak_flops(run.mesh, config.llm.dtype),
+        profile_steps=tuple(training.profile_steps),
+    )
+
+
+def _flops_per_token(run: Run, batches: Batches) -> float:
+    """Useful FLOPs of a training step per token; the children's few logits are not counted."""
+    examples, kind = batches.examples, run.config.llm.train
+    supervised = examples.position.values.size / examples.tokens.values.size
+    return run.decoder.config.flops_per_token(
+        kind,
+        context=mean_context(examples.tokens.lengths),
+        vocabulary_share=supervised if run.config.objective.softmax == "vocabulary" else 0.0,
+        first_layer=run.config.lora.first_layer if kind == "lora" else 0,
     )
 
 

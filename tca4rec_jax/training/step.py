@@ -1,4 +1,4 @@
-"""The training step: the decoder's loss on a batch, and one optimiser update of its adapters.
+"""The training step: the decoder's loss on a batch, and one update of its adapters or weights.
 
 Axis letters: B batch, S sequence, T supervised positions of a row, P its supervised titles, K its
 decisions (or all of the batch's), D model or CF width, C children.
@@ -37,8 +37,12 @@ class TrainState(NamedTuple):
     """What changes from step to step, and what a checkpoint holds."""
 
     step: jax.Array  # int32, updates done
-    adapters: nnx.State
+    params: nnx.State  # what is trained, float32: the adapters or every weight
     optimizer: optax.OptState
+
+
+# What is trained, by config.llm.train: a filter of nnx.split.
+TRAINED = {"lora": nnx.LoRAParam, "full": nnx.Param}
 
 
 class Metrics(NamedTuple):
@@ -125,25 +129,37 @@ def batch_loss(
     )
 
 
-def make_optimizer(
-    *, learning_rate: float, warmup_steps: int, total_steps: int, weight_decay: float, clip: float
-) -> optax.GradientTransformation:
-    """AdamW, linear warm-up, then linear decay to zero; gradients are clipped by norm."""
+def make_schedule(*, learning_rate: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Linear warm-up, then linear decay to zero."""
     warmup = min(warmup_steps, max(total_steps - 1, 0))
-    schedule = optax.join_schedules(
+    return optax.join_schedules(
         [
             optax.linear_schedule(learning_rate / max(warmup, 1), learning_rate, warmup),
             optax.linear_schedule(learning_rate, 0.0, max(total_steps - warmup, 1)),
         ],
         [warmup],
     )
+
+
+def make_optimizer(
+    *, learning_rate: float, warmup_steps: int, total_steps: int, weight_decay: float, clip: float
+) -> optax.GradientTransformation:
+    """AdamW on `make_schedule`; gradients are clipped by norm."""
+    schedule = make_schedule(
+        learning_rate=learning_rate, warmup_steps=warmup_steps, total_steps=total_steps
+    )
     return optax.chain(
         optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay)
     )
 
 
-def init_state(adapters: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), adapters, optimizer.init(adapters))
+def init_state(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def in_dtype(params: nnx.State, dtype: str | None) -> nnx.State:
+    """The parameters rounded to the dtype that the model computes in; as they are for None."""
+    return params if dtype is None else jax.tree.map(lambda p: p.astype(dtype), params)
 
 
 def make_train_step(
@@ -155,19 +171,21 @@ def make_train_step(
     form: str,
     softmax: str,
     seed: int,
+    compute_dtype: str | None = None,
 ):
     """The jitted update (state, base, batch, cf_items, trie, temperatures) -> (state, Metrics).
 
-    Every device differentiates the *sum* of its rows' losses with respect to the adapters (no
-    gradient of a base weight is computed); sums and gradients are then joined in a single psum, so
-    shards of unequal size average exactly. The dropout of step n is a function of (seed, n,
-    device), so a resumed run repeats it. The state is donated.
+    Every device differentiates the *sum* of its rows' losses with respect to state.params (no
+    gradient of anything in `base` is computed), which are rounded to compute_dtype if it is given;
+    sums and gradients are then joined in a single psum, so shards of unequal size average exactly.
+    The dropout of step n is a function of (seed, n, device), so a resumed run repeats it. The state
+    is donated.
     """
 
-    def sums_and_gradients(adapters, base, batch, cf_items, trie, temperatures, key):
-        def total(adapters):
+    def sums_and_gradients(params, base, batch, cf_items, trie, temperatures, key):
+        def total(params):
             loss = batch_loss(
-                nnx.merge(graph, adapters, base),
+                nnx.merge(graph, in_dtype(params, compute_dtype), base),
                 batch,
                 cf_items,
                 trie,
@@ -179,7 +197,7 @@ def make_train_step(
             )
             return loss.total, loss
 
-        (_, loss), gradients = jax.value_and_grad(total, has_aux=True)(adapters)
+        (_, loss), gradients = jax.value_and_grad(total, has_aux=True)(params)
         # One collective: on CPU several in flight can starve each other of threads.
         flat, unflatten = ravel_pytree((loss, gradients))
         return unflatten(jax.lax.psum(flat, "data"))
@@ -196,16 +214,16 @@ def make_train_step(
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, base, batch, cf_items, trie, temperatures):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        loss, gradients = on_mesh(state.adapters, base, batch, cf_items, trie, temperatures, key)
+        loss, gradients = on_mesh(state.params, base, batch, cf_items, trie, temperatures, key)
         positions = jnp.maximum(loss.positions, 1.0)
         gradients = jax.tree.map(lambda g: g / positions, gradients)
-        updates, opt_state = optimizer.update(gradients, state.optimizer, state.adapters)
-        adapters = optax.apply_updates(state.adapters, updates)
+        updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
         metrics = Metrics(
             loss.total / positions,
             loss.nll / jnp.maximum(loss.titles, 1.0),
             optax.global_norm(gradients),
         )
-        return TrainState(state.step + 1, adapters, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step

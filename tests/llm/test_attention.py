@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tca4rec_jax.llm.attention import causal_attention, rotary_tables, rotate
+from tca4rec_jax.llm.attention import (
+    causal_attention,
+    check_implementation,
+    rotary_tables,
+    rotate,
+)
 
 
 def textbook_attention(q, k, v, window):
@@ -48,6 +53,26 @@ def test_causal_attention_and_its_gradient(block, window, traced):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), result, expected
     )
+
+
+def test_cudnn_lowers_for_a_gpu_and_is_refused_elsewhere(monkeypatch):
+    """No GPU here: the program is made for one, gradient and all, and not run."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
+    q, k = (jax.ShapeDtypeStruct((2, 256, heads, 64), jnp.bfloat16) for heads in (9, 3))
+
+    def total(q, k, v):
+        return jnp.sum(causal_attention(q, k, v, implementation="cudnn").astype(jnp.float32))
+
+    program = jax.jit(jax.grad(total)).trace(q, k, k).lower(lowering_platforms=("cuda",))
+    assert "__cudnn$fmhaSoftmaxBackward" in program.as_text()
+    check_implementation("cudnn", "gpu", "bfloat16")
+    for platform, dtype in (("cpu", "bfloat16"), ("gpu", "float32")):
+        with pytest.raises(ValueError, match=f"llm.attention is 'cudnn'.*not {platform}"):
+            check_implementation("cudnn", platform, dtype)
 
 
 def test_rotation_depends_on_distance_only():

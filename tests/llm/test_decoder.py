@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -281,6 +282,45 @@ def test_caches_go_past_the_first_adapted_layer():
     nothing = np.zeros((2, 1), np.int32)
     last, _ = extend(decoder, tokens[:, 8:, None], prompt, np.array([8, 8]), suffix, nothing)
     np.testing.assert_allclose(last[:, 0, 0], expected[:, 8], atol=1e-5)
+
+
+def product_flops(jaxpr):
+    """FLOPs of all matrix products, at any depth; a scan's body counts as often as it runs."""
+    flops = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            summed = math.prod(shape[axis] for axis in contracted)
+            flops += 2 * summed * math.prod(equation.outvars[0].aval.shape)
+        times = equation.params.get("length", 1)
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            flops += times * product_flops(inner)
+    return flops
+
+
+@pytest.mark.parametrize("kind", ["forward", "lora", "full"])
+def test_flops_per_token_counts_the_products_of_a_step(kind):
+    tokens, lora = random_tokens((2, 12)), LoRAConfig(rank=4)
+    decoder = make_decoder(lora if kind == "lora" else None, DecoderOptions(remat="none"))
+    trained = nnx.LoRAParam if kind == "lora" else nnx.Param
+    graph, params, base = nnx.split(decoder, trained, ...)
+
+    def loss(params, base):
+        decoder = nnx.merge(graph, params, base)
+        return decoder.logits(decoder.hidden(tokens, np.array([12, 12]))).sum()
+
+    step = loss if kind == "forward" else jax.grad(loss)
+    # So few queries all attend to every key, masked or not.
+    counted = product_flops(jax.make_jaxpr(step)(params, base).jaxpr) / tokens.size
+    expected = CONFIG.flops_per_token(kind, context=12)
+    if kind != "forward":  # attention scores are made again in the backward pass
+        expected += CONFIG.flops_per_token("forward", context=12) / 2
+        expected -= CONFIG.flops_per_token("forward") / 2
+    if kind == "lora":
+        sizes = [sum(CONFIG.projection_shapes[f"{name}_proj"]) for name in "qkvo"]
+        expected += CONFIG.num_layers * 6 * lora.rank * sum(sizes)
+    assert counted == pytest.approx(expected, rel=1e-3)
 
 
 def test_dropout_is_a_function_of_its_key():

@@ -17,6 +17,7 @@ from tca4rec_jax.sharding import make_mesh, replicate, shard_batch
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.step import (
+    TRAINED,
     Temperatures,
     batch_loss,
     init_state,
@@ -143,10 +144,10 @@ def test_without_cf_items_the_loss_is_that_of_alpha_zero(inputs, form, softmax):
     np.testing.assert_allclose(plain, zero, rtol=1e-6)
 
 
-def trained(inputs, mesh, steps, alpha=0.3):
+def trained(inputs, mesh, steps, alpha=0.3, kind="lora", dtype=None):
     decoder, trie, _, _, batches = inputs
     arrays, shape = trie_on_device(trie.compress())
-    graph, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)
+    graph, params, base = nnx.split(decoder, TRAINED[kind], ...)
     optimizer = make_optimizer(
         learning_rate=1e-2, warmup_steps=2, total_steps=steps, weight_decay=0.01, clip=1.0
     )
@@ -158,8 +159,9 @@ def trained(inputs, mesh, steps, alpha=0.3):
         form="cross_entropy",
         softmax="children",
         seed=0,
+        compute_dtype=dtype,
     )
-    state = init_state(jax.tree.map(jnp.copy, adapters), optimizer)
+    state = init_state(jax.tree.map(jnp.copy, params), optimizer)
     items = CFItems(jnp.asarray(batches.store.item_table), None)
     scalars = Temperatures(*map(jnp.float32, (alpha, 1.0, 1.0)))
     state, base, items, arrays, scalars = replicate(mesh, (state, base, items, arrays, scalars))
@@ -184,6 +186,19 @@ def test_two_devices_train_like_one(inputs):
     np.testing.assert_allclose(losses_one, losses_two, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_full_fine_tuning_trains_every_weight(inputs, dtype):
+    decoder, *others = inputs
+    bare = Decoder(decoder.config, init_params(decoder.config, jax.random.key(0)))
+    _, before, nothing = nnx.split(bare, TRAINED["full"], ...)
+    assert not jax.tree.leaves(nothing)
+    _, state, losses = trained((bare, *others), make_mesh(), 20, kind="full", dtype=dtype)
+    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state.params), strict=True):
+        assert new.dtype == jnp.float32
+        assert not np.array_equal(old, new)
 
 
 def test_alpha_changes_without_recompilation(inputs):

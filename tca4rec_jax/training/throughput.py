@@ -1,0 +1,75 @@
+"""How fast training runs, against what the machine can do.
+
+Model FLOPs utilisation (MFU) = useful FLOPs / seconds / peak FLOPs. Useful are those that the model
+needs (DecoderConfig.flops_per_token) for real tokens: neither padding nor recomputation counts.
+"""
+
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+# FLOP/s of dense bfloat16 matrix products, from the makers' data sheets, by jax's device_kind.
+DATASHEET_PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+_SIZE, _CALLS = 1024, 12  # of the measured products: 2 GFLOP each
+
+
+@dataclass(frozen=True)
+class Peak:
+    """FLOP/s of all devices of a mesh together, and where the number is from."""
+
+    flops: float
+    source: str  # 'data sheet' or 'measured'
+
+
+def peak_flops(mesh: Mesh, dtype: str) -> Peak:
+    """The data sheet's peak where the device is known, else `measured_peak`."""
+    kind = mesh.devices.flat[0].device_kind
+    if kind in DATASHEET_PEAKS:
+        return Peak(DATASHEET_PEAKS[kind] * mesh.size, "data sheet")
+    return Peak(measured_peak(mesh, dtype), "measured")
+
+
+def measured_peak(mesh: Mesh, dtype: str) -> float:
+    """FLOP/s of matrix products [1024, 1024] run by all devices at once: the best of a few calls.
+
+    Takes a fraction of a second on two CPU cores.
+    """
+
+    def product(x, w):
+        return jnp.dot(x, w, preferred_element_type=x.dtype)
+
+    rows = PartitionSpec("data")
+    run = jax.jit(
+        jax.shard_map(
+            product, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows, check_vma=False
+        )
+    )
+    x = jnp.ones((_SIZE * mesh.size, _SIZE), dtype)
+    w = jnp.ones((_SIZE, _SIZE), dtype)
+    seconds = []
+    for _ in range(_CALLS):
+        began = time.perf_counter()
+        jax.block_until_ready(run(x, w))
+        seconds.append(time.perf_counter() - began)
+    return 2 * _SIZE**3 * mesh.size / min(seconds)
+
+
+def mean_context(lengths: np.ndarray) -> float:
+    """Mean number of keys that a token attends to in causal rows of these lengths."""
+    lengths = np.asarray(lengths, np.float64)
+    return float(np.sum(lengths * (lengths + 1) / 2) / np.sum(lengths))

@@ -1,0 +1,98 @@
+"""Peaks and what a token attends to; the loop's log, speed and profiler window."""
+
+import json
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tca4rec_jax.sharding import make_mesh
+from tca4rec_jax.training import loop, throughput
+from tca4rec_jax.training.step import Metrics, TrainState
+from tca4rec_jax.training.throughput import Peak, mean_context, measured_peak, peak_flops
+
+
+def test_a_known_device_has_its_data_sheet_peak():
+    device = types.SimpleNamespace(device_kind="TPU v5 lite")
+    mesh = types.SimpleNamespace(devices=np.array([device] * 8), size=8)
+    assert peak_flops(mesh, "bfloat16") == Peak(8 * 197e12, "data sheet")
+
+
+def test_an_unknown_device_is_measured(monkeypatch):
+    monkeypatch.setattr(throughput, "_SIZE", 64)
+    mesh = make_mesh(1)
+    assert peak_flops(mesh, "float32").source == "measured"
+    # A product cannot have run faster than its time: more calls only find a better best.
+    ticks = iter(np.arange(100) * 0.5)
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(ticks))
+    assert measured_peak(mesh, "float32") == 2 * 64**3 / 0.5
+
+
+def test_mean_context_by_counting():
+    keys = [position + 1 for length in (3, 5) for position in range(length)]
+    assert mean_context(np.array([3, 5])) == pytest.approx(np.mean(keys))
+
+
+class FourTokenBatches:
+    """Batches of one row of four tokens and one of padding."""
+
+    def iterator(self, start, stop):
+        for _ in range(start, stop):
+            yield types.SimpleNamespace(
+                length_B=np.array([4, 1]), weight_BxT=np.array([[1.0, 1.0], [0.0, 0.0]])
+            )
+
+
+class NoCheckpoints:
+    latest_step = None
+
+    def save(self, state, position):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """Six steps with a profiler that notes which steps were done when it is called."""
+    done, calls = [], []
+
+    def step(state, _):
+        done.append(len(done))
+        return state._replace(step=state.step + 1), Metrics(*jnp.ones(3))
+
+    monkeypatch.setattr(loop, "shard_batch", lambda mesh, batch: batch)
+    monkeypatch.setattr(
+        jax.profiler, "start_trace", lambda path: calls.append(("start", Path(path), len(done)))
+    )
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(("stop", len(done))))
+
+    def run(profile_steps):
+        loop.train(
+            step, TrainState(jnp.zeros((), jnp.int32), {}, ()), FourTokenBatches(), NoCheckpoints(),
+            mesh=None, total_steps=6, checkpoint_every=100, log_path=tmp_path / "log.jsonl",
+            identity={}, flops_per_token=3.0, peak=Peak(24.0, "measured"),
+            profile_steps=profile_steps,
+        )  # fmt: skip
+        return calls, [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
+
+    return run
+
+
+def test_the_log_has_real_tokens_and_mfu(trained):
+    calls, lines = trained((0, 0))
+    assert calls == []
+    assert [line["step"] for line in lines] == list(range(6))
+    for line in lines:
+        assert line["tokens"] == 4
+        assert line["mfu"] == pytest.approx(3.0 * 4 / line["seconds"] / 24.0)
+
+
+@pytest.mark.parametrize(("window", "stopped_after"), [((2, 4), 4), ((4, 100), 6)])
+def test_the_profiler_records_its_window(trained, tmp_path, window, stopped_after):
+    calls, _ = trained(window)
+    assert calls == [("start", tmp_path / "profile", window[0]), ("stop", stopped_after)]
