@@ -17,7 +17,8 @@ with the same optimiser and schedule; the CF logits are random. Contestants:
 PyTorch (needs torch, transformers and peft) runs under glibc's default allocator and again with one
 that keeps its pages. The losses of the first two, and of the last two, are those of one training:
 the table shows the last and the largest difference to ours on the way. Times are medians of the
-steps after --warm_up ones; memory is the peak of the whole process, weights, compilation and all.
+steps after --warm_up ones, "CPU s" what all threads took together (on a busy machine the fairer
+one); memory is the peak of the whole process, weights, compilation and all.
 MFU counts 4 FLOPs per weight of the layers and token (and attention; LoRA computes no gradient of a
 base weight) against matrix products of this machine, measured by XLA in the process of "ours".
 
@@ -252,15 +253,17 @@ def measure(case: Case) -> dict:
     """Seconds and losses of the steps, tokens, the process' peak in MB; the ceiling from ours."""
     inputs = Inputs(case)
     step, peak = ours(inputs) if case.contestant in TWINS else (pytorch(inputs), None)
-    seconds, losses = [], []
+    seconds, cpu_seconds, losses = [], [], []
     for number in range(case.steps):
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         losses.append(step(number))
         seconds.append(time.perf_counter() - began)
+        cpu_seconds.append(time.process_time() - cpu_began)
     lengths = inputs.batches.examples.tokens.lengths
     tokens = [lengths[inputs.rows(number)] for number in range(case.warm_up, case.steps)]
     return {
         "seconds": seconds[case.warm_up :],
+        "cpu_seconds": cpu_seconds[case.warm_up :],
         "losses": losses,
         "tokens": float(np.mean([t.sum() for t in tokens])),
         "context": mean_context(np.concatenate(tokens)),
@@ -297,11 +300,11 @@ def table(found: dict, architecture, dtype: str) -> dict:
     for name, one in found.items():
         seconds = float(np.median(one["seconds"]))
         flops = architecture.flops_per_token("lora", context=one["context"], vocabulary_share=0.0)
-        twin = next(ours for ours, theirs in TWINS.items() if name.startswith((ours, theirs)))
         twin = "ours, NTP" if name.startswith(("ours, NTP", "PyTorch, floor")) else "ours"
         apart = np.abs(np.subtract(one["losses"], found[twin]["losses"])) if twin in found else []
         rows[f"{dtype}, {name}"] = {
             "s a step": seconds,
+            "CPU s": float(np.median(one["cpu_seconds"])),
             "tokens/s": one["tokens"] / seconds,
             "peak MB": one["memory_mb"],
             "MFU": flops * one["tokens"] / seconds / max(peaks) if peaks else float("nan"),
