@@ -2,15 +2,44 @@
 
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+)
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tca4rec_jax.llm.gguf import field, open_gguf
 
 # tokenizer.ggml.token_type of tokens that text never produces.
 CONTROL = 3
-# tokenizer.ggml.pre -> whether every digit is a token of its own before the BPE merges.
-SPLITS_DIGITS = {"smollm": True, "gpt-2": False}
+# How text is cut into words, within which the BPE merges: by GPT-2's pattern, or by one that keeps
+# at most so many digits together.
+GPT2_WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _words(digits: int) -> list[pre_tokenizers.PreTokenizer]:
+    return [
+        pre_tokenizers.Split(Regex(WORDS.replace("DIGITS", str(digits))), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+
+
+# By tokenizer.ggml.pre. Qwen3 has Qwen2's.
+PRE_TOKENIZERS = {
+    "gpt-2": [GPT2_WORDS],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), GPT2_WORDS],
+    "qwen2": _words(1),
+    "llama-bpe": _words(3),
+}
 SPECIAL_TOKENS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -36,18 +65,20 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     reader = open_gguf(path)
     model = field(reader, path, "tokenizer.ggml.model")
     pre_tokenizer = field(reader, path, "tokenizer.ggml.pre")
-    if model != "gpt2" or pre_tokenizer not in SPLITS_DIGITS:
+    if model != "gpt2" or pre_tokenizer not in PRE_TOKENIZERS:
         raise ValueError(
             f"{path}: tokenizer {model!r} with pre-tokenizer {pre_tokenizer!r}; known are 'gpt2'"
-            f" with {', '.join(map(repr, SPLITS_DIGITS))}"
+            f" with {', '.join(map(repr, PRE_TOKENIZERS))}"
         )
     tokens = field(reader, path, "tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in field(reader, path, "tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    steps = [pre_tokenizers.Digits(individual_digits=True)] * SPLITS_DIGITS[pre_tokenizer]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, byte_level])
+    # A Llama 3 takes a word that is a token as it is, however the merges would have made it.
+    ignore_merges = pre_tokenizer == "llama-bpe"
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre_tokenizer])
+    if pre_tokenizer == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     kinds = field(reader, path, "tokenizer.ggml.token_type")
     tokenizer.add_special_tokens(
