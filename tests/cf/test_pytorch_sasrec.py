@@ -57,7 +57,7 @@ def test_damaged_files_are_errors_that_name_the_file(tmp_path):
         read_state_dict(path)
     with pytest.raises(ValueError, match=r"nowhere\.pt cannot be read"):
         read_state_dict(tmp_path / "nowhere.pt")
-    with pytest.raises(ValueError, match=r"short\.pt .* storage 0 has 1 of"):
+    with pytest.raises(ValueError, match=r"short\.pt .*storage 0 has 1 of"):
         read_state_dict(repacked(tmp_path / "short.pt", **{"0": b"\0\0\0\0"}))
     with pytest.raises(ValueError, match="holds no state dict"):
         read_state_dict(repacked(tmp_path / "list.pt", **{"data.pkl": pickle.dumps([1])}))
