@@ -7,7 +7,7 @@ import pytest
 
 from tca4rec_jax.config import apply_argument, default_config, run_name
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.py"))
 
 
 def get_config(path, arg=""):
