@@ -26,6 +26,7 @@ _FORMAT = flags.DEFINE_enum("format", "store", ["store", "npy"], "What is writte
 _SPLITS = flags.DEFINE_list("splits", list(SPLITS), "Which splits.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the stores.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Logits kept per entry, and a floor; 0 keeps all.")
+_DENSE = flags.DEFINE_bool("dense", False, "Multiply factorised stores out.")
 _MIX = flags.DEFINE_list("mix", [], "Folders of stores to combine, instead of the run's.")
 _WEIGHTS = flags.DEFINE_list("weights", [], "One per folder of --mix; 1 if left out.")
 _TEMPERATURES = flags.DEFINE_list("temperatures", [], "One per folder of --mix; 1 if left out.")
@@ -44,6 +45,7 @@ def main(config, workdir):
         _SPLITS.value,
         weights=[float(weight) for weight in _WEIGHTS.value] or [1.0] * len(sources),
         temperatures=[float(value) for value in _TEMPERATURES.value] or [1.0] * len(sources),
+        dense=_DENSE.value,
         dtype=_DTYPE.value,
         top_k=_TOP_K.value,
     )

@@ -27,6 +27,7 @@ def mix_stores(
     *,
     weights: Sequence[float],
     temperatures: Sequence[float] | None = None,
+    dense: bool = False,
     **options,
 ) -> None:
     """Writes the mixture of open stores of the same rows as a store.
@@ -36,6 +37,7 @@ def mix_stores(
       stores: opened for `sequences` and `catalogue`.
       weights: one per store, finite.
       temperatures: one per store, above 0; None for 1 each.
+      dense: multiplies factorised stores out, into the logits of all items.
       options: as for `write_store` (dtype, top_k).
 
     Raises:
@@ -65,16 +67,16 @@ def mix_stores(
         path,
         sequences,
         catalogue,
-        **_arrays(stores, scales, positions, catalogue.num_items),
+        **_arrays(stores, scales, positions, catalogue.num_items, dense),
         cf_model=" + ".join(names),
         history_length=max(known, default=None),
         **options,
     )
 
 
-def _arrays(stores, scales, positions, num_items: int) -> dict:
+def _arrays(stores, scales, positions, num_items: int, dense: bool) -> dict:
     scaled = list(zip(stores, scales, strict=True))
-    if any(store.item_table is None for store in stores):
+    if dense or any(store.item_table is None for store in stores):
 
         def logits(start, stop):
             chosen = positions[start:stop]

@@ -134,6 +134,10 @@ def test_logits_that_leave_as_npy_come_back_bit_equal(tmp_path):
     back = imported(tmp_path / "out" / "train.npy", tmp_path)
     stored = open_store(tmp_path / "model1" / "train", ROWS, CATALOGUE)
     np.testing.assert_array_equal(back.read(np.arange(6)), stored.logits(np.arange(6)))
+    export_stores(str(tmp_path / "dense"), sources, data, ["train"], weights=[1.0], dense=True)
+    dense = open_store(tmp_path / "dense" / "train", ROWS, CATALOGUE)
+    assert dense.kind == "dense"
+    np.testing.assert_array_equal(back.read(np.arange(6)), dense.read(np.arange(6)))
     options = {"weights": [1.0], "dtype": "bfloat16", "top_k": 2}
     export_stores(str(tmp_path / "small"), sources, data, ["train"], **options)
     small = open_store(tmp_path / "small" / "train", ROWS, CATALOGUE)
