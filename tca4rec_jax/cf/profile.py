@@ -13,7 +13,7 @@ from flax import nnx
 from tca4rec_jax.cf.scoring import cf_logits, entries, item_arrays
 from tca4rec_jax.data.sequences import ItemSequences
 
-BETAS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+BETAS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 TOP = 10
 
 

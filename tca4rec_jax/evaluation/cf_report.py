@@ -54,6 +54,8 @@ def _draw(path: Path, metrics: Mapping) -> None:
         for values in metrics["profiles"].values():
             panel.plot([float(beta) for beta in values[name]], list(values[name].values()), "o-")
         panel.set(xlabel="CF temperature beta", ylabel=f"{name}, nats", xscale="log")
+    lowest = min(min(values["nll"].values()) for values in metrics["profiles"].values())
+    likelihood.set_ylim(0.8 * lowest, 2.5 * lowest)  # far too sharp a softmax would hide the rest
     for panel in (quality, entropy, likelihood):
         panel.grid(alpha=0.3)
     quality.legend()
