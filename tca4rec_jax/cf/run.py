@@ -10,6 +10,7 @@ Layout written below a work directory:
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import time
@@ -256,7 +257,14 @@ def _means(scores: RowScores, chosen_R: np.ndarray) -> dict[str, float]:
 
 def _identity(config: Mapping, data: RecData) -> dict:
     hashes = {split: sequences.content_hash() for split, sequences in data.splits.items()}
-    return {"config": dict(config), "catalogue": data.catalogue.content_hash(), "splits": hashes}
+    identity = {
+        "config": dict(config),
+        "catalogue": data.catalogue.content_hash(),
+        "splits": hashes,
+    }
+    if (weights := Path(config.get("weights", ""))).is_file():
+        identity["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return identity
 
 
 def _complete_run(directory: Path, settings: CFSettings, identity: dict, data: RecData):

@@ -76,3 +76,14 @@ def test_popularity_logits_are_smoothed_log_shares():
     np.testing.assert_allclose(np.exp(logits_I), counts / counts.sum(), rtol=1e-6)
     with pytest.raises(ValueError, match="item index 5 is outside the catalogue of 5 items"):
         popularity_logits(SEQUENCES, 5)
+
+
+def test_seen_items_are_left_out_of_the_ranking_but_never_the_target():
+    logits = np.array([[5.0, 4, 3, 2, 1], [5, 4, 3, 2, 1]], np.float32)
+    seen = np.array([[PAD_ITEM, 0, 1], [3, 0, 3]])
+    target = np.array([2, 3])  # row 0 has seen two better ones; row 1 has had its target before
+    kept = score_rows(logits, None, None, target)
+    filtered = score_rows(logits, None, None, target, seen)
+    assert kept.rank.tolist() == [2, 3]
+    assert filtered.rank.tolist() == [0, 2]
+    np.testing.assert_array_equal(filtered.nll, kept.nll)
