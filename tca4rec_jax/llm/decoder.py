@@ -26,6 +26,7 @@ from tca4rec_jax.llm.attention import (
 )
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.lora import LoRAConfig, dropout, lora_delta
+from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings, put_soft_embeddings
 
 # What remat 'products' keeps: from these, the rest of a layer is elementwise.
 _PRODUCTS = jax.checkpoint_policies.save_only_these_names("product", "low_rank", "normaliser")
@@ -40,19 +41,6 @@ class KVCache(NamedTuple):
 
     k: jax.Array
     v: jax.Array
-
-
-class SoftEmbeddings(NamedTuple):
-    """Vectors that enter in the place of some tokens' embeddings (LLaRA, arXiv 2312.02445).
-
-    Attributes:
-      values_BxPxD: any float dtype; the gradient of the loss reaches them.
-      positions_BxP: int32, the place of each in its row's sequence, each at most once; one outside
-        the sequence (as -1) is padding.
-    """
-
-    values_BxPxD: jax.Array
-    positions_BxP: jax.Array
 
 
 @dataclass(frozen=True)
@@ -261,7 +249,7 @@ class Decoder(nnx.Module):
         positions_S = jnp.arange(length)
         embedded = self._embed(tokens_BxS)
         hidden, kv = self._run_layers(
-            embedded if soft is None else _put_soft_embeddings(embedded, soft),
+            embedded if soft is None else put_soft_embeddings(embedded, soft),
             positions_S[None, :],
             lambda q, k, v, _, window: causal_attention(
                 q, k, v, window=window, implementation=self.options.attention
@@ -369,18 +357,6 @@ class Decoder(nnx.Module):
         gate, up = project(2, normed, "gate_proj", "up_proj")
         gated = _swiglu(_keep(gate), _keep(up))
         return x + project(3, gated, "down_proj")[0], (k, v)
-
-
-def _put_soft_embeddings(embedded_BxSxD: jax.Array, soft: SoftEmbeddings) -> jax.Array:
-    """The token embeddings with the soft ones in their places."""
-    length = embedded_BxSxD.shape[1]
-    # Negative indices would count from the end.
-    places_BxP = jnp.where(soft.positions_BxP < 0, length, soft.positions_BxP)
-
-    def put(embedded_SxD, values_PxD, places_P):
-        return embedded_SxD.at[places_P].set(values_PxD.astype(embedded_SxD.dtype), mode="drop")
-
-    return jax.vmap(put)(embedded_BxSxD, soft.values_BxPxD, places_BxP)
 
 
 def _packing(shape: tuple[int, ...], kept_T: jax.Array | None):

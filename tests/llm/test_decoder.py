@@ -13,8 +13,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tca4rec_jax.llm.config import DecoderConfig, logical_axes
-from tca4rec_jax.llm.decoder import Decoder, DecoderOptions, SoftEmbeddings, init_params
+from tca4rec_jax.llm.decoder import Decoder, DecoderOptions, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings
 
 hidden_of = jax.jit(Decoder.hidden)
 prefill = jax.jit(Decoder.prefill)
