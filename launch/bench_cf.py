@@ -192,10 +192,10 @@ def store() -> dict:
         np.arange(num_rows + 1),
         np.full(num_rows, -1),
     )
-    logits = rng.normal(size=(num_rows, num_items)).astype(np.float32)
+    logits = rng.standard_normal((num_rows, num_items), np.float32)
     factorised = {
-        "vectors": rng.normal(size=(num_rows, width)).astype(np.float32),
-        "item_table": rng.normal(size=(num_items, width)).astype(np.float32),
+        "vectors": rng.standard_normal((num_rows, width), np.float32),
+        "item_table": rng.standard_normal((num_items, width), np.float32),
     }
     cases = {
         "dense float32": ({"logits": logits}, "float32", 0),
