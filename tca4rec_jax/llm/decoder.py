@@ -49,8 +49,8 @@ class DecoderOptions:
 
     layer_loop: 'scan' compiles one layer, 'unroll' all of them (slower to compile).
     remat: what is kept for the backward pass: with 'none' every activation, with 'products' the
-      results of matrix products, from which the elementwise rest is made again (on CPU faster, and
-      half the memory), with 'full' only each layer's input.
+      results of matrix products, from which the elementwise rest is made again (less memory, and on
+      CPU no slower), with 'full' only each layer's input.
     attention: of whole sequences, one of attention.IMPLEMENTATIONS.
     """
 
