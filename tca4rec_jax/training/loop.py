@@ -126,7 +126,9 @@ class _Profile:
 class _TrainingLog:
     """Appends one JSON line per step; on resume drops the lines after the checkpoint."""
 
-    def __init__(self, path: Path, keep_steps: int, batches: Batches, seconds_per_token: float):
+    def __init__(
+        self, path: Path, keep_steps: int, batches: Batches, ideal_seconds_per_token: float
+    ):
         kept = [line for line in read_log(path) if line["step"] < keep_steps]
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".partial")
@@ -134,7 +136,7 @@ class _TrainingLog:
         os.replace(beside, path)
         self._file = path.open("a", buffering=1)
         self._batches = batches
-        self._ideal_seconds_per_token = seconds_per_token
+        self._ideal_seconds_per_token = ideal_seconds_per_token
         self.tokens, self.seconds = [], []  # of this process' steps
 
     def __enter__(self):
