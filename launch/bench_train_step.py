@@ -147,14 +147,16 @@ def ours(inputs: Inputs):
     from tca4rec_jax.llm.decoder import Decoder
     from tca4rec_jax.llm.export import read_peft_adapter
     from tca4rec_jax.llm.gguf import load_gguf
-    from tca4rec_jax.sharding import make_mesh, replicate, shard_batch
+    from tca4rec_jax.sharding import make_mesh, replicate, replicated, shard_batch
     from tca4rec_jax.training import step as training
     from tca4rec_jax.training.throughput import measured_peak
 
     start()
     case, mesh = inputs.case, make_mesh()
     peak = measured_peak(mesh, case.dtype)
-    architecture, params = load_gguf(case.weights, jax.numpy.dtype(case.dtype))
+    architecture, params = load_gguf(
+        case.weights, jax.numpy.dtype(case.dtype), sharding=lambda _: replicated(mesh)
+    )
     lora, adapters = read_peft_adapter(Path(case.exported) / "adapters")
     decoder = Decoder(architecture, params, lora=lora, adapters=adapters)
     graph, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)
