@@ -87,13 +87,13 @@ def causal_attention(
     """Causal attention over right-padded sequences -> [B, S, N, H].
 
     implementation: one of IMPLEMENTATIONS; 'cudnn' is cuDNN's fused kernel (check_implementation),
-    which a traced window (layers that differ in theirs) has to do without.
+    whose window must be an int. For 'xla' it may be traced, as where layers differ in theirs.
 
     Queries go in blocks that read only the keys up to the block's end, which saves the upper
     triangle, and from the block's window on, if that is an int. Padding needs no mask: it lies
     after every real token.
     """
-    if implementation == "cudnn" and not isinstance(window, jax.Array):
+    if implementation == "cudnn":
         return jax.nn.dot_product_attention(
             q_BxSxNxH,
             k_BxSxKxH,

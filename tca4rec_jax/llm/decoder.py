@@ -7,14 +7,13 @@ Weights are [in, out] and stacked over layers on axis 0, whichever way the layer
 """
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
 from tca4rec_jax.llm.attention import (
@@ -25,7 +24,8 @@ from tca4rec_jax.llm.attention import (
     rotate,
 )
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.lora import LoRAConfig, dropout, lora_delta
+from tca4rec_jax.llm.kv_cache import KVCache, packing, write_suffix
+from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, dropout, lora_delta
 from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings, put_soft_embeddings
 
 # What remat 'products' keeps: from these, the rest of a layer is elementwise.
@@ -36,13 +36,6 @@ _keep = functools.partial(checkpoint_name, name="product")
 Attend = Callable[[jax.Array, jax.Array, jax.Array, object, int | jax.Array | None], jax.Array]
 
 
-class KVCache(NamedTuple):
-    """Rotated keys and values of every layer: [L, B, S, K, H] or, for beams, [L, B, M, W, K, H]."""
-
-    k: jax.Array
-    v: jax.Array
-
-
 @dataclass(frozen=True)
 class DecoderOptions:
     """How the layers run, not what they compute.
@@ -51,7 +44,8 @@ class DecoderOptions:
     remat: what is kept for the backward pass: with 'none' every activation, with 'products' the
       results of matrix products, from which the elementwise rest is made again (less memory, and on
       CPU no slower), with 'full' only each layer's input.
-    attention: of whole sequences, one of attention.IMPLEMENTATIONS.
+    attention: of whole sequences, one of attention.IMPLEMENTATIONS; the kernel 'cudnn' cannot run
+      a model whose layers differ in their sliding window.
     """
 
     layer_loop: str = "scan"
@@ -122,12 +116,23 @@ class Decoder(nnx.Module):
     ):
         """params: by path as in `config.parameter_shapes`; adapters as `lora.init_adapters` gives.
 
-        Raises ValueError naming parameters that are missing, unknown or of another shape, or if
-        only one of lora and adapters is given.
+        Raises ValueError naming parameters or adapters that are missing, unknown or of another
+        shape, if only one of lora and adapters is given, or if options.attention cannot run the
+        config.
         """
-        _check_params(config, params)
         if (lora is None) != (adapters is None):
             raise ValueError("give both a LoRAConfig and its adapters, or neither")
+        _check_shapes(config.parameter_shapes, params)
+        if lora is not None:
+            expected = {"adapters": adapter_shapes(config, lora)}
+            _check_shapes(
+                *(flatten_dict(tree, sep="/") for tree in (expected, {"adapters": adapters}))
+            )
+        if options.attention != "xla" and config.full_layers:
+            raise ValueError(
+                f"llm.attention is {options.attention!r}, which needs the same sliding window in"
+                f" all layers; those of this {config.family} differ: use 'xla'"
+            )
         self.config, self.lora, self.options = config, lora, options
         layers = {p.removeprefix("layers/"): v for p, v in params.items() if "/" in p}
         self.embedding = nnx.Param(params["embedding"])
@@ -211,7 +216,7 @@ class Decoder(nnx.Module):
         shape = tokens_BxMxE.shape
         starts_BxM = prompt_lengths_B[:, None] + suffix_lengths_BxM
         positions_BxMxE = starts_BxM[:, :, None] + jnp.arange(shape[2])[None, None, :]
-        pack, unpack = _packing(shape, kept_T)
+        pack, unpack = packing(shape, kept_T)
 
         def attend(q, k, v, cache, window):
             prompt_kv, suffix_kv = cache
@@ -234,7 +239,7 @@ class Decoder(nnx.Module):
             keep_kv=True,
         )
         new = KVCache(*(jax.vmap(unpack)(values) for values in new))
-        return unpack(hidden), _write_suffix(suffix, new, suffix_lengths_BxM)
+        return unpack(hidden), write_suffix(suffix, new, suffix_lengths_BxM)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         return jnp.take(self.embedding[...], tokens, axis=0)
@@ -359,19 +364,6 @@ class Decoder(nnx.Module):
         return x + project(3, gated, "down_proj")[0], (k, v)
 
 
-def _packing(shape: tuple[int, ...], kept_T: jax.Array | None):
-    """(pack [*shape, ...] -> [T, ...], unpack back); both do nothing if all tokens are kept."""
-    if kept_T is None:
-        return (lambda x: x), (lambda x: x)
-    size, count = math.prod(shape), kept_T.shape[0]
-    place = jnp.zeros(size, jnp.int32).at[kept_T].set(jnp.arange(count), mode="drop")
-
-    def pack(x):
-        return x.reshape(size, *x.shape[len(shape) :]).at[kept_T].get(mode="clip")
-
-    return pack, lambda x_T: x_T[place].reshape(*shape, *x_T.shape[1:])
-
-
 def _unrolled(layer, x, inputs):
     """What lax.scan(layer, x, inputs) computes, as one program without a loop."""
     outputs = []
@@ -381,23 +373,7 @@ def _unrolled(layer, x, inputs):
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
-def _write_suffix(suffix: KVCache, new: KVCache, suffix_lengths_BxM: jax.Array) -> KVCache:
-    """Puts new [L, B, M, E, K, H] into the slots suffix_length + e of suffix [L, B, M, W, K, H]."""
-
-    def write(old_LxWxKxH, new_LxExKxH, length):
-        slots_E = length + jnp.arange(new_LxExKxH.shape[1])
-        return old_LxWxKxH.at[:, slots_E].set(new_LxExKxH, mode="drop")
-
-    # Mapped over users and beams, not indexed by them: a sharded batch then stays where it is.
-    over_beams = jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)
-    write = jax.vmap(over_beams, in_axes=(1, 1, 0), out_axes=1)
-    return KVCache(
-        write(suffix.k, new.k, suffix_lengths_BxM), write(suffix.v, new.v, suffix_lengths_BxM)
-    )
-
-
-def _check_params(config: DecoderConfig, params: dict[str, jax.Array]) -> None:
-    expected = config.parameter_shapes
+def _check_shapes(expected: dict[str, tuple[int, ...]], params: dict[str, jax.Array]) -> None:
     problems = [f"missing {path}" for path in expected if path not in params]
     problems += [f"unknown {path}" for path in params if path not in expected]
     problems += [

@@ -173,6 +173,8 @@ def write_peft_adapter(
 ) -> None:
     """Writes adapter_config.json and adapter_model.safetensors (float32), as PEFT lays them out.
 
+    PEFT then has adapters in the layers from `lora.first_layer` on, and only there.
+
     Args:
       folder: new or empty.
       adapters: {projection: {'a': [L, in, R], 'b': [L, R, out]}}.
@@ -183,9 +185,10 @@ def write_peft_adapter(
         than `lora` gives them.
     """
     _check_shapes("adapters", _by_path(adapters), _by_path(adapter_shapes(config, lora)))
+    layers = range(lora.first_layer, config.num_layers)
     tensors = {
         name: np.asarray(adapters[projection][part][layer]).T
-        for name, (projection, part, layer) in _adapter_places(adapters, config.num_layers).items()
+        for name, (projection, part, layer) in _adapter_places(adapters, layers).items()
     }
     fields = PLAIN_LORA | {
         "task_type": "CAUSAL_LM",
@@ -194,6 +197,7 @@ def write_peft_adapter(
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "target_modules": sorted(adapters),
+        "layers_to_transform": list(layers) if lora.first_layer else None,
         "inference_mode": True,
         "init_lora_weights": True,
     }
@@ -206,17 +210,20 @@ def read_peft_adapter(folder: str | Path) -> tuple[LoRAConfig, Adapters]:
     """The settings and the adapters (float32) in a folder that PEFT or `write_peft_adapter` wrote.
 
     `targets` names the projections one by one: a regular expression is not kept in the file.
+    Adapters below `first_layer` are not in the file either, and zero.
 
     Raises:
-      ValueError: a missing or unreadable file, settings that are not plain LoRA, or a tensor that
-        is missing, unexpected or of another shape; each with the file's name.
+      ValueError: a missing or unreadable file, settings that are not plain LoRA or leave out layers
+        other than the lowest, or a tensor that is missing, unexpected or of another shape; each
+        with the file's name.
     """
     folder = Path(folder)
     lora = _read_adapter_config(folder / ADAPTER_CONFIG)
     path = folder / ADAPTER_TENSORS
     tensors = _read_tensors(path)
     layers = {int(found[1]) for name in tensors if (found := re.search(r"\.layers\.(\d+)\.", name))}
-    places = _adapter_places(lora.targets.split("|"), max(layers, default=0) + 1)
+    layers = range(lora.first_layer, max(layers, default=lora.first_layer) + 1)
+    places = _adapter_places(lora.targets.split("|"), layers)
     problems = [f"missing tensor {name}" for name in places if name not in tensors]
     problems += [f"unexpected tensor {name}" for name in tensors if name not in places]
     problems += _misshapen(tensors, places, lora.rank)
@@ -226,8 +233,11 @@ def read_peft_adapter(folder: str | Path) -> tuple[LoRAConfig, Adapters]:
     for name, (projection, part, _) in places.items():
         stack = stacks.setdefault(projection, {}).setdefault(part, [])
         stack.append(tensors[name].T.astype(np.float32))
+    below = ((lora.first_layer, 0), (0, 0), (0, 0))
     return lora, {
-        projection: {part: jnp.asarray(np.stack(stack)) for part, stack in parts.items()}
+        projection: {
+            part: jnp.asarray(np.pad(np.stack(stack), below)) for part, stack in parts.items()
+        }
         for projection, parts in stacks.items()
     }
 
@@ -300,14 +310,16 @@ def _model_tensors(config: DecoderConfig, params: dict[str, jax.Array]) -> dict[
     return tensors
 
 
-def _adapter_places(projections: Iterable[str], num_layers: int) -> dict[str, tuple[str, str, int]]:
+def _adapter_places(
+    projections: Iterable[str], layers: Iterable[int]
+) -> dict[str, tuple[str, str, int]]:
     """PEFT tensor name -> (projection, 'a' or 'b', layer), layers in order."""
     name = "base_model.model.model.layers.{}.{}.lora_{}.weight"
     return {
         name.format(layer, LAYER_MODULES[projection], letter): (projection, part, layer)
         for projection in projections
         for part, letter in (("a", "A"), ("b", "B"))
-        for layer in range(num_layers)
+        for layer in layers
     }
 
 
@@ -329,11 +341,23 @@ def _read_adapter_config(path: Path) -> LoRAConfig:
             alpha=float(fields["lora_alpha"]),
             dropout=fields.get("lora_dropout", 0.0),
             targets="|".join(name for name in known if name in targets),
+            first_layer=_first_layer(fields.get("layers_to_transform")),
         )
     except KeyError as error:
         raise ValueError(f"{path}: field {error} is missing") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _first_layer(layers: list[int] | int | None) -> int:
+    """The lowest of PEFT's layers_to_transform (none: all layers), which must be consecutive.
+
+    Whether the last one is the model's is not in the file; Decoder checks it.
+    """
+    layers = [layers] if isinstance(layers, int) else sorted(layers or [0])
+    if layers != list(range(layers[0], layers[-1] + 1)):
+        raise ValueError(f"layers_to_transform is {layers}, expected all from some layer on")
+    return layers[0]
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:

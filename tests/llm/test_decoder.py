@@ -356,6 +356,13 @@ def test_bad_input_is_named():
         Decoder(CONFIG, params, lora=LoRAConfig())
     with pytest.raises(ValueError, match="600 tokens exceed max_positions=512"):
         Decoder(CONFIG, params).hidden(random_tokens((1, 600)), np.array([600]))
+    shorter = jax.tree.map(lambda a: a[:1], init_adapters(CONFIG, LoRAConfig(), jax.random.key(0)))
+    with pytest.raises(
+        ValueError, match=r"adapters/q_proj/a has shape \(1, 32, 8\), expected \(2,"
+    ):
+        Decoder(CONFIG, params, lora=LoRAConfig(), adapters=shorter)
+    with pytest.raises(ValueError, match="llm.attention is 'cudnn', which needs the same sliding"):
+        Decoder(MIXED, params, options=DecoderOptions(attention="cudnn"))
     with pytest.raises(ValueError, match="layer_loop"):
         DecoderOptions(layer_loop="fast")
     with pytest.raises(ValueError, match="remat"):

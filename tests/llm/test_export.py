@@ -88,6 +88,17 @@ def test_adapters_come_back_bit_for_bit(tmp_path):
     assert set(adapter_shapes(CONFIG, lora)) == set(adapters)
 
 
+def test_adapters_of_upper_layers_come_back_with_zeros_below(tmp_path):
+    upper = dataclasses.replace(LORA, first_layer=1)
+    folder = write_adapter(tmp_path / "adapter", upper)
+    fields = json.loads((folder / "adapter_config.json").read_text())
+    assert fields["layers_to_transform"] == [1]
+    assert all(".layers.1." in name for name in load_file(folder / "adapter_model.safetensors"))
+    lora, adapters = read_peft_adapter(folder)
+    assert dataclasses.replace(lora, targets=LORA.targets) == upper
+    assert_same_trees(adapters, jax.tree.map(lambda x: x.at[0].set(0), make_adapters()))
+
+
 def test_adapter_layout(tmp_path):
     folder = write_adapter(tmp_path / "deep" / "adapter")
     tensors, adapters = load_file(folder / "adapter_model.safetensors"), make_adapters()
@@ -246,6 +257,7 @@ def test_every_wrong_tensor_is_named(tmp_path, change, message):
         (lambda f: f.update(use_dora=True), "only plain LoRA"),
         (lambda f: f.update(target_modules="all-linear"), "target_modules is 'all-linear'"),
         (lambda f: f.update(r=0), "rank must be at least 1"),
+        (lambda f: f.update(layers_to_transform=[0, 2]), r"layers_to_transform is \[0, 2\]"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, change, message):

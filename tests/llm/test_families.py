@@ -3,6 +3,7 @@
 Where PyTorch is installed the same comparisons run live as well, with weights of another seed.
 """
 
+import dataclasses
 import functools
 import importlib.util
 from typing import NamedTuple
@@ -178,9 +179,21 @@ def test_transformers_and_peft_open_what_is_written(case, tmp_path, tokenizer):
     write_hugging_face(tmp_path / "base", config, params, tokenizer, dtype="float32")
     write_hugging_face(tmp_path / "merged", config, merged, tokenizer, dtype="float32")
     write_peft_adapter(tmp_path / "adapter", config, lora, adapters, base_model="base")
-    adapted = PeftModel.from_pretrained(open_checkpoint("base"), tmp_path / "adapter").eval()
+    upper = dataclasses.replace(lora, first_layer=1)
+    write_peft_adapter(tmp_path / "upper", config, upper, adapters, base_model="base")
+    adapted, in_upper_layers = (
+        PeftModel.from_pretrained(open_checkpoint("base"), tmp_path / name).eval()
+        for name in ("adapter", "upper")
+    )
+    assert not any(
+        "layers.0." in name for name, _ in in_upper_layers.named_parameters() if "lora" in name
+    )
     tokens = case.golden["tokens"]
-    ours = logits_of(case.adapted, tokens, WHOLE)
-    for model in (adapted, open_checkpoint("merged")):
+    for model, decoder in (
+        (adapted, case.adapted),
+        (open_checkpoint("merged"), case.adapted),
+        (in_upper_layers, Decoder(config, params, lora=upper, adapters=adapters)),
+    ):
         with torch.no_grad():
-            assert_close(model(torch.from_numpy(tokens).long()).logits.numpy(), ours)
+            theirs = model(torch.from_numpy(tokens).long()).logits.numpy()
+        assert_close(theirs, logits_of(decoder, tokens, WHOLE))
