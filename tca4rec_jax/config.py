@@ -71,6 +71,7 @@ def default_config() -> ConfigDict:
                 "weights": "smollm2-135m-instruct",
                 "num_layers": 0,  # keep only the first layers; 0 keeps all
                 "dtype": "float32",
+                "quantise": "",  # the layers' frozen weights to 'int8' or 'nf4' (4.5 bits)
                 "train": "lora",  # the adapters; 'full': every weight, in float32
                 "attention": "xla",  # or 'cudnn' (GPU)
                 "layer_loop": "scan",

@@ -15,15 +15,15 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"final_norm", ("embed",)),
     (r"layers/(attn|mlp)_norm", ("layers", "embed")),
     (r"layers/[qk]_norm", ("layers", None)),
-    (r"layers/q_proj", ("layers", "embed", "heads")),
-    (r"layers/[kv]_proj", ("layers", "embed", "kv_heads")),
-    (r"layers/o_proj", ("layers", "heads", "embed")),
-    (r"layers/(gate|up)_proj", ("layers", "embed", "feed_forward")),
-    (r"layers/down_proj", ("layers", "feed_forward", "embed")),
-    (r"layers/q_proj_bias", ("layers", "heads")),
-    (r"layers/[kv]_proj_bias", ("layers", "kv_heads")),
-    (r"layers/(gate|up)_proj_bias", ("layers", "feed_forward")),
-    (r"layers/(o|down)_proj_bias", ("layers", "embed")),
+    (r"layers/q_proj(_group_scale)?", ("layers", "embed", "heads")),
+    (r"layers/[kv]_proj(_group_scale)?", ("layers", "embed", "kv_heads")),
+    (r"layers/o_proj(_group_scale)?", ("layers", "heads", "embed")),
+    (r"layers/(gate|up)_proj(_group_scale)?", ("layers", "embed", "feed_forward")),
+    (r"layers/down_proj(_group_scale)?", ("layers", "feed_forward", "embed")),
+    (r"layers/q_proj_(bias|scale)", ("layers", "heads")),
+    (r"layers/[kv]_proj_(bias|scale)", ("layers", "kv_heads")),
+    (r"layers/(gate|up)_proj_(bias|scale)", ("layers", "feed_forward")),
+    (r"layers/(o|down)_proj_(bias|scale)", ("layers", "embed")),
     (r"adapters/(q|k|v|gate|up)_proj/a", ("layers", "embed", "rank")),
     (r"adapters/q_proj/b", ("layers", "rank", "heads")),
     (r"adapters/[kv]_proj/b", ("layers", "rank", "kv_heads")),
@@ -32,6 +32,10 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"adapters/down_proj/a", ("layers", "feed_forward", "rank")),
     (r"adapters/(o|down)_proj/b", ("layers", "rank", "embed")),
 )
+
+# How projections can be quantised (quantisation.py) -> what is added to their paths for the scales.
+SCALES = {"int8": "_scale", "nf4": "_group_scale"}
+GROUP = 64  # inputs that share a scale in nf4
 
 
 def logical_axes(path: str) -> tuple[str | None, ...]:
@@ -85,6 +89,7 @@ class DecoderConfig:
       qk_norm: whether each head of q and k is normalised (RMS) before the rotation.
       sliding_window: a token sees itself and the `sliding_window - 1` tokens before; None: all.
       full_layers: numbers of the layers that see everything in spite of sliding_window.
+      quantised: how the projections are stored, a key of SCALES; '': as floats.
       family: the model_type that Hugging Face files carry; changes nothing that is computed.
     """
 
@@ -104,6 +109,7 @@ class DecoderConfig:
     qk_norm: bool = False
     sliding_window: int | None = None
     full_layers: tuple[int, ...] = ()
+    quantised: str = ""
     family: str = "llama"
 
     def __post_init__(self):
@@ -119,6 +125,16 @@ class DecoderConfig:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"sliding_window must be at least 1, got {self.sliding_window}")
+        if self.quantised and self.quantised not in SCALES:
+            raise ValueError(
+                f"llm.quantise is {self.quantised!r}: expected one of {', '.join(SCALES)} or ''"
+            )
+        for name, (inputs, _) in self.projection_shapes.items():
+            if self.quantised == "nf4" and inputs % GROUP:
+                raise ValueError(
+                    f"llm.quantise is 'nf4', which takes inputs in groups of {GROUP}, but {name}"
+                    f" has {inputs}: use 'int8'"
+                )
         unknown = sorted(set(self.biases) - set(self.projection_shapes))
         if unknown:
             raise ValueError(
@@ -149,7 +165,8 @@ class DecoderConfig:
             "layers/mlp_norm": (self.num_layers, self.hidden_size),
         }
         for name, shape in self.projection_shapes.items():
-            shapes[f"layers/{name}"] = (self.num_layers, *shape)
+            for suffix, stored in self._stored_shapes(*shape).items():
+                shapes[f"layers/{name}{suffix}"] = (self.num_layers, *stored)
             if name in self.biases:
                 shapes[f"layers/{name}_bias"] = (self.num_layers, shape[1])
         if self.qk_norm:
@@ -157,6 +174,14 @@ class DecoderConfig:
         if not self.tie_embeddings:
             shapes["lm_head"] = (self.hidden_size, self.vocab_size)
         return shapes
+
+    def _stored_shapes(self, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+        """What one layer's projection is stored as, by what is added to its path."""
+        if self.quantised == "int8":
+            return {"": (inputs, outputs), "_scale": (outputs,)}
+        if self.quantised == "nf4":
+            return {"": (inputs // 2, outputs), "_group_scale": (inputs // GROUP, outputs)}
+        return {"": (inputs, outputs)}
 
     def flops_per_token(
         self,

@@ -23,9 +23,10 @@ from tca4rec_jax.llm.attention import (
     rotary_tables,
     rotate,
 )
-from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.kv_cache import KVCache, packing, write_suffix
 from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, dropout, lora_delta
+from tca4rec_jax.llm.quantisation import quantised_product
 from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings, put_soft_embeddings
 
 # What remat 'products' keeps: from these, the rest of a layer is elementwise.
@@ -332,7 +333,12 @@ class Decoder(nnx.Module):
         config = self.config
 
         def linear(x: jax.Array, name: str) -> jax.Array:
-            y, bias = jnp.einsum("...i,io->...o", x, weights[name]), weights.get(f"{name}_bias")
+            if config.quantised:
+                scale = weights[name + SCALES[config.quantised]]
+                y = quantised_product(config.quantised, x, weights[name], scale)
+            else:
+                y = jnp.einsum("...i,io->...o", x, weights[name])
+            bias = weights.get(f"{name}_bias")
             return y if bias is None else y + _on_last_axis(bias, y.ndim)
 
         def project(inputs: int, x: jax.Array, *names: str) -> list[jax.Array]:

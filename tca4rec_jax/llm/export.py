@@ -26,6 +26,7 @@ from tca4rec_jax.llm.families import config_fields
 from tca4rec_jax.llm.hugging_face import LAYER_MODULES, tensor_places
 from tca4rec_jax.llm.loading import is_transposed
 from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes
+from tca4rec_jax.llm.quantisation import dequantised
 
 Adapters = dict[str, dict[str, jax.Array]]
 
@@ -64,6 +65,8 @@ def export_decoder(
 ) -> str:
     """Writes a trained decoder; returns one line on how to load it.
 
+    Quantised weights are written as the floats that they stand for.
+
     Args:
       kind: 'peft' (the adapters), 'merged' (one model, adapters included) or 'base' (the model that
         the adapters were trained on).
@@ -82,14 +85,13 @@ def export_decoder(
     if kind == "peft":
         write_peft_adapter(folder, decoder.config, decoder.lora, adapters, base_model=base_model)
     else:
+        # In the wider dtype, so that a weight is rounded once.
+        wider = jnp.promote_types(decoder.embedding.dtype, dtype)
+        config, params = dequantised(decoder.config, params, wider)
         if kind == "merged":
-            # In the wider dtype, so that a merged weight is rounded once.
-            params = {
-                path: value.astype(jnp.promote_types(value.dtype, dtype))
-                for path, value in params.items()
-            }
+            params = {path: value.astype(wider) for path, value in params.items()}
             params = merge_adapters(params, adapters, decoder.lora)
-        write_hugging_face(folder, decoder.config, params, tokenizer, dtype=dtype)
+        write_hugging_face(folder, config, params, tokenizer, dtype=dtype)
     return LOADING[kind].format(folder=str(folder))
 
 

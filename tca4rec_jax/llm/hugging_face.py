@@ -1,5 +1,6 @@
 """Reads a Hugging Face folder (config.json, safetensors) into the decoder's parameter layout."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from functools import partial
@@ -54,18 +55,20 @@ def load_hugging_face(
     dtype: jnp.dtype = jnp.float32,
     *,
     sharding: Callable[[str], Sharding] | None = None,
+    quantised: str = "",
 ) -> tuple[DecoderConfig, dict[str, jax.Array]]:
     """Config and parameters (by path, layers stacked, matrices [in, out]) of a folder.
 
     One file or a sharded index; float32, bfloat16 or float16. See `loading` for how little memory
-    it takes, and for `sharding`.
+    it takes, and for `sharding` and `quantised`.
 
     Raises:
-      ValueError: as `read_config`, an unreadable file, or every tensor that is missing, unknown or
-        of another shape or kind, by name.
+      ValueError: as `read_config`, a config that cannot be quantised so, an unreadable file, or
+        every tensor that is missing, unknown or of another shape or kind, by name.
     """
     folder = Path(folder)
     config = read_config(folder)
+    stored = dataclasses.replace(config, quantised=quantised)
     tensors = {}
     for file in _weight_files(folder):
         try:
@@ -74,7 +77,8 @@ def load_hugging_face(
             raise ValueError(f"{file}: not a readable safetensors file ({error})") from error
     tensors = {name: value for name, value in tensors.items() if not _is_redundant(name, config)}
     try:
-        return config, load_parameters(config, tensors, tensor_places(config), dtype, sharding)
+        places = tensor_places(config)
+        return stored, load_parameters(config, tensors, places, dtype, sharding, quantised)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
 

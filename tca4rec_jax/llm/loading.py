@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.quantisation import quantise
 
 Index = tuple[slice, ...]
 PIECE_BYTES = 16 << 20
@@ -48,14 +49,17 @@ def load_parameters(
     places: dict[str, Place],
     dtype: jnp.dtype,
     sharding: Callable[[str], Sharding] | None = None,
+    quantised: str = "",
 ) -> dict[str, jax.Array]:
-    """The parameters by path, shapes as in `config.parameter_shapes`.
+    """The parameters by path, shapes as in `config.parameter_shapes` with this `quantised`.
 
     Args:
       tensors: by the file's names.
       places: file's name -> place; of every parameter, layers in order.
       dtype: of the parameters.
       sharding: path -> where the parameter lives; the first device if not given.
+      quantised: a key of config.SCALES, or '': each projection is quantised before the next one is
+        read.
 
     Raises:
       ValueError: every tensor that is missing, unknown or of another shape, by name.
@@ -70,6 +74,9 @@ def load_parameters(
         params[path] = jax.make_array_from_callback(
             shape, where, lambda index, path=path: _shard(config, path, sources[path], index, dtype)
         ).block_until_ready()
+        if quantised and path.removeprefix("layers/") in config.projection_shapes:
+            stored = quantise(quantised, path, params.pop(path), sharding)
+            params |= jax.block_until_ready(stored)
     return params
 
 

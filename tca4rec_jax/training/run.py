@@ -101,18 +101,26 @@ class Run:
         """The pretrained decoder, replicated; with fresh adapters (which change nothing) if they
         are what is trained, else in float32, so that small updates are not rounded away.
 
-        Raises ValueError for an unknown llm.train, llm.attention, ..., or if prompt.max_tokens
-        exceeds the longest sequence of the model.
+        Raises ValueError for an unknown llm.train, llm.attention, ..., for quantised weights that
+        should be trained, or if prompt.max_tokens exceeds the longest sequence of the model.
         """
         llm = self.config.llm
         if llm.train not in TRAINED:
             raise ValueError(f"llm.train is {llm.train!r}: expected one of {', '.join(TRAINED)}")
+        if llm.quantise and llm.train == "full":
+            raise ValueError(
+                f"llm.quantise is {llm.quantise!r}, but quantised weights cannot be trained: give"
+                " llm.train=lora, or leave llm.quantise empty"
+            )
         options = DecoderOptions(llm.layer_loop, llm.remat, llm.attention)
         check_implementation(llm.attention, jax.default_backend(), llm.dtype)
         load = load_hugging_face if self.weights_path.is_dir() else load_gguf
         stored = llm.dtype if llm.train == "lora" else "float32"
         architecture, params = load(
-            self.weights_path, jnp.dtype(stored), sharding=lambda _: replicated(self.mesh)
+            self.weights_path,
+            jnp.dtype(stored),
+            sharding=lambda _: replicated(self.mesh),
+            quantised=llm.quantise,
         )
         if self.config.prompt.max_tokens > architecture.max_positions:
             raise ValueError(
@@ -179,10 +187,11 @@ class Run:
     def inference_decoder(self, name: str) -> Decoder:
         """The LLM of a run without adapters: they are merged into float32 weights, which is faster.
 
-        Of another dtype the weights would round them away, and the adapters stay. '' is the LLM as
-        it came. Raises FileNotFoundError as `trained_decoder`.
+        Weights of another dtype, or quantised, would round them away, and the adapters stay. '' is
+        the LLM as it came. Raises FileNotFoundError as `trained_decoder`.
         """
-        if name and self.config.llm.dtype != "float32":
+        llm = self.config.llm
+        if name and (llm.dtype != "float32" or llm.quantise):
             return self.trained_decoder(name)
         decoder = self.trained_decoder(name) if name else self.decoder
         params, adapters = decoder_arrays(decoder)
