@@ -381,6 +381,7 @@ def _write_tensors(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> No
             if not np.isfinite(written[name]).all():
                 raise ValueError(f"{name} has values that are not finite as {dtype}")
     save_file(written, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # save_file makes it private
 
 
 def _write_json(path: Path, fields: dict[str, object]) -> None:

@@ -195,6 +195,7 @@ class Run:
             return self.trained_decoder(name)
         decoder = self.trained_decoder(name) if name else self.decoder
         params, adapters = decoder_arrays(decoder)
+        params = in_dtype(params, self.compute_dtype)
         if name:
             params = merge_adapters(params, adapters, decoder.lora)
         return Decoder(decoder.config, replicate(self.mesh, params), options=decoder.options)

@@ -1,0 +1,148 @@
+"""Runs of a tiny LLM: every weight trained, stopped, gone on; adapters on quantised weights."""
+
+import json
+import string
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from flax import nnx
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tca4rec_jax.cf.run import run_cf
+from tca4rec_jax.config import default_config
+from tca4rec_jax.data.dataset import load, prepare
+from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.evaluation.evaluate import evaluate_run
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.decoder import init_params
+from tca4rec_jax.llm.export import decoder_arrays, export_decoder, write_hugging_face
+from tca4rec_jax.llm.hugging_face import load_hugging_face
+from tca4rec_jax.training import loop
+from tca4rec_jax.training.run import Run, train_run
+
+ITEMS = 12
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Data, the logits of popularity, and a random Llama with a tokenizer of letters."""
+    path = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    pd.DataFrame(
+        {
+            "user": np.repeat(np.arange(40), 8),
+            "item": rng.integers(0, ITEMS, 320),
+            "timestamp": np.arange(320),
+        }
+    ).to_csv(path / "interactions.csv", index=False)
+    titles = [
+        f"{string.ascii_lowercase[item]}{string.ascii_lowercase[item % 3]}" for item in range(ITEMS)
+    ]
+    pd.DataFrame({"item": range(ITEMS), "title": titles}).to_csv(path / "items.csv", index=False)
+    letters = models.BPE(
+        vocab={c: i for i, c in enumerate("\x00Ġ" + string.ascii_lowercase)}, merges=[]
+    )
+    tokenizer = Tokenizer(letters)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    architecture = DecoderConfig(32, 64, 64, 2, 4, 2, 16, max_positions=64)
+    write_hugging_face(
+        path / "model",
+        architecture,
+        init_params(architecture, jax.random.key(0)),
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer),
+        dtype="float32",
+    )
+    config = make_config(path, "any")
+    prepare(config.data, path / "data")
+    run_cf({"model": "popularity"}, load(path / "data"), path, history_length=4)
+    return path
+
+
+def make_config(workdir, name, **llm):
+    config = default_config()
+    config.run = name
+    config.data.source = "files"
+    config.data.interactions = str(workdir / "interactions.csv")
+    config.data.catalogue = str(workdir / "items.csv")
+    config.data.history_length = 4
+    config.llm.weights = str(workdir / "model")
+    config.llm.update(llm)
+    config.prompt.update({"prefix": "q", "before_title": " ", "end": "z", "max_tokens": 32})
+    config.training.update({"steps": 5, "batch_size": 4, "buckets": (32,), "checkpoint_every": 2})
+    config.optimizer.update({"learning_rate": 1e-2, "warmup_steps": 1})
+    config.decoding.beams = 3
+    config.evaluation.update({"rows": 4, "batch_size": 4, "buckets": 1, "examples": 1})
+    config.evaluation.variants = (("untrained", "", 0.0), ("trained", name, 0.0))
+    return config
+
+
+def losses(run):
+    return [line["loss"] for line in loop.read_log(run.directory / "log.jsonl")]
+
+
+@pytest.mark.slow
+def test_full_fine_tuning_goes_on_is_evaluated_and_exported(workdir, monkeypatch, tmp_path):
+    whole = Run(make_config(workdir, "whole", train="full"), workdir)
+    expected = train_run(whole)
+
+    config = make_config(workdir, "stopped", train="full")
+    run, write = Run(config, workdir), loop._TrainingLog.write
+
+    def write_or_stop(log, bar, step, *args):
+        if step == 3:
+            raise KeyboardInterrupt
+        return write(log, bar, step, *args)
+
+    monkeypatch.setattr(loop._TrainingLog, "write", write_or_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(run)
+    monkeypatch.undo()
+    assert len(losses(run)) == 3
+    run = Run(config, workdir)
+    state = train_run(run)
+    assert losses(run) == losses(whole)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+    evaluate_run(config, workdir)
+    results = json.loads((workdir / "results.json").read_text())["models"]
+    untrained, trained = (
+        results[name]["nll per title"]["temperature 1"]["mean"] for name in ("untrained", "trained")
+    )
+    assert trained < untrained
+
+    export_decoder(
+        tmp_path / "merged",
+        run.trained_decoder(config.run),
+        run.tokenizer,
+        kind="merged",
+        dtype="float32",
+        base_model="",
+    )
+    architecture, params = load_hugging_face(tmp_path / "merged")
+    assert architecture == run.decoder.config
+    trained = nnx.to_flat_state(state.params)
+    assert len(trained) == len(params)
+    for path, value in trained:
+        np.testing.assert_array_equal(params["/".join(path)], value[...])
+
+
+def test_adapters_on_quantised_weights_are_trained_and_recommend(workdir):
+    run = Run(make_config(workdir, "nf4", quantise="nf4"), workdir)
+    before, _ = decoder_arrays(run.decoder)
+    state = train_run(run)
+    assert any(
+        np.any(value[...]) for path, value in nnx.to_flat_state(state.params) if path[-1] == "b"
+    )
+    decoder = run.inference_decoder("nf4")
+    after, adapters = decoder_arrays(decoder)
+    assert adapters
+    assert after["layers/q_proj"].dtype == np.uint8
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    found = Recommender.load(workdir, "nf4").recommend([["0", "3"], ["5"]], k=2)
+    assert [len(items) for items in found] == [2, 2]
+    with pytest.raises(ValueError, match="llm.quantise is 'nf4', but quantised weights cannot"):
+        Run(make_config(workdir, "x", quantise="nf4", train="full"), workdir).initial_state()
