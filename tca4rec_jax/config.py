@@ -73,7 +73,7 @@ def default_config() -> ConfigDict:
                 "dtype": "float32",
                 "quantise": "",  # the layers' frozen weights to 'int8' or 'nf4' (4.5 bits)
                 "train": "lora",  # the adapters; 'full': every weight, in float32
-                "attention": "xla",  # or 'cudnn' (GPU)
+                "attention": "xla",  # of training; or 'cudnn' (GPU), 'splash' (TPU)
                 "layer_loop": "scan",
                 "remat": "products",  # or 'none', 'full'
             },

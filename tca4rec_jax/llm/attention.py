@@ -16,7 +16,7 @@ from tca4rec_jax.llm.config import RopeScaling
 
 # Finite, so that a masked score underflows to exactly zero without inf - inf.
 MASKED = -1e30
-IMPLEMENTATIONS = ("xla", "cudnn")
+IMPLEMENTATIONS = ("xla", "cudnn", "splash")
 
 
 def check_implementation(name: str, platform: str, dtype: str) -> None:
@@ -29,6 +29,8 @@ def check_implementation(name: str, platform: str, dtype: str) -> None:
             "llm.attention is 'cudnn', which needs an NVIDIA GPU and llm.dtype bfloat16 or float16,"
             f" not {platform} and {dtype}: use 'xla'"
         )
+    if name == "splash" and platform != "tpu":
+        raise ValueError(f"llm.attention is 'splash', which needs a TPU, not {platform}: use 'xla'")
 
 
 def rotary_frequencies(
@@ -86,8 +88,9 @@ def causal_attention(
 ) -> jax.Array:
     """Causal attention over right-padded sequences -> [B, S, N, H].
 
-    implementation: one of IMPLEMENTATIONS; 'cudnn' is cuDNN's fused kernel (check_implementation),
-    whose window must be an int. For 'xla' it may be traced, as where layers differ in theirs.
+    implementation: one of IMPLEMENTATIONS; 'cudnn' and 'splash' are fused kernels for NVIDIA GPUs
+    and TPUs (check_implementation), whose window must be an int. For 'xla' it may be traced, as
+    where layers differ in theirs.
 
     Queries go in blocks that read only the keys up to the block's end, which saves the upper
     triangle, and from the block's window on, if that is an int. Padding needs no mask: it lies
@@ -102,6 +105,8 @@ def causal_attention(
             local_window_size=None if window is None else (window - 1, 0),
             implementation="cudnn",
         )
+    if implementation == "splash":
+        return splash_attention(q_BxSxNxH, k_BxSxKxH, v_BxSxKxH, window=window)
     length, num_kv_heads = k_BxSxKxH.shape[1:3]
     # One transpose of q, k and v, so that no product needs one of the much larger scores.
     q_BxKxGxSxH = _grouped(q_BxSxNxH, num_kv_heads).transpose(0, 2, 3, 1, 4)
@@ -166,6 +171,43 @@ def _attend_block_backward(saved, d_out):
 
 
 _attend_block.defvjp(_attend_block_forward, _attend_block_backward)
+
+
+def splash_attention(
+    q_BxSxNxH: jax.Array,
+    k_BxSxKxH: jax.Array,
+    v_BxSxKxH: jax.Array,
+    *,
+    window: int | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """What causal_attention does, by the kernel for TPUs that never visits what nothing sees.
+
+    Not partitioned by the compiler: every device must hold its rows and all heads.
+    interpret: runs it elsewhere, slowly.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    length, heads, head_dim = q_BxSxNxH.shape[1:]
+    padded = -(-length // 128) * 128  # the padding comes last: no real token sees it
+    block = next(size for size in (512, 256, 128) if padded % size == 0)
+    shape = (padded, padded)
+    mask = splash.CausalMask(shape)
+    if window is not None:
+        mask = splash.LocalMask(shape, (window - 1, 0), 0)
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    kernel = splash.make_splash_mha_single_device(
+        mask=splash.MultiHeadMask([mask] * heads),
+        block_sizes=splash.BlockSizes(**{f"block_{name}": block for name in names}),
+        residual_checkpoint_name="normaliser",
+        interpret=interpret,
+    )
+
+    def heads_first(x):
+        return jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    q, k, v = map(heads_first, (q_BxSxNxH * head_dim**-0.5, k_BxSxKxH, v_BxSxKxH))
+    return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)[:, :length]
 
 
 def _visible(queries_Q: jax.Array, keys_K: jax.Array, window: int | jax.Array | None) -> jax.Array:

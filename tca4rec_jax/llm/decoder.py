@@ -45,8 +45,8 @@ class DecoderOptions:
     remat: what is kept for the backward pass: with 'none' every activation, with 'products' the
       results of matrix products, from which the elementwise rest is made again (less memory, and on
       CPU no slower), with 'full' only each layer's input.
-    attention: of whole sequences, one of attention.IMPLEMENTATIONS; the kernel 'cudnn' cannot run
-      a model whose layers differ in their sliding window.
+    attention: in `hidden`, one of attention.IMPLEMENTATIONS; the kernels ('cudnn', 'splash') cannot
+      run a model whose layers differ in their sliding window.
     """
 
     layer_loop: str = "scan"
@@ -253,12 +253,14 @@ class Decoder(nnx.Module):
                 " shorten the history or the titles"
             )
         positions_S = jnp.arange(length)
+        # Prompts are short and need no backward pass.
+        implementation = "xla" if keep_kv else self.options.attention
         embedded = self._embed(tokens_BxS)
         hidden, kv = self._run_layers(
             embedded if soft is None else put_soft_embeddings(embedded, soft),
             positions_S[None, :],
             lambda q, k, v, _, window: causal_attention(
-                q, k, v, window=window, implementation=self.options.attention
+                q, k, v, window=window, implementation=implementation
             ),
             keep_kv=keep_kv,
             dropout_key=dropout_key,

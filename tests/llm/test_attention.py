@@ -10,6 +10,7 @@ from tca4rec_jax.llm.attention import (
     check_implementation,
     rotary_tables,
     rotate,
+    splash_attention,
 )
 
 
@@ -53,6 +54,35 @@ def test_causal_attention_and_its_gradient(block, window, traced):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), result, expected
     )
+
+
+@pytest.mark.parametrize(("length", "window"), [(130, None), (200, 40), (256, 1)])
+def test_splash_attention_and_its_gradient(length, window):
+    """Interpreted, on lengths that have to be padded and one that has not."""
+    generator = np.random.default_rng(0)
+    q, k, v, weights = (
+        jnp.asarray(generator.normal(size=(2, length, heads, 16)), jnp.float32)
+        for heads in (4, 2, 2, 4)
+    )
+
+    def gradient(attention):
+        def loss(*inputs):
+            out = attention(*inputs)
+            return jnp.sum(out * weights), out
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+
+    found = gradient(lambda *inputs: splash_attention(*inputs, window=window, interpret=True))
+    expected = gradient(lambda *inputs: textbook_attention(*inputs, window))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-5), found, expected
+    )
+
+
+def test_splash_is_refused_elsewhere():
+    check_implementation("splash", "tpu", "float32")
+    with pytest.raises(ValueError, match="'splash', which needs a TPU, not gpu: use 'xla'"):
+        check_implementation("splash", "gpu", "bfloat16")
 
 
 def test_cudnn_lowers_for_a_gpu_and_is_refused_elsewhere(monkeypatch):
