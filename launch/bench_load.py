@@ -2,6 +2,7 @@
 
     python launch/bench_load.py                                  # 1.1 GB of float32
     python launch/bench_load.py --stored=bfloat16 --loaded=bfloat16
+    python launch/bench_load.py --quantised=nf4
 
 Makes a Llama with the widths of SmolLM2-360M and as many layers as the size asks for, in several
 safetensors files, and loads it onto all devices as training does. Memory is the growth of the
@@ -20,7 +21,7 @@ from absl import app, flags
 from safetensors.numpy import save_file
 
 from tca4rec_jax.launching import start
-from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.families import config_fields
 from tca4rec_jax.llm.hugging_face import INDEX, load_hugging_face, tensor_places
 from tca4rec_jax.llm.loading import is_transposed
@@ -28,6 +29,7 @@ from tca4rec_jax.sharding import make_mesh, replicated
 
 _GIGABYTES = flags.DEFINE_float("gigabytes", 1.1, "Size of the checkpoint (10^9 bytes).")
 _STORED = flags.DEFINE_enum("stored", "float32", ["float32", "bfloat16"], "Type in the files.")
+_QUANTISED = flags.DEFINE_enum("quantised", "", ["", *SCALES], "As llm.quantise.")
 _LOADED = flags.DEFINE_enum("loaded", "float32", ["float32", "bfloat16"], "Type in memory.")
 
 
@@ -88,14 +90,17 @@ def main(_):
         stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         before, begin = memory("VmRSS"), time.perf_counter()
         _, params = load_hugging_face(
-            folder, jnp.dtype(_LOADED.value), sharding=lambda _: replicated(mesh)
+            folder,
+            jnp.dtype(_LOADED.value),
+            sharding=lambda _: replicated(mesh),
+            quantised=_QUANTISED.value,
         )
         seconds, peak = time.perf_counter() - begin, memory("VmHWM") - before
         loaded = sum(value.nbytes for value in params.values())
     print(
-        f"{stored / 1e9:.2f} GB of {_STORED.value}, {loaded / 1e9:.2f} GB as {_LOADED.value} on"
-        f" {mesh.size} devices: {seconds:.1f} s; peak {peak / 1e9:.2f} GB,"
-        f" {peak / stored:.2f} times the files, {peak / loaded:.2f} times the parameters"
+        f"{stored / 1e9:.2f} GB of {_STORED.value}, {loaded / 1e9:.2f} GB as"
+        f" {_QUANTISED.value or _LOADED.value} on {mesh.size} devices: {seconds:.1f} s;"
+        f" peak {peak / 1e9:.2f} GB, {peak / stored:.2f} times the files, {peak / loaded:.2f} times the parameters"
     )
 
 

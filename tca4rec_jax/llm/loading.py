@@ -2,10 +2,13 @@
 
 Files hold [out, in] matrices, one tensor per layer; the decoder's are [in, out] and stacked over
 layers. Every shard of a parameter is allocated once, in its dtype, and filled piece by piece. The
-host holds one parameter at a time and one piece; where the device is the host, the filled memory is
-the array, for all devices that hold the same shard.
+host holds one parameter at a time and one piece (of one that is quantised, one layer's floats);
+where the device is the host, the filled memory is the array, for all devices that hold the same
+shard.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.quantisation import quantise
 
 Index = tuple[slice, ...]
@@ -58,8 +61,8 @@ def load_parameters(
       places: file's name -> place; of every parameter, layers in order.
       dtype: of the parameters.
       sharding: path -> where the parameter lives; the first device if not given.
-      quantised: a key of config.SCALES, or '': each projection is quantised before the next one is
-        read.
+      quantised: a key of config.SCALES: what the projections are stored as, or '' for floats. A
+        layer's matrix is quantised on the first device before the next one is read.
 
     Raises:
       ValueError: every tensor that is missing, unknown or of another shape, by name.
@@ -69,14 +72,15 @@ def load_parameters(
     for name, place in places.items():
         sources.setdefault(place.path, []).append(tensors[name])
     params = {}
+    stored = dataclasses.replace(config, quantised=quantised)
     for path, shape in config.parameter_shapes.items():
+        if quantised and path.removeprefix("layers/") in config.projection_shapes:
+            params |= _quantised_parameter(stored, path, sources[path], sharding)
+            continue
         where = sharding(path) if sharding else SingleDeviceSharding(jax.devices()[0])
         params[path] = jax.make_array_from_callback(
             shape, where, lambda index, path=path: _shard(config, path, sources[path], index, dtype)
         ).block_until_ready()
-        if quantised and path.removeprefix("layers/") in config.projection_shapes:
-            stored = quantise(quantised, path, params.pop(path), sharding)
-            params |= jax.block_until_ready(stored)
     return params
 
 
@@ -109,6 +113,44 @@ def _shard(
         else:
             _fill(slot, sources[layer], inner)
     return shard
+
+
+def _quantised_parameter(
+    config: DecoderConfig,
+    path: str,
+    sources: list[StoredTensor],
+    sharding: Callable[[str], Sharding] | None,
+) -> dict[str, jax.Array]:
+    """Codes and scales of a projection, made once for all shards of the same outputs."""
+    inputs = config.projection_shapes[path.removeprefix("layers/")][0]
+    made: dict[tuple[range, range], list[np.ndarray]] = {}
+
+    def parts(layers: range, outputs: range) -> list[np.ndarray]:
+        weight = np.empty((inputs, len(outputs)), np.float32)
+        stacks = []
+        for slot, layer in enumerate(layers):
+            _fill(weight.T, sources[layer], [outputs, range(inputs)])
+            for which, part in enumerate(map(np.asarray, quantise(config.quantised, weight))):
+                if slot == 0:
+                    stacks.append(_aligned_empty((len(layers), *part.shape), part.dtype))
+                stacks[which][slot] = part
+        return stacks
+
+    def shard(which: int, shape: tuple[int, ...], index: Index) -> np.ndarray:
+        layers, *rows, outputs = index
+        key = range(shape[0])[layers], range(shape[-1])[outputs]
+        if key not in made:
+            made[key] = parts(*key)
+        return made[key][which][:, *rows]
+
+    params = {}
+    for which, name in enumerate((path, path + SCALES[config.quantised])):
+        where = sharding(name) if sharding else SingleDeviceSharding(jax.devices()[0])
+        shape = config.parameter_shapes[name]
+        params[name] = jax.make_array_from_callback(
+            shape, where, functools.partial(shard, which, shape)
+        )
+    return jax.block_until_ready(params)
 
 
 def _fill(slot: np.ndarray, source: StoredTensor, ranges: list[range]) -> None:

@@ -16,11 +16,9 @@ Axis letters: L layers, I inputs, O outputs, G groups, C inputs of a group, J by
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Sharding
 
 from tca4rec_jax.llm.config import GROUP, SCALES, DecoderConfig
 
@@ -32,23 +30,10 @@ LEVELS = (
 )  # fmt: skip
 
 
-def quantise(
-    kind: str, path: str, weight_LxIxO: jax.Array, sharding: Callable[[str], Sharding] | None = None
-) -> dict[str, jax.Array]:
-    """What stands, by path, for the stack of matrices at `path`: its codes and its scales.
-
-    Args:
-      kind: a key of SCALES.
-      weight_LxIxO: any float dtype.
-      sharding: path -> where the array lives; the weight's own devices if not given.
-    """
-    paths = (path, path + SCALES[kind])
-    # Layer by layer: the float32 copies of one only.
-    stack = jax.jit(
-        functools.partial(jax.lax.map, _TO_CODES[kind]),
-        out_shardings=sharding and tuple(map(sharding, paths)),
-    )
-    return dict(zip(paths, stack(weight_LxIxO), strict=True))
+@functools.partial(jax.jit, static_argnums=0)
+def quantise(kind: str, weight_IxO: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(codes, scales) of a matrix of floats; kind is a key of SCALES."""
+    return _TO_CODES[kind](weight_IxO.astype(jnp.float32))
 
 
 def dequantise(kind: str, codes_JxO: jax.Array, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -82,7 +67,6 @@ def dequantised(
 
 
 def _to_int8(weight_IxO):
-    weight_IxO = weight_IxO.astype(jnp.float32)
     scale_O = _divisible(jnp.max(jnp.abs(weight_IxO), axis=0) / 127)
     return jnp.round(weight_IxO / scale_O[None, :]).astype(jnp.int8), scale_O
 
@@ -92,7 +76,7 @@ def _from_int8(codes_IxO, scale_O):
 
 
 def _to_nf4(weight_IxO):
-    weight_GxCxO = weight_IxO.astype(jnp.float32).reshape(-1, GROUP, weight_IxO.shape[1])
+    weight_GxCxO = weight_IxO.reshape(-1, GROUP, weight_IxO.shape[1])
     scale_GxO = _divisible(jnp.max(jnp.abs(weight_GxCxO), axis=1))
     relative_GxCxO = weight_GxCxO / scale_GxO[:, None, :]
     codes_GxCxO = jnp.zeros(relative_GxCxO.shape, jnp.uint8)
