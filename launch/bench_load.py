@@ -92,7 +92,7 @@ def main(_):
         _, params = load_hugging_face(
             folder,
             jnp.dtype(_LOADED.value),
-            sharding=lambda _: replicated(mesh),
+            sharding=lambda *_: replicated(mesh),
             quantised=_QUANTISED.value,
         )
         seconds, peak = time.perf_counter() - begin, memory("VmHWM") - before
@@ -100,7 +100,8 @@ def main(_):
     print(
         f"{stored / 1e9:.2f} GB of {_STORED.value}, {loaded / 1e9:.2f} GB as"
         f" {_QUANTISED.value or _LOADED.value} on {mesh.size} devices: {seconds:.1f} s;"
-        f" peak {peak / 1e9:.2f} GB, {peak / stored:.2f} times the files, {peak / loaded:.2f} times the parameters"
+        f" peak {peak / 1e9:.2f} GB, {peak / stored:.2f} times the files,"
+        f" {peak / loaded:.2f} times the parameters"
     )
 
 

@@ -155,7 +155,7 @@ def ours(inputs: Inputs):
     case, mesh = inputs.case, make_mesh()
     peak = measured_peak(mesh, case.dtype)
     architecture, params = load_gguf(
-        case.weights, jax.numpy.dtype(case.dtype), sharding=lambda _: replicated(mesh)
+        case.weights, jax.numpy.dtype(case.dtype), sharding=lambda *_: replicated(mesh)
     )
     lora, adapters = read_peft_adapter(Path(case.exported) / "adapters")
     decoder = Decoder(architecture, params, lora=lora, adapters=adapters)
@@ -165,14 +165,14 @@ def ours(inputs: Inputs):
     )
     soft = case.contestant == "ours"
     trie, shape = trie_on_device(inputs.compressed)
-    update = training.make_train_step(
-        graph, optimizer, mesh=mesh, trie_shape=shape, seed=0,
-        form=FORM if soft else "cross_entropy", softmax="children" if soft else "vocabulary",
-    )  # fmt: skip
     items = CFItems(inputs.batches.store.item_table) if soft else None
     scalars = training.Temperatures(*map(np.float32, (ALPHA, BETA, TAU if soft else 1.0)))
     state = training.init_state(adapters, optimizer)
     state, base, items, trie, scalars = replicate(mesh, (state, base, items, trie, scalars))
+    update = training.make_train_step(
+        graph, state, base, optimizer, mesh=mesh, trie_shape=shape, seed=0,
+        form=FORM if soft else "cross_entropy", softmax="children" if soft else "vocabulary",
+    )  # fmt: skip
 
     def step(number: int) -> float:
         nonlocal state

@@ -28,6 +28,8 @@ def default_config() -> ConfigDict:
         {
             "seed": 0,
             "run": "",  # name of the LLM run below workdir/llm; '' names it by alpha
+            # Devices along each axis (sharding.py); data = -1 takes what the others leave.
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "data": {
                 "source": "movielens_100k",  # or 'files', 'published'
                 "path": "",  # 'published': the directory

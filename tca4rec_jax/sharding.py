@@ -1,14 +1,91 @@
 """The device mesh and where arrays live on it.
 
-The batch is split over the axis 'data'; the model is replicated.  A mesh of one device runs the
-same code.  On CPU give every core a device of its own (`use_cpu_cores`): two single-threaded
-programs side by side do more work than one with two threads.
+One mesh for everything, of three axes:
+  data    splits the rows of a batch; holds the model again and again.
+  fsdp    splits the rows too, and every matrix of the model: training puts a layer's matrices
+          together where it runs and drops them again; beam search leaves them where they are.
+  tensor  splits the heads, the feed-forward and the vocabulary (the model's arithmetic), and the
+          items of the CF logits.
+
+`Rules` is the one table of what is split over which. A mesh of one device runs the same code. On
+CPU give every core a device of its own (`use_cpu_cores`): two single-threaded programs side by side
+do more work than one with two threads.
 """
 
+import math
 import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tca4rec_jax.llm.config import DecoderConfig, logical_axes
+
+MESH_AXES = ("data", "fsdp", "tensor")
+MeshAxes = str | tuple[str, ...] | None
+
+# A parameter's path inside that of a leaf: of a parameter itself, or of its optimiser moment.
+_PARAMETER = re.compile(
+    r"(?:.*/)?((?:layers|adapters)/.+?|embedding|lm_head|final_norm)(?:/value)?"
+)
+
+
+def names_of(axes: MeshAxes) -> tuple[str, ...]:
+    """The mesh axes in a rule or in an entry of a PartitionSpec."""
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Logical axis -> the mesh axis or axes that split it; None: every device holds it whole.
+
+    A dimension that does not divide over its mesh axes is held whole too (`sharding_of`).
+    """
+
+    batch: MeshAxes = ("data", "fsdp")  # rows of a training batch
+    prompts: MeshAxes = "data"  # rows of a beam search
+    items: MeshAxes = "tensor"  # of the CF logits, in training
+    vocabulary: MeshAxes = "tensor"
+    heads: MeshAxes = "tensor"
+    kv_heads: MeshAxes = "tensor"
+    feed_forward: MeshAxes = "tensor"
+    embed: MeshAxes = "fsdp"
+    norm: MeshAxes = None
+    layers: MeshAxes = None
+    adapter: MeshAxes = None  # the adapters' wide axis: they are small
+    rank: MeshAxes = None
+
+    def __post_init__(self):
+        for axis in vars(self):
+            unknown = sorted(set(self.mesh_axes(axis)) - set(MESH_AXES))
+            if unknown:
+                raise ValueError(f"rule {axis!r}: no mesh axis {unknown[0]!r} in {MESH_AXES}")
+
+    def mesh_axes(self, axis: str | None) -> tuple[str, ...]:
+        """The mesh axes of a logical axis; raises ValueError for one that has no rule."""
+        if axis is None:
+            return ()
+        if axis not in vars(self):
+            raise ValueError(f"no rule for the axis {axis!r}; there are {', '.join(vars(self))}")
+        return names_of(getattr(self, axis))
+
+    def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
+        """Of an array with these logical axes; raises ValueError if two are on one mesh axis."""
+        taken: dict[str, str] = {}
+        for axis in axes:
+            for name in self.mesh_axes(axis):
+                if name in taken:
+                    raise ValueError(
+                        f"an array of {tuple(axes)}: {taken[name]!r} and {axis!r} are both split "
+                        f"over the mesh axis {name!r}; change one of these rules"
+                    )
+                taken[name] = axis
+        return PartitionSpec(*(self.mesh_axes(axis) or None for axis in axes))
+
+
+RULES = Rules()
 
 
 def use_cpu_cores() -> None:
@@ -21,10 +98,119 @@ def use_cpu_cores() -> None:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
-def make_mesh(num_devices: int | None = None) -> Mesh:
-    """A mesh of all (or the first `num_devices`) devices along 'data'."""
-    devices = jax.devices()[:num_devices]
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence | None = None
+) -> Mesh:
+    """The mesh (data, fsdp, tensor) of the devices, by default of all there are.
+
+    Args:
+      data: -1 takes what the other two leave.
+      devices: more than the mesh needs are left out from the end, in a process of its own only.
+
+    Raises:
+      ValueError: sizes that are not positive, or do not fit the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    for name, size in sizes.items():
+        if size < 1 and (name, size) != ("data", -1):
+            raise ValueError(f"mesh.{name} is {size}: expected at least 1 (or -1 for mesh.data)")
+    rest = fsdp * tensor
+    if data == -1 and len(devices) % rest:
+        raise ValueError(
+            f"mesh.fsdp * mesh.tensor is {rest}, which does not divide the {len(devices)} devices"
+        )
+    sizes["data"] = len(devices) // rest if data == -1 else data
+    count = math.prod(sizes.values())
+    if count > len(devices) or (count < len(devices) and jax.process_count() > 1):
+        raise ValueError(
+            f"mesh {sizes} is of {count} devices, there are {len(devices)}: set mesh.data=-1 for "
+            "all of them"
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()),
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * len(MESH_AXES),
+        devices=devices[:count],
+    )
+
+
+def sharding_of(
+    mesh: Mesh,
+    axes: Sequence[str | None],
+    shape: Sequence[int],
+    *,
+    pieces: Mapping[str, int] | None = None,
+    rules: Rules = RULES,
+) -> NamedSharding:
+    """Where an array with these logical axes lives.
+
+    A dimension that does not divide evenly is held whole by every device: splitting it would cost
+    padding and communication at each use.
+
+    Args:
+      pieces: logical axis -> of how many things it is made that must not be cut (heads), if these
+        are not its single entries.
+
+    Raises:
+      ValueError: as `Rules.spec`, or axes that are not those of the shape.
+    """
+    if len(axes) != len(shape):
+        raise ValueError(f"logical axes {tuple(axes)} of an array of shape {tuple(shape)}")
+    rules.spec(axes)
+    kept = []
+    for axis, size in zip(axes, shape, strict=True):
+        names = tuple(name for name in rules.mesh_axes(axis) if mesh.shape[name] > 1)
+        parts = math.prod(mesh.shape[name] for name in names)
+        divides = size % parts == 0 and (pieces or {}).get(axis, size) % parts == 0
+        kept.append((names if len(names) > 1 else names[0]) if names and divides else None)
+    while kept and kept[-1] is None:
+        kept.pop()
+    return NamedSharding(mesh, PartitionSpec(*kept))
+
+
+def parameter_sharding(
+    mesh: Mesh,
+    config: DecoderConfig,
+    path: str,
+    shape: Sequence[int] | None = None,
+    rules: Rules = RULES,
+) -> NamedSharding:
+    """Where a decoder's parameter lives; `shape` is needed if config.parameter_shapes has no such.
+
+    Query heads stay with the keys they share: if the kv heads do not divide, both are held whole.
+    """
+    shape = config.parameter_shapes[path] if shape is None else shape
+    pieces = {"heads": config.num_kv_heads, "kv_heads": config.num_kv_heads}
+    return sharding_of(mesh, logical_axes(path), shape, pieces=pieces, rules=rules)
+
+
+def tree_shardings(mesh: Mesh, config: DecoderConfig, tree, rules: Rules = RULES):
+    """Where every leaf of a tree of parameters, a training state or a decoder's state lives.
+
+    A leaf below a parameter's path (an optimiser's moment) lives where the parameter does; one that
+    belongs to no parameter is replicated. Leaves may be abstract (ShapeDtypeStruct).
+    """
+
+    def of(key_path, leaf):
+        path = _parameter_path(key_path)
+        if path is None:
+            return replicated(mesh)
+        return parameter_sharding(mesh, config, path, leaf.shape, rules)
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def parameters(tree) -> list[tuple[str, object]]:
+    """(path, leaf) of the parameters in a tree."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    paths = [(_parameter_path(key_path), leaf) for key_path, leaf in leaves]
+    return [(path, leaf) for path, leaf in paths if path is not None]
+
+
+def _parameter_path(key_path) -> str | None:
+    found = _PARAMETER.fullmatch(jax.tree_util.keystr(key_path, simple=True, separator="/"))
+    return found and found[1]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -37,15 +223,23 @@ def replicate(mesh: Mesh, tree):
     return jax.device_put(tree, replicated(mesh))
 
 
-def shard_batch(mesh: Mesh, tree):
-    """Splits the leading axis of every array over 'data'."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("data")))
+def rows(mesh: Mesh, axis: str = "batch", rules: Rules = RULES) -> NamedSharding:
+    """The sharding of arrays whose leading axis is 'batch' or 'prompts'."""
+    return NamedSharding(mesh, rules.spec((axis,)))
 
 
-def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
+def shard_batch(mesh: Mesh, tree, axis: str = "batch"):
+    """Splits the leading axis, 'batch' or 'prompts', of every array."""
+    return jax.device_put(tree, rows(mesh, axis))
+
+
+def check_batch_size(
+    mesh: Mesh, batch_size: int, field: str, axis: str = "batch", rules: Rules = RULES
+) -> None:
     """Raises ValueError, naming the field, if the batch does not divide over the mesh."""
-    if batch_size < 1 or batch_size % mesh.shape["data"]:
+    parts = math.prod(mesh.shape[name] for name in rules.mesh_axes(axis))
+    if batch_size < 1 or batch_size % parts:
         raise ValueError(
-            f"{field} is {batch_size}, but must be a multiple of the {mesh.shape['data']} devices "
-            "that share the batch"
+            f"{field} is {batch_size}, but must be a multiple of the {parts} devices "
+            f"({' x '.join(rules.mesh_axes(axis))}) that share the batch"
         )

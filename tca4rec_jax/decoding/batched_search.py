@@ -26,7 +26,8 @@ from tca4rec_jax.decoding.beam_search import (
 from tca4rec_jax.decoding.likelihood import TargetTitles, target_titles, title_nll
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.sharding import check_batch_size, replicate, shard_batch
+from tca4rec_jax.row_parallel import RowParallel
+from tca4rec_jax.sharding import check_batch_size, replicate, shard_batch, tree_shardings
 from tca4rec_jax.trie import ItemTrie
 
 _ROUND_BUCKETS_TO = 8
@@ -111,8 +112,8 @@ class BatchedSearch:
         Args:
           trie: token by token, from `ItemTrie.build`.
           config: what is searched for.
-          mesh: its axis 'data' shares the rows of a batch.
-          batch_size: rows per call, a multiple of the mesh's devices.
+          mesh: its axis 'data' shares the rows of a batch, the others the model.
+          batch_size: rows per call, a multiple of the devices along 'data'.
           buckets: padded prompt lengths, or how many to derive from the prompts' lengths. Every
             length is compiled once.
           renormalise: whether scores are those of a catalogue of the allowed items alone.
@@ -120,7 +121,7 @@ class BatchedSearch:
         Raises:
           ValueError: a batch that does not divide over the mesh, or no bucket.
         """
-        check_batch_size(mesh, batch_size, "batch_size")
+        check_batch_size(mesh, batch_size, "batch_size", "prompts")
         if (isinstance(buckets, int) and buckets < 1) or (
             not isinstance(buckets, int) and not buckets
         ):
@@ -196,7 +197,7 @@ class BatchedSearch:
         graph, state = nnx.split(decoder)
         run = partial(
             search_batch,
-            replicate(self._mesh, state),
+            jax.device_put(state, tree_shardings(self._mesh, decoder.config, state)),
             trie=self._trie,
             weights_U=ScoreWeights(*np.array(weights, np.float32).T),
             temperature_T=np.array(temperatures, np.float32),
@@ -228,7 +229,7 @@ class BatchedSearch:
                     None if allowed is None else np.asarray(allowed(padded_B), bool),
                     targets and TargetTitles(*(field[padded_B] for field in targets)),
                 )
-                result = run(*shard_batch(self._mesh, batch))
+                result = run(*shard_batch(self._mesh, batch, "prompts"))
                 # Fetched after the next batch was dispatched: the host works meanwhile.
                 if pending is not None:
                     store(*pending)
@@ -313,16 +314,18 @@ def search_batch(
     config: SearchConfig,
     renormalise: bool = True,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Beam search on each device's share of the batch: (leaves, scores) [B, U, M], NLL [B, T].
+    """Beam search on shares of the batch: (leaves, scores) [B, U, M], NLL [B, T].
 
     The prompts run once; the fields of weights_U are float32 [U] and each of them is searched with.
     Without targets there is no likelihood (None).
 
-    Users don't depend on one another, so each device runs a program of its own (shard_map): nothing
-    is communicated, and a device whose users are done does not wait for the others.
+    Users don't depend on one another, so each device along 'data' (or each group of devices that
+    share a copy of the model) runs a program of its own: nothing is communicated between them, and
+    one whose users are done does not wait for the others. Inside a group the compiler splits the
+    work along the weights, which stay where they are: a step's few tokens are lighter than they.
     """
 
-    def on_one_device(
+    def on_one_group(
         state, tokens, lengths, cf_logits, allowed, target, trie, weights_U, temperature_T
     ):
         decoder = nnx.merge(graph, state)
@@ -345,13 +348,11 @@ def search_batch(
             )  # fmt: skip
         return leaves, scores, nll_BxT
 
-    rows, everywhere = PartitionSpec("data"), PartitionSpec()
-    sharded = jax.shard_map(
-        on_one_device,
-        mesh=mesh,
-        in_specs=(everywhere, *[rows] * 5, *[everywhere] * 3),
-        out_specs=rows,
-        check_vma=False,
+    on_rows, everywhere = RowParallel(mesh, "prompts"), PartitionSpec()
+    sharded = on_rows(
+        on_one_group,
+        in_specs=(everywhere, *[on_rows.rows] * 5, *[everywhere] * 3),
+        out_specs=on_rows.rows,
     )
     batch = (tokens_BxS, lengths_B, cf_logits_BxI, allowed_BxI, target_B)
     return sharded(state, *batch, trie, weights_U, temperature_T)

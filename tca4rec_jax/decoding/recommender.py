@@ -73,6 +73,7 @@ class Recommender:
         config = default_config()
         with config.ignore_type():  # JSON has no tuples
             config.update(ConfigDict(json.loads(path.read_text("utf-8"))))
+        config.mesh = default_config().mesh  # of the devices that are here
         return cls(Run(config, workdir), name, guidance=guidance)
 
     def recommend(

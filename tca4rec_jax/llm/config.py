@@ -8,12 +8,13 @@ import re
 from dataclasses import dataclass
 
 # Which tensor axis is which, in the words a sharding module maps to mesh axes. The first pattern
-# that matches the whole '/'-joined path of a parameter wins. 'heads' is the flattened N*H axis.
+# that matches the whole '/'-joined path of a parameter wins. 'heads' is the flattened N*H axis,
+# 'norm' and 'adapter' are axes of small arrays whatever their size is.
 LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embedding", ("vocabulary", "embed")),
     (r"lm_head", ("embed", "vocabulary")),
-    (r"final_norm", ("embed",)),
-    (r"layers/(attn|mlp)_norm", ("layers", "embed")),
+    (r"final_norm", ("norm",)),
+    (r"layers/(attn|mlp)_norm", ("layers", "norm")),
     (r"layers/[qk]_norm", ("layers", None)),
     (r"layers/q_proj(_group_scale)?", ("layers", "embed", "heads")),
     (r"layers/[kv]_proj(_group_scale)?", ("layers", "embed", "kv_heads")),
@@ -23,14 +24,9 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layers/q_proj_(bias|scale)", ("layers", "heads")),
     (r"layers/[kv]_proj_(bias|scale)", ("layers", "kv_heads")),
     (r"layers/(gate|up)_proj_(bias|scale)", ("layers", "feed_forward")),
-    (r"layers/(o|down)_proj_(bias|scale)", ("layers", "embed")),
-    (r"adapters/(q|k|v|gate|up)_proj/a", ("layers", "embed", "rank")),
-    (r"adapters/q_proj/b", ("layers", "rank", "heads")),
-    (r"adapters/[kv]_proj/b", ("layers", "rank", "kv_heads")),
-    (r"adapters/(gate|up)_proj/b", ("layers", "rank", "feed_forward")),
-    (r"adapters/o_proj/a", ("layers", "heads", "rank")),
-    (r"adapters/down_proj/a", ("layers", "feed_forward", "rank")),
-    (r"adapters/(o|down)_proj/b", ("layers", "rank", "embed")),
+    (r"layers/(o|down)_proj_(bias|scale)", ("layers", "norm")),
+    (r"adapters/(q|k|v|o|gate|up|down)_proj/a", ("layers", "adapter", "rank")),
+    (r"adapters/(q|k|v|o|gate|up|down)_proj/b", ("layers", "rank", "adapter")),
 )
 
 # How projections can be quantised (quantisation.py) -> what is added to their paths for the scales.

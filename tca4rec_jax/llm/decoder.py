@@ -25,7 +25,7 @@ from tca4rec_jax.llm.attention import (
 )
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.kv_cache import KVCache, packing, write_suffix
-from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, dropout, lora_delta
+from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, dropout, fold_in, lora_delta
 from tca4rec_jax.llm.quantisation import quantised_product
 from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings, put_soft_embeddings
 
@@ -35,6 +35,10 @@ _keep = functools.partial(checkpoint_name, name="product")
 
 # (q, k, v, the layer's cache, its sliding window or None) -> attended values
 Attend = Callable[[jax.Array, jax.Array, jax.Array, object, int | jax.Array | None], jax.Array]
+
+
+def _as_stored(path: str, weight: jax.Array) -> jax.Array:
+    return weight
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,15 @@ class DecoderOptions:
       CPU no slower), with 'full' only each layer's input.
     attention: in `hidden`, one of attention.IMPLEMENTATIONS; the kernels ('cudnn', 'splash') cannot
       run a model whose layers differ in their sliding window.
+    whole: (path, weight) -> the weight, where it is about to be used: what puts a matrix together
+      of which every device holds a part (a layer's without the layer axis). Of a layer it is done
+      again in the backward pass, unless remat is 'none'.
     """
 
     layer_loop: str = "scan"
     remat: str = "products"
     attention: str = "xla"
+    whole: Callable[[str, jax.Array], jax.Array] = _as_stored
 
     def __post_init__(self):
         if self.layer_loop not in ("scan", "unroll"):
@@ -154,27 +162,36 @@ class Decoder(nnx.Module):
         lengths_B: jax.Array,
         *,
         soft: SoftEmbeddings | None = None,
-        dropout_key: jax.Array | None = None,
+        dropout_key_B: jax.Array | None = None,
     ) -> jax.Array:
         """Hidden states [B, S, D] after the final norm of right-padded sequences.
 
         tokens int32, positions 0..S-1, lengths int32. States at and after a row's length are zero.
         What stands at the places of `soft` is read instead of their tokens.
-        A dropout_key switches the adapters' dropout on and determines it completely.
+        Keys switch the adapters' dropout on; each determines that of its row completely.
         Raises ValueError if S exceeds config.max_positions.
         """
-        hidden, _ = self._forward(tokens_BxS, lengths_B, soft, dropout_key, keep_kv=False)
+        hidden, _ = self._forward(tokens_BxS, lengths_B, soft, dropout_key_B, keep_kv=False)
         return hidden
 
     def logits(self, hidden_D: jax.Array, tokens_U: jax.Array | None = None) -> jax.Array:
         """Logits of the vocabulary, or of some tokens: hidden [..., D] -> float32 [..., V or U]."""
-        if self.config.tie_embeddings:
-            pattern, head, axis = "...d,vd->...v", self.embedding[...], 0
-        else:
-            pattern, head, axis = "...d,dv->...v", self.lm_head[...], 1
+        return self.head(tokens_U)(hidden_D)
+
+    def head(self, tokens_U: jax.Array | None = None) -> Callable[[jax.Array], jax.Array]:
+        """`logits` as a function of the hidden states, with what they are multiplied by made once.
+
+        For calls in a loop.
+        """
+        tied = self.config.tie_embeddings
+        pattern, axis = ("...d,vd->...v", 0) if tied else ("...d,dv->...v", 1)
+        path, head = ("embedding", self.embedding[...]) if tied else ("lm_head", self.lm_head[...])
         if tokens_U is not None:
             head = jnp.take(head, tokens_U, axis=axis)
-        return jnp.einsum(pattern, hidden_D, head, preferred_element_type=jnp.float32)
+        head = self.options.whole(path, head)
+        return lambda hidden_D: jnp.einsum(
+            pattern, hidden_D, head, preferred_element_type=jnp.float32
+        )
 
     def prefill(
         self,
@@ -243,9 +260,9 @@ class Decoder(nnx.Module):
         return unpack(hidden), write_suffix(suffix, new, suffix_lengths_BxM)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding[...], tokens, axis=0)
+        return jnp.take(self.options.whole("embedding", self.embedding[...]), tokens, axis=0)
 
-    def _forward(self, tokens_BxS, lengths_B, soft, dropout_key, *, keep_kv):
+    def _forward(self, tokens_BxS, lengths_B, soft, dropout_key_B, *, keep_kv):
         length = tokens_BxS.shape[1]
         if length > self.config.max_positions:
             raise ValueError(
@@ -263,7 +280,7 @@ class Decoder(nnx.Module):
                 q, k, v, window=window, implementation=implementation
             ),
             keep_kv=keep_kv,
-            dropout_key=dropout_key,
+            dropout_key_B=dropout_key_B,
         )
         real_BxS = positions_S[None, :] < lengths_B[:, None]
         return jnp.where(real_BxS[:, :, None], hidden, 0), kv
@@ -276,7 +293,7 @@ class Decoder(nnx.Module):
         *,
         caches: object = None,
         keep_kv: bool,
-        dropout_key: jax.Array | None = None,
+        dropout_key_B: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """All layers and the final norm; `caches` has a leading layer axis."""
         config = self.config
@@ -284,9 +301,13 @@ class Decoder(nnx.Module):
 
         def layer(x, inputs):
             weights, adapters, cache, index = inputs
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+            weights = {
+                name: self.options.whole(f"layers/{name}", weight)
+                for name, weight in weights.items()
+            }
+            key_B = fold_in(dropout_key_B, index)
             attend_here = functools.partial(attend, window=self._window(index))
-            x, kv = self._layer(x, weights, adapters, key, rope, attend_here, cache)
+            x, kv = self._layer(x, weights, adapters, key_B, rope, attend_here, cache)
             return x, (kv if keep_kv else None)
 
         in_scan = self.options.layer_loop == "scan"
@@ -330,7 +351,7 @@ class Decoder(nnx.Module):
         is_full = jnp.any(layer == jnp.asarray(full_layers))
         return jnp.where(is_full, jnp.iinfo(jnp.int32).max, window)
 
-    def _layer(self, x, weights, adapters, key, rope, attend, cache):
+    def _layer(self, x, weights, adapters, key_B, rope, attend, cache):
         """One decoder block on x [..., D]; returns it and the rotated (k, v) [..., K, H]."""
         config = self.config
 
@@ -348,8 +369,7 @@ class Decoder(nnx.Module):
             outputs = [linear(x, name) for name in names]
             if not any(name in adapters for name in names):
                 return outputs
-            dropout_key = None if key is None else jax.random.fold_in(key, inputs)
-            dropped_x = dropout(x, self.lora.dropout, dropout_key)
+            dropped_x = dropout(x, self.lora.dropout, fold_in(key_B, inputs))
             return [
                 y + lora_delta(dropped_x, adapters[name], self.lora) if name in adapters else y
                 for name, y in zip(names, outputs, strict=True)

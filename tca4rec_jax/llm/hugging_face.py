@@ -54,7 +54,7 @@ def load_hugging_face(
     folder: str | Path,
     dtype: jnp.dtype = jnp.float32,
     *,
-    sharding: Callable[[str], Sharding] | None = None,
+    sharding: Callable[[DecoderConfig, str], Sharding] | None = None,
     quantised: str = "",
 ) -> tuple[DecoderConfig, dict[str, jax.Array]]:
     """Config and parameters (by path, layers stacked, matrices [in, out]) of a folder.

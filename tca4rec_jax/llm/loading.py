@@ -51,7 +51,7 @@ def load_parameters(
     tensors: dict[str, StoredTensor],
     places: dict[str, Place],
     dtype: jnp.dtype,
-    sharding: Callable[[str], Sharding] | None = None,
+    sharding: Callable[[DecoderConfig, str], Sharding] | None = None,
     quantised: str = "",
 ) -> dict[str, jax.Array]:
     """The parameters by path, shapes as in `config.parameter_shapes` with this `quantised`.
@@ -60,7 +60,7 @@ def load_parameters(
       tensors: by the file's names.
       places: file's name -> place; of every parameter, layers in order.
       dtype: of the parameters.
-      sharding: path -> where the parameter lives; the first device if not given.
+      sharding: (config, path) -> where the parameter lives; the first device if not given.
       quantised: a key of config.SCALES: what the projections are stored as, or '' for floats. A
         layer's matrix is quantised on the first device before the next one is read.
 
@@ -77,7 +77,7 @@ def load_parameters(
         if quantised and path.removeprefix("layers/") in config.projection_shapes:
             params |= _quantised_parameter(stored, path, sources[path], sharding)
             continue
-        where = sharding(path) if sharding else SingleDeviceSharding(jax.devices()[0])
+        where = sharding(stored, path) if sharding else SingleDeviceSharding(jax.devices()[0])
         params[path] = jax.make_array_from_callback(
             shape, where, lambda index, path=path: _shard(config, path, sources[path], index, dtype)
         ).block_until_ready()
@@ -119,7 +119,7 @@ def _quantised_parameter(
     config: DecoderConfig,
     path: str,
     sources: list[StoredTensor],
-    sharding: Callable[[str], Sharding] | None,
+    sharding: Callable[[DecoderConfig, str], Sharding] | None,
 ) -> dict[str, jax.Array]:
     """Codes and scales of a projection, made once for all shards of the same outputs."""
     inputs = config.projection_shapes[path.removeprefix("layers/")][0]
@@ -145,7 +145,7 @@ def _quantised_parameter(
 
     params = {}
     for which, name in enumerate((path, path + SCALES[config.quantised])):
-        where = sharding(name) if sharding else SingleDeviceSharding(jax.devices()[0])
+        where = sharding(config, name) if sharding else SingleDeviceSharding(jax.devices()[0])
         shape = config.parameter_shapes[name]
         params[name] = jax.make_array_from_callback(
             shape, where, functools.partial(shard, which, shape)

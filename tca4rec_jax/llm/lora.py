@@ -88,15 +88,22 @@ def init_adapters(
     return adapters
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Inverted dropout of the adapters' input; x itself without a key (inference).
+def fold_in(key_B: jax.Array | None, number: jax.Array | int) -> jax.Array | None:
+    """jax.random.fold_in of every row's key."""
+    return None if key_B is None else jax.vmap(jax.random.fold_in, (0, None))(key_B, number)
 
-    Projections that read the same input share its dropped copy: drawing masks is what dropout
-    costs on CPU, and the copy is what it costs in memory. (PEFT draws one for each projection.)
+
+def dropout(x: jax.Array, rate: float, key_B: jax.Array | None) -> jax.Array:
+    """Inverted dropout of the adapters' input [B, ...]; x itself without keys (inference).
+
+    Every row has a key of its own: what is dropped does not depend on how rows are spread over
+    devices. Projections that read the same input share its dropped copy: drawing masks is what
+    dropout costs on CPU, and the copy is what it costs in memory. (PEFT draws one for each
+    projection.)
     """
-    if key is None or rate == 0:
+    if key_B is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(key_B)
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 

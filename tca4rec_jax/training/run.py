@@ -20,22 +20,31 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from tca4rec_jax.cf.logits_store import LogitsStore, open_store, split_place
-from tca4rec_jax.collaborative_tokenizer import CFItems, trie_on_device
+from tca4rec_jax.collaborative_tokenizer import CFItems
 from tca4rec_jax.config import run_name
 from tca4rec_jax.data.dataset import load as load_data
 from tca4rec_jax.data.downloads import ASSETS, fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, TitleTokens, tokenise_titles
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.llm.attention import check_implementation
+from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, DecoderOptions
 from tca4rec_jax.llm.export import decoder_arrays, merge_adapters
 from tca4rec_jax.llm.gguf import load_gguf
 from tca4rec_jax.llm.hugging_face import load_hugging_face
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.tokenizer import load_tokenizer
-from tca4rec_jax.sharding import check_batch_size, make_mesh, replicate, replicated
+from tca4rec_jax.sharding import (
+    check_batch_size,
+    make_mesh,
+    parameter_sharding,
+    replicate,
+    replicated,
+    tree_shardings,
+)
 from tca4rec_jax.soft_ntp import validate_objective
 from tca4rec_jax.training.batches import Batches
+from tca4rec_jax.training.cf_shards import put_cf
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.loop import train
@@ -45,7 +54,6 @@ from tca4rec_jax.training.step import (
     Temperatures,
     TrainState,
     in_dtype,
-    init_state,
     make_optimizer,
     make_train_step,
 )
@@ -94,11 +102,11 @@ class Run:
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        return make_mesh()
+        return make_mesh(**self.config.mesh)
 
     @cached_property
     def decoder(self) -> Decoder:
-        """The pretrained decoder, replicated; with fresh adapters (which change nothing) if they
+        """The pretrained decoder on the mesh; with fresh adapters (which change nothing) if they
         are what is trained, else in float32, so that small updates are not rounded away.
 
         Raises ValueError for an unknown llm.train, llm.attention, ..., for quantised weights that
@@ -119,7 +127,7 @@ class Run:
         architecture, params = load(
             self.weights_path,
             jnp.dtype(stored),
-            sharding=lambda _: replicated(self.mesh),
+            sharding=partial(parameter_sharding, self.mesh),
             quantised=llm.quantise,
         )
         if self.config.prompt.max_tokens > architecture.max_positions:
@@ -133,12 +141,19 @@ class Run:
                 path: value[: llm.num_layers] if path.startswith("layers/") else value
                 for path, value in params.items()
             }
+            params = self._placed(architecture, params)
         if llm.train == "full":
             return Decoder(architecture, params, options=options)
         lora = LoRAConfig(**self.config.lora)
-        adapters = init_adapters(architecture, lora, jax.random.key(self.config.seed))
-        adapters = replicate(self.mesh, adapters)
+        init = jax.jit(
+            partial(init_adapters, architecture, lora), out_shardings=replicated(self.mesh)
+        )
+        adapters = init(jax.random.key(self.config.seed))
         return Decoder(architecture, params, lora=lora, adapters=adapters, options=options)
+
+    def _placed(self, architecture: DecoderConfig, tree):
+        """A tree of parameters, each where it belongs."""
+        return jax.device_put(tree, tree_shardings(self.mesh, architecture, tree))
 
     @property
     def directory(self) -> Path:
@@ -162,8 +177,11 @@ class Run:
     def initial_state(self) -> tuple[nnx.GraphDef, TrainState, nnx.State]:
         """(graph, state, base) of the decoder, on the mesh; base is what is not trained."""
         graph, params, base = nnx.split(self.decoder, TRAINED[self.config.llm.train], ...)
-        state = init_state(params, self.optimizer())
-        return graph, replicate(self.mesh, state), base
+        init = self.optimizer().init
+        places = tree_shardings(self.mesh, self.decoder.config, jax.eval_shape(init, params))
+        moments = jax.jit(init, out_shardings=places)(params)
+        step = replicate(self.mesh, jnp.zeros((), jnp.int32))
+        return graph, TrainState(step, params, moments), base
 
     def trained_decoder(self, name: str) -> Decoder:
         """The decoder with the adapters or weights of the run's latest checkpoint, in llm.dtype.
@@ -198,7 +216,8 @@ class Run:
         params = in_dtype(params, self.compute_dtype)
         if name:
             params = merge_adapters(params, adapters, decoder.lora)
-        return Decoder(decoder.config, replicate(self.mesh, params), options=decoder.options)
+        params = self._placed(decoder.config, params)
+        return Decoder(decoder.config, params, options=decoder.options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -249,9 +268,12 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
         batches.shapes,
         100 * batches.padding_share,
     )
-    trie, trie_shape = trie_on_device(run.compressed_trie)
+    items = CFItems(store.item_table, store.item_bias) if projected else None
+    items, trie, trie_shape = put_cf(run.mesh, items, run.compressed_trie)
     step = make_train_step(
         graph,
+        state,
+        base,
         run.optimizer(),
         mesh=run.mesh,
         trie_shape=trie_shape,
@@ -263,8 +285,7 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
     scalars = Temperatures(
         *(jnp.asarray(objective[name], jnp.float32) for name in Temperatures._fields)
     )
-    items = CFItems(store.item_table, store.item_bias) if projected else None
-    items, trie, scalars = replicate(run.mesh, (items, trie, scalars))
+    scalars = replicate(run.mesh, scalars)
     return Training(
         state, batches, lambda state, batch: step(state, base, batch, items, trie, scalars)
     )

@@ -4,18 +4,21 @@ Axis letters: B batch, S sequence, T supervised positions of a row, P its superv
 decisions (or all of the batch's), D model or CF width, C children.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from tca4rec_jax.collaborative_tokenizer import CFItems, TrieArrays, TrieShape, children_of, project
 from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.row_parallel import RowParallel
+from tca4rec_jax.sharding import parameters, replicated, rows
 from tca4rec_jax.soft_ntp import (
     Decisions,
     Loss,
@@ -23,6 +26,7 @@ from tca4rec_jax.soft_ntp import (
     vocabulary_loss_of_hidden,
 )
 from tca4rec_jax.training.batches import Batch
+from tca4rec_jax.training.cf_shards import project_shards
 
 
 class Temperatures(NamedTuple):
@@ -63,15 +67,17 @@ def batch_loss(
     trie_shape: TrieShape,
     form: str,
     softmax: str,
-    dropout_key: jax.Array | None = None,
+    dropout_key_B: jax.Array | None = None,
+    project: Callable = project,
 ) -> Loss:
     """Sums of the soft NTP objective over a batch (method.md; see soft_ntp).
 
     With softmax 'children' logits exist at decisions only, and of those tokens only that some
     decision chooses from; with 'vocabulary' at the supervised positions. The projection is float32
     whatever the decoder's dtype. Without cf_items there is none: plain next-token prediction.
+    `project` may be `project_shards` (of items that are split over devices).
     """
-    hidden_BxSxD = decoder.hidden(batch.tokens_BxS, batch.length_B, dropout_key=dropout_key)
+    hidden_BxSxD = decoder.hidden(batch.tokens_BxS, batch.length_B, dropout_key_B=dropout_key_B)
     rows, titles = batch.title_weight_BxP.shape
     row_Bx1 = jnp.arange(rows, dtype=jnp.int32)[:, None]
     node_K = batch.decision_node_BxK.ravel()
@@ -106,13 +112,12 @@ def batch_loss(
 
     if in_children:
         place_BxK = jnp.take_along_axis(batch.position_BxT, batch.decision_position_BxK, axis=1)
-        head = functools.partial(decoder.logits, tokens_U=trie.choice)
         total, nll = children_loss_of_hidden(
-            head, states_before(place_BxK), decisions, alpha, tau, form
+            decoder.head(trie.choice), states_before(place_BxK), decisions, alpha, tau, form
         )
     else:
         total, nll = vocabulary_loss_of_hidden(
-            decoder.logits,
+            decoder.head(),
             states_before(batch.position_BxT),
             batch.label_BxT.ravel(),
             batch.weight_BxT.ravel(),
@@ -164,6 +169,8 @@ def in_dtype(params: nnx.State, dtype: str | None) -> nnx.State:
 
 def make_train_step(
     graph: nnx.GraphDef,
+    state: TrainState,
+    base: nnx.State,
     optimizer: optax.GradientTransformation,
     *,
     mesh: Mesh,
@@ -175,17 +182,27 @@ def make_train_step(
 ):
     """The jitted update (state, base, batch, cf_items, trie, temperatures) -> (state, Metrics).
 
+    `state` and `base` say where their arrays live (arrays, or ShapeDtypeStructs with a sharding:
+    sharding.tree_shardings); `cf_items` and `trie` live as put_cf puts them. The state is donated.
+
     Every device differentiates the *sum* of its rows' losses with respect to state.params (no
     gradient of anything in `base` is computed), which are rounded to compute_dtype if it is given;
-    sums and gradients are then joined in a single psum, so shards of unequal size average exactly.
-    The dropout of step n is a function of (seed, n, device), so a resumed run repeats it. The state
-    is donated.
+    sums and gradients are then added up over all rows, so shards of unequal size average exactly.
+    The dropout of step n is a function of (seed, n, row of the batch): a resumed run repeats it, on
+    any mesh.
     """
+    on_rows = RowParallel(mesh)
+    state_places, base_places = jax.tree.map(lambda array: array.sharding, (state, base))
+    spec_of = {path: place.spec for path, place in parameters((state_places.params, base_places))}
 
-    def sums_and_gradients(params, base, batch, cf_items, trie, temperatures, key):
+    def sums_and_gradients(params, base, batch, row_B, cf_items, trie, temperatures, key):
         def total(params):
+            decoder = nnx.merge(graph, in_dtype(params, compute_dtype), base)
+            decoder.options = dataclasses.replace(
+                decoder.options, whole=functools.partial(whole, on_rows, spec_of)
+            )
             loss = batch_loss(
-                nnx.merge(graph, in_dtype(params, compute_dtype), base),
+                decoder,
                 batch,
                 cf_items,
                 trie,
@@ -193,28 +210,38 @@ def make_train_step(
                 trie_shape=trie_shape,
                 form=form,
                 softmax=softmax,
-                dropout_key=jax.random.fold_in(key, jax.lax.axis_index("data")),
+                dropout_key_B=jax.vmap(jax.random.fold_in, (None, 0))(key, row_B),
+                project=functools.partial(project_shards, on_rows),
             )
             return loss.total, loss
 
         (_, loss), gradients = jax.value_and_grad(total, has_aux=True)(params)
-        # One collective: on CPU several in flight can starve each other of threads.
-        flat, unflatten = ravel_pytree((loss, gradients))
-        return unflatten(jax.lax.psum(flat, "data"))
+        gradient_specs = jax.tree.map(lambda place: place.spec, state_places.params)
+        loss_specs = jax.tree.map(lambda _: PartitionSpec(), loss)
+        return on_rows.sum((loss, gradients), (loss_specs, gradient_specs))
 
-    everywhere, rows = PartitionSpec(), PartitionSpec("data")
-    on_mesh = jax.shard_map(
+    def parts(places):
+        return jax.tree.map(lambda place: on_rows.part(place.spec), places)
+
+    everywhere, gradient_parts = PartitionSpec(), parts(state_places.params)
+    on_mesh = on_rows(
         sums_and_gradients,
-        mesh=mesh,
-        in_specs=(everywhere, everywhere, rows, everywhere, everywhere, everywhere, everywhere),
-        out_specs=everywhere,
-        check_vma=False,
+        in_specs=(gradient_parts, parts(base_places), *[on_rows.rows] * 2, *[everywhere] * 4),
+        out_specs=(everywhere, gradient_parts),
     )
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(
+        jax.jit,
+        donate_argnums=0,
+        in_shardings=(state_places, base_places, rows(mesh), None, None, replicated(mesh)),
+        out_shardings=(state_places, replicated(mesh)),
+    )
     def train_step(state: TrainState, base, batch, cf_items, trie, temperatures):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        loss, gradients = on_mesh(state.params, base, batch, cf_items, trie, temperatures, key)
+        row_B = jnp.arange(batch.length_B.shape[0], dtype=jnp.int32)
+        loss, gradients = on_mesh(
+            state.params, base, batch, row_B, cf_items, trie, temperatures, key
+        )
         positions = jnp.maximum(loss.positions, 1.0)
         gradients = jax.tree.map(lambda g: g / positions, gradients)
         updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
@@ -227,3 +254,11 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
+
+
+def whole(
+    on_rows: RowParallel, spec_of: Mapping[str, PartitionSpec], path: str, weight: jax.Array
+) -> jax.Array:
+    """DecoderOptions.whole of a step whose parameters live as spec_of says."""
+    spec = spec_of[path]
+    return on_rows.whole(weight, PartitionSpec(*spec[1:]) if path.startswith("layers/") else spec)

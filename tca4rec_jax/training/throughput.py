@@ -53,7 +53,7 @@ def measured_peak(mesh: Mesh, dtype: str) -> float:
     def product(x, w):
         return jnp.dot(x, w, preferred_element_type=x.dtype)
 
-    rows = PartitionSpec("data")
+    rows = PartitionSpec(mesh.axis_names)
     run = jax.jit(
         jax.shard_map(
             product, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows, check_vma=False

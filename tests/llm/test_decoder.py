@@ -194,7 +194,8 @@ def gradient_program(options, first_layer=0):
     def gradient(adapters, base, dropout_key):
         def loss(adapters):
             decoder = nnx.merge(graph, adapters, base)
-            hidden = decoder.hidden(tokens, lengths, dropout_key=dropout_key)
+            keys = None if dropout_key is None else jax.random.split(dropout_key, len(tokens))
+            hidden = decoder.hidden(tokens, lengths, dropout_key_B=keys)
             return jax.nn.logsumexp(decoder.logits(hidden), axis=-1).mean()
 
         return jax.value_and_grad(loss)(adapters)

@@ -125,7 +125,9 @@ def test_fresh_adapters_change_nothing(tmp_path):
     @jax.jit
     def logits(tokens):
         return decoder.logits(
-            decoder.hidden(tokens, np.array([13, 13]), dropout_key=jax.random.key(0))
+            decoder.hidden(
+                tokens, np.array([13, 13]), dropout_key_B=jax.random.split(jax.random.key(0))
+            )
         )
 
     np.testing.assert_allclose(logits(golden["tokens"]), golden["logits"], atol=1e-5, rtol=1e-5)

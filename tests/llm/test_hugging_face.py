@@ -84,7 +84,7 @@ def test_parameters_are_loaded_onto_their_shards(tmp_path, weights):
     mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Auto,))
     split = {"layers": None, "heads": "model", "feed_forward": "model", "kv_heads": None}
 
-    def sharding(path):
+    def sharding(_, path):
         return NamedSharding(mesh, P(*(split.get(axis) for axis in logical_axes(path))))
 
     folder = write_folder(tmp_path / "model", weights)
@@ -93,7 +93,7 @@ def test_parameters_are_loaded_onto_their_shards(tmp_path, weights):
     shapes = {path: value.sharding.shard_shape(value.shape) for path, value in params.items()}
     assert shapes["layers/q_proj"] == (2, 16, 8)
     assert shapes["layers/down_proj"] == (2, 12, 16)
-    _, params = load_hugging_face(folder, sharding=lambda _: NamedSharding(mesh, P()))
+    _, params = load_hugging_face(folder, sharding=lambda *_: NamedSharding(mesh, P()))
     for path, value in params.items():
         places = {shard.data.unsafe_buffer_pointer() for shard in value.addressable_shards}
         assert len(places) == 1, path

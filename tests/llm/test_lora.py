@@ -38,7 +38,9 @@ def test_initial_adapters():
 
 
 def test_dropout_keeps_the_mean_and_the_rate():
-    dropped = np.asarray(dropout(jnp.ones((400, 500)), 0.05, jax.random.key(0)))
+    dropped = np.asarray(
+        dropout(jnp.ones((400, 500)), 0.05, jax.random.split(jax.random.key(0), 400))
+    )
     assert abs((dropped == 0).mean() - 0.05) < 0.002
     assert abs(dropped.mean() - 1) < 0.002
     kept = dropped[dropped != 0]

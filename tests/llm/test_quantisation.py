@@ -133,7 +133,7 @@ def test_scales_are_sharded_like_their_weights(tmp_path, tokenizer, case):
     mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Auto,))
     split = {"feed_forward": "model", "heads": "model"}
 
-    def sharding(path):
+    def sharding(_, path):
         return NamedSharding(mesh, P(*(split.get(axis) for axis in logical_axes(path))))
 
     folder, kind = written(tmp_path / "model", tokenizer), case[0].config.quantised
@@ -148,7 +148,7 @@ def test_scales_are_sharded_like_their_weights(tmp_path, tokenizer, case):
     scale = SCALES[kind]
     assert shards[f"layers/gate_proj{scale}"][-1] == 64
     for value in load_hugging_face(  # what two devices share is one piece of memory
-        folder, sharding=lambda _: NamedSharding(mesh, P()), quantised=kind
+        folder, sharding=lambda *_: NamedSharding(mesh, P()), quantised=kind
     )[1].values():
         assert len({part.data.unsafe_buffer_pointer() for part in value.addressable_shards}) == 1
     assert shards[f"layers/down_proj{scale}"] == {"int8": (2, 64), "nf4": (2, 1, 64)}[kind]

@@ -151,8 +151,14 @@ def trained(inputs, mesh, steps, alpha=0.3, kind="lora", dtype=None):
     optimizer = make_optimizer(
         learning_rate=1e-2, warmup_steps=2, total_steps=steps, weight_decay=0.01, clip=1.0
     )
+    state = init_state(jax.tree.map(jnp.copy, params), optimizer)
+    items = CFItems(jnp.asarray(batches.store.item_table), None)
+    scalars = Temperatures(*map(jnp.float32, (alpha, 1.0, 1.0)))
+    state, base, items, arrays, scalars = replicate(mesh, (state, base, items, arrays, scalars))
     step = make_train_step(
         graph,
+        state,
+        base,
         optimizer,
         mesh=mesh,
         trie_shape=shape,
@@ -161,10 +167,6 @@ def trained(inputs, mesh, steps, alpha=0.3, kind="lora", dtype=None):
         seed=0,
         compute_dtype=dtype,
     )
-    state = init_state(jax.tree.map(jnp.copy, params), optimizer)
-    items = CFItems(jnp.asarray(batches.store.item_table), None)
-    scalars = Temperatures(*map(jnp.float32, (alpha, 1.0, 1.0)))
-    state, base, items, arrays, scalars = replicate(mesh, (state, base, items, arrays, scalars))
     losses = []
     for index in range(steps):
         batch = shard_batch(mesh, batches(index))
