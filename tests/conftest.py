@@ -1,4 +1,7 @@
-"""Settings of every test process: CPU only, two devices, explicit rank promotion."""
+"""Settings of every test process: CPU only, two devices, explicit rank promotion.
+
+The tests in eight_devices need a process of their own (test_mesh.py starts it).
+"""
 
 import os
 
@@ -7,5 +10,8 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import jax
 
-jax.config.update("jax_num_cpu_devices", 2)
+DEVICES = int(os.environ.get("TCA4REC_TEST_DEVICES", "2"))
+collect_ignore = [] if DEVICES == 8 else ["eight_devices"]
+
+jax.config.update("jax_num_cpu_devices", DEVICES)
 jax.config.update("jax_numpy_rank_promotion", "raise")

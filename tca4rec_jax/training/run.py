@@ -122,6 +122,11 @@ class Run:
             )
         options = DecoderOptions(llm.layer_loop, llm.remat, llm.attention)
         check_implementation(llm.attention, jax.default_backend(), llm.dtype)
+        if llm.attention != "xla" and self.mesh.shape["tensor"] > 1:
+            raise ValueError(
+                f"llm.attention is {llm.attention!r}, a kernel that takes all heads of a row: set "
+                "mesh.tensor=1, or llm.attention=xla"
+            )
         load = load_hugging_face if self.weights_path.is_dir() else load_gguf
         stored = llm.dtype if llm.train == "lora" else "float32"
         architecture, params = load(

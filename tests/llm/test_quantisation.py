@@ -142,7 +142,7 @@ def test_scales_are_sharded_like_their_weights(tmp_path, tokenizer, case):
     assert set(params) == set(expected) == set(config.parameter_shapes)
     shards = {path: value.sharding.shard_shape(value.shape) for path, value in params.items()}
     for path, value in params.items():
-        assert value.sharding == sharding(path), path
+        assert value.sharding == sharding(config, path), path
         np.testing.assert_array_equal(value, expected[path], err_msg=path)
         assert value.shape == config.parameter_shapes[path]
     scale = SCALES[kind]

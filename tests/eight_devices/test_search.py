@@ -1,0 +1,122 @@
+"""Beam search and the likelihood of titles on meshes of eight devices against one device."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.decoding.batched_search import BatchedSearch, search_batch
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
+from tca4rec_jax.decoding.likelihood import target_titles
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.decoder import Decoder, init_params
+from tca4rec_jax.sharding import make_mesh, replicate, shard_batch, tree_shardings
+from tca4rec_jax.trie import ItemTrie
+
+ROWS, TOKENS, VOCABULARY, ITEMS = 8, 24, 32, 30
+CONFIG = SearchConfig(beams=4, edge_chunk=1)
+RNG = np.random.default_rng(0)
+# Few branches of the compiled search are enough here.
+WORDS = [RNG.integers(1, 6, RNG.integers(1, 4)).tolist() for _ in range(ITEMS)]
+TRIE = ItemTrie.build([[*word, 0] for word in WORDS])
+CF = RNG.normal(size=(ROWS, ITEMS)).astype(np.float32)
+PROMPT_BxS = RNG.integers(1, VOCABULARY, (ROWS, TOKENS)).astype(np.int32)
+LENGTH_B = RNG.integers(5, TOKENS + 1, ROWS).astype(np.int32)
+
+
+@functools.cache
+def make_decoder(heads, kv_heads):
+    config = DecoderConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=heads,
+        num_kv_heads=kv_heads, head_dim=4, max_positions=64, tie_embeddings=True,
+    )  # fmt: skip
+    params = init_params(config, jax.random.key(0))
+    # Larger embeddings than at initialisation: the distributions are far from uniform.
+    return Decoder(config, params | {"embedding": 4 * params["embedding"]})
+
+
+@functools.cache
+def found(sizes, score="before_softmax", heads=(8, 8)):
+    """(leaves, scores, the targets' NLL, the compiled program) on a mesh."""
+    mesh, config = make_mesh(*sizes), dataclasses.replace(CONFIG, score=score)
+    decoder = make_decoder(*heads)
+    graph, state = nnx.split(decoder)
+    trie, shape = prepare_trie(TRIE, config)
+    scored = TRIE if config.vocabulary else TRIE.compress()
+    target = target_titles(scored, np.arange(ROWS) % TRIE.num_leaves)
+    args = (
+        jax.device_put(state, tree_shardings(mesh, decoder.config, state)),
+        *shard_batch(mesh, (PROMPT_BxS, LENGTH_B, CF, None, target), "prompts"),
+        replicate(mesh, trie),
+        ScoreWeights(*np.array([[0.5], [1.0], [1.0], [0.0]], np.float32)),
+        np.ones(1, np.float32),
+    )
+    static = {"mesh": mesh, "graph": graph, "shape": shape, "config": config}
+    program = search_batch.lower(*args, **static).compile()
+    return *jax.device_get(program(*args)), program.as_text()
+
+
+CASES = [
+    ((8, 1, 1),),
+    ((1, 8, 1),),
+    ((1, 1, 8),),
+    ((2, 2, 2),),
+    ((2, 2, 2), "after_softmax", (6, 3)),  # heads that do not divide
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_mesh_finds_what_one_device_finds(case):
+    leaves, scores, nll, _ = found(*case)
+    expected_leaves, expected_scores, expected_nll, _ = found((1, 1, 1), *case[1:])
+    np.testing.assert_array_equal(leaves, expected_leaves)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(nll, expected_nll, rtol=1e-5, atol=1e-5)
+    assert (expected_leaves >= 0).all()
+    assert len(np.unique(expected_leaves[:, 0, 0])) > 1
+
+
+def test_groups_of_devices_do_not_wait_for_one_another():
+    """On (2, 2, 2) nothing is communicated between the halves along 'data', and the keys and values
+    of a device are those of its heads."""
+    *_, program = found((2, 2, 2))
+    names = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    lines = re.findall(rf"= .* (?:{names})(?:-start)?\(.*", program)
+    assert lines
+    for line in lines:
+        for group in groups_of(line):
+            assert len({device // 4 for device in group}) == 1, line
+    arrays = {tuple(map(int, d.split(","))) for d in re.findall(r"f32\[([\d,]+)\]", program)}
+    assert (2, ROWS // 2, TOKENS, 4, 4) in arrays
+    assert (2, ROWS // 2, TOKENS, 8, 4) not in arrays
+
+
+def test_a_batched_search_puts_everything_in_place():
+    mesh = make_mesh(2, 2, 2)
+    prompts = Ragged.from_lengths(PROMPT_BxS[np.arange(TOKENS) < LENGTH_B[:, None]], LENGTH_B)
+    search = BatchedSearch(TRIE, CONFIG, mesh=mesh, batch_size=ROWS, buckets=(TOKENS,))
+    result = search.recommend(
+        make_decoder(8, 8), prompts, ScoreWeights(0.5), CF.__getitem__, progress=None
+    )
+    expected_leaves, expected_scores, *_ = found((1, 1, 1))
+    np.testing.assert_array_equal(result.leaves_RxM, expected_leaves[:, 0])
+    np.testing.assert_allclose(result.scores_RxM, expected_scores[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def groups_of(line):
+    """The groups of devices of a collective, written as lists or as a reshaped range."""
+    if "replica_groups={" in line:
+        text = re.search(r"replica_groups=\{(.*?\})\}", line)[1]
+        return [list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", text)]
+    found = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    assert found, line
+    groups, size, shape, order = found.groups()
+    devices = np.arange(8).reshape(tuple(map(int, shape.split(","))))
+    if order:
+        devices = devices.transpose(tuple(map(int, order.split(","))))
+    return devices.reshape(int(groups), int(size)).tolist()
