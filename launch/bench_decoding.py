@@ -36,6 +36,7 @@ from tca4rec_jax.data.published import read_published
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.evaluation.report import console_table, write_results
 from tca4rec_jax.launching import start
+from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, no_paths, read_on
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 from tca4rec_jax.trie import ItemTrie
 
@@ -247,17 +248,19 @@ class FreeModel:
         self.table_VxD = jax.random.normal(jax.random.key(0), (vocabulary, 8))
         self.head_DxV = jax.random.normal(jax.random.key(1), (8, vocabulary))
 
-    def extend(self, tokens, prompt, prompt_lengths, suffix, suffix_lengths, kept_T=None):
-        return self.table_VxD[tokens], suffix
+    def extend(self, tokens, count_BxM, prompt, prompt_lengths, beams, kept_T=None):
+        _, paths = read_on(beams.paths, count_BxM, tokens.shape[2])
+        return self.table_VxD[tokens], beams._replace(paths=paths)
 
     def logits(self, hidden_D, tokens_U=None):
         head = self.head_DxV if tokens_U is None else self.head_DxV[:, tokens_U]
         return hidden_D @ head
 
-    def empty_suffix(self, batch: int, beams: int, size: int):
+    def empty_beams(self, batch: int, beams: int, slots: int):
         import jax.numpy as jnp
 
-        return (jnp.zeros((1, batch, beams, size, 1, 1)),)
+        nothing = jnp.zeros((1, batch, slots, 1, 1))
+        return BeamCache(KVCache(nothing, nothing), no_paths(batch, beams, slots))
 
 
 def measure_trie() -> dict:

@@ -265,11 +265,10 @@ class BatchedSearch:
         if isinstance(buckets, int):
             buckets = bucket_lengths(lengths_R, buckets)
         buckets = np.sort(np.asarray(buckets))
-        bucket_R = np.searchsorted(buckets, lengths_R)
-        for bucket in range(len(buckets) - 1, -1, -1):
-            rows = np.flatnonzero(bucket_R == bucket)
-            for start in range(0, len(rows), self._batch_size):
-                yield rows[start : start + self._batch_size], int(buckets[bucket])
+        rows_R = np.argsort(-lengths_R, kind="stable")
+        for start in range(0, len(rows_R), self._batch_size):
+            rows = rows_R[start : start + self._batch_size]
+            yield rows, int(buckets[np.searchsorted(buckets, lengths_R[rows[0]])])
 
 
 def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:

@@ -12,7 +12,7 @@ token: there a hypothesis can be dropped in the middle of a forced stretch.
 Guidance adds lambda * log p_cf(token | prefix) (the Collaborative Tokenizer's distribution).
 
 Axis letters: B batch (users), S prompt tokens, M beams, C children of a node, X candidates of one
-step, W suffix tokens, U tokens that some node chooses from, D model, V vocabulary, I items,
+step, U tokens that some node chooses from, D model, V vocabulary, I items,
 N trie nodes.
 """
 
@@ -26,11 +26,12 @@ import jax.numpy as jnp
 from tca4rec_jax.collaborative_tokenizer import node_log_mass
 from tca4rec_jax.decoding.edges import EdgeScores, run_edges, scores_of_hidden
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie, search_trie
+from tca4rec_jax.llm.kv_cache import BeamCache, take_beams, with_room
 from tca4rec_jax.trie import ItemTrie
 
 SCORES = ("before_softmax", "after_softmax")
 RULES = ("exact", "huggingface")
-_FIRST_SUFFIX = 16
+_FIRST_READS = 8  # tokens per beam
 _FIRST_BOUND = 16
 
 
@@ -100,13 +101,11 @@ class LanguageModel(Protocol):
 
     def prefill(self, tokens_BxS, lengths_B): ...
 
-    def extend(
-        self, tokens_BxMxE, prompt, prompt_lengths_B, suffix, suffix_lengths_BxM, kept_T=None
-    ): ...
+    def extend(self, tokens_BxMxE, count_BxM, prompt, prompt_lengths_B, beams, kept_T=None): ...
 
     def logits(self, hidden_D, tokens_U=None): ...
 
-    def empty_suffix(self, batch: int, beams: int, size: int): ...
+    def empty_beams(self, batch: int, beams: int, slots: int): ...
 
 
 class SearchResult(NamedTuple):
@@ -125,7 +124,7 @@ class _State(NamedTuple):
     total_BxM: jax.Array  # their summed log-probabilities, -inf for an empty slot
     leaf_BxM: jax.Array  # finished hypotheses, best first
     score_BxM: jax.Array
-    suffix: object  # keys and values [L, B, M, W, ...] of the tokens before each one's edge
+    cache: BeamCache  # the tokens before each one's edge
     calls: jax.Array
 
 
@@ -202,29 +201,29 @@ def search_from_prompt(
     bounds = _children_bounds(shape.inner_children)
 
     def step(state: _State) -> _State:
-        scores, suffix, calls = run_edges(
-            model, state.node_BxM, prompt, prompt_lengths_B, state.suffix, trie,
+        scores, cache, calls = run_edges(
+            model, state.node_BxM, prompt, prompt_lengths_B, state.cache, trie,
             weights.temperature, vocabulary=config.vocabulary,
             edge_chunk=min(config.edge_chunk, shape.longest_run),
         )  # fmt: skip
         node, total = state.node_BxM, state.total_BxM + scores.forced_BxM
         # The root stands for an empty slot.
         most = jnp.max(jnp.where(node > 0, trie.child_count[node], 0))
-        small = state._replace(suffix=(), calls=())
+        small = state._replace(cache=(), calls=())
         branches = [partial(expand, children=bound) for bound in bounds]
         small, beam_BxM = jax.lax.switch(
             jnp.searchsorted(jnp.array(bounds), most), branches, small, scores, node, total
         )
-        return small._replace(suffix=_take_beams(suffix, beam_BxM), calls=state.calls + calls)
+        return small._replace(cache=take_beams(cache, beam_BxM), calls=state.calls + calls)
 
-    sizes = _suffix_sizes(shape.suffix_size)
+    sizes = _pool_sizes(beams, shape.beam_reads)
     nothing_BxM = jnp.full((batch, beams), -jnp.inf)
     start = _State(
         node_BxM=jnp.zeros((batch, beams), jnp.int32),
         total_BxM=nothing_BxM,
         leaf_BxM=jnp.full((batch, beams), -1, jnp.int32),
         score_BxM=nothing_BxM,
-        suffix=model.empty_suffix(batch, beams, sizes[0]),
+        cache=model.empty_beams(batch, beams, sizes[0]),
         calls=jnp.int32(0),
     )
     scores = scores_of_hidden(
@@ -233,25 +232,21 @@ def search_from_prompt(
     root_Bx1 = jnp.zeros((batch, 1), jnp.int32)
     state, _ = expand(start, scores, root_Bx1, jnp.zeros((batch, 1)), shape.root_children)
     for size in sizes:
-        room = ((0, 0),) * 3 + ((0, size - _suffix_size(state.suffix)),) + ((0, 0),) * 2
-        state = state._replace(suffix=jax.tree.map(lambda x, r=room: jnp.pad(x, r), state.suffix))
+        state = state._replace(cache=with_room(state.cache, size))
 
         def goes_on(s: _State, size=size):
-            end_BxM = trie.edge_start[s.node_BxM] + trie.run_length[s.node_BxM]
-            return jnp.any(s.total_BxM > -jnp.inf) & jnp.all(end_BxM <= size)
+            needed_B = s.cache.paths.used_B + jnp.sum(trie.run_length[s.node_BxM], axis=1)
+            return jnp.any(s.total_BxM > -jnp.inf) & jnp.all(needed_B <= size)
 
         state = jax.lax.while_loop(goes_on, step, state)
     return SearchResult(state.leaf_BxM, state.score_BxM, state.calls)
 
 
-def _suffix_sizes(largest: int) -> list[int]:
-    """Slots for keys and values: few as long as hypotheses are short, since beams copy them."""
-    sizes = [size for size in (_FIRST_SUFFIX << n for n in range(16)) if size < largest]
+def _pool_sizes(beams: int, most_reads: int) -> list[int]:
+    """Slots of a user's pool: few as long as few are taken, since every query looks at all."""
+    largest = beams * most_reads
+    sizes = [size for size in (beams * _FIRST_READS << 2 * n for n in range(16)) if size < largest]
     return [*sizes, largest]
-
-
-def _suffix_size(suffix) -> int:
-    return jax.tree.leaves(suffix)[0].shape[3]
 
 
 def _children_bounds(largest: int) -> list[int]:
@@ -350,14 +345,3 @@ def _top(values_BxX: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     top, index = jax.lax.top_k(values_BxX, available)
     missing = ((0, 0), (0, count - available))
     return jnp.pad(top, missing, constant_values=-jnp.inf), jnp.pad(index, missing)
-
-
-def _take_beams(suffix, beam_BxM: jax.Array):
-    """suffix [L, B, M, ...] with the beams of each user rearranged."""
-
-    def take(values):
-        return jax.vmap(lambda one, beam: one[:, beam], in_axes=(1, 0), out_axes=1)(
-            values, beam_BxM
-        )
-
-    return jax.tree.map(take, suffix)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.decoding.search_trie import SearchTrie
+from tca4rec_jax.llm.kv_cache import BeamCache
 
 _FEWEST_TOKENS = 40  # smaller calls are hardly faster: they wait for the weights
 
@@ -43,14 +44,14 @@ def run_edges(
     node_BxM: jax.Array,
     prompt: object,
     prompt_lengths_B: jax.Array,
-    suffix: object,
+    cache: BeamCache,
     trie: SearchTrie,
     temperature: jax.Array,
     *,
     edge_chunk: int,
     vocabulary: bool,
-) -> tuple[EdgeScores, object, jax.Array]:
-    """Reads the edges into the given nodes (the root: none) after the prompt and the suffix.
+) -> tuple[EdgeScores, BeamCache, jax.Array]:
+    """Reads the edges into the given nodes (the root: none) after what has been read.
 
     Args:
       model: see beam_search.LanguageModel.
@@ -58,17 +59,17 @@ def run_edges(
       vocabulary: whether norm and forced are wanted ('after_softmax').
 
     Returns:
-      (scores, the new suffix, int32 calls of the LLM).
+      (scores, the new cache, int32 calls of the LLM).
     """
     batch, beams = node_BxM.shape
     slots = batch * beams
-    length_BxM, start_BxM = trie.run_length[node_BxM], trie.edge_start[node_BxM]
-    offset_BxM, edge_length_BxM = trie.edge_offset[node_BxM], trie.depth[node_BxM] - start_BxM
+    length_BxM, offset_BxM = trie.run_length[node_BxM], trie.edge_offset[node_BxM]
+    edge_length_BxM = trie.depth[node_BxM] - trie.edge_start[node_BxM]
     sizes = sorted({-(-slots // part) for part in (1, 2, 4) if slots >= part * _FEWEST_TOKENS})
     sizes = sizes or [slots]
 
     def call(edge: int, size: int, carry):
-        done_BxM, scores, suffix, calls = carry
+        done_BxM, scores, cache, calls = carry
         place_BxMxE = done_BxM[:, :, None] + jnp.arange(edge)[None, None, :]
         wanted_BxMxE = place_BxMxE < length_BxM[:, :, None]
         # More than fit are left for the next call: whole beams first, and edges from their start.
@@ -82,8 +83,9 @@ def run_edges(
         def token_at(place):
             return trie.edge_tokens.at[offset_BxM[:, :, None] + place].get(mode="clip")
 
-        hidden_BxMxExD, suffix = model.extend(
-            token_at(place_BxMxE), prompt, prompt_lengths_B, suffix, start_BxM + done_BxM, kept_T
+        count_BxM = jnp.sum(kept_BxMxE, axis=2, dtype=jnp.int32)
+        hidden_BxMxExD, cache = model.extend(
+            token_at(place_BxMxE), count_BxM, prompt, prompt_lengths_B, cache, kept_T
         )
         hidden_TxD = _packed(hidden_BxMxExD, kept_T)
         next_T = _packed(token_at(place_BxMxE + 1), kept_T)
@@ -101,7 +103,7 @@ def run_edges(
             jnp.where(ends_BxM, norm_T[last_BxM], scores.norm_BxM),
             scores.forced_BxM + forced_BxM,
         )
-        return done_BxM + jnp.sum(kept_BxMxE, axis=2), scores, suffix, calls + 1
+        return done_BxM + count_BxM, scores, cache, calls + 1
 
     edges = sorted({1, edge_chunk})
     variants = [(edge, size) for edge in edges for size in sizes]
@@ -117,12 +119,12 @@ def run_edges(
 
     nothing_BxM = jnp.zeros((batch, beams))
     nothing = EdgeScores(jnp.zeros((batch, beams, trie.choice.shape[0])), nothing_BxM, nothing_BxM)
-    _, scores, suffix, calls = jax.lax.while_loop(
+    _, scores, cache, calls = jax.lax.while_loop(
         lambda carry: jnp.any(carry[0] < length_BxM),
         next_call,
-        (jnp.zeros_like(length_BxM), nothing, suffix, jnp.int32(0)),
+        (jnp.zeros_like(length_BxM), nothing, cache, jnp.int32(0)),
     )
-    return scores, suffix, calls
+    return scores, cache, calls
 
 
 def _packed(x_BxMxE: jax.Array, kept_T: jax.Array) -> jax.Array:

@@ -71,12 +71,13 @@ def title_nll(
       float32 [B, T].
     """
     batch = target.tokens_RxE.shape[0]
+    nothing_Bx1 = jnp.zeros((batch, 1), jnp.int32)  # no token is read for another call
     hidden_Bx1xExD, _ = model.extend(
         target.tokens_RxE[:, None, :],
+        nothing_Bx1,
         prompt,
         prompt_lengths_B,
-        model.empty_suffix(batch, 1, 1),
-        jnp.zeros((batch, 1), jnp.int32),
+        model.empty_beams(batch, 1, 1),
     )
     # The state before title token t: the prompt's last for t = 0, then that of token t - 1.
     states_BxExD = jnp.concatenate([hidden_Bx1xD, hidden_Bx1xExD[:, 0]], axis=1)

@@ -39,6 +39,7 @@ class SearchShape(NamedTuple):
     inner_children: int  # most children of a node other than the root
     longest_run: int  # most tokens of an edge that the LLM must read
     suffix_size: int  # most tokens the LLM ever reads for one hypothesis
+    beam_reads: int  # most tokens it reads for one of the beams, whichever hypotheses that holds
     mass: TrieShape
 
 
@@ -83,6 +84,9 @@ def search_trie(
         longest_run=max(1, int(run_length_N.max())),
         suffix_size=max(
             1, int(np.where(run_length_N, searched.edge_start + run_length_N, 0).max())
+        ),
+        beam_reads=max(
+            1, int(np.maximum.reduceat(run_length_N, searched.level_offsets[:-1]).sum())
         ),
         mass=mass_shape,
     )

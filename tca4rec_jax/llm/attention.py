@@ -13,6 +13,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from tca4rec_jax.llm.config import RopeScaling
+from tca4rec_jax.llm.kv_cache import Paths
 
 # Finite, so that a masked score underflows to exactly zero without inf - inf.
 MASKED = -1e30
@@ -227,51 +228,46 @@ def cached_attention(
     q_BxMxExNxH: jax.Array,
     new_kv: tuple[jax.Array, jax.Array],
     prompt_kv: tuple[jax.Array, jax.Array],
-    suffix_kv: tuple[jax.Array, jax.Array],
+    pool_kv: tuple[jax.Array, jax.Array],
     prompt_lengths_B: jax.Array,
-    suffix_lengths_BxM: jax.Array,
+    paths: Paths,
     *,
     window: int | jax.Array | None = None,
 ) -> jax.Array:
-    """Attention of E new tokens per beam over prompt, suffix and themselves -> [B, M, E, N, H].
+    """Attention of E new tokens per beam over prompt, path and themselves -> [B, M, E, N, H].
 
-    new_kv [B, M, E, K, H]; prompt_kv [B, S, K, H], one for all beams of a user;
-    suffix_kv [B, M, W, K, H]. Prompt and suffix count up to their lengths, new tokens causally.
+    new_kv [B, M, E, K, H]; prompt_kv [B, S, K, H] and pool_kv [B, P, K, H], one for all beams of a
+    user. The prompt counts up to its length, of the pool the slots that the beam has seen, new
+    tokens causally.
     """
-    (k_new, v_new), (k_prompt, v_prompt), (k_suffix, v_suffix) = new_kv, prompt_kv, suffix_kv
-    prompt_size, suffix_size = k_prompt.shape[1], k_suffix.shape[2]
+    (k_new, v_new), (k_prompt, v_prompt), (k_pool, v_pool) = new_kv, prompt_kv, pool_kv
+    prompt_size, pool_size = k_prompt.shape[1], k_pool.shape[1]
     edge = k_new.shape[2]
     q = _grouped(q_BxMxExNxH, k_new.shape[3])
     on_prompt = jnp.arange(prompt_size)[None, :] < prompt_lengths_B[:, None]
-    on_suffix = jnp.arange(suffix_size)[None, None, :] < suffix_lengths_BxM[:, :, None]
+    on_prompt = on_prompt[:, None, None, :]  # [B, M, E, keys]
+    on_pool = paths.seen_BxMxP[:, :, None, :]
     on_new = _visible(jnp.arange(edge), jnp.arange(edge), window)
-    on_prompt, on_suffix = on_prompt[:, None, None, :], on_suffix[:, :, None, :]  # [B, M, E, keys]
     if window is not None:
-        # Positions counted from the suffix's first token, from which the prompt's count backwards.
-        queries_BxMxE = suffix_lengths_BxM[:, :, None] + jnp.arange(edge)[None, None, :]
+        # Positions counted from the prompt's end.
+        queries_BxMxE = paths.length_BxM[:, :, None] + jnp.arange(edge)[None, None, :]
         prompt_BxS = jnp.arange(prompt_size)[None, :] - prompt_lengths_B[:, None]
         on_prompt &= _visible(queries_BxMxE, prompt_BxS[:, None, :], window)
-        on_suffix &= _visible(queries_BxMxE, jnp.arange(suffix_size)[None, None, :], window)
+        on_pool &= _visible(queries_BxMxE, paths.place_BxP[:, None, :], window)
+
+    def shared_scores(visible_BxMxExT, k_BxTxKxH):
+        scores = _product("bmekgh,bskh->bkmges", q, k_BxTxKxH)
+        return jnp.where(visible_BxMxExT[:, None, :, None, :, :], scores, MASKED)
+
+    new_scores = _product("bmekgh,bmfkh->bkmgef", q, k_new)
     scores = [
-        jnp.where(
-            on_prompt[:, None, :, None, :, :],
-            _product("bmekgh,bskh->bkmges", q, k_prompt),
-            MASKED,
-        ),
-        jnp.where(
-            on_suffix[:, None, :, None, :, :],
-            _product("bmekgh,bmwkh->bkmgew", q, k_suffix),
-            MASKED,
-        ),
-        jnp.where(
-            on_new[None, None, None, None], _product("bmekgh,bmfkh->bkmgef", q, k_new), MASKED
-        ),
+        shared_scores(on_prompt, k_prompt),
+        shared_scores(on_pool, k_pool),
+        jnp.where(on_new[None, None, None, None], new_scores, MASKED),
     ]
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(v_new.dtype)
-    on_prompt, on_suffix, on_new = jnp.split(
-        weights, [prompt_size, prompt_size + suffix_size], axis=-1
-    )
+    on_prompt, on_pool, on_new = jnp.split(weights, [prompt_size, prompt_size + pool_size], axis=-1)
     out = jnp.einsum("bkmges,bskh->bmekgh", on_prompt, v_prompt)
-    out += jnp.einsum("bkmgew,bmwkh->bmekgh", on_suffix, v_suffix)
+    out += jnp.einsum("bkmges,bskh->bmekgh", on_pool, v_pool)
     out += jnp.einsum("bkmgef,bmfkh->bmekgh", on_new, v_new)
     return out.reshape(q_BxMxExNxH.shape)

@@ -24,7 +24,7 @@ from tca4rec_jax.llm.attention import (
     rotate,
 )
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
-from tca4rec_jax.llm.kv_cache import KVCache, packing, write_suffix
+from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, no_paths, packing, read_on, write
 from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, dropout, fold_in, lora_delta
 from tca4rec_jax.llm.quantisation import quantised_product
 from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings, put_soft_embeddings
@@ -203,48 +203,46 @@ class Decoder(nnx.Module):
         """`hidden` together with the keys and values [L, B, S, K, H] of right-padded prompts."""
         return self._forward(tokens_BxS, lengths_B, soft, None, keep_kv=True)
 
-    def empty_suffix(self, batch: int, beams: int, size: int) -> KVCache:
-        """Zeros [L, B, M, W, K, H]: room for `size` generated tokens per beam."""
+    def empty_beams(self, batch: int, beams: int, slots: int) -> BeamCache:
+        """Of beams that have read nothing; each user's have room for `slots` tokens in all."""
         config = self.config
-        shape = (config.num_layers, batch, beams, size, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
         zeros = jnp.zeros(shape, self.embedding.dtype)
-        return KVCache(zeros, zeros)
+        return BeamCache(KVCache(zeros, zeros), no_paths(batch, beams, slots))
 
     def extend(
         self,
         tokens_BxMxE: jax.Array,
+        count_BxM: jax.Array,
         prompt: KVCache,
         prompt_lengths_B: jax.Array,
-        suffix: KVCache,
-        suffix_lengths_BxM: jax.Array,
+        beams: BeamCache,
         kept_T: jax.Array | None = None,
-    ) -> tuple[jax.Array, KVCache]:
-        """E more tokens for each of M beams per user -> (hidden [B, M, E, D], new suffix).
+    ) -> tuple[jax.Array, BeamCache]:
+        """Up to E more tokens for each of M beams per user -> (hidden [B, M, E, D], new cache).
 
-        Token e of beam (b, m) stands at position prompt_length + suffix_length + e and attends to
-        the prompt, which the beams of a user share, to the beam's suffix and to the new tokens up
-        to itself. Its key and value go to slot suffix_length + e of the returned suffix; slots
-        past W are dropped. Padding at the end of an edge is harmless as long as the caller
-        advances suffix_lengths by the edge's true length: later tokens overwrite its slots.
+        The first `count` of a beam's tokens are real; the states of the others are without meaning.
+        Token e stands at position prompt_length + (tokens the beam has read) + e and attends to the
+        prompt, which the beams of a user share, to what its beam has read and to the new tokens up
+        to itself. What does not fit into the user's pool is dropped: see `with_room`.
 
         kept_T (int32, distinct indices into B * M * E; those past the end are padding) names the
-        tokens that are worth running: the layers see only these. The states of the others are
-        without meaning, and so is what is written to their slots.
+        tokens that are worth running, at least the real ones: the layers see only these.
         """
-        shape = tokens_BxMxE.shape
-        starts_BxM = prompt_lengths_B[:, None] + suffix_lengths_BxM
+        shape, paths = tokens_BxMxE.shape, beams.paths
+        starts_BxM = prompt_lengths_B[:, None] + paths.length_BxM
         positions_BxMxE = starts_BxM[:, :, None] + jnp.arange(shape[2])[None, None, :]
         pack, unpack = packing(shape, kept_T)
 
         def attend(q, k, v, cache, window):
-            prompt_kv, suffix_kv = cache
+            prompt_kv, pool_kv = cache
             attended = cached_attention(
                 unpack(q),
                 (unpack(k), unpack(v)),
                 prompt_kv,
-                suffix_kv,
+                pool_kv,
                 prompt_lengths_B,
-                suffix_lengths_BxM,
+                paths,
                 window=window,
             )
             return pack(attended)
@@ -253,11 +251,12 @@ class Decoder(nnx.Module):
             self._embed(pack(tokens_BxMxE)),
             pack(positions_BxMxE),
             attend,
-            caches=(tuple(prompt), tuple(suffix)),
+            caches=(tuple(prompt), tuple(beams.kv)),
             keep_kv=True,
         )
         new = KVCache(*(jax.vmap(unpack)(values) for values in new))
-        return unpack(hidden), write_suffix(suffix, new, suffix_lengths_BxM)
+        slot_BxMxE, paths = read_on(paths, count_BxM, shape[2])
+        return unpack(hidden), BeamCache(write(beams.kv, new, slot_BxMxE), paths)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         return jnp.take(self.options.whole("embedding", self.embedding[...]), tokens, axis=0)

@@ -1,7 +1,7 @@
 """Keys and values of earlier tokens: where new ones go, and which tokens are run.
 
-Axis letters: B batch, S sequence, M beams, E new tokens of an edge, W suffix tokens, K kv heads, H
-head dim, L layers, T tokens that run.
+Axis letters: B batch (users), S sequence, M beams, E new tokens of an edge, P slots of a
+user's pool, K kv heads, H head dim, L layers, T tokens that run.
 """
 
 import math
@@ -13,25 +13,101 @@ import jax.numpy as jnp
 
 
 class KVCache(NamedTuple):
-    """Rotated keys and values of every layer: [L, B, S, K, H] or, for beams, [L, B, M, W, K, H]."""
+    """Rotated keys and values of all layers: prompts [L, B, S, K, H], pools [L, B, P, K, H]."""
 
     k: jax.Array
     v: jax.Array
 
 
-def write_suffix(suffix: KVCache, new: KVCache, suffix_lengths_BxM: jax.Array) -> KVCache:
-    """Puts new [L, B, M, E, K, H] into the slots suffix_length + e of suffix [L, B, M, W, K, H]."""
+class Paths(NamedTuple):
+    """Which slots of the users' pools hold what each beam has read after its prompt."""
 
-    def write(old_LxWxKxH, new_LxExKxH, length):
-        slots_E = length + jnp.arange(new_LxExKxH.shape[1])
-        return old_LxWxKxH.at[:, slots_E].set(new_LxExKxH, mode="drop")
+    used_B: jax.Array  # int32, slots that are taken: the first ones
+    place_BxP: jax.Array  # int32, a slot's token counted from the prompt's end
+    seen_BxMxP: jax.Array  # bool, the slots on a beam's path
+    length_BxM: jax.Array  # int32, tokens that a beam has read
 
-    # Mapped over users and beams, not indexed by them: a sharded batch then stays where it is.
-    over_beams = jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)
-    write = jax.vmap(over_beams, in_axes=(1, 1, 0), out_axes=1)
-    return KVCache(
-        write(suffix.k, new.k, suffix_lengths_BxM), write(suffix.v, new.v, suffix_lengths_BxM)
+
+class BeamCache(NamedTuple):
+    """What the beams of each user have read, in a pool of slots that they share.
+
+    A slot is written once and never moves: when beams are chosen, rows of `seen` are gathered and
+    no keys or values, and what several beams have in common is held once.
+    """
+
+    kv: KVCache
+    paths: Paths
+
+
+def no_paths(batch: int, beams: int, slots: int) -> Paths:
+    """Of beams that have read nothing yet."""
+    return Paths(
+        used_B=jnp.zeros(batch, jnp.int32),
+        place_BxP=jnp.zeros((batch, slots), jnp.int32),
+        seen_BxMxP=jnp.zeros((batch, beams, slots), bool),
+        length_BxM=jnp.zeros((batch, beams), jnp.int32),
     )
+
+
+def read_on(paths: Paths, count_BxM: jax.Array, edge: int) -> tuple[jax.Array, Paths]:
+    """Takes slots for the next `count` (at most `edge`) tokens of each beam.
+
+    Returns:
+      (slot int32 [B, M, E] of each token, P for those that are none, the new paths).
+    """
+    slots = paths.place_BxP.shape[1]
+    real_BxMxE = jnp.arange(edge)[None, None, :] < count_BxM[:, :, None]
+    real_BxX = real_BxMxE.reshape(real_BxMxE.shape[0], -1)
+    rank_BxX = jnp.cumsum(real_BxX, axis=1, dtype=jnp.int32) - 1
+    slot_BxX = jnp.where(real_BxX, paths.used_B[:, None] + rank_BxX, slots)
+    slot_BxMxE = slot_BxX.reshape(real_BxMxE.shape)
+    place_BxMxE = paths.length_BxM[:, :, None] + jnp.arange(edge, dtype=jnp.int32)[None, None, :]
+    # Mapped over users, not indexed by them: a sharded batch then stays where it is.
+    put = jax.vmap(lambda old, slot, new: old.at[slot].set(new, mode="drop"))
+    mark = jax.vmap(jax.vmap(lambda old, slot: old.at[slot].set(True, mode="drop")))
+    return slot_BxMxE, Paths(
+        paths.used_B + jnp.sum(count_BxM, axis=1),
+        put(paths.place_BxP, slot_BxX, place_BxMxE.reshape(slot_BxX.shape)),
+        mark(paths.seen_BxMxP, slot_BxMxE),
+        paths.length_BxM + count_BxM,
+    )
+
+
+def write(pool: KVCache, new: KVCache, slot_BxMxE: jax.Array) -> KVCache:
+    """Puts new [L, B, M, E, K, H] into its slots of pool [L, B, P, K, H]; past P it is dropped."""
+    slot_BxX = slot_BxMxE.reshape(slot_BxMxE.shape[0], -1)
+
+    def put(old_LxPxKxH, new_LxMxExKxH, slot_X):
+        new = new_LxMxExKxH.reshape(new_LxMxExKxH.shape[0], -1, *new_LxMxExKxH.shape[3:])
+        return old_LxPxKxH.at[:, slot_X].set(new, mode="drop")
+
+    over_users = jax.vmap(put, in_axes=(1, 1, 0), out_axes=1)
+    return KVCache(
+        *(over_users(old, values, slot_BxX) for old, values in zip(pool, new, strict=True))
+    )
+
+
+def take_beams(cache: BeamCache, beam_BxM: jax.Array) -> BeamCache:
+    """The cache with the beams of each user chosen anew (int32, some perhaps twice)."""
+    paths = cache.paths._replace(
+        seen_BxMxP=jnp.take_along_axis(cache.paths.seen_BxMxP, beam_BxM[:, :, None], axis=1),
+        length_BxM=jnp.take_along_axis(cache.paths.length_BxM, beam_BxM, axis=1),
+    )
+    return cache._replace(paths=paths)
+
+
+def with_room(cache: BeamCache, slots: int) -> BeamCache:
+    """The cache with its pools enlarged to `slots`."""
+
+    def pad(array, axis):
+        widths = [(0, 0)] * array.ndim
+        widths[axis] = (0, slots - array.shape[axis])
+        return jnp.pad(array, widths)
+
+    paths = cache.paths._replace(
+        place_BxP=pad(cache.paths.place_BxP, 1), seen_BxMxP=pad(cache.paths.seen_BxMxP, 2)
+    )
+    return BeamCache(jax.tree.map(lambda values: pad(values, 2), cache.kv), paths)
 
 
 def packing(

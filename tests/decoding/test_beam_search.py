@@ -226,7 +226,12 @@ def padded(prepared):
 
     grown = {name: grow(name) for name in arrays._fields if name != "mass"}
     shape = shape._replace(
-        root_children=6, inner_children=6, longest_run=LONGEST, suffix_size=LONGEST, mass=None
+        root_children=6,
+        inner_children=6,
+        longest_run=LONGEST,
+        suffix_size=LONGEST,
+        beam_reads=LONGEST,
+        mass=None,
     )
     return arrays._replace(**grown, mass=None), shape
 

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from tca4rec_jax.llm.config import DecoderConfig, logical_axes
 from tca4rec_jax.llm.decoder import Decoder, DecoderOptions, init_params
+from tca4rec_jax.llm.kv_cache import BeamCache, take_beams, with_room
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings
 
@@ -67,15 +68,13 @@ def test_extend_equals_the_full_forward_pass(config, lora):
         [[[3, 1], [2, 3], [1, 2]], [[1, 4], [2, 0], [4, 3]], [[2, 1], [0, 1], [2, 2]]], np.int32
     )
     _, prompt_cache = prefill(decoder, prompts, prompt_lengths)
-    suffix = decoder.empty_suffix(batch, beams, suffix_size)
+    cache = decoder.empty_beams(batch, beams, beams * suffix_size)
     suffix_lengths = np.zeros((batch, beams), np.int32)
     texts = {(b, m): list(prompts[b, : prompt_lengths[b]]) for b in range(3) for m in range(2)}
     states = {key: [] for key in texts}
     for chunk, lengths in enumerate(edge_lengths):
         tokens = random_tokens((batch, beams, edge), seed=10 + chunk)
-        hidden, suffix = extend(
-            decoder, tokens, prompt_cache, prompt_lengths, suffix, suffix_lengths
-        )
+        hidden, cache = extend(decoder, tokens, lengths, prompt_cache, prompt_lengths, cache)
         for b, m in texts:
             texts[b, m].extend(tokens[b, m, : lengths[b, m]])
             states[b, m].extend(np.asarray(hidden)[b, m, : lengths[b, m]])
@@ -90,35 +89,55 @@ def test_extend_equals_the_full_forward_pass(config, lora):
         np.testing.assert_allclose(np.stack(states[b, m]), expected, atol=1e-5)
 
 
-def test_extend_drops_slots_past_the_suffix():
-    """Padding that does not fit must not overwrite the tokens that do."""
+def test_beams_chosen_anew_keep_what_they_have_read():
+    """A beam that two others go on from, and one that nobody does, against whole sequences."""
+    decoder, lengths = make_decoder(config=WINDOW), np.array([4, 3])
+    prompts, first = random_tokens((2, 4)), random_tokens((2, 3, 2), seed=3)
+    _, prompt = prefill(decoder, prompts, lengths)
+    cache = decoder.empty_beams(2, 3, 7)
+    count = np.array([[2, 1, 2], [1, 2, 0]])
+    _, cache = extend(decoder, first, count, prompt, lengths, cache)
+    chosen = np.array([[2, 0, 2], [1, 1, 0]])
+    second = random_tokens((2, 3, 1), seed=4)
+    cache = with_room(take_beams(cache, jnp.asarray(chosen)), 11)
+    hidden, cache = extend(decoder, second, np.ones((2, 3), int), prompt, lengths, cache)
+    np.testing.assert_array_equal(cache.paths.used_B, [8, 6])
+    for b in range(2):
+        for m, parent in enumerate(chosen[b]):
+            text = [*prompts[b, : lengths[b]], *first[b, parent, : count[b, parent]], *second[b, m]]
+            expected = hidden_of(decoder, np.array([text]), np.array([len(text)]))
+            np.testing.assert_allclose(hidden[b, m, 0], expected[0, -1], atol=1e-5)
+
+
+def test_extend_drops_what_does_not_fit_and_what_is_not_real():
     decoder = make_decoder()
     prompts, lengths = random_tokens((1, 4)), np.array([4])
     _, prompt = prefill(decoder, prompts, lengths)
-    suffix = decoder.empty_suffix(1, 1, 3)
-    edge = random_tokens((1, 1, 2), seed=3)
-    _, before = extend(decoder, edge, prompt, lengths, suffix, np.array([[0]]))
-    _, after = extend(decoder, random_tokens((1, 1, 4)), prompt, lengths, before, np.array([[2]]))
-    np.testing.assert_array_equal(after.k[:, :, :, :2], before.k[:, :, :, :2])
-    assert np.abs(after.k[:, :, :, 2]).sum() > 0
+    cache = decoder.empty_beams(1, 1, 3)
+    edge = random_tokens((1, 1, 4), seed=3)
+    _, before = extend(decoder, edge, np.array([[2]]), prompt, lengths, cache)
+    assert np.abs(before.kv.k[:, :, 2]).sum() == 0
+    _, after = extend(decoder, edge, np.array([[4]]), prompt, lengths, before)
+    np.testing.assert_array_equal(after.kv.k[:, :, :2], before.kv.k[:, :, :2])
+    assert np.abs(after.kv.k[:, :, 2]).sum() > 0
 
 
 def test_extend_keeps_a_sharded_batch_where_it_is():
     """Two devices with a user each give what one device gives, without moving keys or values."""
     decoder, prompts, lengths = make_decoder(), random_tokens((2, 5)), np.array([5, 3])
-    edge, suffix_lengths = random_tokens((2, 3, 2), seed=4), np.array([[0, 1, 2], [2, 0, 0]])
+    edge, count = random_tokens((2, 3, 2), seed=4), np.array([[0, 1, 2], [2, 0, 0]])
     _, prompt = prefill(decoder, prompts, lengths)
-    suffix = decoder.empty_suffix(2, 3, 6)
-    expected = extend(decoder, edge, prompt, lengths, suffix, suffix_lengths)
+    cache = decoder.empty_beams(2, 3, 18)
+    expected = extend(decoder, edge, count, prompt, lengths, cache)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     rows, caches = NamedSharding(mesh, P("data")), NamedSharding(mesh, P(None, "data"))
     decoder = jax.device_put(decoder, NamedSharding(mesh, P()))
     arguments = (
         jax.device_put(edge, rows),
+        jax.device_put(count, rows),
         jax.device_put(prompt, caches),
         jax.device_put(lengths, rows),
-        jax.device_put(suffix, caches),
-        jax.device_put(suffix_lengths, rows),
+        BeamCache(jax.device_put(cache.kv, caches), jax.device_put(cache.paths, rows)),
     )
     program = extend.lower(decoder, *arguments).compile()
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
@@ -280,9 +299,8 @@ def test_caches_go_past_the_first_adapted_layer():
     expected = hidden_of(decoder, tokens, np.array([9, 9]))
     hidden, prompt = prefill(decoder, tokens[:, :8], np.array([8, 8]))
     np.testing.assert_allclose(hidden, expected[:, :8], atol=1e-5)
-    suffix = decoder.empty_suffix(2, 1, 2)
-    nothing = np.zeros((2, 1), np.int32)
-    last, _ = extend(decoder, tokens[:, 8:, None], prompt, np.array([8, 8]), suffix, nothing)
+    cache, one = decoder.empty_beams(2, 1, 2), np.ones((2, 1), np.int32)
+    last, _ = extend(decoder, tokens[:, 8:, None], one, prompt, np.array([8, 8]), cache)
     np.testing.assert_allclose(last[:, 0, 0], expected[:, 8], atol=1e-5)
 
 

@@ -102,15 +102,15 @@ def test_cache_token_by_token(case):
     decoder, tokens = case.decoder, case.golden["tokens"]
     lengths = np.array([5, 3])
     _, prompt = jit(Decoder.prefill)(decoder, tokens[:, :5], lengths)
-    suffix = decoder.empty_suffix(2, 2, 8)
+    cache = decoder.empty_beams(2, 2, 32)
 
     @jit
-    def extend(tokens, suffix, done):
-        return decoder.extend(tokens, prompt, lengths, suffix, jnp.full((2, 2), done))
+    def extend(tokens, cache):
+        return decoder.extend(tokens, jnp.ones((2, 2), int), prompt, lengths, cache)
 
     for step in range(8):
         now = tokens[np.arange(2), lengths + step]
-        hidden, suffix = extend(np.tile(now[:, None, None], (1, 2, 1)), suffix, step)
+        hidden, cache = extend(np.tile(now[:, None, None], (1, 2, 1)), cache)
         logits = np.asarray(decoder.logits(hidden))[:, :, 0]
         for row in range(2):
             expected = case.golden["cached_logits"][row, lengths[row] + step]
