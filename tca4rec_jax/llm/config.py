@@ -1,4 +1,4 @@
-"""Architecture of a Llama- or Qwen-style decoder: sizes, parameter shapes, FLOPs, logical axes.
+"""Architecture of a decoder: sizes, parameter shapes, FLOPs, logical axes.
 
 Axis letters: D model, N query heads, K kv heads, H head dim, F feed-forward, V vocabulary,
 L layers.
@@ -14,7 +14,7 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embedding", ("vocabulary", "embed")),
     (r"lm_head", ("embed", "vocabulary")),
     (r"final_norm", ("norm",)),
-    (r"layers/(attn|mlp)_norm", ("layers", "norm")),
+    (r"layers/(attn|mlp)(_post)?_norm", ("layers", "norm")),
     (r"layers/[qk]_norm", ("layers", None)),
     (r"layers/q_proj(_group_scale)?", ("layers", "embed", "heads")),
     (r"layers/[kv]_proj(_group_scale)?", ("layers", "embed", "kv_heads")),
@@ -74,7 +74,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A decoder with RMSNorm, rotary positions, grouped queries and SwiGLU.
+    """A decoder with RMSNorm, rotary positions, grouped queries and a gated feed-forward.
 
     What families add is in the fields with a default; a parameter exists if it is in
     `parameter_shapes`.
@@ -85,6 +85,13 @@ class DecoderConfig:
       qk_norm: whether each head of q and k is normalised (RMS) before the rotation.
       sliding_window: a token sees itself and the `sliding_window - 1` tokens before; None: all.
       full_layers: numbers of the layers that see everything in spite of sliding_window.
+      local_rope_theta: that of the layers with a sliding window, which then have no rope_scaling;
+        None: as the others.
+      norm_offset: added to the weight of every norm.
+      post_norms: whether what attention and feed-forward add is normalised first.
+      embedding_scale: multiplies the embeddings of tokens, not the head.
+      query_pre_attn_scalar: scores are divided by its root; None: by head_dim's.
+      activation: of the gate, a key of layers.ACTIVATIONS.
       quantised: how the projections are stored, a key of SCALES; '': as floats.
       family: the model_type that Hugging Face files carry; changes nothing that is computed.
     """
@@ -105,6 +112,12 @@ class DecoderConfig:
     qk_norm: bool = False
     sliding_window: int | None = None
     full_layers: tuple[int, ...] = ()
+    local_rope_theta: float | None = None
+    norm_offset: float = 0.0
+    post_norms: bool = False
+    embedding_scale: float = 1.0
+    query_pre_attn_scalar: float | None = None
+    activation: str = "silu"
     quantised: str = ""
     family: str = "llama"
 
@@ -165,6 +178,9 @@ class DecoderConfig:
                 shapes[f"layers/{name}{suffix}"] = (self.num_layers, *stored)
             if name in self.biases:
                 shapes[f"layers/{name}_bias"] = (self.num_layers, shape[1])
+        if self.post_norms:
+            for name in ("attn_post_norm", "mlp_post_norm"):
+                shapes[f"layers/{name}"] = (self.num_layers, self.hidden_size)
         if self.qk_norm:
             shapes["layers/q_norm"] = shapes["layers/k_norm"] = (self.num_layers, self.head_dim)
         if not self.tie_embeddings:

@@ -1,4 +1,4 @@
-"""Llama- and Qwen-style decoder: training forward pass, prompt prefill, and beam extension.
+"""Llama-, Qwen- and Gemma-style decoder: training forward pass, prompt prefill, and beam extension.
 
 Axis letters: B batch, S sequence, P placeholders, M beams, E new tokens of an edge, W suffix
 tokens, D model, N query heads, K kv heads, H head dim, V vocabulary, L layers, R adapter rank,
@@ -8,7 +8,6 @@ Weights are [in, out] and stacked over layers on axis 0, whichever way the layer
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,6 @@ from flax.traverse_util import flatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
 from tca4rec_jax.llm.attention import (
-    IMPLEMENTATIONS,
     cached_attention,
     causal_attention,
     rotary_tables,
@@ -25,7 +23,9 @@ from tca4rec_jax.llm.attention import (
 )
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, no_paths, packing, read_on, write
+from tca4rec_jax.llm.layers import gated, on_last_axis, rms_norm
 from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, dropout, fold_in, lora_delta
+from tca4rec_jax.llm.options import DecoderOptions
 from tca4rec_jax.llm.quantisation import quantised_product
 from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings, put_soft_embeddings
 
@@ -37,73 +37,23 @@ _keep = functools.partial(checkpoint_name, name="product")
 Attend = Callable[[jax.Array, jax.Array, jax.Array, object, int | jax.Array | None], jax.Array]
 
 
-def _as_stored(path: str, weight: jax.Array) -> jax.Array:
-    return weight
-
-
-@dataclass(frozen=True)
-class DecoderOptions:
-    """How the layers run, not what they compute.
-
-    layer_loop: 'scan' compiles one layer, 'unroll' all of them (slower to compile).
-    remat: what is kept for the backward pass: with 'none' every activation, with 'products' the
-      results of matrix products, from which the elementwise rest is made again (less memory, and on
-      CPU no slower), with 'full' only each layer's input.
-    attention: in `hidden`, one of attention.IMPLEMENTATIONS; the kernels ('cudnn', 'splash') cannot
-      run a model whose layers differ in their sliding window.
-    whole: (path, weight) -> the weight, where it is about to be used: what puts a matrix together
-      of which every device holds a part (a layer's without the layer axis). Of a layer it is done
-      again in the backward pass, unless remat is 'none'.
-    """
-
-    layer_loop: str = "scan"
-    remat: str = "products"
-    attention: str = "xla"
-    whole: Callable[[str, jax.Array], jax.Array] = _as_stored
-
-    def __post_init__(self):
-        if self.layer_loop not in ("scan", "unroll"):
-            raise ValueError(f"layer_loop must be 'scan' or 'unroll', got {self.layer_loop!r}")
-        if self.remat not in ("none", "products", "full"):
-            raise ValueError(f"remat must be 'none', 'products' or 'full', got {self.remat!r}")
-        if self.attention not in IMPLEMENTATIONS:
-            raise ValueError(f"attention must be in {IMPLEMENTATIONS}, got {self.attention!r}")
-
-
 def init_params(
     config: DecoderConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32
 ) -> dict[str, jax.Array]:
     """Random base parameters by '/'-joined path: matrices normal with variance 1/in.
 
-    Norms are one and biases zero.
+    Norms change nothing and biases are zero.
     """
     params = {}
     for index, (path, shape) in enumerate(config.parameter_shapes.items()):
         if path.endswith(("_norm", "_bias")):
-            params[path] = jnp.full(shape, path.endswith("_norm"), dtype)
+            value = 1 - config.norm_offset if path.endswith("_norm") else 0
+            params[path] = jnp.full(shape, value, dtype)
             continue
         fan_in = config.hidden_size if path == "embedding" else shape[-2]
         values = jax.random.normal(jax.random.fold_in(key, index), shape) * fan_in**-0.5
         params[path] = values.astype(dtype)
     return params
-
-
-def rms_norm(x: jax.Array, weight_D: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * weight over the last axis, computed in float32, in x's dtype."""
-    x32 = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    weight = _on_last_axis(weight_D.astype(jnp.float32), x.ndim)
-    return (x32 * scale * weight).astype(x.dtype)
-
-
-def _on_last_axis(vector: jax.Array, ndim: int) -> jax.Array:
-    return jnp.expand_dims(vector, tuple(range(ndim - 1)))
-
-
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def _swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up, recomputed in the backward pass: it saves three arrays of F per token."""
-    return jax.nn.silu(gate) * up
 
 
 class Decoder(nnx.Module):
@@ -121,7 +71,7 @@ class Decoder(nnx.Module):
         *,
         lora: LoRAConfig | None = None,
         adapters: dict[str, dict[str, jax.Array]] | None = None,
-        options: DecoderOptions = DecoderOptions(),
+        options: DecoderOptions = DecoderOptions(),  # noqa: B008 - frozen
     ):
         """params: by path as in `config.parameter_shapes`; adapters as `lora.init_adapters` gives.
 
@@ -259,7 +209,9 @@ class Decoder(nnx.Module):
         return unpack(hidden), BeamCache(write(beams.kv, new, slot_BxMxE), paths)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        return jnp.take(self.options.whole("embedding", self.embedding[...]), tokens, axis=0)
+        embedding = self.options.whole("embedding", self.embedding[...])
+        embedded, scale = jnp.take(embedding, tokens, axis=0), self.config.embedding_scale
+        return embedded if scale == 1 else embedded * jnp.asarray(scale, embedded.dtype)
 
     def _forward(self, tokens_BxS, lengths_B, soft, dropout_key_B, *, keep_kv):
         length = tokens_BxS.shape[1]
@@ -297,6 +249,9 @@ class Decoder(nnx.Module):
         """All layers and the final norm; `caches` has a leading layer axis."""
         config = self.config
         rope = rotary_tables(positions, config.head_dim, config.rope_theta, config.rope_scaling)
+        local_rope = rope
+        if config.local_rope_theta is not None:
+            local_rope = rotary_tables(positions, config.head_dim, config.local_rope_theta)
 
         def layer(x, inputs):
             weights, adapters, cache, index = inputs
@@ -305,8 +260,9 @@ class Decoder(nnx.Module):
                 for name, weight in weights.items()
             }
             key_B = fold_in(dropout_key_B, index)
-            attend_here = functools.partial(attend, window=self._window(index))
-            x, kv = self._layer(x, weights, adapters, key_B, rope, attend_here, cache)
+            window, rope_here = self._window_and_rope(index, rope, local_rope)
+            attend_here = functools.partial(attend, window=window)
+            x, kv = self._layer(x, weights, adapters, key_B, rope_here, attend_here, cache)
             return x, (kv if keep_kv else None)
 
         in_scan = self.options.layer_loop == "scan"
@@ -339,16 +295,24 @@ class Decoder(nnx.Module):
             x, kv_below = run(x, (below[0], {}, *below[2:]))
             x, kv_above = run(x, above)
             kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), kv_below, kv_above)
-        hidden = rms_norm(x, self.final_norm[...], config.rms_norm_eps)
+        hidden = rms_norm(x, self.final_norm[...], config.rms_norm_eps, config.norm_offset)
         return hidden, (KVCache(*kv) if keep_kv else None)
 
-    def _window(self, layer: jax.Array) -> int | jax.Array | None:
-        """The sliding window of a layer; an int, and so known to the compiler, if all have it."""
+    def _window_and_rope(self, layer: jax.Array, rope, local_rope):
+        """The sliding window and the rotary tables of a layer.
+
+        The window is an int, and so known to the compiler, if all layers have it.
+        """
         window, full_layers = self.config.sliding_window, self.config.full_layers
-        if window is None or not full_layers:
-            return window
+        if window is None:
+            return None, rope
+        if not full_layers:
+            return window, local_rope
         is_full = jnp.any(layer == jnp.asarray(full_layers))
-        return jnp.where(is_full, jnp.iinfo(jnp.int32).max, window)
+        window = jnp.where(is_full, jnp.iinfo(jnp.int32).max, window)
+        if local_rope is rope:
+            return window, rope
+        return window, [jnp.where(is_full, *both) for both in zip(rope, local_rope, strict=True)]
 
     def _layer(self, x, weights, adapters, key_B, rope, attend, cache):
         """One decoder block on x [..., D]; returns it and the rotated (k, v) [..., K, H]."""
@@ -361,7 +325,7 @@ class Decoder(nnx.Module):
             else:
                 y = jnp.einsum("...i,io->...o", x, weights[name])
             bias = weights.get(f"{name}_bias")
-            return y if bias is None else y + _on_last_axis(bias, y.ndim)
+            return y if bias is None else y + on_last_axis(bias, y.ndim)
 
         def project(inputs: int, x: jax.Array, *names: str) -> list[jax.Array]:
             """x times each named matrix; `inputs` numbers the layer's four inputs for dropout."""
@@ -374,21 +338,28 @@ class Decoder(nnx.Module):
                 for name, y in zip(names, outputs, strict=True)
             ]
 
-        normed = rms_norm(x, weights["attn_norm"], config.rms_norm_eps)
+        def norm(x: jax.Array, name: str) -> jax.Array:
+            return rms_norm(x, weights[name], config.rms_norm_eps, config.norm_offset)
+
+        def post_norm(y: jax.Array, name: str) -> jax.Array:
+            return norm(_keep(y), name) if config.post_norms else y
+
+        normed = norm(x, "attn_norm")
         q, k, v = (
             y.reshape(*y.shape[:-1], -1, config.head_dim)
             for y in project(0, normed, "q_proj", "k_proj", "v_proj")
         )
         if config.qk_norm:
-            q = rms_norm(_keep(q), weights["q_norm"], config.rms_norm_eps)
-            k = rms_norm(_keep(k), weights["k_norm"], config.rms_norm_eps)
+            q, k = norm(_keep(q), "q_norm"), norm(_keep(k), "k_norm")
+        if config.query_pre_attn_scalar is not None:
+            q *= (config.head_dim / config.query_pre_attn_scalar) ** 0.5
         q, k, v = (_keep(y) for y in (rotate(q, *rope), rotate(k, *rope), v))
         attended = _keep(attend(q, k, v, cache))
-        x = _keep(x + project(1, attended.reshape(*x.shape[:-1], -1), "o_proj")[0])
-        normed = rms_norm(x, weights["mlp_norm"], config.rms_norm_eps)
-        gate, up = project(2, normed, "gate_proj", "up_proj")
-        gated = _swiglu(_keep(gate), _keep(up))
-        return x + project(3, gated, "down_proj")[0], (k, v)
+        y = project(1, attended.reshape(*x.shape[:-1], -1), "o_proj")[0]
+        x = _keep(x + post_norm(y, "attn_post_norm"))
+        gate, up = project(2, norm(x, "mlp_norm"), "gate_proj", "up_proj")
+        y = project(3, gated(config.activation, _keep(gate), _keep(up)), "down_proj")[0]
+        return x + post_norm(y, "mlp_post_norm"), (k, v)
 
 
 def _unrolled(layer, x, inputs):

@@ -15,6 +15,7 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
 }
 # Sizes that are never left to a default.
 REQUIRED = (
@@ -27,7 +28,15 @@ REQUIRED = (
     "rms_norm_eps",
 )
 # Fields that change what a model computes, at the only values known here.
-KNOWN_VALUES = {"hidden_act": "silu", "quantization_config": None, "use_mrope": False}
+KNOWN_VALUES = {
+    "hidden_act": "silu",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "quantization_config": None,
+    "use_mrope": False,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "use_bidirectional_attention": False,
+}
 QKV = ("q_proj", "k_proj", "v_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 # RopeScaling field -> that of rope_parameters, by rope_type.
@@ -63,7 +72,25 @@ def decoder_config(fields: dict[str, object]) -> DecoderConfig:
     for name, value in KNOWN_VALUES.items():
         if getattr(config, name, value) != value:
             raise ValueError(f"{name} is {getattr(config, name)!r}, supported is {value!r}")
-    theta, scaling = _rope(config)
+    gemma = {}
+    if family == "gemma3_text":
+        rope = config.rope_parameters
+        theta, scaling = _rope(rope["full_attention"])
+        local_theta, local_scaling = _rope(rope["sliding_attention"])
+        if local_scaling is not None:
+            raise ValueError(
+                f"rope_type of sliding_attention is {local_scaling.kind!r}, not default"
+            )
+        gemma = {
+            "local_rope_theta": local_theta,
+            "norm_offset": 1.0,
+            "post_norms": True,
+            "embedding_scale": config.hidden_size**0.5,
+            "query_pre_attn_scalar": float(config.query_pre_attn_scalar),
+            "activation": "gelu_tanh",
+        }
+    else:
+        theta, scaling = _rope(config.rope_parameters)
     window, full_layers = _window(config)
     heads = config.num_attention_heads
     return DecoderConfig(
@@ -80,15 +107,15 @@ def decoder_config(fields: dict[str, object]) -> DecoderConfig:
         max_positions=config.max_position_embeddings,
         rope_scaling=scaling,
         biases=_biases(config),
-        qk_norm=family == "qwen3",
+        qk_norm=family in ("qwen3", "gemma3_text"),
         sliding_window=window,
         full_layers=full_layers,
         family=family,
+        **gemma,
     )
 
 
-def _rope(config: PreTrainedConfig) -> tuple[float, RopeScaling | None]:
-    rope = config.rope_parameters
+def _rope(rope: dict[str, object]) -> tuple[float, RopeScaling | None]:
     kind = rope["rope_type"]
     if kind not in ROPE_FIELDS:
         raise ValueError(f"rope_type is {kind!r}, supported are {', '.join(ROPE_FIELDS)}")
@@ -164,22 +191,35 @@ def config_fields(config: DecoderConfig) -> dict[str, object]:
         "rope_theta": config.rope_theta,
         "rope_scaling": rope if config.rope_scaling else None,
     }
-    if config.family in ("llama", "qwen3"):
+    if config.family == "gemma3_text":
+        del fields["hidden_act"], fields["rope_theta"], fields["rope_scaling"]
+        fields |= {
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": int(config.query_pre_attn_scalar),
+            "sliding_window": config.sliding_window,
+            "layer_types": _layer_types(config),
+            "rope_parameters": {
+                "full_attention": {**rope, "rope_theta": config.rope_theta},
+                "sliding_attention": {
+                    "rope_type": "default",
+                    "rope_theta": config.local_rope_theta,
+                },
+            },
+        }
+    if config.family in ("llama", "qwen3", "gemma3_text"):
         fields["attention_bias"] = "o_proj" in config.biases
     if config.family == "llama":
         fields["mlp_bias"] = "down_proj" in config.biases
     if config.family == "mistral":
         fields["sliding_window"] = config.sliding_window
     if config.family in ("qwen2", "qwen3"):
-        windows = [
-            config.sliding_window and layer not in config.full_layers
-            for layer in range(config.num_layers)
-        ]
+        types = _layer_types(config)
+        slides = "sliding_attention"
         fields |= {
             "use_sliding_window": config.sliding_window is not None,
             "sliding_window": config.sliding_window,
-            "layer_types": [f"{'sliding' if slides else 'full'}_attention" for slides in windows],
-            "max_window_layers": windows.index(True) if any(windows) else config.num_layers,
+            "layer_types": types,
+            "max_window_layers": types.index(slides) if slides in types else config.num_layers,
         }
     again = decoder_config(fields)
     lost = [name for name, value in vars(config).items() if vars(again)[name] != value]
@@ -189,3 +229,12 @@ def config_fields(config: DecoderConfig) -> dict[str, object]:
             + ", ".join(f"{name} is {vars(config)[name]!r}" for name in lost)
         )
     return fields
+
+
+def _layer_types(config: DecoderConfig) -> list[str]:
+    return [
+        "full_attention"
+        if config.sliding_window is None or layer in config.full_layers
+        else "sliding_attention"
+        for layer in range(config.num_layers)
+    ]

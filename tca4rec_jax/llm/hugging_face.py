@@ -31,6 +31,12 @@ LAYER_MODULES = {
     "up_proj": "mlp.up_proj",
     "down_proj": "mlp.down_proj",
 }
+# Of a model with post_norms, where they have the other families' names.
+POST_NORM_MODULES = {
+    "attn_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+}
 FLOATS = ("F32", "F16", "BF16")
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 
@@ -86,13 +92,14 @@ def load_hugging_face(
 def tensor_places(config: DecoderConfig) -> dict[str, Place]:
     """Hugging Face tensor name -> its place, layers in order."""
     places = {}
+    modules = LAYER_MODULES | (POST_NORM_MODULES if config.post_norms else {})
     for path in config.parameter_shapes:
         if path in TOP_MODULES:
             places[f"{TOP_MODULES[path]}.weight"] = Place(path, None)
             continue
         name = path.removeprefix("layers/")
         kind = "bias" if name.endswith("_bias") else "weight"
-        module = LAYER_MODULES[name.removesuffix("_bias")]
+        module = modules[name.removesuffix("_bias")]
         for layer in range(config.num_layers):
             places[f"model.layers.{layer}.{module}.{kind}"] = Place(path, layer)
     return places

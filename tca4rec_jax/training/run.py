@@ -28,11 +28,12 @@ from tca4rec_jax.data.prompts import PromptTemplate, TitleTokens, tokenise_title
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.llm.attention import check_implementation
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder, DecoderOptions
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.export import decoder_arrays, merge_adapters
 from tca4rec_jax.llm.gguf import load_gguf
 from tca4rec_jax.llm.hugging_face import load_hugging_face
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.llm.options import DecoderOptions
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 from tca4rec_jax.sharding import (
     check_batch_size,

@@ -73,6 +73,17 @@ MODELS = {
         "qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
     ),
     "qwen3": ("qwen3", {"head_dim": 6}),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "head_dim": 8, "tie_word_embeddings": True, "query_pre_attn_scalar": 20,
+            "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": LINEAR_ROPE,
+            },
+        },
+    ),
 }  # fmt: skip
 LENGTHS = (13, 8)
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]

@@ -13,9 +13,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tca4rec_jax.llm.config import DecoderConfig, logical_axes
-from tca4rec_jax.llm.decoder import Decoder, DecoderOptions, init_params
+from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.kv_cache import BeamCache, take_beams, with_room
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.llm.options import DecoderOptions
 from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings
 
 hidden_of = jax.jit(Decoder.hidden)
@@ -354,11 +355,15 @@ def test_dropout_is_a_function_of_its_key():
 
 def test_every_parameter_has_logical_axes_of_its_rank():
     config = dataclasses.replace(
-        CONFIG, tie_embeddings=False, qk_norm=True, biases=tuple(CONFIG.projection_shapes)
+        CONFIG,
+        tie_embeddings=False,
+        qk_norm=True,
+        post_norms=True,
+        biases=tuple(CONFIG.projection_shapes),
     )
     decoder = make_decoder(LoRAConfig(targets=".*"), config=config)
     leaves = nnx.to_flat_state(nnx.state(decoder))
-    assert len(leaves) == 4 + 1 + 7 + 14 + 2 + 7
+    assert len(leaves) == 4 + 1 + 7 + 14 + 2 + 2 + 7
     for path, variable in leaves:
         assert len(logical_axes("/".join(path))) == variable.ndim, path
     with pytest.raises(ValueError, match="layers/z_proj"):

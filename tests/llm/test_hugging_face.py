@@ -180,6 +180,18 @@ def test_sliding_windows(change, window, full_layers):
             "layer_types.*chunked_attention",
         ),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"model_type": "gemma2"}, "model_type 'gemma2', supported are .*gemma3_text"),
+        (
+            {"model_type": "gemma3_text", "final_logit_softcapping": 30.0},
+            "final_logit_softcapping is 30.0",
+        ),
+        (
+            {
+                "model_type": "gemma3_text",
+                "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+            },
+            "sliding_attention is 'linear', not default",
+        ),
         ({"hidden_size": None}, "'hidden_size' is missing"),
     ],
 )
