@@ -131,7 +131,10 @@ def test_full_fine_tuning_goes_on_is_evaluated_and_exported(workdir, monkeypatch
 
 
 def test_adapters_on_quantised_weights_are_trained_and_recommend(workdir):
-    run = Run(make_config(workdir, "nf4", quantise="nf4"), workdir)
+    """On two devices that hold half of every matrix's codes each."""
+    config = make_config(workdir, "nf4", quantise="nf4")
+    config.mesh.fsdp = 2
+    run = Run(config, workdir)
     before, _ = decoder_arrays(run.decoder)
     state = train_run(run)
     assert any(
