@@ -17,4 +17,4 @@ def main(config, workdir):
 
 
 if __name__ == "__main__":
-    launch(main, "prepare_data")
+    launch(main, "prepare_data", processes="first")

@@ -22,4 +22,4 @@ def sweep(config, workdir):
 
 
 if __name__ == "__main__":
-    launch(sweep, "sweep_guidance")
+    launch(sweep, "sweep_guidance", processes="all")

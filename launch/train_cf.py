@@ -23,4 +23,4 @@ def main(config, workdir):
 
 
 if __name__ == "__main__":
-    launch(main, "train_cf")
+    launch(main, "train_cf", processes="first")

@@ -106,7 +106,8 @@ def default_config() -> ConfigDict:
                 "steps": 1000,
                 "buckets": (64, 128, 192, 256),  # padded lengths, tokens
                 "checkpoint_every": 100,
-                "keep_checkpoints": 2,
+                "keep_checkpoints": 2,  # the latest so many, and the one of the lowest loss
+                "watchdog_seconds": 1800.0,  # a step that takes longer is a hung one; 0: none is
                 "profile_steps": (0, 0),  # [first, last): jax.profiler's record of them
             },
             "decoding": {
@@ -122,6 +123,9 @@ def default_config() -> ConfigDict:
             "evaluation": {
                 "split": "test",
                 "rows": 400,  # sampled with the seed; 0 takes all
+                # Of an LLM run, here and wherever a trained run is loaded; or 'best': the lowest
+                # mean training loss since the checkpoint before.
+                "checkpoint": "last",
                 "batch_size": 16,
                 "buckets": 2,  # padded prompt lengths, each compiled once
                 "examples": 5,

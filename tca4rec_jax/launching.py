@@ -2,7 +2,9 @@
 
 import ctypes
 import logging as standard_logging
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,35 +13,86 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from tca4rec_jax.data.downloads import DownloadError, default_cache_dir
+from tca4rec_jax.processes import is_first, join, several, wait_for_all
 from tca4rec_jax.sharding import use_cpu_cores
+from tca4rec_jax.training.guards import STOPPED, CheckpointError, Stopped
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's parts are read and written.")
-_EXPECTED = (ValueError, FileNotFoundError, DownloadError, FloatingPointError)
+COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of process 0.")
+PROCESS_COUNT = flags.DEFINE_integer("process_count", 0, "How many processes there are.")
+PROCESS_INDEX = flags.DEFINE_integer("process_index", -1, "Which of them this is, from 0.")
+
+# What is wrong with the input, the data or the machine: one line says it.
+_EXPECTED = (ValueError, OSError, DownloadError, FloatingPointError, CheckpointError)
+# How long the other processes wait for what the first one does alone. Seconds.
+_LONGEST_WAIT = 24 * 3600
 
 
-def launch(run: Callable[[ConfigDict, Path], None], name: str) -> None:
-    """Parses --config and --workdir and calls run(config, workdir).
+def launch(run: Callable[[ConfigDict, Path], None], name: str, *, processes: str = "one") -> None:
+    """Parses --config and --workdir, joins the other processes if there are any, and calls
+    run(config, workdir).
 
-    An error of the input ends the process with status 1 and one line; a bug keeps its traceback.
+    An error of the input ends the process with status 1 and one line, a bug with its traceback, a
+    stop signal with status 143. In a job of several processes the others then end too.
+
+    Args:
+      processes: what several of them do: 'all' run together, 'first': the first one runs and the
+        others wait for it, 'one': it is an error to start more.
     """
 
     def main(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments {argv[1:]}")
-        start()
         try:
-            run(CONFIG.value, Path(WORKDIR.value))
+            start()
+            if processes == "one" and several():
+                raise ValueError("this script runs in one process: give --process_count=1")
+            if processes == "all" or is_first():
+                run(CONFIG.value, Path(WORKDIR.value))
+            wait_for_all(name, _LONGEST_WAIT)
+        except Stopped as stopped:
+            _end(f"{name}: {stopped}", STOPPED)
         except _EXPECTED as error:
             logging.debug("", exc_info=True)
-            sys.exit(f"{name}: {error}")
+            _end(f"{name}: {error}", 1)
+        except jax.errors.JaxRuntimeError as error:
+            if not several():
+                raise
+            traceback.print_exc()
+            _end(
+                f"{name}: another process of this job has ended or can't be reached "
+                f"({str(error).splitlines()[0]}): start all of them again, they go on from the "
+                "last checkpoint",
+                1,
+            )
+        except Exception:
+            if not several():
+                raise
+            traceback.print_exc()
+            _end(f"{name}: failed", 1)
 
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)
 
 
+def _end(message: str, status: int) -> None:
+    """Ends the process; one of several at once, since an orderly exit waits for the others."""
+    if several():
+        print(f"[process {jax.process_index()}] {message}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(status)
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
 def start() -> None:
-    """Readable logging, one device per CPU core, and compiled programs kept between runs."""
+    """Readable logging, one device per CPU core, compiled programs kept between runs; joins the
+    other processes of the job, if there are any. Before any use of a device.
+
+    Raises:
+      ValueError: as `processes.join`.
+    """
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     handler = logging.get_absl_handler()
@@ -49,6 +102,9 @@ def start() -> None:
     use_cpu_cores()
     jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 2)
+    join(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
+    if not is_first():
+        logging.set_verbosity(logging.WARNING)
 
 
 def _is_ours_or_a_warning(record: standard_logging.LogRecord) -> bool:

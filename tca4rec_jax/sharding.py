@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tca4rec_jax.llm.config import DecoderConfig, logical_axes
@@ -220,7 +221,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def replicate(mesh: Mesh, tree):
     """Puts a copy of every array on each device."""
-    return jax.device_put(tree, replicated(mesh))
+    return place(tree, replicated(mesh))
+
+
+def place(tree, shardings):
+    """Puts arrays, which every process has whole, where they live.
+
+    jax.device_put would first gather and compare them, if there are several processes.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def put(array, sharding):
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            return jax.device_put(array, sharding)
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+    return jax.tree.map(put, tree, jax.tree.broadcast(shardings, tree))
 
 
 def rows(mesh: Mesh, axis: str = "batch", rules: Rules = RULES) -> NamedSharding:
@@ -228,9 +246,16 @@ def rows(mesh: Mesh, axis: str = "batch", rules: Rules = RULES) -> NamedSharding
     return NamedSharding(mesh, rules.spec((axis,)))
 
 
+def local_rows(mesh: Mesh, batch_size: int, axis: str = "batch") -> np.ndarray:
+    """int64, ascending: the rows of a batch that devices of this process hold."""
+    parts = rows(mesh, axis).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
 def shard_batch(mesh: Mesh, tree, axis: str = "batch"):
-    """Splits the leading axis, 'batch' or 'prompts', of every array."""
-    return jax.device_put(tree, rows(mesh, axis))
+    """Splits the leading axis, 'batch' or 'prompts': each process gives its `local_rows`."""
+    where = rows(mesh, axis)
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(where, a), tree)
 
 
 def check_batch_size(

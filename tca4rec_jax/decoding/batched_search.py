@@ -26,8 +26,16 @@ from tca4rec_jax.decoding.beam_search import (
 from tca4rec_jax.decoding.likelihood import TargetTitles, target_titles, title_nll
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
 from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.processes import fetch
 from tca4rec_jax.row_parallel import RowParallel
-from tca4rec_jax.sharding import check_batch_size, replicate, shard_batch, tree_shardings
+from tca4rec_jax.sharding import (
+    check_batch_size,
+    local_rows,
+    place,
+    replicate,
+    shard_batch,
+    tree_shardings,
+)
 from tca4rec_jax.trie import ItemTrie
 
 _ROUND_BUCKETS_TO = 8
@@ -197,7 +205,7 @@ class BatchedSearch:
         graph, state = nnx.split(decoder)
         run = partial(
             search_batch,
-            jax.device_put(state, tree_shardings(self._mesh, decoder.config, state)),
+            place(state, tree_shardings(self._mesh, decoder.config, state)),
             trie=self._trie,
             weights_U=ScoreWeights(*np.array(weights, np.float32).T),
             temperature_T=np.array(temperatures, np.float32),
@@ -209,7 +217,7 @@ class BatchedSearch:
         )
 
         def store(rows_B: np.ndarray, result: tuple) -> None:
-            leaves_BxUxM, scores_BxUxM, nll_BxT = jax.device_get(result)
+            leaves_BxUxM, scores_BxUxM, nll_BxT = fetch(result)
             leaves_RxUxM[rows_B] = leaves_BxUxM[: len(rows_B)]
             scores_RxUxM[rows_B] = scores_BxUxM[: len(rows_B)]
             if nll_BxT is not None:
@@ -219,6 +227,7 @@ class BatchedSearch:
         with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
             for rows_B, width in self._batches(prompts.lengths):
                 padded_B = np.resize(rows_B, self._batch_size)  # the last batch repeats its rows
+                padded_B = padded_B[local_rows(self._mesh, self._batch_size, "prompts")]
                 cf_BxI = None
                 if cf_logits is not None:
                     cf_BxI = np.asarray(cf_logits(padded_B), np.float32)

@@ -11,6 +11,7 @@ Axis letters: R rows, I items, K places of a list, Q distinct titles, T temperat
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,8 +43,9 @@ from tca4rec_jax.evaluation.report import (
     write_results,
     write_text,
 )
+from tca4rec_jax.processes import everywhere, from_first, is_first, join_parts, own_part
 from tca4rec_jax.ranking import CUTOFFS, rank_of_target
-from tca4rec_jax.training.loop import read_log
+from tca4rec_jax.training.log import read_log
 from tca4rec_jax.training.run import Run
 
 POPULAR, CF = "Most popular", "CF model"
@@ -81,6 +83,8 @@ class Ranked(NamedTuple):
 def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
     """Evaluates everything in config.evaluation and writes the reports; returns results.json.
 
+    Several processes share the rows; every one of them gets the results, the first writes them.
+
     Raises:
       FileNotFoundError: a part of the work directory or an LLM run is missing.
       ValueError: a difference of labels that are not in the table, or inputs that do not fit.
@@ -96,7 +100,8 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
         ranked |= cached_llm(run, rows, name, variants)
     ranked = {label: ranked[label] for label in (POPULAR, CF, *_labels(fields))}
     results = _results(run, rows, ranked)
-    _report(run, rows, ranked, results)
+    if is_first():
+        _report(run, rows, ranked, results)
     return results
 
 
@@ -123,18 +128,21 @@ def _check_labels(config: ConfigDict) -> None:
 def cf_models(run: Run, rows: np.ndarray) -> dict[str, Ranked]:
     """Most popular and the CF model of the logits store, by full ranking."""
     popular_I = popularity_logits(run.data.splits["train_sequences"], run.data.catalogue.num_items)
+    own = rows[own_part(rows.size)]
     scores = {
-        POPULAR: np.broadcast_to(popular_I, (rows.size, popular_I.size)),
-        CF: _cf_logits(run, rows),
+        POPULAR: np.broadcast_to(popular_I, (own.size, popular_I.size)),
+        CF: _cf_logits(run, own)(np.arange(own.size)),
     }
-    return {label: _full_ranking(run, rows, scores_RxI) for label, scores_RxI in scores.items()}
+    ranked = {label: _full_ranking(run, own, scores_RxI) for label, scores_RxI in scores.items()}
+    return {label: join_parts(one, rows.size) for label, one in ranked.items()}
 
 
-def _cf_logits(run: Run, rows: np.ndarray) -> np.ndarray:
-    """float32 [R, I] for the targets of the given rows."""
+def _cf_logits(run: Run, rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Indices into the given rows, int64 [m] -> CF logits for their targets, float32 [m, I]."""
     split = run.config.evaluation.split
     positions = run.data.splits[split].last_positions[rows]
-    return run.cf_store(split).logits(positions)
+    store = run.cf_store(split, positions)
+    return lambda chosen: store.logits(positions[chosen])
 
 
 def _full_ranking(run: Run, rows: np.ndarray, scores_RxI: np.ndarray) -> Ranked:
@@ -163,28 +171,35 @@ def cached_llm(
     run: Run, rows: np.ndarray, name: str, variants: dict[str, float]
 ) -> dict[str, Ranked]:
     """The lists of an LLM run at several guidances {label: guidance}, or those found on disk."""
-    identity = _identity(run, rows, name, list(variants.values()))
+    guidances = list(variants.values())
+    identity = from_first(lambda: _identity(run, rows, name, guidances), size=32).hex()
     path = run.workdir / "evaluation" / f"{name or 'untrained'}_{identity[:8]}.npz"
-    if path.exists():
+    if everywhere(_saved_identity(path) == identity):
         with np.load(path) as saved:
-            if str(saved["identity"]) == identity:
-                logging.info("Lists of an earlier evaluation in %s", path)
-                return {
-                    label: Ranked(*(saved[field][u] for field in Ranked._fields))
-                    for u, label in enumerate(variants)
-                }
-    found = _llm(run, rows, name, list(variants.values()))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial")
-    with beside.open("wb") as file:
-        np.savez(
-            file, identity=identity, **Ranked(*map(np.stack, zip(*found, strict=True)))._asdict()
-        )
-    os.replace(beside, path)
+            logging.info("Lists of an earlier evaluation in %s", path)
+            return {
+                label: Ranked(*(saved[field][u] for field in Ranked._fields))
+                for u, label in enumerate(variants)
+            }
+    found = _llm(run, rows, name, guidances)
+    if is_first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".partial")
+        fields = Ranked(*map(np.stack, zip(*found, strict=True)))._asdict()
+        with beside.open("wb") as file:
+            np.savez(file, identity=identity, **fields)
+        os.replace(beside, path)
     return dict(zip(variants, found, strict=True))
 
 
-def _identity(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> str:
+def _saved_identity(path: Path) -> str:
+    if not path.exists():
+        return ""
+    with np.load(path) as saved:
+        return str(saved["identity"])
+
+
+def _identity(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> bytes:
     """SHA-256 of everything that the lists of an LLM run depend on."""
     config = run.config
     log = run.workdir / "llm" / name / "log.jsonl" if name else None
@@ -198,12 +213,13 @@ def _identity(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> 
         "temperatures": config.evaluation.temperatures,
         "beta": config.objective.beta,
         "training log": hashlib.sha256(log.read_bytes()).hexdigest() if name else "",
-        "cf": _sha256(_cf_logits(run, rows)) if any(guidances) else "",
+        "cf": _sha256(_cf_logits(run, rows)(np.arange(rows.size))) if any(guidances) else "",
+        "checkpoint": config.evaluation.checkpoint,
         "rows": _sha256(rows),
         "data": run.data.splits[config.evaluation.split].content_hash(),
         "catalogue": run.data.catalogue.content_hash(),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).digest()
 
 
 def _sha256(array: np.ndarray) -> str:
@@ -227,17 +243,16 @@ def _llm(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> list[
         ScoreWeights(guidance, config.objective.beta, fields.temperature, fields.length_penalty)
         for guidance in guidances
     ]
-    cf_RxI = _cf_logits(run, rows)
     leaf_R = run.trie.leaf_of_item[target_R]
     found, nll_RxT = search.sweep(
         run.inference_decoder(name),
         prompts(run.titles, history_RxH, config.prompt.max_tokens),
         weights,
-        cf_RxI.__getitem__,
+        _cf_logits(run, rows),
         allowed=allowed,
         target_leaf_R=leaf_R,
         temperatures=config.evaluation.temperatures,
-        progress=f"LLM {name or 'untrained'}",
+        progress=f"LLM {name or 'untrained'}" if is_first() else None,
     )
 
     def ranked(one: Recommendations, guidance: float) -> Ranked:

@@ -19,6 +19,7 @@ from tca4rec_jax.evaluation.report import (
     write_results,
     write_text,
 )
+from tca4rec_jax.processes import is_first
 from tca4rec_jax.training.run import Run
 
 METRICS = ("hr@10", "ndcg@10")
@@ -61,10 +62,12 @@ def sweep_guidance(
         label: {metric.upper(): one[metric] for metric in METRICS} | differences.get(label, {})
         for label, one in models.items()
     }
+    results = {"rows": len(rows), "models": models, "differences": differences}
+    if not is_first():
+        return results
     shown = name or "untrained"
     title = f"{shown}: {len(rows)} {config.evaluation.split} rows, 95% bootstrap intervals"
     rich.console.Console(width=160).print(console_table(table, title=title, first_column="score"))
-    results = {"rows": len(rows), "models": models, "differences": differences}
     write_results(workdir / f"sweep_{shown}.json", results)
     text = f"{title}\n\n{markdown_table(table, first_column='score')}"
     write_text(workdir / f"sweep_{shown}.md", text)

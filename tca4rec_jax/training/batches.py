@@ -1,10 +1,13 @@
 """From examples to padded batches through grain, in a small set of fixed shapes.
 
 A batch holds rows of one length bucket, so that each bucket is compiled once.  The order is a pure
-function of (seed, epoch), and the iterator's state is a number: training resumes where it stopped.
+function of (seed, epoch), so that a batch's number is all there is to a position in the data (grain
+reads ahead, but keeps no state worth saving): training resumes where it stopped, on any devices.
+In a job of several processes each makes its own rows of every batch, and reads only their CF
+logits.
 
-Axis letters: B batch, S sequence, T supervised positions, P supervised titles, K decisions,
-D CF vector (or I items where the store is dense).
+Axis letters: B batch (or this process' rows of it), S sequence, T supervised positions,
+P supervised titles, K decisions, D CF vector (or I items where the store is dense).
 """
 
 import functools
@@ -46,18 +49,36 @@ class BatchShape(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """All batches of `epochs` passes over the examples, by number."""
+    """All batches of any number of passes over the examples, by number.
+
+    Attributes:
+      store: None until something is gathered; `cf_positions` says what will be read of it.
+      local_rows: int64, which of a batch's rows are made here, ascending.
+    """
 
     examples: Examples
-    store: LogitsStore
+    store: LogitsStore | None
     batch_size: int
     seed: int
     bucket_of_example: np.ndarray
     shapes: tuple[BatchShape, ...]
+    local_rows: np.ndarray
 
     @classmethod
-    def create(cls, examples: Examples, store: LogitsStore, *, batch_size: int, seed: int, buckets):
-        """Assigns every example to the smallest bucket (tokens) that holds it."""
+    def create(
+        cls,
+        examples: Examples,
+        store: LogitsStore | None,
+        *,
+        batch_size: int,
+        seed: int,
+        buckets,
+        local_rows: np.ndarray | None = None,
+    ):
+        """Assigns every example to the smallest bucket (tokens) that holds it.
+
+        Raises ValueError for an example that none holds. local_rows: all of a batch if not given.
+        """
         buckets = np.unique(np.minimum(buckets, _round_up(examples.tokens.lengths.max(), 8)))
         if examples.tokens.lengths.max() > buckets[-1]:
             raise ValueError(
@@ -68,7 +89,8 @@ class Batches:
         used = np.unique(bucket)
         shapes = tuple(_bucket_shape(examples, bucket == b, int(buckets[b])) for b in used)
         bucket = np.searchsorted(used, bucket)
-        return cls(examples, store, batch_size, seed, bucket, shapes)
+        local_rows = np.arange(batch_size) if local_rows is None else np.asarray(local_rows)
+        return cls(examples, store, batch_size, seed, bucket, shapes, local_rows)
 
     @property
     def per_epoch(self) -> int:
@@ -86,12 +108,38 @@ class Batches:
         """Examples of batch `index` (counted over all epochs); up to batch_size of one bucket."""
         return _epoch_order(self, index // self.per_epoch)[index % self.per_epoch]
 
+    def tokens(self, index: int) -> int:
+        """Of batch `index`, without padding."""
+        return int(self.examples.tokens.lengths[self.rows(index)].sum())
+
+    def cf_positions(self, stop: int) -> np.ndarray:
+        """int64: the flat positions whose CF logits the first `stop` batches read here."""
+        here = [self._here(self.rows(index)) for index in range(stop)]
+        used = np.unique(np.concatenate([np.zeros(0, np.int64), *here]))
+        return np.unique(self.examples.cf_position.take(used).values)
+
     def __call__(self, index: int) -> Batch:
         return self.gather(self.rows(index))
 
+    def alone(self, index: int, place: int) -> Batch:
+        """Batch `index` with only the row at one place; the others are padding."""
+        here = self.local_rows == place
+        batch = Batch(
+            *(
+                np.where(here.reshape(-1, *[1] * (a.ndim - 1)), a, a.dtype.type(0))
+                for a in self(index)
+            )
+        )
+        batch.length_B[~here] = 1
+        return batch
+
+    def _here(self, rows: np.ndarray) -> np.ndarray:
+        return rows[self.local_rows[self.local_rows < rows.size]]
+
     def gather(self, rows: np.ndarray) -> Batch:
-        """Pads the given examples of one bucket to its shape and to batch_size rows."""
+        """Pads the given examples of one bucket, up to batch_size, to its shape; the rows here."""
         examples, shape = self.examples, self.shapes[self.bucket_of_example[rows[0]]]
+        rows = self._here(rows)
         cf = examples.cf_position
         vectors = self.store.read(cf.take(rows).values)
         cf_BxPxD = np.zeros((rows.size, shape.titles, vectors.shape[1]), np.float32)
@@ -113,7 +161,7 @@ class Batches:
             decision_child_BxK=examples.decision_child.pad(rows, shape.decisions, 0),
             decision_weight_BxK=decided.astype(np.float32),
         )
-        missing = self.batch_size - rows.size
+        missing = self.local_rows.size - rows.size
         if missing:
             batch = Batch(*(np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in batch))
             batch.length_B[rows.size :] = 1  # a row of no tokens has no softmax

@@ -23,6 +23,7 @@ from tca4rec_jax.collaborative_tokenizer import (
     trie_on_device,
 )
 from tca4rec_jax.row_parallel import RowParallel
+from tca4rec_jax.sharding import place
 from tca4rec_jax.trie import ItemTrie
 
 
@@ -63,7 +64,7 @@ def put_cf(
 ) -> tuple[CFItems | None, TrieArrays, TrieShape]:
     """`cf_arrays` on the mesh."""
     *arrays, shape = cf_arrays(mesh, items, trie)
-    return *jax.device_put(tuple(arrays), cf_shardings(mesh, *arrays)), shape
+    return *place(tuple(arrays), cf_shardings(mesh, *arrays)), shape
 
 
 def project_shards(

@@ -2,15 +2,27 @@
 
 With adapters the base model is never in a checkpoint: megabytes, not gigabytes.  Saves are
 asynchronous and atomic (written beside, then renamed), so a killed process leaves the last complete
-checkpoint.
+checkpoint.  Kept are the latest and the best one; one that cannot be read is passed over.
+
+In a job of several processes all of them call everything here at the same steps.
 """
 
+import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
 
+from tca4rec_jax.processes import everywhere, is_first, wait_for_all
+from tca4rec_jax.training.guards import CheckpointError
 from tca4rec_jax.training.step import TrainState
+
+CHOICES = ("last", "best")
+_UNREADABLE = "unreadable_"  # before the step in the name of a directory that was set aside
 
 
 class Checkpoints:
@@ -18,61 +30,212 @@ class Checkpoints:
 
     Args:
       directory: created if needed.
-      keep: how many of the latest to keep.
+      keep: how many of the latest to keep, besides the one with the lowest loss.
+      writable: False only reads: nothing is set aside.
     """
 
-    def __init__(self, directory: str | Path, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(
-            Path(directory).absolute(), options=options, item_names=("state", "data")
+    def __init__(self, directory: str | Path, keep: int = 2, *, writable: bool = True):
+        if keep < 1:
+            raise ValueError(f"training.keep_checkpoints is {keep}: expected at least 1")
+        self._directory, self._writable = Path(directory).absolute(), writable
+        self._loss_of_step: dict[int, float] = {}
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_LatestAndBest(keep, self._loss_of_step), create=writable
         )
+        self._manager = ocp.CheckpointManager(
+            self._directory, options=options, item_names=("state", "data")
+        )
+        for step in self._manager.all_steps():
+            self._loss_of_step[step] = _saved_loss(self._directory / str(step))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        """Waits for a save in progress; after an error that error is the one to be seen."""
+        try:
+            self.close()
+        except Exception as error:
+            if kind is None:
+                raise
+            logging.warning("%s", error)
 
     @property
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data_position: dict) -> None:
+    def save(self, state: TrainState, data_position: dict, loss: float = math.inf) -> None:
         """Starts saving; returns before the files are complete.
 
         Args:
           data_position: JSON-serialisable; what `restore` gives back.
-        """
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_position)
-            ),
-            force=True,
-        )
+          loss: what 'best' goes by, lower is better: the mean training loss of the steps since the
+            checkpoint before.
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict]:
-        """The latest checkpoint, onto the shardings of `like`.
+        Raises:
+          CheckpointError: this one or the one before could not be written.
+        """
+        step = int(state.step)
+        data = data_position | {"loss": loss}
+        self._loss_of_step[step] = loss
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)
+                ),
+                force=True,
+            )
+
+    def check(self) -> None:
+        """Raises CheckpointError if a save in the background has failed; does not wait."""
+        with self._explained():
+            self._manager.check_for_errors()
+
+    def restore(self, like: TrainState, which: str = "last") -> tuple[TrainState, dict]:
+        """A checkpoint, onto the shardings of `like`, whatever devices it was written on.
+
+        One that cannot be read is named in a warning and set aside (if `writable`), and the one
+        before is taken.
+
+        Args:
+          which: 'last', or 'best': the lowest `loss` of those that are there.
 
         Raises:
           FileNotFoundError: there is none.
           ValueError: its parameters or optimiser have other shapes than `like`.
+          CheckpointError: none of them can be read.
         """
-        step = self.latest_step
-        if step is None:
-            raise FileNotFoundError(f"{self._manager.directory}: no checkpoint; train first")
+        if which not in CHOICES:
+            raise ValueError(f"evaluation.checkpoint is {which!r}: expected one of {CHOICES}")
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if not steps:
+            raise FileNotFoundError(f"{self._directory}: no checkpoint; train first")
+        if which == "best":
+            steps.sort(key=lambda step: self._loss_of_step[step])
         abstract = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
         )
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
-                ),
+        for step in steps:
+            restored, problem = self._read(step, abstract)
+            if everywhere(restored is not None):
+                return restored
+            logging.warning(
+                "%s cannot be read (%s): the checkpoint before it is taken instead",
+                self._directory / str(step),
+                problem or "by another process",
             )
-        except ValueError as error:
-            raise ValueError(
-                f"{self._manager.directory}/{step} does not fit this configuration (config.lora, "
-                f"config.llm or the model changed?); use another run name or delete it: {error}"
-            ) from error
-        return restored.state, restored.data
+            self._set_aside(step)
+        raise CheckpointError(
+            f"{self._directory}: none of the checkpoints {sorted(steps)} can be read; delete the "
+            "folder to train from the start"
+        )
+
+    def _read(self, step: int, abstract: TrainState) -> tuple[tuple[TrainState, dict] | None, str]:
+        """((state, data), '') or (None, why not); no process waits for another."""
+        folder = epath.Path(self._directory) / str(step)
+        handler = ocp.StandardCheckpointHandler()
+        try:
+            state = handler.restore(folder / "state", args=ocp.args.StandardRestore(abstract))
+            data = _read_data(self._directory / str(step))
+            if not isinstance(data, dict):
+                raise ValueError(f"its data position is {data!r}")
+            return (state, data), ""
+        except Exception as error:  # whatever a damaged file makes orbax or tensorstore raise
+            differ = _differences(folder / "state", abstract)
+            if differ:
+                raise ValueError(
+                    f"{folder} does not fit this configuration (config.lora, config.llm or the "
+                    f"model changed?): {differ}; use another run name or delete it"
+                ) from error
+            return None, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+
+    def _set_aside(self, step: int) -> None:
+        """Renames a checkpoint, so that its step can be saved again."""
+        self._loss_of_step.pop(step)
+        if not self._writable:
+            return
+        if is_first():
+            folder = self._directory / str(step)
+            number, beside = 0, self._directory / f"{_UNREADABLE}{step}"
+            while beside.exists():
+                number += 1
+                beside = self._directory / f"{_UNREADABLE}{step}_{number}"
+            folder.rename(beside)
+        wait_for_all("checkpoint set aside")
+        self._manager.reload()
 
     def close(self) -> None:
-        """Waits for a save in progress."""
-        self._manager.wait_until_finished()
+        """Waits for a save in progress. Raises CheckpointError if it fails."""
+        with self._explained():
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    def _explained(self):
+        return _Explained(self._directory)
+
+
+class _Explained:
+    """Turns what orbax raises while saving into a CheckpointError."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        if kind is None or not issubclass(kind, Exception):
+            return
+        complete = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
+        last = f"step {max(complete)}" if complete else "none"
+        raise CheckpointError(
+            f"{self._directory}: a checkpoint could not be written ({kind.__name__}: "
+            f"{str(error).splitlines()[0][:300]}). The last complete one is {last}, it is intact: "
+            "make room or writable, then start again"
+        ) from error
+
+
+class _LatestAndBest:
+    """An orbax preservation policy: the latest `keep` and the lowest loss."""
+
+    def __init__(self, keep: int, loss_of_step: dict[int, float]):
+        self._keep, self._loss_of_step = keep, loss_of_step
+
+    def should_preserve(self, checkpoints: Sequence, *, context) -> Sequence[bool]:
+        steps = [one.step for one in checkpoints]
+        kept = set(sorted(steps)[-self._keep :])
+        kept.add(min(steps, key=lambda step: self._loss_of_step.get(step, math.inf)))
+        return [step in kept for step in steps]
+
+
+def _saved_loss(folder: Path) -> float:
+    """Infinite if it is not there or cannot be read."""
+    try:
+        return float(_read_data(folder)["loss"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _read_data(folder: Path):
+    return json.loads((folder / "data" / "metadata").read_text())
+
+
+def _differences(folder: epath.Path, abstract: TrainState) -> str:
+    """What a checkpoint holds otherwise than wanted; '' if nothing does, or if it is unreadable."""
+    try:
+        saved = ocp.StandardCheckpointHandler().metadata(folder)
+        saved = {name: tuple(one.shape) for name, one in _flat(saved.tree).items()}
+    except Exception:
+        return ""
+    wanted = {name: tuple(one.shape) for name, one in _flat(abstract).items()}
+    differ = [name for name in {**wanted, **saved} if saved.get(name) != wanted.get(name)]
+    return "; ".join(
+        f"{name} is {saved.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}"
+        for name in differ[:5]
+    )
+
+
+def _flat(tree) -> dict:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

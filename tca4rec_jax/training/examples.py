@@ -92,6 +92,12 @@ def build_examples(
     return _supervise(pieces, first, supervised, tokens, title_decisions(compressed))
 
 
+def row_of_example(examples: Examples, sequences: ItemSequences) -> np.ndarray:
+    """int64 [R]: the row of the split that each example was made from."""
+    first = examples.cf_position.values[examples.cf_position.offsets[:-1]]
+    return np.searchsorted(sequences.offsets, first, side="right") - 1
+
+
 def _pieces(sequences: ItemSequences, tokens: TitleTokens, max_tokens: int):
     """Cuts every row into consecutive pieces that fit the budget; pieces of one title are dropped.
 

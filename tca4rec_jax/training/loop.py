@@ -2,25 +2,28 @@
 
 import json
 import math
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
+from tca4rec_jax.processes import check_same
 from tca4rec_jax.sharding import shard_batch
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.checkpoint import Checkpoints
+from tca4rec_jax.training.guards import Stopped, StopSignal, Watchdog
+from tca4rec_jax.training.log import TrainingLog
 from tca4rec_jax.training.step import Metrics, TrainState
 from tca4rec_jax.training.throughput import Peak
 
+TrainStep = Callable[[TrainState, object], tuple[TrainState, Metrics]]
+_NAMED = 8  # offending rows that a message lists
+
 
 def train(
-    train_step: Callable[[TrainState, object], tuple[TrainState, Metrics]],
+    train_step: TrainStep,
     state: TrainState,
     batches: Batches,
     checkpoints: Checkpoints,
@@ -34,53 +37,128 @@ def train(
     flops_per_token: float,
     peak: Peak,
     profile_steps: tuple[int, int] = (0, 0),
+    watchdog_seconds: float = 0.0,
+    describe: Callable[[int], str] = "example {}".format,
 ) -> TrainState:
     """Runs until `total_steps` updates are done and the last state is saved.
 
-    Resume order: the run's own latest checkpoint, else the given state.  Step n reads batch n, so
-    the data position is the step.  Metrics of step n are fetched after step n + 1 is dispatched.
+    Resume order: the run's own latest checkpoint that can be read, else the given state.  Step n
+    reads batch n, so the data position is the step.  Metrics of step n are fetched after step n + 1
+    is dispatched.  All processes of a job call this alike; the first writes the log.
 
     Args:
-      train_step: (state, device batch) -> (state, metrics).
+      train_step: (state, device batch) -> (state, metrics). If its loss or gradient is not finite
+        it halts: see make_train_step.
+      checkpoints: closed in the end.
       identity: JSON-serialisable, saved with every checkpoint: what must be the same when the run
         goes on (the objective, say).
       log_path: JSON lines, one per step: step, loss, nll_per_title, grad_norm, tokens (real ones),
         seconds, mfu (throughput.py).
       flops_per_token: useful ones, against `peak`.
       profile_steps: steps [first, last) are recorded by jax.profiler in `profile` beside the log.
+      watchdog_seconds: a step that takes longer ends the process (guards.Watchdog); 0: none does.
+      describe: an example's number -> what it is in the data, for messages.
 
     Raises:
-      FloatingPointError: a loss that is not finite; the log names the step and the examples.
+      FloatingPointError: a loss or gradient that is not finite; names the step and the rows. The
+        state before that step is saved.
+      Stopped: on SIGTERM, when the step in hand is done and its state saved.
       ValueError: the checkpoint has another identity; names what differs.
+      CheckpointError: a checkpoint can't be written; the one before is intact.
     """
-    if checkpoints.latest_step is not None:
-        state, position = checkpoints.restore(state)
-        _check_identity(position["identity"], identity, log_path.parent)
-    start = int(state.step)
-    log = _TrainingLog(log_path, start, batches, flops_per_token / peak.flops)
-    profile = _Profile(log_path.parent / "profile", *profile_steps)
-    with log, profile, tqdm(total=total_steps, initial=start, desc=name, unit="step") as bar:
-        pending = None
-        began = time.perf_counter()
-        for step, batch in enumerate(batches.iterator(start, total_steps), start):
-            profile.at(step, state)
-            tokens = int(batch.length_B.sum() - np.sum(batch.weight_BxT.sum(axis=1) == 0))
-            state, metrics = train_step(state, shard_batch(mesh, batch))
+    with checkpoints:
+        if checkpoints.latest_step is not None:
+            state, position = checkpoints.restore(state)
+            _check_identity(position["identity"], identity, log_path.parent)
+        start = done = saved = int(state.step)
+        check_same(start.to_bytes(8, "little"), f"checkpoints in {log_path.parent}")
+        log = TrainingLog(
+            log_path,
+            start=start,
+            total_steps=total_steps,
+            ideal_seconds_per_token=flops_per_token / peak.flops,
+            name=name,
+        )
+        profile = _Profile(log_path.parent / "profile", *profile_steps)
+        watchdog = Watchdog(watchdog_seconds, name, start)
+
+        def save(state: TrainState, step: int) -> None:
+            position = {"identity": identity, "next_batch": step}
+            checkpoints.save(state, position, log.mean_loss())
+            watchdog.progress(step)
+
+        def finish(step: int, metrics: Metrics) -> None:
+            """Waits for a step; state is that after this one or the next."""
+            metrics = log.write(step, metrics, batches.tokens(step))
+            watchdog.progress(step + 1)
+            if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
+                if step > saved:
+                    save(state._replace(step=-1 - state.step), step)
+                rows = _offending_rows(train_step, state, batches, mesh, step, describe)
+                raise FloatingPointError(
+                    f"step {step} has the loss {metrics.loss} and a gradient of norm "
+                    f"{metrics.grad_norm}: {rows}. The state before it is saved: look at these "
+                    "rows, or lower optimizer.learning_rate under another --config.run"
+                )
+
+        with StopSignal() as stop, watchdog, log, profile:
+            pending = None
+            for step, batch in enumerate(batches.iterator(start, total_steps), start):
+                if stop.requested(step):
+                    break
+                profile.at(step, state)
+                state, metrics = train_step(state, shard_batch(mesh, batch))
+                done = step + 1
+                if pending is not None:
+                    finish(*pending)
+                pending = step, metrics
+                checkpoints.check()
+                if done % checkpoint_every == 0 and done < total_steps:
+                    finish(*pending)
+                    pending = (
+                        None  # a checkpoint only ever follows a loss that was seen to be finite
+                    )
+                    save(state, done)
+                    saved = done
             if pending is not None:
-                began = log.write(bar, *pending, began)
-            pending = (step, metrics, tokens)
-            if (step + 1) % checkpoint_every == 0 and step + 1 < total_steps:
-                began = log.write(bar, *pending, began)
-                pending = None  # a checkpoint only ever follows a loss that was seen to be finite
-                checkpoints.save(state, {"identity": identity, "next_batch": step + 1})
-        if pending is not None:
-            log.write(bar, *pending, began)
-    if start < total_steps:
-        checkpoints.save(state, {"identity": identity, "next_batch": total_steps})
-    checkpoints.close()
-    if log.seconds:
-        logging.info("%s: %s of %.3g FLOP/s (%s)", name, log.summary(), peak.flops, peak.source)
+                finish(*pending)
+            if done > saved:
+                save(state, done)
+            checkpoints.close()
+    if done < total_steps:
+        raise Stopped(
+            f"SIGTERM: stopped after step {done} of {total_steps}, which is saved in "
+            f"{log_path.parent}; the same command goes on from there"
+        )
+    if summary := log.summary():
+        logging.info("%s: %s of %.3g FLOP/s (%s)", name, summary, peak.flops, peak.source)
     return state
+
+
+def _offending_rows(
+    train_step: TrainStep, halted: TrainState, batches: Batches, mesh, step: int, describe
+) -> str:
+    """Which rows of a batch have a loss or gradient that is not finite, each tried alone.
+
+    `halted` is used up; such a state is not updated, so every row meets the same parameters.
+    """
+    rows, bad = batches.rows(step), []
+    for place in range(rows.size):
+        halted, metrics = train_step(halted, shard_batch(mesh, batches.alone(step, place)))
+        if not (math.isfinite(float(metrics.loss)) and math.isfinite(float(metrics.grad_norm))):
+            bad.append(place)
+    if not bad:
+        return f"no row alone is to blame, the batch is {_listed(rows, describe)}"
+    if len(bad) == rows.size > 1:
+        return f"every row of the batch is to blame ({_listed(rows, describe)})"
+    return f"to blame is {_listed(rows[bad], describe)}"
+
+
+def _listed(examples: np.ndarray, describe) -> str:
+    more = examples.size - _NAMED
+    return "; ".join(map(describe, examples[:_NAMED].tolist())) + (
+        f" and {more} more" if more > 0 else ""
+    )
 
 
 def _check_identity(saved: dict, wanted: dict, directory: Path) -> None:
@@ -121,73 +199,3 @@ class _Profile:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
-
-
-class _TrainingLog:
-    """Appends one JSON line per step; on resume drops the lines after the checkpoint."""
-
-    def __init__(
-        self, path: Path, keep_steps: int, batches: Batches, ideal_seconds_per_token: float
-    ):
-        kept = [line for line in read_log(path) if line["step"] < keep_steps]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".partial")
-        beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(beside, path)
-        self._file = path.open("a", buffering=1)
-        self._batches = batches
-        self._ideal_seconds_per_token = ideal_seconds_per_token
-        self.tokens, self.seconds = [], []  # of this process' steps
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._file.close()
-
-    def write(self, bar, step: int, metrics: Metrics, tokens: int, began: float) -> float:
-        """Waits for the metrics of a step, checks and logs them; returns the time."""
-        values = {name: float(value) for name, value in metrics._asdict().items()}
-        now = time.perf_counter()
-        seconds = now - began
-        mfu = self._ideal_seconds_per_token * tokens / seconds
-        line = {"step": step, **values, "tokens": tokens, "seconds": seconds, "mfu": mfu}
-        self._file.write(json.dumps(line) + "\n")
-        if not math.isfinite(values["loss"]):
-            rows = self._batches.rows(step).tolist()
-            raise FloatingPointError(
-                f"the loss of step {step} is {values['loss']} on examples {rows}; the last "
-                "checkpoint is intact: lower optimizer.learning_rate or look at these examples"
-            )
-        bar.update()
-        bar.set_postfix(
-            loss=f"{values['loss']:.3f}",
-            nll=f"{values['nll_per_title']:.2f}",
-            tokens_s=f"{tokens / seconds:.0f}",
-            mfu=f"{mfu:.2f}",
-        )
-        self.tokens.append(tokens)
-        self.seconds.append(seconds)
-        return now
-
-    def summary(self) -> str:
-        """Medians of this process' steps: most of them compile nothing."""
-        seconds, tokens = np.array(self.seconds), np.array(self.tokens)
-        speed = float(np.median(tokens / seconds))
-        return (
-            f"{np.median(seconds):.2f} s a step, {speed:.0f} tokens/s, "
-            f"MFU {self._ideal_seconds_per_token * speed:.2f}"
-        )
-
-
-def read_log(path: Path) -> list[dict]:
-    """The lines of a training log; none if it does not exist; a half-written end is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines

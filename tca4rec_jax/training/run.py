@@ -8,12 +8,14 @@ Layout of a work directory (each part is written by the launch script named besi
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
@@ -35,10 +37,13 @@ from tca4rec_jax.llm.hugging_face import load_hugging_face
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.options import DecoderOptions
 from tca4rec_jax.llm.tokenizer import load_tokenizer
+from tca4rec_jax.processes import check_same, is_first, wait_for_all
 from tca4rec_jax.sharding import (
     check_batch_size,
+    local_rows,
     make_mesh,
     parameter_sharding,
+    place,
     replicate,
     replicated,
     tree_shardings,
@@ -47,7 +52,8 @@ from tca4rec_jax.soft_ntp import validate_objective
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.cf_shards import put_cf
 from tca4rec_jax.training.checkpoint import Checkpoints
-from tca4rec_jax.training.examples import build_examples
+from tca4rec_jax.training.examples import build_examples, row_of_example
+from tca4rec_jax.training.guards import check_folder
 from tca4rec_jax.training.loop import train
 from tca4rec_jax.training.step import (
     TRAINED,
@@ -159,16 +165,20 @@ class Run:
 
     def _placed(self, architecture: DecoderConfig, tree):
         """A tree of parameters, each where it belongs."""
-        return jax.device_put(tree, tree_shardings(self.mesh, architecture, tree))
+        return place(tree, tree_shardings(self.mesh, architecture, tree))
 
     @property
     def directory(self) -> Path:
         return self.workdir / "llm" / run_name(self.config)
 
-    def cf_store(self, split: str) -> LogitsStore:
-        """The CF logits of a split, checked against it."""
+    def cf_store(self, split: str, positions: np.ndarray | None = None) -> LogitsStore:
+        """The CF logits of a split, checked against it.
+
+        Args:
+          positions: the flat positions that will be read; only their shards are read and checked.
+        """
         place = split_place(self.config.cf.logits, self.workdir, split)
-        return open_store(place, self.data.splits[split], self.data.catalogue)
+        return open_store(place, self.data.splits[split], self.data.catalogue, positions=positions)
 
     def optimizer(self):
         fields = self.config.optimizer
@@ -190,7 +200,7 @@ class Run:
         return graph, TrainState(step, params, moments), base
 
     def trained_decoder(self, name: str) -> Decoder:
-        """The decoder with the adapters or weights of the run's latest checkpoint, in llm.dtype.
+        """The decoder with what a checkpoint of a run holds (evaluation.checkpoint), in llm.dtype.
 
         Raises FileNotFoundError if the run was not trained.
         """
@@ -198,9 +208,8 @@ class Run:
         if not directory.is_dir():
             raise FileNotFoundError(f"{directory}: no such run; train it with --config.run={name}")
         graph, state, base = self.initial_state()
-        checkpoints = Checkpoints(directory)
-        state, _ = checkpoints.restore(state)
-        checkpoints.close()
+        with Checkpoints(directory, writable=False) as checkpoints:
+            state, _ = checkpoints.restore(state, self.config.evaluation.checkpoint)
         return nnx.merge(graph, in_dtype(state.params, self.compute_dtype), base)
 
     @property
@@ -250,8 +259,7 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
     validate_objective(**objective)
     check_batch_size(run.mesh, training.batch_size, "training.batch_size")
     graph, state, base = run.initial_state()
-    split = "train_sequences" if training.supervision == "sequence" else "train"
-    store = run.cf_store(split)
+    split = training_split(config)
     examples = build_examples(
         run.data.splits[split],
         run.titles,
@@ -261,11 +269,14 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
     )
     batches = Batches.create(
         examples,
-        store,
+        None,
         batch_size=training.batch_size,
         seed=config.seed,
         buckets=training.buckets,
+        local_rows=local_rows(run.mesh, training.batch_size),
     )
+    store = run.cf_store(split, batches.cf_positions(training.steps))
+    batches = dataclasses.replace(batches, store=store)
     logging.info(
         "%d examples, %d supervised titles, %d batches an epoch of shapes %s, %.1f%% padding",
         len(examples),
@@ -297,18 +308,31 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
     )
 
 
+def training_split(config: ConfigDict) -> str:
+    """The split whose rows are trained on."""
+    return "train_sequences" if config.training.supervision == "sequence" else "train"
+
+
 def train_run(run: Run) -> TrainState:
     """Trains (or goes on training) the LLM of a run; see loop.train for what it writes.
 
     Raises:
-      ValueError: as `prepare_training`, before any step.
+      ValueError: as `prepare_training`, a folder that can't be written to, or processes that were
+        not given the same; before any step.
     """
     config, training = run.config, run.config.training
+    check_folder(run.directory, num_bytes=0)
+    check_same(_sha256(config.to_json_best_effort()), "config (or flags)")
     prepared = prepare_training(run)
-    run.directory.mkdir(parents=True, exist_ok=True)
+    check_folder(run.directory, num_bytes=sum(a.nbytes for a in jax.tree.leaves(prepared.state)))
     began_with = run.directory / "config.json"
-    if not began_with.exists():
+    if is_first() and not began_with.exists():
         began_with.write_text(config.to_json_best_effort(indent=2))
+    wait_for_all("config.json")
+    seen = began_with.read_text() if began_with.exists() else ""
+    check_same(_sha256(seen), str(began_with))
+    sequences = run.data.splits[training_split(config)]
+    row_R = row_of_example(prepared.batches.examples, sequences)
     return train(
         prepared.step,
         prepared.state,
@@ -323,7 +347,16 @@ def train_run(run: Run) -> TrainState:
         flops_per_token=_flops_per_token(run, prepared.batches),
         peak=peak_flops(run.mesh, config.llm.dtype),
         profile_steps=tuple(training.profile_steps),
+        watchdog_seconds=training.watchdog_seconds,
+        describe=lambda example: (
+            f"row {row_R[example]} of {training_split(config)} "
+            f"(user {sequences.user[row_R[example]]}, example {example})"
+        ),
     )
+
+
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _flops_per_token(run: Run, batches: Batches) -> float:

@@ -40,7 +40,7 @@ class Temperatures(NamedTuple):
 class TrainState(NamedTuple):
     """What changes from step to step, and what a checkpoint holds."""
 
-    step: jax.Array  # int32, updates done
+    step: jax.Array  # int32, updates done; -1 - updates in a run that has halted
     params: nnx.State  # what is trained, float32: the adapters or every weight
     optimizer: optax.OptState
 
@@ -190,6 +190,10 @@ def make_train_step(
     sums and gradients are then added up over all rows, so shards of unequal size average exactly.
     The dropout of step n is a function of (seed, n, row of the batch): a resumed run repeats it, on
     any mesh.
+
+    A loss or gradient that is not finite halts the run: parameters and optimiser stay as they are,
+    and the step becomes -1 - step. The loop sees it only after it has dispatched the next step,
+    which therefore leaves a halted state alone too.
     """
     on_rows = RowParallel(mesh)
     state_places, base_places = jax.tree.map(lambda array: array.sharding, (state, base))
@@ -237,7 +241,10 @@ def make_train_step(
         out_shardings=(state_places, replicated(mesh)),
     )
     def train_step(state: TrainState, base, batch, cf_items, trie, temperatures):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        running = state.step >= 0
+        key = jax.random.fold_in(
+            jax.random.key(seed), jnp.where(running, state.step, -1 - state.step)
+        )
         row_B = jnp.arange(batch.length_B.shape[0], dtype=jnp.int32)
         loss, gradients = on_mesh(
             state.params, base, batch, row_B, cf_items, trie, temperatures, key
@@ -251,7 +258,10 @@ def make_train_step(
             loss.nll / jnp.maximum(loss.titles, 1.0),
             optax.global_norm(gradients),
         )
-        return TrainState(state.step + 1, params, opt_state), metrics
+        good = running & jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
+        halted = state._replace(step=jnp.where(running, -1 - state.step, state.step))
+        updated = TrainState(state.step + 1, params, opt_state)
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), updated, halted), metrics
 
     return train_step
 

@@ -1,0 +1,110 @@
+"""The log of a training run: one JSON line per step, the progress bar, and how fast it went."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tca4rec_jax.processes import is_first
+from tca4rec_jax.training.step import Metrics
+
+
+class TrainingLog:
+    """Appends one JSON line per step; on resume drops the lines after the checkpoint.
+
+    In a job of several processes only the first one writes and shows the bar; all of them have the
+    same values.
+
+    Args:
+      path: the file.
+      start: the first step that will be logged.
+      total_steps: of the run.
+      ideal_seconds_per_token: of useful work at the devices' peak, for the MFU.
+      name: of the bar.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        start: int,
+        total_steps: int,
+        ideal_seconds_per_token: float,
+        name: str,
+    ):
+        self._file = None
+        if is_first():
+            kept = [line for line in read_log(path) if line["step"] < start]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_suffix(".partial")
+            beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(beside, path)
+            self._file = path.open("a", buffering=1)
+        disable = None if is_first() else True
+        self._bar = tqdm(total=total_steps, initial=start, desc=name, unit="step", disable=disable)
+        self._ideal_seconds_per_token = ideal_seconds_per_token
+        self._window = []  # losses since `mean_loss` was asked
+        self._tokens, self._seconds = [], []
+        self._began = time.perf_counter()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+        if self._file:
+            self._file.close()
+
+    def write(self, step: int, metrics: Metrics, tokens: int) -> Metrics:
+        """Waits for the metrics of a step and logs them; returns them as floats."""
+        metrics = Metrics(*map(float, metrics))
+        now = time.perf_counter()
+        seconds, self._began = now - self._began, now
+        mfu = self._ideal_seconds_per_token * tokens / seconds
+        line = {"step": step, **metrics._asdict(), "tokens": tokens, "seconds": seconds, "mfu": mfu}
+        if self._file:
+            self._file.write(json.dumps(line) + "\n")
+        self._bar.update()
+        self._bar.set_postfix(
+            loss=f"{metrics.loss:.3f}",
+            nll=f"{metrics.nll_per_title:.2f}",
+            tokens_s=f"{tokens / seconds:.0f}",
+            mfu=f"{mfu:.2f}",
+        )
+        self._window.append(metrics.loss)
+        self._tokens.append(tokens)
+        self._seconds.append(seconds)
+        return metrics
+
+    def mean_loss(self) -> float:
+        """Of the finite losses since the last call; infinite if there are none."""
+        finite = [loss for loss in self._window if np.isfinite(loss)]
+        self._window = []
+        return float(np.mean(finite)) if finite else float("inf")
+
+    def summary(self) -> str:
+        """Medians of this process' steps: most of them compile nothing; '' without steps."""
+        if not self._seconds:
+            return ""
+        seconds, tokens = np.array(self._seconds), np.array(self._tokens)
+        speed = float(np.median(tokens / seconds))
+        return (
+            f"{np.median(seconds):.2f} s a step, {speed:.0f} tokens/s, "
+            f"MFU {self._ideal_seconds_per_token * speed:.2f}"
+        )
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a training log; none if it does not exist; a half-written end is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,223 @@
+"""A training run of a tiny decoder through the real batches, step, checkpoints and loop.
+
+For tests that kill it, break it or move it to other devices: `start` runs it in a process of its
+own, forked from a server that has imported everything, which takes a fraction of a second.
+"""
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from tca4rec_jax.collaborative_tokenizer import CFItems, trie_on_device
+from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
+from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.decoder import Decoder, init_params
+from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.processes import join
+from tca4rec_jax.sharding import local_rows, make_mesh, replicate
+from tca4rec_jax.training.batches import Batches
+from tca4rec_jax.training.checkpoint import Checkpoints
+from tca4rec_jax.training.examples import build_examples, row_of_example
+from tca4rec_jax.training.guards import STOPPED, CheckpointError, Stopped
+from tca4rec_jax.training.loop import train
+from tca4rec_jax.training.step import Temperatures, init_state, make_optimizer, make_train_step
+from tca4rec_jax.training.throughput import Peak
+from tca4rec_jax.trie import ItemTrie
+
+TITLES = ("ab", "abc", "b", "ad", "bd", "c")
+BATCH, STEPS, EVERY = 8, 60, 3
+
+
+class ArrayStore:
+    """A CF store in memory."""
+
+    def __init__(self, vectors, item_table):
+        self.vectors, self.item_table, self.item_bias = vectors, item_table, None
+
+    def read(self, positions):
+        return self.vectors[positions]
+
+
+def sequences() -> ItemSequences:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 9, 40)
+    items = rng.integers(0, len(TITLES), lengths.sum())
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return ItemSequences(np.arange(lengths.size) + 100, items, offsets, np.full(items.size, -1))
+
+
+def run(
+    folder,
+    *,
+    steps=STEPS,
+    mesh=None,
+    store=None,
+    step_hook=None,
+    wrap=lambda step: step,
+    dropout=0.1,
+    **options,
+):
+    """Trains in `folder` to its last step; the final parameters are the return value.
+
+    Args:
+      store: of the CF logits, over `sequences()`.
+      step_hook: called with the number of every batch before it is trained on.
+      wrap: wraps the train step.
+      options: of `loop.train`.
+    """
+    mesh, split, folder = mesh or make_mesh(), sequences(), Path(folder)
+    template = PromptTemplate("P")
+    tokens = tokenise_titles(TITLES, lambda text: [ord(c) for c in text], template, bos=None)
+    compressed = ItemTrie.build(tokens.titles).compress()
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(split.items.size, 4)).astype(np.float32)
+    table = rng.normal(size=(len(TITLES), 4)).astype(np.float32)
+    store = store or ArrayStore(vectors, table)
+    config = DecoderConfig(128, 32, 64, 1, 4, 2, 8, max_positions=64)
+    lora = LoRAConfig(rank=4, dropout=dropout)
+    adapters = init_adapters(config, lora, jax.random.key(1))
+    decoder = Decoder(config, init_params(config, jax.random.key(0)), lora=lora, adapters=adapters)
+    examples = build_examples(split, tokens, compressed, supervision="sequence", max_tokens=32)
+    batches = Batches.create(
+        examples, store, batch_size=BATCH, seed=0, buckets=(32,), local_rows=local_rows(mesh, BATCH)
+    )
+    optimizer = make_optimizer(
+        learning_rate=1e-2, warmup_steps=2, total_steps=STEPS, weight_decay=0.01, clip=1.0
+    )
+    graph, params, base = nnx.split(decoder, nnx.LoRAParam, ...)
+    trie, shape = trie_on_device(compressed)
+    scalars = Temperatures(*map(jnp.float32, (0.3, 1.0, 1.0)))
+    fixed = (base, CFItems(store.item_table), trie, scalars)
+    state, (base, items, trie, scalars) = replicate(mesh, (init_state(params, optimizer), fixed))
+    step = make_train_step(
+        graph,
+        optimizer,
+        mesh=mesh,
+        trie_shape=shape,
+        form="cross_entropy",
+        softmax="children",
+        seed=0,
+    )
+    row_R = row_of_example(examples, split)
+    state = train(
+        wrap(lambda state, batch: step(state, base, batch, items, trie, scalars)),
+        state,
+        _Hooked(batches, step_hook) if step_hook else batches,
+        Checkpoints(folder / "checkpoints"),
+        mesh=mesh,
+        total_steps=steps,
+        checkpoint_every=EVERY,
+        log_path=folder / "log.jsonl",
+        identity={},
+        flops_per_token=1.0,
+        peak=Peak(1e9, "measured"),
+        describe=lambda example: f"row {row_R[example]} (user {split.user[row_R[example]]})",
+        **options,
+    )
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
+
+
+class _Hooked:
+    """Batches that tell of each one before it is handed out."""
+
+    def __init__(self, batches, hook):
+        self._batches, self._hook = batches, hook
+
+    def __getattr__(self, name):
+        return getattr(self._batches, name)
+
+    def iterator(self, start, stop):
+        for step, batch in enumerate(self._batches.iterator(start, stop), start):
+            self._hook(step)
+            yield batch
+
+
+def start(folder, *, devices=1, job=(), kill_at=None, kill_in_save=None, **options):
+    """A process that runs `run`; its final parameters are in folder/final.npz, its output in .out.
+
+    Args:
+      devices: of the process, on CPU.
+      job: (coordinator, count, index) for one of several processes.
+      kill_at: SIGKILL before this step.
+      kill_in_save: (step, seconds): SIGKILL so long after the save of a step was begun.
+      options: of `_in_process` and `run`.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(
+        target=_in_process, args=(str(folder), devices, job, kill_at, kill_in_save, options)
+    )
+    process.start()
+    return process
+
+
+def output(folder, index=0) -> str:
+    return (Path(folder) / f"{index}.out").read_text()
+
+
+def final(folder) -> list[np.ndarray]:
+    with np.load(Path(folder) / "final.npz") as saved:
+        return [saved[name] for name in saved.files]
+
+
+def _in_process(folder, devices, job, kill_at, kill_in_save, options):
+    index = job[2] if job else 0
+    out = os.open(f"{folder}/{index}.out", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.stdout = sys.stderr = sys.__stderr__ = os.fdopen(out, "w", buffering=1)
+    jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_compilation_cache_dir", f"{Path(folder).parent}/compiled")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    logging.use_absl_handler()
+    if job:
+        join(*job)
+    hang_at, small_files_at = options.pop("hang_at", None), options.pop("small_files_at", None)
+    pace = options.pop("pace", 0.0)
+
+    def hook(step):
+        time.sleep(pace)
+        if step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == hang_at:
+            threading.Event().wait()
+        if step == small_files_at:  # as good as a full disk, and it stops root too
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    if kill_in_save:
+        _kill_in_save(*kill_in_save)
+    try:
+        parameters = run(folder, step_hook=hook, **options)
+    except Stopped as stopped:
+        print(stopped, flush=True)
+        os._exit(STOPPED)
+    except (CheckpointError, FloatingPointError, ValueError, jax.errors.JaxRuntimeError) as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        os._exit(1)
+    if index == 0:
+        np.savez(f"{folder}/final.npz", *parameters)
+    sys.stdout.flush()
+
+
+def _kill_in_save(step, seconds):
+    save = Checkpoints.save
+
+    def slow(self, state, *args):
+        if int(state.step) == step:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        save(self, state, *args)
+
+    Checkpoints.save = slow
