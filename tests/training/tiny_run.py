@@ -19,15 +19,16 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from tca4rec_jax.collaborative_tokenizer import CFItems, trie_on_device
+from tca4rec_jax.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.processes import join
-from tca4rec_jax.sharding import local_rows, make_mesh, replicate
+from tca4rec_jax.sharding import local_rows, make_mesh, place, replicate, tree_shardings
 from tca4rec_jax.training.batches import Batches
+from tca4rec_jax.training.cf_shards import put_cf
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples, row_of_example
 from tca4rec_jax.training.guards import STOPPED, CheckpointError, Stopped
@@ -62,29 +63,29 @@ def run(
     folder,
     *,
     steps=STEPS,
-    mesh=None,
-    store=None,
+    mesh=(-1, 1, 1),
+    not_finite=(),
     step_hook=None,
-    wrap=lambda step: step,
     dropout=0.1,
     **options,
 ):
     """Trains in `folder` to its last step; the final parameters are the return value.
 
     Args:
-      store: of the CF logits, over `sequences()`.
+      mesh: sizes of (data, fsdp, tensor).
+      not_finite: flat positions of `sequences()` whose CF vectors are infinite.
       step_hook: called with the number of every batch before it is trained on.
-      wrap: wraps the train step.
       options: of `loop.train`.
     """
-    mesh, split, folder = mesh or make_mesh(), sequences(), Path(folder)
+    mesh, split, folder = make_mesh(*mesh), sequences(), Path(folder)
     template = PromptTemplate("P")
     tokens = tokenise_titles(TITLES, lambda text: [ord(c) for c in text], template, bos=None)
     compressed = ItemTrie.build(tokens.titles).compress()
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(split.items.size, 4)).astype(np.float32)
     table = rng.normal(size=(len(TITLES), 4)).astype(np.float32)
-    store = store or ArrayStore(vectors, table)
+    vectors[list(not_finite)] = np.inf
+    store = ArrayStore(vectors, table)
     config = DecoderConfig(128, 32, 64, 1, 4, 2, 8, max_positions=64)
     lora = LoRAConfig(rank=4, dropout=dropout)
     adapters = init_adapters(config, lora, jax.random.key(1))
@@ -97,12 +98,14 @@ def run(
         learning_rate=1e-2, warmup_steps=2, total_steps=STEPS, weight_decay=0.01, clip=1.0
     )
     graph, params, base = nnx.split(decoder, nnx.LoRAParam, ...)
-    trie, shape = trie_on_device(compressed)
-    scalars = Temperatures(*map(jnp.float32, (0.3, 1.0, 1.0)))
-    fixed = (base, CFItems(store.item_table), trie, scalars)
-    state, (base, items, trie, scalars) = replicate(mesh, (init_state(params, optimizer), fixed))
+    state = init_state(params, optimizer)
+    state, base = (place(tree, tree_shardings(mesh, config, tree)) for tree in (state, base))
+    items, trie, shape = put_cf(mesh, CFItems(store.item_table), compressed)
+    scalars = replicate(mesh, Temperatures(*map(jnp.float32, (0.3, 1.0, 1.0))))
     step = make_train_step(
         graph,
+        state,
+        base,
         optimizer,
         mesh=mesh,
         trie_shape=shape,
@@ -112,7 +115,7 @@ def run(
     )
     row_R = row_of_example(examples, split)
     state = train(
-        wrap(lambda state, batch: step(state, base, batch, items, trie, scalars)),
+        lambda state, batch: step(state, base, batch, items, trie, scalars),
         state,
         _Hooked(batches, step_hook) if step_hook else batches,
         Checkpoints(folder / "checkpoints"),
@@ -195,7 +198,7 @@ def _in_process(folder, devices, job, kill_at, kill_in_save, options):
         if step == hang_at:
             threading.Event().wait()
         if step == small_files_at:  # as good as a full disk, and it stops root too
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
 
     if kill_in_save:
         _kill_in_save(*kill_in_save)

@@ -1,0 +1,111 @@
+"""Which checkpoints are kept and read, and folders that can't hold any."""
+
+import os
+import shutil
+
+import jax.numpy as jnp
+import pytest
+from absl import logging
+
+from tca4rec_jax.sharding import make_mesh, replicate
+from tca4rec_jax.training.checkpoint import Checkpoints
+from tca4rec_jax.training.guards import CheckpointError, check_folder
+from tca4rec_jax.training.step import TrainState
+
+
+def state(step, rows=5):
+    params = {"a": jnp.full((rows, 2), float(step)), "b": jnp.arange(3.0)}
+    return replicate(make_mesh(), TrainState(jnp.int32(step), params, (jnp.int32(step),)))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Checkpoints of the steps 1 to 5, of which 2 has the lowest loss."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "run"
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step, loss in enumerate((5.0, 1.0, 4.0, 3.0, 2.0), 1):
+            checkpoints.save(state(step), {"next_batch": step}, loss)
+    return folder
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "run")
+
+
+def steps(folder):
+    return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
+
+
+def restored(folder, which="last", **how):
+    with Checkpoints(folder, **how) as checkpoints:
+        found, data = checkpoints.restore(state(0), which)
+    assert float(found.params["a"][0, 0]) == int(found.step) == data["next_batch"]
+    return int(found.step)
+
+
+def test_the_latest_and_the_best_are_kept(folder):
+    assert steps(folder) == [2, 4, 5]
+    assert restored(folder) == 5
+    assert restored(folder, "best") == 2
+    with Checkpoints(folder, keep=2) as checkpoints:  # what was best is known to a later process
+        checkpoints.save(state(6), {"next_batch": 6}, 1.5)
+    assert steps(folder) == [2, 5, 6]
+    with Checkpoints(folder, keep=2) as checkpoints:
+        checkpoints.save(state(7), {"next_batch": 7}, 0.5)
+    assert steps(folder) == [6, 7]
+    with pytest.raises(ValueError, match=r"evaluation\.checkpoint is 'first'"):
+        restored(folder, "first")
+
+
+@pytest.mark.parametrize("damage", [os.remove, lambda path: os.truncate(path, 20)])
+@pytest.mark.parametrize("file", ["state/manifest.ocdbt", "state/_METADATA", "data/metadata"])
+def test_a_damaged_checkpoint_falls_back_and_is_named(folder, file, damage, caplog):
+    damage(folder / "5" / file)
+    logging.get_absl_logger().addHandler(caplog.handler)
+    try:
+        assert restored(folder, writable=False) == 4
+        assert steps(folder) == [2, 4, 5]  # a reader changes nothing
+        assert restored(folder) == 4
+    finally:
+        logging.get_absl_logger().removeHandler(caplog.handler)
+    assert f"{folder / '5'} cannot be read" in caplog.text
+    assert steps(folder) == [2, 4]
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(state(5), {"next_batch": 5}, 2.0)
+    assert restored(folder) == 5
+
+
+def test_a_lost_part_of_the_values_falls_back(folder):
+    for name in os.listdir(folder / "5" / "state" / "d"):
+        os.truncate(folder / "5" / "state" / "d" / name, 30)
+    assert restored(folder) == 4
+
+
+def test_when_nothing_can_be_read_that_is_an_error(folder):
+    for step in steps(folder):
+        os.remove(folder / str(step) / "state" / "manifest.ocdbt")
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints \[2, 4, 5\] can be read"):
+        restored(folder)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        restored(folder)
+
+
+def test_other_shapes_are_no_damage(folder):
+    expected = r"a is \(5, 2\), expected \(6, 2\)"
+    with Checkpoints(folder) as checkpoints, pytest.raises(ValueError, match=expected):
+        checkpoints.restore(state(0, rows=6))
+    assert steps(folder) == [2, 4, 5]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/run cannot be written to \(Not a directory\)"):
+        check_folder(tmp_path / "file" / "run", 0)
+    if os.path.isdir("/proc/self"):  # a file system that nobody writes to, root neither
+        with pytest.raises(ValueError, match=r"/proc/self/run cannot be written to"):
+            check_folder(type(tmp_path)("/proc/self/run"), 0)
+    check_folder(tmp_path / "run", 1000)
+    assert os.listdir(tmp_path / "run") == []
+    with pytest.raises(ValueError, match=r"a checkpoint takes .* GB: make room"):
+        check_folder(tmp_path / "run", 10**18)
