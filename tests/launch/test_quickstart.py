@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -42,6 +44,35 @@ def workdir(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def evaluated(workdir):
+    """What the evaluation in one process found."""
+    run("train", workdir, "debug,run=aligned")
+    run("evaluate", workdir)
+    return json.loads((workdir / "results.json").read_text())
+
+
+def start_two(workdir, script, setting="debug"):
+    """Two processes of a device each, as on two hosts; their output is in <script><index>.out."""
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        coordinator = f"--coordinator=localhost:{one.getsockname()[1]}"
+    started = []
+    for index in (0, 1):
+        flags = (coordinator, "--process_count=2", f"--process_index={index}")
+        with open(workdir / f"{script}{index}.out", "w") as out:
+            arguments = command(script, workdir, setting, *flags)
+            environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+            started.append(subprocess.Popen(arguments, stdout=out, stderr=out, env=environment))
+    return started
+
+
+def wait_for_line(workdir, name, number):
+    deadline = time.monotonic() + 300
+    while len(log_lines(workdir, name)) < number and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def log_lines(workdir, name):
     path = workdir / "llm" / name / "log.jsonl"
     return path.read_text().splitlines() if path.exists() else []
@@ -58,9 +89,7 @@ def test_a_killed_run_ends_with_the_same_parameters(workdir, name):
     kill_after = random.randint(1, STEPS - 1)
     arguments = command("train", workdir, f"debug,run={name}")
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while len(log_lines(workdir, name)) < kill_after and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for_line(workdir, name, kill_after)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, f"it ended before step {kill_after}"
     run("train", workdir, f"debug,run={name}")
@@ -69,11 +98,31 @@ def test_a_killed_run_ends_with_the_same_parameters(workdir, name):
     assert jax.tree.structure(whole) == jax.tree.structure(resumed)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=f"killed after {kill_after} steps")
-    losses = [[json.loads(line)["loss"] for line in log_lines(workdir, n)] for n in ("plain", name)]
-    assert losses[0] == losses[1]
+    assert losses(workdir, "plain") == losses(workdir, name)
 
 
-def test_a_finished_run_trains_no_more_and_evaluation_reports(workdir):
+def losses(workdir, name):
+    return [json.loads(line)["loss"] for line in log_lines(workdir, name)]
+
+
+def test_two_processes_train_and_evaluate_like_one(workdir, evaluated):
+    first, second = start_two(workdir, "train", "debug,run=two")
+    wait_for_line(workdir, "two", 3)
+    os.kill(second.pid, signal.SIGKILL)
+    assert first.wait(60) == 1
+    output = (workdir / "train0.out").read_text()
+    assert "[process 0] train: " in output
+    assert "start all of them again" in output
+    assert [process.wait(300) for process in start_two(workdir, "train", "debug,run=two")] == [0, 0]
+    np.testing.assert_allclose(losses(workdir, "plain"), losses(workdir, "two"), rtol=1e-6)
+
+    shutil.rmtree(workdir / "evaluation")
+    (workdir / "results.json").unlink()
+    assert [process.wait(300) for process in start_two(workdir, "evaluate")] == [0, 0]
+    assert json.loads((workdir / "results.json").read_text()) == evaluated
+
+
+def test_a_finished_run_trains_no_more_and_evaluation_reports(workdir, evaluated):
     before = log_lines(workdir, "plain")
     run("train", workdir, "debug,run=plain")
     assert log_lines(workdir, "plain") == before
@@ -81,9 +130,7 @@ def test_a_finished_run_trains_no_more_and_evaluation_reports(workdir):
     done = subprocess.run(changed, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "trained otherwise" in done.stderr
-    run("train", workdir, "debug,run=aligned")
-    run("evaluate", workdir)
-    results = json.loads((workdir / "results.json").read_text())
+    results = evaluated
     assert set(results["models"]) >= {"Most popular", "CF model", "LLM, untrained"}
     for model in results["models"].values():
         metrics = model["by item"]
