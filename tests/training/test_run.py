@@ -20,7 +20,7 @@ from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import init_params
 from tca4rec_jax.llm.export import decoder_arrays, export_decoder, write_hugging_face
 from tca4rec_jax.llm.hugging_face import load_hugging_face
-from tca4rec_jax.training import loop
+from tca4rec_jax.training.log import TrainingLog, read_log
 from tca4rec_jax.training.run import Run, train_run
 
 ITEMS = 12
@@ -81,7 +81,7 @@ def make_config(workdir, name, **llm):
 
 
 def losses(run):
-    return [line["loss"] for line in loop.read_log(run.directory / "log.jsonl")]
+    return [line["loss"] for line in read_log(run.directory / "log.jsonl")]
 
 
 @pytest.mark.slow
@@ -90,14 +90,14 @@ def test_full_fine_tuning_goes_on_is_evaluated_and_exported(workdir, monkeypatch
     expected = train_run(whole)
 
     config = make_config(workdir, "stopped", train="full")
-    run, write = Run(config, workdir), loop._TrainingLog.write
+    run, write = Run(config, workdir), TrainingLog.write
 
-    def write_or_stop(log, bar, step, *args):
+    def write_or_stop(log, step, *args):
         if step == 3:
             raise KeyboardInterrupt
-        return write(log, bar, step, *args)
+        return write(log, step, *args)
 
-    monkeypatch.setattr(loop._TrainingLog, "write", write_or_stop)
+    monkeypatch.setattr(TrainingLog, "write", write_or_stop)
     with pytest.raises(KeyboardInterrupt):
         train_run(run)
     monkeypatch.undo()
@@ -147,5 +147,8 @@ def test_adapters_on_quantised_weights_are_trained_and_recommend(workdir):
     jax.tree.map(np.testing.assert_array_equal, after, before)
     found = Recommender.load(workdir, "nf4").recommend([["0", "3"], ["5"]], k=2)
     assert [len(items) for items in found] == [2, 2]
+    (workdir / "llm" / "blocked").write_text("")
+    with pytest.raises(ValueError, match=r"llm/blocked cannot be written to \(File exists\)"):
+        train_run(Run(make_config(workdir, "blocked"), workdir))
     with pytest.raises(ValueError, match="llm.quantise is 'nf4', but quantised weights cannot"):
         Run(make_config(workdir, "x", quantise="nf4", train="full"), workdir).initial_state()
