@@ -67,11 +67,12 @@ def train(
       CheckpointError: a checkpoint can't be written; the one before is intact.
     """
     with checkpoints:
-        if checkpoints.latest_step is not None:
+        latest = checkpoints.latest_step
+        check_same(str(latest).encode().ljust(16), f"checkpoints in {log_path.parent}")
+        if latest is not None:
             state, position = checkpoints.restore(state)
             _check_identity(position["identity"], identity, log_path.parent)
         start = done = saved = int(state.step)
-        check_same(start.to_bytes(8, "little"), f"checkpoints in {log_path.parent}")
         log = TrainingLog(
             log_path,
             start=start,
@@ -97,8 +98,9 @@ def train(
                 rows = _offending_rows(train_step, state, batches, mesh, step, describe)
                 raise FloatingPointError(
                     f"step {step} has the loss {metrics.loss} and a gradient of norm "
-                    f"{metrics.grad_norm}: {rows}. The state before it is saved: look at these "
-                    "rows, or lower optimizer.learning_rate under another --config.run"
+                    f"{metrics.grad_norm}: {rows}. "
+                    f"{'The state before it is saved: look' if step else 'Look'} at these rows, or "
+                    "lower optimizer.learning_rate under another --config.run"
                 )
 
         with StopSignal() as stop, watchdog, log, profile:
@@ -115,9 +117,7 @@ def train(
                 checkpoints.check()
                 if done % checkpoint_every == 0 and done < total_steps:
                     finish(*pending)
-                    pending = (
-                        None  # a checkpoint only ever follows a loss that was seen to be finite
-                    )
+                    pending = None  # no checkpoint before its loss was seen to be finite
                     save(state, done)
                     saved = done
             if pending is not None:
