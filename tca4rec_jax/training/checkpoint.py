@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -76,7 +77,7 @@ class Checkpoints:
           CheckpointError: this one or the one before could not be written.
         """
         step = int(state.step)
-        data = data_position | {"loss": loss}
+        data = data_position | {"loss": loss, "checksum": int(checksum(state))}
         self._loss_of_step[step] = loss
         with self._explained():
             self._manager.save(
@@ -119,7 +120,10 @@ class Checkpoints:
         for step in steps:
             restored, problem = self._read(step, abstract)
             if everywhere(restored is not None):
-                return restored
+                state, data = restored
+                if data.get("checksum", 0) in (0, int(checksum(state))):  # old ones have none
+                    return restored
+                problem = "its values are not those that were saved"
             logging.warning(
                 "%s cannot be read (%s): the checkpoint before it is taken instead",
                 self._directory / str(step),
@@ -173,6 +177,17 @@ class Checkpoints:
 
     def _explained(self):
         return _Explained(self._directory)
+
+
+@jax.jit
+def checksum(tree) -> jax.Array:
+    """uint32: the sum of all bit patterns, which any flipped bit changes; the same on any mesh."""
+
+    def bits(array):
+        width = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
+        return jax.lax.bitcast_convert_type(array, width).astype("uint32").sum(dtype="uint32")
+
+    return sum(map(bits, jax.tree.leaves(tree)), jnp.uint32(0))
 
 
 class _Explained:

@@ -14,7 +14,7 @@ from tca4rec_jax.training.step import TrainState
 
 
 def state(step, rows=5):
-    params = {"a": jnp.full((rows, 2), float(step)), "b": jnp.arange(3.0)}
+    params = {"a": jnp.full((rows, 2), float(step)), "b": jnp.sin(jnp.arange(20_000.0))}
     return replicate(make_mesh(), TrainState(jnp.int32(step), params, (jnp.int32(step),)))
 
 
@@ -79,6 +79,15 @@ def test_a_damaged_checkpoint_falls_back_and_is_named(folder, file, damage, capl
 def test_a_lost_part_of_the_values_falls_back(folder):
     for name in os.listdir(folder / "5" / "state" / "d"):
         os.truncate(folder / "5" / "state" / "d" / name, 30)
+    assert restored(folder) == 4
+
+
+def test_a_flipped_bit_falls_back(folder):
+    files = [path for path in (folder / "5" / "state").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 16
+    largest.write_bytes(content)
     assert restored(folder) == 4
 
 
