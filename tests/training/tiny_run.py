@@ -188,17 +188,15 @@ def _in_process(folder, devices, job, kill_at, kill_in_save, options):
     logging.use_absl_handler()
     if job:
         join(*job)
-    hang_at, small_files_at = options.pop("hang_at", None), options.pop("small_files_at", None)
+    small_files_at = options.pop("small_files_at", None)
     pace = options.pop("pace", 0.0)
 
     def hook(step):
         time.sleep(pace)
         if step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        if step == hang_at:
-            threading.Event().wait()
         if step == small_files_at:  # as good as a full disk, and it stops root too
-            resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
 
     if kill_in_save:
         _kill_in_save(*kill_in_save)
@@ -208,7 +206,8 @@ def _in_process(folder, devices, job, kill_at, kill_in_save, options):
         print(stopped, flush=True)
         os._exit(STOPPED)
     except (CheckpointError, FloatingPointError, ValueError, jax.errors.JaxRuntimeError) as error:
-        print(f"{type(error).__name__}: {error}", flush=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        print(f"\n{type(error).__name__}: {error}", flush=True)
         os._exit(1)
     if index == 0:
         np.savez(f"{folder}/final.npz", *parameters)

@@ -1,0 +1,42 @@
+"""The watchdog in a process of its own, which it ends."""
+
+import subprocess
+import sys
+
+from tca4rec_jax.training.guards import HUNG
+
+HANGS = """
+import time
+from tca4rec_jax.training.guards import Watchdog
+
+def collective_that_never_returns():
+    time.sleep(600)
+
+with Watchdog(0, "off", 0), Watchdog({seconds}, "train", 3) as watchdog:
+    for step in range(4, 7):
+        time.sleep(0.5)
+        watchdog.progress(step)
+    if {hang}:
+        collective_that_never_returns()
+print("done")
+"""
+
+
+def run(seconds, hang):
+    program = HANGS.format(seconds=seconds, hang=hang)
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_hung_step_ends_the_process_and_shows_where():
+    done = run(seconds=5, hang=True)
+    assert done.returncode == HUNG
+    assert "train: step 6 was not done after 5 s" in done.stderr
+    assert "in collective_that_never_returns" in done.stderr
+
+
+def test_steps_that_get_done_are_left_alone():
+    done = run(seconds=5, hang=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "done\n"
