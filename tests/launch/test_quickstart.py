@@ -109,10 +109,14 @@ def test_two_processes_train_and_evaluate_like_one(workdir, evaluated):
     first, second = start_two(workdir, "train", "debug,run=two")
     wait_for_line(workdir, "two", 3)
     os.kill(second.pid, signal.SIGKILL)
-    assert first.wait(60) == 1
+    status = first.wait(60)
     output = (workdir / "train0.out").read_text()
-    assert "[process 0] train: " in output
-    assert "start all of them again" in output
+    if status == -signal.SIGABRT:  # JAX missed the other's heartbeat before a step or save failed
+        assert "This most likely indicates that another task died" in output
+    else:
+        assert status == 1
+        assert "[process 0] train: " in output
+        assert "start all of them again" in output or "could not be written" in output
     assert [process.wait(300) for process in start_two(workdir, "train", "debug,run=two")] == [0, 0]
     np.testing.assert_allclose(losses(workdir, "plain"), losses(workdir, "two"), rtol=1e-6)
 
