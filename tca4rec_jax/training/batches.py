@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import grain
+import jax
 import numpy as np
 
 from tca4rec_jax.cf.logits_store import LogitsStore
@@ -45,6 +46,28 @@ class BatchShape(NamedTuple):
     positions: int
     titles: int
     decisions: int
+
+
+def abstract_batch(rows: int, shape: BatchShape, cf_width: int) -> Batch:
+    """Shapes and dtypes of a batch, for compiling without data."""
+
+    def of(dtype, *sizes):
+        return jax.ShapeDtypeStruct((rows, *sizes), dtype)
+
+    return Batch(
+        tokens_BxS=of(np.int32, shape.tokens),
+        length_B=of(np.int32),
+        position_BxT=of(np.int32, shape.positions),
+        label_BxT=of(np.int32, shape.positions),
+        weight_BxT=of(np.float32, shape.positions),
+        cf_BxPxD=of(np.float32, shape.titles, cf_width),
+        title_weight_BxP=of(np.float32, shape.titles),
+        decision_position_BxK=of(np.int32, shape.decisions),
+        decision_title_BxK=of(np.int32, shape.decisions),
+        decision_node_BxK=of(np.int32, shape.decisions),
+        decision_child_BxK=of(np.int32, shape.decisions),
+        decision_weight_BxK=of(np.float32, shape.decisions),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +212,8 @@ def _epoch_order(batches: Batches, epoch: int) -> list[np.ndarray]:
 
 def _bucket_shape(examples: Examples, inside: np.ndarray, tokens: int) -> BatchShape:
     def largest(ragged):
-        return _round_up(max(int(ragged.lengths[inside].max()), 1), 8)
+        most = max(int(ragged.lengths[inside].max()), 1)
+        return most if most == 1 else _round_up(most, 8)  # one target a row: one projection a row
 
     return BatchShape(
         tokens,

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-# FLOP/s of dense bfloat16 matrix products, from the makers' data sheets, by jax's device_kind.
+# FLOP/s of dense bfloat16 matrix products, by jax's device_kind: cloud.google.com/tpu/docs (v4, v5e,
+# v5p, v6e) and NVIDIA's data sheets (half of the value "with sparsity").
 DATASHEET_PEAKS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -24,6 +25,7 @@ DATASHEET_PEAKS = {
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA RTX A6000": 154.8e12,
 }
 _SIZE, _CALLS = 1024, 12  # of the measured products: 2 GFLOP each
 

@@ -16,32 +16,13 @@ from tca4rec_jax.collaborative_tokenizer import CFItems, trie_on_device
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.training.batches import Batch
+from tca4rec_jax.training.batches import BatchShape, abstract_batch
 from tca4rec_jax.training.step import Temperatures, batch_loss
 from tca4rec_jax.trie import ItemTrie
 
-ROWS, TOKENS, POSITIONS, TITLES, DECISIONS, ITEMS, WIDTH = 4, 256, 240, 24, 56, 3001, 64
+ROWS, POSITIONS, TITLES, ITEMS, WIDTH = 4, 240, 24, 3001, 64
+SHAPE = BatchShape(tokens=256, positions=POSITIONS, titles=TITLES, decisions=56)
 VOCABULARY = 49152
-
-
-def abstract_batch():
-    def of(dtype, *shape):
-        return jax.ShapeDtypeStruct((ROWS, *shape), dtype)
-
-    return Batch(
-        tokens_BxS=of(jnp.int32, TOKENS),
-        length_B=of(jnp.int32),
-        position_BxT=of(jnp.int32, POSITIONS),
-        label_BxT=of(jnp.int32, POSITIONS),
-        weight_BxT=of(jnp.float32, POSITIONS),
-        cf_BxPxD=of(jnp.float32, TITLES, WIDTH),
-        title_weight_BxP=of(jnp.float32, TITLES),
-        decision_position_BxK=of(jnp.int32, DECISIONS),
-        decision_title_BxK=of(jnp.int32, DECISIONS),
-        decision_node_BxK=of(jnp.int32, DECISIONS),
-        decision_child_BxK=of(jnp.int32, DECISIONS),
-        decision_weight_BxK=of(jnp.float32, DECISIONS),
-    )
 
 
 def compiled_shapes(softmax):
@@ -68,7 +49,8 @@ def compiled_shapes(softmax):
 
     table = jax.ShapeDtypeStruct((ITEMS, WIDTH), jnp.float32)
     scalars = Temperatures(*map(jnp.float32, (0.3, 1.0, 1.0)))
-    program = jax.jit(jax.grad(loss)).lower(adapters, base, abstract_batch(), table, trie, scalars)
+    batch = abstract_batch(ROWS, SHAPE, WIDTH)
+    program = jax.jit(jax.grad(loss)).lower(adapters, base, batch, table, trie, scalars)
     found = re.findall(r"\b(?:f32|bf16|f16|f64)\[([\d,]+)\]", program.compile().as_text())
     return {tuple(map(int, dimensions.split(","))) for dimensions in found}
 

@@ -1,0 +1,190 @@
+"""Machines that a program can be compiled for without having them, and what their data sheets say.
+
+A target is named like 'v5e-16' or 'h100-8'. TPU slices are counted as Cloud TPU names them: chips for
+v5e and v6e, TensorCores (two a chip) for v5p, so v5p-8 has 4 chips. GPUs come in machines of up to 8.
+Only the compiler is needed: libtpu, or JAX's CUDA plugin without a driver, in a folder of its own that
+nothing but this module looks into.
+"""
+
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax.experimental import topologies
+
+from tca4rec_jax.training.throughput import DATASHEET_PEAKS
+
+ROOT = Path(__file__).parents[2]
+COMPILERS = ROOT / ".compilers"
+WHEELS = {
+    "tpu": "libtpu==0.0.42.1",
+    "cuda": f"jax-cuda12-plugin=={jax.__version__} jax-cuda12-pjrt=={jax.__version__}"
+    " nvidia-cuda-nvcc-cu12==12.9.86",
+}
+GPU_MEMORY_SHARE = 0.92  # XLA_PYTHON_CLIENT_MEM_FRACTION in the launch scripts
+GPUS_PER_MACHINE = 8
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One device.
+
+    Attributes:
+      device_kind: as JAX names it, a key of DATASHEET_PEAKS.
+      memory: bytes that a program can have.
+      bandwidth: bytes/s of that memory.
+      interconnect: bytes/s that a device can send to the others of a slice or machine.
+      hertz: of the cycles that a TPU's compiler estimates.
+    """
+
+    device_kind: str
+    platform: str
+    memory: float
+    bandwidth: float
+    interconnect: float
+    hertz: float | None = None
+
+    @property
+    def flops(self) -> float:
+        """FLOP/s of dense bfloat16 products."""
+        return DATASHEET_PEAKS[self.device_kind]
+
+
+_GiB = 2.0**30
+# TPUs: cloud.google.com/tpu/docs/v5e, v5p, v6e (half of the bidirectional interconnect bandwidth);
+# memory is what the compiler allows a program, hertz what gives the documented peak with the MXUs'
+# size and number. GPUs: NVIDIA's data sheets (NVLink, half of the sum of both directions; a single
+# RTX A6000 has no peer).
+CHIPS = {
+    "v5e": Chip("TPU v5 lite", "tpu", 15.75 * _GiB, 819e9, 200e9, 1.5e9),
+    "v5p": Chip("TPU v5", "tpu", 95.74 * _GiB, 2765e9, 600e9, 1.75e9),
+    "v6e": Chip("TPU v6 lite", "tpu", 31.25 * _GiB, 1640e9, 400e9, 1.75e9),
+    "h100": Chip("NVIDIA H100 80GB HBM3", "cuda", 84942979072 * GPU_MEMORY_SHARE, 3352e9, 450e9),
+    "a100": Chip("NVIDIA A100-SXM4-80GB", "cuda", 85100068864 * GPU_MEMORY_SHARE, 2039e9, 300e9),
+    "a6000": Chip("NVIDIA RTX A6000", "cuda", 51041271808 * GPU_MEMORY_SHARE, 768e9, 32e9),
+}
+_SLICES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+_SLICES_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8))
+
+
+class MissingCompiler(ValueError):
+    """The compiler of a target is not installed; the message is the line to run."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A machine: its name, chip (None: this machine's CPU) and number of devices."""
+
+    name: str
+    chip: Chip | None
+    num_devices: int
+
+    @classmethod
+    def parse(cls, name: str) -> "Target":
+        """Raises ValueError for a name that is no machine, with those that are."""
+        found = re.fullmatch(r"([a-z0-9]+?)(?:-(\d+))?", name)
+        family, count = (found[1], int(found[2] or 1)) if found else (name, 1)
+        if family == "cpu":
+            return cls(name, None, count)
+        if family not in CHIPS:
+            raise ValueError(
+                f"target {name!r}: expected cpu or one of {', '.join(CHIPS)} with a number, "
+                "such as v5e-16 or h100-8"
+            )
+        devices = count // 2 if family == "v5p" else count
+        known = [_size(slice_) for slice_ in _slices(family)]
+        if known and devices not in known:
+            listed = ", ".join(str(size * (2 if family == "v5p" else 1)) for size in known)
+            raise ValueError(f"target {name!r}: {family} slices have {listed}")
+        if not known and (count < 1 or (count > 8 and count % GPUS_PER_MACHINE)):
+            raise ValueError(f"target {name!r}: give 1 to 8 GPUs, or a multiple of 8")
+        return cls(name, CHIPS[family], devices)
+
+    @property
+    def family(self) -> str:
+        return self.name.split("-")[0]
+
+    @property
+    def platform(self) -> str:
+        return self.chip.platform if self.chip else "cpu"
+
+    @property
+    def topology(self) -> str:
+        """As the compiler names it: '4x4', '1x1x8'; '' for the CPU."""
+        if self.platform == "tpu":
+            shape = next(s for s in _slices(self.family) if _size(s) == self.num_devices)
+        elif self.platform == "cuda":
+            machines = -(-self.num_devices // GPUS_PER_MACHINE)
+            shape = (1, machines, self.num_devices // machines)
+        else:
+            return ""
+        return "x".join(map(str, shape))
+
+    def devices(self) -> list[jax.Device]:
+        """Devices to build a mesh of; they compile and cannot run (a CPU's can).
+
+        Raises:
+          MissingCompiler: with the line that installs it.
+          ValueError: the CPU has fewer devices than asked for.
+        """
+        if self.platform == "cpu":
+            if self.num_devices > len(jax.devices("cpu")):
+                raise ValueError(
+                    f"target {self.name}: this process has {len(jax.devices('cpu'))} CPU devices"
+                )
+            return jax.devices("cpu")[: self.num_devices]
+        load_compiler(self.platform)
+        if self.platform == "tpu":
+            alone = {"chips_per_host_bounds": (1, 1, 1)} if self.num_devices == 1 else {}
+            described = topologies.get_topology_desc(
+                platform="tpu", topology_name=f"{self.family}:{self.topology}", **alone
+            )
+        else:
+            config = Path(__file__).with_name(f"{self.family}.txtpb").read_text("utf-8")
+            described = topologies.get_topology_desc(
+                "", "cuda", topology=self.topology, target_config=config
+            )
+        return described.devices
+
+    @property
+    def compiler_options(self) -> dict[str, object]:
+        """Without a GPU no kernel can be timed."""
+        return {"xla_gpu_autotune_level": 0} if self.platform == "cuda" else {}
+
+
+def load_compiler(platform: str) -> None:
+    """Makes a platform's compiler known to JAX; call before JAX's first use of a device.
+
+    Raises MissingCompiler with the line that installs it.
+    """
+    folder = COMPILERS / platform
+    if not folder.is_dir():
+        raise MissingCompiler(
+            f"the compiler for {platform} is missing; run once, in {ROOT.name}:\n"
+            f"  {install_line(platform)}"
+        )
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    # No attempt to reach a TPU's metadata server, and no backend but the CPU's is started.
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    jax.config.update("jax_platforms", "cpu")
+
+
+def install_line(platform: str) -> str:
+    """One pip line; the compiler goes into a folder of its own."""
+    target = f"--target=.compilers/{platform}"
+    return f".venv/bin/python -m pip install --quiet --no-deps {target} {WHEELS[platform]}"
+
+
+def _slices(family: str) -> tuple[tuple[int, ...], ...]:
+    return {"v5e": _SLICES_2D, "v6e": _SLICES_2D, "v5p": _SLICES_3D}.get(family, ())
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size
