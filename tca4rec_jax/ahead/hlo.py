@@ -173,6 +173,7 @@ def _braced(attributes: str, name: str) -> tuple[int, ...]:
 class _Walk:
     def __init__(self, computations: dict[str, Computation], partitions: int):
         self.computations, self.partitions, self.work = computations, partitions, Work()
+        self.fused_channels: set[str] = set()
 
     def computation(self, name: str, times: float) -> None:
         for instruction in self.computations[name].values():
@@ -210,7 +211,12 @@ class _Walk:
         )
 
     def _flops_inside(self, name: str, times: float) -> float:
-        """Of a fused computation; a TPU also puts collectives into fusions."""
+        """Of a fused computation.
+
+        A TPU also puts collectives into fusions: one that runs beside other work stands in several
+        (its start, its end, what it runs beside) with one channel; one whose result is split at once
+        is called all-reduce-scatter.
+        """
         total, scope = 0.0, self.computations[name]
         for one in scope.values():
             kind = one.opcode.removesuffix("-start")
@@ -218,6 +224,11 @@ class _Walk:
                 inner = _called(one, "calls") or _called(one, "to_apply")
                 total += self._flops_inside(inner, times)
             elif kind in COLLECTIVES:
+                channel = re.search(r"channel_id=(\d+)", one.attributes)
+                if channel and channel[1] in self.fused_channels:
+                    continue
+                self.fused_channels.add(channel[1] if channel else "")
+                kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
                 self.work.collectives.append(self._collective(kind, one, scope, times))
             else:
                 total += product_flops(one, scope)
@@ -309,6 +320,8 @@ class _Walk:
                 part = _traffic(user.type)
             elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
                 part = 0.0
+            elif user.opcode == "tuple" or _is_collective(user):
+                part = 0.0  # passed on; what links carry is counted as such
             elif user.opcode == "fusion":
                 inner = _called(user, "calls")
                 places = [i for i, operand in enumerate(user.operands) if operand == name]
@@ -332,6 +345,8 @@ class _Walk:
                 total += _traffic(inner[one.operands[1]].type)
             elif one.opcode == "fusion":
                 total += self._written_bytes(_called(one, "calls"))
+            elif one.opcode == "parameter" or _is_collective(one):
+                pass
             else:
                 total += _traffic(one.type)
         return total
@@ -346,6 +361,9 @@ def _plain_bytes(one: Instruction, scope: Computation) -> float:
         return 2 * _traffic(one.type)
     if one.opcode == "dynamic-update-slice":
         return 2 * _traffic(scope[one.operands[1]].type)
+    if one.opcode.endswith("-start"):  # (operand, result, context): what is copied has one's size
+        sizes = [type_bytes(array[0]) for array in _ARRAY.finditer(one.type)]
+        return sorted(sizes)[-2] if len(sizes) > 1 else 0.0
     return _traffic(one.type) + sum(_traffic(scope[n].type) for n in one.operands if n in scope)
 
 
@@ -393,6 +411,10 @@ def _convolution_flops(one: Instruction, scope: Computation) -> float:
 def _called(one: Instruction, attribute: str) -> str:
     found = re.search(rf"\b{attribute}=%?([\w.\-]+)", one.attributes)
     return found[1] if found else ""
+
+
+def _is_collective(one: Instruction) -> bool:
+    return one.opcode in COLLECTIVES or "AsyncCollective" in one.attributes
 
 
 def _is_callback(one: Instruction) -> bool:

@@ -6,12 +6,14 @@ far larger than this machine compiles.
 """
 
 import dataclasses
+import math
 from functools import cached_property, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jax.stages import Lowered
 from ml_collections import ConfigDict
 
@@ -23,27 +25,32 @@ from tca4rec_jax.llm.architectures import architecture
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, DecoderOptions
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.sharding import make_mesh, replicated
+from tca4rec_jax.row_parallel import RowParallel
+from tca4rec_jax.sharding import check_batch_size, make_mesh, replicated, rows, tree_shardings
 from tca4rec_jax.training.batches import BatchShape, abstract_batch
-from tca4rec_jax.training.step import (
-    TRAINED,
-    Temperatures,
-    init_state,
-    make_optimizer,
-    make_train_step,
-)
-from jax.sharding import NamedSharding, PartitionSpec as P, Mesh, AxisType
+from tca4rec_jax.training.cf_shards import cf_shardings
+from tca4rec_jax.training.run import Run
+from tca4rec_jax.training.step import TRAINED, Temperatures, TrainState, in_dtype, make_train_step
 
+PROGRAMS = ("train", "prefill", "search")
 _TOKENS_PER_TITLE, _DECISIONS_PER_TITLE = 12, 4  # of a sequence of titles
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Programs:
-    """The programs of a config on a target; `items` is the size of the catalogue."""
+    """The programs of a config on a target; `items` is the size of the catalogue.
+
+    Raises ValueError where Run would: a mesh that does not fit the devices, a batch that does not
+    divide over it, an unknown architecture.
+    """
 
     config: ConfigDict
     target: Target
     items: int = 10_000
+
+    def lower(self, program: str) -> Lowered:
+        """One of PROGRAMS, lowered for the target."""
+        return {"train": self.train, "prefill": self.prefill, "search": self.search}[program]()
 
     @cached_property
     def architecture(self) -> DecoderConfig:
@@ -53,27 +60,114 @@ class Programs:
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        d = np.array(self.target.devices())
-        return Mesh(d, ("data",), axis_types=(AxisType.Auto,))
+        mesh = make_mesh(**self.config.mesh, devices=self.target.devices())
+        check_batch_size(mesh, self.config.training.batch_size, "training.batch_size")
+        batch_size = self.config.evaluation.batch_size
+        check_batch_size(mesh, batch_size, "evaluation.batch_size", "prompts")
+        return mesh
 
     @cached_property
     def sizes(self) -> CatalogueSizes:
-        return CatalogueSizes(self.items, self.architecture.vocab_size)
+        """Of a catalogue that divides over the devices, as cf_arrays pads it."""
+        items = _round_up(self.items, self.mesh.size)
+        return CatalogueSizes(items, self.architecture.vocab_size)
+
+    @property
+    def parameters(self) -> int:
+        return sum(map(math.prod, self.architecture.parameter_shapes.values()))
+
+    @property
+    def trained_parameters(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self._split()[1]))
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._split()[1:]))
+
+    def useful_flops(self) -> float:
+        """Of a training step on all devices together: what DecoderConfig.flops_per_token counts."""
+        shape, config = self.batch_shape(), self.config
+        vocabulary = config.objective.softmax == "vocabulary"
+        per_token = self.architecture.flops_per_token(
+            config.llm.train,
+            context=(shape.tokens + 1) / 2,
+            vocabulary_share=shape.positions / shape.tokens if vocabulary else 0.0,
+            first_layer=config.lora.first_layer if config.llm.train == "lora" else 0,
+        )
+        return per_token * config.training.batch_size * shape.tokens
 
     def batch_shape(self) -> BatchShape:
-        """Of the longest bucket."""
+        """Of the longest bucket, full to the last token."""
         training = self.config.training
         tokens = max(training.buckets)
-        titles = 1 if training.supervision == "last" else tokens // _TOKENS_PER_TITLE
-        positions = TITLE_TOKENS if titles == 1 else tokens
-        decisions = DECISIONS if titles == 1 else titles * _DECISIONS_PER_TITLE
-        return BatchShape(tokens, _up(positions), titles, _up(decisions))
+        if training.supervision == "last":
+            return BatchShape(tokens, _round_up(TITLE_TOKENS, 8), 1, _round_up(DECISIONS, 8))
+        titles = tokens // _TOKENS_PER_TITLE
+        return BatchShape(tokens, tokens, titles, _round_up(titles * _DECISIONS_PER_TITLE, 8))
 
-    def decoder(self) -> Decoder:
+    def train(self, *, projected: bool = True) -> Lowered:
+        """The training step; projected=False leaves the Collaborative Tokenizer out."""
+        config, mesh, run = self.config, self.mesh, Run(self.config, Path())
+        graph, params, base = self._split()
+        moments = jax.eval_shape(run.optimizer().init, params)
+        state = self._placed(TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, moments))
+        base = self._placed(base)
+        items = self.sizes.items_side(config.cf.units) if projected else None
+        trie, trie_shape = self.sizes.trie()
+        items, trie = jax.tree.map(_at, (items, trie), cf_shardings(mesh, items, trie))
+        batch = abstract_batch(config.training.batch_size, self.batch_shape(), config.cf.units)
+        scalars = Temperatures(*[jax.ShapeDtypeStruct((), jnp.float32)] * 3)
+        step = make_train_step(
+            graph,
+            state,
+            base,
+            run.optimizer(),
+            mesh=mesh,
+            trie_shape=trie_shape,
+            form=config.objective.form,
+            softmax=config.objective.softmax,
+            seed=config.seed,
+            compute_dtype=run.compute_dtype,
+        )
+        batch, scalars = _all_at(rows(mesh), batch), _all_at(replicated(mesh), scalars)
+        return step.lower(state, base, batch, items, trie, scalars)
+
+    def prefill(self) -> Lowered:
+        """Keys, values and last states of a batch of the longest prompts."""
+        graph, state = self._inference()
+        on_rows = RowParallel(self.mesh, "prompts")
+
+        def prefill(state, tokens_BxS, lengths_B):
+            return run_prompts(nnx.merge(graph, state), tokens_BxS, lengths_B)
+
+        sharded = on_rows(
+            prefill,
+            in_specs=(PartitionSpec(), on_rows.rows, on_rows.rows),
+            out_specs=(on_rows.rows, PartitionSpec(None, *on_rows.rows)),
+        )
+        return jax.jit(sharded).lower(state, *self._prompts())
+
+    def search(self) -> Lowered:
+        """Prompts and beam search of a batch, without guidance or filters."""
+        graph, state = self._inference()
+        fields = self.config.decoding
+        search = SearchConfig(fields.beams, fields.score, fields.rules)
+        trie, shape = self.sizes.search_trie(score_edges=search.vocabulary)
+        one = jax.ShapeDtypeStruct((1,), jnp.float32)
+        trie, weights_U, temperature_T = _all_at(
+            replicated(self.mesh), (trie, ScoreWeights(one, one, one, one), one)
+        )
+        return search_batch.lower(
+            state, *self._prompts(), None, None, None, trie, weights_U, temperature_T,
+            mesh=self.mesh, graph=graph, shape=shape, config=search,
+        )  # fmt: skip
+
+    def _decoder(self) -> Decoder:
+        """As Run.decoder, of shapes."""
         llm, config = self.config.llm, self.architecture
-        dtype = llm.dtype if llm.train == "lora" else "float32"
+        stored = jnp.dtype(llm.dtype if llm.train == "lora" else "float32")
         params = {
-            path: jax.ShapeDtypeStruct(shape, dtype)
+            path: jax.ShapeDtypeStruct(shape, stored)
             for path, shape in config.parameter_shapes.items()
         }
         options = DecoderOptions(llm.layer_loop, llm.remat, llm.attention)
@@ -83,48 +177,36 @@ class Programs:
         adapters = jax.eval_shape(partial(init_adapters, config, lora), jax.random.key(0))
         return Decoder(config, params, lora=lora, adapters=adapters, options=options)
 
-    def train(self, *, projected: bool = True) -> Lowered:
-        """The training step; projected=False leaves the Collaborative Tokenizer out."""
-        config, mesh = self.config, self.mesh
-        graph, params, base = nnx.split(self.decoder(), TRAINED[config.llm.train], ...)
-        fields = config.optimizer
-        optimizer = make_optimizer(
-            learning_rate=fields.learning_rate,
-            warmup_steps=fields.warmup_steps,
-            total_steps=config.training.steps,
-            weight_decay=fields.weight_decay,
-            clip=fields.clip,
+    def _split(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+        return nnx.split(self._decoder(), TRAINED[self.config.llm.train], ...)
+
+    def _inference(self) -> tuple[nnx.GraphDef, nnx.State]:
+        """The trained decoder, as Run.trained_decoder."""
+        graph, state = nnx.split(self._decoder())
+        compute_dtype = Run(self.config, Path()).compute_dtype
+        state = jax.eval_shape(partial(in_dtype, dtype=compute_dtype), state)
+        return graph, self._placed(state)
+
+    def _prompts(self):
+        batch, tokens = self.config.evaluation.batch_size, self.batch_shape().tokens
+        prompts = (
+            jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
+            jax.ShapeDtypeStruct((batch,), jnp.int32),
         )
-        state = jax.eval_shape(partial(init_state, optimizer=optimizer), params)
-        batch = abstract_batch(config.training.batch_size, self.batch_shape(), config.cf.units)
-        trie, trie_shape = self.sizes.trie()
-        items = self.sizes.items_side(config.cf.units) if projected else None
-        scalars = Temperatures(*(jax.ShapeDtypeStruct((), jnp.float32),) * 3)
-        step = make_train_step(
-            graph,
-            optimizer,
-            mesh=mesh,
-            trie_shape=trie_shape,
-            form=config.objective.form,
-            softmax=config.objective.softmax,
-            seed=config.seed,
-            compute_dtype=config.llm.dtype if config.llm.train == "full" else None,
-        )
-        everywhere = replicated(mesh)
-        rows = NamedSharding(mesh, P("data"))
-        return step.lower(
-            _on(everywhere, state),
-            _on(everywhere, base),
-            _on(rows, batch),
-            *(_on(everywhere, tree) for tree in (items, trie, scalars)),
-        )
+        return _all_at(rows(self.mesh, "prompts"), prompts)
+
+    def _placed(self, tree):
+        """A tree of parameters, each where it belongs."""
+        return jax.tree.map(_at, tree, tree_shardings(self.mesh, self.architecture, tree))
 
 
-def _on(sharding, tree):
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )
+def _at(leaf, sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _up(value: int) -> int:
-    return -(-value // 8) * 8
+def _all_at(sharding, tree):
+    return jax.tree.map(partial(_at, sharding=sharding), tree)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -168,8 +168,10 @@ def load_compiler(platform: str) -> None:
         )
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-    # No attempt to reach a TPU's metadata server, and no backend but the CPU's is started.
+    # Neither a TPU's metadata server nor its lock file (there is none to share) is asked for, and no
+    # backend but the CPU's is started.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     jax.config.update("jax_platforms", "cpu")
 
 

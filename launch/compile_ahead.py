@@ -1,0 +1,77 @@
+"""Does a config fit a machine? Compiles its real programs for it, here, without it.
+
+    python launch/compile_ahead.py --config=configs/llama_3_2_3b.py:chips=16 --target=v5e-16
+    python launch/compile_ahead.py --config=... --target=h100-8,a6000-1 --compare=plain --json=x.json
+
+Targets: v5e-16, v5p-8, v6e-16, h100-8, a100-8, a6000-1, cpu (other sizes alike). Programs: train,
+prefill (of the prompts), search (prompts and beam search). Exit status: 0 all fit, 1 one does not, 2
+something is wrong (a compiler is missing: the message is the line that installs it).
+"""
+
+import sys
+from pathlib import Path
+
+import rich
+from absl import app, flags
+from ml_collections import config_flags
+
+from tca4rec_jax.ahead import report
+from tca4rec_jax.ahead.estimate import compile_for
+from tca4rec_jax.ahead.programs import PROGRAMS, Programs
+from tca4rec_jax.ahead.targets import Target
+from tca4rec_jax.evaluation.report import console_table, markdown_table, write_results, write_text
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)
+_TARGET = flags.DEFINE_list("target", None, "The machines to compile for, of one platform.")
+_PROGRAMS = flags.DEFINE_list("programs", list(PROGRAMS), f"Some of {', '.join(PROGRAMS)}.")
+_ITEMS = flags.DEFINE_integer("items", 10_000, "Size of the catalogue.", lower_bound=10)
+_COMPARE = flags.DEFINE_enum("compare", None, ["plain"], "Also the step without the CF part.")
+_JSON = flags.DEFINE_string("json", None, "A file for everything that was found.")
+_HLO = flags.DEFINE_string("hlo", None, "A folder for the programs' optimised HLO.")
+_MARKDOWN = flags.DEFINE_bool("markdown", False, "The table as Markdown.")
+
+
+def compile_target(name: str) -> dict:
+    """Compiles and reports for one target; everything that was found."""
+    programs = Programs(_CONFIG.value, Target.parse(name), _ITEMS.value)
+    rich.print(report.heading(programs))
+    estimates = []
+    for program in _PROGRAMS.value:
+        estimate = compile_for(programs.lower(program), program, programs.target)
+        estimates.append(estimate)
+        if _HLO.value:
+            write_text(Path(_HLO.value) / f"{name}_{program}.hlo", estimate.hlo)
+    rows = report.table(estimates)
+    if _MARKDOWN.value:
+        print(markdown_table(rows, first_column="program", digits=2))
+    else:
+        rich.console.Console(width=170).print(console_table(rows, title="", digits=2))
+    found = report.as_json(estimates, programs)
+    if _COMPARE.value and "train" in _PROGRAMS.value:
+        plain = compile_for(programs.train(projected=False), "train", programs.target)
+        train = estimates[_PROGRAMS.value.index("train")]
+        found["compared"] = report.compared(train, plain)
+        print(found["compared"])
+    for estimate in estimates:
+        if advice := report.advice(estimate, programs):
+            print(advice)
+    print(f"{name}: {'fits' if found['fits'] else 'does not fit'}\n")
+    return found
+
+
+def main(argv):
+    if len(argv) > 1 or set(_PROGRAMS.value) - set(PROGRAMS):
+        raise app.UsageError(f"expected --programs of {PROGRAMS} and no other arguments")
+    try:
+        found = [compile_target(name) for name in _TARGET.value]
+    except ValueError as error:
+        print(f"compile_ahead: {error}", file=sys.stderr)
+        sys.exit(2)
+    if _JSON.value:
+        write_results(Path(_JSON.value), {"targets": found})
+    sys.exit(0 if all(one["fits"] for one in found) else 1)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "target"])
+    app.run(main)
