@@ -1,11 +1,11 @@
 """Does a config fit a machine? Compiles its real programs for it, here, without it.
 
     python launch/compile_ahead.py --config=configs/llama_3_2_3b.py:chips=16 --target=v5e-16
-    python launch/compile_ahead.py --config=... --target=h100-8,a6000-1 --compare=plain --json=x.json
+    python launch/compile_ahead.py --config=... --target=h100-8,a6000-1 --compare=plain --json=x
 
 Targets: v5e-16, v5p-8, v6e-16, h100-8, a100-8, a6000-1, cpu (other sizes alike). Programs: train,
-prefill (of the prompts), search (prompts and beam search). Exit status: 0 all fit, 1 one does not, 2
-something is wrong (a compiler is missing: the message is the line that installs it).
+prefill (of the prompts), search (prompts and beam search). Exit status: 0 all fit, 1 one does not,
+2 something is wrong (a compiler is missing: the message is the line that installs it).
 """
 
 import sys

@@ -6,6 +6,7 @@ works on every one of them.
 """
 
 import ast
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -71,6 +72,7 @@ def default_config() -> ConfigDict:
             "llm": {
                 # A name in data/downloads.py, a .gguf file or a Hugging Face folder.
                 "weights": "smollm2-135m-instruct",
+                "architecture": "smollm2-135m",  # in llm/architectures.py: planned for, not loaded
                 "num_layers": 0,  # keep only the first layers; 0 keeps all
                 "dtype": "float32",
                 "quantise": "",  # the layers' frozen weights to 'int8' or 'nf4' (4.5 bits)
@@ -154,6 +156,57 @@ def movielens_config() -> ConfigDict:
     config.objective.form = "cross_entropy"
     config.training.buckets = (128, 256)
     return config
+
+
+def published_cf(config: ConfigDict) -> None:
+    """The published preprocessed data and the SASRec that the published code trains on them."""
+    config.data.source = "published"
+    config.cf.dropout = 0.5
+    config.cf.labels = "target"
+    config.cf.max_epochs = 201
+    config.cf.patience = 10
+
+
+def published_config(
+    architecture: str, weights: str, arg: str, *, tensor: Mapping[int, int]
+) -> ConfigDict:
+    """The published settings (method.md) with a large LLM in bfloat16: what its config file shares.
+
+    Args:
+      architecture: a name in llm/architectures.py.
+      weights: the model's name on the hub, whose files are expected in models/<name>.
+      arg: as in `apply_argument`, and `chips=N` for the mesh that suits N devices.
+      tensor: number of devices -> how many of them share a copy of the model (mesh.tensor); the
+        others share the batch, which grows with them beyond the published 16 rows.
+
+    Raises:
+      ValueError: as `apply_argument`, or a number of devices that is not in `tensor`.
+    """
+    settings = [part for part in (arg or "").split(",") if part]
+    chips = [part.removeprefix("chips=") for part in settings if part.startswith("chips=")]
+    if len(chips) > 1 or not set(chips) <= set(map(str, tensor)):
+        raise ValueError(
+            f"config argument {arg!r}: expected chips={', '.join(map(str, tensor))}; for another "
+            "number set mesh.fsdp, mesh.tensor and training.batch_size"
+        )
+    num_chips = int(chips[0]) if chips else min(tensor)
+    copies = num_chips // tensor[num_chips]
+    config = default_config()
+    config.mesh.tensor = tensor[num_chips]
+    published_cf(config)
+    config.llm.architecture = architecture
+    config.llm.weights = f"models/{weights}"
+    config.llm.dtype = "bfloat16"
+    config.prompt.max_tokens = 512
+    config.training.supervision = "last"
+    config.training.buckets = (128, 192, 256, 384, 512)
+    config.training.batch_size = max(16, copies)
+    config.training.steps = 10 * 10_000 // config.training.batch_size
+    config.decoding.score = "after_softmax"
+    config.evaluation.batch_size = max(16, copies)
+    return apply_argument(
+        config, ",".join(part for part in settings if not part.startswith("chips="))
+    )
 
 
 def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:

@@ -9,14 +9,10 @@ outside the history; 64 units, 2 blocks, 1 head, dropout 0.5, Adam 1e-3, batches
 epochs, patience 10 on validation NDCG@10. Ranking leaves no item out and there is no item 0.
 """
 
-from tca4rec_jax.config import apply_argument, default_config
+from tca4rec_jax.config import apply_argument, default_config, published_cf
 
 
 def get_config(arg=""):
     config = default_config()
-    config.data.source = "published"
-    config.cf.dropout = 0.5
-    config.cf.labels = "target"
-    config.cf.max_epochs = 201
-    config.cf.patience = 10
+    published_cf(config)
     return apply_argument(config, arg)

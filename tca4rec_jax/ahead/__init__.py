@@ -1,1 +1,1 @@
-"""Proof before the hardware is rented: the real programs, compiled for machines that are not here."""
+"""Proof before hardware is rented: the real programs, compiled for machines that are not here."""

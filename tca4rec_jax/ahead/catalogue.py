@@ -1,11 +1,11 @@
 """The sizes of a catalogue's tries and CF logits, without a catalogue: shapes to compile for.
 
 Titles of 9,913 office products (Amazon 2018, at most 100 characters, SmolLM2's tokens) give the
-proportions; what grows more slowly than the number of items does so with the exponents found between
-them and 20,669 toys.
+proportions; what grows more slowly than the number of items does so with the exponents found
+between them and 20,669 toys.
 
-Axis letters: I items, N nodes of the compressed trie, F tokens of all edges, U tokens that some node
-chooses from, D CF width.
+Axis letters: I items, N nodes of the compressed trie, F tokens of all edges, U tokens that some
+node chooses from, D CF width.
 """
 
 from dataclasses import dataclass

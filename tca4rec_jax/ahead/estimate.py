@@ -1,5 +1,6 @@
-"""From a lowered program to what it needs of a target: memory, products, traffic, time, a verdict."""
+"""What a lowered program needs of a target: memory, products, traffic, time; a verdict."""
 
+import os
 import re
 import time
 from collections import defaultdict
@@ -8,8 +9,8 @@ from dataclasses import dataclass
 import jax
 from jax.stages import Lowered
 
-from tca4rec_jax.ahead.hlo import Work, analyse
 from tca4rec_jax.ahead.targets import Chip, Target
+from tca4rec_jax.ahead.work import Work, analyse
 
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -32,8 +33,7 @@ class Memory:
 class Estimate:
     """A program on a target, per device.
 
-    memory is None, and `needed` the compiler's own number, where it refused the program; work is None
-    then too.
+    Where the compiler refused the program memory and work are None, and `needed` is its own number.
     """
 
     program: str
@@ -89,7 +89,7 @@ class Estimate:
 
 
 def compile_for(lowered: Lowered, program: str, target: Target) -> Estimate:
-    """Compiles a lowered program; one too large for the device's memory gives an Estimate as well."""
+    """Compiles a lowered program; one too large for the memory gives an Estimate as well."""
     chip: Chip | None = target.chip
     available = chip.memory if chip else _host_memory() / target.num_devices
     began = time.perf_counter()
@@ -113,12 +113,8 @@ def compile_for(lowered: Lowered, program: str, target: Target) -> Estimate:
         code=stats.generated_code_size_in_bytes,
     )
     text = compiled.as_text()
-    return Estimate(
-        program, target, memory, memory.total, available, analyse(text), seconds, text
-    )
+    return Estimate(program, target, memory, memory.total, available, analyse(text), seconds, text)
 
 
 def _host_memory() -> float:
-    import os
-
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,8 +1,8 @@
 """The real training step, prompt prefill and beam search of a config, lowered without any array.
 
 Weights, optimiser state, batch, CF items and tries are shapes with shardings; the model is
-`llm.architecture`, the catalogue a number of items (CatalogueSizes). Nothing is allocated, so a model
-far larger than this machine compiles.
+`llm.architecture`, the catalogue a number of items (CatalogueSizes). Nothing is allocated, so a
+model far larger than this machine compiles.
 """
 
 import dataclasses

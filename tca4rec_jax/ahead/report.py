@@ -16,9 +16,9 @@ def heading(programs: Programs) -> str:
     kind = target.chip.device_kind if target.chip else "CPU"
     topology = f" ({target.topology})" if target.topology else ""
     return (
-        f"{config.llm.architecture}, {programs.parameters / 1e9:.2f} billion "
-        f"parameters, {programs.trained_parameters / 1e6:.1f} million trained ({config.llm.train}), "
-        f"{architecture.num_layers} layers, {config.llm.dtype}; batch {config.training.batch_size} x "
+        f"{config.llm.architecture}, {programs.parameters / 1e9:.2f} billion parameters in "
+        f"{architecture.num_layers} layers, {programs.trained_parameters / 1e6:.1f} million "
+        f"trained ({config.llm.train}), {config.llm.dtype}; batch {config.training.batch_size} x "
         f"{shape.tokens} tokens, {programs.items:,} items\n"
         f"{target.name}: {target.num_devices} x {kind}{topology}, mesh {mesh}"
     )
@@ -82,8 +82,8 @@ def advice(estimate: Estimate, programs: Programs) -> str:
     weights = programs.weight_bytes / shards
     if weights > estimate.available / 3 or (memory and memory.arguments > estimate.available / 2):
         options.append(
-            f"split the weights ({programs.weight_bytes / _GiB:.1f} GiB, now over {shards}) over more "
-            "devices: mesh.fsdp, mesh.tensor"
+            f"split the weights ({programs.weight_bytes / _GiB:.1f} GiB, now over {shards}) over "
+            "more devices: mesh.tensor, mesh.fsdp"
         )
         if config.llm.dtype == "float32" and config.llm.train == "lora":
             options.append("llm.dtype=bfloat16")

@@ -1,11 +1,12 @@
 """Machines that a program can be compiled for without having them, and what their data sheets say.
 
-A target is named like 'v5e-16' or 'h100-8'. TPU slices are counted as Cloud TPU names them: chips for
-v5e and v6e, TensorCores (two a chip) for v5p, so v5p-8 has 4 chips. GPUs come in machines of up to 8.
-Only the compiler is needed: libtpu, or JAX's CUDA plugin without a driver, in a folder of its own that
-nothing but this module looks into.
+A target is named like 'v5e-16' or 'h100-8'. TPU slices are counted as Cloud TPU names them: chips
+for v5e and v6e, TensorCores (two a chip) for v5p, so v5p-8 has 4 chips. GPUs come in machines of up
+to 8. Only the compiler is needed: libtpu, or JAX's CUDA plugin without a driver, in a folder of its
+own that nothing but this module looks into.
 """
 
+import math
 import os
 import re
 import sys
@@ -168,8 +169,8 @@ def load_compiler(platform: str) -> None:
         )
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-    # Neither a TPU's metadata server nor its lock file (there is none to share) is asked for, and no
-    # backend but the CPU's is started.
+    # Neither a TPU's metadata server nor its lock file is asked for (there is no TPU to share), and
+    # no backend but the CPU's is started.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     jax.config.update("jax_platforms", "cpu")
@@ -186,7 +187,4 @@ def _slices(family: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size
+    return math.prod(shape)

@@ -24,7 +24,17 @@ def _llama(hidden, feed_forward, layers, heads, head_dim, *, factor, tied) -> De
 
 
 def _qwen(
-    family, hidden, feed_forward, layers, heads, kv_heads, head_dim, *, tied, positions, vocab=151936
+    family,
+    hidden,
+    feed_forward,
+    layers,
+    heads,
+    kv_heads,
+    head_dim,
+    *,
+    tied,
+    positions,
+    vocab=151936,
 ) -> DecoderConfig:
     return DecoderConfig(
         vocab_size=vocab,

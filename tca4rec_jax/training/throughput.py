@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-# FLOP/s of dense bfloat16 matrix products, by jax's device_kind: cloud.google.com/tpu/docs (v4, v5e,
-# v5p, v6e) and NVIDIA's data sheets (half of the value "with sparsity").
+# FLOP/s of dense bfloat16 matrix products, by jax's device_kind: cloud.google.com/tpu/docs (v4,
+# v5e, v5p, v6e) and NVIDIA's data sheets (half of the value "with sparsity").
 DATASHEET_PEAKS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,

@@ -1,4 +1,4 @@
-"""The scripts for machines that are not here: no shell bugs, and --dry_run prints the real commands."""
+"""Scripts for machines that are not here: no shell bugs, --dry_run prints the real commands."""
 
 import os
 import re

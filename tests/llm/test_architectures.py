@@ -1,4 +1,4 @@
-"""The published models' sizes: parameters as their makers count them, fields as transformers does."""
+"""The published models: parameters as their makers count them, fields as transformers does."""
 
 import math
 

@@ -1,0 +1,16 @@
+"""Qwen3-4B with LoRA on one of the published data sets: method.md's settings, bfloat16.
+
+    hf download Qwen/Qwen3-4B --local-dir=models/Qwen3-4B
+    C=configs/qwen3_4b.py:chips=16,data.path=../shared/data/Office_Products
+    for step in prepare_data train_cf train evaluate; do
+      python launch/$step.py --config=$C --workdir=runs/qwen3_4b
+    done
+
+TABLE
+"""
+
+from tca4rec_jax.config import published_config
+
+
+def get_config(arg=""):
+    return published_config("qwen3-4b", "Qwen3-4B", arg, tensor={1: 1, 16: 1, 256: 1})
