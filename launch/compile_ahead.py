@@ -46,6 +46,7 @@ def compile_target(name: str) -> dict:
         print(markdown_table(rows, first_column="program", digits=2))
     else:
         rich.console.Console(width=170).print(console_table(rows, title="", digits=2))
+    print(report.LEGEND)
     found = report.as_json(estimates, programs)
     if _COMPARE.value and "train" in _PROGRAMS.value:
         plain = compile_for(programs.train(projected=False), "train", programs.target)

@@ -6,6 +6,11 @@ from tca4rec_jax.ahead.estimate import Estimate
 from tca4rec_jax.ahead.programs import Programs
 
 _GiB = 2.0**30
+LEGEND = (
+    "per device and run; at least: every kernel at the data sheet's FLOP/s or bandwidth; links: "
+    "the collectives at its\ninterconnect bandwidth; compiler: the cycles a TPU's compiler expects "
+    "at the data sheet's clock"
+)
 
 
 def heading(programs: Programs) -> str:
