@@ -22,7 +22,7 @@ from tca4rec_jax.ahead.targets import Target
 from tca4rec_jax.decoding.batched_search import search_batch
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, run_prompts
 from tca4rec_jax.llm.architectures import architecture
-from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, DecoderOptions
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.row_parallel import RowParallel
@@ -56,7 +56,8 @@ class Programs:
     def architecture(self) -> DecoderConfig:
         llm = self.config.llm
         found = architecture(llm.architecture)
-        return dataclasses.replace(found, num_layers=llm.num_layers or found.num_layers)
+        num_layers = llm.num_layers or found.num_layers
+        return dataclasses.replace(found, num_layers=num_layers, quantised=llm.quantise)
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -74,7 +75,8 @@ class Programs:
 
     @property
     def parameters(self) -> int:
-        return sum(map(math.prod, self.architecture.parameter_shapes.values()))
+        unquantised = dataclasses.replace(self.architecture, quantised="")
+        return sum(map(math.prod, unquantised.parameter_shapes.values()))
 
     @property
     def trained_parameters(self) -> int:
@@ -167,7 +169,7 @@ class Programs:
         llm, config = self.config.llm, self.architecture
         stored = jnp.dtype(llm.dtype if llm.train == "lora" else "float32")
         params = {
-            path: jax.ShapeDtypeStruct(shape, stored)
+            path: jax.ShapeDtypeStruct(shape, stored_dtype(config, path, stored))
             for path, shape in config.parameter_shapes.items()
         }
         options = DecoderOptions(llm.layer_loop, llm.remat, llm.attention)
@@ -198,6 +200,15 @@ class Programs:
     def _placed(self, tree):
         """A tree of parameters, each where it belongs."""
         return jax.tree.map(_at, tree, tree_shardings(self.mesh, self.architecture, tree))
+
+
+def stored_dtype(config: DecoderConfig, path: str, floats: jnp.dtype) -> jnp.dtype:
+    """Of a parameter: quantised projections are stored as codes with float32 scales."""
+    if config.quantised and path.endswith(SCALES[config.quantised]):
+        return jnp.dtype(jnp.float32)
+    if config.quantised and path.removeprefix("layers/") in config.projection_shapes:
+        return jnp.dtype(jnp.int8 if config.quantised == "int8" else jnp.uint8)
+    return floats
 
 
 def _at(leaf, sharding) -> jax.ShapeDtypeStruct:

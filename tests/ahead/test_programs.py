@@ -16,11 +16,12 @@ from tca4rec_jax.ahead import estimate, report
 from tca4rec_jax.ahead.catalogue import CatalogueSizes
 from tca4rec_jax.ahead.estimate import compile_for
 from tca4rec_jax.ahead.hlo import array_dimensions
-from tca4rec_jax.ahead.programs import PROGRAMS, Programs
+from tca4rec_jax.ahead.programs import PROGRAMS, Programs, stored_dtype
 from tca4rec_jax.ahead.targets import COMPILERS, Target
 from tca4rec_jax.ahead.work import analyse
 from tca4rec_jax.collaborative_tokenizer import trie_on_device
 from tca4rec_jax.decoding.search_trie import search_trie
+from tca4rec_jax.llm.quantisation import quantise
 from tca4rec_jax.trie import ItemTrie
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +89,23 @@ def test_every_program_of_full_fine_tuning_on_a_split_mesh(tiny_config):
     text = json.dumps(report.as_json(found, programs))
     assert json.loads(text)["fits"] is True
     assert set(report.table(found)) == set(PROGRAMS)
+
+
+def test_quantised_weights_are_planned_as_they_are_stored(tiny_config):
+    floats = Programs(tiny_config, Target.parse("cpu"), items=100)
+    quantised = tiny_config.copy_and_resolve_references()
+    quantised.llm.quantise = "int8"
+    programs = Programs(quantised, Target.parse("cpu"), items=100)
+    matrices = sum(i * o for i, o in floats.architecture.projection_shapes.values())
+    outputs = sum(o for _, o in floats.architecture.projection_shapes.values())
+    layers = floats.architecture.num_layers
+    assert floats.weight_bytes - programs.weight_bytes == layers * (3 * matrices - 4 * outputs)
+    assert programs.parameters == floats.parameters
+    kind, codes = "int8", jax.ShapeDtypeStruct((64, 32), np.float32)
+    stored = jax.eval_shape(lambda weight: quantise(kind, weight), codes)
+    for path, real in zip(("layers/q_proj", "layers/q_proj_scale"), stored, strict=True):
+        assert stored_dtype(programs.architecture, path, np.dtype(np.float32)) == real.dtype
+    programs.train()  # the decoder takes them
 
 
 def test_what_does_not_fit_says_what_to_change(tiny_config, monkeypatch):
