@@ -38,7 +38,7 @@ class Chip:
       memory: bytes that a program can have.
       bandwidth: bytes/s of that memory.
       interconnect: bytes/s that a device can send to the others of a slice or machine.
-      hertz: of the cycles that a TPU's compiler estimates.
+      hertz: of the cycles that a TPU's compiler estimates; None where it is not known.
     """
 
     device_kind: str
@@ -57,12 +57,12 @@ class Chip:
 _GiB = 2.0**30
 # TPUs: cloud.google.com/tpu/docs/v5e, v5p, v6e (half of the bidirectional interconnect bandwidth);
 # memory is what the compiler allows a program, hertz what gives the documented peak with the MXUs'
-# size and number. GPUs: NVIDIA's data sheets (NVLink, half of the sum of both directions; a single
+# documented size and number (of a v6e's they give no clock that fits). GPUs: NVIDIA's data sheets (NVLink, half of the sum of both directions; a single
 # RTX A6000 has no peer).
 CHIPS = {
     "v5e": Chip("TPU v5 lite", "tpu", 15.75 * _GiB, 819e9, 200e9, 1.5e9),
     "v5p": Chip("TPU v5", "tpu", 95.74 * _GiB, 2765e9, 600e9, 1.75e9),
-    "v6e": Chip("TPU v6 lite", "tpu", 31.25 * _GiB, 1640e9, 400e9, 1.75e9),
+    "v6e": Chip("TPU v6 lite", "tpu", 31.25 * _GiB, 1640e9, 400e9),
     "h100": Chip("NVIDIA H100 80GB HBM3", "cuda", 84942979072 * GPU_MEMORY_SHARE, 3352e9, 450e9),
     "a100": Chip("NVIDIA A100-SXM4-80GB", "cuda", 85100068864 * GPU_MEMORY_SHARE, 2039e9, 300e9),
     "a6000": Chip("NVIDIA RTX A6000", "cuda", 51041271808 * GPU_MEMORY_SHARE, 768e9, 32e9),
