@@ -6,7 +6,8 @@
       python launch/$step.py --config=$C --workdir=runs/qwen2_5_0_5b
     done
 
-Does it fit? python launch/compile_ahead.py --config=configs/qwen2_5_0_5b.py:chips=16 --target=v5e-16
+Does it fit?
+    python launch/compile_ahead.py --config=configs/qwen2_5_0_5b.py:chips=16 --target=v5e-16
 """
 
 from tca4rec_jax.config import published_config

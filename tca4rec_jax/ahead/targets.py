@@ -57,8 +57,8 @@ class Chip:
 _GiB = 2.0**30
 # TPUs: cloud.google.com/tpu/docs/v5e, v5p, v6e (half of the bidirectional interconnect bandwidth);
 # memory is what the compiler allows a program, hertz what gives the documented peak with the MXUs'
-# documented size and number (of a v6e's they give no clock that fits). GPUs: NVIDIA's data sheets (NVLink, half of the sum of both directions; a single
-# RTX A6000 has no peer).
+# documented size and number (for a v6e these give no clock that fits). GPUs: NVIDIA's data sheets
+# (NVLink, half of the sum of both directions; a single RTX A6000 has no peer).
 CHIPS = {
     "v5e": Chip("TPU v5 lite", "tpu", 15.75 * _GiB, 819e9, 200e9, 1.5e9),
     "v5p": Chip("TPU v5", "tpu", 95.74 * _GiB, 2765e9, 600e9, 1.75e9),
