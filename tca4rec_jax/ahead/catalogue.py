@@ -79,6 +79,7 @@ class CatalogueSizes:
             inner_children=max(1, min(inner, self.levels[1])),
             longest_run=TITLE_TOKENS - 1 if score_edges else 20,
             suffix_size=TITLE_TOKENS - 1 if score_edges else 22,
+            beam_reads=309 if score_edges else 112,
             mass=mass_shape,
         )
         return SearchTrie(**fields, mass=mass), shape
