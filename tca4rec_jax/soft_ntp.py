@@ -35,7 +35,6 @@ FORMS = ("log_expectation", "cross_entropy")
 SOFTMAXES = ("vocabulary", "children")
 
 _LOGITS_BYTES = 64 << 20  # of the logits that exist at once, by default
-_FEWEST_POSITIONS = 32  # in a chunk, by default: fewer rows make a slow product
 
 Head = Callable[[jax.Array], jax.Array]  # hidden [n, D] -> float32 logits [n, V]
 
@@ -268,16 +267,9 @@ def vocabulary_loss_of_hidden(
 ) -> tuple[jax.Array, jax.Array]:
     """`vocabulary_loss` of head(hidden), with the logits of `chunk` positions at a time.
 
-    Chunks of padding alone are skipped: the positions of a batch are padded to those of its longest
-    row, and each costs a row of vocabulary logits. No two decisions with a weight may share a
-    position.
-
-    Args:
-      chunk: by default an eighth of the positions, at least 32, but no more than fit 64 MiB of
-        logits.
+    No two decisions with a weight may share a position.
     """
-    size = hidden_NxD.shape[0]
-    chunk = chunk or min(_default_chunk(head, hidden_NxD), max(_FEWEST_POSITIONS, size // 8))
+    chunk = chunk or _default_chunk(head, hidden_NxD)
 
     def loss(hidden_nxD, label_n, weight_n, first):
         # The decisions of these positions follow one another: there are at most `chunk`.
@@ -290,20 +282,12 @@ def vocabulary_loss_of_hidden(
         )
         return vocabulary_loss(head(hidden_nxD), label_n, weight_n, local, alpha, tau, form)
 
-    def loss_unless_padding(hidden_nxD, label_n, weight_n, first):
-        nothing = jnp.zeros(()), jnp.zeros(())
-        args = hidden_nxD, label_n, weight_n, first
-        return jax.lax.cond(jnp.any(weight_n > 0), loss, lambda *_: nothing, *args)
-
+    size = hidden_NxD.shape[0]
     if size <= chunk:
         return vocabulary_loss(head(hidden_NxD), label_N, weight_N, decision, alpha, tau, form)
-    order_N = jnp.argsort(weight_N == 0)  # stable: padding last
-    place_N = jnp.zeros(size, jnp.int32).at[order_N].set(jnp.arange(size, dtype=jnp.int32))
-    decision = decision._replace(position_K=place_N[decision.position_K])
     decision = _sorted_by_position(decision, size, padding=chunk)
-    ordered = (hidden_NxD[order_N], label_N[order_N], weight_N[order_N])
-    xs = jax.tree.map(lambda a: _in_chunks(a, chunk), ordered)
-    return _sum_over(loss_unless_padding, (*xs, chunk * jnp.arange(xs[0].shape[0])))
+    xs = jax.tree.map(lambda a: _in_chunks(a, chunk), (hidden_NxD, label_N, weight_N))
+    return _sum_over(loss, (*xs, chunk * jnp.arange(xs[0].shape[0])))
 
 
 def _default_chunk(head: Head, hidden_NxD: jax.Array) -> int:
