@@ -200,5 +200,5 @@ def test_a_training_step_for_v5e_16_gathers_no_logits_and_stays_on_the_device():
     assert found.work.unknown_loops == 0
     assert found.compiler_seconds > found.product_seconds > 0
     useful = programs.useful_flops() / 16
-    assert useful < found.work.flops < 1.5 * useful
+    assert useful < found.work.flops < 2 * useful
     assert np.isclose(found.memory.arguments, programs.weight_bytes / 16, rtol=0.3)
