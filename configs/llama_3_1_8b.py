@@ -1,7 +1,7 @@
 """Llama-3.1-8B with LoRA on one of the published data sets: method.md's settings, bfloat16.
 
     hf download meta-llama/Llama-3.1-8B --local-dir=models/Llama-3.1-8B
-    C=configs/llama_3_1_8b.py:chips=16,data.path=../shared/data/Office_Products
+    C=configs/llama_3_1_8b.py:chips=16,data.path=data/Office_Products
     for step in prepare_data train_cf train evaluate; do
       python launch/$step.py --config=$C --workdir=runs/llama_3_1_8b
     done

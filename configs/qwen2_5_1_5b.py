@@ -1,7 +1,7 @@
 """Qwen2.5-1.5B with LoRA on one of the published data sets: method.md's settings, bfloat16.
 
     hf download Qwen/Qwen2.5-1.5B --local-dir=models/Qwen2.5-1.5B
-    C=configs/qwen2_5_1_5b.py:chips=16,data.path=../shared/data/Office_Products
+    C=configs/qwen2_5_1_5b.py:chips=16,data.path=data/Office_Products
     for step in prepare_data train_cf train evaluate; do
       python launch/$step.py --config=$C --workdir=runs/qwen2_5_1_5b
     done

@@ -1,7 +1,7 @@
 """Qwen3-4B with LoRA on one of the published data sets: method.md's settings, bfloat16.
 
     hf download Qwen/Qwen3-4B --local-dir=models/Qwen3-4B
-    C=configs/qwen3_4b.py:chips=16,data.path=../shared/data/Office_Products
+    C=configs/qwen3_4b.py:chips=16,data.path=data/Office_Products
     for step in prepare_data train_cf train evaluate; do
       python launch/$step.py --config=$C --workdir=runs/qwen3_4b
     done
