@@ -1,7 +1,7 @@
 """CF models against plain PyTorch renderings of their papers, and the logits store's figures.
 
     python launch/bench_cf.py --config=configs/quickstart.py --workdir=runs/x     # accuracy
-    python launch/bench_cf.py --what=speed --published=../shared/data/Office_Products
+    python launch/bench_cf.py --what=speed --published=data/Office_Products
     python launch/bench_cf.py --what=store
 
 accuracy: every model and its rendering are trained on the data in WORKDIR/data with the same loss,

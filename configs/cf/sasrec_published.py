@@ -1,6 +1,6 @@
 """SASRec as the published code trains it, on a data set in the published layout.
 
-    C=configs/cf/sasrec_published.py:data.path=../shared/data/Office_Products W=runs/office
+    C=configs/cf/sasrec_published.py:data.path=data/Office_Products W=runs/office
     python launch/prepare_data.py --config=$C --workdir=$W
     python launch/train_cf.py --config=$C --workdir=$W
 
