@@ -10,7 +10,7 @@ The training step, per device, by compile_ahead (README; mesh: data x fsdp x ten
 
     argument   target   mesh         weights temporary   total         links  at least  compiler
     :chips=16  v5e-16   8 x 1 x 2      7.56     1.52    9.13 of 15.8       7.1      82.4     138.9
-    :chips=16  h100-8   4 x 1 x 2      7.56     3.97   11.53 of 72.8       7.3      70.3         -
+    :chips=16  h100-8   4 x 1 x 2      7.56     3.78   11.34 of 72.8       7.3      65.5         -
 """
 
 from tca4rec_jax.config import published_config
