@@ -227,7 +227,7 @@ def child_log_probs(
     node_K: jax.Array,
     trie: TrieArrays,
     shape: TrieShape,
-    axis_name: str | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ):
     """Next-token distributions of K prefixes (decisions), sparse over the node's children.
 
@@ -235,7 +235,7 @@ def child_log_probs(
       mass_PxN: float32, from `node_log_mass`.
       pair_K: int32, the pair whose CF logits apply.
       node_K: int32, the trie node of the prefix.
-      axis_name: the mesh axis over which the items are sharded (inside shard_map), if they are.
+      axis_name: the mesh axis (or axes) that shards the items (inside shard_map), if one does.
 
     Returns:
       (tokens_KxC int32, log_p_KxC float32): children's tokens and log p_cf, -inf where there is
@@ -249,7 +249,7 @@ def child_log_probs(
     return trie.token[child_KxC], jax.nn.log_softmax(mass_KxC, axis=1)
 
 
-def _join_shards(mass: jax.Array, axis_name: str) -> jax.Array:
+def _join_shards(mass: jax.Array, axis_name: str | tuple[str, ...]) -> jax.Array:
     """log of the sum over devices of exp(mass)."""
     highest = jax.lax.pmax(mass, axis_name)
     highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
@@ -265,7 +265,7 @@ def project(
     shape: TrieShape,
     beta: jax.Array | float = 1.0,
     *,
-    axis_name: str | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
     pairs_at_once: int | None = None,
 ):
     """From CF vectors or logits straight to the distributions of K decisions.
@@ -277,6 +277,7 @@ def project(
       cf_PxD: user vectors [P, D], or dense logits [P, I] if items.table_IxD is None; any float.
       items: the item table (and bias) of factorised logits.
       pair_K, node_K: int32, the pair and the trie node of each decision.
+      axis_name: the mesh axis (or axes) that shards the items (inside shard_map), if one does.
       pairs_at_once: size of a group; by default what fits a quarter of a gigabyte.
 
     Returns:
