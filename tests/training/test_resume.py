@@ -147,12 +147,14 @@ def test_a_loss_that_is_not_finite_names_its_row_and_saves_the_state_before(whol
 
 
 def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint(whole):
-    folder = whole.parent / "full"
-    process = tiny_run.start(folder, small_files_at=10)
+    folder, other = whole.parent / "full", whole.parent / "not_full"
+    larger = {"rank": 256}  # each array of a checkpoint is more than the limit, the log is not
+    assert finished(tiny_run.start(other, **larger)) == 0
+    process = tiny_run.start(folder, small_files_at=10, **larger)
     assert finished(process) == 1
     message = tiny_run.output(folder)
     assert "CheckpointError" in message
     assert "File too large" in message
     assert re.search(r"The last complete one is step [69], it is intact", message)
-    assert finished(tiny_run.start(folder)) == 0, tiny_run.output(folder)
-    assert_same(folder, whole)
+    assert finished(tiny_run.start(folder, **larger)) == 0, tiny_run.output(folder)
+    assert_same(folder, other)

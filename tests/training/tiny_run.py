@@ -67,6 +67,7 @@ def run(
     not_finite=(),
     step_hook=None,
     dropout=0.1,
+    rank=4,
     **options,
 ):
     """Trains in `folder` to its last step; the final parameters are the return value.
@@ -87,7 +88,7 @@ def run(
     vectors[list(not_finite)] = np.inf
     store = ArrayStore(vectors, table)
     config = DecoderConfig(128, 32, 64, 1, 4, 2, 8, max_positions=64)
-    lora = LoRAConfig(rank=4, dropout=dropout)
+    lora = LoRAConfig(rank=rank, dropout=dropout)
     adapters = init_adapters(config, lora, jax.random.key(1))
     decoder = Decoder(config, init_params(config, jax.random.key(0)), lora=lora, adapters=adapters)
     examples = build_examples(split, tokens, compressed, supervision="sequence", max_tokens=32)
@@ -195,8 +196,8 @@ def _in_process(folder, devices, job, kill_at, kill_in_save, options):
         time.sleep(pace)
         if step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        if step == small_files_at:  # as good as a full disk, and it stops root too
-            resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
+        if step == small_files_at:  # as good as a full disk to a checkpoint, not to the log
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 
     if kill_in_save:
         _kill_in_save(*kill_in_save)
