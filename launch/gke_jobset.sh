@@ -60,7 +60,10 @@ case "$command" in
     ARGS="$(json_list "$@")"
     if [ -n "$dry_run" ]; then filled_in; else filled_in | kubectl apply -f -; fi
     ;;
-  tail) do_it kubectl logs --follow --tail=100 "job/$NAME-slice-0" ;;
+  tail)
+    first="jobset.sigs.k8s.io/jobset-name=$NAME,batch.kubernetes.io/job-completion-index=0"
+    do_it kubectl logs --follow --tail=100 --selector="$first"
+    ;;
   delete) do_it kubectl delete jobset "$NAME" ;;
   *) echo "gke_jobset: unknown command $command" >&2; exit 2 ;;
 esac

@@ -18,6 +18,7 @@ from tca4rec_jax.ahead.hlo import (
     Computation,
     Instruction,
     array_bytes,
+    array_dimensions,
     braced,
     called,
     dimensions_of,
@@ -102,7 +103,7 @@ def analyse(text: str) -> Work:
 class _Walk:
     def __init__(self, computations: dict[str, Computation], partitions: int):
         self.computations, self.partitions, self.work = computations, partitions, Work()
-        self.fused_channels: set[str] = set()
+        self.fused_collectives: set[tuple] = set()
 
     def computation(self, name: str, times: float) -> None:
         for instruction in self.computations[name].values():
@@ -143,8 +144,8 @@ class _Walk:
         """Of a fused computation.
 
         A TPU also puts collectives into fusions: one that runs beside other work stands in several
-        (its start, its end, what it runs beside) with one channel; one whose result is split at
-        once is called all-reduce-scatter.
+        (its start, its end, what it runs beside); one whose result is split at once is called
+        all-reduce-scatter.
         """
         total, scope = 0.0, self.computations[name]
         for one in scope.values():
@@ -153,10 +154,9 @@ class _Walk:
                 inner = called(one, "calls") or called(one, "to_apply")
                 total += self._flops_inside(inner, times)
             elif kind in COLLECTIVES:
-                channel = re.search(r"channel_id=(\d+)", one.attributes)
-                if channel and channel[1] in self.fused_channels:
+                if (identity := _identity(one)) in self.fused_collectives:
                     continue
-                self.fused_channels.add(channel[1] if channel else "")
+                self.fused_collectives.add(identity)
                 kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
                 self.work.collectives.append(self._collective(kind, one, scope, times))
             else:
@@ -339,6 +339,12 @@ def _convolution_flops(one: Instruction, scope: Computation) -> float:
 
 def _is_collective(one: Instruction) -> bool:
     return one.opcode in COLLECTIVES or "AsyncCollective" in one.attributes
+
+
+def _identity(one: Instruction) -> tuple:
+    """Of a fused collective. JAX's own (jax.lax.all_gather) all have channel 1, in a chain each."""
+    numbers = [re.search(rf'{name}="?(\d+)', one.attributes) for name in ("channel_id", "chain_id")]
+    return one.opcode, *array_dimensions(one.type), *[found and found[1] for found in numbers]
 
 
 def _is_callback(one: Instruction) -> bool:

@@ -32,7 +32,8 @@ class Checkpoints:
     Args:
       directory: created if needed.
       keep: how many of the latest to keep, besides the one with the lowest loss.
-      writable: False only reads: nothing is set aside.
+      writable: False only reads: nothing is set aside. True also removes what a killed process has
+        left half-written.
     """
 
     def __init__(self, directory: str | Path, keep: int = 2, *, writable: bool = True):
@@ -41,7 +42,9 @@ class Checkpoints:
         self._directory, self._writable = Path(directory).absolute(), writable
         self._loss_of_step: dict[int, float] = {}
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_LatestAndBest(keep, self._loss_of_step), create=writable
+            preservation_policy=_LatestAndBest(keep, self._loss_of_step),
+            create=writable,
+            cleanup_tmp_directories=writable,  # by the first process, before anything is saved
         )
         self._manager = ocp.CheckpointManager(
             self._directory, options=options, item_names=("state", "data")

@@ -1,7 +1,6 @@
 """The programs of a config, compiled for this machine's CPU; and for a TPU where libtpu is."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from tca4rec_jax.ahead import estimate, report
 from tca4rec_jax.ahead.catalogue import CatalogueSizes
@@ -18,10 +18,13 @@ from tca4rec_jax.ahead.estimate import compile_for
 from tca4rec_jax.ahead.hlo import array_dimensions
 from tca4rec_jax.ahead.programs import PROGRAMS, Programs, stored_dtype
 from tca4rec_jax.ahead.targets import COMPILERS, Target
-from tca4rec_jax.ahead.work import analyse
-from tca4rec_jax.collaborative_tokenizer import trie_on_device
+from tca4rec_jax.collaborative_tokenizer import project, trie_on_device
+from tca4rec_jax.config import published_config
 from tca4rec_jax.decoding.search_trie import search_trie
+from tca4rec_jax.llm import architectures
+from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.quantisation import quantise
+from tca4rec_jax.training import cf_shards, step
 from tca4rec_jax.trie import ItemTrie
 
 ROOT = Path(__file__).parents[2]
@@ -167,36 +170,85 @@ def logits_in_collectives(work, vocabulary, hidden, items, shards):
     return found
 
 
-def test_logits_in_collectives_would_be_found():
-    text = """HloModule x, num_partitions=4
-ENTRY %main (x: f32[64,250]) -> f32[64,1000] {
-  %x = f32[64,250]{1,0} parameter(0)
-  ROOT %gather = f32[64,1000]{1,0} all-gather(%x), channel_id=1, replica_groups=[1,4]<=[4]
+def gather_vocabulary_logits(monkeypatch):
+    loss_as_it_is = step.vocabulary_loss_of_hidden
+
+    def loss(head, *arguments):
+        def gathered_head(hidden_NxD):
+            return jax.lax.with_sharding_constraint(head(hidden_NxD), PartitionSpec())
+
+        return loss_as_it_is(gathered_head, *arguments)
+
+    monkeypatch.setattr(step, "vocabulary_loss_of_hidden", loss)
+
+
+def gather_cf_logits(monkeypatch):
+    def gathered(cf_PxD, items, pair_K, node_K, *rest, axis_name):
+        shard_PxI = cf_PxD @ items.table_IxD.T
+        logits_PxI = jax.lax.all_gather(shard_PxI, axis_name, axis=1, tiled=True)
+        child, log_p = project(cf_PxD, items, pair_K, node_K, *rest, axis_name=axis_name)
+        return child, log_p + logits_PxI[pair_K, node_K][:, None]
+
+    monkeypatch.setattr(cf_shards, "project", gathered)
+
+
+def call_the_host(monkeypatch):
+    loss_as_it_is = step.vocabulary_loss_of_hidden
+
+    def loss(head, hidden_NxD, *arguments):
+        jax.debug.callback(lambda total: None, hidden_NxD.sum())
+        return loss_as_it_is(head, hidden_NxD, *arguments)
+
+    monkeypatch.setattr(step, "vocabulary_loss_of_hidden", loss)
+
+
+CHANGES = {
+    "vocabulary logits": gather_vocabulary_logits,
+    "CF logits": gather_cf_logits,
+    "host": call_the_host,
 }
-"""
-    work = analyse(text)
-    assert logits_in_collectives(work, 1000, 32, 77, 4)
-    assert logits_in_collectives(work, 999, 32, 1000, 4)
-    assert not logits_in_collectives(work, 1000, 64, 77, 4)
+
+
+def what_must_not_be(estimate, programs) -> set[str]:
+    """Of CHANGES, what a compiled training step does."""
+    work = estimate.work
+    sizes, shards = programs.architecture, programs.mesh.shape["tensor"]
+    vocabulary, items = (
+        logits_in_collectives(work, sizes.vocab_size, sizes.hidden_size, 0, shards),
+        logits_in_collectives(work, 0, sizes.hidden_size, programs.sizes.items, shards),
+    )
+    found = {"vocabulary logits": vocabulary, "CF logits": items, "host": work.host_transfers}
+    return {name for name, there in found.items() if there}
+
+
+def test_gathered_logits_and_calls_of_the_host_are_found(tiny_config, monkeypatch):
+    """In a step that is made to do so, and not in the one that is trained."""
+    tiny_config.mesh.tensor = 2
+    programs = Programs(tiny_config, Target.parse("cpu-2"), items=1000)
+    found = compile_for(programs.train(), "train", programs.target)
+    assert what_must_not_be(found, programs) == set()
+    for change in CHANGES.values():
+        change(monkeypatch)
+    found = compile_for(programs.train(), "train", programs.target)
+    assert what_must_not_be(found, programs) == set(CHANGES)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (COMPILERS / "tpu").is_dir(), reason="libtpu is missing; launch/compile_ahead.py names it"
 )
-def test_a_training_step_for_v5e_16_gathers_no_logits_and_stays_on_the_device():
-    """Llama-3.2-3B's widths, two layers; weights over fsdp, vocabulary and items over tensor."""
-    spec = importlib.util.spec_from_file_location("c", ROOT / "configs" / "llama_3_2_3b.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("chips=16,llm.num_layers=2,mesh.fsdp=4,mesh.tensor=4")
+def test_a_training_step_for_v5e_16_gathers_no_logits_and_stays_on_the_device(monkeypatch):
+    """Small widths, two layers; weights over fsdp, vocabulary and items over tensor."""
+    small = DecoderConfig(32768, 640, 1024, 2, 8, 4, 64, max_positions=128)
+    monkeypatch.setitem(architectures.ARCHITECTURES, "small", small)
+    config = published_config("small", "none", "chips=16,mesh.fsdp=4", tensor={16: 4})
+    config.training.buckets = (128,)
     programs = Programs(config, Target.parse("v5e-16"), items=10_016)
-    found = compile_for(programs.train(), "train", programs.target)
-    assert found.fits
     assert dict(programs.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 4}
+    found = compile_for(programs.train(), "train", programs.target)
+    assert what_must_not_be(found, programs) == set()
+    assert found.fits
     assert {"all-gather", "all-reduce"} <= set(found.collectives())
-    assert not logits_in_collectives(found.work, 128256, 3072, programs.sizes.items, 4)
-    assert not found.work.host_transfers
     assert found.work.unknown_loops == 0
     assert found.compiler_seconds > found.product_seconds > 0
     useful = programs.useful_flops() / 16

@@ -142,6 +142,22 @@ def test_what_a_tpus_compiler_writes():
     assert cut.bytes == 2 * 8 * 128  # what it reads lies on the chip
 
 
+def test_collectives_inside_fusions_are_counted_once_each():
+    """Start and end of one; another of the same channel in a chain of its own."""
+    fused = """%{0} (x: f32[4]) -> f32[16] {{
+  %x = f32[4]{{0}} parameter(0)
+  ROOT %g = f32[16]{{0}} all-gather(%x), channel_id=1, replica_groups={{{{0,1,2,3}}}}, \
+frontend_attributes={{chain_id="{1}"}}
+}}
+"""
+    names = {"start": 7, "end": 7, "other": 8}
+    calls = [f"  %{n}.1 = f32[16]{{0}} fusion(%x), kind=kCustom, calls=%{n}\n" for n in names]
+    entry = "ENTRY %main (x: f32[4]) -> f32[4] {\n  %x = f32[4]{0} parameter(0)\n"
+    text = "".join(fused.format(*item) for item in names.items())
+    work = analyse(f"HloModule x, num_partitions=4\n{text}{entry}{''.join(calls)}}}\n")
+    assert [one.bytes for one in work.collectives] == [64, 64]
+
+
 def test_types_and_what_is_no_hlo():
     assert type_bytes("(f32[2,3]{1,0}, pred[], s4[10]{0}, token[])") == 24 + 1 + 5
     assert type_bytes("f8e4m3fn[16]{0}") == 16

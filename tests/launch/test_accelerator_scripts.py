@@ -125,6 +125,9 @@ def test_the_jobset_is_filled_in():
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
+    tail = words(dry_run("gke_jobset.sh", "tail", IMAGE="x", NAME="mine"))
+    chosen = "jobset.sigs.k8s.io/jobset-name=mine,batch.kubernetes.io/job-completion-index=0"
+    assert tail[-1] == f"--selector={chosen}"
     assert "set IMAGE" in bash("gke_jobset.sh", "--dry_run", "run", *TRAIN).stderr
     assert "docker build --tag=x" in dry_run("gke_jobset.sh", "build", IMAGE="x")
 

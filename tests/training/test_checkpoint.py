@@ -76,6 +76,18 @@ def test_a_damaged_checkpoint_falls_back_and_is_named(folder, file, damage, capl
     assert restored(folder) == 5
 
 
+def test_what_a_killed_save_left_is_removed_by_the_next_writer(folder):
+    left = folder / "6.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "5", left)
+    (folder / "unreadable_3").mkdir()
+    assert restored(folder, writable=False) == 5
+    assert left.is_dir()  # a reader changes nothing
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(state(6), {"next_batch": 6}, 1.5)
+    assert sorted(os.listdir(folder)) == ["2", "5", "6", "unreadable_3"]
+    assert restored(folder) == 6
+
+
 def test_a_lost_part_of_the_values_falls_back(folder):
     for name in os.listdir(folder / "5" / "state" / "d"):
         os.truncate(folder / "5" / "state" / "d" / name, 30)
