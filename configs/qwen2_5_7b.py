@@ -6,8 +6,10 @@
       python launch/$step.py --config=$C --workdir=runs/qwen2_5_7b
     done
 
-Does it fit?
-    python launch/compile_ahead.py --config=configs/qwen2_5_7b.py:chips=16 --target=v5e-16
+The training step, per device, by compile_ahead (README; mesh: data x fsdp x tensor; GiB and ms):
+
+    argument   target   mesh         weights temporary   total         links  at least  compiler
+    :chips=16  v5e-16   8 x 1 x 2      7.15     1.49    8.67 of 15.8       5.4      75.8     119.2
 """
 
 from tca4rec_jax.config import published_config

@@ -6,8 +6,10 @@
       python launch/$step.py --config=$C --workdir=runs/qwen3_4b
     done
 
-Does it fit?
-    python launch/compile_ahead.py --config=configs/qwen3_4b.py:chips=16 --target=v5e-16
+The training step, per device, by compile_ahead (README; mesh: data x fsdp x tensor; GiB and ms):
+
+    argument   target   mesh         weights temporary   total         links  at least  compiler
+    :chips=16  v5e-16   16 x 1 x 1     7.56     1.42    9.02 of 15.8       0.2      44.6     109.9
 """
 
 from tca4rec_jax.config import published_config
