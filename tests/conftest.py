@@ -20,3 +20,9 @@ collect_ignore = [] if DEVICES == 8 else ["eight_devices"]
 
 jax.config.update("jax_num_cpu_devices", DEVICES)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that the cores run out of work together (launch/test.sh)."""
+    slow = [item.path for item in items if item.get_closest_marker("slow")]
+    items.sort(key=lambda item: (-slow.count(item.path), item.path))
