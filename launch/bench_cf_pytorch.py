@@ -212,18 +212,18 @@ MODULES = {
 }
 
 
-def rendering(name, task, test) -> tuple[float, float]:
+def rendering(name, task) -> tuple[float, float]:
     """(NDCG@10 of the test rows, seconds) of a model's rendering on the task."""
     began = time.perf_counter()
     if name == "ease":
-        return ease(task, test), time.perf_counter() - began
+        return ease(task), time.perf_counter() - began
     torch.manual_seed(task.training.seed)
     c = task.architecture
     model = LightGCN(c, task.train) if name == "lightgcn" else MODULES[name](c)
-    by_user = hasattr(model, "known")
+    ranked = known_ndcg if hasattr(model, "known") else ndcg10
     best, best_state, waited = -1.0, None, 0
     for _ in epochs(model, task):
-        value = known_ndcg(model, task) if by_user else ndcg10(model, task, task.validation)
+        value = ranked(model, task, task.validation)
         waited += 1
         if value > best:
             best, best_state, waited = value, copy.deepcopy(model.state_dict()), 0
@@ -231,7 +231,7 @@ def rendering(name, task, test) -> tuple[float, float]:
             break
     seconds = time.perf_counter() - began
     model.load_state_dict(best_state)
-    return (known_ndcg(model, task) if by_user else ndcg10(model, task, test)), seconds
+    return ranked(model, task, task.test), seconds
 
 
 def epochs(model, task):
@@ -318,10 +318,9 @@ def ndcg10(model, task, rows) -> float:
 
 
 @torch.no_grad()
-def known_ndcg(model, task) -> float:
-    """Each known user's held-out last item among those he had not had."""
+def known_ndcg(model, task, rows) -> float:
+    """Each known user's last item of the rows among those he had not had before."""
     model.eval()
-    rows = task.validation
     history, target = rows.histories_and_targets(int(rows.lengths.max()) - 1)
     history, target = (torch.from_numpy(part).long() + 1 for part in (history, target))
     table, bias = model.items()
@@ -338,9 +337,9 @@ def _gain(logits, target) -> float:
     return float(torch.where(rank < 10, 1 / torch.log2(rank + 2.0), 0.0).sum())
 
 
-def ease(task, test) -> float:
+def ease(task) -> float:
     """NDCG@10 of the closed form, in NumPy float64."""
-    c, train = task.architecture, task.train
+    c, train, test = task.architecture, task.train, task.test
     x = np.zeros((int(users_of(train).max()) + 1, c.num_items))
     x[users_of(train), train.items] = 1
     inverse = np.linalg.inv(x.T @ x + c.regularisation * np.eye(c.num_items))

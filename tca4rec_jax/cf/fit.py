@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -97,8 +98,8 @@ class FitResult:
     Attributes:
       model: with the parameters of the best epoch.
       best_epoch: 1-based.
-      epochs: one dict per epoch: 'epoch', 'loss', 'ndcg@10', 'hr@10', 'nll', 'seconds'
-        (since the start).
+      epochs: one dict per epoch: 'epoch', 'loss', what evaluate gave ('ndcg@10', 'hr@10', 'nll'),
+        'seconds' (since the start).
     """
 
     model: nnx.Module
@@ -121,6 +122,14 @@ class _Rows(NamedTuple):
     seen: SeenByUser | None
 
 
+def evaluate(model: nnx.Module, rows: ItemSequences) -> dict[str, float]:
+    """Means over the rows: 'ndcg@10', 'hr@10' over the whole catalogue, 'nll' of the target."""
+    target_R = rows.items[rows.last_positions]
+    entry_RxD = entries(model, rows, rows.last_positions)
+    scores = score_rows(entry_RxD, *item_arrays(model), target_R)
+    return mean_metrics(scores.rank, (10,)) | {"nll": float(scores.nll.mean())}
+
+
 def fit(
     model: nnx.Module,
     train: ItemSequences,
@@ -128,6 +137,7 @@ def fit(
     config: FitConfig,
     *,
     checkpoint: Path | None = None,
+    evaluate: Callable[[nnx.Module, ItemSequences], dict[str, float]] = evaluate,
 ) -> FitResult:
     """Trains `model` on the users' sequences `train`; the model passed in is left unchanged.
 
@@ -138,6 +148,7 @@ def fit(
       config: see FitConfig.
       checkpoint: a file that the state is kept in, now and then; a training with the same
         config and data that was cut off goes on from it. It is left behind.
+      evaluate: (model, validation) -> metrics of an epoch; 'ndcg@10' among them chooses the best.
 
     Raises:
       ValueError: an item the model does not know, no validation rows, or a catalogue so small that
@@ -199,14 +210,6 @@ def fit(
             saved = time.perf_counter()
     progress.close()
     return FitResult(nnx.merge(graph, best_params, constants), best, epochs)
-
-
-def evaluate(model: nnx.Module, rows: ItemSequences) -> dict[str, float]:
-    """Means over the rows: 'ndcg@10', 'hr@10' over the whole catalogue, 'nll' of the target."""
-    target_R = rows.items[rows.last_positions]
-    entry_RxD = entries(model, rows, rows.last_positions)
-    scores = score_rows(entry_RxD, *item_arrays(model), target_R)
-    return mean_metrics(scores.rank, (10,)) | {"nll": float(scores.nll.mean())}
 
 
 class _BatchOrder:

@@ -43,7 +43,7 @@ def test_learns_that_the_next_item_is_the_successor(loss, labels, epochs, least)
     assert evaluate(model, validation) == before  # the model passed in is not changed
 
 
-def test_keeps_the_best_epoch_and_stops_after_patience(monkeypatch):
+def test_keeps_the_best_epoch_and_stops_after_patience():
     ndcg = iter([0.1, 0.3, 0.2, 0.3, 0.9])
     seen = []
 
@@ -51,9 +51,8 @@ def test_keeps_the_best_epoch_and_stops_after_patience(monkeypatch):
         seen.append(np.asarray(model.item_table[...]).copy())
         return {"ndcg@10": next(ndcg), "hr@10": 0.0, "nll": 0.0}
 
-    monkeypatch.setattr(fit_module, "evaluate", scripted)
-    rows = cyclic_rows(10, 6, seed=0)
-    result = fit(make_model(), rows, rows, FitConfig(batch_size=4, patience=2))
+    rows, config = cyclic_rows(10, 6, seed=0), FitConfig(batch_size=4, patience=2)
+    result = fit(make_model(), rows, rows, config, evaluate=scripted)
     assert result.best_epoch == 2
     assert len(result.epochs) == 4
     np.testing.assert_array_equal(result.model.item_table[...], seen[1])
@@ -144,10 +143,8 @@ def test_an_interrupted_training_goes_on_to_the_same_model(tmp_path, monkeypatch
         return evaluations[-1]
 
     path = tmp_path / "training.npz"
-    with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "evaluate", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            fit(make_model(0.2), rows, rows, config, checkpoint=path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(0.2), rows, rows, config, checkpoint=path, evaluate=interrupted)
     resumed = fit(make_model(0.2), rows, rows, config, checkpoint=path)
     assert [record["epoch"] for record in resumed.epochs] == [1, 2, 3, 4, 5]
     assert [r["loss"] for r in resumed.epochs] == [r["loss"] for r in whole.epochs]

@@ -11,6 +11,8 @@ from flax import nnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tca4rec_jax.cf.export import export_npy, export_stores
+from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.run import run_cf
 from tca4rec_jax.config import default_config
 from tca4rec_jax.data.dataset import load, prepare
@@ -152,3 +154,32 @@ def test_adapters_on_quantised_weights_are_trained_and_recommend(workdir):
         train_run(Run(make_config(workdir, "blocked"), workdir))
     with pytest.raises(ValueError, match="llm.quantise is 'nf4', but quantised weights cannot"):
         Run(make_config(workdir, "x", quantise="nf4", train="full"), workdir).initial_state()
+
+
+def test_imported_logits_train_to_the_same_parameters(workdir, tmp_path):
+    """SASRec's logits as it stores them, multiplied out, and by way of a .npy file."""
+    data, split, own = load(workdir / "data"), "train_sequences", str(tmp_path / "own")
+    sasrec = {"model": "sasrec", "units": 8, "max_epochs": 2, "logits": own}
+    run_cf(sasrec, data, tmp_path, history_length=4)
+    whole = {"weights": [1.0], "temperatures": [1.0], "dtype": "float32", "top_k": 0}
+    export_stores(str(tmp_path / "dense"), [own], data, [split], dense=True, **whole)
+    export_npy(tmp_path, [own], data, [split])
+    place = tmp_path / "imported" / split
+    import_logits(
+        tmp_path / f"{split}.npy", place, data.splits[split], data.catalogue, cf_model="mine"
+    )
+
+    def trained(name, logits):
+        config = make_config(workdir, name)
+        config.cf.logits, config.objective.alpha = logits, 0.9
+        state = train_run(Run(config, workdir))
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
+
+    dense, imported, factorised = (
+        trained(name, str(tmp_path / name)) for name in ("dense", "imported", "own")
+    )
+    for a, b, c in zip(dense, imported, factorised, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, c, atol=1e-4)
+    other = trained("popularity", "")
+    assert not all(np.allclose(a, b, atol=1e-3) for a, b in zip(dense, other, strict=True))
