@@ -35,7 +35,7 @@ class TrainingLog:
         ideal_seconds_per_token: float,
         name: str,
     ):
-        self._file = None
+        self._path, self._file = path, None
         if is_first():
             kept = [line for line in read_log(path) if line["step"] < start]
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,14 +59,21 @@ class TrainingLog:
             self._file.close()
 
     def write(self, step: int, metrics: Metrics, tokens: int) -> Metrics:
-        """Waits for the metrics of a step and logs them; returns them as floats."""
+        """Waits for the metrics of a step and logs them; returns them as floats.
+
+        Raises OSError naming the log if it cannot be written (a full disk).
+        """
         metrics = Metrics(*map(float, metrics))
         now = time.perf_counter()
         seconds, self._began = now - self._began, now
         mfu = self._ideal_seconds_per_token * tokens / seconds
         line = {"step": step, **metrics._asdict(), "tokens": tokens, "seconds": seconds, "mfu": mfu}
         if self._file:
-            self._file.write(json.dumps(line) + "\n")
+            try:
+                self._file.write(json.dumps(line) + "\n")
+            except OSError as error:  # a failed write does not say of what
+                message = f"{error.strerror}; make room and start again, the checkpoints are kept"
+                raise OSError(error.errno, message, str(self._path)) from error
         self._bar.update()
         self._bar.set_postfix(
             loss=f"{metrics.loss:.3f}",

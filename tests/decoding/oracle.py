@@ -65,7 +65,8 @@ def exhaustive_scores(decoder, prompt, sequences, score, weights, cf_logits_I=No
         for t, token in enumerate(sequence):
             children.setdefault(tuple(sequence[:t]), set()).add(token)
     titles = sorted(set(map(tuple, sequences)))
-    texts = np.zeros((64, 32), np.int32)  # one shape for every test: one compilation
+    # Two shapes for every test: two compilations.
+    texts = np.zeros((16 if len(titles) <= 16 else 64, 32), np.int32)
     lengths = np.ones(len(texts), np.int32)
     for number, title in enumerate(titles):
         lengths[number] = len(prompt) + len(title)

@@ -131,11 +131,11 @@ def test_a_sweep_equals_its_searches_one_by_one(decoder):
 
 @pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
 def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, score):
-    rows = 2 * TRIE.num_leaves  # every title, after prompts of several lengths
+    rows = TRIE.num_leaves  # every title, after prompts of several lengths
     prompts = ragged_prompts(rows, 12)
-    target_R = np.arange(rows) % TRIE.num_leaves
+    target_R = np.arange(rows)
     config = SearchConfig(beams=3, score=score)
-    search = BatchedSearch(TRIE, config, mesh=make_mesh(2), batch_size=6, buckets=2)
+    search = BatchedSearch(TRIE, config, mesh=make_mesh(2), batch_size=6, buckets=1)
     temperatures = (1.0, 2.5)
     found = search.sweep(
         decoder, prompts, [ScoreWeights()],
@@ -154,8 +154,9 @@ def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, score):
     # The scores of the search are the likelihoods of what it found.
     first = found.recommendations[0]
     again = search.sweep(
-        decoder, prompts, [ScoreWeights()], target_leaf_R=first.leaves_RxM[:, 0], progress=None
-    )
+        decoder, prompts, [ScoreWeights()],
+        target_leaf_R=first.leaves_RxM[:, 0], temperatures=temperatures, progress=None,
+    )  # fmt: skip
     np.testing.assert_allclose(-again.nll_RxT[:, 0], first.scores_RxM[:, 0], rtol=1e-4, atol=1e-4)
 
 
@@ -190,6 +191,27 @@ def test_items_left_out_are_as_if_the_catalogue_had_never_held_them(decoder, sco
     alone = recommend(TRIE, cf_RxI, allowed=allowed_RxI.__getitem__)
     assert alone.items(TRIE, 3, allowed_RxI)[0].tolist() == [5, -1, -1]
     np.testing.assert_array_equal(alone.leaves_RxM[1:], found.leaves_RxM[1:])
+
+
+def test_nothing_is_compiled_after_every_bucket_was_met(decoder):
+    """Other prompts, weights, guidance and numbers of rows; another bucket is compiled."""
+    cf_RxI = np.random.default_rng(6).normal(size=(9, len(SEQUENCES))).astype(np.float32)
+    search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=(8, 16))
+    graph, state = nnx.split(decoder)
+    other = nnx.merge(graph, jax.tree.map(lambda value: value * 1.5, state))
+
+    def run(decoder, prompts, guidance, search=search):
+        weights = ScoreWeights(guidance=guidance)
+        search.recommend(decoder, prompts, weights, cf_RxI.__getitem__, progress=None)
+        return search_batch._cache_size()
+
+    longest, shorter = ragged_prompts(9, 16), ragged_prompts(9, 8)
+    run(decoder, longest, 0.5)
+    warm = run(decoder, shorter, 0.5)
+    assert run(other, longest, 2.0) == warm
+    assert run(decoder, ragged_prompts(5, 12), 0.1) == warm
+    wider = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=(8, 24))
+    assert run(decoder, longest, 0.5, wider) > warm
 
 
 def test_no_rows_give_no_recommendations(decoder):

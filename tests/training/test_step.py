@@ -64,6 +64,14 @@ def inputs():
     return decoder, trie, split, examples, batches
 
 
+loss_of = nnx.jit(batch_loss, static_argnames=("trie_shape", "form", "softmax"))
+
+
+@nnx.jit
+def full_logits(decoder, tokens_BxS, length_B):
+    return decoder.logits(decoder.hidden(tokens_BxS, length_B))
+
+
 def dense_loss(decoder, trie, examples, store, rows, alpha, beta, tau, form, softmax):
     """The objective by a loop over positions, with p_cf from the definition."""
     sequences = [
@@ -72,8 +80,8 @@ def dense_loss(decoder, trie, examples, store, rows, alpha, beta, tau, form, sof
     total, positions, nll = 0.0, 0, 0.0
     for r in rows:
         ids = examples.tokens[r]
-        hidden = decoder.hidden(jnp.asarray(ids)[None, :], jnp.array([ids.size]))
-        logits = np.asarray(decoder.logits(hidden), np.float64)[0]
+        padded = jnp.zeros((1, 24), jnp.int32).at[0, : ids.size].set(ids)
+        logits = np.asarray(full_logits(decoder, padded, jnp.array([ids.size])), np.float64)[0]
         title, prefix = -1, ()
         for position, label in zip(examples.position[r], examples.label[r], strict=True):
             if not prefix:
@@ -108,17 +116,14 @@ def dense_loss(decoder, trie, examples, store, rows, alpha, beta, tau, form, sof
 def test_batch_loss_equals_the_definition(inputs, form, softmax):
     decoder, trie, _, examples, batches = inputs
     arrays, shape = trie_on_device(trie.compress())
+    items, temperatures = (
+        CFItems(jnp.asarray(batches.store.item_table)),
+        Temperatures(0.3, 0.8, 1.7),
+    )
+    static = {"trie_shape": shape, "form": form, "softmax": softmax}
     for index in range(batches.per_epoch):
-        loss = batch_loss(
-            decoder,
-            jax.tree.map(jnp.asarray, batches(index)),
-            CFItems(batches.store.item_table, None),
-            arrays,
-            Temperatures(0.3, 0.8, 1.7),
-            trie_shape=shape,
-            form=form,
-            softmax=softmax,
-        )
+        batch = jax.tree.map(jnp.asarray, batches(index))
+        loss = loss_of(decoder, batch, items, arrays, temperatures, **static)
         rows = batches.rows(index)
         args = (rows, 0.3, 0.8, 1.7, form, softmax)
         total, positions, nll, _ = dense_loss(decoder, trie, examples, batches.store, *args)
@@ -135,11 +140,11 @@ def test_without_cf_items_the_loss_is_that_of_alpha_zero(inputs, form, softmax):
     arrays, shape = trie_on_device(trie.compress())
     batch = jax.tree.map(jnp.asarray, batches(0))
     plain, zero = (
-        batch_loss(
+        loss_of(
             decoder, batch, items, arrays, Temperatures(alpha, 0.8, 1.7),
             trie_shape=shape, form=form, softmax=softmax,
         )
-        for items, alpha in ((None, 0.3), (CFItems(batches.store.item_table), 0.0))
+        for items, alpha in ((None, 0.3), (CFItems(jnp.asarray(batches.store.item_table)), 0.0))
     )  # fmt: skip
     np.testing.assert_allclose(plain, zero, rtol=1e-6)
 

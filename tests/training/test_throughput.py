@@ -12,6 +12,7 @@ import pytest
 
 from tca4rec_jax.sharding import make_mesh
 from tca4rec_jax.training import loop, throughput
+from tca4rec_jax.training.log import TrainingLog, read_log
 from tca4rec_jax.training.step import Metrics, TrainState
 from tca4rec_jax.training.throughput import Peak, mean_context, measured_peak, peak_flops
 
@@ -100,3 +101,17 @@ def test_the_log_has_real_tokens_and_mfu(trained):
 def test_the_profiler_records_its_window(trained, tmp_path, window, stopped_after):
     calls, _ = trained(window)
     assert calls == [("start", tmp_path / "profile", window[0]), ("stop", stopped_after)]
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = TrainingLog(path, start=0, total_steps=2, ideal_seconds_per_token=1.0, name="train")
+    metrics = Metrics(*[1.0] * len(Metrics._fields))
+    with log:
+        log.write(0, metrics, 8)
+        log._file.close()
+        log._file = open("/dev/full", "a", buffering=1)  # noqa: SIM115
+        with pytest.raises(OSError, match=r"No space left .* start again.*log\.jsonl"):
+            log.write(1, metrics, 8)
+        log._file = None
+    assert [line["step"] for line in read_log(path)] == [0]
