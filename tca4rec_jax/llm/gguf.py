@@ -7,7 +7,7 @@ and k permuted for interleaved rotary pairs; they are put back into the halves t
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import gguf
@@ -47,14 +47,24 @@ ROPE_DIVISORS = "rope_freqs.weight"
 
 
 def open_gguf(path: str | Path) -> gguf.GGUFReader:
-    """A reader of the file. Raises ValueError if it is missing or not a GGUF file."""
+    """A reader of the file. Raises ValueError if it is missing or not a GGUF file.
+
+    Reading its metadata takes seconds, so the tokenizer's reader is kept for the weights.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such GGUF file")
+    status = path.stat()
     try:
-        return gguf.GGUFReader(str(path))
+        return _reader(str(path.resolve()), status.st_mtime_ns, status.st_size)
     except (ValueError, IndexError, KeyError) as error:
         raise ValueError(f"{path}: not a readable GGUF file ({error}); fetch it again") from error
+
+
+@lru_cache(maxsize=1)
+def _reader(path: str, modified_ns: int, size: int) -> gguf.GGUFReader:
+    del modified_ns, size  # a file that was written again is another one
+    return gguf.GGUFReader(path)
 
 
 def field(reader: gguf.GGUFReader, path: str | Path, name: str, default: object = None) -> object:
@@ -160,6 +170,8 @@ def load_gguf(
         return stored, load_parameters(config, tensors, places, dtype, sharding, quantised)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    finally:
+        _reader.cache_clear()  # as large as the vocabulary's strings a hundred times over
 
 
 def _read(tensor: gguf.ReaderTensor, permuted: int | None, index: Index) -> np.ndarray:
