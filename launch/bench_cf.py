@@ -5,7 +5,7 @@
     python launch/bench_cf.py --what=store
 
 accuracy: every model and its rendering are trained on the data in WORKDIR/data with the same loss,
-  width, batch, early stopping (validation NDCG@10, patience 6) and seeds, ranked over the whole
+  width, batch, early stopping (validation NDCG@10, patience 10) and seeds, ranked over the whole
   catalogue; NDCG@10 of the test rows. BPR-MF and LightGCN are compared where users are known, as in
   their papers: of each training user's items the last is the test, the one before it the
   validation, ranked by the user's own vector among the items he had not had. EASE's rendering is
@@ -46,13 +46,13 @@ _WHAT = flags.DEFINE_enum("what", "accuracy", ["accuracy", "speed", "store"], "W
 _MODELS = flags.DEFINE_list(
     "models", ["sasrec", "gru4rec", "caser", "bert4rec", "bpr_mf", "lightgcn", "ease"], "Which."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 2, "Trainings of each.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Trainings of each.")
 _EPOCHS = flags.DEFINE_integer("epochs", 40, "At most; for speed the timed ones.")
 _PUBLISHED = flags.DEFINE_string("published", "", "Folder of a published data set, for speed.")
 _OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the numbers.")
 
 BY_USER = ("bpr_mf", "lightgcn")
-PATIENCE = 6
+PATIENCE = 10
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,7 @@ def compile_for(lowered: Lowered, program: str, target: Target) -> Estimate:
     available = chip.memory if chip else _host_memory() / target.num_devices
     began = time.perf_counter()
     try:
-        compiled = lowered.compile(compiler_options=target.compiler_options or None)
+        compiled = _compiled(lowered, target.compiler_options)
     except jax.errors.JaxRuntimeError as error:
         found = re.search(r"\(([\d.]+)([BKMGT])\) exceeds available", str(error)) or re.search(
             r"Used ([\d.]+)([BKMGT]) of", str(error)
@@ -114,6 +114,16 @@ def compile_for(lowered: Lowered, program: str, target: Target) -> Estimate:
     )
     text = compiled.as_text()
     return Estimate(program, target, memory, memory.total, available, analyse(text), seconds, text)
+
+
+def _compiled(lowered: Lowered, options: dict[str, object]) -> jax.stages.Compiled:
+    try:
+        return lowered.compile(compiler_options=options or None)
+    except jax.errors.JaxRuntimeError as error:
+        if "output tile sizes" not in str(error):
+            raise
+    # On a GPU Triton's tiles for a product are found by trying them; here it is left to cuBLAS.
+    return lowered.compile(compiler_options=options | {"xla_gpu_enable_triton_gemm": False})
 
 
 def _host_memory() -> float:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
-from tca4rec_jax.ahead import targets
+from tca4rec_jax.ahead import estimate, targets
 from tca4rec_jax.ahead.targets import CHIPS, MissingCompiler, Target, install_line
 
 ROOT = Path(__file__).parents[2]
@@ -55,3 +56,22 @@ def test_a_missing_compiler_is_an_error_with_the_line_to_run(monkeypatch, tmp_pa
 
 def test_ci_installs_the_tpu_compiler_with_that_line():
     assert install_line("tpu") in (ROOT / ".ci" / "run").read_text()
+
+
+def test_products_that_triton_finds_no_tiles_for_are_left_to_cublas():
+    asked = []
+
+    class Untiled:
+        def compile(self, compiler_options):
+            asked.append(compiler_options)
+            if "xla_gpu_enable_triton_gemm" not in (compiler_options or {}):
+                raise jax.errors.JaxRuntimeError(message)
+            return "compiled"
+
+    message = "INTERNAL: Couldn't find output tile sizes for dot"
+    assert estimate._compiled(Untiled(), {"xla_gpu_autotune_level": 0}) == "compiled"
+    assert [options["xla_gpu_autotune_level"] for options in asked] == [0, 0]
+    message = "INTERNAL: something else"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        estimate._compiled(Untiled(), {})
+    assert len(asked) == 3
