@@ -9,8 +9,10 @@
 The training step, per device, by compile_ahead (README; mesh: data x fsdp x tensor; GiB and ms):
 
     argument   target   mesh         weights temporary   total         links  at least  compiler
+    :chips=1   h100-1   1 x 1 x 1     15.04    25.14   40.17 of 72.8       0.0     408.7         -
     :chips=16  v5e-16   8 x 1 x 2      7.56     1.52    9.13 of 15.8       7.1      82.4     138.9
     :chips=16  h100-8   4 x 1 x 2      7.56     3.78   11.34 of 72.8       7.3      65.5         -
+    :chips=256 v5e-256  128 x 1 x 2    7.56     0.75    8.35 of 15.8       3.7      40.1      77.4
 """
 
 from tca4rec_jax.config import published_config

@@ -9,6 +9,7 @@
 The training step, per device, by compile_ahead (README; mesh: data x fsdp x tensor; GiB and ms):
 
     argument   target   mesh         weights temporary   total         links  at least  compiler
+    :chips=1   h100-1   1 x 1 x 1      6.04    14.54   20.57 of 72.8       0.0     202.7         -
     :chips=16  v5e-16   16 x 1 x 1     6.04     0.86    6.93 of 15.8       0.2      33.7      74.2
     :chips=16  h100-8   8 x 1 x 1      6.04     1.90    7.94 of 72.8       0.1      32.6         -
     :chips=256 v5e-256  256 x 1 x 1    6.04     0.86    6.93 of 15.8       0.2      33.7      74.2
