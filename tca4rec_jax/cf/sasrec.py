@@ -8,7 +8,8 @@ The blocks are those of the original: the query is layer-normed, key and value a
 comes from the normed query, the feed-forward is as wide as the model. Two things differ: padding
 is masked out of the attention, and histories may be empty (`mask_padding`).
 
-Axis letters: B batch, S positions of a history, I items, D model, N heads, H head dim.
+Axis letters: B batch, S positions of a history, Q those that are asked for, I items, D model,
+N heads, H head dim.
 """
 
 from dataclasses import dataclass
@@ -77,27 +78,34 @@ class Block(nnx.Module):
         self.dropout = Dropout(config.dropout)
 
     def __call__(
-        self, x_BxSxD: jax.Array, allowed_BxSxS: jax.Array, key: jax.Array | None
+        self,
+        x_BxSxD: jax.Array,
+        allowed_BxSxS: jax.Array,
+        key: jax.Array | None,
+        *,
+        last_only: bool = False,
     ) -> jax.Array:
+        """The outputs at the Q wanted places: all of them, or the last one alone."""
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
-        normed_BxSxD = self.attention_norm(x_BxSxD)
-        x_BxSxD = normed_BxSxD + self._attend(normed_BxSxD, x_BxSxD, allowed_BxSxS, keys[0])
-        normed_BxSxD = self.feed_forward_norm(x_BxSxD)
-        inner_BxSxD = self.dropout(jax.nn.relu(self.inner(normed_BxSxD)), keys[1])
-        return normed_BxSxD + self.dropout(self.outer(inner_BxSxD), keys[2])
+        wanted = slice(-1, None) if last_only else slice(None)
+        normed_BxQxD = self.attention_norm(x_BxSxD[:, wanted])
+        attended_BxQxD = self._attend(normed_BxQxD, x_BxSxD, allowed_BxSxS[:, wanted], keys[0])
+        normed_BxQxD = self.feed_forward_norm(normed_BxQxD + attended_BxQxD)
+        inner_BxQxD = self.dropout(jax.nn.relu(self.inner(normed_BxQxD)), keys[1])
+        return normed_BxQxD + self.dropout(self.outer(inner_BxQxD), keys[2])
 
-    def _attend(self, query_BxSxD, source_BxSxD, allowed_BxSxS, key):
-        B, S, D = query_BxSxD.shape
+    def _attend(self, query_BxQxD, source_BxSxD, allowed_BxQxS, key):
+        def split(x):
+            return x.reshape(*x.shape[:2], self.heads, -1)
 
-        def split(x_BxSxD):
-            return x_BxSxD.reshape(B, S, self.heads, D // self.heads)
-
-        query_BxSxNxH = split(self.query(query_BxSxD)) / jnp.sqrt(D // self.heads)
+        query_BxQxNxH = split(self.query(query_BxQxD))
+        query_BxQxNxH /= jnp.sqrt(query_BxQxNxH.shape[-1])
         key_BxSxNxH, value_BxSxNxH = split(self.key(source_BxSxD)), split(self.value(source_BxSxD))
-        scores_BxNxSxS = jnp.einsum("bqnh,bknh->bnqk", query_BxSxNxH, key_BxSxNxH)
-        scores_BxNxSxS = jnp.where(allowed_BxSxS[:, None], scores_BxNxSxS, -jnp.inf)
-        weights_BxNxSxS = self.dropout(jax.nn.softmax(scores_BxNxSxS, axis=-1), key)
-        return jnp.einsum("bnqk,bknh->bqnh", weights_BxNxSxS, value_BxSxNxH).reshape(B, S, D)
+        scores_BxNxQxS = jnp.einsum("bqnh,bknh->bnqk", query_BxQxNxH, key_BxSxNxH)
+        scores_BxNxQxS = jnp.where(allowed_BxQxS[:, None], scores_BxNxQxS, -jnp.inf)
+        weights_BxNxQxS = self.dropout(jax.nn.softmax(scores_BxNxQxS, axis=-1), key)
+        attended_BxQxNxH = jnp.einsum("bnqk,bknh->bqnh", weights_BxNxQxS, value_BxSxNxH)
+        return attended_BxQxNxH.reshape(query_BxQxD.shape)
 
 
 class SASRec(nnx.Module):
@@ -116,13 +124,20 @@ class SASRec(nnx.Module):
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.blocks)])
         self.final_norm = nnx.LayerNorm(config.units, epsilon=NORM_EPSILON, rngs=rngs)
 
-    def hidden(self, history_BxS: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self,
+        history_BxS: jax.Array,
+        dropout_key: jax.Array | None = None,
+        *,
+        last_only: bool = False,
+    ) -> jax.Array:
         """Outputs at every position, float32 [B, S, D]; position s has seen items 0..s.
 
         Args:
           history_BxS: int32 item indices, oldest first, left padded with PAD_ITEM; S is the
             config's history_length.
           dropout_key: a PRNG key in training, None otherwise.
+          last_only: the last block computes its last position alone; the result is [B, 1, D].
         """
         keys = [None] * (1 + len(self.blocks))
         if dropout_key is not None:
@@ -133,13 +148,18 @@ class SASRec(nnx.Module):
         x_BxSxD = self.dropout(x_BxSxD, keys[0])
         mask_padding = self.config.mask_padding
         allowed_BxSxS = _allowed(real_BxS if mask_padding else jnp.ones_like(real_BxS))
-        for block, key in zip(self.blocks, keys[1:], strict=True):
-            if not mask_padding:
-                x_BxSxD = jnp.where(real_BxS[:, :, None], x_BxSxD, 0.0)
-            x_BxSxD = block(x_BxSxD, allowed_BxSxS, key)
-        if not mask_padding:
-            x_BxSxD = jnp.where(real_BxS[:, :, None], x_BxSxD, 0.0)
-        return self.final_norm(x_BxSxD)
+        *earlier, final = zip(self.blocks, keys[1:], strict=True)
+
+        def masked(x_BxQxD):
+            if mask_padding:
+                return x_BxQxD
+            return jnp.where(real_BxS[:, -x_BxQxD.shape[1] :, None], x_BxQxD, 0.0)
+
+        for block, key in earlier:
+            x_BxSxD = block(masked(x_BxSxD), allowed_BxSxS, key)
+        block, key = final
+        x_BxQxD = block(masked(x_BxSxD), allowed_BxSxS, key, last_only=last_only)
+        return self.final_norm(masked(x_BxQxD))
 
     def user_vectors(self, history_BxS: jax.Array) -> jax.Array:
         """The vector of each whole history, float32 [B, D]; an empty history has one too."""
@@ -151,10 +171,9 @@ class SASRec(nnx.Module):
 
     def queries(self, windows: Windows, last_only: bool, key: jax.Array) -> Queries:
         """Every place predicts the item after it; with `last_only` the last one alone."""
-        hidden_BxSxD, target_BxS = self.hidden(windows.history_BxS, key), windows.target_BxS
-        if last_only:
-            hidden_BxSxD, target_BxS = hidden_BxSxD[:, -1:], target_BxS[:, -1:]
-        return Queries(hidden_BxSxD, target_BxS, *self.items())
+        hidden_BxQxD = self.hidden(windows.history_BxS, key, last_only=last_only)
+        target_BxQ = windows.target_BxS[:, -hidden_BxQxD.shape[1] :]
+        return Queries(hidden_BxQxD, target_BxQ, *self.items())
 
 
 def _allowed(real_BxS: jax.Array) -> jax.Array:

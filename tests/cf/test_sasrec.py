@@ -72,6 +72,15 @@ def test_hidden_is_causal():
     assert not np.allclose(before[:2, -1], after[:2, -1])
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("mask_padding", [True, False])
+def test_the_last_position_alone_is_that_of_all_of_them(blocks, mask_padding):
+    model = make_model(dataclasses.replace(CONFIG, blocks=blocks, mask_padding=mask_padding))
+    last = model.hidden(HISTORIES, last_only=True)
+    assert last.shape == (3, 1, 8)
+    np.testing.assert_allclose(last, model.hidden(HISTORIES)[:, -1:], atol=1e-6)
+
+
 def test_dropout_keeps_the_mean_and_depends_on_its_key():
     x = np.ones((200, 200), np.float32)
     dropped = np.asarray(Dropout(0.3)(x, jax.random.key(0)))
