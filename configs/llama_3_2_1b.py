@@ -11,6 +11,7 @@ The training step, per device, by compile_ahead (README; mesh: data x fsdp x ten
     argument   target   mesh         weights temporary   total         links  at least  compiler
     :chips=1   h100-1   1 x 1 x 1      2.32     7.14    9.46 of 72.8       0.0      91.0         -
     :chips=16  v5e-16   16 x 1 x 1     2.32     0.41    2.78 of 15.8       0.1      12.0      32.5
+    :chips=256 v5e-256  256 x 1 x 1    2.32     0.41    2.78 of 15.8       0.1      12.0      32.5
 """
 
 from tca4rec_jax.config import published_config

@@ -11,6 +11,7 @@ The training step, per device, by compile_ahead (README; mesh: data x fsdp x ten
     argument   target   mesh         weights temporary   total         links  at least  compiler
     :chips=1   h100-1   1 x 1 x 1      0.94     5.62    6.55 of 72.8       0.0      56.9         -
     :chips=16  v5e-16   16 x 1 x 1     0.94     0.32    1.29 of 15.8       0.0       5.1      21.6
+    :chips=256 v5e-256  256 x 1 x 1    0.94     0.32    1.29 of 15.8       0.0       5.1      21.6
 """
 
 from tca4rec_jax.config import published_config

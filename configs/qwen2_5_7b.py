@@ -11,6 +11,7 @@ The training step, per device, by compile_ahead (README; mesh: data x fsdp x ten
     argument   target   mesh         weights temporary   total         links  at least  compiler
     :chips=1   h100-1   1 x 1 x 1     14.24    24.39   38.64 of 72.8       0.0     368.8         -
     :chips=16  v5e-16   8 x 1 x 2      7.15     1.49    8.67 of 15.8       5.4      75.8     119.2
+    :chips=256 v5e-256  128 x 1 x 2    7.15     0.74    7.92 of 15.8       2.8      37.1      66.8
 """
 
 from tca4rec_jax.config import published_config

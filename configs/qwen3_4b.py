@@ -11,6 +11,7 @@ The training step, per device, by compile_ahead (README; mesh: data x fsdp x ten
     argument   target   mesh         weights temporary   total         links  at least  compiler
     :chips=1   h100-1   1 x 1 x 1      7.56    24.86   32.43 of 72.8       0.0     293.4         -
     :chips=16  v5e-16   16 x 1 x 1     7.56     1.42    9.02 of 15.8       0.2      44.6     109.9
+    :chips=256 v5e-256  256 x 1 x 1    7.56     1.42    9.02 of 15.8       0.2      44.6     109.9
 """
 
 from tca4rec_jax.config import published_config
