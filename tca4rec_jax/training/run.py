@@ -258,10 +258,12 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
     objective, training = config.objective, config.training
     validate_objective(**objective)
     check_batch_size(run.mesh, training.batch_size, "training.batch_size")
+    titles = run.titles  # the tokenizer first: its reader of a GGUF file is kept for the weights
+    graph, state, base = run.initial_state()
     split = training_split(config)
     examples = build_examples(
         run.data.splits[split],
-        run.titles,
+        titles,
         run.compressed_trie,
         supervision=training.supervision,
         max_tokens=config.prompt.max_tokens,
@@ -284,7 +286,6 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
         batches.shapes,
         100 * batches.padding_share,
     )
-    graph, state, base = run.initial_state()
     items = CFItems(store.item_table, store.item_bias) if projected else None
     items, trie, trie_shape = put_cf(run.mesh, items, run.compressed_trie)
     step = make_train_step(
