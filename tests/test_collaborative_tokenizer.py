@@ -59,7 +59,7 @@ titles = st.lists(st.lists(st.integers(1, 5), min_size=0, max_size=4), min_size=
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(titles, st.integers(0, 2**31 - 1), st.sampled_from([0.5, 1.0, 2.0]))
 def test_matches_the_definition(words, seed, beta):
     logits = np.random.default_rng(seed).normal(0, 2, (2, len(words))).astype(np.float32)

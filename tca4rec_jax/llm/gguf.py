@@ -171,7 +171,7 @@ def load_gguf(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     finally:
-        _reader.cache_clear()  # as large as the vocabulary's strings a hundred times over
+        _reader.cache_clear()  # it holds an array for every string of the vocabulary
 
 
 def _read(tensor: gguf.ReaderTensor, permuted: int | None, index: Index) -> np.ndarray:

@@ -131,11 +131,11 @@ def test_a_sweep_equals_its_searches_one_by_one(decoder):
 
 @pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
 def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, score):
-    rows = TRIE.num_leaves  # every title, after prompts of several lengths
+    rows = 2 * TRIE.num_leaves  # every title, after prompts of several lengths
     prompts = ragged_prompts(rows, 12)
-    target_R = np.arange(rows)
+    target_R = np.arange(rows) % TRIE.num_leaves
     config = SearchConfig(beams=3, score=score)
-    search = BatchedSearch(TRIE, config, mesh=make_mesh(2), batch_size=6, buckets=1)
+    search = BatchedSearch(TRIE, config, mesh=make_mesh(2), batch_size=6, buckets=2)
     temperatures = (1.0, 2.5)
     found = search.sweep(
         decoder, prompts, [ScoreWeights()],

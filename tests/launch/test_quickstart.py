@@ -84,9 +84,9 @@ def final_state(workdir, name):
         return jax.tree.map(np.asarray, checkpointer.restore(checkpoint))
 
 
-def test_a_killed_run_ends_with_the_same_parameters(workdir):
-    """Of the real LLM; tests/training/test_resume.py kills a tiny one twenty times."""
-    name, kill_after = "killed", random.randint(1, STEPS - 1)
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_killed_run_ends_with_the_same_parameters(workdir, name):
+    kill_after = random.randint(1, STEPS - 1)
     arguments = command("train", workdir, f"debug,run={name}")
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_line(workdir, name, kill_after)
@@ -176,6 +176,8 @@ def test_recommending_with_a_trained_run_and_sweeping_its_guidance(workdir):
     ("setting", "message"),
     [
         ("debug,alpha=1.5", "objective.alpha is 1.5"),
+        ("debug,training.batch_size=3", "training.batch_size is 3"),
+        ("debug,prompt.max_tokens=10000", "prompt.max_tokens is 10000"),
         ("debug,prompt.max_tokens=20", "the budget is 20 with a prefix"),
     ],
 )

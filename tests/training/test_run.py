@@ -181,18 +181,5 @@ def test_imported_logits_train_to_the_same_parameters(workdir, tmp_path):
     for a, b, c in zip(dense, imported, factorised, strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(a, c, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("section", "field", "value", "message"),
-    [
-        ("training", "batch_size", 3, "training.batch_size is 3"),
-        ("prompt", "max_tokens", 10000, "prompt.max_tokens is 10000"),
-        ("objective", "alpha", -0.1, "objective.alpha is -0.1"),
-    ],
-)
-def test_bad_fields_are_named(workdir, section, field, value, message):
-    config = make_config(workdir, "bad")
-    config[section][field] = value
-    with pytest.raises(ValueError, match=message):
-        train_run(Run(config, workdir))
+    other = trained("popularity", "")
+    assert not all(np.allclose(a, b, atol=1e-3) for a, b in zip(dense, other, strict=True))
