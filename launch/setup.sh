@@ -15,9 +15,10 @@ extra="${JAX_EXTRA:-$(cat .venv/jax_extra 2>/dev/null || true)}"
 wanted="$(cat requirements.txt pyproject.toml | sha256sum) $extra"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   echo "setup: installing requirements.txt into .venv (about a minute)"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+  # Not compiled: Python does that for the few modules that are imported.
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
     -r requirements.txt ${extra:+"jax[$extra]"}
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -e .
   echo "$extra" > .venv/jax_extra
   echo "$wanted" > .venv/installed
 fi

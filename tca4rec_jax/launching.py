@@ -101,7 +101,7 @@ def start() -> None:
     keep_freed_pages()
     use_cpu_cores()
     jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     join(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
     if not is_first():
         logging.set_verbosity(logging.WARNING)

@@ -14,7 +14,6 @@ from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.sharding import Rules, check_batch_size, make_mesh, sharding_of, tree_shardings
 
 HERE = Path(__file__).parent
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 @pytest.mark.slow
@@ -22,7 +21,7 @@ def test_meshes_of_eight_devices():
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
     ran = subprocess.run(
         [*command, str(HERE / "eight_devices")],
-        env={**os.environ, "TCA4REC_TEST_DEVICES": "8", "XLA_FLAGS": QUICK_TO_COMPILE},
+        env={**os.environ, "TCA4REC_TEST_DEVICES": "8"},
         capture_output=True,
         text=True,
         timeout=900,
