@@ -16,6 +16,7 @@ C children, T title tokens, V vocabulary, U tokens that some decision chooses fr
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -331,14 +332,21 @@ def token_distributions(
     # Token by token, the node of a prefix of t tokens is that of level t.
     node_BxT = trie.paths_QxK[leaf_B, : length_B.max()]
     inside_BxT = np.arange(node_BxT.shape[1]) < length_B[:, None]
-    mass_BxN = node_log_mass(logits_BxI, arrays, shape, beta)
+    node_BxT = np.where(inside_BxT, node_BxT, 0)
+    return _dense_view(
+        logits_BxI, node_BxT, inside_BxT, arrays, beta, shape=shape, vocab_size=vocab_size
+    )
+
+
+@partial(jax.jit, static_argnames=("shape", "vocab_size"))
+def _dense_view(logits_BxI, node_BxT, inside_BxT, trie, beta, *, shape, vocab_size):
+    mass_BxN = node_log_mass(logits_BxI, trie, shape, beta)
 
     def one_row(mass_N, node_T, inside_T):
         row_T = jnp.zeros_like(node_T)
-        tokens_TxC, log_p_TxC = child_log_probs(mass_N[None, :], row_T, node_T, arrays, shape)
+        tokens_TxC, log_p_TxC = child_log_probs(mass_N[None, :], row_T, node_T, trie, shape)
         p_TxC = jnp.where(inside_T[:, None], jnp.exp(log_p_TxC), 0.0)
         dense_TxV = jnp.zeros((node_T.size, vocab_size))
         return dense_TxV.at[jnp.arange(node_T.size)[:, None], tokens_TxC].add(p_TxC)
 
-    node_BxT = jnp.asarray(np.where(inside_BxT, node_BxT, 0))
-    return jax.vmap(one_row)(mass_BxN, node_BxT, jnp.asarray(inside_BxT))
+    return jax.vmap(one_row)(mass_BxN, node_BxT, inside_BxT)

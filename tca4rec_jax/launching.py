@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from tca4rec_jax.data.downloads import DownloadError, default_cache_dir
-from tca4rec_jax.processes import is_first, join, several, wait_for_all
+from tca4rec_jax.processes import is_first, join, leave, several, wait_for_all
 from tca4rec_jax.sharding import use_cpu_cores
 from tca4rec_jax.training.guards import STOPPED, CheckpointError, Stopped
 
@@ -52,6 +52,7 @@ def launch(run: Callable[[ConfigDict, Path], None], name: str, *, processes: str
                 run(CONFIG.value, Path(WORKDIR.value))
             wait_for_all(name, _LONGEST_WAIT)
         except Stopped as stopped:
+            leave()
             _end(f"{name}: {stopped}", STOPPED)
         except _EXPECTED as error:
             logging.debug("", exc_info=True)

@@ -25,7 +25,7 @@ from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.processes import join
+from tca4rec_jax.processes import join, leave
 from tca4rec_jax.sharding import local_rows, make_mesh, place, replicate, tree_shardings
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.cf_shards import put_cf
@@ -161,6 +161,12 @@ def start(folder, *, devices=1, job=(), kill_at=None, kill_in_save=None, **optio
     Path(folder).mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    # Python 3.11.7 and others forget to tell the server sys.path, and then it imports nothing.
+    here = str(Path(__file__).parent)
+    if here not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [here, os.environ.get("PYTHONPATH")])
+        )
     process = context.Process(
         target=_in_process, args=(str(folder), devices, job, kill_at, kill_in_save, options)
     )
@@ -205,6 +211,7 @@ def _in_process(folder, devices, job, kill_at, kill_in_save, options):
         parameters = run(folder, step_hook=hook, **options)
     except Stopped as stopped:
         print(stopped, flush=True)
+        leave()
         os._exit(STOPPED)
     except (CheckpointError, FloatingPointError, ValueError, jax.errors.JaxRuntimeError) as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
