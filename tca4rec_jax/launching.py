@@ -52,8 +52,7 @@ def launch(run: Callable[[ConfigDict, Path], None], name: str, *, processes: str
                 run(CONFIG.value, Path(WORKDIR.value))
             wait_for_all(name, _LONGEST_WAIT)
         except Stopped as stopped:
-            leave()
-            _end(f"{name}: {stopped}", STOPPED)
+            _end(f"{name}: {stopped}", STOPPED, together=True)
         except _EXPECTED as error:
             logging.debug("", exc_info=True)
             _end(f"{name}: {error}", 1)
@@ -77,12 +76,17 @@ def launch(run: Callable[[ConfigDict, Path], None], name: str, *, processes: str
     app.run(main)
 
 
-def _end(message: str, status: int) -> None:
-    """Ends the process; one of several at once, since an orderly exit waits for the others."""
+def _end(message: str, status: int, *, together: bool = False) -> None:
+    """Ends the process; one of several at once, since an orderly exit waits for the others, unless
+    all of them end together."""
     if several():
         print(f"[process {jax.process_index()}] {message}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(status)
+        try:
+            if together:
+                leave()
+        finally:
+            os._exit(status)
     print(message, file=sys.stderr)
     sys.exit(status)
 

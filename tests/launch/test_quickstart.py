@@ -32,13 +32,15 @@ def command(script, workdir, setting="debug", *flags):
 
 
 def run(*args):
-    done = ended(command(*args))
+    done = ended(command(*args), seconds=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-def ended(arguments):
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
+def ended(arguments, seconds=300):
+    return subprocess.run(
+        arguments, capture_output=True, text=True, timeout=seconds, env=ENVIRONMENT
+    )
 
 
 @pytest.fixture(scope="module")
