@@ -8,8 +8,9 @@ exported and loaded by both sides, which get the same prompts of the same users,
 rows with a seed. transformers runs `generate` with `prefix_allowed_tokens_fn` on a dictionary trie,
 several users in a batch; ours runs `BatchedSearch`: 'after_softmax' with the rules of 'huggingface'
 must return the same items (identical but for scores within 1e-4 of each other) with the same
-scores; 'before_softmax' and the rules of 'exact' score or search otherwise. Each runs in a process
-of its own, one after the other; loading and compiling (a first pass over the users) are not timed.
+scores; 'before_softmax' and the rules of 'exact' score or search otherwise. Each has a process of
+its own and they take turns, a batch of ours at a time, so that a machine that is faster at one time
+than at another is so for all of them; loading and compiling (a first pass) are not timed.
 
 trie: the same search (before_softmax, guidance off) with SmolLM2, and with a language model that
 costs nothing, on titles that branch as MovieLens's do and on random semantic ids; the second is the
@@ -18,7 +19,6 @@ of the LLM), for all users of the batch on one device.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +29,7 @@ import numpy as np
 import rich
 from absl import app, flags
 from bench_catalogues import movielens_titles, sample_titles, semantic_ids
+from measuring import Contestant
 
 from tca4rec_jax.data.downloads import fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, prompts, tokenise_titles
@@ -42,15 +43,15 @@ from tca4rec_jax.trie import ItemTrie
 
 _PART = flags.DEFINE_enum("part", "generate", ["generate", "trie"], "What is measured.")
 _DATA = flags.DEFINE_string("data", None, "A folder in the published layout.")
-_USERS = flags.DEFINE_integer("users", 50, "Test rows, sampled.")
+_USERS = flags.DEFINE_integer("users", 64, "Test rows, sampled.")
 _BEAMS = flags.DEFINE_integer("beams", 10, "Beams, and length of the lists.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Users in one of our batches.")
 _THEIR_BATCH = flags.DEFINE_integer("their_batch", 4, "Users in one of transformers' batches.")
 _PREFIX = flags.DEFINE_string("prefix", "Products one person bought, in order:\n", "Of a prompt.")
+_ONLY = flags.DEFINE_list("only", [], "Contestants; all by default.")
 _ITEMS = flags.DEFINE_list("items", "10000,100000,1000000", "Sizes of the catalogues.")
 _OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the numbers.")
-_CASE = flags.DEFINE_string("case", None, "Internal: what this process measures.")
-_FOLDER = flags.DEFINE_string("folder", None, "Internal: where its inputs and results are.")
+_CASE = flags.DEFINE_string("case", None, "Internal: what this process measures, as JSON.")
 
 WEIGHTS = "smollm2-135m-instruct"
 THEIRS = "transformers"
@@ -92,10 +93,17 @@ def read_ragged(path: Path) -> Ragged:
         return Ragged(file["values"], file["offsets"])
 
 
-def run_ours(folder: Path, case: str) -> None:
+def users_of_round(prompt: Ragged, number: int) -> np.ndarray:
+    """The users of a round, of similar prompt lengths: one of our batches."""
+    order = np.argsort(-prompt.lengths, kind="stable")
+    return order[number * _BATCH.value :][: _BATCH.value]
+
+
+def ours(folder: Path, case: str):
+    """users -> (leaves, scores), compiled."""
     import jax.numpy as jnp
 
-    from tca4rec_jax.decoding.batched_search import BatchedSearch
+    from tca4rec_jax.decoding.batched_search import BatchedSearch, bucket_lengths
     from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
     from tca4rec_jax.llm.decoder import Decoder
     from tca4rec_jax.llm.hugging_face import load_hugging_face
@@ -110,17 +118,25 @@ def run_ours(folder: Path, case: str) -> None:
         SearchConfig(_BEAMS.value, score, rules),
         mesh=make_mesh(),
         batch_size=_BATCH.value,
+        buckets=bucket_lengths(prompt.lengths, 3).tolist(),
     )
     weights = ScoreWeights(length_penalty=float(score == "after_softmax"))
-    seconds = []
-    for _ in range(2):  # the first pass compiles
-        began = time.perf_counter()
-        found = search.recommend(decoder, prompt, weights, progress=None)
-        seconds.append(time.perf_counter() - began)
-    write_found(folder, case, found.leaves_RxM, found.scores_RxM, seconds[1])
+
+    def recommend(rows):
+        found = search.recommend(decoder, prompt.take(rows), weights, progress=None)
+        return found.leaves_RxM, found.scores_RxM
+
+    for number in range(rounds(prompt)):
+        recommend(users_of_round(prompt, number))
+    return recommend
 
 
-def run_theirs(folder: Path, case: str) -> None:
+def rounds(prompt: Ragged) -> int:
+    return -(-len(prompt) // _BATCH.value)
+
+
+def theirs(folder: Path):
+    """users -> (leaves, scores)."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -173,19 +189,32 @@ def run_theirs(folder: Path, case: str) -> None:
         shape = (len(rows), beams)
         return np.reshape(leaves, shape), out.sequences_scores.numpy().reshape(shape)
 
-    order, size = np.argsort(prompt.lengths, kind="stable"), _THEIR_BATCH.value
-    generate(order[:1])  # warms up
-    leaves_RxM = np.full((len(prompt), beams), -1)
-    scores_RxM = np.full((len(prompt), beams), -np.inf, np.float32)
-    began = time.perf_counter()
-    for first in range(0, len(order), size):
-        rows = order[first : first + size]
-        leaves_RxM[rows], scores_RxM[rows] = generate(rows)
-    write_found(folder, case, leaves_RxM, scores_RxM, time.perf_counter() - began)
+    def recommend(rows):
+        size = _THEIR_BATCH.value
+        found = [generate(rows[first : first + size]) for first in range(0, len(rows), size)]
+        return tuple(map(np.concatenate, zip(*found, strict=True)))
+
+    generate(users_of_round(prompt, 0)[:1])  # warms up
+    return recommend
 
 
-def write_found(folder: Path, case: str, leaves_RxM, scores_RxM, seconds: float) -> None:
-    np.savez(folder / f"{case}.npz", leaves=leaves_RxM, scores=scores_RxM, seconds=seconds)
+def take_turns(folder: Path, case: str) -> None:
+    """Runs in a contestant's process: a round of users for every line, answered with JSON."""
+    recommend = theirs(folder) if case == THEIRS else ours(folder, case)
+    prompt = read_ragged(folder / "prompts.npz")
+    print("ready", flush=True)
+    for line in sys.stdin:
+        rows = users_of_round(prompt, int(line))
+        began = time.perf_counter()
+        leaves_RxM, scores_RxM = recommend(rows)
+        seconds = time.perf_counter() - began
+        answer = {
+            "users": len(rows),
+            "seconds": seconds,
+            "leaves": leaves_RxM.tolist(),
+            "scores": scores_RxM.tolist(),
+        }
+        print(json.dumps(answer), flush=True)
 
 
 def differing_users(ours, theirs) -> int:
@@ -210,32 +239,45 @@ def compare_generate() -> dict:
         raise app.UsageError("--part=generate needs --data, a folder in the published layout")
     results = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_inputs(folder)
-        found = {}
-        for case in (THEIRS, *OURS):
-            done = subprocess.run(
-                [sys.executable, __file__, f"--case={case}", f"--folder={folder}"]
-                + [f"--{flag.name}={flag.value}" for flag in (_BEAMS, _BATCH, _THEIR_BATCH)],
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["killed"])[-1]
-                rich.print(f"{case} is left out: {last}")
-                continue
-            with np.load(folder / f"{case}.npz") as file:
-                found[case] = dict(file)
-            seconds = float(found[case]["seconds"])
-            results[case] = {"users per second": _USERS.value / seconds}
-            rich.print(f"{case}: {seconds / _USERS.value:.3f} s per user")
-    if THEIRS in found:
-        theirs = found[THEIRS]
-        for case in results:
-            results[case]["times transformers"] = float(theirs["seconds"] / found[case]["seconds"])
-        if (case := "ours, after_softmax") in found:
-            results[case]["users that differ"] = differing_users(found[case], theirs)
-            gap = np.abs(found[case]["scores"] - theirs["scores"]).max()
-            results[case]["largest difference of scores"] = f"{gap:.1e}"
+        write_inputs(Path(name))
+        prompt = read_ragged(Path(name) / "prompts.npz")
+        same = [f"--{flag.name}={flag.value}" for flag in (_BEAMS, _BATCH, _THEIR_BATCH)]
+        contestants = {
+            case: Contestant(__file__, {"folder": name, "case": case}, same, pages_reused=False)
+            for case in _ONLY.value or (THEIRS, *OURS)
+        }
+        for number in range(rounds(prompt)):
+            for case, one in contestants.items():
+                if one.failure is None and one.step(number):
+                    took = one.steps[-1]["seconds"] / one.steps[-1]["users"]
+                    rich.print(f"{case}, round {number}: {took:.3f} s per user")
+        for one in contestants.values():
+            one.end()
+
+    def of_rounds(case: str, field: str) -> list:
+        return [step[field] for step in contestants[case].steps]
+
+    for case, one in contestants.items():
+        if one.failure:
+            rich.print(f"{case} is left out: {one.failure}")
+            continue
+        seconds = np.array(of_rounds(case, "seconds"))
+        results[case] = {"s per user": float(seconds.sum() / sum(of_rounds(case, "users")))}
+        if THEIRS in contestants and contestants[THEIRS].failure is None:
+            theirs_took = np.array(of_rounds(THEIRS, "seconds"))
+            results[case]["times transformers"] = float(np.median(theirs_took / seconds))
+            results[case]["of all rounds"] = float(theirs_took.sum() / seconds.sum())
+    if {THEIRS, "ours, after_softmax"} <= set(results):
+        found, expected = (
+            {field: np.concatenate(of_rounds(case, field)) for field in ("leaves", "scores")}
+            for case in ("ours, after_softmax", THEIRS)
+        )
+        gap = np.abs(found["scores"] - expected["scores"]).max()
+        results["ours, after_softmax"] |= {
+            "users": len(found["leaves"]),
+            "users that differ": differing_users(found, expected),
+            "largest difference of scores": f"{gap:.1e}",
+        }
     return results
 
 
@@ -248,9 +290,10 @@ class FreeModel:
         self.table_VxD = jax.random.normal(jax.random.key(0), (vocabulary, 8))
         self.head_DxV = jax.random.normal(jax.random.key(1), (8, vocabulary))
 
-    def extend(self, tokens, count_BxM, prompt, prompt_lengths, beams, kept_T=None):
+    def extend(self, tokens, count_BxM, prompt, prompt_lengths, beams, kept_T=None, per_user=0):
         _, paths = read_on(beams.paths, count_BxM, tokens.shape[2])
-        return self.table_VxD[tokens], beams._replace(paths=paths)
+        kept = tokens.ravel().at[kept_T].get(mode="clip")
+        return self.table_VxD[kept], beams._replace(paths=paths)
 
     def logits(self, hidden_D, tokens_U=None):
         head = self.head_DxV if tokens_U is None else self.head_DxV[:, tokens_U]
@@ -337,10 +380,12 @@ def milliseconds_per_call(search, repeats: int = 5) -> float:
 def main(argv):
     del argv
     if _CASE.value:
-        run = run_theirs if _CASE.value == THEIRS else run_ours
-        run(Path(_FOLDER.value), _CASE.value)
+        case = json.loads(_CASE.value)
+        take_turns(Path(case["folder"]), case["case"])
         return
     results = compare_generate() if _PART.value == "generate" else measure_trie()
+    if not results:
+        sys.exit("nothing was measured")
     title = "Constrained decoding" if _PART.value == "generate" else "The trie in a step"
     rich.console.Console(width=140).print(console_table(results, title=title, digits=3))
     if _OUTPUT.value:

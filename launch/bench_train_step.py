@@ -3,9 +3,11 @@
     python launch/bench_train_step.py --data=<folder of a published data set> [--steps=8]
 
 The folder has the published layout (item.csv, train_10000.csv, ...), for example Office_Products.
-Every contestant runs in a process of its own, one after the other, on the same rows (a history of
-ten titles and one target), from the same weights and adapters (rank 8 on q, k, v, o; no dropout),
-with the same optimiser and schedule; the CF logits are random. Contestants:
+Every contestant has a process of its own and they take turns, one step each, so that a machine that
+is faster at one time than at another is so for all of them; together they hold 21 GB (--only leaves
+some out). They see the same rows (a history of ten titles and one target) and start from the same
+weights and adapters (rank 8 on q, k, v, o; no dropout), with the same optimiser and schedule; the
+CF logits are random. Contestants:
 
   ours               soft NTP (log_expectation) with the softmax over the trie's children (MSL)
   PyTorch, plain     the same objective as most people would write it: vocabulary logits of the
@@ -18,9 +20,11 @@ PyTorch (needs torch, transformers and peft) runs under glibc's default allocato
 that keeps its pages. The losses of the first two, and of the last two, are those of one training:
 the table shows the last and the largest difference to ours on the way. Times are medians of the
 steps after --warm_up ones, "CPU s" what all threads took together (on a busy machine the fairer
-one); memory is the peak of the whole process, weights, compilation and all.
+one); "of ours" is the median over the rounds of a contestant's time by that of its twin of ours.
+Memory is the peak of the whole process, weights, compilation and all; ours does without PyTorch,
+which transformers imports where it is installed.
 MFU counts 4 FLOPs per weight of the layers and token (and attention; LoRA computes no gradient of a
-base weight) against matrix products of this machine, measured by XLA in the process of "ours".
+base weight) against matrix products of this machine, measured by XLA before every step of "ours".
 
 Axis letters: B batch, S sequence, T target tokens, I items, V vocabulary.
 """
@@ -28,6 +32,7 @@ Axis letters: B batch, S sequence, T target tokens, I items, V vocabulary.
 import dataclasses
 import json
 import os
+import sys
 import tempfile
 import time
 from functools import cached_property, partial
@@ -36,7 +41,7 @@ from pathlib import Path
 import numpy as np
 import rich
 from absl import app, flags
-from measuring import cf_distributions_loop, memory_mb, prefixes, run_alone
+from measuring import Contestant, cf_distributions_loop, memory_mb, prefixes
 
 from tca4rec_jax.data.downloads import fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
@@ -65,7 +70,7 @@ LORA = LoRAConfig(rank=8, alpha=16.0, dropout=0.0, targets="(q|k|v|o)_proj")
 OPTIMIZER = {"learning_rate": 1e-3, "warmup_steps": 2}
 WEIGHT_DECAY, CLIP = 0.01, 1.0
 TEMPLATE = PromptTemplate("Products one person bought, in order:\n")
-MAX_TOKENS, BUCKETS = 512, tuple(range(64, 513, 32))
+MAX_TOKENS, BUCKETS = 512, tuple(range(64, 513, 16))
 REUSED = ", pages reused"
 TWINS = {"ours": "PyTorch, plain", "ours, NTP": "PyTorch, floor"}  # of one loss
 CONTESTANTS = [name for ours, theirs in TWINS.items() for name in (ours, theirs, theirs + REUSED)]
@@ -80,7 +85,6 @@ class Case:
     exported: str  # folder: base/ and adapters/ for PyTorch
     batch: int
     steps: int  # warm-up included
-    warm_up: int
 
 
 class RandomCF:
@@ -139,7 +143,7 @@ class Inputs:
 
 
 def ours(inputs: Inputs):
-    """(step number -> loss, FLOP/s of matrix products): our training step on one device a core."""
+    """(step number -> loss, () -> FLOP/s of matrix products): our step on one device a core."""
     import jax
     from flax import nnx
 
@@ -153,7 +157,6 @@ def ours(inputs: Inputs):
 
     start()
     case, mesh = inputs.case, make_mesh()
-    peak = measured_peak(mesh, case.dtype)
     architecture, params = load_gguf(
         case.weights, jax.numpy.dtype(case.dtype), sharding=lambda *_: replicated(mesh)
     )
@@ -180,7 +183,7 @@ def ours(inputs: Inputs):
         state, metrics = update(state, base, batch, items, trie, scalars)
         return float(metrics.loss)
 
-    return step, peak
+    return step, partial(measured_peak, mesh, case.dtype)
 
 
 def pytorch(inputs: Inputs):
@@ -251,27 +254,48 @@ def pytorch(inputs: Inputs):
     return step
 
 
-def measure(case: Case) -> dict:
-    """Seconds and losses of the steps, tokens, the process' peak in MB; the ceiling from ours."""
+def take_turns(case: Case) -> None:
+    """Runs in a contestant's process: a step for every line that it is sent, answered with JSON."""
+    if case.contestant in TWINS:
+        sys.modules["torch"] = None  # as where it is not installed
     inputs = Inputs(case)
-    step, peak = ours(inputs) if case.contestant in TWINS else (pytorch(inputs), None)
-    seconds, cpu_seconds, losses = [], [], []
-    for number in range(case.steps):
+    step, peak = ours(inputs) if case.contestant in TWINS else (pytorch(inputs), lambda: None)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        rows = inputs.rows(int(line))
+        peak_flops = peak()
         began, cpu_began = time.perf_counter(), time.process_time()
-        losses.append(step(number))
-        seconds.append(time.perf_counter() - began)
-        cpu_seconds.append(time.process_time() - cpu_began)
-    lengths = inputs.batches.examples.tokens.lengths
-    tokens = [lengths[inputs.rows(number)] for number in range(case.warm_up, case.steps)]
-    return {
-        "seconds": seconds[case.warm_up :],
-        "cpu_seconds": cpu_seconds[case.warm_up :],
-        "losses": losses,
-        "tokens": float(np.mean([t.sum() for t in tokens])),
-        "context": mean_context(np.concatenate(tokens)),
-        "memory_mb": memory_mb("VmHWM"),
-        "peak_flops": peak,
-    }
+        loss = step(int(line))
+        answer = {
+            "seconds": time.perf_counter() - began,
+            "cpu_seconds": time.process_time() - cpu_began,
+            "loss": loss,
+            "tokens": int(inputs.batches.examples.tokens.lengths[rows].sum()),
+            "context": mean_context(inputs.batches.examples.tokens.lengths[rows]),
+            "memory_mb": memory_mb("VmHWM"),
+            "peak_flops": peak_flops,
+        }
+        print(json.dumps(answer), flush=True)
+
+
+def measure(cases: list[Case]) -> dict[str, list[dict]]:
+    """{contestant: what it says of each step}; all take turns, and who fails is left out."""
+    contestants = {}
+    for case in cases:
+        contestants[case.contestant] = Contestant(
+            __file__,
+            dataclasses.asdict(case),
+            pages_reused=case.contestant.endswith(REUSED),
+        )
+    for number in range(cases[0].steps):
+        for name, one in contestants.items():
+            if one.failure is None and one.step(number):
+                rich.print(f"{name}, step {number}: {one.steps[-1]['seconds']:.2f} s")
+    for name, one in contestants.items():
+        one.end()
+        if one.failure:
+            rich.print(f"{name} is left out: {one.failure}")
+    return {name: one.steps for name, one in contestants.items() if one.failure is None}
 
 
 def export(folder: Path, weights: Path):
@@ -295,58 +319,60 @@ def export(folder: Path, weights: Path):
     return architecture
 
 
-def table(found: dict, architecture, dtype: str) -> dict:
+def table(found: dict[str, list[dict]], architecture, dtype: str, warm_up: int) -> dict:
     """{contestant: numbers to print} for one dtype."""
-    peaks = [one["peak_flops"] for one in found.values() if one["peak_flops"]]
+
+    def of_steps(name: str, field: str) -> np.ndarray:
+        return np.array([step[field] for step in found[name][warm_up:]])
+
     rows = {}
-    for name, one in found.items():
-        seconds = float(np.median(one["seconds"]))
-        flops = architecture.flops_per_token("lora", context=one["context"], vocabulary_share=0.0)
+    for name, steps in found.items():
         twin = "ours, NTP" if name.startswith(("ours, NTP", "PyTorch, floor")) else "ours"
-        apart = np.abs(np.subtract(one["losses"], found[twin]["losses"])) if twin in found else []
+        seconds, tokens = of_steps(name, "seconds"), of_steps(name, "tokens")
+        context = of_steps(name, "context").mean()
+        flops = architecture.flops_per_token("lora", context=context, vocabulary_share=0.0)
         rows[f"{dtype}, {name}"] = {
-            "s a step": seconds,
-            "CPU s": float(np.median(one["cpu_seconds"])),
-            "tokens/s": one["tokens"] / seconds,
-            "peak MB": one["memory_mb"],
-            "MFU": flops * one["tokens"] / seconds / max(peaks) if peaks else float("nan"),
-            "last loss": one["losses"][-1],
-            "loss apart": float(np.max(apart)) if len(apart) else float("nan"),
+            "s a step": float(np.median(seconds)),
+            "CPU s": float(np.median(of_steps(name, "cpu_seconds"))),
+            "tokens/s": float(np.median(tokens / seconds)),
+            "peak MB": steps[-1]["memory_mb"],
+            "last loss": steps[-1]["loss"],
         }
+        if name in TWINS:
+            used = flops * tokens / seconds / of_steps(name, "peak_flops")
+            rows[f"{dtype}, {name}"]["MFU"] = float(np.median(used))
+        if twin in found:
+            apart = [abs(a["loss"] - b["loss"]) for a, b in zip(steps, found[twin], strict=True)]
+            rows[f"{dtype}, {name}"] |= {
+                "of ours": float(np.median(seconds / of_steps(twin, "seconds"))),
+                "loss apart": max(apart),
+            }
     return rows
 
 
 def main(argv):
     del argv
     if _CASE.value:
-        print(json.dumps(measure(Case(**json.loads(_CASE.value)))))
+        take_turns(Case(**json.loads(_CASE.value)))
         return
     if not _DATA.value:
         raise app.UsageError("--data is missing: a folder in the published layout")
     weights = Path(_WEIGHTS.value)
     weights = weights if weights.is_file() else fetch_file(_WEIGHTS.value)
-    numbers, rows = {}, {}
+    steps, numbers, rows = _WARM_UP.value + _STEPS.value, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         architecture = export(Path(folder), weights)
         for dtype in _DTYPES.value:
-            found = {}
-            for name in _ONLY.value or CONTESTANTS:
-                case = Case(
-                    name, dtype, _DATA.value, str(weights), folder, _BATCH.value,
-                    _WARM_UP.value + _STEPS.value, _WARM_UP.value,
-                )  # fmt: skip
-                one = run_alone(
-                    __file__, dataclasses.asdict(case), name, pages_reused=name.endswith(REUSED)
-                )
-                if one:
-                    found[name] = one
-                    rich.print(f"{dtype}, {name}: {np.median(one['seconds']):.2f} s a step")
-            rows |= table(found, architecture, dtype)
-            numbers[dtype] = found
+            cases = [
+                Case(name, dtype, _DATA.value, str(weights), folder, _BATCH.value, steps)
+                for name in _ONLY.value or CONTESTANTS
+            ]
+            numbers[dtype] = measure(cases)
+            rows |= table(numbers[dtype], architecture, dtype, _WARM_UP.value)
     title = f"LoRA step, batch {_BATCH.value}, {architecture.num_layers} layers"
     rich.console.Console(width=140).print(console_table(rows, title=title, digits=3))
     if _OUTPUT.value:
-        write_results(Path(_OUTPUT.value), {"table": rows, "measured": numbers})
+        write_results(Path(_OUTPUT.value), {"table": rows, "steps": numbers})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """What the benchmarks share: cases in processes of their own, memory, and a loop in PyTorch."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import rich
@@ -31,6 +34,53 @@ def run_alone(script: str, case: dict, label: str, *, pages_reused: bool) -> dic
         rich.print(f"{label} is left out: {last}")
         return None
     return json.loads(done.stdout.splitlines()[-1])
+
+
+class Contestant:
+    """`script --case=<JSON>` in a process of its own, which takes a step whenever it is told to.
+
+    It prints a line when it is ready and a line of JSON for every number that it reads.
+
+    Attributes:
+      steps: what it has said of each step.
+      failure: the last line of its errors if it has ended early, else None.
+    """
+
+    def __init__(self, script: str, case: dict, flags: Sequence[str] = (), *, pages_reused: bool):
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - until `end`
+        self._process = subprocess.Popen(
+            [sys.executable, script, f"--case={json.dumps(case)}", *flags],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=os.environ | (PAGES_REUSED if pages_reused else {}),
+        )
+        self.failure: str | None = None
+        self.steps: list[dict] = []
+        self._answer()
+
+    def step(self, number: int) -> bool:
+        """Whether it was taken."""
+        with contextlib.suppress(BrokenPipeError):  # the answer says why
+            print(number, file=self._process.stdin, flush=True)
+        if answer := self._answer():
+            self.steps.append(json.loads(answer))
+        return bool(answer)
+
+    def _answer(self) -> str:
+        answer = self._process.stdout.readline()
+        if not answer:
+            self._process.wait()
+            self._errors.seek(0)
+            self.failure = (self._errors.read().strip().splitlines() or ["killed"])[-1]
+        return answer
+
+    def end(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+        self._errors.close()
 
 
 def memory_mb(field: str) -> float:

@@ -7,6 +7,7 @@ Axis letters: B batch (users), M beams, E tokens of an edge in one call, T token
 U tokens that some node chooses from, D model, V vocabulary.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from tca4rec_jax.decoding.search_trie import SearchTrie
 from tca4rec_jax.llm.kv_cache import BeamCache
 
 _FEWEST_TOKENS = 40  # smaller calls are hardly faster: they wait for the weights
+_USER_TOKENS = 2  # per beam of a user in one call: what attention makes room for
 
 
 class EdgeScores(NamedTuple):
@@ -68,11 +70,15 @@ def run_edges(
     sizes = sorted({-(-slots // part) for part in (1, 2, 4) if slots >= part * _FEWEST_TOKENS})
     sizes = sizes or [slots]
 
-    def call(edge: int, size: int, carry):
+    per_user = beams * min(edge_chunk, _USER_TOKENS)
+
+    def call(size: int, carry):
         done_BxM, scores, cache, calls = carry
-        place_BxMxE = done_BxM[:, :, None] + jnp.arange(edge)[None, None, :]
+        place_BxMxE = done_BxM[:, :, None] + jnp.arange(edge_chunk)[None, None, :]
         wanted_BxMxE = place_BxMxE < length_BxM[:, :, None]
         # More than fit are left for the next call: whole beams first, and edges from their start.
+        rank_BxX = jnp.cumsum(wanted_BxMxE.reshape(batch, -1), axis=1)
+        wanted_BxMxE &= rank_BxX.reshape(wanted_BxMxE.shape) <= per_user
         kept_T = jnp.nonzero(wanted_BxMxE.ravel(), size=size, fill_value=wanted_BxMxE.size)[0]
         index_BxMxE = (
             jnp.full(wanted_BxMxE.size, size).at[kept_T].set(jnp.arange(size), mode="drop")
@@ -84,10 +90,9 @@ def run_edges(
             return trie.edge_tokens.at[offset_BxM[:, :, None] + place].get(mode="clip")
 
         count_BxM = jnp.sum(kept_BxMxE, axis=2, dtype=jnp.int32)
-        hidden_BxMxExD, cache = model.extend(
-            token_at(place_BxMxE), count_BxM, prompt, prompt_lengths_B, cache, kept_T
+        hidden_TxD, cache = model.extend(
+            token_at(place_BxMxE), count_BxM, prompt, prompt_lengths_B, cache, kept_T, per_user
         )
-        hidden_TxD = _packed(hidden_BxMxExD, kept_T)
         next_T = _packed(token_at(place_BxMxE + 1), kept_T)
         choice_TxU, norm_T, next_log_p_T = _scores(
             model, hidden_TxD, trie, temperature, vocabulary, next_T
@@ -105,17 +110,11 @@ def run_edges(
         )
         return done_BxM + count_BxM, scores, cache, calls + 1
 
-    edges = sorted({1, edge_chunk})
-    variants = [(edge, size) for edge in edges for size in sizes]
-
     def next_call(carry):
-        remaining_BxM = length_BxM - carry[0]
-        long = jnp.int32(len(edges) > 1) * (jnp.max(remaining_BxM) > 1)
-        count = jnp.sum(jnp.minimum(remaining_BxM, jnp.where(long, edge_chunk, 1)))
-        fitting = jnp.searchsorted(jnp.array(sizes), count)
-        variant = long * len(sizes) + jnp.minimum(fitting, len(sizes) - 1)
-        branches = [lambda c, e=edge, s=size: call(e, s, c) for edge, size in variants]
-        return jax.lax.switch(variant, branches, carry)
+        count_BxM = jnp.minimum(length_BxM - carry[0], edge_chunk)
+        count = jnp.sum(jnp.minimum(jnp.sum(count_BxM, axis=1), per_user))
+        fitting = jnp.minimum(jnp.searchsorted(jnp.array(sizes), count), len(sizes) - 1)
+        return jax.lax.switch(fitting, [partial(call, size) for size in sizes], carry)
 
     nothing_BxM = jnp.zeros((batch, beams))
     nothing = EdgeScores(jnp.zeros((batch, beams, trie.choice.shape[0])), nothing_BxM, nothing_BxM)

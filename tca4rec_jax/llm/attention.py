@@ -2,7 +2,7 @@
 
 With a sliding window a token sees itself and the `window - 1` tokens before it.
 
-Axis letters: B batch, S prompt sequence, M beams, E new tokens of an edge, W suffix tokens,
+Axis letters: B batch, S prompt sequence, Q new tokens of a user, P pool, M beams,
 N query heads, K kv heads, G query heads per kv head (N = K * G), H head dim. Keys are never
 repeated for the query heads that share them; scores and softmax are float32.
 """
@@ -225,49 +225,53 @@ def _merge_groups(x: jax.Array) -> jax.Array:
 
 
 def cached_attention(
-    q_BxMxExNxH: jax.Array,
+    q_BxQxNxH: jax.Array,
     new_kv: tuple[jax.Array, jax.Array],
     prompt_kv: tuple[jax.Array, jax.Array],
     pool_kv: tuple[jax.Array, jax.Array],
     prompt_lengths_B: jax.Array,
     paths: Paths,
+    beam_BxQ: jax.Array,
+    place_BxQ: jax.Array,
     *,
     window: int | jax.Array | None = None,
 ) -> jax.Array:
-    """Attention of E new tokens per beam over prompt, path and themselves -> [B, M, E, N, H].
+    """Attention of Q new tokens per user over prompt, path and themselves -> [B, Q, N, H].
 
-    new_kv [B, M, E, K, H]; prompt_kv [B, S, K, H] and pool_kv [B, P, K, H], one for all beams of a
-    user. The prompt counts up to its length, of the pool the slots that the beam has seen, new
-    tokens causally.
+    new_kv [B, Q, K, H]; prompt_kv [B, S, K, H] and pool_kv [B, P, K, H], one for all beams of a
+    user. The prompt counts up to its length, of the pool the slots that the token's beam has seen,
+    of the new tokens those of its beam up to its place (see `kv_cache.Packing`; what a beam of -1
+    attends to is without meaning).
     """
-    (k_new, v_new), (k_prompt, v_prompt), (k_pool, v_pool) = new_kv, prompt_kv, pool_kv
-    prompt_size, pool_size = k_prompt.shape[1], k_pool.shape[1]
-    edge = k_new.shape[2]
-    q = _grouped(q_BxMxExNxH, k_new.shape[3])
-    on_prompt = jnp.arange(prompt_size)[None, :] < prompt_lengths_B[:, None]
-    on_prompt = on_prompt[:, None, None, :]  # [B, M, E, keys]
-    on_pool = paths.seen_BxMxP[:, :, None, :]
-    on_new = _visible(jnp.arange(edge), jnp.arange(edge), window)
+    kv_heads = new_kv[0].shape[2]
+    # [B, K, keys, H] each, and one transpose of q, so that no product needs one of the scores.
+    keys, values = zip(
+        *((k.swapaxes(1, 2), v.swapaxes(1, 2)) for k, v in (prompt_kv, pool_kv, new_kv)),
+        strict=True,
+    )
+    q_BxKxGxQxH = _grouped(q_BxQxNxH, kv_heads).transpose(0, 2, 3, 1, 4)
+    prompt_size, pool_size = keys[0].shape[2], keys[1].shape[2]
+    beam_BxQx1 = jnp.maximum(beam_BxQ, 0)[:, :, None]
+    on_prompt = jnp.arange(prompt_size)[None, None, :] < prompt_lengths_B[:, None, None]
+    on_pool = jnp.take_along_axis(paths.seen_BxMxP, beam_BxQx1, axis=1)
+    on_new = beam_BxQ[:, :, None] == beam_BxQ[:, None, :]
+    on_new &= _visible(place_BxQ, place_BxQ, window)
     if window is not None:
         # Positions counted from the prompt's end.
-        queries_BxMxE = paths.length_BxM[:, :, None] + jnp.arange(edge)[None, None, :]
+        queries_BxQ = jnp.take_along_axis(paths.length_BxM, beam_BxQx1[:, :, 0], axis=1) + place_BxQ
         prompt_BxS = jnp.arange(prompt_size)[None, :] - prompt_lengths_B[:, None]
-        on_prompt &= _visible(queries_BxMxE, prompt_BxS[:, None, :], window)
-        on_pool &= _visible(queries_BxMxE, paths.place_BxP[:, None, :], window)
+        on_prompt = on_prompt & _visible(queries_BxQ, prompt_BxS, window)
+        on_pool &= _visible(queries_BxQ, paths.place_BxP, window)
+    queries = _merge_groups(q_BxKxGxQxH)
 
-    def shared_scores(visible_BxMxExT, k_BxTxKxH):
-        scores = _product("bmekgh,bskh->bkmges", q, k_BxTxKxH)
-        return jnp.where(visible_BxMxExT[:, None, :, None, :, :], scores, MASKED)
+    def scores(k_BxKxTxH, visible_BxQxT):
+        product = _product("bkqh,bkth->bkqt", queries, k_BxKxTxH)
+        product = product.reshape(*q_BxKxGxQxH.shape[:4], -1)
+        return jnp.where(visible_BxQxT[:, None, None], product, MASKED)
 
-    new_scores = _product("bmekgh,bmfkh->bkmgef", q, k_new)
-    scores = [
-        shared_scores(on_prompt, k_prompt),
-        shared_scores(on_pool, k_pool),
-        jnp.where(on_new[None, None, None, None], new_scores, MASKED),
-    ]
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(v_new.dtype)
-    on_prompt, on_pool, on_new = jnp.split(weights, [prompt_size, prompt_size + pool_size], axis=-1)
-    out = jnp.einsum("bkmges,bskh->bmekgh", on_prompt, v_prompt)
-    out += jnp.einsum("bkmges,bskh->bmekgh", on_pool, v_pool)
-    out += jnp.einsum("bkmgef,bmfkh->bmekgh", on_new, v_new)
-    return out.reshape(q_BxMxExNxH.shape)
+    visible = (on_prompt, on_pool, on_new)
+    weights = jnp.concatenate([scores(*pair) for pair in zip(keys, visible, strict=True)], axis=-1)
+    weights = _merge_groups(jax.nn.softmax(weights, axis=-1).astype(values[0].dtype))
+    parts = jnp.split(weights, [prompt_size, prompt_size + pool_size], axis=-1)
+    out = sum(jnp.einsum("bkqt,bkth->bkqh", part, v) for part, v in zip(parts, values, strict=True))
+    return out.reshape(q_BxKxGxQxH.shape).transpose(0, 3, 1, 2, 4).reshape(q_BxQxNxH.shape)

@@ -168,6 +168,7 @@ class Decoder(nnx.Module):
         prompt_lengths_B: jax.Array,
         beams: BeamCache,
         kept_T: jax.Array | None = None,
+        per_user: int = 0,
     ) -> tuple[jax.Array, BeamCache]:
         """Up to E more tokens for each of M beams per user -> (hidden [B, M, E, D], new cache).
 
@@ -176,37 +177,43 @@ class Decoder(nnx.Module):
         prompt, which the beams of a user share, to what its beam has read and to the new tokens up
         to itself. What does not fit into the user's pool is dropped: see `with_room`.
 
-        kept_T (int32, distinct indices into B * M * E; those past the end are padding) names the
-        tokens that are worth running, at least the real ones: the layers see only these.
+        kept_T (int32, ascending indices into B * M * E; those past the end are padding) names the
+        tokens that are worth running, at least the real ones and at most `per_user` of each user:
+        the layers see only these, and the states are theirs [T, D].
         """
         shape, paths = tokens_BxMxE.shape, beams.paths
         starts_BxM = prompt_lengths_B[:, None] + paths.length_BxM
         positions_BxMxE = starts_BxM[:, :, None] + jnp.arange(shape[2])[None, None, :]
-        pack, unpack = packing(shape, kept_T)
+        packed = packing(shape, kept_T, per_user)
 
         def attend(q, k, v, cache, window):
-            prompt_kv, pool_kv = cache
             attended = cached_attention(
-                unpack(q),
-                (unpack(k), unpack(v)),
-                prompt_kv,
-                pool_kv,
+                packed.by_user(q),
+                (packed.by_user(k), packed.by_user(v)),
+                *cache,
                 prompt_lengths_B,
                 paths,
+                packed.beam_BxQ,
+                packed.place_BxQ,
                 window=window,
             )
-            return pack(attended)
+            return packed.back(attended)
 
         hidden, new = self._run_layers(
-            self._embed(pack(tokens_BxMxE)),
-            pack(positions_BxMxE),
+            self._embed(packed.pack(tokens_BxMxE)),
+            packed.pack(positions_BxMxE),
             attend,
             caches=(tuple(prompt), tuple(beams.kv)),
             keep_kv=True,
         )
-        new = KVCache(*(jax.vmap(unpack)(values) for values in new))
+        new = KVCache(*(jax.vmap(packed.by_user)(values) for values in new))
         slot_BxMxE, paths = read_on(paths, count_BxM, shape[2])
-        return unpack(hidden), BeamCache(write(beams.kv, new, slot_BxMxE), paths)
+        nowhere = beams.kv.k.shape[2]
+        slot_BxQ = packed.by_user(packed.pack(slot_BxMxE))
+        slot_BxQ = jnp.where(packed.beam_BxQ >= 0, slot_BxQ, nowhere)
+        if kept_T is None:
+            hidden = hidden.reshape(*shape, -1)
+        return hidden, BeamCache(write(beams.kv, new, slot_BxQ), paths)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         embedding = self.options.whole("embedding", self.embedding[...])

@@ -1,10 +1,9 @@
 """Keys and values of earlier tokens: where new ones go, and which tokens are run.
 
 Axis letters: B batch (users), S sequence, M beams, E new tokens of an edge, P slots of a
-user's pool, K kv heads, H head dim, L layers, T tokens that run.
+user's pool, K kv heads, H head dim, L layers, T tokens that run, Q of them of one user.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -73,17 +72,15 @@ def read_on(paths: Paths, count_BxM: jax.Array, edge: int) -> tuple[jax.Array, P
     )
 
 
-def write(pool: KVCache, new: KVCache, slot_BxMxE: jax.Array) -> KVCache:
-    """Puts new [L, B, M, E, K, H] into its slots of pool [L, B, P, K, H]; past P it is dropped."""
-    slot_BxX = slot_BxMxE.reshape(slot_BxMxE.shape[0], -1)
+def write(pool: KVCache, new: KVCache, slot_BxQ: jax.Array) -> KVCache:
+    """Puts new [L, B, Q, K, H] into its slots of pool [L, B, P, K, H]; past P it is dropped."""
 
-    def put(old_LxPxKxH, new_LxMxExKxH, slot_X):
-        new = new_LxMxExKxH.reshape(new_LxMxExKxH.shape[0], -1, *new_LxMxExKxH.shape[3:])
-        return old_LxPxKxH.at[:, slot_X].set(new, mode="drop")
+    def put(old_LxPxKxH, new_LxQxKxH, slot_Q):
+        return old_LxPxKxH.at[:, slot_Q].set(new_LxQxKxH, mode="drop")
 
     over_users = jax.vmap(put, in_axes=(1, 1, 0), out_axes=1)
     return KVCache(
-        *(over_users(old, values, slot_BxX) for old, values in zip(pool, new, strict=True))
+        *(over_users(old, values, slot_BxQ) for old, values in zip(pool, new, strict=True))
     )
 
 
@@ -110,16 +107,59 @@ def with_room(cache: BeamCache, slots: int) -> BeamCache:
     return BeamCache(jax.tree.map(lambda values: pad(values, 2), cache.kv), paths)
 
 
-def packing(
-    shape: tuple[int, ...], kept_T: jax.Array | None
-) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
-    """(pack [*shape, ...] -> [T, ...], unpack back); both do nothing if all tokens are kept."""
+class Packing(NamedTuple):
+    """The new tokens [B, M, E] of a call: [T] as the layers run them, by user as they attend.
+
+    Attributes:
+      pack: [B, M, E, ...] -> [T, ...], the tokens that run; [B, Q, ...] if all of them do.
+      by_user: [T, ...] -> [B, Q, ...], the tokens that run of each user, then filler.
+      back: [B, Q, ...] -> [T, ...].
+      beam_BxQ: int32, the beam that reads a token; -1 for filler.
+      place_BxQ: int32, a token's place in [0, E) on its beam's edge.
+    """
+
+    pack: Callable[[jax.Array], jax.Array]
+    by_user: Callable[[jax.Array], jax.Array]
+    back: Callable[[jax.Array], jax.Array]
+    beam_BxQ: jax.Array
+    place_BxQ: jax.Array
+
+
+def packing(shape: tuple[int, int, int], kept_T: jax.Array | None, per_user: int) -> Packing:
+    """How tokens of shape [B, M, E] are packed.
+
+    kept_T: int32, indices into B * M * E of the tokens that run, ascending, at most `per_user` (Q)
+    of each user; those past the end are padding. None: all tokens run.
+    """
+    batch, beams, edge = shape
+    of_user = beams * edge
+
+    def beams_and_places(index):
+        return index // edge % beams, index % edge
+
     if kept_T is None:
-        return (lambda x: x), (lambda x: x)
-    size, count = math.prod(shape), kept_T.shape[0]
-    place = jnp.zeros(size, jnp.int32).at[kept_T].set(jnp.arange(count), mode="drop")
+        beam, place = (
+            jnp.broadcast_to(x[None, :], (batch, of_user))
+            for x in beams_and_places(jnp.arange(of_user))
+        )
+        return Packing(
+            lambda x: x.reshape(batch, of_user, *x.shape[3:]),
+            lambda x: x, lambda x: x, beam, place,
+        )  # fmt: skip
+    user_T = kept_T // of_user
+    rank_T = jnp.arange(kept_T.shape[0]) - jnp.searchsorted(kept_T, user_T * of_user)
+    place_T = user_T * per_user + rank_T
+    count = kept_T.shape[0]
+    index = jnp.full(batch * per_user, count).at[place_T].set(jnp.arange(count), mode="drop")
 
-    def pack(x):
-        return x.reshape(size, *x.shape[len(shape) :]).at[kept_T].get(mode="clip")
+    def by_user(x):
+        return x.at[index].get(mode="clip").reshape(batch, per_user, *x.shape[1:])
 
-    return pack, lambda x_T: x_T[place].reshape(*shape, *x_T.shape[1:])
+    beam_BxQ, place_BxQ = beams_and_places(by_user(kept_T))
+    return Packing(
+        lambda x: x.reshape(-1, *x.shape[3:]).at[kept_T].get(mode="clip"),
+        by_user,
+        lambda x: x.reshape(-1, *x.shape[2:]).at[place_T].get(mode="clip"),
+        jnp.where(index.reshape(batch, per_user) < count, beam_BxQ, -1),
+        place_BxQ,
+    )

@@ -21,7 +21,7 @@ from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings
 
 hidden_of = jax.jit(Decoder.hidden)
 prefill = jax.jit(Decoder.prefill)
-extend = jax.jit(Decoder.extend)
+extend = jax.jit(Decoder.extend, static_argnames="per_user")
 
 CONFIG = DecoderConfig(
     vocab_size=61,
@@ -108,6 +108,23 @@ def test_beams_chosen_anew_keep_what_they_have_read():
             text = [*prompts[b, : lengths[b]], *first[b, parent, : count[b, parent]], *second[b, m]]
             expected = hidden_of(decoder, np.array([text]), np.array([len(text)]))
             np.testing.assert_allclose(hidden[b, m, 0], expected[0, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [CONFIG, WINDOW])
+def test_kept_tokens_alone_run_like_all(config):
+    """Tokens of three users, none of one of them, packed with filler behind them."""
+    decoder, lengths = make_decoder(config=config), np.array([4, 3, 2])
+    _, prompt = prefill(decoder, random_tokens((3, 4)), lengths)
+    cache = decoder.empty_beams(3, 2, 12)
+    first, count = random_tokens((3, 2, 2), seed=3), np.array([[2, 1], [1, 2], [0, 1]])
+    _, cache = extend(decoder, first, count, prompt, lengths, cache)
+    second, count = random_tokens((3, 2, 3), seed=4), np.array([[1, 3], [0, 0], [0, 2]])
+    all_hidden, all_after = extend(decoder, second, count, prompt, lengths, cache)
+    real = np.arange(3) < count[:, :, None]
+    kept = np.append(np.flatnonzero(real), [18, 18])
+    hidden, after = extend(decoder, second, count, prompt, lengths, cache, kept, per_user=4)
+    np.testing.assert_allclose(hidden[:6], np.asarray(all_hidden)[real], atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after, all_after)
 
 
 def test_extend_drops_what_does_not_fit_and_what_is_not_real():
