@@ -8,11 +8,11 @@ exported and loaded by both sides, which get the same prompts of the same users,
 rows with a seed. transformers runs `generate` with `prefix_allowed_tokens_fn` on a dictionary trie,
 several users in a batch; ours runs `BatchedSearch`: 'after_softmax' with the rules of 'huggingface'
 must return the same items (identical but for scores within 1e-4 of each other) with the same
-scores; 'before_softmax' (with the rules of 'exact') scores otherwise. 'after_softmax' with the rules
-of 'exact' searches otherwise, several times longer, and runs if named: --only='"ours, after_softmax,
-exact rules"'. Each has a process of its own and they take turns, a batch of ours at a time, so that
-a machine that is faster at one time than at another is so for all of them; loading and compiling (a
-first pass) are not timed.
+scores; 'before_softmax' (with the rules of 'exact') scores otherwise. 'after_softmax' with the
+rules of 'exact' searches otherwise, several times longer, and runs if it is named:
+--only='"ours, after_softmax, exact rules"'. Each has a process of its own and they take turns, a
+batch of ours at a time, so that a machine that is faster at one time than at another is so for all
+of them; loading and compiling (a first pass) are not timed.
 
 trie: the same search (before_softmax, guidance off) with SmolLM2, and with a language model that
 costs nothing, on titles that branch as MovieLens's do and on random semantic ids; the second is the
