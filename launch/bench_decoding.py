@@ -33,12 +33,12 @@ from absl import app, flags
 from bench_catalogues import movielens_titles, sample_titles, semantic_ids
 from measuring import Contestant
 
+from tca4rec_jax.launching import start
 from tca4rec_jax.data.downloads import fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, prompts, tokenise_titles
 from tca4rec_jax.data.published import read_published
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.evaluation.report import console_table, write_results
-from tca4rec_jax.launching import start
 from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, no_paths, read_on
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 from tca4rec_jax.trie import ItemTrie

@@ -43,11 +43,11 @@ import rich
 from absl import app, flags
 from measuring import Contestant, cf_distributions_loop, memory_mb, prefixes
 
+from tca4rec_jax.launching import start
 from tca4rec_jax.data.downloads import fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.published import read_published
 from tca4rec_jax.evaluation.report import console_table, write_results
-from tca4rec_jax.launching import start
 from tca4rec_jax.llm.lora import LoRAConfig
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
