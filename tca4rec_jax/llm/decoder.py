@@ -24,7 +24,7 @@ from tca4rec_jax.llm.attention import (
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, no_paths, packing, read_on, write
 from tca4rec_jax.llm.layers import gated, on_last_axis, rms_norm
-from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, dropout, fold_in, lora_delta
+from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, dropout, fold_in, lora_deltas
 from tca4rec_jax.llm.options import DecoderOptions
 from tca4rec_jax.llm.quantisation import quantised_product
 from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings, put_soft_embeddings
@@ -336,14 +336,15 @@ class Decoder(nnx.Module):
 
         def project(inputs: int, x: jax.Array, *names: str) -> list[jax.Array]:
             """x times each named matrix; `inputs` numbers the layer's four inputs for dropout."""
-            outputs = [linear(x, name) for name in names]
-            if not any(name in adapters for name in names):
-                return outputs
-            dropped_x = dropout(x, self.lora.dropout, fold_in(key_B, inputs))
-            return [
-                y + lora_delta(dropped_x, adapters[name], self.lora) if name in adapters else y
-                for name, y in zip(names, outputs, strict=True)
-            ]
+            outputs = {name: linear(x, name) for name in names}
+            adapted = [name for name in names if name in adapters]
+            if adapted:
+                dropped_x = dropout(x, self.lora.dropout, fold_in(key_B, inputs))
+                deltas = lora_deltas(dropped_x, [adapters[name] for name in adapted], self.lora)
+                outputs |= {
+                    name: outputs[name] + delta for name, delta in zip(adapted, deltas, strict=True)
+                }
+            return list(outputs.values())
 
         def norm(x: jax.Array, name: str) -> jax.Array:
             return rms_norm(x, weights[name], config.rms_norm_eps, config.norm_offset)

@@ -5,6 +5,7 @@ checkpoint of them never holds the base model.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -107,35 +108,50 @@ def dropout(x: jax.Array, rate: float, key_B: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
-def lora_delta(dropped_x: jax.Array, adapter: dict[str, jax.Array], lora: LoRAConfig) -> jax.Array:
-    """(alpha / rank) B A x for x [..., in] after dropout -> [..., out]."""
-    a, b = (adapter[part].astype(dropped_x.dtype) for part in "ab")
-    return _low_rank(dropped_x, a, b * jnp.asarray(lora.scale, b.dtype))
+def lora_deltas(
+    dropped_x: jax.Array, adapters: Sequence[dict[str, jax.Array]], lora: LoRAConfig
+) -> list[jax.Array]:
+    """(alpha / rank) B A x of adapters that read the same x [..., in] after dropout -> [..., out].
+
+    Their A are applied in one product: each of them alone is too narrow to be fast.
+    """
+    dtype = dropped_x.dtype
+    a = jnp.concatenate([adapter["a"].astype(dtype) for adapter in adapters], axis=1)
+    b = [adapter["b"].astype(dtype) * jnp.asarray(lora.scale, dtype) for adapter in adapters]
+    return _low_rank(dropped_x, a, b)
 
 
 @jax.custom_vjp
-def _low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    """x A B. The gradients of A and B sum over tokens with the narrow factor on the left.
+def _low_rank(x: jax.Array, a: jax.Array, b: list[jax.Array]) -> list[jax.Array]:
+    """x A_i B_i for each i; a holds the A_i side by side.
 
-    That is the operand which XLA transposes on CPU; the transpose of a wide one takes longer than
-    the product.
+    The gradients of A and B sum over tokens with the narrow factor on the left: that is the operand
+    which XLA transposes on CPU; the transpose of a wide one takes longer than the product.
     """
-    return (x @ a) @ b
+    return _low_rank_forward(x, a, b)[0]
 
 
 def _low_rank_forward(x, a, b):
     low = checkpoint_name(x @ a, "low_rank")
-    return low @ b, (x, low, a, b)
+    return [part @ b_i for part, b_i in zip(_parts(low, b), b, strict=True)], (x, low, a, b)
 
 
 def _low_rank_backward(saved, d_out):
     x, low, a, b = saved
-    d_low = jnp.einsum("...o,ro->...r", d_out, b)
+    d_low = jnp.concatenate(
+        [jnp.einsum("...o,ro->...r", d, b_i) for d, b_i in zip(d_out, b, strict=True)], axis=-1
+    )
     d_x = jnp.einsum("...r,ir->...i", d_low, a)
-    return d_x, _sum_of_products(d_low, x).T, _sum_of_products(low, d_out)
+    d_b = [_sum_of_products(part, d) for part, d in zip(_parts(low, b), d_out, strict=True)]
+    return d_x, _sum_of_products(d_low, x).T, d_b
 
 
 _low_rank.defvjp(_low_rank_forward, _low_rank_backward)
+
+
+def _parts(low: jax.Array, b: Sequence[jax.Array]) -> list[jax.Array]:
+    """low [..., sum of ranks] cut up as its B are."""
+    return jnp.split(low, len(b), axis=-1)
 
 
 def _sum_of_products(left: jax.Array, right: jax.Array) -> jax.Array:

@@ -1,22 +1,37 @@
 """Adapters: what they compute, where they go, and their dropout."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, dropout, init_adapters, lora_delta
+from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, dropout, init_adapters, lora_deltas
 
 CONFIG = DecoderConfig(11, 8, 12, 2, 2, 1, 4)
 
 
-def test_delta_is_the_scaled_product():
+def test_deltas_are_scaled_products_with_their_gradients():
     lora = LoRAConfig(rank=3, alpha=6.0, dropout=0.5)
     generator = np.random.default_rng(0)
-    x, a, b = (generator.normal(size=s).astype(np.float32) for s in ((5, 8), (8, 3), (3, 4)))
-    delta = lora_delta(x, {"a": jnp.asarray(a), "b": jnp.asarray(b)}, lora)
-    np.testing.assert_allclose(delta, 2.0 * x @ a @ b, rtol=1e-5, atol=1e-5)
+
+    def normal(*shape):
+        return jnp.asarray(generator.normal(size=shape), jnp.float32)
+
+    x, widths = normal(2, 5, 8), (4, 6)
+    adapters = [{"a": normal(8, 3), "b": normal(3, width)} for width in widths]
+    d_out = [normal(2, 5, width) for width in widths]
+
+    def products(x, adapters):
+        return [2.0 * x @ adapter["a"] @ adapter["b"] for adapter in adapters]
+
+    found, backward = jax.vjp(lambda *of: lora_deltas(*of, lora), x, adapters)
+    expected, oracle = jax.vjp(products, x, adapters)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, found, expected)
+    jax.tree.map(close, backward(d_out), oracle(d_out))
 
 
 def test_targets_choose_projections():
