@@ -39,7 +39,7 @@ from tca4rec_jax.data.prompts import PromptTemplate, prompts, tokenise_titles
 from tca4rec_jax.data.published import read_published
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.evaluation.report import console_table, write_results
-from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, no_paths, read_on
+from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens, no_paths, pack, read_on
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 from tca4rec_jax.trie import ItemTrie
 
@@ -294,9 +294,12 @@ class FreeModel:
         self.head_DxV = jax.random.normal(jax.random.key(1), (8, vocabulary))
 
     def extend(self, tokens, count_BxM, prompt, prompt_lengths, beams, kept_T=None, per_user=0):
+        import jax.numpy as jnp
+
         _, paths = read_on(beams.paths, count_BxM, tokens.shape[2])
-        kept = tokens.ravel().at[kept_T].get(mode="clip")
-        return self.table_VxD[kept], beams._replace(paths=paths)
+        nothing = jnp.zeros((1, len(tokens), 0, 1, 1))
+        new = NewTokens(KVCache(nothing, nothing), jnp.zeros((len(tokens), 0), int), paths)
+        return self.table_VxD[pack(tokens, kept_T)], new
 
     def logits(self, hidden_D, tokens_U=None):
         head = self.head_DxV if tokens_U is None else self.head_DxV[:, tokens_U]
@@ -305,7 +308,7 @@ class FreeModel:
     def empty_beams(self, batch: int, beams: int, slots: int):
         import jax.numpy as jnp
 
-        nothing = jnp.zeros((1, batch, slots, 1, 1))
+        nothing = jnp.zeros((batch, 1, slots, 1, 1))
         return BeamCache(KVCache(nothing, nothing), no_paths(batch, beams, slots))
 
 

@@ -233,15 +233,29 @@ def search_from_prompt(
     )
     root_Bx1 = jnp.zeros((batch, 1), jnp.int32)
     state, _ = expand(start, scores, root_Bx1, jnp.zeros((batch, 1)), shape.root_children)
-    for size in sizes:
-        state = state._replace(cache=with_room(state.cache, size))
 
-        def goes_on(s: _State, size=size):
-            needed_B = s.cache.paths.used_B + jnp.sum(trie.run_length[s.node_BxM], axis=1)
-            return jnp.any(s.total_BxM > -jnp.inf) & jnp.all(needed_B <= size)
+    def search_on(state: _State, sizes: list[int]) -> SearchResult:
+        """To the end; with larger pools, if it comes to that."""
+        size, *larger = sizes
 
-        state = jax.lax.while_loop(goes_on, step, state)
-    return SearchResult(state.leaf_BxM, state.score_BxM, state.calls)
+        def goes_on(state):
+            return jnp.any(state.total_BxM > -jnp.inf)
+
+        def fits(state):
+            needed_B = state.cache.paths.used_B + jnp.sum(trie.run_length[state.node_BxM], axis=1)
+            return jnp.all(needed_B <= size)
+
+        state = jax.lax.while_loop(lambda s: goes_on(s) & fits(s), step, state)
+        result = SearchResult(state.leaf_BxM, state.score_BxM, state.calls)
+        if not larger:
+            return result
+
+        def enlarged():
+            return search_on(state._replace(cache=with_room(state.cache, larger[0])), larger)
+
+        return jax.lax.cond(goes_on(state), enlarged, lambda: result)
+
+    return search_on(state, sizes)
 
 
 def _pool_sizes(beams: int, most_reads: int) -> list[int]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.decoding.search_trie import SearchTrie
-from tca4rec_jax.llm.kv_cache import BeamCache
+from tca4rec_jax.llm.kv_cache import BeamCache, pack, written
 
 _FEWEST_TOKENS = 40  # smaller calls are hardly faster: they wait for the weights
 _USER_TOKENS = 2  # per beam of a user in one call: what attention makes room for
@@ -73,7 +73,7 @@ def run_edges(
     per_user = beams * min(edge_chunk, _USER_TOKENS)
 
     def call(size: int, carry):
-        done_BxM, scores, cache, calls = carry
+        done_BxM, scores, cache = carry
         place_BxMxE = done_BxM[:, :, None] + jnp.arange(edge_chunk)[None, None, :]
         wanted_BxMxE = place_BxMxE < length_BxM[:, :, None]
         # More than fit are left for the next call: whole beams first, and edges from their start.
@@ -90,10 +90,10 @@ def run_edges(
             return trie.edge_tokens.at[offset_BxM[:, :, None] + place].get(mode="clip")
 
         count_BxM = jnp.sum(kept_BxMxE, axis=2, dtype=jnp.int32)
-        hidden_TxD, cache = model.extend(
+        hidden_TxD, new = model.extend(
             token_at(place_BxMxE), count_BxM, prompt, prompt_lengths_B, cache, kept_T, per_user
         )
-        next_T = _packed(token_at(place_BxMxE + 1), kept_T)
+        next_T = pack(token_at(place_BxMxE + 1), kept_T)
         choice_TxU, norm_T, next_log_p_T = _scores(
             model, hidden_TxD, trie, temperature, vocabulary, next_T
         )
@@ -108,13 +108,18 @@ def run_edges(
             jnp.where(ends_BxM, norm_T[last_BxM], scores.norm_BxM),
             scores.forced_BxM + forced_BxM,
         )
-        return done_BxM + count_BxM, scores, cache, calls + 1
+        return done_BxM + count_BxM, scores, new
 
     def next_call(carry):
         count_BxM = jnp.minimum(length_BxM - carry[0], edge_chunk)
         count = jnp.sum(jnp.minimum(jnp.sum(count_BxM, axis=1), per_user))
         fitting = jnp.minimum(jnp.searchsorted(jnp.array(sizes), count), len(sizes) - 1)
-        return jax.lax.switch(fitting, [partial(call, size) for size in sizes], carry)
+        *carry, cache, calls = carry
+        # Written outside: a branch that returned the pools would copy them.
+        *carry, new = jax.lax.switch(
+            fitting, [partial(call, size) for size in sizes], (*carry, cache)
+        )
+        return *carry, written(cache, new), calls + 1
 
     nothing_BxM = jnp.zeros((batch, beams))
     nothing = EdgeScores(jnp.zeros((batch, beams, trie.choice.shape[0])), nothing_BxM, nothing_BxM)
@@ -124,11 +129,6 @@ def run_edges(
         (jnp.zeros_like(length_BxM), nothing, cache, jnp.int32(0)),
     )
     return scores, cache, calls
-
-
-def _packed(x_BxMxE: jax.Array, kept_T: jax.Array) -> jax.Array:
-    """[B, M, E, ...] -> [T, ...]."""
-    return x_BxMxE.reshape(-1, *x_BxMxE.shape[3:]).at[kept_T].get(mode="clip")
 
 
 def _scores(model, hidden_D, trie, temperature, vocabulary, next_token=None):

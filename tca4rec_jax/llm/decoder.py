@@ -22,7 +22,7 @@ from tca4rec_jax.llm.attention import (
     rotate,
 )
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
-from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, no_paths, packing, read_on, write
+from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens, no_paths, packing, read_on
 from tca4rec_jax.llm.layers import gated, on_last_axis, rms_norm
 from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, dropout, fold_in, lora_deltas
 from tca4rec_jax.llm.options import DecoderOptions
@@ -33,8 +33,8 @@ from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings, put_soft_embeddings
 _PRODUCTS = jax.checkpoint_policies.save_only_these_names("product", "low_rank", "normaliser")
 _keep = functools.partial(checkpoint_name, name="product")
 
-# (q, k, v, the layer's cache, its sliding window or None) -> attended values
-Attend = Callable[[jax.Array, jax.Array, jax.Array, object, int | jax.Array | None], jax.Array]
+# (q, k, v, number of the layer, its sliding window or None) -> attended values
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, int | jax.Array | None], jax.Array]
 
 
 def init_params(
@@ -156,7 +156,7 @@ class Decoder(nnx.Module):
     def empty_beams(self, batch: int, beams: int, slots: int) -> BeamCache:
         """Of beams that have read nothing; each user's have room for `slots` tokens in all."""
         config = self.config
-        shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+        shape = (batch, config.num_layers, slots, config.num_kv_heads, config.head_dim)
         zeros = jnp.zeros(shape, self.embedding.dtype)
         return BeamCache(KVCache(zeros, zeros), no_paths(batch, beams, slots))
 
@@ -169,13 +169,14 @@ class Decoder(nnx.Module):
         beams: BeamCache,
         kept_T: jax.Array | None = None,
         per_user: int = 0,
-    ) -> tuple[jax.Array, BeamCache]:
-        """Up to E more tokens for each of M beams per user -> (hidden [B, M, E, D], new cache).
+    ) -> tuple[jax.Array, NewTokens]:
+        """Up to E more tokens for each of M beams per user -> (hidden [B, M, E, D], what was read).
 
         The first `count` of a beam's tokens are real; the states of the others are without meaning.
         Token e stands at position prompt_length + (tokens the beam has read) + e and attends to the
         prompt, which the beams of a user share, to what its beam has read and to the new tokens up
-        to itself. What does not fit into the user's pool is dropped: see `with_room`.
+        to itself. To go on from there, the new tokens are `written` into the cache; what does not
+        fit into a user's pool is dropped then: see `with_room`.
 
         kept_T (int32, ascending indices into B * M * E; those past the end are padding) names the
         tokens that are worth running, at least the real ones and at most `per_user` of each user:
@@ -184,13 +185,14 @@ class Decoder(nnx.Module):
         shape, paths = tokens_BxMxE.shape, beams.paths
         starts_BxM = prompt_lengths_B[:, None] + paths.length_BxM
         positions_BxMxE = starts_BxM[:, :, None] + jnp.arange(shape[2])[None, None, :]
-        packed = packing(shape, kept_T, per_user)
+        packed, of_layer = packing(shape, kept_T, per_user), jax.lax.dynamic_index_in_dim
 
-        def attend(q, k, v, cache, window):
+        def attend(q, k, v, layer, window):
             attended = cached_attention(
                 packed.by_user(q),
                 (packed.by_user(k), packed.by_user(v)),
-                *cache,
+                [of_layer(values, layer, 0, keepdims=False) for values in prompt],
+                [of_layer(values, layer, 1, keepdims=False) for values in beams.kv],
                 prompt_lengths_B,
                 paths,
                 packed.beam_BxQ,
@@ -203,7 +205,6 @@ class Decoder(nnx.Module):
             self._embed(packed.pack(tokens_BxMxE)),
             packed.pack(positions_BxMxE),
             attend,
-            caches=(tuple(prompt), tuple(beams.kv)),
             keep_kv=True,
         )
         new = KVCache(*(jax.vmap(packed.by_user)(values) for values in new))
@@ -213,7 +214,7 @@ class Decoder(nnx.Module):
         slot_BxQ = jnp.where(packed.beam_BxQ >= 0, slot_BxQ, nowhere)
         if kept_T is None:
             hidden = hidden.reshape(*shape, -1)
-        return hidden, BeamCache(write(beams.kv, new, slot_BxQ), paths)
+        return hidden, NewTokens(new, slot_BxQ, paths)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         embedding = self.options.whole("embedding", self.embedding[...])
@@ -234,7 +235,7 @@ class Decoder(nnx.Module):
         hidden, kv = self._run_layers(
             embedded if soft is None else put_soft_embeddings(embedded, soft),
             positions_S[None, :],
-            lambda q, k, v, _, window: causal_attention(
+            lambda q, k, v, layer, window: causal_attention(
                 q, k, v, window=window, implementation=implementation
             ),
             keep_kv=keep_kv,
@@ -249,11 +250,10 @@ class Decoder(nnx.Module):
         positions: jax.Array,
         attend: Attend,
         *,
-        caches: object = None,
         keep_kv: bool,
         dropout_key_B: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
-        """All layers and the final norm; `caches` has a leading layer axis."""
+        """All layers and the final norm, and their keys and values [L, ..., K, H]."""
         config = self.config
         rope = rotary_tables(positions, config.head_dim, config.rope_theta, config.rope_scaling)
         local_rope = rope
@@ -261,15 +261,15 @@ class Decoder(nnx.Module):
             local_rope = rotary_tables(positions, config.head_dim, config.local_rope_theta)
 
         def layer(x, inputs):
-            weights, adapters, cache, index = inputs
+            weights, adapters, index = inputs
             weights = {
                 name: self.options.whole(f"layers/{name}", weight)
                 for name, weight in weights.items()
             }
             key_B = fold_in(dropout_key_B, index)
             window, rope_here = self._window_and_rope(index, rope, local_rope)
-            attend_here = functools.partial(attend, window=window)
-            x, kv = self._layer(x, weights, adapters, key_B, rope_here, attend_here, cache)
+            attend_here = functools.partial(attend, layer=index, window=window)
+            x, kv = self._layer(x, weights, adapters, key_B, rope_here, attend_here)
             return x, (kv if keep_kv else None)
 
         in_scan = self.options.layer_loop == "scan"
@@ -283,7 +283,6 @@ class Decoder(nnx.Module):
         inputs = (
             {name: weight[...] for name, weight in self.layers.items()},
             adapters,
-            caches,
             jnp.arange(config.num_layers),
         )
 
@@ -299,7 +298,7 @@ class Decoder(nnx.Module):
                 jax.tree.map(lambda a, part=part: a[part], inputs)
                 for part in (slice(None, first), slice(first, None))
             )
-            x, kv_below = run(x, (below[0], {}, *below[2:]))
+            x, kv_below = run(x, (below[0], {}, below[2]))
             x, kv_above = run(x, above)
             kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), kv_below, kv_above)
         hidden = rms_norm(x, self.final_norm[...], config.rms_norm_eps, config.norm_offset)
@@ -321,7 +320,7 @@ class Decoder(nnx.Module):
             return window, rope
         return window, [jnp.where(is_full, *both) for both in zip(rope, local_rope, strict=True)]
 
-    def _layer(self, x, weights, adapters, key_B, rope, attend, cache):
+    def _layer(self, x, weights, adapters, key_B, rope, attend):
         """One decoder block on x [..., D]; returns it and the rotated (k, v) [..., K, H]."""
         config = self.config
 
@@ -362,7 +361,7 @@ class Decoder(nnx.Module):
         if config.query_pre_attn_scalar is not None:
             q *= (config.head_dim / config.query_pre_attn_scalar) ** 0.5
         q, k, v = (_keep(y) for y in (rotate(q, *rope), rotate(k, *rope), v))
-        attended = _keep(attend(q, k, v, cache))
+        attended = _keep(attend(q, k, v))
         y = project(1, attended.reshape(*x.shape[:-1], -1), "o_proj")[0]
         x = _keep(x + post_norm(y, "attn_post_norm"))
         gate, up = project(2, norm(x, "mlp_norm"), "gate_proj", "up_proj")

@@ -12,7 +12,10 @@ import jax.numpy as jnp
 
 
 class KVCache(NamedTuple):
-    """Rotated keys and values of all layers: prompts [L, B, S, K, H], pools [L, B, P, K, H]."""
+    """Rotated keys and values of all layers: prompts [L, B, S, K, H], pools [B, L, P, K, H].
+
+    Users come first in a pool, for `written` addresses each user's slots.
+    """
 
     k: jax.Array
     v: jax.Array
@@ -25,6 +28,14 @@ class Paths(NamedTuple):
     place_BxP: jax.Array  # int32, a slot's token counted from the prompt's end
     seen_BxMxP: jax.Array  # bool, the slots on a beam's path
     length_BxM: jax.Array  # int32, tokens that a beam has read
+
+
+class NewTokens(NamedTuple):
+    """What a call has read, to be `written` into a BeamCache."""
+
+    kv: KVCache  # [L, B, Q, K, H]
+    slot_BxQ: jax.Array  # int32, where each goes; P and more: nowhere
+    paths: Paths  # of the beams that have read them
 
 
 class BeamCache(NamedTuple):
@@ -72,16 +83,15 @@ def read_on(paths: Paths, count_BxM: jax.Array, edge: int) -> tuple[jax.Array, P
     )
 
 
-def write(pool: KVCache, new: KVCache, slot_BxQ: jax.Array) -> KVCache:
-    """Puts new [L, B, Q, K, H] into its slots of pool [L, B, P, K, H]; past P it is dropped."""
+def written(cache: BeamCache, new: NewTokens) -> BeamCache:
+    """The cache with the new tokens in their slots."""
 
     def put(old_LxPxKxH, new_LxQxKxH, slot_Q):
         return old_LxPxKxH.at[:, slot_Q].set(new_LxQxKxH, mode="drop")
 
-    over_users = jax.vmap(put, in_axes=(1, 1, 0), out_axes=1)
-    return KVCache(
-        *(over_users(old, values, slot_BxQ) for old, values in zip(pool, new, strict=True))
-    )
+    over_users = jax.vmap(put, in_axes=(0, 1, 0))
+    pools = zip(cache.kv, new.kv, strict=True)
+    return BeamCache(KVCache(*(over_users(*pair, new.slot_BxQ) for pair in pools)), new.paths)
 
 
 def take_beams(cache: BeamCache, beam_BxM: jax.Array) -> BeamCache:
@@ -125,6 +135,11 @@ class Packing(NamedTuple):
     place_BxQ: jax.Array
 
 
+def pack(x_BxMxE: jax.Array, kept_T: jax.Array) -> jax.Array:
+    """[B, M, E, ...] -> [T, ...]: the tokens with these indices into B * M * E."""
+    return x_BxMxE.reshape(-1, *x_BxMxE.shape[3:]).at[kept_T].get(mode="clip")
+
+
 def packing(shape: tuple[int, int, int], kept_T: jax.Array | None, per_user: int) -> Packing:
     """How tokens of shape [B, M, E] are packed.
 
@@ -157,7 +172,7 @@ def packing(shape: tuple[int, int, int], kept_T: jax.Array | None, per_user: int
 
     beam_BxQ, place_BxQ = beams_and_places(by_user(kept_T))
     return Packing(
-        lambda x: x.reshape(-1, *x.shape[3:]).at[kept_T].get(mode="clip"),
+        lambda x: pack(x, kept_T),
         by_user,
         lambda x: x.reshape(-1, *x.shape[2:]).at[place_T].get(mode="clip"),
         jnp.where(index.reshape(batch, per_user) < count, beam_BxQ, -1),

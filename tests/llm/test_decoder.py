@@ -14,14 +14,21 @@ from jax.sharding import PartitionSpec as P
 
 from tca4rec_jax.llm.config import DecoderConfig, logical_axes
 from tca4rec_jax.llm.decoder import Decoder, init_params
-from tca4rec_jax.llm.kv_cache import BeamCache, take_beams, with_room
+from tca4rec_jax.llm.kv_cache import take_beams, with_room, written
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.options import DecoderOptions
 from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings
 
 hidden_of = jax.jit(Decoder.hidden)
 prefill = jax.jit(Decoder.prefill)
-extend = jax.jit(Decoder.extend, static_argnames="per_user")
+
+
+@functools.partial(jax.jit, static_argnames="per_user")
+def extend(decoder, tokens, count, prompt, lengths, cache, kept=None, per_user=0):
+    """(hidden, the cache with what was read)."""
+    hidden, new = decoder.extend(tokens, count, prompt, lengths, cache, kept, per_user)
+    return hidden, written(cache, new)
+
 
 CONFIG = DecoderConfig(
     vocab_size=61,
@@ -155,7 +162,7 @@ def test_extend_keeps_a_sharded_batch_where_it_is():
         jax.device_put(count, rows),
         jax.device_put(prompt, caches),
         jax.device_put(lengths, rows),
-        BeamCache(jax.device_put(cache.kv, caches), jax.device_put(cache.paths, rows)),
+        jax.device_put(cache, rows),
     )
     program = extend.lower(decoder, *arguments).compile()
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):

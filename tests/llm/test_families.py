@@ -25,6 +25,7 @@ from tca4rec_jax.llm.export import (
     write_peft_adapter,
 )
 from tca4rec_jax.llm.hugging_face import load_hugging_face
+from tca4rec_jax.llm.kv_cache import written
 from tca4rec_jax.llm.lora import LoRAConfig
 
 WHOLE, CUT = np.array([13, 13]), np.array(goldens.LENGTHS)
@@ -106,7 +107,8 @@ def test_cache_token_by_token(case):
 
     @jit
     def extend(tokens, cache):
-        return decoder.extend(tokens, jnp.ones((2, 2), int), prompt, lengths, cache)
+        hidden, new = decoder.extend(tokens, jnp.ones((2, 2), int), prompt, lengths, cache)
+        return hidden, written(cache, new)
 
     for step in range(8):
         now = tokens[np.arange(2), lengths + step]
