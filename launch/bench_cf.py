@@ -29,7 +29,6 @@ import rich
 from absl import app, flags
 from flax import nnx
 
-from tca4rec_jax.launching import CONFIG, WORKDIR, start
 from tca4rec_jax.cf.fit import FitConfig, evaluate, fit
 from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.logits_writer import write_store
@@ -40,6 +39,7 @@ from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.published import read_published
 from tca4rec_jax.data.sequences import ItemSequences, RecData
 from tca4rec_jax.evaluation.report import console_table, write_results
+from tca4rec_jax.launching import CONFIG, WORKDIR, start
 from tca4rec_jax.ranking import ndcg
 
 _WHAT = flags.DEFINE_enum("what", "accuracy", ["accuracy", "speed", "store"], "What is measured.")

@@ -41,9 +41,9 @@ from absl import app, flags
 from bench_catalogues import movielens_titles, sample_titles
 from measuring import cf_distributions_loop, memory_mb, prefixes, restart_peak, run_alone
 
-from tca4rec_jax.launching import CONFIG, WORKDIR, keep_freed_pages, start
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.evaluation.report import console_table, write_results
+from tca4rec_jax.launching import CONFIG, WORKDIR, keep_freed_pages, start
 from tca4rec_jax.trie import ItemTrie
 
 _ITEMS = flags.DEFINE_list("items", ["10000", "100000", "1000000"], "Sizes of the catalogue.")

@@ -31,14 +31,14 @@ import numpy as np
 import rich
 from absl import app, flags
 from bench_catalogues import movielens_titles, sample_titles, semantic_ids
-from measuring import Contestant
+from measuring import HUGE_PAGES, Contestant
 
-from tca4rec_jax.launching import start
 from tca4rec_jax.data.downloads import fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, prompts, tokenise_titles
 from tca4rec_jax.data.published import read_published
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.evaluation.report import console_table, write_results
+from tca4rec_jax.launching import start
 from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens, no_paths, pack, read_on
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 from tca4rec_jax.trie import ItemTrie
@@ -246,7 +246,12 @@ def compare_generate() -> dict:
         prompt = read_ragged(Path(name) / "prompts.npz")
         same = [f"--{flag.name}={flag.value}" for flag in (_BEAMS, _BATCH, _THEIR_BATCH)]
         contestants = {
-            case: Contestant(__file__, {"folder": name, "case": case}, same, pages_reused=False)
+            case: Contestant(
+                __file__,
+                {"folder": name, "case": case},
+                same,
+                environment={} if case == THEIRS else HUGE_PAGES,
+            )
             for case in _ONLY.value or CONTESTANTS
         }
         for number in range(rounds(prompt)):

@@ -22,7 +22,8 @@ the table shows the last and the largest difference to ours on the way. Times ar
 steps after --warm_up ones, "CPU s" what all threads took together (on a busy machine the fairer
 one); "of ours" is the median over the rounds of a contestant's time by that of its twin of ours.
 Memory is the peak of the whole process, weights, compilation and all; ours does without PyTorch,
-which transformers imports where it is installed.
+which transformers imports where it is installed, and has the environment of launch/quickstart.sh
+(huge pages).
 MFU counts 4 FLOPs per weight of the layers and token (and attention; LoRA computes no gradient of a
 base weight) against matrix products of this machine, which XLA measures in every round (ceiling).
 
@@ -41,13 +42,20 @@ from pathlib import Path
 import numpy as np
 import rich
 from absl import app, flags
-from measuring import Contestant, cf_distributions_loop, memory_mb, prefixes
+from measuring import (
+    HUGE_PAGES,
+    PAGES_REUSED,
+    Contestant,
+    cf_distributions_loop,
+    memory_mb,
+    prefixes,
+)
 
-from tca4rec_jax.launching import start
 from tca4rec_jax.data.downloads import fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.published import read_published
 from tca4rec_jax.evaluation.report import console_table, write_results
+from tca4rec_jax.launching import start
 from tca4rec_jax.llm.lora import LoRAConfig
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
@@ -295,10 +303,11 @@ def measure(cases: list[Case]) -> dict[str, list[dict]]:
     """{contestant: what it says of each step}; all take turns, and who fails is left out."""
     contestants = {}
     for case in cases:
+        environment = PAGES_REUSED if case.contestant.endswith(REUSED) else {}
+        if case.contestant in TWINS:
+            environment = HUGE_PAGES
         contestants[case.contestant] = Contestant(
-            __file__,
-            dataclasses.asdict(case),
-            pages_reused=case.contestant.endswith(REUSED),
+            __file__, dataclasses.asdict(case), environment=environment
         )
     for number in range(cases[0].steps):
         for name, one in contestants.items():

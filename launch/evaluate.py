@@ -5,8 +5,8 @@
 Needs prepare_data, train_cf and the LLM runs that config.evaluation.variants names.
 """
 
-from tca4rec_jax.launching import launch
 from tca4rec_jax.evaluation.evaluate import evaluate_run
+from tca4rec_jax.launching import launch
 
 if __name__ == "__main__":
     launch(evaluate_run, "evaluate", processes="all")

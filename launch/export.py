@@ -9,8 +9,8 @@ Needs the run's checkpoints from train. Writes the new folder OUTPUT: with `peft
 
 from absl import flags
 
-from tca4rec_jax.launching import launch
 from tca4rec_jax.config import run_name
+from tca4rec_jax.launching import launch
 from tca4rec_jax.llm.export import DTYPES, LOADING, check_vacant, export_decoder
 from tca4rec_jax.training.run import Run
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from absl import flags
 
-from tca4rec_jax.launching import launch
 from tca4rec_jax.cf.export import export_npy, export_stores
 from tca4rec_jax.cf.logits_arrays import DTYPES
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.sequences import SPLITS
+from tca4rec_jax.launching import launch
 
 _OUTPUT = flags.DEFINE_string("output", None, "A folder (or the URL of a bucket).", required=True)
 _FORMAT = flags.DEFINE_enum("format", "store", ["store", "npy"], "What is written.")

@@ -10,11 +10,11 @@ position and user. Writes config.cf.logits/SPLIT (default WORKDIR/cf/logits/SPLI
 
 from absl import flags
 
-from tca4rec_jax.launching import launch
 from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.logits_store import open_store, split_place
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.sequences import SPLITS
+from tca4rec_jax.launching import launch
 
 _SOURCE = flags.DEFINE_string("source", None, "A file.", required=True)
 _SPLIT = flags.DEFINE_enum("split", None, SPLITS, "What the logits are for.", required=True)

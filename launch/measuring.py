@@ -19,6 +19,8 @@ PAGES_REUSED = {
     "MALLOC_TRIM_THRESHOLD_": "30000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
+# As launch/quickstart.sh has it.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def run_alone(script: str, case: dict, label: str, *, pages_reused: bool) -> dict | None:
@@ -46,7 +48,9 @@ class Contestant:
       failure: the last line of its errors if it has ended early, else None.
     """
 
-    def __init__(self, script: str, case: dict, flags: Sequence[str] = (), *, pages_reused: bool):
+    def __init__(
+        self, script: str, case: dict, flags: Sequence[str] = (), *, environment: dict[str, str]
+    ):
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - until `end`
         self._process = subprocess.Popen(
             [sys.executable, script, f"--case={json.dumps(case)}", *flags],
@@ -54,7 +58,7 @@ class Contestant:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=os.environ | (PAGES_REUSED if pages_reused else {}),
+            env=os.environ | environment,
         )
         self.failure: str | None = None
         self.steps: list[dict] = []

@@ -15,10 +15,10 @@ import json
 import rich
 from absl import flags
 
-from tca4rec_jax.launching import launch
 from tca4rec_jax.config import run_name
 from tca4rec_jax.decoding.recommend_file import recommend_file
 from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.launching import launch
 from tca4rec_jax.training.run import Run
 
 _ITEMS = flags.DEFINE_multi_string("item", [], "One item of the history; repeat it, oldest first.")

@@ -121,30 +121,18 @@ def keep_freed_pages() -> None:
     """Makes glibc reuse the pages of large temporaries instead of returning them to the kernel.
 
     By default each large array is mapped, faulted in page by page and unmapped again at every step,
-    which on CPU can take as long as the arithmetic. Call before the first use of a device.
+    which on CPU can take as long as the arithmetic; so it is, whatever the thresholds, with arrays
+    that a thread takes from an arena of its own. Call before the first use of a device. Arenas that
+    there are by then (pandas starts a thread, by Arrow) are still shared out to some devices: with
+    huge pages, as in launch/quickstart.sh, that costs little.
     """
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
-    _mallopt(mmap_max, 0)
-    _mallopt(trim_threshold, -1)  # never
-    _mallopt(top_pad, 2**28)
-
-
-def _only_one_arena() -> None:
-    """Makes every thread take its memory from glibc's first arena.
-
-    No other can hold a large array, which is then mapped anew at every step whatever the settings
-    are; and once there is another one, it is shared out to some of XLA's threads. Hence this comes
-    before anything else that starts threads, as pandas does (with Arrow): launch scripts import
-    this module first (isort's force-to-top in pyproject.toml).
-    """
-    arena_max = -8  # malloc.h
-    _mallopt(arena_max, 1)
-
-
-def _mallopt(parameter: int, value: int) -> None:
-    """Sets one of glibc's parameters, where there is glibc."""
-    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(parameter, value)
-
-
-_only_one_arena()
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return  # not glibc
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(top_pad, 2**28)
+    libc.mallopt(arena_max, 1)
