@@ -12,7 +12,8 @@ scores; 'before_softmax' (with the rules of 'exact') scores otherwise. 'after_so
 rules of 'exact' searches otherwise, several times longer, and runs if it is named:
 --only='"ours, after_softmax, exact rules"'. Each has a process of its own and they take turns, a
 batch of ours at a time, so that a machine that is faster at one time than at another is so for all
-of them; loading and compiling (a first pass) are not timed.
+of them; loading and compiling (a first pass) are not timed. Ours has the environment of
+launch/quickstart.sh (huge pages).
 
 trie: the same search (before_softmax, guidance off) with SmolLM2, and with a language model that
 costs nothing, on titles that branch as MovieLens's do and on random semantic ids; the second is the

@@ -185,14 +185,15 @@ class Decoder(nnx.Module):
         shape, paths = tokens_BxMxE.shape, beams.paths
         starts_BxM = prompt_lengths_B[:, None] + paths.length_BxM
         positions_BxMxE = starts_BxM[:, :, None] + jnp.arange(shape[2])[None, None, :]
-        packed, of_layer = packing(shape, kept_T, per_user), jax.lax.dynamic_index_in_dim
+        packed = packing(shape, kept_T, per_user)
 
         def attend(q, k, v, layer, window):
+            of_layer = functools.partial(jax.lax.dynamic_index_in_dim, index=layer, keepdims=False)
             attended = cached_attention(
                 packed.by_user(q),
                 (packed.by_user(k), packed.by_user(v)),
-                [of_layer(values, layer, 0, keepdims=False) for values in prompt],
-                [of_layer(values, layer, 1, keepdims=False) for values in beams.kv],
+                [of_layer(values, axis=0) for values in prompt],
+                [of_layer(values, axis=1) for values in beams.kv],
                 prompt_lengths_B,
                 paths,
                 packed.beam_BxQ,
