@@ -10,10 +10,10 @@ several users in a batch; ours runs `BatchedSearch`: 'after_softmax' with the ru
 must return the same items (identical but for scores within 1e-4 of each other) with the same
 scores; 'before_softmax' (with the rules of 'exact') scores otherwise. 'after_softmax' with the
 rules of 'exact' searches otherwise, several times longer, and runs if it is named:
---only='"ours, after_softmax, exact rules"'. Each has a process of its own and they take turns, a
-batch of ours at a time, so that a machine that is faster at one time than at another is so for all
-of them; loading and compiling (a first pass) are not timed. Ours has the environment of
-launch/quickstart.sh (huge pages).
+--only='"ours, after_softmax, exact rules"'. On a GPU both compute there (--dtype=bfloat16 compares
+speeds alone). Each has a process of its own and they take turns, a batch of ours at a time, so that
+a machine that is faster at one time than at another is so for all of them; loading and compiling (a
+first pass) are not timed. Ours has the environment of launch/quickstart.sh (huge pages).
 
 trie: the same search (before_softmax, guidance off) with SmolLM2, and with a language model that
 costs nothing, on titles that branch as MovieLens's do and on random semantic ids; the second is the
@@ -32,7 +32,7 @@ import numpy as np
 import rich
 from absl import app, flags
 from bench_catalogues import movielens_titles, sample_titles, semantic_ids
-from measuring import HUGE_PAGES, Contestant
+from measuring import HUGE_PAGES, Contestant, pytorch_device, share_the_gpu
 
 from tca4rec_jax.data.downloads import fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, prompts, tokenise_titles
@@ -50,6 +50,7 @@ _USERS = flags.DEFINE_integer("users", 64, "Test rows, sampled.")
 _BEAMS = flags.DEFINE_integer("beams", 10, "Beams, and length of the lists.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Users in one of our batches.")
 _THEIR_BATCH = flags.DEFINE_integer("their_batch", 4, "Users in one of transformers' batches.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the LLM.")
 _PREFIX = flags.DEFINE_string("prefix", "Products one person bought, in order:\n", "Of a prompt.")
 _ONLY = flags.DEFINE_list("only", [], "Contestants, quoted; default: all but exact rules.")
 _ITEMS = flags.DEFINE_list("items", "10000,100000,1000000", "Sizes of the catalogues.")
@@ -105,7 +106,7 @@ def users_of_round(prompt: Ragged, number: int) -> np.ndarray:
 
 def ours(folder: Path, case: str):
     """users -> (leaves, scores), compiled."""
-    import jax.numpy as jnp
+    import jax
 
     from tca4rec_jax.decoding.batched_search import BatchedSearch, bucket_lengths
     from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
@@ -114,9 +115,10 @@ def ours(folder: Path, case: str):
     from tca4rec_jax.sharding import make_mesh
 
     start()
+    jax.config.update("jax_default_matmul_precision", "float32")  # as PyTorch has it on a GPU
     score, rules = OURS[case]
     titles, prompt = read_ragged(folder / "titles.npz"), read_ragged(folder / "prompts.npz")
-    decoder = Decoder(*load_hugging_face(folder / "llm", jnp.float32))
+    decoder = Decoder(*load_hugging_face(folder / "llm", jax.numpy.dtype(_DTYPE.value)))
     search = BatchedSearch(
         ItemTrie.build(titles),
         SearchConfig(_BEAMS.value, score, rules),
@@ -155,7 +157,10 @@ def theirs(folder: Path):
         for token in title:
             node = node.setdefault(token, {})
     end, beams = int(titles.values[-1]), _BEAMS.value
-    model = AutoModelForCausalLM.from_pretrained(folder / "llm", dtype=torch.float32).eval()
+    torch.set_default_device(pytorch_device())
+    dtype = getattr(torch, _DTYPE.value)
+    model = AutoModelForCausalLM.from_pretrained(folder / "llm", dtype=dtype)
+    model = model.to(pytorch_device()).eval()
 
     def generate(rows):
         width = int(prompt.lengths[rows].max())
@@ -191,7 +196,7 @@ def theirs(folder: Path):
         for sequence in out.sequences[:, width:].tolist():
             leaves.append(leaf_of_title.get(tuple(sequence[: sequence.index(end) + 1]), -1))
         shape = (len(rows), beams)
-        return np.reshape(leaves, shape), out.sequences_scores.numpy().reshape(shape)
+        return np.reshape(leaves, shape), out.sequences_scores.float().cpu().numpy().reshape(shape)
 
     def recommend(rows):
         size = _THEIR_BATCH.value
@@ -241,11 +246,12 @@ def differing_users(ours, theirs) -> int:
 def compare_generate() -> dict:
     if not _DATA.value:
         raise app.UsageError("--part=generate needs --data, a folder in the published layout")
+    share_the_gpu()
     results = {}
     with tempfile.TemporaryDirectory() as name:
         write_inputs(Path(name))
         prompt = read_ragged(Path(name) / "prompts.npz")
-        same = [f"--{flag.name}={flag.value}" for flag in (_BEAMS, _BATCH, _THEIR_BATCH)]
+        same = [f"--{flag.name}={flag.value}" for flag in (_BEAMS, _BATCH, _THEIR_BATCH, _DTYPE)]
         contestants = {
             case: Contestant(
                 __file__,

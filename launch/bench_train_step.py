@@ -1,6 +1,7 @@
 """A LoRA training step of SmolLM2-135M: ours against transformers, peft and PyTorch, side by side.
 
     python launch/bench_train_step.py --data=<folder of a published data set> [--steps=8]
+    python launch/bench_train_step.py --data=<..> --architecture=llama-3.2-1b   # random weights
 
 The folder has the published layout (item.csv, train_10000.csv, ...), for example Office_Products.
 Every contestant has a process of its own and they take turns, one step each, so that a machine that
@@ -17,15 +18,16 @@ CF logits are random. Contestants:
                      that PyTorch has to do
 
 PyTorch (needs torch, transformers and peft) runs under glibc's default allocator and again with one
-that keeps its pages. The losses of the first two, and of the last two, are those of one training:
-the table shows the last and the largest difference to ours on the way. Times are medians of the
-steps after --warm_up ones, "CPU s" what all threads took together (on a busy machine the fairer
-one); "of ours" is the median over the rounds of a contestant's time by that of its twin of ours.
-Memory is the peak of the whole process, weights, compilation and all; ours does without PyTorch,
-which transformers imports where it is installed, and has the environment of launch/quickstart.sh
-(huge pages).
+that keeps its pages; on a GPU all compute there, and it runs once. The losses of the first two, and
+of the last two, are those of one training: the table shows the last and the largest difference to
+ours on the way. Times are medians of the steps after --warm_up ones, "CPU s" what all threads took
+together (on a busy machine the fairer one); "of ours" is the median over the rounds of a
+contestant's time by that of its twin of ours. Memory is the peak of the whole process, weights,
+compilation and all, or of the GPU's allocator; ours does without PyTorch, which transformers
+imports where it is installed, and has the environment of launch/quickstart.sh (huge pages).
 MFU counts 4 FLOPs per weight of the layers and token (and attention; LoRA computes no gradient of a
-base weight) against matrix products of this machine, which XLA measures in every round (ceiling).
+base weight) against the peak of the GPU's data sheet, or on CPU against matrix products of this
+machine, which XLA measures in every round (ceiling).
 
 Axis letters: B batch, S sequence, T target tokens, I items, V vocabulary.
 """
@@ -47,8 +49,10 @@ from measuring import (
     PAGES_REUSED,
     Contestant,
     cf_distributions_loop,
-    memory_mb,
+    peak_memory_mb,
     prefixes,
+    pytorch_device,
+    share_the_gpu,
 )
 
 from tca4rec_jax.data.downloads import fetch_file
@@ -65,6 +69,10 @@ from tca4rec_jax.trie import ItemTrie
 
 _DATA = flags.DEFINE_string("data", None, "Folder of a data set in the published layout.")
 _WEIGHTS = flags.DEFINE_string("weights", "smollm2-135m-instruct", "A GGUF file or its name.")
+_ARCHITECTURE = flags.DEFINE_string(
+    "architecture", "", "Random weights of this architecture (and the tokens of --weights)."
+)
+_ATTENTION = flags.DEFINE_string("attention", "xla", "Of ours: llm.attention.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Rows of a step.")
 _STEPS = flags.DEFINE_integer("steps", 8, "Timed steps.")
 _WARM_UP = flags.DEFINE_integer("warm_up", 2, "Steps before them.")
@@ -90,7 +98,9 @@ class Case:
     contestant: str
     dtype: str
     data: str
-    weights: str  # GGUF file
+    weights: str  # GGUF file, of the tokenizer at least
+    random: bool  # weights that are in `exported` only
+    attention: str
     exported: str  # folder: base/ and adapters/ for PyTorch
     batch: int
     steps: int  # warm-up included
@@ -160,16 +170,22 @@ def ours(inputs: Inputs):
     from tca4rec_jax.llm.decoder import Decoder
     from tca4rec_jax.llm.export import read_peft_adapter
     from tca4rec_jax.llm.gguf import load_gguf
+    from tca4rec_jax.llm.hugging_face import load_hugging_face
+    from tca4rec_jax.llm.options import DecoderOptions
     from tca4rec_jax.sharding import make_mesh, replicate, replicated, shard_batch
     from tca4rec_jax.training import step as training
 
     start()
     case, mesh = inputs.case, make_mesh()
-    architecture, params = load_gguf(
-        case.weights, jax.numpy.dtype(case.dtype), sharding=lambda *_: replicated(mesh)
+    load, weights = load_gguf, case.weights
+    if case.random:
+        load, weights = load_hugging_face, Path(case.exported) / "base"
+    architecture, params = load(
+        weights, jax.numpy.dtype(case.dtype), sharding=lambda *_: replicated(mesh)
     )
     lora, adapters = read_peft_adapter(Path(case.exported) / "adapters")
-    decoder = Decoder(architecture, params, lora=lora, adapters=adapters)
+    options = DecoderOptions(attention=case.attention)
+    decoder = Decoder(architecture, params, lora=lora, adapters=adapters, options=options)
     graph, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)
     optimizer = training.make_optimizer(
         **OPTIMIZER, total_steps=case.steps, weight_decay=WEIGHT_DECAY, clip=CLIP
@@ -202,12 +218,13 @@ def pytorch(inputs: Inputs):
 
     case = inputs.case
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_default_device(pytorch_device())
     folder = Path(case.exported)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder / "base", dtype=getattr(torch, case.dtype)
     )
     model = peft.PeftModel.from_pretrained(model, folder / "adapters", is_trainable=True)
-    model.train()
+    model.to(pytorch_device()).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=WEIGHT_DECAY)
     schedule = make_schedule(**OPTIMIZER, total_steps=case.steps)
@@ -265,10 +282,18 @@ def pytorch(inputs: Inputs):
 def ceiling(dtype: str):
     """() -> FLOP/s of matrix products."""
     from tca4rec_jax.sharding import make_mesh
-    from tca4rec_jax.training.throughput import measured_peak
+    from tca4rec_jax.training.throughput import peak_flops
 
     start()
-    return partial(measured_peak, make_mesh(), dtype)
+    mesh = make_mesh()
+    return lambda: peak_flops(mesh, dtype).flops
+
+
+def default_contestants() -> list[str]:
+    import jax
+
+    on_cpu = jax.default_backend() == "cpu"
+    return [name for name in CONTESTANTS if on_cpu or not name.endswith(REUSED)]
 
 
 def take_turns(case: Case) -> None:
@@ -294,7 +319,7 @@ def take_turns(case: Case) -> None:
             "loss": loss,
             "tokens": int(inputs.batches.examples.tokens.lengths[rows].sum()),
             "context": mean_context(inputs.batches.examples.tokens.lengths[rows]),
-            "memory_mb": memory_mb("VmHWM"),
+            "memory_mb": peak_memory_mb(),
         }
         print(json.dumps(answer), flush=True)
 
@@ -306,6 +331,8 @@ def measure(cases: list[Case]) -> dict[str, list[dict]]:
         environment = PAGES_REUSED if case.contestant.endswith(REUSED) else {}
         if case.contestant in TWINS:
             environment = HUGE_PAGES
+        elif case.contestant != CEILING:
+            environment = environment | {"JAX_PLATFORMS": "cpu"}  # the schedule's
         contestants[case.contestant] = Contestant(
             __file__, dataclasses.asdict(case), environment=environment
         )
@@ -324,19 +351,24 @@ def export(folder: Path, weights: Path):
     """The base model and fresh adapters as transformers and peft read them; the architecture."""
     import jax
 
-    from tca4rec_jax.llm.decoder import Decoder
+    from tca4rec_jax.llm.architectures import architecture as named
+    from tca4rec_jax.llm.decoder import Decoder, init_params
     from tca4rec_jax.llm.export import export_decoder
     from tca4rec_jax.llm.gguf import load_gguf
     from tca4rec_jax.llm.lora import init_adapters
     from tca4rec_jax.llm.tokenizer import load_tokenizer
 
-    architecture, params = load_gguf(weights, jax.numpy.float32)
+    if _ARCHITECTURE.value:
+        architecture = named(_ARCHITECTURE.value)
+        params = init_params(architecture, jax.random.key(1), jax.numpy.bfloat16)
+    else:
+        architecture, params = load_gguf(weights, jax.numpy.float32)
     adapters = init_adapters(architecture, LORA, jax.random.key(0))
     decoder = Decoder(architecture, params, lora=LORA, adapters=adapters)
     for kind, name in (("base", "base"), ("peft", "adapters")):
         export_decoder(
-            folder / name, decoder, load_tokenizer(weights), kind=kind, dtype="float32",
-            base_model=str(weights),
+            folder / name, decoder, load_tokenizer(weights), kind=kind,
+            dtype=decoder.embedding.dtype.name, base_model=str(weights),
         )  # fmt: skip
     return architecture
 
@@ -383,13 +415,24 @@ def main(argv):
         raise app.UsageError("--data is missing: a folder in the published layout")
     weights = Path(_WEIGHTS.value)
     weights = weights if weights.is_file() else fetch_file(_WEIGHTS.value)
+    share_the_gpu()
     steps, numbers, rows = _WARM_UP.value + _STEPS.value, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         architecture = export(Path(folder), weights)
         for dtype in _DTYPES.value:
             cases = [
-                Case(name, dtype, _DATA.value, str(weights), folder, _BATCH.value, steps)
-                for name in (CEILING, *(_ONLY.value or CONTESTANTS))
+                Case(
+                    contestant=name,
+                    dtype=dtype,
+                    data=_DATA.value,
+                    weights=str(weights),
+                    random=bool(_ARCHITECTURE.value),
+                    attention=_ATTENTION.value,
+                    exported=folder,
+                    batch=_BATCH.value,
+                    steps=steps,
+                )
+                for name in (CEILING, *(_ONLY.value or default_contestants()))
             ]
             numbers[dtype] = measure(cases)
             rows |= table(numbers[dtype], architecture, dtype, _WARM_UP.value)

@@ -93,6 +93,32 @@ def memory_mb(field: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1e3
 
 
+def peak_memory_mb() -> float:
+    """The most that this process has held: of the GPU it computes on, else of the host."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    else:
+        import jax
+
+        on_gpu = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return memory_mb("VmHWM") if on_gpu is None else on_gpu / 1e6
+
+
+def share_the_gpu() -> None:
+    """JAX takes what it needs of a GPU, here and in processes started from here, not most of it.
+
+    Before any use of a device.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def pytorch_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def restart_peak() -> None:
     """VmHWM starts anew from what the process holds now."""
     Path("/proc/self/clear_refs").write_text("5")

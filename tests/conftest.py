@@ -1,25 +1,30 @@
 """Settings of every test process: CPU only, two devices, explicit rank promotion.
 
-The tests in eight_devices need a process of their own (test_mesh.py starts it).
+The tests in eight_devices need a process of their own (test_mesh.py starts it). Those that need one
+device run on a GPU too: TCA4REC_TEST_PLATFORM=cuda bash launch/test.sh -n 0 tests/llm ...
 """
 
 import os
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+PLATFORM = os.environ["JAX_PLATFORMS"] = os.environ.get("TCA4REC_TEST_PLATFORM", "cpu")
 os.environ.setdefault("TQDM_DISABLE", "1")
-# Programs are compiled, not run for long: without the expensive passes tests take 0.7 of the time,
-# and with the old way of emitting fusions 0.7 of that.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false"
-)
+if PLATFORM == "cpu":
+    # Programs are compiled, not run for long: without the expensive passes tests take 0.7 of the
+    # time, and with the old way of emitting fusions 0.7 of that.
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+        " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        " --xla_cpu_use_fusion_emitters=false"
+    )
 
 import jax
 
 DEVICES = int(os.environ.get("TCA4REC_TEST_DEVICES", "2"))
 collect_ignore = [] if DEVICES == 8 else ["eight_devices"]
 
-jax.config.update("jax_num_cpu_devices", DEVICES)
+if PLATFORM == "cpu":
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+else:  # whose products of float32 are of a lower precision by default
+    jax.config.update("jax_default_matmul_precision", "float32")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -160,7 +160,7 @@ class Programs:
             replicated(self.mesh), (trie, ScoreWeights(one, one, one, one), one)
         )
         return search_batch.lower(
-            state, *self._prompts(), None, None, None, trie, weights_U, temperature_T,
+            state, None, *self._prompts(), None, None, None, trie, weights_U, temperature_T,
             mesh=self.mesh, graph=graph, shape=shape, config=search,
         )  # fmt: skip
 

@@ -5,7 +5,6 @@ U sets of score weights, T temperatures.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
 
-from tca4rec_jax.data.ragged import Ragged, ranges
+from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.beam_search import (
     ScoreWeights,
     SearchConfig,
@@ -24,8 +23,9 @@ from tca4rec_jax.decoding.beam_search import (
     search_from_prompt,
 )
 from tca4rec_jax.decoding.likelihood import TargetTitles, target_titles, title_nll
+from tca4rec_jax.decoding.recommendations import Recommendations
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
-from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.decoder import Decoder, LowerLayers
 from tca4rec_jax.processes import fetch
 from tca4rec_jax.row_parallel import RowParallel
 from tca4rec_jax.sharding import (
@@ -42,27 +42,15 @@ _ROUND_BUCKETS_TO = 8
 _LLM_ALONE = ScoreWeights()
 
 
-@dataclass(frozen=True, eq=False)
-class Recommendations:
-    """The best titles of each row, best first.
+class Contender(NamedTuple):
+    """A model that searches, and the weights that it does so with."""
 
-    Attributes:
-      leaves_RxM: int32, leaves of the trie (distinct titles), -1 where there are no more.
-      scores_RxM: float32, -inf where there are no more.
-    """
-
-    leaves_RxM: np.ndarray
-    scores_RxM: np.ndarray
-
-    def items(
-        self, trie: ItemTrie, count: int, allowed_RxI: np.ndarray | None = None
-    ) -> np.ndarray:
-        """The first `count` items of each row; see `leaves_to_items`."""
-        return leaves_to_items(self.leaves_RxM, trie, count, allowed_RxI)
+    decoder: Decoder
+    weights: Sequence[ScoreWeights]
 
 
 class Sweep(NamedTuple):
-    """What one pass over the prompts found.
+    """What one pass over the prompts found with a model.
 
     Attributes:
       recommendations: one for each set of weights.
@@ -73,36 +61,34 @@ class Sweep(NamedTuple):
     nll_RxT: np.ndarray | None
 
 
-def leaves_to_items(
-    leaves_RxM: np.ndarray, trie: ItemTrie, count: int, allowed_RxI: np.ndarray | None = None
-) -> np.ndarray:
-    """int32 [R, count]: the items of the leaves in turn, -1 where there are no more.
+class _Found(NamedTuple):
+    """What a contender has found so far."""
 
-    Items that share a title share a leaf; they follow one another in catalogue order. Those that
-    allowed_RxI (bool) leaves out are passed over.
-    """
-    items_I, offsets = trie.items_by_leaf
-    present_RxM = leaves_RxM >= 0
-    leaf_RxM = np.maximum(leaves_RxM, 0)
-    sizes_RxM = np.where(present_RxM, offsets[leaf_RxM + 1] - offsets[leaf_RxM], 0)
-    flat = items_I[ranges(offsets[leaf_RxM].ravel(), sizes_RxM.ravel())]
-    lengths_R = sizes_RxM.sum(axis=1)
-    if allowed_RxI is not None:
-        row_of_item = np.repeat(np.arange(len(lengths_R)), lengths_R)
-        kept = allowed_RxI[row_of_item, flat]
-        flat = flat[kept]
-        lengths_R = np.bincount(row_of_item[kept], minlength=len(lengths_R))
-    rows = Ragged.from_lengths(flat, lengths_R)
-    kept_R = np.minimum(rows.lengths, count)
-    rows = Ragged.from_lengths(flat[ranges(rows.offsets[:-1], kept_R)], kept_R)
-    return rows.pad(np.arange(len(rows)), count, -1)
+    leaves_RxUxM: np.ndarray
+    scores_RxUxM: np.ndarray
+    nll_RxT: np.ndarray
+
+    @classmethod
+    def of_nothing(cls, shape: tuple[int, int, int], temperatures: int) -> "_Found":
+        return cls(
+            np.full(shape, -1, np.int32),
+            np.full(shape, -np.inf, np.float32),
+            np.full((shape[0], temperatures), np.nan, np.float32),
+        )
+
+    def sweep(self, with_nll: bool) -> Sweep:
+        by_weights = zip(
+            self.leaves_RxUxM.swapaxes(0, 1), self.scores_RxUxM.swapaxes(0, 1), strict=True
+        )
+        found = [Recommendations(*one) for one in by_weights]
+        return Sweep(found, self.nll_RxT if with_nll else None)
 
 
 class BatchedSearch:
     """Runs beam search over many rows.
 
-    All of one process share their compiled programs: another set of adapters, guidance or
-    temperature compiles nothing new.
+    All of one process share their compiled programs: another set of adapters, temperature or
+    guidance above 0 compiles nothing new.
     """
 
     def __init__(
@@ -150,32 +136,34 @@ class BatchedSearch:
         allowed: Callable[[np.ndarray], np.ndarray] | None = None,
         progress: str | None = "Recommending",
     ) -> Recommendations:
-        """The best titles for every prompt: `sweep` with one set of weights."""
-        found = self.sweep(
-            decoder, prompts, [weights], cf_logits, allowed=allowed, progress=progress
-        )
-        return found.recommendations[0]
+        """The best titles for every prompt: `sweep` of one model with one set of weights."""
+        contenders = [Contender(decoder, [weights])]
+        found = self.sweep(contenders, prompts, cf_logits, allowed=allowed, progress=progress)
+        return found[0].recommendations[0]
 
     def sweep(
         self,
-        decoder: Decoder,
+        contenders: Sequence[Contender],
         prompts: Ragged,
-        weights: Sequence[ScoreWeights],
         cf_logits: Callable[[np.ndarray], np.ndarray] | None = None,
         *,
+        shared_layers: int = 0,
         allowed: Callable[[np.ndarray], np.ndarray] | None = None,
         target_leaf_R: np.ndarray | None = None,
         temperatures: Sequence[float] = (1.0,),
         progress: str | None = "Recommending",
-    ) -> Sweep:
-        """The best titles for every prompt under each of several weights; prompts run once.
+    ) -> list[Sweep]:
+        """The best titles for every prompt, found with each model and each of its weights.
+
+        A model runs the prompts once for all of its weights, and what models share once for all.
 
         Args:
-          decoder: the language model, on the mesh or not.
+          contenders: models, on the mesh or not, and for each guidance, temperature and length
+            penalty, sets of them.
           prompts: int32 token ids of R rows.
-          weights: guidance, temperature and length penalty, U sets of them.
-          cf_logits: row numbers int64 [B] -> the CF logits of all items, float [B, I]; required if
-            weights.guidance > 0. Without it another program, with no guidance in it, is compiled.
+          cf_logits: row numbers int64 [B] -> the CF logits of all items, float [B, I]; required for
+            guidance > 0. Models without guidance run a program that has none in it.
+          shared_layers: how many layers, from the first, are the same in all models.
           allowed: row numbers int64 [B] -> bool [B, I], the items that may be recommended (the
             user's history left out, a part of the catalogue): as if the trie held no others.
             Another program is compiled for it. Pass the same to `Recommendations.items`.
@@ -184,11 +172,14 @@ class BatchedSearch:
           temperatures: each above 0.
           progress: label of the progress bar, None for none.
 
+        Returns:
+          Of each contender what it found.
+
         Raises:
-          ValueError: a prompt that is empty, longer than the largest bucket or too long for the
+          ValueError: a prompt that is empty, longer than the largest bucket or too long for a
             model, guidance without CF logits, or a temperature that is not above 0.
         """
-        guidance = max(one.check().guidance for one in weights)
+        guidance = max(one.check().guidance for _, weights in contenders for one in weights)
         if guidance > 0 and cf_logits is None:
             raise ValueError(f"guidance is {guidance}, but there are no CF logits for it")
         if min(temperatures) <= 0:
@@ -197,15 +188,63 @@ class BatchedSearch:
         targets = None
         if target_leaf_R is not None:
             targets = target_titles(self._scored, target_leaf_R)
-        nll_RxT = np.full((num_rows, len(temperatures)), np.nan, np.float32)
-        shape = (num_rows, len(weights), self._config.beams)
-        leaves_RxUxM = np.full(shape, -1, np.int32)
-        scores_RxUxM = np.full(shape, -np.inf, np.float32)
-        self._check_prompts(prompts, decoder)
+        programs, found = [], []
+        for decoder, weights in contenders:
+            self._check_prompts(prompts, decoder)
+            programs.append(self._program(decoder, weights, temperatures))
+            shape = (num_rows, len(weights), self._config.beams)
+            found.append(_Found.of_nothing(shape, len(temperatures)))
+        first, lower = contenders[0].decoder, None
+        if shared_layers and len(contenders) > 1:
+            graph, state = nnx.split(first)
+            lower = partial(
+                lower_layers, self._placed(first, state),
+                mesh=self._mesh, graph=graph, layers=shared_layers,
+            )  # fmt: skip
+
+        def store(rows_B: np.ndarray, results: list) -> None:
+            for one, result in zip(found, fetch(results), strict=True):
+                for kept, values in zip(one, result, strict=True):
+                    if values is not None:
+                        kept[rows_B] = values[: len(rows_B)]
+
+        pending = None
+        with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
+            for rows_B, width in self._batches(prompts.lengths):
+                padded_B = np.resize(rows_B, self._batch_size)  # the last batch repeats its rows
+                padded_B = padded_B[local_rows(self._mesh, self._batch_size, "prompts")]
+                cf_BxI = None
+                if guidance > 0:
+                    cf_BxI = np.asarray(cf_logits(padded_B), np.float32)
+                batch = (
+                    prompts.pad(padded_B, width, 0).astype(np.int32),
+                    prompts.lengths[padded_B].astype(np.int32),
+                    cf_BxI,
+                    None if allowed is None else np.asarray(allowed(padded_B), bool),
+                    targets and TargetTitles(*(field[padded_B] for field in targets)),
+                )
+                tokens, lengths, cf, *rest = shard_batch(self._mesh, batch, "prompts")
+                below = lower and lower(tokens)
+                results = [
+                    run(below, tokens, lengths, cf if guided else None, *rest)
+                    for run, guided in programs
+                ]
+                # Fetched after the next batch was dispatched: the host works meanwhile.
+                if pending is not None:
+                    store(*pending)
+                    bar.update(len(pending[0]))
+                pending = rows_B, results
+            if pending is not None:
+                store(*pending)
+                bar.update(len(pending[0]))
+        return [one.sweep(with_nll=targets is not None) for one in found]
+
+    def _program(self, decoder: Decoder, weights: Sequence[ScoreWeights], temperatures):
+        """(search_batch of what comes of a batch, whether it wants CF logits)."""
         graph, state = nnx.split(decoder)
         run = partial(
             search_batch,
-            place(state, tree_shardings(self._mesh, decoder.config, state)),
+            self._placed(decoder, state),
             trie=self._trie,
             weights_U=ScoreWeights(*np.array(weights, np.float32).T),
             temperature_T=np.array(temperatures, np.float32),
@@ -215,42 +254,10 @@ class BatchedSearch:
             config=self._config,
             renormalise=self._renormalise,
         )
+        return run, max(one.guidance for one in weights) > 0
 
-        def store(rows_B: np.ndarray, result: tuple) -> None:
-            leaves_BxUxM, scores_BxUxM, nll_BxT = fetch(result)
-            leaves_RxUxM[rows_B] = leaves_BxUxM[: len(rows_B)]
-            scores_RxUxM[rows_B] = scores_BxUxM[: len(rows_B)]
-            if nll_BxT is not None:
-                nll_RxT[rows_B] = nll_BxT[: len(rows_B)]
-
-        pending = None
-        with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
-            for rows_B, width in self._batches(prompts.lengths):
-                padded_B = np.resize(rows_B, self._batch_size)  # the last batch repeats its rows
-                padded_B = padded_B[local_rows(self._mesh, self._batch_size, "prompts")]
-                cf_BxI = None
-                if cf_logits is not None:
-                    cf_BxI = np.asarray(cf_logits(padded_B), np.float32)
-                batch = (
-                    prompts.pad(padded_B, width, 0).astype(np.int32),
-                    prompts.lengths[padded_B].astype(np.int32),
-                    cf_BxI,
-                    None if allowed is None else np.asarray(allowed(padded_B), bool),
-                    targets and TargetTitles(*(field[padded_B] for field in targets)),
-                )
-                result = run(*shard_batch(self._mesh, batch, "prompts"))
-                # Fetched after the next batch was dispatched: the host works meanwhile.
-                if pending is not None:
-                    store(*pending)
-                    bar.update(len(pending[0]))
-                pending = rows_B, result
-            if pending is not None:
-                store(*pending)
-                bar.update(len(pending[0]))
-        found = [
-            Recommendations(leaves_RxUxM[:, u], scores_RxUxM[:, u]) for u in range(len(weights))
-        ]
-        return Sweep(found, None if targets is None else nll_RxT)
+    def _placed(self, decoder: Decoder, state: nnx.State) -> nnx.State:
+        return place(state, tree_shardings(self._mesh, decoder.config, state))
 
     def _check_prompts(self, prompts: Ragged, decoder: Decoder) -> None:
         lengths_R = prompts.lengths
@@ -304,9 +311,28 @@ def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:
     return np.sort(width_V[buckets] * _ROUND_BUCKETS_TO).astype(np.int64)
 
 
+@partial(jax.jit, static_argnames=("mesh", "graph", "layers"))
+def lower_layers(
+    state: nnx.State, tokens_BxS: jax.Array, *, mesh: Mesh, graph: nnx.GraphDef, layers: int
+) -> LowerLayers:
+    """The prompts after a decoder's first layers, on shares of the batch as in `search_batch`."""
+    on_rows = RowParallel(mesh, "prompts")
+    run = on_rows(
+        lambda state, tokens: nnx.merge(graph, state).prefill_lower(tokens, layers),
+        in_specs=(PartitionSpec(), on_rows.rows),
+        out_specs=_of_lower(on_rows),
+    )
+    return run(state, tokens_BxS)
+
+
+def _of_lower(on_rows: RowParallel) -> LowerLayers:
+    return LowerLayers(on_rows.rows, PartitionSpec(None, *on_rows.rows))
+
+
 @partial(jax.jit, static_argnames=("mesh", "graph", "shape", "config", "renormalise"))
 def search_batch(
     state: nnx.State,
+    lower: LowerLayers | None,
     tokens_BxS: jax.Array,
     lengths_B: jax.Array,
     cf_logits_BxI: jax.Array | None,
@@ -324,8 +350,8 @@ def search_batch(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Beam search on shares of the batch: (leaves, scores) [B, U, M], NLL [B, T].
 
-    The prompts run once; the fields of weights_U are float32 [U] and each of them is searched with.
-    Without targets there is no likelihood (None).
+    The prompts run once, from `lower` on if their lower layers have; the fields of weights_U are
+    float32 [U] and each of them is searched with. Without targets there is no likelihood (None).
 
     Users don't depend on one another, so each device along 'data' (or each group of devices that
     share a copy of the model) runs a program of its own: nothing is communicated between them, and
@@ -334,10 +360,10 @@ def search_batch(
     """
 
     def on_one_group(
-        state, tokens, lengths, cf_logits, allowed, target, trie, weights_U, temperature_T
+        state, lower, tokens, lengths, cf_logits, allowed, target, trie, weights_U, temperature_T
     ):
         decoder = nnx.merge(graph, state)
-        prompt = run_prompts(decoder, tokens, lengths)
+        prompt = run_prompts(decoder, tokens, lengths, lower)
 
         def search(weights):
             result = search_from_prompt(
@@ -359,8 +385,13 @@ def search_batch(
     on_rows, everywhere = RowParallel(mesh, "prompts"), PartitionSpec()
     sharded = on_rows(
         on_one_group,
-        in_specs=(everywhere, *[on_rows.rows] * 5, *[everywhere] * 3),
+        in_specs=(
+            everywhere,
+            lower and _of_lower(on_rows),
+            *[on_rows.rows] * 5,
+            *[everywhere] * 3,
+        ),
         out_specs=on_rows.rows,
     )
     batch = (tokens_BxS, lengths_B, cf_logits_BxI, allowed_BxI, target_B)
-    return sharded(state, *batch, trie, weights_U, temperature_T)
+    return sharded(state, lower, *batch, trie, weights_U, temperature_T)

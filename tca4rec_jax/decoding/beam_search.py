@@ -99,7 +99,7 @@ class ScoreWeights(NamedTuple):
 class LanguageModel(Protocol):
     """What the search asks of a model; see llm.decoder.Decoder."""
 
-    def prefill(self, tokens_BxS, lengths_B): ...
+    def prefill(self, tokens_BxS, lengths_B, *, lower=None): ...
 
     def extend(
         self, tokens_BxMxE, count_BxM, prompt, prompt_lengths_B, beams, kept_T=None, per_user=0
@@ -135,9 +135,14 @@ def prepare_trie(trie: ItemTrie, config: SearchConfig) -> tuple[SearchTrie, Sear
     return search_trie(trie, compress=config.compress, score_edges=config.vocabulary)
 
 
-def run_prompts(model: LanguageModel, tokens_BxS: jax.Array, lengths_B: jax.Array):
-    """(hidden [B, 1, D] at each prompt's last token, the prompts' keys and values)."""
-    hidden_BxSxD, prompt = model.prefill(tokens_BxS, lengths_B)
+def run_prompts(
+    model: LanguageModel, tokens_BxS: jax.Array, lengths_B: jax.Array, lower: object = None
+):
+    """(hidden [B, 1, D] at each prompt's last token, the prompts' keys and values).
+
+    lower: what the model's prefill takes of layers that have run.
+    """
+    hidden_BxSxD, prompt = model.prefill(tokens_BxS, lengths_B, lower=lower)
     last_Bx1x1 = (lengths_B - 1)[:, None, None]
     return jnp.take_along_axis(hidden_BxSxD, last_Bx1x1, axis=1), prompt
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +25,10 @@ from ml_collections import ConfigDict
 from tca4rec_jax.cf.popularity import popularity_logits
 from tca4rec_jax.data.prompts import prompts
 from tca4rec_jax.data.sequences import ItemSequences
-from tca4rec_jax.decoding.batched_search import BatchedSearch, Recommendations
+from tca4rec_jax.decoding.batched_search import BatchedSearch, Contender
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.filters import ItemFilter
+from tca4rec_jax.decoding.recommendations import Recommendations
 from tca4rec_jax.evaluation.ranking import (
     bootstrap_intervals,
     metric_values,
@@ -94,10 +96,10 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
     _check_labels(config)
     rows = sample_rows(run.data.splits[fields.split], fields.rows, config.seed)
     logging.info("Evaluating %d of the %s rows", len(rows), fields.split)
-    ranked = cf_models(run, rows)
-    for name in dict.fromkeys(name for _, name, _ in fields.variants):
-        variants = {label: value for label, run_, value in fields.variants if run_ == name}
-        ranked |= cached_llm(run, rows, name, variants)
+    variants: dict[str, dict[str, float]] = {}
+    for label, name, guidance in fields.variants:
+        variants.setdefault(name, {})[label] = guidance
+    ranked = cf_models(run, rows) | cached_llms(run, rows, variants)
     ranked = {label: ranked[label] for label in (POPULAR, CF, *_labels(fields))}
     results = _results(run, rows, ranked)
     if is_first():
@@ -167,29 +169,42 @@ def _full_ranking(run: Run, rows: np.ndarray, scores_RxI: np.ndarray) -> Ranked:
     )
 
 
-def cached_llm(
-    run: Run, rows: np.ndarray, name: str, variants: dict[str, float]
+def cached_llms(
+    run: Run, rows: np.ndarray, variants: dict[str, dict[str, float]]
 ) -> dict[str, Ranked]:
-    """The lists of an LLM run at several guidances {label: guidance}, or those found on disk."""
-    guidances = list(variants.values())
-    identity = from_first(lambda: _identity(run, rows, name, guidances), size=32).hex()
-    path = run.workdir / "evaluation" / f"{name or 'untrained'}_{identity[:8]}.npz"
-    if everywhere(_saved_identity(path) == identity):
-        with np.load(path) as saved:
+    """By label the lists of LLM runs {run: {label: guidance}}; those found on disk are not made.
+
+    Runs that share layers rank the rows together, others one after the other.
+    """
+    ranked, missing = {}, {}
+    for name, of_run in variants.items():
+        guidances = list(of_run.values())
+        identity = from_first(partial(_identity, run, rows, name, guidances), size=32).hex()
+        path = run.workdir / "evaluation" / f"{name or 'untrained'}_{identity[:8]}.npz"
+        if everywhere(_saved_identity(path) == identity):
             logging.info("Lists of an earlier evaluation in %s", path)
-            return {
-                label: Ranked(*(saved[field][u] for field in Ranked._fields))
-                for u, label in enumerate(variants)
-            }
-    found = _llm(run, rows, name, guidances)
-    if is_first():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".partial")
-        fields = Ranked(*map(np.stack, zip(*found, strict=True)))._asdict()
-        with beside.open("wb") as file:
-            np.savez(file, identity=identity, **fields)
-        os.replace(beside, path)
-    return dict(zip(variants, found, strict=True))
+            with np.load(path) as saved:
+                found = [saved[field] for field in Ranked._fields]
+            ranked |= dict(zip(of_run, map(Ranked, *found), strict=True))
+        else:
+            missing[name] = path, identity
+    together = [list(missing)] if run.shared_layers and missing else [[name] for name in missing]
+    for names in together:
+        found = _llms(run, rows, {name: list(variants[name].values()) for name in names})
+        for name, of_run in zip(names, found, strict=True):
+            ranked |= dict(zip(variants[name], of_run, strict=True))
+            if is_first():
+                _save(*missing[name], of_run)
+    return ranked
+
+
+def _save(path: Path, identity: str, found: list[Ranked]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".partial")
+    fields = Ranked(*map(np.stack, zip(*found, strict=True)))._asdict()
+    with beside.open("wb") as file:
+        np.savez(file, identity=identity, **fields)
+    os.replace(beside, path)
 
 
 def _saved_identity(path: Path) -> str:
@@ -226,7 +241,8 @@ def _sha256(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _llm(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> list[Ranked]:
+def _llms(run: Run, rows: np.ndarray, guidances: dict[str, list[float]]) -> list[list[Ranked]]:
+    """Of each LLM run {run: guidances} what it ranks with each of them."""
     config = run.config
     split = run.data.splits[config.evaluation.split].take(rows)
     history_RxH, target_R = split.histories_and_targets(config.data.history_length)
@@ -239,23 +255,28 @@ def _llm(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> list[
         buckets=config.evaluation.buckets,
     )
     allowed = ItemFilter.from_config(fields, run.data.catalogue).masks(history_RxH)
-    weights = [
-        ScoreWeights(guidance, config.objective.beta, fields.temperature, fields.length_penalty)
-        for guidance in guidances
-    ]
+
+    def weights(guidance: float) -> ScoreWeights:
+        beta = config.objective.beta
+        return ScoreWeights(guidance, beta, fields.temperature, fields.length_penalty)
+
+    label = "LLM " + ", ".join(name or "untrained" for name in guidances)
     leaf_R = run.trie.leaf_of_item[target_R]
-    found, nll_RxT = search.sweep(
-        run.inference_decoder(name),
+    swept = search.sweep(
+        [
+            Contender(run.inference_decoder(name), list(map(weights, of_run)))
+            for name, of_run in guidances.items()
+        ],
         prompts(run.titles, history_RxH, config.prompt.max_tokens),
-        weights,
-        _cf_logits(run, rows),
+        _cf_logits(run, rows) if any(map(any, guidances.values())) else None,
+        shared_layers=run.shared_layers,
         allowed=allowed,
         target_leaf_R=leaf_R,
         temperatures=config.evaluation.temperatures,
-        progress=f"LLM {name or 'untrained'}" if is_first() else None,
+        progress=label if is_first() else None,
     )
 
-    def ranked(one: Recommendations, guidance: float) -> Ranked:
+    def ranked(one: Recommendations, nll_RxT: np.ndarray, guidance: float) -> Ranked:
         allowed_RxI = None if allowed is None else allowed(np.arange(rows.size))
         items_RxK = one.items(run.trie, fields.beams, allowed_RxI)
         return Ranked(
@@ -265,7 +286,13 @@ def _llm(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> list[
             np.full_like(nll_RxT, np.nan) if guidance else nll_RxT,
         )
 
-    return list(map(ranked, found, guidances))
+    return [
+        [
+            ranked(one, sweep.nll_RxT, guidance)
+            for one, guidance in zip(sweep.recommendations, of_run, strict=True)
+        ]
+        for sweep, of_run in zip(swept, guidances.values(), strict=True)
+    ]
 
 
 def _results(run: Run, rows: np.ndarray, ranked: dict[str, Ranked]) -> dict:

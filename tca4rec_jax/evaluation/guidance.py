@@ -10,7 +10,7 @@ from pathlib import Path
 import rich
 from ml_collections import ConfigDict
 
-from tca4rec_jax.evaluation.evaluate import CF, cached_llm, cf_models, sample_rows
+from tca4rec_jax.evaluation.evaluate import CF, cached_llms, cf_models, sample_rows
 from tca4rec_jax.evaluation.ranking import paired_differences, ranking_metrics
 from tca4rec_jax.evaluation.report import (
     console_table,
@@ -46,7 +46,7 @@ def sweep_guidance(
         run.data.splits[config.evaluation.split], config.evaluation.rows, config.seed
     )
     labels = {f"lambda = {guidance:g}": guidance for guidance in guidances}
-    ranked = cached_llm(run, rows, name, labels) | {CF: cf_models(run, rows)[CF]}
+    ranked = cached_llms(run, rows, {name: labels}) | {CF: cf_models(run, rows)[CF]}
     models = {label: ranking_metrics(one.rank_R, seed=config.seed) for label, one in ranked.items()}
     alone = "lambda = 0"
     differences = {

@@ -7,7 +7,9 @@ Weights are [in, out] and stacked over layers on axis 0, whichever way the layer
 """
 
 import functools
+import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,13 @@ _keep = functools.partial(checkpoint_name, name="product")
 
 # (q, k, v, number of the layer, its sliding window or None) -> attended values
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, int | jax.Array | None], jax.Array]
+
+
+class LowerLayers(NamedTuple):
+    """Right-padded prompts after a decoder's first layers; decoders that share these go on."""
+
+    x: jax.Array  # [B, S, D]
+    kv: KVCache  # [layers, B, S, K, H]
 
 
 def init_params(
@@ -149,9 +158,21 @@ class Decoder(nnx.Module):
         lengths_B: jax.Array,
         *,
         soft: SoftEmbeddings | None = None,
+        lower: LowerLayers | None = None,
     ) -> tuple[jax.Array, KVCache]:
-        """`hidden` together with the keys and values [L, B, S, K, H] of right-padded prompts."""
-        return self._forward(tokens_BxS, lengths_B, soft, None, keep_kv=True)
+        """`hidden` together with the keys and values [L, B, S, K, H] of right-padded prompts.
+
+        With `lower`, what `prefill_lower` of an equal decoder gave for these prompts, only the
+        layers above run.
+        """
+        return self._forward(tokens_BxS, lengths_B, soft, None, keep_kv=True, lower=lower)
+
+    def prefill_lower(
+        self, tokens_BxS: jax.Array, layers: int, *, soft: SoftEmbeddings | None = None
+    ) -> LowerLayers:
+        """The first `layers` (static) of a prefill."""
+        x = self._read(tokens_BxS, soft)
+        return LowerLayers(*self._run_causal(x, keep_kv=True, stop=layers))
 
     def empty_beams(self, batch: int, beams: int, slots: int) -> BeamCache:
         """Of beams that have read nothing; each user's have room for `slots` tokens in all."""
@@ -202,12 +223,13 @@ class Decoder(nnx.Module):
             )
             return packed.back(attended)
 
-        hidden, new = self._run_layers(
+        x, new = self._run_layers(
             self._embed(packed.pack(tokens_BxMxE)),
             packed.pack(positions_BxMxE),
             attend,
             keep_kv=True,
         )
+        hidden = self._final(x)
         new = KVCache(*(jax.vmap(packed.by_user)(values) for values in new))
         slot_BxMxE, paths = read_on(paths, count_BxM, shape[2])
         nowhere = beams.kv.k.shape[2]
@@ -222,28 +244,42 @@ class Decoder(nnx.Module):
         embedded, scale = jnp.take(embedding, tokens, axis=0), self.config.embedding_scale
         return embedded if scale == 1 else embedded * jnp.asarray(scale, embedded.dtype)
 
-    def _forward(self, tokens_BxS, lengths_B, soft, dropout_key_B, *, keep_kv):
+    def _read(self, tokens_BxS: jax.Array, soft: SoftEmbeddings | None) -> jax.Array:
         length = tokens_BxS.shape[1]
         if length > self.config.max_positions:
             raise ValueError(
                 f"sequences of {length} tokens exceed max_positions={self.config.max_positions};"
                 " shorten the history or the titles"
             )
-        positions_S = jnp.arange(length)
+        embedded = self._embed(tokens_BxS)
+        return embedded if soft is None else put_soft_embeddings(embedded, soft)
+
+    def _final(self, x: jax.Array) -> jax.Array:
+        config = self.config
+        return rms_norm(x, self.final_norm[...], config.rms_norm_eps, config.norm_offset)
+
+    def _forward(self, tokens_BxS, lengths_B, soft, dropout_key_B, *, keep_kv, lower=None):
+        if lower is None:
+            x = self._read(tokens_BxS, soft)
+            x, kv = self._run_causal(x, keep_kv=keep_kv, dropout_key_B=dropout_key_B)
+        else:
+            x, kv = self._run_causal(lower.x, keep_kv=keep_kv, start=lower.kv.k.shape[0])
+            kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), lower.kv, kv)
+        real_BxS = jnp.arange(x.shape[1])[None, :] < lengths_B[:, None]
+        return jnp.where(real_BxS[:, :, None], self._final(x), 0), kv
+
+    def _run_causal(self, x_BxSxD: jax.Array, *, keep_kv: bool, **layers):
         # Prompts are short and need no backward pass.
         implementation = "xla" if keep_kv else self.options.attention
-        embedded = self._embed(tokens_BxS)
-        hidden, kv = self._run_layers(
-            embedded if soft is None else put_soft_embeddings(embedded, soft),
-            positions_S[None, :],
+        return self._run_layers(
+            x_BxSxD,
+            jnp.arange(x_BxSxD.shape[1])[None, :],
             lambda q, k, v, layer, window: causal_attention(
                 q, k, v, window=window, implementation=implementation
             ),
             keep_kv=keep_kv,
-            dropout_key_B=dropout_key_B,
+            **layers,
         )
-        real_BxS = positions_S[None, :] < lengths_B[:, None]
-        return jnp.where(real_BxS[:, :, None], hidden, 0), kv
 
     def _run_layers(
         self,
@@ -253,8 +289,10 @@ class Decoder(nnx.Module):
         *,
         keep_kv: bool,
         dropout_key_B: jax.Array | None = None,
+        start: int = 0,
+        stop: int | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
-        """All layers and the final norm, and their keys and values [L, ..., K, H]."""
+        """The layers from `start` to `stop` (all), and their keys and values [L, ..., K, H]."""
         config = self.config
         rope = rotary_tables(positions, config.head_dim, config.rope_theta, config.rope_scaling)
         local_rope = rope
@@ -290,20 +328,17 @@ class Decoder(nnx.Module):
         def run(x, inputs):
             return jax.lax.scan(layer, x, inputs) if in_scan else _unrolled(layer, x, inputs)
 
+        # Below the first adapter there are none, so that nothing there is differentiated.
         first = self.lora.first_layer if adapters else 0
-        if first == 0:
-            x, kv = run(x, inputs)
-        else:
-            # Without adapters, so that nothing below the first one is differentiated.
-            below, above = (
-                jax.tree.map(lambda a, part=part: a[part], inputs)
-                for part in (slice(None, first), slice(first, None))
-            )
-            x, kv_below = run(x, (below[0], {}, below[2]))
-            x, kv_above = run(x, above)
-            kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), kv_below, kv_above)
-        hidden = rms_norm(x, self.final_norm[...], config.rms_norm_eps, config.norm_offset)
-        return hidden, (KVCache(*kv) if keep_kv else None)
+        stop = config.num_layers if stop is None else stop
+        bounds, of_parts = sorted({start, stop, min(max(first, start), stop)}), []
+        for lowest, end in itertools.pairwise(bounds):
+            part = slice(lowest, end)
+            weights, adapters, index = jax.tree.map(lambda leaf, part=part: leaf[part], inputs)
+            x, kv = run(x, (weights, adapters if lowest >= first else {}, index))
+            of_parts.append(kv)
+        kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), *of_parts)
+        return x, (KVCache(*kv) if keep_kv else None)
 
     def _window_and_rope(self, layer: jax.Array, rope, local_rope):
         """The sliding window and the rotary tables of a layer.

@@ -217,6 +217,11 @@ class Run:
         """What trained weights are rounded to before they are used; None for adapters."""
         return self.config.llm.dtype if self.config.llm.train == "full" else None
 
+    @property
+    def shared_layers(self) -> int:
+        """How many of the LLM's layers, from the first, training leaves as they came."""
+        return self.config.lora.first_layer if self.config.llm.train == "lora" else 0
+
     def inference_decoder(self, name: str) -> Decoder:
         """The LLM of a run without adapters: they are merged into float32 weights, which is faster.
 

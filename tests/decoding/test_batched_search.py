@@ -11,12 +11,13 @@ from flax import nnx
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.batched_search import (
     BatchedSearch,
+    Contender,
     bucket_lengths,
-    leaves_to_items,
     search_batch,
 )
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
 from tca4rec_jax.decoding.likelihood import target_titles
+from tca4rec_jax.decoding.recommendations import leaves_to_items
 from tca4rec_jax.sharding import make_mesh, replicate, shard_batch
 from tca4rec_jax.trie import ItemTrie
 
@@ -98,6 +99,7 @@ def test_the_search_is_split_over_the_devices_without_communication(decoder):
     weights = ScoreWeights(0.5, 1.0, 1.0, 0.0)
     args = (
         replicate(mesh, state),
+        None,
         *shard_batch(mesh, (tokens, lengths, cf_logits, None, target)),
         replicate(mesh, trie),
         jax.tree.map(lambda value: np.full(1, value, np.float32), weights),
@@ -121,12 +123,37 @@ def test_a_sweep_equals_its_searches_one_by_one(decoder):
     search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
     sweep = [ScoreWeights(guidance=value) for value in (0.0, 1.0, 100.0)]
     args = (cf_RxI.__getitem__,)
-    found = search.sweep(decoder, prompts, sweep, *args, progress=None).recommendations
+    swept = search.sweep([Contender(decoder, sweep)], prompts, *args, progress=None)
+    found = swept[0].recommendations
     for weights, one in zip(sweep, found, strict=True):
         alone = search.recommend(decoder, prompts, weights, *args, progress=None)
         np.testing.assert_array_equal(one.leaves_RxM, alone.leaves_RxM)
         np.testing.assert_allclose(one.scores_RxM, alone.scores_RxM, rtol=1e-5)
     assert (found[0].leaves_RxM != found[2].leaves_RxM).any()
+
+
+def test_models_that_share_layers_find_what_each_finds_alone(decoder):
+    """One is guided, the other is not; both are asked for the targets' likelihood."""
+    graph, state = nnx.split(decoder)
+    layers = jax.tree.map(lambda leaf: leaf.at[1:].multiply(1.5), state["layers"])
+    other = nnx.merge(graph, nnx.State(dict(state) | {"layers": layers}))
+    rows = 6
+    prompts = ragged_prompts(rows, 12)
+    cf_RxI = np.random.default_rng(4).normal(size=(rows, len(SEQUENCES))).astype(np.float32)
+    search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
+    contenders = [
+        Contender(decoder, [ScoreWeights()]),
+        Contender(other, [ScoreWeights(), ScoreWeights(guidance=1.0)]),
+    ]
+    same = {"target_leaf_R": np.arange(rows), "progress": None}
+    together = search.sweep(contenders, prompts, cf_RxI.__getitem__, shared_layers=1, **same)
+    for contender, swept in zip(contenders, together, strict=True):
+        (alone,) = search.sweep([contender], prompts, cf_RxI.__getitem__, **same)
+        np.testing.assert_allclose(swept.nll_RxT, alone.nll_RxT, rtol=1e-5)
+        for found, expected in zip(swept.recommendations, alone.recommendations, strict=True):
+            np.testing.assert_array_equal(found.leaves_RxM, expected.leaves_RxM)
+            np.testing.assert_allclose(found.scores_RxM, expected.scores_RxM, rtol=1e-5)
+    assert np.abs(together[0].nll_RxT - together[1].nll_RxT).min() > 0.01
 
 
 @pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
@@ -137,8 +164,8 @@ def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, score):
     config = SearchConfig(beams=3, score=score)
     search = BatchedSearch(TRIE, config, mesh=make_mesh(2), batch_size=6, buckets=2)
     temperatures = (1.0, 2.5)
-    found = search.sweep(
-        decoder, prompts, [ScoreWeights()],
+    (found,) = search.sweep(
+        [Contender(decoder, [ScoreWeights()])], prompts,
         target_leaf_R=target_R, temperatures=temperatures, progress=None,
     )  # fmt: skip
     for row in range(rows):
@@ -153,8 +180,8 @@ def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, score):
         np.testing.assert_allclose(found.nll_RxT[row], expected, rtol=1e-4, atol=1e-4)
     # The scores of the search are the likelihoods of what it found.
     first = found.recommendations[0]
-    again = search.sweep(
-        decoder, prompts, [ScoreWeights()],
+    (again,) = search.sweep(
+        [Contender(decoder, [ScoreWeights()])], prompts,
         target_leaf_R=first.leaves_RxM[:, 0], temperatures=temperatures, progress=None,
     )  # fmt: skip
     np.testing.assert_allclose(-again.nll_RxT[:, 0], first.scores_RxM[:, 0], rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.decoding.batched_search import BatchedSearch, search_batch
+from tca4rec_jax.decoding.batched_search import BatchedSearch, Contender, search_batch
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
 from tca4rec_jax.decoding.likelihood import target_titles
 from tca4rec_jax.llm.config import DecoderConfig
@@ -51,6 +51,7 @@ def found(sizes, score="before_softmax", heads=(8, 8)):
     target = target_titles(scored, np.arange(ROWS) % TRIE.num_leaves)
     args = (
         jax.device_put(state, tree_shardings(mesh, decoder.config, state)),
+        None,
         *shard_batch(mesh, (PROMPT_BxS, LENGTH_B, CF, None, target), "prompts"),
         replicate(mesh, trie),
         ScoreWeights(*np.array([[0.5], [1.0], [1.0], [0.0]], np.float32)),
@@ -97,15 +98,20 @@ def test_groups_of_devices_do_not_wait_for_one_another():
 
 
 def test_a_batched_search_puts_everything_in_place():
-    mesh = make_mesh(2, 2, 2)
+    """Also what two decoders share, the first of the layers."""
+    mesh, decoder = make_mesh(2, 2, 2), make_decoder(8, 8)
+    graph, state = nnx.split(decoder)
+    layers = jax.tree.map(lambda leaf: leaf.at[1:].multiply(1.5), state["layers"])
+    other = nnx.merge(graph, nnx.State(dict(state) | {"layers": layers}))
     prompts = Ragged.from_lengths(PROMPT_BxS[np.arange(TOKENS) < LENGTH_B[:, None]], LENGTH_B)
     search = BatchedSearch(TRIE, CONFIG, mesh=mesh, batch_size=ROWS, buckets=(TOKENS,))
-    result = search.recommend(
-        make_decoder(8, 8), prompts, ScoreWeights(0.5), CF.__getitem__, progress=None
-    )
+    both = [Contender(one, [ScoreWeights(0.5)]) for one in (decoder, other)]
+    swept = search.sweep(both, prompts, CF.__getitem__, shared_layers=1, progress=None)
+    result, of_other = (one.recommendations[0] for one in swept)
     expected_leaves, expected_scores, *_ = found((1, 1, 1))
     np.testing.assert_array_equal(result.leaves_RxM, expected_leaves[:, 0])
     np.testing.assert_allclose(result.scores_RxM, expected_scores[:, 0], rtol=1e-5, atol=1e-5)
+    assert np.abs(of_other.scores_RxM - result.scores_RxM).max() > 0.1
 
 
 def groups_of(line):

@@ -183,6 +183,17 @@ def test_prefill_equals_hidden_and_padding_changes_nothing():
     np.testing.assert_allclose(hidden[1, :3], alone[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
+def test_a_prefill_goes_on_from_the_layers_that_have_run(layer_loop):
+    decoder = make_decoder(options=DecoderOptions(layer_loop))
+    tokens, lengths = random_tokens((2, 7)), np.array([7, 3])
+    expected = prefill(decoder, tokens, lengths)
+    lower = nnx.jit(lambda decoder: decoder.prefill_lower(tokens, 1))(decoder)
+    assert lower.kv.k.shape[0] == 1
+    found = prefill(decoder, tokens, lengths, lower=lower)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+
+
 def test_soft_embeddings_stand_in_for_tokens():
     """The embeddings of other tokens in the places of placeholders: the same as those tokens."""
     decoder, lengths = make_decoder(), np.array([7, 5])
