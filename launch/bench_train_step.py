@@ -28,17 +28,13 @@ imports where it is installed, and has the environment of launch/quickstart.sh (
 MFU counts 4 FLOPs per weight of the layers and token (and attention; LoRA computes no gradient of a
 base weight) against the peak of the GPU's data sheet, or on CPU against matrix products of this
 machine, which XLA measures in every round (ceiling).
-
-Axis letters: B batch, S sequence, T target tokens, I items, V vocabulary.
 """
 
 import dataclasses
 import json
-import os
 import sys
 import tempfile
 import time
-from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -48,24 +44,26 @@ from measuring import (
     HUGE_PAGES,
     PAGES_REUSED,
     Contestant,
-    cf_distributions_loop,
     peak_memory_mb,
-    prefixes,
-    pytorch_device,
     share_the_gpu,
+)
+from train_step_inputs import (
+    ALPHA,
+    BETA,
+    CLIP,
+    FORM,
+    LORA,
+    OPTIMIZER,
+    TAU,
+    WEIGHT_DECAY,
+    Case,
+    Inputs,
 )
 
 from tca4rec_jax.data.downloads import fetch_file
-from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
-from tca4rec_jax.data.published import read_published
 from tca4rec_jax.evaluation.report import console_table, write_results
 from tca4rec_jax.launching import start
-from tca4rec_jax.llm.lora import LoRAConfig
-from tca4rec_jax.training.batches import Batches
-from tca4rec_jax.training.examples import build_examples
-from tca4rec_jax.training.step import make_schedule
 from tca4rec_jax.training.throughput import mean_context
-from tca4rec_jax.trie import ItemTrie
 
 _DATA = flags.DEFINE_string("data", None, "Folder of a data set in the published layout.")
 _WEIGHTS = flags.DEFINE_string("weights", "smollm2-135m-instruct", "A GGUF file or its name.")
@@ -81,84 +79,10 @@ _ONLY = flags.DEFINE_list("only", [], "Contestants; all by default.")
 _OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the numbers and the loss curves.")
 _CASE = flags.DEFINE_string("case", None, "Internal: the one case this process measures, as JSON.")
 
-ALPHA, BETA, TAU, FORM = 0.1, 1.0, 4.5, "log_expectation"
-LORA = LoRAConfig(rank=8, alpha=16.0, dropout=0.0, targets="(q|k|v|o)_proj")
-OPTIMIZER = {"learning_rate": 1e-3, "warmup_steps": 2}
-WEIGHT_DECAY, CLIP = 0.01, 1.0
-TEMPLATE = PromptTemplate("Products one person bought, in order:\n")
-MAX_TOKENS, BUCKETS = 512, tuple(range(64, 513, 16))
 REUSED = ", pages reused"
 TWINS = {"ours": "PyTorch, plain", "ours, NTP": "PyTorch, floor"}  # of one loss
 CEILING = "ceiling"
 CONTESTANTS = [name for ours, theirs in TWINS.items() for name in (ours, theirs, theirs + REUSED)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    contestant: str
-    dtype: str
-    data: str
-    weights: str  # GGUF file, of the tokenizer at least
-    random: bool  # weights that are in `exported` only
-    attention: str
-    exported: str  # folder: base/ and adapters/ for PyTorch
-    batch: int
-    steps: int  # warm-up included
-
-
-class RandomCF:
-    """A factorised store of CF logits in memory: standard normal user vectors and item table."""
-
-    item_bias = None
-
-    def __init__(self, num_items: int, num_positions: int, width: int = 64):
-        rng = np.random.default_rng(0)
-        self.item_table = rng.standard_normal((num_items, width), np.float32)
-        self._vectors = rng.standard_normal((num_positions, width), np.float32) / width**0.5
-
-    def read(self, positions: np.ndarray) -> np.ndarray:
-        return self._vectors[positions]
-
-
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """The rows and their batches, the same in every process."""
-
-    case: Case
-
-    @cached_property
-    def titles(self):
-        from tca4rec_jax.llm.tokenizer import load_tokenizer
-
-        tokenizer = load_tokenizer(Path(self.case.weights))
-        encode = partial(tokenizer.encode, add_special_tokens=False)
-        return tokenise_titles(self.data.catalogue.titles, encode, TEMPLATE, tokenizer.bos_token_id)
-
-    @cached_property
-    def data(self):
-        return read_published(self.case.data, max_title_length=100)
-
-    @cached_property
-    def compressed(self) -> ItemTrie:
-        return ItemTrie.build(self.titles.titles).compress()
-
-    @cached_property
-    def batches(self) -> Batches:
-        split = self.data.splits["train"]
-        examples = build_examples(
-            split, self.titles, self.compressed, supervision="last", max_tokens=MAX_TOKENS
-        )
-        store = RandomCF(self.data.catalogue.num_items, split.items.size)
-        return Batches.create(examples, store, batch_size=self.case.batch, seed=0, buckets=BUCKETS)
-
-    def rows(self, step: int) -> np.ndarray:
-        """Examples of a step: those of the one bucket that most rows fall into."""
-        bucket_of_example = self.batches.bucket_of_example
-        largest = np.argmax(np.bincount(bucket_of_example))
-        inside = np.flatnonzero(bucket_of_example == largest)
-        return np.random.default_rng(0).permutation(inside)[step * self.case.batch :][
-            : self.case.batch
-        ]
 
 
 def ours(inputs: Inputs):
@@ -210,75 +134,6 @@ def ours(inputs: Inputs):
     return step
 
 
-def pytorch(inputs: Inputs):
-    """step number -> loss, for both PyTorch contestants."""
-    import peft
-    import torch
-    import transformers
-
-    case = inputs.case
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.set_default_device(pytorch_device())
-    folder = Path(case.exported)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder / "base", dtype=getattr(torch, case.dtype)
-    )
-    model = peft.PeftModel.from_pretrained(model, folder / "adapters", is_trainable=True)
-    model.to(pytorch_device()).train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=WEIGHT_DECAY)
-    schedule = make_schedule(**OPTIMIZER, total_steps=case.steps)
-    batches, titles = inputs.batches, inputs.titles.titles
-    examples = batches.examples
-    targets = inputs.data.splits["train"].items[examples.cf_position.values]
-    plain = case.contestant.startswith("PyTorch, plain")
-    rows = np.concatenate([inputs.rows(number) for number in range(case.steps)])
-    tries = prefixes(titles, targets[rows]) if plain else {}
-    below = {prefix: tuple(map(torch.tensor, lists)) for prefix, lists in tries.items()}
-
-    def loss_of(rows):
-        length_B = examples.tokens.lengths[rows]
-        longest = int(length_B.max())
-        tokens_BxS = torch.tensor(examples.tokens.pad(rows, longest, 0)).long()
-        mask_BxS = torch.arange(longest)[None, :] < torch.tensor(length_B)[:, None]
-        row = torch.tensor(np.repeat(np.arange(rows.size), examples.position.lengths[rows]))
-        position = torch.tensor(examples.position.take(rows).values).long()
-        label = torch.tensor(examples.label.take(rows).values).long()
-        if not plain:
-            body = model.base_model.model
-            hidden_BxSxD = body.model(tokens_BxS, attention_mask=mask_BxS)[0]
-            logits_TxV = body.lm_head(hidden_BxSxD[row, position])
-            return torch.nn.functional.cross_entropy(logits_TxV.float(), label)
-        logits_BxSxV = model(tokens_BxS, attention_mask=mask_BxS).logits.float()
-        of_row = [titles[item].tolist() for item in targets[rows]]
-        starts = [int(examples.position[r][0]) for r in rows]
-        vectors = batches.store.read(examples.cf_position.take(rows).values)
-        cf_BxI = torch.tensor(vectors @ batches.store.item_table.T)
-        cf_BxSxV = cf_distributions_loop(below, of_row, starts, cf_BxI, BETA, logits_BxSxV)
-        weight_BxS = torch.zeros(tokens_BxS.shape)
-        weight_BxS[row, position] = 1.0
-        label_BxS = torch.zeros_like(tokens_BxS)
-        label_BxS[row, position] = label
-        # Elsewhere than at the target everything is allowed, so that no softmax is empty.
-        allowed_BxSxV = (cf_BxSxV > 0) | (weight_BxS == 0)[:, :, None]
-        p_BxSxV = torch.softmax((logits_BxSxV / TAU).masked_fill(~allowed_BxSxV, -1e30), dim=-1)
-        onehot_BxSxV = torch.nn.functional.one_hot(label_BxS, logits_BxSxV.shape[2]).float()
-        y_BxSxV = (1 - ALPHA) * onehot_BxSxV + ALPHA * cf_BxSxV
-        loss_BxS = -torch.log((y_BxSxV * p_BxSxV).sum(dim=-1))
-        return (loss_BxS * weight_BxS).sum() / weight_BxS.sum()
-
-    def step(number: int) -> float:
-        optimizer.param_groups[0]["lr"] = float(schedule(number))
-        loss = loss_of(inputs.rows(number))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, CLIP)
-        optimizer.step()
-        return float(loss.detach())
-
-    return step
-
-
 def ceiling(dtype: str):
     """() -> FLOP/s of matrix products."""
     from tca4rec_jax.sharding import make_mesh
@@ -306,8 +161,11 @@ def take_turns(case: Case) -> None:
         return
     if case.contestant in TWINS:
         sys.modules["torch"] = None  # as where it is not installed
+        step_of = ours
+    else:
+        from train_step_pytorch import pytorch as step_of
     inputs = Inputs(case)
-    step = ours(inputs) if case.contestant in TWINS else pytorch(inputs)
+    step = step_of(inputs)
     print("ready", flush=True)
     for line in sys.stdin:
         rows = inputs.rows(int(line))

@@ -264,10 +264,13 @@ def search_from_prompt(
 
 
 def _pool_sizes(beams: int, most_reads: int) -> list[int]:
-    """Slots of a user's pool: few as long as few are taken, since every query looks at all."""
+    """Slots of a user's pool: few as long as few are taken, since every query looks at all.
+
+    A size is another copy of the search to compile, and has to save half of the slots for that.
+    """
     largest = beams * most_reads
-    sizes = [size for size in (beams * _FIRST_READS << 2 * n for n in range(16)) if size < largest]
-    return [*sizes, largest]
+    sizes = (beams * _FIRST_READS << 2 * n for n in range(16))
+    return [*(size for size in sizes if 2 * size <= largest), largest]
 
 
 def _children_bounds(largest: int) -> list[int]:
