@@ -23,4 +23,6 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   echo "$wanted" > .venv/installed
 fi
 export PYTHONUNBUFFERED=1
+# Without bytecode on disk every process compiles what it imports: 8 s of a script's first 14.
+unset PYTHONDONTWRITEBYTECODE
 export TRANSFORMERS_NO_ADVISORY_WARNINGS=1  # "PyTorch was not found": it is not needed
