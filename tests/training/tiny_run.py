@@ -23,7 +23,7 @@ from tca4rec_jax.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder, init_params
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.processes import join, leave
 from tca4rec_jax.sharding import local_rows, make_mesh, place, replicate, tree_shardings
@@ -59,6 +59,17 @@ def sequences() -> ItemSequences:
     return ItemSequences(np.arange(lengths.size) + 100, items, offsets, np.full(items.size, -1))
 
 
+def make_params(config) -> dict[str, np.ndarray]:
+    """Of the sizes of `init_params`, by NumPy: every process would trace and load its programs."""
+    rng, scale = np.random.default_rng(2), config.hidden_size**-0.5
+    return {
+        path: np.ones(shape, np.float32)
+        if path.endswith("_norm")
+        else rng.normal(0, scale, shape).astype(np.float32)
+        for path, shape in config.parameter_shapes.items()
+    }
+
+
 def run(
     folder,
     *,
@@ -90,7 +101,7 @@ def run(
     config = DecoderConfig(128, 32, 64, 1, 4, 2, 8, max_positions=64)
     lora = LoRAConfig(rank=rank, dropout=dropout)
     adapters = init_adapters(config, lora, jax.random.key(1))
-    decoder = Decoder(config, init_params(config, jax.random.key(0)), lora=lora, adapters=adapters)
+    decoder = Decoder(config, make_params(config), lora=lora, adapters=adapters)
     examples = build_examples(split, tokens, compressed, supervision="sequence", max_tokens=32)
     batches = Batches.create(
         examples, store, batch_size=BATCH, seed=0, buckets=(32,), local_rows=local_rows(mesh, BATCH)
