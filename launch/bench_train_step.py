@@ -210,10 +210,11 @@ def export(folder: Path, weights: Path):
     import jax
 
     from tca4rec_jax.llm.architectures import architecture as named
-    from tca4rec_jax.llm.decoder import Decoder, init_params
+    from tca4rec_jax.llm.decoder import Decoder
     from tca4rec_jax.llm.export import export_decoder
     from tca4rec_jax.llm.gguf import load_gguf
     from tca4rec_jax.llm.lora import init_adapters
+    from tca4rec_jax.llm.parameters import init_params
     from tca4rec_jax.llm.tokenizer import load_tokenizer
 
     if _ARCHITECTURE.value:

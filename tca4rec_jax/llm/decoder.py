@@ -28,6 +28,7 @@ from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens, no_paths, pa
 from tca4rec_jax.llm.layers import gated, on_last_axis, rms_norm
 from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, dropout, fold_in, lora_deltas
 from tca4rec_jax.llm.options import DecoderOptions
+from tca4rec_jax.llm.parameters import check_shapes
 from tca4rec_jax.llm.quantisation import quantised_product
 from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings, put_soft_embeddings
 
@@ -44,25 +45,6 @@ class LowerLayers(NamedTuple):
 
     x: jax.Array  # [B, S, D]
     kv: KVCache  # [layers, B, S, K, H]
-
-
-def init_params(
-    config: DecoderConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32
-) -> dict[str, jax.Array]:
-    """Random base parameters by '/'-joined path: matrices normal with variance 1/in.
-
-    Norms change nothing and biases are zero.
-    """
-    params = {}
-    for index, (path, shape) in enumerate(config.parameter_shapes.items()):
-        if path.endswith(("_norm", "_bias")):
-            value = 1 - config.norm_offset if path.endswith("_norm") else 0
-            params[path] = jnp.full(shape, value, dtype)
-            continue
-        fan_in = config.hidden_size if path == "embedding" else shape[-2]
-        values = jax.random.normal(jax.random.fold_in(key, index), shape) * fan_in**-0.5
-        params[path] = values.astype(dtype)
-    return params
 
 
 class Decoder(nnx.Module):
@@ -90,12 +72,10 @@ class Decoder(nnx.Module):
         """
         if (lora is None) != (adapters is None):
             raise ValueError("give both a LoRAConfig and its adapters, or neither")
-        _check_shapes(config.parameter_shapes, params)
+        check_shapes("decoder parameters", params, config.parameter_shapes)
         if lora is not None:
-            expected = {"adapters": adapter_shapes(config, lora)}
-            _check_shapes(
-                *(flatten_dict(tree, sep="/") for tree in (expected, {"adapters": adapters}))
-            )
+            trees = {"adapters": adapters}, {"adapters": adapter_shapes(config, lora)}
+            check_shapes("adapters", *(flatten_dict(tree, sep="/") for tree in trees))
         if options.attention != "xla" and config.full_layers:
             raise ValueError(
                 f"llm.attention is {options.attention!r}, which needs the same sliding window in"
@@ -412,15 +392,3 @@ def _unrolled(layer, x, inputs):
         x, output = layer(x, jax.tree.map(lambda leaf, i=index: leaf[i], inputs))
         outputs.append(output)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
-
-
-def _check_shapes(expected: dict[str, tuple[int, ...]], params: dict[str, jax.Array]) -> None:
-    problems = [f"missing {path}" for path in expected if path not in params]
-    problems += [f"unknown {path}" for path in params if path not in expected]
-    problems += [
-        f"{path} has shape {tuple(params[path].shape)}, expected {shape}"
-        for path, shape in expected.items()
-        if path in params and tuple(params[path].shape) != shape
-    ]
-    if problems:
-        raise ValueError("decoder parameters do not fit the config: " + "; ".join(problems))

@@ -26,6 +26,7 @@ from tca4rec_jax.llm.families import config_fields
 from tca4rec_jax.llm.hugging_face import LAYER_MODULES, tensor_places
 from tca4rec_jax.llm.loading import is_transposed
 from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes
+from tca4rec_jax.llm.parameters import check_shapes
 from tca4rec_jax.llm.quantisation import dequantised
 
 Adapters = dict[str, dict[str, jax.Array]]
@@ -144,7 +145,7 @@ def write_hugging_face(
       ValueError: a folder that holds something, parameters that do not fit the config, a dtype
         that cannot hold their values, or a config that its family's config.json cannot express.
     """
-    _check_shapes("parameters", params, config.parameter_shapes)
+    check_shapes("parameters", params, config.parameter_shapes)
     fields = _checkpoint_config(config, tokenizer, dtype)
     with _written_whole(folder) as scratch:
         _write_json(scratch / "config.json", fields)
@@ -186,7 +187,7 @@ def write_peft_adapter(
       ValueError: a folder that holds something, or adapters of other projections or shapes
         than `lora` gives them.
     """
-    _check_shapes("adapters", _by_path(adapters), _by_path(adapter_shapes(config, lora)))
+    check_shapes("adapters", _by_path(adapters), _by_path(adapter_shapes(config, lora)))
     layers = range(lora.first_layer, config.num_layers)
     tensors = {
         name: np.asarray(adapters[projection][part][layer]).T
@@ -273,19 +274,6 @@ def _check_one_of(name: str, value: str, allowed: Iterable[str]) -> None:
 
 def _by_path(tree: dict[str, dict[str, object]]) -> dict[str, object]:
     return {f"{name}/{part}": leaf[part] for name, leaf in tree.items() for part in leaf}
-
-
-def _check_shapes(
-    what: str, arrays: dict[str, jax.Array], expected: dict[str, tuple[int, ...]]
-) -> None:
-    shapes = {path: tuple(array.shape) for path, array in arrays.items()}
-    problems = [
-        f"{path} has shape {shapes.get(path)}, expected {expected.get(path)}"
-        for path in expected | shapes
-        if shapes.get(path) != expected.get(path)
-    ]
-    if problems:
-        raise ValueError(f"{what} do not fit the config: " + "; ".join(problems))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from tca4rec_jax.decoding.beam_search import (
     search_from_prompt,
 )
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder, init_params
+from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.parameters import init_params
 
 END = 0
 VOCABULARY = 14

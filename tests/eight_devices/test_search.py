@@ -14,7 +14,8 @@ from tca4rec_jax.decoding.batched_search import BatchedSearch, Contender, search
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
 from tca4rec_jax.decoding.likelihood import target_titles
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder, init_params
+from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.parameters import init_params
 from tca4rec_jax.sharding import make_mesh, replicate, shard_batch, tree_shardings
 from tca4rec_jax.trie import ItemTrie
 

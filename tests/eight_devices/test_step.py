@@ -12,8 +12,9 @@ from flax import nnx
 
 from tca4rec_jax.collaborative_tokenizer import CFItems
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder, init_params
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.llm.parameters import init_params
 from tca4rec_jax.sharding import make_mesh, replicate, shard_batch, tree_shardings
 from tca4rec_jax.training.batches import Batch
 from tca4rec_jax.training.cf_shards import put_cf

@@ -13,10 +13,11 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tca4rec_jax.llm.config import DecoderConfig, logical_axes
-from tca4rec_jax.llm.decoder import Decoder, init_params
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.kv_cache import take_beams, with_room, written
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.options import DecoderOptions
+from tca4rec_jax.llm.parameters import init_params
 from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings
 
 hidden_of = jax.jit(Decoder.hidden)

@@ -297,7 +297,7 @@ def test_a_folder_is_never_replaced_and_never_half_written(tmp_path, tokenizer):
 def test_bad_input_is_named(tmp_path, tokenizer):
     params, adapters = make_params(), make_adapters()
     less = {path: value for path, value in params.items() if path != "lm_head"}
-    with pytest.raises(ValueError, match=r"lm_head has shape None, expected \(24, 29\)"):
+    with pytest.raises(ValueError, match="missing lm_head"):
         write_hugging_face(tmp_path, CONFIG, less, tokenizer, dtype="float32")
     with pytest.raises(ValueError, match="dtype must be one of float32"):
         write_hugging_face(tmp_path, CONFIG, params, tokenizer, dtype="int8")

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
 from tca4rec_jax.llm.config import GROUP, SCALES, DecoderConfig, logical_axes
-from tca4rec_jax.llm.decoder import Decoder, init_params
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.export import (
     decoder_arrays,
     export_decoder,
@@ -24,6 +24,7 @@ from tca4rec_jax.llm.gguf import open_gguf
 from tca4rec_jax.llm.hugging_face import load_hugging_face
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.options import DecoderOptions
+from tca4rec_jax.llm.parameters import init_params
 from tca4rec_jax.llm.quantisation import LEVELS, dequantise, dequantised, quantise
 
 CONFIG = DecoderConfig(

@@ -19,9 +19,9 @@ from tca4rec_jax.data.dataset import load, prepare
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import init_params
 from tca4rec_jax.llm.export import decoder_arrays, export_decoder, write_hugging_face
 from tca4rec_jax.llm.hugging_face import load_hugging_face
+from tca4rec_jax.llm.parameters import init_params
 from tca4rec_jax.training.log import TrainingLog, read_log
 from tca4rec_jax.training.run import Run, train_run
 
