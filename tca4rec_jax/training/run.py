@@ -9,6 +9,7 @@ Layout of a work directory (each part is written by the launch script named besi
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -202,11 +203,14 @@ class Run:
     def trained_decoder(self, name: str) -> Decoder:
         """The decoder with what a checkpoint of a run holds (evaluation.checkpoint), in llm.dtype.
 
-        Raises FileNotFoundError if the run was not trained.
+        Raises FileNotFoundError if the run was not trained, ValueError if its adapters were not
+        those of the config.
         """
         directory = self.workdir / "llm" / name / "checkpoints"
         if not directory.is_dir():
             raise FileNotFoundError(f"{directory}: no such run; train it with --config.run={name}")
+        if self.config.llm.train == "lora":
+            _check_adapters(directory.parent / "config.json", self.config.lora)
         graph, state, base = self.initial_state()
         with Checkpoints(directory, writable=False) as checkpoints:
             state, _ = checkpoints.restore(state, self.config.evaluation.checkpoint)
@@ -238,6 +242,17 @@ class Run:
             params = merge_adapters(params, adapters, decoder.lora)
         params = self._placed(decoder.config, params)
         return Decoder(decoder.config, params, options=decoder.options)
+
+
+def _check_adapters(began_with: Path, lora: ConfigDict) -> None:
+    """Whether a run was trained with the adapters of a config; its dropout does not matter."""
+    trained = json.loads(began_with.read_text())["lora"] if began_with.exists() else {}
+    for name in sorted(trained.keys() & lora.keys() - {"dropout"}):
+        if trained[name] != lora[name]:
+            raise ValueError(
+                f"{began_with}: the run was trained with lora.{name}={trained[name]}, but the "
+                f"config says {lora[name]}: give --config.lora.{name}={trained[name]}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

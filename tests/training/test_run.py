@@ -149,6 +149,9 @@ def test_adapters_on_quantised_weights_are_trained_and_recommend(workdir):
     jax.tree.map(np.testing.assert_array_equal, after, before)
     found = Recommender.load(workdir, "nf4").recommend([["0", "3"], ["5"]], k=2)
     assert [len(items) for items in found] == [2, 2]
+    config.lora.alpha *= 2
+    with pytest.raises(ValueError, match=r"nf4/config.json: .* give --config.lora.alpha="):
+        Run(config, workdir).trained_decoder("nf4")
     (workdir / "llm" / "blocked").write_text("")
     with pytest.raises(ValueError, match=r"llm/blocked cannot be written to \(File exists\)"):
         train_run(Run(make_config(workdir, "blocked"), workdir))
