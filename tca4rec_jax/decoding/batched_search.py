@@ -23,7 +23,7 @@ from tca4rec_jax.decoding.beam_search import (
     search_from_prompt,
 )
 from tca4rec_jax.decoding.likelihood import TargetTitles, target_titles, title_nll
-from tca4rec_jax.decoding.recommendations import Recommendations
+from tca4rec_jax.decoding.recommendations import Found, Recommendations, Sweep, SweepFile
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
 from tca4rec_jax.llm.decoder import Decoder, LowerLayers
 from tca4rec_jax.processes import fetch
@@ -47,41 +47,6 @@ class Contender(NamedTuple):
 
     decoder: Decoder
     weights: Sequence[ScoreWeights]
-
-
-class Sweep(NamedTuple):
-    """What one pass over the prompts found with a model.
-
-    Attributes:
-      recommendations: one for each set of weights.
-      nll_RxT: float32, -log P_LLM(target title | prompt) at each temperature; None if not asked.
-    """
-
-    recommendations: list[Recommendations]
-    nll_RxT: np.ndarray | None
-
-
-class _Found(NamedTuple):
-    """What a contender has found so far."""
-
-    leaves_RxUxM: np.ndarray
-    scores_RxUxM: np.ndarray
-    nll_RxT: np.ndarray
-
-    @classmethod
-    def of_nothing(cls, shape: tuple[int, int, int], temperatures: int) -> "_Found":
-        return cls(
-            np.full(shape, -1, np.int32),
-            np.full(shape, -np.inf, np.float32),
-            np.full((shape[0], temperatures), np.nan, np.float32),
-        )
-
-    def sweep(self, with_nll: bool) -> Sweep:
-        by_weights = zip(
-            self.leaves_RxUxM.swapaxes(0, 1), self.scores_RxUxM.swapaxes(0, 1), strict=True
-        )
-        found = [Recommendations(*one) for one in by_weights]
-        return Sweep(found, self.nll_RxT if with_nll else None)
 
 
 class BatchedSearch:
@@ -152,6 +117,7 @@ class BatchedSearch:
         target_leaf_R: np.ndarray | None = None,
         temperatures: Sequence[float] = (1.0,),
         progress: str | None = "Recommending",
+        file: SweepFile | None = None,
     ) -> list[Sweep]:
         """The best titles for every prompt, found with each model and each of its weights.
 
@@ -171,6 +137,7 @@ class BatchedSearch:
             alone is wanted too, at each of the temperatures.
           temperatures: each above 0.
           progress: label of the progress bar, None for none.
+          file: keeps what is found on the way; rows that it holds are not run again.
 
         Returns:
           Of each contender what it found.
@@ -193,7 +160,7 @@ class BatchedSearch:
             self._check_prompts(prompts, decoder)
             programs.append(self._program(decoder, weights, temperatures))
             shape = (num_rows, len(weights), self._config.beams)
-            found.append(_Found.of_nothing(shape, len(temperatures)))
+            found.append(Found.of_nothing(shape, len(temperatures)))
         first, lower = contenders[0].decoder, None
         if shared_layers and len(contenders) > 1:
             graph, state = nnx.split(first)
@@ -202,15 +169,27 @@ class BatchedSearch:
                 mesh=self._mesh, graph=graph, layers=shared_layers,
             )  # fmt: skip
 
+        done_R = np.zeros(num_rows, bool) if file is None else file.read(found)
+        bar = tqdm(
+            total=num_rows, desc=progress, unit="row", disable=progress is None,
+            initial=int(done_R.sum()),
+        )  # fmt: skip
+
         def store(rows_B: np.ndarray, results: list) -> None:
             for one, result in zip(found, fetch(results), strict=True):
                 for kept, values in zip(one, result, strict=True):
                     if values is not None:
                         kept[rows_B] = values[: len(rows_B)]
+            done_R[rows_B] = True
+            if file is not None:
+                file.write(found, done_R)
+            bar.update(len(rows_B))
 
         pending = None
-        with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
+        with bar:
             for rows_B, width in self._batches(prompts.lengths):
+                if done_R[rows_B].all():
+                    continue
                 padded_B = np.resize(rows_B, self._batch_size)  # the last batch repeats its rows
                 padded_B = padded_B[local_rows(self._mesh, self._batch_size, "prompts")]
                 cf_BxI = None
@@ -232,11 +211,9 @@ class BatchedSearch:
                 # Fetched after the next batch was dispatched: the host works meanwhile.
                 if pending is not None:
                     store(*pending)
-                    bar.update(len(pending[0]))
                 pending = rows_B, results
             if pending is not None:
                 store(*pending)
-                bar.update(len(pending[0]))
         return [one.sweep(with_nll=targets is not None) for one in found]
 
     def _program(self, decoder: Decoder, weights: Sequence[ScoreWeights], temperatures):

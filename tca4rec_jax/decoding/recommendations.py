@@ -1,9 +1,14 @@
 """What a search found, by row: titles, and the items that have them.
 
-Axis letters: R rows, M beams, K places of a list.
+Axis letters: R rows, M beams, K places of a list, U sets of score weights, T temperatures.
 """
 
+import os
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,3 +58,80 @@ def leaves_to_items(
     kept_R = np.minimum(rows.lengths, count)
     rows = Ragged.from_lengths(flat[ranges(rows.offsets[:-1], kept_R)], kept_R)
     return rows.pad(np.arange(len(rows)), count, -1)
+
+
+class Sweep(NamedTuple):
+    """What one pass over the prompts found with a model.
+
+    Attributes:
+      recommendations: one for each set of weights.
+      nll_RxT: float32, -log P_LLM(target title | prompt) at each temperature; None if not asked.
+    """
+
+    recommendations: list[Recommendations]
+    nll_RxT: np.ndarray | None
+
+
+class Found(NamedTuple):
+    """What a model has found so far: a Sweep in the making."""
+
+    leaves_RxUxM: np.ndarray
+    scores_RxUxM: np.ndarray
+    nll_RxT: np.ndarray
+
+    @classmethod
+    def of_nothing(cls, shape: tuple[int, int, int], temperatures: int) -> "Found":
+        return cls(
+            np.full(shape, -1, np.int32),
+            np.full(shape, -np.inf, np.float32),
+            np.full((shape[0], temperatures), np.nan, np.float32),
+        )
+
+    def sweep(self, with_nll: bool) -> Sweep:
+        by_weights = zip(
+            self.leaves_RxUxM.swapaxes(0, 1), self.scores_RxUxM.swapaxes(0, 1), strict=True
+        )
+        found = [Recommendations(*one) for one in by_weights]
+        return Sweep(found, self.nll_RxT if with_nll else None)
+
+
+class SweepFile:
+    """Where an interrupted sweep of a single process goes on."""
+
+    def __init__(self, path: Path, identity: str, *, every_seconds: float = 60.0):
+        """identity: of all that the results depend on; a file with another one is written over."""
+        self._path, self._identity, self._every = path, identity, every_seconds
+        self._written = time.monotonic()
+
+    def read(self, found: Sequence[Found]) -> np.ndarray:
+        """Puts what is there into `found`; bool [R], the rows that are done."""
+        done_R = np.zeros(len(found[0].nll_RxT), bool)
+        if not self._path.exists():
+            return done_R
+        with np.load(self._path) as saved:
+            if str(saved["identity"]) != self._identity:
+                return done_R
+            for number, one in enumerate(found):
+                for name, values in one._asdict().items():
+                    values[...] = saved[f"{name}_{number}"]
+            return saved["done_R"]
+
+    def write(self, found: Sequence[Found], done_R: np.ndarray) -> None:
+        """Keeps what there is, if some time has passed since it was last kept."""
+        if time.monotonic() - self._written < self._every:
+            return
+        arrays = {
+            f"{name}_{number}": values
+            for number, one in enumerate(found)
+            for name, values in one._asdict().items()
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._path.with_suffix(".partial")
+        with beside.open("wb") as file:
+            np.savez(file, identity=self._identity, done_R=done_R, **arrays)
+        os.replace(beside, self._path)
+        self._written = time.monotonic()
+
+    def remove(self) -> None:
+        """The sweep is done and kept elsewhere."""
+        self._path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import rich
 from ml_collections import ConfigDict
 
-from tca4rec_jax.evaluation.evaluate import CF, cached_llms, cf_models, sample_rows
+from tca4rec_jax.evaluation.model_lists import CF, cached_llms, cf_models, sample_rows
 from tca4rec_jax.evaluation.ranking import paired_differences, ranking_metrics
 from tca4rec_jax.evaluation.report import (
     console_table,

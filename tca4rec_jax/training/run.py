@@ -247,11 +247,11 @@ class Run:
 def _check_adapters(began_with: Path, lora: ConfigDict) -> None:
     """Whether a run was trained with the adapters of a config; its dropout does not matter."""
     trained = json.loads(began_with.read_text())["lora"] if began_with.exists() else {}
-    for name in sorted(trained.keys() & lora.keys() - {"dropout"}):
-        if trained[name] != lora[name]:
+    for name in sorted(set(trained) - {"dropout"}):
+        if trained[name] != lora.get(name):
             raise ValueError(
                 f"{began_with}: the run was trained with lora.{name}={trained[name]}, but the "
-                f"config says {lora[name]}: give --config.lora.{name}={trained[name]}"
+                f"config says {lora.get(name)}: give --config.lora.{name}={trained[name]}"
             )
 
 

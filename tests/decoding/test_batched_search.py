@@ -17,7 +17,7 @@ from tca4rec_jax.decoding.batched_search import (
 )
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
 from tca4rec_jax.decoding.likelihood import target_titles
-from tca4rec_jax.decoding.recommendations import leaves_to_items
+from tca4rec_jax.decoding.recommendations import SweepFile, leaves_to_items
 from tca4rec_jax.sharding import make_mesh, replicate, shard_batch
 from tca4rec_jax.trie import ItemTrie
 
@@ -154,6 +154,39 @@ def test_models_that_share_layers_find_what_each_finds_alone(decoder):
             np.testing.assert_array_equal(found.leaves_RxM, expected.leaves_RxM)
             np.testing.assert_allclose(found.scores_RxM, expected.scores_RxM, rtol=1e-5)
     assert np.abs(together[0].nll_RxT - together[1].nll_RxT).min() > 0.01
+
+
+def test_an_interrupted_sweep_goes_on_from_its_file(decoder, tmp_path):
+    rows, seen = 10, []
+    prompts = ragged_prompts(rows, 12)
+    cf_RxI = np.random.default_rng(7).normal(size=(rows, len(SEQUENCES))).astype(np.float32)
+    search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
+    contenders = [Contender(decoder, [ScoreWeights(guidance=value) for value in (0.0, 1.0)])]
+
+    def sweep(identity, stop_after=None):
+        seen.clear()
+
+        def cf_logits(rows_B):
+            if len(seen) == stop_after:
+                raise KeyboardInterrupt
+            seen.append(rows_B)
+            return cf_RxI[rows_B]
+
+        return search.sweep(
+            contenders, prompts, cf_logits, target_leaf_R=np.arange(rows) % TRIE.num_leaves,
+            file=SweepFile(tmp_path / "sweep.npz", identity, every_seconds=0), progress=None,
+        )[0]  # fmt: skip
+
+    whole = sweep("another")
+    assert len(seen) == 3
+    with pytest.raises(KeyboardInterrupt):
+        sweep("one", stop_after=2)  # of the two batches that ran, one was fetched
+    resumed = sweep("one")
+    assert len(seen) == 2
+    np.testing.assert_array_equal(resumed.nll_RxT, whole.nll_RxT)
+    for found, expected in zip(resumed.recommendations, whole.recommendations, strict=True):
+        np.testing.assert_array_equal(found.leaves_RxM, expected.leaves_RxM)
+        np.testing.assert_array_equal(found.scores_RxM, expected.scores_RxM)
 
 
 @pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
