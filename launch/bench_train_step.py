@@ -58,6 +58,7 @@ from train_step_inputs import (
     WEIGHT_DECAY,
     Case,
     Inputs,
+    random_weights,
 )
 
 from tca4rec_jax.data.downloads import fetch_file
@@ -94,19 +95,18 @@ def ours(inputs: Inputs):
     from tca4rec_jax.llm.decoder import Decoder
     from tca4rec_jax.llm.export import read_peft_adapter
     from tca4rec_jax.llm.gguf import load_gguf
-    from tca4rec_jax.llm.hugging_face import load_hugging_face
     from tca4rec_jax.llm.options import DecoderOptions
     from tca4rec_jax.sharding import make_mesh, replicate, replicated, shard_batch
     from tca4rec_jax.training import step as training
 
     start()
     case, mesh = inputs.case, make_mesh()
-    load, weights = load_gguf, case.weights
-    if case.random:
-        load, weights = load_hugging_face, Path(case.exported) / "base"
-    architecture, params = load(
-        weights, jax.numpy.dtype(case.dtype), sharding=lambda *_: replicated(mesh)
-    )
+    dtype = jax.numpy.dtype(case.dtype)
+    if case.architecture:
+        architecture, params = random_weights(case.architecture)
+        params = replicate(mesh, {path: value.astype(dtype) for path, value in params.items()})
+    else:
+        architecture, params = load_gguf(case.weights, dtype, sharding=lambda *_: replicated(mesh))
     lora, adapters = read_peft_adapter(Path(case.exported) / "adapters")
     options = DecoderOptions(attention=case.attention)
     decoder = Decoder(architecture, params, lora=lora, adapters=adapters, options=options)
@@ -209,17 +209,14 @@ def export(folder: Path, weights: Path):
     """The base model and fresh adapters as transformers and peft read them; the architecture."""
     import jax
 
-    from tca4rec_jax.llm.architectures import architecture as named
     from tca4rec_jax.llm.decoder import Decoder
     from tca4rec_jax.llm.export import export_decoder
     from tca4rec_jax.llm.gguf import load_gguf
     from tca4rec_jax.llm.lora import init_adapters
-    from tca4rec_jax.llm.parameters import init_params
     from tca4rec_jax.llm.tokenizer import load_tokenizer
 
     if _ARCHITECTURE.value:
-        architecture = named(_ARCHITECTURE.value)
-        params = init_params(architecture, jax.random.key(1), jax.numpy.bfloat16)
+        architecture, params = random_weights(_ARCHITECTURE.value)
     else:
         architecture, params = load_gguf(weights, jax.numpy.float32)
     adapters = init_adapters(architecture, LORA, jax.random.key(0))
@@ -285,7 +282,7 @@ def main(argv):
                     dtype=dtype,
                     data=_DATA.value,
                     weights=str(weights),
-                    random=bool(_ARCHITECTURE.value),
+                    architecture=_ARCHITECTURE.value,
                     attention=_ATTENTION.value,
                     exported=folder,
                     batch=_BATCH.value,

@@ -22,13 +22,24 @@ TEMPLATE = PromptTemplate("Products one person bought, in order:\n")
 MAX_TOKENS, BUCKETS = 512, tuple(range(64, 513, 16))
 
 
+def random_weights(name: str):
+    """An architecture by name and bfloat16 parameters of it, the same at every call."""
+    import jax
+
+    from tca4rec_jax.llm.architectures import architecture
+    from tca4rec_jax.llm.parameters import init_params
+
+    found = architecture(name)
+    return found, init_params(found, jax.random.key(1), jax.numpy.bfloat16)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     contestant: str
     dtype: str
     data: str
     weights: str  # GGUF file, of the tokenizer at least
-    random: bool  # weights that are in `exported` only
+    architecture: str  # of random weights; "": those of the file
     attention: str
     exported: str  # folder: base/ and adapters/ for PyTorch
     batch: int
