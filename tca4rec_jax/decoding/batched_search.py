@@ -161,14 +161,9 @@ class BatchedSearch:
             programs.append(self._program(decoder, weights, temperatures))
             shape = (num_rows, len(weights), self._config.beams)
             found.append(Found.of_nothing(shape, len(temperatures)))
-        first, lower = contenders[0].decoder, None
+        lower = None
         if shared_layers and len(contenders) > 1:
-            graph, state = nnx.split(first)
-            lower = partial(
-                lower_layers, self._placed(first, state),
-                mesh=self._mesh, graph=graph, layers=shared_layers,
-            )  # fmt: skip
-
+            lower = self._lower_program(contenders[0].decoder, shared_layers)
         done_R = np.zeros(num_rows, bool) if file is None else file.read(found)
         bar = tqdm(
             total=num_rows, desc=progress, unit="row", disable=progress is None,
@@ -218,10 +213,10 @@ class BatchedSearch:
 
     def _program(self, decoder: Decoder, weights: Sequence[ScoreWeights], temperatures):
         """(search_batch of what comes of a batch, whether it wants CF logits)."""
-        graph, state = nnx.split(decoder)
+        graph, state = self._split(decoder)
         run = partial(
             search_batch,
-            self._placed(decoder, state),
+            state,
             trie=self._trie,
             weights_U=ScoreWeights(*np.array(weights, np.float32).T),
             temperature_T=np.array(temperatures, np.float32),
@@ -233,8 +228,15 @@ class BatchedSearch:
         )
         return run, max(one.guidance for one in weights) > 0
 
-    def _placed(self, decoder: Decoder, state: nnx.State) -> nnx.State:
-        return place(state, tree_shardings(self._mesh, decoder.config, state))
+    def _lower_program(self, decoder: Decoder, layers: int):
+        """`lower_layers` of a batch's tokens."""
+        graph, state = self._split(decoder)
+        return partial(lower_layers, state, mesh=self._mesh, graph=graph, layers=layers)
+
+    def _split(self, decoder: Decoder) -> tuple[nnx.GraphDef, nnx.State]:
+        """Its graph, and its state where it belongs on the mesh."""
+        graph, state = nnx.split(decoder)
+        return graph, place(state, tree_shardings(self._mesh, decoder.config, state))
 
     def _check_prompts(self, prompts: Ragged, decoder: Decoder) -> None:
         lengths_R = prompts.lengths

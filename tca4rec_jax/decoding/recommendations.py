@@ -125,13 +125,18 @@ class SweepFile:
             for number, one in enumerate(found)
             for name, values in one._asdict().items()
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_suffix(".partial")
-        with beside.open("wb") as file:
-            np.savez(file, identity=self._identity, done_R=done_R, **arrays)
-        os.replace(beside, self._path)
+        write_arrays(self._path, identity=self._identity, done_R=done_R, **arrays)
         self._written = time.monotonic()
 
     def remove(self) -> None:
         """The sweep is done and kept elsewhere."""
         self._path.unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, **arrays) -> None:
+    """An .npz file that is there whole or not at all; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".partial")
+    with beside.open("wb") as file:
+        np.savez(file, **arrays)
+    os.replace(beside, path)

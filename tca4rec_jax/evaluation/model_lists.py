@@ -5,7 +5,6 @@ Axis letters: R rows, I items, K places of a list, Q distinct titles, T temperat
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.decoding.batched_search import BatchedSearch, Contender
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.filters import ItemFilter
-from tca4rec_jax.decoding.recommendations import Recommendations, SweepFile
+from tca4rec_jax.decoding.recommendations import Recommendations, SweepFile, write_arrays
 from tca4rec_jax.evaluation.ranking import rank_in_list
 from tca4rec_jax.processes import (
     everywhere,
@@ -144,19 +143,12 @@ def cached_llms(
         for name, of_run in zip(names, found, strict=True):
             ranked |= dict(zip(variants[name], of_run, strict=True))
             if is_first():
-                _save(*missing[name], of_run)
+                path, identity = missing[name]
+                fields = Ranked(*map(np.stack, zip(*of_run, strict=True)))._asdict()
+                write_arrays(path, identity=identity, **fields)
         if file is not None:
             file.remove()
     return ranked
-
-
-def _save(path: Path, identity: str, found: list[Ranked]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial")
-    fields = Ranked(*map(np.stack, zip(*found, strict=True)))._asdict()
-    with beside.open("wb") as file:
-        np.savez(file, identity=identity, **fields)
-    os.replace(beside, path)
 
 
 def _saved_identity(path: Path) -> str:
