@@ -110,6 +110,9 @@ def default_config() -> ConfigDict:
                 "checkpoint_every": 100,
                 "keep_checkpoints": 2,  # the latest so many, and the one of the lowest loss
                 "watchdog_seconds": 1800.0,  # a step that takes longer is a hung one; 0: none is
+                # What the layers below lora.first_layer make of a row is kept in the work directory
+                # and not run again (llm.dtype, tokens x width: 0.6 MB a row of SmolLM2-135M).
+                "keep_frozen_states": False,
                 "profile_steps": (0, 0),  # [first, last): jax.profiler's record of them
             },
             "decoding": {

@@ -13,19 +13,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 from jax.stages import Lowered
 from ml_collections import ConfigDict
 
 from tca4rec_jax.ahead.catalogue import DECISIONS, TITLE_TOKENS, CatalogueSizes
 from tca4rec_jax.ahead.targets import Target
-from tca4rec_jax.decoding.batched_search import search_batch
-from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, run_prompts
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.search_programs import prompts_sharding, read_prompts, search_batch
 from tca4rec_jax.llm.architectures import architecture
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, DecoderOptions
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.row_parallel import RowParallel
 from tca4rec_jax.sharding import check_batch_size, make_mesh, replicated, rows, tree_shardings
 from tca4rec_jax.training.batches import BatchShape, abstract_batch
 from tca4rec_jax.training.cf_shards import cf_shardings
@@ -136,33 +134,36 @@ class Programs:
 
     def prefill(self) -> Lowered:
         """Keys, values and last states of a batch of the longest prompts."""
-        graph, state = self._inference()
-        on_rows = RowParallel(self.mesh, "prompts")
-
-        def prefill(state, tokens_BxS, lengths_B):
-            return run_prompts(nnx.merge(graph, state), tokens_BxS, lengths_B)
-
-        sharded = on_rows(
-            prefill,
-            in_specs=(PartitionSpec(), on_rows.rows, on_rows.rows),
-            out_specs=(on_rows.rows, PartitionSpec(None, *on_rows.rows)),
-        )
-        return jax.jit(sharded).lower(state, *self._prompts())
+        args, static = self._reading()
+        return read_prompts.lower(*args, **static)
 
     def search(self) -> Lowered:
-        """Prompts and beam search of a batch, without guidance or filters."""
+        """Beam search of a batch after the longest prompts, without guidance or filters."""
+        args, static = self._reading()
+        read, _ = jax.eval_shape(partial(read_prompts, **static), *args)
+        prompts = jax.tree.map(_at, read, prompts_sharding(self.mesh, read))
+        scalar = jax.ShapeDtypeStruct((), jnp.float32)
+        weights = _all_at(replicated(self.mesh), ScoreWeights(*[scalar] * 4))
+        state, _, _, lengths_B, _, trie, _ = args
+        del static["room"]
+        return search_batch.lower(state, prompts, lengths_B, None, None, trie, weights, **static)
+
+    def _reading(self) -> tuple[tuple, dict]:
+        """Arguments of `read_prompts` for a batch of the longest prompts, and the static ones."""
         graph, state = self._inference()
         fields = self.config.decoding
         search = SearchConfig(fields.beams, fields.score, fields.rules)
         trie, shape = self.sizes.search_trie(score_edges=search.vocabulary)
-        one = jax.ShapeDtypeStruct((1,), jnp.float32)
-        trie, weights_U, temperature_T = _all_at(
-            replicated(self.mesh), (trie, ScoreWeights(one, one, one, one), one)
+        temperature_T = jax.ShapeDtypeStruct((1,), jnp.float32)
+        trie, temperature_T = _all_at(replicated(self.mesh), (trie, temperature_T))
+        batch, tokens = self.config.evaluation.batch_size, self.batch_shape().tokens
+        prompts = (
+            jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
+            jax.ShapeDtypeStruct((batch,), jnp.int32),
         )
-        return search_batch.lower(
-            state, None, *self._prompts(), None, None, None, trie, weights_U, temperature_T,
-            mesh=self.mesh, graph=graph, shape=shape, config=search,
-        )  # fmt: skip
+        prompts = _all_at(rows(self.mesh, "prompts"), prompts)
+        static = {"mesh": self.mesh, "graph": graph, "shape": shape, "config": search}
+        return (state, None, *prompts, None, trie, temperature_T), static | {"room": tokens}
 
     def _decoder(self) -> Decoder:
         """As Run.decoder, of shapes."""
@@ -188,14 +189,6 @@ class Programs:
         compute_dtype = Run(self.config, Path()).compute_dtype
         state = jax.eval_shape(partial(in_dtype, dtype=compute_dtype), state)
         return graph, self._placed(state)
-
-    def _prompts(self):
-        batch, tokens = self.config.evaluation.batch_size, self.batch_shape().tokens
-        prompts = (
-            jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
-            jax.ShapeDtypeStruct((batch,), jnp.int32),
-        )
-        return _all_at(rows(self.mesh, "prompts"), prompts)
 
     def _placed(self, tree):
         """A tree of parameters, each where it belongs."""

@@ -8,26 +8,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.decoding.beam_search import (
-    ScoreWeights,
-    SearchConfig,
-    prepare_trie,
-    run_prompts,
-    search_from_prompt,
-)
-from tca4rec_jax.decoding.likelihood import TargetTitles, target_titles, title_nll
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
+from tca4rec_jax.decoding.likelihood import TargetTitles, target_titles
 from tca4rec_jax.decoding.recommendations import Found, Recommendations, Sweep, SweepFile
-from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
-from tca4rec_jax.llm.decoder import Decoder, LowerLayers
+from tca4rec_jax.decoding.search_programs import lower_layers, read_prompts, search_batch
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.processes import fetch
-from tca4rec_jax.row_parallel import RowParallel
 from tca4rec_jax.sharding import (
     check_batch_size,
     local_rows,
@@ -53,7 +45,8 @@ class BatchedSearch:
     """Runs beam search over many rows.
 
     All of one process share their compiled programs: another set of adapters, temperature or
-    guidance above 0 compiles nothing new.
+    guidance (where there are CF logits) compiles nothing new, and the search is compiled once for
+    prompts of every length.
     """
 
     def __init__(
@@ -73,8 +66,8 @@ class BatchedSearch:
           config: what is searched for.
           mesh: its axis 'data' shares the rows of a batch, the others the model.
           batch_size: rows per call, a multiple of the devices along 'data'.
-          buckets: padded prompt lengths, or how many to derive from the prompts' lengths. Every
-            length is compiled once.
+          buckets: padded prompt lengths, or how many to derive from the prompts' lengths. Reading
+            prompts is compiled once for every length, the search for the longest.
           renormalise: whether scores are those of a catalogue of the allowed items alone.
 
         Raises:
@@ -128,7 +121,7 @@ class BatchedSearch:
             penalty, sets of them.
           prompts: int32 token ids of R rows.
           cf_logits: row numbers int64 [B] -> the CF logits of all items, float [B, I]; required for
-            guidance > 0. Models without guidance run a program that has none in it.
+            guidance > 0. If no model has guidance, none runs a program with guidance in it.
           shared_layers: how many layers, from the first, are the same in all models.
           allowed: row numbers int64 [B] -> bool [B, I], the items that may be recommended (the
             user's history left out, a part of the catalogue): as if the trie held no others.
@@ -155,10 +148,11 @@ class BatchedSearch:
         targets = None
         if target_leaf_R is not None:
             targets = target_titles(self._scored, target_leaf_R)
-        programs, found = [], []
+        searches, found = [], []
+        room = max(self._bucket_lengths(prompts.lengths), default=0)
         for decoder, weights in contenders:
             self._check_prompts(prompts, decoder)
-            programs.append(self._program(decoder, weights, temperatures))
+            searches.append(self._search(decoder, weights, temperatures, room))
             shape = (num_rows, len(weights), self._config.beams)
             found.append(Found.of_nothing(shape, len(temperatures)))
         lower = None
@@ -170,15 +164,13 @@ class BatchedSearch:
             initial=int(done_R.sum()),
         )  # fmt: skip
 
-        def store(rows_B: np.ndarray, results: list) -> None:
-            for one, result in zip(found, fetch(results), strict=True):
-                for kept, values in zip(one, result, strict=True):
-                    if values is not None:
-                        kept[rows_B] = values[: len(rows_B)]
-            done_R[rows_B] = True
-            if file is not None:
-                file.write(found, done_R)
-            bar.update(len(rows_B))
+        def store(rows_B: np.ndarray, number: int, results) -> None:
+            found[number].put(rows_B, *fetch(results))
+            if number == len(found) - 1:
+                done_R[rows_B] = True
+                if file is not None:
+                    file.write(found, done_R)
+                bar.update(len(rows_B))
 
         pending = None
         with bar:
@@ -197,36 +189,45 @@ class BatchedSearch:
                     None if allowed is None else np.asarray(allowed(padded_B), bool),
                     targets and TargetTitles(*(field[padded_B] for field in targets)),
                 )
-                tokens, lengths, cf, *rest = shard_batch(self._mesh, batch, "prompts")
+                tokens, *rest = shard_batch(self._mesh, batch, "prompts")
                 below = lower and lower(tokens)
-                results = [
-                    run(below, tokens, lengths, cf if guided else None, *rest)
-                    for run, guided in programs
-                ]
-                # Fetched after the next batch was dispatched: the host works meanwhile.
-                if pending is not None:
-                    store(*pending)
-                pending = rows_B, results
+                for number, search in enumerate(searches):
+                    results = search(below, tokens, *rest)
+                    # Fetched after the next were dispatched: the host works meanwhile, and no more
+                    # than two prompts' keys and values are held.
+                    if pending is not None:
+                        store(*pending)
+                    pending = rows_B, number, results
             if pending is not None:
                 store(*pending)
         return [one.sweep(with_nll=targets is not None) for one in found]
 
-    def _program(self, decoder: Decoder, weights: Sequence[ScoreWeights], temperatures):
-        """(search_batch of what comes of a batch, whether it wants CF logits)."""
+    def _search(self, decoder: Decoder, weights: Sequence[ScoreWeights], temperatures, room: int):
+        """What a model does with a batch: ([(leaves, scores) of each of its weights], NLL)."""
         graph, state = self._split(decoder)
-        run = partial(
-            search_batch,
-            state,
-            trie=self._trie,
-            weights_U=ScoreWeights(*np.array(weights, np.float32).T),
-            temperature_T=np.array(temperatures, np.float32),
-            mesh=self._mesh,
-            graph=graph,
-            shape=self._shape,
-            config=self._config,
-            renormalise=self._renormalise,
-        )
-        return run, max(one.guidance for one in weights) > 0
+        same = {"mesh": self._mesh, "graph": graph, "shape": self._shape, "config": self._config}
+
+        def search(below, tokens, lengths, cf, allowed, target):
+            prompt, nll = read_prompts(
+                state, below, tokens, lengths, target, self._trie,
+                np.array(temperatures, np.float32), room=room, **same,
+            )  # fmt: skip
+            return [
+                search_batch(
+                    state,
+                    prompt,
+                    lengths,
+                    cf,
+                    allowed,
+                    self._trie,
+                    ScoreWeights(*map(np.float32, one)),
+                    renormalise=self._renormalise,
+                    **same,
+                )  # fmt: skip
+                for one in weights
+            ], nll
+
+        return search
 
     def _lower_program(self, decoder: Decoder, layers: int):
         """`lower_layers` of a batch's tokens."""
@@ -254,16 +255,16 @@ class BatchedSearch:
 
     def _batches(self, lengths_R: np.ndarray):
         """(rows int64 [at most batch size], padded length) of every batch, the longest first."""
-        if not len(lengths_R):
-            return
-        buckets = self._buckets
-        if isinstance(buckets, int):
-            buckets = bucket_lengths(lengths_R, buckets)
-        buckets = np.sort(np.asarray(buckets))
+        buckets = self._bucket_lengths(lengths_R)
         rows_R = np.argsort(-lengths_R, kind="stable")
         for start in range(0, len(rows_R), self._batch_size):
             rows = rows_R[start : start + self._batch_size]
             yield rows, int(buckets[np.searchsorted(buckets, lengths_R[rows[0]])])
+
+    def _bucket_lengths(self, lengths_R: np.ndarray) -> np.ndarray:
+        if not isinstance(self._buckets, int):
+            return np.sort(np.asarray(self._buckets))
+        return bucket_lengths(lengths_R, self._buckets) if lengths_R.size else lengths_R
 
 
 def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:
@@ -288,89 +289,3 @@ def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:
             break
         buckets.append(last)
     return np.sort(width_V[buckets] * _ROUND_BUCKETS_TO).astype(np.int64)
-
-
-@partial(jax.jit, static_argnames=("mesh", "graph", "layers"))
-def lower_layers(
-    state: nnx.State, tokens_BxS: jax.Array, *, mesh: Mesh, graph: nnx.GraphDef, layers: int
-) -> LowerLayers:
-    """The prompts after a decoder's first layers, on shares of the batch as in `search_batch`."""
-    on_rows = RowParallel(mesh, "prompts")
-    run = on_rows(
-        lambda state, tokens: nnx.merge(graph, state).prefill_lower(tokens, layers),
-        in_specs=(PartitionSpec(), on_rows.rows),
-        out_specs=_of_lower(on_rows),
-    )
-    return run(state, tokens_BxS)
-
-
-def _of_lower(on_rows: RowParallel) -> LowerLayers:
-    return LowerLayers(on_rows.rows, PartitionSpec(None, *on_rows.rows))
-
-
-@partial(jax.jit, static_argnames=("mesh", "graph", "shape", "config", "renormalise"))
-def search_batch(
-    state: nnx.State,
-    lower: LowerLayers | None,
-    tokens_BxS: jax.Array,
-    lengths_B: jax.Array,
-    cf_logits_BxI: jax.Array | None,
-    allowed_BxI: jax.Array | None,
-    target_B: TargetTitles | None,
-    trie: SearchTrie,
-    weights_U: ScoreWeights,
-    temperature_T: jax.Array,
-    *,
-    mesh: Mesh,
-    graph: nnx.GraphDef,
-    shape: SearchShape,
-    config: SearchConfig,
-    renormalise: bool = True,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Beam search on shares of the batch: (leaves, scores) [B, U, M], NLL [B, T].
-
-    The prompts run once, from `lower` on if their lower layers have; the fields of weights_U are
-    float32 [U] and each of them is searched with. Without targets there is no likelihood (None).
-
-    Users don't depend on one another, so each device along 'data' (or each group of devices that
-    share a copy of the model) runs a program of its own: nothing is communicated between them, and
-    one whose users are done does not wait for the others. Inside a group the compiler splits the
-    work along the weights, which stay where they are: a step's few tokens are lighter than they.
-    """
-
-    def on_one_group(
-        state, lower, tokens, lengths, cf_logits, allowed, target, trie, weights_U, temperature_T
-    ):
-        decoder = nnx.merge(graph, state)
-        prompt = run_prompts(decoder, tokens, lengths, lower)
-
-        def search(weights):
-            result = search_from_prompt(
-                decoder, *prompt, lengths, cf_logits, trie, weights,
-                shape=shape, config=config, allowed_BxI=allowed, renormalise=renormalise,
-            )  # fmt: skip
-            return result.leaves, result.scores
-
-        found_UxBxM = jax.lax.map(search, weights_U)
-        leaves, scores = (values.swapaxes(0, 1) for values in found_UxBxM)
-        nll_BxT = None
-        if target is not None:
-            nll_BxT = title_nll(
-                decoder, *prompt, lengths, target, trie, temperature_T,
-                shape=shape, masked_softmax=not config.vocabulary,
-            )  # fmt: skip
-        return leaves, scores, nll_BxT
-
-    on_rows, everywhere = RowParallel(mesh, "prompts"), PartitionSpec()
-    sharded = on_rows(
-        on_one_group,
-        in_specs=(
-            everywhere,
-            lower and _of_lower(on_rows),
-            *[on_rows.rows] * 5,
-            *[everywhere] * 3,
-        ),
-        out_specs=on_rows.rows,
-    )
-    batch = (tokens_BxS, lengths_B, cf_logits_BxI, allowed_BxI, target_B)
-    return sharded(state, lower, *batch, trie, weights_U, temperature_T)

@@ -87,6 +87,14 @@ class Found(NamedTuple):
             np.full((shape[0], temperatures), np.nan, np.float32),
         )
 
+    def put(self, rows_B: np.ndarray, searched, nll_BxT: np.ndarray | None) -> None:
+        """(leaves, scores) [B, M] of each set of weights; what is behind the rows is left out."""
+        for number, (leaves_BxM, scores_BxM) in enumerate(searched):
+            self.leaves_RxUxM[rows_B, number] = leaves_BxM[: len(rows_B)]
+            self.scores_RxUxM[rows_B, number] = scores_BxM[: len(rows_B)]
+        if nll_BxT is not None:
+            self.nll_RxT[rows_B] = nll_BxT[: len(rows_B)]
+
     def sweep(self, with_nll: bool) -> Sweep:
         by_weights = zip(
             self.leaves_RxUxM.swapaxes(0, 1), self.scores_RxUxM.swapaxes(0, 1), strict=True

@@ -101,17 +101,32 @@ class Decoder(nnx.Module):
         lengths_B: jax.Array,
         *,
         soft: SoftEmbeddings | None = None,
+        frozen_BxSxD: jax.Array | None = None,
         dropout_key_B: jax.Array | None = None,
     ) -> jax.Array:
         """Hidden states [B, S, D] after the final norm of right-padded sequences.
 
         tokens int32, positions 0..S-1, lengths int32. States at and after a row's length are zero.
         What stands at the places of `soft` is read instead of their tokens.
+        With what `frozen_states` gave for these tokens, only the layers above run.
         Keys switch the adapters' dropout on; each determines that of its row completely.
         Raises ValueError if S exceeds config.max_positions.
         """
-        hidden, _ = self._forward(tokens_BxS, lengths_B, soft, dropout_key_B, keep_kv=False)
-        return hidden
+        x, start = frozen_BxSxD, self.lora and self.lora.first_layer
+        if frozen_BxSxD is None:
+            x, start = self._read(tokens_BxS, soft), 0
+        x, _ = self._run_causal(x, keep_kv=False, dropout_key_B=dropout_key_B, start=start)
+        return self._real_states(x, lengths_B)
+
+    def frozen_states(self, tokens_BxS: jax.Array) -> jax.Array:
+        """States [B, S, D] after the layers below lora.first_layer, in which there are no adapters.
+
+        Of what is behind a row's end they have no meaning. Raises ValueError as `hidden`.
+        """
+        x, _ = self._run_causal(
+            self._read(tokens_BxS, None), keep_kv=False, stop=self.lora.first_layer
+        )
+        return x
 
     def logits(self, hidden_D: jax.Array, tokens_U: jax.Array | None = None) -> jax.Array:
         """Logits of the vocabulary, or of some tokens: hidden [..., D] -> float32 [..., V or U]."""
@@ -145,7 +160,12 @@ class Decoder(nnx.Module):
         With `lower`, what `prefill_lower` of an equal decoder gave for these prompts, only the
         layers above run.
         """
-        return self._forward(tokens_BxS, lengths_B, soft, None, keep_kv=True, lower=lower)
+        if lower is None:
+            x, kv = self._run_causal(self._read(tokens_BxS, soft), keep_kv=True)
+        else:
+            x, kv = self._run_causal(lower.x, keep_kv=True, start=lower.kv.k.shape[0])
+            kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), lower.kv, kv)
+        return self._real_states(x, lengths_B), kv
 
     def prefill_lower(
         self, tokens_BxS: jax.Array, layers: int, *, soft: SoftEmbeddings | None = None
@@ -238,15 +258,10 @@ class Decoder(nnx.Module):
         config = self.config
         return rms_norm(x, self.final_norm[...], config.rms_norm_eps, config.norm_offset)
 
-    def _forward(self, tokens_BxS, lengths_B, soft, dropout_key_B, *, keep_kv, lower=None):
-        if lower is None:
-            x = self._read(tokens_BxS, soft)
-            x, kv = self._run_causal(x, keep_kv=keep_kv, dropout_key_B=dropout_key_B)
-        else:
-            x, kv = self._run_causal(lower.x, keep_kv=keep_kv, start=lower.kv.k.shape[0])
-            kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), lower.kv, kv)
-        real_BxS = jnp.arange(x.shape[1])[None, :] < lengths_B[:, None]
-        return jnp.where(real_BxS[:, :, None], self._final(x), 0), kv
+    def _real_states(self, x_BxSxD: jax.Array, lengths_B: jax.Array) -> jax.Array:
+        """After the final norm, zero behind each row's end."""
+        real_BxS = jnp.arange(x_BxSxD.shape[1])[None, :] < lengths_B[:, None]
+        return jnp.where(real_BxS[:, :, None], self._final(x_BxSxD), 0)
 
     def _run_causal(self, x_BxSxD: jax.Array, *, keep_kv: bool, **layers):
         # Prompts are short and need no backward pass.

@@ -7,7 +7,7 @@ In a job of several processes each makes its own rows of every batch, and reads 
 logits.
 
 Axis letters: B batch (or this process' rows of it), S sequence, T supervised positions,
-P supervised titles, K decisions, D CF vector (or I items where the store is dense).
+P supervised titles, K decisions, D CF vector (or I items where the store is dense) or model.
 """
 
 import functools
@@ -20,6 +20,7 @@ import numpy as np
 
 from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.training.examples import Examples
+from tca4rec_jax.training.frozen_states import FrozenStates
 
 
 class Batch(NamedTuple):
@@ -37,6 +38,8 @@ class Batch(NamedTuple):
     decision_node_BxK: np.ndarray  # int32
     decision_child_BxK: np.ndarray  # int32
     decision_weight_BxK: np.ndarray  # float32
+    # What FrozenStates has of the rows, in its dtype; None: their tokens are run from the start.
+    frozen_BxSxD: np.ndarray | None = None
 
 
 class BatchShape(NamedTuple):
@@ -77,6 +80,7 @@ class Batches:
     Attributes:
       store: None until something is gathered; `cf_positions` says what will be read of it.
       local_rows: int64, which of a batch's rows are made here, ascending.
+      frozen: what the frozen layers make of the rows, if that is kept.
     """
 
     examples: Examples
@@ -86,6 +90,7 @@ class Batches:
     bucket_of_example: np.ndarray
     shapes: tuple[BatchShape, ...]
     local_rows: np.ndarray
+    frozen: FrozenStates | None = None
 
     @classmethod
     def create(
@@ -97,6 +102,7 @@ class Batches:
         seed: int,
         buckets,
         local_rows: np.ndarray | None = None,
+        frozen: FrozenStates | None = None,
     ):
         """Assigns every example to the smallest bucket (tokens) that holds it.
 
@@ -113,7 +119,7 @@ class Batches:
         shapes = tuple(_bucket_shape(examples, bucket == b, int(buckets[b])) for b in used)
         bucket = np.searchsorted(used, bucket)
         local_rows = np.arange(batch_size) if local_rows is None else np.asarray(local_rows)
-        return cls(examples, store, batch_size, seed, bucket, shapes, local_rows)
+        return cls(examples, store, batch_size, seed, bucket, shapes, local_rows, frozen)
 
     @property
     def per_epoch(self) -> int:
@@ -147,21 +153,29 @@ class Batches:
     def alone(self, index: int, place: int) -> Batch:
         """Batch `index` with only the row at one place; the others are padding."""
         here = self.local_rows == place
-        batch = Batch(
-            *(
-                np.where(here.reshape(-1, *[1] * (a.ndim - 1)), a, a.dtype.type(0))
-                for a in self(index)
-            )
+        batch = jax.tree.map(
+            lambda a: np.where(here.reshape(-1, *[1] * (a.ndim - 1)), a, a.dtype.type(0)),
+            self(index),
         )
         batch.length_B[~here] = 1
         return batch
+
+    def complete(self, start: int, stop: int) -> None:
+        """Has the frozen layers run for the rows of batches start .. stop-1, where that is kept."""
+        if self.frozen is not None:
+            rows = map(self.rows, range(start, stop))
+            batches = [(rows_B, self._shape(rows_B).tokens) for rows_B in rows]
+            self.frozen.fill(self.examples.tokens, batches, self.batch_size)
+
+    def _shape(self, rows: np.ndarray) -> BatchShape:
+        return self.shapes[self.bucket_of_example[rows[0]]]
 
     def _here(self, rows: np.ndarray) -> np.ndarray:
         return rows[self.local_rows[self.local_rows < rows.size]]
 
     def gather(self, rows: np.ndarray) -> Batch:
         """Pads the given examples of one bucket, up to batch_size, to its shape; the rows here."""
-        examples, shape = self.examples, self.shapes[self.bucket_of_example[rows[0]]]
+        examples, shape = self.examples, self._shape(rows)
         rows = self._here(rows)
         cf = examples.cf_position
         vectors = self.store.read(cf.take(rows).values)
@@ -183,15 +197,18 @@ class Batches:
             decision_node_BxK=examples.decision_node.pad(rows, shape.decisions, 0),
             decision_child_BxK=examples.decision_child.pad(rows, shape.decisions, 0),
             decision_weight_BxK=decided.astype(np.float32),
+            frozen_BxSxD=self.frozen and self.frozen.read(examples.tokens, rows, shape.tokens),
         )
         missing = self.local_rows.size - rows.size
         if missing:
-            batch = Batch(*(np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in batch))
+            batch = jax.tree.map(
+                lambda a: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)), batch
+            )
             batch.length_B[rows.size :] = 1  # a row of no tokens has no softmax
         return batch
 
     def iterator(self, start: int, stop: int):
-        """Batches start .. stop-1 through grain, read ahead in the background."""
+        """Batches start .. stop-1, which are `complete`, through grain; read ahead meanwhile."""
         numbers = grain.MapDataset.range(start, stop)
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         return iter(numbers.map(self).to_iter_dataset(options))

@@ -73,6 +73,7 @@ def train(
             state, position = checkpoints.restore(state)
             _check_identity(position["identity"], identity, log_path.parent)
         start = done = saved = int(state.step)
+        batches.complete(start, total_steps)
         log = TrainingLog(
             log_path,
             start=start,

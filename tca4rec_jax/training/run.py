@@ -5,6 +5,7 @@ Layout of a work directory (each part is written by the launch script named besi
   cf/logits/<split>/    train_cf
   llm/<run>/            train: checkpoints/, log.jsonl, config.json (what the run began with),
                         profile/ where training.profile_steps asks for it
+  llm/frozen_<layers>/  train, with training.keep_frozen_states
 """
 
 import dataclasses
@@ -54,6 +55,7 @@ from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.cf_shards import put_cf
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples, row_of_example
+from tca4rec_jax.training.frozen_states import FrozenStates, frozen_layers_identity
 from tca4rec_jax.training.guards import check_folder
 from tca4rec_jax.training.loop import train
 from tca4rec_jax.training.step import (
@@ -226,6 +228,15 @@ class Run:
         """How many of the LLM's layers, from the first, training leaves as they came."""
         return self.config.lora.first_layer if self.config.llm.train == "lora" else 0
 
+    @property
+    def frozen_states(self) -> FrozenStates | None:
+        """Where what these layers make of the rows is kept, if it is (the loop fills it)."""
+        if not (self.config.training.keep_frozen_states and self.shared_layers):
+            return None
+        llm = self.config.llm.to_dict()
+        layers = frozen_layers_identity(llm, self.shared_layers, self.weights_path)
+        return FrozenStates(self.workdir / "llm" / f"frozen_{layers}", self.decoder, self.mesh)
+
     def inference_decoder(self, name: str) -> Decoder:
         """The LLM of a run without adapters: they are merged into float32 weights, which is faster.
 
@@ -295,6 +306,7 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
         seed=config.seed,
         buckets=training.buckets,
         local_rows=local_rows(run.mesh, training.batch_size),
+        frozen=run.frozen_states,
     )
     store = run.cf_store(split, batches.cf_positions(training.steps))
     batches = dataclasses.replace(batches, store=store)
@@ -388,7 +400,8 @@ def _flops_per_token(run: Run, batches: Batches) -> float:
         kind,
         context=mean_context(examples.tokens.lengths),
         vocabulary_share=supervised if run.config.objective.softmax == "vocabulary" else 0.0,
-        first_layer=run.config.lora.first_layer if kind == "lora" else 0,
+        first_layer=run.shared_layers,
+        frozen_kept=batches.frozen is not None,
     )
 
 

@@ -77,7 +77,12 @@ def batch_loss(
     whatever the decoder's dtype. Without cf_items there is none: plain next-token prediction.
     `project` may be `project_shards` (of items that are split over devices).
     """
-    hidden_BxSxD = decoder.hidden(batch.tokens_BxS, batch.length_B, dropout_key_B=dropout_key_B)
+    hidden_BxSxD = decoder.hidden(
+        batch.tokens_BxS,
+        batch.length_B,
+        frozen_BxSxD=batch.frozen_BxSxD,
+        dropout_key_B=dropout_key_B,
+    )
     rows, titles = batch.title_weight_BxP.shape
     row_Bx1 = jnp.arange(rows, dtype=jnp.int32)[:, None]
     node_K = batch.decision_node_BxK.ravel()

@@ -13,11 +13,11 @@ from tca4rec_jax.decoding.batched_search import (
     BatchedSearch,
     Contender,
     bucket_lengths,
-    search_batch,
 )
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
 from tca4rec_jax.decoding.likelihood import target_titles
 from tca4rec_jax.decoding.recommendations import SweepFile, leaves_to_items
+from tca4rec_jax.decoding.search_programs import read_prompts, search_batch
 from tca4rec_jax.sharding import make_mesh, replicate, shard_batch
 from tca4rec_jax.trie import ItemTrie
 
@@ -97,24 +97,27 @@ def test_the_search_is_split_over_the_devices_without_communication(decoder):
     trie, shape = prepare_trie(TRIE, CONFIG)
     target = target_titles(TRIE.compress(), np.arange(8) % TRIE.num_leaves)
     weights = ScoreWeights(0.5, 1.0, 1.0, 0.0)
-    args = (
-        replicate(mesh, state),
-        None,
-        *shard_batch(mesh, (tokens, lengths, cf_logits, None, target)),
-        replicate(mesh, trie),
-        jax.tree.map(lambda value: np.full(1, value, np.float32), weights),
-        np.ones(1, np.float32),
-    )
+    batch = shard_batch(mesh, (tokens, lengths, target, cf_logits))
+    state, trie = replicate(mesh, (state, trie))
     static = {"mesh": mesh, "graph": graph, "shape": shape, "config": CONFIG}
-    program = search_batch.lower(*args, **static).compile()
+    texts = []
+
+    def run(program, *args, **more):
+        compiled = program.lower(*args, **static, **more).compile()
+        texts.append(compiled.as_text())
+        return compiled(*args)
+
+    args = (None, *batch[:3], trie, np.ones(1, np.float32))
+    prompts_read, nll = run(read_prompts, state, *args, room=16)
+    scalars = ScoreWeights(*map(np.float32, weights))
+    leaves, scores = run(search_batch, state, prompts_read, batch[1], batch[3], None, trie, scalars)
     for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
-        assert word not in program.as_text()
-    leaves, scores, nll = program(*args)
+        assert word not in "".join(texts)
     assert nll.shape == (8, 1)
-    assert [shard.data.shape for shard in leaves.addressable_shards] == [(4, 1, 5), (4, 1, 5)]
+    assert [shard.data.shape for shard in leaves.addressable_shards] == [(4, 5), (4, 5)]
     alone = oracle.run_search(decoder, TRIE, tokens, lengths, cf_logits, weights, CONFIG)
-    np.testing.assert_array_equal(leaves[:, 0], alone.leaves)
-    np.testing.assert_allclose(scores[:, 0], alone.scores, atol=1e-5)
+    np.testing.assert_array_equal(leaves, alone.leaves)
+    np.testing.assert_allclose(scores, alone.scores, atol=1e-5)
 
 
 def test_a_sweep_equals_its_searches_one_by_one(decoder):
@@ -254,7 +257,7 @@ def test_items_left_out_are_as_if_the_catalogue_had_never_held_them(decoder, sco
 
 
 def test_nothing_is_compiled_after_every_bucket_was_met(decoder):
-    """Other prompts, weights, guidance and numbers of rows; another bucket is compiled."""
+    """Other prompts, weights, guidance and numbers of rows; the search is compiled once for all."""
     cf_RxI = np.random.default_rng(6).normal(size=(9, len(SEQUENCES))).astype(np.float32)
     search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=(8, 16))
     graph, state = nnx.split(decoder)
@@ -263,15 +266,16 @@ def test_nothing_is_compiled_after_every_bucket_was_met(decoder):
     def run(decoder, prompts, guidance, search=search):
         weights = ScoreWeights(guidance=guidance)
         search.recommend(decoder, prompts, weights, cf_RxI.__getitem__, progress=None)
-        return search_batch._cache_size()
+        return read_prompts._cache_size(), search_batch._cache_size()
 
     longest, shorter = ragged_prompts(9, 16), ragged_prompts(9, 8)
-    run(decoder, longest, 0.5)
+    first = run(decoder, longest, 0.5)
     warm = run(decoder, shorter, 0.5)
+    assert warm == first, "some of the longest rows were as short"
     assert run(other, longest, 2.0) == warm
-    assert run(decoder, ragged_prompts(5, 12), 0.1) == warm
+    assert run(decoder, ragged_prompts(5, 12), 0.0) == warm
     wider = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=(8, 24))
-    assert run(decoder, longest, 0.5, wider) > warm
+    assert run(decoder, longest, 0.5, wider)[1] == warm[1] + 1
 
 
 def test_no_rows_give_no_recommendations(decoder):

@@ -10,9 +10,10 @@ import pytest
 from flax import nnx
 
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.decoding.batched_search import BatchedSearch, Contender, search_batch
+from tca4rec_jax.decoding.batched_search import BatchedSearch, Contender
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
 from tca4rec_jax.decoding.likelihood import target_titles
+from tca4rec_jax.decoding.search_programs import read_prompts, search_batch
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.parameters import init_params
@@ -50,17 +51,18 @@ def found(sizes, score="before_softmax", heads=(8, 8)):
     trie, shape = prepare_trie(TRIE, config)
     scored = TRIE if config.vocabulary else TRIE.compress()
     target = target_titles(scored, np.arange(ROWS) % TRIE.num_leaves)
-    args = (
-        jax.device_put(state, tree_shardings(mesh, decoder.config, state)),
-        None,
-        *shard_batch(mesh, (PROMPT_BxS, LENGTH_B, CF, None, target), "prompts"),
-        replicate(mesh, trie),
-        ScoreWeights(*np.array([[0.5], [1.0], [1.0], [0.0]], np.float32)),
-        np.ones(1, np.float32),
-    )
+    batch = (PROMPT_BxS, LENGTH_B, target, CF)
+    tokens, lengths, target, cf = shard_batch(mesh, batch, "prompts")
+    state = jax.device_put(state, tree_shardings(mesh, decoder.config, state))
+    trie = replicate(mesh, trie)
     static = {"mesh": mesh, "graph": graph, "shape": shape, "config": config}
+    prompts, nll = read_prompts(
+        state, None, tokens, lengths, target, trie, np.ones(1, np.float32), room=TOKENS, **static
+    )
+    weights = ScoreWeights(*np.array([0.5, 1.0, 1.0, 0.0], np.float32))
+    args = (state, prompts, lengths, cf, None, trie, weights)
     program = search_batch.lower(*args, **static).compile()
-    return *jax.device_get(program(*args)), program.as_text()
+    return *jax.device_get((*program(*args), nll)), program.as_text()
 
 
 CASES = [
@@ -80,7 +82,7 @@ def test_every_mesh_finds_what_one_device_finds(case):
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(nll, expected_nll, rtol=1e-5, atol=1e-5)
     assert (expected_leaves >= 0).all()
-    assert len(np.unique(expected_leaves[:, 0, 0])) > 1
+    assert len(np.unique(expected_leaves[:, 0])) > 1
 
 
 def test_groups_of_devices_do_not_wait_for_one_another():
@@ -110,8 +112,8 @@ def test_a_batched_search_puts_everything_in_place():
     swept = search.sweep(both, prompts, CF.__getitem__, shared_layers=1, progress=None)
     result, of_other = (one.recommendations[0] for one in swept)
     expected_leaves, expected_scores, *_ = found((1, 1, 1))
-    np.testing.assert_array_equal(result.leaves_RxM, expected_leaves[:, 0])
-    np.testing.assert_allclose(result.scores_RxM, expected_scores[:, 0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(result.leaves_RxM, expected_leaves)
+    np.testing.assert_allclose(result.scores_RxM, expected_scores, rtol=1e-5, atol=1e-5)
     assert np.abs(of_other.scores_RxM - result.scores_RxM).max() > 0.1
 
 
