@@ -4,7 +4,7 @@
     python launch/compile_ahead.py --config=... --target=h100-8,a6000-1 --compare=plain --json=x
 
 Targets: v5e-16, v5p-8, v6e-16, h100-8, a100-8, a6000-1, cpu (other sizes alike). Programs: train,
-prefill (of the prompts), search (prompts and beam search). Exit status: 0 all fit, 1 one does not,
+prefill (of the prompts), search (beam search after them). Exit status: 0 all fit, 1 one does not,
 2 something is wrong (a compiler is missing: the message is the line that installs it).
 """
 

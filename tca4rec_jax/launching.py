@@ -1,6 +1,7 @@
 """What the launch scripts share: their flags, the start of a process, errors in one line."""
 
 import ctypes
+import gc
 import logging as standard_logging
 import os
 import sys
@@ -104,6 +105,7 @@ def start() -> None:
     handler.setFormatter(standard_logging.Formatter("%(message)s"))
     handler.addFilter(_is_ours_or_a_warning)
     keep_freed_pages()
+    collect_garbage_rarely()
     use_cpu_cores()
     jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -115,6 +117,12 @@ def start() -> None:
 def _is_ours_or_a_warning(record: standard_logging.LogRecord) -> bool:
     """Orbax and TFDS write dozens of lines to the same logger."""
     return record.levelno >= standard_logging.WARNING or "tca4rec_jax" in record.pathname
+
+
+def collect_garbage_rarely() -> None:
+    """Tracing makes objects by the million; looking for cycles among them takes 5% of its time."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
 
 
 def keep_freed_pages() -> None:

@@ -18,6 +18,8 @@ if PLATFORM == "cpu":
 
 import jax
 
+from tca4rec_jax.launching import collect_garbage_rarely
+
 DEVICES = int(os.environ.get("TCA4REC_TEST_DEVICES", "2"))
 collect_ignore = [] if DEVICES == 8 else ["eight_devices"]
 
@@ -26,6 +28,7 @@ if PLATFORM == "cpu":
 else:  # whose products of float32 are of a lower precision by default
     jax.config.update("jax_default_matmul_precision", "float32")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+collect_garbage_rarely()
 
 
 def pytest_collection_modifyitems(items):

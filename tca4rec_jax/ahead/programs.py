@@ -86,13 +86,14 @@ class Programs:
 
     def useful_flops(self) -> float:
         """Of a training step on all devices together: what DecoderConfig.flops_per_token counts."""
-        shape, config = self.batch_shape(), self.config
+        shape, config, run = self.batch_shape(), self.config, Run(self.config, Path())
         vocabulary = config.objective.softmax == "vocabulary"
         per_token = self.architecture.flops_per_token(
             config.llm.train,
             context=(shape.tokens + 1) / 2,
             vocabulary_share=shape.positions / shape.tokens if vocabulary else 0.0,
-            first_layer=config.lora.first_layer if config.llm.train == "lora" else 0,
+            first_layer=run.shared_layers,
+            frozen_kept=run.keeps_frozen_states,
         )
         return per_token * config.training.batch_size * shape.tokens
 
@@ -115,7 +116,11 @@ class Programs:
         items = self.sizes.items_side(config.cf.units) if projected else None
         trie, trie_shape = self.sizes.trie()
         items, trie = jax.tree.map(_at, (items, trie), cf_shardings(mesh, items, trie))
-        batch = abstract_batch(config.training.batch_size, self.batch_shape(), config.cf.units)
+        frozen = None
+        if run.keeps_frozen_states:
+            frozen = self.architecture.hidden_size, jnp.dtype(config.llm.dtype)
+        shape = self.batch_shape()
+        batch = abstract_batch(config.training.batch_size, shape, config.cf.units, frozen)
         scalars = Temperatures(*[jax.ShapeDtypeStruct((), jnp.float32)] * 3)
         step = make_train_step(
             graph,

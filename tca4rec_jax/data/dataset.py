@@ -118,7 +118,7 @@ def prepare(
 
 
 def load(data_dir: str | os.PathLike) -> RecData:
-    """The data that `prepare` wrote.
+    """The data that `prepare` wrote; its splits are read when they are asked for.
 
     Raises FileNotFoundError if there are none, ValueError if they are damaged.
     """

@@ -35,6 +35,18 @@ class Ragged:
         starts, lengths = self.offsets[rows_B], self.lengths[rows_B]
         return Ragged.from_lengths(self.values[ranges(starts, lengths)], lengths)
 
+    def followed_by(self, other: "Ragged") -> "Ragged":
+        """Every row with the row of the same number of another Ragged behind it."""
+        both = Ragged.from_lengths(
+            np.empty(self.values.size + other.values.size, self.values.dtype),
+            self.lengths + other.lengths,
+        )
+        starts_R = both.offsets[:-1]
+        both.values[ranges(starts_R, self.lengths)] = self.take(np.arange(len(self))).values
+        starts_R = starts_R + self.lengths
+        both.values[ranges(starts_R, other.lengths)] = other.take(np.arange(len(other))).values
+        return both
+
     def pad(self, rows_B: np.ndarray, width: int, fill) -> np.ndarray:
         """[B, width]: the given rows from the left, filled up with `fill`.
 

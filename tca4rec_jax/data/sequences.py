@@ -4,6 +4,7 @@ Axis letters: R rows, n items of all rows together, I items of the catalogue.
 """
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,28 +151,59 @@ class ItemSequences:
 class RecData:
     """A catalogue and the splits named in SPLITS, whose items are indices into it.
 
+    Splits in a dict are checked here, those of a SplitReader when they are read.
+
     Raises:
       ValueError: a split is missing or unknown, has no rows, or names an item outside the
         catalogue.
     """
 
     catalogue: Catalogue
-    splits: dict[str, ItemSequences]
+    splits: Mapping[str, ItemSequences]
 
     def __post_init__(self):
         if set(self.splits) != set(SPLITS):
             raise ValueError(f"expected the splits {list(SPLITS)}, got {sorted(self.splits)}")
-        for name, sequences in self.splits.items():
-            if not len(sequences):
-                raise ValueError(
-                    f"the split {name!r} has no rows; check the history length, the split "
-                    "fractions and the number of interactions"
-                )
-            outside = sequences.items >= self.catalogue.num_items
-            if outside.any():
-                at = int(np.argmax(outside))
-                row = int(np.searchsorted(sequences.offsets, at, side="right")) - 1
-                raise ValueError(
-                    f"row {row} of the split {name!r} has item index {sequences.items[at]}, but "
-                    f"the catalogue has {self.catalogue.num_items} items (0..I-1)"
-                )
+        if isinstance(self.splits, dict):
+            for name, sequences in self.splits.items():
+                check_split(name, sequences, self.catalogue)
+
+
+class SplitReader(Mapping[str, ItemSequences]):
+    """The splits of a data set, each read and checked when it is first asked for."""
+
+    def __init__(self, read: Callable[[str], ItemSequences], catalogue: Catalogue):
+        self._read, self._catalogue = read, catalogue
+        self._found: dict[str, ItemSequences] = {}
+
+    def __getitem__(self, name: str) -> ItemSequences:
+        if name not in SPLITS:
+            raise KeyError(name)
+        if name not in self._found:
+            sequences = self._read(name)
+            check_split(name, sequences, self._catalogue)
+            self._found[name] = sequences
+        return self._found[name]
+
+    def __iter__(self):
+        return iter(SPLITS)
+
+    def __len__(self) -> int:
+        return len(SPLITS)
+
+
+def check_split(name: str, sequences: ItemSequences, catalogue: Catalogue) -> None:
+    """Raises ValueError for a split without rows, or with an item outside the catalogue."""
+    if not len(sequences):
+        raise ValueError(
+            f"the split {name!r} has no rows; check the history length, the split "
+            "fractions and the number of interactions"
+        )
+    outside = sequences.items >= catalogue.num_items
+    if outside.any():
+        at = int(np.argmax(outside))
+        row = int(np.searchsorted(sequences.offsets, at, side="right")) - 1
+        raise ValueError(
+            f"row {row} of the split {name!r} has item index {sequences.items[at]}, but "
+            f"the catalogue has {catalogue.num_items} items (0..I-1)"
+        )

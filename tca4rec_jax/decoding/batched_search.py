@@ -127,7 +127,7 @@ class BatchedSearch:
             user's history left out, a part of the catalogue): as if the trie held no others.
             Another program is compiled for it. Pass the same to `Recommendations.items`.
           target_leaf_R: int, leaf of the trie of each row's target: its likelihood under the LLM
-            alone is wanted too, at each of the temperatures.
+            alone is wanted too, at each of the temperatures. It is read behind the prompt.
           temperatures: each above 0.
           progress: label of the progress bar, None for none.
           file: keeps what is found on the way; rows that it holds are not run again.
@@ -145,13 +145,14 @@ class BatchedSearch:
         if min(temperatures) <= 0:
             raise ValueError(f"temperatures must be above 0, got {tuple(temperatures)}")
         num_rows = len(prompts)
-        targets = None
+        texts, targets = prompts, None
         if target_leaf_R is not None:
-            targets = target_titles(self._scored, target_leaf_R)
+            read, targets = target_titles(self._scored, target_leaf_R)
+            texts = prompts.followed_by(read)
         searches, found = [], []
-        room = max(self._bucket_lengths(prompts.lengths), default=0)
+        room = max(self._bucket_lengths(texts.lengths), default=0)
         for decoder, weights in contenders:
-            self._check_prompts(prompts, decoder)
+            self._check_lengths(texts.lengths, decoder)
             searches.append(self._search(decoder, weights, temperatures, room))
             shape = (num_rows, len(weights), self._config.beams)
             found.append(Found.of_nothing(shape, len(temperatures)))
@@ -174,7 +175,7 @@ class BatchedSearch:
 
         pending = None
         with bar:
-            for rows_B, width in self._batches(prompts.lengths):
+            for rows_B, width in self._batches(texts.lengths):
                 if done_R[rows_B].all():
                     continue
                 padded_B = np.resize(rows_B, self._batch_size)  # the last batch repeats its rows
@@ -183,7 +184,7 @@ class BatchedSearch:
                 if guidance > 0:
                     cf_BxI = np.asarray(cf_logits(padded_B), np.float32)
                 batch = (
-                    prompts.pad(padded_B, width, 0).astype(np.int32),
+                    texts.pad(padded_B, width, 0).astype(np.int32),
                     prompts.lengths[padded_B].astype(np.int32),
                     cf_BxI,
                     None if allowed is None else np.asarray(allowed(padded_B), bool),
@@ -239,8 +240,7 @@ class BatchedSearch:
         graph, state = nnx.split(decoder)
         return graph, place(state, tree_shardings(self._mesh, decoder.config, state))
 
-    def _check_prompts(self, prompts: Ragged, decoder: Decoder) -> None:
-        lengths_R = prompts.lengths
+    def _check_lengths(self, lengths_R: np.ndarray, decoder: Decoder) -> None:
         limit = decoder.config.max_positions - self._shape.suffix_size
         if not isinstance(self._buckets, int):
             limit = min(limit, max(self._buckets))

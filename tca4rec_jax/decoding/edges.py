@@ -67,7 +67,7 @@ def run_edges(
     slots = batch * beams
     length_BxM, offset_BxM = trie.run_length[node_BxM], trie.edge_offset[node_BxM]
     edge_length_BxM = trie.depth[node_BxM] - trie.edge_start[node_BxM]
-    sizes = sorted({-(-slots // part) for part in (1, 2, 4) if slots >= part * _FEWEST_TOKENS})
+    sizes = sorted({-(-slots // part) for part in (1, 2, 4, 8) if slots >= part * _FEWEST_TOKENS})
     sizes = sizes or [slots]
 
     per_user = beams * min(edge_chunk, _USER_TOKENS)

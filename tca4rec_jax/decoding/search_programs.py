@@ -18,12 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from tca4rec_jax.decoding.beam_search import (
-    ScoreWeights,
-    SearchConfig,
-    run_prompts,
-    search_from_prompt,
-)
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, search_from_prompt
 from tca4rec_jax.decoding.likelihood import TargetTitles, title_nll
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
 from tca4rec_jax.llm.decoder import LowerLayers
@@ -83,22 +78,31 @@ def read_prompts(
 ) -> tuple[Prompts, jax.Array | None]:
     """(the prompts as `search_batch` takes them, NLL float32 [B, T] of their targets).
 
-    From `lower` on if the prompts' lower layers have run. Keys and values get room for so many
-    tokens, so that one search goes on from prompts of every length. Without targets there is no
-    likelihood (None).
+    Behind a prompt stands what `target_titles` says that is read of its target. Without targets
+    there is no likelihood (None). From `lower` on if the lower layers have read all of that. Keys
+    and values get room for so many tokens, so that one search goes on from prompts of every length
+    (it looks at no more than these).
     """
 
     def on_one_group(state, lower, tokens, lengths, target, trie, temperature_T):
         decoder = nnx.merge(graph, state)
-        hidden, kv = run_prompts(decoder, tokens, lengths, lower)
+        read_B = 0 if target is None else target.read_R
+        hidden_BxSxD, kv = decoder.prefill(tokens, lengths + read_B, lower=lower)
+
+        def states_after(place_BxN):
+            index_BxN = lengths[:, None] - 1 + place_BxN
+            return jnp.take_along_axis(hidden_BxSxD, index_BxN[:, :, None], axis=1)
+
         nll_BxT = None
         if target is not None:
             nll_BxT = title_nll(
-                decoder, hidden, kv, lengths, target, trie, temperature_T,
+                decoder, states_after(target.place_RxK), target, trie, temperature_T,
                 shape=shape, masked_softmax=not config.vocabulary,
             )  # fmt: skip
+        hidden_Bx1xD = states_after(jnp.zeros_like(lengths)[:, None])
         missing = [(0, 0), (0, 0), (0, room - tokens.shape[1]), (0, 0), (0, 0)]
-        return Prompts(hidden, jax.tree.map(lambda values: jnp.pad(values, missing), kv)), nll_BxT
+        kv = jax.tree.map(lambda values: jnp.pad(values, missing), kv)
+        return Prompts(hidden_Bx1xD, kv), nll_BxT
 
     on_rows, everywhere = RowParallel(mesh, "prompts"), PartitionSpec()
     sharded = on_rows(

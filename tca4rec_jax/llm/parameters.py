@@ -1,11 +1,14 @@
 """A decoder's parameters by '/'-joined path: random ones, and whether given ones fit."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.llm.config import DecoderConfig
 
 
+@partial(jax.jit, static_argnums=(0, 2))
 def init_params(
     config: DecoderConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32
 ) -> dict[str, jax.Array]:

@@ -51,8 +51,10 @@ class BatchShape(NamedTuple):
     decisions: int
 
 
-def abstract_batch(rows: int, shape: BatchShape, cf_width: int) -> Batch:
-    """Shapes and dtypes of a batch, for compiling without data."""
+def abstract_batch(
+    rows: int, shape: BatchShape, cf_width: int, frozen: tuple[int, np.dtype] | None = None
+) -> Batch:
+    """Shapes and dtypes of a batch, for compiling without data; frozen: width and dtype."""
 
     def of(dtype, *sizes):
         return jax.ShapeDtypeStruct((rows, *sizes), dtype)
@@ -70,6 +72,7 @@ def abstract_batch(rows: int, shape: BatchShape, cf_width: int) -> Batch:
         decision_node_BxK=of(np.int32, shape.decisions),
         decision_child_BxK=of(np.int32, shape.decisions),
         decision_weight_BxK=of(np.float32, shape.decisions),
+        frozen_BxSxD=frozen and of(frozen[1], shape.tokens, frozen[0]),
     )
 
 

@@ -229,9 +229,13 @@ class Run:
         return self.config.lora.first_layer if self.config.llm.train == "lora" else 0
 
     @property
+    def keeps_frozen_states(self) -> bool:
+        return self.shared_layers > 0 and self.config.training.keep_frozen_states
+
+    @property
     def frozen_states(self) -> FrozenStates | None:
         """Where what these layers make of the rows is kept, if it is (the loop fills it)."""
-        if not (self.config.training.keep_frozen_states and self.shared_layers):
+        if not self.keeps_frozen_states:
             return None
         llm = self.config.llm.to_dict()
         layers = frozen_layers_identity(llm, self.shared_layers, self.weights_path)
@@ -401,7 +405,7 @@ def _flops_per_token(run: Run, batches: Batches) -> float:
         context=mean_context(examples.tokens.lengths),
         vocabulary_share=supervised if run.config.objective.softmax == "vocabulary" else 0.0,
         first_layer=run.shared_layers,
-        frozen_kept=batches.frozen is not None,
+        frozen_kept=run.keeps_frozen_states,
     )
 
 

@@ -95,9 +95,10 @@ def test_the_search_is_split_over_the_devices_without_communication(decoder):
     cf_logits = np.random.default_rng(2).normal(size=(8, len(SEQUENCES))).astype(np.float32)
     graph, state = nnx.split(decoder)
     trie, shape = prepare_trie(TRIE, CONFIG)
-    target = target_titles(TRIE.compress(), np.arange(8) % TRIE.num_leaves)
+    read, target = target_titles(TRIE.compress(), np.arange(8) % TRIE.num_leaves)
     weights = ScoreWeights(0.5, 1.0, 1.0, 0.0)
-    batch = shard_batch(mesh, (tokens, lengths, target, cf_logits))
+    texts = prompts.followed_by(read)
+    batch = shard_batch(mesh, (texts.pad(np.arange(8), 24, 0), lengths, target, cf_logits))
     state, trie = replicate(mesh, (state, trie))
     static = {"mesh": mesh, "graph": graph, "shape": shape, "config": CONFIG}
     texts = []
@@ -108,7 +109,7 @@ def test_the_search_is_split_over_the_devices_without_communication(decoder):
         return compiled(*args)
 
     args = (None, *batch[:3], trie, np.ones(1, np.float32))
-    prompts_read, nll = run(read_prompts, state, *args, room=16)
+    prompts_read, nll = run(read_prompts, state, *args, room=24)
     scalars = ScoreWeights(*map(np.float32, weights))
     leaves, scores = run(search_batch, state, prompts_read, batch[1], batch[3], None, trie, scalars)
     for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
@@ -273,8 +274,8 @@ def test_nothing_is_compiled_after_every_bucket_was_met(decoder):
     warm = run(decoder, shorter, 0.5)
     assert warm == first, "some of the longest rows were as short"
     assert run(other, longest, 2.0) == warm
-    assert run(decoder, ragged_prompts(5, 12), 0.0) == warm
-    wider = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=(8, 24))
+    assert run(decoder, ragged_prompts(5, 12), 0.1) == warm
+    wider = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=(8, 40))
     assert run(decoder, longest, 0.5, wider)[1] == warm[1] + 1
 
 

@@ -29,6 +29,8 @@ TRIE = ItemTrie.build([[*word, 0] for word in WORDS])
 CF = RNG.normal(size=(ROWS, ITEMS)).astype(np.float32)
 PROMPT_BxS = RNG.integers(1, VOCABULARY, (ROWS, TOKENS)).astype(np.int32)
 LENGTH_B = RNG.integers(5, TOKENS + 1, ROWS).astype(np.int32)
+PROMPTS = Ragged.from_lengths(PROMPT_BxS[np.arange(TOKENS) < LENGTH_B[:, None]], LENGTH_B)
+ROOM = TOKENS + 4  # and what is read of a target
 
 
 @functools.cache
@@ -50,14 +52,15 @@ def found(sizes, score="before_softmax", heads=(8, 8)):
     graph, state = nnx.split(decoder)
     trie, shape = prepare_trie(TRIE, config)
     scored = TRIE if config.vocabulary else TRIE.compress()
-    target = target_titles(scored, np.arange(ROWS) % TRIE.num_leaves)
-    batch = (PROMPT_BxS, LENGTH_B, target, CF)
+    read, target = target_titles(scored, np.arange(ROWS) % TRIE.num_leaves)
+    texts = PROMPTS.followed_by(read).pad(np.arange(ROWS), ROOM, 0)
+    batch = (texts, LENGTH_B, target, CF)
     tokens, lengths, target, cf = shard_batch(mesh, batch, "prompts")
     state = jax.device_put(state, tree_shardings(mesh, decoder.config, state))
     trie = replicate(mesh, trie)
     static = {"mesh": mesh, "graph": graph, "shape": shape, "config": config}
     prompts, nll = read_prompts(
-        state, None, tokens, lengths, target, trie, np.ones(1, np.float32), room=TOKENS, **static
+        state, None, tokens, lengths, target, trie, np.ones(1, np.float32), room=ROOM, **static
     )
     weights = ScoreWeights(*np.array([0.5, 1.0, 1.0, 0.0], np.float32))
     args = (state, prompts, lengths, cf, None, trie, weights)
@@ -96,8 +99,8 @@ def test_groups_of_devices_do_not_wait_for_one_another():
         for group in groups_of(line):
             assert len({device // 4 for device in group}) == 1, line
     arrays = {tuple(map(int, d.split(","))) for d in re.findall(r"f32\[([\d,]+)\]", program)}
-    assert (2, ROWS // 2, TOKENS, 4, 4) in arrays
-    assert (2, ROWS // 2, TOKENS, 8, 4) not in arrays
+    assert (2, ROWS // 2, ROOM, 4, 4) in arrays
+    assert (2, ROWS // 2, ROOM, 8, 4) not in arrays
 
 
 def test_a_batched_search_puts_everything_in_place():
@@ -106,10 +109,9 @@ def test_a_batched_search_puts_everything_in_place():
     graph, state = nnx.split(decoder)
     layers = jax.tree.map(lambda leaf: leaf.at[1:].multiply(1.5), state["layers"])
     other = nnx.merge(graph, nnx.State(dict(state) | {"layers": layers}))
-    prompts = Ragged.from_lengths(PROMPT_BxS[np.arange(TOKENS) < LENGTH_B[:, None]], LENGTH_B)
     search = BatchedSearch(TRIE, CONFIG, mesh=mesh, batch_size=ROWS, buckets=(TOKENS,))
     both = [Contender(one, [ScoreWeights(0.5)]) for one in (decoder, other)]
-    swept = search.sweep(both, prompts, CF.__getitem__, shared_layers=1, progress=None)
+    swept = search.sweep(both, PROMPTS, CF.__getitem__, shared_layers=1, progress=None)
     result, of_other = (one.recommendations[0] for one in swept)
     expected_leaves, expected_scores, *_ = found((1, 1, 1))
     np.testing.assert_array_equal(result.leaves_RxM, expected_leaves)

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from absl import logging
 from tensorflow_datasets.proto import tf_example_pb2
 
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
+from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData, SplitReader
 
 _READ_AT_ONCE = 8192
 
@@ -92,16 +93,16 @@ def read_metadata(data_dir: str | os.PathLike) -> dict:
 
 
 def read(data_dir: str | os.PathLike) -> RecData:
-    """What `write` wrote.
+    """What `write` wrote; a split is read when it is first asked for.
 
     Raises:
       FileNotFoundError: there is no such data set.
-      ValueError: it is damaged.
+      ValueError: it is damaged; so does a split that is asked for.
     """
     builder = _open(data_dir)
     metadata = builder.info.metadata
     catalogue = Catalogue(tuple(metadata["item_ids"]), tuple(metadata["titles"]))
-    return RecData(catalogue, {name: _read_split(builder, name) for name in SPLITS})
+    return RecData(catalogue, SplitReader(partial(_read_split, builder), catalogue))
 
 
 def _open(data_dir) -> tfds.core.DatasetBuilder:
