@@ -152,7 +152,7 @@ class BatchedSearch:
         searches, found = [], []
         room = max(self._bucket_lengths(texts.lengths), default=0)
         for decoder, weights in contenders:
-            self._check_lengths(texts.lengths, decoder)
+            self._check_lengths(prompts.lengths, texts.lengths, decoder)
             searches.append(self._search(decoder, weights, temperatures, room))
             shape = (num_rows, len(weights), self._config.beams)
             found.append(Found.of_nothing(shape, len(temperatures)))
@@ -240,16 +240,17 @@ class BatchedSearch:
         graph, state = nnx.split(decoder)
         return graph, place(state, tree_shardings(self._mesh, decoder.config, state))
 
-    def _check_lengths(self, lengths_R: np.ndarray, decoder: Decoder) -> None:
-        limit = decoder.config.max_positions - self._shape.suffix_size
+    def _check_lengths(self, prompt_R: np.ndarray, text_R: np.ndarray, decoder: Decoder) -> None:
+        """Lengths of the prompts, and of what is read: these and what follows them."""
+        limit_R = np.full_like(prompt_R, decoder.config.max_positions - self._shape.suffix_size)
         if not isinstance(self._buckets, int):
-            limit = min(limit, max(self._buckets))
-        bad_R = (lengths_R < 1) | (lengths_R > limit)
+            limit_R = np.minimum(limit_R, max(self._buckets) - (text_R - prompt_R))
+        bad_R = (prompt_R < 1) | (prompt_R > limit_R)
         if bad_R.any():
             row = int(np.argmax(bad_R))
             raise ValueError(
-                f"row {row}: a prompt of {lengths_R[row]} tokens, expected 1..{limit} (the largest "
-                "bucket, and room for a title in the positions of the model): lower "
+                f"row {row}: a prompt of {prompt_R[row]} tokens, expected 1..{limit_R[row]} (the "
+                "largest bucket, and room for a title in the positions of the model): lower "
                 "prompt.max_tokens"
             )
 

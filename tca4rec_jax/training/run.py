@@ -294,7 +294,6 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
     validate_objective(**objective)
     check_batch_size(run.mesh, training.batch_size, "training.batch_size")
     titles = run.titles  # the tokenizer first: its reader of a GGUF file is kept for the weights
-    graph, state, base = run.initial_state()
     split = training_split(config)
     examples = build_examples(
         run.data.splits[split],
@@ -303,6 +302,7 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
         supervision=training.supervision,
         max_tokens=config.prompt.max_tokens,
     )
+    graph, state, base = run.initial_state()
     batches = Batches.create(
         examples,
         None,

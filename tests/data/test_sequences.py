@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.sequences import PAD_ITEM, SPLITS, ItemSequences, RecData
+from tca4rec_jax.data.sequences import PAD_ITEM, SPLITS, ItemSequences, RecData, SplitReader
 
 
 def _sequences(rows, timestamps=None, users=None):
@@ -114,3 +114,22 @@ def test_rec_data_refuses_missing_or_empty_splits():
     del splits["train"]
     with pytest.raises(ValueError, match="expected the splits"):
         RecData(catalogue, splits)
+
+
+def test_a_split_is_read_once_and_checked_when_it_is_asked_for():
+    catalogue, read = Catalogue(("a", "b"), ("A", "B")), []
+    splits = {**_splits([[0, 1]]), "test": _sequences([[0, 1], [1, 2, 0]])}
+
+    def reading(name):
+        read.append(name)
+        return splits[name]
+
+    data = RecData(catalogue, SplitReader(reading, catalogue))
+    assert read == []
+    assert list(data.splits) == list(SPLITS)
+    assert data.splits["train"] is data.splits["train"]
+    with pytest.raises(ValueError, match="row 1 of the split 'test' has item index 2"):
+        data.splits["test"]
+    assert read == ["train", "test"]
+    with pytest.raises(KeyError):
+        data.splits["all"]

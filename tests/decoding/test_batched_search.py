@@ -295,5 +295,12 @@ def test_what_cannot_be_recommended_from_is_an_error(decoder):
     prompts = Ragged.from_lengths(np.ones(12, np.int32), np.array([3, 9]))
     with pytest.raises(ValueError, match=r"row 1: a prompt of 9 tokens, expected 1\.\.8"):
         search.recommend(decoder, prompts)
+    title = int(np.argmax((TRIE.tokens_QxL >= 0).sum(axis=1)))
+    with pytest.raises(ValueError, match=r"row 0: a prompt of 8 tokens, expected 1\.\.[1-7] "):
+        search.sweep(
+            [Contender(decoder, [ScoreWeights()])],
+            Ragged.from_lengths(np.ones(8, np.int32), np.array([8])),
+            target_leaf_R=np.array([title]),  # read behind the prompt
+        )
     with pytest.raises(ValueError, match="no CF logits"):
         search.recommend(decoder, prompts, ScoreWeights(guidance=1.0))
