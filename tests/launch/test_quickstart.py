@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from forked import Script
 
 from tca4rec_jax.decoding.recommender import Recommender
 
@@ -32,15 +33,22 @@ def command(script, workdir, setting="debug", *flags):
 
 
 def run(*args):
-    done = ended(command(*args), seconds=600)
+    """As from a shell."""
+    done = subprocess.run(
+        command(*args), capture_output=True, text=True, timeout=600, env=ENVIRONMENT
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-def ended(arguments, seconds=300):
-    return subprocess.run(
-        arguments, capture_output=True, text=True, timeout=seconds, env=ENVIRONMENT
-    )
+def start(*args):
+    """Scripts that `run` has shown to start are forked from a server."""
+    return Script(command(*args)[1:], ENVIRONMENT)
+
+
+def finish(*args):
+    done = start(*args).completed()
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +64,7 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluated(workdir):
     """What the evaluation in one process found."""
-    run("train", workdir, "debug,run=aligned")
+    finish("train", workdir, "debug,run=aligned")
     run("evaluate", workdir)
     return json.loads((workdir / "results.json").read_text())
 
@@ -93,16 +101,14 @@ def final_state(workdir, name):
         return jax.tree.map(np.asarray, checkpointer.restore(checkpoint))
 
 
-@pytest.mark.parametrize("name", ["first", "second"])
-def test_a_killed_run_ends_with_the_same_parameters(workdir, name):
-    kill_after = random.randint(1, STEPS - 1)
-    arguments = command("train", workdir, f"debug,run={name}")
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(arguments, env=ENVIRONMENT, **quiet)
-    wait_for_line(workdir, name, kill_after)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, f"it ended before step {kill_after}"
-    run("train", workdir, f"debug,run={name}")
+def test_a_run_that_is_killed_twice_ends_with_the_same_parameters(workdir):
+    name, kill_after = "killed", sorted(random.sample(range(1, STEPS), 2))
+    for steps in kill_after:
+        process = start("train", workdir, f"debug,run={name}")
+        wait_for_line(workdir, name, steps)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"it ended before step {steps}"
+    finish("train", workdir, f"debug,run={name}")
 
     whole, resumed = final_state(workdir, "plain"), final_state(workdir, name)
     assert jax.tree.structure(whole) == jax.tree.structure(resumed)
@@ -138,10 +144,9 @@ def test_two_processes_train_and_evaluate_like_one(workdir, evaluated):
 
 def test_a_finished_run_trains_no_more_and_evaluation_reports(workdir, evaluated):
     before = log_lines(workdir, "plain")
-    run("train", workdir, "debug,run=plain")
+    finish("train", workdir, "debug,run=plain")
     assert log_lines(workdir, "plain") == before
-    changed = command("train", workdir, "debug,run=plain,alpha=0.25")
-    done = ended(changed)
+    done = start("train", workdir, "debug,run=plain,alpha=0.25").completed()
     assert done.returncode == 1
     assert "trained otherwise" in done.stderr
     results = evaluated
@@ -192,7 +197,7 @@ def test_recommending_with_a_trained_run_and_sweeping_its_guidance(workdir):
     ],
 )
 def test_bad_fields_end_the_run_before_it_begins(workdir, setting, message):
-    done = ended(command("train", workdir, setting + ",run=bad"))
+    done = start("train", workdir, setting + ",run=bad").completed()
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
