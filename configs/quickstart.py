@@ -5,8 +5,8 @@ from tca4rec_jax.config import apply_argument, movielens_config
 
 def get_config(arg=""):
     config = movielens_config()
-    config.lora.first_layer = 20  # of 30: a step takes 0.6 of the time,
-    config.training.keep_frozen_states = True  # and half of that: both trainings share the others
+    config.lora.first_layer = 20  # of 30: a step takes 0.6 of the time
+    config.training.keep_frozen_states = True  # and the trainings share what the layers below do
     config.objective.alpha = 0.9
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 10

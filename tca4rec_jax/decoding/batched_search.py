@@ -213,19 +213,10 @@ class BatchedSearch:
                 state, below, tokens, lengths, target, self._trie,
                 np.array(temperatures, np.float32), room=room, **same,
             )  # fmt: skip
+            args = state, prompt, lengths, cf, allowed, self._trie
+            scalars = [ScoreWeights(*map(np.float32, one)) for one in weights]
             return [
-                search_batch(
-                    state,
-                    prompt,
-                    lengths,
-                    cf,
-                    allowed,
-                    self._trie,
-                    ScoreWeights(*map(np.float32, one)),
-                    renormalise=self._renormalise,
-                    **same,
-                )  # fmt: skip
-                for one in weights
+                search_batch(*args, one, renormalise=self._renormalise, **same) for one in scalars
             ], nll
 
         return search

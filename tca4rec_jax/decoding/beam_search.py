@@ -136,15 +136,28 @@ def prepare_trie(trie: ItemTrie, config: SearchConfig) -> tuple[SearchTrie, Sear
 
 
 def run_prompts(
-    model: LanguageModel, tokens_BxS: jax.Array, lengths_B: jax.Array, lower: object = None
+    model: LanguageModel,
+    tokens_BxS: jax.Array,
+    lengths_B: jax.Array,
+    after_BxK: jax.Array | None = None,
+    lower: object = None,
 ):
-    """(hidden [B, 1, D] at each prompt's last token, the prompts' keys and values).
+    """Reads prompts, and what stands behind them.
 
-    lower: what the model's prefill takes of layers that have run.
+    Args:
+      after_BxK: int32, behind how many further tokens a state is wanted too.
+      lower: what the model's prefill takes of layers that have run.
+
+    Returns:
+      (states [B, 1 + K, D] at each prompt's last token and `after` it, keys and values).
     """
-    hidden_BxSxD, prompt = model.prefill(tokens_BxS, lengths_B, lower=lower)
-    last_Bx1x1 = (lengths_B - 1)[:, None, None]
-    return jnp.take_along_axis(hidden_BxSxD, last_Bx1x1, axis=1), prompt
+    place_BxK = jnp.zeros_like(lengths_B)[:, None]
+    if after_BxK is not None:
+        place_BxK = jnp.concatenate([place_BxK, after_BxK], axis=1)
+    read_B = lengths_B + jnp.max(place_BxK, axis=1)
+    hidden_BxSxD, prompt = model.prefill(tokens_BxS, read_B, lower=lower)
+    index_BxK = lengths_B[:, None] - 1 + place_BxK
+    return jnp.take_along_axis(hidden_BxSxD, index_BxK[:, :, None], axis=1), prompt
 
 
 def search_from_prompt(

@@ -32,11 +32,6 @@ class TargetTitles(NamedTuple):
     token_RxK: np.ndarray
     node_RxK: np.ndarray
 
-    @property
-    def read_R(self) -> np.ndarray:
-        """How many of a title's tokens the LLM reads."""
-        return self.place_RxK.max(axis=1)
-
 
 def target_titles(trie: ItemTrie, leaf_R: np.ndarray) -> tuple[Ragged, TargetTitles]:
     """(what the LLM reads of each row's title behind the prompt, int32; what is scored).
@@ -48,8 +43,9 @@ def target_titles(trie: ItemTrie, leaf_R: np.ndarray) -> tuple[Ragged, TargetTit
     node_RxK = np.where(child_RxK >= 0, path_RxK, 0)
     token_RxK = np.where(child_RxK >= 0, trie.token[child_RxK], -1)
     targets = TargetTitles(trie.depth[node_RxK], token_RxK, node_RxK)
-    read_RxL = np.arange(trie.tokens_QxL.shape[1]) < targets.read_R[:, None]
-    return Ragged.from_lengths(trie.tokens_QxL[leaf_R][read_RxL], targets.read_R), targets
+    length_R = targets.place_RxK.max(axis=1)
+    read_RxL = np.arange(trie.tokens_QxL.shape[1]) < length_R[:, None]
+    return Ragged.from_lengths(trie.tokens_QxL[leaf_R][read_RxL], length_R), targets
 
 
 def title_nll(

@@ -18,7 +18,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, search_from_prompt
+from tca4rec_jax.decoding.beam_search import (
+    ScoreWeights,
+    SearchConfig,
+    run_prompts,
+    search_from_prompt,
+)
 from tca4rec_jax.decoding.likelihood import TargetTitles, title_nll
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
 from tca4rec_jax.llm.decoder import LowerLayers
@@ -86,23 +91,17 @@ def read_prompts(
 
     def on_one_group(state, lower, tokens, lengths, target, trie, temperature_T):
         decoder = nnx.merge(graph, state)
-        read_B = 0 if target is None else target.read_R
-        hidden_BxSxD, kv = decoder.prefill(tokens, lengths + read_B, lower=lower)
-
-        def states_after(place_BxN):
-            index_BxN = lengths[:, None] - 1 + place_BxN
-            return jnp.take_along_axis(hidden_BxSxD, index_BxN[:, :, None], axis=1)
-
+        after_BxK = None if target is None else target.place_RxK
+        states_BxKxD, kv = run_prompts(decoder, tokens, lengths, after_BxK, lower)
         nll_BxT = None
         if target is not None:
             nll_BxT = title_nll(
-                decoder, states_after(target.place_RxK), target, trie, temperature_T,
+                decoder, states_BxKxD[:, 1:], target, trie, temperature_T,
                 shape=shape, masked_softmax=not config.vocabulary,
             )  # fmt: skip
-        hidden_Bx1xD = states_after(jnp.zeros_like(lengths)[:, None])
         missing = [(0, 0), (0, 0), (0, room - tokens.shape[1]), (0, 0), (0, 0)]
         kv = jax.tree.map(lambda values: jnp.pad(values, missing), kv)
-        return Prompts(hidden_Bx1xD, kv), nll_BxT
+        return Prompts(states_BxKxD[:, :1], kv), nll_BxT
 
     on_rows, everywhere = RowParallel(mesh, "prompts"), PartitionSpec()
     sharded = on_rows(
