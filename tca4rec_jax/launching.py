@@ -107,7 +107,8 @@ def start() -> None:
     keep_freed_pages()
     collect_garbage_rarely()
     use_cpu_cores()
-    jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "compiled"))
+    if not jax.config.jax_compilation_cache_dir:  # nor JAX_COMPILATION_CACHE_DIR
+        jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     join(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
     if not is_first():

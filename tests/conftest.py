@@ -5,6 +5,8 @@ device run on a GPU too: TCA4REC_TEST_PLATFORM=cuda bash launch/test.sh -n 0 tes
 """
 
 import os
+import sys
+from pathlib import Path
 
 PLATFORM = os.environ["JAX_PLATFORMS"] = os.environ.get("TCA4REC_TEST_PLATFORM", "cpu")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -20,6 +22,7 @@ import jax
 
 from tca4rec_jax.launching import collect_garbage_rarely
 
+sys.path.insert(0, str(Path(__file__).parent))  # forked.py
 DEVICES = int(os.environ.get("TCA4REC_TEST_DEVICES", "2"))
 collect_ignore = [] if DEVICES == 8 else ["eight_devices"]
 

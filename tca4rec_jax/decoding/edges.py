@@ -7,6 +7,7 @@ Axis letters: B batch (users), M beams, E tokens of an edge in one call, T token
 U tokens that some node chooses from, D model, V vocabulary.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -14,10 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.decoding.search_trie import SearchTrie
-from tca4rec_jax.llm.kv_cache import BeamCache, pack, written
+from tca4rec_jax.llm.kv_cache import BeamCache, pack, with_filler, written
 
 _FEWEST_TOKENS = 40  # smaller calls are hardly faster: they wait for the weights
-_USER_TOKENS = 2  # per beam of a user in one call: what attention makes room for
+_USER_TOKENS = 2  # per beam of a user in one call, at most
+_SIZES = (5 / 4, 3 / 4, 3 / 8, 1 / 8)  # tokens of a call per beam of the batch
+_UNEVEN = 1.6  # times the mean of a call's tokens a user: what attention makes room for
 
 
 class EdgeScores(NamedTuple):
@@ -64,15 +67,11 @@ def run_edges(
       (scores, the new cache, int32 calls of the LLM).
     """
     batch, beams = node_BxM.shape
-    slots = batch * beams
     length_BxM, offset_BxM = trie.run_length[node_BxM], trie.edge_offset[node_BxM]
     edge_length_BxM = trie.depth[node_BxM] - trie.edge_start[node_BxM]
-    sizes = sorted({-(-slots // part) for part in (1, 2, 4, 8) if slots >= part * _FEWEST_TOKENS})
-    sizes = sizes or [slots]
+    sizes = call_sizes(batch, beams, edge_chunk)
 
-    per_user = beams * min(edge_chunk, _USER_TOKENS)
-
-    def call(size: int, carry):
+    def call(size: int, per_user: int, carry):
         done_BxM, scores, cache = carry
         place_BxMxE = done_BxM[:, :, None] + jnp.arange(edge_chunk)[None, None, :]
         wanted_BxMxE = place_BxMxE < length_BxM[:, :, None]
@@ -108,16 +107,17 @@ def run_edges(
             jnp.where(ends_BxM, norm_T[last_BxM], scores.norm_BxM),
             scores.forced_BxM + forced_BxM,
         )
-        return done_BxM + count_BxM, scores, new
+        return done_BxM + count_BxM, scores, with_filler(new, sizes[-1][1])
 
     def next_call(carry):
         count_BxM = jnp.minimum(length_BxM - carry[0], edge_chunk)
-        count = jnp.sum(jnp.minimum(jnp.sum(count_BxM, axis=1), per_user))
-        fitting = jnp.minimum(jnp.searchsorted(jnp.array(sizes), count), len(sizes) - 1)
+        count_B = jnp.minimum(jnp.sum(count_BxM, axis=1), sizes[-1][1])
+        too_small = [(jnp.sum(count_B) > size) | (jnp.max(count_B) > most) for size, most in sizes]
+        fitting = sum(too_small[:-1], jnp.int32(0))
         *carry, cache, calls = carry
         # Written outside: a branch that returned the pools would copy them.
         *carry, new = jax.lax.switch(
-            fitting, [partial(call, size) for size in sizes], (*carry, cache)
+            fitting, [partial(call, *size) for size in sizes], (*carry, cache)
         )
         return *carry, written(cache, new), calls + 1
 
@@ -129,6 +129,17 @@ def run_edges(
         (jnp.zeros_like(length_BxM), nothing, cache, jnp.int32(0)),
     )
     return scores, cache, calls
+
+
+def call_sizes(batch: int, beams: int, edge_chunk: int) -> list[tuple[int, int]]:
+    """(tokens, tokens of one user at most) of the calls that are compiled, ascending."""
+    per_user = beams * min(edge_chunk, _USER_TOKENS)
+    sizes = []
+    for size in _SIZES:
+        tokens = min(max(math.ceil(batch * beams * size), _FEWEST_TOKENS), batch * per_user)
+        if not sizes or sizes[0] >= 1.5 * tokens:  # or it is not worth a program of its own
+            sizes.insert(0, tokens)
+    return [(tokens, min(math.ceil(_UNEVEN * tokens / batch), per_user)) for tokens in sizes]
 
 
 def _scores(model, hidden_D, trie, temperature, vocabulary, next_token=None):

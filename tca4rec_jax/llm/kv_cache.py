@@ -94,6 +94,17 @@ def written(cache: BeamCache, new: NewTokens) -> BeamCache:
     return BeamCache(KVCache(*(over_users(*pair, new.slot_BxQ) for pair in pools)), new.paths)
 
 
+def with_filler(new: NewTokens, per_user: int) -> NewTokens:
+    """The same with as many places of each user; what is added goes nowhere."""
+    added = per_user - new.slot_BxQ.shape[1]
+    wider = ((0, 0), (0, 0), (0, added), (0, 0), (0, 0))
+    return NewTokens(
+        KVCache(*(jnp.pad(values, wider) for values in new.kv)),
+        jnp.pad(new.slot_BxQ, ((0, 0), (0, added)), constant_values=jnp.iinfo(jnp.int32).max),
+        new.paths,
+    )
+
+
 def take_beams(cache: BeamCache, beam_BxM: jax.Array) -> BeamCache:
     """The cache with the beams of each user chosen anew (int32, some perhaps twice)."""
     paths = cache.paths._replace(

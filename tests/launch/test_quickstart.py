@@ -41,22 +41,23 @@ def run(*args):
     return done.stdout
 
 
-def start(*args):
-    """Scripts that `run` has shown to start are forked from a server."""
-    return Script(command(*args)[1:], ENVIRONMENT)
+def start(*args, devices=0):
+    """Forked from a server, as what is not about the start of a script."""
+    return Script(command(*args)[1:], ENVIRONMENT, devices)
 
 
 def finish(*args):
     done = start(*args).completed()
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """Prepared data, a CF model and one uninterrupted LLM run."""
     path = tmp_path_factory.mktemp("quickstart")
-    run("prepare_data", path)
-    run("train_cf", path)
+    finish("prepare_data", path)
+    finish("train_cf", path)
     run("train", path, "debug,run=plain")
     return path
 
@@ -70,18 +71,15 @@ def evaluated(workdir):
 
 
 def start_two(workdir, script, setting="debug"):
-    """Two processes of a device each, as on two hosts; their output is in <script><index>.out."""
+    """Two processes of a device each, as on two hosts."""
     with socket.socket() as one:
         one.bind(("localhost", 0))
         coordinator = f"--coordinator=localhost:{one.getsockname()[1]}"
-    started = []
-    for index in (0, 1):
-        flags = (coordinator, "--process_count=2", f"--process_index={index}")
-        with open(workdir / f"{script}{index}.out", "w") as out:
-            arguments = command(script, workdir, setting, *flags)
-            environment = ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": "1"}
-            started.append(subprocess.Popen(arguments, stdout=out, stderr=out, env=environment))
-    return started
+    flags = (coordinator, "--process_count=2")
+    return [
+        start(script, workdir, setting, *flags, f"--process_index={index}", devices=1)
+        for index in (0, 1)
+    ]
 
 
 def wait_for_line(workdir, name, number):
@@ -126,7 +124,7 @@ def test_two_processes_train_and_evaluate_like_one(workdir, evaluated):
     wait_for_line(workdir, "two", 3)
     os.kill(second.pid, signal.SIGKILL)
     status = first.wait(60)
-    output = (workdir / "train0.out").read_text()
+    output = first.printed("stderr")
     if status == -signal.SIGABRT:  # JAX missed the other's heartbeat before a step or save failed
         assert "This most likely indicates that another task died" in output
     else:
@@ -170,7 +168,7 @@ def test_a_finished_run_trains_no_more_and_evaluation_reports(workdir, evaluated
 def test_recommending_with_a_trained_run_and_sweeping_its_guidance(workdir):
     flags = ("--item=Toy Story (1995)", "--item=100", "--k=3", "--guidance=1")
     setting = "debug,run=plain,decoding.exclude_history=True"
-    lines = run("recommend", workdir, setting, *flags).splitlines()
+    lines = finish("recommend", workdir, setting, *flags).splitlines()
     assert [line.split()[0] for line in lines] == ["1", "2", "3"]
     assert not any("Toy Story" in line for line in lines)
     with pytest.raises(FileNotFoundError, match=r"absent.config\.json does not exist"):
@@ -180,7 +178,7 @@ def test_recommending_with_a_trained_run_and_sweeping_its_guidance(workdir):
         2,
         2,
     ]
-    run("sweep_guidance", workdir, "debug,run=plain", "--guidances=0.5,100")
+    finish("sweep_guidance", workdir, "debug,run=plain", "--guidances=0.5,100")
     models = json.loads((workdir / "sweep_plain.json").read_text())["models"]
     assert list(models) == ["lambda = 0", "lambda = 0.5", "lambda = 100", "CF model"]
     for file in ("sweep_plain.md", "sweep_plain.png"):

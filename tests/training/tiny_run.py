@@ -4,7 +4,6 @@ For tests that kill it, break it or move it to other devices: `start` runs it in
 own, forked from a server that has imported everything, which takes a fraction of a second.
 """
 
-import multiprocessing
 import os
 import resource
 import signal
@@ -13,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,19 +170,7 @@ def start(folder, *, devices=1, job=(), kill_at=None, kill_in_save=None, **optio
       options: of `_in_process` and `run`.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    # Python 3.11.7 and others forget to tell the server sys.path, and then it imports nothing.
-    here = str(Path(__file__).parent)
-    if here not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [here, os.environ.get("PYTHONPATH")])
-        )
-    process = context.Process(
-        target=_in_process, args=(str(folder), devices, job, kill_at, kill_in_save, options)
-    )
-    process.start()
-    return process
+    return forked.start(_in_process, str(folder), devices, job, kill_at, kill_in_save, options)
 
 
 def output(folder, index=0) -> str:
