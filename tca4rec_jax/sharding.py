@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tca4rec_jax.llm.config import DecoderConfig, logical_axes
@@ -134,6 +135,25 @@ def make_mesh(
         axis_types=(AxisType.Auto,) * len(MESH_AXES),
         devices=devices[:count],
     )
+
+
+def mesh_for_batches(data: int, fsdp: int, tensor: int, *, batch: int, prompts: int) -> Mesh:
+    """`make_mesh`, for batches of these sizes.
+
+    On CPU the devices are cores of one machine that nobody counted when the batches were chosen:
+    data = -1 then takes as many as divide them, and XLA shares the others out among these.
+
+    Raises:
+      ValueError: as `make_mesh`.
+    """
+    here = jax.default_backend() == "cpu" and jax.process_count() == 1
+    if here and data == -1 and min(fsdp, tensor) > 0:
+        count = jax.device_count() // (fsdp * tensor)
+        fitting = (d for d in range(1, count + 1) if batch % (d * fsdp) == 0 == prompts % d)
+        data = max(fitting, default=-1)
+        if 0 < data < count:
+            logging.info("%d of %d CPU devices share the rows of a batch", data, count)
+    return make_mesh(data, fsdp, tensor)
 
 
 def sharding_of(

@@ -11,7 +11,14 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.sharding import Rules, check_batch_size, make_mesh, sharding_of, tree_shardings
+from tca4rec_jax.sharding import (
+    Rules,
+    check_batch_size,
+    make_mesh,
+    mesh_for_batches,
+    sharding_of,
+    tree_shardings,
+)
 
 HERE = Path(__file__).parent
 
@@ -61,6 +68,22 @@ def test_meshes_that_do_not_fit_are_refused():
     ):
         check_batch_size(make_mesh(1, 2), 3, "batch")
     check_batch_size(make_mesh(1, 2), 3, "batch", "prompts")  # every device has all rows
+
+
+def test_on_cpu_as_many_devices_share_a_batch_as_divide_it():
+    for batches, fsdp, expected in (
+        ({"batch": 4, "prompts": 6}, 1, 2),
+        ({"batch": 3, "prompts": 6}, 1, 1),
+        ({"batch": 4, "prompts": 5}, 1, 1),
+        ({"batch": 2, "prompts": 1}, 2, 1),
+    ):
+        mesh = mesh_for_batches(-1, fsdp, 1, **batches)
+        assert dict(mesh.shape) == {"data": expected, "fsdp": fsdp, "tensor": 1}
+    with pytest.raises(ValueError, match="batch is 3"):  # said so, it stays so
+        check_batch_size(mesh_for_batches(2, 1, 1, batch=3, prompts=3), 3, "batch")
+    for sizes in ((-1, 0, 1), (-1, 3, 1), (0, 1, 1)):
+        with pytest.raises(ValueError, match="mesh"):
+            mesh_for_batches(*sizes, batch=4, prompts=4)
 
 
 def test_what_does_not_divide_is_held_whole():

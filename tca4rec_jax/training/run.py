@@ -43,7 +43,7 @@ from tca4rec_jax.processes import check_same, is_first, wait_for_all
 from tca4rec_jax.sharding import (
     check_batch_size,
     local_rows,
-    make_mesh,
+    mesh_for_batches,
     parameter_sharding,
     place,
     replicate,
@@ -112,7 +112,10 @@ class Run:
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        return make_mesh(**self.config.mesh)
+        training, evaluation = self.config.training, self.config.evaluation
+        return mesh_for_batches(
+            **self.config.mesh, batch=training.batch_size, prompts=evaluation.batch_size
+        )
 
     @cached_property
     def decoder(self) -> Decoder:
