@@ -14,13 +14,13 @@ from pathlib import Path
 
 import jax
 
-_PRELOAD = [
+_PRELOAD = [  # not what defines flags, as some scripts define others of these names
+    "tca4rec_jax.ahead.programs",
     "tca4rec_jax.cf.run",
     "tca4rec_jax.decoding.recommend_file",
     "tca4rec_jax.evaluation.cf_report",
     "tca4rec_jax.evaluation.evaluate",
     "tca4rec_jax.evaluation.guidance",
-    "tca4rec_jax.launching",
 ]
 
 
@@ -54,10 +54,10 @@ class Script:
         """What it has written to 'stdout' or 'stderr' so far."""
         return Path(self._folder.name, name).read_text()
 
-    def completed(self) -> subprocess.CompletedProcess:
+    def completed(self, seconds: float = 300) -> subprocess.CompletedProcess:
         """What subprocess.run would return."""
         return subprocess.CompletedProcess(
-            self._command, self.wait(), self.printed("stdout"), self.printed("stderr")
+            self._command, self.wait(seconds), self.printed("stdout"), self.printed("stderr")
         )
 
 

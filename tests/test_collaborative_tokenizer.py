@@ -24,6 +24,9 @@ from tca4rec_jax.trie import ItemTrie
 
 END = 0
 VOCABULARY = 6
+mass_of = jax.jit(node_log_mass, static_argnames="shape")
+distributions_of = jax.jit(child_log_probs, static_argnames="shape")
+projected = jax.jit(project, static_argnames=("shape", "pairs_at_once"))
 
 
 def brute_force(sequences, logits, prefix, beta=1.0):
@@ -79,8 +82,8 @@ def test_the_root_sums_over_all_items_and_a_constant_changes_nothing():
     sequences = [[1, 2, END], [1, END], [3, END], [1, 2, END]]
     arrays, shape = trie_on_device(ItemTrie.build(sequences).compress())
     logits = np.array([[0.3, -2.0, 1.5, 0.1]], np.float32)
-    mass = node_log_mass(logits, arrays, shape)
-    shifted = node_log_mass(logits + 50.0, arrays, shape)
+    mass = mass_of(logits, arrays, shape)
+    shifted = mass_of(logits + 50.0, arrays, shape)
     np.testing.assert_allclose(mass[0, 0], jax.nn.logsumexp(logits), rtol=1e-6)
     np.testing.assert_allclose(shifted - mass, jnp.full_like(mass, 50.0), atol=1e-5)
 
@@ -107,7 +110,7 @@ def decisions_of(trie, count, pairs, seed=0):
     """Random decisions (inner nodes of the compressed trie), each of a random pair."""
     rng = np.random.default_rng(seed)
     inner = np.flatnonzero(trie.child_count > 0)
-    return jnp.asarray(rng.integers(0, pairs, count)), jnp.asarray(rng.choice(inner, count))
+    return rng.integers(0, pairs, count), rng.choice(inner, count)
 
 
 def test_many_pairs_in_groups_equal_all_at_once():
@@ -119,13 +122,12 @@ def test_many_pairs_in_groups_equal_all_at_once():
         jnp.asarray(rng.normal(size=(300, 4)), jnp.float32), jnp.asarray(rng.normal(size=300))
     )
     pair_K, node_K = decisions_of(trie, 40, 11)
-    mass = node_log_mass(item_logits(vectors, items), arrays, shape, 0.7)
-    tokens, expected = child_log_probs(mass, pair_K, node_K, arrays, shape)
+    mass = mass_of(item_logits(vectors, items), arrays, shape, 0.7)
+    tokens, expected = distributions_of(mass, pair_K, node_K, arrays, shape)
     for pairs_at_once in (None, 11, 4, 1):
-        child, log_p = jax.jit(project, static_argnames=("shape", "pairs_at_once"))(
-            vectors, items, pair_K, node_K, arrays, shape=shape, beta=0.7,
-            pairs_at_once=pairs_at_once,
-        )  # fmt: skip
+        child, log_p = projected(
+            vectors, items, pair_K, node_K, arrays, shape, 0.7, pairs_at_once=pairs_at_once
+        )
         np.testing.assert_allclose(log_p, expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(arrays.token[child], tokens)
 
@@ -135,7 +137,7 @@ def test_items_sharded_over_devices_give_the_same_distributions():
     logits = jnp.asarray(np.random.default_rng(3).uniform(-60, 60, (5, 301)), jnp.float32)
     pair_K, node_K = decisions_of(trie, 30, 5)
     arrays, shape = trie_on_device(trie)
-    expected = project(logits, CFItems(), pair_K, node_K, arrays, shape)[1]
+    expected = projected(logits, CFItems(), pair_K, node_K, arrays, shape)[1]
     devices = len(jax.devices())
     assert devices > 1
     sharded, shape = shard_items(trie, devices)
@@ -175,19 +177,19 @@ def test_logits_of_any_float_type_are_projected_in_float32(dtype):
 def test_one_program_serves_all_batches():
     trie = random_catalogue(6).compress()
     arrays, shape = trie_on_device(trie)
-    projected = jax.jit(lambda *args, beta: project(*args, shape, beta))
+    on_batch = jax.jit(lambda *args, beta: project(*args, shape, beta))
     for seed in range(3):
         pair_K, node_K = decisions_of(trie, 20, 4, seed)
         logits = jnp.asarray(np.random.default_rng(seed).normal(size=(4, 300)), jnp.float32)
         beta = jnp.float32(1 + seed)
-        projected(logits, CFItems(), pair_K, node_K, arrays, beta=beta)
-    assert projected._cache_size() == 1
+        on_batch(logits, CFItems(), pair_K, node_K, arrays, beta=beta)
+    assert on_batch._cache_size() == 1
 
 
 def test_token_by_token_trie_gives_the_same_distributions():
     sequences = [[1, 2, 3, END], [1, 2, 4, END], [2, END]]
     trie = ItemTrie.build(sequences)
     logits = np.array([[0.5, -1.0, 2.0]], np.float32)
-    token_mass = node_log_mass(logits, *trie_on_device(trie))[0]
+    token_mass = np.asarray(mass_of(logits, *trie_on_device(trie)))[0]
     forced = np.flatnonzero(trie.child_count == 1)
     np.testing.assert_array_equal(token_mass[trie.child_start[forced]], token_mass[forced])

@@ -1,13 +1,11 @@
 """The mesh's rules, and the tests that need eight devices, in a process of their own."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from forked import Script
 from jax.sharding import PartitionSpec as P
 
 from tca4rec_jax.llm.config import DecoderConfig
@@ -25,14 +23,9 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 def test_meshes_of_eight_devices():
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    ran = subprocess.run(
-        [*command, str(HERE / "eight_devices")],
-        env={**os.environ, "TCA4REC_TEST_DEVICES": "8"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    command = [str(Path(pytest.__file__).with_name("__main__.py")), str(HERE / "eight_devices")]
+    command += ["-p", "no:cacheprovider", "-p", "no:xdist"]
+    ran = Script(command, {"TCA4REC_TEST_DEVICES": "8"}).completed(900)
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
     assert " passed" in ran.stdout
 

@@ -19,10 +19,11 @@ from tca4rec_jax.soft_ntp import (
 )
 
 N, V, C = 6, 11, 4
+DECISIONS = 3  # and one of padding
 
 
 def random_case(seed):
-    """Four decisions (one is padding) with 2 to 4 children among six positions (one is padding)."""
+    """Decisions (and one of padding) with 2 to 4 children among six positions (one is padding)."""
     rng = np.random.default_rng(seed)
     logits_NxV = rng.normal(0, 3, (N, V)).astype(np.float32)
     position_K = np.array([0, 2, 3, 0], np.int32)
@@ -32,7 +33,8 @@ def random_case(seed):
     log_p_cf_KxC = np.array(jax.nn.log_softmax(scores_KxC), np.float32)
     label_child_K = np.array([3, 1, 0, 0], np.int32)
     label_N = rng.integers(0, V, N).astype(np.int32)
-    label_N[position_K[:3]] = child_token_KxC[np.arange(3), label_child_K[:3]]
+    real = np.arange(DECISIONS)
+    label_N[position_K[real]] = child_token_KxC[real, label_child_K[real]]
     weight_N = np.array([1, 1, 0.5, 2, 1, 0], np.float32)
     weight_K = np.array([1, 0.5, 2, 0], np.float32)
     decisions = Decisions(position_K, weight_K, label_child_K, child_token_KxC, log_p_cf_KxC)
@@ -43,9 +45,7 @@ def dense_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form, softma
     """The definition in method.md over dense [N, V] soft labels and allowed sets."""
     cf_NxV = jax.nn.one_hot(label_N, V)
     allowed_NxV = cf_NxV > 0 if softmax == "children" else jnp.ones((N, V), bool)
-    for k in range(4):
-        if not decision.weight_K[k]:
-            continue
+    for k in range(DECISIONS):
         p = jnp.exp(decision.log_p_cf_KxC[k])
         row = jnp.zeros(V).at[decision.child_token_KxC[k]].add(p)
         cf_NxV = cf_NxV.at[decision.position_K[k]].set(row)
@@ -68,6 +68,12 @@ def sparse_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form, softm
     return vocabulary_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form)[0]
 
 
+dense_gradient, sparse_gradient = (
+    jax.jit(jax.value_and_grad(loss), static_argnames=("form", "softmax"))
+    for loss in (dense_loss, sparse_loss)
+)
+
+
 class SoftNTPTest(parameterized.TestCase):
     @parameterized.product(
         form=["log_expectation", "cross_entropy"],
@@ -77,8 +83,8 @@ class SoftNTPTest(parameterized.TestCase):
     )
     def test_value_and_gradient_equal_the_dense_definition(self, form, softmax, alpha, tau):
         logits_NxV, *rest = random_case(seed=int(alpha * 10))
-        dense = jax.value_and_grad(dense_loss)(logits_NxV, *rest, alpha, tau, form, softmax)
-        sparse = jax.value_and_grad(sparse_loss)(logits_NxV, *rest, alpha, tau, form, softmax)
+        dense = dense_gradient(logits_NxV, *rest, alpha, tau, form, softmax)
+        sparse = sparse_gradient(logits_NxV, *rest, alpha, tau, form, softmax)
         np.testing.assert_allclose(sparse[0], dense[0], rtol=1e-5)
         np.testing.assert_allclose(sparse[1], dense[1], atol=2e-6)
 
@@ -139,11 +145,11 @@ def test_chunks_of_logits_change_neither_loss_nor_gradient(form, softmax, chunk)
         return sums[0] + 2.0 * sums[1], sums
 
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), static_argnums=2)
-    whole, in_chunks = run(hidden_NxD, head_DxV, 1000), run(hidden_NxD, head_DxV, chunk)
+    chunks = run.lower(hidden_NxD, head_DxV, chunk).compile()
+    whole, in_chunks = run(hidden_NxD, head_DxV, 1000), chunks(hidden_NxD, head_DxV)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(in_chunks), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
-    text = run.lower(hidden_NxD, head_DxV, chunk).compile().as_text()
-    assert not re.search(rf"f32\[(\d+,)*{len(label_N)},{V}\]", text)
+    assert not re.search(rf"f32\[(\d+,)*{len(label_N)},{V}\]", chunks.as_text())
 
 
 def test_alpha_zero_is_optax_cross_entropy():

@@ -3,13 +3,12 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from forked import Script
 from jax.sharding import PartitionSpec
 
 from tca4rec_jax.ahead import estimate, report
@@ -139,20 +138,16 @@ def test_bad_input_is_an_error(tiny_config):
 
 def test_the_script_prints_a_verdict_and_writes_json(tmp_path):
     command = [
-        sys.executable, "launch/compile_ahead.py", "--programs=train", "--compare=plain",
-        "--config=configs/quickstart.py:debug", f"--json={tmp_path / 'x.json'}",
+        f"{ROOT}/launch/compile_ahead.py", "--programs=train", "--compare=plain",
+        f"--config={ROOT}/configs/quickstart.py:debug", f"--json={tmp_path / 'x.json'}",
     ]  # fmt: skip
-    done = subprocess.run(
-        [*command, "--target=cpu"], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    done = Script([*command, "--target=cpu"], {}).completed()
     assert done.returncode == 0, done.stderr[-2000:]
     assert "cpu: fits" in done.stdout
     assert "against plain next-token prediction" in done.stdout
     (found,) = json.loads((tmp_path / "x.json").read_text())["targets"]
     assert found["programs"]["train"]["memory"]["arguments"] > 1e8
-    done = subprocess.run(
-        [*command, "--target=v9-1"], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    done = Script([*command, "--target=v9-1"], {}).completed()
     assert done.returncode == 2
     assert "'v9-1'" in done.stderr
 

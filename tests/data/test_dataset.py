@@ -8,6 +8,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 import pytest
+from forked import Script
 
 from tca4rec_jax.data import dataset, downloads, tfds_rec
 from tca4rec_jax.data.summary import summarise
@@ -229,18 +230,14 @@ def test_the_launcher_prepares_prints_and_never_imports_tensorflow(good_config, 
     command += [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-    def run(*more):
-        return subprocess.run(
-            [*command, *more], capture_output=True, text=True, env=environment, check=False
-        )
-
-    done = run()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert "12 items, 6 distinct titles" in done.stdout
     assert "train_sequences" in done.stdout
     assert "ownloading" not in done.stdout + done.stderr
     assert len(dataset.load(tmp_path / "run" / "data").splits["test"]) > 0
-    refused = run("--config.data.history_length=2")
+    again = [f"{ROOT}/launch/prepare_data.py", *command[3:], "--config.data.history_length=2"]
+    refused = Script(again, {}).completed()
     assert refused.returncode == 1
     assert "prepare_data:" in refused.stderr
     assert "history_length: 3 there, 2 now" in refused.stderr

@@ -66,7 +66,7 @@ def workdir(tmp_path_factory):
 def evaluated(workdir):
     """What the evaluation in one process found."""
     finish("train", workdir, "debug,run=aligned")
-    run("evaluate", workdir)
+    finish("evaluate", workdir)
     return json.loads((workdir / "results.json").read_text())
 
 

@@ -6,8 +6,6 @@ What transformers and PEFT make of them is in test_families.
 import dataclasses
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -333,13 +331,9 @@ def test_the_script(tmp_path):
     checkpoints.save(state, {})
     checkpoints.close()
     output = tmp_path / "exported"
-    command = [
-        sys.executable,
-        f"{ROOT}/launch/export.py",
-        f"--config={config_file}:debug,run=fresh",
-    ]
+    command = [f"{ROOT}/launch/export.py", f"--config={config_file}:debug,run=fresh"]
     command += [f"--workdir={tmp_path}", "--format=peft", f"--output={output}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = Script(command, {}).completed()
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[0] == str(output)
     assert "PeftModel.from_pretrained" in done.stdout.splitlines()[1]
@@ -350,7 +344,7 @@ def test_the_script(tmp_path):
         nnx.to_pure_dict(state.params)["adapters"],
     )
     assert_same_trees(adapters, exported)
-    done = Script(command[1:], {}).completed()
+    done = Script(command, {}).completed()
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("choose another or delete it")
     assert "Traceback" not in done.stderr
