@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tca4rec_jax.decoding import edges
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
 from tca4rec_jax.trie import ItemTrie
 
@@ -78,6 +79,19 @@ def test_guidance_zero_and_no_cf_logits_are_the_same(decoder):
     without = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, None, weights, config)
     np.testing.assert_array_equal(with_cf.leaves, without.leaves)
     np.testing.assert_array_equal(with_cf.scores, without.scores)
+
+
+def test_calls_of_every_size_find_the_same(decoder, monkeypatch):
+    """Also of so few tokens that users wait for the next call."""
+    weights = ScoreWeights(guidance=0.5)
+    args = decoder, TRIE, TOKENS, LENGTHS, CF_LOGITS, weights
+    expected = oracle.run_search(*args, SearchConfig(beams=5))
+    assert len(edges.call_sizes(BATCH, 5, 8)) == 1
+    monkeypatch.setattr(edges, "_FEWEST_TOKENS", 1)
+    assert edges.call_sizes(BATCH, 5, 4) == [(3, 2), (8, 4), (15, 6), (25, 10)]
+    found = oracle.run_search(*args, SearchConfig(beams=5, edge_chunk=4))
+    np.testing.assert_array_equal(found.leaves, expected.leaves)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
 
 
 def plain_search(by_prefix, beams, penalty):
