@@ -146,8 +146,8 @@ def mesh_for_batches(data: int, fsdp: int, tensor: int, *, batch: int, prompts: 
     Raises:
       ValueError: as `make_mesh`.
     """
-    here = jax.default_backend() == "cpu" and jax.process_count() == 1
-    if here and data == -1 and min(fsdp, tensor) > 0:
+    on_one_host = jax.default_backend() == "cpu" and jax.process_count() == 1
+    if on_one_host and data == -1 and min(fsdp, tensor) > 0:
         count = jax.device_count() // (fsdp * tensor)
         fitting = (d for d in range(1, count + 1) if batch % (d * fsdp) == 0 == prompts % d)
         data = max(fitting, default=-1)

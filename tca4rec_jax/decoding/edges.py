@@ -132,7 +132,10 @@ def run_edges(
 
 
 def call_sizes(batch: int, beams: int, edge_chunk: int) -> list[tuple[int, int]]:
-    """(tokens, tokens of one user at most) of the calls that are compiled, ascending."""
+    """(tokens, tokens of one user at most) of the calls that are compiled, ascending.
+
+    The largest leaves what does not fit it to the next call; a smaller one is taken if all fits.
+    """
     per_user = beams * min(edge_chunk, _USER_TOKENS)
     sizes = []
     for size in _SIZES:

@@ -95,7 +95,7 @@ def written(cache: BeamCache, new: NewTokens) -> BeamCache:
 
 
 def with_filler(new: NewTokens, per_user: int) -> NewTokens:
-    """The same with as many places of each user; what is added goes nowhere."""
+    """The same with `per_user` places for each user; what fills the added ones goes nowhere."""
     added = per_user - new.slot_BxQ.shape[1]
     wider = ((0, 0), (0, 0), (0, added), (0, 0), (0, 0))
     return NewTokens(
