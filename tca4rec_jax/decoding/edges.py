@@ -70,6 +70,7 @@ def run_edges(
     length_BxM, offset_BxM = trie.run_length[node_BxM], trie.edge_offset[node_BxM]
     edge_length_BxM = trie.depth[node_BxM] - trie.edge_start[node_BxM]
     sizes = call_sizes(batch, beams, edge_chunk)
+    *smaller, (_, most_per_user) = sizes
 
     def call(size: int, per_user: int, carry):
         done_BxM, scores, cache = carry
@@ -107,17 +108,17 @@ def run_edges(
             jnp.where(ends_BxM, norm_T[last_BxM], scores.norm_BxM),
             scores.forced_BxM + forced_BxM,
         )
-        return done_BxM + count_BxM, scores, with_filler(new, sizes[-1][1])
+        return done_BxM + count_BxM, scores, with_filler(new, most_per_user)
 
     def next_call(carry):
         count_BxM = jnp.minimum(length_BxM - carry[0], edge_chunk)
-        count_B = jnp.minimum(jnp.sum(count_BxM, axis=1), sizes[-1][1])
-        too_small = [(jnp.sum(count_B) > size) | (jnp.max(count_B) > most) for size, most in sizes]
-        fitting = sum(too_small[:-1], jnp.int32(0))
+        count_B = jnp.minimum(jnp.sum(count_BxM, axis=1), most_per_user)
+        fits = [(jnp.sum(count_B) <= size) & (jnp.max(count_B) <= most) for size, most in smaller]
+        smallest = len(smaller) - sum(fits, jnp.int32(0))
         *carry, cache, calls = carry
         # Written outside: a branch that returned the pools would copy them.
         *carry, new = jax.lax.switch(
-            fitting, [partial(call, *size) for size in sizes], (*carry, cache)
+            smallest, [partial(call, *size) for size in sizes], (*carry, cache)
         )
         return *carry, written(cache, new), calls + 1
 

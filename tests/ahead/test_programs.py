@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -141,7 +143,9 @@ def test_the_script_prints_a_verdict_and_writes_json(tmp_path):
         f"{ROOT}/launch/compile_ahead.py", "--programs=train", "--compare=plain",
         f"--config={ROOT}/configs/quickstart.py:debug", f"--json={tmp_path / 'x.json'}",
     ]  # fmt: skip
-    done = Script([*command, "--target=cpu"], {}).completed()
+    done = subprocess.run(
+        [sys.executable, *command, "--target=cpu"], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "cpu: fits" in done.stdout
     assert "against plain next-token prediction" in done.stdout

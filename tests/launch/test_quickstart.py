@@ -42,14 +42,13 @@ def run(*args):
 
 
 def start(*args, devices=0):
-    """Forked from a server, as what is not about the start of a script."""
+    """Scripts that are shown to start from a shell elsewhere are forked from a server."""
     return Script(command(*args)[1:], ENVIRONMENT, devices)
 
 
 def finish(*args):
     done = start(*args).completed()
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,7 @@ def workdir(tmp_path_factory):
     """Prepared data, a CF model and one uninterrupted LLM run."""
     path = tmp_path_factory.mktemp("quickstart")
     finish("prepare_data", path)
-    finish("train_cf", path)
+    run("train_cf", path)
     run("train", path, "debug,run=plain")
     return path
 
@@ -66,7 +65,7 @@ def workdir(tmp_path_factory):
 def evaluated(workdir):
     """What the evaluation in one process found."""
     finish("train", workdir, "debug,run=aligned")
-    finish("evaluate", workdir)
+    run("evaluate", workdir)
     return json.loads((workdir / "results.json").read_text())
 
 
@@ -168,7 +167,7 @@ def test_a_finished_run_trains_no_more_and_evaluation_reports(workdir, evaluated
 def test_recommending_with_a_trained_run_and_sweeping_its_guidance(workdir):
     flags = ("--item=Toy Story (1995)", "--item=100", "--k=3", "--guidance=1")
     setting = "debug,run=plain,decoding.exclude_history=True"
-    lines = finish("recommend", workdir, setting, *flags).splitlines()
+    lines = run("recommend", workdir, setting, *flags).splitlines()
     assert [line.split()[0] for line in lines] == ["1", "2", "3"]
     assert not any("Toy Story" in line for line in lines)
     with pytest.raises(FileNotFoundError, match=r"absent.config\.json does not exist"):
@@ -178,7 +177,7 @@ def test_recommending_with_a_trained_run_and_sweeping_its_guidance(workdir):
         2,
         2,
     ]
-    finish("sweep_guidance", workdir, "debug,run=plain", "--guidances=0.5,100")
+    run("sweep_guidance", workdir, "debug,run=plain", "--guidances=0.5,100")
     models = json.loads((workdir / "sweep_plain.json").read_text())["models"]
     assert list(models) == ["lambda = 0", "lambda = 0.5", "lambda = 100", "CF model"]
     for file in ("sweep_plain.md", "sweep_plain.png"):
