@@ -5,7 +5,6 @@ and k permuted for interleaved rotary pairs; they are put back into the halves t
 `attention.rotate` expects.
 """
 
-import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -156,17 +155,17 @@ def load_gguf(
     *,
     sharding: Callable[[DecoderConfig, str], Sharding] | None = None,
     quantised: str = "",
+    num_layers: int = 0,
 ) -> tuple[DecoderConfig, dict[str, jax.Array]]:
     """Config and parameters (by path, layers stacked, matrices [in, out]) of a GGUF file.
 
     Tensors may be F32, F16, BF16 or any quantised type that gguf can dequantise. See `loading` for
-    `sharding` and `quantised`.
+    `sharding`, `quantised` and `num_layers`.
     Raises ValueError for a config that cannot be quantised so, and naming every tensor that is
     missing, unknown, of another shape or of a type that gguf cannot dequantise.
     """
     reader = open_gguf(path)
     config = read_config(reader, path)
-    stored = dataclasses.replace(config, quantised=quantised)
     places = _tensor_places(config)
     tensors = {}
     for tensor in reader.tensors:
@@ -180,7 +179,7 @@ def load_gguf(
     try:
         for tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.values():
             _read(tensor, None, (slice(1),))  # a type that cannot be read is found at once
-        return stored, load_parameters(config, tensors, places, dtype, sharding, quantised)
+        return load_parameters(config, tensors, places, dtype, sharding, quantised, num_layers)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     finally:

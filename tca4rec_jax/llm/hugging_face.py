@@ -1,6 +1,5 @@
 """Reads a Hugging Face folder (config.json, safetensors) into the decoder's parameter layout."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from functools import partial
@@ -62,11 +61,12 @@ def load_hugging_face(
     *,
     sharding: Callable[[DecoderConfig, str], Sharding] | None = None,
     quantised: str = "",
+    num_layers: int = 0,
 ) -> tuple[DecoderConfig, dict[str, jax.Array]]:
     """Config and parameters (by path, layers stacked, matrices [in, out]) of a folder.
 
     One file or a sharded index; float32, bfloat16 or float16. See `loading` for how little memory
-    it takes, and for `sharding` and `quantised`.
+    it takes, and for `sharding`, `quantised` and `num_layers`.
 
     Raises:
       ValueError: as `read_config`, a config that cannot be quantised so, an unreadable file, or
@@ -74,7 +74,6 @@ def load_hugging_face(
     """
     folder = Path(folder)
     config = read_config(folder)
-    stored = dataclasses.replace(config, quantised=quantised)
     tensors = {}
     for file in _weight_files(folder):
         try:
@@ -84,7 +83,7 @@ def load_hugging_face(
     tensors = {name: value for name, value in tensors.items() if not _is_redundant(name, config)}
     try:
         places = tensor_places(config)
-        return stored, load_parameters(config, tensors, places, dtype, sharding, quantised)
+        return load_parameters(config, tensors, places, dtype, sharding, quantised, num_layers)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
 

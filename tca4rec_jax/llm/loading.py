@@ -53,25 +53,32 @@ def load_parameters(
     dtype: jnp.dtype,
     sharding: Callable[[DecoderConfig, str], Sharding] | None = None,
     quantised: str = "",
-) -> dict[str, jax.Array]:
-    """The parameters by path, shapes as in `config.parameter_shapes` with this `quantised`.
+    num_layers: int = 0,
+) -> tuple[DecoderConfig, dict[str, jax.Array]]:
+    """The config of what is loaded, and its parameters by path.
 
     Args:
+      config: of what the file holds.
       tensors: by the file's names.
       places: file's name -> place; of every parameter, layers in order.
       dtype: of the parameters.
       sharding: (config, path) -> where the parameter lives; the first device if not given.
       quantised: a key of config.SCALES: what the projections are stored as, or '' for floats. A
         layer's matrix is quantised on the first device before the next one is read.
+      num_layers: only so many of the layers, from the first; 0: all. The others are not read.
 
     Raises:
-      ValueError: every tensor that is missing, unknown or of another shape, by name.
+      ValueError: every tensor that is missing, unknown or of another shape, by name; more layers
+        than there are.
     """
+    if num_layers > config.num_layers:
+        raise ValueError(f"num_layers is {num_layers}, but the model has {config.num_layers}")
     _check_tensors(config, tensors, places)
     sources: dict[str, list[StoredTensor]] = {}
     for name, place in places.items():
         sources.setdefault(place.path, []).append(tensors[name])
     params = {}
+    config = dataclasses.replace(config, num_layers=num_layers or config.num_layers)
     stored = dataclasses.replace(config, quantised=quantised)
     for path, shape in config.parameter_shapes.items():
         if quantised and path.removeprefix("layers/") in config.projection_shapes:
@@ -81,7 +88,7 @@ def load_parameters(
         params[path] = jax.make_array_from_callback(
             shape, where, lambda index, path=path: _shard(config, path, sources[path], index, dtype)
         ).block_until_ready()
-    return params
+    return stored, params
 
 
 def _check_tensors(config, tensors, places) -> None:

@@ -147,19 +147,13 @@ class Run:
             jnp.dtype(stored),
             sharding=partial(parameter_sharding, self.mesh),
             quantised=llm.quantise,
+            num_layers=llm.num_layers,
         )
         if self.config.prompt.max_tokens > architecture.max_positions:
             raise ValueError(
                 f"prompt.max_tokens is {self.config.prompt.max_tokens}, but {llm.weights} has "
                 f"positions for {architecture.max_positions}: shorten the history"
             )
-        if llm.num_layers:
-            architecture = dataclasses.replace(architecture, num_layers=llm.num_layers)
-            params = {
-                path: value[: llm.num_layers] if path.startswith("layers/") else value
-                for path, value in params.items()
-            }
-            params = self._placed(architecture, params)
         if llm.train == "full":
             return Decoder(architecture, params, options=options)
         lora = LoRAConfig(**self.config.lora)

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load, save_file
 
-from tca4rec_jax.llm import loading
+from tca4rec_jax.llm import hugging_face, loading
 from tca4rec_jax.llm.config import RopeScaling, logical_axes
 from tca4rec_jax.llm.families import config_fields, decoder_config
 from tca4rec_jax.llm.hugging_face import load_hugging_face, read_config
@@ -97,6 +97,22 @@ def test_parameters_are_loaded_onto_their_shards(tmp_path, weights):
     for path, value in params.items():
         places = {shard.data.unsafe_buffer_pointer() for shard in value.addressable_shards}
         assert len(places) == 1, path
+
+
+def test_only_layers_that_are_asked_for_are_read(tmp_path, weights, monkeypatch):
+    read, names = hugging_face._read, set()
+    monkeypatch.setattr(
+        hugging_face, "_read", lambda file, name, index: names.add(name) or read(file, name, index)
+    )
+    folder = write_folder(tmp_path / "model", weights)
+    config, params = load_hugging_face(folder, num_layers=1)
+    assert config.num_layers == 1
+    assert names == {name for name in weights if ".layers.1." not in name}
+    for path, value in ours(weights).items():
+        expected = value[:1] if path.startswith("layers/") else value
+        np.testing.assert_array_equal(params[path], expected, err_msg=path)
+    with pytest.raises(ValueError, match="num_layers is 3, but the model has 2"):
+        load_hugging_face(folder, num_layers=3)
 
 
 def test_a_head_written_twice_old_tables_and_bfloat16_weights(tmp_path, weights):

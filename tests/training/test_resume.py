@@ -60,12 +60,12 @@ def test_killed_at_twenty_random_steps_it_ends_with_the_same_parameters(whole):
     folder, seed = whole.parent / "killed", random.randrange(10**6)
     draw = random.Random(seed)
     steps = sorted(draw.sample(range(1, tiny_run.STEPS), 20))
-    cut_short, killed = 0, 0
+    cut_short, killed, every = 0, 0, 3
     for step in steps:
         how = {"kill_at": step}
-        if step % tiny_run.EVERY == 0:  # that step's state is saved: while it is
+        if step % every == 0:  # that step's state is saved: while it is
             how = {"kill_in_save": (step, draw.uniform(0.0, 0.05))}
-        process = tiny_run.start(folder, **how)
+        process = tiny_run.start(folder, every=every, **how)
         status = finished(process)
         assert status in (0, -signal.SIGKILL), tiny_run.output(folder)
         killed += status != 0
@@ -148,7 +148,8 @@ def test_a_loss_that_is_not_finite_names_its_row_and_saves_the_state_before(whol
 
 def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint(whole):
     folder, other = whole.parent / "full", whole.parent / "not_full"
-    larger = {"rank": 256}  # each array of a checkpoint is more than the limit, the log is not
+    # Each array of a checkpoint is more than the limit, the log is not.
+    larger = {"rank": 256, "steps": 12, "every": 3}
     assert finished(tiny_run.start(other, **larger)) == 0
     process = tiny_run.start(folder, small_files_at=10, **larger)
     assert finished(process) == 1

@@ -38,7 +38,7 @@ from tca4rec_jax.training.throughput import Peak
 from tca4rec_jax.trie import ItemTrie
 
 TITLES = ("ab", "abc", "b", "ad", "bd", "c")
-BATCH, STEPS, EVERY = 8, 60, 3
+BATCH, STEPS = 8, 60
 
 
 class ArrayStore:
@@ -79,12 +79,14 @@ def run(
     step_hook=None,
     dropout=0.1,
     rank=4,
+    every=20,
     **options,
 ):
     """Trains in `folder` to its last step; the final parameters are the return value.
 
     Args:
       mesh: sizes of (data, fsdp, tensor).
+      every: steps from one checkpoint to the next.
       not_finite: flat positions of `sequences()` whose CF vectors are infinite.
       step_hook: called with the number of every batch before it is trained on.
       options: of `loop.train`.
@@ -99,7 +101,7 @@ def run(
     vectors[list(not_finite)] = np.inf
     store = ArrayStore(vectors, table)
     config = DecoderConfig(128, 32, 64, 1, 4, 2, 8, max_positions=64)
-    lora = LoRAConfig(rank=rank, dropout=dropout)
+    lora = LoRAConfig(rank=rank, dropout=dropout, targets="(q|v)_proj")
     adapters = init_adapters(config, lora, jax.random.key(1))
     decoder = Decoder(config, make_params(config), lora=lora, adapters=adapters)
     examples = build_examples(split, tokens, compressed, supervision="sequence", max_tokens=32)
@@ -133,7 +135,7 @@ def run(
         Checkpoints(folder / "checkpoints"),
         mesh=mesh,
         total_steps=steps,
-        checkpoint_every=EVERY,
+        checkpoint_every=every,
         log_path=folder / "log.jsonl",
         identity={},
         flops_per_token=1.0,
