@@ -22,7 +22,9 @@ import jax
 
 from tca4rec_jax.launching import collect_garbage_rarely
 
-sys.path.insert(0, str(Path(__file__).parent))  # forked.py
+sys.path.insert(0, str(Path(__file__).parent))
+from forked import keep_programs
+
 DEVICES = int(os.environ.get("TCA4REC_TEST_DEVICES", "2"))
 collect_ignore = [] if DEVICES == 8 else ["eight_devices"]
 
@@ -32,6 +34,7 @@ else:  # whose products of float32 are of a lower precision by default
     jax.config.update("jax_default_matmul_precision", "float32")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 collect_garbage_rarely()
+keep_programs(first="PYTEST_XDIST_WORKER" not in os.environ and DEVICES != 8)
 
 
 def pytest_collection_modifyitems(items):

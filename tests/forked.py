@@ -6,6 +6,7 @@ Each is a process of its own, as from a shell, but starts in a fraction of a sec
 import multiprocessing
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,9 @@ from pathlib import Path
 
 import jax
 
+from tca4rec_jax.data.downloads import default_cache_dir
+
+_MOST_BYTES = 500 << 20
 _PRELOAD = [  # not what defines flags, as some scripts define others of these names
     "tca4rec_jax.ahead.programs",
     "tca4rec_jax.cf.run",
@@ -22,6 +26,19 @@ _PRELOAD = [  # not what defines flags, as some scripts define others of these n
     "tca4rec_jax.evaluation.evaluate",
     "tca4rec_jax.evaluation.guidance",
 ]
+
+
+def keep_programs(first: bool = False) -> None:
+    """What XLA compiles is found by the next run of the tests: a third of their time.
+
+    The first process of a run throws all of it away once it is more than half a gigabyte.
+    """
+    folder = default_cache_dir() / "compiled_tests"
+    kept = folder.iterdir() if first and folder.is_dir() else ()
+    if sum(file.stat().st_size for file in kept) > _MOST_BYTES:
+        shutil.rmtree(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def start(function: Callable, *args) -> multiprocessing.Process:

@@ -191,8 +191,7 @@ def _in_process(folder, devices, job, kill_at, kill_in_save, options):
     os.dup2(out, 2)
     sys.stdout = sys.stderr = sys.__stderr__ = os.fdopen(out, "w", buffering=1)
     jax.config.update("jax_num_cpu_devices", devices)
-    jax.config.update("jax_compilation_cache_dir", f"{Path(folder).parent}/compiled")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    forked.keep_programs()
     logging.use_absl_handler()
     if job:
         join(*job)
