@@ -257,7 +257,6 @@ def shrink(config: ConfigDict) -> None:
     config.decoding.beams = 3
     config.evaluation.rows = 8
     config.evaluation.batch_size = 4
-    config.evaluation.buckets = 1
 
 
 def run_name(config: ConfigDict) -> str:
