@@ -15,10 +15,10 @@ import rich
 from absl import app, flags
 from ml_collections import config_flags
 
-from tca4rec_jax.ahead import report
-from tca4rec_jax.ahead.estimate import compile_for
-from tca4rec_jax.ahead.programs import PROGRAMS, Programs
-from tca4rec_jax.ahead.targets import Target
+from tca4rec_jax.compile_ahead import report
+from tca4rec_jax.compile_ahead.estimate import compile_for
+from tca4rec_jax.compile_ahead.programs import PROGRAMS, Programs
+from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.evaluation.report import console_table, markdown_table, write_results, write_text
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)

@@ -11,7 +11,7 @@ from absl import flags
 
 from tca4rec_jax.config import run_name
 from tca4rec_jax.launching import launch
-from tca4rec_jax.llm.export import DTYPES, LOADING, check_vacant, export_decoder
+from tca4rec_jax.llm.checkpoints.export import DTYPES, LOADING, check_vacant, export_decoder
 from tca4rec_jax.training.run import Run
 
 _FORMAT = flags.DEFINE_enum("format", None, list(LOADING), "What is written.", required=True)

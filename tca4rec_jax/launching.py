@@ -14,9 +14,9 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from tca4rec_jax.data.downloads import DownloadError, default_cache_dir
-from tca4rec_jax.processes import is_first, join, leave, several, wait_for_all
-from tca4rec_jax.sharding import use_cpu_cores
-from tca4rec_jax.training.guards import STOPPED, CheckpointError, Stopped
+from tca4rec_jax.distributed.multihost import is_first, join, leave, several, wait_for_all
+from tca4rec_jax.distributed.sharding import use_cpu_cores
+from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's parts are read and written.")

@@ -19,8 +19,8 @@ from tca4rec_jax.data.downloads import default_cache_dir
 
 _MOST_BYTES = 500 << 20
 _PRELOAD = [  # not what defines flags, as some scripts define others of these names
-    "tca4rec_jax.ahead.programs",
-    "tca4rec_jax.cf.run",
+    "tca4rec_jax.compile_ahead.programs",
+    "tca4rec_jax.cf.pipeline",
     "tca4rec_jax.decoding.recommend_file",
     "tca4rec_jax.evaluation.cf_report",
     "tca4rec_jax.evaluation.evaluate",

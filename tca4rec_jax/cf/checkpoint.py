@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tca4rec_jax.cf.models import MODELS
-from tca4rec_jax.cf.observed import Observed
+from tca4rec_jax.cf.models.observed import Observed
+from tca4rec_jax.cf.models.registry import MODELS
 
 _TEXT = "config"
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tca4rec_jax.cf.observed import user_item_pairs
+from tca4rec_jax.cf.models.observed import user_item_pairs
 from tca4rec_jax.cf.scoring import cf_logits
 from tca4rec_jax.cf.windows import Queries
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences

@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 
 from tca4rec_jax.cf.checkpoint import filled
+from tca4rec_jax.cf.models.sasrec import SASRec, SASRecConfig
 from tca4rec_jax.cf.pytorch_file import read_state_dict
-from tca4rec_jax.cf.sasrec import SASRec, SASRecConfig
 
 
 def read_sasrec(path: Path | str, config: SASRecConfig) -> SASRec:

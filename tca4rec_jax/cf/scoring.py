@@ -17,7 +17,7 @@ from flax import nnx
 
 from tca4rec_jax.cf.windows import row_starts, windows_before
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
-from tca4rec_jax.ranking import rank_in_batch
+from tca4rec_jax.metrics import rank_in_batch
 
 
 def cf_logits(
@@ -173,7 +173,7 @@ class RowScores:
     """How a CF model scores the target of each row against the whole catalogue.
 
     Attributes:
-      rank: int32 [R], 0-based (see tca4rec_jax.ranking).
+      rank: int32 [R], 0-based (see tca4rec_jax.metrics).
       nll: float32 [R], -log softmax(logits)[target] at temperature 1.
       entropy: float32 [R], entropy in nats of softmax(logits) at temperature 1.
     """

@@ -23,11 +23,11 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from tca4rec_jax.collaborative_tokenizer import node_log_mass
-from tca4rec_jax.decoding.edges import EdgeScores, run_edges, scores_of_hidden
+from tca4rec_jax.core.collaborative_tokenizer import node_log_mass
+from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.decoding.advance_beams import EdgeScores, run_edges, scores_of_hidden
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie, search_trie
 from tca4rec_jax.llm.kv_cache import BeamCache, take_beams, with_room
-from tca4rec_jax.trie import ItemTrie
 
 SCORES = ("before_softmax", "after_softmax")
 RULES = ("exact", "huggingface")

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import numpy as np
 from jax.sharding import Mesh
 
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.decoding.batched_search import BatchedSearch
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.trie import ItemTrie
 
 
 def score_candidates(

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
-from tca4rec_jax.trie import ItemTrie
 
 
 class TargetTitles(NamedTuple):

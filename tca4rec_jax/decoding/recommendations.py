@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged, ranges
-from tca4rec_jax.trie import ItemTrie
 
 
 @dataclass(frozen=True, eq=False)

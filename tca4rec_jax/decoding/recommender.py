@@ -23,9 +23,9 @@ from tca4rec_jax.config import default_config
 from tca4rec_jax.data.prompts import prompts
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
-from tca4rec_jax.decoding.batched_search import BatchedSearch
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.candidates import score_candidates
+from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.training.run import Run
 

@@ -26,10 +26,10 @@ from tca4rec_jax.decoding.beam_search import (
 )
 from tca4rec_jax.decoding.likelihood import TargetTitles, title_nll
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
+from tca4rec_jax.distributed.data_parallel import RowParallel
+from tca4rec_jax.distributed.sharding import rows, sharding_of
 from tca4rec_jax.llm.decoder import LowerLayers
 from tca4rec_jax.llm.kv_cache import KVCache
-from tca4rec_jax.row_parallel import RowParallel
-from tca4rec_jax.sharding import rows, sharding_of
 
 
 class Prompts(NamedTuple):

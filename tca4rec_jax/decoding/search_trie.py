@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tca4rec_jax.collaborative_tokenizer import TrieArrays, TrieShape, trie_on_device
+from tca4rec_jax.core.collaborative_tokenizer import TrieArrays, TrieShape, trie_on_device
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import ranges
-from tca4rec_jax.trie import ItemTrie
 
 
 class SearchTrie(NamedTuple):

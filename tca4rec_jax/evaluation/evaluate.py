@@ -17,19 +17,20 @@ import rich
 from absl import logging
 from ml_collections import ConfigDict
 
-from tca4rec_jax.evaluation.model_lists import (
+from tca4rec_jax.distributed.multihost import is_first
+from tca4rec_jax.evaluation.intervals import (
+    bootstrap_intervals,
+    metric_values,
+    paired_differences,
+    ranking_metrics,
+)
+from tca4rec_jax.evaluation.llm_rankings import (
     CF,
     POPULAR,
     Ranked,
     cached_llms,
     cf_models,
     sample_rows,
-)
-from tca4rec_jax.evaluation.ranking import (
-    bootstrap_intervals,
-    metric_values,
-    paired_differences,
-    ranking_metrics,
 )
 from tca4rec_jax.evaluation.report import (
     console_table,
@@ -40,7 +41,6 @@ from tca4rec_jax.evaluation.report import (
     write_results,
     write_text,
 )
-from tca4rec_jax.processes import is_first
 from tca4rec_jax.training.log import read_log
 from tca4rec_jax.training.run import Run
 

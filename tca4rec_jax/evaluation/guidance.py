@@ -10,8 +10,9 @@ from pathlib import Path
 import rich
 from ml_collections import ConfigDict
 
-from tca4rec_jax.evaluation.model_lists import CF, cached_llms, cf_models, sample_rows
-from tca4rec_jax.evaluation.ranking import paired_differences, ranking_metrics
+from tca4rec_jax.distributed.multihost import is_first
+from tca4rec_jax.evaluation.intervals import paired_differences, ranking_metrics
+from tca4rec_jax.evaluation.llm_rankings import CF, cached_llms, cf_models, sample_rows
 from tca4rec_jax.evaluation.report import (
     console_table,
     markdown_table,
@@ -19,7 +20,6 @@ from tca4rec_jax.evaluation.report import (
     write_results,
     write_text,
 )
-from tca4rec_jax.processes import is_first
 from tca4rec_jax.training.run import Run
 
 METRICS = ("hr@10", "ndcg@10")

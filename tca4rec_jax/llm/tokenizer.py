@@ -13,7 +13,7 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tca4rec_jax.llm.gguf import field, open_gguf
+from tca4rec_jax.llm.checkpoints.gguf import field, open_gguf
 
 # tokenizer.ggml.token_type of tokens that text never produces.
 CONTROL = 3

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from tca4rec_jax.cf.logits_store import LogitsStore
+from tca4rec_jax.training.activation_cache import FrozenStates
 from tca4rec_jax.training.examples import Examples
-from tca4rec_jax.training.frozen_states import FrozenStates
 
 
 class Batch(NamedTuple):

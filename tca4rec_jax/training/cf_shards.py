@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tca4rec_jax.collaborative_tokenizer import (
+from tca4rec_jax.core.collaborative_tokenizer import (
     CFItems,
     TrieArrays,
     TrieShape,
@@ -22,9 +22,9 @@ from tca4rec_jax.collaborative_tokenizer import (
     shard_items,
     trie_on_device,
 )
-from tca4rec_jax.row_parallel import RowParallel
-from tca4rec_jax.sharding import place
-from tca4rec_jax.trie import ItemTrie
+from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.distributed.data_parallel import RowParallel
+from tca4rec_jax.distributed.sharding import place
 
 
 def _item_axes(on_rows: RowParallel) -> tuple[str, ...]:

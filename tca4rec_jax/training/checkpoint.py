@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from tca4rec_jax.processes import everywhere, is_first, wait_for_all
-from tca4rec_jax.training.guards import CheckpointError
+from tca4rec_jax.distributed.multihost import everywhere, is_first, wait_for_all
+from tca4rec_jax.training.fault_tolerance import CheckpointError
 from tca4rec_jax.training.step import TrainState
 
 CHOICES = ("last", "best")

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tca4rec_jax.collaborative_tokenizer import TitleDecisions, title_decisions
+from tca4rec_jax.core.collaborative_tokenizer import TitleDecisions, title_decisions
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.prompts import TitleTokens, keep_latest, row_tokens
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
-from tca4rec_jax.trie import ItemTrie
 
 SUPERVISIONS = ("sequence", "last")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tca4rec_jax.processes import is_first
+from tca4rec_jax.distributed.multihost import is_first
 from tca4rec_jax.training.step import Metrics
 
 

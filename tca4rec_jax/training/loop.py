@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from absl import logging
 
-from tca4rec_jax.processes import check_same
-from tca4rec_jax.sharding import shard_batch
+from tca4rec_jax.distributed.multihost import check_same
+from tca4rec_jax.distributed.sharding import shard_batch
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.checkpoint import Checkpoints
-from tca4rec_jax.training.guards import Stopped, StopSignal, Watchdog
+from tca4rec_jax.training.fault_tolerance import Stopped, StopSignal, Watchdog
 from tca4rec_jax.training.log import TrainingLog
 from tca4rec_jax.training.step import Metrics, TrainState
 from tca4rec_jax.training.throughput import Peak

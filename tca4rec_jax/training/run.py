@@ -24,23 +24,16 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from tca4rec_jax.cf.logits_store import LogitsStore, open_store, split_place
-from tca4rec_jax.collaborative_tokenizer import CFItems
 from tca4rec_jax.config import run_name
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.objective import validate_objective
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.dataset import load as load_data
 from tca4rec_jax.data.downloads import ASSETS, fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, TitleTokens, tokenise_titles
 from tca4rec_jax.data.sequences import RecData
-from tca4rec_jax.llm.attention import check_implementation
-from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.export import decoder_arrays, merge_adapters
-from tca4rec_jax.llm.gguf import load_gguf
-from tca4rec_jax.llm.hugging_face import load_hugging_face
-from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.llm.options import DecoderOptions
-from tca4rec_jax.llm.tokenizer import load_tokenizer
-from tca4rec_jax.processes import check_same, is_first, wait_for_all
-from tca4rec_jax.sharding import (
+from tca4rec_jax.distributed.multihost import check_same, is_first, wait_for_all
+from tca4rec_jax.distributed.sharding import (
     check_batch_size,
     local_rows,
     mesh_for_batches,
@@ -50,13 +43,21 @@ from tca4rec_jax.sharding import (
     replicated,
     tree_shardings,
 )
-from tca4rec_jax.soft_ntp import validate_objective
+from tca4rec_jax.llm.attention import check_implementation
+from tca4rec_jax.llm.checkpoints.export import decoder_arrays, merge_adapters
+from tca4rec_jax.llm.checkpoints.gguf import load_gguf
+from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.llm.options import DecoderOptions
+from tca4rec_jax.llm.tokenizer import load_tokenizer
+from tca4rec_jax.training.activation_cache import FrozenStates, frozen_layers_identity
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.cf_shards import put_cf
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples, row_of_example
-from tca4rec_jax.training.frozen_states import FrozenStates, frozen_layers_identity
-from tca4rec_jax.training.guards import check_folder
+from tca4rec_jax.training.fault_tolerance import check_folder
 from tca4rec_jax.training.loop import train
 from tca4rec_jax.training.step import (
     TRAINED,
@@ -68,7 +69,6 @@ from tca4rec_jax.training.step import (
     make_train_step,
 )
 from tca4rec_jax.training.throughput import mean_context, peak_flops
-from tca4rec_jax.trie import ItemTrie
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,16 +15,22 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from tca4rec_jax.collaborative_tokenizer import CFItems, TrieArrays, TrieShape, children_of, project
-from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.row_parallel import RowParallel
-from tca4rec_jax.sharding import parameters, replicated, rows
-from tca4rec_jax.soft_ntp import (
+from tca4rec_jax.core.collaborative_tokenizer import (
+    CFItems,
+    TrieArrays,
+    TrieShape,
+    children_of,
+    project,
+)
+from tca4rec_jax.core.objective import (
     Decisions,
     Loss,
     children_loss_of_hidden,
     vocabulary_loss_of_hidden,
 )
+from tca4rec_jax.distributed.data_parallel import RowParallel
+from tca4rec_jax.distributed.sharding import parameters, replicated, rows
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.training.batches import Batch
 from tca4rec_jax.training.cf_shards import project_shards
 

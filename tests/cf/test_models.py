@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tca4rec_jax.cf.bert4rec import BERT4Rec, BERT4RecConfig, _masked_places
-from tca4rec_jax.cf.bpr_mf import BPRMF, BPRMFConfig
-from tca4rec_jax.cf.caser import Caser, CaserConfig
 from tca4rec_jax.cf.checkpoint import load_model, save_model
-from tca4rec_jax.cf.fit import FitConfig, evaluate, fit
-from tca4rec_jax.cf.gru4rec import GRU4Rec, GRU4RecConfig
-from tca4rec_jax.cf.item_item import EASE, EASEConfig, ItemKNN, ItemKNNConfig
-from tca4rec_jax.cf.lightgcn import LightGCN, LightGCNConfig
-from tca4rec_jax.cf.models import MODELS
+from tca4rec_jax.cf.models.bert4rec import BERT4Rec, BERT4RecConfig, _masked_places
+from tca4rec_jax.cf.models.bpr_mf import BPRMF, BPRMFConfig
+from tca4rec_jax.cf.models.caser import Caser, CaserConfig
+from tca4rec_jax.cf.models.gru4rec import GRU4Rec, GRU4RecConfig
+from tca4rec_jax.cf.models.item_item import EASE, EASEConfig, ItemKNN, ItemKNNConfig
+from tca4rec_jax.cf.models.lightgcn import LightGCN, LightGCNConfig
+from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.cf.scoring import entries, item_arrays, user_vectors
+from tca4rec_jax.cf.trainer import FitConfig, evaluate, fit
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
 NUM_ITEMS, NUM_USERS = 9, 12

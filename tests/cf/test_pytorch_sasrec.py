@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tca4rec_jax.cf.models.sasrec import SASRecConfig
 from tca4rec_jax.cf.pytorch_file import read_state_dict
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
-from tca4rec_jax.cf.sasrec import SASRecConfig
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CHECKPOINT = GOLDENS / "pytorch_sasrec.pt"

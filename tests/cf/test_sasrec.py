@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from tca4rec_jax.cf.checkpoint import load_model, save_model
-from tca4rec_jax.cf.dropout import Dropout
-from tca4rec_jax.cf.sasrec import SASRec, SASRecConfig
+from tca4rec_jax.cf.models.dropout import Dropout
+from tca4rec_jax.cf.models.sasrec import SASRec, SASRecConfig
 from tca4rec_jax.data.sequences import PAD_ITEM
 
 CONFIG = SASRecConfig(num_items=12, history_length=5, units=8, blocks=2, heads=2, dropout=0.2)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tca4rec_jax.cf.popularity import popularity_logits
-from tca4rec_jax.cf.sasrec import SASRec, SASRecConfig
+from tca4rec_jax.cf.models.popularity import popularity_logits
+from tca4rec_jax.cf.models.sasrec import SASRec, SASRecConfig
 from tca4rec_jax.cf.scoring import score_rows, user_vectors
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tca4rec_jax.decoding import edges
+from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.decoding import advance_beams as edges
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
-from tca4rec_jax.trie import ItemTrie
 
 SEQUENCES = oracle.with_end(oracle.WORDS)
 TRIE = ItemTrie.build(SEQUENCES)

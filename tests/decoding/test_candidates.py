@@ -4,11 +4,11 @@ import numpy as np
 import oracle
 import pytest
 
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.candidates import score_candidates
-from tca4rec_jax.sharding import make_mesh
-from tca4rec_jax.trie import ItemTrie
+from tca4rec_jax.distributed.sharding import make_mesh
 
 SEQUENCES = oracle.with_end(oracle.WORDS)
 TRIE = ItemTrie.build(SEQUENCES)

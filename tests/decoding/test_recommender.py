@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from tca4rec_jax.cf.checkpoint import save_model
-from tca4rec_jax.cf.popularity import Popularity, PopularityConfig
+from tca4rec_jax.cf.models.popularity import Popularity, PopularityConfig
 from tca4rec_jax.config import default_config
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.prompts import TitleTokens
 from tca4rec_jax.data.ragged import Ragged
@@ -19,8 +20,7 @@ from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.decoding.recommend_file import read_histories, recommend_file
 from tca4rec_jax.decoding.recommender import Recommender
-from tca4rec_jax.sharding import make_mesh
-from tca4rec_jax.trie import ItemTrie
+from tca4rec_jax.distributed.sharding import make_mesh
 
 SEQUENCES = oracle.with_end(oracle.WORDS)
 TITLES = [" ".join(map(str, word)) for word in oracle.WORDS]

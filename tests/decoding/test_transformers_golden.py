@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.decoding.batched_search import BatchedSearch
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.engine import BatchedSearch
+from tca4rec_jax.distributed.sharding import make_mesh
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.sharding import make_mesh
-from tca4rec_jax.trie import ItemTrie
 
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "goldens" / "decoding.npz"))
 CONFIG = DecoderConfig(

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from tca4rec_jax.llm import loading
+from tca4rec_jax.distributed.sharding import make_mesh, parameter_sharding
+from tca4rec_jax.llm.checkpoints import loading
+from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face, tensor_places
+from tca4rec_jax.llm.checkpoints.loading import is_transposed
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.families import config_fields
-from tca4rec_jax.llm.hugging_face import load_hugging_face, tensor_places
-from tca4rec_jax.llm.loading import is_transposed
-from tca4rec_jax.sharding import make_mesh, parameter_sharding
 
 CONFIG = DecoderConfig(64, 32, 48, 2, 8, 8, 4)
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.decoding.batched_search import BatchedSearch, Contender
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
+from tca4rec_jax.decoding.engine import BatchedSearch, Contender
 from tca4rec_jax.decoding.likelihood import target_titles
 from tca4rec_jax.decoding.search_programs import read_prompts, search_batch
+from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch, tree_shardings
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.parameters import init_params
-from tca4rec_jax.sharding import make_mesh, replicate, shard_batch, tree_shardings
-from tca4rec_jax.trie import ItemTrie
 
 ROWS, TOKENS, VOCABULARY, ITEMS = 8, 24, 32, 30
 CONFIG = SearchConfig(beams=4, edge_chunk=1)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tca4rec_jax.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch, tree_shardings
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.parameters import init_params
-from tca4rec_jax.sharding import make_mesh, replicate, shard_batch, tree_shardings
 from tca4rec_jax.training.batches import Batch
 from tca4rec_jax.training.cf_shards import put_cf
 from tca4rec_jax.training.step import (
@@ -26,7 +27,6 @@ from tca4rec_jax.training.step import (
     make_optimizer,
     make_train_step,
 )
-from tca4rec_jax.trie import ItemTrie
 
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
 ROWS, TOKENS, POSITIONS, TITLES, DECISIONS = 8, 24, 12, 3, 6

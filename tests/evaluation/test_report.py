@@ -6,7 +6,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from tca4rec_jax.evaluation.ranking import Interval
+from tca4rec_jax.evaluation.intervals import Interval
 from tca4rec_jax.evaluation.report import (
     console_table,
     examples_text,

@@ -16,8 +16,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from tca4rec_jax.llm.checkpoints.export import write_hugging_face
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.export import write_hugging_face
 from tca4rec_jax.llm.parameters import init_params
 
 END, VOCABULARY, PROMPT = 0, 24, 9

@@ -19,9 +19,7 @@ from forked import Script
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
-from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.export import (
+from tca4rec_jax.llm.checkpoints.export import (
     decoder_arrays,
     export_decoder,
     merge_adapters,
@@ -29,6 +27,8 @@ from tca4rec_jax.llm.export import (
     write_hugging_face,
     write_peft_adapter,
 )
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.run import Run

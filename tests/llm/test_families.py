@@ -16,15 +16,15 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load
 
-from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.export import (
+from tca4rec_jax.llm.checkpoints.export import (
     merge_adapters,
     read_peft_adapter,
     write_hugging_face,
     write_peft_adapter,
 )
-from tca4rec_jax.llm.hugging_face import load_hugging_face
+from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.kv_cache import written
 from tca4rec_jax.llm.lora import LoRAConfig
 

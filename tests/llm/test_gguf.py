@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.llm.attention import rotary_frequencies
+from tca4rec_jax.llm.checkpoints.gguf import load_decoder, load_gguf
+from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
-from tca4rec_jax.llm.gguf import load_decoder, load_gguf
-from tca4rec_jax.llm.hugging_face import load_hugging_face
 from tca4rec_jax.llm.lora import LoRAConfig
 
 GOLDENS = Path(__file__).parent.parent / "goldens"

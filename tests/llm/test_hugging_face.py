@@ -14,10 +14,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load, save_file
 
-from tca4rec_jax.llm import hugging_face, loading
+from tca4rec_jax.llm.checkpoints import hugging_face, loading
+from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face, read_config
 from tca4rec_jax.llm.config import RopeScaling, logical_axes
 from tca4rec_jax.llm.families import config_fields, decoder_config
-from tca4rec_jax.llm.hugging_face import load_hugging_face, read_config
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 
 FIELDS = {

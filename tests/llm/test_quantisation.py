@@ -12,16 +12,16 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
-from tca4rec_jax.llm.config import GROUP, SCALES, DecoderConfig, logical_axes
-from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.export import (
+from tca4rec_jax.llm.checkpoints.export import (
     decoder_arrays,
     export_decoder,
     merge_adapters,
     write_hugging_face,
 )
-from tca4rec_jax.llm.gguf import open_gguf
-from tca4rec_jax.llm.hugging_face import load_hugging_face
+from tca4rec_jax.llm.checkpoints.gguf import open_gguf
+from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
+from tca4rec_jax.llm.config import GROUP, SCALES, DecoderConfig, logical_axes
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.options import DecoderOptions
 from tca4rec_jax.llm.parameters import init_params

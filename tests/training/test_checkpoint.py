@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 from absl import logging
 
-from tca4rec_jax.sharding import make_mesh, replicate
+from tca4rec_jax.distributed.sharding import make_mesh, replicate
 from tca4rec_jax.training.checkpoint import Checkpoints
-from tca4rec_jax.training.guards import CheckpointError, check_folder
+from tca4rec_jax.training.fault_tolerance import CheckpointError, check_folder
 from tca4rec_jax.training.step import TrainState
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.training.examples import build_examples
-from tca4rec_jax.trie import ItemTrie
 
 TITLES = ("ab", "abc", "b", "ad", "ab")
 TEMPLATE = PromptTemplate(prefix="P", before_title=" ", end="\n")

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tca4rec_jax.collaborative_tokenizer import CFItems, trie_on_device
+from tca4rec_jax.core.collaborative_tokenizer import CFItems, trie_on_device
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.training.batches import BatchShape, abstract_batch
 from tca4rec_jax.training.step import Temperatures, batch_loss
-from tca4rec_jax.trie import ItemTrie
 
 ROWS, POSITIONS, TITLES, ITEMS, WIDTH = 4, 240, 24, 3001, 64
 SHAPE = BatchShape(tokens=256, positions=POSITIONS, titles=TITLES, decisions=56)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from tca4rec_jax.training.guards import STOPPED
+from tca4rec_jax.training.fault_tolerance import STOPPED
 
 pytestmark = pytest.mark.slow
 

@@ -13,14 +13,14 @@ from transformers import PreTrainedTokenizerFast
 
 from tca4rec_jax.cf.export import export_npy, export_stores
 from tca4rec_jax.cf.logits_import import import_logits
-from tca4rec_jax.cf.run import run_cf
+from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.config import default_config
 from tca4rec_jax.data.dataset import load, prepare
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.evaluation.evaluate import evaluate_run
+from tca4rec_jax.llm.checkpoints.export import decoder_arrays, export_decoder, write_hugging_face
+from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.export import decoder_arrays, export_decoder, write_hugging_face
-from tca4rec_jax.llm.hugging_face import load_hugging_face
 from tca4rec_jax.llm.parameters import init_params
 from tca4rec_jax.training.log import TrainingLog, read_log
 from tca4rec_jax.training.run import Run, train_run

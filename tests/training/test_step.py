@@ -7,14 +7,15 @@ import optax
 import pytest
 from flax import nnx
 
-from tca4rec_jax.collaborative_tokenizer import CFItems, trie_on_device
+from tca4rec_jax.core.collaborative_tokenizer import CFItems, trie_on_device
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.parameters import init_params
-from tca4rec_jax.sharding import make_mesh, replicate, shard_batch
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.step import (
@@ -25,7 +26,6 @@ from tca4rec_jax.training.step import (
     make_optimizer,
     make_train_step,
 )
-from tca4rec_jax.trie import ItemTrie
 
 VOCABULARY = 128
 TITLES = ("ab", "abc", "b", "ad", "ab", "bd", "c")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tca4rec_jax.sharding import make_mesh
+from tca4rec_jax.distributed.sharding import make_mesh
 from tca4rec_jax.training import loop, throughput
 from tca4rec_jax.training.log import TrainingLog, read_log
 from tca4rec_jax.training.step import Metrics, TrainState

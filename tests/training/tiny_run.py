@@ -19,23 +19,23 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from tca4rec_jax.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.distributed.multihost import join, leave
+from tca4rec_jax.distributed.sharding import local_rows, make_mesh, place, replicate, tree_shardings
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.processes import join, leave
-from tca4rec_jax.sharding import local_rows, make_mesh, place, replicate, tree_shardings
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.cf_shards import put_cf
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples, row_of_example
-from tca4rec_jax.training.guards import STOPPED, CheckpointError, Stopped
+from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
 from tca4rec_jax.training.loop import train
 from tca4rec_jax.training.step import Temperatures, init_state, make_optimizer, make_train_step
 from tca4rec_jax.training.throughput import Peak
-from tca4rec_jax.trie import ItemTrie
 
 TITLES = ("ab", "abc", "b", "ad", "bd", "c")
 BATCH, STEPS = 8, 60

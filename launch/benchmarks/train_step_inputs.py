@@ -1,0 +1,100 @@
+"""What every contestant of train_step.py trains on: rows, batches, and random CF logits."""
+
+import dataclasses
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+
+from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
+from tca4rec_jax.data.published import read_published
+from tca4rec_jax.llm.lora import LoRAConfig
+from tca4rec_jax.llm.tokenizer import load_tokenizer
+from tca4rec_jax.training.batches import Batches
+from tca4rec_jax.training.examples import build_examples
+
+ALPHA, BETA, TAU, FORM = 0.1, 1.0, 4.5, "log_expectation"
+LORA = LoRAConfig(rank=8, alpha=16.0, dropout=0.0, targets="(q|k|v|o)_proj")
+OPTIMIZER = {"learning_rate": 1e-3, "warmup_steps": 2}
+WEIGHT_DECAY, CLIP = 0.01, 1.0
+TEMPLATE = PromptTemplate("Products one person bought, in order:\n")
+MAX_TOKENS, BUCKETS = 512, tuple(range(64, 513, 16))
+
+
+def random_weights(name: str):
+    """An architecture by name and bfloat16 parameters of it, the same at every call."""
+    import jax
+
+    from tca4rec_jax.llm.architectures import architecture
+    from tca4rec_jax.llm.parameters import init_params
+
+    found = architecture(name)
+    return found, init_params(found, jax.random.key(1), jax.numpy.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    contestant: str
+    dtype: str
+    data: str
+    weights: str  # GGUF file, of the tokenizer at least
+    architecture: str  # of random weights; "": those of the file
+    attention: str
+    exported: str  # folder: base/ and adapters/ for PyTorch
+    batch: int
+    steps: int  # warm-up included
+
+
+class RandomCF:
+    """A factorised store of CF logits in memory: standard normal user vectors and item table."""
+
+    item_bias = None
+
+    def __init__(self, num_items: int, num_positions: int, width: int = 64):
+        rng = np.random.default_rng(0)
+        self.item_table = rng.standard_normal((num_items, width), np.float32)
+        self._vectors = rng.standard_normal((num_positions, width), np.float32) / width**0.5
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        return self._vectors[positions]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The rows and their batches, the same in every process."""
+
+    case: Case
+
+    @cached_property
+    def titles(self):
+
+        tokenizer = load_tokenizer(Path(self.case.weights))
+        encode = partial(tokenizer.encode, add_special_tokens=False)
+        return tokenise_titles(self.data.catalogue.titles, encode, TEMPLATE, tokenizer.bos_token_id)
+
+    @cached_property
+    def data(self):
+        return read_published(self.case.data, max_title_length=100)
+
+    @cached_property
+    def compressed(self) -> ItemTrie:
+        return ItemTrie.build(self.titles.titles).compress()
+
+    @cached_property
+    def batches(self) -> Batches:
+        split = self.data.splits["train"]
+        examples = build_examples(
+            split, self.titles, self.compressed, supervision="last", max_tokens=MAX_TOKENS
+        )
+        store = RandomCF(self.data.catalogue.num_items, split.items.size)
+        return Batches.create(examples, store, batch_size=self.case.batch, seed=0, buckets=BUCKETS)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Examples of a step: those of the one bucket that most rows fall into."""
+        bucket_of_example = self.batches.bucket_of_example
+        largest = np.argmax(np.bincount(bucket_of_example))
+        inside = np.flatnonzero(bucket_of_example == largest)
+        return np.random.default_rng(0).permutation(inside)[step * self.case.batch :][
+            : self.case.batch
+        ]

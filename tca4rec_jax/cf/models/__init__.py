@@ -1,0 +1,1 @@
+"""One file per CF model, and the registry of all of them."""

@@ -1,0 +1,178 @@
+"""BERT4Rec: bidirectional transformer trained by the Cloze task (Sun et al., arXiv 1904.06690).
+
+A history is followed by the token [mask]; the user vector is the output there, after the paper's
+output layer (linear, GELU, layer norm). Input and output share one item table; items have a bias.
+In training a share of the items of a window, its target included, is masked and predicted from both
+sides; in half of the windows only the target is, which is the task at hand (the paper mixes such
+samples in too).
+
+Only earlier items ever stand in the input of a user vector, so it is causal although the attention
+is not.
+
+Axis letters: B batch, S positions of a history, L = S + 1 places with the target's, P masked
+places, I items, D width, N heads, H head dim.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tca4rec_jax.cf.models.dropout import Dropout
+from tca4rec_jax.cf.windows import Queries, Windows
+from tca4rec_jax.data.sequences import PAD_ITEM
+
+INITIAL_STD = 0.02
+_INITIALIZER = nnx.initializers.truncated_normal(INITIAL_STD)
+
+
+@dataclass(frozen=True)
+class BERT4RecConfig:
+    """The architecture of a BERT4Rec model.
+
+    Attributes:
+      num_items: catalogue size I.
+      history_length: longest history S the model reads.
+      units: width D.
+      blocks: transformer blocks.
+      heads: attention heads; must divide `units`.
+      dropout: probability, applied to the input, the attention and the feed-forward.
+      masked: share of a window's places that the Cloze task masks.
+    """
+
+    num_items: int
+    history_length: int = 10
+    units: int = 64
+    blocks: int = 2
+    heads: int = 2
+    dropout: float = 0.1
+    masked: float = 0.3
+
+    def __post_init__(self):
+        if self.units % self.heads:
+            raise ValueError(f"BERT4Rec: {self.heads} heads do not divide {self.units} units")
+
+
+class Block(nnx.Module):
+    """Self-attention, then a feed-forward four times as wide; layer norms after the residuals."""
+
+    def __init__(self, config: BERT4RecConfig, *, rngs: nnx.Rngs):
+        D = config.units
+
+        def linear(inputs, outputs):
+            return nnx.Linear(inputs, outputs, kernel_init=_INITIALIZER, rngs=rngs)
+
+        self.heads = config.heads
+        self.query, self.key, self.value = linear(D, D), linear(D, D), linear(D, D)
+        self.attended = linear(D, D)
+        self.attention_norm = nnx.LayerNorm(D, rngs=rngs)
+        self.inner, self.outer = linear(D, 4 * D), linear(4 * D, D)
+        self.feed_forward_norm = nnx.LayerNorm(D, rngs=rngs)
+        self.dropout = Dropout(config.dropout)
+
+    def __call__(self, x_BxLxD: jax.Array, real_BxL: jax.Array, key) -> jax.Array:
+        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        attended_BxLxD = self.attended(self._attend(x_BxLxD, real_BxL, keys[0]))
+        x_BxLxD = self.attention_norm(x_BxLxD + self.dropout(attended_BxLxD, keys[1]))
+        forward_BxLxD = self.outer(jax.nn.gelu(self.inner(x_BxLxD)))
+        return self.feed_forward_norm(x_BxLxD + self.dropout(forward_BxLxD, keys[2]))
+
+    def _attend(self, x_BxLxD, real_BxL, key):
+        B, L, D = x_BxLxD.shape
+
+        def split(y_BxLxD):
+            return y_BxLxD.reshape(B, L, self.heads, D // self.heads)
+
+        query_BxLxNxH = split(self.query(x_BxLxD)) / jnp.sqrt(D // self.heads)
+        key_BxLxNxH, value_BxLxNxH = split(self.key(x_BxLxD)), split(self.value(x_BxLxD))
+        scores_BxNxLxL = jnp.einsum("bqnh,bknh->bnqk", query_BxLxNxH, key_BxLxNxH)
+        scores_BxNxLxL = jnp.where(real_BxL[:, None, None, :], scores_BxNxLxL, -jnp.inf)
+        weights_BxNxLxL = self.dropout(jax.nn.softmax(scores_BxNxLxL, axis=-1), key)
+        return jnp.einsum("bnqk,bknh->bqnh", weights_BxNxLxL, value_BxLxNxH).reshape(B, L, D)
+
+
+class BERT4Rec(nnx.Module):
+    """The model; see the module's docstring."""
+
+    def __init__(self, config: BERT4RecConfig, *, rngs: nnx.Rngs):
+        self.config = config
+
+        def table(rows):
+            return nnx.Param(_INITIALIZER(rngs.params(), (rows, config.units)))
+
+        self.item_table, self.mask_vector = table(config.num_items), table(1)
+        self.position_table = table(config.history_length + 1)
+        self.item_bias = nnx.Param(jnp.zeros(config.num_items))
+        self.input_norm = nnx.LayerNorm(config.units, rngs=rngs)
+        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.blocks)])
+        self.output = nnx.Linear(config.units, config.units, kernel_init=_INITIALIZER, rngs=rngs)
+        self.output_norm = nnx.LayerNorm(config.units, rngs=rngs)
+        self.dropout = Dropout(config.dropout)
+
+    def hidden(self, items_BxL, masked_BxL, dropout_key=None) -> jax.Array:
+        """Outputs at every place, float32 [B, L, D].
+
+        Args:
+          items_BxL: int32, left padded with PAD_ITEM; what stands at a masked place has no effect.
+          masked_BxL: bool, where [mask] stands.
+          dropout_key: a PRNG key in training, None otherwise.
+        """
+        keys = [None] * (1 + len(self.blocks))
+        if dropout_key is not None:
+            keys = jax.random.split(dropout_key, len(keys))
+        item_BxLxD = self.item_table[...][jnp.maximum(items_BxL, 0)]
+        masked_BxLx1 = masked_BxL[:, :, None]
+        x_BxLxD = jnp.where(masked_BxLx1, self.mask_vector[...][None], item_BxLxD)
+        x_BxLxD = self.input_norm(x_BxLxD + self.position_table[...][None])
+        x_BxLxD = self.dropout(x_BxLxD, keys[0])
+        real_BxL = (items_BxL != PAD_ITEM) | masked_BxL
+        for block, key in zip(self.blocks, keys[1:], strict=True):
+            x_BxLxD = block(x_BxLxD, real_BxL, key)
+        return x_BxLxD
+
+    def user_vectors(self, history_BxS: jax.Array) -> jax.Array:
+        """The vector of each whole history, float32 [B, D]; an empty history has one too."""
+        items_BxL = jnp.pad(history_BxS, ((0, 0), (0, 1)), constant_values=PAD_ITEM)
+        last_L = jnp.arange(items_BxL.shape[1]) == history_BxS.shape[1]
+        masked_BxL = jnp.broadcast_to(last_L[None], items_BxL.shape)
+        return self._head(self.hidden(items_BxL, masked_BxL)[:, -1])
+
+    def items(self) -> tuple[jax.Array, jax.Array]:
+        """The item table, float32 [I, D], and the bias, float32 [I]."""
+        return self.item_table[...], self.item_bias[...]
+
+    def queries(self, windows: Windows, last_only: bool, key: jax.Array) -> Queries:
+        """The masked places predict their items; with `last_only` the target alone is masked."""
+        dropout_key, mask_key = jax.random.split(key)
+        items_BxL = jnp.concatenate([windows.history_BxS, windows.target_BxS[:, -1:]], axis=1)
+        place_BxP, chosen_BxP = _masked_places(
+            items_BxL, mask_key, 0.0 if last_only else self.config.masked
+        )
+        at_BxPxL = place_BxP[:, :, None] == jnp.arange(items_BxL.shape[1])[None, None, :]
+        masked_BxL = jnp.any(at_BxPxL & chosen_BxP[:, :, None], axis=1)
+        hidden_BxLxD = self.hidden(items_BxL, masked_BxL, dropout_key)
+        hidden_BxPxD = jnp.take_along_axis(hidden_BxLxD, place_BxP[:, :, None], axis=1)
+        target_BxP = jnp.take_along_axis(items_BxL, place_BxP, axis=1)
+        target_BxP = jnp.where(chosen_BxP, target_BxP, PAD_ITEM)
+        return Queries(self._head(hidden_BxPxD), target_BxP, *self.items())
+
+    def _head(self, hidden):
+        return self.output_norm(jax.nn.gelu(self.output(hidden)))
+
+
+def _masked_places(items_BxL, key, share):
+    """Which places are masked: indices int32 [B, P] and whether each is used, bool [B, P].
+
+    P is a fixed number. In about half of the windows a random choice of P real places is masked,
+    in the others (in all of them if the share is 0) only the last.
+    """
+    B, L = items_BxL.shape
+    P = max(1, round(share * L))
+    order_key, half_key = jax.random.split(key)
+    last_BxL = jnp.broadcast_to((jnp.arange(L) == L - 1)[None], (B, L))
+    cloze_Bx1 = jax.random.bernoulli(half_key, 0.5 if share else 0.0, (B, 1))
+    wanted_BxL = jnp.where(cloze_Bx1, items_BxL != PAD_ITEM, last_BxL)
+    draw_BxL = jnp.where(wanted_BxL, jax.random.uniform(order_key, (B, L)), -1.0)
+    drawn_BxP, place_BxP = jax.lax.top_k(draw_BxL, P)
+    return place_BxP, drawn_BxP >= 0.0

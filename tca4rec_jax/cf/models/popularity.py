@@ -1,0 +1,65 @@
+"""Most popular: every user is given the items by their number of interactions.
+
+The baseline any recommender must beat. Its CF logit is the logarithm of an item's smoothed share of
+the interactions, so a softmax at temperature 1 gives the shares back.
+
+Axis letters: B batch, S positions of a history, I items.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tca4rec_jax.cf.models.observed import Observed
+from tca4rec_jax.data.sequences import ItemSequences
+
+
+@dataclass(frozen=True)
+class PopularityConfig:
+    """Attributes:
+    num_items: catalogue size I.
+    history_length: None, no history is read.
+    """
+
+    num_items: int
+    history_length: None = None
+
+
+class Popularity(nnx.Module):
+    """Most popular as a CF model: no user vector worth the name, all in the item bias."""
+
+    def __init__(self, config: PopularityConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.item_bias = Observed(jnp.zeros(config.num_items))
+
+    def observe(self, sequences: ItemSequences) -> None:
+        """Counts the training interactions."""
+        logits_I = popularity_logits(sequences, self.config.num_items)
+        self.item_bias = Observed(jnp.asarray(logits_I))
+
+    def user_vectors(self, history_BxS: jax.Array) -> jax.Array:
+        """Zeros, float32 [B, 1]."""
+        return jnp.zeros((len(history_BxS), 1))
+
+    def items(self) -> tuple[jax.Array, jax.Array]:
+        """Zeros, float32 [I, 1], and the logits as the bias, float32 [I]."""
+        return jnp.zeros((self.config.num_items, 1)), self.item_bias[...]
+
+
+def popularity_logits(sequences: ItemSequences, num_items: int) -> np.ndarray:
+    """log((count + 1) / sum(count + 1)) of every item, float32 [I].
+
+    One is added to each count so that an item never seen keeps a finite logit.
+
+    Raises:
+      ValueError: an item index outside 0..num_items-1.
+    """
+    if len(sequences.items) and sequences.items.max() >= num_items:
+        raise ValueError(
+            f"item index {sequences.items.max()} is outside the catalogue of {num_items} items"
+        )
+    count_I = np.bincount(sequences.items, minlength=num_items) + 1.0
+    return np.log(count_I / count_I.sum()).astype(np.float32)

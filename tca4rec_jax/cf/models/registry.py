@@ -1,0 +1,75 @@
+"""The CF models by name: `--config.cf.model=` picks one of MODELS.
+
+A CF model is an NNX module with
+
+  config                       frozen dataclass with `num_items` and `history_length`
+  user_vectors(history_BxS)    float32 [B, D], from int32 items left padded with PAD_ITEM
+  items()                      (table [I, D], bias [I] or None): logit = vector . row + bias;
+                               (None, None) if the vectors are the logits of all items themselves
+  queries(windows, last_only, key)   what a gradient step supervises (windows.Queries)
+  observe(sequences)           what it takes from the training data without gradients
+
+`queries` only for models that are trained, `observe` only for those that need it. The vector of a
+position is a function of the items before it and of nothing else, so logits are causal by
+construction and unseen users are like any other; bpr_mf.py and lightgcn.py say what that means for
+models that know users by id.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from flax import nnx
+
+from tca4rec_jax.cf.models.bert4rec import BERT4Rec, BERT4RecConfig
+from tca4rec_jax.cf.models.bpr_mf import BPRMF, BPRMFConfig
+from tca4rec_jax.cf.models.caser import Caser, CaserConfig
+from tca4rec_jax.cf.models.gru4rec import GRU4Rec, GRU4RecConfig
+from tca4rec_jax.cf.models.item_item import EASE, EASEConfig, ItemKNN, ItemKNNConfig
+from tca4rec_jax.cf.models.lightgcn import LightGCN, LightGCNConfig
+from tca4rec_jax.cf.models.popularity import Popularity, PopularityConfig
+from tca4rec_jax.cf.models.sasrec import SASRec, SASRecConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelKind:
+    """A CF model by name.
+
+    Attributes:
+      label: for tables and manifests.
+      module, config: its NNX module and the dataclass of its architecture.
+      training: the fields of fit.FitConfig as its paper has them; None if it is not trained.
+    """
+
+    label: str
+    module: type[nnx.Module]
+    config: type
+    training: Mapping | None = None
+
+    @property
+    def fields(self) -> set[str]:
+        """The fields of config.cf that its architecture reads."""
+        fields = dataclasses.fields(self.config)
+        names = {field.name for field in fields if field.type is not None}  # None: always None
+        return names - {"num_items", "num_users", "mask_padding"}
+
+
+MODELS = {
+    "sasrec": ModelKind("SASRec", SASRec, SASRecConfig, {"loss": "bce"}),
+    "gru4rec": ModelKind("GRU4Rec", GRU4Rec, GRU4RecConfig, {"loss": "bpr", "negatives": 32}),
+    "caser": ModelKind(
+        "Caser", Caser, CaserConfig, {"loss": "bce", "labels": "last", "negatives": 3}
+    ),
+    "bert4rec": ModelKind("BERT4Rec", BERT4Rec, BERT4RecConfig, {"loss": "softmax"}),
+    "lightgcn": ModelKind(
+        "LightGCN",
+        LightGCN,
+        LightGCNConfig,
+        {"loss": "bpr", "labels": "last", "negatives_outside": "user"},
+    ),
+    "bpr_mf": ModelKind(
+        "BPR-MF", BPRMF, BPRMFConfig, {"loss": "bpr", "labels": "last", "negatives_outside": "user"}
+    ),
+    "ease": ModelKind("EASE", EASE, EASEConfig),
+    "item_knn": ModelKind("ItemKNN", ItemKNN, ItemKNNConfig),
+    "popularity": ModelKind("most popular", Popularity, PopularityConfig),
+}

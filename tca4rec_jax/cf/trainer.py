@@ -1,0 +1,309 @@
+"""The trainer of CF models: jitted epochs, early stopping on full-ranking NDCG@10, resume.
+
+The interactions lie on the device once; a training batch is a set of flat positions whose windows
+are gathered inside the jitted program, and an epoch is one `lax.scan` over its batches.
+
+Axis letters: B batch of windows, P supervised places of a window, N negatives, D model, I items,
+n flat positions, E batches of an epoch.
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from flax import nnx
+from tqdm import tqdm
+
+from tca4rec_jax.cf.checkpoint import read_arrays, write_arrays
+from tca4rec_jax.cf.losses import (
+    LOSSES,
+    SeenByUser,
+    sampled_loss,
+    softmax_loss,
+    user_negatives,
+    window_negatives,
+)
+from tca4rec_jax.cf.scoring import check_items, entries, item_arrays, score_rows
+from tca4rec_jax.cf.windows import FlatRows, windows_at
+from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+from tca4rec_jax.metrics import mean_metrics
+
+LABELS = ("all", "last", "target")
+OUTSIDE = ("window", "user")
+_SAVE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a CF model is trained.
+
+    Attributes:
+      loss: one of losses.LOSSES. 'softmax' is calibrated at temperature 1; 'bce' and 'bpr' compare
+        the target with sampled negatives.
+      negatives: sampled per supervised place ('bce', 'bpr').
+      negatives_outside: they are uniform over the items outside the 'window' and its target, or
+        outside all training items of the 'user'.
+      labels: 'all', every place of a window predicts the item after it, and an epoch takes as many
+        random windows as it needs to supervise each position about once; 'last', only the end of a
+        window is supervised, and an epoch takes the window of every position (slower by a factor
+        of the history length); 'target', only the last item of every row is, the published
+        protocol, for rows that are a history and a target.
+      learning_rate: Adam's.
+      regularisation: decoupled weight decay (AdamW's); 0 is Adam.
+      batch_size: windows per step.
+      max_epochs: the limit; at least 1.
+      patience: epochs without a better validation NDCG@10 before training stops.
+      seed: of the windows' order, dropout and negatives.
+    """
+
+    loss: str = "softmax"
+    negatives: int = 1
+    negatives_outside: str = "window"
+    labels: str = "all"
+    learning_rate: float = 1e-3
+    regularisation: float = 0.0
+    batch_size: int = 256
+    max_epochs: int = 200
+    patience: int = 10
+    seed: int = 0
+
+    def __post_init__(self):
+        allowed = {"loss": LOSSES, "labels": LABELS, "negatives_outside": OUTSIDE}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"cf.{name} is {getattr(self, name)!r}: expected one of {values}")
+        for name in ("batch_size", "max_epochs", "patience", "negatives"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"cf.{name} must be at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"cf.learning_rate must be positive, got {self.learning_rate}")
+        if not self.regularisation >= 0:
+            raise ValueError(f"cf.regularisation must not be negative, got {self.regularisation}")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The best model and how it came about.
+
+    Attributes:
+      model: with the parameters of the best epoch.
+      best_epoch: 1-based.
+      epochs: one dict per epoch: 'epoch', 'loss', what evaluate gave ('ndcg@10', 'hr@10', 'nll'),
+        'seconds' (since the start).
+    """
+
+    model: nnx.Module
+    best_epoch: int
+    epochs: list[dict[str, float]]
+
+
+class _State(NamedTuple):
+    """What training goes on from: lists of arrays in the order of jax.tree.leaves."""
+
+    params: nnx.State
+    optimizer: optax.OptState
+    best: nnx.State
+
+
+class _Rows(NamedTuple):
+    """The training data on the device."""
+
+    flat: FlatRows
+    seen: SeenByUser | None
+
+
+def evaluate(model: nnx.Module, rows: ItemSequences) -> dict[str, float]:
+    """Means over the rows: 'ndcg@10', 'hr@10' over the whole catalogue, 'nll' of the target."""
+    target_R = rows.items[rows.last_positions]
+    entry_RxD = entries(model, rows, rows.last_positions)
+    scores = score_rows(entry_RxD, *item_arrays(model), target_R)
+    return mean_metrics(scores.rank, (10,)) | {"nll": float(scores.nll.mean())}
+
+
+def fit(
+    model: nnx.Module,
+    train: ItemSequences,
+    validation: ItemSequences,
+    config: FitConfig,
+    *,
+    checkpoint: Path | None = None,
+    evaluate: Callable[[nnx.Module, ItemSequences], dict[str, float]] = evaluate,
+) -> FitResult:
+    """Trains `model` on the users' sequences `train`; the model passed in is left unchanged.
+
+    Args:
+      model: a CF model with `queries` (see models.py).
+      train: users' sequences of the training period; for labels 'target' histories with targets.
+      validation: histories with their target last; ranked in full after every epoch.
+      config: see FitConfig.
+      checkpoint: a file that the state is kept in, now and then; a training with the same
+        config and data that was cut off goes on from it. It is left behind.
+      evaluate: (model, validation) -> metrics of an epoch; 'ndcg@10' among them chooses the best.
+
+    Raises:
+      ValueError: an item the model does not know, no validation rows, or a catalogue so small that
+        no negative may be left to sample.
+      FloatingPointError: the loss became NaN or infinite.
+    """
+    num_items = model.config.num_items
+    check_items(train, num_items)
+    check_items(validation, num_items)
+    if not len(validation):
+        raise ValueError("there are no validation rows: early stopping needs at least one")
+    sampled = config.loss != "softmax"
+    by_window = sampled and config.negatives_outside == "window"
+    if by_window and num_items <= model.config.history_length + 1:
+        raise ValueError(
+            f"cf.loss {config.loss!r} samples negatives outside the window, which {num_items} "
+            "items cannot always provide; use cf.loss 'softmax'"
+        )
+    by_user = sampled and not by_window
+    rows = _Rows(FlatRows.of(train), SeenByUser.of(train, num_items) if by_user else None)
+    graph, params, constants = nnx.split(model, nnx.Param, ...)
+    run_epoch = functools.partial(_run_epoch, graph, _program_of(config), constants, rows)
+    root_key = jax.random.key(config.seed)
+    order = _BatchOrder(train, model.config.history_length, config)
+    # An epoch donates what it is given, and the caller keeps the model passed in.
+    params = jax.tree.map(jnp.copy, params)
+    state = _State(params, _optimizer(config).init(params), params)
+    identity = {
+        "config": dataclasses.asdict(config),
+        "model": repr(model.config),
+        "train": train.content_hash(),
+        "validation": validation.content_hash(),
+    }
+    state, epochs = _resume(checkpoint, state, identity)
+    for _ in epochs:
+        order.next_epoch()
+    best = max(epochs, key=lambda record: record["ndcg@10"])["epoch"] if epochs else None
+    start = time.perf_counter() - (epochs[-1]["seconds"] if epochs else 0.0)
+
+    carry, best_params, saved = state[:2], state.best, time.perf_counter()
+    progress = tqdm(range(len(epochs) + 1, config.max_epochs + 1), desc="CF", unit="epoch")
+    for epoch in progress:
+        if best is not None and epoch - 1 - best >= config.patience:
+            break
+        carry, loss = run_epoch(carry, order.next_epoch(), jax.random.fold_in(root_key, epoch))
+        if not np.isfinite(loss := float(loss)):
+            raise FloatingPointError(
+                f"the CF loss is {loss} in epoch {epoch}; lower cf.learning_rate "
+                f"({config.learning_rate})"
+            )
+        scores = evaluate(nnx.merge(graph, carry[0], constants), validation)
+        epochs.append({"epoch": epoch, "loss": loss, **scores})
+        epochs[-1]["seconds"] = time.perf_counter() - start
+        if best is None or scores["ndcg@10"] > epochs[best - 1]["ndcg@10"]:
+            best, best_params = epoch, jax.tree.map(jnp.copy, carry[0])
+        progress.set_postfix(loss=f"{loss:.3f}", ndcg10=f"{scores['ndcg@10']:.4f}", best=best)
+        if checkpoint is not None and time.perf_counter() - saved > _SAVE_SECONDS:
+            _save(checkpoint, _State(*carry, best_params), identity, epochs)
+            saved = time.perf_counter()
+    progress.close()
+    return FitResult(nnx.merge(graph, best_params, constants), best, epochs)
+
+
+class _BatchOrder:
+    """Shuffled flat positions, batch after batch; what an epoch leaves over opens the next one."""
+
+    def __init__(self, rows: ItemSequences, history_length: int, config: FitConfig):
+        every = config.labels != "target"
+        self._positions = np.arange(len(rows.items)) if every else rows.last_positions
+        self._rng = np.random.default_rng(config.seed)
+        windows = len(self._positions) // (history_length if config.labels == "all" else 1)
+        self._batch_size = min(config.batch_size, len(self._positions))
+        self._num_batches = max(windows // self._batch_size, 1)
+        self._left = np.empty(0, np.int32)
+
+    def next_epoch(self) -> np.ndarray:
+        """int32 [E, B]."""
+        wanted = self._num_batches * self._batch_size
+        while len(self._left) < wanted:
+            shuffled = self._rng.permutation(len(self._positions))
+            self._left = np.concatenate([self._left, self._positions[shuffled].astype(np.int32)])
+        taken, self._left = self._left[:wanted], self._left[wanted:]
+        return taken.reshape(self._num_batches, self._batch_size)
+
+
+def _optimizer(config: FitConfig) -> optax.GradientTransformation:
+    if config.regularisation:
+        return optax.adamw(config.learning_rate, weight_decay=config.regularisation)
+    return optax.adam(config.learning_rate)
+
+
+def _program_of(config: FitConfig) -> FitConfig:
+    """The config without what the compiled epoch does not depend on."""
+    return dataclasses.replace(config, seed=0, max_epochs=1, patience=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def _run_epoch(graph, config, constants, rows, carry, position_ExB, key):
+    """One epoch: (params, optimizer state) after it, and the mean of its batches' losses."""
+    optimizer = _optimizer(config)
+
+    def step(carry, batch):
+        params, state = carry
+        position_B, number = batch
+        batch_key = jax.random.fold_in(key, number)
+        batch_loss, gradients = jax.value_and_grad(batch_loss_of)(
+            params, graph, constants, config, rows, position_B, batch_key
+        )
+        updates, state = optimizer.update(gradients, state, params)
+        return (optax.apply_updates(params, updates), state), batch_loss
+
+    carry, losses = jax.lax.scan(step, carry, (position_ExB, jnp.arange(len(position_ExB))))
+    return carry, losses.mean()
+
+
+def batch_loss_of(params, graph, constants, config: FitConfig, rows: _Rows, position_B, key):
+    """Mean loss over the supervised places of the windows before the positions; float32 []."""
+    model = nnx.merge(graph, params, constants)
+    windows = windows_at(rows.flat, position_B, model.config.history_length)
+    query_key, negative_key = jax.random.split(key)
+    queries = model.queries(windows, config.labels != "all", query_key)
+    supervised_BxP = queries.target_BxP != PAD_ITEM
+    target_BxP = jnp.maximum(queries.target_BxP, 0)
+    if config.loss == "softmax":
+        loss_BxP = softmax_loss(queries, target_BxP)
+    else:
+        count, num_items = target_BxP.shape[1] * config.negatives, len(queries.table_IxD)
+        if config.negatives_outside == "user":
+            drawn = user_negatives(negative_key, rows.seen, windows.user_B, count, num_items)
+        else:
+            seen = [windows.history_BxS, windows.target_BxS[:, -1:]]
+            drawn = window_negatives(negative_key, jnp.concatenate(seen, axis=1), count, num_items)
+        negative_BxPxN = drawn.reshape(*target_BxP.shape, config.negatives)
+        loss_BxP = sampled_loss(config.loss, queries, target_BxP, negative_BxPxN)
+    return jnp.sum(loss_BxP * supervised_BxP) / jnp.maximum(jnp.sum(supervised_BxP), 1)
+
+
+def _save(path: Path, state: _State, identity: dict, epochs: list[dict]) -> None:
+    leaves = {str(place): leaf for place, leaf in enumerate(jax.tree.leaves(state))}
+    write_arrays(path, leaves, json.dumps({"identity": identity, "epochs": epochs}))
+
+
+def _resume(path: Path | None, fresh: _State, identity: dict) -> tuple[_State, list[dict]]:
+    """The state and epochs of a training that was cut off, or the fresh ones."""
+    if path is None or not path.exists():
+        return fresh, []
+    try:
+        leaves, text = read_arrays(path)
+        record = json.loads(text)
+    except ValueError as error:
+        logging.warning("CF: %s; training starts from scratch", error)
+        return fresh, []
+    if record["identity"] != json.loads(json.dumps(identity)):
+        return fresh, []
+    logging.info("CF: going on after epoch %d of %s", len(record["epochs"]), path)
+    structure = jax.tree.structure(fresh)
+    ordered = [jnp.asarray(leaves[str(place)]) for place in range(structure.num_leaves)]
+    return jax.tree.unflatten(structure, ordered), record["epochs"]

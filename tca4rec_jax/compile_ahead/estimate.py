@@ -1,0 +1,130 @@
+"""What a lowered program needs of a target: memory, products, traffic, time; a verdict."""
+
+import os
+import re
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import jax
+from jax.stages import Lowered
+
+from tca4rec_jax.compile_ahead.targets import Chip, Target
+from tca4rec_jax.compile_ahead.work import Work, analyse
+
+_UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device."""
+
+    arguments: float
+    outputs: float  # those that do not take an argument's place
+    temporaries: float
+    code: float
+
+    @property
+    def total(self) -> float:
+        return self.arguments + self.outputs + self.temporaries + self.code
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A program on a target, per device.
+
+    Where the compiler refused the program memory and work are None, and `needed` is its own number.
+    """
+
+    program: str
+    target: Target
+    memory: Memory | None
+    needed: float
+    available: float
+    work: Work | None
+    compile_seconds: float
+    hlo: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.available
+
+    @property
+    def product_seconds(self) -> float | None:
+        """Every kernel at the data sheet's FLOP/s or memory bandwidth, whichever it needs longer.
+
+        Nobody reaches it. None for a CPU.
+        """
+        chip = self.target.chip
+        if chip is None or self.work is None:
+            return None
+        return sum(
+            max(kernel.flops / chip.flops, kernel.bytes / chip.bandwidth) * kernel.times
+            for kernel in self.work.kernels
+        )
+
+    @property
+    def collective_seconds(self) -> float | None:
+        """What the links carry at the data sheet's bandwidth."""
+        if self.target.chip is None or self.work is None:
+            return None
+        return self.work.moved / self.target.chip.interconnect
+
+    @property
+    def compiler_seconds(self) -> float | None:
+        """The cycles that a TPU's compiler expects, collectives left out, at the chip's clock."""
+        chip = self.target.chip
+        if chip is None or chip.hertz is None or self.work is None:
+            return None
+        cycles = sum((kernel.cycles or 0) * kernel.times for kernel in self.work.kernels)
+        return cycles / chip.hertz
+
+    def collectives(self) -> dict[str, tuple[float, float]]:
+        """kind -> (how many a run, bytes that a device's links carry)."""
+        found = defaultdict(lambda: (0.0, 0.0))
+        for one in self.work.collectives if self.work else []:
+            count, moved = found[one.kind]
+            found[one.kind] = count + one.times, moved + one.moved * one.times
+        return dict(found)
+
+
+def compile_for(lowered: Lowered, program: str, target: Target) -> Estimate:
+    """Compiles a lowered program; one too large for the memory gives an Estimate as well."""
+    chip: Chip | None = target.chip
+    available = chip.memory if chip else _host_memory() / target.num_devices
+    began = time.perf_counter()
+    try:
+        compiled = _compiled(lowered, target.compiler_options)
+    except jax.errors.JaxRuntimeError as error:
+        found = re.search(r"\(([\d.]+)([BKMGT])\) exceeds available", str(error)) or re.search(
+            r"Used ([\d.]+)([BKMGT]) of", str(error)
+        )
+        if "RESOURCE_EXHAUSTED" not in str(error) or not found:
+            raise
+        needed = float(found[1]) * _UNITS[found[2]]
+        seconds = time.perf_counter() - began
+        return Estimate(program, target, None, needed, available, None, seconds)
+    seconds = time.perf_counter() - began
+    stats = compiled.memory_analysis()
+    memory = Memory(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+    )
+    text = compiled.as_text()
+    return Estimate(program, target, memory, memory.total, available, analyse(text), seconds, text)
+
+
+def _compiled(lowered: Lowered, options: dict[str, object]) -> jax.stages.Compiled:
+    try:
+        return lowered.compile(compiler_options=options or None)
+    except jax.errors.JaxRuntimeError as error:
+        if "output tile sizes" not in str(error):
+            raise
+    # On a GPU Triton's tiles for a product are found by trying them; here it is left to cuBLAS.
+    return lowered.compile(compiler_options=options | {"xla_gpu_enable_triton_gemm": False})
+
+
+def _host_memory() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

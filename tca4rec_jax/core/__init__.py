@@ -1,0 +1,1 @@
+"""The method: trie, Collaborative Tokenizer, objective."""

@@ -1,0 +1,242 @@
+"""Reads a GGUF file of a Llama or Qwen into the decoder's parameter layout.
+
+Quantised tensors are dequantised with NumPy, some rows at a time. A Llama GGUF stores the rows of q
+and k permuted for interleaved rotary pairs; they are put back into the halves that
+`attention.rotate` expects.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+
+from tca4rec_jax.llm.attention import rotary_frequencies
+from tca4rec_jax.llm.checkpoints.loading import Index, Place, StoredTensor, load_parameters
+from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
+from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.llm.options import DecoderOptions
+
+# Architectures that are this decoder; a Mistral's file says 'llama'.
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+# GGUF name -> parameter path; layer tensors are 'blk.<layer>.<name>'.
+TENSOR_NAMES = {"token_embd": "embedding", "output_norm": "final_norm", "output": "lm_head"}
+LAYER_TENSOR_NAMES = {
+    "attn_norm": "attn_norm",
+    "ffn_norm": "mlp_norm",
+    "attn_q": "q_proj",
+    "attn_k": "k_proj",
+    "attn_v": "v_proj",
+    "attn_output": "o_proj",
+    "attn_q_norm": "q_norm",
+    "attn_k_norm": "k_norm",
+    "ffn_gate": "gate_proj",
+    "ffn_up": "up_proj",
+    "ffn_down": "down_proj",
+}
+# What a Llama's file holds with its rows permuted.
+PERMUTED = ("layers/q_proj", "layers/k_proj", "layers/q_proj_bias", "layers/k_proj_bias")
+# What Llama 3.1 and later divide their rotary frequencies by.
+ROPE_DIVISORS = "rope_freqs.weight"
+
+
+def open_gguf(path: str | Path) -> gguf.GGUFReader:
+    """A reader of the file. Raises ValueError if it is missing or not a GGUF file.
+
+    Reading its metadata takes seconds, so the tokenizer's reader is kept for the weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such GGUF file")
+    status = path.stat()
+    try:
+        return _reader(str(path.resolve()), status.st_mtime_ns, status.st_size)
+    except (ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{path}: not a readable GGUF file ({error}); fetch it again") from error
+
+
+class _Reader(gguf.GGUFReader):
+    """Holds the mapped file as a plain array: a memmap's slices, one for every string of the
+    vocabulary, take four times as long."""
+
+    @property
+    def data(self) -> np.ndarray:
+        return self._data
+
+    @data.setter
+    def data(self, mapped: np.memmap) -> None:
+        self._data = mapped.view(np.ndarray)
+
+
+@lru_cache(maxsize=1)
+def _reader(path: str, modified_ns: int, size: int) -> gguf.GGUFReader:
+    del modified_ns, size  # a file that was written again is another one
+    return _Reader(path)
+
+
+def field(reader: gguf.GGUFReader, path: str | Path, name: str, default: object = None) -> object:
+    """Value of a metadata field. Raises ValueError if it is absent and has no default."""
+    entry = reader.fields.get(name)
+    if entry is not None:
+        return entry.contents()
+    if default is None:
+        raise ValueError(f"{path}: metadata field {name!r} is missing")
+    return default
+
+
+def read_config(reader: gguf.GGUFReader, path: str | Path) -> DecoderConfig:
+    """The architecture in the metadata.
+
+    Raises ValueError for one that is not in ARCHITECTURES, or scales its rotary positions in a way
+    that is not known here.
+    """
+    architecture = field(reader, path, "general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{path}: architecture {architecture!r}, supported are {', '.join(ARCHITECTURES)}"
+        )
+
+    def meta(name, default=None):
+        return field(reader, path, f"{architecture}.{name}", default)
+
+    hidden, heads = meta("embedding_length"), meta("attention.head_count")
+    vocabulary = len(field(reader, path, "tokenizer.ggml.tokens"))
+    head_dim, theta = meta("attention.key_length", hidden // heads), meta("rope.freq_base", 10000.0)
+    names = {tensor.name for tensor in reader.tensors}
+    return DecoderConfig(
+        vocab_size=meta("vocab_size", vocabulary),
+        hidden_size=hidden,
+        intermediate_size=meta("feed_forward_length"),
+        num_layers=meta("block_count"),
+        num_heads=heads,
+        num_kv_heads=meta("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        rope_theta=theta,
+        rms_norm_eps=meta("attention.layer_norm_rms_epsilon"),
+        tie_embeddings="output.weight" not in names,
+        max_positions=meta("context_length"),
+        rope_scaling=_rope_scaling(reader, path, architecture, head_dim, theta),
+        biases=tuple(
+            path
+            for name, path in LAYER_TENSOR_NAMES.items()
+            if path.endswith("_proj") and f"blk.0.{name}.bias" in names
+        ),
+        qk_norm=architecture == "qwen3",
+        family=architecture,
+    )
+
+
+def _rope_scaling(reader, path, architecture, head_dim, theta) -> RopeScaling | None:
+    """None, 'linear' from the metadata, or 'llama3' from the tensor of divisors."""
+    kind = field(reader, path, f"{architecture}.rope.scaling.type", "none")
+    if kind == "linear":
+        return RopeScaling(kind, field(reader, path, f"{architecture}.rope.scaling.factor"))
+    if kind != "none":
+        raise ValueError(f"{path}: rope.scaling.type is {kind!r}, supported are none and linear")
+    divisors = [tensor.data for tensor in reader.tensors if tensor.name == ROPE_DIVISORS]
+    if not divisors:
+        return None
+    # The slowest pair is divided by the whole factor; every Llama has the other three settings.
+    scaling = RopeScaling("llama3", float(np.max(divisors[0])))
+    plain, scaled = (rotary_frequencies(head_dim, theta, s) for s in (None, scaling))
+    if divisors[0].shape != plain.shape or not np.allclose(plain / scaled, divisors[0], rtol=1e-4):
+        raise ValueError(f"{path}: {ROPE_DIVISORS} is not the rotary scaling of Llama 3.1")
+    return scaling
+
+
+def load_gguf(
+    path: str | Path,
+    dtype: jnp.dtype = jnp.float32,
+    *,
+    sharding: Callable[[DecoderConfig, str], Sharding] | None = None,
+    quantised: str = "",
+    num_layers: int = 0,
+) -> tuple[DecoderConfig, dict[str, jax.Array]]:
+    """Config and parameters (by path, layers stacked, matrices [in, out]) of a GGUF file.
+
+    Tensors may be F32, F16, BF16 or any quantised type that gguf can dequantise. See `loading` for
+    `sharding`, `quantised` and `num_layers`.
+    Raises ValueError for a config that cannot be quantised so, and naming every tensor that is
+    missing, unknown, of another shape or of a type that gguf cannot dequantise.
+    """
+    reader = open_gguf(path)
+    config = read_config(reader, path)
+    places = _tensor_places(config)
+    tensors = {}
+    for tensor in reader.tensors:
+        if tensor.name == ROPE_DIVISORS:
+            continue
+        shape = tuple(int(size) for size in reversed(tensor.shape))  # listed fastest axis first
+        place = places.get(tensor.name)
+        permuted = config.family == "llama" and place is not None and place.path in PERMUTED
+        read = partial(_read, tensor, config.head_dim if permuted else None)
+        tensors[tensor.name] = StoredTensor(shape, read)
+    try:
+        for tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.values():
+            _read(tensor, None, (slice(1),))  # a type that cannot be read is found at once
+        return load_parameters(config, tensors, places, dtype, sharding, quantised, num_layers)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    finally:
+        _reader.cache_clear()  # it holds an array for every string of the vocabulary
+
+
+def _read(tensor: gguf.ReaderTensor, permuted: int | None, index: Index) -> np.ndarray:
+    """A part of a tensor in float32; `permuted` is the head_dim if its rows are permuted."""
+    rows, *columns = index
+    data = tensor.data
+    data = data[rows] if permuted is None else data[rotary_order(len(data), permuted)[rows]]
+    try:
+        return _dequantised(data, tensor.tensor_type)[:, *columns]
+    except NotImplementedError as error:
+        raise ValueError(f"{tensor.name}: {error}") from error
+
+
+def _dequantised(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """float32 of some rows. gguf works on 16 rows at a time; of four in one its calls are fewer."""
+    if data.ndim == 2 and len(data) % 4 == 0:
+        return gguf.dequantize(data.reshape(len(data) // 4, -1), kind).reshape(len(data), -1)
+    return gguf.dequantize(data, kind)
+
+
+def _tensor_places(config: DecoderConfig) -> dict[str, Place]:
+    """GGUF tensor name -> its place, layers in order."""
+    places = {
+        f"{name}.weight": Place(path, None)
+        for name, path in TENSOR_NAMES.items()
+        if path in config.parameter_shapes
+    }
+    for name, parameter in LAYER_TENSOR_NAMES.items():
+        for suffix, path in (
+            ("weight", f"layers/{parameter}"),
+            ("bias", f"layers/{parameter}_bias"),
+        ):
+            if path in config.parameter_shapes:
+                for layer in range(config.num_layers):
+                    places[f"blk.{layer}.{name}.{suffix}"] = Place(path, layer)
+    return places
+
+
+def rotary_order(outputs: int, head_dim: int) -> np.ndarray:
+    """Rows of a matrix with rotary pairs side by side, listed as first halves, then second ones."""
+    pairs = np.arange(outputs).reshape(-1, head_dim // 2, 2)
+    return pairs.swapaxes(1, 2).ravel()
+
+
+def load_decoder(
+    path: str | Path,
+    *,
+    lora: LoRAConfig | None = None,
+    seed: int = 0,
+    dtype: jnp.dtype = jnp.float32,
+    options: DecoderOptions = DecoderOptions(),  # noqa: B008 - frozen
+) -> Decoder:
+    """A decoder with the file's weights, and fresh adapters drawn from `seed` if lora is given."""
+    config, params = load_gguf(path, dtype)
+    adapters = None if lora is None else init_adapters(config, lora, jax.random.key(seed))
+    return Decoder(config, params, lora=lora, adapters=adapters, options=options)

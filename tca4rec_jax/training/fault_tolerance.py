@@ -1,0 +1,118 @@
+"""What ends a training run in good order: stop signals, hung steps, folders of no use."""
+
+import faulthandler
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from tca4rec_jax.distributed.multihost import several
+
+# Exit statuses: of a run that was asked to stop (as a shell reports SIGTERM), and of a hung one.
+STOPPED, HUNG = 128 + signal.SIGTERM, 75
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state; says where."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or none can be read; says which, why and what to do."""
+
+
+class StopSignal:
+    """Notices SIGTERM, sent by Slurm, Kubernetes and preempted machines some time before SIGKILL.
+
+    A single process notes its own. Of several, JAX tells all of them that one was signalled, and
+    agrees on a step that all of them will reach.
+    """
+
+    def __init__(self):
+        self._received = False
+        self._several = several()
+
+    def __enter__(self):
+        if not self._several:
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_):
+        if not self._several:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _note(self, *_):
+        self._received = True
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop now, with `step` steps done; ask once per step."""
+        if self._several:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
+
+class Watchdog:
+    """Ends the process if for `seconds` it hears of no progress; 0 never does.
+
+    A hung collective can't be interrupted, so there is nothing to raise: the stacks of all threads
+    are dumped, the message names the step, and the exit status is HUNG. Whoever started the job
+    starts it again, and it goes on from its last checkpoint.
+    """
+
+    def __init__(self, seconds: float, name: str, step: int):
+        self._seconds, self._name = seconds, name
+        self._over = threading.Event()
+        self.progress(step)
+
+    def __enter__(self):
+        if self._seconds > 0:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+
+    def progress(self, step: int) -> None:
+        """`step` is what is being worked on from now on."""
+        self._step, self._since = step, time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(self._seconds / 4, 5.0)):
+            if time.monotonic() - self._since > self._seconds:
+                faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+                print(
+                    f"{self._name}: step {self._step} was not done after {self._seconds:g} s "
+                    "(training.watchdog_seconds): the stacks of all threads are above; start "
+                    "again, it goes on from the last checkpoint",
+                    file=sys.__stderr__,
+                    flush=True,
+                )
+                os._exit(HUNG)
+
+
+def check_folder(folder: Path, num_bytes: int) -> None:
+    """Makes sure that files of so many bytes can be written to a folder, which is created.
+
+    Raises:
+      ValueError: it can't be created or written to, or lacks the room.
+    """
+    probe = folder / f".probe_{jax.process_index()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\0" * 4096)
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written to ({error.strerror}): give another --workdir"
+        ) from error
+    if free < num_bytes:
+        raise ValueError(
+            f"{folder} has room for {free / 1e9:.2f} GB, a checkpoint takes {num_bytes / 1e9:.2f} "
+            "GB: make room, or give another --workdir"
+        )

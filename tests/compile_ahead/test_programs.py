@@ -1,0 +1,255 @@
+"""The programs of a config, compiled for this machine's CPU; and for a TPU where libtpu is."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from forked import Script
+from jax.sharding import PartitionSpec
+
+from tca4rec_jax.compile_ahead import estimate, report
+from tca4rec_jax.compile_ahead.catalogue import CatalogueSizes
+from tca4rec_jax.compile_ahead.estimate import compile_for
+from tca4rec_jax.compile_ahead.hlo import array_dimensions
+from tca4rec_jax.compile_ahead.programs import PROGRAMS, Programs, stored_dtype
+from tca4rec_jax.compile_ahead.targets import COMPILERS, Target
+from tca4rec_jax.config import published_config
+from tca4rec_jax.core.collaborative_tokenizer import project, trie_on_device
+from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.decoding.search_trie import search_trie
+from tca4rec_jax.llm import architectures
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.quantisation import quantise
+from tca4rec_jax.training import cf_shards, step
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_catalogues_sizes_have_the_form_of_a_real_ones():
+    trie = ItemTrie.build([[5, 7, 0], [5, 9, 3, 0], [8, 0]])
+    sizes = CatalogueSizes(items=1000, vocabulary=512)
+    for ours, real in (
+        (sizes.trie()[0], trie_on_device(trie.compress())[0]),
+        (sizes.search_trie(score_edges=True)[0],
+         search_trie(trie, compress=True, score_edges=True)[0]),
+    ):  # fmt: skip
+        assert jax.tree.structure(ours) == jax.tree.structure(real)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(real), strict=True):
+            assert (a.dtype, a.ndim) == (b.dtype, b.ndim)
+
+
+def test_a_catalogues_sizes_are_near_those_measured():
+    """Office_Products and Toys_and_Games with SmolLM2's tokens: nodes, root children, choices."""
+    for items, nodes, children, choices in ((9913, 13081, 1075, 2873), (20669, 26241, 1498, 4734)):
+        sizes = CatalogueSizes(items, 49152)
+        assert sum(sizes.levels) == pytest.approx(nodes, rel=0.06)
+        assert sizes.levels[1] == pytest.approx(children, rel=0.03)
+        assert sizes.choices == pytest.approx(choices, rel=0.03)
+    assert CatalogueSizes(100_000_000, 128256).levels[1] <= 128256
+
+
+def test_the_memory_and_the_products_of_a_step_are_those_of_its_arrays(tiny_config):
+    tiny_config.llm.remat = "none"
+    programs = Programs(tiny_config, Target.parse("cpu-2"), items=100)
+    found = compile_for(programs.train(), "train", programs.target)
+    weights = 4 * sum(map(math.prod, programs.architecture.parameter_shapes.values()))
+    assert programs.weight_bytes == weights + 4 * programs.trained_parameters
+    batch = 4 // 2 * 4 * (96 + 1 + 3 * 72 + 64 + 1 + 5 * 16)
+    # With the softmax over the vocabulary nobody asks for the tokens that decisions choose from.
+    trie = jax.tree.leaves(programs.sizes.trie()[0]._replace(choice=None, choice_index=None))
+    # Weights, adapters and their moments, a device's half of the batch, CF items, trie, scalars.
+    expected = weights + 3 * 4 * programs.trained_parameters + batch
+    expected += sum(leaf.size * leaf.dtype.itemsize for leaf in trie)
+    expected += 4 * 64 * programs.sizes.items
+    assert found.memory.arguments == pytest.approx(expected, abs=64)
+    assert found.needed == found.memory.total
+    assert found.fits
+    useful = programs.useful_flops() / 2
+    # The adapters' products, the causal blocks' corners and the logits made again come on top.
+    assert useful < found.work.flops < 2 * useful
+    assert {one.kind for one in found.work.collectives} == {"all-reduce"}
+    assert not found.work.host_transfers
+    assert found.work.unknown_loops == 0
+
+
+def test_every_program_of_full_fine_tuning_on_a_split_mesh(tiny_config):
+    tiny_config.mesh.fsdp = 2
+    tiny_config.llm.train = "full"
+    tiny_config.llm.dtype = "bfloat16"
+    programs = Programs(tiny_config, Target.parse("cpu-2"), items=100)
+    found = [compile_for(programs.lower(name), name, programs.target) for name in PROGRAMS]
+    assert [one.program for one in found if one.fits] == list(PROGRAMS)
+    train, prefill, search = found
+    # Half of the float32 weights and moments in training, of bfloat16 weights in the others.
+    assert train.memory.arguments > 3 * prefill.memory.arguments
+    assert "all-gather" in train.collectives()
+    assert search.work.unknown_loops > 0
+    text = json.dumps(report.as_json(found, programs))
+    assert json.loads(text)["fits"] is True
+    assert set(report.table(found)) == set(PROGRAMS)
+
+
+def test_quantised_weights_are_planned_as_they_are_stored(tiny_config):
+    floats = Programs(tiny_config, Target.parse("cpu"), items=100)
+    quantised = tiny_config.copy_and_resolve_references()
+    quantised.llm.quantise = "int8"
+    programs = Programs(quantised, Target.parse("cpu"), items=100)
+    matrices = sum(i * o for i, o in floats.architecture.projection_shapes.values())
+    outputs = sum(o for _, o in floats.architecture.projection_shapes.values())
+    layers = floats.architecture.num_layers
+    assert floats.weight_bytes - programs.weight_bytes == layers * (3 * matrices - 4 * outputs)
+    assert programs.parameters == floats.parameters
+    kind, codes = "int8", jax.ShapeDtypeStruct((64, 32), np.float32)
+    stored = jax.eval_shape(lambda weight: quantise(kind, weight), codes)
+    for path, real in zip(("layers/q_proj", "layers/q_proj_scale"), stored, strict=True):
+        assert stored_dtype(programs.architecture, path, np.dtype(np.float32)) == real.dtype
+    programs.train()  # the decoder takes them
+
+
+def test_what_does_not_fit_says_what_to_change(tiny_config, monkeypatch):
+    programs = Programs(tiny_config, Target.parse("cpu"), items=100)
+    monkeypatch.setattr(estimate, "_host_memory", lambda: 2e5)
+    found = compile_for(programs.prefill(), "prefill", programs.target)
+    assert not found.fits
+    assert "evaluation.batch_size" in report.advice(found, programs)
+    assert "mesh.tensor" in report.advice(found, programs)
+    refused = dataclasses.replace(found, program="train", memory=None, work=None)
+    assert "llm.remat=full" in report.advice(refused, programs)
+    assert report.table([refused])["train"]["arguments GiB"] is None
+    assert report.as_json([refused], programs)["fits"] is False
+
+
+def test_bad_input_is_an_error(tiny_config):
+    tiny_config.mesh.tensor = 3
+    with pytest.raises(ValueError, match="mesh"):
+        Programs(tiny_config, Target.parse("cpu-2")).train()
+    tiny_config.mesh.tensor = 1
+    tiny_config.training.batch_size = 3
+    with pytest.raises(ValueError, match="training.batch_size"):
+        Programs(tiny_config, Target.parse("cpu-2")).train()
+    tiny_config.llm.architecture = "gpt-2"
+    with pytest.raises(ValueError, match="llm.architecture"):
+        Programs(tiny_config, Target.parse("cpu")).train()
+
+
+def test_the_script_prints_a_verdict_and_writes_json(tmp_path):
+    command = [
+        f"{ROOT}/launch/compile_ahead.py", "--programs=train", "--compare=plain",
+        f"--config={ROOT}/configs/quickstart.py:debug", f"--json={tmp_path / 'x.json'}",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *command, "--target=cpu"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "cpu: fits" in done.stdout
+    assert "against plain next-token prediction" in done.stdout
+    (found,) = json.loads((tmp_path / "x.json").read_text())["targets"]
+    assert found["programs"]["train"]["memory"]["arguments"] > 1e8
+    done = Script([*command, "--target=v9-1"], {}).completed()
+    assert done.returncode == 2
+    assert "'v9-1'" in done.stderr
+
+
+def logits_in_collectives(work, vocabulary, hidden, items, shards):
+    """Collectives of arrays with a vocabulary axis that are no weights, or with an items axis."""
+    found = []
+    for one in work.collectives:
+        for dimensions in array_dimensions(one.type):
+            is_weight = {hidden, hidden // shards} & set(dimensions)
+            if {vocabulary, vocabulary // shards} & set(dimensions) and not is_weight:
+                found.append(one)
+            if {items, items // shards} & set(dimensions):
+                found.append(one)
+    return found
+
+
+def gather_vocabulary_logits(monkeypatch):
+    loss_as_it_is = step.vocabulary_loss_of_hidden
+
+    def loss(head, *arguments):
+        def gathered_head(hidden_NxD):
+            return jax.lax.with_sharding_constraint(head(hidden_NxD), PartitionSpec())
+
+        return loss_as_it_is(gathered_head, *arguments)
+
+    monkeypatch.setattr(step, "vocabulary_loss_of_hidden", loss)
+
+
+def gather_cf_logits(monkeypatch):
+    def gathered(cf_PxD, items, pair_K, node_K, *rest, axis_name):
+        shard_PxI = cf_PxD @ items.table_IxD.T
+        logits_PxI = jax.lax.all_gather(shard_PxI, axis_name, axis=1, tiled=True)
+        child, log_p = project(cf_PxD, items, pair_K, node_K, *rest, axis_name=axis_name)
+        return child, log_p + logits_PxI[pair_K, node_K][:, None]
+
+    monkeypatch.setattr(cf_shards, "project", gathered)
+
+
+def call_the_host(monkeypatch):
+    loss_as_it_is = step.vocabulary_loss_of_hidden
+
+    def loss(head, hidden_NxD, *arguments):
+        jax.debug.callback(lambda total: None, hidden_NxD.sum())
+        return loss_as_it_is(head, hidden_NxD, *arguments)
+
+    monkeypatch.setattr(step, "vocabulary_loss_of_hidden", loss)
+
+
+CHANGES = {
+    "vocabulary logits": gather_vocabulary_logits,
+    "CF logits": gather_cf_logits,
+    "host": call_the_host,
+}
+
+
+def what_must_not_be(estimate, programs) -> set[str]:
+    """Of CHANGES, what a compiled training step does."""
+    work = estimate.work
+    sizes, shards = programs.architecture, programs.mesh.shape["tensor"]
+    vocabulary, items = (
+        logits_in_collectives(work, sizes.vocab_size, sizes.hidden_size, 0, shards),
+        logits_in_collectives(work, 0, sizes.hidden_size, programs.sizes.items, shards),
+    )
+    found = {"vocabulary logits": vocabulary, "CF logits": items, "host": work.host_transfers}
+    return {name for name, there in found.items() if there}
+
+
+def test_gathered_logits_and_calls_of_the_host_are_found(tiny_config, monkeypatch):
+    """In a step that is made to do so, and not in the one that is trained."""
+    tiny_config.mesh.tensor = 2
+    programs = Programs(tiny_config, Target.parse("cpu-2"), items=1000)
+    found = compile_for(programs.train(), "train", programs.target)
+    assert what_must_not_be(found, programs) == set()
+    for change in CHANGES.values():
+        change(monkeypatch)
+    found = compile_for(programs.train(), "train", programs.target)
+    assert what_must_not_be(found, programs) == set(CHANGES)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (COMPILERS / "tpu").is_dir(), reason="libtpu is missing; launch/compile_ahead.py names it"
+)
+def test_a_training_step_for_v5e_16_gathers_no_logits_and_stays_on_the_device(monkeypatch):
+    """Small widths, two layers; weights over fsdp, vocabulary and items over tensor."""
+    small = DecoderConfig(32768, 640, 1024, 2, 8, 4, 64, max_positions=128)
+    monkeypatch.setitem(architectures.ARCHITECTURES, "small", small)
+    config = published_config("small", "none", "chips=16,mesh.fsdp=4", tensor={16: 4})
+    config.training.buckets = (128,)
+    programs = Programs(config, Target.parse("v5e-16"), items=10_016)
+    assert dict(programs.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 4}
+    found = compile_for(programs.train(), "train", programs.target)
+    assert what_must_not_be(found, programs) == set()
+    assert found.fits
+    assert {"all-gather", "all-reduce"} <= set(found.collectives())
+    assert found.work.unknown_loops == 0
+    assert found.compiler_seconds > found.product_seconds > 0
+    useful = programs.useful_flops() / 16
+    assert useful < found.work.flops < 2 * useful
+    assert np.isclose(found.memory.arguments, programs.weight_bytes / 16, rtol=0.3)

@@ -1,0 +1,193 @@
+"""The sparse objective against its dense definition, and its gradients."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl.testing import parameterized
+
+from tca4rec_jax.core.objective import (
+    Decisions,
+    children_loss,
+    children_loss_of_hidden,
+    validate_objective,
+    vocabulary_loss,
+    vocabulary_loss_of_hidden,
+)
+
+N, V, C = 6, 11, 4
+DECISIONS = 3  # and one of padding
+
+
+def random_case(seed):
+    """Decisions (and one of padding) with 2 to 4 children among six positions (one is padding)."""
+    rng = np.random.default_rng(seed)
+    logits_NxV = rng.normal(0, 3, (N, V)).astype(np.float32)
+    position_K = np.array([0, 2, 3, 0], np.int32)
+    child_token_KxC = np.stack([rng.choice(V, C, replace=False) for _ in position_K])
+    children_K = np.array([4, 2, 3, 4])
+    scores_KxC = np.where(np.arange(C) < children_K[:, None], rng.normal(0, 2, (4, C)), -np.inf)
+    log_p_cf_KxC = np.array(jax.nn.log_softmax(scores_KxC), np.float32)
+    label_child_K = np.array([3, 1, 0, 0], np.int32)
+    label_N = rng.integers(0, V, N).astype(np.int32)
+    real = np.arange(DECISIONS)
+    label_N[position_K[real]] = child_token_KxC[real, label_child_K[real]]
+    weight_N = np.array([1, 1, 0.5, 2, 1, 0], np.float32)
+    weight_K = np.array([1, 0.5, 2, 0], np.float32)
+    decisions = Decisions(position_K, weight_K, label_child_K, child_token_KxC, log_p_cf_KxC)
+    return jax.tree.map(jnp.asarray, (logits_NxV, label_N, weight_N, decisions))
+
+
+def dense_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form, softmax):
+    """The definition in method.md over dense [N, V] soft labels and allowed sets."""
+    cf_NxV = jax.nn.one_hot(label_N, V)
+    allowed_NxV = cf_NxV > 0 if softmax == "children" else jnp.ones((N, V), bool)
+    for k in range(DECISIONS):
+        p = jnp.exp(decision.log_p_cf_KxC[k])
+        row = jnp.zeros(V).at[decision.child_token_KxC[k]].add(p)
+        cf_NxV = cf_NxV.at[decision.position_K[k]].set(row)
+        if softmax == "children":
+            is_child = decision.log_p_cf_KxC[k] > -jnp.inf
+            row = jnp.zeros(V, bool).at[decision.child_token_KxC[k]].max(is_child)
+            allowed_NxV = allowed_NxV.at[decision.position_K[k]].set(row)
+    y_NxV = (1 - alpha) * jax.nn.one_hot(label_N, V) + alpha * cf_NxV
+    log_p_NxV = jax.nn.log_softmax(jnp.where(allowed_NxV, logits_NxV / tau, -1e30))
+    if form == "cross_entropy":
+        loss_N = -jnp.sum(jnp.where(allowed_NxV, y_NxV * log_p_NxV, 0.0), axis=1)
+    else:
+        loss_N = -jnp.log(jnp.sum(jnp.where(allowed_NxV, y_NxV * jnp.exp(log_p_NxV), 0.0), axis=1))
+    return jnp.sum(loss_N * weight_N)
+
+
+def sparse_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form, softmax):
+    if softmax == "children":
+        return children_loss(logits_NxV, decision, alpha, tau, form)[0]
+    return vocabulary_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form)[0]
+
+
+dense_gradient, sparse_gradient = (
+    jax.jit(jax.value_and_grad(loss), static_argnames=("form", "softmax"))
+    for loss in (dense_loss, sparse_loss)
+)
+
+
+class SoftNTPTest(parameterized.TestCase):
+    @parameterized.product(
+        form=["log_expectation", "cross_entropy"],
+        softmax=["vocabulary", "children"],
+        alpha=[0.0, 0.3, 1.0],
+        tau=[1.0, 4.5],
+    )
+    def test_value_and_gradient_equal_the_dense_definition(self, form, softmax, alpha, tau):
+        logits_NxV, *rest = random_case(seed=int(alpha * 10))
+        dense = dense_gradient(logits_NxV, *rest, alpha, tau, form, softmax)
+        sparse = sparse_gradient(logits_NxV, *rest, alpha, tau, form, softmax)
+        np.testing.assert_allclose(sparse[0], dense[0], rtol=1e-5)
+        np.testing.assert_allclose(sparse[1], dense[1], atol=2e-6)
+
+    @parameterized.product(
+        softmax=["vocabulary", "children"], form=["log_expectation", "cross_entropy"]
+    )
+    def test_gradient_equals_finite_differences(self, softmax, form):
+        logits_NxV, *rest = random_case(seed=7)
+        loss = jax.jit(lambda z: sparse_loss(z, *rest, 0.4, 2.0, form, softmax))
+        gradient = jax.grad(loss)(logits_NxV)
+        direction = jnp.asarray(np.random.default_rng(1).normal(size=(N, V)), jnp.float32)
+        step = 1e-2
+        slope = (loss(logits_NxV + step * direction) - loss(logits_NxV - step * direction)) / (
+            2 * step
+        )
+        np.testing.assert_allclose(jnp.sum(gradient * direction), slope, rtol=2e-3)
+
+
+def many_decisions(seed, positions=37):
+    """A decision at about every third position, in random order, and padding."""
+    rng = np.random.default_rng(seed)
+    place_K = rng.permutation(positions)[: positions // 3]
+    place_K = np.concatenate([place_K, np.zeros(5, int)])  # padding points at position 0
+    weight_K = (np.arange(place_K.size) < place_K.size - 5).astype(np.float32)
+    child_token_KxC = np.stack([rng.choice(V, C, replace=False) for _ in place_K])
+    log_p_cf_KxC = np.array(jax.nn.log_softmax(rng.normal(size=(place_K.size, C))))
+    log_p_cf_KxC[::3, 2:] = -np.inf
+    label_child_K = rng.integers(0, 2, place_K.size)
+    label_N = rng.integers(0, V, positions)
+    real = weight_K > 0
+    label_N[place_K[real]] = child_token_KxC[np.arange(place_K.size), label_child_K][real]
+    decisions = Decisions(place_K, weight_K, label_child_K, child_token_KxC, log_p_cf_KxC)
+    hidden_NxD = rng.normal(size=(positions, 5)).astype(np.float32)
+    head_DxV = rng.normal(size=(5, V)).astype(np.float32)
+    weight_N = (np.arange(positions) < positions - 2).astype(np.float32)
+    # A decision at a position without weight has none either.
+    decisions.weight_K[place_K >= positions - 2] = 0
+    return jax.tree.map(jnp.asarray, (hidden_NxD, head_DxV, label_N, weight_N, decisions))
+
+
+@pytest.mark.parametrize("form", ["log_expectation", "cross_entropy"])
+@pytest.mark.parametrize("softmax", ["vocabulary", "children"])
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+def test_chunks_of_logits_change_neither_loss_nor_gradient(form, softmax, chunk):
+    hidden_NxD, head_DxV, label_N, weight_N, decisions = many_decisions(chunk)
+
+    def loss(hidden_NxD, head_DxV, chunk):
+        def head(hidden_nxD):
+            return hidden_nxD @ head_DxV
+
+        if softmax == "children":
+            states = hidden_NxD[decisions.position_K]
+            sums = children_loss_of_hidden(head, states, decisions, 0.3, 1.7, form, chunk=chunk)
+        else:
+            sums = vocabulary_loss_of_hidden(
+                head, hidden_NxD, label_N, weight_N, decisions, 0.3, 1.7, form, chunk=chunk
+            )
+        return sums[0] + 2.0 * sums[1], sums
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), static_argnums=2)
+    chunks = run.lower(hidden_NxD, head_DxV, chunk).compile()
+    whole, in_chunks = run(hidden_NxD, head_DxV, 1000), chunks(hidden_NxD, head_DxV)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(in_chunks), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
+    assert not re.search(rf"f32\[(\d+,)*{len(label_N)},{V}\]", chunks.as_text())
+
+
+def test_alpha_zero_is_optax_cross_entropy():
+    logits_NxV, label_N, weight_N, decision = random_case(seed=3)
+    plain_N = optax.softmax_cross_entropy_with_integer_labels(logits_NxV, label_N)
+    for form in ("log_expectation", "cross_entropy"):
+        total, nll = vocabulary_loss(logits_NxV, label_N, weight_N, decision, 0.0, 1.0, form)
+        np.testing.assert_allclose(total, jnp.sum(plain_N * weight_N), rtol=1e-6)
+        np.testing.assert_allclose(nll, total, rtol=1e-6)
+
+
+def test_a_hopeless_target_keeps_a_finite_loss():
+    logits_NxV, label_N, weight_N, decision = random_case(seed=5)
+    p = jnp.where(decision.log_p_cf_KxC > -jnp.inf, -200.0, -jnp.inf)
+    decision = decision._replace(log_p_cf_KxC=p.at[:, 0].set(0.0))
+    for alpha in (0.0, 1.0):
+        value, gradient = jax.value_and_grad(
+            lambda z, alpha=alpha: vocabulary_loss(
+                1e3 * z, label_N, weight_N, decision, alpha, 1.0, "log_expectation"
+            )[0]
+        )(logits_NxV)
+        assert jnp.isfinite(value)
+        assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("alpha", 1.5),
+        ("alpha", -0.1),
+        ("beta", 0.0),
+        ("tau", -1.0),
+        ("form", "x"),
+        ("softmax", "y"),
+    ],
+)
+def test_objective_fields_out_of_range_are_named(field, value):
+    good = {"alpha": 0.1, "beta": 1.0, "tau": 1.0, "form": "cross_entropy", "softmax": "children"}
+    validate_objective(**good)
+    with pytest.raises(ValueError, match=f"objective.{field} is"):
+        validate_objective(**(good | {field: value}))

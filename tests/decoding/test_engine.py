@@ -1,0 +1,306 @@
+"""Rows in batches over two devices against one search per row."""
+
+import itertools
+
+import jax
+import numpy as np
+import oracle
+import pytest
+from flax import nnx
+
+from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
+from tca4rec_jax.decoding.engine import (
+    BatchedSearch,
+    Contender,
+    bucket_lengths,
+)
+from tca4rec_jax.decoding.likelihood import target_titles
+from tca4rec_jax.decoding.recommendations import SweepFile, leaves_to_items
+from tca4rec_jax.decoding.search_programs import read_prompts, search_batch
+from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch
+
+SEQUENCES = oracle.with_end(oracle.WORDS)
+TRIE = ItemTrie.build(SEQUENCES)
+CONFIG = SearchConfig(beams=5, edge_chunk=2)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return oracle.tiny_decoder()
+
+
+def ragged_prompts(rows, length):
+    tokens, lengths = oracle.prompts(rows, length, seed=3)
+    return Ragged.from_lengths(tokens[np.arange(length) < lengths[:, None]], lengths)
+
+
+def test_leaves_become_items_in_catalogue_order():
+    def by_leaf(leaf):
+        return np.flatnonzero(TRIE.leaf_of_item == leaf).tolist()
+
+    rng = np.random.default_rng(0)
+    leaves_RxM = np.stack([rng.permutation(TRIE.num_leaves)[:6] for _ in range(9)])
+    leaves_RxM[2, 3:] = -1
+    leaves_RxM[4, :] = -1
+    items_RxK = leaves_to_items(leaves_RxM, TRIE, 7)
+    for leaves_M, items_K in zip(leaves_RxM, items_RxK, strict=True):
+        expected = [item for leaf in leaves_M if leaf >= 0 for item in by_leaf(leaf)]
+        assert items_K.tolist() == (expected + [-1] * 7)[:7]
+    assert any(len(by_leaf(leaf)) > 1 for leaf in range(TRIE.num_leaves))
+
+
+def padded_tokens(lengths_R, buckets):
+    return sum(min(b for b in buckets if b >= length) for length in lengths_R)
+
+
+def test_buckets_hold_every_row_with_the_least_padding():
+    lengths_R = np.array([3, 17, 20, 40, 41, 100])
+    assert bucket_lengths(lengths_R, 1).tolist() == [104]
+    assert bucket_lengths(np.array([5, 5, 5]), 3).tolist() == [8]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        lengths_R = rng.integers(1, 90, 12)
+        widths = np.unique(-(-lengths_R // 8) * 8)
+        for count in (1, 2, 3):
+            chosen = bucket_lengths(lengths_R, count)
+            assert len(chosen) <= count
+            choices = itertools.combinations(widths, min(count, len(widths)))
+            least = min(padded_tokens(lengths_R, c) for c in choices if c[-1] == widths[-1])
+            assert padded_tokens(lengths_R, chosen) == least
+
+
+def test_rows_in_sharded_buckets_equal_rows_on_their_own(decoder):
+    rows = 11  # two buckets with a last batch that is not full
+    prompts = ragged_prompts(rows, 30)
+    cf_RxI = np.random.default_rng(1).normal(size=(rows, len(SEQUENCES))).astype(np.float32)
+    weights = ScoreWeights(guidance=0.7)
+    search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=2)
+    result = search.recommend(
+        decoder, prompts, weights, lambda rows_B: cf_RxI[rows_B], progress=None
+    )
+    tokens = prompts.pad(np.arange(rows), 30, 0)
+    single = oracle.run_search(
+        decoder, TRIE, tokens, prompts.lengths.astype(np.int32), cf_RxI, weights, CONFIG
+    )
+    np.testing.assert_array_equal(result.leaves_RxM, single.leaves)
+    np.testing.assert_allclose(result.scores_RxM, single.scores, atol=1e-4)
+
+
+def test_the_search_is_split_over_the_devices_without_communication(decoder):
+    mesh = make_mesh(2)
+    prompts = ragged_prompts(8, 12)
+    tokens, lengths = prompts.pad(np.arange(8), 12, 0), prompts.lengths.astype(np.int32)
+    cf_logits = np.random.default_rng(2).normal(size=(8, len(SEQUENCES))).astype(np.float32)
+    graph, state = nnx.split(decoder)
+    trie, shape = prepare_trie(TRIE, CONFIG)
+    read, target = target_titles(TRIE.compress(), np.arange(8) % TRIE.num_leaves)
+    weights = ScoreWeights(0.5, 1.0, 1.0, 0.0)
+    texts = prompts.followed_by(read)
+    batch = shard_batch(mesh, (texts.pad(np.arange(8), 24, 0), lengths, target, cf_logits))
+    state, trie = replicate(mesh, (state, trie))
+    static = {"mesh": mesh, "graph": graph, "shape": shape, "config": CONFIG}
+    texts = []
+
+    def run(program, *args, **more):
+        compiled = program.lower(*args, **static, **more).compile()
+        texts.append(compiled.as_text())
+        return compiled(*args)
+
+    args = (None, *batch[:3], trie, np.ones(1, np.float32))
+    prompts_read, nll = run(read_prompts, state, *args, room=24)
+    scalars = ScoreWeights(*map(np.float32, weights))
+    leaves, scores = run(search_batch, state, prompts_read, batch[1], batch[3], None, trie, scalars)
+    for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert word not in "".join(texts)
+    assert nll.shape == (8, 1)
+    assert [shard.data.shape for shard in leaves.addressable_shards] == [(4, 5), (4, 5)]
+    alone = oracle.run_search(decoder, TRIE, tokens, lengths, cf_logits, weights, CONFIG)
+    np.testing.assert_array_equal(leaves, alone.leaves)
+    np.testing.assert_allclose(scores, alone.scores, atol=1e-5)
+
+
+def test_a_sweep_equals_its_searches_one_by_one(decoder):
+    prompts = ragged_prompts(4, 12)
+    cf_RxI = np.random.default_rng(3).normal(size=(4, len(SEQUENCES))).astype(np.float32)
+    search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
+    sweep = [ScoreWeights(guidance=value) for value in (0.0, 1.0, 100.0)]
+    args = (cf_RxI.__getitem__,)
+    swept = search.sweep([Contender(decoder, sweep)], prompts, *args, progress=None)
+    found = swept[0].recommendations
+    for weights, one in zip(sweep, found, strict=True):
+        alone = search.recommend(decoder, prompts, weights, *args, progress=None)
+        np.testing.assert_array_equal(one.leaves_RxM, alone.leaves_RxM)
+        np.testing.assert_allclose(one.scores_RxM, alone.scores_RxM, rtol=1e-5)
+    assert (found[0].leaves_RxM != found[2].leaves_RxM).any()
+
+
+def test_models_that_share_layers_find_what_each_finds_alone(decoder):
+    """One is guided, the other is not; both are asked for the targets' likelihood."""
+    graph, state = nnx.split(decoder)
+    layers = jax.tree.map(lambda leaf: leaf.at[1:].multiply(1.5), state["layers"])
+    other = nnx.merge(graph, nnx.State(dict(state) | {"layers": layers}))
+    rows = 6
+    prompts = ragged_prompts(rows, 12)
+    cf_RxI = np.random.default_rng(4).normal(size=(rows, len(SEQUENCES))).astype(np.float32)
+    search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
+    contenders = [
+        Contender(decoder, [ScoreWeights()]),
+        Contender(other, [ScoreWeights(), ScoreWeights(guidance=1.0)]),
+    ]
+    same = {"target_leaf_R": np.arange(rows), "progress": None}
+    together = search.sweep(contenders, prompts, cf_RxI.__getitem__, shared_layers=1, **same)
+    for contender, swept in zip(contenders, together, strict=True):
+        (alone,) = search.sweep([contender], prompts, cf_RxI.__getitem__, **same)
+        np.testing.assert_allclose(swept.nll_RxT, alone.nll_RxT, rtol=1e-5)
+        for found, expected in zip(swept.recommendations, alone.recommendations, strict=True):
+            np.testing.assert_array_equal(found.leaves_RxM, expected.leaves_RxM)
+            np.testing.assert_allclose(found.scores_RxM, expected.scores_RxM, rtol=1e-5)
+    assert np.abs(together[0].nll_RxT - together[1].nll_RxT).min() > 0.01
+
+
+def test_an_interrupted_sweep_goes_on_from_its_file(decoder, tmp_path):
+    rows, seen = 10, []
+    prompts = ragged_prompts(rows, 12)
+    cf_RxI = np.random.default_rng(7).normal(size=(rows, len(SEQUENCES))).astype(np.float32)
+    search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
+    contenders = [Contender(decoder, [ScoreWeights(guidance=value) for value in (0.0, 1.0)])]
+
+    def sweep(identity, stop_after=None):
+        seen.clear()
+
+        def cf_logits(rows_B):
+            if len(seen) == stop_after:
+                raise KeyboardInterrupt
+            seen.append(rows_B)
+            return cf_RxI[rows_B]
+
+        return search.sweep(
+            contenders, prompts, cf_logits, target_leaf_R=np.arange(rows) % TRIE.num_leaves,
+            file=SweepFile(tmp_path / "sweep.npz", identity, every_seconds=0), progress=None,
+        )[0]  # fmt: skip
+
+    whole = sweep("another")
+    assert len(seen) == 3
+    with pytest.raises(KeyboardInterrupt):
+        sweep("one", stop_after=2)  # of the two batches that ran, one was fetched
+    resumed = sweep("one")
+    assert len(seen) == 2
+    np.testing.assert_array_equal(resumed.nll_RxT, whole.nll_RxT)
+    for found, expected in zip(resumed.recommendations, whole.recommendations, strict=True):
+        np.testing.assert_array_equal(found.leaves_RxM, expected.leaves_RxM)
+        np.testing.assert_array_equal(found.scores_RxM, expected.scores_RxM)
+
+
+@pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
+def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, score):
+    rows = 2 * TRIE.num_leaves  # every title, after prompts of several lengths
+    prompts = ragged_prompts(rows, 12)
+    target_R = np.arange(rows) % TRIE.num_leaves
+    config = SearchConfig(beams=3, score=score)
+    search = BatchedSearch(TRIE, config, mesh=make_mesh(2), batch_size=6, buckets=2)
+    temperatures = (1.0, 2.5)
+    (found,) = search.sweep(
+        [Contender(decoder, [ScoreWeights()])], prompts,
+        target_leaf_R=target_R, temperatures=temperatures, progress=None,
+    )  # fmt: skip
+    for row in range(rows):
+        tokens = prompts.values[prompts.offsets[row] : prompts.offsets[row + 1]].tolist()
+        title = tuple(t for t in TRIE.tokens_QxL[target_R[row]].tolist() if t >= 0)
+        expected = [
+            -oracle.exhaustive_scores(
+                decoder, tokens, SEQUENCES, score, ScoreWeights(temperature=temperature)
+            )[title]
+            for temperature in temperatures
+        ]
+        np.testing.assert_allclose(found.nll_RxT[row], expected, rtol=1e-4, atol=1e-4)
+    # The scores of the search are the likelihoods of what it found.
+    first = found.recommendations[0]
+    (again,) = search.sweep(
+        [Contender(decoder, [ScoreWeights()])], prompts,
+        target_leaf_R=first.leaves_RxM[:, 0], temperatures=temperatures, progress=None,
+    )  # fmt: skip
+    np.testing.assert_allclose(-again.nll_RxT[:, 0], first.scores_RxM[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
+def test_items_left_out_are_as_if_the_catalogue_had_never_held_them(decoder, score):
+    rows = 6
+    prompts = ragged_prompts(rows, 12)
+    rng = np.random.default_rng(5)
+    cf_RxI = rng.normal(size=(rows, len(SEQUENCES))).astype(np.float32)
+    # [1, 2, 3] and [9] lose one of their items, [1, 2], [10, 11, 12] and [2, 2, 2, 2, 2] all.
+    left_out = [0, 3, 6, 7, 11]
+    allowed_I = ~np.isin(np.arange(len(SEQUENCES)), left_out)
+    kept = np.flatnonzero(allowed_I)
+    smaller = ItemTrie.build([SEQUENCES[item] for item in kept])
+    weights, config = ScoreWeights(guidance=0.7), SearchConfig(beams=6, score=score)
+
+    def recommend(trie, cf_RxI, **kwargs):
+        search = BatchedSearch(trie, config, mesh=make_mesh(2), batch_size=6, buckets=1)
+        return search.recommend(
+            decoder, prompts, weights, cf_RxI.__getitem__, progress=None, **kwargs
+        )
+
+    allowed_RxI = np.tile(allowed_I, (rows, 1))
+    found = recommend(TRIE, cf_RxI, allowed=allowed_RxI.__getitem__)
+    expected = recommend(smaller, cf_RxI[:, kept])
+    np.testing.assert_allclose(found.scores_RxM, expected.scores_RxM, atol=1e-4)
+    np.testing.assert_array_equal(
+        found.items(TRIE, 6, allowed_RxI), kept[expected.items(smaller, 6)]
+    )
+    # A row of its own: only one title is left for it.
+    allowed_RxI[0] = np.arange(len(SEQUENCES)) == 5
+    alone = recommend(TRIE, cf_RxI, allowed=allowed_RxI.__getitem__)
+    assert alone.items(TRIE, 3, allowed_RxI)[0].tolist() == [5, -1, -1]
+    np.testing.assert_array_equal(alone.leaves_RxM[1:], found.leaves_RxM[1:])
+
+
+def test_nothing_is_compiled_after_every_bucket_was_met(decoder):
+    """Other prompts, weights, guidance and numbers of rows; the search is compiled once for all."""
+    cf_RxI = np.random.default_rng(6).normal(size=(9, len(SEQUENCES))).astype(np.float32)
+    search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=(8, 16))
+    graph, state = nnx.split(decoder)
+    other = nnx.merge(graph, jax.tree.map(lambda value: value * 1.5, state))
+
+    def run(decoder, prompts, guidance, search=search):
+        weights = ScoreWeights(guidance=guidance)
+        search.recommend(decoder, prompts, weights, cf_RxI.__getitem__, progress=None)
+        return read_prompts._cache_size(), search_batch._cache_size()
+
+    longest, shorter = ragged_prompts(9, 16), ragged_prompts(9, 8)
+    first = run(decoder, longest, 0.5)
+    warm = run(decoder, shorter, 0.5)
+    assert warm == first, "some of the longest rows were as short"
+    assert run(other, longest, 2.0) == warm
+    assert run(decoder, ragged_prompts(5, 12), 0.1) == warm
+    wider = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=(8, 40))
+    assert run(decoder, longest, 0.5, wider)[1] == warm[1] + 1
+
+
+def test_no_rows_give_no_recommendations(decoder):
+    search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(1), batch_size=2)
+    nothing = Ragged.from_lengths(np.zeros(0, np.int32), np.zeros(0, np.int64))
+    assert search.recommend(decoder, nothing, progress=None).leaves_RxM.shape == (0, 5)
+
+
+def test_what_cannot_be_recommended_from_is_an_error(decoder):
+    mesh = make_mesh(2)
+    with pytest.raises(ValueError, match="batch_size is 3"):
+        BatchedSearch(TRIE, CONFIG, mesh=mesh, batch_size=3)
+    with pytest.raises(ValueError, match="at least one bucket"):
+        BatchedSearch(TRIE, CONFIG, mesh=mesh, buckets=())
+    search = BatchedSearch(TRIE, CONFIG, mesh=mesh, buckets=(8,))
+    prompts = Ragged.from_lengths(np.ones(12, np.int32), np.array([3, 9]))
+    with pytest.raises(ValueError, match=r"row 1: a prompt of 9 tokens, expected 1\.\.8"):
+        search.recommend(decoder, prompts)
+    title = int(np.argmax((TRIE.tokens_QxL >= 0).sum(axis=1)))
+    with pytest.raises(ValueError, match=r"row 0: a prompt of 8 tokens, expected 1\.\.[1-7] "):
+        search.sweep(
+            [Contender(decoder, [ScoreWeights()])],
+            Ragged.from_lengths(np.ones(8, np.int32), np.array([8])),
+            target_leaf_R=np.array([title]),  # read behind the prompt
+        )
+    with pytest.raises(ValueError, match="no CF logits"):
+        search.recommend(decoder, prompts, ScoreWeights(guidance=1.0))

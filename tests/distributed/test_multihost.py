@@ -1,0 +1,84 @@
+"""When a process joins others, and what it does alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from tca4rec_jax.distributed import multihost as processes
+
+SLURM = {
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_NTASKS": "2",
+}
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({}, ""),
+        (SLURM, "Slurm"),
+        (SLURM | {"SLURM_NTASKS": "1"}, ""),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, ""),  # a batch script outside srun
+        ({"TPU_WORKER_HOSTNAMES": "a,b"} | POD, "GKE"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, ""),
+        (POD, "Kubernetes"),
+    ],
+)
+def test_clusters_are_told_by_the_environment(environment, name):
+    assert processes.cluster({"TPU_SKIP_MDS_QUERY": "1"} | environment) == name
+
+
+def test_a_tpu_machine_is_one_where_jax_found_chips(monkeypatch):
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: name == "libtpu")
+    assert processes.cluster({}) == "Cloud TPU"
+    assert processes.cluster({"TPU_SKIP_MDS_QUERY": "1"}) == ""  # set by jax where there are none
+    assert processes.cluster({"JAX_PLATFORMS": "cpu"}) == ""
+
+
+def test_a_plain_process_tries_nothing(monkeypatch):
+    def initialize(*_, **__):
+        raise AssertionError("jax.distributed.initialize was called")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    for name in SLURM | POD:
+        monkeypatch.delenv(name, raising=False)
+    processes.join()
+    processes.join(count=1)
+    assert processes.is_first()
+    assert not processes.several()
+    for wrong in (("host:1", 2, -1), ("host", 2, 0), ("host:1", 2, 2), ("", 2, 0), ("", 2, -1)):
+        with pytest.raises(ValueError, match="several processes need --coordinator=HOST:PORT"):
+            processes.join(*wrong)
+
+
+def test_a_pod_that_cannot_count_its_fellows_says_what_to_do(monkeypatch):
+    for name, value in POD.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install .jax\[k8s\]."):
+        processes.join()
+    processes.join(count=1)
+
+
+def test_parts_of_all_processes_make_every_row_once(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    parts = []
+    for index in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        parts.append(processes.own_part(8))
+    np.testing.assert_array_equal(np.concatenate(parts), np.arange(8))
+    assert [part.size for part in parts] == [3, 3, 2]
+
+    monkeypatch.setattr(processes, "several", lambda: True)
+    gathered = []
+
+    def allgather(padded):
+        gathered.append(padded)
+        return np.stack([np.pad(10 * part, (0, 3 - part.size)) for part in parts])
+
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", allgather)
+    np.testing.assert_array_equal(processes.join_parts(10 * parts[2], 8), 10 * np.arange(8))
+    assert gathered[0].shape == (3,)  # padded to the largest part

@@ -1,0 +1,120 @@
+"""States of the frozen layers on disk: what they replace, and what a stopped run leaves."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.distributed.sharding import make_mesh
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.llm.parameters import init_params
+from tca4rec_jax.training import activation_cache as frozen_states
+from tca4rec_jax.training.activation_cache import FrozenStates, frozen_layers_identity
+
+CONFIG = DecoderConfig(61, 32, 48, 3, 4, 2, 8, max_positions=64)
+LORA = LoRAConfig(rank=2, dropout=0.5, first_layer=2)
+TOKENS = Ragged.from_lengths(np.arange(40, dtype=np.int32) % 61, np.array([9, 12, 5, 11, 3]))
+BATCHES = [(np.array([1, 3]), 16), (np.array([0, 4]), 16), (np.array([2]), 8)]
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    adapters = init_adapters(CONFIG, LORA, jax.random.key(1))
+    adapters = jax.tree.map(lambda x: x + 0.1, adapters)  # a zero B would hide every mistake
+    params = init_params(CONFIG, jax.random.key(0))
+    return Decoder(CONFIG, params, lora=LORA, adapters=adapters)
+
+
+@pytest.fixture
+def states(decoder, tmp_path):
+    return FrozenStates(tmp_path / "states", decoder, make_mesh())
+
+
+def contents(states):
+    return {path.name: path.read_bytes() for path in states.directory.iterdir()}
+
+
+def test_loss_and_gradient_from_kept_states_are_those_of_the_whole_decoder(decoder, states):
+    states.fill(TOKENS, BATCHES, batch_size=2)
+    rows = np.array([3, 4])
+    lengths, keys = TOKENS.lengths[rows], jax.random.split(jax.random.key(3), 2)
+    graph, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)
+
+    @jax.jit
+    def gradient(adapters, frozen):
+        def loss(adapters):
+            hidden = nnx.merge(graph, adapters, base).hidden(
+                TOKENS.pad(rows, 16, 0), lengths, frozen_BxSxD=frozen, dropout_key_B=keys
+            )
+            return (hidden**2).sum()
+
+        return jax.value_and_grad(loss)(adapters)
+
+    frozen = states.read(TOKENS, rows, 16)
+    assert not frozen[0, 11:].any()
+    assert not frozen[1, 3:].any()
+    (value, found), (expected_value, expected) = (
+        gradient(adapters, frozen),
+        gradient(adapters, None),
+    )
+    np.testing.assert_allclose(value, expected_value, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    loops = [str(jax.make_jaxpr(lambda x: gradient(adapters, x))(x)) for x in (None, frozen)]
+    assert ["length=2" in loop for loop in loops] == [True, False], "the two lower layers"
+
+
+def test_an_interrupted_call_goes_on_with_the_same_numbers(states, monkeypatch):
+    states.fill(TOKENS, BATCHES, batch_size=2)
+    expected, (row, *_) = contents(states), BATCHES[1][0]
+    assert len(expected) == 5
+    path = states._path(TOKENS[row])
+    path.write_bytes(path.read_bytes()[:-4])  # cut short
+    with pytest.raises(ValueError, match=f"{path.name} has 287 numbers, expected 9 tokens x 32"):
+        states.read(TOKENS, np.array([row]), 16)
+    states._path(TOKENS[BATCHES[2][0][0]]).unlink()
+    ran, run = [], frozen_states._frozen_states
+    monkeypatch.setattr(
+        frozen_states, "_frozen_states", lambda *args: ran.append(args[1].shape) or run(*args)
+    )
+    states.fill(TOKENS, BATCHES, batch_size=2)
+    assert ran == [(2, 16), (2, 8)]
+    assert contents(states) == expected
+    # Another epoch's batches of the same rows.
+    states.fill(TOKENS, [(np.array([4, 1]), 16), (np.array([2, 0]), 16)], batch_size=2)
+    assert len(ran) == 2
+
+
+def test_states_have_the_dtype_of_the_decoder(states, decoder):
+    graph, state = nnx.split(decoder)
+    half = nnx.merge(graph, jax.tree.map(lambda x: x.astype("bfloat16"), state))
+    states = dataclasses.replace(states, decoder=half)
+    states.fill(TOKENS, BATCHES, batch_size=2)
+    assert states.read(TOKENS, np.array([0]), 16).dtype == "bfloat16"
+    assert states._path(TOKENS[0]).stat().st_size == 9 * 32 * 2
+
+
+def test_a_full_disk_is_named(states, monkeypatch):
+    def no_room(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(frozen_states.os, "replace", no_room)
+    with pytest.raises(OSError, match=r"make room, or set training.keep_frozen_states=False"):
+        states.fill(TOKENS, BATCHES, batch_size=2)
+
+
+def test_other_layers_or_weights_have_another_folder(tmp_path):
+    weights = tmp_path / "weights.gguf"
+    weights.write_bytes(b"one")
+    llm = {"dtype": "float32"}
+    names = [frozen_layers_identity(llm, 2, weights), frozen_layers_identity(llm, 3, weights)]
+    names.append(frozen_layers_identity({"dtype": "bfloat16"}, 2, weights))
+    assert frozen_layers_identity(llm, 2, weights) == names[0]
+    weights.write_bytes(b"other")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    names += [frozen_layers_identity(llm, 2, weights), frozen_layers_identity(llm, 2, tmp_path)]
+    assert len(set(names)) == 5
