@@ -1,7 +1,8 @@
 """Settings of every test process: CPU only, two devices, explicit rank promotion.
 
 The tests in eight_devices need a process of their own (distributed/test_sharding.py starts it).
-Those that need one device run on a GPU too: TCA4REC_TEST_PLATFORM=cuda bash launch/test.sh -n 0 tests/llm ...
+Those that need one device run on a GPU too:
+TCA4REC_TEST_PLATFORM=cuda bash launch/test.sh -n 0 tests/llm ...
 """
 
 import os
