@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from tca4rec_jax.errors import UserError
+
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -18,7 +20,7 @@ class Catalogue:
     Two items may share a title (different ids): they then share a leaf of the trie.
 
     Raises:
-      ValueError: no items, ids and titles of different number, a duplicated item id, or an
+      UserError: no items, ids and titles of different number, a duplicated item id, or an
         empty title.
     """
 
@@ -27,22 +29,22 @@ class Catalogue:
 
     def __post_init__(self):
         if not self.item_ids:
-            raise ValueError("the catalogue has no items")
+            raise UserError("the catalogue has no items")
         if len(self.item_ids) != len(self.titles):
-            raise ValueError(
+            raise UserError(
                 f"the catalogue has {len(self.item_ids)} item ids but {len(self.titles)} titles; "
                 "every item needs exactly one title"
             )
         duplicated = pd.Series(self.item_ids).duplicated()
         if duplicated.any():
             at = int(np.flatnonzero(duplicated)[0])
-            raise ValueError(
+            raise UserError(
                 f"item id {self.item_ids[at]!r} occurs more than once in the catalogue (again at "
                 f"item {at}; {int(duplicated.sum())} surplus in all); keep one entry per item"
             )
         for at, title in enumerate(self.titles):
             if not title.strip():
-                raise ValueError(
+                raise UserError(
                     f"item {self.item_ids[at]!r} (index {at}) has an empty title; give it a "
                     "title or leave the item out of the catalogue"
                 )
@@ -60,10 +62,10 @@ class Catalogue:
         return pd.Index(self.item_ids, dtype=object)
 
     def index_of(self, item_id: str) -> int:
-        """The index (0..I-1) of one item id. Raises ValueError if it is not in the catalogue."""
+        """The index (0..I-1) of one item id. Raises UserError if it is not in the catalogue."""
         index = self.find([item_id])[0]
         if index < 0:
-            raise ValueError(
+            raise UserError(
                 f"item id {item_id!r} is not in the catalogue of {self.num_items} items"
             )
         return int(index)

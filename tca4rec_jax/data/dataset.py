@@ -20,6 +20,7 @@ from tca4rec_jax.data.interactions import (
 from tca4rec_jax.data.movielens import INTERACTIONS_FILE, ITEMS_FILE, read_movielens
 from tca4rec_jax.data.published import published_files, read_published
 from tca4rec_jax.data.sequences import RecData
+from tca4rec_jax.errors import UserError
 
 SOURCES = ("movielens_100k", "files", "published")
 _FORMAT = 1  # part of the fingerprint: raise it when the rows made from the same input change
@@ -63,20 +64,20 @@ class DataConfig:
 
     def __post_init__(self):
         if self.source not in SOURCES:
-            raise ValueError(f"data.source must be one of {list(SOURCES)}, got {self.source!r}")
+            raise UserError(f"data.source must be one of {list(SOURCES)}, got {self.source!r}")
         if self.source == "published" and not self.path:
-            raise ValueError("data.source=published needs data.path, the folder with item.csv")
+            raise UserError("data.source=published needs data.path, the folder with item.csv")
         if self.source == "files" and not (self.interactions and self.catalogue):
-            raise ValueError("data.source=files needs data.interactions and data.catalogue")
+            raise UserError("data.source=files needs data.interactions and data.catalogue")
         object.__setattr__(self, "split", tuple(float(part) for part in self.split))
 
     @classmethod
     def from_mapping(cls, config: Mapping) -> "DataConfig":
-        """From a ConfigDict or a dict. Raises ValueError for a key that is no field."""
+        """From a ConfigDict or a dict. Raises UserError for a key that is no field."""
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(config) - set(known))
         if unknown:
-            raise ValueError(f"the data config has unknown keys {unknown}; known are {known}")
+            raise UserError(f"the data config has unknown keys {unknown}; known are {known}")
         return cls(**{name: config[name] for name in config})
 
 
@@ -91,7 +92,7 @@ def prepare(
     their SHA-256). It is written beside and renamed, so it is whole or absent.
 
     Raises:
-      ValueError: bad settings or input; or data_dir holds something else: data made otherwise
+      UserError: bad settings or input; or data_dir holds something else: data made otherwise
         (the message says what differs) or other files. Nothing is ever overwritten.
       FileNotFoundError: a file of the source is missing.
       downloads.DownloadError: the download failed.
@@ -176,7 +177,7 @@ def _check_same(data_dir: Path, settings: dict):
     try:
         stored = tfds_rec.read_metadata(data_dir)["settings"]
     except FileNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"{data_dir} is not empty and holds no prepared data; choose another folder"
         ) from error
     differing = [
@@ -185,7 +186,7 @@ def _check_same(data_dir: Path, settings: dict):
         if stored.get(name) != settings.get(name)
     ]
     if differing:
-        raise ValueError(
+        raise UserError(
             f"{data_dir} was prepared otherwise ({'; '.join(differing)}). Models and logits in "
             "the same workdir belong to it: choose another workdir, or delete the folder"
         )

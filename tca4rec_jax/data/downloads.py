@@ -19,6 +19,8 @@ from pathlib import Path, PurePosixPath
 
 from absl import logging
 
+from tca4rec_jax.errors import UserError
+
 CACHE_VARIABLE = "TCA4REC_CACHE"
 
 
@@ -26,7 +28,7 @@ class DownloadError(RuntimeError):
     """pip could not fetch the wheel."""
 
 
-class ChecksumError(ValueError):
+class ChecksumError(UserError):
     """A file is not the one that was pinned: cut short, damaged or replaced."""
 
 
@@ -129,7 +131,7 @@ def is_cached(name: str, cache_dir: str | os.PathLike | None = None) -> bool:
 
 def _asset(name: str) -> Asset:
     if name not in ASSETS:
-        raise ValueError(f"unknown asset {name!r}; known are {sorted(ASSETS)}")
+        raise UserError(f"unknown asset {name!r}; known are {sorted(ASSETS)}")
     return ASSETS[name]
 
 

@@ -13,6 +13,7 @@ from tca4rec_jax.data import tables
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.ragged import ranges
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.errors import UserError
 
 INTERACTION_COLUMNS = {"user": "user", "item": "item", "timestamp": "timestamp"}
 ITEM_COLUMNS = {"item": "item", "title": "title"}
@@ -46,7 +47,7 @@ def read_items(
 ) -> Catalogue:
     """The catalogue, in the order of the file; titles cut to `max_title_length` characters.
 
-    Raises ValueError (naming file and row) for an empty file, a missing column, an empty title,
+    Raises UserError (naming file and row) for an empty file, a missing column, an empty title,
     a missing or a duplicated item id.
     """
     frame = tables.read_table(path, columns)
@@ -60,7 +61,7 @@ def catalogue_of(path, item_ids: np.ndarray, titles: np.ndarray) -> Catalogue:
     try:
         return Catalogue(tuple(item_ids), tuple(titles))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def read_interactions(
@@ -68,7 +69,7 @@ def read_interactions(
 ) -> Interactions:
     """Interactions in the order of the file (any order: `order_by_time` sorts them).
 
-    Raises ValueError (naming file and row) for an empty file, a missing column, a missing user or
+    Raises UserError (naming file and row) for an empty file, a missing column, a missing user or
     item, an item outside the catalogue, a timestamp that is no whole number of at least 0.
     """
     frame = tables.read_table(path, columns)
@@ -78,7 +79,7 @@ def read_interactions(
     unknown = item < 0
     if unknown.any():
         at = int(np.argmax(unknown))
-        raise ValueError(
+        raise UserError(
             f"{path}, row {at + 1}: item {item_ids[at]!r} is not in the catalogue of "
             f"{catalogue.num_items} items ({int(unknown.sum())} such rows, "
             f"{len(set(item_ids[unknown]))} such items); add it to the items file or drop the row"
@@ -117,7 +118,7 @@ def build_splits(
     train_sequences holds, for every user with two or more of them, all interactions before the
     first validation target (those of users without any row included).
 
-    Raises ValueError if the settings are out of range or leave a split without rows.
+    Raises UserError if the settings are out of range or leave a split without rows.
     """
     min_history = history_length if min_history is None else min_history
     _check_settings(history_length, min_history, split)
@@ -156,12 +157,12 @@ def _gather(ordered: Interactions, by_user, starts_R, lengths_R) -> ItemSequence
 
 def _check_settings(history_length, min_history, split):
     if not 1 <= min_history <= history_length:
-        raise ValueError(
+        raise UserError(
             f"expected 1 <= min_history <= history_length, got min_history={min_history} and "
             f"history_length={history_length}"
         )
     if len(split) != 3 or min(split) <= 0 or abs(sum(split) - 1) > 1e-6:
-        raise ValueError(
+        raise UserError(
             f"split must be three fractions above 0 that sum to 1 (train, validation, test), got "
             f"{tuple(split)}"
         )
@@ -172,7 +173,7 @@ def _boundaries(num_rows: int, split, min_history: int) -> tuple[int, int]:
     first = round(num_rows * split[0])
     second = round(num_rows * (split[0] + split[1]))
     if not 0 < first < second < num_rows:
-        raise ValueError(
+        raise UserError(
             f"{num_rows} interactions have {min_history} or more of their user before them, too "
             f"few to fill train, validation and test by {tuple(split)}; use more data or a "
             "smaller min_history (or history_length)"

@@ -15,6 +15,7 @@ import numpy as np
 
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import PAD_ITEM
+from tca4rec_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,20 @@ def tokenise_titles(
       bos: id that begins every prompt, or None.
 
     Raises:
-      ValueError: `end` is not one token, or a title contains it or has no tokens.
+      UserError: `end` is not one token, or a title contains it or has no tokens.
     """
     end = encode(template.end)
     if len(end) != 1:
-        raise ValueError(
+        raise UserError(
             f"prompt.end {template.end!r} is {len(end)} tokens of this tokenizer; choose one that "
             "is a single token, such as a line break"
         )
     encoded = [encode(template.before_title + title) for title in titles]
     for item, ids in enumerate(encoded):
         if not titles[item].strip() or not ids:
-            raise ValueError(f"item {item} has an empty title; give it one or drop it")
+            raise UserError(f"item {item} has an empty title; give it one or drop it")
         if end[0] in ids:
-            raise ValueError(
+            raise UserError(
                 f"item {item}: its title {titles[item]!r} contains prompt.end {template.end!r}"
             )
     values = np.concatenate([np.asarray(ids + end, np.int32) for ids in encoded])
@@ -107,7 +108,7 @@ def keep_latest(tokens: TitleTokens, items: Ragged, budget: int, reserve: int = 
       reserve: the last `reserve` items (a target) must stay.
 
     Raises:
-      ValueError: the prefix and the items that must stay (at least one) do not fit.
+      UserError: the prefix and the items that must stay (at least one) do not fit.
     """
     title_lengths = tokens.titles.lengths[items.values]
     ends = np.concatenate([[0], np.cumsum(title_lengths)])
@@ -117,7 +118,7 @@ def keep_latest(tokens: TitleTokens, items: Ragged, budget: int, reserve: int = 
     if (~fits & (np.arange(fits.size) >= must_stay)).any():
         at = int(np.argmax(~fits & (np.arange(fits.size) >= must_stay)))
         row = int(np.searchsorted(items.offsets, at, side="right")) - 1
-        raise ValueError(
+        raise UserError(
             f"row {row} needs {to_row_end[at] + tokens.prefix.size} tokens for the prompt prefix "
             f"and its last {max(reserve, 1)} titles, but the budget is {budget}: raise "
             "prompt.max_tokens or shorten the titles (data.max_title_length)"
@@ -135,5 +136,5 @@ def prompts(tokens: TitleTokens, history_RxH: np.ndarray, budget: int) -> Ragged
     inside = history_RxH != PAD_ITEM
     items = Ragged.from_lengths(history_RxH[inside], inside.sum(axis=1))
     if (items.lengths == 0).any():
-        raise ValueError(f"row {int(np.argmin(items.lengths))} has an empty history")
+        raise UserError(f"row {int(np.argmin(items.lengths))} has an empty history")
     return row_tokens(tokens, keep_latest(tokens, items, budget))[0]

@@ -17,6 +17,7 @@ from tca4rec_jax.data import tables
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.interactions import catalogue_of
 from tca4rec_jax.data.sequences import UNKNOWN_TIME, ItemSequences, RecData
+from tca4rec_jax.errors import UserError
 
 ITEMS_FILE = "item.csv"
 SPLIT_FILES = {"train": "train*.csv", "validation": "valid*.csv", "test": "test*.csv"}
@@ -36,7 +37,7 @@ def published_files(folder: str | os.PathLike) -> dict[str, Path]:
         found = sorted(folder.glob(pattern))
         if len(found) != 1:
             names = [path.name for path in found]
-            raise ValueError(f"{folder} must hold exactly one file {pattern}, it holds {names}")
+            raise UserError(f"{folder} must hold exactly one file {pattern}, it holds {names}")
         files[split] = found[0]
     return files
 
@@ -64,7 +65,7 @@ def _read_catalogue(path: Path, max_title_length: int | None) -> Catalogue:
     wrong = iid[order] != np.arange(1, len(iid) + 1)
     if wrong.any():
         at = int(np.argmax(wrong))
-        raise ValueError(
+        raise UserError(
             f"{path}: the iids must be 1..{len(iid)}, each once, but {iid[order[at]]} stands where "
             f"{at + 1} was expected (a duplicated or a missing iid)"
         )
@@ -87,7 +88,7 @@ def _read_rows(path: Path, catalogue: Catalogue) -> ItemSequences:
     if outside.any():
         at = int(np.argmax(outside))
         row = int(np.searchsorted(offsets, at, side="right"))
-        raise ValueError(
+        raise UserError(
             f"{path}, row {row}: {'iid' if is_target[at] else 'hist_id'} has item {items[at]}, "
             f"which is not in the catalogue ({ITEMS_FILE} has the iids 1..{catalogue.num_items})"
         )

@@ -11,6 +11,7 @@ import numpy as np
 
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.ragged import ranges
+from tca4rec_jax.errors import UserError
 
 PAD_ITEM = -1
 """Fills the left of a history that is shorter than asked for; never an item index."""
@@ -74,7 +75,7 @@ class ItemSequences:
             raise ValueError(f"{len(self.items)} items but {len(self.timestamps)} timestamps")
         empty = np.diff(offsets) < 1
         if empty.any():
-            raise ValueError(f"row {int(np.argmax(empty))} has no item; leave empty rows out")
+            raise UserError(f"row {int(np.argmax(empty))} has no item; leave empty rows out")
         for name, values, least in (
             ("user", self.user, 0),
             ("items", self.items, 0),
@@ -82,7 +83,7 @@ class ItemSequences:
         ):
             if values.size and values.min() < least:
                 at = int(np.argmax(values < least))
-                raise ValueError(f"{name}[{at}] is {values[at]}, expected at least {least}")
+                raise UserError(f"{name}[{at}] is {values[at]}, expected at least {least}")
 
     def __len__(self) -> int:
         return len(self.user)
@@ -131,7 +132,7 @@ class ItemSequences:
             left with PAD_ITEM; and target int32 [R].
         """
         if history_length < 1:
-            raise ValueError(f"history_length must be at least 1, got {history_length}")
+            raise UserError(f"history_length must be at least 1, got {history_length}")
         last = self.last_positions
         flat = last[:, None] + np.arange(-history_length, 0)[None, :]
         inside = flat >= self.offsets[:-1][:, None]
@@ -195,7 +196,7 @@ class SplitReader(Mapping[str, ItemSequences]):
 def check_split(name: str, sequences: ItemSequences, catalogue: Catalogue) -> None:
     """Raises ValueError for a split without rows, or with an item outside the catalogue."""
     if not len(sequences):
-        raise ValueError(
+        raise UserError(
             f"the split {name!r} has no rows; check the history length, the split "
             "fractions and the number of interactions"
         )
@@ -203,7 +204,7 @@ def check_split(name: str, sequences: ItemSequences, catalogue: Catalogue) -> No
     if outside.any():
         at = int(np.argmax(outside))
         row = int(np.searchsorted(sequences.offsets, at, side="right")) - 1
-        raise ValueError(
+        raise UserError(
             f"row {row} of the split {name!r} has item index {sequences.items[at]}, but "
             f"the catalogue has {catalogue.num_items} items (0..I-1)"
         )

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tca4rec_jax.errors import UserError
+
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
 _PARQUET = (".parquet", ".pq")
 
@@ -34,21 +36,21 @@ def read_table(path: str | os.PathLike, columns: dict[str, str]) -> pd.DataFrame
     frame = _read(path)
     missing = [name for name in columns.values() if name not in frame.columns]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path} has no column {missing}; its columns are {list(map(str, frame.columns))}. "
             f"Rename them, or say which ones to use for {list(columns)} in the data config"
         )
     if frame.empty:
-        raise ValueError(f"{path} has a header but no rows")
+        raise UserError(f"{path} has a header but no rows")
     return pd.DataFrame({wanted: frame[name] for wanted, name in columns.items()})
 
 
 def _read(path: Path) -> pd.DataFrame:
     suffix = path.suffix.lower()
     if suffix not in (*_SEPARATORS, *_PARQUET):
-        raise ValueError(f"{path} must end in one of {[*_SEPARATORS, *_PARQUET]}")
+        raise UserError(f"{path} must end in one of {[*_SEPARATORS, *_PARQUET]}")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty: expected a header and rows")
+        raise UserError(f"{path} is empty: expected a header and rows")
     try:
         if suffix in _PARQUET:
             return pd.read_parquet(path)
@@ -63,7 +65,7 @@ def _read(path: Path) -> pd.DataFrame:
             index_col=False,
         )
     except (ValueError, OSError) as error:  # pandas and pyarrow parser errors are ValueErrors
-        raise ValueError(f"{path} cannot be read as a {suffix} file: {error}") from error
+        raise UserError(f"{path} cannot be read as a {suffix} file: {error}") from error
     if recbole:
         frame.columns = [name.partition(":")[0] for name in frame.columns]
     return frame
@@ -75,7 +77,7 @@ def refuse(path, name: str, values: pd.Series, bad: np.ndarray, expected: str):
         at = int(np.argmax(bad))
         value = values.iloc[at]
         value = value.item() if isinstance(value, np.generic) else value
-        raise ValueError(
+        raise UserError(
             f"{path}, row {at + 1}: {name} is {value!r}, expected {expected} "
             f"({int(bad.sum())} such rows of {len(values)})"
         )
@@ -84,7 +86,7 @@ def refuse(path, name: str, values: pd.Series, bad: np.ndarray, expected: str):
 def ids(path, name: str, values: pd.Series) -> np.ndarray:
     """Ids as text (object [n]); whole numbers of a Parquet file become their digits.
 
-    Raises ValueError naming file and row for a missing id or a fractional number.
+    Raises UserError naming file and row for a missing id or a fractional number.
     """
     refuse(path, name, values, values.isna().to_numpy(), "an id")
     if pd.api.types.is_float_dtype(values):
@@ -99,7 +101,7 @@ def ids(path, name: str, values: pd.Series) -> np.ndarray:
 def titles(path, name: str, values: pd.Series) -> np.ndarray:
     """Titles as text (object [n]), runs of white space made one space.
 
-    Raises ValueError naming file and row for an empty title.
+    Raises UserError naming file and row for an empty title.
     """
     text = values.fillna("").astype(str).str.split().str.join(" ")
     expected = "a title (give it one or leave the item out)"
@@ -118,7 +120,7 @@ def cut(titles_I: np.ndarray, max_title_length: int | None) -> np.ndarray:
 def integers(path, name: str, values: pd.Series, least: int = 0) -> np.ndarray:
     """Whole numbers (int64 [n]); a date column of a Parquet file becomes microseconds.
 
-    Raises ValueError naming file and row for a missing, fractional, infinite or too small value.
+    Raises UserError naming file and row for a missing, fractional, infinite or too small value.
     """
     if pd.api.types.is_datetime64_any_dtype(values):
         refuse(path, name, values, values.isna().to_numpy(), "a date")

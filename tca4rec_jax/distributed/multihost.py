@@ -14,6 +14,8 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from tca4rec_jax.errors import UserError
+
 # A process that does not answer for so long is taken for dead, and the others end. Seconds.
 _HEARTBEAT = 30
 
@@ -30,7 +32,7 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
       index: which of them this is.
 
     Raises:
-      ValueError: some of the three are missing or out of range, or a cluster whose processes
+      UserError: some of the three are missing or out of range, or a cluster whose processes
         cannot be counted.
     """
     given = bool(coordinator), count > 0, index >= 0
@@ -38,7 +40,7 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
         return
     if any(given):
         if not all(given) or index >= count or ":" not in coordinator:
-            raise ValueError(
+            raise UserError(
                 "several processes need --coordinator=HOST:PORT of process 0, --process_count=N "
                 f"and --process_index=0..N-1, got {coordinator!r}, {count} and {index}"
             )
@@ -51,7 +53,7 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
         )
     elif name := cluster(os.environ):
         if name == "Kubernetes" and importlib.util.find_spec("kubernetes") is None:
-            raise ValueError(
+            raise UserError(
                 "this is a pod of an indexed Kubernetes job, but the package that counts its pods "
                 'is missing: pip install "jax[k8s]", or give --coordinator, --process_count and '
                 "--process_index, or --process_count=1 for a process of its own"
@@ -131,13 +133,13 @@ def from_first(compute: Callable[[], bytes], size: int) -> bytes:
 
 
 def check_same(digest: bytes, what: str) -> None:
-    """Raises ValueError in every process if they have not the same digest of `what`."""
+    """Raises UserError in every process if they have not the same digest of `what`."""
     if not several():
         return
     digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
     differ = np.flatnonzero((digests != digests[0]).any(axis=1))
     if differ.size:
-        raise ValueError(
+        raise UserError(
             f"process {differ[0]} has not the same {what} as process 0: give all processes the "
             "same flags, and a work directory that all of them see"
         )

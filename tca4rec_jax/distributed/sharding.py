@@ -23,6 +23,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig, logical_axes
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -116,16 +117,16 @@ def make_mesh(
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     for name, size in sizes.items():
         if size < 1 and (name, size) != ("data", -1):
-            raise ValueError(f"mesh.{name} is {size}: expected at least 1 (or -1 for mesh.data)")
+            raise UserError(f"mesh.{name} is {size}: expected at least 1 (or -1 for mesh.data)")
     rest = fsdp * tensor
     if data == -1 and len(devices) % rest:
-        raise ValueError(
+        raise UserError(
             f"mesh.fsdp * mesh.tensor is {rest}, which does not divide the {len(devices)} devices"
         )
     sizes["data"] = len(devices) // rest if data == -1 else data
     count = math.prod(sizes.values())
     if count > len(devices) or (count < len(devices) and jax.process_count() > 1):
-        raise ValueError(
+        raise UserError(
             f"mesh {sizes} is of {count} devices, there are {len(devices)}: set mesh.data=-1 for "
             "all of them"
         )
@@ -284,7 +285,7 @@ def check_batch_size(
     """Raises ValueError, naming the field, if the batch does not divide over the mesh."""
     parts = math.prod(mesh.shape[name] for name in rules.mesh_axes(axis))
     if batch_size < 1 or batch_size % parts:
-        raise ValueError(
+        raise UserError(
             f"{field} is {batch_size}, but must be a multiple of the {parts} devices "
             f"({' x '.join(rules.mesh_axes(axis))}) that share the batch"
         )

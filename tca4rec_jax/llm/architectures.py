@@ -3,6 +3,7 @@
 The fields are those of each model's config.json; loading reads them from the weights instead.
 """
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 
 
@@ -72,9 +73,7 @@ ARCHITECTURES = {
 
 
 def architecture(name: str) -> DecoderConfig:
-    """By name. Raises ValueError with the names there are."""
+    """By name. Raises UserError with the names there are."""
     if name not in ARCHITECTURES:
-        raise ValueError(
-            f"llm.architecture is {name!r}: expected one of {', '.join(ARCHITECTURES)}"
-        )
+        raise UserError(f"llm.architecture is {name!r}: expected one of {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]

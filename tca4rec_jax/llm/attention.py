@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import RopeScaling
 from tca4rec_jax.llm.kv_cache import Paths
 
@@ -21,17 +22,17 @@ IMPLEMENTATIONS = ("xla", "cudnn", "splash")
 
 
 def check_implementation(name: str, platform: str, dtype: str) -> None:
-    """Raises ValueError if training cannot use llm.attention `name` here.
+    """Raises UserError if training cannot use llm.attention `name` here.
 
     platform: of the devices, as jax names it; dtype: of the activations.
     """
     if name == "cudnn" and (platform != "gpu" or dtype not in ("bfloat16", "float16")):
-        raise ValueError(
+        raise UserError(
             "llm.attention is 'cudnn', which needs an NVIDIA GPU and llm.dtype bfloat16 or float16,"
             f" not {platform} and {dtype}: use 'xla'"
         )
     if name == "splash" and platform != "tpu":
-        raise ValueError(f"llm.attention is 'splash', which needs a TPU, not {platform}: use 'xla'")
+        raise UserError(f"llm.attention is 'splash', which needs a TPU, not {platform}: use 'xla'")
 
 
 def rotary_frequencies(

@@ -7,6 +7,8 @@ L layers.
 import re
 from dataclasses import dataclass
 
+from tca4rec_jax.errors import UserError
+
 # Which tensor axis is which, in the words a sharding module maps to mesh axes. The first pattern
 # that matches the whole '/'-joined path of a parameter wins. 'heads' is the flattened N*H axis,
 # 'norm' and 'adapter' are axes of small arrays whatever their size is.
@@ -62,11 +64,11 @@ class RopeScaling:
 
     def __post_init__(self):
         if self.kind not in ("linear", "llama3"):
-            raise ValueError(f"rope scaling must be 'linear' or 'llama3', got {self.kind!r}")
+            raise UserError(f"rope scaling must be 'linear' or 'llama3', got {self.kind!r}")
         if self.factor <= 0:
-            raise ValueError(f"rope scaling factor must be above 0, got {self.factor}")
+            raise UserError(f"rope scaling factor must be above 0, got {self.factor}")
         if self.high_freq_factor <= self.low_freq_factor:
-            raise ValueError(
+            raise UserError(
                 f"high_freq_factor ({self.high_freq_factor}) must be above low_freq_factor"
                 f" ({self.low_freq_factor})"
             )
@@ -124,29 +126,29 @@ class DecoderConfig:
     def __post_init__(self):
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
-            raise ValueError(
+            raise UserError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads"
                 f" ({self.num_kv_heads})"
             )
         if self.head_dim < 2 or self.head_dim % 2:
-            raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+            raise UserError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window must be at least 1, got {self.sliding_window}")
+            raise UserError(f"sliding_window must be at least 1, got {self.sliding_window}")
         if self.quantised and self.quantised not in SCALES:
-            raise ValueError(
+            raise UserError(
                 f"llm.quantise is {self.quantised!r}: expected one of {', '.join(SCALES)} or ''"
             )
         for name, (inputs, _) in self.projection_shapes.items():
             if self.quantised == "nf4" and inputs % GROUP:
-                raise ValueError(
+                raise UserError(
                     f"llm.quantise is 'nf4', which takes inputs in groups of {GROUP}, but {name}"
                     f" has {inputs}: use 'int8'"
                 )
         unknown = sorted(set(self.biases) - set(self.projection_shapes))
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"biases of {unknown}; the projections are {', '.join(self.projection_shapes)}"
             )
 

@@ -7,6 +7,7 @@ and both spellings of the rotary fields (rope_scaling, rope_parameters) are unde
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 
 # model_type -> class in transformers. SmolLM and SmolLM2 are Llamas, Qwen2.5 is a Qwen2.
@@ -56,29 +57,29 @@ def decoder_config(fields: dict[str, object]) -> DecoderConfig:
     """The architecture that config.json describes.
 
     Raises:
-      ValueError: another architecture, or a field that is missing, malformed or at a value that is
+      UserError: another architecture, or a field that is missing, malformed or at a value that is
         not supported; names the field.
     """
     family = fields.get("model_type")
     if family not in ARCHITECTURES:
-        raise ValueError(f"model_type {family!r}, supported are {', '.join(ARCHITECTURES)}")
+        raise UserError(f"model_type {family!r}, supported are {', '.join(ARCHITECTURES)}")
     missing = [name for name in REQUIRED if fields.get(name) is None]
     if missing:
-        raise ValueError(f"field {missing[0]!r} is missing")
+        raise UserError(f"field {missing[0]!r} is missing")
     try:
         config = AutoConfig.for_model(**fields)
     except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise UserError(" ".join(str(error).split())) from error
     for name, value in KNOWN_VALUES.items():
         if getattr(config, name, value) != value:
-            raise ValueError(f"{name} is {getattr(config, name)!r}, supported is {value!r}")
+            raise UserError(f"{name} is {getattr(config, name)!r}, supported is {value!r}")
     gemma = {}
     if family == "gemma3_text":
         rope = config.rope_parameters
         theta, scaling = _rope(rope["full_attention"])
         local_theta, local_scaling = _rope(rope["sliding_attention"])
         if local_scaling is not None:
-            raise ValueError(
+            raise UserError(
                 f"rope_type of sliding_attention is {local_scaling.kind!r}, not default"
             )
         gemma = {
@@ -118,11 +119,11 @@ def decoder_config(fields: dict[str, object]) -> DecoderConfig:
 def _rope(rope: dict[str, object]) -> tuple[float, RopeScaling | None]:
     kind = rope["rope_type"]
     if kind not in ROPE_FIELDS:
-        raise ValueError(f"rope_type is {kind!r}, supported are {', '.join(ROPE_FIELDS)}")
+        raise UserError(f"rope_type is {kind!r}, supported are {', '.join(ROPE_FIELDS)}")
     known = {"rope_type", "type", "rope_theta", *ROPE_FIELDS[kind].values()}
     for name in rope.keys() - known:
         if (name, rope[name]) != ("partial_rotary_factor", 1.0):
-            raise ValueError(f"rope field {name} is {rope[name]!r}, supported is none")
+            raise UserError(f"rope field {name} is {rope[name]!r}, supported is none")
     theta = float(rope["rope_theta"])
     if kind == "default":
         return theta, None
@@ -140,7 +141,7 @@ def _window(config: PreTrainedConfig) -> tuple[int | None, tuple[int, ...]]:
         types = ["full_attention" if window is None else "sliding_attention" for _ in layers]
     unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
     if unknown or len(types) < len(layers):
-        raise ValueError(
+        raise UserError(
             f"layer_types is {types}, supported are full_attention and sliding_attention for each"
             f" of {len(layers)} layers"
         )
@@ -148,7 +149,7 @@ def _window(config: PreTrainedConfig) -> tuple[int | None, tuple[int, ...]]:
     if len(full_layers) == len(layers):
         return None, ()
     if window is None:
-        raise ValueError("sliding_window is missing, but layer_types has sliding_attention")
+        raise UserError("sliding_window is missing, but layer_types has sliding_attention")
     return window, full_layers
 
 
@@ -164,7 +165,7 @@ def config_fields(config: DecoderConfig) -> dict[str, object]:
     """The fields of config.json; `decoder_config` gives the same config back.
 
     Raises:
-      ValueError: what the config's family cannot express, by field.
+      UserError: what the config's family cannot express, by field.
     """
     rope = {"rope_type": "default"}
     if config.rope_scaling is not None:
@@ -224,7 +225,7 @@ def config_fields(config: DecoderConfig) -> dict[str, object]:
     again = decoder_config(fields)
     lost = [name for name, value in vars(config).items() if vars(again)[name] != value]
     if lost:
-        raise ValueError(
+        raise UserError(
             f"the config.json of a {config.family!r} cannot say that "
             + ", ".join(f"{name} is {vars(config)[name]!r}" for name in lost)
         )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig
 
 
@@ -35,11 +36,11 @@ class LoRAConfig:
 
     def __post_init__(self):
         if self.rank < 1:
-            raise ValueError(f"LoRA rank must be at least 1, got {self.rank}")
+            raise UserError(f"LoRA rank must be at least 1, got {self.rank}")
         if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"LoRA dropout must be in [0, 1), got {self.dropout}")
+            raise UserError(f"LoRA dropout must be in [0, 1), got {self.dropout}")
         if self.first_layer < 0:
-            raise ValueError(f"LoRA first_layer must be at least 0, got {self.first_layer}")
+            raise UserError(f"LoRA first_layer must be at least 0, got {self.first_layer}")
 
     @property
     def scale(self) -> float:
@@ -49,10 +50,10 @@ class LoRAConfig:
 def adapter_shapes(config: DecoderConfig, lora: LoRAConfig) -> dict[str, dict[str, tuple]]:
     """Shapes of the adapters by projection.
 
-    Raises ValueError if `targets` matches no projection or `first_layer` leaves no layer.
+    Raises UserError if `targets` matches no projection or `first_layer` leaves no layer.
     """
     if lora.first_layer >= config.num_layers:
-        raise ValueError(
+        raise UserError(
             f"LoRA first_layer is {lora.first_layer}, but the model has layers 0 to "
             f"{config.num_layers - 1}: nothing would be trained"
         )
@@ -65,7 +66,7 @@ def adapter_shapes(config: DecoderConfig, lora: LoRAConfig) -> dict[str, dict[st
         if re.fullmatch(lora.targets, name)
     }
     if not shapes:
-        raise ValueError(
+        raise UserError(
             f"LoRA targets {lora.targets!r} matched no projection;"
             f" there are {', '.join(config.projection_shapes)}"
         )

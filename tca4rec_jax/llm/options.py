@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.attention import IMPLEMENTATIONS
 
 
@@ -34,8 +35,8 @@ class DecoderOptions:
 
     def __post_init__(self):
         if self.layer_loop not in ("scan", "unroll"):
-            raise ValueError(f"layer_loop must be 'scan' or 'unroll', got {self.layer_loop!r}")
+            raise UserError(f"layer_loop must be 'scan' or 'unroll', got {self.layer_loop!r}")
         if self.remat not in ("none", "products", "full"):
-            raise ValueError(f"remat must be 'none', 'products' or 'full', got {self.remat!r}")
+            raise UserError(f"remat must be 'none', 'products' or 'full', got {self.remat!r}")
         if self.attention not in IMPLEMENTATIONS:
-            raise ValueError(f"attention must be in {IMPLEMENTATIONS}, got {self.attention!r}")
+            raise UserError(f"attention must be in {IMPLEMENTATIONS}, got {self.attention!r}")

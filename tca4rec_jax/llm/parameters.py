@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig
 
 
@@ -31,7 +32,7 @@ def init_params(
 def check_shapes(
     what: str, arrays: dict[str, jax.Array], expected: dict[str, tuple[int, ...]]
 ) -> None:
-    """Raises ValueError naming every array that is missing, unknown or of another shape."""
+    """Raises UserError naming every array that is missing, unknown or of another shape."""
     problems = [f"missing {path}" for path in expected if path not in arrays]
     problems += [f"unknown {path}" for path in arrays if path not in expected]
     problems += [
@@ -40,4 +41,4 @@ def check_shapes(
         if path in arrays and tuple(arrays[path].shape) != shape
     ]
     if problems:
-        raise ValueError(f"{what} do not fit the config: " + "; ".join(problems))
+        raise UserError(f"{what} do not fit the config: " + "; ".join(problems))

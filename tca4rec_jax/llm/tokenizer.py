@@ -13,6 +13,7 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.checkpoints.gguf import field, open_gguf
 
 # tokenizer.ggml.token_type of tokens that text never produces.
@@ -52,21 +53,19 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer in a GGUF file or a Hugging Face folder.
 
     That of a GGUF file adds no special token of its own.
-    Raises ValueError if a file's tokenizer is not byte-level BPE or splits text in a way that is
+    Raises UserError if a file's tokenizer is not byte-level BPE or splits text in a way that is
     not known here, or a folder has none.
     """
     if Path(path).is_dir():
         try:
             return AutoTokenizer.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{path}: no tokenizer that transformers can read ({error})"
-            ) from error
+            raise UserError(f"{path}: no tokenizer that transformers can read ({error})") from error
     reader = open_gguf(path)
     model = field(reader, path, "tokenizer.ggml.model")
     pre_tokenizer = field(reader, path, "tokenizer.ggml.pre")
     if model != "gpt2" or pre_tokenizer not in PRE_TOKENIZERS:
-        raise ValueError(
+        raise UserError(
             f"{path}: tokenizer {model!r} with pre-tokenizer {pre_tokenizer!r}; known are 'gpt2'"
             f" with {', '.join(map(repr, PRE_TOKENIZERS))}"
         )

@@ -20,6 +20,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData, SplitReader
+from tca4rec_jax.errors import UserError
 
 _READ_AT_ONCE = 8192
 
@@ -97,7 +98,7 @@ def read(data_dir: str | os.PathLike) -> RecData:
 
     Raises:
       FileNotFoundError: there is no such data set.
-      ValueError: it is damaged; so does a split that is asked for.
+      UserError: it is damaged; so does a split that is asked for.
     """
     builder = _open(data_dir)
     metadata = builder.info.metadata
@@ -113,7 +114,7 @@ def _open(data_dir) -> tfds.core.DatasetBuilder:
         with _quiet():
             return tfds.builder_from_directory(str(folder))
     except Exception as error:  # whatever TFDS raises for damaged JSON
-        raise ValueError(f"{folder} is damaged: {error}; delete it and prepare again") from error
+        raise UserError(f"{folder} is damaged: {error}; delete it and prepare again") from error
 
 
 def _read_split(builder, name: str) -> ItemSequences:
@@ -133,7 +134,7 @@ def _read_split(builder, name: str) -> ItemSequences:
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return ItemSequences(np.array(users), np.array(items), offsets, np.array(timestamps))
     except Exception as error:  # ArrayRecord, protobuf and TFDS each have errors of their own
-        raise ValueError(
+        raise UserError(
             f"the split {name!r} in {builder.data_path} is damaged: {error}; delete the folder "
             "and prepare the data again"
         ) from error

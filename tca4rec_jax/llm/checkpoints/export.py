@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.checkpoints.hugging_face import LAYER_MODULES, tensor_places
 from tca4rec_jax.llm.checkpoints.loading import is_transposed
 from tca4rec_jax.llm.config import DecoderConfig
@@ -82,7 +83,7 @@ def export_decoder(
     _check_one_of("dtype", dtype, DTYPES)
     params, adapters = decoder_arrays(decoder)
     if kind != "merged" and not adapters:
-        raise ValueError(f"every weight was trained, without adapters: give 'merged', not {kind!r}")
+        raise UserError(f"every weight was trained, without adapters: give 'merged', not {kind!r}")
     if kind == "peft":
         write_peft_adapter(folder, decoder.config, decoder.lora, adapters, base_model=base_model)
     else:
@@ -231,7 +232,7 @@ def read_peft_adapter(folder: str | Path) -> tuple[LoRAConfig, Adapters]:
     problems += [f"unexpected tensor {name}" for name in tensors if name not in places]
     problems += _misshapen(tensors, places, lora.rank)
     if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems))
+        raise UserError(f"{path}: " + "; ".join(problems))
     stacks: dict[str, dict[str, list[np.ndarray]]] = {}
     for name, (projection, part, _) in places.items():
         stack = stacks.setdefault(projection, {}).setdefault(part, [])
@@ -264,12 +265,12 @@ def check_vacant(folder: str | Path) -> None:
     """Raises ValueError if something other than an empty folder is at `folder`."""
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder: choose another or delete it")
+        raise UserError(f"{folder} exists and is not an empty folder: choose another or delete it")
 
 
 def _check_one_of(name: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        raise UserError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def _by_path(tree: dict[str, dict[str, object]]) -> dict[str, object]:
@@ -316,16 +317,16 @@ def _adapter_places(
 def _read_adapter_config(path: Path) -> LoRAConfig:
     """Plain LoRA settings. Raises ValueError with the file's name for anything else."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     try:
         fields = json.loads(path.read_text("utf-8"))
         changed = {k: fields[k] for k, plain in PLAIN_LORA.items() if fields.get(k, plain) != plain}
         if changed:
-            raise ValueError(f"only plain LoRA can be read, but {changed}")
+            raise UserError(f"only plain LoRA can be read, but {changed}")
         targets = fields["target_modules"]
         known = [name for name in LAYER_MODULES if name.endswith("_proj")]
         if not isinstance(targets, list) or not targets or not set(targets) <= set(known):
-            raise ValueError(f"target_modules is {targets!r}, expected a list of {known}")
+            raise UserError(f"target_modules is {targets!r}, expected a list of {known}")
         return LoRAConfig(
             rank=fields["r"],
             alpha=float(fields["lora_alpha"]),
@@ -334,9 +335,9 @@ def _read_adapter_config(path: Path) -> LoRAConfig:
             first_layer=_first_layer(fields.get("layers_to_transform")),
         )
     except KeyError as error:
-        raise ValueError(f"{path}: field {error} is missing") from error
+        raise UserError(f"{path}: field {error} is missing") from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def _first_layer(layers: list[int] | int | None) -> int:
@@ -346,17 +347,17 @@ def _first_layer(layers: list[int] | int | None) -> int:
     """
     layers = [layers] if isinstance(layers, int) else sorted(layers or [0])
     if layers != list(range(layers[0], layers[-1] + 1)):
-        raise ValueError(f"layers_to_transform is {layers}, expected all from some layer on")
+        raise UserError(f"layers_to_transform is {layers}, expected all from some layer on")
     return layers[0]
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
 
 
 def _write_tensors(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> None:
@@ -367,7 +368,7 @@ def _write_tensors(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> No
             # safetensors writes memory as it lies: a transposed view must be copied.
             written[name] = np.ascontiguousarray(value, dtype=jnp.dtype(dtype))
             if not np.isfinite(written[name]).all():
-                raise ValueError(f"{name} has values that are not finite as {dtype}")
+                raise UserError(f"{name} has values that are not finite as {dtype}")
     save_file(written, path, metadata={"format": "pt"})
     path.chmod(0o644)  # save_file makes it private
 

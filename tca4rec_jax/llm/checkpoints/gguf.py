@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.attention import rotary_frequencies
 from tca4rec_jax.llm.checkpoints.loading import Index, Place, StoredTensor, load_parameters
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
@@ -46,18 +47,18 @@ ROPE_DIVISORS = "rope_freqs.weight"
 
 
 def open_gguf(path: str | Path) -> gguf.GGUFReader:
-    """A reader of the file. Raises ValueError if it is missing or not a GGUF file.
+    """A reader of the file. Raises UserError if it is missing or not a GGUF file.
 
     Reading its metadata takes seconds, so the tokenizer's reader is kept for the weights.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such GGUF file")
+        raise UserError(f"{path}: no such GGUF file")
     status = path.stat()
     try:
         return _reader(str(path.resolve()), status.st_mtime_ns, status.st_size)
     except (ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"{path}: not a readable GGUF file ({error}); fetch it again") from error
+        raise UserError(f"{path}: not a readable GGUF file ({error}); fetch it again") from error
 
 
 class _Reader(gguf.GGUFReader):
@@ -80,24 +81,24 @@ def _reader(path: str, modified_ns: int, size: int) -> gguf.GGUFReader:
 
 
 def field(reader: gguf.GGUFReader, path: str | Path, name: str, default: object = None) -> object:
-    """Value of a metadata field. Raises ValueError if it is absent and has no default."""
+    """Value of a metadata field. Raises UserError if it is absent and has no default."""
     entry = reader.fields.get(name)
     if entry is not None:
         return entry.contents()
     if default is None:
-        raise ValueError(f"{path}: metadata field {name!r} is missing")
+        raise UserError(f"{path}: metadata field {name!r} is missing")
     return default
 
 
 def read_config(reader: gguf.GGUFReader, path: str | Path) -> DecoderConfig:
     """The architecture in the metadata.
 
-    Raises ValueError for one that is not in ARCHITECTURES, or scales its rotary positions in a way
+    Raises UserError for one that is not in ARCHITECTURES, or scales its rotary positions in a way
     that is not known here.
     """
     architecture = field(reader, path, "general.architecture")
     if architecture not in ARCHITECTURES:
-        raise ValueError(
+        raise UserError(
             f"{path}: architecture {architecture!r}, supported are {', '.join(ARCHITECTURES)}"
         )
 
@@ -137,7 +138,7 @@ def _rope_scaling(reader, path, architecture, head_dim, theta) -> RopeScaling | 
     if kind == "linear":
         return RopeScaling(kind, field(reader, path, f"{architecture}.rope.scaling.factor"))
     if kind != "none":
-        raise ValueError(f"{path}: rope.scaling.type is {kind!r}, supported are none and linear")
+        raise UserError(f"{path}: rope.scaling.type is {kind!r}, supported are none and linear")
     divisors = [tensor.data for tensor in reader.tensors if tensor.name == ROPE_DIVISORS]
     if not divisors:
         return None
@@ -145,7 +146,7 @@ def _rope_scaling(reader, path, architecture, head_dim, theta) -> RopeScaling | 
     scaling = RopeScaling("llama3", float(np.max(divisors[0])))
     plain, scaled = (rotary_frequencies(head_dim, theta, s) for s in (None, scaling))
     if divisors[0].shape != plain.shape or not np.allclose(plain / scaled, divisors[0], rtol=1e-4):
-        raise ValueError(f"{path}: {ROPE_DIVISORS} is not the rotary scaling of Llama 3.1")
+        raise UserError(f"{path}: {ROPE_DIVISORS} is not the rotary scaling of Llama 3.1")
     return scaling
 
 
@@ -161,7 +162,7 @@ def load_gguf(
 
     Tensors may be F32, F16, BF16 or any quantised type that gguf can dequantise. See `loading` for
     `sharding`, `quantised` and `num_layers`.
-    Raises ValueError for a config that cannot be quantised so, and naming every tensor that is
+    Raises UserError for a config that cannot be quantised so, and naming every tensor that is
     missing, unknown, of another shape or of a type that gguf cannot dequantise.
     """
     reader = open_gguf(path)
@@ -181,7 +182,7 @@ def load_gguf(
             _read(tensor, None, (slice(1),))  # a type that cannot be read is found at once
         return load_parameters(config, tensors, places, dtype, sharding, quantised, num_layers)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     finally:
         _reader.cache_clear()  # it holds an array for every string of the vocabulary
 
@@ -194,7 +195,7 @@ def _read(tensor: gguf.ReaderTensor, permuted: int | None, index: Index) -> np.n
     try:
         return _dequantised(data, tensor.tensor_type)[:, *columns]
     except NotImplementedError as error:
-        raise ValueError(f"{tensor.name}: {error}") from error
+        raise UserError(f"{tensor.name}: {error}") from error
 
 
 def _dequantised(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:

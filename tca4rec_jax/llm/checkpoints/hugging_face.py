@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Sharding
 from safetensors import SafetensorError, safe_open
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.checkpoints.loading import Index, Place, StoredTensor, load_parameters
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.families import decoder_config
@@ -44,7 +45,7 @@ def read_config(folder: str | Path) -> DecoderConfig:
     """The architecture in config.json.
 
     Raises:
-      ValueError: no such file, an architecture or a field's value that is not supported, or a field
+      UserError: no such file, an architecture or a field's value that is not supported, or a field
         that is missing; names the file and the field.
     """
     path = Path(folder) / CONFIG
@@ -52,7 +53,7 @@ def read_config(folder: str | Path) -> DecoderConfig:
     try:
         return decoder_config(fields)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def load_hugging_face(
@@ -69,7 +70,7 @@ def load_hugging_face(
     it takes, and for `sharding`, `quantised` and `num_layers`.
 
     Raises:
-      ValueError: as `read_config`, a config that cannot be quantised so, an unreadable file, or
+      UserError: as `read_config`, a config that cannot be quantised so, an unreadable file, or
         every tensor that is missing, unknown or of another shape or kind, by name.
     """
     folder = Path(folder)
@@ -79,13 +80,13 @@ def load_hugging_face(
         try:
             tensors |= _stored_tensors(file)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file}: not a readable safetensors file ({error})") from error
+            raise UserError(f"{file}: not a readable safetensors file ({error})") from error
     tensors = {name: value for name, value in tensors.items() if not _is_redundant(name, config)}
     try:
         places = tensor_places(config)
         return load_parameters(config, tensors, places, dtype, sharding, quantised, num_layers)
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+        raise UserError(f"{folder}: {error}") from error
 
 
 def tensor_places(config: DecoderConfig) -> dict[str, Place]:
@@ -110,7 +111,7 @@ def _stored_tensors(file: Path) -> dict[str, StoredTensor]:
         for name in tensors.keys():  # noqa: SIM118 - not a mapping
             tensor = tensors.get_slice(name)
             if tensor.get_dtype() not in FLOATS:
-                raise ValueError(
+                raise UserError(
                     f"{file}: {name} is {tensor.get_dtype()}, supported are {', '.join(FLOATS)}"
                 )
             stored[name] = StoredTensor(tuple(tensor.get_shape()), partial(_read, file, name))
@@ -137,8 +138,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _read_json(path: Path) -> dict:
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
+        raise UserError(f"{path}: not readable as JSON ({error})") from error

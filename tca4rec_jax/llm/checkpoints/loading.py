@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.quantisation import quantise
 
@@ -68,11 +69,11 @@ def load_parameters(
       num_layers: only so many of the layers, from the first; 0: all. The others are not read.
 
     Raises:
-      ValueError: every tensor that is missing, unknown or of another shape, by name; more layers
+      UserError: every tensor that is missing, unknown or of another shape, by name; more layers
         than there are.
     """
     if num_layers > config.num_layers:
-        raise ValueError(f"num_layers is {num_layers}, but the model has {config.num_layers}")
+        raise UserError(f"num_layers is {num_layers}, but the model has {config.num_layers}")
     _check_tensors(config, tensors, places)
     sources: dict[str, list[StoredTensor]] = {}
     for name, place in places.items():
@@ -100,7 +101,7 @@ def _check_tensors(config, tensors, places) -> None:
         if name in tensors and tensors[name].shape != wanted:
             problems.append(f"{name} has shape {tensors[name].shape}, expected {wanted}")
     if problems:
-        raise ValueError("tensors that do not fit the config: " + "; ".join(problems))
+        raise UserError("tensors that do not fit the config: " + "; ".join(problems))
 
 
 def _shard(
