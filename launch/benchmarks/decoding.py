@@ -41,7 +41,7 @@ from tca4rec_jax.data.published import read_published
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.evaluation.report import console_table, write_results
 from tca4rec_jax.launching import start
-from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens, no_paths, pack, read_on
+from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens, append_tokens, init_paths, pack
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 
 _PART = flags.DEFINE_enum("part", "generate", ["generate", "trie"], "What is measured.")
@@ -308,7 +308,7 @@ class FreeModel:
     def extend(self, tokens, count_BxM, prompt, prompt_lengths, beams, kept_T=None, per_user=0):
         import jax.numpy as jnp
 
-        _, paths = read_on(beams.paths, count_BxM, tokens.shape[2])
+        _, paths = append_tokens(beams.paths, count_BxM, tokens.shape[2])
         nothing = jnp.zeros((1, len(tokens), 0, 1, 1))
         new = NewTokens(KVCache(nothing, nothing), jnp.zeros((len(tokens), 0), int), paths)
         return self.table_VxD[pack(tokens, kept_T)], new
@@ -317,11 +317,11 @@ class FreeModel:
         head = self.head_DxV if tokens_U is None else self.head_DxV[:, tokens_U]
         return hidden_D @ head
 
-    def empty_beams(self, batch: int, beams: int, slots: int):
+    def init_beam_cache(self, batch: int, beams: int, capacity: int):
         import jax.numpy as jnp
 
-        nothing = jnp.zeros((batch, 1, slots, 1, 1))
-        return BeamCache(KVCache(nothing, nothing), no_paths(batch, beams, slots))
+        nothing = jnp.zeros((batch, 1, capacity, 1, 1))
+        return BeamCache(KVCache(nothing, nothing), init_paths(batch, beams, capacity))
 
 
 def measure_trie() -> dict:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.decoding.search_trie import SearchTrie
-from tca4rec_jax.llm.kv_cache import BeamCache, pack, with_filler, written
+from tca4rec_jax.llm.kv_cache import BeamCache, pack, pad_new_tokens, scatter_cache
 
 _FEWEST_TOKENS = 40  # smaller calls are hardly faster: they wait for the weights
 _USER_TOKENS = 2  # per beam of a user in one call, at most
@@ -108,7 +108,7 @@ def run_edges(
             jnp.where(ends_BxM, norm_T[last_BxM], scores.norm_BxM),
             scores.forced_BxM + forced_BxM,
         )
-        return done_BxM + count_BxM, scores, with_filler(new, most_per_user)
+        return done_BxM + count_BxM, scores, pad_new_tokens(new, most_per_user)
 
     def next_call(carry):
         count_BxM = jnp.minimum(length_BxM - carry[0], edge_chunk)
@@ -120,7 +120,7 @@ def run_edges(
         *carry, new = jax.lax.switch(
             smallest, [partial(call, *size) for size in sizes], (*carry, cache)
         )
-        return *carry, written(cache, new), calls + 1
+        return *carry, scatter_cache(cache, new), calls + 1
 
     nothing_BxM = jnp.zeros((batch, beams))
     nothing = EdgeScores(jnp.zeros((batch, beams, trie.choice.shape[0])), nothing_BxM, nothing_BxM)

@@ -27,7 +27,7 @@ from tca4rec_jax.core.collaborative_tokenizer import node_log_mass
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.decoding.advance_beams import EdgeScores, run_edges, scores_of_hidden
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie, search_trie
-from tca4rec_jax.llm.kv_cache import BeamCache, take_beams, with_room
+from tca4rec_jax.llm.kv_cache import BeamCache, gather_beams, grow_cache
 
 SCORES = ("before_softmax", "after_softmax")
 RULES = ("exact", "huggingface")
@@ -107,7 +107,7 @@ class LanguageModel(Protocol):
 
     def logits(self, hidden_D, tokens_U=None): ...
 
-    def empty_beams(self, batch: int, beams: int, slots: int): ...
+    def init_beam_cache(self, batch: int, beams: int, slots: int): ...
 
 
 class SearchResult(NamedTuple):
@@ -234,7 +234,7 @@ def search_from_prompt(
         small, beam_BxM = jax.lax.switch(
             jnp.searchsorted(jnp.array(bounds), most), branches, small, scores, node, total
         )
-        return small._replace(cache=take_beams(cache, beam_BxM), calls=state.calls + calls)
+        return small._replace(cache=gather_beams(cache, beam_BxM), calls=state.calls + calls)
 
     sizes = _pool_sizes(beams, shape.beam_reads)
     nothing_BxM = jnp.full((batch, beams), -jnp.inf)
@@ -243,7 +243,7 @@ def search_from_prompt(
         total_BxM=nothing_BxM,
         leaf_BxM=jnp.full((batch, beams), -1, jnp.int32),
         score_BxM=nothing_BxM,
-        cache=model.empty_beams(batch, beams, sizes[0]),
+        cache=model.init_beam_cache(batch, beams, sizes[0]),
         calls=jnp.int32(0),
     )
     scores = scores_of_hidden(
@@ -269,7 +269,7 @@ def search_from_prompt(
             return result
 
         def enlarged():
-            return search_on(state._replace(cache=with_room(state.cache, larger[0])), larger)
+            return search_on(state._replace(cache=grow_cache(state.cache, larger[0])), larger)
 
         return jax.lax.cond(goes_on(state), enlarged, lambda: result)
 

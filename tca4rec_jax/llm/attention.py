@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import RopeScaling
-from tca4rec_jax.llm.kv_cache import Paths
+from tca4rec_jax.llm.kv_cache import BeamPaths
 
 # Finite, so that a masked score underflows to exactly zero without inf - inf.
 MASKED = -1e30
@@ -231,7 +231,7 @@ def cached_attention(
     prompt_kv: tuple[jax.Array, jax.Array],
     pool_kv: tuple[jax.Array, jax.Array],
     prompt_lengths_B: jax.Array,
-    paths: Paths,
+    paths: BeamPaths,
     beam_BxQ: jax.Array,
     place_BxQ: jax.Array,
     *,
@@ -254,7 +254,7 @@ def cached_attention(
     prompt_size, pool_size = keys[0].shape[2], keys[1].shape[2]
     beam_BxQx1 = jnp.maximum(beam_BxQ, 0)[:, :, None]
     on_prompt = jnp.arange(prompt_size)[None, None, :] < prompt_lengths_B[:, None, None]
-    on_pool = jnp.take_along_axis(paths.seen_BxMxP, beam_BxQx1, axis=1)
+    on_pool = jnp.take_along_axis(paths.seen_BxMxSl, beam_BxQx1, axis=1)
     on_new = beam_BxQ[:, :, None] == beam_BxQ[:, None, :]
     on_new &= _visible(place_BxQ, place_BxQ, window)
     if window is not None:
@@ -262,7 +262,7 @@ def cached_attention(
         queries_BxQ = jnp.take_along_axis(paths.length_BxM, beam_BxQx1[:, :, 0], axis=1) + place_BxQ
         prompt_BxS = jnp.arange(prompt_size)[None, :] - prompt_lengths_B[:, None]
         on_prompt = on_prompt & _visible(queries_BxQ, prompt_BxS, window)
-        on_pool &= _visible(queries_BxQ, paths.place_BxP, window)
+        on_pool &= _visible(queries_BxQ, paths.position_BxSl, window)
     queries = _merge_groups(q_BxKxGxQxH)
 
     def scores(k_BxKxTxH, visible_BxQxT):

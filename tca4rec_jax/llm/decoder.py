@@ -24,7 +24,14 @@ from tca4rec_jax.llm.attention import (
     rotate,
 )
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
-from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens, no_paths, packing, read_on
+from tca4rec_jax.llm.kv_cache import (
+    BeamCache,
+    KVCache,
+    NewTokens,
+    append_tokens,
+    init_paths,
+    packing,
+)
 from tca4rec_jax.llm.layers import gated, on_last_axis, rms_norm
 from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, dropout, fold_in, lora_deltas
 from tca4rec_jax.llm.options import DecoderOptions
@@ -174,12 +181,12 @@ class Decoder(nnx.Module):
         x = self._read(tokens_BxS, soft)
         return LowerLayers(*self._run_causal(x, keep_kv=True, stop=layers))
 
-    def empty_beams(self, batch: int, beams: int, slots: int) -> BeamCache:
-        """Of beams that have read nothing; each user's have room for `slots` tokens in all."""
+    def init_beam_cache(self, batch: int, beams: int, capacity: int) -> BeamCache:
+        """The cache of beams that have read nothing, with `capacity` slots for each user."""
         config = self.config
-        shape = (batch, config.num_layers, slots, config.num_kv_heads, config.head_dim)
+        shape = (batch, config.num_layers, capacity, config.num_kv_heads, config.head_dim)
         zeros = jnp.zeros(shape, self.embedding.dtype)
-        return BeamCache(KVCache(zeros, zeros), no_paths(batch, beams, slots))
+        return BeamCache(KVCache(zeros, zeros), init_paths(batch, beams, capacity))
 
     def extend(
         self,
@@ -196,8 +203,8 @@ class Decoder(nnx.Module):
         The first `count` of a beam's tokens are real; the states of the others are without meaning.
         Token e stands at position prompt_length + (tokens the beam has read) + e and attends to the
         prompt, which the beams of a user share, to what its beam has read and to the new tokens up
-        to itself. To go on from there, the new tokens are `written` into the cache; what does not
-        fit into a user's pool is dropped then: see `with_room`.
+        to itself. `scatter_cache` then puts the new tokens into the cache, and drops those that do
+        not fit into their user's pool: see `grow_cache`.
 
         kept_T (int32, ascending indices into B * M * E; those past the end are padding) names the
         tokens that are worth running, at least the real ones and at most `per_user` of each user:
@@ -217,11 +224,11 @@ class Decoder(nnx.Module):
                 [of_layer(values, axis=1) for values in beams.kv],
                 prompt_lengths_B,
                 paths,
-                packed.beam_BxQ,
-                packed.place_BxQ,
+                packed.beam_BxTu,
+                packed.position_BxTu,
                 window=window,
             )
-            return packed.back(attended)
+            return packed.from_users(attended)
 
         x, new = self._run_layers(
             self._embed(packed.pack(tokens_BxMxE)),
@@ -231,10 +238,10 @@ class Decoder(nnx.Module):
         )
         hidden = self._final(x)
         new = KVCache(*(jax.vmap(packed.by_user)(values) for values in new))
-        slot_BxMxE, paths = read_on(paths, count_BxM, shape[2])
+        slot_BxMxE, paths = append_tokens(paths, count_BxM, shape[2])
         nowhere = beams.kv.k.shape[2]
         slot_BxQ = packed.by_user(packed.pack(slot_BxMxE))
-        slot_BxQ = jnp.where(packed.beam_BxQ >= 0, slot_BxQ, nowhere)
+        slot_BxQ = jnp.where(packed.beam_BxTu >= 0, slot_BxQ, nowhere)
         if kept_T is None:
             hidden = hidden.reshape(*shape, -1)
         return hidden, NewTokens(new, slot_BxQ, paths)

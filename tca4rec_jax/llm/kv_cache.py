@@ -1,7 +1,22 @@
-"""Keys and values of earlier tokens: where new ones go, and which tokens are run.
+"""Keys and values of earlier tokens: the prompt's, and a pool of slots that a user's beams share.
 
-Axis letters: B batch (users), S sequence, M beams, E new tokens of an edge, P slots of a
-user's pool, K kv heads, H head dim, L layers, T tokens that run, Q of them of one user.
+    prompt of a user      [p0 p1 p2 p3 ..]               read once, seen by all beams
+    pool of a user        [ a  b  c  d  e  .  .  . ]     capacity 8, 5 slots used
+    slots of each beam      beam 0:  1  1  .  .  1       a b e   (`seen`, one row of bools a beam)
+                            beam 1:  1  .  1  1  .       a c d
+    positions               0  1  1  2  2                counted from the prompt's end
+
+New tokens take the next free slots (`append_tokens`, `scatter_cache`). A slot is written once and
+never moves: to choose beams anew (`gather_beams`) copies rows of `seen`, and no keys or values.
+When the slots of a pool run out, it grows (`grow_cache`).
+
+Beams read different numbers of tokens, so a call packs the tokens that are real (`Packing`):
+
+    [B, M, E] --pack--> [Tp], as the layers run them --by_user--> [B, Tu], as they attend
+
+Axis letters: B batch (users), S prompt tokens, M beams, E new tokens of a beam, L layers,
+Sl slots of a user's pool, Tp tokens of a packed call, Tu tokens that one user has in it,
+Kv key-value heads, H head dim.
 """
 
 from collections.abc import Callable
@@ -12,180 +27,175 @@ import jax.numpy as jnp
 
 
 class KVCache(NamedTuple):
-    """Rotated keys and values of all layers: prompts [L, B, S, K, H], pools [B, L, P, K, H].
+    """Rotated keys and values of all layers, in the dtype of the activations.
 
-    Users come first in a pool, for `written` addresses each user's slots.
+    Prompts are [L, B, S, Kv, H], pools [B, L, Sl, Kv, H]: each user's slots are addressed apart.
     """
 
     k: jax.Array
     v: jax.Array
 
 
-class Paths(NamedTuple):
-    """Which slots of the users' pools hold what each beam has read after its prompt."""
+class BeamPaths(NamedTuple):
+    """Which slots of the users' pools hold the tokens that each beam has read after its prompt."""
 
     used_B: jax.Array  # int32, slots that are taken: the first ones
-    place_BxP: jax.Array  # int32, a slot's token counted from the prompt's end
-    seen_BxMxP: jax.Array  # bool, the slots on a beam's path
+    position_BxSl: jax.Array  # int32, position of a slot's token, counted from the prompt's end
+    seen_BxMxSl: jax.Array  # bool, the slots on a beam's path
     length_BxM: jax.Array  # int32, tokens that a beam has read
 
 
 class NewTokens(NamedTuple):
-    """What a call has read, to be `written` into a BeamCache."""
+    """The tokens that a call has read, for `scatter_cache` to put into a BeamCache."""
 
-    kv: KVCache  # [L, B, Q, K, H]
-    slot_BxQ: jax.Array  # int32, where each goes; P and more: nowhere
-    paths: Paths  # of the beams that have read them
+    kv: KVCache  # [L, B, Tu, Kv, H]
+    slot_BxTu: jax.Array  # int32, where each token goes; the capacity and above: nowhere
+    paths: BeamPaths  # of the beams after these tokens
 
 
 class BeamCache(NamedTuple):
-    """What the beams of each user have read, in a pool of slots that they share.
+    """The tokens that the beams of each user have read, in a pool that these beams share."""
 
-    A slot is written once and never moves: when beams are chosen, rows of `seen` are gathered and
-    no keys or values, and what several beams have in common is held once.
-    """
-
-    kv: KVCache
-    paths: Paths
+    kv: KVCache  # [B, L, Sl, Kv, H]
+    paths: BeamPaths
 
 
-def no_paths(batch: int, beams: int, slots: int) -> Paths:
-    """Of beams that have read nothing yet."""
-    return Paths(
+def init_paths(batch: int, beams: int, capacity: int) -> BeamPaths:
+    """The paths of beams that have read nothing, in pools of `capacity` slots."""
+    return BeamPaths(
         used_B=jnp.zeros(batch, jnp.int32),
-        place_BxP=jnp.zeros((batch, slots), jnp.int32),
-        seen_BxMxP=jnp.zeros((batch, beams, slots), bool),
+        position_BxSl=jnp.zeros((batch, capacity), jnp.int32),
+        seen_BxMxSl=jnp.zeros((batch, beams, capacity), bool),
         length_BxM=jnp.zeros((batch, beams), jnp.int32),
     )
 
 
-def read_on(paths: Paths, count_BxM: jax.Array, edge: int) -> tuple[jax.Array, Paths]:
-    """Takes slots for the next `count` (at most `edge`) tokens of each beam.
+def append_tokens(paths: BeamPaths, count_BxM: jax.Array, most: int) -> tuple[jax.Array, BeamPaths]:
+    """Takes slots for the next `count` (int32, at most `most` = E) tokens of each beam.
 
     Returns:
-      (slot int32 [B, M, E] of each token, P for those that are none, the new paths).
+      (slot int32 [B, M, E] of each token, the capacity for filler; the new paths).
     """
-    slots = paths.place_BxP.shape[1]
-    real_BxMxE = jnp.arange(edge)[None, None, :] < count_BxM[:, :, None]
+    capacity = paths.position_BxSl.shape[1]
+    real_BxMxE = jnp.arange(most)[None, None, :] < count_BxM[:, :, None]
     real_BxX = real_BxMxE.reshape(real_BxMxE.shape[0], -1)
     rank_BxX = jnp.cumsum(real_BxX, axis=1, dtype=jnp.int32) - 1
-    slot_BxX = jnp.where(real_BxX, paths.used_B[:, None] + rank_BxX, slots)
+    slot_BxX = jnp.where(real_BxX, paths.used_B[:, None] + rank_BxX, capacity)
     slot_BxMxE = slot_BxX.reshape(real_BxMxE.shape)
-    place_BxMxE = paths.length_BxM[:, :, None] + jnp.arange(edge, dtype=jnp.int32)[None, None, :]
+    position_BxMxE = paths.length_BxM[:, :, None] + jnp.arange(most, dtype=jnp.int32)[None, None, :]
     # Mapped over users, not indexed by them: a sharded batch then stays where it is.
     put = jax.vmap(lambda old, slot, new: old.at[slot].set(new, mode="drop"))
     mark = jax.vmap(jax.vmap(lambda old, slot: old.at[slot].set(True, mode="drop")))
-    return slot_BxMxE, Paths(
+    return slot_BxMxE, BeamPaths(
         paths.used_B + jnp.sum(count_BxM, axis=1),
-        put(paths.place_BxP, slot_BxX, place_BxMxE.reshape(slot_BxX.shape)),
-        mark(paths.seen_BxMxP, slot_BxMxE),
+        put(paths.position_BxSl, slot_BxX, position_BxMxE.reshape(slot_BxX.shape)),
+        mark(paths.seen_BxMxSl, slot_BxMxE),
         paths.length_BxM + count_BxM,
     )
 
 
-def written(cache: BeamCache, new: NewTokens) -> BeamCache:
+def scatter_cache(cache: BeamCache, new: NewTokens) -> BeamCache:
     """The cache with the new tokens in their slots."""
 
-    def put(old_LxPxKxH, new_LxQxKxH, slot_Q):
-        return old_LxPxKxH.at[:, slot_Q].set(new_LxQxKxH, mode="drop")
+    def put(old_LxSlxKvxH, new_LxTuxKvxH, slot_Tu):
+        return old_LxSlxKvxH.at[:, slot_Tu].set(new_LxTuxKvxH, mode="drop")
 
     over_users = jax.vmap(put, in_axes=(0, 1, 0))
     pools = zip(cache.kv, new.kv, strict=True)
-    return BeamCache(KVCache(*(over_users(*pair, new.slot_BxQ) for pair in pools)), new.paths)
+    return BeamCache(KVCache(*(over_users(*pair, new.slot_BxTu) for pair in pools)), new.paths)
 
 
-def with_filler(new: NewTokens, per_user: int) -> NewTokens:
-    """The same with `per_user` places for each user; what fills the added ones goes nowhere."""
-    added = per_user - new.slot_BxQ.shape[1]
+def pad_new_tokens(new: NewTokens, per_user: int) -> NewTokens:
+    """The same tokens with filler up to `per_user` for each user; the filler goes nowhere."""
+    added = per_user - new.slot_BxTu.shape[1]
     wider = ((0, 0), (0, 0), (0, added), (0, 0), (0, 0))
     return NewTokens(
         KVCache(*(jnp.pad(values, wider) for values in new.kv)),
-        jnp.pad(new.slot_BxQ, ((0, 0), (0, added)), constant_values=jnp.iinfo(jnp.int32).max),
+        jnp.pad(new.slot_BxTu, ((0, 0), (0, added)), constant_values=jnp.iinfo(jnp.int32).max),
         new.paths,
     )
 
 
-def take_beams(cache: BeamCache, beam_BxM: jax.Array) -> BeamCache:
+def gather_beams(cache: BeamCache, beam_BxM: jax.Array) -> BeamCache:
     """The cache with the beams of each user chosen anew (int32, some perhaps twice)."""
     paths = cache.paths._replace(
-        seen_BxMxP=jnp.take_along_axis(cache.paths.seen_BxMxP, beam_BxM[:, :, None], axis=1),
+        seen_BxMxSl=jnp.take_along_axis(cache.paths.seen_BxMxSl, beam_BxM[:, :, None], axis=1),
         length_BxM=jnp.take_along_axis(cache.paths.length_BxM, beam_BxM, axis=1),
     )
     return cache._replace(paths=paths)
 
 
-def with_room(cache: BeamCache, slots: int) -> BeamCache:
-    """The cache with its pools enlarged to `slots`."""
+def grow_cache(cache: BeamCache, capacity: int) -> BeamCache:
+    """The cache with its pools enlarged to `capacity` slots."""
 
     def pad(array, axis):
         widths = [(0, 0)] * array.ndim
-        widths[axis] = (0, slots - array.shape[axis])
+        widths[axis] = (0, capacity - array.shape[axis])
         return jnp.pad(array, widths)
 
     paths = cache.paths._replace(
-        place_BxP=pad(cache.paths.place_BxP, 1), seen_BxMxP=pad(cache.paths.seen_BxMxP, 2)
+        position_BxSl=pad(cache.paths.position_BxSl, 1), seen_BxMxSl=pad(cache.paths.seen_BxMxSl, 2)
     )
     return BeamCache(jax.tree.map(lambda values: pad(values, 2), cache.kv), paths)
 
 
 class Packing(NamedTuple):
-    """The new tokens [B, M, E] of a call: [T] as the layers run them, by user as they attend.
+    """How the new tokens [B, M, E] of a call are packed, from `packing`.
 
     Attributes:
-      pack: [B, M, E, ...] -> [T, ...], the tokens that run; [B, Q, ...] if all of them do.
-      by_user: [T, ...] -> [B, Q, ...], the tokens that run of each user, then filler.
-      back: [B, Q, ...] -> [T, ...].
-      beam_BxQ: int32, the beam that reads a token; -1 for filler.
-      place_BxQ: int32, a token's place in [0, E) on its beam's edge.
+      pack: [B, M, E, ...] -> [Tp, ...], the tokens that run; [B, Tu, ...] if all of them do.
+      by_user: [Tp, ...] -> [B, Tu, ...], the tokens of each user, then filler.
+      from_users: [B, Tu, ...] -> [Tp, ...].
+      beam_BxTu: int32, the beam that reads a token; -1 for filler.
+      position_BxTu: int32, a token's position in [0, E) among its beam's new tokens.
     """
 
     pack: Callable[[jax.Array], jax.Array]
     by_user: Callable[[jax.Array], jax.Array]
-    back: Callable[[jax.Array], jax.Array]
-    beam_BxQ: jax.Array
-    place_BxQ: jax.Array
+    from_users: Callable[[jax.Array], jax.Array]
+    beam_BxTu: jax.Array
+    position_BxTu: jax.Array
 
 
-def pack(x_BxMxE: jax.Array, kept_T: jax.Array) -> jax.Array:
-    """[B, M, E, ...] -> [T, ...]: the tokens with these indices into B * M * E."""
-    return x_BxMxE.reshape(-1, *x_BxMxE.shape[3:]).at[kept_T].get(mode="clip")
+def pack(x_BxMxE: jax.Array, kept_Tp: jax.Array) -> jax.Array:
+    """[B, M, E, ...] -> [Tp, ...]: the tokens with these (int32) indices into B * M * E."""
+    return x_BxMxE.reshape(-1, *x_BxMxE.shape[3:]).at[kept_Tp].get(mode="clip")
 
 
-def packing(shape: tuple[int, int, int], kept_T: jax.Array | None, per_user: int) -> Packing:
+def packing(shape: tuple[int, int, int], kept_Tp: jax.Array | None, per_user: int) -> Packing:
     """How tokens of shape [B, M, E] are packed.
 
-    kept_T: int32, indices into B * M * E of the tokens that run, ascending, at most `per_user` (Q)
-    of each user; those past the end are padding. None: all tokens run.
+    Args:
+      kept_Tp: int32, indices into B * M * E of the tokens that run, ascending, at most `per_user`
+        of each user; indices past the end are padding. None: all tokens run.
+      per_user: Tu, static.
     """
-    batch, beams, edge = shape
-    of_user = beams * edge
+    batch, beams, most = shape
+    of_user = beams * most
+    if kept_Tp is None:
+        index = jnp.broadcast_to(jnp.arange(of_user)[None, :], (batch, of_user))
 
-    def beams_and_places(index):
-        return index // edge % beams, index % edge
+        def flatten(x):
+            return x.reshape(batch, of_user, *x.shape[3:])
 
-    if kept_T is None:
-        beam, place = (
-            jnp.broadcast_to(x[None, :], (batch, of_user))
-            for x in beams_and_places(jnp.arange(of_user))
-        )
-        return Packing(
-            lambda x: x.reshape(batch, of_user, *x.shape[3:]),
-            lambda x: x, lambda x: x, beam, place,
-        )  # fmt: skip
-    user_T = kept_T // of_user
-    rank_T = jnp.arange(kept_T.shape[0]) - jnp.searchsorted(kept_T, user_T * of_user)
-    place_T = user_T * per_user + rank_T
-    count = kept_T.shape[0]
-    index = jnp.full(batch * per_user, count).at[place_T].set(jnp.arange(count), mode="drop")
+        return Packing(flatten, _same, _same, index // most, index % most)
+    user_Tp = kept_Tp // of_user
+    rank_Tp = jnp.arange(kept_Tp.shape[0]) - jnp.searchsorted(kept_Tp, user_Tp * of_user)
+    row_Tp = user_Tp * per_user + rank_Tp  # in [B * Tu]
+    count = kept_Tp.shape[0]
+    index = jnp.full(batch * per_user, count).at[row_Tp].set(jnp.arange(count), mode="drop")
 
     def by_user(x):
         return x.at[index].get(mode="clip").reshape(batch, per_user, *x.shape[1:])
 
-    beam_BxQ, place_BxQ = beams_and_places(by_user(kept_T))
-    return Packing(
-        lambda x: pack(x, kept_T),
-        by_user,
-        lambda x: x.reshape(-1, *x.shape[2:]).at[place_T].get(mode="clip"),
-        jnp.where(index.reshape(batch, per_user) < count, beam_BxQ, -1),
-        place_BxQ,
-    )
+    def from_users(x):
+        return x.reshape(-1, *x.shape[2:]).at[row_Tp].get(mode="clip")
+
+    kept_BxTu = by_user(kept_Tp)
+    beam_BxTu = kept_BxTu // most % beams
+    beam_BxTu = jnp.where(index.reshape(batch, per_user) < count, beam_BxTu, -1)
+    return Packing(lambda x: pack(x, kept_Tp), by_user, from_users, beam_BxTu, kept_BxTu % most)
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x

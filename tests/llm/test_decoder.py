@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from tca4rec_jax.llm.config import DecoderConfig, logical_axes
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.kv_cache import take_beams, with_room, written
+from tca4rec_jax.llm.kv_cache import gather_beams, grow_cache, scatter_cache
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.options import DecoderOptions
 from tca4rec_jax.llm.parameters import init_params
@@ -28,7 +28,7 @@ prefill = jax.jit(Decoder.prefill)
 def extend(decoder, tokens, count, prompt, lengths, cache, kept=None, per_user=0):
     """(hidden, the cache with what was read)."""
     hidden, new = decoder.extend(tokens, count, prompt, lengths, cache, kept, per_user)
-    return hidden, written(cache, new)
+    return hidden, scatter_cache(cache, new)
 
 
 CONFIG = DecoderConfig(
@@ -77,7 +77,7 @@ def test_extend_equals_the_full_forward_pass(config, lora):
         [[[3, 1], [2, 3], [1, 2]], [[1, 4], [2, 0], [4, 3]], [[2, 1], [0, 1], [2, 2]]], np.int32
     )
     _, prompt_cache = prefill(decoder, prompts, prompt_lengths)
-    cache = decoder.empty_beams(batch, beams, beams * suffix_size)
+    cache = decoder.init_beam_cache(batch, beams, beams * suffix_size)
     suffix_lengths = np.zeros((batch, beams), np.int32)
     texts = {(b, m): list(prompts[b, : prompt_lengths[b]]) for b in range(3) for m in range(2)}
     states = {key: [] for key in texts}
@@ -103,12 +103,12 @@ def test_beams_chosen_anew_keep_what_they_have_read():
     decoder, lengths = make_decoder(config=WINDOW), np.array([4, 3])
     prompts, first = random_tokens((2, 4)), random_tokens((2, 3, 2), seed=3)
     _, prompt = prefill(decoder, prompts, lengths)
-    cache = decoder.empty_beams(2, 3, 7)
+    cache = decoder.init_beam_cache(2, 3, 7)
     count = np.array([[2, 1, 2], [1, 2, 0]])
     _, cache = extend(decoder, first, count, prompt, lengths, cache)
     chosen = np.array([[2, 0, 2], [1, 1, 0]])
     second = random_tokens((2, 3, 1), seed=4)
-    cache = with_room(take_beams(cache, jnp.asarray(chosen)), 11)
+    cache = grow_cache(gather_beams(cache, jnp.asarray(chosen)), 11)
     hidden, cache = extend(decoder, second, np.ones((2, 3), int), prompt, lengths, cache)
     np.testing.assert_array_equal(cache.paths.used_B, [8, 6])
     for b in range(2):
@@ -123,7 +123,7 @@ def test_kept_tokens_alone_run_like_all(config):
     """Tokens of three users, none of one of them, packed with filler behind them."""
     decoder, lengths = make_decoder(config=config), np.array([4, 3, 2])
     _, prompt = prefill(decoder, random_tokens((3, 4)), lengths)
-    cache = decoder.empty_beams(3, 2, 12)
+    cache = decoder.init_beam_cache(3, 2, 12)
     first, count = random_tokens((3, 2, 2), seed=3), np.array([[2, 1], [1, 2], [0, 1]])
     _, cache = extend(decoder, first, count, prompt, lengths, cache)
     second, count = random_tokens((3, 2, 3), seed=4), np.array([[1, 3], [0, 0], [0, 2]])
@@ -139,7 +139,7 @@ def test_extend_drops_what_does_not_fit_and_what_is_not_real():
     decoder = make_decoder()
     prompts, lengths = random_tokens((1, 4)), np.array([4])
     _, prompt = prefill(decoder, prompts, lengths)
-    cache = decoder.empty_beams(1, 1, 3)
+    cache = decoder.init_beam_cache(1, 1, 3)
     edge = random_tokens((1, 1, 4), seed=3)
     _, before = extend(decoder, edge, np.array([[2]]), prompt, lengths, cache)
     assert np.abs(before.kv.k[:, :, 2]).sum() == 0
@@ -153,7 +153,7 @@ def test_extend_keeps_a_sharded_batch_where_it_is():
     decoder, prompts, lengths = make_decoder(), random_tokens((2, 5)), np.array([5, 3])
     edge, count = random_tokens((2, 3, 2), seed=4), np.array([[0, 1, 2], [2, 0, 0]])
     _, prompt = prefill(decoder, prompts, lengths)
-    cache = decoder.empty_beams(2, 3, 18)
+    cache = decoder.init_beam_cache(2, 3, 18)
     expected = extend(decoder, edge, count, prompt, lengths, cache)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     rows, caches = NamedSharding(mesh, P("data")), NamedSharding(mesh, P(None, "data"))
@@ -336,7 +336,7 @@ def test_caches_go_past_the_first_adapted_layer():
     expected = hidden_of(decoder, tokens, np.array([9, 9]))
     hidden, prompt = prefill(decoder, tokens[:, :8], np.array([8, 8]))
     np.testing.assert_allclose(hidden, expected[:, :8], atol=1e-5)
-    cache, one = decoder.empty_beams(2, 1, 2), np.ones((2, 1), np.int32)
+    cache, one = decoder.init_beam_cache(2, 1, 2), np.ones((2, 1), np.int32)
     last, _ = extend(decoder, tokens[:, 8:, None], one, prompt, np.array([8, 8]), cache)
     np.testing.assert_allclose(last[:, 0, 0], expected[:, 8], atol=1e-5)
 

@@ -25,7 +25,7 @@ from tca4rec_jax.llm.checkpoints.export import (
 from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.kv_cache import written
+from tca4rec_jax.llm.kv_cache import scatter_cache
 from tca4rec_jax.llm.lora import LoRAConfig
 
 WHOLE, CUT = np.array([13, 13]), np.array(goldens.LENGTHS)
@@ -103,12 +103,12 @@ def test_cache_token_by_token(case):
     decoder, tokens = case.decoder, case.golden["tokens"]
     lengths = np.array([5, 3])
     _, prompt = jit(Decoder.prefill)(decoder, tokens[:, :5], lengths)
-    cache = decoder.empty_beams(2, 2, 32)
+    cache = decoder.init_beam_cache(2, 2, 32)
 
     @jit
     def extend(tokens, cache):
         hidden, new = decoder.extend(tokens, jnp.ones((2, 2), int), prompt, lengths, cache)
-        return hidden, written(cache, new)
+        return hidden, scatter_cache(cache, new)
 
     for step in range(8):
         now = tokens[np.arange(2), lengths + step]

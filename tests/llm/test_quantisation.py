@@ -95,7 +95,7 @@ def test_the_decoder_equals_the_plain_one_of_dequantised_weights(case):
     results = []
     for decoder in case:
         _, prompt = jax.jit(Decoder.prefill)(decoder, TOKENS, LENGTHS)
-        cache = decoder.empty_beams(2, 1, 2)
+        cache = decoder.init_beam_cache(2, 1, 2)
         edge, count = TOKENS[:, None, :2], np.full((2, 1), 2)
         results.append(jax.jit(Decoder.extend)(decoder, edge, count, prompt, LENGTHS, cache)[0])
     np.testing.assert_allclose(*results, atol=1e-5)
