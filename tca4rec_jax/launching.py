@@ -14,7 +14,13 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from tca4rec_jax.data.downloads import DownloadError, default_cache_dir
-from tca4rec_jax.distributed.multihost import is_first, join, leave, several, wait_for_all
+from tca4rec_jax.distributed.multihost import (
+    barrier,
+    is_main_process,
+    is_multiprocess,
+    join_job,
+    leave_job,
+)
 from tca4rec_jax.distributed.sharding import use_cpu_cores
 from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
 
@@ -47,18 +53,18 @@ def launch(run: Callable[[ConfigDict, Path], None], name: str, *, processes: str
             raise app.UsageError(f"unexpected arguments {argv[1:]}")
         try:
             start()
-            if processes == "one" and several():
+            if processes == "one" and is_multiprocess():
                 raise ValueError("this script runs in one process: give --process_count=1")
-            if processes == "all" or is_first():
+            if processes == "all" or is_main_process():
                 run(CONFIG.value, Path(WORKDIR.value))
-            wait_for_all(name, _LONGEST_WAIT)
+            barrier(name, _LONGEST_WAIT)
         except Stopped as stopped:
             _end(f"{name}: {stopped}", STOPPED, together=True)
         except _EXPECTED as error:
             logging.debug("", exc_info=True)
             _end(f"{name}: {error}", 1)
         except jax.errors.JaxRuntimeError as error:
-            if not several():
+            if not is_multiprocess():
                 raise
             traceback.print_exc()
             _end(
@@ -68,7 +74,7 @@ def launch(run: Callable[[ConfigDict, Path], None], name: str, *, processes: str
                 1,
             )
         except Exception:
-            if not several():
+            if not is_multiprocess():
                 raise
             traceback.print_exc()
             _end(f"{name}: failed", 1)
@@ -80,12 +86,12 @@ def launch(run: Callable[[ConfigDict, Path], None], name: str, *, processes: str
 def _end(message: str, status: int, *, together: bool = False) -> None:
     """Ends the process; one of several at once, since an orderly exit waits for the others, unless
     all of them end together."""
-    if several():
+    if is_multiprocess():
         print(f"[process {jax.process_index()}] {message}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         try:
             if together:
-                leave()
+                leave_job()
         finally:
             os._exit(status)
     print(message, file=sys.stderr)
@@ -97,7 +103,7 @@ def start() -> None:
     other processes of the job, if there are any. Before any use of a device.
 
     Raises:
-      ValueError: as `processes.join`.
+      ValueError: as `multihost.join_job`.
     """
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
@@ -110,8 +116,8 @@ def start() -> None:
     if not jax.config.jax_compilation_cache_dir:  # nor JAX_COMPILATION_CACHE_DIR
         jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    join(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
-    if not is_first():
+    join_job(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
+    if not is_main_process():
         logging.set_verbosity(logging.WARNING)
 
 

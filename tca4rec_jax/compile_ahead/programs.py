@@ -24,7 +24,7 @@ from tca4rec_jax.distributed.sharding import (
     check_batch_size,
     make_mesh,
     replicated,
-    rows,
+    row_sharding,
     tree_shardings,
 )
 from tca4rec_jax.llm.architectures import architecture
@@ -140,7 +140,7 @@ class Programs:
             seed=config.seed,
             compute_dtype=run.compute_dtype,
         )
-        batch, scalars = _all_at(rows(mesh), batch), _all_at(replicated(mesh), scalars)
+        batch, scalars = _all_at(row_sharding(mesh), batch), _all_at(replicated(mesh), scalars)
         return step.lower(state, base, batch, items, trie, scalars)
 
     def prefill(self) -> Lowered:
@@ -172,7 +172,7 @@ class Programs:
             jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
             jax.ShapeDtypeStruct((batch,), jnp.int32),
         )
-        prompts = _all_at(rows(self.mesh, "prompts"), prompts)
+        prompts = _all_at(row_sharding(self.mesh, "prompts"), prompts)
         static = {"mesh": self.mesh, "graph": graph, "shape": shape, "config": search}
         return (state, None, *prompts, None, trie, temperature_T), static | {"room": tokens}
 

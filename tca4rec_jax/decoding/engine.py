@@ -19,11 +19,11 @@ from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare
 from tca4rec_jax.decoding.likelihood import TargetTitles, target_titles
 from tca4rec_jax.decoding.recommendations import Found, Recommendations, Sweep, SweepFile
 from tca4rec_jax.decoding.search_programs import lower_layers, read_prompts, search_batch
-from tca4rec_jax.distributed.multihost import fetch
+from tca4rec_jax.distributed.multihost import gather_to_host
 from tca4rec_jax.distributed.sharding import (
     check_batch_size,
     local_rows,
-    place,
+    put,
     replicate,
     shard_batch,
     tree_shardings,
@@ -166,7 +166,7 @@ class BatchedSearch:
         )  # fmt: skip
 
         def store(rows_B: np.ndarray, number: int, results) -> None:
-            found[number].put(rows_B, *fetch(results))
+            found[number].put(rows_B, *gather_to_host(results))
             if number == len(found) - 1:
                 done_R[rows_B] = True
                 if file is not None:
@@ -229,7 +229,7 @@ class BatchedSearch:
     def _split(self, decoder: Decoder) -> tuple[nnx.GraphDef, nnx.State]:
         """Its graph, and its state where it belongs on the mesh."""
         graph, state = nnx.split(decoder)
-        return graph, place(state, tree_shardings(self._mesh, decoder.config, state))
+        return graph, put(state, tree_shardings(self._mesh, decoder.config, state))
 
     def _check_lengths(self, prompt_R: np.ndarray, text_R: np.ndarray, decoder: Decoder) -> None:
         """Lengths of the prompts, and of what is read: these and what follows them."""

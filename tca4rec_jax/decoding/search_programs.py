@@ -27,7 +27,7 @@ from tca4rec_jax.decoding.beam_search import (
 from tca4rec_jax.decoding.likelihood import TargetTitles, title_nll
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
 from tca4rec_jax.distributed.data_parallel import RowParallel
-from tca4rec_jax.distributed.sharding import rows, sharding_of
+from tca4rec_jax.distributed.sharding import row_sharding, sharding_of
 from tca4rec_jax.llm.decoder import LowerLayers
 from tca4rec_jax.llm.kv_cache import KVCache
 
@@ -57,7 +57,7 @@ def prompts_sharding(mesh: Mesh, prompts: Prompts) -> Prompts:
     """Where prompts of these shapes live: with their rows, keys and values with their heads."""
     axes = (None, "prompts", None, "kv_heads", None)
     of_kv = jax.tree.map(lambda values: sharding_of(mesh, axes, values.shape), prompts.kv)
-    return Prompts(rows(mesh, "prompts"), of_kv)
+    return Prompts(row_sharding(mesh, "prompts"), of_kv)
 
 
 def _of_layers(on_rows: RowParallel, states_and_kv):

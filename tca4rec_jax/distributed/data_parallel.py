@@ -8,7 +8,7 @@ import jax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from tca4rec_jax.distributed.sharding import RULES, MeshAxes, Rules, names_of
+from tca4rec_jax.distributed.sharding import RULES, MeshAxes, Rules, axis_names
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RowParallel:
         """What of a spec is over the manual axes, or over the others."""
 
         def of(axes: MeshAxes):
-            return tuple(a for a in names_of(axes) if (a in self.automatic) == automatic) or None
+            return tuple(a for a in axis_names(axes) if (a in self.automatic) == automatic) or None
 
         return PartitionSpec(*map(of, spec))
 
@@ -85,7 +85,7 @@ class RowParallel:
             return x
 
         def divides(size: int, axes: MeshAxes) -> bool:
-            return size % math.prod(self.mesh.shape[name] for name in names_of(axes)) == 0
+            return size % math.prod(self.mesh.shape[name] for name in axis_names(axes)) == 0
 
         automatic = zip(x.shape, self.part(spec, automatic=True), strict=False)
         kept = PartitionSpec(*(axes if divides(size, axes) else None for size, axes in automatic))
@@ -107,7 +107,7 @@ class RowParallel:
             if not any(spec):
                 return next(together)
             # `whole` has summed over the axes that split the leaf.
-            split = {name for axes in self.part(spec) for name in names_of(axes)}
+            split = {name for axes in self.part(spec) for name in axis_names(axes)}
             left = tuple(a for a in self.row_axes if self.mesh.shape[a] > 1 and a not in split)
             if not left:
                 return leaf

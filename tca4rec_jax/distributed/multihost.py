@@ -1,13 +1,15 @@
-"""Jobs of several processes, one per host (or per GPU): joining them, and what they do together.
+"""Jobs of several processes, one per host (or per GPU): joining a job and exchanging host data.
 
-Every process runs the same program. What one of them does alone (a file, a progress bar) is behind
-`is_first`; what they do together (anything named here but that, every step on the mesh, every
-checkpoint) is done by all of them in the same order. In a single process all of it is trivial.
+All processes run the same program. A function that communicates is collective: all processes call
+it, in the same order as each other and as the steps on the mesh. In a single process nothing is
+communicated.
 """
 
 import importlib.util
+import itertools
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,24 +18,23 @@ from jax.experimental import multihost_utils
 
 from tca4rec_jax.errors import UserError
 
-# A process that does not answer for so long is taken for dead, and the others end. Seconds.
-_HEARTBEAT = 30
+_HEARTBEAT_SECONDS = 30  # a process silent for this long counts as dead, and the others end
+_BARRIERS = itertools.count()  # the coordinator wants each barrier's key once
 
 
-def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
+def join_job(coordinator: str = "", count: int = 0, index: int = -1) -> None:
     """Connects this process to the others of its job; call before any use of a device.
 
-    With the three arguments, or without any where a cluster is found (`cluster`). Otherwise this is
-    a plain single process, and nothing is tried; so it is with count = 1 alone.
+    Either all three arguments are given, or none and `detect_cluster` finds the job. Otherwise, and
+    with count = 1 alone, this is a plain single process and nothing happens.
 
     Args:
-      coordinator: host:port of process 0, the same for all.
-      count: how many processes there are.
-      index: which of them this is.
+      coordinator: host:port of process 0, the same for all processes.
+      count: the number of processes.
+      index: this process's number, 0..count-1.
 
     Raises:
-      UserError: some of the three are missing or out of range, or a cluster whose processes
-        cannot be counted.
+      UserError: some of the three are missing or out of range, or Kubernetes's client is missing.
     """
     given = bool(coordinator), count > 0, index >= 0
     if given == (False, True, False) and count == 1:
@@ -49,9 +50,9 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
             count,
             index,
             cluster_detection_method="deactivate",
-            heartbeat_timeout_seconds=_HEARTBEAT,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
-    elif name := cluster(os.environ):
+    elif name := detect_cluster(os.environ):
         if name == "Kubernetes" and importlib.util.find_spec("kubernetes") is None:
             raise UserError(
                 "this is a pod of an indexed Kubernetes job, but the package that counts its pods "
@@ -59,7 +60,7 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
                 "--process_index, or --process_count=1 for a process of its own"
             )
         logging.info("Joining the other processes (%s)", name)
-        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT)
+        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     else:
         return
     logging.info(
@@ -71,10 +72,10 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
     )
 
 
-def cluster(environment: Mapping[str, str]) -> str:
-    """The kind of cluster whose job this process is a part of, from its environment; '' if none.
+def detect_cluster(environment: Mapping[str, str]) -> str:
+    """The kind of cluster that started this process, from its environment variables; '' if none.
 
-    jax.distributed.initialize then finds out the rest by itself. Nothing is asked over a network.
+    jax.distributed.initialize then finds the coordinator by itself. No network is used.
     """
     slurm = ("SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if all(name in environment for name in slurm) and int(environment.get("SLURM_NTASKS", 1)) > 1:
@@ -90,51 +91,54 @@ def cluster(environment: Mapping[str, str]) -> str:
     return "Cloud TPU" if tpu and not on_cpu and not hosts else ""
 
 
-def leave() -> None:
-    """Leaves the job when all the others do, before an exit that all have agreed on.
+def leave_job() -> None:
+    """Leaves the job together with all other processes, before an exit that all have agreed on.
 
-    Those that went on for a moment longer would take the first one to end for dead.
+    Without it the first process to end would be taken for dead by the others.
     """
-    if several():
+    if is_multiprocess():
         jax.distributed.shutdown()
 
 
-def several() -> bool:
-    """Whether this is one of several processes; asks no device if it is not."""
+def is_multiprocess() -> bool:
+    """Whether the job has several processes; a single process initialises no device by this."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def is_first() -> bool:
-    """Whether this is the process that writes files, logs and progress."""
-    return not several() or jax.process_index() == 0
+def is_main_process() -> bool:
+    """Whether this is process 0, which writes files, logs and progress."""
+    return not is_multiprocess() or jax.process_index() == 0
 
 
-def wait_for_all(name: str, seconds: float = 600) -> None:
-    """Returns when every process has come here, each name once; raises after so long.
+def barrier(name: str, seconds: float = 600) -> None:
+    """Returns when every process has called it; raises after `seconds`. Names may be used again.
 
-    Over the network of the coordinator, not over devices, whose collectives expect to be joined at
-    once.
+    It goes over the coordinator's network: a device collective would time out where processes
+    arrive minutes apart.
     """
-    if several():
-        from orbax.checkpoint import multihost  # takes a second, which most scripts can do without
+    if is_multiprocess():
+        from orbax.checkpoint import multihost  # slow to import, and most scripts do without it
 
-        multihost.get_barrier_sync_fn()(key=name, timeout_ms=int(1000 * seconds))
+        key = f"{name} {next(_BARRIERS)}"
+        multihost.get_barrier_sync_fn()(key=key, timeout_ms=int(1000 * seconds))
 
 
-def everywhere(flag: bool) -> bool:
+def all_processes(flag: bool) -> bool:
     """Whether the flag is true in every process."""
-    return bool(flag) if not several() else bool(multihost_utils.process_allgather(flag).all())
+    if not is_multiprocess():
+        return bool(flag)
+    return bool(multihost_utils.process_allgather(flag).all())
 
 
-def from_first(compute: Callable[[], bytes], size: int) -> bytes:
-    """What compute() returns (`size` bytes) in the first process; it is called there only."""
-    value = np.frombuffer(compute(), np.uint8) if is_first() else np.zeros(size, np.uint8)
+def broadcast_from_main(compute: Callable[[], bytes], size: int) -> bytes:
+    """Calls compute() in process 0 only and returns its `size` bytes in every process."""
+    value = np.frombuffer(compute(), np.uint8) if is_main_process() else np.zeros(size, np.uint8)
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(value), np.uint8))
 
 
-def check_same(digest: bytes, what: str) -> None:
-    """Raises UserError in every process if they have not the same digest of `what`."""
-    if not several():
+def check_processes_agree(digest: bytes, what: str) -> None:
+    """Raises UserError in every process if their digests of `what` differ."""
+    if not is_multiprocess():
         return
     digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
     differ = np.flatnonzero((digests != digests[0]).any(axis=1))
@@ -145,36 +149,36 @@ def check_same(digest: bytes, what: str) -> None:
         )
 
 
-def fetch(tree):
-    """Arrays on the mesh as NumPy arrays, whole, in every process."""
-    return (
-        multihost_utils.process_allgather(tree, tiled=True) if several() else jax.device_get(tree)
-    )
+def gather_to_host(tree: Any) -> Any:
+    """The arrays of a tree as complete NumPy arrays, in every process."""
+    if is_multiprocess():
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)
 
 
-def own_part(count: int) -> np.ndarray:
-    """int64: which of `count` rows this process works on; all of them in a single process."""
+def process_rows(count: int) -> np.ndarray:
+    """int64: this process's contiguous share of the rows 0..count-1."""
     return np.array_split(np.arange(count), jax.process_count())[jax.process_index()]
 
 
-def join_parts(tree, count: int):
-    """The rows that every process has worked out for its `own_part`, put together everywhere.
+def gather_process_rows(tree: Any, count: int) -> Any:
+    """Joins the rows that every process computed for its `process_rows(count)`.
 
     Args:
-      tree: arrays [own rows, ...].
+      tree: arrays [this process's rows, ...].
 
     Returns:
-      The same with `count` rows.
+      The same tree of NumPy arrays [count, ...], in every process.
     """
-    if not several():
+    if not is_multiprocess():
         return tree
     sizes = [len(part) for part in np.array_split(np.arange(count), jax.process_count())]
-    most = max(sizes)
+    largest = max(sizes)
 
-    def joined(array):
+    def join(array):
         array = np.asarray(array)
-        padding = [(0, most - len(array))] + [(0, 0)] * (array.ndim - 1)
+        padding = [(0, largest - len(array))] + [(0, 0)] * (array.ndim - 1)
         parts = multihost_utils.process_allgather(np.pad(array, padding)).astype(array.dtype)
         return np.concatenate([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
-    return jax.tree.map(joined, tree)
+    return jax.tree.map(join, tree)

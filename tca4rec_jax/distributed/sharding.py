@@ -1,15 +1,15 @@
-"""The device mesh and where arrays live on it.
+"""The device mesh, and the sharding of every array on it.
 
-One mesh for everything, of three axes:
-  data    splits the rows of a batch; holds the model again and again.
-  fsdp    splits the rows too, and every matrix of the model: training puts a layer's matrices
-          together where it runs and drops them again; beam search leaves them where they are.
-  tensor  splits the heads, the feed-forward and the vocabulary (the model's arithmetic), and the
+The mesh has three axes:
+  data    splits the rows of a batch and replicates the model.
+  fsdp    splits the rows too, and every matrix of the model: training gathers a layer's matrices
+          for the time the layer runs; beam search leaves them split.
+  tensor  splits the heads, the feed-forward width and the vocabulary (tensor parallelism), and the
           items of the CF logits.
 
-`Rules` is the one table of what is split over which. A mesh of one device runs the same code. On
-CPU give every core a device of its own (`use_cpu_cores`): two single-threaded programs side by side
-do more work than one with two threads.
+`Rules` maps logical axes to mesh axes. A mesh of one device runs the same code. On CPU every core
+should be a device (`use_cpu_cores`): two single-threaded programs side by side do more work than
+one with two threads.
 """
 
 import math
@@ -35,16 +35,16 @@ _PARAMETER = re.compile(
 )
 
 
-def names_of(axes: MeshAxes) -> tuple[str, ...]:
-    """The mesh axes in a rule or in an entry of a PartitionSpec."""
+def axis_names(axes: MeshAxes) -> tuple[str, ...]:
+    """The mesh axes in a rule or in an entry of a PartitionSpec, as a tuple."""
     return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Logical axis -> the mesh axis or axes that split it; None: every device holds it whole.
+    """Logical axis -> the mesh axis or axes that split it; None replicates it.
 
-    A dimension that does not divide over its mesh axes is held whole too (`sharding_of`).
+    A dimension that does not divide over its mesh axes is replicated too (`sharding_of`).
     """
 
     batch: MeshAxes = ("data", "fsdp")  # rows of a training batch
@@ -72,10 +72,14 @@ class Rules:
             return ()
         if axis not in vars(self):
             raise ValueError(f"no rule for the axis {axis!r}; there are {', '.join(vars(self))}")
-        return names_of(getattr(self, axis))
+        return axis_names(getattr(self, axis))
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
-        """Of an array with these logical axes; raises ValueError if two are on one mesh axis."""
+        """The PartitionSpec of an array with these logical axes.
+
+        Raises:
+          ValueError: two of the axes are split over the same mesh axis.
+        """
         taken: dict[str, str] = {}
         for axis in axes:
             for name in self.mesh_axes(axis):
@@ -92,9 +96,9 @@ RULES = Rules()
 
 
 def use_cpu_cores() -> None:
-    """One JAX device per CPU core, if JAX runs on CPU; call before the first use of a device.
+    """Makes every CPU core a JAX device; call before the first use of a device.
 
-    Does nothing where XLA_FLAGS or the configuration already set the number of CPU devices.
+    XLA_FLAGS or a JAX configuration that already sets the number of CPU devices is respected.
     """
     already = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not already and jax.config.jax_num_cpu_devices < 1:
@@ -104,14 +108,16 @@ def use_cpu_cores() -> None:
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence | None = None
 ) -> Mesh:
-    """The mesh (data, fsdp, tensor) of the devices, by default of all there are.
+    """The mesh (data, fsdp, tensor).
 
     Args:
-      data: -1 takes what the other two leave.
-      devices: more than the mesh needs are left out from the end, in a process of its own only.
+      data: the axis's size; -1 takes all devices that the other two axes leave.
+      fsdp: the axis's size, at least 1.
+      tensor: the axis's size, at least 1.
+      devices: all devices by default; a single process leaves out those the mesh does not need.
 
     Raises:
-      ValueError: sizes that are not positive, or do not fit the number of devices.
+      UserError: sizes that are not positive, or do not fit the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -139,13 +145,13 @@ def make_mesh(
 
 
 def mesh_for_batches(data: int, fsdp: int, tensor: int, *, batch: int, prompts: int) -> Mesh:
-    """`make_mesh`, for batches of these sizes.
+    """`make_mesh` for batches of these sizes (rows of a training batch, rows of a beam search).
 
-    On CPU the devices are cores of one machine that nobody counted when the batches were chosen:
-    data = -1 then takes as many as divide them, and XLA shares the others out among these.
+    On CPU, data = -1 takes the largest number of cores that divides both; XLA uses the remaining
+    cores inside the devices. (On accelerators the config's author has counted the devices.)
 
     Raises:
-      ValueError: as `make_mesh`.
+      UserError: as `make_mesh`.
     """
     on_one_host = jax.default_backend() == "cpu" and jax.process_count() == 1
     if on_one_host and data == -1 and min(fsdp, tensor) > 0:
@@ -153,7 +159,7 @@ def mesh_for_batches(data: int, fsdp: int, tensor: int, *, batch: int, prompts: 
         fitting = (d for d in range(1, count + 1) if batch % (d * fsdp) == 0 == prompts % d)
         data = max(fitting, default=-1)
         if 0 < data < count:
-            logging.info("%d of %d CPU devices share the rows of a batch", data, count)
+            logging.info("The batch is split over %d of the %d CPU devices", data, count)
     return make_mesh(data, fsdp, tensor)
 
 
@@ -162,20 +168,23 @@ def sharding_of(
     axes: Sequence[str | None],
     shape: Sequence[int],
     *,
-    pieces: Mapping[str, int] | None = None,
+    units: Mapping[str, int] | None = None,
     rules: Rules = RULES,
 ) -> NamedSharding:
-    """Where an array with these logical axes lives.
+    """The sharding of an array with these logical axes.
 
-    A dimension that does not divide evenly is held whole by every device: splitting it would cost
-    padding and communication at each use.
+    A dimension that does not divide evenly is replicated: splitting it would cost padding and
+    communication at each use.
 
     Args:
-      pieces: logical axis -> of how many things it is made that must not be cut (heads), if these
-        are not its single entries.
+      mesh: the device mesh.
+      axes: one logical axis (None: replicated) for each dimension of `shape`.
+      shape: the array's shape.
+      units: {logical axis: its number of indivisible units (heads)}, by default its size.
+      rules: the mesh axes of each logical axis.
 
     Raises:
-      ValueError: as `Rules.spec`, or axes that are not those of the shape.
+      ValueError: as `Rules.spec`, or not one axis for each dimension.
     """
     if len(axes) != len(shape):
         raise ValueError(f"logical axes {tuple(axes)} of an array of shape {tuple(shape)}")
@@ -184,7 +193,7 @@ def sharding_of(
     for axis, size in zip(axes, shape, strict=True):
         names = tuple(name for name in rules.mesh_axes(axis) if mesh.shape[name] > 1)
         parts = math.prod(mesh.shape[name] for name in names)
-        divides = size % parts == 0 and (pieces or {}).get(axis, size) % parts == 0
+        divides = size % parts == 0 and (units or {}).get(axis, size) % parts == 0
         kept.append((names if len(names) > 1 else names[0]) if names and divides else None)
     while kept and kept[-1] is None:
         kept.pop()
@@ -198,13 +207,16 @@ def parameter_sharding(
     shape: Sequence[int] | None = None,
     rules: Rules = RULES,
 ) -> NamedSharding:
-    """Where a decoder's parameter lives; `shape` is needed if config.parameter_shapes has no such.
+    """The sharding of the decoder's parameter at `path`.
 
-    Query heads stay with the keys they share: if the kv heads do not divide, both are held whole.
+    Query heads stay with the keys they share: if the kv heads do not divide, both are replicated.
+
+    Args:
+      shape: the parameter's shape, where config.parameter_shapes lacks the path (adapters).
     """
     shape = config.parameter_shapes[path] if shape is None else shape
-    pieces = {"heads": config.num_kv_heads, "kv_heads": config.num_kv_heads}
-    return sharding_of(mesh, logical_axes(path), shape, pieces=pieces, rules=rules)
+    units = {"heads": config.num_kv_heads, "kv_heads": config.num_kv_heads}
+    return sharding_of(mesh, logical_axes(path), shape, units=units, rules=rules)
 
 
 def tree_shardings(mesh: Mesh, config: DecoderConfig, tree, rules: Rules = RULES):
@@ -236,53 +248,53 @@ def _parameter_path(key_path) -> str | None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that every device holds whole."""
+    """The sharding of an array that every device holds completely."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(mesh: Mesh, tree):
-    """Puts a copy of every array on each device."""
-    return place(tree, replicated(mesh))
+    """Puts a copy of every array of a tree on each device of the mesh."""
+    return put(tree, replicated(mesh))
 
 
-def place(tree, shardings):
-    """Puts arrays, which every process has whole, where they live.
+def put(tree, shardings):
+    """jax.device_put of a tree whose arrays every process holds completely.
 
-    jax.device_put would first gather and compare them, if there are several processes.
+    With several processes jax.device_put itself would first gather and compare the arrays.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
-    def put(array, sharding):
+    def put_one(array, sharding):
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
             return jax.device_put(array, sharding)
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
-    return jax.tree.map(put, tree, jax.tree.broadcast(shardings, tree))
+    return jax.tree.map(put_one, tree, jax.tree.broadcast(shardings, tree))
 
 
-def rows(mesh: Mesh, axis: str = "batch", rules: Rules = RULES) -> NamedSharding:
-    """The sharding of arrays whose leading axis is 'batch' or 'prompts'."""
+def row_sharding(mesh: Mesh, axis: str = "batch", rules: Rules = RULES) -> NamedSharding:
+    """The sharding of arrays whose leading logical axis is 'batch' or 'prompts'."""
     return NamedSharding(mesh, rules.spec((axis,)))
 
 
 def local_rows(mesh: Mesh, batch_size: int, axis: str = "batch") -> np.ndarray:
-    """int64, ascending: the rows of a batch that devices of this process hold."""
-    parts = rows(mesh, axis).addressable_devices_indices_map((batch_size,)).values()
+    """int64, ascending: the rows of a batch that this process's devices hold."""
+    parts = row_sharding(mesh, axis).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
 
 def shard_batch(mesh: Mesh, tree, axis: str = "batch"):
-    """Splits the leading axis, 'batch' or 'prompts': each process gives its `local_rows`."""
-    where = rows(mesh, axis)
-    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(where, a), tree)
+    """Puts a batch on the mesh, its leading axis split; each process passes its `local_rows`."""
+    sharding = row_sharding(mesh, axis)
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), tree)
 
 
 def check_batch_size(
     mesh: Mesh, batch_size: int, field: str, axis: str = "batch", rules: Rules = RULES
 ) -> None:
-    """Raises ValueError, naming the field, if the batch does not divide over the mesh."""
+    """Raises UserError, naming the field, if the batch does not divide over the mesh."""
     parts = math.prod(mesh.shape[name] for name in rules.mesh_axes(axis))
     if batch_size < 1 or batch_size % parts:
         raise UserError(

@@ -17,7 +17,7 @@ import rich
 from absl import logging
 from ml_collections import ConfigDict
 
-from tca4rec_jax.distributed.multihost import is_first
+from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.evaluation.intervals import (
     bootstrap_intervals,
     metric_values,
@@ -67,7 +67,7 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
     ranked = cf_models(run, rows) | cached_llms(run, rows, variants)
     ranked = {label: ranked[label] for label in (POPULAR, CF, *_labels(fields))}
     results = _results(run, rows, ranked)
-    if is_first():
+    if is_main_process():
         _report(run, rows, ranked, results)
     return results
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import rich
 from ml_collections import ConfigDict
 
-from tca4rec_jax.distributed.multihost import is_first
+from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.evaluation.intervals import paired_differences, ranking_metrics
 from tca4rec_jax.evaluation.llm_rankings import CF, cached_llms, cf_models, sample_rows
 from tca4rec_jax.evaluation.report import (
@@ -63,7 +63,7 @@ def sweep_guidance(
         for label, one in models.items()
     }
     results = {"rows": len(rows), "models": models, "differences": differences}
-    if not is_first():
+    if not is_main_process():
         return results
     shown = name or "untrained"
     title = f"{shown}: {len(rows)} {config.evaluation.split} rows, 95% bootstrap intervals"

@@ -22,12 +22,12 @@ from tca4rec_jax.decoding.engine import BatchedSearch, Contender
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.decoding.recommendations import Recommendations, SweepFile, write_arrays
 from tca4rec_jax.distributed.multihost import (
-    everywhere,
-    from_first,
-    is_first,
-    join_parts,
-    own_part,
-    several,
+    all_processes,
+    broadcast_from_main,
+    gather_process_rows,
+    is_main_process,
+    is_multiprocess,
+    process_rows,
 )
 from tca4rec_jax.evaluation.intervals import rank_in_list
 from tca4rec_jax.metrics import CUTOFFS, rank_of_target
@@ -74,13 +74,13 @@ def sample_rows(sequences: ItemSequences, count: int, seed: int) -> np.ndarray:
 def cf_models(run: Run, rows: np.ndarray) -> dict[str, Ranked]:
     """Most popular and the CF model of the logits store, by full ranking."""
     popular_I = popularity_logits(run.data.splits["train_sequences"], run.data.catalogue.num_items)
-    own = rows[own_part(rows.size)]
+    own = rows[process_rows(rows.size)]
     scores = {
         POPULAR: np.broadcast_to(popular_I, (own.size, popular_I.size)),
         CF: _cf_logits(run, own)(np.arange(own.size)),
     }
     ranked = {label: _full_ranking(run, own, scores_RxI) for label, scores_RxI in scores.items()}
-    return {label: join_parts(one, rows.size) for label, one in ranked.items()}
+    return {label: gather_process_rows(one, rows.size) for label, one in ranked.items()}
 
 
 def _cf_logits(run: Run, rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -123,9 +123,11 @@ def cached_llms(
     ranked, missing = {}, {}
     for name, of_run in variants.items():
         guidances = list(of_run.values())
-        identity = from_first(partial(_identity, run, rows, name, guidances), size=32).hex()
+        identity = broadcast_from_main(
+            partial(_identity, run, rows, name, guidances), size=32
+        ).hex()
         path = run.workdir / "evaluation" / f"{name or 'untrained'}_{identity[:8]}.npz"
-        if everywhere(_saved_identity(path) == identity):
+        if all_processes(_saved_identity(path) == identity):
             logging.info("Lists of an earlier evaluation in %s", path)
             with np.load(path) as saved:
                 found = [saved[field] for field in Ranked._fields]
@@ -135,14 +137,14 @@ def cached_llms(
     together = [list(missing)] if run.shared_layers and missing else [[name] for name in missing]
     for names in together:
         file = None
-        if not several():
+        if not is_multiprocess():
             identity = "".join(missing[name][1] for name in names)
             file = SweepFile(run.workdir / "evaluation" / "unfinished.npz", identity)
         guidances = {name: list(variants[name].values()) for name in names}
         found = _llms(run, rows, guidances, file)
         for name, of_run in zip(names, found, strict=True):
             ranked |= dict(zip(variants[name], of_run, strict=True))
-            if is_first():
+            if is_main_process():
                 path, identity = missing[name]
                 fields = Ranked(*map(np.stack, zip(*of_run, strict=True)))._asdict()
                 write_arrays(path, identity=identity, **fields)
@@ -219,7 +221,7 @@ def _llms(
         allowed=allowed,
         target_leaf_R=leaf_R,
         temperatures=config.evaluation.temperatures,
-        progress=label if is_first() else None,
+        progress=label if is_main_process() else None,
         file=file,
     )
 

@@ -23,7 +23,12 @@ from tqdm import tqdm
 
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.distributed.data_parallel import RowParallel
-from tca4rec_jax.distributed.multihost import fetch, from_first, is_first, wait_for_all
+from tca4rec_jax.distributed.multihost import (
+    barrier,
+    broadcast_from_main,
+    gather_to_host,
+    is_main_process,
+)
 from tca4rec_jax.distributed.sharding import local_rows, shard_batch
 from tca4rec_jax.llm.decoder import Decoder
 
@@ -61,13 +66,13 @@ class FrozenStates:
         here = local_rows(self.mesh, batch_size, "prompts")
 
         def keep(rows: np.ndarray, found: jax.Array) -> None:
-            found_BxSxD = fetch(found)
-            if is_first():
+            found_BxSxD = gather_to_host(found)
+            if is_main_process():
                 for place, row in enumerate(rows):
                     self._write(tokens[row], found_BxSxD[place, : tokens[row].size])
 
         pending = None
-        disable = None if batches and is_first() else True
+        disable = None if batches and is_main_process() else True
         for rows, width in tqdm(batches, desc="Frozen layers", unit="batch", disable=disable):
             padded = tokens.pad(np.resize(rows, batch_size), width, 0)  # of too few some twice
             on_mesh = shard_batch(self.mesh, padded[here], "prompts")
@@ -77,7 +82,7 @@ class FrozenStates:
             pending = rows, found
         if pending is not None:
             keep(*pending)
-        wait_for_all(f"frozen states of {len(batches)} batches")
+        barrier(f"frozen states of {len(batches)} batches")
 
     def read(self, tokens: Ragged, rows_B: np.ndarray, width: int) -> np.ndarray:
         """[B, width, D] of some rows of the tokens, zero behind each row's end.
@@ -104,7 +109,7 @@ class FrozenStates:
             new = set(rows.tolist()) - seen
             missing_N[number] = not all(self._has(tokens[row]) for row in new)
             seen |= new
-        chosen_N = np.frombuffer(from_first(missing_N.tobytes, missing_N.size), bool)
+        chosen_N = np.frombuffer(broadcast_from_main(missing_N.tobytes, missing_N.size), bool)
         return [batch for batch, chosen in zip(batches, chosen_N, strict=True) if chosen]
 
     def _has(self, tokens_S: np.ndarray) -> bool:

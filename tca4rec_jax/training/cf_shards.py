@@ -24,7 +24,7 @@ from tca4rec_jax.core.collaborative_tokenizer import (
 )
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.distributed.data_parallel import RowParallel
-from tca4rec_jax.distributed.sharding import place
+from tca4rec_jax.distributed.sharding import put
 
 
 def _item_axes(on_rows: RowParallel) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ def put_cf(
 ) -> tuple[CFItems | None, TrieArrays, TrieShape]:
     """`cf_arrays` on the mesh."""
     *arrays, shape = cf_arrays(mesh, items, trie)
-    return *place(tuple(arrays), cf_shardings(mesh, *arrays)), shape
+    return *put(tuple(arrays), cf_shardings(mesh, *arrays)), shape
 
 
 def project_shards(

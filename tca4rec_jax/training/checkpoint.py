@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from tca4rec_jax.distributed.multihost import everywhere, is_first, wait_for_all
+from tca4rec_jax.distributed.multihost import all_processes, barrier, is_main_process
 from tca4rec_jax.training.fault_tolerance import CheckpointError
 from tca4rec_jax.training.step import TrainState
 
@@ -122,7 +122,7 @@ class Checkpoints:
         )
         for step in steps:
             restored, problem = self._read(step, abstract)
-            if everywhere(restored is not None):
+            if all_processes(restored is not None):
                 state, data = restored
                 if data.get("checksum", 0) in (0, int(checksum(state))):  # old ones have none
                     return restored
@@ -162,14 +162,14 @@ class Checkpoints:
         self._loss_of_step.pop(step)
         if not self._writable:
             return
-        if is_first():
+        if is_main_process():
             folder = self._directory / str(step)
             number, beside = 0, self._directory / f"{_UNREADABLE}{step}"
             while beside.exists():
                 number += 1
                 beside = self._directory / f"{_UNREADABLE}{step}_{number}"
             folder.rename(beside)
-        wait_for_all("checkpoint set aside")
+        barrier("checkpoint set aside")
         self._manager.reload()
 
     def close(self) -> None:

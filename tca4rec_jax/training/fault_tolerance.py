@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from tca4rec_jax.distributed.multihost import several
+from tca4rec_jax.distributed.multihost import is_multiprocess
 
 # Exit statuses: of a run that was asked to stop (as a shell reports SIGTERM), and of a hung one.
 STOPPED, HUNG = 128 + signal.SIGTERM, 75
@@ -35,7 +35,7 @@ class StopSignal:
 
     def __init__(self):
         self._received = False
-        self._several = several()
+        self._several = is_multiprocess()
 
     def __enter__(self):
         if not self._several:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tca4rec_jax.distributed.multihost import is_first
+from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.training.step import Metrics
 
 
@@ -36,14 +36,14 @@ class TrainingLog:
         name: str,
     ):
         self._path, self._file = path, None
-        if is_first():
+        if is_main_process():
             kept = [line for line in read_log(path) if line["step"] < start]
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = path.with_suffix(".partial")
             beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(beside, path)
             self._file = path.open("a", buffering=1)
-        disable = None if is_first() else True
+        disable = None if is_main_process() else True
         self._bar = tqdm(total=total_steps, initial=start, desc=name, unit="step", disable=disable)
         self._ideal_seconds_per_token = ideal_seconds_per_token
         self._window = []  # losses since `mean_loss` was asked

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from tca4rec_jax.distributed.multihost import check_same
+from tca4rec_jax.distributed.multihost import check_processes_agree
 from tca4rec_jax.distributed.sharding import shard_batch
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.checkpoint import Checkpoints
@@ -68,7 +68,7 @@ def train(
     """
     with checkpoints:
         latest = checkpoints.latest_step
-        check_same(str(latest).encode().ljust(16), f"checkpoints in {log_path.parent}")
+        check_processes_agree(str(latest).encode().ljust(16), f"checkpoints in {log_path.parent}")
         if latest is not None:
             state, position = checkpoints.restore(state)
             _check_identity(position["identity"], identity, log_path.parent)

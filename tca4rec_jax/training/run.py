@@ -32,13 +32,13 @@ from tca4rec_jax.data.dataset import load as load_data
 from tca4rec_jax.data.downloads import ASSETS, fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, TitleTokens, tokenise_titles
 from tca4rec_jax.data.sequences import RecData
-from tca4rec_jax.distributed.multihost import check_same, is_first, wait_for_all
+from tca4rec_jax.distributed.multihost import barrier, check_processes_agree, is_main_process
 from tca4rec_jax.distributed.sharding import (
     check_batch_size,
     local_rows,
     mesh_for_batches,
     parameter_sharding,
-    place,
+    put,
     replicate,
     replicated,
     tree_shardings,
@@ -165,7 +165,7 @@ class Run:
 
     def _placed(self, architecture: DecoderConfig, tree):
         """A tree of parameters, each where it belongs."""
-        return place(tree, tree_shardings(self.mesh, architecture, tree))
+        return put(tree, tree_shardings(self.mesh, architecture, tree))
 
     @property
     def directory(self) -> Path:
@@ -356,15 +356,15 @@ def train_run(run: Run) -> TrainState:
     """
     config, training = run.config, run.config.training
     check_folder(run.directory, num_bytes=0)
-    check_same(_sha256(config.to_json_best_effort()), "config (or flags)")
+    check_processes_agree(_sha256(config.to_json_best_effort()), "config (or flags)")
     prepared = prepare_training(run)
     check_folder(run.directory, num_bytes=sum(a.nbytes for a in jax.tree.leaves(prepared.state)))
     began_with = run.directory / "config.json"
-    if is_first() and not began_with.exists():
+    if is_main_process() and not began_with.exists():
         began_with.write_text(config.to_json_best_effort(indent=2))
-    wait_for_all("config.json")
+    barrier("config.json")
     seen = began_with.read_text() if began_with.exists() else ""
-    check_same(_sha256(seen), str(began_with))
+    check_processes_agree(_sha256(seen), str(began_with))
     sequences = run.data.splits[training_split(config)]
     row_R = row_of_example(prepared.batches.examples, sequences)
     return train(

@@ -29,7 +29,7 @@ from tca4rec_jax.core.objective import (
     vocabulary_loss_of_hidden,
 )
 from tca4rec_jax.distributed.data_parallel import RowParallel
-from tca4rec_jax.distributed.sharding import parameters, replicated, rows
+from tca4rec_jax.distributed.sharding import parameters, replicated, row_sharding
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.training.batches import Batch
 from tca4rec_jax.training.cf_shards import project_shards
@@ -248,7 +248,7 @@ def make_train_step(
     @functools.partial(
         jax.jit,
         donate_argnums=0,
-        in_shardings=(state_places, base_places, rows(mesh), None, None, replicated(mesh)),
+        in_shardings=(state_places, base_places, row_sharding(mesh), None, None, replicated(mesh)),
         out_shardings=(state_places, replicated(mesh)),
     )
     def train_step(state: TrainState, base, batch, cf_items, trie, temperatures):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tca4rec_jax.distributed import multihost as processes
+from tca4rec_jax.distributed import multihost
 
 SLURM = {
     "SLURM_STEP_NODELIST": "node[1-2]",
@@ -28,14 +28,15 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
     ],
 )
 def test_clusters_are_told_by_the_environment(environment, name):
-    assert processes.cluster({"TPU_SKIP_MDS_QUERY": "1"} | environment) == name
+    assert multihost.detect_cluster({"TPU_SKIP_MDS_QUERY": "1"} | environment) == name
 
 
 def test_a_tpu_machine_is_one_where_jax_found_chips(monkeypatch):
-    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: name == "libtpu")
-    assert processes.cluster({}) == "Cloud TPU"
-    assert processes.cluster({"TPU_SKIP_MDS_QUERY": "1"}) == ""  # set by jax where there are none
-    assert processes.cluster({"JAX_PLATFORMS": "cpu"}) == ""
+    monkeypatch.setattr(multihost.importlib.util, "find_spec", lambda name: name == "libtpu")
+    assert multihost.detect_cluster({}) == "Cloud TPU"
+    # jax sets the variable where there are no chips.
+    assert multihost.detect_cluster({"TPU_SKIP_MDS_QUERY": "1"}) == ""
+    assert multihost.detect_cluster({"JAX_PLATFORMS": "cpu"}) == ""
 
 
 def test_a_plain_process_tries_nothing(monkeypatch):
@@ -45,22 +46,22 @@ def test_a_plain_process_tries_nothing(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     for name in SLURM | POD:
         monkeypatch.delenv(name, raising=False)
-    processes.join()
-    processes.join(count=1)
-    assert processes.is_first()
-    assert not processes.several()
+    multihost.join_job()
+    multihost.join_job(count=1)
+    assert multihost.is_main_process()
+    assert not multihost.is_multiprocess()
     for wrong in (("host:1", 2, -1), ("host", 2, 0), ("host:1", 2, 2), ("", 2, 0), ("", 2, -1)):
         with pytest.raises(ValueError, match="several processes need --coordinator=HOST:PORT"):
-            processes.join(*wrong)
+            multihost.join_job(*wrong)
 
 
 def test_a_pod_that_cannot_count_its_fellows_says_what_to_do(monkeypatch):
     for name, value in POD.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(multihost.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install .jax\[k8s\]."):
-        processes.join()
-    processes.join(count=1)
+        multihost.join_job()
+    multihost.join_job(count=1)
 
 
 def test_parts_of_all_processes_make_every_row_once(monkeypatch):
@@ -68,17 +69,19 @@ def test_parts_of_all_processes_make_every_row_once(monkeypatch):
     parts = []
     for index in range(3):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        parts.append(processes.own_part(8))
+        parts.append(multihost.process_rows(8))
     np.testing.assert_array_equal(np.concatenate(parts), np.arange(8))
     assert [part.size for part in parts] == [3, 3, 2]
 
-    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(multihost, "is_multiprocess", lambda: True)
     gathered = []
 
     def allgather(padded):
         gathered.append(padded)
         return np.stack([np.pad(10 * part, (0, 3 - part.size)) for part in parts])
 
-    monkeypatch.setattr(processes.multihost_utils, "process_allgather", allgather)
-    np.testing.assert_array_equal(processes.join_parts(10 * parts[2], 8), 10 * np.arange(8))
+    monkeypatch.setattr(multihost.multihost_utils, "process_allgather", allgather)
+    np.testing.assert_array_equal(
+        multihost.gather_process_rows(10 * parts[2], 8), 10 * np.arange(8)
+    )
     assert gathered[0].shape == (3,)  # padded to the largest part

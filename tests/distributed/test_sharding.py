@@ -84,8 +84,8 @@ def test_what_does_not_divide_is_held_whole():
     assert sharding_of(mesh, ("embed", "vocabulary"), (6, 4)).spec == P(None, "tensor")
     assert sharding_of(mesh, ("vocabulary", "embed"), (5, 4)).spec == P()
     # 6 columns are 3 heads: half of a head is of no use.
-    pieces = {"heads": 3}
-    assert sharding_of(mesh, ("embed", "heads"), (6, 6), pieces=pieces).spec == P()
+    units = {"heads": 3}
+    assert sharding_of(mesh, ("embed", "heads"), (6, 6), units=units).spec == P()
     assert sharding_of(mesh, ("embed", "heads"), (6, 6)).spec == P(None, "tensor")
     with pytest.raises(
         ValueError, match=r"logical axes \('embed',\) of an array of shape \(2, 3\)"

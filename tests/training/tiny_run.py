@@ -23,8 +23,8 @@ from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
-from tca4rec_jax.distributed.multihost import join, leave
-from tca4rec_jax.distributed.sharding import local_rows, make_mesh, place, replicate, tree_shardings
+from tca4rec_jax.distributed.multihost import join_job, leave_job
+from tca4rec_jax.distributed.sharding import local_rows, make_mesh, put, replicate, tree_shardings
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
@@ -113,7 +113,7 @@ def run(
     )
     graph, params, base = nnx.split(decoder, nnx.LoRAParam, ...)
     state = init_state(params, optimizer)
-    state, base = (place(tree, tree_shardings(mesh, config, tree)) for tree in (state, base))
+    state, base = (put(tree, tree_shardings(mesh, config, tree)) for tree in (state, base))
     items, trie, shape = put_cf(mesh, CFItems(store.item_table), compressed)
     scalars = replicate(mesh, Temperatures(*map(jnp.float32, (0.3, 1.0, 1.0))))
     step = make_train_step(
@@ -194,7 +194,7 @@ def _in_process(folder, devices, job, kill_at, kill_in_save, options):
     forked.keep_programs()
     logging.use_absl_handler()
     if job:
-        join(*job)
+        join_job(*job)
     small_files_at = options.pop("small_files_at", None)
     pace = options.pop("pace", 0.0)
 
@@ -211,7 +211,7 @@ def _in_process(folder, devices, job, kill_at, kill_in_save, options):
         parameters = run(folder, step_hook=hook, **options)
     except Stopped as stopped:
         print(stopped, flush=True)
-        leave()
+        leave_job()
         os._exit(STOPPED)
     except (CheckpointError, FloatingPointError, ValueError, jax.errors.JaxRuntimeError) as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
