@@ -1,7 +1,19 @@
+"""Ranks, metrics, and bootstrap intervals against a loop that draws row numbers."""
+
 import numpy as np
 import pytest
 
-from tca4rec_jax.metrics import hit_rate, mean_metrics, ndcg, rank_of_target
+from tca4rec_jax.metrics import (
+    bootstrap_intervals,
+    hit_rate,
+    mean_metrics,
+    metric_values,
+    ndcg,
+    paired_differences,
+    rank_in_list,
+    rank_of_target,
+    ranking_metrics,
+)
 
 
 def stable_sort_rank(scores_I: np.ndarray, target: int) -> int:
@@ -55,3 +67,86 @@ def test_metrics_reject_what_they_cannot_mean():
         ndcg(np.array([0.5]), 10)
     with pytest.raises(ValueError, match="no rows"):
         mean_metrics(np.zeros(0, np.int32))
+
+
+def test_rank_is_the_place_in_the_list():
+    listed_RxM = np.array([[3, 1, 2], [4, -1, -1], [0, 5, 6], [-1, -1, -1]])
+    assert rank_in_list(listed_RxM, np.array([2, 4, 1, 0])).tolist() == [2, 0, -1, -1]
+
+
+def test_rank_by_title_counts_any_item_of_the_title():
+    leaf_of_item = np.array([0, 1, 1, 2])  # items 1 and 2 share a title
+    leaves_RxM, items_RxM = np.array([[2, 1, 0]]), np.array([[3, 1, 2, 0]])
+    target_R = np.array([2])
+    assert rank_in_list(items_RxM, target_R).tolist() == [2]
+    assert rank_in_list(leaves_RxM, leaf_of_item[target_R]).tolist() == [1]
+
+
+def test_rank_rejects_what_it_cannot_rank():
+    with pytest.raises(ValueError, match="row 1: the list .* repeats"):
+        rank_in_list(np.array([[0, 1, -1, -1], [2, 3, 2, -1]]), np.array([0, 2]))
+    with pytest.raises(ValueError, match="row 1: target -1"):
+        rank_in_list(np.array([[0], [1]]), np.array([0, -1]))
+    with pytest.raises(ValueError, match="one target per row"):
+        rank_in_list(np.array([[0], [1]]), np.array([0]))
+
+
+def loop_bootstrap(values_R, resamples, rng):
+    size = len(values_R)
+    means = [values_R[rng.integers(0, size, size)].mean() for _ in range(resamples)]
+    return np.quantile(means, [0.025, 0.975])
+
+
+def test_intervals_agree_with_a_loop_over_resamples():
+    rng = np.random.default_rng(1)
+    ranks_R = rng.integers(-1, 15, 300)
+    values = metric_values(ranks_R, (1, 10))
+    intervals = ranking_metrics(ranks_R, (1, 10), seed=3)
+    for name, values_R in values.items():
+        low, high = loop_bootstrap(values_R, 4000, rng)
+        width = high - low
+        assert intervals[name].mean == pytest.approx(values_R.mean())
+        assert intervals[name].low == pytest.approx(low, abs=0.08 * width)
+        assert intervals[name].high == pytest.approx(high, abs=0.08 * width)
+
+
+def test_about_95_of_100_intervals_cover_the_true_mean():
+    rng = np.random.default_rng(0)
+    draws_RxJ = rng.normal(size=(200, 300))
+    intervals = bootstrap_intervals({str(j): draws_RxJ[:, j] for j in range(300)}, resamples=500)
+    covered = np.mean([i.low <= 0 <= i.high for i in intervals.values()])
+    assert 0.90 < covered < 0.985
+
+
+def test_intervals_are_seeded():
+    ranks_R = np.arange(50) % 13
+    assert ranking_metrics(ranks_R, seed=1) == ranking_metrics(ranks_R, seed=1)
+    assert ranking_metrics(ranks_R, seed=1) != ranking_metrics(ranks_R, seed=2)
+
+
+def test_paired_differences_are_of_the_same_rows():
+    rng = np.random.default_rng(0)
+    ranks_R = rng.integers(-1, 12, 400)
+    same = paired_differences(ranks_R, ranks_R, (10,))["ndcg@10"]
+    assert same == (0.0, 0.0, 0.0)
+    better_R = np.where(np.arange(400) % 20 == 0, 0, ranks_R)
+    gain = paired_differences(better_R, ranks_R, (10,))["ndcg@10"]
+    ours, theirs = (ranking_metrics(r, (10,))["ndcg@10"] for r in (better_R, ranks_R))
+    assert gain.mean == pytest.approx(ours.mean - theirs.mean)
+    # Pairing removes what the rows have in common: the unpaired intervals overlap, this one is
+    # clear of 0.
+    assert gain.low > 0
+    assert ours.low < theirs.high
+
+
+def test_bad_values_are_errors():
+    with pytest.raises(ValueError, match="row 1: x is nan"):
+        bootstrap_intervals({"x": np.array([0.0, np.nan])})
+    with pytest.raises(ValueError, match="at least one row"):
+        bootstrap_intervals({"x": np.zeros(0)})
+    with pytest.raises(ValueError, match="same rows"):
+        bootstrap_intervals({"x": np.zeros(2), "y": np.zeros(3)})
+    with pytest.raises(ValueError, match="level"):
+        bootstrap_intervals({"x": np.zeros(2)}, level=95)
+    with pytest.raises(ValueError, match="same rows in the same order"):
+        paired_differences(np.zeros(3, int), np.zeros(4, int))

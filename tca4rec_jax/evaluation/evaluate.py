@@ -18,12 +18,6 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from tca4rec_jax.distributed.multihost import is_main_process
-from tca4rec_jax.evaluation.intervals import (
-    bootstrap_intervals,
-    metric_values,
-    paired_differences,
-    ranking_metrics,
-)
 from tca4rec_jax.evaluation.llm_rankings import (
     CF,
     POPULAR,
@@ -40,6 +34,12 @@ from tca4rec_jax.evaluation.report import (
     plot_training_curves,
     write_results,
     write_text,
+)
+from tca4rec_jax.metrics import (
+    bootstrap_intervals,
+    metric_values,
+    paired_differences,
+    ranking_metrics,
 )
 from tca4rec_jax.training.log import read_log
 from tca4rec_jax.training.run import Run

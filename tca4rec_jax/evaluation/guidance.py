@@ -11,7 +11,6 @@ import rich
 from ml_collections import ConfigDict
 
 from tca4rec_jax.distributed.multihost import is_main_process
-from tca4rec_jax.evaluation.intervals import paired_differences, ranking_metrics
 from tca4rec_jax.evaluation.llm_rankings import CF, cached_llms, cf_models, sample_rows
 from tca4rec_jax.evaluation.report import (
     console_table,
@@ -20,6 +19,7 @@ from tca4rec_jax.evaluation.report import (
     write_results,
     write_text,
 )
+from tca4rec_jax.metrics import paired_differences, ranking_metrics
 from tca4rec_jax.training.run import Run
 
 METRICS = ("hr@10", "ndcg@10")

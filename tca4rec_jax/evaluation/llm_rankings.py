@@ -29,8 +29,7 @@ from tca4rec_jax.distributed.multihost import (
     is_multiprocess,
     process_rows,
 )
-from tca4rec_jax.evaluation.intervals import rank_in_list
-from tca4rec_jax.metrics import CUTOFFS, rank_of_target
+from tca4rec_jax.metrics import CUTOFFS, rank_in_list, rank_of_target
 from tca4rec_jax.training.run import Run
 
 POPULAR, CF = "Most popular", "CF model"

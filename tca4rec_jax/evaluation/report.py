@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from tca4rec_jax.evaluation.intervals import Interval
+from tca4rec_jax.metrics import Interval
 
 Cell = str | int | float | Interval | None
 

@@ -6,7 +6,6 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from tca4rec_jax.evaluation.intervals import Interval
 from tca4rec_jax.evaluation.report import (
     console_table,
     examples_text,
@@ -15,6 +14,7 @@ from tca4rec_jax.evaluation.report import (
     plot_training_curves,
     write_results,
 )
+from tca4rec_jax.metrics import Interval
 
 ROWS = {
     "SASRec": {"ndcg@10": Interval(0.058, 0.05, 0.0661), "users/s": 812.0},
