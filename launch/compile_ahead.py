@@ -19,7 +19,8 @@ from tca4rec_jax.compile_ahead import report
 from tca4rec_jax.compile_ahead.estimate import compile_for
 from tca4rec_jax.compile_ahead.programs import PROGRAMS, Programs
 from tca4rec_jax.compile_ahead.targets import Target
-from tca4rec_jax.evaluation.report import console_table, markdown_table, write_results, write_text
+from tca4rec_jax.fileio import write_text
+from tca4rec_jax.reporting import console_table, markdown_table, write_results
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)
 _TARGET = flags.DEFINE_list("target", None, "The machines to compile for, of one platform.")

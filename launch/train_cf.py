@@ -11,7 +11,7 @@ import rich
 
 from tca4rec_jax.cf.pipeline import results_table, run_cf
 from tca4rec_jax.data.dataset import load
-from tca4rec_jax.evaluation.cf_report import write_cf_report
+from tca4rec_jax.evaluation.report import write_cf_report
 from tca4rec_jax.launching import launch
 
 

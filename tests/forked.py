@@ -22,7 +22,6 @@ _PRELOAD = [  # not what defines flags, as some scripts define others of these n
     "tca4rec_jax.compile_ahead.programs",
     "tca4rec_jax.cf.pipeline",
     "tca4rec_jax.decoding.recommend_file",
-    "tca4rec_jax.evaluation.cf_report",
     "tca4rec_jax.evaluation.evaluate",
     "tca4rec_jax.evaluation.guidance",
 ]

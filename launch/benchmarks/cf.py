@@ -38,9 +38,9 @@ from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.published import read_published
 from tca4rec_jax.data.sequences import ItemSequences, RecData
-from tca4rec_jax.evaluation.report import console_table, write_results
 from tca4rec_jax.launching import CONFIG, WORKDIR, start
 from tca4rec_jax.metrics import ndcg
+from tca4rec_jax.reporting import console_table, write_results
 
 _WHAT = flags.DEFINE_enum("what", "accuracy", ["accuracy", "speed", "store"], "What is measured.")
 _MODELS = flags.DEFINE_list(

@@ -39,10 +39,10 @@ from tca4rec_jax.data.downloads import fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, prompts, tokenise_titles
 from tca4rec_jax.data.published import read_published
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.evaluation.report import console_table, write_results
 from tca4rec_jax.launching import start
 from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens, append_tokens, init_paths, pack
 from tca4rec_jax.llm.tokenizer import load_tokenizer
+from tca4rec_jax.reporting import console_table, write_results
 
 _PART = flags.DEFINE_enum("part", "generate", ["generate", "trie"], "What is measured.")
 _DATA = flags.DEFINE_string("data", None, "A folder in the published layout.")

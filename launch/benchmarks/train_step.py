@@ -62,8 +62,8 @@ from train_step_inputs import (
 )
 
 from tca4rec_jax.data.downloads import fetch_file
-from tca4rec_jax.evaluation.report import console_table, write_results
 from tca4rec_jax.launching import start
+from tca4rec_jax.reporting import console_table, write_results
 from tca4rec_jax.training.throughput import mean_context
 
 _DATA = flags.DEFINE_string("data", None, "Folder of a data set in the published layout.")

@@ -26,21 +26,15 @@ from tca4rec_jax.evaluation.llm_rankings import (
     cf_models,
     sample_rows,
 )
-from tca4rec_jax.evaluation.report import (
-    console_table,
-    examples_text,
-    markdown_table,
-    plot_metrics,
-    plot_training_curves,
-    write_results,
-    write_text,
-)
+from tca4rec_jax.evaluation.report import examples_text, plot_metrics, plot_training_curves
+from tca4rec_jax.fileio import write_text
 from tca4rec_jax.metrics import (
     bootstrap_intervals,
     metric_values,
     paired_differences,
     ranking_metrics,
 )
+from tca4rec_jax.reporting import console_table, markdown_table, write_results
 from tca4rec_jax.training.log import read_log
 from tca4rec_jax.training.run import Run
 

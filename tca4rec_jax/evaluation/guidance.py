@@ -12,14 +12,10 @@ from ml_collections import ConfigDict
 
 from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.evaluation.llm_rankings import CF, cached_llms, cf_models, sample_rows
-from tca4rec_jax.evaluation.report import (
-    console_table,
-    markdown_table,
-    plot_sweep,
-    write_results,
-    write_text,
-)
+from tca4rec_jax.evaluation.report import plot_sweep
+from tca4rec_jax.fileio import write_text
 from tca4rec_jax.metrics import paired_differences, ranking_metrics
+from tca4rec_jax.reporting import console_table, markdown_table, write_results
 from tca4rec_jax.training.run import Run
 
 METRICS = ("hr@10", "ndcg@10")

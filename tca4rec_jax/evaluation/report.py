@@ -1,92 +1,19 @@
-"""Reports of an evaluation: tables, results.json, pictures and readable examples.
+"""Reports: pictures and readable examples of an evaluation, and the report on the CF models.
 
-Everything takes plain dicts and arrays. Files are written beside their place and then renamed, so a
-run that is cut off leaves no half-written report.
-
-Axis letters: R rows, H history items, K places of a list.
+Axis letters: R rows, H history items, M places of a list.
 """
 
-import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.table import Table
 
+from tca4rec_jax.fileio import write_text
 from tca4rec_jax.metrics import Interval
+from tca4rec_jax.reporting import check_rows, markdown_table, save_figure
 
-Cell = str | int | float | Interval | None
-
-
-def format_cell(value: Cell, digits: int = 4) -> str:
-    """One table cell: an interval as 'mean [low, high]', a float with `digits`, None as '-'."""
-    if value is None:
-        return "-"
-    if isinstance(value, Interval):
-        return f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
-    if isinstance(value, float | np.floating):
-        return f"{value:.{digits}f}"
-    return str(value)
-
-
-def table_columns(rows: Mapping[str, Mapping[str, Cell]]) -> list[str]:
-    """The columns of all rows in order of first appearance."""
-    return list(dict.fromkeys(column for row in rows.values() for column in row))
-
-
-def markdown_table(
-    rows: Mapping[str, Mapping[str, Cell]], *, first_column: str = "", digits: int = 4
-) -> str:
-    """A table {row label: {column: value}} as Markdown; a missing value is '-'.
-
-    Raises:
-      ValueError: there are no rows.
-    """
-    _need_rows(rows)
-    columns = table_columns(rows)
-    lines = [[first_column, *columns], ["---", *["---:"] * len(columns)]]
-    for label, row in rows.items():
-        lines.append([label, *(format_cell(row.get(column), digits) for column in columns)])
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
-
-
-def console_table(
-    rows: Mapping[str, Mapping[str, Cell]],
-    *,
-    title: str,
-    first_column: str = "",
-    digits: int = 4,
-) -> Table:
-    """The same table for rich's console. Raises ValueError if there are no rows."""
-    _need_rows(rows)
-    columns = table_columns(rows)
-    table = Table(title=title, title_justify="left")
-    table.add_column(first_column, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for label, row in rows.items():
-        table.add_row(label, *(format_cell(row.get(column), digits) for column in columns))
-    return table
-
-
-def write_results(path: Path, results: Mapping) -> None:
-    """Writes results as JSON; intervals become {mean, low, high}, arrays become lists.
-
-    Raises:
-      ValueError: a number that is not finite (JSON has none), named by its keys.
-      TypeError: a value of another kind, named by its keys.
-    """
-    text = json.dumps(_plain(results, ()), indent=2, allow_nan=False) + "\n"
-    _write_beside(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file (UTF-8)."""
-    _write_beside(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+CF_METRICS = ("hr@1", "hr@3", "hr@5", "hr@10", "hr@20", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg@20")
 
 
 def plot_training_curves(
@@ -130,7 +57,7 @@ def plot_metrics(
     Raises:
       ValueError: no model or metric, or a model lacks one of the metrics.
     """
-    _need_rows(rows)
+    check_rows(rows)
     missing = [(label, m) for label, row in rows.items() for m in metrics if m not in row]
     if missing or not metrics:
         raise ValueError(f"nothing to draw: metrics {list(metrics)}, missing {missing}")
@@ -162,7 +89,7 @@ def plot_sweep(
     Raises:
       ValueError: there is nothing to draw.
     """
-    _need_rows(curve)
+    check_rows(curve)
     values = np.array(sorted(curve))
     figure = Figure(figsize=(4.6 * len(metrics), 3.4), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
@@ -192,7 +119,7 @@ def examples_text(
     Args:
       titles: item i's title at i.
       history_RxH: int, oldest first, -1 for padding.
-      recommended: {model: items int [R, K], best first, -1 for none}.
+      recommended: {model: items int [R, M], best first, -1 for none}.
       target_R: int, the item that came next.
       rows: which rows to show.
       top: recommendations shown for each model.
@@ -206,10 +133,10 @@ def examples_text(
         target = int(target_R[row])
         lines = [f"### Example {number} (row {row})", "", "History, oldest first:", ""]
         lines += [f"- {name}" for name in names(history_RxH[row])]
-        for model, items_RxK in recommended.items():
-            items_K = np.asarray(items_RxK[row])
+        for model, items_RxM in recommended.items():
+            items_M = np.asarray(items_RxM[row])
             lines += ["", f"{model} recommends:", ""]
-            for place, item in enumerate(items_K[items_K >= 0][:top].tolist(), start=1):
+            for place, item in enumerate(items_M[items_M >= 0][:top].tolist(), start=1):
                 mark = " **(what came next)**" if item == target else ""
                 lines.append(f"{place}. {titles[item]}{mark}")
         lines += ["", f"What came next: **{titles[target]}**", ""]
@@ -217,39 +144,54 @@ def examples_text(
     return "\n".join(parts)
 
 
-def _need_rows(rows: Mapping) -> None:
-    if not rows:
-        raise ValueError("a table or picture of results needs at least one row")
+def write_cf_report(directory: Path, metrics: Mapping) -> None:
+    """Writes report.md and report.png of what `cf.pipeline.run_cf` returns."""
+    ranking = {
+        f"{model}, {subset}": {"rows": values["rows"]}
+        | {name.upper(): values[name] for name in CF_METRICS}
+        for model, subsets in metrics["results"].items()
+        for subset, values in subsets.items()
+    }
+    profiles = metrics["profiles"]
+    character = {
+        model: {
+            "coverage@10": values["coverage@10"],
+            "popularity@10": values["popularity@10"],
+            "best beta": f"{values['best_beta']:g}",
+            **{f"entropy, beta {beta}": nats for beta, nats in values["entropy"].items()},
+        }
+        for model, values in profiles.items()
+    }
+    text = [
+        "# CF models, ranking the whole catalogue\n",
+        markdown_table(ranking, first_column="model, rows"),
+        "What the Collaborative Tokenizer will see, on the test rows. Coverage: share of the items "
+        "that are among anyone's first ten. Popularity: training interactions of the first tens, "
+        "relative to those of the items that were chosen. Best beta: the CF temperature at which "
+        "the model is best calibrated (lowest NLL). Entropy in nats.\n",
+        markdown_table(character, first_column="model"),
+        "![metrics and sharpness](report.png)\n",
+    ]
+    write_text(directory / "report.md", "\n".join(text))
+    _plot_cf_models(directory / "report.png", metrics)
 
 
-def _plain(value, keys: tuple[str, ...]):
-    """`value` in types that JSON knows."""
-    if isinstance(value, Interval):
-        value = value._asdict()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner, (*keys, str(key))) for key, inner in value.items()}
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(inner, (*keys, str(place))) for place, inner in enumerate(value)]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"result {'.'.join(keys)} is {value}, not a finite number")
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    raise TypeError(f"result {'.'.join(keys)} is a {type(value).__name__}, which JSON cannot hold")
-
-
-def save_figure(path: Path, figure: Figure) -> None:
-    """Writes a figure as PNG."""
-    FigureCanvasAgg(figure)
-    _write_beside(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
-
-
-def _write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    write(temporary)
-    temporary.replace(path)
+def _plot_cf_models(path: Path, metrics: Mapping) -> None:
+    """A PNG: NDCG@K, entropy and NLL of each CF model."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    quality, entropy, likelihood = figure.subplots(1, 3)
+    cutoffs = (1, 3, 5, 10, 20)
+    for model, subsets in metrics["results"].items():
+        values = [subsets["test"][f"ndcg@{k}"] for k in cutoffs]
+        quality.plot(cutoffs, values, "o-", label=model)
+    quality.set(xlabel="K", ylabel="NDCG@K (test)")
+    for panel, name in ((entropy, "entropy"), (likelihood, "nll")):
+        for values in metrics["profiles"].values():
+            panel.plot([float(beta) for beta in values[name]], list(values[name].values()), "o-")
+        panel.set(xlabel="CF temperature beta", ylabel=f"{name}, nats", xscale="log")
+    lowest = min(min(values["nll"].values()) for values in metrics["profiles"].values())
+    likelihood.set_ylim(0.8 * lowest, 2.5 * lowest)  # far too sharp a softmax would hide the rest
+    for panel in (quality, entropy, likelihood):
+        panel.grid(alpha=0.3)
+    quality.legend()
+    save_figure(path, figure)

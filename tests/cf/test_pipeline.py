@@ -17,7 +17,7 @@ from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
 from tca4rec_jax.cf.scoring import user_vectors
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
-from tca4rec_jax.evaluation.cf_report import write_cf_report
+from tca4rec_jax.evaluation.report import write_cf_report
 
 CONFIG = {
     "model": "sasrec",
