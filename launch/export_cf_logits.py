@@ -15,8 +15,8 @@ from pathlib import Path
 
 from absl import flags
 
-from tca4rec_jax.cf.export import export_npy, export_stores
-from tca4rec_jax.cf.logits_arrays import DTYPES
+from tca4rec_jax.cf.logits_export import export_npy, export_stores
+from tca4rec_jax.cf.logits_format import DTYPES
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.sequences import SPLITS
 from tca4rec_jax.launching import launch
@@ -25,7 +25,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "A folder (or the URL of a bucket)
 _FORMAT = flags.DEFINE_enum("format", "store", ["store", "npy"], "What is written.")
 _SPLITS = flags.DEFINE_list("splits", list(SPLITS), "Which splits.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the stores.")
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Logits kept per entry, and a floor; 0 keeps all.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Logits kept per event, and a floor; 0 keeps all.")
 _DENSE = flags.DEFINE_bool("dense", False, "Multiply factorised stores out.")
 _MIX = flags.DEFINE_list("mix", [], "Folders of stores to combine, instead of the run's.")
 _WEIGHTS = flags.DEFINE_list("weights", [], "One per folder of --mix; 1 if left out.")

@@ -11,7 +11,7 @@ position and user. Writes config.cf.logits/SPLIT (default WORKDIR/cf/logits/SPLI
 from absl import flags
 
 from tca4rec_jax.cf.logits_import import import_logits
-from tca4rec_jax.cf.logits_store import open_store, split_place
+from tca4rec_jax.cf.logits_store import open_store, split_path
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.sequences import SPLITS
 from tca4rec_jax.launching import launch
@@ -24,12 +24,12 @@ _FLOOR = flags.DEFINE_float("floor", None, "A table: the logit of items without 
 
 def main(config, workdir):
     data = load(workdir / "data")
-    place = split_place(config.cf.logits, workdir, _SPLIT.value)
+    path = split_path(config.cf.logits, workdir, _SPLIT.value)
     options = {"cf_model": _NAME.value, "dtype": config.cf.dtype, "top_k": config.cf.top_k}
     sequences = data.splits[_SPLIT.value]
-    import_logits(_SOURCE.value, place, sequences, data.catalogue, floor=_FLOOR.value, **options)
-    manifest = open_store(place, sequences, data.catalogue).manifest
-    print(f"{place}: {manifest['kind']}, one entry per {manifest['entries_per']}")
+    import_logits(_SOURCE.value, path, sequences, data.catalogue, floor=_FLOOR.value, **options)
+    manifest = open_store(path, sequences, data.catalogue).manifest
+    print(f"{path}: {manifest['kind']}, one event per {manifest['entries_per']}")
     print(f"entropy of the softmax, nats by beta: {manifest['temperature']['entropy_nats']}")
 
 

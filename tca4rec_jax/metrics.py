@@ -10,7 +10,8 @@ items with that title was meant; a title takes one place in the list.
 Axis letters: R rows, B rows of one batch, I items, M places of a list, J metrics.
 """
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,29 @@ CUTOFFS = (1, 3, 5, 10)
 RESAMPLES = 2000
 LEVEL = 0.95
 _RESAMPLES_AT_ONCE = 128  # bounds the memory of the resampling counts
+
+
+def map_batches(program: Callable, *arrays, batch_size: int):
+    """What a jitted program gives for the rows of arrays, one batch of a fixed size after another.
+
+    Args:
+      program: arrays of one batch [B, ...] -> an array or a tuple of arrays, [B, ...] each.
+      *arrays: [R, ...] each, whatever has a length and is sliced by rows.
+      batch_size: B, or R if that is smaller; the last batch is padded with zeros.
+
+    Returns:
+      What the program returns, as NumPy arrays [R, ...].
+    """
+    num_rows = len(arrays[0])
+    size = min(batch_size, max(num_rows, 1))
+    parts = []
+    for start in range(0, max(num_rows, 1), size):
+        batch = [np.asarray(array[start : start + size]) for array in arrays]
+        if missing := size - len(batch[0]):
+            batch = [np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)]) for array in batch]
+        outputs = jax.tree.map(np.asarray, program(*batch))
+        parts.append(jax.tree.map(operator.itemgetter(slice(size - missing)), outputs))
+    return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
 
 
 def rank_in_batch(scores_BxI: jax.Array, target_B: jax.Array) -> jax.Array:
@@ -57,16 +81,8 @@ def rank_of_target(
     """
     scores_RxI, target_R = np.asarray(scores_RxI), np.asarray(target_R)
     _check_scores(scores_RxI, target_R)
-    num_rows = len(target_R)
-    ranks_R = np.empty(num_rows, np.int32)
-    size = min(batch_size, max(num_rows, 1))
-    for start in range(0, num_rows, size):
-        stop = min(start + size, num_rows)
-        missing = size - (stop - start)
-        scores_BxI = np.pad(scores_RxI[start:stop], ((0, missing), (0, 0)))
-        target_B = np.pad(target_R[start:stop], (0, missing)).astype(np.int32)
-        ranks_R[start:stop] = np.asarray(_rank_in_batch(scores_BxI, target_B))[: stop - start]
-    return ranks_R
+    target_R = target_R.astype(np.int32)
+    return map_batches(_rank_in_batch, scores_RxI, target_R, batch_size=batch_size)
 
 
 def _check_scores(scores_RxI: np.ndarray, target_R: np.ndarray) -> None:

@@ -6,6 +6,7 @@ import pytest
 from tca4rec_jax.metrics import (
     bootstrap_intervals,
     hit_rate,
+    map_batches,
     mean_metrics,
     metric_values,
     ndcg,
@@ -150,3 +151,18 @@ def test_bad_values_are_errors():
         bootstrap_intervals({"x": np.zeros(2)}, level=95)
     with pytest.raises(ValueError, match="same rows in the same order"):
         paired_differences(np.zeros(3, int), np.zeros(4, int))
+
+
+def test_batches_of_a_fixed_size_give_what_all_rows_at_once_give():
+    sizes = []
+
+    def program(x_BxI, y_B):
+        sizes.append(len(y_B))
+        return x_BxI * 2, x_BxI.sum(axis=1) + y_B
+
+    x_RxI, y_R = np.arange(14.0).reshape(7, 2), np.arange(7)
+    double, total = map_batches(program, x_RxI, y_R, batch_size=3)
+    np.testing.assert_array_equal(double, x_RxI * 2)
+    np.testing.assert_array_equal(total, x_RxI.sum(axis=1) + y_R)
+    assert sizes == [3, 3, 3]
+    assert map_batches(program, x_RxI[:0], y_R[:0], batch_size=3)[0].shape == (0, 2)

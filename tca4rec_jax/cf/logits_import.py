@@ -1,6 +1,6 @@
 """Anyone's CF logits into a store: NumPy arrays, or tables of (row, item, score).
 
-Axis letters: R rows, n flat positions, E entries, I items, D width, K most scores of an entry.
+Axis letters: E events, I items, K most scores of an event.
 """
 
 import zipfile
@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tca4rec_jax.cf.logits_arrays import LogitsStoreError, Place, Rows, blocks, check_finite
-from tca4rec_jax.cf.logits_store import PER_ITEM, check_shapes
+from tca4rec_jax.cf.logits_format import LogitsStoreError, StorePath
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.data import tables
 from tca4rec_jax.data.catalogue import Catalogue
@@ -22,99 +21,67 @@ _SHOWN = 5  # ids in a message
 
 def import_logits(
     source: Path | str,
-    path: Place,
+    path: StorePath,
     sequences: ItemSequences,
     catalogue: Catalogue,
     *,
     floor: float | None = None,
     **options,
 ) -> None:
-    """`import_table` for .csv, .tsv and .parquet files, `import_array` for .npy and .npz ones."""
-    if Path(source).suffix in (".npy", ".npz"):
-        if floor is not None:
-            raise LogitsStoreError(f"{source}: a floor goes with a table of scores, not an array")
-        import_array(source, path, sequences, catalogue, **options)
-    else:
-        import_table(source, path, sequences, catalogue, floor=floor, **options)
-
-
-def import_array(
-    source: Path | str,
-    path: Place,
-    sequences: ItemSequences,
-    catalogue: Catalogue,
-    *,
-    cf_model: str = "imported",
-    history_length: int | None = None,
-    **options,
-) -> None:
-    """Writes a store from a user's own .npy or .npz file.
+    """Writes a store from a user's own file.
 
     A .npy file has logits [rows or flat positions, items]; an .npz file has one such array, or
     arrays named `vectors`, `item_table` and perhaps `item_bias`. The item axis is the catalogue in
-    its order, without a place for padding. Files are memory-mapped (an .npz file if it is not
+    its order, without a row for padding. Files are memory-mapped (an .npz file if it is not
     compressed).
+
+    A table (.csv, .tsv, .parquet) has the columns `item`, `score` and one of KEYS, and becomes a
+    topk store. `item` is an item id of the catalogue. `row` counts the rows of the split from 0 and
+    scores the last event of each; `position` is a flat position (every event of every row); `user`
+    is the user's number in the data and gives the same logits to every event of the user's rows,
+    whether or not they come from his future.
 
     Args:
       source: the file.
       path: the store to write.
       sequences, catalogue: what the logits are for.
-      cf_model, history_length, options: as for `write_store` (dtype, top_k).
+      floor: the logit of the items that an event of a table has no score for; None: its lowest
+        score.
+      options: as for `write_store` (cf_model, history_length, dtype, top_k).
 
     Raises:
-      LogitsStoreError: no such file, not arrays of numbers, a number of rows or columns that does
-        not fit (the message gives both numbers), NaN or infinite values.
+      LogitsStoreError, ValueError: no such file, not arrays of numbers or a table, a number of rows
+        or columns that does not fit (the message gives both numbers), NaN or infinite values, an
+        unknown item or row, an item twice in an event, rows without any score; the message names
+        the file and the row or the ids.
     """
     source = Path(source)
-    arrays = _read_arrays(source)
-    for name, array in arrays.items():
-        if array.dtype.kind not in "fiu":
-            raise LogitsStoreError(
-                f"{source}: {name} is of {array.dtype}, expected floating point numbers"
-            )
-    rows = Rows(sequences, check_shapes(source, arrays, sequences, catalogue))
-    for name, array in arrays.items():
-        for start, block in blocks(array):
-            check_finite(source, start, block, None if name in PER_ITEM else rows)
-    options = {"cf_model": cf_model, "history_length": history_length, **options}
-    write_store(path, sequences, catalogue, **arrays, **options)
+    if source.suffix in (".npy", ".npz"):
+        if floor is not None:
+            raise LogitsStoreError(f"{source}: a floor goes with a table of scores, not an array")
+        arrays = _read_arrays(source)
+    else:
+        arrays = _topk_arrays(source, sequences, catalogue, floor)
+    options = {"cf_model": "imported", **options}
+    write_store(path, sequences, catalogue, source=source, **arrays, **options)
 
 
-def import_table(
-    source: Path | str,
-    path: Place,
-    sequences: ItemSequences,
-    catalogue: Catalogue,
-    *,
-    floor: float | None = None,
-    cf_model: str = "imported",
-    history_length: int | None = None,
-    **options,
-) -> None:
-    """Writes a top-k store from a table with the columns `item`, `score` and one of KEYS.
-
-    `item` is an item id of the catalogue. `row` counts the rows of the split from 0 and gives one
-    entry per row; `position` is a flat position (every title of every row); `user` is the user's
-    number in the data and gives the same logits to every position of the user's rows, whether or
-    not they come from his future.
-
-    Args:
-      source: .csv, .tsv or .parquet.
-      floor: the logit of the items that an entry has no score for; None: its lowest score.
-      path, sequences, catalogue, cf_model, history_length, options: as for `import_array`.
-
-    Raises:
-      LogitsStoreError, ValueError: a missing file or column, an unknown item or row, an item twice
-        in an entry, a score that is not finite, rows without any score; the message names the file
-        and the row or the ids.
-    """
-    key, number, item, score = _read_table(Path(source), catalogue)
-    num_entries = {
+def _topk_arrays(
+    source: Path, sequences: ItemSequences, catalogue: Catalogue, floor: float | None
+) -> dict[str, np.ndarray]:
+    """The arrays of a topk store from a table."""
+    key, number, item, score = _read_table(source, catalogue)
+    num_events = {
         "row": len(sequences),
         "position": len(sequences.items),
         "user": int(sequences.user.max()) + 1,
     }[key]
-    _check_keys(source, key, number, num_entries)
+    outside = np.unique(number[number >= num_events])
+    if outside.size:
+        raise LogitsStoreError(
+            f"{source}: {len(outside)} {key}s are not in the data, such as "
+            f"{outside[:_SHOWN].tolist()}; expected 0..{num_events - 1}"
+        )
     order = np.lexsort((item, number))
     number, item, score = number[order], item[order], score[order]
     twice = (np.diff(number) == 0) & (np.diff(item) == 0)
@@ -123,46 +90,42 @@ def import_table(
         raise LogitsStoreError(
             f"{source}: {key} {number[at]} has two scores for item {catalogue.item_ids[item[at]]!r}"
         )
-    counts = np.bincount(number, minlength=num_entries)
-    needed = np.unique(sequences.user) if key == "user" else np.arange(num_entries)
-    if (counts[needed] == 0).any():
-        missing = needed[counts[needed] == 0]
+    counts_E = np.bincount(number, minlength=num_events)
+    needed = np.unique(sequences.user) if key == "user" else np.arange(num_events)
+    missing = needed[counts_E[needed] == 0]
+    if missing.size:
         raise LogitsStoreError(
             f"{source}: {len(missing)} of {len(needed)} {key}s have no score, such as "
             f"{missing[:_SHOWN].tolist()}; give each at least one"
         )
-    values, items, floors = _padded(number, item, score, counts, floor)
+    arrays = _padded(number, item, score, counts_E, floor)
     if key == "user":
-        entry = np.repeat(sequences.user, sequences.lengths)
-        values, items, floors = values[entry], items[entry], floors[entry]
-    write_store(
-        path,
-        sequences,
-        catalogue,
-        values=values,
-        items=items,
-        floor=floors,
-        cf_model=cf_model,
-        history_length=history_length,
-        **options,
-    )
+        user_E = np.repeat(sequences.user, sequences.lengths)
+        arrays = {name: array[user_E] for name, array in arrays.items()}
+    return arrays
 
 
 def _read_arrays(source: Path) -> dict[str, np.ndarray]:
     """The arrays of a file by the names that `write_store` knows."""
     try:
-        if source.suffix != ".npz":
-            return {"logits": np.lib.format.open_memmap(source, mode="r")}
-        with zipfile.ZipFile(source) as archive:
-            arrays = {
-                member.filename.removesuffix(".npy"): _map_member(source, archive, member)
-                for member in archive.infolist()
-            }
+        if source.suffix == ".npy":
+            arrays = {"logits": np.lib.format.open_memmap(source, mode="r")}
+        else:
+            with zipfile.ZipFile(source) as archive:
+                arrays = {
+                    member.filename.removesuffix(".npy"): _map_member(source, archive, member)
+                    for member in archive.infolist()
+                }
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise LogitsStoreError(
-            f"{source} cannot be read as a {source.suffix or '.npy'} array of CF logits ({error}); "
+            f"{source} cannot be read as a {source.suffix} array of CF logits ({error}); "
             "save it with numpy.save"
         ) from error
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiu":
+            raise LogitsStoreError(
+                f"{source}: {name} is of {array.dtype}, expected floating point numbers"
+            )
     return {"logits": next(iter(arrays.values()))} if len(arrays) == 1 else arrays
 
 
@@ -209,23 +172,16 @@ def _read_table(source: Path, catalogue: Catalogue):
     return key, number, item, score.to_numpy(np.float32)
 
 
-def _check_keys(source, key: str, number: np.ndarray, num_entries: int) -> None:
-    outside = np.unique(number[number >= num_entries])
-    if outside.size:
-        raise LogitsStoreError(
-            f"{source}: {len(outside)} {key}s are not in the data, such as "
-            f"{outside[:_SHOWN].tolist()}; expected 0..{num_entries - 1}"
-        )
-
-
-def _padded(number, item, score, counts_E, floor: float | None):
-    """values float32 [E, K], items int32 [E, K] (-1 fills up), floor float32 [E]."""
+def _padded(number, item, score, counts_E, floor: float | None) -> dict[str, np.ndarray]:
+    """'values' float32 [E, K], 'items' int32 [E, K] (-1 fills up), 'floor' float32 [E]."""
     width = max(int(counts_E.max()), 1)
     values_ExK = np.zeros((len(counts_E), width), np.float32)
     items_ExK = np.full((len(counts_E), width), -1, np.int32)
     column = np.arange(len(number)) - np.repeat(np.cumsum(counts_E) - counts_E, counts_E)
     values_ExK[number, column], items_ExK[number, column] = score, item
-    if floor is not None:
-        return values_ExK, items_ExK, np.full(len(counts_E), floor, np.float32)
-    lowest_E = np.where(items_ExK >= 0, values_ExK, np.inf).min(axis=1)
-    return values_ExK, items_ExK, np.where(counts_E > 0, lowest_E, 0.0).astype(np.float32)
+    if floor is None:
+        lowest_E = np.where(items_ExK >= 0, values_ExK, np.inf).min(axis=1)
+        floor_E = np.where(counts_E > 0, lowest_E, 0.0).astype(np.float32)
+    else:
+        floor_E = np.full(len(counts_E), floor, np.float32)
+    return {"values": values_ExK, "items": items_ExK, "floor": floor_E}

@@ -1,60 +1,57 @@
-"""The CF logits of a split: tensorstore (zarr) arrays and a manifest that names their rows.
+"""The CF logits of a split: opens a store that logits_writer.py wrote, checks it, reads from it.
 
-Three kinds. 'factorised': a user vector per entry, one item table, optionally an item bias; the
-logit of an item is vector . table row + bias. 'dense': the logits of all items per entry, for CF
-models that are no inner product or that were trained elsewhere. 'topk': the highest logits of an
-entry, their items, and one floor for all others.
+logits_format.py says what a store is.
 
-An entry belongs to a *flat position* j of an ItemSequences: it was computed from the items before j
-in j's row and predicts `items[j]`. A store has one entry per flat position, or one entry per row,
-which then stands for the row's last item, the target.
-
-Layout of a store: manifest.json and ids.npz (logits_manifest.py); zarr arrays `vectors`,
-`item_table`, `item_bias`, or `logits`, or `values`, `items`, `floor`. logits_writer.py writes it.
-
-Axis letters: R rows, n flat positions, E entries (n or R), m entries read, I items, D width,
-K kept.
+Axis letters: m events read, I items, D width, K kept logits.
 """
 
+import functools
+import io
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorstore as ts
 
-from tca4rec_jax.cf.logits_arrays import (
-    LogitsStoreError,
-    Place,
-    Rows,
-    blocks,
-    check_array,
-    open_array,
-    place_of,
-    within,
-)
-from tca4rec_jax.cf.logits_manifest import (
+from tca4rec_jax.cf.logits_format import (
+    FORMAT,
+    IDS,
+    KINDS,
     MANIFEST,
-    check_manifest,
-    read_manifest,
+    PER_ITEM,
+    REMEDY,
+    LogitsStoreError,
+    StorePath,
+    check_finite,
+    check_items,
+    check_shapes,
+    check_shards,
+    describe_event,
+    describe_item,
+    dtype_of,
+    identity,
+    key_values,
+    kind_of,
+    open_array,
+    store_path,
+    within,
 )
 from tca4rec_jax.cf.scoring import check_history_length
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
 
-REQUIRED = {
-    "factorised": ("vectors", "item_table"),
-    "dense": ("logits",),
-    "topk": ("values", "items", "floor"),
-}
-_OPTIONAL = {"factorised": ("item_bias",)}
-_RANKS = {"item_bias": 1, "floor": 1}  # the others have two axes
-_ITEM_AXIS = {"item_table": 0, "item_bias": 0, "logits": 1}
-PER_ITEM = ("item_table", "item_bias")
+_FIELDS = {"history_length", "entries_per", "rows_hash", "catalogue_hash", "cf_model", "arrays"}
+_SHOWN = 3  # differing ids in a message
 
 
 @dataclass(frozen=True, eq=False)
 class LogitsStore:
-    """An open, validated store.
+    """An open store.
+
+    Training, evaluation and recommending send what `read` gives to the device as it is, with
+    `item_table` and `item_bias`, and multiply it out there.
 
     Attributes:
       path: its directory or URL.
@@ -63,12 +60,32 @@ class LogitsStore:
       item_bias: float32 [I] or None.
     """
 
-    path: Place
+    path: StorePath
     manifest: dict
     item_table: np.ndarray | None
     item_bias: np.ndarray | None
     _arrays: dict[str, ts.TensorStore]
     _last_positions: np.ndarray
+
+    @classmethod
+    def of(cls, path: StorePath, manifest: dict, sequences: ItemSequences) -> "LogitsStore":
+        """Opens the arrays; only those over items are read and checked.
+
+        Raises:
+          LogitsStoreError: an array is missing, damaged or not what the manifest says.
+        """
+        dtype = manifest.get("dtype", "float32")
+        arrays = {
+            name: open_array(within(path, name), manifest["arrays"][name], dtype_of(name, dtype))
+            for name in KINDS[manifest["kind"]]
+            if name in manifest["arrays"]
+        }
+        per_item = {name: arrays.pop(name) for name in PER_ITEM if name in arrays}
+        for name, array in per_item.items():
+            check_shards(within(path, name), array, describe_item)
+        read = {name: array.read().result() for name, array in per_item.items()}
+        table, bias = (read.get(name) for name in PER_ITEM)
+        return cls(path, manifest, table, bias, arrays, sequences.last_positions)
 
     @property
     def kind(self) -> str:
@@ -77,12 +94,18 @@ class LogitsStore:
 
     @property
     def width(self) -> int:
-        """Of what `read` gives: D of a factorised store, else I."""
-        factorised = self.kind == "factorised"
-        return self.item_table.shape[1] if factorised else self.manifest["num_items"]
+        """The width of what `read` gives: D of a factorised store, else I."""
+        return self.manifest["num_items"] if self.item_table is None else self.item_table.shape[1]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """The flat position of every stored event, int64 [E], in the store's order."""
+        if self.manifest["entries_per"] == "row":
+            return self._last_positions
+        return np.arange(self.manifest["num_positions"])
 
     def read(self, flat_positions: np.ndarray) -> np.ndarray:
-        """The entries of flat positions, in their order (repeats allowed).
+        """What the store holds of the events at flat positions, in their order (repeats allowed).
 
         Args:
           flat_positions: int64 [m].
@@ -92,55 +115,71 @@ class LogitsStore:
 
         Raises:
           LogitsStoreError: a position outside the rows, or one that is not the last of its row
-            although the store has one entry per row.
+            although the store holds only those.
         """
-        entries_m = self._entry_of(np.asarray(flat_positions, np.int64))
-        if not entries_m.size:
+        events_m = self.events_at(flat_positions)
+        if not events_m.size:
             return np.zeros((0, self.width), np.float32)
-        pending = [self._arrays[name][entries_m].read() for name in self._arrays]
+        pending = [array[events_m].read() for array in self._arrays.values()]
         read = [np.asarray(future.result()) for future in pending]
         if self.kind == "topk":
             return spread(*read, self.manifest["num_items"])
         return read[0].astype(np.float32, copy=False)
 
     def logits(self, flat_positions: np.ndarray) -> np.ndarray:
-        """CF logits of all items before flat positions, float32 [m, I], whatever the kind."""
-        entries = self.read(flat_positions)
-        if self.item_table is None:
-            return entries
-        logits_mxI = entries @ self.item_table.T
-        return logits_mxI if self.item_bias is None else logits_mxI + self.item_bias[None, :]
+        """CF logits of all items, float32 [m, I], multiplied out on the host; as `read`."""
+        return multiply_out(self.read(flat_positions), self.item_table, self.item_bias)
 
-    def _entry_of(self, flat_positions: np.ndarray) -> np.ndarray:
+    def events_at(self, flat_positions: np.ndarray) -> np.ndarray:
+        """The stored events of flat positions, int64 [m]; raises as `read`."""
+        positions_m = np.asarray(flat_positions, np.int64)
         num_positions = self.manifest["num_positions"]
-        outside = (flat_positions < 0) | (flat_positions >= num_positions)
+        outside = (positions_m < 0) | (positions_m >= num_positions)
         if outside.any():
             raise LogitsStoreError(
-                f"{self.path}: flat position {flat_positions[np.argmax(outside)]} is not one of "
+                f"{self.path}: flat position {positions_m[np.argmax(outside)]} is not one of "
                 f"the {num_positions} of these rows"
             )
         if self.manifest["entries_per"] == "position":
-            return flat_positions
-        row_m = np.searchsorted(self._last_positions, flat_positions)
-        not_last = self._last_positions[row_m] != flat_positions
+            return positions_m
+        row_m = np.searchsorted(self._last_positions, positions_m)
+        not_last = self._last_positions[row_m] != positions_m
         if not_last.any():
             at = int(np.argmax(not_last))
             raise LogitsStoreError(
-                f"{self.path} has one entry per row, for its last item; flat position "
-                f"{flat_positions[at]} lies earlier in row {row_m[at]}. Supervise only the last "
+                f"{self.path} holds only the last event of each row; flat position "
+                f"{positions_m[at]} lies earlier in row {row_m[at]}. Supervise only the last "
                 "item of a row, or store logits for every flat position"
             )
         return row_m
 
+    def check(
+        self,
+        sequences: ItemSequences,
+        catalogue: Catalogue,
+        positions: np.ndarray | None = None,
+    ) -> None:
+        """Checks the arrays per event: shapes, shards and values; arguments as for open_store.
 
-def split_place(logits: str, workdir: Path, split: str) -> Place:
-    """Where the store of a split lies: below `config.cf.logits`, or workdir/cf/logits if empty."""
-    base = place_of(logits) if logits else Path(workdir) / "cf" / "logits"
-    return within(base, split)
+        Raises:
+          LogitsStoreError: as open_store.
+        """
+        per_item = dict(zip(PER_ITEM, (self.item_table, self.item_bias), strict=True))
+        arrays = self._arrays | {n: array for n, array in per_item.items() if array is not None}
+        events_per = check_shapes(self.path, arrays, sequences, catalogue)
+        stored = self.manifest["entries_per"]
+        if events_per != stored and len(sequences) != len(sequences.items):
+            raise LogitsStoreError(f"{self.path}: the events are not one per {stored}")
+        events = None if positions is None else self.events_at(positions)
+        describe = describe_event(sequences, stored)
+        items_known = functools.partial(check_items, num_items=catalogue.num_items)
+        for name, array in self._arrays.items():
+            check_block = items_known if name == "items" else check_finite
+            check_shards(within(self.path, name), array, describe, events, check_block)
 
 
 def open_store(
-    path: Place,
+    path: StorePath,
     sequences: ItemSequences,
     catalogue: Catalogue,
     *,
@@ -153,9 +192,9 @@ def open_store(
       path: the directory or URL of the store.
       sequences: the rows it must have been written for.
       catalogue: the items it must have been written for.
-      history_length: the history its entries should have seen, if that matters.
-      positions: the flat positions that this process will read: only their shards are read and
-        checked. None for all.
+      history_length: the history its events should have seen, if that matters.
+      positions: int64 [m], the flat positions that this process will read: only their shards are
+        read and checked. None for all.
 
     Raises:
       LogitsStoreError: there is no store, it is damaged, its counts or hashes are not those of the
@@ -163,128 +202,110 @@ def open_store(
         what was expected and what to do.
       ValueError: a history longer than the CF model reads.
     """
-    place = place_of(path)
-    manifest = read_manifest(place)
-    kind, named = manifest.get("kind"), set(manifest["arrays"])
-    if kind not in REQUIRED or not set(REQUIRED[kind]) <= named <= array_names(kind):
-        raise LogitsStoreError(f"{within(place, MANIFEST)} is incomplete; write the store again")
-    check_manifest(place, manifest, sequences, catalogue)
+    path = store_path(path)
+    manifest = read_manifest(path)
+    _check_identity(path, manifest, sequences, catalogue)
     if manifest["history_length"] is not None:
         check_history_length(history_length, manifest["history_length"])
-    store = open_arrays(place, manifest, sequences)
-    entries_per = check_shapes(place, _arrays_of(store), sequences, catalogue)
-    if entries_per != manifest["entries_per"] and len(sequences) != len(sequences.items):
-        raise LogitsStoreError(f"{place}: the entries are not one per {manifest['entries_per']}")
-    entries = None if positions is None else store._entry_of(np.asarray(positions, np.int64))
-    rows = Rows(sequences, manifest["entries_per"])
-    for name, array in store._arrays.items():
-        check_array(within(place, name), array, rows, entries)
-    if kind == "topk":
-        _check_items(within(place, "items"), store, entries)
+    store = LogitsStore.of(path, manifest, sequences)
+    store.check(sequences, catalogue, positions)
     return store
 
 
-def spread(values_mxK, items_mxK, floor_m, num_items: int) -> np.ndarray:
-    """Top-k entries as dense logits, float32 [m, I]; item -1 is nothing."""
+def split_path(logits: str, workdir: Path, split: str) -> StorePath:
+    """Where the store of a split lies: below `config.cf.logits`, or workdir/cf/logits if empty."""
+    return within(store_path(logits) if logits else Path(workdir) / "cf" / "logits", split)
+
+
+def multiply_out(
+    vectors_mxD: np.ndarray, item_table_IxD: np.ndarray | None, item_bias_I: np.ndarray | None
+) -> np.ndarray:
+    """CF logits of all items, float32 [m, I]; without a table the vectors are the logits."""
+    if item_table_IxD is None:
+        return vectors_mxD
+    logits_mxI = vectors_mxD @ item_table_IxD.T
+    return logits_mxI if item_bias_I is None else logits_mxI + item_bias_I[None, :]
+
+
+def spread(
+    values_mxK: np.ndarray, items_mxK: np.ndarray, floor_m: np.ndarray, num_items: int
+) -> np.ndarray:
+    """Top-k events as logits of all items, float32 [m, I]; item -1 is nothing."""
     logits_mxI = np.repeat(floor_m.astype(np.float32)[:, None], num_items + 1, axis=1)
     np.put_along_axis(logits_mxI, items_mxK.astype(np.int64), values_mxK.astype(np.float32), axis=1)
     return logits_mxI[:, :num_items]
 
 
-def dtype_of(name: str, dtype: str) -> str:
-    return {"items": "int32", "floor": "float32"}.get(
-        name, "float32" if name in PER_ITEM else dtype
+def read_manifest(path: StorePath) -> dict:
+    """What manifest.json says; raises LogitsStoreError if there is none or not a complete one."""
+    file = within(path, MANIFEST)
+    found = key_values(path).read(MANIFEST).result()
+    if found.state != "value":
+        raise LogitsStoreError(f"there are no CF logits at {path} (no {MANIFEST}); {REMEDY}")
+    try:
+        manifest = json.loads(found.value)
+    except ValueError as error:
+        raise LogitsStoreError(f"{file} is not JSON ({error}); {REMEDY}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise LogitsStoreError(f"{file}: expected a manifest of format {FORMAT}; {REMEDY}")
+    if not set(manifest) >= _FIELDS or kind_of(set(manifest["arrays"])) != manifest.get("kind"):
+        raise LogitsStoreError(f"{file} is incomplete; {REMEDY}")
+    return manifest
+
+
+def _check_identity(
+    path: StorePath, manifest: Mapping, sequences: ItemSequences, catalogue: Catalogue
+) -> None:
+    """Raises LogitsStoreError, with the ids that differ, if a store is not one of these data."""
+    for field, value in identity(sequences, catalogue).items():
+        if manifest.get(field) != value:
+            raise LogitsStoreError(
+                f"{within(path, MANIFEST)}: {field} is {manifest.get(field)}, but the data has "
+                f"{value}{_difference(path, sequences, catalogue)}; the logits were written for "
+                f"other data. {REMEDY.capitalize()}"
+            )
+
+
+def _difference(path: StorePath, sequences: ItemSequences, catalogue: Catalogue) -> str:
+    """' (...)': in words what differs; empty if the store does not have its ids."""
+    found = key_values(path).read(IDS).result()
+    if found.state != "value":
+        return ""
+    with np.load(io.BytesIO(found.value), allow_pickle=False) as ids:
+        there, here = ids["item_ids"].tolist(), list(catalogue.item_ids)
+        user, items, offsets = ids["user"], ids["items"], ids["offsets"]
+    if here != there:
+        return f" ({_items_differ(there, here)})"
+    rows = min(len(user), len(sequences))
+    other_user = user[:rows] != sequences.user[:rows]
+    if other_user.any():
+        row = int(np.argmax(other_user))
+        return f" (row {row} is user {user[row]} there, user {sequences.user[row]} in the data)"
+    if len(user) != len(sequences):
+        return f" ({len(user)} rows there, {len(sequences)} in the data; the first {rows} agree)"
+    for row in range(rows):
+        pair = items[offsets[row] : offsets[row + 1]], sequences[row]
+        if not np.array_equal(*pair):
+            old, new = (
+                f"{len(part)} items .. {[here[i] for i in part[-_SHOWN:]]}" for part in pair
+            )
+            return f" (row {row}, user {user[row]}, has the {old} there, the {new} in the data)"
+    return " (the ids are the same: titles or timestamps differ)"
+
+
+def _items_differ(there: list[str], here: list[str]) -> str:
+    known_there, known_here = set(there), set(here)
+    lost = [item for item in there if item not in known_here]
+    new = [item for item in here if item not in known_there]
+    if not lost and not new:
+        at, (old, own) = next(
+            (at, pair)
+            for at, pair in enumerate(zip(there, here, strict=True))
+            if pair[0] != pair[1]
+        )
+        return f"the same item ids in another order: item {at} is {old!r} there, {own!r} here"
+    return "; ".join(
+        f"{len(ids)} items only {where}, such as {ids[:_SHOWN]}"
+        for ids, where in ((lost, "there"), (new, "in the data"))
+        if ids
     )
-
-
-def open_arrays(place: Place, manifest: dict, sequences: ItemSequences) -> LogitsStore:
-    dtype, per_item, arrays = manifest.get("dtype", "float32"), {}, {}
-    for name in (*REQUIRED[manifest["kind"]], *_OPTIONAL.get(manifest["kind"], ())):
-        if name not in manifest["arrays"]:
-            continue
-        array = open_array(within(place, name), manifest["arrays"][name], dtype_of(name, dtype))
-        if name in PER_ITEM:
-            check_array(within(place, name), array, None)
-            per_item[name] = array.read().result()
-        else:
-            arrays[name] = array
-    return LogitsStore(
-        path=place,
-        manifest=manifest,
-        item_table=per_item.get("item_table"),
-        item_bias=per_item.get("item_bias"),
-        _arrays=arrays,
-        _last_positions=sequences.last_positions,
-    )
-
-
-def _arrays_of(store: LogitsStore) -> dict:
-    per_item = {name: getattr(store, name) for name in PER_ITEM}
-    return store._arrays | {name: array for name, array in per_item.items() if array is not None}
-
-
-def array_names(kind: str) -> set[str]:
-    return {*REQUIRED[kind], *_OPTIONAL.get(kind, ())}
-
-
-def check_shapes(place, arrays, sequences, catalogue) -> str:
-    """Checks ranks and sizes against each other; returns 'position' or 'row'."""
-    for name, array in arrays.items():
-        rank = _RANKS.get(name, 2)
-        if len(array.shape) != rank:
-            raise LogitsStoreError(
-                f"{place}: {name} must have {rank} axes, got shape {tuple(array.shape)}"
-            )
-    if "vectors" in arrays:
-        widths = arrays["vectors"].shape[1], arrays["item_table"].shape[1]
-        if widths[0] != widths[1]:
-            raise LogitsStoreError(
-                f"{place}: vectors are {widths[0]} wide, the item_table is {widths[1]} wide"
-            )
-    for name in set(arrays) & set(_ITEM_AXIS):
-        count = arrays[name].shape[_ITEM_AXIS[name]]
-        if count != catalogue.num_items:
-            padding = count == catalogue.num_items + 1
-            hint = "; is one of them for padding? leave it out" if padding else ""
-            raise LogitsStoreError(
-                f"{place}: {name} covers {count} items, the catalogue has {catalogue.num_items}"
-                f"{hint}"
-            )
-    if "values" in arrays and not (
-        arrays["values"].shape == arrays["items"].shape
-        and arrays["floor"].shape[0] == arrays["values"].shape[0]
-    ):
-        shapes = {name: tuple(arrays[name].shape) for name in REQUIRED["topk"]}
-        raise LogitsStoreError(f"{place}: values, items and floor have the shapes {shapes}")
-    kinds = {
-        name: entries_per(place, name, array.shape[0], sequences)
-        for name, array in arrays.items()
-        if name not in PER_ITEM
-    }
-    return next(iter(kinds.values()))
-
-
-def entries_per(place: Place, name: str, count: int, sequences: ItemSequences) -> str:
-    """'position' or 'row'; raises LogitsStoreError if `count` entries are neither."""
-    if count == len(sequences.items):
-        return "position"
-    if count == len(sequences):
-        return "row"
-    raise LogitsStoreError(
-        f"{place}: {name} has {count} entries; expected {len(sequences)} (one per row, for its "
-        f"last item) or {len(sequences.items)} (one per flat position)"
-    )
-
-
-def _check_items(place: Place, store: LogitsStore, entries) -> None:
-    items = store._arrays["items"]
-    array = items if entries is None else items[np.unique(entries)]
-    num_items = store.manifest["num_items"]
-    for start, block in blocks(array):
-        wrong = (block < -1) | (block >= num_items)
-        if wrong.any():
-            at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-            raise LogitsStoreError(
-                f"{place}: entry {start + at[0]} names item {int(block[at])}, expected -1 to "
-                f"{num_items - 1}"
-            )

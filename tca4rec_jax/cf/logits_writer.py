@@ -1,52 +1,55 @@
-"""Writes a CF logits store (logits_store.py says what that is).
+"""Writes a CF logits store (logits_format.py says what that is).
 
 On a disk it is written beside its path and renamed when complete; in a bucket its manifest is
 written last.
 
-Axis letters: R rows, n flat positions, E entries, m entries of a block, I items, D width, K kept.
+Axis letters: R rows, n flat positions, m events of a block, I items, D width, K kept logits.
 """
 
-import shutil
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorstore as ts
 
-from tca4rec_jax.cf.logits_arrays import (
+from tca4rec_jax.cf.logits_format import (
     DTYPES,
+    FORMAT,
+    IDS,
+    KINDS,
+    MANIFEST,
+    PER_ITEM,
+    Describe,
     LogitsStoreError,
-    Place,
-    Rows,
+    StorePath,
+    block_rows,
     blocks,
     check_finite,
+    check_shapes,
     create_array,
+    describe_event,
+    describe_item,
+    dtype_of,
+    identity,
     key_values,
-    place_of,
+    kind_of,
+    store_path,
     within,
 )
-from tca4rec_jax.cf.logits_manifest import (
-    FORMAT,
-    identity,
-    temperature_statistics,
-    write_ids,
-    write_manifest,
-)
-from tca4rec_jax.cf.logits_store import (
-    PER_ITEM,
-    REQUIRED,
-    array_names,
-    check_shapes,
-    dtype_of,
-    open_arrays,
-)
+from tca4rec_jax.cf.logits_store import LogitsStore, multiply_out
+from tca4rec_jax.cf.scoring import LazyRows, temperature_statistics
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.fileio import atomic_path
 
-_SAMPLED = 256  # entries that the statistics are made of
+_SAMPLED = 256  # events that the statistics are made of
 
 
 def write_store(
-    path: Place,
+    path: StorePath,
     sequences: ItemSequences,
     catalogue: Catalogue,
     *,
@@ -54,19 +57,21 @@ def write_store(
     history_length: int | None = None,
     dtype: str = "float32",
     top_k: int = 0,
-    **arrays: np.ndarray | None,
+    source: Path | None = None,
+    **arrays: np.ndarray | LazyRows | None,
 ) -> None:
     """Writes a store and replaces `path`.
 
     Args:
       path: the directory or URL of the store.
-      sequences: the rows that the entries belong to.
+      sequences: the rows that the events belong to.
       catalogue: the items, in the order of the item axis.
       cf_model: the CF model's name, kept in the manifest.
-      history_length: the longest history an entry depends on; None if the model has no limit.
+      history_length: the longest history an event depends on; None if the model has no limit.
       dtype: of vectors, logits and values, one of DTYPES; the rest is float32.
-      top_k: keeps the highest logits of an entry, and for the others one floor, which is such that
+      top_k: keeps the highest logits of an event, and for the others one floor, which is such that
         the softmax at temperature 1 gives them the same mass together; 0 keeps all.
+      source: the file of the arrays, which errors then name instead of the store.
       arrays: `vectors` [n or R, D], `item_table` [I, D] and perhaps `item_bias` [I]
         (factorised); or `logits` [n or R, I] (dense, or topk if top_k is given); or `values` [n or
         R, K], `items` (int, -1 fills up) and `floor` [n or R] (topk). Anything that is sliced by
@@ -76,52 +81,64 @@ def write_store(
       LogitsStoreError: arrays that do not fit each other, the rows or the catalogue; NaN or
         infinite values.
     """
-    place = place_of(path)
+    path = store_path(path)
+    named = source or path
     arrays = {name: array for name, array in arrays.items() if array is not None}
-    kind = _kind_of(place, arrays)
+    if (kind := kind_of(set(arrays))) is None:
+        raise LogitsStoreError(
+            f"{named}: got the arrays {sorted(arrays)}; give either vectors with an item_table "
+            "(and perhaps an item_bias), or logits, or values with items and floor"
+        )
     if dtype not in DTYPES:
-        raise LogitsStoreError(f"{place}: dtype is {dtype!r}, expected one of {DTYPES}")
-    entries_per = check_shapes(place, arrays, sequences, catalogue)
-    rows = Rows(sequences, entries_per)
-    if top_k and kind == "factorised":
-        kind, arrays = "dense", {"logits": _Products(**arrays)}
-    if top_k and kind == "dense":
-        kind = "topk"
-    on_disk = isinstance(place, Path)
-    beside = place.with_name(f".{place.name}.partial") if on_disk else place
-    _clear(beside)
-    try:
-        if kind == "topk" and "logits" in arrays:
-            shapes = _write_highest(beside, place, arrays["logits"], rows, dtype, top_k)
-        else:
-            shapes = {
-                name: _write(within(beside, name), within(place, name), array, rows, dtype)
-                for name, array in arrays.items()
-            }
-        manifest = {
-            "format": FORMAT,
-            "kind": kind,
-            "cf_model": cf_model,
-            "history_length": history_length,
-            "entries_per": entries_per,
-            **identity(sequences, catalogue),
-            "arrays": shapes,
-            "dtype": dtype,
+        raise LogitsStoreError(f"{named}: dtype is {dtype!r}, expected one of {DTYPES}")
+    events_per = check_shapes(named, arrays, sequences, catalogue)
+    describe = describe_event(sequences, events_per)
+    shapes = {name: list(array.shape) for name, array in arrays.items()}
+    parts = _parts(arrays)
+    if top_k and kind != "topk":
+        logits = arrays["logits"] if kind == "dense" else _products(**arrays)
+        num_events, count = logits.shape[0], min(top_k, catalogue.num_items)
+        kind, parts = "topk", _highest_parts(named, logits, describe, count)
+        shapes = {"values": [num_events, count], "items": [num_events, count]}
+        shapes["floor"] = [num_events]
+    manifest = {
+        "format": FORMAT,
+        "kind": kind,
+        "cf_model": cf_model,
+        "history_length": history_length,
+        "entries_per": events_per,
+        **identity(sequences, catalogue),
+        "arrays": shapes,
+        "dtype": dtype,
+    }
+    with _new_folder(path) as folder:
+        targets = {
+            name: create_array(within(folder, name), shape, dtype_of(name, dtype))
+            for name, shape in shapes.items()
         }
-        manifest["temperature"] = _statistics(beside, manifest, sequences)
-        write_ids(beside, sequences, catalogue)
-        write_manifest(beside, manifest)
-        if on_disk:
-            _replace(beside, place)
-    finally:
-        if on_disk:
-            shutil.rmtree(beside, ignore_errors=True)
+        for start, name, block in parts:
+            with np.errstate(over="ignore"):
+                block = block.astype(targets[name].dtype.numpy_dtype)
+            of_block = describe_item if name in PER_ITEM else describe
+            check_finite(within(named, name), start, block, of_block)
+            targets[name][start : start + len(block)].write(block).result()
+        store = LogitsStore.of(folder, manifest, sequences)
+        _write_ids(folder, sequences, catalogue)
+        manifest["temperature"] = temperature_statistics(store.logits(_sample(store)))
+        text = json.dumps(manifest, indent=2) + "\n"
+        key_values(folder).write(MANIFEST, text.encode()).result()  # last: it completes the store
 
 
 def highest(logits_mxI: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The `count` highest logits of each row, their items (ascending), and the others' floor.
+    """The highest logits of each event, and what stands for the others.
 
-    The floor is log mean exp of the others: their mass at temperature 1 stays the same.
+    Args:
+      logits_mxI: float32 [m, I].
+      count: K, 1..I.
+
+    Returns:
+      values float32 [m, K]; their items int64 [m, K], ascending; the floor float32 [m], log mean
+      exp of the others, so that their mass at temperature 1 stays the same.
     """
     items_mxK = np.sort(np.argpartition(-logits_mxI, count - 1, axis=1)[:, :count], axis=1)
     values_mxK = np.take_along_axis(logits_mxI, items_mxK, axis=1)
@@ -135,86 +152,60 @@ def highest(logits_mxI: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray,
     return values_mxK, items_mxK, floor_m.astype(np.float32)
 
 
-def _kind_of(place: Place, arrays: dict) -> str:
-    for kind, required in REQUIRED.items():
-        if set(required) <= set(arrays) <= array_names(kind):
-            return kind
-    raise LogitsStoreError(
-        f"{place}: got the arrays {sorted(arrays)}; give either vectors with an item_table (and "
-        "perhaps an item_bias), or logits, or values with items and floor"
-    )
+def _parts(arrays: Mapping) -> Iterator[tuple[int, str, np.ndarray]]:
+    """(first row, array name, block) of all arrays."""
+    for name, array in arrays.items():
+        for start, block in blocks(array, np.int64 if name == "items" else np.float32):
+            yield start, name, block
 
 
-def _write(beside: Place, final: Place, array, rows: Rows, dtype: str) -> list[int]:
-    """Copies an array to `beside`; errors name `final`, where it will come to lie."""
-    name, shape = beside.name if isinstance(beside, Path) else beside.split("/")[-1], array.shape
-    dtype = dtype_of(name, dtype)
-    target = create_array(beside, list(shape), dtype)
-    numpy_dtype = target.dtype.numpy_dtype
-    for start, block in blocks(array):
-        with np.errstate(over="ignore"):
-            block = block.astype(numpy_dtype)
-        check_finite(final, start, block, None if name in PER_ITEM else rows)
-        target[start : start + len(block)].write(block).result()
-    return list(shape)
-
-
-def _write_highest(beside, final, logits, rows: Rows, dtype: str, top_k: int) -> dict:
-    count = min(top_k, logits.shape[1])
-    shapes = {
-        "values": [logits.shape[0], count],
-        "items": [logits.shape[0], count],
-        "floor": [logits.shape[0]],
-    }
-    targets = {
-        name: create_array(within(beside, name), shape, dtype_of(name, dtype))
-        for name, shape in shapes.items()
-    }
+def _highest_parts(
+    path: StorePath, logits, describe: Describe, count: int
+) -> Iterator[tuple[int, str, np.ndarray]]:
+    """As _parts, of the topk arrays made of logits [E, I]."""
     for start, block in blocks(logits):
-        check_finite(within(final, "logits"), start, block, rows)
-        for target, part in zip(targets.values(), highest(block, count), strict=True):
-            part = part.astype(target.dtype.numpy_dtype)
-            check_finite(within(final, "values"), start, part, rows)
-            target[start : start + len(part)].write(part).result()
-    return shapes
+        check_finite(within(path, "logits"), start, block, describe)
+        for name, part in zip(KINDS["topk"], highest(block, count), strict=True):
+            yield start, name, part
 
 
-class _Products:
-    """A factorised store's logits, computed when they are sliced."""
+def _products(vectors, item_table, item_bias=None) -> LazyRows:
+    """The logits of factorised arrays, [E, I]."""
+    table_IxD = np.asarray(item_table, np.float32)
+    bias_I = None if item_bias is None else np.asarray(item_bias, np.float32)
 
-    def __init__(self, vectors, item_table, item_bias=None):
-        self.shape = (np.shape(vectors)[0], np.shape(item_table)[0])
-        self._parts = vectors, np.asarray(item_table, np.float32), item_bias
+    def compute(start: int, stop: int) -> np.ndarray:
+        return multiply_out(np.asarray(vectors[start:stop], np.float32), table_IxD, bias_I)
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        vectors, item_table, item_bias = self._parts
-        logits = np.asarray(vectors[rows], np.float32) @ item_table.T
-        return logits if item_bias is None else logits + np.asarray(item_bias, np.float32)[None, :]
+    return LazyRows((np.shape(vectors)[0], len(table_IxD)), compute)
 
 
-def _statistics(place: Place, manifest: dict, sequences: ItemSequences) -> dict:
-    store = open_arrays(place, manifest, sequences)
-    per_row = manifest["entries_per"] == "row"
-    positions = sequences.last_positions if per_row else np.arange(len(sequences.items))
-    chosen = np.linspace(0, len(positions) - 1, min(_SAMPLED, len(positions))).astype(np.int64)
-    return temperature_statistics(store.logits(positions[chosen]))
+def _sample(store: LogitsStore) -> np.ndarray:
+    """Flat positions of events, evenly spread; fewer where their logits would take much memory."""
+    positions = store.positions
+    count = min(_SAMPLED, len(positions), block_rows((0, store.manifest["num_items"])))
+    return positions[np.linspace(0, len(positions) - 1, count).astype(np.int64)]
 
 
-def _clear(place: Place) -> None:
-    if isinstance(place, Path):
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
+@contextlib.contextmanager
+def _new_folder(path: StorePath) -> Iterator[StorePath]:
+    """Where a store is written: beside a path on a disk, renamed when complete; else the bucket."""
+    if isinstance(path, Path):
+        with atomic_path(path) as folder:
+            folder.mkdir()
+            yield folder
     else:
-        key_values(place).delete_range(ts.KvStore.KeyRange()).result()
+        key_values(path).delete_range(ts.KvStore.KeyRange()).result()
+        yield path
 
 
-def _replace(beside: Path, path: Path) -> None:
-    """Puts the finished directory `beside` in the place of `path`."""
-    if path.exists():
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-        beside.rename(path)
-        shutil.rmtree(old)
-    else:
-        beside.rename(path)
+def _write_ids(path: StorePath, sequences: ItemSequences, catalogue: Catalogue) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        item_ids=np.array(catalogue.item_ids, dtype=np.str_),
+        user=sequences.user,
+        items=sequences.items,
+        offsets=sequences.offsets,
+    )
+    key_values(path).write(IDS, buffer.getvalue()).result()

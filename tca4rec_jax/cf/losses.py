@@ -60,7 +60,7 @@ def window_negatives(key, seen_BxW: jax.Array, count: int, num_items: int) -> ja
     first_BxW = jnp.concatenate(
         [sorted_BxW[:, :1] != PAD_ITEM, sorted_BxW[:, 1:] != sorted_BxW[:, :-1]], axis=1
     )
-    # A repeated or padding entry moves nothing: it is set beyond every item.
+    # A repeated item or padding moves nothing: it is set beyond every item.
     blocked_BxW = jnp.where(first_BxW & (sorted_BxW != PAD_ITEM), sorted_BxW, num_items)
     blocked_BxW = jnp.sort(blocked_BxW, axis=1)
     unseen_B = num_items - jnp.sum(blocked_BxW < num_items, axis=1)

@@ -3,8 +3,8 @@
 Layout written below a work directory:
   cf/checkpoint.npz      the trained model
   cf/training.npz        the state of its training, to go on from
-  cf/logits/<split>/     one logits store per split: an entry per flat position of the users'
-                         sequences, an entry per row (for its target) of the other splits; or
+  cf/logits/<split>/     one logits store per split: an event per flat position of the users'
+                         sequences, the last event of each row (its target) of the other splits; or
                          below config.cf.logits, a folder or a bucket
   cf/metrics.json        written last: it stands for a complete run
 """
@@ -24,17 +24,17 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from tca4rec_jax.cf.checkpoint import save_model
-from tca4rec_jax.cf.logits_arrays import DTYPES
-from tca4rec_jax.cf.logits_store import open_store, split_place
+from tca4rec_jax.cf.logits_format import DTYPES
+from tca4rec_jax.cf.logits_store import open_store, split_path
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.cf.models.registry import MODELS
-from tca4rec_jax.cf.profile import profile
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
 from tca4rec_jax.cf.scoring import (
     RowScores,
     check_history_length,
-    entries,
     item_arrays,
+    lazy_user_vectors,
+    profile,
     score_rows,
 )
 from tca4rec_jax.cf.trainer import FitConfig, fit
@@ -178,10 +178,10 @@ def store_logits(settings: CFSettings, model: nnx.Module, data: RecData, workdir
     table_IxD, bias_I = item_arrays(model)
     for split, sequences in data.splits.items():
         positions = None if split == "train_sequences" else sequences.last_positions
-        rows = entries(model, sequences, positions)
+        rows = lazy_user_vectors(model, sequences, positions)
         factorised = {"vectors": rows, "item_table": table_IxD, "item_bias": bias_I}
         write_store(
-            split_place(settings.logits, workdir, split),
+            split_path(settings.logits, workdir, split),
             sequences,
             data.catalogue,
             **({"logits": rows} if table_IxD is None else factorised),
@@ -202,8 +202,8 @@ def evaluate_model(
         target_R, seen_RxS = rows.items[rows.last_positions], None
         if filter_seen:
             seen_RxS, _ = rows.histories_and_targets(max(int(rows.lengths.max()) - 1, 1))
-        entry_RxD = entries(model, rows, rows.last_positions)
-        scores = score_rows(entry_RxD, *item_arrays(model), target_R, seen_RxS)
+        vector_RxD = lazy_user_vectors(model, rows, rows.last_positions)
+        scores = score_rows(vector_RxD, *item_arrays(model), target_R, seen_RxS)
         results[split] = _means(scores, np.ones(len(rows), bool))
         if split == "test":
             # Among tied interactions the order is arbitrary, so they are also reported apart.
@@ -273,7 +273,7 @@ def _complete_run(directory: Path, settings: CFSettings, identity: dict, data: R
         if metrics["identity"] != identity:
             return None
         for split, sequences in data.splits.items():
-            place = split_place(settings.logits, directory.parent, split)
+            place = split_path(settings.logits, directory.parent, split)
             open_store(place, sequences, data.catalogue)
     except (OSError, ValueError, KeyError, TypeError):
         return None

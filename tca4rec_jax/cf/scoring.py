@@ -1,9 +1,7 @@
-"""User vectors of many positions, and how the rows of a split score: rank, NLL, entropy.
+"""User vectors of many positions, and how a CF model scores: rank, NLL, entropy, its profile.
 
-CF logits are user_vector . item_row + item_bias, in float32 whatever the accelerator's default
-matmul precision is: they become probabilities.
-
-Axis letters: R rows, B rows of one batch, n flat positions, S history length, I items, D width.
+Axis letters: R rows, B rows of one batch, n flat positions, S history length, I items, D width,
+K recommended items, T temperatures.
 """
 
 import functools
@@ -17,7 +15,12 @@ from flax import nnx
 
 from tca4rec_jax.cf.windows import row_starts, windows_before
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
-from tca4rec_jax.metrics import rank_in_batch
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.metrics import map_batches, rank_in_batch
+
+BETAS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""CF temperatures at which the softmax of CF logits is described."""
+TOP = 10
 
 
 def cf_logits(
@@ -25,7 +28,11 @@ def cf_logits(
     item_table_IxD: jax.Array | None,
     item_bias_I: jax.Array | None = None,
 ) -> jax.Array:
-    """CF logits of every item, float32 [B, I]; without a table the vectors are them; traceable."""
+    """CF logits of every item, float32 [B, I]; without a table the vectors are them; traceable.
+
+    They are in float32 whatever the accelerator's default matmul precision is: they become
+    probabilities.
+    """
     if item_table_IxD is None:
         return vector_BxD.astype(jnp.float32)
     logits_BxI = jnp.einsum(
@@ -36,6 +43,26 @@ def cf_logits(
         preferred_element_type=jnp.float32,
     )
     return logits_BxI if item_bias_I is None else logits_BxI + item_bias_I[None, :]
+
+
+def entropy_and_nll(logits_BxI: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of softmax(logits): its entropy in nats and -log of the target's share; float32 [B] each."""
+    log_share_BxI = jax.nn.log_softmax(logits_BxI, axis=1)
+    nll_B = -jnp.take_along_axis(log_share_BxI, target_B[:, None], axis=1)[:, 0]
+    return -jnp.sum(jnp.exp(log_share_BxI) * log_share_BxI, axis=1), nll_B
+
+
+@jax.jit
+def entropy_and_nll_at_betas(
+    logits_BxI: jax.Array, target_B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """entropy_and_nll of logits / beta for every beta of BETAS; float32 [B, T] each."""
+
+    def at(beta):
+        return entropy_and_nll(logits_BxI / beta, target_B)
+
+    entropy_TxB, nll_TxB = jax.lax.map(at, jnp.asarray(BETAS, jnp.float32))
+    return entropy_TxB.T, nll_TxB.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +89,7 @@ class LazyRows:
 
 
 def item_arrays(model: nnx.Module) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What `model.items()` gives, on the host: item table and bias, or None."""
+    """What `model.items()` gives, on the host: item table [I, D] and bias [I], or None."""
     graph, state = nnx.split(model)
     return tuple(None if array is None else np.asarray(array) for array in _items(graph, state))
 
@@ -72,18 +99,15 @@ def _items(graph, state):
     return nnx.merge(graph, state).items()
 
 
-def entries(
+def lazy_user_vectors(
     model: nnx.Module, sequences: ItemSequences, positions: np.ndarray | None = None
 ) -> LazyRows:
-    """What a logits store holds per flat position, [m, D] or dense [m, I], computed when read.
-
-    The arguments and errors are those of `user_vectors`.
-    """
+    """What a logits store holds per event: `user_vectors`, computed when they are sliced."""
     positions = _checked_positions(model, sequences, positions)
     table_IxD, _ = item_arrays(model)
     columns = model.config.num_items if table_IxD is None else table_IxD.shape[1]
 
-    def compute(start, stop):
+    def compute(start: int, stop: int) -> np.ndarray:
         return user_vectors(model, sequences, positions[start:stop])
 
     return LazyRows((len(positions), columns), compute)
@@ -111,21 +135,18 @@ def user_vectors(
       float32 [m, D]; the logits [m, I] of a model without an item table.
 
     Raises:
-      ValueError: a history longer than the model reads, an item the model does not know, or a
-        position outside the sequences.
+      UserError: a history longer than the model reads, an item the model does not know.
+      ValueError: a position outside the sequences.
     """
     check_history_length(history_length, model.config.history_length)
     positions = _checked_positions(model, sequences, positions)
     graph, state = nnx.split(model)
     flat = (jnp.asarray(sequences.items), jnp.asarray(row_starts(sequences)))
-    size = min(batch_size, max(len(positions), 1))
-    batches = []
-    for start in range(0, max(len(positions), 1), size):
-        batch = positions[start : start + size]
-        padded_B = np.pad(batch, (0, size - len(batch))).astype(np.int32)
-        vectors_BxD = _vectors(graph, state, *flat, padded_B, history_length)
-        batches.append(np.asarray(vectors_BxD)[: len(batch)])
-    return np.concatenate(batches)
+
+    def vectors(position_B):
+        return _vectors(graph, state, *flat, position_B, history_length)
+
+    return map_batches(vectors, positions.astype(np.int32), batch_size=batch_size)
 
 
 def _checked_positions(model, sequences, positions) -> np.ndarray:
@@ -149,20 +170,20 @@ def _vectors(graph, state, items_n, row_starts_n, position_B, history_length):
 
 
 def check_history_length(wanted: int | None, available: int | None) -> None:
-    """Raises ValueError if a CF model cannot read as much history as is asked for (None: any)."""
+    """Raises UserError if a CF model cannot read as much history as is asked for (None: any)."""
     if None not in (wanted, available) and not 1 <= wanted <= available:
-        raise ValueError(
+        raise UserError(
             f"the history is {wanted} items long, but the CF model reads 1 to {available}; train "
             "the CF model with a longer history_length or shorten the history"
         )
 
 
 def check_items(sequences: ItemSequences, num_items: int) -> None:
-    """Raises ValueError if a row holds an item that the CF model has no embedding for."""
+    """Raises UserError if a row holds an item that the CF model has no embedding for."""
     outside = np.flatnonzero(sequences.items >= num_items)
     if outside.size:
         row = int(np.searchsorted(sequences.offsets, outside[0], side="right")) - 1
-        raise ValueError(
+        raise UserError(
             f"row {row} holds item index {sequences.items[outside[0]]}, but the CF model knows "
             f"{num_items} items (0..{num_items - 1}); train it on the current catalogue"
         )
@@ -184,7 +205,7 @@ class RowScores:
 
 
 def score_rows(
-    entry_RxD: np.ndarray | LazyRows,
+    vector_RxD: np.ndarray | LazyRows,
     item_table_IxD: np.ndarray | None,
     item_bias_I: np.ndarray | None,
     target_R: np.ndarray,
@@ -195,34 +216,25 @@ def score_rows(
     """Ranks every item for every row; logits exist only for one batch at a time.
 
     Args:
-      entry_RxD: user vectors, or the logits [R, I] where there is no item table.
+      vector_RxD: user vectors, or the logits [R, I] where there is no item table.
       item_table_IxD, item_bias_I: of the CF model; None where it has none.
       target_R: the item that came next.
       seen_RxS: items (or PAD_ITEM) that are left out of the ranking, the target never; they count
         for NLL and entropy all the same. None leaves out none.
       batch_size: rows of one call of the jitted program; the last batch is padded.
     """
-    num_rows = len(target_R)
-    size = min(batch_size, max(num_rows, 1))
-    columns = [np.empty(num_rows, dtype) for dtype in (np.int32, np.float32, np.float32)]
-    for start in range(0, num_rows, size):
-        stop = min(start + size, num_rows)
-        padding = ((0, size - (stop - start)), (0, 0))
-        entry_BxD = np.pad(entry_RxD[start:stop], padding)
-        target_B = np.pad(target_R[start:stop], padding[0]).astype(np.int32)
-        seen_BxS = None if seen_RxS is None else np.pad(seen_RxS[start:stop], padding)
-        scored = _score_batch(entry_BxD, item_table_IxD, item_bias_I, target_B, seen_BxS)
-        for column, values_B in zip(columns, scored, strict=True):
-            column[start:stop] = np.asarray(values_B)[: stop - start]
-    return RowScores(*columns)
+
+    def score(vector_BxD, *target_and_seen):
+        return _score_batch(vector_BxD, item_table_IxD, item_bias_I, *target_and_seen)
+
+    columns = [vector_RxD, target_R.astype(np.int32), *([] if seen_RxS is None else [seen_RxS])]
+    return RowScores(*map_batches(score, *columns, batch_size=batch_size))
 
 
 @jax.jit
-def _score_batch(entry_BxD, item_table_IxD, item_bias_I, target_B, seen_BxS):
-    logits_BxI = cf_logits(entry_BxD, item_table_IxD, item_bias_I)
-    log_share_BxI = jax.nn.log_softmax(logits_BxI, axis=1)
-    nll_B = -jnp.take_along_axis(log_share_BxI, target_B[:, None], axis=1)[:, 0]
-    entropy_B = -jnp.sum(jnp.exp(log_share_BxI) * log_share_BxI, axis=1)
+def _score_batch(vector_BxD, item_table_IxD, item_bias_I, target_B, seen_BxS=None):
+    logits_BxI = cf_logits(vector_BxD, item_table_IxD, item_bias_I)
+    entropy_B, nll_B = entropy_and_nll(logits_BxI, target_B)
     if seen_BxS is not None:
         row_Bx1 = jnp.arange(len(target_B))[:, None]
         out_BxS = jnp.where(
@@ -230,3 +242,63 @@ def _score_batch(entry_BxD, item_table_IxD, item_bias_I, target_B, seen_BxS):
         )
         logits_BxI = logits_BxI.at[row_Bx1, out_BxS].set(-jnp.inf, mode="drop")
     return rank_in_batch(logits_BxI, target_B), nll_B, entropy_B
+
+
+def profile(model: nnx.Module, rows: ItemSequences, count_I: np.ndarray) -> dict:
+    """Describes a CF model beyond its accuracy, on rows whose last item is the target.
+
+    Args:
+      model: see models/registry.py.
+      rows: histories with targets.
+      count_I: int [I], each item's interactions in the training period.
+
+    Returns:
+      'coverage@10': share of the catalogue that is among anyone's first ten.
+      'popularity@10': mean training interactions of the first tens, over the mean of the targets: 1
+        recommends things as popular as those chosen.
+      'entropy', 'nll': {beta: nats}, of the softmax at that CF temperature, and of the target.
+      'best_beta': the beta of BETAS with the lowest NLL: where this model is calibrated best.
+    """
+    vector_RxD = lazy_user_vectors(model, rows, rows.last_positions)
+    item_side, target_R = item_arrays(model), rows.items[rows.last_positions]
+
+    def describe(vector_BxD, target_B):
+        return _describe(vector_BxD, *item_side, target_B)
+
+    best_RxK, entropy_RxT, nll_RxT = map_batches(describe, vector_RxD, target_R, batch_size=1024)
+    nll_T = nll_RxT.mean(axis=0)
+    return {
+        f"coverage@{TOP}": len(np.unique(best_RxK)) / len(count_I),
+        f"popularity@{TOP}": float(count_I[best_RxK].mean() / max(count_I[target_R].mean(), 1e-9)),
+        "entropy": _by_beta(entropy_RxT.mean(axis=0)),
+        "nll": _by_beta(nll_T),
+        "best_beta": BETAS[int(np.argmin(nll_T))],
+    }
+
+
+@jax.jit
+def _describe(vector_BxD, item_table_IxD, item_bias_I, target_B):
+    logits_BxI = cf_logits(vector_BxD, item_table_IxD, item_bias_I)
+    _, best_BxK = jax.lax.top_k(logits_BxI, min(TOP, logits_BxI.shape[1]))
+    return best_BxK, *entropy_and_nll_at_betas(logits_BxI, target_B)
+
+
+def temperature_statistics(logits_mxI: np.ndarray) -> dict:
+    """What the CF temperature beta will mean: spread of the logits, entropy at every beta.
+
+    Args:
+      logits_mxI: float32 [m, I], of some events.
+    """
+    entropy_mxT, _ = entropy_and_nll_at_betas(logits_mxI, np.zeros(len(logits_mxI), np.int32))
+    return {
+        "sampled_entries": len(logits_mxI),
+        "mean": float(logits_mxI.mean(dtype=np.float64)),
+        "standard_deviation": float(logits_mxI.std(axis=1, dtype=np.float64).mean()),
+        "lowest": float(logits_mxI.min()),
+        "highest": float(logits_mxI.max()),
+        "entropy_nats": _by_beta(np.asarray(entropy_mxT).mean(axis=0)),
+    }
+
+
+def _by_beta(values_T: np.ndarray) -> dict[str, float]:
+    return {f"{beta:g}": float(value) for beta, value in zip(BETAS, values_T, strict=True)}

@@ -33,7 +33,7 @@ from tca4rec_jax.cf.losses import (
     user_negatives,
     window_negatives,
 )
-from tca4rec_jax.cf.scoring import check_items, entries, item_arrays, score_rows
+from tca4rec_jax.cf.scoring import check_items, item_arrays, lazy_user_vectors, score_rows
 from tca4rec_jax.cf.windows import FlatRows, windows_at
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.metrics import mean_metrics
@@ -125,8 +125,8 @@ class _Rows(NamedTuple):
 def evaluate(model: nnx.Module, rows: ItemSequences) -> dict[str, float]:
     """Means over the rows: 'ndcg@10', 'hr@10' over the whole catalogue, 'nll' of the target."""
     target_R = rows.items[rows.last_positions]
-    entry_RxD = entries(model, rows, rows.last_positions)
-    scores = score_rows(entry_RxD, *item_arrays(model), target_R)
+    vector_RxD = lazy_user_vectors(model, rows, rows.last_positions)
+    scores = score_rows(vector_RxD, *item_arrays(model), target_R)
     return mean_metrics(scores.rank, (10,)) | {"nll": float(scores.nll.mean())}
 
 

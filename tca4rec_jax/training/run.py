@@ -23,7 +23,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
-from tca4rec_jax.cf.logits_store import LogitsStore, open_store, split_place
+from tca4rec_jax.cf.logits_store import LogitsStore, open_store, split_path
 from tca4rec_jax.config import run_name
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import validate_objective
@@ -177,8 +177,8 @@ class Run:
         Args:
           positions: the flat positions that will be read; only their shards are read and checked.
         """
-        place = split_place(self.config.cf.logits, self.workdir, split)
-        return open_store(place, self.data.splits[split], self.data.catalogue, positions=positions)
+        path = split_path(self.config.cf.logits, self.workdir, split)
+        return open_store(path, self.data.splits[split], self.data.catalogue, positions=positions)
 
     def optimizer(self):
         fields = self.config.optimizer

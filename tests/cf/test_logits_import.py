@@ -2,12 +2,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tca4rec_jax.cf.export import export_npy, export_stores
-from tca4rec_jax.cf.logits_arrays import LogitsStoreError
+from tca4rec_jax.cf.logits_export import export_npy, export_stores, mix_stores
+from tca4rec_jax.cf.logits_format import LogitsStoreError
 from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.logits_writer import write_store
-from tca4rec_jax.cf.mixture import mix_stores
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 

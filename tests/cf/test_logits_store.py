@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from tca4rec_jax.cf import logits_arrays
-from tca4rec_jax.cf.logits_arrays import LogitsStoreError
-from tca4rec_jax.cf.logits_import import import_array
+from tca4rec_jax.cf import logits_format
+from tca4rec_jax.cf.logits_format import LogitsStoreError
+from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.data.catalogue import Catalogue
@@ -69,10 +69,10 @@ def test_factorised_round_trip(store_path, factorised):
     assert store.read(np.zeros(0, np.int64)).shape == (0, WIDTH)
 
 
-@pytest.mark.parametrize("chunk_bytes", [1 << 20, 1], ids=["one chunk", "a chunk per entry"])
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 1], ids=["one chunk", "a chunk per event"])
 def test_dense_round_trip_over_chunks_and_blocks(tmp_path, rng, monkeypatch, chunk_bytes):
-    monkeypatch.setattr(logits_arrays, "_CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr(logits_arrays, "_BLOCK_BYTES", 4 * NUM_ITEMS * 2)
+    monkeypatch.setattr(logits_format, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(logits_format, "_BLOCK_BYTES", 4 * NUM_ITEMS * 2)
     logits = rng.normal(size=(NUM_POSITIONS, NUM_ITEMS))
     write_store(tmp_path / "dense", ROWS, CATALOGUE, logits=logits, cf_model="mine")
     store = open_store(tmp_path / "dense", ROWS, CATALOGUE)
@@ -83,7 +83,7 @@ def test_dense_round_trip_over_chunks_and_blocks(tmp_path, rng, monkeypatch, chu
     np.testing.assert_array_equal(store.logits(positions), store.read(positions))
 
 
-def test_one_entry_per_row_stands_for_the_last_items(tmp_path, rng):
+def test_one_event_per_row_stands_for_the_last_items(tmp_path, rng):
     logits = rng.normal(size=(3, NUM_ITEMS)).astype(np.float32)
     write_store(tmp_path / "rows", ROWS, CATALOGUE, logits=logits, cf_model="mine")
     store = open_store(tmp_path / "rows", ROWS, CATALOGUE)
@@ -119,7 +119,7 @@ def test_a_failed_write_keeps_the_store_before(store_path, factorised):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_writing_a_value_that_is_not_finite_names_file_and_row(tmp_path, factorised, value):
     factorised["vectors"][5, 2] = value
-    message = r"store/vectors: entry 5, column 2 \(row 1 of the data, place 1\)"
+    message = r"store/vectors: event 5 \(row 1 of the data, position 1\), column 2 is"
     with pytest.raises(LogitsStoreError, match=message):
         write_store(tmp_path / "store", ROWS, CATALOGUE, **factorised, cf_model="SASRec")
     assert not (tmp_path / "store").exists()
@@ -128,16 +128,18 @@ def test_writing_a_value_that_is_not_finite_names_file_and_row(tmp_path, factori
 def test_what_float32_cannot_hold_is_reported(tmp_path):
     logits = np.zeros((3, NUM_ITEMS))
     logits[2, 1] = 1e300
-    with pytest.raises(LogitsStoreError, match=r"logits: entry 2, column 1 \(row 2 of the data\)"):
+    with pytest.raises(
+        LogitsStoreError, match=r"logits: event 2 \(row 2 of the data\), column 1 is"
+    ):
         write_store(tmp_path / "store", ROWS, CATALOGUE, logits=logits, cf_model="mine")
 
 
 @pytest.mark.parametrize(
     ("name", "index", "message"),
     [
-        ("vectors", (8, 3), r"vectors: entry 8, column 3 \(row 2 of the data, place 2\) is nan"),
-        ("item_table", (2, 0), r"item_table: entry 2, column 0 is nan"),
-        ("item_bias", 4, r"item_bias: entry 4 is nan"),
+        ("vectors", (8, 3), r"vectors: event 8 \(row 2 of the data, position 2\), column 3 is nan"),
+        ("item_table", (2, 0), r"item_table: item 2, column 0 is nan"),
+        ("item_bias", 4, r"item_bias: item 4 is nan"),
     ],
 )
 def test_opening_a_store_finds_nan(store_path, name, index, message):
@@ -201,7 +203,7 @@ def test_a_history_longer_than_the_models_is_an_error(store_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vectors": np.zeros((8, WIDTH))}, r"vectors has 8 entries; expected 3 .* or 9"),
+        ({"vectors": np.zeros((8, WIDTH))}, r"vectors has 8 events; expected 3 .* or 9"),
         ({"item_table": np.zeros((5, WIDTH))}, "item_table covers 5 items, the catalogue has 6"),
         ({"item_bias": np.zeros(7)}, "item_bias covers 7 items.*for padding"),
         ({"vectors": np.zeros((9, 3))}, "vectors are 3 wide, the item_table is 4 wide"),
@@ -218,7 +220,7 @@ def test_arrays_that_do_not_fit_are_errors(tmp_path, factorised, changes, messag
 def test_importing_a_users_logits(tmp_path, rng, rows):
     logits = rng.normal(size=(rows, NUM_ITEMS)).astype(np.float16)
     np.save(tmp_path / "mine.npy", logits)
-    import_array(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)
+    import_logits(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)
     store = open_store(tmp_path / "store", ROWS, CATALOGUE)
     of_last = logits if rows == len(ROWS) else logits[ROWS.last_positions]
     np.testing.assert_array_equal(store.read(ROWS.last_positions), of_last.astype(np.float32))
@@ -227,23 +229,26 @@ def test_importing_a_users_logits(tmp_path, rng, rows):
 @pytest.mark.parametrize(
     ("logits", "message"),
     [
-        (np.zeros((4, NUM_ITEMS)), r"mine\.npy: logits has 4 entries; expected 3 .* or 9"),
+        (np.zeros((4, NUM_ITEMS)), r"mine\.npy: logits has 4 events; expected 3 .* or 9"),
         (np.zeros((3, NUM_ITEMS + 1)), r"mine\.npy: logits covers 7 items, .* has 6; .*padding"),
         (np.zeros(3), r"mine\.npy: logits must have 2 axes"),
-        (np.full((3, NUM_ITEMS), np.nan), r"mine\.npy: entry 0, column 0 \(row 0 of the data\)"),
+        (
+            np.full((3, NUM_ITEMS), np.nan),
+            r"mine\.npy/logits: event 0 \(row 0 of the data\), column 0 is nan",
+        ),
         (np.full((3, NUM_ITEMS), "x"), r"mine\.npy: logits is of <U1, expected floating point"),
     ],
 )
 def test_importing_what_does_not_fit_names_the_users_file(tmp_path, logits, message):
     np.save(tmp_path / "mine.npy", logits)
     with pytest.raises(LogitsStoreError, match=message):
-        import_array(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)
+        import_logits(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)
     assert not (tmp_path / "store").exists()
 
 
 def test_importing_a_missing_file(tmp_path):
     with pytest.raises(LogitsStoreError, match=r"mine\.npy cannot be read"):
-        import_array(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)
+        import_logits(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -264,7 +269,7 @@ def test_other_dtypes_round_trip_bit_equal(tmp_path, rng, factorised, dtype):
 def test_what_the_dtype_cannot_hold_is_reported(tmp_path):
     logits = np.zeros((3, NUM_ITEMS), np.float32)
     logits[1, 4] = 1e5
-    with pytest.raises(LogitsStoreError, match=r"entry 1, column 4 \(row 1 of the data\) is inf"):
+    with pytest.raises(LogitsStoreError, match=r"event 1 \(row 1 of the data\), column 4 is inf"):
         write_store(
             tmp_path / "s", ROWS, CATALOGUE, logits=logits, dtype="float16", cf_model="mine"
         )
@@ -295,19 +300,22 @@ def test_a_top_k_store_with_an_item_outside_the_catalogue(tmp_path):
     arrays = {"values": np.ones((3, 2)), "items": np.array([[0, 1]] * 3), "floor": np.zeros(3)}
     write_store(tmp_path / "s", ROWS, CATALOGUE, **arrays, cf_model="mine")
     overwrite(tmp_path / "s", "items", (1, 1), NUM_ITEMS)
-    with pytest.raises(LogitsStoreError, match="items: entry 1 names item 6, expected -1 to 5"):
+    with pytest.raises(
+        LogitsStoreError,
+        match=r"items: event 1 \(row 1 of the data\) names item 6, expected -1 to 5",
+    ):
         open_store(tmp_path / "s", ROWS, CATALOGUE)
 
 
 @pytest.fixture
 def sharded(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(logits_arrays, "_CHUNK_BYTES", 4 * NUM_ITEMS * 2)  # two entries a shard
+    monkeypatch.setattr(logits_format, "_CHUNK_BYTES", 4 * NUM_ITEMS * 2)  # two events a shard
     logits = rng.normal(size=(NUM_POSITIONS, NUM_ITEMS)).astype(np.float32)
     write_store(tmp_path / "s", ROWS, CATALOGUE, logits=logits, cf_model="mine")
     return tmp_path / "s", logits
 
 
-SHARD = r"logits/2\.0: this shard of the entries 4\.\.5, \(row 1 of the data, place 0\) to \(row 1 "
+SHARD = r"logits/2\.0: this shard, event 4 \(row 1 of the data, position 0\) to event 5 \(row 1 "
 
 
 def test_a_truncated_shard_names_its_file_and_rows(sharded):
@@ -355,7 +363,7 @@ def test_a_url_is_written_in_place_manifest_last(tmp_path, factorised):
         store = open_store(url, ROWS, CATALOGUE)
         np.testing.assert_array_equal(store.read(np.arange(9)), arrays["vectors"])
     bad = factorised | {"vectors": np.full((NUM_POSITIONS, WIDTH), np.nan, np.float32)}
-    with pytest.raises(LogitsStoreError, match="vectors: entry 0"):
+    with pytest.raises(LogitsStoreError, match="vectors: event 0"):
         write_store(url, ROWS, CATALOGUE, **bad, cf_model="SASRec")
     with pytest.raises(LogitsStoreError, match="no CF logits at file://"):
         open_store(url, ROWS, CATALOGUE)

@@ -15,7 +15,7 @@ from tca4rec_jax.cf.models.gru4rec import GRU4Rec, GRU4RecConfig
 from tca4rec_jax.cf.models.item_item import EASE, EASEConfig, ItemKNN, ItemKNNConfig
 from tca4rec_jax.cf.models.lightgcn import LightGCN, LightGCNConfig
 from tca4rec_jax.cf.models.registry import MODELS
-from tca4rec_jax.cf.scoring import entries, item_arrays, user_vectors
+from tca4rec_jax.cf.scoring import item_arrays, lazy_user_vectors, user_vectors
 from tca4rec_jax.cf.trainer import FitConfig, evaluate, fit
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
@@ -67,7 +67,7 @@ def test_every_model_is_causal_and_survives_its_checkpoint(name, tmp_path):
     loaded_name, loaded = load_model(tmp_path / "model.npz")
     assert loaded_name == name
     np.testing.assert_array_equal(user_vectors(loaded, train, positions), before)
-    some = entries(model, train)[5:9]
+    some = lazy_user_vectors(model, train)[5:9]
     np.testing.assert_allclose(some, user_vectors(model, train)[5:9], atol=1e-6)
 
 

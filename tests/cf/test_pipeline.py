@@ -12,9 +12,8 @@ from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.models.popularity import Popularity, PopularityConfig, popularity_logits
 from tca4rec_jax.cf.models.sasrec import SASRecConfig
 from tca4rec_jax.cf.pipeline import results_table, run_cf
-from tca4rec_jax.cf.profile import profile
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
-from tca4rec_jax.cf.scoring import user_vectors
+from tca4rec_jax.cf.scoring import profile, user_vectors
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.evaluation.report import write_cf_report

@@ -11,7 +11,7 @@ from flax import nnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tca4rec_jax.cf.export import export_npy, export_stores
+from tca4rec_jax.cf.logits_export import export_npy, export_stores
 from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.config import default_config
