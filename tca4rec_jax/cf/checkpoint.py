@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tca4rec_jax.cf.models.observed import Observed
+from tca4rec_jax.cf.models.layers import Statistic
 from tca4rec_jax.cf.models.registry import MODELS
 
 _TEXT = "config"
@@ -88,7 +88,7 @@ def read_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], str]:
 
 
 def _named_arrays(model: nnx.Module, *kinds) -> dict[str, jax.Array]:
-    state = nnx.state(model, *(kinds or ((nnx.Param, Observed),)))
+    state = nnx.state(model, *(kinds or ((nnx.Param, Statistic),)))
     return {_name(place): value for place, value in jax.tree_util.tree_leaves_with_path(state)}
 
 

@@ -15,15 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tca4rec_jax.cf.models.observed import user_item_pairs
 from tca4rec_jax.cf.scoring import cf_logits
-from tca4rec_jax.cf.windows import Queries
+from tca4rec_jax.cf.windows import TrainingQueries, user_item_pairs
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
 LOSSES = ("softmax", "bce", "bpr")
 
 
-def softmax_loss(queries: Queries, target_BxP: jax.Array) -> jax.Array:
+def softmax_loss(queries: TrainingQueries, target_BxP: jax.Array) -> jax.Array:
     """Cross-entropy over the whole catalogue, float32 [B, P]."""
     vector_BxPxD = queries.vector_BxPxD
     flat_QxD = vector_BxPxD.reshape(-1, vector_BxPxD.shape[-1])
@@ -33,7 +32,7 @@ def softmax_loss(queries: Queries, target_BxP: jax.Array) -> jax.Array:
 
 
 def sampled_loss(
-    loss: str, queries: Queries, target_BxP: jax.Array, negative_BxPxN: jax.Array
+    loss: str, queries: TrainingQueries, target_BxP: jax.Array, negative_BxPxN: jax.Array
 ) -> jax.Array:
     """'bce' or 'bpr' of the target against the negatives, float32 [B, P]."""
 

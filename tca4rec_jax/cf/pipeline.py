@@ -128,7 +128,7 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
     save_model(directory / "checkpoint.npz", settings.name, model)
     store_logits(settings, model, data, workdir)
     baseline = "popularity"
-    models = {MODELS[baseline].label: _observed(MODELS[baseline], data)}
+    models = {MODELS[baseline].label: _counted(MODELS[baseline], data)}
     models[MODELS[settings.name].label] = model
     popularity_I = _counts(data)
     metrics = {
@@ -157,12 +157,12 @@ def trained_model(settings: CFSettings, data: RecData, directory: Path) -> tuple
         model = read_sasrec(settings.weights, settings.architecture)
         return model, {"weights": settings.weights}
     if settings.training is None:
-        return _observed(MODELS[settings.name], data, settings.architecture), {}
+        return _counted(MODELS[settings.name], data, settings.architecture), {}
     config = settings.training
     fresh = MODELS[settings.name].module(settings.architecture, rngs=nnx.Rngs(config.seed))
     train = data.splits["train" if config.labels == "target" else "train_sequences"]
-    if hasattr(fresh, "observe"):
-        fresh.observe(train)
+    if hasattr(fresh, "fit_statistics"):
+        fresh.fit_statistics(train)
     fitted = fit(
         fresh,
         train,
@@ -237,11 +237,11 @@ def _architecture(kind, chosen: dict, data: RecData):
     return kind.config(**sizes, **chosen)
 
 
-def _observed(kind, data: RecData, architecture=None) -> nnx.Module:
-    """A model that only observes the training data."""
+def _counted(kind, data: RecData, architecture=None) -> nnx.Module:
+    """A model that is fitted by its statistics of the training data alone."""
     architecture = architecture or _architecture(kind, {}, data)
     model = kind.module(architecture, rngs=nnx.Rngs(0))
-    model.observe(data.splits["train_sequences"])
+    model.fit_statistics(data.splits["train_sequences"])
     return model
 
 

@@ -36,7 +36,7 @@ class FlatRows(NamedTuple):
         return cls(*(jnp.asarray(array) for array in arrays))
 
 
-class Windows(NamedTuple):
+class HistoryWindows(NamedTuple):
     """What a CF model is trained on: the windows before B flat positions.
 
     Attributes:
@@ -51,7 +51,7 @@ class Windows(NamedTuple):
     user_B: jax.Array
 
 
-class Queries(NamedTuple):
+class TrainingQueries(NamedTuple):
     """What a CF model answers in training: logit = vector . table row + bias.
 
     Attributes:
@@ -67,16 +67,22 @@ class Queries(NamedTuple):
     bias_I: jax.Array | None
 
 
-def windows_at(rows: FlatRows, position_B: jax.Array, history_length: int) -> Windows:
+def windows_at(rows: FlatRows, position_B: jax.Array, history_length: int) -> HistoryWindows:
     """The windows of the given flat positions; traceable."""
-    place = (rows.items_n, rows.row_starts_n, position_B, history_length)
-    return Windows(windows_before(*place), targets_of_windows(*place), rows.user_n[position_B])
+    at = (rows.items_n, rows.row_starts_n, position_B, history_length)
+    return HistoryWindows(windows_before(*at), targets_of_windows(*at), rows.user_n[position_B])
 
 
 def users_of(sequences: ItemSequences) -> np.ndarray:
     """The user of each flat position as 0..U-1, int32 [n]."""
     _, user_R = np.unique(sequences.user, return_inverse=True)
     return np.repeat(user_R, sequences.lengths).astype(np.int32)
+
+
+def user_item_pairs(sequences: ItemSequences) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct (user 0..U-1, item) pairs, sorted by user, then item: int32 [E] each."""
+    pairs = np.unique(np.stack([users_of(sequences), sequences.items]), axis=1)
+    return pairs[0], pairs[1]
 
 
 def row_starts(sequences: ItemSequences) -> np.ndarray:

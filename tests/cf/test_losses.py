@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.cf.losses import SeenByUser, sampled_loss, softmax_loss, user_negatives
-from tca4rec_jax.cf.windows import Queries
+from tca4rec_jax.cf.windows import TrainingQueries
 from tca4rec_jax.data.sequences import ItemSequences
 
 
@@ -21,7 +21,7 @@ def test_losses_against_numpy(biased):
     def log_sigmoid(x):
         return -np.log1p(np.exp(-x))
 
-    queries = Queries(
+    queries = TrainingQueries(
         *(None if a is None else jnp.asarray(a, jnp.float32) for a in (vectors,)),
         target,
         jnp.asarray(table, jnp.float32),

@@ -39,8 +39,8 @@ def make(name, train, **changes):
     if name == "popularity":
         config = kind.config(NUM_ITEMS)
     model = kind.module(config, rngs=nnx.Rngs(0))
-    if hasattr(model, "observe"):
-        model.observe(train)
+    if hasattr(model, "fit_statistics"):
+        model.fit_statistics(train)
     return model
 
 
@@ -177,7 +177,7 @@ def history_logits(weights, history):
 def test_ease_is_the_ridge_regression_of_each_item_on_the_others():
     rows = rows_of()
     model = EASE(EASEConfig(NUM_ITEMS, 4, regularisation=2.0), rngs=nnx.Rngs(0))
-    model.observe(rows)
+    model.fit_statistics(rows)
     x, weights = binary_matrix(rows), np.zeros((NUM_ITEMS, NUM_ITEMS))
     for item in range(NUM_ITEMS):
         others = [other for other in range(NUM_ITEMS) if other != item]
@@ -192,7 +192,7 @@ def test_item_knn_keeps_the_nearest_neighbours():
     rows = rows_of()
     config = ItemKNNConfig(NUM_ITEMS, 4, neighbours=3, regularisation=1.0)
     model = ItemKNN(config, rngs=nnx.Rngs(0))
-    model.observe(rows)
+    model.fit_statistics(rows)
     x = binary_matrix(rows)
     for item in range(NUM_ITEMS):
         cosines = np.zeros(NUM_ITEMS)
@@ -207,7 +207,7 @@ def test_lightgcn_folds_a_history_in_as_a_new_node_of_the_graph():
     rows = rows_of()
     config = LightGCNConfig(NUM_ITEMS, NUM_USERS, 4, units=5, blocks=2)
     model = LightGCN(config, rngs=nnx.Rngs(0))
-    model.observe(rows)
+    model.fit_statistics(rows)
     x = binary_matrix(rows)
     user_degree, item_degree = x.sum(1), np.maximum(x.sum(0), 1)
     adjacency = x / np.sqrt(user_degree[:, None] * item_degree[None, :])
@@ -226,7 +226,7 @@ def test_lightgcn_folds_a_history_in_as_a_new_node_of_the_graph():
 def test_bpr_mf_folds_in_by_the_best_multiple_of_the_mean():
     rows = rows_of()
     model = BPRMF(BPRMFConfig(NUM_ITEMS, NUM_USERS, 4, units=5), rngs=nnx.Rngs(0))
-    model.observe(rows)
+    model.fit_statistics(rows)
     table = np.asarray(model.item_table[...])
     means = np.stack([table[np.unique(rows[row])].mean(axis=0) for row in range(NUM_USERS)])
     users = np.asarray(model.user_table[...])

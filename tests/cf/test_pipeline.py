@@ -142,7 +142,7 @@ def test_pytorch_weights_are_read_instead_of_training(tmp_path):
 def test_profile_against_numpy(data):
     rows, counts = data.splits["test"], np.arange(12)
     model = Popularity(PopularityConfig(12), rngs=nnx.Rngs(0))
-    model.observe(data.splits["train_sequences"])
+    model.fit_statistics(data.splits["train_sequences"])
     described = profile(model, rows, counts)
     logits = popularity_logits(data.splits["train_sequences"], 12)
     best, target = np.argsort(-logits, kind="stable")[:10], rows.items[rows.last_positions]

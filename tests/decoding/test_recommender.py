@@ -40,7 +40,7 @@ def run(tmp_path_factory):
     cf_model = Popularity(PopularityConfig(len(IDS)), rngs=nnx.Rngs(0))
     times = np.zeros(len(BOUGHT), np.int64)
     offsets = np.array([0, len(BOUGHT)])
-    cf_model.observe(ItemSequences(np.array([0]), np.array(BOUGHT), offsets, times))
+    cf_model.fit_statistics(ItemSequences(np.array([0]), np.array(BOUGHT), offsets, times))
     save_model(workdir / "cf" / "checkpoint.npz", "popularity", cf_model)
     flat = np.concatenate(SEQUENCES).astype(np.int32)
     titles = Ragged.from_lengths(flat, [len(title) for title in SEQUENCES])

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.dropout import Dropout
-from tca4rec_jax.cf.windows import Queries, Windows
+from tca4rec_jax.cf.models.layers import Dropout
+from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.data.sequences import PAD_ITEM
 
 INITIAL_STD = 0.02
@@ -142,7 +142,7 @@ class BERT4Rec(nnx.Module):
         """The item table, float32 [I, D], and the bias, float32 [I]."""
         return self.item_table[...], self.item_bias[...]
 
-    def queries(self, windows: Windows, last_only: bool, key: jax.Array) -> Queries:
+    def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """The masked places predict their items; with `last_only` the target alone is masked."""
         dropout_key, mask_key = jax.random.split(key)
         items_BxL = jnp.concatenate([windows.history_BxS, windows.target_BxS[:, -1:]], axis=1)
@@ -155,7 +155,7 @@ class BERT4Rec(nnx.Module):
         hidden_BxPxD = jnp.take_along_axis(hidden_BxLxD, place_BxP[:, :, None], axis=1)
         target_BxP = jnp.take_along_axis(items_BxL, place_BxP, axis=1)
         target_BxP = jnp.where(chosen_BxP, target_BxP, PAD_ITEM)
-        return Queries(self._head(hidden_BxPxD), target_BxP, *self.items())
+        return TrainingQueries(self._head(hidden_BxPxD), target_BxP, *self.items())
 
     def _head(self, hidden):
         return self.output_norm(jax.nn.gelu(self.output(hidden)))

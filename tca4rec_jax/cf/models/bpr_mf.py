@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.observed import Observed, user_item_pairs
-from tca4rec_jax.cf.windows import Queries, Windows
+from tca4rec_jax.cf.models.layers import Statistic
+from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries, user_item_pairs
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
 INITIAL_STD = 0.1
@@ -52,14 +52,14 @@ class BPRMF(nnx.Module):
 
         self.user_table, self.item_table = table(config.num_users), table(config.num_items)
         self.item_bias = nnx.Param(jnp.zeros(config.num_items))
-        self.pair_user, self.pair_item = (Observed(jnp.zeros(0, jnp.int32)) for _ in range(2))
+        self.pair_user, self.pair_item = (Statistic(jnp.zeros(0, jnp.int32)) for _ in range(2))
 
-    def observe(self, sequences: ItemSequences) -> None:
+    def fit_statistics(self, sequences: ItemSequences) -> None:
         """Keeps the (user, item) pairs that the factor of the folding in is made of."""
         user_E, item_E = user_item_pairs(sequences)
         self.pair_user, self.pair_item = (
-            Observed(jnp.asarray(user_E)),
-            Observed(jnp.asarray(item_E)),
+            Statistic(jnp.asarray(user_E)),
+            Statistic(jnp.asarray(item_E)),
         )
 
     def user_vectors(self, history_BxS: jax.Array) -> jax.Array:
@@ -84,7 +84,7 @@ class BPRMF(nnx.Module):
         """The item table, float32 [I, D], and the bias, float32 [I]."""
         return self.item_table[...], self.item_bias[...]
 
-    def queries(self, windows: Windows, last_only: bool, key: jax.Array) -> Queries:
+    def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """The user's own vector predicts the item at the position, whatever `last_only` says."""
         vector_BxD = self.user_table[...][windows.user_B]
-        return Queries(vector_BxD[:, None], windows.target_BxS[:, -1:], *self.items())
+        return TrainingQueries(vector_BxD[:, None], windows.target_BxS[:, -1:], *self.items())

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.dropout import Dropout
-from tca4rec_jax.cf.windows import Queries, Windows
+from tca4rec_jax.cf.models.layers import Dropout
+from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.data.sequences import PAD_ITEM
 
 INITIAL_STD = 0.02
@@ -86,7 +86,7 @@ class Caser(nnx.Module):
         """The output table, float32 [I, D], and the bias, float32 [I]."""
         return self.output_table[...], self.item_bias[...]
 
-    def queries(self, windows: Windows, last_only: bool, key: jax.Array) -> Queries:
+    def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """The whole window predicts the item after it, whatever `last_only` says."""
         vector_BxD = self.user_vectors(windows.history_BxS, key)
-        return Queries(vector_BxD[:, None], windows.target_BxS[:, -1:], *self.items())
+        return TrainingQueries(vector_BxD[:, None], windows.target_BxS[:, -1:], *self.items())

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.dropout import Dropout
-from tca4rec_jax.cf.windows import Queries, Windows
+from tca4rec_jax.cf.models.layers import Dropout
+from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.data.sequences import PAD_ITEM
 
 INITIAL_STD = 0.02
@@ -97,9 +97,9 @@ class GRU4Rec(nnx.Module):
         """The table of the inner products, float32 [I, D]; no bias."""
         return self.item_table[...], None
 
-    def queries(self, windows: Windows, last_only: bool, key: jax.Array) -> Queries:
+    def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """Every place predicts the item after it; with `last_only` the last one alone."""
         hidden_BxSxD, target_BxS = self.hidden(windows.history_BxS, key), windows.target_BxS
         if last_only:
             hidden_BxSxD, target_BxS = hidden_BxSxD[:, -1:], target_BxS[:, -1:]
-        return Queries(hidden_BxSxD, target_BxS, *self.items())
+        return TrainingQueries(hidden_BxSxD, target_BxS, *self.items())

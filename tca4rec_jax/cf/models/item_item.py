@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tca4rec_jax.cf.models.observed import Observed, user_item_pairs
+from tca4rec_jax.cf.models.layers import Statistic
+from tca4rec_jax.cf.windows import user_item_pairs
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
 _USERS_AT_ONCE = 1024
@@ -57,12 +58,12 @@ class ItemItem(nnx.Module):
 
     def __init__(self, config: EASEConfig | ItemKNNConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.weights = Observed(jnp.zeros((0, config.num_items)))
+        self.weights = Statistic(jnp.zeros((0, config.num_items)))
 
-    def observe(self, sequences: ItemSequences) -> None:
+    def fit_statistics(self, sequences: ItemSequences) -> None:
         """Computes W; the whole training of these models."""
         together_IxI = co_occurrences(sequences, self.config.num_items)
-        self.weights = Observed(jnp.asarray(self.item_weights(together_IxI), jnp.float32))
+        self.weights = Statistic(jnp.asarray(self.item_weights(together_IxI), jnp.float32))
 
     def item_weights(self, together_IxI: np.ndarray) -> np.ndarray:
         """W, float64 [I, I], from the co-occurrences X'X."""

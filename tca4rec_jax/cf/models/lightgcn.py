@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.observed import Observed, user_item_pairs
-from tca4rec_jax.cf.windows import Queries, Windows
+from tca4rec_jax.cf.models.layers import Statistic
+from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries, user_item_pairs
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
 INITIAL_STD = 0.1
@@ -56,14 +56,14 @@ class LightGCN(nnx.Module):
             return nnx.Param(values)
 
         self.user_table, self.item_table = table(config.num_users), table(config.num_items)
-        self.pair_user, self.pair_item = (Observed(jnp.zeros(0, jnp.int32)) for _ in range(2))
+        self.pair_user, self.pair_item = (Statistic(jnp.zeros(0, jnp.int32)) for _ in range(2))
 
-    def observe(self, sequences: ItemSequences) -> None:
+    def fit_statistics(self, sequences: ItemSequences) -> None:
         """Keeps the edges of the training graph."""
         user_E, item_E = user_item_pairs(sequences)
         self.pair_user, self.pair_item = (
-            Observed(jnp.asarray(user_E)),
-            Observed(jnp.asarray(item_E)),
+            Statistic(jnp.asarray(user_E)),
+            Statistic(jnp.asarray(item_E)),
         )
 
     def _layers(self) -> tuple[list[jax.Array], list[jax.Array]]:
@@ -101,12 +101,12 @@ class LightGCN(nnx.Module):
         _, items = self._layers()
         return sum(items) / len(items), None
 
-    def queries(self, windows: Windows, last_only: bool, key: jax.Array) -> Queries:
+    def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """The user's own vector predicts the item at the position, whatever `last_only` says."""
         users, items = self._layers()
         vector_BxD = (sum(users) / len(users))[windows.user_B]
         table_IxD = sum(items) / len(items)
-        return Queries(vector_BxD[:, None], windows.target_BxS[:, -1:], table_IxD, None)
+        return TrainingQueries(vector_BxD[:, None], windows.target_BxS[:, -1:], table_IxD, None)
 
 
 def _inverse_root(node_E: jax.Array, count: int) -> jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tca4rec_jax.cf.models.observed import Observed
+from tca4rec_jax.cf.models.layers import Statistic
 from tca4rec_jax.data.sequences import ItemSequences
 
 
@@ -33,12 +33,12 @@ class Popularity(nnx.Module):
 
     def __init__(self, config: PopularityConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.item_bias = Observed(jnp.zeros(config.num_items))
+        self.item_bias = Statistic(jnp.zeros(config.num_items))
 
-    def observe(self, sequences: ItemSequences) -> None:
+    def fit_statistics(self, sequences: ItemSequences) -> None:
         """Counts the training interactions."""
         logits_I = popularity_logits(sequences, self.config.num_items)
-        self.item_bias = Observed(jnp.asarray(logits_I))
+        self.item_bias = Statistic(jnp.asarray(logits_I))
 
     def user_vectors(self, history_BxS: jax.Array) -> jax.Array:
         """Zeros, float32 [B, 1]."""

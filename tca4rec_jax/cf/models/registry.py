@@ -6,11 +6,11 @@ A CF model is an NNX module with
   user_vectors(history_BxS)    float32 [B, D], from int32 items left padded with PAD_ITEM
   items()                      (table [I, D], bias [I] or None): logit = vector . row + bias;
                                (None, None) if the vectors are the logits of all items themselves
-  queries(windows, last_only, key)   what a gradient step supervises (windows.Queries)
-  observe(sequences)           what it takes from the training data without gradients
+  queries(windows, last_only, key)   what a gradient step supervises (windows.TrainingQueries)
+  fit_statistics(sequences)    what it takes from the training data without gradients
 
-`queries` only for models that are trained, `observe` only for those that need it. The vector of a
-position is a function of the items before it and of nothing else, so logits are causal by
+`queries` only for models that are trained, `fit_statistics` only for those that need it. The vector
+of a position is a function of the items before it and of nothing else, so logits are causal by
 construction and unseen users are like any other; bpr_mf.py and lightgcn.py say what that means for
 models that know users by id.
 """

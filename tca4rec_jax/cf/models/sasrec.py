@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.dropout import Dropout
-from tca4rec_jax.cf.windows import Queries, Windows
+from tca4rec_jax.cf.models.layers import Dropout
+from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.data.sequences import PAD_ITEM
 
 NORM_EPSILON = 1e-8
@@ -169,11 +169,11 @@ class SASRec(nnx.Module):
         """The table of the inner products, float32 [I, D]; no bias."""
         return self.item_table[...], None
 
-    def queries(self, windows: Windows, last_only: bool, key: jax.Array) -> Queries:
+    def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """Every place predicts the item after it; with `last_only` the last one alone."""
         hidden_BxQxD = self.hidden(windows.history_BxS, key, last_only=last_only)
         target_BxQ = windows.target_BxS[:, -hidden_BxQxD.shape[1] :]
-        return Queries(hidden_BxQxD, target_BxQ, *self.items())
+        return TrainingQueries(hidden_BxQxD, target_BxQ, *self.items())
 
 
 def _allowed(real_BxS: jax.Array) -> jax.Array:
