@@ -19,6 +19,7 @@ from tca4rec_jax.compile_ahead import report
 from tca4rec_jax.compile_ahead.estimate import compile_for
 from tca4rec_jax.compile_ahead.programs import PROGRAMS, Programs
 from tca4rec_jax.compile_ahead.targets import Target
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.reporting import console_table, markdown_table, write_results
 
@@ -66,7 +67,7 @@ def main(argv):
         raise app.UsageError(f"expected --programs of {PROGRAMS} and no other arguments")
     try:
         found = [compile_target(name) for name in _TARGET.value]
-    except ValueError as error:
+    except UserError as error:
         print(f"compile_ahead: {error}", file=sys.stderr)
         sys.exit(2)
     if _JSON.value:

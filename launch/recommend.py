@@ -18,6 +18,7 @@ from absl import flags
 from tca4rec_jax.config import run_name
 from tca4rec_jax.decoding.recommend_file import recommend_file
 from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.launching import launch
 from tca4rec_jax.training.run import Run
 
@@ -31,7 +32,7 @@ _UNTRAINED = flags.DEFINE_bool("untrained", False, "Use the LLM as it came.")
 
 def recommend(config, workdir):
     if bool(_ITEMS.value) == bool(_INPUT.value) or bool(_INPUT.value) != bool(_OUTPUT.value):
-        raise ValueError("give either --item (once or more), or --input and --output")
+        raise UserError("give either --item (once or more), or --input and --output")
     name = "" if _UNTRAINED.value else run_name(config)
     recommender = Recommender(Run(config, workdir), name, guidance=_GUIDANCE.value)
     if _INPUT.value:

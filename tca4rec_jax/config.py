@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from tca4rec_jax.errors import UserError
+
 SHORT_NAMES = {
     "alpha": "objective.alpha",
     "beta": "objective.beta",
@@ -183,12 +185,12 @@ def published_config(
         others share the batch, which grows with them beyond the published 16 rows.
 
     Raises:
-      ValueError: as `apply_argument`, or a number of devices that is not in `tensor`.
+      UserError: as `apply_argument`, or a number of devices that is not in `tensor`.
     """
     settings = [part for part in (arg or "").split(",") if part]
     chips = [part.removeprefix("chips=") for part in settings if part.startswith("chips=")]
     if len(chips) > 1 or not set(chips) <= set(map(str, tensor)):
-        raise ValueError(
+        raise UserError(
             f"config argument {arg!r}: expected chips={', '.join(map(str, tensor))}; for another "
             "number set mesh.fsdp, mesh.tensor and training.batch_size"
         )
@@ -219,7 +221,7 @@ def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:
     value.
 
     Raises:
-      ValueError: an unknown key or a value of the wrong type.
+      UserError: an unknown key or a value of the wrong type.
     """
     config.lock()
     settings = [part for part in (arg or "").split(",") if part]
@@ -231,14 +233,14 @@ def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:
         name, separator, text = setting.partition("=")
         field = SHORT_NAMES.get(name, name)
         if not separator or not _has_field(config, field):
-            raise ValueError(
+            raise UserError(
                 f"config argument {setting!r}: expected 'debug' or key=value with one of "
                 f"{', '.join(SHORT_NAMES)} or a dotted field such as training.batch_size"
             )
         try:
             config.update_from_flattened_dict({field: _parse(text, config_value(config, field))})
         except (TypeError, ValueError, SyntaxError) as error:
-            raise ValueError(f"config argument {setting!r}: {error}") from error
+            raise UserError(f"config argument {setting!r}: {error}") from error
     return config
 
 

@@ -22,6 +22,7 @@ from tca4rec_jax.distributed.multihost import (
     leave_job,
 )
 from tca4rec_jax.distributed.sharding import use_cpu_cores
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)
@@ -31,7 +32,7 @@ PROCESS_COUNT = flags.DEFINE_integer("process_count", 0, "How many processes the
 PROCESS_INDEX = flags.DEFINE_integer("process_index", -1, "Which of them this is, from 0.")
 
 # What is wrong with the input, the data or the machine: one line says it.
-_EXPECTED = (ValueError, OSError, DownloadError, FloatingPointError, CheckpointError)
+_EXPECTED = (UserError, OSError, DownloadError, FloatingPointError, CheckpointError)
 # How long the other processes wait for what the first one does alone. Seconds.
 _LONGEST_WAIT = 24 * 3600
 
@@ -54,7 +55,7 @@ def launch(run: Callable[[ConfigDict, Path], None], name: str, *, processes: str
         try:
             start()
             if processes == "one" and is_multiprocess():
-                raise ValueError("this script runs in one process: give --process_count=1")
+                raise UserError("this script runs in one process: give --process_count=1")
             if processes == "all" or is_main_process():
                 run(CONFIG.value, Path(WORKDIR.value))
             barrier(name, _LONGEST_WAIT)
@@ -103,7 +104,7 @@ def start() -> None:
     other processes of the job, if there are any. Before any use of a device.
 
     Raises:
-      ValueError: as `multihost.join_job`.
+      UserError: as `multihost.join_job`.
     """
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()

@@ -14,6 +14,7 @@ from flax import nnx
 
 from tca4rec_jax.cf.models.layers import Statistic
 from tca4rec_jax.cf.models.registry import MODELS
+from tca4rec_jax.errors import UserError
 
 _TEXT = "config"
 
@@ -28,7 +29,7 @@ def load_model(path: Path | str) -> tuple[str, nnx.Module]:
     """Reads what `save_model` wrote: (its name in MODELS, the model).
 
     Raises:
-      ValueError: the file is missing or damaged, or a parameter is missing, unknown or of another
+      UserError: the file is missing or damaged, or a parameter is missing, unknown or of another
         shape (named).
     """
     arrays, text = read_arrays(path)
@@ -38,17 +39,17 @@ def load_model(path: Path | str) -> tuple[str, nnx.Module]:
         kind = MODELS[name]
         config = kind.config(**fields)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a CF checkpoint ({error!r})") from error
+        raise UserError(f"{path} is not a CF checkpoint ({error!r})") from error
     abstract = nnx.eval_shape(lambda: kind.module(config, rngs=nnx.Rngs(0)))
     expected = _named_arrays(abstract)
     if set(expected) != set(arrays):
-        raise ValueError(
+        raise UserError(
             f"{path}: missing parameters {sorted(set(expected) - set(arrays))}, unknown parameters "
             f"{sorted(set(arrays) - set(expected))}"
         )
     for name_, value in _named_arrays(abstract, nnx.Param).items():
         if arrays[name_].shape != value.shape:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {name_} has shape {arrays[name_].shape}, the architecture needs "
                 f"{value.shape}"
             )
@@ -76,13 +77,13 @@ def write_arrays(path: Path | str, arrays: Mapping[str, np.ndarray], text: str) 
 
 
 def read_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], str]:
-    """What `write_arrays` wrote; raises ValueError naming the file if it cannot be read."""
+    """What `write_arrays` wrote; raises UserError naming the file if it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         return arrays, str(arrays.pop(_TEXT))
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a CF checkpoint ({error}); run launch/train_cf.py"
         ) from error
 

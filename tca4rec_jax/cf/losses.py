@@ -18,6 +18,7 @@ import optax
 from tca4rec_jax.cf.scoring import cf_logits
 from tca4rec_jax.cf.windows import TrainingQueries, user_item_pairs
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+from tca4rec_jax.errors import UserError
 
 LOSSES = ("softmax", "bce", "bpr")
 
@@ -83,11 +84,11 @@ class SeenByUser(NamedTuple):
 
     @classmethod
     def of(cls, sequences: ItemSequences, num_items: int) -> "SeenByUser":
-        """Raises ValueError if some user has seen every item."""
+        """Raises UserError if some user has seen every item."""
         user_E, item_E = user_item_pairs(sequences)
         counts_U = np.bincount(user_E)
         if counts_U.max() >= num_items:
-            raise ValueError(
+            raise UserError(
                 f"user {int(np.argmax(counts_U))} of the training data has seen all {num_items} "
                 "items, so no negative can be sampled; use cf.loss 'softmax'"
             )

@@ -39,6 +39,7 @@ from tca4rec_jax.cf.scoring import (
 )
 from tca4rec_jax.cf.trainer import FitConfig, fit
 from tca4rec_jax.data.sequences import RecData
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.metrics import CUTOFFS, mean_metrics
 
 EVALUATED = ("validation", "test")
@@ -72,24 +73,24 @@ class CFSettings:
 
     @classmethod
     def of(cls, config: Mapping, data: RecData) -> "CFSettings":
-        """Raises ValueError naming the field if one is unknown or out of range."""
+        """Raises UserError naming the field if one is unknown or out of range."""
         fields = {"model": None, **config}
         if (name := fields.pop("model")) not in MODELS:
-            raise ValueError(f"cf.model is {name!r}: expected one of {tuple(MODELS)}")
+            raise UserError(f"cf.model is {name!r}: expected one of {tuple(MODELS)}")
         kind = MODELS[name]
         training = {field.name for field in dataclasses.fields(FitConfig)}
         known = set().union(*(other.fields for other in MODELS.values()), training, _STORED)
         if unknown := sorted(set(fields) - known):
-            raise ValueError(
+            raise UserError(
                 f"cf: unknown fields {unknown}; expected model, {', '.join(sorted(known))}"
             )
         given = {key: value for key, value in fields.items() if value != _OWN.get(key)}
         chosen = {key: given[key] for key in kind.fields & set(given)}
         stored = {key: fields[key] for key in _STORED if key in fields}
         if stored.get("dtype", "float32") not in DTYPES:
-            raise ValueError(f"cf.dtype is {stored['dtype']!r}: expected one of {DTYPES}")
+            raise UserError(f"cf.dtype is {stored['dtype']!r}: expected one of {DTYPES}")
         if stored.get("weights") and name != "sasrec":
-            raise ValueError("cf.weights reads PyTorch checkpoints of cf.model 'sasrec' only")
+            raise UserError("cf.weights reads PyTorch checkpoints of cf.model 'sasrec' only")
         fit_config = None
         if kind.training is not None:
             own = dict(kind.training)
@@ -112,7 +113,7 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
       'profiles' is {model: what profile.profile gives for the test rows}.
 
     Raises:
-      ValueError: unknown fields or values, a history longer than the model's.
+      UserError: unknown fields or values, a history longer than the model's.
     """
     settings = CFSettings.of(config, data)
     check_history_length(history_length, settings.architecture.history_length)

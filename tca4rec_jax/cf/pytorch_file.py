@@ -14,6 +14,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file
 
+from tca4rec_jax.errors import UserError
+
 _STORAGES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -33,7 +35,7 @@ def read_state_dict(path: Path | str) -> dict[str, np.ndarray]:
     """The tensors of a state dict by name (or of one under a key such as 'state_dict').
 
     Raises:
-      ValueError: a missing or damaged file, the format of PyTorch before 1.6, a pickle that names
+      UserError: a missing or damaged file, the format of PyTorch before 1.6, a pickle that names
         anything but tensors and dictionaries.
     """
     path = Path(path)
@@ -43,19 +45,19 @@ def read_state_dict(path: Path | str) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             state = _unpickle(archive)
     except zipfile.BadZipFile as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a zip file as torch.save has written since PyTorch 1.6; save it again "
             "with a newer PyTorch, or as safetensors"
         ) from error
     except (OSError, EOFError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read as a PyTorch checkpoint ({error!r})") from error
+        raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({error!r})") from error
     except (pickle.UnpicklingError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a PyTorch checkpoint ({error})") from error
+        raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({error})") from error
     for key in _NESTED:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, np.ndarray) for v in state.values()):
-        raise ValueError(f"{path} holds no state dict; save model.state_dict()")
+        raise UserError(f"{path} holds no state dict; save model.state_dict()")
     return dict(state)
 
 
@@ -64,7 +66,7 @@ def _unpickle(archive: zipfile.ZipFile):
     folder = name[: -len("data.pkl")]
     order = f"{folder}byteorder"
     if order in archive.namelist() and archive.read(order) != b"little":
-        raise ValueError("it is big-endian")
+        raise UserError("it is big-endian")
     return _TensorUnpickler(archive, folder, archive.read(name)).load()
 
 
@@ -101,9 +103,9 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def _tensor(storage, offset, size, stride, *_):
-    """A copy of a strided view; raises ValueError if it reaches beyond the storage."""
+    """A copy of a strided view; raises UserError if it reaches beyond the storage."""
     reach = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if 0 not in size and not 0 <= offset <= reach < len(storage):
-        raise ValueError(f"a tensor of shape {tuple(size)} reaches beyond its storage")
+        raise UserError(f"a tensor of shape {tuple(size)} reaches beyond its storage")
     strides = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()

@@ -12,6 +12,7 @@ from flax import nnx
 from tca4rec_jax.cf.checkpoint import filled
 from tca4rec_jax.cf.models.sasrec import SASRec, SASRecConfig
 from tca4rec_jax.cf.pytorch_file import read_state_dict
+from tca4rec_jax.errors import UserError
 
 
 def read_sasrec(path: Path | str, config: SASRecConfig) -> SASRec:
@@ -26,11 +27,11 @@ def read_sasrec(path: Path | str, config: SASRecConfig) -> SASRec:
       config: what the file must hold; one head.
 
     Raises:
-      ValueError: an unreadable file, more than one head, a tensor that is missing, left over or of
+      UserError: an unreadable file, more than one head, a tensor that is missing, left over or of
         another shape (named, with the field of config.cf to set).
     """
     if config.heads != 1:
-        raise ValueError(f"cf.weights are read for one head, cf.heads is {config.heads}")
+        raise UserError(f"cf.weights are read for one head, cf.heads is {config.heads}")
     tensors = {name: np.asarray(value, np.float32) for name, value in read_state_dict(path).items()}
     config = dataclasses.replace(config, mask_padding=False)
     _check(path, tensors, config)
@@ -39,7 +40,7 @@ def read_sasrec(path: Path | str, config: SASRecConfig) -> SASRec:
 
 
 def _check(path, tensors: dict[str, np.ndarray], config: SASRecConfig) -> None:
-    """Raises ValueError unless names and shapes are those of the config."""
+    """Raises UserError unless names and shapes are those of the config."""
     D, expected = config.units, {"item_emb.weight": (config.num_items + 1, config.units)}
     positions = tensors.get("pos_emb.weight", np.empty((0, 0))).shape
     extra = positions == (config.history_length + 1, D)  # one more where position 0 is padding
@@ -57,14 +58,14 @@ def _check(path, tensors: dict[str, np.ndarray], config: SASRecConfig) -> None:
         for layer in ("conv1", "conv2"):
             expected |= {f"{forward}.{layer}.weight": (D, D, 1), f"{forward}.{layer}.bias": (D,)}
     if set(tensors) != set(expected):
-        raise ValueError(
+        raise UserError(
             f"{path} is no SASRec of cf.blocks={config.blocks}: missing tensors "
             f"{sorted(set(expected) - set(tensors))[:4]}, unknown tensors "
             f"{sorted(set(tensors) - set(expected))[:4]}"
         )
     for name, shape in expected.items():
         if tensors[name].shape != shape:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {name} has shape {tensors[name].shape}, expected {shape} for "
                 f"{config.num_items} items and padding, cf.units={D} and "
                 f"cf.history_length={config.history_length}"

@@ -36,6 +36,7 @@ from tca4rec_jax.cf.losses import (
 from tca4rec_jax.cf.scoring import check_items, item_arrays, lazy_user_vectors, score_rows
 from tca4rec_jax.cf.windows import FlatRows, windows_at
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.metrics import mean_metrics
 
 LABELS = ("all", "last", "target")
@@ -81,14 +82,14 @@ class FitConfig:
         allowed = {"loss": LOSSES, "labels": LABELS, "negatives_outside": OUTSIDE}
         for name, values in allowed.items():
             if getattr(self, name) not in values:
-                raise ValueError(f"cf.{name} is {getattr(self, name)!r}: expected one of {values}")
+                raise UserError(f"cf.{name} is {getattr(self, name)!r}: expected one of {values}")
         for name in ("batch_size", "max_epochs", "patience", "negatives"):
             if getattr(self, name) < 1:
-                raise ValueError(f"cf.{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"cf.{name} must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
-            raise ValueError(f"cf.learning_rate must be positive, got {self.learning_rate}")
+            raise UserError(f"cf.learning_rate must be positive, got {self.learning_rate}")
         if not self.regularisation >= 0:
-            raise ValueError(f"cf.regularisation must not be negative, got {self.regularisation}")
+            raise UserError(f"cf.regularisation must not be negative, got {self.regularisation}")
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def fit(
       evaluate: (model, validation) -> metrics of an epoch; 'ndcg@10' among them chooses the best.
 
     Raises:
-      ValueError: an item the model does not know, no validation rows, or a catalogue so small that
+      UserError: an item the model does not know, no validation rows, or a catalogue so small that
         no negative may be left to sample.
       FloatingPointError: the loss became NaN or infinite.
     """
@@ -159,11 +160,11 @@ def fit(
     check_items(train, num_items)
     check_items(validation, num_items)
     if not len(validation):
-        raise ValueError("there are no validation rows: early stopping needs at least one")
+        raise UserError("there are no validation rows: early stopping needs at least one")
     sampled = config.loss != "softmax"
     by_window = sampled and config.negatives_outside == "window"
     if by_window and num_items <= model.config.history_length + 1:
-        raise ValueError(
+        raise UserError(
             f"cf.loss {config.loss!r} samples negatives outside the window, which {num_items} "
             "items cannot always provide; use cf.loss 'softmax'"
         )

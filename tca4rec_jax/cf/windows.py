@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+from tca4rec_jax.errors import UserError
 
 
 class FlatRows(NamedTuple):
@@ -89,10 +90,10 @@ def row_starts(sequences: ItemSequences) -> np.ndarray:
     """The first flat position of the row that each flat position belongs to, int32 [n].
 
     Raises:
-      ValueError: more flat positions than int32 can index.
+      UserError: more flat positions than int32 can index.
     """
     if len(sequences.items) > np.iinfo(np.int32).max:
-        raise ValueError(
+        raise UserError(
             f"{len(sequences.items)} flat positions are more than int32 can index; split the rows"
         )
     return np.repeat(sequences.offsets[:-1], sequences.lengths).astype(np.int32)

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 from jax.experimental import topologies
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.throughput import DATASHEET_PEAKS
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +72,7 @@ _SLICES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 _SLICES_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8))
 
 
-class MissingCompiler(ValueError):
+class MissingCompiler(UserError):
     """The compiler of a target is not installed; the message is the line to run."""
 
 
@@ -85,13 +86,13 @@ class Target:
 
     @classmethod
     def parse(cls, name: str) -> "Target":
-        """Raises ValueError for a name that is no machine, with those that are."""
+        """Raises UserError for a name that is no machine, with those that are."""
         found = re.fullmatch(r"([a-z0-9]+?)(?:-(\d+))?", name)
         family, count = (found[1], int(found[2] or 1)) if found else (name, 1)
         if family == "cpu":
             return cls(name, None, count)
         if family not in CHIPS:
-            raise ValueError(
+            raise UserError(
                 f"target {name!r}: expected cpu or one of {', '.join(CHIPS)} with a number, "
                 "such as v5e-16 or h100-8"
             )
@@ -99,9 +100,9 @@ class Target:
         known = [_size(slice_) for slice_ in _slices(family)]
         if known and devices not in known:
             listed = ", ".join(str(size * (2 if family == "v5p" else 1)) for size in known)
-            raise ValueError(f"target {name!r}: {family} slices have {listed}")
+            raise UserError(f"target {name!r}: {family} slices have {listed}")
         if not known and (count < 1 or (count > 8 and count % GPUS_PER_MACHINE)):
-            raise ValueError(f"target {name!r}: give 1 to 8 GPUs, or a multiple of 8")
+            raise UserError(f"target {name!r}: give 1 to 8 GPUs, or a multiple of 8")
         return cls(name, CHIPS[family], devices)
 
     @property
@@ -129,11 +130,11 @@ class Target:
 
         Raises:
           MissingCompiler: with the line that installs it.
-          ValueError: the CPU has fewer devices than asked for.
+          UserError: the CPU has fewer devices than asked for.
         """
         if self.platform == "cpu":
             if self.num_devices > len(jax.devices("cpu")):
-                raise ValueError(
+                raise UserError(
                     f"target {self.name}: this process has {len(jax.devices('cpu'))} CPU devices"
                 )
             return jax.devices("cpu")[: self.num_devices]

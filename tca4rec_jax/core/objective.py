@@ -30,6 +30,7 @@ from tca4rec_jax.core.collaborative_tokenizer import (
     TrieShape,
     project,
 )
+from tca4rec_jax.errors import UserError
 
 FORMS = ("log_expectation", "cross_entropy")
 SOFTMAXES = ("vocabulary", "children")
@@ -61,14 +62,14 @@ class Decisions(NamedTuple):
 def validate_objective(alpha: float, beta: float, tau: float, form: str, softmax: str) -> None:
     """Raises ValueError naming the field of the objective that is out of range."""
     if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"objective.alpha is {alpha}: it mixes two distributions, give 0 to 1")
+        raise UserError(f"objective.alpha is {alpha}: it mixes two distributions, give 0 to 1")
     for name, value in (("beta", beta), ("tau", tau)):
         if not value > 0.0:
-            raise ValueError(f"objective.{name} is {value}: a temperature must be above 0")
+            raise UserError(f"objective.{name} is {value}: a temperature must be above 0")
     if form not in FORMS:
-        raise ValueError(f"objective.form is {form!r}: expected one of {FORMS}")
+        raise UserError(f"objective.form is {form!r}: expected one of {FORMS}")
     if softmax not in SOFTMAXES:
-        raise ValueError(f"objective.softmax is {softmax!r}: expected one of {SOFTMAXES}")
+        raise UserError(f"objective.softmax is {softmax!r}: expected one of {SOFTMAXES}")
 
 
 def soft_label_loss(

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.errors import UserError
 
 _VERSION = 1  # of the file that `save` writes
 
@@ -78,7 +79,7 @@ class ItemTrie:
             items = [
                 int(np.argmax(leaf_of_item == q)) for q in (swallowed_Q[0], swallowed_Q[0] + 1)
             ]
-            raise ValueError(
+            raise UserError(
                 f"the tokens of item {items[0]} are a prefix of those of item {items[1]}: "
                 "end every title with an end token that occurs nowhere else in it"
             )
@@ -144,17 +145,17 @@ class ItemTrie:
             with np.load(path, allow_pickle=False) as file:
                 stored = dict(file)
         except (EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is not a trie file ({error}); {remedy}") from error
+            raise UserError(f"{path} is not a trie file ({error}); {remedy}") from error
         if not np.array_equal(stored.get("version", _VERSION), _VERSION):
-            raise ValueError(
+            raise UserError(
                 f"{path} is a trie file of version {stored['version']}, this program reads version "
                 f"{_VERSION}; {remedy}"
             )
         missing = {"version", "content_hash", *_stored_names()} - set(stored)
         if missing:
-            raise ValueError(f"{path} is not a trie file: {sorted(missing)} missing; {remedy}")
+            raise UserError(f"{path} is not a trie file: {sorted(missing)} missing; {remedy}")
         if not np.array_equal(stored["content_hash"], content_hash):
-            raise ValueError(f"{path} was made from another catalogue or tokenizer; {remedy}")
+            raise UserError(f"{path} was made from another catalogue or tokenizer; {remedy}")
         return cls(**{name: stored[name] for name in _stored_names()})
 
     @property
@@ -251,14 +252,14 @@ def _stored_names() -> list[str]:
 def _padded(sequences: Ragged | Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """(lengths int32 [I], tokens int32 [I, L] padded with -1), checked as `build` promises."""
     if not len(sequences):
-        raise ValueError("the catalogue is empty: a trie needs at least one item")
+        raise UserError("the catalogue is empty: a trie needs at least one item")
     if not isinstance(sequences, Ragged):
         lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
         values = np.concatenate([np.asarray(sequence, np.int32) for sequence in sequences])
         sequences = Ragged.from_lengths(values, lengths)
     lengths_I = sequences.lengths.astype(np.int32)
     if (lengths_I == 0).any():
-        raise ValueError(f"item {int(np.argmin(lengths_I))} has no tokens: its title is empty")
+        raise UserError(f"item {int(np.argmin(lengths_I))} has no tokens: its title is empty")
     if (sequences.values < 0).any():
         at = int(np.argmax(sequences.values < 0))
         item = int(np.searchsorted(sequences.offsets, at, side="right")) - 1

@@ -27,6 +27,7 @@ from tca4rec_jax.core.collaborative_tokenizer import node_log_mass
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.decoding.advance_beams import EdgeScores, run_edges, scores_of_hidden
 from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie, search_trie
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.kv_cache import BeamCache, gather_beams, grow_cache
 
 SCORES = ("before_softmax", "after_softmax")
@@ -56,11 +57,11 @@ class SearchConfig:
 
     def __post_init__(self):
         if self.beams < 1 or self.edge_chunk < 1:
-            raise ValueError(f"beams and edge_chunk must be at least 1, got {self}")
+            raise UserError(f"beams and edge_chunk must be at least 1, got {self}")
         if self.score not in SCORES:
-            raise ValueError(f"score must be one of {SCORES}, got {self.score!r}")
+            raise UserError(f"score must be one of {SCORES}, got {self.score!r}")
         if self.rules not in RULES:
-            raise ValueError(f"rules must be one of {RULES}, got {self.rules!r}")
+            raise UserError(f"rules must be one of {RULES}, got {self.rules!r}")
 
     @property
     def compress(self) -> bool:
@@ -87,9 +88,9 @@ class ScoreWeights(NamedTuple):
     length_penalty: float = 0.0
 
     def check(self) -> "ScoreWeights":
-        """Returns itself; raises ValueError for values the search is not defined for."""
+        """Returns itself; raises UserError for values the search is not defined for."""
         if min(self.guidance, self.length_penalty) < 0 or min(self.beta, self.temperature) <= 0:
-            raise ValueError(
+            raise UserError(
                 "guidance and length_penalty must be at least 0, beta and temperature above 0, "
                 f"got {self}"
             )

@@ -28,6 +28,7 @@ from tca4rec_jax.distributed.sharding import (
     shard_batch,
     tree_shardings,
 )
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.decoder import Decoder
 
 _ROUND_BUCKETS_TO = 8
@@ -71,13 +72,13 @@ class BatchedSearch:
           renormalise: whether scores are those of a catalogue of the allowed items alone.
 
         Raises:
-          ValueError: a batch that does not divide over the mesh, or no bucket.
+          UserError: a batch that does not divide over the mesh, or no bucket.
         """
         check_batch_size(mesh, batch_size, "batch_size", "prompts")
         if (isinstance(buckets, int) and buckets < 1) or (
             not isinstance(buckets, int) and not buckets
         ):
-            raise ValueError(f"need at least one bucket, got {buckets!r}")
+            raise UserError(f"need at least one bucket, got {buckets!r}")
         self._config, self._mesh, self._renormalise = config, mesh, renormalise
         self._batch_size, self._buckets = batch_size, buckets
         self._scored = trie if config.vocabulary else trie.compress()
@@ -136,14 +137,14 @@ class BatchedSearch:
           Of each contender what it found.
 
         Raises:
-          ValueError: a prompt that is empty, longer than the largest bucket or too long for a
+          UserError: a prompt that is empty, longer than the largest bucket or too long for a
             model, guidance without CF logits, or a temperature that is not above 0.
         """
         guidance = max(one.check().guidance for _, weights in contenders for one in weights)
         if guidance > 0 and cf_logits is None:
-            raise ValueError(f"guidance is {guidance}, but there are no CF logits for it")
+            raise UserError(f"guidance is {guidance}, but there are no CF logits for it")
         if min(temperatures) <= 0:
-            raise ValueError(f"temperatures must be above 0, got {tuple(temperatures)}")
+            raise UserError(f"temperatures must be above 0, got {tuple(temperatures)}")
         num_rows = len(prompts)
         texts, targets = prompts, None
         if target_leaf_R is not None:
@@ -239,7 +240,7 @@ class BatchedSearch:
         bad_R = (prompt_R < 1) | (prompt_R > limit_R)
         if bad_R.any():
             row = int(np.argmax(bad_R))
-            raise ValueError(
+            raise UserError(
                 f"row {row}: a prompt of {prompt_R[row]} tokens, expected 1..{limit_R[row]} (the "
                 "largest bucket, and room for a title in the positions of the model): lower "
                 "prompt.max_tokens"

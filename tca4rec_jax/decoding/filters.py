@@ -14,6 +14,7 @@ import numpy as np
 
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import PAD_ITEM
+from tca4rec_jax.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +55,10 @@ class ItemFilter:
         for items, value in ((allow, True), (deny, False)):
             chosen = np.asarray([] if items is None else list(items), np.int64)
             if ((chosen < 0) | (chosen >= num_items)).any():
-                raise ValueError(f"items must lie in 0..{num_items - 1}, got {chosen.tolist()}")
+                raise UserError(f"items must lie in 0..{num_items - 1}, got {chosen.tolist()}")
             allowed_I[chosen] = value
         if not allowed_I.any():
-            raise ValueError("the allow- and deny-lists leave no item that may be recommended")
+            raise UserError("the allow- and deny-lists leave no item that may be recommended")
         return cls(allowed_I, exclude_history)
 
     def masks(self, history_RxH: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
@@ -84,11 +85,11 @@ def read_items(path: str | Path, catalogue: Catalogue) -> np.ndarray:
     lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
     numbers = [number for number, line in enumerate(lines) if line]
     if not numbers:
-        raise ValueError(f"{path} lists no item: expected one item id per line")
+        raise UserError(f"{path} lists no item: expected one item id per line")
     found = catalogue.find([lines[number] for number in numbers])
     if (found < 0).any():
         number = numbers[int(np.argmax(found < 0))]
-        raise ValueError(
+        raise UserError(
             f"{path}, line {number + 1}: {lines[number]!r} is no item id of the catalogue of "
             f"{catalogue.num_items} items"
         )

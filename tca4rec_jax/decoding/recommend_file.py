@@ -15,6 +15,7 @@ from absl import logging
 from tqdm import tqdm
 
 from tca4rec_jax.decoding.recommender import Recommended, Recommender
+from tca4rec_jax.errors import UserError
 
 _SEPARATOR = "|"
 
@@ -28,7 +29,7 @@ def read_histories(path: str | Path) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist (expected .jsonl or .csv with histories)")
     if path.suffix not in (".jsonl", ".csv"):
-        raise ValueError(f"{path} must end in .jsonl or .csv")
+        raise UserError(f"{path} must end in .jsonl or .csv")
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(_jsonl(path, file) if path.suffix == ".jsonl" else csv.DictReader(file))
     for number, row in enumerate(rows, start=1):
@@ -37,12 +38,12 @@ def read_histories(path: str | Path) -> list[dict]:
             row["history"] = history = [item.strip() for item in history.split(_SEPARATOR)]
         good = isinstance(history, list) and history and all(isinstance(i, str) for i in history)
         if not good:
-            raise ValueError(
+            raise UserError(
                 f"{path}, row {number}: history is {history!r}, expected item ids or titles, as "
                 f"a list of texts in JSONL or separated by {_SEPARATOR!r} in CSV"
             )
     if not rows:
-        raise ValueError(f"{path} has no rows")
+        raise UserError(f"{path} has no rows")
     return rows
 
 
@@ -62,7 +63,7 @@ def recommend_file(
       chunk: rows between two writes.
 
     Raises:
-      ValueError: as `read_histories`; an `output` that was begun with other settings or input.
+      UserError: as `read_histories`; an `output` that was begun with other settings or input.
     """
     source, output = Path(source), Path(output)
     rows = read_histories(source)
@@ -100,9 +101,9 @@ def _jsonl(path: Path, file) -> Iterator[dict]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f'{path}, line {number}: expected an object {{"history": [...]}}')
+            raise UserError(f'{path}, line {number}: expected an object {{"history": [...]}}')
         yield row
 
 
@@ -114,7 +115,7 @@ def _lines_done(output: Path, settings: dict) -> int:
         beside.write_text(json.dumps(settings, indent=2) + "\n")
         return 0
     if not beside.is_file() or json.loads(beside.read_text()) != settings:
-        raise ValueError(
+        raise UserError(
             f"{output} exists and was made from another input or with other settings (see "
             f"{beside.name}): choose another --output or delete it"
         )

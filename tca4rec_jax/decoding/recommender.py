@@ -27,6 +27,7 @@ from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.candidates import score_candidates
 from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.decoding.filters import ItemFilter
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.run import Run
 
 
@@ -90,10 +91,10 @@ class Recommender:
           (what of it may be recommended) is. A score is a log-probability, guidance included.
 
         Raises:
-          ValueError: no history, an empty one, an unknown item (with what is spelt like it), k < 1.
+          UserError: no history, an empty one, an unknown item (with what is spelt like it), k < 1.
         """
         if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+            raise UserError(f"k must be at least 1, got {k}")
         single, history_RxH = self._histories(histories)
         found = self._search(k).recommend(
             self._decoder,
@@ -125,7 +126,7 @@ class Recommender:
     def score(self, history: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
         """Exact scores float32 [candidates] of given items, to re-rank another system's list.
 
-        Raises ValueError as `recommend`. Filters do not apply.
+        Raises UserError as `recommend`. Filters do not apply.
         """
         _, history_RxH = self._histories([list(history)])
         items = self._items(candidates, "candidates")
@@ -166,9 +167,7 @@ class Recommender:
     def _histories(self, histories: Sequence) -> tuple[bool, np.ndarray]:
         """(whether it was a single one, int32 [R, H] padded on the left)."""
         if isinstance(histories, str) or not len(histories):
-            raise ValueError(
-                "give a history: a list of item ids or titles, or a list of such lists"
-            )
+            raise UserError("give a history: a list of item ids or titles, or a list of such lists")
         single = isinstance(histories[0], str)
         rows = [
             self._items(history, f"history {row}")
@@ -188,13 +187,13 @@ class Recommender:
 
     def _items(self, names: Sequence[str], what: str) -> np.ndarray:
         if isinstance(names, str) or not len(names):
-            raise ValueError(f"{what} is {names!r}: expected a list of item ids or titles")
+            raise UserError(f"{what} is {names!r}: expected a list of item ids or titles")
         items = self._run.data.catalogue.find(names)
         for at in np.flatnonzero(items < 0):
             if (item := self._item_of_title.get(names[at])) is None:
                 near = difflib.get_close_matches(names[at], self._item_of_title, 3, 0.5)
                 hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-                raise ValueError(f"{what}: {names[at]!r} is no item id and no title{hint}")
+                raise UserError(f"{what}: {names[at]!r} is no item id and no title{hint}")
             items[at] = item
         return items
 
@@ -212,7 +211,7 @@ def _cf_model(run: Run):
         )
     _, model = load_model(path)
     if model.config.num_items != run.data.catalogue.num_items:
-        raise ValueError(
+        raise UserError(
             f"{path} knows {model.config.num_items} items, the catalogue has "
             f"{run.data.catalogue.num_items}: run launch/train_cf.py again"
         )

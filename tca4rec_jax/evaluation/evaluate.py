@@ -18,6 +18,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from tca4rec_jax.distributed.multihost import is_main_process
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.llm_rankings import (
     CF,
     POPULAR,
@@ -48,7 +49,7 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
 
     Raises:
       FileNotFoundError: a part of the work directory or an LLM run is missing.
-      ValueError: a difference of labels that are not in the table, or inputs that do not fit.
+      UserError: a difference of labels that are not in the table, or inputs that do not fit.
     """
     run = Run(config, workdir)
     fields = config.evaluation
@@ -74,7 +75,7 @@ def _check_labels(config: ConfigDict) -> None:
     labels = {POPULAR, CF, *_labels(config.evaluation)}
     unknown = {label for pair in config.evaluation.differences for label in pair} - labels
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"evaluation.differences names {sorted(unknown)}; the table has {sorted(labels)}"
         )
 

@@ -17,6 +17,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.attention import (
     cached_attention,
     causal_attention,
@@ -84,7 +85,7 @@ class Decoder(nnx.Module):
             trees = {"adapters": adapters}, {"adapters": adapter_shapes(config, lora)}
             check_shapes("adapters", *(flatten_dict(tree, sep="/") for tree in trees))
         if options.attention != "xla" and config.full_layers:
-            raise ValueError(
+            raise UserError(
                 f"llm.attention is {options.attention!r}, which needs the same sliding window in"
                 f" all layers; those of this {config.family} differ: use 'xla'"
             )
@@ -254,7 +255,7 @@ class Decoder(nnx.Module):
     def _read(self, tokens_BxS: jax.Array, soft: SoftEmbeddings | None) -> jax.Array:
         length = tokens_BxS.shape[1]
         if length > self.config.max_positions:
-            raise ValueError(
+            raise UserError(
                 f"sequences of {length} tokens exceed max_positions={self.config.max_positions};"
                 " shorten the history or the titles"
             )

@@ -30,6 +30,7 @@ from tca4rec_jax.distributed.multihost import (
     is_main_process,
 )
 from tca4rec_jax.distributed.sharding import local_rows, shard_batch
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.decoder import Decoder
 
 
@@ -87,7 +88,7 @@ class FrozenStates:
     def read(self, tokens: Ragged, rows_B: np.ndarray, width: int) -> np.ndarray:
         """[B, width, D] of some rows of the tokens, zero behind each row's end.
 
-        Raises ValueError naming a file that is not what was written.
+        Raises UserError naming a file that is not what was written.
         """
         wide = self.decoder.config.hidden_size
         states_BxSxD = np.zeros((rows_B.size, width, wide), self._dtype)
@@ -95,7 +96,7 @@ class FrozenStates:
             path = self._path(tokens[row])
             values = np.fromfile(path, self._dtype)
             if values.size != tokens[row].size * wide:
-                raise ValueError(
+                raise UserError(
                     f"{path} has {values.size} numbers, expected {tokens[row].size} tokens x {wide}"
                     ": delete it and start again"
                 )

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from tca4rec_jax.cf.logits_store import LogitsStore
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.activation_cache import FrozenStates
 from tca4rec_jax.training.examples import Examples
 
@@ -109,11 +110,11 @@ class Batches:
     ):
         """Assigns every example to the smallest bucket (tokens) that holds it.
 
-        Raises ValueError for an example that none holds. local_rows: all of a batch if not given.
+        Raises UserError for an example that none holds. local_rows: all of a batch if not given.
         """
         buckets = np.unique(np.minimum(buckets, _round_up(examples.tokens.lengths.max(), 8)))
         if examples.tokens.lengths.max() > buckets[-1]:
-            raise ValueError(
+            raise UserError(
                 f"an example has {examples.tokens.lengths.max()} tokens, the largest of "
                 f"training.buckets is {buckets[-1]}: add a larger one"
             )

@@ -19,6 +19,7 @@ from absl import logging
 from etils import epath
 
 from tca4rec_jax.distributed.multihost import all_processes, barrier, is_main_process
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.fault_tolerance import CheckpointError
 from tca4rec_jax.training.step import TrainState
 
@@ -38,7 +39,7 @@ class Checkpoints:
 
     def __init__(self, directory: str | Path, keep: int = 2, *, writable: bool = True):
         if keep < 1:
-            raise ValueError(f"training.keep_checkpoints is {keep}: expected at least 1")
+            raise UserError(f"training.keep_checkpoints is {keep}: expected at least 1")
         self._directory, self._writable = Path(directory).absolute(), writable
         self._loss_of_step: dict[int, float] = {}
         options = ocp.CheckpointManagerOptions(
@@ -107,11 +108,11 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: there is none.
-          ValueError: its parameters or optimiser have other shapes than `like`.
+          UserError: its parameters or optimiser have other shapes than `like`.
           CheckpointError: none of them can be read.
         """
         if which not in CHOICES:
-            raise ValueError(f"evaluation.checkpoint is {which!r}: expected one of {CHOICES}")
+            raise UserError(f"evaluation.checkpoint is {which!r}: expected one of {CHOICES}")
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
             raise FileNotFoundError(f"{self._directory}: no checkpoint; train first")
@@ -146,12 +147,12 @@ class Checkpoints:
             state = handler.restore(folder / "state", args=ocp.args.StandardRestore(abstract))
             data = _read_data(self._directory / str(step))
             if not isinstance(data, dict):
-                raise ValueError(f"its data position is {data!r}")
+                raise UserError(f"its data position is {data!r}")
             return (state, data), ""
         except Exception as error:  # whatever a damaged file makes orbax or tensorstore raise
             differ = _differences(folder / "state", abstract)
             if differ:
-                raise ValueError(
+                raise UserError(
                     f"{folder} does not fit this configuration (config.lora, config.llm or the "
                     f"model changed?): {differ}; use another run name or delete it"
                 ) from error

@@ -20,6 +20,7 @@ from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.prompts import TitleTokens, keep_latest, row_tokens
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.errors import UserError
 
 SUPERVISIONS = ("sequence", "last")
 
@@ -71,10 +72,10 @@ def build_examples(
       max_tokens: budget of a row, prefix included; the model's longest sequence.
 
     Raises:
-      ValueError: an unknown supervision, a title that does not fit the budget, or no example.
+      UserError: an unknown supervision, a title that does not fit the budget, or no example.
     """
     if supervision not in SUPERVISIONS:
-        raise ValueError(f"training.supervision is {supervision!r}: expected one of {SUPERVISIONS}")
+        raise UserError(f"training.supervision is {supervision!r}: expected one of {SUPERVISIONS}")
     if supervision == "sequence":
         pieces, first = _pieces(sequences, tokens, max_tokens)
         supervised = np.ones(pieces.values.size, bool)
@@ -88,7 +89,7 @@ def build_examples(
         supervised = np.zeros(pieces.values.size, bool)
         supervised[pieces.offsets[1:] - 1] = True
     if not len(pieces):
-        raise ValueError("no training example: every row has a single item, so nothing precedes it")
+        raise UserError("no training example: every row has a single item, so nothing precedes it")
     return _supervise(pieces, first, supervised, tokens, title_decisions(compressed))
 
 
@@ -109,7 +110,7 @@ def _pieces(sequences: ItemSequences, tokens: TitleTokens, max_tokens: int):
     budget = max_tokens - tokens.prefix.size
     if lengths.size and lengths.max() > budget:
         item = int(sequences.items[int(np.argmax(lengths))])
-        raise ValueError(
+        raise UserError(
             f"the title of item {item} has {lengths.max()} tokens, the budget is {max_tokens} with "
             f"a prefix of {tokens.prefix.size}: raise prompt.max_tokens"
         )

@@ -13,6 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from tca4rec_jax.distributed.multihost import is_multiprocess
+from tca4rec_jax.errors import UserError
 
 # Exit statuses: of a run that was asked to stop (as a shell reports SIGTERM), and of a hung one.
 STOPPED, HUNG = 128 + signal.SIGTERM, 75
@@ -99,7 +100,7 @@ def check_folder(folder: Path, num_bytes: int) -> None:
     """Makes sure that files of so many bytes can be written to a folder, which is created.
 
     Raises:
-      ValueError: it can't be created or written to, or lacks the room.
+      UserError: it can't be created or written to, or lacks the room.
     """
     probe = folder / f".probe_{jax.process_index()}"
     try:
@@ -108,11 +109,11 @@ def check_folder(folder: Path, num_bytes: int) -> None:
         probe.unlink()
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{folder} cannot be written to ({error.strerror}): give another --workdir"
         ) from error
     if free < num_bytes:
-        raise ValueError(
+        raise UserError(
             f"{folder} has room for {free / 1e9:.2f} GB, a checkpoint takes {num_bytes / 1e9:.2f} "
             "GB: make room, or give another --workdir"
         )

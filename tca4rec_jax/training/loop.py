@@ -11,6 +11,7 @@ from absl import logging
 
 from tca4rec_jax.distributed.multihost import check_processes_agree
 from tca4rec_jax.distributed.sharding import shard_batch
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.fault_tolerance import Stopped, StopSignal, Watchdog
@@ -63,7 +64,7 @@ def train(
       FloatingPointError: a loss or gradient that is not finite; names the step and the rows. The
         state before that step is saved.
       Stopped: on SIGTERM, when the step in hand is done and its state saved.
-      ValueError: the checkpoint has another identity; names what differs.
+      UserError: the checkpoint has another identity; names what differs.
       CheckpointError: a checkpoint can't be written; the one before is intact.
     """
     with checkpoints:
@@ -167,7 +168,7 @@ def _check_identity(saved: dict, wanted: dict, directory: Path) -> None:
     differ = [key for key in wanted if saved.get(key) != wanted[key]]
     if differ:
         values = "; ".join(f"{key} was {saved.get(key)}, now {wanted[key]}" for key in differ)
-        raise ValueError(
+        raise UserError(
             f"{directory} was trained otherwise ({values}): give this run another name with "
             "--config.run, or delete the directory"
         )

@@ -43,6 +43,7 @@ from tca4rec_jax.distributed.sharding import (
     replicated,
     tree_shardings,
 )
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.attention import check_implementation
 from tca4rec_jax.llm.checkpoints.export import decoder_arrays, merge_adapters
 from tca4rec_jax.llm.checkpoints.gguf import load_gguf
@@ -122,21 +123,21 @@ class Run:
         """The pretrained decoder on the mesh; with fresh adapters (which change nothing) if they
         are what is trained, else in float32, so that small updates are not rounded away.
 
-        Raises ValueError for an unknown llm.train, llm.attention, ..., for quantised weights that
+        Raises UserError for an unknown llm.train, llm.attention, ..., for quantised weights that
         should be trained, or if prompt.max_tokens exceeds the longest sequence of the model.
         """
         llm = self.config.llm
         if llm.train not in TRAINED:
-            raise ValueError(f"llm.train is {llm.train!r}: expected one of {', '.join(TRAINED)}")
+            raise UserError(f"llm.train is {llm.train!r}: expected one of {', '.join(TRAINED)}")
         if llm.quantise and llm.train == "full":
-            raise ValueError(
+            raise UserError(
                 f"llm.quantise is {llm.quantise!r}, but quantised weights cannot be trained: give"
                 " llm.train=lora, or leave llm.quantise empty"
             )
         options = DecoderOptions(llm.layer_loop, llm.remat, llm.attention)
         check_implementation(llm.attention, jax.default_backend(), llm.dtype)
         if llm.attention != "xla" and self.mesh.shape["tensor"] > 1:
-            raise ValueError(
+            raise UserError(
                 f"llm.attention is {llm.attention!r}, a kernel that takes all heads of a row: set "
                 "mesh.tensor=1, or llm.attention=xla"
             )
@@ -150,7 +151,7 @@ class Run:
             num_layers=llm.num_layers,
         )
         if self.config.prompt.max_tokens > architecture.max_positions:
-            raise ValueError(
+            raise UserError(
                 f"prompt.max_tokens is {self.config.prompt.max_tokens}, but {llm.weights} has "
                 f"positions for {architecture.max_positions}: shorten the history"
             )
@@ -261,7 +262,7 @@ def _check_adapters(began_with: Path, lora: ConfigDict) -> None:
     trained = json.loads(began_with.read_text())["lora"] if began_with.exists() else {}
     for name in sorted(set(trained) - {"dropout"}):
         if trained[name] != lora.get(name):
-            raise ValueError(
+            raise UserError(
                 f"{began_with}: the run was trained with lora.{name}={trained[name]}, but the "
                 f"config says {lora.get(name)}: give --config.lora.{name}={trained[name]}"
             )
@@ -284,7 +285,7 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
         next-token prediction whatever objective.alpha is.
 
     Raises:
-      ValueError: a field out of range, or inputs that do not fit each other.
+      UserError: a field out of range, or inputs that do not fit each other.
     """
     config = run.config
     objective, training = config.objective, config.training
@@ -351,7 +352,7 @@ def train_run(run: Run) -> TrainState:
     """Trains (or goes on training) the LLM of a run; see loop.train for what it writes.
 
     Raises:
-      ValueError: as `prepare_training`, a folder that can't be written to, or processes that were
+      UserError: as `prepare_training`, a folder that can't be written to, or processes that were
         not given the same; before any step.
     """
     config, training = run.config, run.config.training

@@ -22,6 +22,7 @@ from flax import nnx
 from tca4rec_jax.cf.models.layers import Dropout
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.data.sequences import PAD_ITEM
+from tca4rec_jax.errors import UserError
 
 INITIAL_STD = 0.02
 _INITIALIZER = nnx.initializers.truncated_normal(INITIAL_STD)
@@ -51,7 +52,7 @@ class BERT4RecConfig:
 
     def __post_init__(self):
         if self.units % self.heads:
-            raise ValueError(f"BERT4Rec: {self.heads} heads do not divide {self.units} units")
+            raise UserError(f"BERT4Rec: {self.heads} heads do not divide {self.units} units")
 
 
 class Block(nnx.Module):

@@ -15,6 +15,7 @@ from flax import nnx
 
 from tca4rec_jax.cf.models.layers import Statistic
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def popularity_logits(sequences: ItemSequences, num_items: int) -> np.ndarray:
       ValueError: an item index outside 0..num_items-1.
     """
     if len(sequences.items) and sequences.items.max() >= num_items:
-        raise ValueError(
+        raise UserError(
             f"item index {sequences.items.max()} is outside the catalogue of {num_items} items"
         )
     count_I = np.bincount(sequences.items, minlength=num_items) + 1.0

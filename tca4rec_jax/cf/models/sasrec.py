@@ -21,6 +21,7 @@ from flax import nnx
 from tca4rec_jax.cf.models.layers import Dropout
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.data.sequences import PAD_ITEM
+from tca4rec_jax.errors import UserError
 
 NORM_EPSILON = 1e-8
 INITIAL_STD = 0.02
@@ -52,11 +53,11 @@ class SASRecConfig:
     def __post_init__(self):
         for name in ("num_items", "history_length", "units", "blocks", "heads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"SASRec: {name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"SASRec: {name} must be at least 1, got {getattr(self, name)}")
         if self.units % self.heads:
-            raise ValueError(f"SASRec: {self.heads} heads do not divide {self.units} units")
+            raise UserError(f"SASRec: {self.heads} heads do not divide {self.units} units")
         if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"SASRec: dropout must be in [0, 1), got {self.dropout}")
+            raise UserError(f"SASRec: dropout must be in [0, 1), got {self.dropout}")
 
 
 class Block(nnx.Module):
