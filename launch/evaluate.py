@@ -9,4 +9,4 @@ from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.launching import launch
 
 if __name__ == "__main__":
-    launch(evaluate_run, "evaluate", processes="all")
+    launch(evaluate_run, "evaluate", run_on="all_processes")

@@ -52,4 +52,4 @@ def main(config, workdir):
 
 
 if __name__ == "__main__":
-    launch(main, "export_cf_logits", processes="first")
+    launch(main, "export_cf_logits", run_on="main_process")

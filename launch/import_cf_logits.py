@@ -34,4 +34,4 @@ def main(config, workdir):
 
 
 if __name__ == "__main__":
-    launch(main, "import_cf_logits", processes="first")
+    launch(main, "import_cf_logits", run_on="main_process")

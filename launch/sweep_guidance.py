@@ -22,4 +22,4 @@ def sweep(config, workdir):
 
 
 if __name__ == "__main__":
-    launch(sweep, "sweep_guidance", processes="all")
+    launch(sweep, "sweep_guidance", run_on="all_processes")

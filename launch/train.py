@@ -8,4 +8,4 @@ from tca4rec_jax.launching import launch
 from tca4rec_jax.training.run import Run, train_run
 
 if __name__ == "__main__":
-    launch(lambda config, workdir: train_run(Run(config, workdir)), "train", processes="all")
+    launch(lambda config, workdir: train_run(Run(config, workdir)), "train", run_on="all_processes")

@@ -1,4 +1,4 @@
-"""What the launch scripts share: their flags, the start of a process, errors in one line."""
+"""What the launch scripts share: their flags, the settings of a process, errors in one line."""
 
 import ctypes
 import gc
@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import jax
 from absl import app, flags, logging
@@ -27,26 +28,31 @@ from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopp
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's parts are read and written.")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of process 0.")
-PROCESS_COUNT = flags.DEFINE_integer("process_count", 0, "How many processes there are.")
-PROCESS_INDEX = flags.DEFINE_integer("process_index", -1, "Which of them this is, from 0.")
 
-# What is wrong with the input, the data or the machine: one line says it.
-_EXPECTED = (UserError, OSError, DownloadError, FloatingPointError, CheckpointError)
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of process 0.")
+_PROCESS_COUNT = flags.DEFINE_integer("process_count", 0, "How many processes there are.")
+_PROCESS_INDEX = flags.DEFINE_integer("process_index", -1, "Which of them this is, from 0.")
+
+_PACKAGE = Path(__file__).parent
 # How long the other processes wait for what the first one does alone. Seconds.
 _LONGEST_WAIT = 24 * 3600
 
 
-def launch(run: Callable[[ConfigDict, Path], None], name: str, *, processes: str = "one") -> None:
+def launch(
+    run: Callable[[ConfigDict, Path], None],
+    name: str,
+    *,
+    run_on: Literal["single_process", "main_process", "all_processes"] = "single_process",
+) -> None:
     """Parses --config and --workdir, joins the other processes if there are any, and calls
     run(config, workdir).
 
-    An error of the input ends the process with status 1 and one line, a bug with its traceback, a
-    stop signal with status 143. In a job of several processes the others then end too.
+    An error of the user's input ends the process with status 1 and one line, a bug with its
+    traceback, a stop signal with status 143. In a job of several processes the others then end too.
 
     Args:
-      processes: what several of them do: 'all' run together, 'first': the first one runs and the
-        others wait for it, 'one': it is an error to start more.
+      run_on: 'all_processes' run together; 'main_process': the others wait for it;
+        'single_process': it is an error to start more than one.
     """
 
     def main(argv):
@@ -54,34 +60,41 @@ def launch(run: Callable[[ConfigDict, Path], None], name: str, *, processes: str
             raise app.UsageError(f"unexpected arguments {argv[1:]}")
         try:
             start()
-            if processes == "one" and is_multiprocess():
+            if run_on == "single_process" and is_multiprocess():
                 raise UserError("this script runs in one process: give --process_count=1")
-            if processes == "all" or is_main_process():
+            if run_on == "all_processes" or is_main_process():
                 run(CONFIG.value, Path(WORKDIR.value))
             barrier(name, _LONGEST_WAIT)
         except Stopped as stopped:
             _end(f"{name}: {stopped}", STOPPED, together=True)
-        except _EXPECTED as error:
-            logging.debug("", exc_info=True)
-            _end(f"{name}: {error}", 1)
-        except jax.errors.JaxRuntimeError as error:
+        except Exception as error:
+            if _speaks_to_the_user(error):
+                logging.debug("", exc_info=True)
+                _end(f"{name}: {error}", 1)
             if not is_multiprocess():
                 raise
             traceback.print_exc()
-            _end(
-                f"{name}: another process of this job has ended or can't be reached "
-                f"({str(error).splitlines()[0]}): start all of them again, they go on from the "
-                "last checkpoint",
-                1,
-            )
-        except Exception:
-            if not is_multiprocess():
-                raise
-            traceback.print_exc()
-            _end(f"{name}: failed", 1)
+            _end(f"{name}: {_why(error)}", 1)
 
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)
+
+
+def _speaks_to_the_user(error: Exception) -> bool:
+    """Whether an error is of the input, the data or the machine: its message says it all."""
+    if isinstance(error, OSError):
+        return error.filename is not None or isinstance(error, FileNotFoundError)
+    return isinstance(error, UserError | DownloadError | FloatingPointError | CheckpointError)
+
+
+def _why(error: Exception) -> str:
+    """What a process of several prints after the traceback of a bug."""
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return "failed"
+    return (
+        f"another process of this job has ended or can't be reached ({str(error).splitlines()[0]})"
+        ": start all of them again, they go on from the last checkpoint"
+    )
 
 
 def _end(message: str, status: int, *, together: bool = False) -> None:
@@ -100,31 +113,41 @@ def _end(message: str, status: int, *, together: bool = False) -> None:
 
 
 def start() -> None:
-    """Readable logging, one device per CPU core, compiled programs kept between runs; joins the
-    other processes of the job, if there are any. Before any use of a device.
+    """The settings of a process, before any use of a device; joins the other processes of the job.
 
     Raises:
       UserError: as `multihost.join_job`.
     """
-    logging.set_verbosity(logging.INFO)
-    logging.use_absl_handler()
-    handler = logging.get_absl_handler()
-    handler.setFormatter(standard_logging.Formatter("%(message)s"))
-    handler.addFilter(_is_ours_or_a_warning)
+    log_in_plain_lines()
     keep_freed_pages()
     collect_garbage_rarely()
     use_cpu_cores()
-    if not jax.config.jax_compilation_cache_dir:  # nor JAX_COMPILATION_CACHE_DIR
-        jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    join_job(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
+    keep_compiled_programs()
+    join_job(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
     if not is_main_process():
         logging.set_verbosity(logging.WARNING)
 
 
-def _is_ours_or_a_warning(record: standard_logging.LogRecord) -> bool:
-    """Orbax and TFDS write dozens of lines to the same logger."""
-    return record.levelno >= standard_logging.WARNING or "tca4rec_jax" in record.pathname
+def log_in_plain_lines() -> None:
+    """Lines of this package and warnings; Orbax and TFDS write dozens to the same logger."""
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    handler = logging.get_absl_handler()
+    handler.setFormatter(standard_logging.Formatter("%(message)s"))
+    handler.addFilter(is_ours_or_a_warning)
+
+
+def is_ours_or_a_warning(record: standard_logging.LogRecord) -> bool:
+    """Whether a record is of a module of this package, wherever it lies, or a warning."""
+    ours = Path(record.pathname).is_relative_to(_PACKAGE)
+    return ours or record.levelno >= standard_logging.WARNING
+
+
+def keep_compiled_programs() -> None:
+    """The next run loads what XLA compiles in this one."""
+    if not jax.config.jax_compilation_cache_dir:  # nor JAX_COMPILATION_CACHE_DIR
+        jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def collect_garbage_rarely() -> None:
@@ -136,11 +159,10 @@ def collect_garbage_rarely() -> None:
 def keep_freed_pages() -> None:
     """Makes glibc reuse the pages of large temporaries instead of returning them to the kernel.
 
-    By default each large array is mapped, faulted in page by page and unmapped again at every step,
-    which on CPU can take as long as the arithmetic; so it is, whatever the thresholds, with arrays
-    that a thread takes from an arena of its own. Call before the first use of a device. Arenas that
-    there are by then (pandas starts a thread, by Arrow) are still shared out to some devices: with
-    huge pages, as in launch/quickstart.sh, that costs little.
+    By default glibc maps, faults in and unmaps a large array at every step, which on CPU can take
+    as long as the arithmetic. Threads share one arena, since the thresholds do not hold in others.
+    Arenas that exist already (pandas starts a thread, by Arrow) stay in use: huge pages, as in
+    launch/quickstart.sh, make that cheap.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,0 +1,84 @@
+"""How a launch script ends, and which log lines it shows."""
+
+import logging
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from forked import Script
+
+import tca4rec_jax
+from tca4rec_jax.launching import is_ours_or_a_warning
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import jax.numpy as jnp
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.launching import launch
+
+def run(config, workdir):
+    {body}
+
+launch(run, "script")
+"""
+
+
+def completed(tmp_path, body, *flags):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT.format(body=body))
+    flags = flags or (f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}/run")
+    return Script([str(path), *flags], dict(os.environ)).completed()
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("raise UserError('alpha is 2: give 0 to 1')", "script: alpha is 2: give 0 to 1"),
+        ("raise FloatingPointError('step 3: the loss is nan')", "script: step 3: the loss is nan"),
+        ("raise FileNotFoundError('no such run')", "script: no such run"),
+        ("open(workdir / 'absent')", "No such file or directory"),
+    ],
+)
+def test_an_error_of_the_user_ends_in_one_line(tmp_path, body, line):
+    done = completed(tmp_path, body)
+    assert done.returncode == 1
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("raise ValueError('not for users')", "ValueError: not for users"),
+        ("jnp.zeros(3).reshape(2, 2)", "in run"),
+        ("raise OSError('of no file')", "OSError: of no file"),
+    ],
+)
+def test_a_bug_shows_its_traceback(tmp_path, body, line):
+    done = completed(tmp_path, body)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert line in done.stderr
+
+
+def test_a_bad_config_argument_is_named(tmp_path):
+    done = completed(
+        tmp_path, "pass", f"--config={ROOT}/configs/quickstart.py:colour=red", "--workdir=x"
+    )
+    assert done.returncode == 1
+    assert "config argument 'colour=red'" in done.stderr
+
+
+def test_log_lines_are_shown_by_where_their_module_lies():
+    def shown(path, level=logging.INFO):
+        return is_ours_or_a_warning(logging.LogRecord("absl", level, str(path), 1, "", (), None))
+
+    package = Path(tca4rec_jax.__file__).parent
+    assert shown(package / "training" / "loop.py")
+    # A checkout in a folder of the package's name, with its environment inside.
+    assert not shown("/home/me/tca4rec_jax/.venv/lib/python3.12/site-packages/orbax/checkpoint.py")
+    assert not shown(jax.__file__)
+    assert shown(jax.__file__, logging.WARNING)
+    assert not shown(f"{package}_notes.py")
