@@ -1,4 +1,4 @@
-"""Llama-3.2-3B with LoRA on one of the published data sets: method.md's settings, bfloat16.
+"""Llama-3.2-3B with LoRA on a published data set: the settings of docs/method.md, bfloat16.
 
     hf download meta-llama/Llama-3.2-3B --local-dir=models/Llama-3.2-3B
     C=configs/llama_3_2_3b.py:chips=16,data.path=data/Office_Products
@@ -19,4 +19,4 @@ from tca4rec_jax.config import published_config
 
 
 def get_config(arg=""):
-    return published_config("llama-3.2-3b", "Llama-3.2-3B", arg, tensor={1: 1, 16: 1, 256: 1})
+    return published_config("Llama-3.2-3B", arg, tensor={1: 1, 16: 1, 256: 1})

@@ -14,8 +14,8 @@ def get_config(arg=""):
     config.training.steps = 250
     config.training.checkpoint_every = 50
     config.evaluation.rows = 700
-    config.evaluation.batch_size = 64  # calls of a search hold more tokens, and less padding
-    config.evaluation.buckets = 3
+    config.inference.batch_size = 64  # calls of a search hold more tokens, and less padding
+    config.inference.buckets = 3
     config.evaluation.variants = (
         ("LLM, untrained", "", 0.0),
         ("LLM, alpha = 0", "plain", 0.0),

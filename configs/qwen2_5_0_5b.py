@@ -1,4 +1,4 @@
-"""Qwen2.5-0.5B with LoRA on one of the published data sets: method.md's settings, bfloat16.
+"""Qwen2.5-0.5B with LoRA on a published data set: the settings of docs/method.md, bfloat16.
 
     hf download Qwen/Qwen2.5-0.5B --local-dir=models/Qwen2.5-0.5B
     C=configs/qwen2_5_0_5b.py:chips=16,data.path=data/Office_Products
@@ -18,4 +18,4 @@ from tca4rec_jax.config import published_config
 
 
 def get_config(arg=""):
-    return published_config("qwen2.5-0.5b", "Qwen2.5-0.5B", arg, tensor={1: 1, 16: 1, 256: 1})
+    return published_config("Qwen2.5-0.5B", arg, tensor={1: 1, 16: 1, 256: 1})

@@ -1,4 +1,4 @@
-"""Qwen3-4B with LoRA on one of the published data sets: method.md's settings, bfloat16.
+"""Qwen3-4B with LoRA on a published data set: the settings of docs/method.md, bfloat16.
 
     hf download Qwen/Qwen3-4B --local-dir=models/Qwen3-4B
     C=configs/qwen3_4b.py:chips=16,data.path=data/Office_Products
@@ -18,4 +18,4 @@ from tca4rec_jax.config import published_config
 
 
 def get_config(arg=""):
-    return published_config("qwen3-4b", "Qwen3-4B", arg, tensor={1: 1, 16: 1, 256: 1})
+    return published_config("Qwen3-4B", arg, tensor={1: 1, 16: 1, 256: 1})

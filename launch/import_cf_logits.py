@@ -25,7 +25,7 @@ _FLOOR = flags.DEFINE_float("floor", None, "A table: the logit of items without 
 def main(config, workdir):
     data = load(workdir / "data")
     path = split_path(config.cf.logits, workdir, _SPLIT.value)
-    options = {"cf_model": _NAME.value, "dtype": config.cf.dtype, "top_k": config.cf.top_k}
+    options = {"cf_model": _NAME.value, "dtype": config.cf.dtype, "top_k": config.cf.top_k or 0}
     sequences = data.splits[_SPLIT.value]
     import_logits(_SOURCE.value, path, sequences, data.catalogue, floor=_FLOOR.value, **options)
     manifest = open_store(path, sequences, data.catalogue).manifest

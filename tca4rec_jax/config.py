@@ -1,16 +1,20 @@
-"""The fields of a run, their defaults, and the argument of a config file.
+"""The config of a run as a ConfigDict, and the argument of a config file.
 
 A config file defines `get_config(arg)`, which starts from `default_config()`, changes what it is
 for, and ends with `apply_argument(config, arg)`, so that `configs/quickstart.py:debug,alpha=0.1`
-works on every one of them.
+works on every one of them. The fields and their defaults are those of sections.py.
 """
 
 import ast
 from collections.abc import Mapping
+from functools import cache
+from typing import Any, TypeVar
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
+from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.sections import SECTIONS, Field, fields_of
 
 SHORT_NAMES = {
     "alpha": "objective.alpha",
@@ -18,133 +22,64 @@ SHORT_NAMES = {
     "tau": "objective.tau",
     "form": "objective.form",
     "softmax": "objective.softmax",
-    "supervision": "training.supervision",
+    "targets": "training.targets",
     "steps": "training.steps",
     "seed": "seed",
     "run": "run",
 }
 
 
+_Kind = TypeVar("_Kind")
+
+
 def default_config() -> ConfigDict:
-    """Every field of every launch script, with the defaults of the method (method.md)."""
-    return ConfigDict(
-        {
-            "seed": 0,
-            "run": "",  # name of the LLM run below workdir/llm; '' names it by alpha
-            # Devices along each axis (sharding.py); data = -1 takes what the others leave.
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-            "data": {
-                "source": "movielens_100k",  # or 'files', 'published'
-                "path": "",  # 'published': the directory
-                "interactions": "",  # 'files': CSV or Parquet
-                "catalogue": "",
-                "user_column": "user",
-                "item_column": "item",
-                "timestamp_column": "timestamp",
-                "title_column": "title",
-                "history_length": 10,  # items
-                "min_history": 0,  # 0: only rows with a full history
-                "split": (0.8, 0.1, 0.1),
-                "seed": 0,
-                "max_title_length": 100,  # characters
-            },
-            "cf": {
-                "model": "sasrec",  # a key of MODELS in cf/models.py
-                "weights": "",  # a PyTorch SASRec to read instead of training
-                "units": 64,
-                "blocks": 2,
-                "heads": 1,
-                "history_length": 10,
-                "dropout": 0.3,
-                # '', 0 and -1 stand for what the model's paper does.
-                "loss": "",  # 'softmax', 'bce', 'bpr'
-                "labels": "",  # 'all', 'last', 'target'
-                "negatives": 0,
-                "regularisation": -1.0,
-                "learning_rate": 1e-3,
-                "batch_size": 256,
-                "max_epochs": 40,
-                "patience": 6,
-                "seed": 0,
-                "filter_seen": False,  # leave a row's history out of its CF ranking
-                "logits": "",  # where the stores are: a folder, a bucket; '': WORKDIR/cf/logits
-                "dtype": "float32",  # of the stores; or 'bfloat16', 'float16'
-                "top_k": 0,  # keep so many logits per row and a floor; 0 keeps all
-            },
-            "llm": {
-                # A name in data/downloads.py, a .gguf file or a Hugging Face folder.
-                "weights": "smollm2-135m-instruct",
-                "architecture": "smollm2-135m",  # in llm/architectures.py: planned for, not loaded
-                "num_layers": 0,  # keep only the first layers; 0 keeps all
-                "dtype": "float32",
-                "quantise": "",  # the layers' frozen weights to 'int8' or 'nf4' (4.5 bits)
-                "train": "lora",  # the adapters; 'full': every weight, in float32
-                "attention": "xla",  # of training; or 'cudnn' (GPU), 'splash' (TPU)
-                "layer_loop": "scan",
-                "remat": "products",  # or 'none', 'full'
-            },
-            "lora": {
-                "rank": 8,
-                "alpha": 16.0,
-                "dropout": 0.05,
-                "targets": "(q|k|v|o)_proj",
-                "first_layer": 0,  # layers below it are not adapted and not differentiated
-            },
-            "prompt": {"prefix": "", "before_title": " ", "end": "\n", "max_tokens": 256},
-            "objective": {
-                "alpha": 0.1,
-                "beta": 1.0,
-                "tau": 1.0,
-                "form": "log_expectation",  # or 'cross_entropy'
-                "softmax": "vocabulary",  # or 'children' (MSL)
-            },
-            "optimizer": {
-                "learning_rate": 1e-4,
-                "warmup_steps": 20,
-                "weight_decay": 0.01,
-                "clip": 1.0,
-            },
-            "training": {
-                "supervision": "sequence",  # or 'last', one target per row
-                "batch_size": 16,
-                "steps": 1000,
-                "buckets": (64, 128, 192, 256),  # padded lengths, tokens
-                "checkpoint_every": 100,
-                "keep_checkpoints": 2,  # the latest so many, and the one of the lowest loss
-                "watchdog_seconds": 1800.0,  # a step that takes longer is a hung one; 0: none is
-                # What the layers below lora.first_layer make of a row is kept in the work directory
-                # and not run again (llm.dtype, tokens x width: 0.6 MB a row of SmolLM2-135M).
-                "keep_frozen_states": False,
-                "profile_steps": (0, 0),  # [first, last): jax.profiler's record of them
-            },
-            "decoding": {
-                "beams": 10,
-                "score": "before_softmax",  # or 'after_softmax'
-                "rules": "exact",  # or 'huggingface'
-                "temperature": 1.0,
-                "length_penalty": 0.0,
-                "exclude_history": False,  # never recommend what the user already has
-                "allow": "",  # a text file, one item id per line: nothing else is recommended
-                "deny": "",  # the same: these are not recommended
-            },
-            "evaluation": {
-                "split": "test",
-                "rows": 400,  # sampled with the seed; 0 takes all
-                # Of an LLM run, here and wherever a trained run is loaded; or 'best': the lowest
-                # mean training loss since the checkpoint before.
-                "checkpoint": "last",
-                "batch_size": 16,
-                "buckets": 2,  # padded prompt lengths, each compiled once
-                "examples": 5,
-                # The target's likelihood is reported at the best of them for each model.
-                "temperatures": (1.0, 1.25, 1.5, 2.0, 3.0),
-                # What the table compares: (label, LLM run or '' for the untrained LLM, guidance).
-                "variants": (("LLM, untrained", "", 0.0),),
-                # Pairs of labels whose difference is reported with its interval.
-                "differences": (),
-            },
-        }
-    )
+    """Every field of every launch script, with the defaults of the method."""
+    config = ConfigDict({section: {} for section in SECTIONS if section})
+    for name, field in _fields().items():
+        section, _, key = name.rpartition(".")
+        not_set = config_dict.placeholder(field.type)
+        part = config[section] if section else config
+        part[key] = not_set if field.default is None else field.default
+    return config
+
+
+@cache
+def _fields() -> dict[str, Field]:
+    """By dotted name; of several dataclasses with a field of one name the first one has it."""
+    found: dict[str, Field] = {}
+    for section, kinds in SECTIONS.items():
+        for field in (field for kind in kinds for field in fields_of(kind)):
+            found.setdefault(f"{section}.{field.name}".removeprefix("."), field)
+    return found
+
+
+def describe() -> list[tuple[str, Any, str]]:
+    """(dotted name, default, description) of every field."""
+    return [(name, field.default, field.description) for name, field in _fields().items()]
+
+
+def build(kind: type[_Kind], section: Mapping[str, Any], **changes: Any) -> _Kind:
+    """A dataclass of SECTIONS from the fields of its section, some of them changed."""
+    values = {field.name: section[field.name] for field in fields_of(kind)}
+    return kind(**values | changes)
+
+
+def score_weights(config: ConfigDict, guidance: float) -> ScoreWeights:
+    """The weights of a beam's score. Raises UserError for one that is out of range."""
+    beta = config.objective.beta if config.decoding.beta is None else config.decoding.beta
+    return build(ScoreWeights, config.decoding, guidance=guidance, beta=beta).check()
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError for a field that is none of its choices or out of its range."""
+    for name, field in _fields().items():
+        value = config_value(config, name)
+        if field.choices and value not in field.choices:
+            raise UserError(f"{name} is {value!r}: expected one of {field.choices}")
+    for section, kinds in SECTIONS.items():
+        for kind in kinds:
+            build(kind, config[section] if section else config)
+    score_weights(config, guidance=0.0)
 
 
 def movielens_config() -> ConfigDict:
@@ -172,13 +107,10 @@ def published_cf(config: ConfigDict) -> None:
     config.cf.patience = 10
 
 
-def published_config(
-    architecture: str, weights: str, arg: str, *, tensor: Mapping[int, int]
-) -> ConfigDict:
-    """The published settings (method.md) with a large LLM in bfloat16: what its config file shares.
+def published_config(weights: str, arg: str, *, tensor: Mapping[int, int]) -> ConfigDict:
+    """The published settings (docs/method.md) with a large LLM in bfloat16.
 
     Args:
-      architecture: a name in llm/architectures.py.
       weights: the model's name on the hub, whose files are expected in models/<name>.
       arg: as in `apply_argument`, and `chips=N` for the mesh that suits N devices.
       tensor: number of devices -> how many of them share a copy of the model (mesh.tensor); the
@@ -187,7 +119,7 @@ def published_config(
     Raises:
       UserError: as `apply_argument`, or a number of devices that is not in `tensor`.
     """
-    settings = [part for part in (arg or "").split(",") if part]
+    settings = split_argument(arg)
     chips = [part.removeprefix("chips=") for part in settings if part.startswith("chips=")]
     if len(chips) > 1 or not set(chips) <= set(map(str, tensor)):
         raise UserError(
@@ -199,49 +131,78 @@ def published_config(
     config = default_config()
     config.mesh.tensor = tensor[num_chips]
     published_cf(config)
-    config.llm.architecture = architecture
     config.llm.weights = f"models/{weights}"
     config.llm.dtype = "bfloat16"
     config.prompt.max_tokens = 512
-    config.training.supervision = "last"
+    config.training.targets = "last"
     config.training.buckets = (128, 192, 256, 384, 512)
     config.training.batch_size = max(16, copies)
     config.training.steps = 10 * 10_000 // config.training.batch_size
     config.decoding.score = "after_softmax"
-    config.evaluation.batch_size = max(16, copies)
+    config.decoding.rules = "huggingface"
+    config.decoding.length_penalty = 1.0
+    config.inference.batch_size = max(16, copies)
+    config.evaluation.rows = 0
     return apply_argument(
         config, ",".join(part for part in settings if not part.startswith("chips="))
     )
 
 
 def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:
-    """Applies the part of `--config=file.py:arg` behind the colon, and locks the config.
+    """Applies the part of `--config=file.py:arg` after the colon, and locks the config.
 
     `arg` is a comma-separated list of `debug`, a name in SHORT_NAMES or a dotted field, `=` and its
-    value.
+    value: a number, true or false, a text (in quotes if it has a comma), a tuple in brackets, or
+    None for a field that is not set by default. debug comes first, whatever the order.
 
     Raises:
       UserError: an unknown key or a value of the wrong type.
     """
     config.lock()
-    settings = [part for part in (arg or "").split(",") if part]
+    settings = split_argument(arg)
     if "debug" in settings:
         shrink(config)
     for setting in settings:
         if setting == "debug":
             continue
         name, separator, text = setting.partition("=")
-        field = SHORT_NAMES.get(name, name)
-        if not separator or not _has_field(config, field):
+        name = SHORT_NAMES.get(name, name)
+        if not separator or name not in _fields():
             raise UserError(
                 f"config argument {setting!r}: expected 'debug' or key=value with one of "
                 f"{', '.join(SHORT_NAMES)} or a dotted field such as training.batch_size"
             )
         try:
-            config.update_from_flattened_dict({field: _parse(text, config_value(config, field))})
+            config.update_from_flattened_dict({name: _parse(text, _fields()[name])})
         except (TypeError, ValueError, SyntaxError) as error:
             raise UserError(f"config argument {setting!r}: {error}") from error
     return config
+
+
+def split_argument(arg: str | None) -> list[str]:
+    """The settings of an argument: text between commas that are in no brackets and no quotes.
+
+    A quote opens a value or stands in brackets; elsewhere it is an apostrophe. Raises UserError for
+    brackets or quotes that are not closed.
+    """
+    settings, start, brackets, quote, escaped = [], 0, [], "", False
+    arg = arg or ""
+    for at, character in enumerate(arg):
+        if quote:
+            quote = "" if character == quote and not escaped else quote
+            escaped = character == "\\" and not escaped
+        elif character in "'\"" and (brackets or arg[at - 1 : at] == "="):
+            quote = character
+        elif character in "([{":
+            brackets.append(character)
+        elif character in ")]}" and brackets:
+            brackets.pop()
+        elif character == "," and not brackets:
+            settings.append(arg[start:at])
+            start = at + 1
+    if quote or brackets:
+        raise UserError(f"config argument {arg!r}: {quote or brackets[-1]} is not closed")
+    return [setting for setting in (*settings, arg[start:]) if setting]
 
 
 def shrink(config: ConfigDict) -> None:
@@ -257,8 +218,8 @@ def shrink(config: ConfigDict) -> None:
     config.prompt.max_tokens = 128
     config.optimizer.warmup_steps = 2
     config.decoding.beams = 3
+    config.inference.batch_size = 4
     config.evaluation.rows = 8
-    config.evaluation.batch_size = 4
 
 
 def run_name(config: ConfigDict) -> str:
@@ -273,15 +234,20 @@ def config_value(config: ConfigDict, field: str):
     return config
 
 
-def _has_field(config: ConfigDict, field: str) -> bool:
-    try:
-        return not isinstance(config_value(config, field), ConfigDict)
-    except (KeyError, TypeError):
-        return False
-
-
-def _parse(text: str, current):
-    if isinstance(current, str):
-        return text
+def _parse(text: str, field: Field) -> Any:
+    """A value of the field's type."""
+    if text == "None" and field.default is None:
+        return None
+    if field.type is str:
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+        return ast.literal_eval(text) if quoted else text
+    if field.type is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
     value = ast.literal_eval(text)
-    return float(value) if isinstance(current, float) and isinstance(value, int) else value
+    if field.type is float and type(value) is int:
+        return float(value)
+    if field.type is tuple and type(value) is list:
+        return tuple(value)
+    if type(value) is not field.type:
+        raise ValueError(f"expected {field.type.__name__}, got {type(value).__name__}")
+    return value

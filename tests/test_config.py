@@ -1,13 +1,35 @@
-"""The config argument: strict keys, typed values, and debug on every config file."""
+"""Configs: frozen values, strict typed arguments, debug on every config file, documented fields."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tca4rec_jax.config import apply_argument, default_config, run_name
+from tca4rec_jax.config import (
+    SHORT_NAMES,
+    apply_argument,
+    build,
+    config_value,
+    default_config,
+    describe,
+    run_name,
+    score_weights,
+    split_argument,
+    validate,
+)
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.llm.architectures import ARCHITECTURES, architecture
+from tca4rec_jax.llm.lora import LoRAConfig
+from tca4rec_jax.metrics import CUTOFFS
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.py"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
+PUBLISHED = [path for path in CONFIGS if "published_config(" in path.read_text()]
+FROZEN = json.loads((ROOT / "tests" / "goldens" / "configs.json").read_text())
 
 
 def get_config(path, arg=""):
@@ -15,6 +37,10 @@ def get_config(path, arg=""):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(arg)
+
+
+def values(config):
+    return {name: config_value(config, name) for name, _, _ in describe()}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -28,6 +54,27 @@ def test_every_config_takes_debug_and_overrides(path):
         9,
     )
     assert set(config.keys()) == set(default_config().keys())
+    validate(config)
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_no_value_of_a_config_changes_unnoticed(name):
+    found = values(get_config(ROOT / name))
+    assert json.loads(json.dumps(found)) == FROZEN[name]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_a_published_config_evaluates_as_published(path):
+    """method.md: 10 beams, masked after the softmax, means over the length, every test row."""
+    config = get_config(path)
+    search = build(SearchConfig, config.decoding)
+    assert (search.beams, search.score, search.rules) == (10, "after_softmax", "huggingface")
+    assert score_weights(config, guidance=0.0) == ScoreWeights(0.0, 1.0, 1.0, length_penalty=1.0)
+    assert (config.evaluation.split, config.evaluation.rows) == ("test", 0)
+    assert config.inference.checkpoint == "last"
+    assert CUTOFFS == (1, 3, 5, 10)
+    assert build(LoRAConfig, config.lora) == LoRAConfig(8, 16.0, 0.05, "(q|k|v|o)_proj")
+    assert architecture(config.llm.weights) in ARCHITECTURES.values()
 
 
 def test_the_run_is_named_by_alpha_unless_told():
@@ -35,10 +82,124 @@ def test_the_run_is_named_by_alpha_unless_told():
     assert run_name(apply_argument(default_config(), "run=mine,alpha=1")) == "mine"
 
 
+def test_the_temperature_of_guidance_is_that_of_the_objective_unless_told():
+    config = apply_argument(default_config(), "beta=2")
+    assert score_weights(config, 1.0) == ScoreWeights(1.0, 2.0, 1.0, 0.0)
+    config = apply_argument(config, "decoding.beta=3")
+    assert score_weights(config, 1.0).beta == 3.0
+    with pytest.raises(UserError, match="above 0"):
+        score_weights(apply_argument(config, "decoding.temperature=0"), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arg", "expected"),
+    [
+        ("training.buckets=(64,128),steps=3", {"training.buckets": (64, 128), "training.steps": 3}),
+        ("training.buckets=[64]", {"training.buckets": (64,)}),
+        ('prompt.prefix="a, b",seed=2', {"prompt.prefix": "a, b", "seed": 2}),
+        ("prompt.prefix='it\\'s, \"so\"'", {"prompt.prefix": 'it\'s, "so"'}),
+        ("prompt.prefix=User's,seed=2", {"prompt.prefix": "User's", "seed": 2}),
+        ("prompt.end='\\n'", {"prompt.end": "\n"}),
+        ("lora.targets=(q|k)_proj", {"lora.targets": "(q|k)_proj"}),
+        ("decoding.exclude_history=true", {"decoding.exclude_history": True}),
+        ("decoding.exclude_history=False", {"decoding.exclude_history": False}),
+        ("run=None,llm.num_layers=4", {"run": None, "llm.num_layers": 4}),
+        ("tau=2,cf.regularisation=1", {"objective.tau": 2.0, "cf.regularisation": 1.0}),
+        (
+            "evaluation.variants=((\"LLM, it's\",'a',0),),evaluation.rows=5",
+            {"evaluation.variants": (("LLM, it's", "a", 0),), "evaluation.rows": 5},
+        ),
+        ("data.split=(.5,.25,.25)", {"data.split": (0.5, 0.25, 0.25)}),
+    ],
+)
+def test_arguments_are_parsed_by_the_type_of_the_field(arg, expected):
+    config = apply_argument(default_config(), arg)
+    found = {name: config_value(config, name) for name in expected}
+    assert found == expected
+    assert [*map(type, found.values())] == [*map(type, expected.values())]
+
+
+def of_type(value):
+    """Values that a field may have whose default is of this type."""
+    text = st.text("ab ,=|'\"()[]{}\\\né", max_size=8)
+    return {
+        int: st.integers(-9, 9),
+        bool: st.booleans(),
+        float: st.floats(-9, 9),
+        str: text,
+        tuple: st.lists(st.one_of(text, st.integers(-9, 9)), max_size=3).map(tuple),
+    }[type(value)]
+
+
+SETTINGS = st.dictionaries(
+    st.sampled_from([name for name, default, _ in describe() if default is not None]),
+    st.integers(0, 2**32),
+    max_size=4,
+).flatmap(
+    lambda chosen: st.fixed_dictionaries(
+        {name: of_type(config_value(default_config(), name)) for name in chosen}
+    )
+)
+
+
+@given(SETTINGS)
+def test_whatever_repr_writes_is_read(settings):
+    arg = ",".join(f"{name}={value!r}" for name, value in settings.items())
+    assert split_argument(arg) == [f"{name}={value!r}" for name, value in settings.items()]
+    config = apply_argument(default_config(), arg)
+    assert values(config) == values(default_config()) | settings
+
+
 @pytest.mark.parametrize(
     "arg",
-    ["nothing", "colour=red", "objective=1", "training.batch_size=many", "alpha=", "steps=0.5"],
+    [
+        "nothing",
+        "colour=red",
+        "objective=1",
+        "training.batch_size=many",
+        "training.batch_size=True",
+        "training.buckets=64",
+        "alpha=",
+        "steps=0.5",
+        "steps=None",
+        "training.buckets=(64",
+        "prompt.prefix='a",
+        "decoding.exclude_history=yes",
+    ],
 )
 def test_unknown_keys_and_wrong_types_are_errors(arg):
-    with pytest.raises(ValueError, match="config argument"):
+    with pytest.raises(UserError, match="config argument"):
         apply_argument(default_config(), arg)
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("llm.train=half", "llm.train is 'half'"),
+        ("training.targets=first", "training.targets is 'first': expected one of"),
+        ("form=hinge", "objective.form is 'hinge'"),
+        ("training.steps=0", "training.steps is 0"),
+        ("lora.rank=0", "rank"),
+        ("decoding.beams=0", "beams"),
+        ("decoding.length_penalty=-1.0", "length_penalty"),
+        ("data.source=mail", "data.source"),
+        ("llm.quantise=int2", "llm.quantise is 'int2'"),
+    ],
+)
+def test_a_value_out_of_range_is_named(arg, message):
+    with pytest.raises(UserError, match=message):
+        validate(apply_argument(default_config(), arg))
+
+
+def test_every_field_is_described_with_the_default_that_it_has():
+    described = describe()
+    assert all(text.endswith(".") for _, _, text in described)
+    found = values(default_config())
+    assert [(name, default) for name, default, _ in described] == list(found.items())
+    flat = {
+        f"{section}.{key}" if isinstance(part, dict) else section
+        for section, part in default_config().to_dict().items()
+        for key in (part if isinstance(part, dict) else [section])
+    }
+    assert flat == set(found)
+    assert set(SHORT_NAMES.values()) <= flat

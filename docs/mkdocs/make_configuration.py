@@ -5,9 +5,6 @@
 tests/docs/test_configuration.py fails if the page is older than the config.
 """
 
-import ast
-import inspect
-from collections.abc import Iterator
 from pathlib import Path
 
 from tca4rec_jax import config
@@ -16,7 +13,7 @@ PAGE = Path(__file__).parents[1] / "configuration.md"
 HEAD = """\
 # Configuration
 
-`docs/mkdocs/make_configuration.py` makes this page from the defaults in `tca4rec_jax/config.py`.
+`docs/mkdocs/make_configuration.py` makes this page of `tca4rec_jax/sections.py`.
 
 A config file in `configs/` starts from these defaults and changes what it is for. A field can be
 set in the file, in the file's argument and by a flag. The flag wins over the argument, the argument
@@ -33,35 +30,11 @@ unknown field is an error.
 """
 
 
-def fields() -> Iterator[tuple[str, object, str]]:
-    """(dotted field, default, what it is), in the order of the config."""
-    source = inspect.getsource(config.default_config)
-    lines = source.splitlines()
-    tree = next(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Dict))
-    yield from _fields_of(tree, "", lines)
-
-
-def _fields_of(tree: ast.Dict, prefix: str, lines: list[str]) -> Iterator[tuple[str, object, str]]:
-    for key, value in zip(tree.keys, tree.values, strict=True):
-        name = prefix + key.value
-        if isinstance(value, ast.Dict):
-            yield from _fields_of(value, f"{name}.", lines)
-            continue
-        above = []
-        at = key.lineno - 2
-        while lines[at].strip().startswith("#"):
-            above.insert(0, lines[at].strip("# "))
-            at -= 1
-        beside = lines[value.end_lineno - 1].partition("  # ")[2]
-        default = config.config_value(config.default_config(), name)
-        yield name, default, " ".join([*above, beside]).strip()
-
-
 def page() -> str:
     """The whole text of configuration.md."""
     text = HEAD.format(short=", ".join(f"`{name}`" for name in config.SHORT_NAMES))
     section = None
-    for name, default, what in fields():
+    for name, default, what in config.describe():
         group = name.rpartition(".")[0]
         if group != section:
             section = group

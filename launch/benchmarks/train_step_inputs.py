@@ -85,7 +85,7 @@ class Inputs:
     def batches(self) -> Batches:
         split = self.data.splits["train"]
         examples = build_examples(
-            split, self.titles, self.compressed, supervision="last", max_tokens=MAX_TOKENS
+            split, self.titles, self.compressed, targets="last", max_tokens=MAX_TOKENS
         )
         store = RandomCF(self.data.catalogue.num_items, split.items.size)
         return Batches.create(examples, store, batch_size=self.case.batch, seed=0, buckets=BUCKETS)

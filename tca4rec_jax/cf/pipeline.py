@@ -44,7 +44,6 @@ from tca4rec_jax.metrics import CUTOFFS, mean_metrics
 
 EVALUATED = ("validation", "test")
 REPORTED = (*CUTOFFS, 20)
-_OWN = {"loss": "", "labels": "", "negatives": 0, "regularisation": -1.0}
 _STORED = ("logits", "dtype", "top_k", "filter_seen", "weights")
 
 
@@ -84,9 +83,9 @@ class CFSettings:
             raise UserError(
                 f"cf: unknown fields {unknown}; expected model, {', '.join(sorted(known))}"
             )
-        given = {key: value for key, value in fields.items() if value != _OWN.get(key)}
+        given = {key: value for key, value in fields.items() if value is not None}
         chosen = {key: given[key] for key in kind.fields & set(given)}
-        stored = {key: fields[key] for key in _STORED if key in fields}
+        stored = {key: given[key] for key in _STORED if key in given}
         if stored.get("dtype", "float32") not in DTYPES:
             raise UserError(f"cf.dtype is {stored['dtype']!r}: expected one of {DTYPES}")
         if stored.get("weights") and name != "sasrec":

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from tca4rec_jax.compile_ahead.catalogue import DECISIONS, TITLE_TOKENS, CatalogueSizes
 from tca4rec_jax.compile_ahead.targets import Target
+from tca4rec_jax.config import build
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.search_programs import prompts_sharding, read_prompts, search_batch
 from tca4rec_jax.distributed.sharding import (
@@ -28,6 +29,7 @@ from tca4rec_jax.distributed.sharding import (
     tree_shardings,
 )
 from tca4rec_jax.llm.architectures import architecture
+from tca4rec_jax.llm.checkpoints.hugging_face import CONFIG, read_config
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, DecoderOptions
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
@@ -56,19 +58,26 @@ class Programs:
         """One of PROGRAMS, lowered for the target."""
         return {"train": self.train, "prefill": self.prefill, "search": self.search}[program]()
 
+    @property
+    def architecture_name(self) -> str:
+        return self.config.llm.architecture or Path(self.config.llm.weights).name
+
     @cached_property
     def architecture(self) -> DecoderConfig:
         llm = self.config.llm
-        found = architecture(llm.architecture)
+        if llm.architecture is None and (Path(llm.weights) / CONFIG).is_file():
+            found = read_config(llm.weights)
+        else:
+            found = architecture(self.architecture_name)
         num_layers = llm.num_layers or found.num_layers
-        return dataclasses.replace(found, num_layers=num_layers, quantised=llm.quantise)
+        return dataclasses.replace(found, num_layers=num_layers, quantised=llm.quantise or "")
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
         mesh = make_mesh(**self.config.mesh, devices=self.target.devices())
         check_batch_size(mesh, self.config.training.batch_size, "training.batch_size")
-        batch_size = self.config.evaluation.batch_size
-        check_batch_size(mesh, batch_size, "evaluation.batch_size", "prompts")
+        batch_size = self.config.inference.batch_size
+        check_batch_size(mesh, batch_size, "inference.batch_size", "prompts")
         return mesh
 
     @cached_property
@@ -107,7 +116,7 @@ class Programs:
         """Of the longest bucket, full to the last token."""
         training = self.config.training
         tokens = max(training.buckets)
-        if training.supervision == "last":
+        if training.targets == "last":
             return BatchShape(tokens, _round_up(TITLE_TOKENS, 8), 1, _round_up(DECISIONS, 8))
         titles = tokens // _TOKENS_PER_TITLE
         return BatchShape(tokens, tokens, titles, _round_up(titles * _DECISIONS_PER_TITLE, 8))
@@ -162,12 +171,11 @@ class Programs:
     def _reading(self) -> tuple[tuple, dict]:
         """Arguments of `read_prompts` for a batch of the longest prompts, and the static ones."""
         graph, state = self._inference()
-        fields = self.config.decoding
-        search = SearchConfig(fields.beams, fields.score, fields.rules)
+        search = build(SearchConfig, self.config.decoding)
         trie, shape = self.sizes.search_trie(score_edges=search.vocabulary)
         temperature_T = jax.ShapeDtypeStruct((1,), jnp.float32)
         trie, temperature_T = _all_at(replicated(self.mesh), (trie, temperature_T))
-        batch, tokens = self.config.evaluation.batch_size, self.batch_shape().tokens
+        batch, tokens = self.config.inference.batch_size, self.batch_shape().tokens
         prompts = (
             jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
             jax.ShapeDtypeStruct((batch,), jnp.int32),
@@ -184,10 +192,10 @@ class Programs:
             path: jax.ShapeDtypeStruct(shape, stored_dtype(config, path, stored))
             for path, shape in config.parameter_shapes.items()
         }
-        options = DecoderOptions(llm.layer_loop, llm.remat, llm.attention)
+        options = build(DecoderOptions, llm)
         if llm.train == "full":
             return Decoder(config, params, options=options)
-        lora = LoRAConfig(**self.config.lora)
+        lora = build(LoRAConfig, self.config.lora)
         adapters = jax.eval_shape(partial(init_adapters, config, lora), jax.random.key(0))
         return Decoder(config, params, lora=lora, adapters=adapters, options=options)
 

@@ -21,7 +21,7 @@ def heading(programs: Programs) -> str:
     kind = target.chip.device_kind if target.chip else "CPU"
     topology = f" ({target.topology})" if target.topology else ""
     return (
-        f"{config.llm.architecture}, {programs.parameters / 1e9:.2f} billion parameters in "
+        f"{programs.architecture_name}, {programs.parameters / 1e9:.2f} billion parameters in "
         f"{architecture.num_layers} layers, {programs.trained_parameters / 1e6:.1f} million "
         f"trained ({config.llm.train}), {config.llm.dtype}; batch {config.training.batch_size} x "
         f"{shape.tokens} tokens, {programs.items:,} items\n"
@@ -100,7 +100,7 @@ def advice(estimate: Estimate, programs: Programs) -> str:
         options.append("a smaller training.batch_size, or more devices for it (mesh.data)")
         options.append("shorter training.buckets and prompt.max_tokens")
     else:
-        options.append("a smaller evaluation.batch_size or more devices for it (mesh.data)")
+        options.append("a smaller inference.batch_size or more devices for it (mesh.data)")
         if estimate.program == "search":
             options.append("fewer decoding.beams")
     return f"{estimate.program} lacks {lacking:.2f} GiB: " + "; or ".join(options)
@@ -112,7 +112,7 @@ def as_json(estimates: Sequence[Estimate], programs: Programs) -> dict:
         "target": programs.target.name,
         "devices": programs.target.num_devices,
         "mesh": dict(programs.mesh.shape),
-        "architecture": programs.config.llm.architecture,
+        "architecture": programs.architecture_name,
         "parameters": programs.parameters,
         "items": programs.items,
         "useful_flops": programs.useful_flops(),

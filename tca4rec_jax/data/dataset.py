@@ -40,7 +40,7 @@ class DataConfig:
       user_column, item_column, timestamp_column, title_column: names of the columns in those two
         files (the item's column has one name in both).
       history_length: the most items before a target.
-      min_history: the fewest; 0 stands for history_length.
+      min_history: the fewest; by default history_length.
       split: fractions of the rows in train, validation and test, in time order.
       seed: of the order of interactions that share a timestamp.
       max_title_length: titles are cut to so many characters; 0 keeps them whole.
@@ -49,26 +49,22 @@ class DataConfig:
     """
 
     source: str = "movielens_100k"
-    path: str = ""
-    interactions: str = ""
-    catalogue: str = ""
+    path: str | None = None
+    interactions: str | None = None
+    catalogue: str | None = None
     user_column: str = "user"
     item_column: str = "item"
     timestamp_column: str = "timestamp"
     title_column: str = "title"
     history_length: int = 10
-    min_history: int = 0
+    min_history: int | None = None
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     seed: int = 0
-    max_title_length: int = 0
+    max_title_length: int = 100
 
     def __post_init__(self):
         if self.source not in SOURCES:
             raise UserError(f"data.source must be one of {list(SOURCES)}, got {self.source!r}")
-        if self.source == "published" and not self.path:
-            raise UserError("data.source=published needs data.path, the folder with item.csv")
-        if self.source == "files" and not (self.interactions and self.catalogue):
-            raise UserError("data.source=files needs data.interactions and data.catalogue")
         object.__setattr__(self, "split", tuple(float(part) for part in self.split))
 
     @classmethod
@@ -127,10 +123,14 @@ def load(data_dir: str | os.PathLike) -> RecData:
 
 
 def _source_files(config: DataConfig, cache_dir) -> dict[str, Path]:
-    """The input files by role, each of which is there."""
+    """The input files by role. Raises UserError or FileNotFoundError if one is not there."""
     if config.source == "published":
+        if not config.path:
+            raise UserError("data.source=published needs data.path, the folder with item.csv")
         return published_files(config.path)
     if config.source == "files":
+        if not (config.interactions and config.catalogue):
+            raise UserError("data.source=files needs data.interactions and data.catalogue")
         files = {"catalogue": Path(config.catalogue), "interactions": Path(config.interactions)}
     else:
         folder = Path(config.path) if config.path else downloads.fetch("movielens-100k", cache_dir)
@@ -155,7 +155,7 @@ def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
     splits = build_splits(
         interactions,
         history_length=config.history_length,
-        min_history=config.min_history or None,
+        min_history=config.min_history,
         split=config.split,
         seed=config.seed,
     )

@@ -20,9 +20,15 @@ from tca4rec_jax.errors import UserError
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """The words around the titles."""
+    """The words around the titles.
 
-    prefix: str
+    Attributes:
+      prefix: before the first title.
+      before_title: before every title, tokenised with it.
+      end: after every title, a single token; it ends the title in the trie.
+    """
+
+    prefix: str = ""
     before_title: str = " "
     end: str = "\n"
 

@@ -80,6 +80,12 @@ class ScoreWeights(NamedTuple):
     The score of a finished hypothesis is
     sum over tokens (log P_LLM(token; logits / temperature) + guidance * log p_cf(token; beta))
     divided by (number of tokens, end token included) ** length_penalty.
+
+    Attributes:
+      guidance: weight of the Collaborative Tokenizer's distribution, lambda; at least 0.
+      beta: temperature of the CF logits, above 0.
+      temperature: of the LLM's logits, above 0.
+      length_penalty: exponent of the length; 0 compares sums of log-probabilities, 1 means.
     """
 
     guidance: float = 0.0

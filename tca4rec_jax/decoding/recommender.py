@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 
 from tca4rec_jax.cf.checkpoint import load_model
 from tca4rec_jax.cf.scoring import cf_logits
-from tca4rec_jax.config import default_config
+from tca4rec_jax.config import build, default_config, score_weights
 from tca4rec_jax.data.prompts import prompts
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
-from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.decoding.candidates import score_candidates
 from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.decoding.filters import ItemFilter
@@ -54,9 +54,7 @@ class Recommender:
             that does not fit the catalogue.
         """
         fields, self._run, self._name = run.config.decoding, run, name
-        self._weights = ScoreWeights(
-            guidance, run.config.objective.beta, fields.temperature, fields.length_penalty
-        ).check()
+        self._weights = score_weights(run.config, guidance)
         self._filter = ItemFilter.from_config(fields, run.data.catalogue)
         self._cf = _cf_model(run) if guidance > 0 else None
         self._searches: dict[int, BatchedSearch] = {}
@@ -133,7 +131,7 @@ class Recommender:
         fields = self._run.config.decoding
         return score_candidates(
             self._run.trie,
-            SearchConfig(score=fields.score),
+            build(SearchConfig, fields),
             self._decoder,
             self._prompts(history_RxH),
             Ragged.from_lengths(items, np.array([len(items)])),
@@ -149,15 +147,15 @@ class Recommender:
         return self._run.inference_decoder(self._name)
 
     def _search(self, k: int) -> BatchedSearch:
-        fields, evaluation = self._run.config.decoding, self._run.config.evaluation
+        fields, inference = self._run.config.decoding, self._run.config.inference
         beams = max(k, fields.beams)
         if beams not in self._searches:
             self._searches[beams] = BatchedSearch(
                 self._run.trie,
-                SearchConfig(beams, fields.score, fields.rules),
+                build(SearchConfig, fields, beams=beams),
                 mesh=self._run.mesh,
-                batch_size=evaluation.batch_size,
-                buckets=evaluation.buckets,
+                batch_size=inference.batch_size,
+                buckets=inference.buckets,
             )
         return self._searches[beams]
 

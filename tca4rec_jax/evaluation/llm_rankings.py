@@ -15,9 +15,10 @@ from absl import logging
 from jax.nn import logsumexp
 
 from tca4rec_jax.cf.models.popularity import popularity_logits
+from tca4rec_jax.config import build, score_weights
 from tca4rec_jax.data.prompts import prompts
 from tca4rec_jax.data.sequences import ItemSequences
-from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch, Contender
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.decoding.recommendations import Recommendations, SweepFile, write_arrays
@@ -174,7 +175,7 @@ def _identity(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> 
         "beta": config.objective.beta,
         "training log": hashlib.sha256(log.read_bytes()).hexdigest() if name else "",
         "cf": _sha256(_cf_logits(run, rows)(np.arange(rows.size))) if any(guidances) else "",
-        "checkpoint": config.evaluation.checkpoint,
+        "checkpoint": config.inference.checkpoint,
         "rows": _sha256(rows),
         "data": run.data.splits[config.evaluation.split].content_hash(),
         "catalogue": run.data.catalogue.content_hash(),
@@ -196,22 +197,21 @@ def _llms(
     fields = config.decoding
     search = BatchedSearch(
         run.trie,
-        SearchConfig(fields.beams, fields.score, fields.rules),
+        build(SearchConfig, fields),
         mesh=run.mesh,
-        batch_size=config.evaluation.batch_size,
-        buckets=config.evaluation.buckets,
+        batch_size=config.inference.batch_size,
+        buckets=config.inference.buckets,
     )
     allowed = ItemFilter.from_config(fields, run.data.catalogue).masks(history_RxH)
-
-    def weights(guidance: float) -> ScoreWeights:
-        beta = config.objective.beta
-        return ScoreWeights(guidance, beta, fields.temperature, fields.length_penalty)
 
     label = "LLM " + ", ".join(name or "untrained" for name in guidances)
     leaf_R = run.trie.leaf_of_item[target_R]
     swept = search.sweep(
         [
-            Contender(run.inference_decoder(name), list(map(weights, of_run)))
+            Contender(
+                run.inference_decoder(name),
+                [score_weights(config, guidance) for guidance in of_run],
+            )
             for name, of_run in guidances.items()
         ],
         prompts(run.titles, history_RxH, config.prompt.max_tokens),

@@ -3,6 +3,8 @@
 The fields are those of each model's config.json; loading reads them from the weights instead.
 """
 
+from pathlib import Path
+
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 
@@ -73,7 +75,11 @@ ARCHITECTURES = {
 
 
 def architecture(name: str) -> DecoderConfig:
-    """By name. Raises UserError with the names there are."""
-    if name not in ARCHITECTURES:
+    """By its name, or that of weights (a folder's or an asset's), which begins with it.
+
+    Raises UserError with the names there are.
+    """
+    known = [known for known in ARCHITECTURES if Path(name).name.lower().startswith(known)]
+    if not known:
         raise UserError(f"llm.architecture is {name!r}: expected one of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[name]
+    return ARCHITECTURES[max(known, key=len)]

@@ -21,7 +21,9 @@ class LoRAConfig:
     """Which projections are adapted, and how.
 
     Attributes:
-      rank, alpha, dropout: as in the paper.
+      rank: R, the inner width of an adapter.
+      alpha: an adapter's product is scaled by alpha / rank.
+      dropout: probability of leaving out an input of the adapters, in training.
       targets: regular expression, matched against a projection's whole name.
       first_layer: the layers below it keep adapters that change nothing and are not trained. They
         then need no backward pass and no saved activations: with half of the layers below, a

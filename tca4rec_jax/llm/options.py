@@ -17,15 +17,16 @@ def _as_stored(path: str, weight: jax.Array) -> jax.Array:
 class DecoderOptions:
     """How the layers run, not what they compute.
 
-    layer_loop: 'scan' compiles one layer, 'unroll' all of them (slower to compile).
-    remat: what is kept for the backward pass: with 'none' every activation, with 'products' the
-      results of matrix products, from which the elementwise rest is made again (less memory, and on
-      CPU no slower), with 'full' only each layer's input.
-    attention: in `hidden`, one of attention.IMPLEMENTATIONS; the kernels ('cudnn', 'splash') cannot
-      run a model whose layers differ in their sliding window.
-    whole: (path, weight) -> the weight, where it is about to be used: what puts a matrix together
-      of which every device holds a part (a layer's without the layer axis). Of a layer it is done
-      again in the backward pass, unless remat is 'none'.
+    Attributes:
+      layer_loop: 'scan' compiles one layer, 'unroll' all of them (slower to compile).
+      remat: what is kept for the backward pass: with 'none' every activation, with 'products' the
+        results of matrix products, from which the elementwise rest is computed again (less memory,
+        and on CPU no slower), with 'full' only each layer's input.
+      attention: of whole sequences: 'xla', 'cudnn' (GPU) or 'splash' (TPU); the two kernels cannot
+        run a model whose layers differ in their sliding window.
+      whole: (path, weight) -> the weight, where it is about to be used: what puts a matrix
+        together of which every device holds a part (a layer's without the layer axis). Of a layer
+        it is done again in the backward pass, unless remat is 'none'.
     """
 
     layer_loop: str = "scan"

@@ -112,7 +112,7 @@ class Checkpoints:
           CheckpointError: none of them can be read.
         """
         if which not in CHOICES:
-            raise UserError(f"evaluation.checkpoint is {which!r}: expected one of {CHOICES}")
+            raise UserError(f"inference.checkpoint is {which!r}: expected one of {CHOICES}")
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
             raise FileNotFoundError(f"{self._directory}: no checkpoint; train first")

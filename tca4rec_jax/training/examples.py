@@ -3,10 +3,10 @@
 Everything that can be computed once per data set is computed here, vectorised, as ragged arrays;
 batches.py only gathers and pads.
 
-Two kinds of supervision (method.md):
-  'sequence': rows are non-overlapping pieces of users' sequences, as many whole titles as fit the
-              token budget; every title after a piece's first is supervised.
-  'last':     the published protocol, a row is a history and one supervised target.
+Which titles are targets, that is supervised (docs/method.md):
+  'all':  rows are non-overlapping pieces of users' sequences, as many whole titles as fit the
+          token budget; every title after a piece's first is a target.
+  'last': the published protocol, a row is a history and one target.
 
 Axis letters: R examples, I items.
 """
@@ -22,7 +22,7 @@ from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.errors import UserError
 
-SUPERVISIONS = ("sequence", "last")
+TARGETS = ("all", "last")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,24 +59,24 @@ def build_examples(
     tokens: TitleTokens,
     compressed: ItemTrie,
     *,
-    supervision: str,
+    targets: str,
     max_tokens: int,
 ) -> Examples:
     """Examples of a split.
 
     Args:
-      sequences: users' sequences ('sequence') or histories with targets ('last').
+      sequences: users' sequences ('all') or histories with targets ('last').
       tokens: the tokenised catalogue.
       compressed: the compressed trie of the same tokens.
-      supervision: one of SUPERVISIONS.
+      targets: one of TARGETS.
       max_tokens: budget of a row, prefix included; the model's longest sequence.
 
     Raises:
-      UserError: an unknown supervision, a title that does not fit the budget, or no example.
+      UserError: unknown targets, a title that does not fit the budget, or no example.
     """
-    if supervision not in SUPERVISIONS:
-        raise UserError(f"training.supervision is {supervision!r}: expected one of {SUPERVISIONS}")
-    if supervision == "sequence":
+    if targets not in TARGETS:
+        raise UserError(f"training.targets is {targets!r}: expected one of {TARGETS}")
+    if targets == "all":
         pieces, first = _pieces(sequences, tokens, max_tokens)
         supervised = np.ones(pieces.values.size, bool)
         supervised[pieces.offsets[:-1]] = False

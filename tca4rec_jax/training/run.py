@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from tca4rec_jax.cf.logits_store import LogitsStore, open_store, split_path
-from tca4rec_jax.config import run_name
+from tca4rec_jax.config import build, run_name
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import validate_objective
 from tca4rec_jax.core.trie import ItemTrie
@@ -95,11 +95,10 @@ class Run:
 
     @cached_property
     def titles(self) -> TitleTokens:
-        prompt = self.config.prompt
         return tokenise_titles(
             self.data.catalogue.titles,
             partial(self.tokenizer.encode, add_special_tokens=False),
-            PromptTemplate(prompt.prefix, prompt.before_title, prompt.end),
+            build(PromptTemplate, self.config.prompt),
             self.tokenizer.bos_token_id,
         )
 
@@ -113,9 +112,9 @@ class Run:
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        training, evaluation = self.config.training, self.config.evaluation
+        training, inference = self.config.training, self.config.inference
         return mesh_for_batches(
-            **self.config.mesh, batch=training.batch_size, prompts=evaluation.batch_size
+            **self.config.mesh, batch=training.batch_size, prompts=inference.batch_size
         )
 
     @cached_property
@@ -134,7 +133,7 @@ class Run:
                 f"llm.quantise is {llm.quantise!r}, but quantised weights cannot be trained: give"
                 " llm.train=lora, or leave llm.quantise empty"
             )
-        options = DecoderOptions(llm.layer_loop, llm.remat, llm.attention)
+        options = build(DecoderOptions, llm)
         check_implementation(llm.attention, jax.default_backend(), llm.dtype)
         if llm.attention != "xla" and self.mesh.shape["tensor"] > 1:
             raise UserError(
@@ -147,8 +146,8 @@ class Run:
             self.weights_path,
             jnp.dtype(stored),
             sharding=partial(parameter_sharding, self.mesh),
-            quantised=llm.quantise,
-            num_layers=llm.num_layers,
+            quantised=llm.quantise or "",
+            num_layers=llm.num_layers or 0,
         )
         if self.config.prompt.max_tokens > architecture.max_positions:
             raise UserError(
@@ -157,7 +156,7 @@ class Run:
             )
         if llm.train == "full":
             return Decoder(architecture, params, options=options)
-        lora = LoRAConfig(**self.config.lora)
+        lora = build(LoRAConfig, self.config.lora)
         init = jax.jit(
             partial(init_adapters, architecture, lora), out_shardings=replicated(self.mesh)
         )
@@ -201,7 +200,7 @@ class Run:
         return graph, TrainState(step, params, moments), base
 
     def trained_decoder(self, name: str) -> Decoder:
-        """The decoder with what a checkpoint of a run holds (evaluation.checkpoint), in llm.dtype.
+        """The decoder with what a checkpoint of a run holds (inference.checkpoint), in llm.dtype.
 
         Raises FileNotFoundError if the run was not trained, ValueError if its adapters were not
         those of the config.
@@ -213,7 +212,7 @@ class Run:
             _check_adapters(directory.parent / "config.json", self.config.lora)
         graph, state, base = self.initial_state()
         with Checkpoints(directory, writable=False) as checkpoints:
-            state, _ = checkpoints.restore(state, self.config.evaluation.checkpoint)
+            state, _ = checkpoints.restore(state, self.config.inference.checkpoint)
         return nnx.merge(graph, in_dtype(state.params, self.compute_dtype), base)
 
     @property
@@ -297,7 +296,7 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
         run.data.splits[split],
         titles,
         run.compressed_trie,
-        supervision=training.supervision,
+        targets=training.targets,
         max_tokens=config.prompt.max_tokens,
     )
     graph, state, base = run.initial_state()
@@ -345,7 +344,7 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
 
 def training_split(config: ConfigDict) -> str:
     """The split whose rows are trained on."""
-    return "train_sequences" if config.training.supervision == "sequence" else "train"
+    return "train_sequences" if config.training.targets == "all" else "train"
 
 
 def train_run(run: Run) -> TrainState:
@@ -381,7 +380,7 @@ def train_run(run: Run) -> TrainState:
         name=run_name(config),
         flops_per_token=_flops_per_token(run, prepared.batches),
         peak=peak_flops(run.mesh, config.llm.dtype),
-        profile_steps=tuple(training.profile_steps),
+        profile_steps=training.profile_steps or (0, 0),
         watchdog_seconds=training.watchdog_seconds,
         describe=lambda example: (
             f"row {row_R[example]} of {training_split(config)} "
@@ -411,7 +410,7 @@ def _identity(config: ConfigDict, batches: Batches) -> dict:
     """What a run's checkpoints depend on besides the number of steps."""
     fields = {name: config[name].to_dict() for name in ("llm", "lora", "prompt", "objective")}
     return fields | {
-        "supervision": config.training.supervision,
+        "targets": config.training.targets,
         "batch_size": config.training.batch_size,
         "buckets": [shape.tokens for shape in batches.shapes],
         "examples": len(batches.examples),

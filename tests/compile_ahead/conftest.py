@@ -14,9 +14,9 @@ def tiny_config(monkeypatch):
     monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", TINY)
     config = default_config()
     config.llm.architecture = "tiny"
-    config.training.supervision = "last"
+    config.training.targets = "last"
     config.training.buckets = (96,)
     config.training.batch_size = 4
-    config.evaluation.batch_size = 4
+    config.inference.batch_size = 4
     config.decoding.beams = 3
     return config

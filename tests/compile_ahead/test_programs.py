@@ -117,7 +117,7 @@ def test_what_does_not_fit_says_what_to_change(tiny_config, monkeypatch):
     monkeypatch.setattr(estimate, "_host_memory", lambda: 2e5)
     found = compile_for(programs.prefill(), "prefill", programs.target)
     assert not found.fits
-    assert "evaluation.batch_size" in report.advice(found, programs)
+    assert "inference.batch_size" in report.advice(found, programs)
     assert "mesh.tensor" in report.advice(found, programs)
     refused = dataclasses.replace(found, program="train", memory=None, work=None)
     assert "llm.remat=full" in report.advice(refused, programs)
@@ -240,7 +240,7 @@ def test_a_training_step_for_v5e_16_gathers_no_logits_and_stays_on_the_device(mo
     """Small widths, two layers; weights over fsdp, vocabulary and items over tensor."""
     small = DecoderConfig(32768, 640, 1024, 2, 8, 4, 64, max_positions=128)
     monkeypatch.setitem(architectures.ARCHITECTURES, "small", small)
-    config = published_config("small", "none", "chips=16,mesh.fsdp=4", tensor={16: 4})
+    config = published_config("small", "chips=16,mesh.fsdp=4", tensor={16: 4})
     config.training.buckets = (128,)
     programs = Programs(config, Target.parse("v5e-16"), items=10_016)
     assert dict(programs.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 4}

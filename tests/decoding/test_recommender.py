@@ -33,8 +33,8 @@ def run(tmp_path_factory):
     """A Run whose parts are tiny and already made."""
     config = default_config()
     config.decoding.beams = 4
-    config.evaluation.batch_size = 2
-    config.evaluation.buckets = 1
+    config.inference.batch_size = 2
+    config.inference.buckets = 1
     config.data.history_length = 3
     workdir = tmp_path_factory.mktemp("run")
     cf_model = Popularity(PopularityConfig(len(IDS)), rngs=nnx.Rngs(0))

@@ -91,7 +91,7 @@ def problems_of_quotes(text: str) -> list[str]:
                 continue
             if value and kind not in (tuple, bool) and value.isupper() is False:
                 try:
-                    apply_argument(default_config(), f"{field}={value}")
+                    apply_argument(default_config(), f"{field}={value.strip(chr(34))}")
                 except ValueError as error:
                     found.append(str(error))
     return found

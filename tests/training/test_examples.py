@@ -72,9 +72,7 @@ def check(examples, rows, tokens):
 def test_sequences_are_cut_by_whole_titles(tokens):
     split = sequences([0, 1, 2, 3, 4, 0], [2, 2])
     compressed = ItemTrie.build(tokens.titles).compress()
-    examples = build_examples(
-        split, tokens, compressed, supervision="sequence", max_tokens=1 + 4 + 5 + 3
-    )
+    examples = build_examples(split, tokens, compressed, targets="all", max_tokens=1 + 4 + 5 + 3)
     check(examples, [([0, 1, 2], 1), ([3, 4, 0], 1), ([2, 2], 1)], tokens)
     assert [examples.cf_position[r].tolist() for r in range(3)] == [[1, 2], [4, 5], [7]]
 
@@ -82,7 +80,7 @@ def test_sequences_are_cut_by_whole_titles(tokens):
 def test_last_keeps_the_target_and_the_latest_history(tokens):
     split = sequences([0, 1, 2, 3], [4], [2, 1])
     compressed = ItemTrie.build(tokens.titles).compress()
-    examples = build_examples(split, tokens, compressed, supervision="last", max_tokens=13)
+    examples = build_examples(split, tokens, compressed, targets="last", max_tokens=13)
     check(examples, [([1, 2, 3], 2), ([2, 1], 1)], tokens)
     assert [examples.cf_position[r].tolist() for r in range(2)] == [[3], [6]]
 
@@ -90,8 +88,8 @@ def test_last_keeps_the_target_and_the_latest_history(tokens):
 def test_errors_name_what_is_wrong(tokens):
     compressed = ItemTrie.build(tokens.titles).compress()
     with pytest.raises(ValueError, match=r"title of item 1 has 5 tokens"):
-        build_examples(sequences([0, 1]), tokens, compressed, supervision="sequence", max_tokens=5)
-    with pytest.raises(ValueError, match=r"training.supervision is 'x'"):
-        build_examples(sequences([0, 1]), tokens, compressed, supervision="x", max_tokens=50)
+        build_examples(sequences([0, 1]), tokens, compressed, targets="all", max_tokens=5)
+    with pytest.raises(ValueError, match=r"training.targets is 'x'"):
+        build_examples(sequences([0, 1]), tokens, compressed, targets="x", max_tokens=50)
     with pytest.raises(ValueError, match="single item"):
-        build_examples(sequences([0]), tokens, compressed, supervision="sequence", max_tokens=50)
+        build_examples(sequences([0]), tokens, compressed, targets="all", max_tokens=50)

@@ -60,7 +60,7 @@ def inputs():
     adapters = init_adapters(config, lora, jax.random.key(1))
     adapters = jax.tree.map(lambda a: a + 0.05, adapters)
     decoder = Decoder(config, init_params(config, jax.random.key(0)), lora=lora, adapters=adapters)
-    examples = build_examples(split, tokens, trie.compress(), supervision="sequence", max_tokens=24)
+    examples = build_examples(split, tokens, trie.compress(), targets="all", max_tokens=24)
     batches = Batches.create(examples, store, batch_size=4, seed=0, buckets=(16, 24))
     return decoder, trie, split, examples, batches
 

@@ -104,7 +104,7 @@ def run(
     lora = LoRAConfig(rank=rank, dropout=dropout, targets="(q|v)_proj")
     adapters = init_adapters(config, lora, jax.random.key(1))
     decoder = Decoder(config, make_params(config), lora=lora, adapters=adapters)
-    examples = build_examples(split, tokens, compressed, supervision="sequence", max_tokens=32)
+    examples = build_examples(split, tokens, compressed, targets="all", max_tokens=32)
     batches = Batches.create(
         examples, store, batch_size=BATCH, seed=0, buckets=(32,), local_rows=local_rows(mesh, BATCH)
     )

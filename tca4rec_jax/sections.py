@@ -1,0 +1,321 @@
+"""The sections of a config: what their fields are called, their defaults and what they mean.
+
+The dataclasses are the one place of all three: those here, and those of the modules that a section
+configures. config.py makes a ConfigDict of them.
+"""
+
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+from tca4rec_jax.data.dataset import DataConfig
+from tca4rec_jax.data.prompts import PromptTemplate
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.llm.lora import LoRAConfig
+from tca4rec_jax.llm.options import DecoderOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFields:
+    """Fields of no section.
+
+    Attributes:
+      seed: of everything random but the data and the CF model, which have their own.
+      run: the name of the LLM run below WORKDIR/llm; by default after alpha, as in alpha_0.1.
+    """
+
+    seed: int = 0
+    run: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshFields:
+    """Devices along each axis of the mesh.
+
+    Attributes:
+      data: copies of the model, which share the batch; -1 takes the devices that the others leave.
+      fsdp: devices that share the batch and keep a part of every weight.
+      tensor: devices that share the heads and the feed-forward width of one copy.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CFFields:
+    """The CF model, its training and its stored logits.
+
+    Attributes:
+      model: a key of cf.models.registry.MODELS.
+      weights: a PyTorch SASRec to read instead of training.
+      units: width of the model.
+      blocks: layers of the model.
+      heads: attention heads of a block.
+      history_length: the most items that the model reads.
+      dropout: probability of leaving an activation out.
+      loss: 'softmax', 'bce' or 'bpr'; by default that of the model's paper.
+      labels: 'all', 'last' or 'target'; by default those of the model's paper.
+      negatives: sampled per supervised place; by default as in the model's paper.
+      regularisation: weight decay; by default that of the model's paper.
+      learning_rate: Adam's.
+      batch_size: windows per step.
+      max_epochs: the limit of the training.
+      patience: epochs without a better validation NDCG@10 before training stops.
+      seed: of the windows' order, dropout and negatives.
+      filter_seen: leave a row's history out of its CF ranking.
+      logits: the folder or bucket of the stores; by default WORKDIR/cf/logits.
+      dtype: of the stored logits.
+      top_k: keep so many logits per row and a floor; by default all.
+    """
+
+    model: str = "sasrec"
+    weights: str | None = None
+    units: int = 64
+    blocks: int = 2
+    heads: int = 1
+    history_length: int = 10
+    dropout: float = 0.3
+    loss: str | None = None
+    labels: str | None = None
+    negatives: int | None = None
+    regularisation: float | None = None
+    learning_rate: float = 1e-3
+    batch_size: int = 256
+    max_epochs: int = 40
+    patience: int = 6
+    seed: int = 0
+    filter_seen: bool = False
+    logits: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    top_k: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LLMFields:
+    """The LLM and what of it is trained.
+
+    Attributes:
+      weights: a name in data/downloads.py, a .gguf file or a Hugging Face folder.
+      architecture: a name in llm/architectures.py, to compile programs without weights; by default
+        that in the folder `weights`, or the one that the name of `weights` begins with.
+      num_layers: keep only the first layers; by default all.
+      dtype: of the weights that are not trained.
+      quantise: the layers' frozen weights, to 8 or 4.5 bits each; by default they keep `dtype`.
+      train: 'lora' trains adapters, 'full' every weight, in float32.
+    """
+
+    weights: str = "smollm2-135m-instruct"
+    architecture: str | None = None
+    num_layers: int | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantise: Literal["int8", "nf4"] | None = None
+    train: Literal["lora", "full"] = "lora"
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptFields:
+    """The length of a prompt.
+
+    Attributes:
+      max_tokens: the latest titles that fit are kept.
+    """
+
+    max_tokens: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveFields:
+    """The objective, see core.objective.
+
+    Attributes:
+      alpha: weight of the CF distribution in the soft label, 0 to 1.
+      beta: temperature of the CF logits.
+      tau: temperature of the LLM's logits.
+      form: 'log_expectation' is what the published code computes, 'cross_entropy' what the paper
+        describes.
+      softmax: over the whole vocabulary, or over the children of the trie's node (MSL).
+    """
+
+    alpha: float = 0.1
+    beta: float = 1.0
+    tau: float = 1.0
+    form: Literal["log_expectation", "cross_entropy"] = "log_expectation"
+    softmax: Literal["vocabulary", "children"] = "vocabulary"
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerFields:
+    """AdamW, with a linear schedule to 0 at the last step.
+
+    Attributes:
+      learning_rate: the highest, after the warm-up.
+      warmup_steps: steps until then.
+      weight_decay: decoupled.
+      clip: the largest norm of a gradient.
+    """
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 20
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFields:
+    """The training of the LLM.
+
+    Attributes:
+      targets: 'all' supervises every title of a user's sequence after the first, 'last' one title
+        per row, as published.
+      batch_size: examples per step, over all devices.
+      steps: how many.
+      buckets: padded lengths of an example, in tokens, each compiled once.
+      checkpoint_every: steps between checkpoints.
+      keep_checkpoints: the latest so many are kept, and the one of the lowest loss.
+      watchdog_seconds: a step that takes longer is taken for hung and ends the process; 0: none is.
+      keep_frozen_states: keep what the layers below lora.first_layer compute of a row in the work
+        directory instead of running them again (llm.dtype, tokens x width: 0.6 MB a row of
+        SmolLM2-135M).
+      profile_steps: (first, last + 1) of the steps that jax.profiler records; by default none.
+    """
+
+    targets: Literal["all", "last"] = "all"
+    batch_size: int = 16
+    steps: int = 1000
+    buckets: tuple[int, ...] = (64, 128, 192, 256)
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    watchdog_seconds: float = 1800.0
+    keep_frozen_states: bool = False
+    profile_steps: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        for name in ("batch_size", "steps", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(f"training.{name} is {getattr(self, name)}: expected at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingFields:
+    """What may be recommended.
+
+    Attributes:
+      beta: temperature of the CF logits in guidance; by default objective.beta.
+      exclude_history: never recommend what the user already has.
+      allow: a text file, one item id per line: nothing else is recommended.
+      deny: a text file, one item id per line: these are not recommended.
+    """
+
+    beta: float | None = None
+    exclude_history: bool = False
+    allow: str | None = None
+    deny: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceFields:
+    """How a trained run is loaded and its prompts are batched: evaluation, recommending, export.
+
+    Attributes:
+      checkpoint: 'last', or 'best': the lowest mean training loss since the checkpoint before.
+      batch_size: prompts per call, over all devices.
+      buckets: how many padded lengths of prompts there are, each compiled once.
+    """
+
+    checkpoint: Literal["last", "best"] = "last"
+    batch_size: int = 16
+    buckets: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationFields:
+    """What launch/evaluate.py compares.
+
+    Attributes:
+      split: whose rows are ranked.
+      rows: sampled with the seed; 0 takes all.
+      examples: how many rows examples.md shows.
+      temperatures: of the LLM's logits; the likelihood of the target is reported at the best of
+        them for each model.
+      variants: (label, LLM run or '' for the untrained LLM, weight of the CF model) of each row of
+        the table.
+      differences: pairs of labels whose difference is reported with its interval.
+    """
+
+    split: Literal["train_sequences", "train", "validation", "test"] = "test"
+    rows: int = 400
+    examples: int = 5
+    temperatures: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
+    variants: tuple[tuple[str, str, float], ...] = (("LLM, untrained", "", 0.0),)
+    differences: tuple[tuple[str, str], ...] = ()
+
+
+SECTIONS: dict[str, tuple[type, ...]] = {
+    "": (RunFields,),
+    "mesh": (MeshFields,),
+    "data": (DataConfig,),
+    "cf": (CFFields,),
+    "llm": (LLMFields, DecoderOptions),
+    "lora": (LoRAConfig,),
+    "prompt": (PromptTemplate, PromptFields),
+    "objective": (ObjectiveFields,),
+    "optimizer": (OptimizerFields,),
+    "training": (TrainingFields,),
+    "decoding": (DecodingFields, SearchConfig, ScoreWeights),
+    "inference": (InferenceFields,),
+    "evaluation": (EvaluationFields,),
+}
+_INTERNAL = {"guidance", "edge_chunk"}  # a script's flag, a size of compiled programs
+
+
+class Field(NamedTuple):
+    """A field of a section.
+
+    Attributes:
+      name: within its section.
+      default: None if it is not set.
+      type: of its values.
+      choices: all of its values, if they are few; else empty.
+      description: a sentence.
+    """
+
+    name: str
+    default: Any
+    type: type
+    choices: tuple
+    description: str
+
+
+def fields_of(kind: type) -> Iterator[Field]:
+    """The user's fields of a dataclass or NamedTuple, described by its docstring's Attributes."""
+    if dataclasses.is_dataclass(kind):
+        defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    else:
+        defaults = kind._field_defaults
+    hints, descriptions = typing.get_type_hints(kind), _descriptions(kind)
+    for name, default in defaults.items():
+        if name in _INTERNAL or callable(default):
+            continue
+        hint, optional = hints[name], ()
+        if typing.get_origin(hint) in (typing.Union, types.UnionType):
+            hint, *optional = (None if arg is type(None) else arg for arg in typing.get_args(hint))
+        literal = typing.get_origin(hint) is Literal
+        choices = (*typing.get_args(hint), *optional) if literal else ()
+        type_ = type(choices[0]) if literal else typing.get_origin(hint) or hint
+        yield Field(name, default, type_, choices, descriptions[name])
+
+
+def _descriptions(kind: type) -> dict[str, str]:
+    listed = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    found = {}
+    for entry in re.split(r"^  (?=\w)", listed, flags=re.MULTILINE)[1:]:
+        names, _, text = entry.partition(":")
+        found |= dict.fromkeys(re.split(r",\s+", names), " ".join(text.split()))
+    return found
