@@ -2,18 +2,18 @@
 
     .venv/bin/python docs/mkdocs/make_configuration.py
 
-tests/docs/test_configuration.py fails if the page is older than the config.
+tests/docs/test_generated.py fails if the page is older than the dataclasses.
 """
 
 from pathlib import Path
 
-from tca4rec_jax import config
+from tca4rec_jax.config import SHORT_NAMES, describe
 
 PAGE = Path(__file__).parents[1] / "configuration.md"
 HEAD = """\
 # Configuration
 
-`docs/mkdocs/make_configuration.py` makes this page of `tca4rec_jax/sections.py`.
+`docs/mkdocs/make_configuration.py` makes this page from the dataclasses that hold the defaults.
 
 A config file in `configs/` starts from these defaults and changes what it is for. A field can be
 set in the file, in the file's argument and by a flag. The flag wins over the argument, the argument
@@ -25,21 +25,26 @@ python launch/train.py --config=configs/quickstart.py:alpha=0.3,training.steps=5
 python launch/train.py --config=configs/quickstart.py:debug --workdir=runs/x   # under a minute
 ```
 
-The argument after the colon is a list of `debug`, dotted fields and the short names {short}. An
-unknown field is an error.
+The argument after the colon is a list of `debug`, dotted fields and short names ({short}).
+An unknown field is an error.
 """
 
 
 def page() -> str:
     """The whole text of configuration.md."""
-    text = HEAD.format(short=", ".join(f"`{name}`" for name in config.SHORT_NAMES))
+    text = HEAD.format(short=", ".join(f"`{name}`" for name in SHORT_NAMES))
     section = None
-    for name, default, what in config.describe():
+    for name, default, description in describe():
         group = name.rpartition(".")[0]
         if group != section:
             section = group
-            text += f"\n## {group or 'the run'}\n\n| field | default | |\n| --- | --- | --- |\n"
-        text += f"| `{name}` | `{default!r}` | {what.replace('|', chr(92) + '|')} |\n"
+            heading = f"`{group}`" if group else "The run"
+            text += f"\n## {heading}\n\n| field | default | |\n| --- | --- | --- |\n"
+        shown = "not set" if default is None else f"`{default!r}`"
+        if "|" in shown:  # which would end the cell
+            shown = f"<code>{shown.strip('`').replace('|', '&#124;')}</code>"
+        sentence = " ".join(description.split()).replace("|", "\\|")
+        text += f"| `{name}` | {shown} | {sentence} |\n"
     return text
 
 

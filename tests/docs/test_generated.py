@@ -6,12 +6,18 @@ import runpy
 
 import pages
 
+from tca4rec_jax.config import describe
+
 
 def test_the_configuration_page_is_up_to_date():
     made = runpy.run_path(str(pages.ROOT / "docs/mkdocs/make_configuration.py"))
     assert made["PAGE"].read_text() == made["page"](), (
         "run .venv/bin/python docs/mkdocs/make_configuration.py"
     )
+
+
+def test_every_field_is_explained():
+    assert not [name for name, _, what in describe() if not what.strip()]
 
 
 def test_the_picture_is_up_to_date():
