@@ -10,8 +10,7 @@ items with that title was meant; a title takes one place in the list.
 Axis letters: R rows, B rows of one batch, I items, M places of a list, J metrics.
 """
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,29 +22,6 @@ CUTOFFS = (1, 3, 5, 10)
 RESAMPLES = 2000
 LEVEL = 0.95
 _RESAMPLES_AT_ONCE = 128  # bounds the memory of the resampling counts
-
-
-def map_batches(program: Callable, *arrays, batch_size: int):
-    """What a jitted program gives for the rows of arrays, one batch of a fixed size after another.
-
-    Args:
-      program: arrays of one batch [B, ...] -> an array or a tuple of arrays, [B, ...] each.
-      *arrays: [R, ...] each, whatever has a length and is sliced by rows.
-      batch_size: B, or R if that is smaller; the last batch is padded with zeros.
-
-    Returns:
-      What the program returns, as NumPy arrays [R, ...].
-    """
-    num_rows = len(arrays[0])
-    size = min(batch_size, max(num_rows, 1))
-    parts = []
-    for start in range(0, max(num_rows, 1), size):
-        batch = [np.asarray(array[start : start + size]) for array in arrays]
-        if missing := size - len(batch[0]):
-            batch = [np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)]) for array in batch]
-        outputs = jax.tree.map(np.asarray, program(*batch))
-        parts.append(jax.tree.map(operator.itemgetter(slice(size - missing)), outputs))
-    return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
 
 
 def rank_in_batch(scores_BxI: jax.Array, target_B: jax.Array) -> jax.Array:
@@ -60,46 +36,6 @@ def rank_in_batch(scores_BxI: jax.Array, target_B: jax.Array) -> jax.Array:
     earlier_BxI = jnp.arange(scores_BxI.shape[1])[None, :] < target_Bx1
     ahead_BxI = (scores_BxI > target_score_Bx1) | ((scores_BxI == target_score_Bx1) & earlier_BxI)
     return jnp.sum(ahead_BxI, axis=1, dtype=jnp.int32)
-
-
-_rank_in_batch = jax.jit(rank_in_batch)
-
-
-def rank_of_target(
-    scores_RxI: np.ndarray, target_R: np.ndarray, *, batch_size: int = 1024
-) -> np.ndarray:
-    """The 0-based rank of each row's target among all items, int32 [R].
-
-    Args:
-      scores_RxI: float [R, I], higher is better.
-      target_R: int [R], item indices in 0..I-1.
-      batch_size: rows ranked by one call of the jitted program; the last batch is padded.
-
-    Raises:
-      ValueError: shapes that do not fit, a target outside the catalogue, or a score that is NaN
-        (a NaN compares false with everything and would silently rank as the best).
-    """
-    scores_RxI, target_R = np.asarray(scores_RxI), np.asarray(target_R)
-    _check_scores(scores_RxI, target_R)
-    target_R = target_R.astype(np.int32)
-    return map_batches(_rank_in_batch, scores_RxI, target_R, batch_size=batch_size)
-
-
-def _check_scores(scores_RxI: np.ndarray, target_R: np.ndarray) -> None:
-    if scores_RxI.ndim != 2 or target_R.shape != scores_RxI.shape[:1]:
-        raise ValueError(
-            f"expected scores [rows, items] and one target per row, got scores of shape "
-            f"{scores_RxI.shape} and targets of shape {target_R.shape}"
-        )
-    outside = np.flatnonzero((target_R < 0) | (target_R >= scores_RxI.shape[1]))
-    if outside.size:
-        raise ValueError(
-            f"row {outside[0]}: target {target_R[outside[0]]} is not an item index; expected "
-            f"0..{scores_RxI.shape[1] - 1}"
-        )
-    bad = np.flatnonzero(np.isnan(scores_RxI).any(axis=1))
-    if bad.size:
-        raise ValueError(f"row {bad[0]}: scores contain NaN; a rank is not defined for it")
 
 
 def rank_in_list(listed_RxM: np.ndarray, target_R: np.ndarray) -> np.ndarray:

@@ -6,13 +6,12 @@ import pytest
 from tca4rec_jax.metrics import (
     bootstrap_intervals,
     hit_rate,
-    map_batches,
     mean_metrics,
     metric_values,
     ndcg,
     paired_differences,
+    rank_in_batch,
     rank_in_list,
-    rank_of_target,
     ranking_metrics,
 )
 
@@ -25,31 +24,15 @@ def stable_sort_rank(scores_I: np.ndarray, target: int) -> int:
 @pytest.mark.parametrize("levels", [3, 1000], ids=["many ties", "few ties"])
 def test_rank_is_the_position_in_a_stable_sort(levels):
     rng = np.random.default_rng(0)
-    scores_RxI = rng.integers(0, levels, (23, 17)).astype(np.float32)
-    target_R = rng.integers(0, 17, 23)
-    expected = [stable_sort_rank(scores_RxI[r], target_R[r]) for r in range(23)]
-    # 23 rows in batches of 5: the last batch is padded.
-    np.testing.assert_array_equal(rank_of_target(scores_RxI, target_R, batch_size=5), expected)
+    scores_BxI = rng.integers(0, levels, (23, 17)).astype(np.float32)
+    target_B = rng.integers(0, 17, 23)
+    expected = [stable_sort_rank(scores_BxI[b], target_B[b]) for b in range(23)]
+    np.testing.assert_array_equal(rank_in_batch(scores_BxI, target_B), expected)
 
 
 def test_minus_infinity_is_a_score():
-    scores_RxI = np.array([[-np.inf, 0.0, -np.inf]], np.float32)
-    assert rank_of_target(scores_RxI, np.array([2])).tolist() == [2]
-
-
-def test_no_rows_have_no_ranks():
-    assert rank_of_target(np.zeros((0, 4)), np.zeros(0, np.int32)).shape == (0,)
-
-
-def test_bad_scores_are_errors_that_name_the_row():
-    scores_RxI = np.zeros((3, 4), np.float32)
-    with pytest.raises(ValueError, match=r"row 1: target 4 .* 0\.\.3"):
-        rank_of_target(scores_RxI, np.array([0, 4, 1]))
-    with pytest.raises(ValueError, match="one target per row"):
-        rank_of_target(scores_RxI, np.array([0, 1]))
-    scores_RxI[2, 0] = np.nan
-    with pytest.raises(ValueError, match="row 2: scores contain NaN"):
-        rank_of_target(scores_RxI, np.array([0, 1, 2]))
+    scores_BxI = np.array([[-np.inf, 0.0, -np.inf]], np.float32)
+    assert rank_in_batch(scores_BxI, np.array([2])).tolist() == [2]
 
 
 def test_metrics_of_known_ranks():
@@ -151,18 +134,3 @@ def test_bad_values_are_errors():
         bootstrap_intervals({"x": np.zeros(2)}, level=95)
     with pytest.raises(ValueError, match="same rows in the same order"):
         paired_differences(np.zeros(3, int), np.zeros(4, int))
-
-
-def test_batches_of_a_fixed_size_give_what_all_rows_at_once_give():
-    sizes = []
-
-    def program(x_BxI, y_B):
-        sizes.append(len(y_B))
-        return x_BxI * 2, x_BxI.sum(axis=1) + y_B
-
-    x_RxI, y_R = np.arange(14.0).reshape(7, 2), np.arange(7)
-    double, total = map_batches(program, x_RxI, y_R, batch_size=3)
-    np.testing.assert_array_equal(double, x_RxI * 2)
-    np.testing.assert_array_equal(total, x_RxI.sum(axis=1) + y_R)
-    assert sizes == [3, 3, 3]
-    assert map_batches(program, x_RxI[:0], y_R[:0], batch_size=3)[0].shape == (0, 2)

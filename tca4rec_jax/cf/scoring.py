@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tca4rec_jax.batching import map_batches
 from tca4rec_jax.cf.windows import row_starts, windows_before
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.metrics import map_batches, rank_in_batch
+from tca4rec_jax.metrics import rank_in_batch
 
 BETAS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 """CF temperatures at which the softmax of CF logits is described."""

@@ -1,4 +1,4 @@
-"""The evaluation of a run: CF models and LLM variants on the same rows, each over all items.
+"""The evaluation of an experiment: CF models and LLM runs on the same rows, over all items.
 
 Written below the work directory:
   evaluation/<run>_*.npz     recommended items and ranks of each row, kept so that any other
@@ -10,6 +10,7 @@ Axis letters: R rows.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +20,18 @@ from ml_collections import ConfigDict
 
 from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.evaluation.llm_rankings import (
+from tca4rec_jax.evaluation.llm_rankings import rank_llms
+from tca4rec_jax.evaluation.rankings import (
     CF,
     POPULAR,
-    Ranked,
-    cached_llms,
-    cf_models,
-    sample_rows,
+    EvaluationRows,
+    ModelRanking,
+    rank_cf_models,
 )
 from tca4rec_jax.evaluation.report import examples_text, plot_metrics, plot_training_curves
 from tca4rec_jax.fileio import write_text
-from tca4rec_jax.metrics import (
-    bootstrap_intervals,
-    metric_values,
-    paired_differences,
-    ranking_metrics,
-)
-from tca4rec_jax.reporting import console_table, markdown_table, write_results
+from tca4rec_jax.metrics import bootstrap_intervals, paired_differences, ranking_metrics
+from tca4rec_jax.reporting import Cell, console_table, markdown_table, write_results
 from tca4rec_jax.training.log import read_log
 from tca4rec_jax.training.run import Run
 
@@ -49,144 +45,167 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
 
     Raises:
       FileNotFoundError: a part of the work directory or an LLM run is missing.
-      UserError: a difference of labels that are not in the table, or inputs that do not fit.
+      UserError: two rows of the table with one label, a difference of labels that are not in the
+        table, or inputs that do not fit.
     """
-    run = Run(config, workdir)
-    fields = config.evaluation
-    _check_labels(config)
-    rows = sample_rows(run.data.splits[fields.split], fields.rows, config.seed)
-    logging.info("Evaluating %d of the %s rows", len(rows), fields.split)
+    labels = table_labels(config.evaluation)
+    experiment = Run(config, workdir)
+    rows = EvaluationRows.of(experiment)
+    logging.info("Evaluating %d of the %s rows", len(rows), config.evaluation.split)
     variants: dict[str, dict[str, float]] = {}
-    for label, name, guidance in fields.variants:
+    for label, name, guidance in config.evaluation.variants:
         variants.setdefault(name, {})[label] = guidance
-    ranked = cf_models(run, rows) | cached_llms(run, rows, variants)
-    ranked = {label: ranked[label] for label in (POPULAR, CF, *_labels(fields))}
-    results = _results(run, rows, ranked)
+    rankings = rank_cf_models(experiment, rows) | rank_llms(experiment, rows, variants)
+    rankings = {label: rankings[label] for label in labels}
+    results = summarise(experiment, rows, rankings)
     if is_main_process():
-        _report(run, rows, ranked, results)
+        _write_tables(workdir, results)
+        _plot(workdir, results, config.evaluation)
+        _write_examples(experiment, rows, rankings)
     return results
 
 
-def _labels(evaluation: ConfigDict) -> list[str]:
-    return [label for label, _, _ in evaluation.variants]
+def table_labels(evaluation: ConfigDict) -> list[str]:
+    """The labels of the table's rows in order.
 
-
-def _check_labels(config: ConfigDict) -> None:
-    labels = {POPULAR, CF, *_labels(config.evaluation)}
-    unknown = {label for pair in config.evaluation.differences for label in pair} - labels
+    Raises:
+      UserError: a label that stands twice, or a difference of one that is not in the table.
+    """
+    labels = [POPULAR, CF, *(label for label, _, _ in evaluation.variants)]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(
+                f"evaluation.variants: the label {label!r} stands for two rows of the table "
+                f"({POPULAR!r} and {CF!r} are always among them); give each variant its own"
+            )
+    unknown = {label for pair in evaluation.differences for label in pair} - set(labels)
     if unknown:
         raise UserError(
             f"evaluation.differences names {sorted(unknown)}; the table has {sorted(labels)}"
         )
+    return labels
 
 
-def _results(run: Run, rows: np.ndarray, ranked: dict[str, Ranked]) -> dict:
-    """Everything that results.json holds; ranking metrics are intervals."""
-    config = run.config
-    split = run.data.splits[config.evaluation.split].take(rows)
-    models = {}
-    for label, one in ranked.items():
-        models[label] = {
-            "by item": ranking_metrics(one.rank_R, seed=config.seed),
-            "by title": ranking_metrics(one.title_rank_R, seed=config.seed),
-        }
-        for part, chosen_R in (("tied", split.tied), ("untied", ~split.tied)):
-            if chosen_R.any():
-                values = metric_values(one.rank_R[chosen_R], (10,))
-                models[label][f"by item, {part} rows"] = bootstrap_intervals(
-                    values, seed=config.seed
-                )
-        models[label]["nll per title"] = _likelihoods(config, one)
-    differences = {}
-    for a, b in config.evaluation.differences:
-        differences[f"{a} - {b}"] = paired_differences(
-            ranked[a].rank_R, ranked[b].rank_R, (10,), seed=config.seed
-        )
-        likely = [ranked[label].best_nll(config.evaluation.temperatures) for label in (a, b)]
-        if None not in likely:
-            (_, ours_R), (_, theirs_R) = likely
-            differences[f"{a} - {b}"] |= bootstrap_intervals(
-                {"nll per title": ours_R - theirs_R}, seed=config.seed
-            )
+def summarise(experiment: Run, rows: EvaluationRows, rankings: Mapping[str, ModelRanking]) -> dict:
+    """Everything that results.json holds; metrics are intervals over the rows."""
+    config = experiment.config
+    tied_R = rows.sequences.tied
     return {
         "rows": len(rows),
-        "tied_rows": int(split.tied.sum()),
+        "tied_rows": int(tied_R.sum()),
         "split": config.evaluation.split,
-        "items": run.data.catalogue.num_items,
-        "models": models,
-        "differences": differences,
+        "items": experiment.data.catalogue.num_items,
+        "models": {
+            label: _model_metrics(config, ranking, tied_R) for label, ranking in rankings.items()
+        },
+        "differences": {
+            f"{a} - {b}": _difference(config, rankings[a], rankings[b])
+            for a, b in config.evaluation.differences
+        },
         "config": json.loads(config.to_json_best_effort()),
     }
 
 
-def _likelihoods(config: ConfigDict, one: Ranked) -> dict | None:
+def _model_metrics(config: ConfigDict, ranking: ModelRanking, tied_R: np.ndarray) -> dict:
+    """Metrics by item, by title, over the rows with and without tied timestamps, and the NLL."""
+    metrics = {
+        "by item": ranking_metrics(ranking.rank_R, seed=config.seed),
+        "by title": ranking_metrics(ranking.title_rank_R, seed=config.seed),
+    }
+    for part, chosen_R in (("tied", tied_R), ("untied", ~tied_R)):
+        if chosen_R.any():
+            part_ranks = ranking.rank_R[chosen_R]
+            metrics[f"by item, {part} rows"] = ranking_metrics(part_ranks, (10,), seed=config.seed)
+    return metrics | {"nll per title": _likelihoods(config, ranking)}
+
+
+def _likelihoods(config: ConfigDict, ranking: ModelRanking) -> dict | None:
     """NLL per title at every temperature and at the best of them."""
     temperatures = config.evaluation.temperatures
-    best = one.best_nll(temperatures)
+    best = ranking.best_nll(temperatures)
     if best is None:
         return None
-    values = {f"temperature {t:g}": one.nll_RxT[:, i] for i, t in enumerate(temperatures)}
+    values = {f"temperature {t:g}": ranking.nll_RxT[:, i] for i, t in enumerate(temperatures)}
     values["best"] = best[1]
     return bootstrap_intervals(values, seed=config.seed) | {"best temperature": best[0]}
 
 
-def _report(run: Run, rows: np.ndarray, ranked: dict[str, Ranked], results: dict) -> None:
-    """Prints the tables and writes every report file."""
-    workdir, evaluation = run.workdir, run.config.evaluation
-    models = results["models"]
-    means = {
-        label: {name.upper(): one["by item"][name].mean for name in SHOWN}
-        | {"NDCG@10, 95% interval": one["by item"]["ndcg@10"]}
-        | {"by title": one["by title"]["ndcg@10"].mean}
-        | {
-            part: one[f"by item, {part} rows"]["ndcg@10"].mean
-            for part in ("tied", "untied")
-            if f"by item, {part} rows" in one
-        }
-        | ({"NLL": one["nll per title"]["best"].mean} if one["nll per title"] else {})
-        for label, one in models.items()
-    }
-    differences = {
-        label: {
-            "NDCG@10": one["ndcg@10"],
-            "HR@10": one["hr@10"],
-            "NLL (lower is better)": one.get("nll per title"),
-        }
-        for label, one in results["differences"].items()
-    }
-    title = f"{results['rows']} {results['split']} rows, each ranked over {results['items']} items"
-    title += "; NLL of its title at the model's best temperature"
+def _difference(config: ConfigDict, model: ModelRanking, baseline: ModelRanking) -> dict:
+    """Paired differences (model - baseline) of metrics, and of NLL if both have one."""
+    differences = paired_differences(model.rank_R, baseline.rank_R, (10,), seed=config.seed)
+    best = [one.best_nll(config.evaluation.temperatures) for one in (model, baseline)]
+    if None not in best:
+        (_, model_R), (_, baseline_R) = best
+        nll = {"nll per title": model_R - baseline_R}
+        differences |= bootstrap_intervals(nll, seed=config.seed)
+    return differences
+
+
+def _write_tables(workdir: Path, results: dict) -> None:
+    """Prints the tables; writes results.json and results.md."""
+    title = (
+        f"{results['rows']} {results['split']} rows, each ranked over {results['items']} items; "
+        "NLL of its title at the model's best temperature"
+    )
+    models = {label: _model_cells(metrics) for label, metrics in results["models"].items()}
     console = rich.console.Console(width=160)
-    console.print(console_table(means, title=title, first_column="model"))
-    text = f"{title}\n\n{markdown_table(means, first_column='model')}"
-    if differences:
+    console.print(console_table(models, title=title, first_column="model"))
+    text = f"{title}\n\n{markdown_table(models, first_column='model')}"
+    if results["differences"]:
+        differences = {
+            label: {
+                "NDCG@10": one["ndcg@10"],
+                "HR@10": one["hr@10"],
+                "NLL (lower is better)": one.get("nll per title"),
+            }
+            for label, one in results["differences"].items()
+        }
         heading = "Paired differences (95% bootstrap interval)"
         console.print(console_table(differences, title=heading, first_column="difference"))
         text += f"\n{heading}\n\n{markdown_table(differences, first_column='difference')}"
     write_results(workdir / "results.json", results)
     write_text(workdir / "results.md", text)
-    plot_metrics(
-        workdir / "results.png",
-        {label: one["by item"] for label, one in models.items()},
-        ("hr@10", "ndcg@10"),
-    )
+
+
+def _model_cells(metrics: dict) -> dict[str, Cell]:
+    """A model's row of the table."""
+    cells: dict[str, Cell] = {name.upper(): metrics["by item"][name].mean for name in SHOWN}
+    cells["NDCG@10, 95% interval"] = metrics["by item"]["ndcg@10"]
+    cells["by title"] = metrics["by title"]["ndcg@10"].mean
+    for part in ("tied", "untied"):
+        if f"by item, {part} rows" in metrics:
+            cells[part] = metrics[f"by item, {part} rows"]["ndcg@10"].mean
+    if metrics["nll per title"]:
+        cells["NLL"] = metrics["nll per title"]["best"].mean
+    return cells
+
+
+def _plot(workdir: Path, results: dict, evaluation: ConfigDict) -> None:
+    """Draws results.png, and training.png if there is a training log."""
+    by_item = {label: metrics["by item"] for label, metrics in results["models"].items()}
+    plot_metrics(workdir / "results.png", by_item, ("hr@10", "ndcg@10"))
     names = dict.fromkeys(name for _, name, _ in evaluation.variants if name)
     curves = {name: read_log(workdir / "llm" / name / "log.jsonl") for name in names}
     if any(curves.values()):
-        plot_training_curves(
-            workdir / "training.png", curves, keys=("loss", "nll_per_title", "grad_norm")
-        )
-    split = run.data.splits[evaluation.split].take(rows)
-    history_RxH, target_R = split.histories_and_targets(run.config.data.history_length)
-    chosen = np.random.default_rng(run.config.seed).permutation(rows.size)[: evaluation.examples]
+        keys = ("loss", "nll_per_title", "grad_norm")
+        plot_training_curves(workdir / "training.png", curves, keys=keys)
+
+
+def _write_examples(
+    experiment: Run, rows: EvaluationRows, rankings: Mapping[str, ModelRanking]
+) -> None:
+    """Prints and writes examples.md: what every model but the most popular recommends to some."""
+    config, workdir = experiment.config, experiment.workdir
+    order_R = np.random.default_rng(config.seed).permutation(len(rows))
     examples = examples_text(
-        run.data.catalogue.titles,
-        history_RxH,
-        {label: one.items_RxK for label, one in ranked.items() if label != POPULAR},
-        target_R,
-        chosen.tolist(),
+        experiment.data.catalogue.titles,
+        rows.history_RxH,
+        {label: one.items_RxM for label, one in rankings.items() if label != POPULAR},
+        rows.target_R,
+        order_R[: config.evaluation.examples].tolist(),
     )
     write_text(workdir / "examples.md", examples)
+    console = rich.console.Console(width=160)
     console.print(examples, markup=False, highlight=False)
     files = "results.json, results.md, results.png, training.png, examples.md"
     console.print(f"Written to {workdir}: {files}", highlight=False)

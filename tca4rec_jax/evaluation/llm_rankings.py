@@ -1,243 +1,217 @@
-"""The lists of CF models and LLM runs for the evaluated rows; those of LLM runs are kept on disk.
+"""The rankings of LLM runs on the evaluated rows, kept on disk.
 
-Axis letters: R rows, I items, K places of a list, Q distinct titles, T temperatures.
+Axis letters: R rows, B rows of a batch, I items, M beams and places of a list, T temperatures.
 """
 
 import hashlib
-import json
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from absl import logging
-from jax.nn import logsumexp
 
-from tca4rec_jax.cf.models.popularity import popularity_logits
+from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.config import build, score_weights
+from tca4rec_jax.data.downloads import ASSETS
 from tca4rec_jax.data.prompts import prompts
-from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch, Contender
 from tca4rec_jax.decoding.filters import ItemFilter
-from tca4rec_jax.decoding.recommendations import Recommendations, SweepFile, write_arrays
+from tca4rec_jax.decoding.recommendations import SweepFile, write_arrays
 from tca4rec_jax.distributed.multihost import (
     all_processes,
     broadcast_from_main,
-    gather_process_rows,
     is_main_process,
     is_multiprocess,
-    process_rows,
 )
-from tca4rec_jax.metrics import CUTOFFS, rank_in_list, rank_of_target
+from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
+from tca4rec_jax.fileio import file_sha256, fingerprint
+from tca4rec_jax.metrics import rank_in_list
 from tca4rec_jax.training.run import Run
 
-POPULAR, CF = "Most popular", "CF model"
+_ROWS_AT_ONCE = 1024  # of a CF logits store, whose content is hashed
 
 
-class Ranked(NamedTuple):
-    """One model on the evaluated rows.
+def rank_llms(
+    experiment: Run, rows: EvaluationRows, variants: Mapping[str, Mapping[str, float]]
+) -> dict[str, ModelRanking]:
+    """The rankings of LLM runs by label; those of an earlier evaluation are read, others are made.
 
-    Attributes:
-      items_RxK: int32, the best items, best first, -1 where there are no more.
-      rank_R: int32, 0-based rank of the target item, -1 if it is not among those considered.
-      title_rank_R: int32, the same among distinct titles: items that share one count as one.
-      nll_RxT: float32, -log P(target's title) at each of evaluation.temperatures; NaN for guided
-        scores, which are no distribution.
+    Runs that share their lower layers rank the rows together, others one after the other.
+
+    Args:
+      experiment: the config and the work directory.
+      rows: the rows to rank.
+      variants: {LLM run, or '' for the pretrained LLM: {label: guidance}}.
     """
-
-    items_RxK: np.ndarray
-    rank_R: np.ndarray
-    title_rank_R: np.ndarray
-    nll_RxT: np.ndarray
-
-    def best_nll(self, temperatures) -> tuple[float, np.ndarray] | None:
-        """(temperature of the lowest mean, the rows' NLL [R] at it); None for guided scores.
-
-        An untrained LLM is badly calibrated: compared at one temperature, training could seem to
-        improve what it only cools or heats.
-        """
-        if np.isnan(self.nll_RxT).any():
-            return None
-        best = int(np.argmin(self.nll_RxT.mean(axis=0)))
-        return float(temperatures[best]), self.nll_RxT[:, best]
-
-
-def sample_rows(sequences: ItemSequences, count: int, seed: int) -> np.ndarray:
-    """int64: `count` rows without replacement in ascending order; all of them for 0."""
-    if not count or count >= len(sequences):
-        return np.arange(len(sequences))
-    return np.sort(np.random.default_rng(seed).choice(len(sequences), count, replace=False))
-
-
-def cf_models(run: Run, rows: np.ndarray) -> dict[str, Ranked]:
-    """Most popular and the CF model of the logits store, by full ranking."""
-    popular_I = popularity_logits(run.data.splits["train_sequences"], run.data.catalogue.num_items)
-    own = rows[process_rows(rows.size)]
-    scores = {
-        POPULAR: np.broadcast_to(popular_I, (own.size, popular_I.size)),
-        CF: _cf_logits(run, own)(np.arange(own.size)),
-    }
-    ranked = {label: _full_ranking(run, own, scores_RxI) for label, scores_RxI in scores.items()}
-    return {label: gather_process_rows(one, rows.size) for label, one in ranked.items()}
-
-
-def _cf_logits(run: Run, rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Indices into the given rows, int64 [m] -> CF logits for their targets, float32 [m, I]."""
-    split = run.config.evaluation.split
-    positions = run.data.splits[split].last_positions[rows]
-    store = run.cf_store(split, positions)
-    return lambda chosen: store.logits(positions[chosen])
-
-
-def _full_ranking(run: Run, rows: np.ndarray, scores_RxI: np.ndarray) -> Ranked:
-    split = run.data.splits[run.config.evaluation.split]
-    target_R = split.items[split.last_positions[rows]]
-    leaf_of_item = run.trie.leaf_of_item
-    title_RxQ = np.full((rows.size, run.trie.num_leaves), -np.inf, np.float32)
-    np.maximum.at(title_RxQ, (slice(None), leaf_of_item), scores_RxI)
-    same_title_RxI = leaf_of_item[None, :] == leaf_of_item[target_R][:, None]
-
-    def title_nll(temperature: float) -> np.ndarray:
-        z_RxI = scores_RxI.astype(np.float32) / temperature
-        of_title_R = logsumexp(z_RxI, axis=1, where=same_title_RxI)
-        return np.asarray(logsumexp(z_RxI, axis=1) - of_title_R)
-
-    best = np.argsort(-scores_RxI, axis=1, kind="stable")[:, : max(CUTOFFS)]
-    return Ranked(
-        best.astype(np.int32),
-        rank_of_target(scores_RxI, target_R),
-        rank_of_target(title_RxQ, leaf_of_item[target_R]),
-        np.stack([title_nll(t) for t in run.config.evaluation.temperatures], axis=1),
-    )
-
-
-def cached_llms(
-    run: Run, rows: np.ndarray, variants: dict[str, dict[str, float]]
-) -> dict[str, Ranked]:
-    """By label the lists of LLM runs {run: {label: guidance}}; those found on disk are not made.
-
-    Runs that share layers rank the rows together, others one after the other.
-    """
-    ranked, missing = {}, {}
-    for name, of_run in variants.items():
-        guidances = list(of_run.values())
-        identity = broadcast_from_main(
-            partial(_identity, run, rows, name, guidances), size=32
-        ).hex()
-        path = run.workdir / "evaluation" / f"{name or 'untrained'}_{identity[:8]}.npz"
-        if all_processes(_saved_identity(path) == identity):
-            logging.info("Lists of an earlier evaluation in %s", path)
-            with np.load(path) as saved:
-                found = [saved[field] for field in Ranked._fields]
-            ranked |= dict(zip(of_run, map(Ranked, *found), strict=True))
+    rankings, caches = {}, {}
+    for name, guidance_of in variants.items():
+        cache = _RankingCache.of(experiment, rows, name, list(guidance_of.values()))
+        if all_processes(cache.is_valid()):
+            logging.info("Lists of an earlier evaluation in %s", cache.path)
+            rankings |= zip(guidance_of, cache.read(), strict=True)
         else:
-            missing[name] = path, identity
-    together = [list(missing)] if run.shared_layers and missing else [[name] for name in missing]
-    for names in together:
+            caches[name] = cache
+    groups = [list(caches)] if experiment.shared_layers and caches else [[name] for name in caches]
+    for names in groups:
         file = None
         if not is_multiprocess():
-            identity = "".join(missing[name][1] for name in names)
-            file = SweepFile(run.workdir / "evaluation" / "unfinished.npz", identity)
+            identity = fingerprint([caches[name].identity for name in names])
+            file = SweepFile(experiment.workdir / "evaluation" / "unfinished.npz", identity)
         guidances = {name: list(variants[name].values()) for name in names}
-        found = _llms(run, rows, guidances, file)
-        for name, of_run in zip(names, found, strict=True):
-            ranked |= dict(zip(variants[name], of_run, strict=True))
+        for name, made in zip(names, _search(experiment, rows, guidances, file), strict=True):
+            rankings |= zip(variants[name], made, strict=True)
             if is_main_process():
-                path, identity = missing[name]
-                fields = Ranked(*map(np.stack, zip(*of_run, strict=True)))._asdict()
-                write_arrays(path, identity=identity, **fields)
+                caches[name].write(made)
         if file is not None:
             file.remove()
-    return ranked
+    return rankings
 
 
-def _saved_identity(path: Path) -> str:
-    if not path.exists():
-        return ""
-    with np.load(path) as saved:
-        return str(saved["identity"])
+@dataclass(frozen=True)
+class _RankingCache:
+    """An .npz file with the rankings of one LLM run, stacked, and what they were made from."""
+
+    path: Path
+    identity: str
+
+    @classmethod
+    def of(
+        cls, experiment: Run, rows: EvaluationRows, name: str, guidances: list[float]
+    ) -> "_RankingCache":
+        def digest() -> bytes:
+            return bytes.fromhex(fingerprint(_ingredients(experiment, rows, name, guidances)))
+
+        identity = broadcast_from_main(digest, size=32).hex()
+        folder = experiment.workdir / "evaluation"
+        return cls(folder / f"{name or 'untrained'}_{identity[:8]}.npz", identity)
+
+    def is_valid(self) -> bool:
+        """Whether the file is there and was made from the same things."""
+        if not self.path.exists():
+            return False
+        with np.load(self.path) as saved:
+            return str(saved["identity"]) == self.identity
+
+    def read(self) -> list[ModelRanking]:
+        with np.load(self.path) as saved:
+            fields = [saved[field] for field in ModelRanking._fields]
+        return [ModelRanking(*one) for one in zip(*fields, strict=True)]
+
+    def write(self, rankings: Sequence[ModelRanking]) -> None:
+        fields = ModelRanking(*map(np.stack, zip(*rankings, strict=True)))._asdict()
+        write_arrays(self.path, identity=self.identity, **fields)
 
 
-def _identity(run: Run, rows: np.ndarray, name: str, guidances: list[float]) -> bytes:
-    """SHA-256 of everything that the lists of an LLM run depend on."""
-    config = run.config
-    log = run.workdir / "llm" / name / "log.jsonl" if name else None
-    parts = {
+def _ingredients(
+    experiment: Run, rows: EvaluationRows, name: str, guidances: list[float]
+) -> dict[str, object]:
+    """Everything that the rankings of an LLM run depend on, JSON-serialisable."""
+    config, catalogue = experiment.config, experiment.data.catalogue
+    log = experiment.workdir / "llm" / name / "log.jsonl"
+    store = (
+        experiment.cf_store(config.evaluation.split, rows.position_R) if any(guidances) else None
+    )
+    return {
         "llm": config.llm.to_dict(),
+        "weights": _weights_identity(experiment),
         "lora": config.lora.to_dict() if name else None,
         "prompt": config.prompt.to_dict(),
         "decoding": config.decoding.to_dict(),
-        "allowed": _sha256(ItemFilter.from_config(config.decoding, run.data.catalogue).allowed_I),
-        "guidances": guidances,
+        "allowed": _sha256(ItemFilter.from_config(config.decoding, catalogue).allowed_I),
+        "score weights": [score_weights(config, guidance) for guidance in guidances],
         "temperatures": config.evaluation.temperatures,
-        "beta": config.objective.beta,
-        "training log": hashlib.sha256(log.read_bytes()).hexdigest() if name else "",
-        "cf": _sha256(_cf_logits(run, rows)(np.arange(rows.size))) if any(guidances) else "",
+        "training log": file_sha256(log) if name else "",
         "checkpoint": config.inference.checkpoint,
-        "rows": _sha256(rows),
-        "data": run.data.splits[config.evaluation.split].content_hash(),
-        "catalogue": run.data.catalogue.content_hash(),
+        "cf": store and _sha256(*_content(store, rows.position_R)),
+        "rows": _sha256(rows.history_RxH, rows.target_R),
+        "catalogue": catalogue.content_hash(),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).digest()
 
 
-def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+def _weights_identity(experiment: Run) -> object:
+    """Names, sizes and times of the weight files; a pinned download's name says it all."""
+    if experiment.config.llm.weights in ASSETS:
+        return experiment.config.llm.weights
+    path = experiment.weights_path
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
-def _llms(
-    run: Run, rows: np.ndarray, guidances: dict[str, list[float]], file: SweepFile | None
-) -> list[list[Ranked]]:
-    """Of each LLM run {run: guidances} what it ranks with each of them."""
-    config = run.config
-    split = run.data.splits[config.evaluation.split].take(rows)
-    history_RxH, target_R = split.histories_and_targets(config.data.history_length)
-    fields = config.decoding
+def _content(store: LogitsStore, position_R: np.ndarray) -> Iterator[np.ndarray]:
+    """What a CF logits store holds for the rows, in blocks of rows, and over items."""
+    for start in range(0, len(position_R), _ROWS_AT_ONCE):
+        yield store.read(position_R[start : start + _ROWS_AT_ONCE])
+    yield from (array for array in (store.item_table, store.item_bias) if array is not None)
+
+
+def _sha256(*values: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(f"{value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value))
+    return digest.hexdigest()
+
+
+def _search(
+    experiment: Run,
+    rows: EvaluationRows,
+    guidances: Mapping[str, list[float]],
+    file: SweepFile | None,
+) -> list[list[ModelRanking]]:
+    """The rankings of each LLM run {run: guidances}, one for each guidance.
+
+    Args:
+      file: where an interrupted search goes on.
+    """
+    config, decoding = experiment.config, experiment.config.decoding
     search = BatchedSearch(
-        run.trie,
-        build(SearchConfig, fields),
-        mesh=run.mesh,
+        experiment.trie,
+        build(SearchConfig, decoding),
+        mesh=experiment.mesh,
         batch_size=config.inference.batch_size,
         buckets=config.inference.buckets,
     )
-    allowed = ItemFilter.from_config(fields, run.data.catalogue).masks(history_RxH)
+    allowed = ItemFilter.from_config(decoding, experiment.data.catalogue).masks(rows.history_RxH)
+    guided = any(map(any, guidances.values()))
+    store = experiment.cf_store(config.evaluation.split, rows.position_R) if guided else None
+
+    def cf_logits(rows_B: np.ndarray) -> np.ndarray:
+        return store.logits(rows.position_R[rows_B])
+
+    def contender(name: str) -> Contender:
+        weights = [score_weights(config, guidance) for guidance in guidances[name]]
+        return Contender(experiment.inference_decoder(name), weights)
 
     label = "LLM " + ", ".join(name or "untrained" for name in guidances)
-    leaf_R = run.trie.leaf_of_item[target_R]
-    swept = search.sweep(
-        [
-            Contender(
-                run.inference_decoder(name),
-                [score_weights(config, guidance) for guidance in of_run],
-            )
-            for name, of_run in guidances.items()
-        ],
-        prompts(run.titles, history_RxH, config.prompt.max_tokens),
-        _cf_logits(run, rows) if any(map(any, guidances.values())) else None,
-        shared_layers=run.shared_layers,
+    leaf_R = experiment.trie.leaf_of_item[rows.target_R]
+    results = search.sweep(
+        list(map(contender, guidances)),
+        prompts(experiment.titles, rows.history_RxH, config.prompt.max_tokens),
+        cf_logits if guided else None,
+        shared_layers=experiment.shared_layers,
         allowed=allowed,
         target_leaf_R=leaf_R,
         temperatures=config.evaluation.temperatures,
         progress=label if is_main_process() else None,
         file=file,
     )
+    allowed_RxI = None if allowed is None else allowed(np.arange(len(rows)))
 
-    def ranked(one: Recommendations, nll_RxT: np.ndarray, guidance: float) -> Ranked:
-        allowed_RxI = None if allowed is None else allowed(np.arange(rows.size))
-        items_RxK = one.items(run.trie, fields.beams, allowed_RxI)
-        return Ranked(
-            items_RxK,
-            rank_in_list(items_RxK, target_R),
-            rank_in_list(one.leaves_RxM, leaf_R),
+    def ranking(found, nll_RxT: np.ndarray, guidance: float) -> ModelRanking:
+        items_RxM = found.items(experiment.trie, decoding.beams, allowed_RxI)
+        return ModelRanking(
+            items_RxM,
+            rank_in_list(items_RxM, rows.target_R),
+            rank_in_list(found.leaves_RxM, leaf_R),
             np.full_like(nll_RxT, np.nan) if guidance else nll_RxT,
         )
 
     return [
         [
-            ranked(one, sweep.nll_RxT, guidance)
-            for one, guidance in zip(sweep.recommendations, of_run, strict=True)
+            ranking(found, result.nll_RxT, guidance)
+            for found, guidance in zip(result.recommendations, guidances[name], strict=True)
         ]
-        for sweep, of_run in zip(swept, guidances.values(), strict=True)
+        for name, result in zip(guidances, results, strict=True)
     ]

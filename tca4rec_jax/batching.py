@@ -1,0 +1,31 @@
+"""Rows in batches of one static shape, so that a jitted program is compiled once."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def map_batches(program: Callable, *arrays: Any, batch_size: int) -> Any:
+    """Runs a jitted program on the rows of arrays, one batch of a fixed size after another.
+
+    Args:
+      program: arrays of one batch [B, ...] -> an array or a tuple of arrays, [B, ...] each.
+      *arrays: [R, ...] each, whatever has a length and is sliced by rows.
+      batch_size: B, or R if that is smaller; the last batch is padded with zeros.
+
+    Returns:
+      What the program returns, as NumPy arrays [R, ...].
+    """
+    num_rows = len(arrays[0])
+    size = min(batch_size, max(num_rows, 1))
+    parts = []
+    for start in range(0, max(num_rows, 1), size):
+        batch = [np.asarray(array[start : start + size]) for array in arrays]
+        if missing := size - len(batch[0]):
+            batch = [np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)]) for array in batch]
+        outputs = jax.tree.map(np.asarray, program(*batch))
+        parts.append(jax.tree.map(operator.itemgetter(slice(size - missing)), outputs))
+    return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)

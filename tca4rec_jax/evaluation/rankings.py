@@ -1,0 +1,176 @@
+"""The rows of an evaluation, what a model does on them, and full rankings by CF logits.
+
+Axis letters: R rows, B rows of a block, H history items, I items, D width of what a CF logits store
+holds, Q distinct titles, M places of a list, T temperatures.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tca4rec_jax.batching import map_batches
+from tca4rec_jax.cf.models.popularity import popularity_logits
+from tca4rec_jax.cf.scoring import LazyRows, cf_logits
+from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
+from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.distributed.multihost import gather_process_rows, process_rows
+from tca4rec_jax.metrics import CUTOFFS, rank_in_batch
+from tca4rec_jax.training.run import Run
+
+POPULAR, CF = "Most popular", "CF model"
+_LOGITS_AT_ONCE = 1 << 24  # 64 MiB of float32 bound the memory of a full ranking
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationRows:
+    """The rows of `evaluation.split` that are ranked.
+
+    Attributes:
+      index_R: int64, ascending, their numbers in the split.
+      sequences: these rows alone.
+      position_R: int64, the flat position of each target in the split.
+      history_RxH: int32, the prompts' items, oldest first, padded on the left with PAD_ITEM.
+      target_R: int32, the items that came next.
+    """
+
+    index_R: np.ndarray
+    sequences: ItemSequences
+    position_R: np.ndarray
+    history_RxH: np.ndarray
+    target_R: np.ndarray
+
+    @classmethod
+    def of(cls, experiment: Run) -> "EvaluationRows":
+        """Samples `evaluation.rows` rows with the config's seed; 0 takes all."""
+        config = experiment.config
+        split = experiment.data.splits[config.evaluation.split]
+        index_R = sample_rows(len(split), config.evaluation.rows, config.seed)
+        sequences = split.take(index_R)
+        history_RxH, target_R = sequences.histories_and_targets(config.data.history_length)
+        return cls(index_R, sequences, split.last_positions[index_R], history_RxH, target_R)
+
+    def __len__(self) -> int:
+        return len(self.index_R)
+
+
+def sample_rows(available: int, count: int, seed: int) -> np.ndarray:
+    """int64, ascending: `count` of the rows 0..available-1 without replacement; all for 0."""
+    if not count or count >= available:
+        return np.arange(available)
+    return np.sort(np.random.default_rng(seed).choice(available, count, replace=False))
+
+
+class ModelRanking(NamedTuple):
+    """One model on the evaluated rows.
+
+    Attributes:
+      items_RxM: int32, the best items, best first, -1 where there are no more.
+      rank_R: int32, 0-based rank of the target item, -1 if it is not among the ranked items.
+      title_rank_R: int32, the same among distinct titles: items that share one count as one.
+      nll_RxT: float32, -log P(target's title) at each of evaluation.temperatures; NaN for guided
+        scores, which are no distribution.
+    """
+
+    items_RxM: np.ndarray
+    rank_R: np.ndarray
+    title_rank_R: np.ndarray
+    nll_RxT: np.ndarray
+
+    def best_nll(self, temperatures: tuple[float, ...]) -> tuple[float, np.ndarray] | None:
+        """(the temperature of the lowest mean NLL, the rows' NLL [R] at it); None if guided.
+
+        An untrained LLM is badly calibrated: at one fixed temperature a lower NLL after training
+        may be due to temperature alone.
+        """
+        if np.isnan(self.nll_RxT).any():
+            return None
+        best = int(np.argmin(self.nll_RxT.mean(axis=0)))
+        return float(temperatures[best]), self.nll_RxT[:, best]
+
+
+def rank_cf_models(experiment: Run, rows: EvaluationRows) -> dict[str, ModelRanking]:
+    """'Most popular' and the CF model of the logits store; several processes share the rows."""
+    mine = process_rows(len(rows))
+    position_R, target_R = rows.position_R[mine], rows.target_R[mine]
+    store = experiment.cf_store(experiment.config.evaluation.split, position_R)
+    num_items = experiment.data.catalogue.num_items
+    popular_I = popularity_logits(experiment.data.splits["train_sequences"], num_items)
+    stored = LazyRows(
+        (len(mine), store.width), lambda start, stop: store.read(position_R[start:stop])
+    )
+    sources = {
+        POPULAR: (np.broadcast_to(popular_I, (len(mine), num_items)), DENSE),
+        CF: (stored, CFItems(store.item_table, store.item_bias)),
+    }
+    temperatures = experiment.config.evaluation.temperatures
+    leaf_of_item = experiment.trie.leaf_of_item
+    rankings = {
+        label: full_ranking(cf_RxD, items, leaf_of_item, target_R, temperatures)
+        for label, (cf_RxD, items) in sources.items()
+    }
+    return {label: gather_process_rows(one, len(rows)) for label, one in rankings.items()}
+
+
+def full_ranking(
+    cf_RxD: np.ndarray | LazyRows,
+    items: CFItems,
+    leaf_of_item: np.ndarray,
+    target_R: np.ndarray,
+    temperatures: tuple[float, ...],
+    *,
+    batch_size: int = 0,
+) -> ModelRanking:
+    """Ranks the whole catalogue for every row by CF logits, in blocks of rows on the device.
+
+    A title scores as its best item; its probability is the sum of its items' probabilities.
+
+    Args:
+      cf_RxD: float32, user vectors; the logits [R, I] if `items` is DENSE.
+      items: the item side of the CF logits.
+      leaf_of_item: int [I], the title of each item, 0..Q-1.
+      target_R: int, each row's target item.
+      temperatures: of the NLL.
+      batch_size: rows of a block; 0 takes as many as bound its memory.
+
+    Raises:
+      ValueError: CF logits that contain NaN.
+    """
+    num_items, num_titles = len(leaf_of_item), int(leaf_of_item.max()) + 1
+    temperature_T = np.asarray(temperatures, np.float32)
+
+    def rank(cf_BxD: np.ndarray, target_B: np.ndarray):
+        return _rank_block(cf_BxD, items, leaf_of_item, target_B, temperature_T, num_titles)
+
+    batch_size = batch_size or max(_LOGITS_AT_ONCE // num_items, 1)
+    blocks = map_batches(rank, cf_RxD, target_R.astype(np.int32), batch_size=batch_size)
+    ranking = ModelRanking(*blocks)
+    bad_R = np.isnan(ranking.nll_RxT).any(axis=1)
+    if bad_R.any():  # NaN compares false with everything: it would rank as the best
+        raise ValueError(f"row {int(np.argmax(bad_R))}: the CF logits contain NaN")
+    return ranking
+
+
+@partial(jax.jit, static_argnames="num_titles")
+def _rank_block(cf_BxD, items: CFItems, leaf_of_item, target_B, temperature_T, num_titles: int):
+    logits_BxI = cf_logits(cf_BxD, *items)
+    _, best_BxM = jax.lax.top_k(logits_BxI, min(max(CUTOFFS), logits_BxI.shape[1]))
+    title_BxQ = jnp.full((len(target_B), num_titles), -jnp.inf)
+    title_BxQ = title_BxQ.at[:, leaf_of_item].max(logits_BxI)
+    target_title_B = leaf_of_item[target_B]
+    same_title_BxI = leaf_of_item[None, :] == target_title_B[:, None]
+
+    def title_nll(temperature):
+        z_BxI = logits_BxI / temperature
+        of_title_B = jax.nn.logsumexp(z_BxI, axis=1, where=same_title_BxI)
+        return jax.nn.logsumexp(z_BxI, axis=1) - of_title_B
+
+    return (
+        best_BxM,
+        rank_in_batch(logits_BxI, target_B),
+        rank_in_batch(title_BxQ, target_title_B),
+        jax.lax.map(title_nll, temperature_T).T,
+    )

@@ -1,0 +1,168 @@
+"""Full rankings in blocks against the whole matrix in NumPy; rankings kept on disk."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from jax.nn import logsumexp
+
+from tca4rec_jax.config import default_config
+from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
+from tca4rec_jax.evaluation.llm_rankings import _RankingCache
+from tca4rec_jax.evaluation.rankings import (
+    EvaluationRows,
+    ModelRanking,
+    full_ranking,
+    sample_rows,
+)
+
+LEAF_OF_ITEM = np.array([3, 0, 1, 1, 2, 0, 4, 5, 5, 5, 6, 7, 8])
+TEMPERATURES = (1.0, 1.5, 3.0)
+
+
+def whole_ranking(logits_RxI: np.ndarray, target_R: np.ndarray) -> ModelRanking:
+    def ranks(scores_RxN, target_R):
+        order_RxN = np.argsort(-scores_RxN, axis=1, kind="stable")
+        return np.argmax(order_RxN == target_R[:, None], axis=1)
+
+    title_RxQ = np.full((len(target_R), LEAF_OF_ITEM.max() + 1), -np.inf, np.float32)
+    np.maximum.at(title_RxQ, (slice(None), LEAF_OF_ITEM), logits_RxI)
+    same_title_RxI = LEAF_OF_ITEM[None, :] == LEAF_OF_ITEM[target_R][:, None]
+    nll_TxR = [
+        logsumexp(logits_RxI / t, axis=1) - logsumexp(logits_RxI / t, axis=1, where=same_title_RxI)
+        for t in TEMPERATURES
+    ]
+    return ModelRanking(
+        np.argsort(-logits_RxI, axis=1, kind="stable")[:, :10],
+        ranks(logits_RxI, target_R),
+        ranks(title_RxQ, LEAF_OF_ITEM[target_R]),
+        np.stack(nll_TxR, axis=1),
+    )
+
+
+def random_items(rng, bias):
+    # Small whole numbers: many ties, and sums that are exact in any order.
+    table_IxD = rng.integers(-2, 3, (LEAF_OF_ITEM.size, 4)).astype(np.float32)
+    return CFItems(table_IxD, rng.integers(-2, 3, LEAF_OF_ITEM.size).astype(np.float32) * bias)
+
+
+@pytest.mark.parametrize("kind", ["factorised", "biased", "dense"])
+def test_blocks_of_rows_rank_as_the_whole_matrix(kind):
+    rng = np.random.default_rng(0)
+    cf_RxD = rng.integers(-2, 3, (23, 4)).astype(np.float32)
+    target_R = rng.integers(0, LEAF_OF_ITEM.size, 23)
+    items = random_items(rng, bias=kind == "biased")
+    logits_RxI = cf_RxD @ items.table_IxD.T + items.bias_I[None, :]
+    if kind == "dense":
+        cf_RxD, items = logits_RxI, DENSE
+    expected = whole_ranking(logits_RxI, target_R)
+    for size in (0, 5, 23):  # 23 rows in blocks of 5: the last block is padded
+        args = cf_RxD, items, LEAF_OF_ITEM, target_R, TEMPERATURES
+        ranking = full_ranking(*args, batch_size=size)
+        for field, values in expected._asdict().items():
+            if field == "nll_RxT":
+                np.testing.assert_allclose(ranking.nll_RxT, values, rtol=1e-6, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(getattr(ranking, field), values, err_msg=field)
+
+
+def test_logits_that_contain_nan_are_refused():
+    logits_RxI = np.zeros((3, LEAF_OF_ITEM.size), np.float32)
+    logits_RxI[1, 4] = np.nan
+    with pytest.raises(ValueError, match="row 1: .* NaN"):
+        full_ranking(logits_RxI, DENSE, LEAF_OF_ITEM, np.zeros(3, int), TEMPERATURES)
+
+
+def test_rows_are_sampled_in_order_and_without_replacement():
+    rows = sample_rows(50, 20, seed=1)
+    assert np.unique(rows).size == 20
+    np.testing.assert_array_equal(rows, np.sort(rows))
+    np.testing.assert_array_equal(rows, sample_rows(50, 20, seed=1))
+    for count in (0, 50, 80):
+        np.testing.assert_array_equal(sample_rows(50, count, seed=1), np.arange(50))
+
+
+def test_nll_is_told_at_the_temperature_that_suits_a_model_best():
+    nll_RxT = np.array([[3.0, 1.0, 2.0], [4.0, 2.0, 1.5]], np.float32)
+    lists = np.zeros((2, 1), int), np.zeros(2, int), np.zeros(2, int)
+    temperature, nll_R = ModelRanking(*lists, nll_RxT).best_nll(TEMPERATURES)
+    assert temperature == 1.5
+    np.testing.assert_array_equal(nll_R, [1.0, 2.0])
+    assert ModelRanking(*lists, np.full((2, 3), np.nan)).best_nll(TEMPERATURES) is None
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """What a ranking depends on, in memory; the CF logits store holds vectors of one item each."""
+    config = default_config()
+    config.llm.weights = str(tmp_path / "model.gguf")
+    (tmp_path / "model.gguf").write_text("weights")
+    (tmp_path / "llm" / "run").mkdir(parents=True)
+    (tmp_path / "llm" / "run" / "log.jsonl").write_text("{}\n")
+    store = SimpleNamespace(
+        vectors=np.eye(8, 4, dtype=np.float32),
+        item_table=np.ones((6, 4), np.float32),
+        item_bias=None,
+    )
+    store.read = lambda positions: store.vectors[positions]
+    catalogue = SimpleNamespace(num_items=6, content_hash=lambda: "catalogue")
+    return SimpleNamespace(
+        config=config,
+        workdir=tmp_path,
+        weights_path=tmp_path / "model.gguf",
+        data=SimpleNamespace(catalogue=catalogue),
+        store=store,
+        cf_store=lambda split, positions: store,
+    )
+
+
+def rows_of(history, target=(0, 1), position=(2, 5)):
+    arrays = [np.asarray(values, np.int32) for values in (history, target)]
+    return EvaluationRows(np.arange(2), None, np.asarray(position), *arrays)
+
+
+def test_kept_rankings_are_those_of_the_same_inputs(experiment):
+    rows = rows_of([[1, 2], [3, 4]])
+
+    def cache(rows=rows, guidances=(0.0, 1.0), name="run"):
+        return _RankingCache.of(experiment, rows, name, list(guidances))
+
+    kept = cache()
+    assert not kept.is_valid()
+    rng = np.random.default_rng(0)
+    rankings = [
+        ModelRanking(rng.integers(0, 6, (2, 3)), *rng.integers(0, 9, (2, 2)), rng.random((2, 5)))
+        for _ in range(2)
+    ]
+    kept.write(rankings)
+    assert cache() == kept
+    assert cache().is_valid()
+    for one, read in zip(rankings, cache().read(), strict=True):
+        for values, saved in zip(one, read, strict=True):
+            np.testing.assert_array_equal(values, saved)
+
+    def assert_changed(**arguments):
+        assert not cache(**arguments).is_valid(), arguments
+
+    assert_changed(guidances=(0.0, 0.5))
+    assert_changed(name="")
+    assert_changed(rows=rows_of([[0, 1, 2], [0, 3, 4]]))  # a longer history in the prompt
+    assert_changed(rows=rows_of([[1, 2], [3, 4]], target=(0, 2)))
+    experiment.config.objective.beta *= 2
+    assert_changed()
+    experiment.config.objective.beta /= 2
+    assert cache().is_valid()
+
+    experiment.store.vectors[0] += 1  # of another row
+    assert cache().is_valid()
+    experiment.store.vectors[5, 0] += 1
+    assert_changed()
+    experiment.store.vectors[5, 0] -= 1
+    experiment.store.item_table = 2 * experiment.store.item_table
+    assert_changed()
+    alone = cache(guidances=(0.0,))  # without guidance the store does not matter
+    experiment.store.item_table = 2 * experiment.store.item_table
+    assert cache(guidances=(0.0,)) == alone
+
+    experiment.weights_path.write_text("other weights")
+    assert cache(guidances=(0.0,)) != alone
