@@ -13,17 +13,17 @@ from pathlib import Path
 
 import rich
 from absl import app, flags
-from ml_collections import config_flags
 
 from tca4rec_jax.compile_ahead import report
 from tca4rec_jax.compile_ahead.estimate import compile_for
 from tca4rec_jax.compile_ahead.programs import PROGRAMS, Programs
 from tca4rec_jax.compile_ahead.targets import Target
+from tca4rec_jax.config import validate
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import write_text
+from tca4rec_jax.launching import CONFIG, DRY_RUN
 from tca4rec_jax.reporting import console_table, markdown_table, write_results
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)
 _TARGET = flags.DEFINE_list("target", None, "The machines to compile for, of one platform.")
 _PROGRAMS = flags.DEFINE_list("programs", list(PROGRAMS), f"Some of {', '.join(PROGRAMS)}.")
 _ITEMS = flags.DEFINE_integer("items", 10_000, "Size of the catalogue.", lower_bound=10)
@@ -33,9 +33,9 @@ _HLO = flags.DEFINE_string("hlo", None, "A folder for the programs' optimised HL
 _MARKDOWN = flags.DEFINE_bool("markdown", False, "The table as Markdown.")
 
 
-def compile_target(name: str) -> dict:
+def compile_target(target: Target) -> dict:
     """Compiles and reports for one target; everything that was found."""
-    programs = Programs(_CONFIG.value, Target.parse(name), _ITEMS.value)
+    name, programs = target.name, Programs(CONFIG.value, target, _ITEMS.value)
     rich.print(report.heading(programs))
     estimates = []
     for program in _PROGRAMS.value:
@@ -66,7 +66,12 @@ def main(argv):
     if len(argv) > 1 or set(_PROGRAMS.value) - set(PROGRAMS):
         raise app.UsageError(f"expected --programs of {PROGRAMS} and no other arguments")
     try:
-        found = [compile_target(name) for name in _TARGET.value]
+        validate(CONFIG.value)
+        targets = [Target.parse(name) for name in _TARGET.value]
+        if DRY_RUN.value:
+            print(f"compile_ahead: the config is valid\n  compiles for {', '.join(_TARGET.value)}")
+            return
+        found = [compile_target(target) for target in targets]
     except UserError as error:
         print(f"compile_ahead: {error}", file=sys.stderr)
         sys.exit(2)

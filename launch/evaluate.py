@@ -9,4 +9,10 @@ from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.launching import launch
 
 if __name__ == "__main__":
-    launch(evaluate_run, "evaluate", run_on="all_processes")
+    launch(
+        evaluate_run,
+        "evaluate",
+        run_on="all_processes",
+        reads=["data", "cf", "cf_logits", "llm", "evaluated_runs"],
+        writes=["reports"],
+    )

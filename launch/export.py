@@ -34,4 +34,4 @@ def export(config, workdir):
 
 
 if __name__ == "__main__":
-    launch(export, "export")
+    launch(export, "export", reads=["llm", "run"], writes=[_OUTPUT])

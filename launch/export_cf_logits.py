@@ -19,7 +19,7 @@ from tca4rec_jax.cf.logits_export import export_npy, export_stores
 from tca4rec_jax.cf.logits_format import DTYPES
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.sequences import SPLITS
-from tca4rec_jax.launching import launch
+from tca4rec_jax.launching import DEFINE_floats, launch
 
 _OUTPUT = flags.DEFINE_string("output", None, "A folder (or the URL of a bucket).", required=True)
 _FORMAT = flags.DEFINE_enum("format", "store", ["store", "npy"], "What is written.")
@@ -28,8 +28,8 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the stores.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Logits kept per event, and a floor; 0 keeps all.")
 _DENSE = flags.DEFINE_bool("dense", False, "Multiply factorised stores out.")
 _MIX = flags.DEFINE_list("mix", [], "Folders of stores to combine, instead of the run's.")
-_WEIGHTS = flags.DEFINE_list("weights", [], "One per folder of --mix; 1 if left out.")
-_TEMPERATURES = flags.DEFINE_list("temperatures", [], "One per folder of --mix; 1 if left out.")
+_WEIGHTS = DEFINE_floats("weights", None, "One per folder of --mix; 1 if left out.")
+_TEMPERATURES = DEFINE_floats("temperatures", None, "One per folder of --mix; 1 if left out.")
 
 
 def main(config, workdir):
@@ -43,8 +43,8 @@ def main(config, workdir):
         sources,
         data,
         _SPLITS.value,
-        weights=[float(weight) for weight in _WEIGHTS.value] or [1.0] * len(sources),
-        temperatures=[float(value) for value in _TEMPERATURES.value] or [1.0] * len(sources),
+        weights=_WEIGHTS.value or [1.0] * len(sources),
+        temperatures=_TEMPERATURES.value or [1.0] * len(sources),
         dense=_DENSE.value,
         dtype=_DTYPE.value,
         top_k=_TOP_K.value,
@@ -52,4 +52,10 @@ def main(config, workdir):
 
 
 if __name__ == "__main__":
-    launch(main, "export_cf_logits", run_on="main_process")
+    launch(
+        main,
+        "export_cf_logits",
+        run_on="main_process",
+        reads=["data", "cf_logits"],
+        writes=[_OUTPUT],
+    )

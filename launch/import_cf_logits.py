@@ -34,4 +34,10 @@ def main(config, workdir):
 
 
 if __name__ == "__main__":
-    launch(main, "import_cf_logits", run_on="main_process")
+    launch(
+        main,
+        "import_cf_logits",
+        run_on="main_process",
+        reads=["data", _SOURCE],
+        writes=["cf_logits"],
+    )

@@ -17,4 +17,4 @@ def main(config, workdir):
 
 
 if __name__ == "__main__":
-    launch(main, "prepare_data", run_on="main_process")
+    launch(main, "prepare_data", run_on="main_process", reads=["source"], writes=["data"])

@@ -46,4 +46,4 @@ def recommend(config, workdir):
 
 
 if __name__ == "__main__":
-    launch(recommend, "recommend")
+    launch(recommend, "recommend", reads=["data", "cf", "llm", "run", _INPUT], writes=[_OUTPUT])

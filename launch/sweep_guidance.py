@@ -10,16 +10,22 @@ from absl import flags
 
 from tca4rec_jax.config import run_name
 from tca4rec_jax.evaluation.guidance import sweep_guidance
-from tca4rec_jax.launching import launch
+from tca4rec_jax.launching import DEFINE_floats, launch
 
-_GUIDANCES = flags.DEFINE_list("guidances", "0,0.25,0.5,1,2,4,100", "Values of lambda.")
+_GUIDANCES = DEFINE_floats("guidances", "0,0.25,0.5,1,2,4,100", "Values of lambda.")
 _UNTRAINED = flags.DEFINE_bool("untrained", False, "Use the LLM as it came.")
 
 
 def sweep(config, workdir):
     name = "" if _UNTRAINED.value else run_name(config)
-    sweep_guidance(config, workdir, name, [float(value) for value in _GUIDANCES.value])
+    sweep_guidance(config, workdir, name, _GUIDANCES.value)
 
 
 if __name__ == "__main__":
-    launch(sweep, "sweep_guidance", run_on="all_processes")
+    launch(
+        sweep,
+        "sweep_guidance",
+        run_on="all_processes",
+        reads=["data", "cf", "cf_logits", "llm", "run"],
+        writes=["reports"],
+    )

@@ -8,4 +8,10 @@ from tca4rec_jax.launching import launch
 from tca4rec_jax.training.run import Run, train_run
 
 if __name__ == "__main__":
-    launch(lambda config, workdir: train_run(Run(config, workdir)), "train", run_on="all_processes")
+    launch(
+        lambda config, workdir: train_run(Run(config, workdir)),
+        "train",
+        run_on="all_processes",
+        reads=["data", "cf_logits", "llm"],
+        writes=["run"],
+    )

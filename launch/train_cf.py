@@ -23,4 +23,4 @@ def main(config, workdir):
 
 
 if __name__ == "__main__":
-    launch(main, "train_cf", run_on="main_process")
+    launch(main, "train_cf", run_on="main_process", reads=["data"], writes=["cf", "cf_logits"])

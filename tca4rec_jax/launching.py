@@ -6,7 +6,7 @@ import logging as standard_logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from tca4rec_jax.config import build, run_name, validate
+from tca4rec_jax.data.dataset import DataConfig
 from tca4rec_jax.data.downloads import DownloadError, default_cache_dir
 from tca4rec_jax.distributed.multihost import (
     barrier,
@@ -29,6 +31,7 @@ from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopp
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's parts are read and written.")
 
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config, say what is read and written.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of process 0.")
 _PROCESS_COUNT = flags.DEFINE_integer("process_count", 0, "How many processes there are.")
 _PROCESS_INDEX = flags.DEFINE_integer("process_index", -1, "Which of them this is, from 0.")
@@ -43,9 +46,11 @@ def launch(
     name: str,
     *,
     run_on: Literal["single_process", "main_process", "all_processes"] = "single_process",
+    reads: Sequence[str | flags.FlagHolder] = (),
+    writes: Sequence[str | flags.FlagHolder] = (),
 ) -> None:
     """Parses --config and --workdir, joins the other processes if there are any, and calls
-    run(config, workdir).
+    run(config, workdir); with --dry_run only says what that would read and write.
 
     An error of the user's input ends the process with status 1 and one line, a bug with its
     traceback, a stop signal with status 143. In a job of several processes the others then end too.
@@ -53,12 +58,16 @@ def launch(
     Args:
       run_on: 'all_processes' run together; 'main_process': the others wait for it;
         'single_process': it is an error to start more than one.
+      reads, writes: names in `_paths`, or flags that hold a path.
     """
 
     def main(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments {argv[1:]}")
         try:
+            validate(CONFIG.value)
+            if DRY_RUN.value:
+                return print(_plan(name, reads, writes))
             start()
             if run_on == "single_process" and is_multiprocess():
                 raise UserError("this script runs in one process: give --process_count=1")
@@ -78,6 +87,38 @@ def launch(
 
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)
+
+
+def _plan(name: str, reads: Sequence, writes: Sequence) -> str:
+    """What a dry run prints."""
+    lines = [f"{name}: the config is valid"]
+    for verb, parts in (("reads", reads), ("writes", writes)):
+        for part in parts:
+            paths = _paths(part) if isinstance(part, str) else [part.value] if part.value else []
+            lines += [f"  {verb} {path}" for path in paths]
+    return "\n".join(lines)
+
+
+def _paths(part: str) -> Sequence[str | Path]:
+    """Where a part of a run lies."""
+    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    match part:
+        case "source":
+            return build(DataConfig, config.data).inputs() or ["MovieLens-100K, downloaded"]
+        case "data" | "cf":
+            return [workdir / part]
+        case "cf_logits":
+            return [config.cf.logits or workdir / "cf" / "logits"]
+        case "llm":
+            return [config.llm.weights]
+        case "run":
+            return [workdir / "llm" / run_name(config)]
+        case "evaluated_runs":
+            runs = dict.fromkeys(run for _, run, _ in config.evaluation.variants if run)
+            return [workdir / "llm" / run for run in runs]
+        case "reports":
+            return [workdir]
+    raise ValueError(f"no part of a run is called {part!r}")
 
 
 def _speaks_to_the_user(error: Exception) -> bool:
@@ -110,6 +151,17 @@ def _end(message: str, status: int, *, together: bool = False) -> None:
             os._exit(status)
     print(message, file=sys.stderr)
     sys.exit(status)
+
+
+class _FloatsParser(flags.ListParser):
+    def parse(self, argument):
+        return [float(number) for number in super().parse(argument)]
+
+
+def DEFINE_floats(name: str, default: str | None, help_: str) -> flags.FlagHolder[list[float]]:
+    """A flag of numbers separated by commas."""
+    serializer = flags.CsvListSerializer(",")
+    return flags.DEFINE(_FloatsParser(), name, default, help_, serializer=serializer)
 
 
 def start() -> None:

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
+from tca4rec_jax.core.objective import validate_objective
 from tca4rec_jax.data.dataset import DataConfig
 from tca4rec_jax.data.prompts import PromptTemplate
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
@@ -148,6 +149,9 @@ class ObjectiveFields:
     tau: float = 1.0
     form: Literal["log_expectation", "cross_entropy"] = "log_expectation"
     softmax: Literal["vocabulary", "children"] = "vocabulary"
+
+    def __post_init__(self):
+        validate_objective(**dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,6 +67,18 @@ class DataConfig:
             raise UserError(f"data.source must be one of {list(SOURCES)}, got {self.source!r}")
         object.__setattr__(self, "split", tuple(float(part) for part in self.split))
 
+    def inputs(self) -> list[str]:
+        """The user's folder or files; empty if the data are downloaded.
+
+        Raises UserError if the source needs one that is not given.
+        """
+        if self.source == "published" and not self.path:
+            raise UserError("data.source=published needs data.path, the folder with item.csv")
+        if self.source == "files" and not (self.interactions and self.catalogue):
+            raise UserError("data.source=files needs data.interactions and data.catalogue")
+        files = (self.interactions, self.catalogue) if self.source == "files" else (self.path,)
+        return [path for path in files if path]
+
     @classmethod
     def from_mapping(cls, config: Mapping) -> "DataConfig":
         """From a ConfigDict or a dict. Raises UserError for a key that is no field."""
@@ -124,13 +136,10 @@ def load(data_dir: str | os.PathLike) -> RecData:
 
 def _source_files(config: DataConfig, cache_dir) -> dict[str, Path]:
     """The input files by role. Raises UserError or FileNotFoundError if one is not there."""
+    config.inputs()
     if config.source == "published":
-        if not config.path:
-            raise UserError("data.source=published needs data.path, the folder with item.csv")
         return published_files(config.path)
     if config.source == "files":
-        if not (config.interactions and config.catalogue):
-            raise UserError("data.source=files needs data.interactions and data.catalogue")
         files = {"catalogue": Path(config.catalogue), "interactions": Path(config.interactions)}
     else:
         folder = Path(config.path) if config.path else downloads.fetch("movielens-100k", cache_dir)

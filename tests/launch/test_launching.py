@@ -71,6 +71,44 @@ def test_a_bad_config_argument_is_named(tmp_path):
     assert "config argument 'colour=red'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("script", "flags", "expected"),
+    [
+        ("prepare_data", [], ["reads MovieLens-100K, downloaded", "writes W/data"]),
+        ("train_cf", [], ["reads W/data", "writes W/cf", "writes W/cf/logits"]),
+        (
+            "train",
+            [],
+            ["reads W/cf/logits", "reads smollm2-135m-instruct", "writes W/llm/alpha_0.3"],
+        ),
+        ("evaluate", [], ["reads W/llm/plain", "reads W/llm/aligned", "writes W"]),
+        ("sweep_guidance", ["--guidances=0,1"], ["reads W/llm/alpha_0.3"]),
+        ("recommend", ["--input=a.csv", "--output=b"], ["reads a.csv", "writes b"]),
+        ("export", ["--format=peft", "--output=b"], ["reads W/llm/alpha_0.3", "writes b"]),
+        ("import_cf_logits", ["--source=a.npy", "--split=test"], ["reads a.npy"]),
+        ("export_cf_logits", ["--output=b"], ["reads W/cf/logits", "writes b"]),
+        ("compile_ahead", ["--target=v5e-16"], ["compiles for v5e-16"]),
+    ],
+)
+def test_a_dry_run_says_what_is_read_and_written_and_touches_nothing(
+    tmp_path, script, flags, expected
+):
+    workdir = tmp_path / "run"
+    command = [f"{ROOT}/launch/{script}.py", "--dry_run", f"--workdir={workdir}", *flags]
+    config = f"--config={ROOT}/configs/quickstart.py:alpha=0.3"
+    done = Script([*command, config], dict(os.environ)).completed()
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert first == f"{script}: the config is valid"
+    assert {line.replace("W", str(workdir)) for line in expected} <= {
+        line.strip() for line in lines
+    }
+    assert not workdir.exists()
+    bad = Script([*command, config + ",tau=0"], dict(os.environ)).completed()
+    assert bad.returncode in (1, 2)
+    assert bad.stderr.strip().endswith("objective.tau is 0.0: a temperature must be above 0")
+
+
 def test_log_lines_are_shown_by_where_their_module_lies():
     def shown(path, level=logging.INFO):
         return is_ours_or_a_warning(logging.LogRecord("absl", level, str(path), 1, "", (), None))
