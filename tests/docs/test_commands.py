@@ -1,10 +1,12 @@
 """Every command, flag and config field that README and docs name exists."""
 
+import os
 import re
 import runpy
 
 import pages
 import pytest
+from forked import Script
 
 from tca4rec_jax.config import SHORT_NAMES, apply_argument, config_value, default_config
 
@@ -107,6 +109,30 @@ def test_every_command_can_be_given(page):
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
 def test_every_flag_and_field_exists(page):
     assert not problems_of_quotes(page.read_text())
+
+
+def dry_run(words: list[str]) -> Script:
+    """A launch script with the arguments of a command and --dry_run; it has begun."""
+    _, script, *flags = [word.replace("configs/", f"{pages.ROOT}/configs/") for word in words]
+    return Script([str(pages.ROOT / script), *flags, "--dry_run"], dict(os.environ))
+
+
+@pytest.mark.slow
+def test_every_launch_script_takes_its_command():
+    called = {
+        tuple(words): page.name
+        for page in pages.PAGES
+        for block in pages.code_blocks(page.read_text(), "bash")
+        for words in pages.commands(block)
+        if re.fullmatch(r"launch/\w+\.py", words[1])
+    }
+    assert len(called) > 15
+    wrong = "python launch/train.py --config=configs/quickstart.py --workdir=x --steps=5".split()
+    started = [(words, dry_run(words)) for words in (*called, wrong)]
+    done = {tuple(words): script.completed() for words, script in started}
+    assert done.pop(tuple(wrong)).returncode == 1
+    failed = {(called[words], words): one.stderr for words, one in done.items() if one.returncode}
+    assert not failed
 
 
 def test_the_short_names_are_fields():
