@@ -127,10 +127,11 @@ def test_every_launch_script_takes_its_command():
         if re.fullmatch(r"launch/\w+\.py", words[1])
     }
     assert len(called) > 15
-    wrong = "python launch/train.py --config=configs/quickstart.py --workdir=x --steps=5".split()
+    config = "--config=configs/quickstart.py"
+    wrong = ("python", "launch/train.py", config, "--workdir=x", "--no_such_flag=5")
     started = [(words, dry_run(words)) for words in (*called, wrong)]
     done = {tuple(words): script.completed() for words, script in started}
-    assert done.pop(tuple(wrong)).returncode == 1
+    assert done.pop(wrong).returncode == 1
     failed = {(called[words], words): one.stderr for words, one in done.items() if one.returncode}
     assert not failed
 
