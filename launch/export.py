@@ -20,6 +20,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the weights; adapters
 
 
 def export(config, workdir):
+    """Loads the run's checkpoint and writes what --format says to --output."""
     check_vacant(_OUTPUT.value)  # loading takes long
     run = Run(config, workdir)
     how_to_load = export_decoder(

@@ -33,6 +33,7 @@ _TEMPERATURES = DEFINE_floats("temperatures", None, "One per folder of --mix; 1 
 
 
 def main(config, workdir):
+    """Writes the stores of the run, or the mixture of --mix, to --output."""
     data = load(workdir / "data")
     sources = _MIX.value or [config.cf.logits or str(workdir / "cf" / "logits")]
     if _FORMAT.value == "npy":

@@ -23,6 +23,7 @@ _FLOOR = flags.DEFINE_float("floor", None, "A table: the logit of items without 
 
 
 def main(config, workdir):
+    """Writes the store of --split and says what it holds."""
     data = load(workdir / "data")
     path = split_path(config.cf.logits, workdir, _SPLIT.value)
     options = {"cf_model": _NAME.value, "dtype": config.cf.dtype, "top_k": config.cf.top_k or 0}

@@ -13,6 +13,7 @@ from tca4rec_jax.launching import launch
 
 
 def main(config, workdir):
+    """Prepares the data and prints their sizes."""
     rich.print(summary_table(prepare(config.data, workdir / "data")))
 
 

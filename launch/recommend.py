@@ -31,6 +31,7 @@ _UNTRAINED = flags.DEFINE_bool("untrained", False, "Use the LLM as it came.")
 
 
 def recommend(config, workdir):
+    """Prints the list after the history --item, or writes those of the file --input."""
     if bool(_ITEMS.value) == bool(_INPUT.value) or bool(_INPUT.value) != bool(_OUTPUT.value):
         raise UserError("give either --item (once or more), or --input and --output")
     name = "" if _UNTRAINED.value else run_name(config)

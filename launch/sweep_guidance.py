@@ -17,6 +17,7 @@ _UNTRAINED = flags.DEFINE_bool("untrained", False, "Use the LLM as it came.")
 
 
 def sweep(config, workdir):
+    """Ranks with the run of the config at every weight of --guidances."""
     name = "" if _UNTRAINED.value else run_name(config)
     sweep_guidance(config, workdir, name, _GUIDANCES.value)
 

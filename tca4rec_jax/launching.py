@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -86,7 +87,18 @@ def launch(
             _end(f"{name}: {_why(error)}", 1)
 
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=partial(_parse_flags, name))
+
+
+def _parse_flags(name: str, argv: list[str]) -> list[str]:
+    """As absl does, but a bad argument of the config file is said in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _, found, message = str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
+        if found:
+            _end(f"{name}: {message.strip()}", 1)
+        return app.parse_flags_with_usage(argv)
 
 
 def _plan(name: str, reads: Sequence, writes: Sequence) -> str:

@@ -68,7 +68,11 @@ def test_a_bad_config_argument_is_named(tmp_path):
         tmp_path, "pass", f"--config={ROOT}/configs/quickstart.py:colour=red", "--workdir=x"
     )
     assert done.returncode == 1
-    assert "config argument 'colour=red'" in done.stderr
+    assert done.stderr.startswith("script: config argument 'colour=red': expected 'debug' or")
+    assert len(done.stderr.strip().splitlines()) == 1
+    done = completed(tmp_path, "pass", "--no_such_flag=1")
+    assert done.returncode == 1
+    assert "Unknown command line flag 'no_such_flag'" in done.stderr
 
 
 @pytest.mark.parametrize(
