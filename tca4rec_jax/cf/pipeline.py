@@ -262,7 +262,7 @@ def _identity(config: Mapping, data: RecData) -> dict:
         "catalogue": data.catalogue.content_hash(),
         "splits": hashes,
     }
-    if (weights := Path(config.get("weights", ""))).is_file():
+    if (weights := Path(config.get("weights") or "")).is_file():
         identity["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     return identity
 
