@@ -6,7 +6,7 @@
       python launch/$step.py --config=$C --workdir=runs/llama_3_2_3b
     done
 
-The training step, per device, by compile_ahead (README; mesh: data x fsdp x tensor; GiB and ms):
+The training step of one device by compile_ahead (docs/scaling.md): data x fsdp x tensor, GiB, ms:
 
     argument   target   mesh         weights temporary   total         links  at least  compiler
     :chips=1   h100-1   1 x 1 x 1      6.04    14.54   20.57 of 72.8       0.0     202.7         -

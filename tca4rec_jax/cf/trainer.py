@@ -143,7 +143,7 @@ def fit(
     """Trains `model` on the users' sequences `train`; the model passed in is left unchanged.
 
     Args:
-      model: a CF model with `queries` (see models.py).
+      model: a CF model with `queries` (see models/registry.py).
       train: users' sequences of the training period; for labels 'target' histories with targets.
       validation: histories with their target last; ranked in full after every epoch.
       config: see FitConfig.

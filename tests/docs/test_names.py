@@ -29,9 +29,12 @@ def _sources() -> str:
 
 SOURCES = _sources()
 WORDS = set(re.findall(r"\w+", SOURCES))
-PYTHON_FILES = {f.name for f in pages.ROOT.glob("*/**/*.py")} | {
-    f.name for f in pages.ROOT.iterdir()
-}
+FILES = [
+    str(path.relative_to(pages.ROOT))
+    for folder in ("tca4rec_jax", "configs", "launch", "tests", "docs", ".")
+    for path in (pages.ROOT / folder).glob("*" if folder == "." else "**/*")
+]
+FILE_NAMES = {Path(path).name for path in FILES}
 
 
 def _exists(name: str) -> bool:
@@ -51,7 +54,7 @@ def problems(text: str) -> list[str]:
             is_file = path.endswith((".py", ".sh", ".md", ".sbatch"))
             if is_path and path[0].islower() and not _exists(path) and "." in path + quote:
                 found.append(f"no path {path}")
-            elif is_file and not is_path and path not in PYTHON_FILES:
+            elif is_file and not is_path and path not in FILE_NAMES:
                 found.append(f"no file {path}")
         if re.fullmatch(r"[A-Za-z_][\w.]*(\(\))?", quote) and not quote.endswith((".py", ".md")):
             for part in quote.rstrip("()").split("."):
@@ -74,6 +77,27 @@ def dead_links(page: Path, text: str) -> list[str]:
         elif anchor and anchor not in pages.anchors(target.read_text()):
             found.append(f"no heading {link}")
     return found
+
+
+def gone_files(source: str) -> list[str]:
+    """Files that docstrings and comments of the code cite and the repository does not have."""
+    cited = re.findall(r"(?<![\w$*{}/.<>-])((?:\w+/)*\w+\.(?:py|md|sh|sbatch))\b", source)
+    written = {"results.md", "examples.md", "report.md", "file.py"}  # by a run; a name for any file
+    found = [name for name in cited if name not in written and not name.startswith("WORKDIR/")]
+    return [name for name in found if not any(f"/{path}".endswith(f"/{name}") for path in FILES)]
+
+
+@pytest.mark.parametrize("folder", ["tca4rec_jax", "configs", "launch"])
+def test_the_code_cites_files_that_exist(folder):
+    files = [f for f in (pages.ROOT / folder).rglob("*") if f.suffix in (".py", ".sh", ".sbatch")]
+    gone = {str(file): gone_files(file.read_text()) for file in files}
+    assert not {file: names for file, names in gone.items() if names}
+
+
+def test_a_cited_file_that_is_gone_is_found():
+    assert gone_files("# see no_such_module.py")
+    assert gone_files("cf/trie.py")
+    assert not gone_files("core/trie.py and docs/method.md, trie.py")
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
