@@ -13,7 +13,7 @@ from tca4rec_jax.evaluation.guidance import sweep_guidance
 from tca4rec_jax.launching import DEFINE_floats, launch
 
 _GUIDANCES = DEFINE_floats("guidances", "0,0.25,0.5,1,2,4,100", "Values of lambda.")
-_UNTRAINED = flags.DEFINE_bool("untrained", False, "Use the LLM as it came.")
+_UNTRAINED = flags.DEFINE_bool("untrained", False, "Use the pretrained LLM.")
 
 
 def sweep(config, workdir):

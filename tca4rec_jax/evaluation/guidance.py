@@ -79,4 +79,4 @@ def _report(path: Path, title: str, labels: dict[str, float], results: dict) -> 
     text = f"{title}\n\n{markdown_table(table, first_column='score')}"
     write_text(path.with_name(f"{path.name}.md"), text)
     curve = {guidance: models[label] for label, guidance in labels.items()}
-    plot_sweep(path.with_name(f"{path.name}.png"), curve, METRICS, level=(CF, models[CF]))
+    plot_sweep(path.with_name(f"{path.name}.png"), curve, METRICS, baseline=(CF, models[CF]))

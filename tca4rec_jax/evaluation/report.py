@@ -35,8 +35,7 @@ def plot_training_curves(
     keys = list(keys) or [key for key in dict.fromkeys(numeric) if key != "step"]
     if not keys:
         raise ValueError(f"the training curves {list(curves)} hold no quantity to draw")
-    figure = Figure(figsize=(5.0 * len(keys), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(keys), squeeze=False)[0]
+    figure, panels = _panels(len(keys), 5.0 * len(keys), 3.6)
     for panel, key in zip(panels, keys, strict=True):
         for name, curve in curves.items():
             points = [(record["step"], record[key]) for record in curve if key in record]
@@ -62,9 +61,8 @@ def plot_metrics(
     if missing or not metrics:
         raise ValueError(f"nothing to draw: metrics {list(metrics)}, missing {missing}")
     labels = list(rows)
-    height = 1.2 + 0.35 * len(labels)
-    figure = Figure(figsize=(2.2 + 3.4 * len(metrics), height), layout="constrained")
-    panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+    size = 2.2 + 3.4 * len(metrics), 1.2 + 0.35 * len(labels)
+    figure, panels = _panels(len(metrics), *size, sharey=True)
     for panel, metric in zip(panels, metrics, strict=True):
         means = np.array([rows[label][metric].mean for label in labels])
         low = np.array([rows[label][metric].low for label in labels])
@@ -82,22 +80,27 @@ def plot_sweep(
     curve: Mapping[float, Mapping[str, Interval]],
     metrics: Sequence[str],
     *,
-    level: tuple[str, Mapping[str, Interval]],
+    baseline: tuple[str, Mapping[str, Interval]],
 ) -> None:
-    """A PNG with one panel per metric over lambda; `level` (label, metrics) is a dashed line.
+    """A PNG with one panel per metric over lambda.
+
+    Args:
+      path: the file.
+      curve: {lambda: {metric: its interval}}.
+      metrics: the metrics to draw.
+      baseline: (label, {metric: its interval}) of a model, drawn as a dashed line.
 
     Raises:
       ValueError: there is nothing to draw.
     """
     check_rows(curve)
     values = np.array(sorted(curve))
-    figure = Figure(figsize=(4.6 * len(metrics), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    figure, panels = _panels(len(metrics), 4.6 * len(metrics), 3.4)
     for panel, metric in zip(panels, metrics, strict=True):
         means, low, high = np.array([curve[value][metric] for value in values.tolist()]).T[:3]
         panel.fill_between(values, low, high, alpha=0.2)
         panel.plot(values, means, "o-", label="LLM and CF model")
-        panel.axhline(level[1][metric].mean, color="C1", linestyle="--", label=level[0])
+        panel.axhline(baseline[1][metric].mean, color="C1", linestyle="--", label=baseline[0])
         panel.set_xscale("symlog", linthresh=0.25)
         panel.set(xlabel="lambda", ylabel=f"{metric} (95% interval)")
         panel.grid(alpha=0.3)
@@ -114,19 +117,19 @@ def examples_text(
     *,
     top: int = 5,
 ) -> str:
-    """Readable examples in Markdown: what was watched, what each model recommends, what came next.
+    """Examples in Markdown: history, recommendations of each model, and the item that came next.
 
     Args:
-      titles: item i's title at i.
+      titles: the title of each item.
       history_RxH: int, oldest first, -1 for padding.
       recommended: {model: items int [R, M], best first, -1 for none}.
       target_R: int, the item that came next.
-      rows: which rows to show.
-      top: recommendations shown for each model.
+      rows: the rows to show.
+      top: the number of recommendations shown for each model.
     """
 
-    def names(items) -> list[str]:
-        return [titles[item] for item in np.asarray(items).tolist() if item >= 0]
+    def names(items: np.ndarray) -> list[str]:
+        return [titles[item] for item in items.tolist() if item >= 0]
 
     parts = []
     for number, row in enumerate(rows, start=1):
@@ -176,10 +179,15 @@ def write_cf_report(directory: Path, metrics: Mapping) -> None:
     _plot_cf_models(directory / "report.png", metrics)
 
 
+def _panels(count: int, width: float, height: float, **options: bool) -> tuple[Figure, np.ndarray]:
+    """A figure of this size in inches, and its panels side by side."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, count, squeeze=False, **options)[0]
+
+
 def _plot_cf_models(path: Path, metrics: Mapping) -> None:
     """A PNG: NDCG@K, entropy and NLL of each CF model."""
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    quality, entropy, likelihood = figure.subplots(1, 3)
+    figure, (quality, entropy, likelihood) = _panels(3, 12, 3.6)
     cutoffs = (1, 3, 5, 10, 20)
     for model, subsets in metrics["results"].items():
         values = [subsets["test"][f"ndcg@{k}"] for k in cutoffs]
