@@ -125,7 +125,8 @@ def _ingredients(
         "training log": file_sha256(log) if name else "",
         "checkpoint": config.inference.checkpoint,
         "cf": store and _sha256(*_content(store, rows.position_R)),
-        "rows": _sha256(rows.history_RxH, rows.target_R),
+        "rows": rows.sequences.content_hash(),
+        "history_length": config.data.history_length,
         "catalogue": catalogue.content_hash(),
     }
 

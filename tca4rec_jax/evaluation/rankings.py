@@ -16,6 +16,7 @@ from tca4rec_jax.batching import map_batches
 from tca4rec_jax.cf.models.popularity import popularity_logits
 from tca4rec_jax.cf.scoring import LazyRows, cf_logits
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
+from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.distributed.multihost import gather_process_rows, process_rows
 from tca4rec_jax.metrics import CUTOFFS, rank_in_batch
@@ -55,6 +56,13 @@ class EvaluationRows:
 
     def __len__(self) -> int:
         return len(self.index_R)
+
+    @property
+    def histories(self) -> Ragged:
+        """All items before each target, also those too old for the prompt."""
+        before_n = np.ones(len(self.sequences.items), bool)
+        before_n[self.sequences.last_positions] = False
+        return Ragged.from_lengths(self.sequences.items[before_n], self.sequences.lengths - 1)
 
 
 def sample_rows(available: int, count: int, seed: int) -> np.ndarray:

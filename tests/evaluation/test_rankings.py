@@ -8,6 +8,7 @@ from jax.nn import logsumexp
 
 from tca4rec_jax.config import default_config
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
+from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.evaluation.llm_rankings import _RankingCache
 from tca4rec_jax.evaluation.rankings import (
     EvaluationRows,
@@ -116,13 +117,27 @@ def experiment(tmp_path):
     )
 
 
-def rows_of(history, target=(0, 1), position=(2, 5)):
-    arrays = [np.asarray(values, np.int32) for values in (history, target)]
-    return EvaluationRows(np.arange(2), None, np.asarray(position), *arrays)
+def rows_of(*items, history_length=2):
+    lengths = [len(row) for row in items]
+    sequences = ItemSequences(
+        np.arange(len(items), dtype=np.int32),
+        np.concatenate(items).astype(np.int32),
+        np.cumsum([0, *lengths]),
+        np.zeros(sum(lengths), np.int64),
+    )
+    arguments = sequences.last_positions, *sequences.histories_and_targets(history_length)
+    return EvaluationRows(np.arange(len(items)), sequences, *arguments)
+
+
+def test_histories_hold_what_no_longer_fits_the_prompt():
+    rows = rows_of([5, 1, 2, 3], [4], [3, 0])
+    assert [row.tolist() for row in (rows.histories[r] for r in range(3))] == [[5, 1, 2], [], [3]]
+    np.testing.assert_array_equal(rows.history_RxH, [[1, 2], [-1, -1], [-1, 3]])
+    np.testing.assert_array_equal(rows.target_R, [3, 4, 0])
 
 
 def test_kept_rankings_are_those_of_the_same_inputs(experiment):
-    rows = rows_of([[1, 2], [3, 4]])
+    rows = rows_of([1, 2, 0], [3, 4, 1])
 
     def cache(rows=rows, guidances=(0.0, 1.0), name="run"):
         return _RankingCache.of(experiment, rows, name, list(guidances))
@@ -146,8 +161,11 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
 
     assert_changed(guidances=(0.0, 0.5))
     assert_changed(name="")
-    assert_changed(rows=rows_of([[0, 1, 2], [0, 3, 4]]))  # a longer history in the prompt
-    assert_changed(rows=rows_of([[1, 2], [3, 4]], target=(0, 2)))
+    assert_changed(rows=rows_of([5, 1, 2, 0], [3, 4, 1]))
+    assert_changed(rows=rows_of([1, 2, 0], [3, 4, 2]))
+    experiment.config.data.history_length += 1
+    assert_changed()
+    experiment.config.data.history_length -= 1
     experiment.config.objective.beta *= 2
     assert_changed()
     experiment.config.objective.beta /= 2
