@@ -1,1 +1,31 @@
-"""Token-level Collaborative Alignment for LLM-based generative recommendation, in JAX/Flax."""
+"""Token-level Collaborative Alignment for LLM-based generative recommendation, in JAX/Flax.
+
+The names below are the public ones; each is imported when it is first asked for.
+"""
+
+import importlib
+
+_HOME = {
+    "ItemTrie": "core.trie",
+    "DeviceTrie": "core.trie",
+    "title_decisions": "core.decisions",
+    "Targets": "core.decisions",
+    "CFItems": "core.collaborative_tokenizer",
+    "project": "core.collaborative_tokenizer",
+    "token_distributions": "core.collaborative_tokenizer",
+    "Objective": "core.objective",
+    "tca_loss": "core.objective",
+    "of_logits": "core.objective",
+    "Recommender": "decoding.recommender",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

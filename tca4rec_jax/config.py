@@ -78,7 +78,11 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"{name} is {value!r}: expected one of {field.choices}")
     for section, kinds in SECTIONS.items():
         for kind in kinds:
-            build(kind, config[section] if section else config)
+            fields = build(kind, config[section] if section else config)
+            if hasattr(
+                fields, "check"
+            ):  # its numbers may be traced, so it is not checked when made
+                fields.check()
     score_weights(config, guidance=0.0)
 
 

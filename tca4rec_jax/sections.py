@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from tca4rec_jax.core.objective import validate_objective
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.data.dataset import DataConfig
 from tca4rec_jax.data.prompts import PromptTemplate
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
@@ -132,29 +132,6 @@ class PromptFields:
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectiveFields:
-    """The objective, see core.objective.
-
-    Attributes:
-      alpha: weight of the CF distribution in the soft label, 0 to 1.
-      beta: temperature of the CF logits.
-      tau: temperature of the LLM's logits.
-      form: 'log_expectation' is what the published code computes, 'cross_entropy' what the paper
-        describes.
-      softmax: over the whole vocabulary, or over the children of the trie's node (MSL).
-    """
-
-    alpha: float = 0.1
-    beta: float = 1.0
-    tau: float = 1.0
-    form: Literal["log_expectation", "cross_entropy"] = "log_expectation"
-    softmax: Literal["vocabulary", "children"] = "vocabulary"
-
-    def __post_init__(self):
-        validate_objective(**dataclasses.asdict(self))
-
-
-@dataclasses.dataclass(frozen=True)
 class OptimizerFields:
     """AdamW, with a linear schedule to 0 at the last step.
 
@@ -269,7 +246,7 @@ SECTIONS: dict[str, tuple[type, ...]] = {
     "llm": (LLMFields, DecoderOptions),
     "lora": (LoRAConfig,),
     "prompt": (PromptTemplate, PromptFields),
-    "objective": (ObjectiveFields,),
+    "objective": (Objective,),
     "optimizer": (OptimizerFields,),
     "training": (TrainingFields,),
     "decoding": (DecodingFields, SearchConfig, ScoreWeights),

@@ -109,19 +109,20 @@ def make_inputs(case: Case) -> Inputs:
 
 def ours(inputs: Inputs, children: bool):
     """A function of nothing that computes (loss, gradient) by segment sums over the trie."""
-    from tca4rec_jax.core.collaborative_tokenizer import title_decisions, trie_on_device
-    from tca4rec_jax.core.objective import title_loss
+    from tca4rec_jax.core.collaborative_tokenizer import DENSE
+    from tca4rec_jax.core.decisions import Targets, title_decisions
+    from tca4rec_jax.core.objective import Objective, of_logits, tca_loss
+    from tca4rec_jax.core.trie import DeviceTrie
 
     compressed = ItemTrie.build(inputs.titles).compress()
-    trie, shape = trie_on_device(compressed)
-    titles = title_decisions(compressed).pad(inputs.target_B)
-    softmax = "children" if children else "vocabulary"
+    trie = DeviceTrie.of(compressed)
+    decisions = title_decisions(compressed).pad(inputs.target_B)
+    objective = Objective(ALPHA, BETA, TAU, FORM, "children" if children else "vocabulary")
 
     def loss(logits_BxTxV, cf_BxI, label_BxT, weight_BxT):
-        sums = title_loss(
-            logits_BxTxV, label_BxT, weight_BxT, cf_BxI, titles, trie, shape,
-            alpha=ALPHA, beta=BETA, tau=TAU, form=FORM, softmax=softmax,
-        )  # fmt: skip
+        targets = Targets.of_titles(label_BxT, weight_BxT, decisions)
+        cf_Bx1xI = cf_BxI[:, None, :]
+        sums = tca_loss(logits_BxTxV, of_logits, targets, cf_Bx1xI, DENSE, trie, objective)
         return sums.total / sums.positions
 
     return _jitted(loss, inputs)

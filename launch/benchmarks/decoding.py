@@ -357,21 +357,21 @@ def measure_trie() -> dict:
         name = f"{levels} levels of {codes}"
         catalogues += [(name, n, partial(semantic_ids, n, levels, codes, seed=0)) for n in sizes()]
     for name, count, make in catalogues:
-        trie, shape = prepare_trie(ItemTrie.build(make()), config)
+        trie = prepare_trie(ItemTrie.build(make()), config)
         free_hidden = jax.random.normal(jax.random.key(2), (users, 1, 8))
 
         @jax.jit
-        def with_llm(state, prompt, hidden, trie, shape=shape):
+        def with_llm(state, prompt, hidden, trie):
             model = nnx.merge(graph, state)
             return search_from_prompt(
-                model, hidden, prompt, lengths_B, None, trie, weights, shape=shape, config=config
+                model, hidden, prompt, lengths_B, None, trie, weights, config=config
             )
 
         @jax.jit
-        def without(hidden, trie, shape=shape):
+        def without(hidden, trie):
             return search_from_prompt(
                 FreeModel(vocabulary), hidden, (), lengths_B, None, trie, weights,
-                shape=shape, config=config,
+                config=config,
             )  # fmt: skip
 
         llm_ms = milliseconds_per_call(partial(with_llm, state, prompt, hidden_Bx1xD, trie))

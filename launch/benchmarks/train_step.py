@@ -91,7 +91,9 @@ def ours(inputs: Inputs):
     import jax
     from flax import nnx
 
-    from tca4rec_jax.core.collaborative_tokenizer import CFItems, trie_on_device
+    from tca4rec_jax.core.collaborative_tokenizer import CFItems
+    from tca4rec_jax.core.objective import Objective
+    from tca4rec_jax.core.trie import DeviceTrie
     from tca4rec_jax.distributed.sharding import make_mesh, replicate, replicated, shard_batch
     from tca4rec_jax.llm.checkpoints.export import read_peft_adapter
     from tca4rec_jax.llm.checkpoints.gguf import load_gguf
@@ -115,20 +117,24 @@ def ours(inputs: Inputs):
         **OPTIMIZER, total_steps=case.steps, weight_decay=WEIGHT_DECAY, clip=CLIP
     )
     soft = case.contestant == "ours"
-    trie, shape = trie_on_device(inputs.compressed)
+    trie = DeviceTrie.of(inputs.compressed)
     items = CFItems(inputs.batches.store.item_table) if soft else None
-    scalars = training.Temperatures(*map(np.float32, (ALPHA, BETA, TAU if soft else 1.0)))
+    objective = Objective(
+        ALPHA,
+        BETA,
+        TAU if soft else 1.0,
+        form=FORM if soft else "cross_entropy",
+        softmax="children" if soft else "vocabulary",
+    )
+    objective = jax.tree.map(np.float32, objective)
     state = training.init_state(adapters, optimizer)
-    state, base, items, trie, scalars = replicate(mesh, (state, base, items, trie, scalars))
-    update = training.make_train_step(
-        graph, state, base, optimizer, mesh=mesh, trie_shape=shape, seed=0,
-        form=FORM if soft else "cross_entropy", softmax="children" if soft else "vocabulary",
-    )  # fmt: skip
+    state, base, items, trie, objective = replicate(mesh, (state, base, items, trie, objective))
+    update = training.make_train_step(graph, state, base, optimizer, mesh=mesh, seed=0)
 
     def step(number: int) -> float:
         nonlocal state
         batch = shard_batch(mesh, inputs.batches.gather(inputs.rows(number)))
-        state, metrics = update(state, base, batch, items, trie, scalars)
+        state, metrics = update(state, base, batch, items, trie, objective)
         return float(metrics.loss)
 
     return step

@@ -8,13 +8,15 @@ Axis letters: I items, N nodes of the compressed trie, F tokens of all edges, U 
 node chooses from, D CF width.
 """
 
+import dataclasses
+import itertools
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from tca4rec_jax.core.collaborative_tokenizer import CFItems, TrieArrays, TrieShape
-from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.trie import DeviceTrie, TrieSizes
 
 _MEASURED_ITEMS = 9913
 _LEVELS = (1075, 2826, 3443, 2597, 1649, 892, 414, 132, 41, 9, 2)  # nodes below the root
@@ -48,41 +50,30 @@ class CatalogueSizes:
         """Factorised CF logits: float32 item vectors [I, D] and no bias."""
         return CFItems(_array(jnp.float32, self.items, width), None)
 
-    def trie(self) -> tuple[TrieArrays, TrieShape]:
-        """What trie_on_device gives."""
+    def trie(self, *, score_edges: bool = False) -> DeviceTrie:
+        """What DeviceTrie.of gives of the compressed trie."""
         nodes = sum(self.levels)
-        of_nodes = {
-            name: _array(jnp.int32, nodes)
-            for name in ("leaf", "parent", "child_start", "child_count", "token", "choice_index")
+        sizes = {
+            "choice": self.choices,
+            "edge_tokens": int(_TOKENS_PER_EDGE * nodes),
+            "item_order": self.items,
+            "ordered_leaf": self.items,
         }
-        arrays = TrieArrays(
-            item_order=_array(jnp.int32, self.items),
-            ordered_leaf=_array(jnp.int32, self.items),
-            choice=_array(jnp.int32, self.choices),
-            **of_nodes,
-        )
-        offsets = [0]
-        for size in self.levels:
-            offsets.append(offsets[-1] + size)
-        return arrays, TrieShape(self.items, self.levels[1], tuple(offsets))
-
-    def search_trie(self, *, score_edges: bool) -> tuple[SearchTrie, SearchShape]:
-        """What search_trie(compress=True) gives."""
-        mass, mass_shape = self.trie()
-        nodes = sum(self.levels)
-        fields = {name: _array(jnp.int32, nodes) for name in SearchTrie._fields if name != "mass"}
-        fields["edge_tokens"] = _array(jnp.int32, int(_TOKENS_PER_EDGE * nodes))
-        fields["choice"] = _array(jnp.int32, self.choices)
+        names = (field.name for field in dataclasses.fields(DeviceTrie) if field.name != "sizes")
+        arrays = {name: _array(jnp.int32, sizes.get(name, nodes)) for name in names}
         inner = int(_INNER_CHILDREN * self.items / _MEASURED_ITEMS)
-        shape = SearchShape(
-            root_children=self.levels[1],
-            inner_children=max(1, min(inner, self.levels[1])),
-            longest_run=TITLE_TOKENS - 1 if score_edges else 20,
-            suffix_size=TITLE_TOKENS - 1 if score_edges else 22,
-            beam_reads=309 if score_edges else 112,
-            mass=mass_shape,
+        return DeviceTrie(
+            **arrays,
+            sizes=TrieSizes(
+                num_leaves=self.items,
+                level_offsets=tuple(itertools.accumulate(self.levels, initial=0)),
+                root_children=self.levels[1],
+                inner_children=max(1, min(inner, self.levels[1])),
+                longest_run=TITLE_TOKENS - 1 if score_edges else 20,
+                longest_path=TITLE_TOKENS - 1 if score_edges else 22,
+                beam_reads=309 if score_edges else 112,
+            ),
         )
-        return SearchTrie(**fields, mass=mass), shape
 
 
 def _array(dtype, *shape: int) -> jax.ShapeDtypeStruct:

@@ -19,8 +19,10 @@ from ml_collections import ConfigDict
 from tca4rec_jax.compile_ahead.catalogue import DECISIONS, TITLE_TOKENS, CatalogueSizes
 from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.config import build
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.search_programs import prompts_sharding, read_prompts, search_batch
+from tca4rec_jax.distributed.sharded_projection import cf_shardings
 from tca4rec_jax.distributed.sharding import (
     check_batch_size,
     make_mesh,
@@ -34,9 +36,8 @@ from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, DecoderOptions
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.training.batches import BatchShape, abstract_batch
-from tca4rec_jax.training.cf_shards import cf_shardings
 from tca4rec_jax.training.run import Run
-from tca4rec_jax.training.step import TRAINED, Temperatures, TrainState, in_dtype, make_train_step
+from tca4rec_jax.training.step import TRAINED, TrainState, in_dtype, make_train_step
 
 PROGRAMS = ("train", "prefill", "search")
 _TOKENS_PER_TITLE, _DECISIONS_PER_TITLE = 12, 4  # of a sequence of titles
@@ -129,28 +130,26 @@ class Programs:
         state = self._placed(TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, moments))
         base = self._placed(base)
         items = self.sizes.items_side(config.cf.units) if projected else None
-        trie, trie_shape = self.sizes.trie()
+        trie = self.sizes.trie()
         items, trie = jax.tree.map(_at, (items, trie), cf_shardings(mesh, items, trie))
         frozen = None
         if run.keeps_frozen_states:
             frozen = self.architecture.hidden_size, jnp.dtype(config.llm.dtype)
         shape = self.batch_shape()
         batch = abstract_batch(config.training.batch_size, shape, config.cf.units, frozen)
-        scalars = Temperatures(*[jax.ShapeDtypeStruct((), jnp.float32)] * 3)
+        scalar, fields = jax.ShapeDtypeStruct((), jnp.float32), config.objective
+        objective = Objective(scalar, scalar, scalar, fields.form, fields.softmax)
         step = make_train_step(
             graph,
             state,
             base,
             run.optimizer(),
             mesh=mesh,
-            trie_shape=trie_shape,
-            form=config.objective.form,
-            softmax=config.objective.softmax,
             seed=config.seed,
             compute_dtype=run.compute_dtype,
         )
-        batch, scalars = _all_at(row_sharding(mesh), batch), _all_at(replicated(mesh), scalars)
-        return step.lower(state, base, batch, items, trie, scalars)
+        batch, objective = _all_at(row_sharding(mesh), batch), _all_at(replicated(mesh), objective)
+        return step.lower(state, base, batch, items, trie, objective)
 
     def prefill(self) -> Lowered:
         """Keys, values and last states of a batch of the longest prompts."""
@@ -172,7 +171,7 @@ class Programs:
         """Arguments of `read_prompts` for a batch of the longest prompts, and the static ones."""
         graph, state = self._inference()
         search = build(SearchConfig, self.config.decoding)
-        trie, shape = self.sizes.search_trie(score_edges=search.vocabulary)
+        trie = self.sizes.trie(score_edges=search.vocabulary)
         temperature_T = jax.ShapeDtypeStruct((1,), jnp.float32)
         trie, temperature_T = _all_at(replicated(self.mesh), (trie, temperature_T))
         batch, tokens = self.config.inference.batch_size, self.batch_shape().tokens
@@ -181,7 +180,7 @@ class Programs:
             jax.ShapeDtypeStruct((batch,), jnp.int32),
         )
         prompts = _all_at(row_sharding(self.mesh, "prompts"), prompts)
-        static = {"mesh": self.mesh, "graph": graph, "shape": shape, "config": search}
+        static = {"mesh": self.mesh, "graph": graph, "config": search}
         return (state, None, *prompts, None, trie, temperature_T), static | {"room": tokens}
 
     def _decoder(self) -> Decoder:

@@ -1,43 +1,75 @@
 """Soft Label Alignment and the soft next-token-prediction objective (TCA4Rec; MSL).
 
-Pure functions in float32.  They return unreduced sums, so that micro-batches and shards of unequal
-size average exactly.
+    y_soft = (1 - alpha) * onehot(target token) + alpha * p_cf(. | prefix)
+    loss at a position = -log sum_v y_soft(v) P(v)      form 'log_expectation' (the published code)
+                       = -sum_v y_soft(v) log P(v)      form 'cross_entropy'   (the paper's text)
+    P = softmax(z / tau) over the vocabulary, or over the trie's children (MSL, arXiv 2504.04178)
 
-A *position* is a place in a sequence whose next token is supervised; a *decision* is a position at
-which the trie node of the prefix has several children. Everywhere else the title is forced: p_cf is
-one-hot there, so a soft label is needed at decisions only.
+`tca_loss` is the whole objective: the training step calls it, and so does a step of your own. Pure
+functions in float32. They return unreduced sums, so that micro-batches and shards of unequal size
+average exactly. Away from decisions p_cf is one-hot, so soft labels are needed at decisions only.
 
-The losses take vocabulary logits, or hidden states and the head that makes logits of them: then
-logits exist for a chunk of positions at a time and are made again in the backward pass.
+Logits exist for a chunk of positions at a time and are made again in the backward pass.
 
-`title_loss` is the whole objective for a training step of your own, one target a row.
-
-Axis letters: N supervised positions, K decisions, V vocabulary (or a part of it), C children of a
-decision, D model or CF width, B rows, T title tokens.
+Axes: core/__init__.py; here N are the supervised positions of all rows and K all decisions.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from tca4rec_jax.core.collaborative_tokenizer import (
-    DENSE,
-    CFItems,
-    PaddedDecisions,
-    TrieArrays,
-    TrieShape,
-    project,
-)
+from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
+from tca4rec_jax.core.decisions import Targets
+from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.errors import UserError
 
-FORMS = ("log_expectation", "cross_entropy")
-SOFTMAXES = ("vocabulary", "children")
+Form = Literal["log_expectation", "cross_entropy"]
+Softmax = Literal["vocabulary", "children"]
+FORMS, SOFTMAXES = get_args(Form), get_args(Softmax)
 
 _LOGITS_BYTES = 64 << 20  # of the logits that exist at once, by default
 
-Head = Callable[[jax.Array], jax.Array]  # hidden [n, D] -> float32 logits [n, V]
+Head = Callable[[jax.Array], jax.Array]  # states [n, D] -> float32 logits [n, V]
+HeadOf = Callable[[jax.Array | None], Head]  # tokens [U], or None for the vocabulary -> Head
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is optimised; a pytree whose numbers may be traced and follow a schedule.
+
+    Attributes:
+      alpha: weight of the CF distribution in the soft label, 0 to 1.
+      beta: temperature of the CF logits.
+      tau: temperature of the LLM's logits.
+      form: 'log_expectation' is what the published code computes, 'cross_entropy' what the paper
+        describes.
+      softmax: over the whole vocabulary, or over the children of the trie's node (MSL).
+    """
+
+    alpha: float = 0.1
+    beta: float = 1.0
+    tau: float = 1.0
+    form: Form = dataclasses.field(default="log_expectation", metadata={"static": True})
+    softmax: Softmax = dataclasses.field(default="vocabulary", metadata={"static": True})
+
+    def check(self) -> "Objective":
+        """Returns itself; raises UserError naming the field that is out of range."""
+        if not 0.0 <= self.alpha <= 1.0:
+            raise UserError(
+                f"objective.alpha is {self.alpha}: it mixes two distributions, give 0 to 1"
+            )
+        for name, value in (("beta", self.beta), ("tau", self.tau)):
+            if not value > 0.0:
+                raise UserError(f"objective.{name} is {value}: a temperature must be above 0")
+        if self.form not in FORMS:
+            raise UserError(f"objective.form is {self.form!r}: expected one of {FORMS}")
+        if self.softmax not in SOFTMAXES:
+            raise UserError(f"objective.softmax is {self.softmax!r}: expected one of {SOFTMAXES}")
+        return self
 
 
 class Loss(NamedTuple):
@@ -49,106 +81,166 @@ class Loss(NamedTuple):
     titles: jax.Array  # supervised titles
 
 
-class Decisions(NamedTuple):
-    """The decisions of a batch; padding has weight 0 and points at the root's first child."""
+class SoftLabels(NamedTuple):
+    """The decisions of a batch with the CF distribution over their children; padding has weight 0.
 
-    position_K: jax.Array  # int32, index into the supervised positions
-    weight_K: jax.Array  # float32, 0 for padding
-    label_child_K: jax.Array  # int32, which child is on the target's path
-    child_token_KxC: jax.Array  # int32, where the children's tokens are among the logits
-    log_p_cf_KxC: jax.Array  # float32, from child_log_probs; -inf where there is no child
+    Attributes:
+      position: int32 [K], index into the supervised positions of all rows.
+      weight: float32 [K].
+      child: int32 [K], which child is on the target's path.
+      token: int32 [K, C], where the children's tokens are among the logits.
+      absent: bool [K, C], where there is no child.
+      log_p_cf: float32 [K, C], log p_cf of the children; -inf where there is none.
+    """
+
+    position: jax.Array
+    weight: jax.Array
+    child: jax.Array
+    token: jax.Array
+    absent: jax.Array
+    log_p_cf: jax.Array
 
 
-def validate_objective(alpha: float, beta: float, tau: float, form: str, softmax: str) -> None:
-    """Raises ValueError naming the field of the objective that is out of range."""
-    if not 0.0 <= alpha <= 1.0:
-        raise UserError(f"objective.alpha is {alpha}: it mixes two distributions, give 0 to 1")
-    for name, value in (("beta", beta), ("tau", tau)):
-        if not value > 0.0:
-            raise UserError(f"objective.{name} is {value}: a temperature must be above 0")
-    if form not in FORMS:
-        raise UserError(f"objective.form is {form!r}: expected one of {FORMS}")
-    if softmax not in SOFTMAXES:
-        raise UserError(f"objective.softmax is {softmax!r}: expected one of {SOFTMAXES}")
+def tca_loss(
+    states_BxSxD: jax.Array,
+    head: HeadOf,
+    targets: Targets,
+    cf_BxPxD: jax.Array | None,
+    cf_items: CFItems | None,
+    trie: DeviceTrie,
+    objective: Objective,
+    *,
+    project: Callable = project,
+) -> Loss:
+    """The soft NTP objective of a batch: projection, soft labels, loss (TCA4Rec; docs/method.md).
+
+    With softmax 'children' logits exist at decisions only, and of tokens that some decision chooses
+    from; with 'vocabulary' at the supervised positions. The projection is float32 whatever the
+    dtype of the states.
+
+    Args:
+      states_BxSxD: the LLM's hidden states, any float; [b, s] predicts token s + 1 of row b.
+      head: makes logits of states, of the vocabulary or of some tokens: `Decoder.head`; `of_logits`
+        if the states are the LLM's logits [B, S, V] themselves.
+      targets: what is supervised.
+      cf_BxPxD: for every supervised title the CF logits of all items [B, P, I], or user vectors.
+      cf_items: the item side of user vectors, DENSE for logits; None leaves the projection out: the
+        loss is plain next-token prediction, as with alpha = 0.
+      trie: of the compressed trie.
+      objective: see Objective.
+      project: collaborative_tokenizer.project, or its version for items that are sharded.
+
+    Returns:
+      Sums; the loss is total / positions.
+    """
+    labels, objective = _soft_labels(targets, cf_BxPxD, cf_items, trie, objective, project)
+    if objective.softmax == "children":
+        decided_BxK = jnp.take_along_axis(targets.position, targets.decisions.position, axis=1)
+        states_KxD = _states_at(states_BxSxD, decided_BxK)
+        total, nll = children_loss(head(trie.choice), states_KxD, labels, objective)
+    else:
+        states_NxD = _states_at(states_BxSxD, targets.position)
+        label_N, weight_N = targets.label.ravel(), targets.weight.ravel()
+        total, nll = vocabulary_loss(head(None), states_NxD, label_N, weight_N, labels, objective)
+    return Loss(total, jnp.sum(targets.weight), nll, jnp.sum(targets.title_weight))
+
+
+def of_logits(tokens_U: jax.Array | None) -> Head:
+    """The head of a model whose states are its logits [n, V], any float."""
+    return lambda logits_NxV: (
+        logits_NxV if tokens_U is None else jnp.take(logits_NxV, tokens_U, axis=1)
+    ).astype(jnp.float32)
+
+
+def _soft_labels(
+    targets: Targets, cf_BxPxD, cf_items, trie: DeviceTrie, objective: Objective, project: Callable
+) -> tuple[SoftLabels, Objective]:
+    """The decisions of all rows with their CF distributions; alpha is 0 where there are none."""
+    decisions = targets.decisions
+    rows, positions = targets.position.shape
+    titles = targets.title_weight.shape[1]
+    row_Bx1 = jnp.arange(rows, dtype=jnp.int32)[:, None]
+    node_K = jnp.asarray(decisions.node).ravel()
+    child_KxC, is_child_KxC = trie.children(node_K)
+    if cf_items is None:
+        objective = dataclasses.replace(objective, alpha=0.0)
+        log_p_cf_KxC = jnp.where(is_child_KxC, 0.0, -jnp.inf)
+    else:
+        pair_K = (decisions.title + titles * row_Bx1).ravel()
+        cf_PxD = cf_BxPxD.reshape(rows * titles, -1)
+        log_p_cf_KxC = project(cf_PxD, cf_items, pair_K, node_K, trie, objective.beta)
+    token_N = trie.choice_index if objective.softmax == "children" else trie.token
+    labels = SoftLabels(
+        position=(decisions.position + positions * row_Bx1).ravel(),
+        weight=jnp.asarray(decisions.weight).ravel(),
+        child=jnp.asarray(decisions.child).ravel(),
+        token=token_N[child_KxC],
+        absent=~is_child_KxC,
+        log_p_cf=log_p_cf_KxC,
+    )
+    return labels, objective
+
+
+def _states_at(states_BxSxD: jax.Array, position_BxN: jax.Array) -> jax.Array:
+    """States at positions of each row, flat: [B * N, D]."""
+    states = jnp.take_along_axis(states_BxSxD, position_BxN[:, :, None], axis=1)
+    return states.reshape(-1, states.shape[-1])
 
 
 def soft_label_loss(
-    z_KxC: jax.Array,
-    log_normaliser_K: jax.Array,
-    label_child_K: jax.Array,
-    log_p_cf_KxC: jax.Array,
-    alpha: jax.Array | float,
-    form: str,
+    z_KxC: jax.Array, log_normaliser_K: jax.Array, labels: SoftLabels, objective: Objective
 ) -> jax.Array:
-    """Loss of each decision against y_soft = (1 - alpha) onehot + alpha p_cf (method.md).
+    """The loss of each decision, float32 [K].
 
     Args:
       z_KxC: float32 LLM logits over tau of the children's tokens, finite.
       log_normaliser_K: log of the softmax denominator over the allowed set (V or the children).
-      label_child_K: int32, which child is on the target's path.
-      log_p_cf_KxC: float32 from the Collaborative Tokenizer; -inf where there is no child.
-      alpha: 0 to 1, may be traced.
-      form: 'log_expectation' (-log sum y P, the published code) or 'cross_entropy' (-sum y log P).
-
-    Returns:
-      float32 [K].
     """
-    is_label_KxC = jnp.arange(z_KxC.shape[1])[None, :] == label_child_K[:, None]
+    alpha = objective.alpha
+    is_label_KxC = jnp.arange(z_KxC.shape[1])[None, :] == labels.child[:, None]
     log_p_KxC = z_KxC - log_normaliser_K[:, None]
-    if form == "cross_entropy":
-        y_KxC = (1.0 - alpha) * is_label_KxC + alpha * jnp.exp(log_p_cf_KxC)
+    if objective.form == "cross_entropy":
+        y_KxC = (1.0 - alpha) * is_label_KxC + alpha * jnp.exp(labels.log_p_cf)
         return -jnp.sum(y_KxC * log_p_KxC, axis=-1)
     log_onehot_KxC = jnp.where(is_label_KxC, 0.0, -jnp.inf)
     log_y_KxC = jnp.logaddexp(
         jnp.log1p(-jnp.asarray(alpha, jnp.float32)) + log_onehot_KxC,
-        jnp.log(jnp.asarray(alpha, jnp.float32)) + log_p_cf_KxC,
+        jnp.log(jnp.asarray(alpha, jnp.float32)) + labels.log_p_cf,
     )
     return -jax.nn.logsumexp(jax.lax.stop_gradient(log_y_KxC) + log_p_KxC, axis=-1)
 
 
-def vocabulary_loss(
+def vocabulary_loss_of_logits(
     logits_NxV: jax.Array,
     label_N: jax.Array,
     weight_N: jax.Array,
-    decision: Decisions,
-    alpha: jax.Array | float,
-    tau: jax.Array | float,
-    form: str,
+    labels: SoftLabels,
+    objective: Objective,
 ) -> tuple[jax.Array, jax.Array]:
     """Soft NTP with the softmax over the whole vocabulary (BIGRec and LLaRA style).
 
     Args:
       logits_NxV: float32 LLM logits at the supervised positions.
       label_N: int32 next token; weight_N: float32, 0 for padding.
-      decision: the decisions among the N positions.
+      labels: the decisions among the N positions.
 
     Returns:
       (sum of the objective, sum of the plain negative log-likelihood at tau).
     """
-    z_NxV = logits_NxV / tau
+    z_NxV = logits_NxV / objective.tau
     log_normaliser_N = jax.nn.logsumexp(z_NxV, axis=-1)
     z_label_N = jnp.take_along_axis(z_NxV, label_N[:, None], axis=-1)[:, 0]
     nll_N = log_normaliser_N - z_label_N
-    soft_K = soft_label_loss(
-        z_NxV[decision.position_K[:, None], decision.child_token_KxC],
-        log_normaliser_N[decision.position_K],
-        decision.label_child_K,
-        decision.log_p_cf_KxC,
-        alpha,
-        form,
-    )
+    z_KxC = z_NxV[labels.position[:, None], labels.token]
+    soft_K = soft_label_loss(z_KxC, log_normaliser_N[labels.position], labels, objective)
     # A decision's soft loss takes the place of its plain one.
-    swapped = jnp.sum(decision.weight_K * (soft_K - nll_N[decision.position_K]))
+    swapped = jnp.sum(labels.weight * (soft_K - nll_N[labels.position]))
     nll = jnp.sum(weight_N * nll_N)
     return nll + swapped, nll
 
 
-def children_loss(
-    logits_NxV: jax.Array,
-    decision: Decisions,
-    alpha: jax.Array | float,
-    tau: jax.Array | float,
-    form: str,
+def children_loss_of_logits(
+    logits_NxV: jax.Array, labels: SoftLabels, objective: Objective
 ) -> tuple[jax.Array, jax.Array]:
     """Soft NTP with the softmax over the trie's children (MSL, arXiv 2504.04178).
 
@@ -156,143 +248,84 @@ def children_loss(
     positions still count in the denominator (the caller's).
 
     Args:
-      logits_NxV: float32 LLM logits at the supervised positions.
-      decision: the decisions among the N positions.
+      logits_NxV: float32 LLM logits at the positions that the labels name.
 
     Returns:
       (sum of the objective, sum of the negative log-likelihood over the children at tau).
     """
-    z_KxC = logits_NxV[decision.position_K[:, None], decision.child_token_KxC] / tau
-    is_child_KxC = decision.log_p_cf_KxC > -jnp.inf
-    log_normaliser_K = jax.nn.logsumexp(z_KxC, axis=-1, where=is_child_KxC)
-    soft_K = soft_label_loss(
-        z_KxC, log_normaliser_K, decision.label_child_K, decision.log_p_cf_KxC, alpha, form
-    )
-    z_label_K = jnp.take_along_axis(z_KxC, decision.label_child_K[:, None], axis=-1)[:, 0]
-    total = jnp.sum(decision.weight_K * soft_K)
-    return total, jnp.sum(decision.weight_K * (log_normaliser_K - z_label_K))
+    z_KxC = logits_NxV[labels.position[:, None], labels.token] / objective.tau
+    log_normaliser_K = jax.nn.logsumexp(z_KxC, axis=-1, where=~labels.absent)
+    soft_K = soft_label_loss(z_KxC, log_normaliser_K, labels, objective)
+    z_label_K = jnp.take_along_axis(z_KxC, labels.child[:, None], axis=-1)[:, 0]
+    total = jnp.sum(labels.weight * soft_K)
+    return total, jnp.sum(labels.weight * (log_normaliser_K - z_label_K))
 
 
-def title_loss(
-    logits_BxTxV: jax.Array,
-    label_BxT: jax.Array,
-    weight_BxT: jax.Array,
-    cf_BxD: jax.Array,
-    titles: PaddedDecisions,
-    trie: TrieArrays,
-    shape: TrieShape,
-    *,
-    alpha: jax.Array | float,
-    beta: jax.Array | float = 1.0,
-    tau: jax.Array | float = 1.0,
-    form: str = "log_expectation",
-    softmax: str = "vocabulary",
-    items: CFItems = DENSE,
-) -> Loss:
-    """Projection and objective for one target a row, from the LLM's logits and the CF model's.
-
-    Args:
-      logits_BxTxV: the LLM's, any float; [b, t] predicts token t of the row's title.
-      label_BxT: int32, the title's tokens, its end token included; weight_BxT: float32, 0 for
-        padding.
-      cf_BxD: CF logits of all items [B, I], or user vectors with `items` holding the item table.
-      titles: of the target items, from `title_decisions(compressed trie).pad(target_B)`.
-      trie, shape: from `trie_on_device(compressed trie)`.
-      alpha, beta, tau: as in `validate_objective`; may be traced.
-
-    Returns:
-      Sums; the loss is total / positions.
-    """
-    batch, length, _ = logits_BxTxV.shape
-    row_BxK = jnp.broadcast_to(jnp.arange(batch)[:, None], titles.node_BxK.shape)
-    node_K = jnp.asarray(titles.node_BxK).ravel()
-    child_KxC, log_p_cf_KxC = project(cf_BxD, items, row_BxK.ravel(), node_K, trie, shape, beta)
-    decision = Decisions(
-        position_K=(row_BxK * length + titles.offset_BxK).ravel(),
-        weight_K=jnp.asarray(titles.weight_BxK).ravel(),
-        label_child_K=jnp.asarray(titles.child_BxK).ravel(),
-        child_token_KxC=trie.token[child_KxC],
-        log_p_cf_KxC=log_p_cf_KxC,
-    )
-    logits_NxV = logits_BxTxV.reshape(batch * length, -1).astype(jnp.float32)
-    if softmax == "children":
-        total, nll = children_loss(logits_NxV, decision, alpha, tau, form)
-    else:
-        label_N, weight_N = label_BxT.ravel(), weight_BxT.ravel()
-        total, nll = vocabulary_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form)
-    return Loss(total, jnp.sum(weight_BxT), nll, jnp.float32(batch))
-
-
-def children_loss_of_hidden(
+def children_loss(
     head: Head,
-    hidden_KxD: jax.Array,
-    decision: Decisions,
-    alpha: jax.Array | float,
-    tau: jax.Array | float,
-    form: str,
+    states_KxD: jax.Array,
+    labels: SoftLabels,
+    objective: Objective,
     *,
     chunk: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`children_loss` of head(hidden), with the logits of `chunk` decisions at a time.
+    """`children_loss_of_logits` of head(states), with the logits of `chunk` decisions at a time.
 
     Args:
-      head: may know only the tokens that decisions choose from (TrieArrays.choice); child_token_KxC
-        counts in its last axis.
-      hidden_KxD: the states before the decisions, in their order.
+      head: may know only the tokens that decisions choose from; labels.token counts in its last
+        axis.
+      states_KxD: the states before the decisions, in their order.
       chunk: by default what fits 64 MiB of logits.
     """
-    chunk = chunk or _default_chunk(head, hidden_KxD)
+    chunk = chunk or _default_chunk(head, states_KxD)
 
-    def loss(hidden_kxD, decision):
-        decision = decision._replace(position_K=jnp.arange(hidden_kxD.shape[0]))
-        return children_loss(head(hidden_kxD), decision, alpha, tau, form)
+    def loss(states_kxD, labels):
+        labels = labels._replace(position=jnp.arange(states_kxD.shape[0]))
+        return children_loss_of_logits(head(states_kxD), labels, objective)
 
-    if hidden_KxD.shape[0] <= chunk:
-        return loss(hidden_KxD, decision)
-    # Padded with zeros: no weight, and log p_cf = 0, so that no softmax is empty.
-    xs = jax.tree.map(lambda a: _in_chunks(a, chunk), (hidden_KxD, decision))
-    return _sum_over(loss, xs)
+    if states_KxD.shape[0] <= chunk:
+        return loss(states_KxD, labels)
+    # Padded with zeros: no weight, and no child is absent, so that no softmax is empty.
+    return _sum_over(loss, jax.tree.map(lambda a: _in_chunks(a, chunk), (states_KxD, labels)))
 
 
-def vocabulary_loss_of_hidden(
+def vocabulary_loss(
     head: Head,
-    hidden_NxD: jax.Array,
+    states_NxD: jax.Array,
     label_N: jax.Array,
     weight_N: jax.Array,
-    decision: Decisions,
-    alpha: jax.Array | float,
-    tau: jax.Array | float,
-    form: str,
+    labels: SoftLabels,
+    objective: Objective,
     *,
     chunk: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`vocabulary_loss` of head(hidden), with the logits of `chunk` positions at a time.
+    """`vocabulary_loss_of_logits` of head(states), with the logits of `chunk` positions at a time.
 
     No two decisions with a weight may share a position.
     """
-    chunk = chunk or _default_chunk(head, hidden_NxD)
+    chunk = chunk or _default_chunk(head, states_NxD)
 
-    def loss(hidden_nxD, label_n, weight_n, first):
+    def loss(states_nxD, label_n, weight_n, first):
         # The decisions of these positions follow one another: there are at most `chunk`.
-        start = jnp.searchsorted(decision.position_K, first)
-        local = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, chunk), decision)
-        position = local.position_K - first
+        start = jnp.searchsorted(labels.position, first)
+        local = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, chunk), labels)
+        position = local.position - first
         local = local._replace(
-            position_K=jnp.minimum(position, chunk - 1),
-            weight_K=jnp.where(position < chunk, local.weight_K, 0.0),
+            position=jnp.minimum(position, chunk - 1),
+            weight=jnp.where(position < chunk, local.weight, 0.0),
         )
-        return vocabulary_loss(head(hidden_nxD), label_n, weight_n, local, alpha, tau, form)
+        return vocabulary_loss_of_logits(head(states_nxD), label_n, weight_n, local, objective)
 
-    size = hidden_NxD.shape[0]
+    size = states_NxD.shape[0]
     if size <= chunk:
-        return vocabulary_loss(head(hidden_NxD), label_N, weight_N, decision, alpha, tau, form)
-    decision = _sorted_by_position(decision, size, padding=chunk)
-    xs = jax.tree.map(lambda a: _in_chunks(a, chunk), (hidden_NxD, label_N, weight_N))
+        return vocabulary_loss_of_logits(head(states_NxD), label_N, weight_N, labels, objective)
+    labels = _sorted_by_position(labels, size, padding=chunk)
+    xs = jax.tree.map(lambda a: _in_chunks(a, chunk), (states_NxD, label_N, weight_N))
     return _sum_over(loss, (*xs, chunk * jnp.arange(xs[0].shape[0])))
 
 
-def _default_chunk(head: Head, hidden_NxD: jax.Array) -> int:
-    row = jax.ShapeDtypeStruct((1, hidden_NxD.shape[1]), hidden_NxD.dtype)
+def _default_chunk(head: Head, states_NxD: jax.Array) -> int:
+    row = jax.ShapeDtypeStruct((1, states_NxD.shape[1]), states_NxD.dtype)
     return max(8, _LOGITS_BYTES // (4 * jax.eval_shape(head, row).shape[1]) // 8 * 8)
 
 
@@ -303,17 +336,17 @@ def _in_chunks(array: jax.Array, chunk: int) -> jax.Array:
     return jnp.pad(array, widths).reshape(chunks, chunk, *array.shape[1:])
 
 
-def _sorted_by_position(decision: Decisions, size: int, padding: int) -> Decisions:
-    """Decisions by ascending position, those without weight last, and `padding` more of these."""
-    position_K = jnp.where(decision.weight_K > 0, decision.position_K, size)
+def _sorted_by_position(labels: SoftLabels, size: int, padding: int) -> SoftLabels:
+    """Labels by ascending position, those without weight last, and `padding` more of these."""
+    position_K = jnp.where(labels.weight > 0, labels.position, size)
     order_K = jnp.argsort(position_K)
 
     def arrange(array, fill=0):
         widths = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
         return jnp.pad(array[order_K], widths, constant_values=fill)
 
-    arranged = jax.tree.map(arrange, decision)
-    return arranged._replace(position_K=arrange(position_K, fill=size))
+    arranged = jax.tree.map(arrange, labels)
+    return arranged._replace(position=arrange(position_K, fill=size))
 
 
 def _sum_over(loss, xs) -> tuple[jax.Array, jax.Array]:

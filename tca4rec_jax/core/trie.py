@@ -1,27 +1,23 @@
-"""The trie of tokenised titles, as flat arrays (host side, NumPy).
-
-Axis letters: I items, Q distinct token sequences (leaves), L tokens of a sequence, N nodes.
+"""The trie of tokenised titles: `ItemTrie` on the host (NumPy), `DeviceTrie` on the device.
 
 Nodes are numbered breadth first (by level, then in lexicographic order of their tokens), the root
 is node 0, so the children of a node are consecutive node ids and the nodes of a level are a slice.
-The same class holds the trie token by token (every edge is one token) and compressed (chains of
-single children merged into one edge of several tokens; its inner nodes are the decisions).
+Both classes hold the trie token by token (every edge is one token) or compressed (chains of single
+children merged into one edge of several tokens; its inner nodes are the decisions).
+
+Axes: core/__init__.py; here L are the tokens of the longest title.
 """
 
-import hashlib
-import os
-import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.errors import UserError
-
-_VERSION = 1  # of the file that `save` writes
 
 
 @dataclass(frozen=True)
@@ -111,53 +107,6 @@ class ItemTrie:
         )
         return ItemTrie(self.tokens_QxL, self.lengths_Q, self.leaf_of_item, **nodes)
 
-    def save(self, path: str | Path, content_hash: str) -> None:
-        """Writes the trie to one .npz file, beside `path` first and then renamed.
-
-        Args:
-          path: an existing file is replaced; its folder must exist.
-          content_hash: of what the trie was made from, see `trie_hash`.
-        """
-        path = Path(path)
-        arrays = {name: getattr(self, name) for name in _stored_names()}
-        beside = path.with_name(f".{path.name}.partial")
-        try:
-            with beside.open("wb") as file:
-                np.savez(file, version=_VERSION, content_hash=content_hash, **arrays)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)  # there only if writing failed
-
-    @classmethod
-    def load(cls, path: str | Path, content_hash: str) -> "ItemTrie":
-        """Reads what `save` wrote.
-
-        Args:
-          content_hash: the `trie_hash` of the present catalogue and tokenizer.
-
-        Raises:
-          FileNotFoundError: there is no such file.
-          ValueError: it is damaged or no trie file, of another version, or was made from something
-            else (another content hash).
-        """
-        remedy = "delete it and build the trie again"
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                stored = dict(file)
-        except (EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is not a trie file ({error}); {remedy}") from error
-        if not np.array_equal(stored.get("version", _VERSION), _VERSION):
-            raise UserError(
-                f"{path} is a trie file of version {stored['version']}, this program reads version "
-                f"{_VERSION}; {remedy}"
-            )
-        missing = {"version", "content_hash", *_stored_names()} - set(stored)
-        if missing:
-            raise UserError(f"{path} is not a trie file: {sorted(missing)} missing; {remedy}")
-        if not np.array_equal(stored["content_hash"], content_hash):
-            raise UserError(f"{path} was made from another catalogue or tokenizer; {remedy}")
-        return cls(**{name: stored[name] for name in _stored_names()})
-
     @property
     def num_nodes(self) -> int:
         return self.parent.size
@@ -199,13 +148,22 @@ class ItemTrie:
         first_N = self.tokens_QxL[self.leaf_start, self.edge_start]
         return np.where(self.parent < 0, -1, first_N).astype(np.int32)
 
-    def edge_tokens(self, length: int) -> np.ndarray:
-        """int32 [N, length]: the first `length` tokens of every edge, padded with -1."""
-        column_NxE = self.edge_start[:, None] + np.arange(length)
-        inside_NxE = column_NxE < self.depth[:, None]
-        last = self.tokens_QxL.shape[1] - 1
-        tokens_NxE = self.tokens_QxL[self.leaf_start[:, None], np.minimum(column_NxE, last)]
-        return np.where(inside_NxE, tokens_NxE, -1).astype(np.int32)
+    @cached_property
+    def edge_tokens(self) -> Ragged:
+        """int32, a row a node: the tokens of the edge into it."""
+        length_N = self.edge_length.astype(np.int64)
+        leaf_F = np.repeat(self.leaf_start, length_N)
+        tokens_F = self.tokens_QxL[leaf_F, ranges(self.edge_start, length_N)]
+        return Ragged.from_lengths(tokens_F.astype(np.int32), length_N)
+
+    @cached_property
+    def longest(self) -> np.ndarray:
+        """int32 [N]: tokens of the longest sequence below each node."""
+        longest_N = np.where(self.leaf >= 0, self.depth, 0).astype(np.int32)
+        levels = list(zip(self.level_offsets[1:-1], self.level_offsets[2:], strict=True))
+        for start, stop in reversed(levels):
+            np.maximum.at(longest_N, self.parent[start:stop], longest_N[start:stop])
+        return longest_N
 
     @cached_property
     def items_by_leaf(self) -> tuple[np.ndarray, np.ndarray]:
@@ -229,24 +187,145 @@ class ItemTrie:
         return paths
 
 
-def trie_hash(catalogue_hash: str, tokenizer_json: str, *template: str) -> str:
-    """SHA-256 (hex) of everything that determines a trie.
+@dataclass(frozen=True)
+class TrieSizes:
+    """The static sizes of a DeviceTrie (hashable: they are part of what a program is compiled for).
 
-    Args:
-      catalogue_hash: Catalogue.content_hash().
-      tokenizer_json: the tokenizer, for instance tokenizer.backend_tokenizer.to_str().
-      *template: the texts that are tokenised with a title (PromptTemplate.before_title and .end).
+    Attributes:
+      num_leaves: Q.
+      level_offsets: where each level's nodes begin, and their number.
+      root_children: children of the root.
+      inner_children: most children of another node, at least 1.
+      longest_run: most tokens of an edge that the LLM reads, at least 1.
+      longest_path: most tokens that the LLM reads of a title, at least 1.
+      beam_reads: most tokens that it reads for one beam, whichever titles the beam holds in turn.
     """
-    digest = hashlib.sha256()
-    for text in (catalogue_hash, tokenizer_json, *template):
-        data = text.encode()
-        digest.update(len(data).to_bytes(8, "little"))  # so that no two splits of a text are equal
-        digest.update(data)
-    return digest.hexdigest()
+
+    num_leaves: int
+    level_offsets: tuple[int, ...]
+    root_children: int
+    inner_children: int
+    longest_run: int
+    longest_path: int
+    beam_reads: int
+
+    @property
+    def num_nodes(self) -> int:
+        return self.level_offsets[-1]
+
+    @property
+    def max_children(self) -> int:
+        return max(self.root_children, self.inner_children)
 
 
-def _stored_names() -> list[str]:
-    return [field.name for field in fields(ItemTrie)]
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DeviceTrie:
+    """A trie for jitted programs: int32 arrays and, static, their sizes.
+
+    Training, search and compile-ahead take the same form (compile-ahead with ShapeDtypeStructs).
+
+    Attributes:
+      parent, depth, child_start, child_count, leaf, token, longest: [N], as in ItemTrie.
+      edge_length: [N], tokens on the edge into the node (0 for the root).
+      edge_offset: [N], where the edge's tokens begin in `edge_tokens`.
+      run_length: [N], tokens of the edge that the LLM reads in a search.
+      choice_index: [N], where the edge's first token is in `choice` (0 for the root).
+      choice: [U], ascending: the first tokens of all edges. No other token is ever chosen.
+      edge_tokens: [F], the tokens of every edge, one edge after the other.
+      item_order: [I], the items in the order of their leaves.
+      ordered_leaf: [I], their leaves, ascending; Q and above stand for no item (padding).
+    """
+
+    parent: jax.Array
+    depth: jax.Array
+    child_start: jax.Array
+    child_count: jax.Array
+    leaf: jax.Array
+    token: jax.Array
+    longest: jax.Array
+    edge_length: jax.Array
+    edge_offset: jax.Array
+    run_length: jax.Array
+    choice_index: jax.Array
+    choice: jax.Array
+    edge_tokens: jax.Array
+    item_order: jax.Array
+    ordered_leaf: jax.Array
+    sizes: TrieSizes = field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, trie: ItemTrie, *, item_shards: int = 1, score_edges: bool = False) -> "DeviceTrie":
+        """The arrays of a trie.
+
+        Args:
+          trie: `ItemTrie.build(..).compress()`, or token by token for a search that asks for it.
+          item_shards: into how many equal slices the item axis of the CF logits is sharded.
+            `item_order` and `ordered_leaf` then hold the shards one after the other: shard them
+            over the mesh axis of the logits and replicate the rest. The items are padded to a
+            multiple of item_shards; pad the logits alike, with any finite value.
+          score_edges: forced tokens are scored too (softmax over the vocabulary), so a search reads
+            the edges into leaves to their last token but one; else it never reads them.
+        """
+        item_order_I, ordered_leaf_I = _items_by_leaf(trie, item_shards)
+        edges = trie.edge_tokens
+        of_leaf_N = np.maximum(trie.edge_length - 1, 0) if score_edges else 0
+        run_N = np.where(trie.child_count > 0, trie.edge_length, of_leaf_N).astype(np.int32)
+        choice_U = np.unique(trie.token[1:])
+        path_N = np.where(run_N, trie.edge_start + run_N, 0)
+        arrays = {
+            "parent": trie.parent,
+            "depth": trie.depth,
+            "child_start": trie.child_start,
+            "child_count": trie.child_count,
+            "leaf": trie.leaf,
+            "token": trie.token,
+            "longest": trie.longest,
+            "edge_length": trie.edge_length,
+            "edge_offset": edges.offsets[:-1].astype(np.int32),
+            "run_length": run_N,
+            "choice_index": np.searchsorted(choice_U, trie.token).astype(np.int32),
+            "choice": choice_U,
+            "edge_tokens": edges.values,
+            "item_order": item_order_I,
+            "ordered_leaf": ordered_leaf_I,
+        }
+        level_run = np.maximum.reduceat(run_N, trie.level_offsets[:-1])
+        sizes = TrieSizes(
+            num_leaves=trie.num_leaves,
+            level_offsets=tuple(trie.level_offsets.tolist()),
+            root_children=int(trie.child_count[0]),
+            inner_children=max(1, int(trie.child_count[1:].max(initial=0))),
+            longest_run=max(1, int(run_N.max())),
+            longest_path=max(1, int(path_N.max())),
+            beam_reads=max(1, int(level_run.sum())),
+        )
+        return cls(**{name: jnp.asarray(array) for name, array in arrays.items()}, sizes=sizes)
+
+    def children(self, node: jax.Array, count: int | None = None) -> tuple[jax.Array, jax.Array]:
+        """The children of nodes.
+
+        Args:
+          node: int32 [...], node ids.
+          count: C, static: at least the most children of these nodes; sizes.max_children if None.
+
+        Returns:
+          (child int32 [..., C], 0 where there is none; is_child bool [..., C]).
+        """
+        offset_C = jnp.arange(self.sizes.max_children if count is None else count, dtype=jnp.int32)
+        offset = jnp.expand_dims(offset_C, tuple(range(node.ndim)))
+        is_child = offset < self.child_count[node][..., None]
+        return jnp.where(is_child, self.child_start[node][..., None] + offset, 0), is_child
+
+
+def _items_by_leaf(trie: ItemTrie, shards: int) -> tuple[np.ndarray, np.ndarray]:
+    """(items, their leaves ascending), int32 [I padded], of each shard one after the other."""
+    size = -(-trie.num_items // shards)
+    leaf_I = np.full(shards * size, trie.num_leaves, np.int32)
+    leaf_I[: trie.num_items] = trie.leaf_of_item
+    leaf_SxI = leaf_I.reshape(shards, size)
+    order_SxI = np.argsort(leaf_SxI, axis=1, kind="stable").astype(np.int32)
+    return order_SxI.ravel(), np.take_along_axis(leaf_SxI, order_SxI, axis=1).ravel()
 
 
 def _padded(sequences: Ragged | Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tca4rec_jax.decoding.search_trie import SearchTrie
+from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.llm.kv_cache import BeamCache, pack, pad_new_tokens, scatter_cache
 
 _FEWEST_TOKENS = 40  # smaller calls are hardly faster: they wait for the weights
@@ -27,7 +27,7 @@ class EdgeScores(NamedTuple):
     """What the LLM says after, and about, one edge per beam; logits are over the temperature.
 
     Attributes:
-      choice_BxMxU: float32, logits of the tokens in SearchTrie.choice after the edge.
+      choice_BxMxU: float32, logits of the tokens in DeviceTrie.choice after the edge.
       norm_BxM: float32, log sum exp over the vocabulary after the edge; 0 if not asked for.
       forced_BxM: float32, summed log-probabilities of the edge's tokens but the first; 0 if not
         asked for.
@@ -50,7 +50,7 @@ def run_edges(
     prompt: object,
     prompt_lengths_B: jax.Array,
     cache: BeamCache,
-    trie: SearchTrie,
+    trie: DeviceTrie,
     temperature: jax.Array,
     *,
     edge_chunk: int,
@@ -68,7 +68,7 @@ def run_edges(
     """
     batch, beams = node_BxM.shape
     length_BxM, offset_BxM = trie.run_length[node_BxM], trie.edge_offset[node_BxM]
-    edge_length_BxM = trie.depth[node_BxM] - trie.edge_start[node_BxM]
+    edge_length_BxM = trie.edge_length[node_BxM]
     sizes = call_sizes(batch, beams, edge_chunk)
     *smaller, (_, most_per_user) = sizes
 

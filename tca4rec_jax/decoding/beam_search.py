@@ -24,9 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.core.collaborative_tokenizer import node_log_mass
-from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.decoding.advance_beams import EdgeScores, run_edges, scores_of_hidden
-from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie, search_trie
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.kv_cache import BeamCache, gather_beams, grow_cache
 
@@ -137,9 +136,10 @@ class _State(NamedTuple):
     calls: jax.Array
 
 
-def prepare_trie(trie: ItemTrie, config: SearchConfig) -> tuple[SearchTrie, SearchShape]:
-    """The arrays and sizes of a trie (from `ItemTrie.build`) that a search of this kind needs."""
-    return search_trie(trie, compress=config.compress, score_edges=config.vocabulary)
+def prepare_trie(trie: ItemTrie, config: SearchConfig) -> DeviceTrie:
+    """The trie (from `ItemTrie.build`) in the form that a search of this kind walks."""
+    walked = trie.compress() if config.compress else trie
+    return DeviceTrie.of(walked, score_edges=config.vocabulary)
 
 
 def run_prompts(
@@ -173,10 +173,9 @@ def search_from_prompt(
     prompt: object,
     prompt_lengths_B: jax.Array,
     cf_logits_BxI: jax.Array | None,
-    trie: SearchTrie,
+    trie: DeviceTrie,
     weights: ScoreWeights,
     *,
-    shape: SearchShape,
     config: SearchConfig,
     allowed_BxI: jax.Array | None = None,
     renormalise: bool = True,
@@ -187,7 +186,7 @@ def search_from_prompt(
       model: a Decoder (or anything with its four methods).
       hidden_Bx1xD, prompt: from `run_prompts`; prompt_lengths_B: int32.
       cf_logits_BxI: float CF logits of all items for each user; None switches guidance off.
-      trie, shape: from `prepare_trie`.
+      trie: from `prepare_trie`.
       weights: see ScoreWeights.
       allowed_BxI: bool, leaves items out: what is found is what a trie of the allowed items alone
         would give, whatever the score; a title is a candidate while one of its items is allowed.
@@ -200,11 +199,11 @@ def search_from_prompt(
     mass_BxN, alive_BxN = None, None
     if allowed_BxI is not None:
         present_BxI = jnp.where(allowed_BxI, 0.0, -jnp.inf)
-        alive_BxN = node_log_mass(present_BxI, trie.mass, shape.mass) > -jnp.inf
+        alive_BxN = node_log_mass(present_BxI, trie) > -jnp.inf
     if cf_logits_BxI is not None:
         if allowed_BxI is not None and renormalise:
             cf_logits_BxI = jnp.where(allowed_BxI, cf_logits_BxI, -jnp.inf)
-        mass_BxN = node_log_mass(cf_logits_BxI, trie.mass, shape.mass, weights.beta)
+        mass_BxN = node_log_mass(cf_logits_BxI, trie, weights.beta)
     batch, beams = hidden_Bx1xD.shape[0], config.beams
 
     def expand(state: _State, scores: EdgeScores, node, total, children: int):
@@ -225,13 +224,13 @@ def search_from_prompt(
         state, chosen_BxM = _select(state, *candidates, trie, weights, config)
         return state, chosen_BxM // per_beam
 
-    bounds = _children_bounds(shape.inner_children)
+    bounds = _children_bounds(trie.sizes.inner_children)
 
     def step(state: _State) -> _State:
         scores, cache, calls = run_edges(
             model, state.node_BxM, prompt, prompt_lengths_B, state.cache, trie,
             weights.temperature, vocabulary=config.vocabulary,
-            edge_chunk=min(config.edge_chunk, shape.longest_run),
+            edge_chunk=min(config.edge_chunk, trie.sizes.longest_run),
         )  # fmt: skip
         node, total = state.node_BxM, state.total_BxM + scores.forced_BxM
         # The root stands for an empty slot.
@@ -243,7 +242,7 @@ def search_from_prompt(
         )
         return small._replace(cache=gather_beams(cache, beam_BxM), calls=state.calls + calls)
 
-    sizes = _pool_sizes(beams, shape.beam_reads)
+    sizes = _pool_sizes(beams, trie.sizes.beam_reads)
     nothing_BxM = jnp.full((batch, beams), -jnp.inf)
     start = _State(
         node_BxM=jnp.zeros((batch, beams), jnp.int32),
@@ -257,7 +256,7 @@ def search_from_prompt(
         model, hidden_Bx1xD, trie, weights.temperature, vocabulary=config.vocabulary
     )
     root_Bx1 = jnp.zeros((batch, 1), jnp.int32)
-    state, _ = expand(start, scores, root_Bx1, jnp.zeros((batch, 1)), shape.root_children)
+    state, _ = expand(start, scores, root_Bx1, jnp.zeros((batch, 1)), trie.sizes.root_children)
 
     def search_on(state: _State, sizes: list[int]) -> SearchResult:
         """To the end; with larger pools, if it comes to that."""
@@ -307,13 +306,10 @@ def _child_log_probs(
     scores, node_BxM, mass_BxN, alive_BxN, trie, weights, children, *, masked_softmax, renormalise
 ):
     """(child node ids, log-probabilities of the step to them) [B, M, C]; -inf: no such child."""
-    offset_C = jnp.arange(children, dtype=jnp.int32)
-    valid_BxMxC = offset_C[None, None, :] < trie.child_count[node_BxM][:, :, None]
-    child_BxMxC = trie.child_start[node_BxM][:, :, None] + offset_C[None, None, :]
-    child_BxMxC = jnp.where(valid_BxMxC, child_BxMxC, 0)
+    child_BxMxC, valid_BxMxC = trie.children(node_BxM, children)
     counted_BxMxC = valid_BxMxC
     if alive_BxN is not None:
-        valid_BxMxC &= _per_user(alive_BxN, trie.mass_node[child_BxMxC])
+        valid_BxMxC &= _per_user(alive_BxN, child_BxMxC)
         if renormalise:
             counted_BxMxC = valid_BxMxC
     index_BxMxC = trie.choice_index[child_BxMxC]
@@ -323,9 +319,8 @@ def _child_log_probs(
         norm_BxM = jax.nn.logsumexp(jnp.where(counted_BxMxC, logit_BxMxC, -jnp.inf), axis=-1)
     log_p_BxMxC = logit_BxMxC - norm_BxM[:, :, None]
     if mass_BxN is not None:
-        # Node ids of the compressed trie, flattened to one gather per user.
-        child_mass = _per_user(mass_BxN, trie.mass_node[child_BxMxC])
-        node_mass = _per_user(mass_BxN, trie.mass_node[node_BxM])
+        child_mass = _per_user(mass_BxN, child_BxMxC)
+        node_mass = _per_user(mass_BxN, node_BxM)
         log_cf_BxMxC = jnp.minimum(child_mass - node_mass[:, :, None], 0.0)
         log_p_BxMxC += jnp.where(weights.guidance > 0, weights.guidance * log_cf_BxMxC, 0.0)
     # A log-probability above 0 can only be rounding; the pruning bound relies on there being none.

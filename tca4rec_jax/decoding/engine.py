@@ -82,8 +82,7 @@ class BatchedSearch:
         self._config, self._mesh, self._renormalise = config, mesh, renormalise
         self._batch_size, self._buckets = batch_size, buckets
         self._scored = trie if config.vocabulary else trie.compress()
-        arrays, self._shape = prepare_trie(trie, config)
-        self._trie = replicate(mesh, arrays)
+        self._trie = replicate(mesh, prepare_trie(trie, config))
 
     def recommend(
         self,
@@ -207,7 +206,7 @@ class BatchedSearch:
     def _search(self, decoder: Decoder, weights: Sequence[ScoreWeights], temperatures, room: int):
         """What a model does with a batch: ([(leaves, scores) of each of its weights], NLL)."""
         graph, state = self._split(decoder)
-        same = {"mesh": self._mesh, "graph": graph, "shape": self._shape, "config": self._config}
+        same = {"mesh": self._mesh, "graph": graph, "config": self._config}
 
         def search(below, tokens, lengths, cf, allowed, target):
             prompt, nll = read_prompts(
@@ -234,7 +233,9 @@ class BatchedSearch:
 
     def _check_lengths(self, prompt_R: np.ndarray, text_R: np.ndarray, decoder: Decoder) -> None:
         """Lengths of the prompts, and of what is read: these and what follows them."""
-        limit_R = np.full_like(prompt_R, decoder.config.max_positions - self._shape.suffix_size)
+        limit_R = np.full_like(
+            prompt_R, decoder.config.max_positions - self._trie.sizes.longest_path
+        )
         if not isinstance(self._buckets, int):
             limit_R = np.minimum(limit_R, max(self._buckets) - (text_R - prompt_R))
         bad_R = (prompt_R < 1) | (prompt_R > limit_R)

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
 
 
 class TargetTitles(NamedTuple):
@@ -52,10 +51,9 @@ def title_nll(
     model,
     states_BxKxD: jax.Array,
     target: TargetTitles,
-    trie: SearchTrie,
+    trie: DeviceTrie,
     temperature_T: jax.Array,
     *,
-    shape: SearchShape,
     masked_softmax: bool,
 ) -> jax.Array:
     """-log P(title | prompt) of each row's target at several temperatures; traceable.
@@ -64,7 +62,7 @@ def title_nll(
       model: a Decoder.
       states_BxKxD: its hidden states at the tokens before the scored ones.
       target: of the batch, [B, ...].
-      trie, shape: from `prepare_trie`.
+      trie: from `prepare_trie`.
       temperature_T: float32, each above 0.
       masked_softmax: the softmax over the node's children ('before_softmax') instead of over the
         vocabulary, which asks for targets of a token-by-token trie.
@@ -77,10 +75,7 @@ def title_nll(
     chosen_BxK = jnp.take_along_axis(logits_BxKxV, token_BxKx1, axis=-1)[:, :, 0]
     allowed = logits_BxKxV
     if masked_softmax:
-        offset_C = jnp.arange(max(shape.root_children, shape.inner_children), dtype=jnp.int32)
-        valid_BxKxC = offset_C[None, None, :] < trie.child_count[target.node_RxK][:, :, None]
-        child_BxKxC = trie.child_start[target.node_RxK][:, :, None] + offset_C[None, None, :]
-        child_BxKxC = jnp.where(valid_BxKxC, child_BxKxC, 0)
+        child_BxKxC, valid_BxKxC = trie.children(target.node_RxK)
         token_BxKxC = trie.choice[trie.choice_index[child_BxKxC]]
         allowed = jnp.take_along_axis(logits_BxKxV, token_BxKxC, axis=-1)
         allowed = jnp.where(valid_BxKxC, allowed, -jnp.inf)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.decoding.beam_search import (
     ScoreWeights,
     SearchConfig,
@@ -25,7 +26,6 @@ from tca4rec_jax.decoding.beam_search import (
     search_from_prompt,
 )
 from tca4rec_jax.decoding.likelihood import TargetTitles, title_nll
-from tca4rec_jax.decoding.search_trie import SearchShape, SearchTrie
 from tca4rec_jax.distributed.data_parallel import RowParallel
 from tca4rec_jax.distributed.sharding import row_sharding, sharding_of
 from tca4rec_jax.llm.decoder import LowerLayers
@@ -65,19 +65,18 @@ def _of_layers(on_rows: RowParallel, states_and_kv):
     return states_and_kv(on_rows.rows, PartitionSpec(None, *on_rows.rows))
 
 
-@partial(jax.jit, static_argnames=("mesh", "graph", "shape", "config", "room"))
+@partial(jax.jit, static_argnames=("mesh", "graph", "config", "room"))
 def read_prompts(
     state: nnx.State,
     lower: LowerLayers | None,
     tokens_BxS: jax.Array,
     lengths_B: jax.Array,
     target_B: TargetTitles | None,
-    trie: SearchTrie,
+    trie: DeviceTrie,
     temperature_T: jax.Array,
     *,
     mesh: Mesh,
     graph: nnx.GraphDef,
-    shape: SearchShape,
     config: SearchConfig,
     room: int,
 ) -> tuple[Prompts, jax.Array | None]:
@@ -97,7 +96,7 @@ def read_prompts(
         if target is not None:
             nll_BxT = title_nll(
                 decoder, states_BxKxD[:, 1:], target, trie, temperature_T,
-                shape=shape, masked_softmax=not config.vocabulary,
+                masked_softmax=not config.vocabulary,
             )  # fmt: skip
         missing = [(0, 0), (0, 0), (0, room - tokens.shape[1]), (0, 0), (0, 0)]
         kv = jax.tree.map(lambda values: jnp.pad(values, missing), kv)
@@ -118,19 +117,18 @@ def read_prompts(
     return jax.lax.with_sharding_constraint(prompts, prompts_sharding(mesh, prompts)), nll_BxT
 
 
-@partial(jax.jit, static_argnames=("mesh", "graph", "shape", "config", "renormalise"))
+@partial(jax.jit, static_argnames=("mesh", "graph", "config", "renormalise"))
 def search_batch(
     state: nnx.State,
     prompts: Prompts,
     lengths_B: jax.Array,
     cf_logits_BxI: jax.Array | None,
     allowed_BxI: jax.Array | None,
-    trie: SearchTrie,
+    trie: DeviceTrie,
     weights: ScoreWeights,
     *,
     mesh: Mesh,
     graph: nnx.GraphDef,
-    shape: SearchShape,
     config: SearchConfig,
     renormalise: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
@@ -139,7 +137,7 @@ def search_batch(
     def on_one_group(state, prompts, lengths, cf_logits, allowed, trie, weights):
         result = search_from_prompt(
             nnx.merge(graph, state), *prompts, lengths, cf_logits, trie, weights,
-            shape=shape, config=config, allowed_BxI=allowed, renormalise=renormalise,
+            config=config, allowed_BxI=allowed, renormalise=renormalise,
         )  # fmt: skip
         return result.leaves, result.scores
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from tca4rec_jax.cf.logits_store import LogitsStore
+from tca4rec_jax.core.decisions import Decisions, Targets
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.activation_cache import FrozenStates
 from tca4rec_jax.training.examples import Examples
@@ -29,16 +30,8 @@ class Batch(NamedTuple):
 
     tokens_BxS: np.ndarray  # int32, padded on the right with 0
     length_B: np.ndarray  # int32
-    position_BxT: np.ndarray  # int32
-    label_BxT: np.ndarray  # int32
-    weight_BxT: np.ndarray  # float32
+    targets: Targets
     cf_BxPxD: np.ndarray  # float32, CF user vectors (factorised) or item logits (dense)
-    title_weight_BxP: np.ndarray  # float32
-    decision_position_BxK: np.ndarray  # int32, index into T
-    decision_title_BxK: np.ndarray  # int32, index into P
-    decision_node_BxK: np.ndarray  # int32
-    decision_child_BxK: np.ndarray  # int32
-    decision_weight_BxK: np.ndarray  # float32
     # What FrozenStates has of the rows, in its dtype; None: their tokens are run from the start.
     frozen_BxSxD: np.ndarray | None = None
 
@@ -63,16 +56,16 @@ def abstract_batch(
     return Batch(
         tokens_BxS=of(np.int32, shape.tokens),
         length_B=of(np.int32),
-        position_BxT=of(np.int32, shape.positions),
-        label_BxT=of(np.int32, shape.positions),
-        weight_BxT=of(np.float32, shape.positions),
+        targets=Targets(
+            position=of(np.int32, shape.positions),
+            label=of(np.int32, shape.positions),
+            weight=of(np.float32, shape.positions),
+            title_weight=of(np.float32, shape.titles),
+            decisions=Decisions(
+                *[of(np.int32, shape.decisions)] * 4, weight=of(np.float32, shape.decisions)
+            ),
+        ),
         cf_BxPxD=of(np.float32, shape.titles, cf_width),
-        title_weight_BxP=of(np.float32, shape.titles),
-        decision_position_BxK=of(np.int32, shape.decisions),
-        decision_title_BxK=of(np.int32, shape.decisions),
-        decision_node_BxK=of(np.int32, shape.decisions),
-        decision_child_BxK=of(np.int32, shape.decisions),
-        decision_weight_BxK=of(np.float32, shape.decisions),
         frozen_BxSxD=frozen and of(frozen[1], shape.tokens, frozen[0]),
     )
 
@@ -186,21 +179,18 @@ class Batches:
         cf_BxPxD = np.zeros((rows.size, shape.titles, vectors.shape[1]), np.float32)
         titled = np.arange(shape.titles) < cf.lengths[rows][:, None]
         cf_BxPxD[titled] = vectors
-        decided = np.arange(shape.decisions) < examples.decision_node.lengths[rows][:, None]
         weighted = np.arange(shape.positions) < examples.position.lengths[rows][:, None]
         batch = Batch(
             tokens_BxS=examples.tokens.pad(rows, shape.tokens, 0),
             length_B=examples.tokens.lengths[rows].astype(np.int32),
-            position_BxT=examples.position.pad(rows, shape.positions, 0),
-            label_BxT=examples.label.pad(rows, shape.positions, 0),
-            weight_BxT=weighted.astype(np.float32),
+            targets=Targets(
+                position=examples.position.pad(rows, shape.positions, 0),
+                label=examples.label.pad(rows, shape.positions, 0),
+                weight=weighted.astype(np.float32),
+                title_weight=titled.astype(np.float32),
+                decisions=examples.decisions.pad(rows, shape.decisions),
+            ),
             cf_BxPxD=cf_BxPxD,
-            title_weight_BxP=titled.astype(np.float32),
-            decision_position_BxK=examples.decision_position.pad(rows, shape.decisions, 0),
-            decision_title_BxK=examples.decision_title.pad(rows, shape.decisions, 0),
-            decision_node_BxK=examples.decision_node.pad(rows, shape.decisions, 0),
-            decision_child_BxK=examples.decision_child.pad(rows, shape.decisions, 0),
-            decision_weight_BxK=decided.astype(np.float32),
             frozen_BxSxD=self.frozen and self.frozen.read(examples.tokens, rows, shape.tokens),
         )
         missing = self.local_rows.size - rows.size
@@ -240,7 +230,7 @@ def _bucket_shape(examples: Examples, inside: np.ndarray, tokens: int) -> BatchS
         tokens,
         largest(examples.position),
         largest(examples.cf_position),
-        largest(examples.decision_node),
+        largest(examples.decisions.node),
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tca4rec_jax.core.collaborative_tokenizer import TitleDecisions, title_decisions
+from tca4rec_jax.core.decisions import RaggedDecisions, title_decisions
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.prompts import TitleTokens, keep_latest, row_tokens
 from tca4rec_jax.data.ragged import Ragged, ranges
@@ -35,20 +35,15 @@ class Examples:
       label: int32, aligned with `position`: that next token.
       cf_position: int64, one per supervised title: its flat position in the ItemSequences, which is
         its row in the CF logits store.
-      decision_position: int32, one per decision of a supervised title: index into `position`.
-      decision_title: int32, aligned: index into `cf_position`.
-      decision_node: int32, aligned: node of the compressed trie.
-      decision_child: int32, aligned: which of the node's children is on the title's path.
+      decisions: of the supervised titles; positions are indices into `position`, titles into
+        `cf_position`.
     """
 
     tokens: Ragged
     position: Ragged
     label: Ragged
     cf_position: Ragged
-    decision_position: Ragged
-    decision_title: Ragged
-    decision_node: Ragged
-    decision_child: Ragged
+    decisions: RaggedDecisions
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -128,7 +123,7 @@ def _pieces(sequences: ItemSequences, tokens: TitleTokens, max_tokens: int):
 
 
 def _supervise(
-    pieces, first, supervised, tokens: TitleTokens, decisions: TitleDecisions
+    pieces, first, supervised, tokens: TitleTokens, decisions: RaggedDecisions
 ) -> Examples:
     """Positions, labels, CF rows and decisions of the supervised titles of each piece."""
     ids, starts = row_tokens(tokens, pieces)
@@ -150,7 +145,7 @@ def _supervise(
     first_position = positions_before[row_first_title[rows]]
     in_row = positions_before - first_position  # supervised positions before the title, in its row
 
-    per_title = decisions.offset.take(items)
+    per_title = decisions.position.take(items)
     title_of_decision = np.repeat(np.arange(items.size), per_title.lengths)
     decision_row = rows[title_of_decision]
     cf_position = np.repeat(first, pieces.lengths) + ranges(
@@ -161,12 +156,14 @@ def _supervise(
         position=per_row(position.astype(np.int32), position_row),
         label=per_row(label, position_row),
         cf_position=per_row(cf_position[supervised], rows),
-        decision_position=per_row(
-            (in_row[title_of_decision] + per_title.values).astype(np.int32), decision_row
+        decisions=RaggedDecisions(
+            position=per_row(
+                (in_row[title_of_decision] + per_title.values).astype(np.int32), decision_row
+            ),
+            title=per_row(
+                (title_of_decision - row_first_title[decision_row]).astype(np.int32), decision_row
+            ),
+            node=per_row(decisions.node.take(items).values, decision_row),
+            child=per_row(decisions.child.take(items).values, decision_row),
         ),
-        decision_title=per_row(
-            (title_of_decision - row_first_title[decision_row]).astype(np.int32), decision_row
-        ),
-        decision_node=per_row(decisions.node.take(items).values, decision_row),
-        decision_child=per_row(decisions.child.take(items).values, decision_row),
     )

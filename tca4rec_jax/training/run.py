@@ -26,13 +26,14 @@ from transformers import PreTrainedTokenizerFast
 from tca4rec_jax.cf.logits_store import LogitsStore, open_store, split_path
 from tca4rec_jax.config import build, run_name
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
-from tca4rec_jax.core.objective import validate_objective
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.dataset import load as load_data
 from tca4rec_jax.data.downloads import ASSETS, fetch_file
 from tca4rec_jax.data.prompts import PromptTemplate, TitleTokens, tokenise_titles
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.distributed.multihost import barrier, check_processes_agree, is_main_process
+from tca4rec_jax.distributed.sharded_projection import put_cf
 from tca4rec_jax.distributed.sharding import (
     check_batch_size,
     local_rows,
@@ -55,7 +56,6 @@ from tca4rec_jax.llm.options import DecoderOptions
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 from tca4rec_jax.training.activation_cache import FrozenStates, frozen_layers_identity
 from tca4rec_jax.training.batches import Batches
-from tca4rec_jax.training.cf_shards import put_cf
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples, row_of_example
 from tca4rec_jax.training.fault_tolerance import check_folder
@@ -63,7 +63,6 @@ from tca4rec_jax.training.loop import train
 from tca4rec_jax.training.step import (
     TRAINED,
     Metrics,
-    Temperatures,
     TrainState,
     in_dtype,
     make_optimizer,
@@ -287,8 +286,7 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
       UserError: a field out of range, or inputs that do not fit each other.
     """
     config = run.config
-    objective, training = config.objective, config.training
-    validate_objective(**objective)
+    training, objective = config.training, Objective(**config.objective).check()
     check_batch_size(run.mesh, training.batch_size, "training.batch_size")
     titles = run.titles  # the tokenizer first: its reader of a GGUF file is kept for the weights
     split = training_split(config)
@@ -320,25 +318,20 @@ def prepare_training(run: Run, *, projected: bool = True) -> Training:
         100 * batches.padding_share,
     )
     items = CFItems(store.item_table, store.item_bias) if projected else None
-    items, trie, trie_shape = put_cf(run.mesh, items, run.compressed_trie)
+    items, trie = put_cf(run.mesh, items, run.compressed_trie)
     step = make_train_step(
         graph,
         state,
         base,
         run.optimizer(),
         mesh=run.mesh,
-        trie_shape=trie_shape,
-        form=objective.form,
-        softmax=objective.softmax,
         seed=config.seed,
         compute_dtype=run.compute_dtype,
     )
-    scalars = Temperatures(
-        *(jnp.asarray(objective[name], jnp.float32) for name in Temperatures._fields)
-    )
-    scalars = replicate(run.mesh, scalars)
+    objective = jax.tree.map(jnp.float32, objective)
+    objective = replicate(run.mesh, objective)
     return Training(
-        state, batches, lambda state, batch: step(state, base, batch, items, trie, scalars)
+        state, batches, lambda state, batch: step(state, base, batch, items, trie, objective)
     )
 
 

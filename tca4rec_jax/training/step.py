@@ -1,7 +1,6 @@
 """The training step: the decoder's loss on a batch, and one update of its adapters or weights.
 
-Axis letters: B batch, S sequence, T supervised positions of a row, P its supervised titles, K its
-decisions (or all of the batch's), D model or CF width, C children.
+Axes: core/__init__.py.
 """
 
 import dataclasses
@@ -15,32 +14,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from tca4rec_jax.core.collaborative_tokenizer import (
-    CFItems,
-    TrieArrays,
-    TrieShape,
-    children_of,
-    project,
-)
-from tca4rec_jax.core.objective import (
-    Decisions,
-    Loss,
-    children_loss_of_hidden,
-    vocabulary_loss_of_hidden,
-)
+from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
+from tca4rec_jax.core.objective import Loss, Objective, tca_loss
+from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.distributed.data_parallel import RowParallel
+from tca4rec_jax.distributed.sharded_projection import project_shards
 from tca4rec_jax.distributed.sharding import parameters, replicated, row_sharding
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.training.batches import Batch
-from tca4rec_jax.training.cf_shards import project_shards
-
-
-class Temperatures(NamedTuple):
-    """The objective's scalars, traced, so that they may follow a schedule."""
-
-    alpha: jax.Array
-    beta: jax.Array
-    tau: jax.Array
 
 
 class TrainState(NamedTuple):
@@ -67,21 +48,18 @@ def batch_loss(
     decoder: Decoder,
     batch: Batch,
     cf_items: CFItems | None,
-    trie: TrieArrays,
-    temperatures: Temperatures,
+    trie: DeviceTrie,
+    objective: Objective,
     *,
-    trie_shape: TrieShape,
-    form: str,
-    softmax: str,
     dropout_key_B: jax.Array | None = None,
     project: Callable = project,
 ) -> Loss:
-    """Sums of the soft NTP objective over a batch (method.md; see soft_ntp).
+    """`tca_loss` of the decoder's states on a batch.
 
-    With softmax 'children' logits exist at decisions only, and of those tokens only that some
-    decision chooses from; with 'vocabulary' at the supervised positions. The projection is float32
-    whatever the decoder's dtype. Without cf_items there is none: plain next-token prediction.
-    `project` may be `project_shards` (of items that are split over devices).
+    Args:
+      cf_items: None leaves the projection out: plain next-token prediction.
+      dropout_key_B: switches the adapters' dropout on.
+      project: `project_shards` where items are split over devices.
     """
     hidden_BxSxD = decoder.hidden(
         batch.tokens_BxS,
@@ -89,59 +67,15 @@ def batch_loss(
         frozen_BxSxD=batch.frozen_BxSxD,
         dropout_key_B=dropout_key_B,
     )
-    rows, titles = batch.title_weight_BxP.shape
-    row_Bx1 = jnp.arange(rows, dtype=jnp.int32)[:, None]
-    node_K = batch.decision_node_BxK.ravel()
-    alpha, beta, tau = temperatures
-    if cf_items is None:
-        child_KxC, is_child_KxC = children_of(node_K, trie, trie_shape)
-        alpha, log_p_cf_KxC = 0.0, jnp.where(is_child_KxC, 0.0, -jnp.inf)
-    else:
-        child_KxC, log_p_cf_KxC = project(
-            batch.cf_BxPxD.reshape(rows * titles, -1),
-            cf_items,
-            (batch.decision_title_BxK + titles * row_Bx1).ravel(),
-            node_K,
-            trie,
-            trie_shape,
-            beta,
-        )
-    in_children = softmax == "children"
-    positions = batch.position_BxT.shape[1]
-    decisions = Decisions(
-        position_K=(batch.decision_position_BxK + positions * row_Bx1).ravel(),
-        weight_K=batch.decision_weight_BxK.ravel(),
-        label_child_K=batch.decision_child_BxK.ravel(),
-        child_token_KxC=(trie.choice_index if in_children else trie.token)[child_KxC],
-        log_p_cf_KxC=log_p_cf_KxC,
-    )
-
-    def states_before(position_BxN):
-        """Hidden states at positions of each row, flat: [B * N, D]."""
-        states = jnp.take_along_axis(hidden_BxSxD, position_BxN[:, :, None], axis=1)
-        return states.reshape(-1, states.shape[-1])
-
-    if in_children:
-        place_BxK = jnp.take_along_axis(batch.position_BxT, batch.decision_position_BxK, axis=1)
-        total, nll = children_loss_of_hidden(
-            decoder.head(trie.choice), states_before(place_BxK), decisions, alpha, tau, form
-        )
-    else:
-        total, nll = vocabulary_loss_of_hidden(
-            decoder.head(),
-            states_before(batch.position_BxT),
-            batch.label_BxT.ravel(),
-            batch.weight_BxT.ravel(),
-            decisions,
-            alpha,
-            tau,
-            form,
-        )
-    return Loss(
-        total=total,
-        positions=jnp.sum(batch.weight_BxT),
-        nll=nll,
-        titles=jnp.sum(batch.title_weight_BxP),
+    return tca_loss(
+        hidden_BxSxD,
+        decoder.head,
+        batch.targets,
+        batch.cf_BxPxD,
+        cf_items,
+        trie,
+        objective,
+        project=project,
     )
 
 
@@ -185,13 +119,10 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     mesh: Mesh,
-    trie_shape: TrieShape,
-    form: str,
-    softmax: str,
     seed: int,
     compute_dtype: str | None = None,
 ):
-    """The jitted update (state, base, batch, cf_items, trie, temperatures) -> (state, Metrics).
+    """The jitted update (state, base, batch, cf_items, trie, objective) -> (state, Metrics).
 
     `state` and `base` say where their arrays live (arrays, or ShapeDtypeStructs with a sharding:
     sharding.tree_shardings); `cf_items` and `trie` live as put_cf puts them. The state is donated.
@@ -210,7 +141,7 @@ def make_train_step(
     state_places, base_places = jax.tree.map(lambda array: array.sharding, (state, base))
     spec_of = {path: place.spec for path, place in parameters((state_places.params, base_places))}
 
-    def sums_and_gradients(params, base, batch, row_B, cf_items, trie, temperatures, key):
+    def sums_and_gradients(params, base, batch, row_B, cf_items, trie, objective, key):
         def total(params):
             decoder = nnx.merge(graph, in_dtype(params, compute_dtype), base)
             decoder.options = dataclasses.replace(
@@ -221,10 +152,7 @@ def make_train_step(
                 batch,
                 cf_items,
                 trie,
-                temperatures,
-                trie_shape=trie_shape,
-                form=form,
-                softmax=softmax,
+                objective,
                 dropout_key_B=jax.vmap(jax.random.fold_in, (None, 0))(key, row_B),
                 project=functools.partial(project_shards, on_rows),
             )
@@ -251,15 +179,13 @@ def make_train_step(
         in_shardings=(state_places, base_places, row_sharding(mesh), None, None, replicated(mesh)),
         out_shardings=(state_places, replicated(mesh)),
     )
-    def train_step(state: TrainState, base, batch, cf_items, trie, temperatures):
+    def train_step(state: TrainState, base, batch, cf_items, trie, objective):
         running = state.step >= 0
         key = jax.random.fold_in(
             jax.random.key(seed), jnp.where(running, state.step, -1 - state.step)
         )
         row_B = jnp.arange(batch.length_B.shape[0], dtype=jnp.int32)
-        loss, gradients = on_mesh(
-            state.params, base, batch, row_B, cf_items, trie, temperatures, key
-        )
+        loss, gradients = on_mesh(state.params, base, batch, row_B, cf_items, trie, objective, key)
         positions = jnp.maximum(loss.positions, 1.0)
         gradients = jax.tree.map(lambda g: g / positions, gradients)
         updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)

@@ -20,13 +20,13 @@ from tca4rec_jax.compile_ahead.hlo import array_dimensions
 from tca4rec_jax.compile_ahead.programs import PROGRAMS, Programs, stored_dtype
 from tca4rec_jax.compile_ahead.targets import COMPILERS, Target
 from tca4rec_jax.config import published_config
-from tca4rec_jax.core.collaborative_tokenizer import project, trie_on_device
-from tca4rec_jax.core.trie import ItemTrie
-from tca4rec_jax.decoding.search_trie import search_trie
+from tca4rec_jax.core import objective
+from tca4rec_jax.core.collaborative_tokenizer import project
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
+from tca4rec_jax.distributed import sharded_projection
 from tca4rec_jax.llm import architectures
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.quantisation import quantise
-from tca4rec_jax.training import cf_shards, step
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,14 +34,11 @@ ROOT = Path(__file__).parents[2]
 def test_a_catalogues_sizes_have_the_form_of_a_real_ones():
     trie = ItemTrie.build([[5, 7, 0], [5, 9, 3, 0], [8, 0]])
     sizes = CatalogueSizes(items=1000, vocabulary=512)
-    for ours, real in (
-        (sizes.trie()[0], trie_on_device(trie.compress())[0]),
-        (sizes.search_trie(score_edges=True)[0],
-         search_trie(trie, compress=True, score_edges=True)[0]),
-    ):  # fmt: skip
-        assert jax.tree.structure(ours) == jax.tree.structure(real)
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(real), strict=True):
-            assert (a.dtype, a.ndim) == (b.dtype, b.ndim)
+    ours, real = sizes.trie(), DeviceTrie.of(trie.compress())
+    ours = dataclasses.replace(ours, sizes=real.sizes)
+    assert jax.tree.structure(ours) == jax.tree.structure(real)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(real), strict=True):
+        assert (a.dtype, a.ndim) == (b.dtype, b.ndim)
 
 
 def test_a_catalogues_sizes_are_near_those_measured():
@@ -61,8 +58,8 @@ def test_the_memory_and_the_products_of_a_step_are_those_of_its_arrays(tiny_conf
     weights = 4 * sum(map(math.prod, programs.architecture.parameter_shapes.values()))
     assert programs.weight_bytes == weights + 4 * programs.trained_parameters
     batch = 4 // 2 * 4 * (96 + 1 + 3 * 72 + 64 + 1 + 5 * 16)
-    # With the softmax over the vocabulary nobody asks for the tokens that decisions choose from.
-    trie = jax.tree.leaves(programs.sizes.trie()[0]._replace(choice=None, choice_index=None))
+    used = ["item_order", "ordered_leaf", "leaf", "parent", "child_start", "child_count", "token"]
+    trie = [getattr(programs.sizes.trie(), name) for name in used]
     # Weights, adapters and their moments, a device's half of the batch, CF items, trie, scalars.
     expected = weights + 3 * 4 * programs.trained_parameters + batch
     expected += sum(leaf.size * leaf.dtype.itemsize for leaf in trie)
@@ -170,7 +167,7 @@ def logits_in_collectives(work, vocabulary, hidden, items, shards):
 
 
 def gather_vocabulary_logits(monkeypatch):
-    loss_as_it_is = step.vocabulary_loss_of_hidden
+    loss_as_it_is = objective.vocabulary_loss
 
     def loss(head, *arguments):
         def gathered_head(hidden_NxD):
@@ -178,27 +175,27 @@ def gather_vocabulary_logits(monkeypatch):
 
         return loss_as_it_is(gathered_head, *arguments)
 
-    monkeypatch.setattr(step, "vocabulary_loss_of_hidden", loss)
+    monkeypatch.setattr(objective, "vocabulary_loss", loss)
 
 
 def gather_cf_logits(monkeypatch):
     def gathered(cf_PxD, items, pair_K, node_K, *rest, axis_name):
         shard_PxI = cf_PxD @ items.table_IxD.T
         logits_PxI = jax.lax.all_gather(shard_PxI, axis_name, axis=1, tiled=True)
-        child, log_p = project(cf_PxD, items, pair_K, node_K, *rest, axis_name=axis_name)
-        return child, log_p + logits_PxI[pair_K, node_K][:, None]
+        log_p = project(cf_PxD, items, pair_K, node_K, *rest, axis_name=axis_name)
+        return log_p + logits_PxI[pair_K, node_K][:, None]
 
-    monkeypatch.setattr(cf_shards, "project", gathered)
+    monkeypatch.setattr(sharded_projection, "project", gathered)
 
 
 def call_the_host(monkeypatch):
-    loss_as_it_is = step.vocabulary_loss_of_hidden
+    loss_as_it_is = objective.vocabulary_loss
 
     def loss(head, hidden_NxD, *arguments):
         jax.debug.callback(lambda total: None, hidden_NxD.sum())
         return loss_as_it_is(head, hidden_NxD, *arguments)
 
-    monkeypatch.setattr(step, "vocabulary_loss_of_hidden", loss)
+    monkeypatch.setattr(objective, "vocabulary_loss", loss)
 
 
 CHANGES = {

@@ -1,5 +1,7 @@
 """The projection against a dictionary trie in float64."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,27 +12,24 @@ from jax.sharding import AxisType, PartitionSpec
 
 from tca4rec_jax.core.collaborative_tokenizer import (
     CFItems,
-    TrieArrays,
+    cf_logits,
     child_log_probs,
-    item_logits,
     node_log_mass,
     project,
-    shard_items,
     token_distributions,
-    trie_on_device,
 )
-from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 
 END = 0
 VOCABULARY = 6
-mass_of = jax.jit(node_log_mass, static_argnames="shape")
-distributions_of = jax.jit(child_log_probs, static_argnames="shape")
-projected = jax.jit(project, static_argnames=("shape", "pairs_at_once"))
+mass_of = jax.jit(node_log_mass)
+distributions_of = jax.jit(child_log_probs)
+projected = jax.jit(project, static_argnames="pairs_at_once")
 
 
 def brute_force(sequences, logits, prefix, beta=1.0):
-    """p_cf(. | prefix) in float64, from the definition (method.md)."""
+    """p_cf(. | prefix) in float64, from the definition (docs/method.md)."""
     inside = [i for i, s in enumerate(sequences) if tuple(s[: len(prefix)]) == prefix]
     scores = np.asarray(logits, np.float64)[inside] / beta
     q = np.exp(scores - scores.max())
@@ -80,10 +79,10 @@ def test_the_dense_view_is_the_definition_for_hopeless_items_too():
 
 def test_the_root_sums_over_all_items_and_a_constant_changes_nothing():
     sequences = [[1, 2, END], [1, END], [3, END], [1, 2, END]]
-    arrays, shape = trie_on_device(ItemTrie.build(sequences).compress())
+    trie = DeviceTrie.of(ItemTrie.build(sequences).compress())
     logits = np.array([[0.3, -2.0, 1.5, 0.1]], np.float32)
-    mass = mass_of(logits, arrays, shape)
-    shifted = mass_of(logits + 50.0, arrays, shape)
+    mass = mass_of(logits, trie)
+    shifted = mass_of(logits + 50.0, trie)
     np.testing.assert_allclose(mass[0, 0], jax.nn.logsumexp(logits), rtol=1e-6)
     np.testing.assert_allclose(shifted - mass, jnp.full_like(mass, 50.0), atol=1e-5)
 
@@ -115,43 +114,37 @@ def decisions_of(trie, count, pairs, seed=0):
 
 def test_many_pairs_in_groups_equal_all_at_once():
     trie = random_catalogue(0).compress()
-    arrays, shape = trie_on_device(trie)
+    arrays = DeviceTrie.of(trie)
     rng = np.random.default_rng(1)
     vectors = jnp.asarray(rng.normal(size=(11, 4)), jnp.float32)
     items = CFItems(
         jnp.asarray(rng.normal(size=(300, 4)), jnp.float32), jnp.asarray(rng.normal(size=300))
     )
     pair_K, node_K = decisions_of(trie, 40, 11)
-    mass = mass_of(item_logits(vectors, items), arrays, shape, 0.7)
-    tokens, expected = distributions_of(mass, pair_K, node_K, arrays, shape)
+    mass = mass_of(cf_logits(vectors, items), arrays, 0.7)
+    expected = distributions_of(mass, pair_K, node_K, arrays)
     for pairs_at_once in (None, 11, 4, 1):
-        child, log_p = projected(
-            vectors, items, pair_K, node_K, arrays, shape, 0.7, pairs_at_once=pairs_at_once
-        )
+        log_p = projected(vectors, items, pair_K, node_K, arrays, 0.7, pairs_at_once=pairs_at_once)
         np.testing.assert_allclose(log_p, expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_array_equal(arrays.token[child], tokens)
 
 
 def test_items_sharded_over_devices_give_the_same_distributions():
     trie = random_catalogue(2, items=301).compress()  # one shard is padded
     logits = jnp.asarray(np.random.default_rng(3).uniform(-60, 60, (5, 301)), jnp.float32)
     pair_K, node_K = decisions_of(trie, 30, 5)
-    arrays, shape = trie_on_device(trie)
-    expected = projected(logits, CFItems(), pair_K, node_K, arrays, shape)[1]
+    expected = projected(logits, CFItems(), pair_K, node_K, DeviceTrie.of(trie))
     devices = len(jax.devices())
     assert devices > 1
-    sharded, shape = shard_items(trie, devices)
+    sharded = DeviceTrie.of(trie, item_shards=devices)
     padding = sharded.item_order.size - 301
     items, everywhere = PartitionSpec("items"), PartitionSpec()
-    specs = TrieArrays(*[everywhere] * len(sharded))
+    specs = jax.tree.map(lambda _: everywhere, sharded)
     on_mesh = jax.shard_map(
-        lambda logits, trie: project(
-            logits, CFItems(), pair_K, node_K, trie, shape, axis_name="items"
-        )[1],
+        lambda logits, trie: project(logits, CFItems(), pair_K, node_K, trie, axis_name="items"),
         mesh=jax.make_mesh((devices,), ("items",), axis_types=(AxisType.Auto,)),
         in_specs=(
             PartitionSpec(None, "items"),
-            specs._replace(item_order=items, ordered_leaf=items),
+            dataclasses.replace(specs, item_order=items, ordered_leaf=items),
         ),
         out_specs=everywhere,
         check_vma=False,
@@ -176,8 +169,8 @@ def test_logits_of_any_float_type_are_projected_in_float32(dtype):
 
 def test_one_program_serves_all_batches():
     trie = random_catalogue(6).compress()
-    arrays, shape = trie_on_device(trie)
-    on_batch = jax.jit(lambda *args, beta: project(*args, shape, beta))
+    arrays = DeviceTrie.of(trie)
+    on_batch = jax.jit(lambda *args, beta: project(*args, beta))
     for seed in range(3):
         pair_K, node_K = decisions_of(trie, 20, 4, seed)
         logits = jnp.asarray(np.random.default_rng(seed).normal(size=(4, 300)), jnp.float32)
@@ -190,6 +183,6 @@ def test_token_by_token_trie_gives_the_same_distributions():
     sequences = [[1, 2, 3, END], [1, 2, 4, END], [2, END]]
     trie = ItemTrie.build(sequences)
     logits = np.array([[0.5, -1.0, 2.0]], np.float32)
-    token_mass = np.asarray(mass_of(logits, *trie_on_device(trie)))[0]
+    token_mass = np.asarray(mass_of(logits, DeviceTrie.of(trie)))[0]
     forced = np.flatnonzero(trie.child_count == 1)
     np.testing.assert_array_equal(token_mass[trie.child_start[forced]], token_mass[forced])

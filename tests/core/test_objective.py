@@ -10,16 +10,22 @@ import pytest
 from absl.testing import parameterized
 
 from tca4rec_jax.core.objective import (
-    Decisions,
+    Objective,
+    SoftLabels,
     children_loss,
-    children_loss_of_hidden,
-    validate_objective,
+    children_loss_of_logits,
     vocabulary_loss,
-    vocabulary_loss_of_hidden,
+    vocabulary_loss_of_logits,
 )
+from tca4rec_jax.errors import UserError
 
 N, V, C = 6, 11, 4
 DECISIONS = 3  # and one of padding
+
+
+def soft_labels(position_K, weight_K, child_K, token_KxC, log_p_cf_KxC):
+    absent_KxC = log_p_cf_KxC == -np.inf
+    return SoftLabels(position_K, weight_K, child_K, token_KxC, absent_KxC, log_p_cf_KxC)
 
 
 def random_case(seed):
@@ -37,40 +43,40 @@ def random_case(seed):
     label_N[position_K[real]] = child_token_KxC[real, label_child_K[real]]
     weight_N = np.array([1, 1, 0.5, 2, 1, 0], np.float32)
     weight_K = np.array([1, 0.5, 2, 0], np.float32)
-    decisions = Decisions(position_K, weight_K, label_child_K, child_token_KxC, log_p_cf_KxC)
-    return jax.tree.map(jnp.asarray, (logits_NxV, label_N, weight_N, decisions))
+    labels = soft_labels(position_K, weight_K, label_child_K, child_token_KxC, log_p_cf_KxC)
+    return jax.tree.map(jnp.asarray, (logits_NxV, label_N, weight_N, labels))
 
 
-def dense_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form, softmax):
-    """The definition in method.md over dense [N, V] soft labels and allowed sets."""
+def dense_loss(logits_NxV, label_N, weight_N, labels, objective):
+    """The definition (docs/method.md) over dense [N, V] soft labels and allowed sets."""
+    alpha, softmax = objective.alpha, objective.softmax
     cf_NxV = jax.nn.one_hot(label_N, V)
     allowed_NxV = cf_NxV > 0 if softmax == "children" else jnp.ones((N, V), bool)
     for k in range(DECISIONS):
-        p = jnp.exp(decision.log_p_cf_KxC[k])
-        row = jnp.zeros(V).at[decision.child_token_KxC[k]].add(p)
-        cf_NxV = cf_NxV.at[decision.position_K[k]].set(row)
+        p = jnp.exp(labels.log_p_cf[k])
+        row = jnp.zeros(V).at[labels.token[k]].add(p)
+        cf_NxV = cf_NxV.at[labels.position[k]].set(row)
         if softmax == "children":
-            is_child = decision.log_p_cf_KxC[k] > -jnp.inf
-            row = jnp.zeros(V, bool).at[decision.child_token_KxC[k]].max(is_child)
-            allowed_NxV = allowed_NxV.at[decision.position_K[k]].set(row)
+            is_child = ~labels.absent[k]
+            row = jnp.zeros(V, bool).at[labels.token[k]].max(is_child)
+            allowed_NxV = allowed_NxV.at[labels.position[k]].set(row)
     y_NxV = (1 - alpha) * jax.nn.one_hot(label_N, V) + alpha * cf_NxV
-    log_p_NxV = jax.nn.log_softmax(jnp.where(allowed_NxV, logits_NxV / tau, -1e30))
-    if form == "cross_entropy":
+    log_p_NxV = jax.nn.log_softmax(jnp.where(allowed_NxV, logits_NxV / objective.tau, -1e30))
+    if objective.form == "cross_entropy":
         loss_N = -jnp.sum(jnp.where(allowed_NxV, y_NxV * log_p_NxV, 0.0), axis=1)
     else:
         loss_N = -jnp.log(jnp.sum(jnp.where(allowed_NxV, y_NxV * jnp.exp(log_p_NxV), 0.0), axis=1))
     return jnp.sum(loss_N * weight_N)
 
 
-def sparse_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form, softmax):
-    if softmax == "children":
-        return children_loss(logits_NxV, decision, alpha, tau, form)[0]
-    return vocabulary_loss(logits_NxV, label_N, weight_N, decision, alpha, tau, form)[0]
+def sparse_loss(logits_NxV, label_N, weight_N, labels, objective):
+    if objective.softmax == "children":
+        return children_loss_of_logits(logits_NxV, labels, objective)[0]
+    return vocabulary_loss_of_logits(logits_NxV, label_N, weight_N, labels, objective)[0]
 
 
 dense_gradient, sparse_gradient = (
-    jax.jit(jax.value_and_grad(loss), static_argnames=("form", "softmax"))
-    for loss in (dense_loss, sparse_loss)
+    jax.jit(jax.value_and_grad(loss)) for loss in (dense_loss, sparse_loss)
 )
 
 
@@ -83,8 +89,9 @@ class SoftNTPTest(parameterized.TestCase):
     )
     def test_value_and_gradient_equal_the_dense_definition(self, form, softmax, alpha, tau):
         logits_NxV, *rest = random_case(seed=int(alpha * 10))
-        dense = dense_gradient(logits_NxV, *rest, alpha, tau, form, softmax)
-        sparse = sparse_gradient(logits_NxV, *rest, alpha, tau, form, softmax)
+        objective = Objective(alpha, 1.0, tau, form, softmax)
+        dense = dense_gradient(logits_NxV, *rest, objective)
+        sparse = sparse_gradient(logits_NxV, *rest, objective)
         np.testing.assert_allclose(sparse[0], dense[0], rtol=1e-5)
         np.testing.assert_allclose(sparse[1], dense[1], atol=2e-6)
 
@@ -93,7 +100,7 @@ class SoftNTPTest(parameterized.TestCase):
     )
     def test_gradient_equals_finite_differences(self, softmax, form):
         logits_NxV, *rest = random_case(seed=7)
-        loss = jax.jit(lambda z: sparse_loss(z, *rest, 0.4, 2.0, form, softmax))
+        loss = jax.jit(lambda z: sparse_loss(z, *rest, Objective(0.4, 1.0, 2.0, form, softmax)))
         gradient = jax.grad(loss)(logits_NxV)
         direction = jnp.asarray(np.random.default_rng(1).normal(size=(N, V)), jnp.float32)
         step = 1e-2
@@ -106,41 +113,42 @@ class SoftNTPTest(parameterized.TestCase):
 def many_decisions(seed, positions=37):
     """A decision at about every third position, in random order, and padding."""
     rng = np.random.default_rng(seed)
-    place_K = rng.permutation(positions)[: positions // 3]
-    place_K = np.concatenate([place_K, np.zeros(5, int)])  # padding points at position 0
-    weight_K = (np.arange(place_K.size) < place_K.size - 5).astype(np.float32)
-    child_token_KxC = np.stack([rng.choice(V, C, replace=False) for _ in place_K])
-    log_p_cf_KxC = np.array(jax.nn.log_softmax(rng.normal(size=(place_K.size, C))))
+    position_K = rng.permutation(positions)[: positions // 3]
+    position_K = np.concatenate([position_K, np.zeros(5, int)])  # padding points at position 0
+    weight_K = (np.arange(position_K.size) < position_K.size - 5).astype(np.float32)
+    child_token_KxC = np.stack([rng.choice(V, C, replace=False) for _ in position_K])
+    log_p_cf_KxC = np.array(jax.nn.log_softmax(rng.normal(size=(position_K.size, C))))
     log_p_cf_KxC[::3, 2:] = -np.inf
-    label_child_K = rng.integers(0, 2, place_K.size)
+    label_child_K = rng.integers(0, 2, position_K.size)
     label_N = rng.integers(0, V, positions)
     real = weight_K > 0
-    label_N[place_K[real]] = child_token_KxC[np.arange(place_K.size), label_child_K][real]
-    decisions = Decisions(place_K, weight_K, label_child_K, child_token_KxC, log_p_cf_KxC)
+    label_N[position_K[real]] = child_token_KxC[np.arange(position_K.size), label_child_K][real]
+    # A decision at a position without weight has none either.
+    weight_K[position_K >= positions - 2] = 0
+    labels = soft_labels(position_K, weight_K, label_child_K, child_token_KxC, log_p_cf_KxC)
     hidden_NxD = rng.normal(size=(positions, 5)).astype(np.float32)
     head_DxV = rng.normal(size=(5, V)).astype(np.float32)
     weight_N = (np.arange(positions) < positions - 2).astype(np.float32)
-    # A decision at a position without weight has none either.
-    decisions.weight_K[place_K >= positions - 2] = 0
-    return jax.tree.map(jnp.asarray, (hidden_NxD, head_DxV, label_N, weight_N, decisions))
+    return jax.tree.map(jnp.asarray, (hidden_NxD, head_DxV, label_N, weight_N, labels))
 
 
 @pytest.mark.parametrize("form", ["log_expectation", "cross_entropy"])
 @pytest.mark.parametrize("softmax", ["vocabulary", "children"])
 @pytest.mark.parametrize("chunk", [1, 4, 16])
 def test_chunks_of_logits_change_neither_loss_nor_gradient(form, softmax, chunk):
-    hidden_NxD, head_DxV, label_N, weight_N, decisions = many_decisions(chunk)
+    hidden_NxD, head_DxV, label_N, weight_N, labels = many_decisions(chunk)
+    objective = Objective(0.3, 1.0, 1.7, form, softmax)
 
     def loss(hidden_NxD, head_DxV, chunk):
         def head(hidden_nxD):
             return hidden_nxD @ head_DxV
 
         if softmax == "children":
-            states = hidden_NxD[decisions.position_K]
-            sums = children_loss_of_hidden(head, states, decisions, 0.3, 1.7, form, chunk=chunk)
+            states = hidden_NxD[labels.position]
+            sums = children_loss(head, states, labels, objective, chunk=chunk)
         else:
-            sums = vocabulary_loss_of_hidden(
-                head, hidden_NxD, label_N, weight_N, decisions, 0.3, 1.7, form, chunk=chunk
+            sums = vocabulary_loss(
+                head, hidden_NxD, label_N, weight_N, labels, objective, chunk=chunk
             )
         return sums[0] + 2.0 * sums[1], sums
 
@@ -153,22 +161,24 @@ def test_chunks_of_logits_change_neither_loss_nor_gradient(form, softmax, chunk)
 
 
 def test_alpha_zero_is_optax_cross_entropy():
-    logits_NxV, label_N, weight_N, decision = random_case(seed=3)
+    logits_NxV, label_N, weight_N, labels = random_case(seed=3)
     plain_N = optax.softmax_cross_entropy_with_integer_labels(logits_NxV, label_N)
     for form in ("log_expectation", "cross_entropy"):
-        total, nll = vocabulary_loss(logits_NxV, label_N, weight_N, decision, 0.0, 1.0, form)
+        total, nll = vocabulary_loss_of_logits(
+            logits_NxV, label_N, weight_N, labels, Objective(0.0, form=form)
+        )
         np.testing.assert_allclose(total, jnp.sum(plain_N * weight_N), rtol=1e-6)
         np.testing.assert_allclose(nll, total, rtol=1e-6)
 
 
 def test_a_hopeless_target_keeps_a_finite_loss():
-    logits_NxV, label_N, weight_N, decision = random_case(seed=5)
-    p = jnp.where(decision.log_p_cf_KxC > -jnp.inf, -200.0, -jnp.inf)
-    decision = decision._replace(log_p_cf_KxC=p.at[:, 0].set(0.0))
+    logits_NxV, label_N, weight_N, labels = random_case(seed=5)
+    p = jnp.where(labels.absent, -jnp.inf, -200.0)
+    labels = labels._replace(log_p_cf=p.at[:, 0].set(0.0))
     for alpha in (0.0, 1.0):
         value, gradient = jax.value_and_grad(
-            lambda z, alpha=alpha: vocabulary_loss(
-                1e3 * z, label_N, weight_N, decision, alpha, 1.0, "log_expectation"
+            lambda z, alpha=alpha: vocabulary_loss_of_logits(
+                1e3 * z, label_N, weight_N, labels, Objective(alpha)
             )[0]
         )(logits_NxV)
         assert jnp.isfinite(value)
@@ -188,6 +198,19 @@ def test_a_hopeless_target_keeps_a_finite_loss():
 )
 def test_objective_fields_out_of_range_are_named(field, value):
     good = {"alpha": 0.1, "beta": 1.0, "tau": 1.0, "form": "cross_entropy", "softmax": "children"}
-    validate_objective(**good)
-    with pytest.raises(ValueError, match=f"objective.{field} is"):
-        validate_objective(**(good | {field: value}))
+    Objective(**good).check()
+    with pytest.raises(UserError, match=f"objective.{field} is"):
+        Objective(**(good | {field: value})).check()
+
+
+def test_a_child_that_the_cf_model_rules_out_is_still_a_child():
+    """Its logit is in the softmax over the children, also where it is the label."""
+    logits_NxV, _, _, labels = random_case(seed=9)
+    first = labels.log_p_cf.at[0, labels.child[0]].set(-jnp.inf)
+    ruled_out = labels._replace(log_p_cf=first)
+    for alpha in (0.0, 0.5):
+        objective = Objective(alpha, softmax="children")
+        total, nll = children_loss_of_logits(logits_NxV, ruled_out, objective)
+        _, same_nll = children_loss_of_logits(logits_NxV, labels, objective)
+        assert jnp.isfinite(total)
+        np.testing.assert_array_equal(nll, same_nll)

@@ -15,9 +15,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tca4rec_jax.core.collaborative_tokenizer import CFItems, project, trie_on_device
-from tca4rec_jax.core.objective import FORMS, Decisions, children_loss, vocabulary_loss
-from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
+from tca4rec_jax.core.objective import (
+    FORMS,
+    Objective,
+    SoftLabels,
+    children_loss_of_logits,
+    vocabulary_loss_of_logits,
+)
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 
 END, VOCABULARY = 0, 5
@@ -115,15 +121,13 @@ def test_leaves_are_the_distinct_titles_and_ranges_of_them_are_nested(sequences)
 def test_the_path_of_an_item_spells_its_tokens(sequences):
     trie = ItemTrie.build(sequences)
     for nodes in (trie, trie.compress()):
-        edge_tokens_NxE = nodes.edge_tokens(int(nodes.edge_length.max()))
         for i, sequence in enumerate(sequences):
             path = nodes.paths_QxK[nodes.leaf_of_item[i]]
             path = path[path >= 0]
             assert path[0] == 0
             assert (nodes.parent[path[1:]] == path[:-1]).all()
             assert nodes.leaf[path[-1]] == nodes.leaf_of_item[i]
-            spelt = edge_tokens_NxE[path]
-            assert spelt[spelt >= 0].tolist() == list(sequence)
+            assert nodes.edge_tokens.take(path).values.tolist() == list(sequence)
 
 
 @over_catalogues(100)
@@ -131,19 +135,6 @@ def test_flat_tokens_build_the_same_trie(sequences):
     flat = np.array([token for sequence in sequences for token in sequence], np.int32)
     ragged = Ragged.from_lengths(flat, [len(sequence) for sequence in sequences])
     assert_equal_tries(ItemTrie.build(ragged), ItemTrie.build(sequences))
-
-
-def test_a_saved_trie_is_the_trie(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tries") / "trie.npz"
-
-    @over_catalogues(25)
-    def check(sequences):
-        trie = ItemTrie.build(sequences)
-        for nodes in (trie, trie.compress()):
-            nodes.save(path, "the hash")
-            assert_equal_tries(ItemTrie.load(path, "the hash"), nodes)
-
-    check()
 
 
 # The projection
@@ -163,7 +154,7 @@ def brute_force(sequences, logits_I, beta=1.0):
     return p
 
 
-_project = jax.jit(project, static_argnames="shape")
+_project = jax.jit(project)
 
 
 def projected(sequences, logits_PxI, beta=1.0, compress=False):
@@ -172,16 +163,16 @@ def projected(sequences, logits_PxI, beta=1.0, compress=False):
     trie = trie.compress() if compress else trie
     inner = np.flatnonzero(trie.child_count)
     pairs = len(logits_PxI)
-    child_KxC, log_p_KxC = _project(
+    log_p_KxC = _project(
         jnp.asarray(logits_PxI),
         CFItems(),
         np.repeat(np.arange(pairs), inner.size),
         np.tile(inner, pairs),
-        *trie_on_device(trie),
+        DeviceTrie.of(trie),
         beta,
     )
     assert log_p_KxC.dtype == jnp.float32
-    child_NxC = np.asarray(child_KxC)[: inner.size]
+    child_NxC = trie.child_start[inner, None] + np.arange(trie.max_children)
     p_PxNxC = np.exp(np.asarray(log_p_KxC, np.float64)).reshape(pairs, *child_NxC.shape)
     exists_NxC = np.arange(trie.max_children) < trie.child_count[inner, None]
     assert not p_PxNxC[:, ~exists_NxC].any()
@@ -247,7 +238,7 @@ def supervised(sequences, cf_logits_I):
     """Every token of every title as a position, and the decisions among them, padded.
 
     Returns:
-      (label_N int32, weight_N float32, Decisions), with N = K = MOST_ITEMS * MOST_TOKENS and
+      (label_N int32, weight_N float32, SoftLabels), with N = K = MOST_ITEMS * MOST_TOKENS and
       C = VOCABULARY.
     """
     size = MOST_ITEMS * MOST_TOKENS
@@ -267,30 +258,32 @@ def supervised(sequences, cf_logits_I):
             log_p_KxC[k] = -np.inf
             log_p_KxC[k, : len(tokens)] = np.log([p[prefix, child] for child in tokens])
             k += 1
-    decisions = Decisions(position_K, weight_K, label_child_K, token_KxC, log_p_KxC)
-    return jax.tree.map(jnp.asarray, (label_N, weight_N, decisions))
+    absent_KxC = log_p_KxC == -np.inf
+    labels = SoftLabels(position_K, weight_K, label_child_K, token_KxC, absent_KxC, log_p_KxC)
+    return jax.tree.map(jnp.asarray, (label_N, weight_N, labels))
 
 
-_losses = {loss: jax.jit(loss, static_argnames="form") for loss in (vocabulary_loss, children_loss)}
+_vocabulary_loss, _children_loss = map(
+    jax.jit, (vocabulary_loss_of_logits, children_loss_of_logits)
+)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @over_catalogues(30, seeds, st.sampled_from([0.5, 1.0, 4.5]))
 def test_without_cf_the_objective_is_the_cross_entropy_of_optax(form, sequences, seed, tau):
     rng = np.random.default_rng(seed)
-    label_N, weight_N, decisions = supervised(sequences, rng.normal(0, 3, len(sequences)))
+    label_N, weight_N, labels = supervised(sequences, rng.normal(0, 3, len(sequences)))
     logits_NxV = jnp.asarray(rng.normal(0, 3, (label_N.size, VOCABULARY)), jnp.float32)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
     plain = jnp.sum(weight_N * cross_entropy(logits_NxV / tau, label_N))
-    loss, nll = _losses[vocabulary_loss](
-        logits_NxV, label_N, weight_N, decisions, 0.0, tau, form=form
-    )
+    objective = Objective(0.0, 1.0, tau, form)
+    loss, nll = _vocabulary_loss(logits_NxV, label_N, weight_N, labels, objective)
     np.testing.assert_allclose([loss, nll], [plain, plain], rtol=2e-6)
 
-    logits_KxV = logits_NxV[decisions.position_K]
-    z_KxC = jnp.take_along_axis(logits_KxV, decisions.child_token_KxC, axis=1) / tau
-    plain_K = cross_entropy(z_KxC, decisions.label_child_K, where=decisions.log_p_cf_KxC > -jnp.inf)
-    plain = jnp.sum(decisions.weight_K * plain_K)
-    loss, nll = _losses[children_loss](logits_NxV, decisions, 0.0, tau, form=form)
+    logits_KxV = logits_NxV[labels.position]
+    z_KxC = jnp.take_along_axis(logits_KxV, labels.token, axis=1) / tau
+    plain_K = cross_entropy(z_KxC, labels.child, where=~labels.absent)
+    plain = jnp.sum(labels.weight * plain_K)
+    loss, nll = _children_loss(logits_NxV, labels, objective)
     np.testing.assert_allclose([loss, nll], [plain, plain], rtol=2e-6, atol=1e-6)

@@ -19,11 +19,15 @@ import pytest
 from tca4rec_jax.core.collaborative_tokenizer import (
     child_log_probs,
     node_log_mass,
-    title_decisions,
-    trie_on_device,
 )
-from tca4rec_jax.core.objective import Decisions, children_loss, vocabulary_loss
-from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.core.decisions import title_decisions
+from tca4rec_jax.core.objective import (
+    Objective,
+    SoftLabels,
+    children_loss_of_logits,
+    vocabulary_loss_of_logits,
+)
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 
 END = 2
@@ -36,13 +40,15 @@ class Positions(NamedTuple):
     row_N: np.ndarray
     label_N: np.ndarray
     trained_N: np.ndarray  # bool: the published code gives a title's last token no loss
-    decision: Decisions  # weights are 1
+    labels: SoftLabels  # weights are 1
 
 
-@partial(jax.jit, static_argnames="shape")
-def projection(logits_BxI, row_K, node_K, trie, shape):
-    """Tokens and log p_cf [K, C] of the children of each decision's node."""
-    return child_log_probs(node_log_mass(logits_BxI, trie, shape), row_K, node_K, trie, shape)
+@jax.jit
+def projection(logits_BxI, row_K, node_K, trie):
+    """Tokens and log p_cf [K, C] of the children of each decision's node; absent ones."""
+    child_KxC, is_child_KxC = trie.children(node_K)
+    log_p_KxC = child_log_probs(node_log_mass(logits_BxI, trie), row_K, node_K, trie)
+    return trie.token[child_KxC], ~is_child_KxC, log_p_KxC
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,7 @@ def positions(golden):
     titles = Ragged.from_lengths(golden["title_tokens"], golden["title_lengths_I"].astype(int))
     ended = np.insert(titles.values.astype(np.int32), titles.offsets[1:], END)
     trie = ItemTrie.build(Ragged.from_lengths(ended, titles.lengths + 1)).compress()
-    arrays, shape = trie_on_device(trie)
+    on_device = DeviceTrie.of(trie)
 
     target_B = golden["target_B"]
     length_B = titles.lengths[target_B]
@@ -64,22 +70,21 @@ def positions(golden):
     row_N = np.repeat(np.arange(target_B.size), length_B)
     padded = title_decisions(trie).pad(target_B)
     # A title that begins another one also decides for its end token, which has no position here.
-    row_K, column_K = np.nonzero((padded.weight_BxK > 0) & (padded.offset_BxK < length_B[:, None]))
+    row_K, column_K = np.nonzero((padded.weight > 0) & (padded.position < length_B[:, None]))
 
-    node_K = padded.node_BxK[row_K, column_K]
-    token_KxC, log_p_KxC = projection(golden["cf_logits_BxI"], row_K, node_K, arrays, shape)
-    decision = Decisions(
-        position_K=first_B[row_K] + padded.offset_BxK[row_K, column_K],
-        weight_K=np.ones(row_K.size, np.float32),
-        label_child_K=padded.child_BxK[row_K, column_K],
-        child_token_KxC=token_KxC,
-        log_p_cf_KxC=log_p_KxC,
+    node_K = padded.node[row_K, column_K]
+    projected = projection(golden["cf_logits_BxI"], row_K, node_K, on_device)
+    labels = SoftLabels(
+        first_B[row_K] + padded.position[row_K, column_K],
+        np.ones(row_K.size, np.float32),
+        padded.child[row_K, column_K],
+        *projected,
     )
     return Positions(
         row_N=row_N,
         label_N=np.concatenate([titles[item] for item in target_B]).astype(np.int32),
         trained_N=np.arange(row_N.size) != (first_B + length_B - 1)[row_N],
-        decision=jax.tree.map(jnp.asarray, decision),
+        labels=jax.tree.map(jnp.asarray, labels),
     )
 
 
@@ -103,15 +108,15 @@ def sparse_rows(positions):
     A position that is no decision lies inside an edge of the compressed trie: its only child is
     the title's next token.
     """
-    decision = positions.decision
-    position_K = np.asarray(decision.position_K)
-    token_NxC = np.zeros((positions.label_N.size, decision.child_token_KxC.shape[1]), int)
+    labels = positions.labels
+    position_K = np.asarray(labels.position)
+    token_NxC = np.zeros((positions.label_N.size, labels.token.shape[1]), int)
     p_cf_NxC = np.zeros(token_NxC.shape, np.float32)
     is_child_NxC = np.zeros(token_NxC.shape, bool)
     token_NxC[:, 0], p_cf_NxC[:, 0], is_child_NxC[:, 0] = positions.label_N, 1.0, True
-    token_NxC[position_K] = decision.child_token_KxC
-    p_cf_NxC[position_K] = np.exp(decision.log_p_cf_KxC)
-    is_child_NxC[position_K] = decision.log_p_cf_KxC > -np.inf
+    token_NxC[position_K] = labels.token
+    p_cf_NxC[position_K] = np.exp(labels.log_p_cf)
+    is_child_NxC[position_K] = ~labels.absent
     return token_NxC, p_cf_NxC, is_child_NxC
 
 
@@ -124,12 +129,12 @@ def test_distributions(golden, positions):
 
 def total_loss(logits_NxV, weight_N, positions, alpha, tau, over_children):
     """Our loss, summed over the positions with a weight."""
-    decision = positions.decision
-    decision = decision._replace(weight_K=weight_N[decision.position_K])
-    form = "log_expectation"
+    labels, objective = positions.labels, Objective(alpha, 1.0, tau, "log_expectation")
+    labels = labels._replace(weight=weight_N[labels.position])
     if over_children:
-        return children_loss(logits_NxV, decision, alpha, tau, form)[0]
-    return vocabulary_loss(logits_NxV, positions.label_N, weight_N, decision, alpha, tau, form)[0]
+        return children_loss_of_logits(logits_NxV, labels, objective)[0]
+    label_N = positions.label_N
+    return vocabulary_loss_of_logits(logits_NxV, label_N, weight_N, labels, objective)[0]
 
 
 @partial(jax.jit, static_argnames="over_children")

@@ -92,13 +92,13 @@ def exhaustive_scores(decoder, prompt, sequences, score, weights, cf_logits_I=No
     return scores
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "shape", "config"))
-def _search(state, tokens, lengths, cf_logits, allowed, trie, weights, *, graph, shape, config):
+@functools.partial(jax.jit, static_argnames=("graph", "config"))
+def _search(state, tokens, lengths, cf_logits, allowed, trie, weights, *, graph, config):
     decoder = nnx.merge(graph, state)
     prompt = run_prompts(decoder, tokens, lengths)
     return search_from_prompt(
         decoder, *prompt, lengths, cf_logits, trie, weights,
-        shape=shape, config=config, allowed_BxI=allowed,
+        config=config, allowed_BxI=allowed,
     )  # fmt: skip
 
 
@@ -108,11 +108,11 @@ def run_search(
 ):  # fmt: skip
     """(leaves, scores, calls) as NumPy arrays."""
     graph, state = nnx.split(decoder)
-    arrays, shape = prepared or prepare_trie(trie, config)
+    trie = prepared or prepare_trie(trie, config)
     weights = ScoreWeights(*map(float, weights))
     result = _search(
-        state, tokens_BxS, lengths_B, cf_logits_BxI, allowed_BxI, arrays, weights,
-        graph=graph, shape=shape, config=config,
+        state, tokens_BxS, lengths_B, cf_logits_BxI, allowed_BxI, trie, weights,
+        graph=graph, config=config,
     )  # fmt: skip
     return jax.tree.map(np.asarray, result)
 

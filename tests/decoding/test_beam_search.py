@@ -1,5 +1,7 @@
 """Beam search against exhaustive scoring of every title."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import oracle
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie, TrieSizes
 from tca4rec_jax.decoding import advance_beams as edges
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
 
@@ -231,23 +233,23 @@ words = st.lists(st.lists(st.integers(1, 5), max_size=LONGEST - 1), min_size=1, 
 
 def padded(prepared):
     """The prepared trie with arrays and sizes that every small trie fits: one compilation."""
-    arrays, shape = prepared
-    sizes = {"edge_tokens": TOKENS_OF_TITLES, "choice": CHOICES}
+    lengths = {"edge_tokens": TOKENS_OF_TITLES, "choice": CHOICES}
+    names = [field.name for field in dataclasses.fields(prepared) if field.name != "sizes"]
 
     def grow(name):
-        array = getattr(arrays, name)
-        return jnp.pad(array, (0, sizes.get(name, NODES) - array.shape[0]))
+        array = getattr(prepared, name)
+        return jnp.pad(array, (0, lengths.get(name, NODES) - array.shape[0]))
 
-    grown = {name: grow(name) for name in arrays._fields if name != "mass"}
-    shape = shape._replace(
+    sizes = TrieSizes(
+        num_leaves=0,  # asked for by guidance and filters only, as are the levels
+        level_offsets=(0,),
         root_children=6,
         inner_children=6,
         longest_run=LONGEST,
-        suffix_size=LONGEST,
+        longest_path=LONGEST,
         beam_reads=LONGEST,
-        mass=None,
     )
-    return arrays._replace(**grown, mass=None), shape
+    return DeviceTrie(**{name: grow(name) for name in names}, sizes=sizes)
 
 
 @pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])

@@ -94,13 +94,13 @@ def test_the_search_is_split_over_the_devices_without_communication(decoder):
     tokens, lengths = prompts.pad(np.arange(8), 12, 0), prompts.lengths.astype(np.int32)
     cf_logits = np.random.default_rng(2).normal(size=(8, len(SEQUENCES))).astype(np.float32)
     graph, state = nnx.split(decoder)
-    trie, shape = prepare_trie(TRIE, CONFIG)
+    trie = prepare_trie(TRIE, CONFIG)
     read, target = target_titles(TRIE.compress(), np.arange(8) % TRIE.num_leaves)
     weights = ScoreWeights(0.5, 1.0, 1.0, 0.0)
     texts = prompts.followed_by(read)
     batch = shard_batch(mesh, (texts.pad(np.arange(8), 24, 0), lengths, target, cf_logits))
     state, trie = replicate(mesh, (state, trie))
-    static = {"mesh": mesh, "graph": graph, "shape": shape, "config": CONFIG}
+    static = {"mesh": mesh, "graph": graph, "config": CONFIG}
     texts = []
 
     def run(program, *args, **more):

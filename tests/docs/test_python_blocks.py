@@ -48,7 +48,10 @@ def test_the_example_of_the_readme_trains():
     names = {}
     exec(block, names)
     first = names["train_step"](
-        names["jnp"].zeros((2, 4, 12)), names["opt_state"], *names["batch"], alpha=0.1
+        names["jnp"].zeros((2, 4, 12)),
+        names["opt_state"],
+        *names["batch"],
+        names["Objective"](alpha=0.1),
     )[2]
     assert names["value"] < 0.2 * first
     assert names["train_step"]._cache_size() <= 2  # alpha: a weak-typed scalar, traced

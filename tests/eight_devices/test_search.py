@@ -50,7 +50,7 @@ def found(sizes, score="before_softmax", heads=(8, 8)):
     mesh, config = make_mesh(*sizes), dataclasses.replace(CONFIG, score=score)
     decoder = make_decoder(*heads)
     graph, state = nnx.split(decoder)
-    trie, shape = prepare_trie(TRIE, config)
+    trie = prepare_trie(TRIE, config)
     scored = TRIE if config.vocabulary else TRIE.compress()
     read, target = target_titles(scored, np.arange(ROWS) % TRIE.num_leaves)
     texts = PROMPTS.followed_by(read).pad(np.arange(ROWS), ROOM, 0)
@@ -58,7 +58,7 @@ def found(sizes, score="before_softmax", heads=(8, 8)):
     tokens, lengths, target, cf = shard_batch(mesh, batch, "prompts")
     state = jax.device_put(state, tree_shardings(mesh, decoder.config, state))
     trie = replicate(mesh, trie)
-    static = {"mesh": mesh, "graph": graph, "shape": shape, "config": config}
+    static = {"mesh": mesh, "graph": graph, "config": config}
     prompts, nll = read_prompts(
         state, None, tokens, lengths, target, trie, np.ones(1, np.float32), room=ROOM, **static
     )

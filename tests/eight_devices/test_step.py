@@ -11,18 +11,19 @@ import pytest
 from flax import nnx
 
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.decisions import Decisions, Targets
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.distributed.sharded_projection import put_cf
 from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch, tree_shardings
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.parameters import init_params
 from tca4rec_jax.training.batches import Batch
-from tca4rec_jax.training.cf_shards import put_cf
 from tca4rec_jax.training.step import (
     TRAINED,
     Metrics,
-    Temperatures,
     init_state,
     make_optimizer,
     make_train_step,
@@ -55,16 +56,20 @@ def make_batch(dense=False):
     return Batch(
         tokens_BxS=rng.integers(0, VOCABULARY, (ROWS, TOKENS)).astype(np.int32),
         length_B=np.where(real_B, rng.integers(14, TOKENS, ROWS), 1).astype(np.int32),
-        position_BxT=np.tile(np.arange(1, POSITIONS + 1, dtype=np.int32), (ROWS, 1)),
-        label_BxT=rng.integers(0, VOCABULARY, (ROWS, POSITIONS)).astype(np.int32),
-        weight_BxT=weight_B * np.ones((1, POSITIONS), np.float32),
+        targets=Targets(
+            position=np.tile(np.arange(1, POSITIONS + 1, dtype=np.int32), (ROWS, 1)),
+            label=rng.integers(0, VOCABULARY, (ROWS, POSITIONS)).astype(np.int32),
+            weight=weight_B * np.ones((1, POSITIONS), np.float32),
+            title_weight=weight_B * np.ones((1, TITLES), np.float32),
+            decisions=Decisions(
+                position=position_BxK.astype(np.int32),
+                title=rng.integers(0, TITLES, (ROWS, DECISIONS)).astype(np.int32),
+                node=node_BxK,
+                child=(rng.integers(0, 1 << 20, node_BxK.shape) % count_BxK).astype(np.int32),
+                weight=weight_B * np.ones((1, DECISIONS), np.float32),
+            ),
+        ),
         cf_BxPxD=rng.normal(size=(ROWS, TITLES, ITEMS if dense else WIDTH)).astype(np.float32),
-        title_weight_BxP=weight_B * np.ones((1, TITLES), np.float32),
-        decision_position_BxK=position_BxK.astype(np.int32),
-        decision_title_BxK=rng.integers(0, TITLES, (ROWS, DECISIONS)).astype(np.int32),
-        decision_node_BxK=node_BxK,
-        decision_child_BxK=(rng.integers(0, 1 << 20, node_BxK.shape) % count_BxK).astype(np.int32),
-        decision_weight_BxK=weight_B * np.ones((1, DECISIONS), np.float32),
     )
 
 
@@ -87,13 +92,11 @@ def one_step(sizes, softmax, kind="lora", config=CONFIG, dense=False):
     state, base = jax.device_put((before, base), tree_shardings(mesh, config, (before, base)))
     table = np.random.default_rng(2).normal(size=(ITEMS, WIDTH)).astype(np.float32)
     items = CFItems() if dense else CFItems(table, table[:, 0])
-    items, trie, shape = put_cf(mesh, items, catalogue())
-    step = make_train_step(
-        graph, state, base, optimizer, mesh=mesh, trie_shape=shape,
-        form="cross_entropy", softmax=softmax, seed=0,
-    )  # fmt: skip
-    scalars = replicate(mesh, Temperatures(*map(jnp.float32, (0.3, 0.7, 1.3))))
-    args = state, base, shard_batch(mesh, make_batch(dense)), items, trie, scalars
+    items, trie = put_cf(mesh, items, catalogue())
+    step = make_train_step(graph, state, base, optimizer, mesh=mesh, seed=0)
+    objective = Objective(0.3, 0.7, 1.3, "cross_entropy", softmax)
+    objective = replicate(mesh, jax.tree.map(jnp.float32, objective))
+    args = state, base, shard_batch(mesh, make_batch(dense)), items, trie, objective
     program = step.lower(*args).compile()
     state, metrics = program(*args)
     return Metrics(*map(float, metrics)), adam_state(state).mu, program.as_text(), state

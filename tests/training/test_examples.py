@@ -60,13 +60,13 @@ def check(examples, rows, tokens):
         assert examples.position[r].tolist() == positions
         assert examples.label[r].tolist() == labels
         got = zip(
-            examples.decision_position[r],
-            examples.decision_title[r],
-            examples.decision_child[r],
+            examples.decisions.position[r],
+            examples.decisions.title[r],
+            examples.decisions.child[r],
             strict=True,
         )
         assert list(got) == decisions
-        assert (compressed.child_count[examples.decision_node[r]] > 1).all()
+        assert (compressed.child_count[examples.decisions.node[r]] > 1).all()
 
 
 def test_sequences_are_cut_by_whole_titles(tokens):

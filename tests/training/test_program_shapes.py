@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tca4rec_jax.core.collaborative_tokenizer import CFItems, trie_on_device
-from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.objective import Objective
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.training.batches import BatchShape, abstract_batch
-from tca4rec_jax.training.step import Temperatures, batch_loss
+from tca4rec_jax.training.step import batch_loss
 
 ROWS, POSITIONS, TITLES, ITEMS, WIDTH = 4, 240, 24, 3001, 64
 SHAPE = BatchShape(tokens=256, positions=POSITIONS, titles=TITLES, decisions=56)
@@ -38,19 +39,16 @@ def compiled_shapes(softmax):
     graph, adapters, base = nnx.split(abstract, nnx.LoRAParam, ...)
     rng = np.random.default_rng(0)
     words = [rng.integers(1, 400, rng.integers(1, 9)).tolist() for _ in range(ITEMS)]
-    trie, shape = trie_on_device(ItemTrie.build([[*word, 0] for word in words]).compress())
+    trie = DeviceTrie.of(ItemTrie.build([[*word, 0] for word in words]).compress())
 
-    def loss(adapters, base, batch, table_IxD, trie, temperatures):
+    def loss(adapters, base, batch, table_IxD, trie, objective):
         decoder = nnx.merge(graph, adapters, base)
-        return batch_loss(
-            decoder, batch, CFItems(table_IxD), trie, temperatures,
-            trie_shape=shape, form="cross_entropy", softmax=softmax,
-        ).total  # fmt: skip
+        return batch_loss(decoder, batch, CFItems(table_IxD), trie, objective).total
 
     table = jax.ShapeDtypeStruct((ITEMS, WIDTH), jnp.float32)
-    scalars = Temperatures(*map(jnp.float32, (0.3, 1.0, 1.0)))
+    objective = Objective(0.3, 1.0, 1.0, "cross_entropy", softmax)
     batch = abstract_batch(ROWS, SHAPE, WIDTH)
-    program = jax.jit(jax.grad(loss)).lower(adapters, base, batch, table, trie, scalars)
+    program = jax.jit(jax.grad(loss)).lower(adapters, base, batch, table, trie, objective)
     found = re.findall(r"\b(?:f32|bf16|f16|f64)\[([\d,]+)\]", program.compile().as_text())
     return {tuple(map(int, dimensions.split(","))) for dimensions in found}
 

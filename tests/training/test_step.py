@@ -7,8 +7,9 @@ import optax
 import pytest
 from flax import nnx
 
-from tca4rec_jax.core.collaborative_tokenizer import CFItems, trie_on_device
-from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.objective import Objective
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch
@@ -20,7 +21,6 @@ from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.step import (
     TRAINED,
-    Temperatures,
     batch_loss,
     init_state,
     make_optimizer,
@@ -65,7 +65,7 @@ def inputs():
     return decoder, trie, split, examples, batches
 
 
-loss_of = nnx.jit(batch_loss, static_argnames=("trie_shape", "form", "softmax"))
+loss_of = nnx.jit(batch_loss)
 
 
 @nnx.jit
@@ -116,15 +116,12 @@ def dense_loss(decoder, trie, examples, store, rows, alpha, beta, tau, form, sof
 @pytest.mark.parametrize("softmax", ["vocabulary", "children"])
 def test_batch_loss_equals_the_definition(inputs, form, softmax):
     decoder, trie, _, examples, batches = inputs
-    arrays, shape = trie_on_device(trie.compress())
-    items, temperatures = (
-        CFItems(jnp.asarray(batches.store.item_table)),
-        Temperatures(0.3, 0.8, 1.7),
-    )
-    static = {"trie_shape": shape, "form": form, "softmax": softmax}
+    arrays = DeviceTrie.of(trie.compress())
+    items = CFItems(jnp.asarray(batches.store.item_table))
+    objective = Objective(0.3, 0.8, 1.7, form, softmax)
     for index in range(batches.per_epoch):
         batch = jax.tree.map(jnp.asarray, batches(index))
-        loss = loss_of(decoder, batch, items, arrays, temperatures, **static)
+        loss = loss_of(decoder, batch, items, arrays, objective)
         rows = batches.rows(index)
         args = (rows, 0.3, 0.8, 1.7, form, softmax)
         total, positions, nll, _ = dense_loss(decoder, trie, examples, batches.store, *args)
@@ -138,45 +135,44 @@ def test_batch_loss_equals_the_definition(inputs, form, softmax):
 @pytest.mark.parametrize("softmax", ["vocabulary", "children"])
 def test_without_cf_items_the_loss_is_that_of_alpha_zero(inputs, form, softmax):
     decoder, trie, _, _, batches = inputs
-    arrays, shape = trie_on_device(trie.compress())
+    arrays = DeviceTrie.of(trie.compress())
     batch = jax.tree.map(jnp.asarray, batches(0))
     plain, zero = (
-        loss_of(
-            decoder, batch, items, arrays, Temperatures(alpha, 0.8, 1.7),
-            trie_shape=shape, form=form, softmax=softmax,
-        )
+        loss_of(decoder, batch, items, arrays, Objective(alpha, 0.8, 1.7, form, softmax))
         for items, alpha in ((None, 0.3), (CFItems(jnp.asarray(batches.store.item_table)), 0.0))
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(plain, zero, rtol=1e-6)
+
+
+def objective_of(alpha):
+    objective = Objective(alpha, 1.0, 1.0, "cross_entropy", "children")
+    return jax.tree.map(jnp.float32, objective)
 
 
 def trained(inputs, mesh, steps, alpha=0.3, kind="lora", dtype=None):
     decoder, trie, _, _, batches = inputs
-    arrays, shape = trie_on_device(trie.compress())
+    arrays = DeviceTrie.of(trie.compress())
     graph, params, base = nnx.split(decoder, TRAINED[kind], ...)
     optimizer = make_optimizer(
         learning_rate=1e-2, warmup_steps=2, total_steps=steps, weight_decay=0.01, clip=1.0
     )
     state = init_state(jax.tree.map(jnp.copy, params), optimizer)
     items = CFItems(jnp.asarray(batches.store.item_table), None)
-    scalars = Temperatures(*map(jnp.float32, (alpha, 1.0, 1.0)))
-    state, base, items, arrays, scalars = replicate(mesh, (state, base, items, arrays, scalars))
+    objective = objective_of(alpha)
+    state, base, items, arrays, objective = replicate(mesh, (state, base, items, arrays, objective))
     step = make_train_step(
         graph,
         state,
         base,
         optimizer,
         mesh=mesh,
-        trie_shape=shape,
-        form="cross_entropy",
-        softmax="children",
         seed=0,
         compute_dtype=dtype,
     )
     losses = []
     for index in range(steps):
         batch = shard_batch(mesh, batches(index))
-        state, metrics = step(state, base, batch, items, arrays, scalars)
+        state, metrics = step(state, base, batch, items, arrays, objective)
         losses.append(float(metrics.loss))
     return step, state, losses
 
@@ -214,7 +210,7 @@ def test_alpha_changes_without_recompilation(inputs):
     step, _, _ = trained(inputs, make_mesh(1), steps=6, alpha=0.0)
     before = step._cache_size()
     decoder, trie, _, _, batches = inputs
-    arrays, _ = trie_on_device(trie.compress())
+    arrays = DeviceTrie.of(trie.compress())
     _, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)
     optimizer = make_optimizer(
         learning_rate=1e-2, warmup_steps=2, total_steps=6, weight_decay=0.01, clip=1.0
@@ -223,8 +219,7 @@ def test_alpha_changes_without_recompilation(inputs):
     items = CFItems(jnp.asarray(batches.store.item_table), None)
     mesh = make_mesh(1)
     for alpha in (0.1, 0.9):
-        scalars = Temperatures(*map(jnp.float32, (alpha, 1.0, 1.0)))
-        args = replicate(mesh, (state, base, items, arrays, scalars))
+        args = replicate(mesh, (state, base, items, arrays, objective_of(alpha)))
         args = (args[0], args[1], shard_batch(mesh, batches(0)), *args[2:])
         state, _ = step(*args)
     assert step._cache_size() == before

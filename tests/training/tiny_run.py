@@ -20,21 +20,22 @@ from absl import logging
 from flax import nnx
 
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.distributed.multihost import join_job, leave_job
+from tca4rec_jax.distributed.sharded_projection import put_cf
 from tca4rec_jax.distributed.sharding import local_rows, make_mesh, put, replicate, tree_shardings
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.training.batches import Batches
-from tca4rec_jax.training.cf_shards import put_cf
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples, row_of_example
 from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
 from tca4rec_jax.training.loop import train
-from tca4rec_jax.training.step import Temperatures, init_state, make_optimizer, make_train_step
+from tca4rec_jax.training.step import init_state, make_optimizer, make_train_step
 from tca4rec_jax.training.throughput import Peak
 
 TITLES = ("ab", "abc", "b", "ad", "bd", "c")
@@ -114,22 +115,20 @@ def run(
     graph, params, base = nnx.split(decoder, nnx.LoRAParam, ...)
     state = init_state(params, optimizer)
     state, base = (put(tree, tree_shardings(mesh, config, tree)) for tree in (state, base))
-    items, trie, shape = put_cf(mesh, CFItems(store.item_table), compressed)
-    scalars = replicate(mesh, Temperatures(*map(jnp.float32, (0.3, 1.0, 1.0))))
+    items, trie = put_cf(mesh, CFItems(store.item_table), compressed)
+    objective = Objective(0.3, 1.0, 1.0, "cross_entropy", "children")
+    objective = replicate(mesh, jax.tree.map(jnp.float32, objective))
     step = make_train_step(
         graph,
         state,
         base,
         optimizer,
         mesh=mesh,
-        trie_shape=shape,
-        form="cross_entropy",
-        softmax="children",
         seed=0,
     )
     row_R = row_of_example(examples, split)
     state = train(
-        lambda state, batch: step(state, base, batch, items, trie, scalars),
+        lambda state, batch: step(state, base, batch, items, trie, objective),
         state,
         _Hooked(batches, step_hook) if step_hook else batches,
         Checkpoints(folder / "checkpoints"),

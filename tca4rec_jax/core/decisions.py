@@ -1,0 +1,99 @@
+"""The decisions along titles, and what a batch supervises.
+
+A *decision* is a prefix of a title whose trie node has several children. Everywhere else the next
+token is forced: the CF distribution is one-hot there, and a softmax over the children is 1.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.data.ragged import Ragged
+
+
+class Decisions(NamedTuple):
+    """The decisions of a batch of rows; padding has weight 0 and node 0.
+
+    Attributes:
+      position: int32 [B, K], index into the row's supervised positions: where the token is decided.
+      title: int32 [B, K], index into the row's supervised titles, each with CF logits of its own.
+      node: int32 [B, K], node of the compressed trie.
+      child: int32 [B, K], which of the node's children is on the title's path.
+      weight: float32 [B, K].
+    """
+
+    position: np.ndarray
+    title: np.ndarray
+    node: np.ndarray
+    child: np.ndarray
+    weight: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class RaggedDecisions:
+    """The decisions of rows, before padding (host side): the fields of `Decisions`, int32."""
+
+    position: Ragged
+    title: Ragged
+    node: Ragged
+    child: Ragged
+
+    def pad(self, rows_B: np.ndarray, width: int | None = None) -> Decisions:
+        """Those of some rows; by default as wide as the longest of all rows, so of one shape."""
+        width = width or max(int(self.node.lengths.max()), 1)
+        inside_BxK = np.arange(width) < self.node.lengths[rows_B][:, None]
+        fields = (self.position, self.title, self.node, self.child)
+        return Decisions(*(f.pad(rows_B, width, 0) for f in fields), inside_BxK.astype(np.float32))
+
+
+def title_decisions(compressed: ItemTrie) -> RaggedDecisions:
+    """The decisions of each item's title: one title a row, one row an item.
+
+    Args:
+      compressed: from `ItemTrie.compress`. Positions count the title's tokens.
+    """
+    path_IxK = compressed.paths_QxK[compressed.leaf_of_item]
+    next_IxK = np.concatenate([path_IxK[:, 1:], np.full_like(path_IxK[:, :1], -1)], axis=1)
+    decided = (path_IxK >= 0) & (compressed.child_count[path_IxK] > 1)
+    node, child = path_IxK[decided], next_IxK[decided]
+    counts = decided.sum(axis=1)
+    return RaggedDecisions(
+        position=Ragged.from_lengths(compressed.depth[node], counts),
+        title=Ragged.from_lengths(np.zeros_like(node), counts),
+        node=Ragged.from_lengths(node, counts),
+        child=Ragged.from_lengths(child - compressed.child_start[node], counts),
+    )
+
+
+class Targets(NamedTuple):
+    """What a batch supervises; padding has weight 0.
+
+    Attributes:
+      position: int32 [B, T], the places in the row's sequence whose next token is supervised.
+      label: int32 [B, T], that next token.
+      weight: float32 [B, T].
+      title_weight: float32 [B, P], 1 for every supervised title.
+      decisions: of the supervised titles.
+    """
+
+    position: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
+    title_weight: np.ndarray
+    decisions: Decisions
+
+    @classmethod
+    def of_titles(cls, label_BxT: np.ndarray, weight_BxT: np.ndarray, decisions: Decisions):
+        """One supervised title a row, from its first token on, for states [B, T, ...] of its own.
+
+        Args:
+          label_BxT: int32, the title's tokens, its end token included.
+          weight_BxT: float32, 0 for padding.
+          decisions: of the target items, `title_decisions(compressed).pad(items)`.
+        """
+        batch, length = label_BxT.shape
+        position_BxT = np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length))
+        title_weight = np.ones((batch, 1), np.float32)
+        return cls(position_BxT, label_BxT, weight_BxT, title_weight, decisions)

@@ -1,0 +1,79 @@
+"""The Collaborative Tokenizer's projection with the items split over the mesh.
+
+The rows of a batch are on some mesh axes, the items on another (sharding.Rules): a device holds the
+table rows of its items, makes their logits for its rows, and sums them up by trie node. Only the
+few masses that decisions ask for are joined, never logits.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
+from tca4rec_jax.distributed.data_parallel import RowParallel
+from tca4rec_jax.distributed.sharding import put
+
+
+def _item_axes(on_rows: RowParallel) -> tuple[str, ...]:
+    """The mesh axes that split the items: those of the rule that split no rows."""
+    return tuple(a for a in on_rows.rules.mesh_axes("items") if a in on_rows.automatic)
+
+
+def put_cf(
+    mesh: Mesh, items: CFItems | None, compressed: ItemTrie
+) -> tuple[CFItems | None, DeviceTrie]:
+    """The CF items and the trie on the mesh, padded so that the items divide over their axes."""
+    shards = math.prod(mesh.shape[name] for name in _item_axes(RowParallel(mesh)))
+    trie = DeviceTrie.of(compressed, item_shards=shards)
+    missing = trie.item_order.shape[0] - compressed.num_items
+    items = jax.tree.map(lambda a: np.pad(a, ((0, missing),) + ((0, 0),) * (a.ndim - 1)), items)
+    return put((items, trie), cf_shardings(mesh, items, trie))
+
+
+def cf_shardings(mesh: Mesh, items: CFItems | None, trie: DeviceTrie):
+    """The shardings of padded (items, trie), which may be abstract."""
+    specs = _specs(_item_axes(RowParallel(mesh)), items, trie)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def _specs(axes: tuple[str, ...], items: CFItems | None, trie: DeviceTrie):
+    """The specs of (items, trie), leaf by leaf."""
+    split = PartitionSpec(*([axes] if axes else []))
+    of_items, of_trie = jax.tree.map(lambda _: PartitionSpec(), (items, trie))
+    of_items = jax.tree.map(lambda _: split, of_items)
+    return of_items, dataclasses.replace(of_trie, item_order=split, ordered_leaf=split)
+
+
+def project_shards(
+    on_rows: RowParallel,
+    cf_PxD: jax.Array,
+    items: CFItems,
+    pair_K: jax.Array,
+    node_K: jax.Array,
+    trie: DeviceTrie,
+    beta: jax.Array | float,
+) -> jax.Array:
+    """`collaborative_tokenizer.project` inside on_rows, of items and trie from `put_cf`."""
+    axes = _item_axes(on_rows)
+    if not axes:
+        return project(cf_PxD, items, pair_K, node_K, trie, beta)
+    is_dense = items.table_IxD is None
+    if is_dense:
+        missing = trie.item_order.shape[0] - cf_PxD.shape[1]
+        cf_PxD = jnp.pad(cf_PxD, ((0, 0), (0, missing)))
+    everywhere = PartitionSpec()
+    items_specs, trie_specs = _specs(axes, items, trie)
+    cf_spec = PartitionSpec(None, axes) if is_dense else everywhere
+    on_shard = on_rows.on_own_part(
+        lambda cf, items, pair, node, trie, beta: project(
+            cf, items, pair, node, trie, beta, axis_name=axes
+        ),
+        in_specs=(cf_spec, items_specs, everywhere, everywhere, trie_specs, everywhere),
+        out_specs=everywhere,
+    )
+    return on_shard(cf_PxD, items, pair_K, node_K, trie, beta)
