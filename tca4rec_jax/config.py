@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, config_dict
 
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.sections import SECTIONS, Field, fields_of
@@ -81,7 +82,7 @@ def validate(config: ConfigDict) -> None:
             fields = build(kind, config[section] if section else config)
             if hasattr(
                 fields, "check"
-            ):  # its numbers may be traced, so it is not checked when made
+            ):  # not checked when made: may be traced
                 fields.check()
     score_weights(config, guidance=0.0)
 
