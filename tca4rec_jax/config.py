@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, config_dict
 
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.sections import SECTIONS, Field, fields_of
@@ -78,9 +79,8 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"{name} is {value!r}: expected one of {field.choices}")
     for section, kinds in SECTIONS.items():
         for kind in kinds:
-            fields = build(kind, config[section] if section else config)
-            if hasattr(fields, "check"):  # not checked when made: may be traced
-                fields.check()
+            build(kind, config[section] if section else config)
+    build(Objective, config.objective).check()
     score_weights(config, guidance=0.0)
 
 
