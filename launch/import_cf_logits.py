@@ -26,7 +26,7 @@ def main(config, workdir):
     """Writes the store of --split and says what it holds."""
     data = load(workdir / "data")
     path = split_path(config.cf.logits, workdir, _SPLIT.value)
-    options = {"cf_model": _NAME.value, "dtype": config.cf.dtype, "top_k": config.cf.top_k or 0}
+    options = {"cf_model": _NAME.value, "dtype": config.cf.dtype, "top_k": config.cf.top_k}
     sequences = data.splits[_SPLIT.value]
     import_logits(_SOURCE.value, path, sequences, data.catalogue, floor=_FLOOR.value, **options)
     manifest = open_store(path, sequences, data.catalogue).manifest

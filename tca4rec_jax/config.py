@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, config_dict
 
+from tca4rec_jax.cf.settings import MODEL_FIELDS
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.sections import SECTIONS, Field, fields_of
+from tca4rec_jax.sections import SECTIONS, Field, fields_of, required
 
 SHORT_NAMES = {
     "alpha": "objective.alpha",
@@ -35,12 +36,14 @@ _Kind = TypeVar("_Kind")
 
 def default_config() -> ConfigDict:
     """Every field of every launch script, with the defaults of the method."""
-    config = ConfigDict({section: {} for section in SECTIONS if section})
+    config = ConfigDict()
+    for section in filter(None, SECTIONS):
+        parent, _, key = section.rpartition(".")
+        config_value(config, parent)[key] = ConfigDict()
     for name, field in _fields().items():
         section, _, key = name.rpartition(".")
         not_set = config_dict.placeholder(field.type)
-        part = config[section] if section else config
-        part[key] = not_set if field.default is None else field.default
+        config_value(config, section)[key] = not_set if field.default is None else field.default
     return config
 
 
@@ -62,7 +65,7 @@ def describe() -> list[tuple[str, Any, str]]:
 def build(kind: type[_Kind], section: Mapping[str, Any], **changes: Any) -> _Kind:
     """A dataclass of SECTIONS from the fields of its section, some of them changed."""
     values = {field.name: section[field.name] for field in fields_of(kind)}
-    return kind(**values | changes)
+    return (kind if isinstance(kind, type) else type(kind))(**values | changes)
 
 
 def score_weights(config: ConfigDict, guidance: float) -> ScoreWeights:
@@ -79,7 +82,7 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"{name} is {value!r}: expected one of {field.choices}")
     for section, kinds in SECTIONS.items():
         for kind in kinds:
-            build(kind, config[section] if section else config)
+            build(kind, config_value(config, section), **dict.fromkeys(required(kind), 1))
     build(Objective, config.objective).check()
     score_weights(config, guidance=0.0)
 
@@ -87,7 +90,8 @@ def validate(config: ConfigDict) -> None:
 def movielens_config() -> ConfigDict:
     """MovieLens-100K with SmolLM2-135M on a few CPU cores: what configs/ of that pair share."""
     config = default_config()
-    config.cf.loss = "softmax"  # calibrated: beta = 1 takes the logits as they are
+    config.cf.sasrec.loss = "softmax"  # calibrated: beta = 1 takes the logits as they are
+    config.cf.sasrec.dropout = 0.3
     config.prompt.prefix = "Movies one person watched, in order:\n"
     config.lora.rank = 16
     config.lora.alpha = 32.0
@@ -103,8 +107,7 @@ def movielens_config() -> ConfigDict:
 def published_cf(config: ConfigDict) -> None:
     """The published preprocessed data and the SASRec that the published code trains on them."""
     config.data.source = "published"
-    config.cf.dropout = 0.5
-    config.cf.labels = "target"
+    config.cf.sasrec.targets = "last"
     config.cf.max_epochs = 201
     config.cf.patience = 10
 
@@ -210,7 +213,9 @@ def split_argument(arg: str | None) -> list[str]:
 def shrink(config: ConfigDict) -> None:
     """`debug`: the same path in under a minute; its numbers mean nothing."""
     config.cf.max_epochs = 1
-    config.cf.units = 16
+    for model in MODEL_FIELDS:
+        if "units" in config.cf[model]:
+            config.cf[model].units = 16
     config.llm.num_layers = 2
     config.lora.first_layer = min(config.lora.first_layer, 1)
     config.training.steps = 6
@@ -230,8 +235,8 @@ def run_name(config: ConfigDict) -> str:
 
 
 def config_value(config: ConfigDict, field: str):
-    """The value of a dotted field."""
-    for name in field.split("."):
+    """The value of a dotted field or section; '' is the config itself."""
+    for name in filter(None, field.split(".")):
         config = config[name]
     return config
 

@@ -12,6 +12,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
+from tca4rec_jax.cf.settings import MODEL_FIELDS, CFFields
+from tca4rec_jax.cf.trainer import FitSchedule
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.data.dataset import DataConfig
 from tca4rec_jax.data.prompts import PromptTemplate
@@ -47,55 +49,6 @@ class MeshFields:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class CFFields:
-    """The CF model, its training and its stored logits.
-
-    Attributes:
-      model: a key of cf.models.registry.MODELS.
-      weights: a PyTorch SASRec to read instead of training.
-      units: width of the model.
-      blocks: layers of the model.
-      heads: attention heads of a block.
-      history_length: the most items that the model reads.
-      dropout: probability of leaving an activation out.
-      loss: 'softmax', 'bce' or 'bpr'; by default that of the model's paper.
-      labels: 'all', 'last' or 'target'; by default those of the model's paper.
-      negatives: sampled per supervised place; by default as in the model's paper.
-      regularisation: weight decay; by default that of the model's paper.
-      learning_rate: Adam's.
-      batch_size: windows per step.
-      max_epochs: the limit of the training.
-      patience: epochs without a better validation NDCG@10 before training stops.
-      seed: of the windows' order, dropout and negatives.
-      filter_seen: leave a row's history out of its CF ranking.
-      logits: the folder or bucket of the stores; by default WORKDIR/cf/logits.
-      dtype: of the stored logits.
-      top_k: keep so many logits per row and a floor; by default all.
-    """
-
-    model: str = "sasrec"
-    weights: str | None = None
-    units: int = 64
-    blocks: int = 2
-    heads: int = 1
-    history_length: int = 10
-    dropout: float = 0.3
-    loss: str | None = None
-    labels: str | None = None
-    negatives: int | None = None
-    regularisation: float | None = None
-    learning_rate: float = 1e-3
-    batch_size: int = 256
-    max_epochs: int = 40
-    patience: int = 6
-    seed: int = 0
-    filter_seen: bool = False
-    logits: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    top_k: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,11 +191,12 @@ class EvaluationFields:
     differences: tuple[tuple[str, str], ...] = ()
 
 
-SECTIONS: dict[str, tuple[type, ...]] = {
+SECTIONS: dict[str, tuple[Any, ...]] = {
     "": (RunFields,),
     "mesh": (MeshFields,),
     "data": (DataConfig,),
-    "cf": (CFFields,),
+    "cf": (CFFields, FitSchedule),
+    **{f"cf.{model}": kinds for model, kinds in MODEL_FIELDS.items()},
     "llm": (LLMFields, DecoderOptions),
     "lora": (LoRAConfig,),
     "prompt": (PromptTemplate, PromptFields),
@@ -274,15 +228,21 @@ class Field(NamedTuple):
     description: str
 
 
-def fields_of(kind: type) -> Iterator[Field]:
-    """The user's fields of a dataclass or NamedTuple, described by its docstring's Attributes."""
-    if dataclasses.is_dataclass(kind):
+def fields_of(kind: Any) -> Iterator[Field]:
+    """The user's fields of a dataclass or NamedTuple, described by its docstring's Attributes.
+
+    An object of a dataclass stands for the class with other defaults: its values. Fields without a
+    default are none of the user's: the data give them.
+    """
+    if not dataclasses.is_dataclass(kind):
+        defaults = kind._field_defaults
+    elif isinstance(kind, type):
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     else:
-        defaults = kind._field_defaults
+        defaults, kind = dataclasses.asdict(kind), type(kind)
     hints, descriptions = typing.get_type_hints(kind), _descriptions(kind)
     for name, default in defaults.items():
-        if name in _INTERNAL or callable(default):
+        if name in _INTERNAL or default is dataclasses.MISSING or callable(default):
             continue
         hint, optional = hints[name], ()
         if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -291,6 +251,14 @@ def fields_of(kind: type) -> Iterator[Field]:
         choices = (*typing.get_args(hint), *optional) if literal else ()
         type_ = type(choices[0]) if literal else typing.get_origin(hint) or hint
         yield Field(name, default, type_, choices, descriptions[name])
+
+
+def required(kind: Any) -> list[str]:
+    """The fields of a dataclass without a default: sizes that the data give."""
+    if not dataclasses.is_dataclass(kind) or not isinstance(kind, type):
+        return []
+    fields = dataclasses.fields(kind)
+    return [field.name for field in fields if field.default is dataclasses.MISSING]
 
 
 def _descriptions(kind: type) -> dict[str, str]:

@@ -104,7 +104,7 @@ def test_the_temperature_of_guidance_is_that_of_the_objective_unless_told():
         ("decoding.exclude_history=true", {"decoding.exclude_history": True}),
         ("decoding.exclude_history=False", {"decoding.exclude_history": False}),
         ("run=None,llm.num_layers=4", {"run": None, "llm.num_layers": 4}),
-        ("tau=2,cf.regularisation=1", {"objective.tau": 2.0, "cf.regularisation": 1.0}),
+        ("tau=2,cf.ease.regularisation=1", {"objective.tau": 2.0, "cf.ease.regularisation": 1.0}),
         (
             "evaluation.variants=((\"LLM, it's\",'a',0),),evaluation.rows=5",
             {"evaluation.variants": (("LLM, it's", "a", 0),), "evaluation.rows": 5},
@@ -183,6 +183,10 @@ def test_unknown_keys_and_wrong_types_are_errors(arg):
         ("decoding.beams=0", "beams"),
         ("decoding.length_penalty=-1.0", "length_penalty"),
         ("data.source=mail", "data.source"),
+        ("cf.model=svd", "cf.model is 'svd'"),
+        ("cf.sasrec.loss=mse", "cf.sasrec.loss is 'mse': expected one of"),
+        ("cf.bert4rec.heads=3", "3 heads do not divide 64 units"),
+        ("cf.lightgcn.negatives=0", "negatives must be at least 1"),
         ("llm.quantise=int2", "llm.quantise is 'int2'"),
     ],
 )
@@ -196,10 +200,10 @@ def test_every_field_is_described_with_the_default_that_it_has():
     assert all(text.endswith(".") for _, _, text in described)
     found = values(default_config())
     assert [(name, default) for name, default, _ in described] == list(found.items())
-    flat = {
-        f"{section}.{key}" if isinstance(part, dict) else section
-        for section, part in default_config().to_dict().items()
-        for key in (part if isinstance(part, dict) else [section])
-    }
-    assert flat == set(found)
-    assert set(SHORT_NAMES.values()) <= flat
+    assert set(flat(default_config().to_dict())) == set(found)
+    assert set(SHORT_NAMES.values()) <= set(found)
+
+
+def flat(section, prefix=""):
+    for key, value in section.items():
+        yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]

@@ -77,15 +77,16 @@ def task_of(name: str, data: RecData, seed: int) -> Task:
     """The task of a model on MovieLens or any other data."""
     kind, train = MODELS[name], data.splits["train_sequences"]
     validation, test = data.splits["validation"], data.splits["test"]
-    sizes = {"num_items": data.catalogue.num_items}
+    sizes = {"num_items": data.catalogue.num_items, "history_length": 10}
     if name in BY_USER:
         test = train.take(train.lengths > 3)
         validation = _without_last(test)
         train = _without_last(validation)
         sizes["num_users"] = len(train)
-    given = {"units": 64, "dropout": 0.3, "blocks": 2, "heads": 1}
-    fields = {key: value for key, value in given.items() if key in kind.fields}
-    own = dict(kind.training or {})
+    given = {"units": 64, "dropout": 0.3, "blocks": 2, "layers": 2, "heads": 1}
+    names = {field.name for field in dataclasses.fields(kind.config)}
+    fields = {key: value for key, value in given.items() if key in names}
+    own = dataclasses.asdict(kind.training) if kind.training else {}
     epochs = {"max_epochs": _EPOCHS.value, "patience": PATIENCE, "seed": seed}
     config = kind.config(**sizes, **fields)
     return Task(config, FitConfig(**own, **epochs), train, validation, test)
@@ -159,8 +160,8 @@ def speed() -> dict:
 
     data = read_published(_PUBLISHED.value)
     kind, train = MODELS["sasrec"], data.splits["train"]
-    architecture = kind.config(data.catalogue.num_items, dropout=0.5)
-    training = FitConfig(loss="bce", labels="target", max_epochs=_EPOCHS.value, patience=10**6)
+    architecture = kind.config(data.catalogue.num_items, 10, dropout=0.5)
+    training = FitConfig(loss="bce", targets="last", max_epochs=_EPOCHS.value, patience=10**6)
     few = data.splits["validation"].take(np.arange(1))  # the timing is of training alone
     model = kind.module(architecture, rngs=nnx.Rngs(0))
     timed = partial(fit, model, train, few, evaluate=lambda *_: {"ndcg@10": 0.0})

@@ -79,7 +79,7 @@ class GRU4Rec(nn.Module):
         super().__init__()
         self.item = nn.Embedding(c.num_items + 1, c.units, 0)
         nn.init.normal_(self.item.weight, std=0.02)
-        self.gru = nn.GRU(c.units, c.units, c.blocks, batch_first=True, dropout=c.dropout)
+        self.gru = nn.GRU(c.units, c.units, c.layers, batch_first=True, dropout=c.dropout)
         self.output, self.dropout = nn.Linear(c.units, c.units), nn.Dropout(c.dropout)
 
     def hidden(self, history):
@@ -174,7 +174,7 @@ class BPRMF(nn.Module):
 class LightGCN(nn.Module):
     def __init__(self, c, train):
         super().__init__()
-        self.sizes, self.blocks = (c.num_users, c.num_items + 1), c.blocks
+        self.sizes, self.layers = (c.num_users, c.num_items + 1), c.layers
         self.nodes = nn.Embedding(sum(self.sizes), c.units)
         nn.init.normal_(self.nodes.weight, std=0.1)
         pairs = np.unique(np.stack([users_of(train), train.items + 1]), axis=1)
@@ -188,7 +188,7 @@ class LightGCN(nn.Module):
 
     def smoothed(self):
         layers = [self.nodes.weight]
-        for _ in range(self.blocks):
+        for _ in range(self.layers):
             layers.append(self.graph @ layers[-1])
         return torch.stack(layers).mean(0).split(self.sizes)
 
@@ -245,9 +245,9 @@ def epochs(model, task):
         seen = torch.zeros(int(user.max()) + 1, task.architecture.num_items + 1, dtype=torch.bool)
         seen[user, target[:, -1]] = True
     positions = torch.arange(len(history))
-    if t.labels == "target":
+    if t.targets == "last":
         positions = torch.from_numpy(task.train.last_positions)
-    per_epoch = len(positions) // (length if t.labels == "all" else 1)
+    per_epoch = len(positions) // (length if t.targets == "all" else 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=t.learning_rate)
     for _ in range(t.max_epochs):
         model.train()
@@ -261,7 +261,7 @@ def epochs(model, task):
 
 
 def loss_of(model, t, history, target, user, seen):
-    vectors, target_BxP = model.queries(history, target, user, t.labels != "all")
+    vectors, target_BxP = model.queries(history, target, user, t.targets != "all")
     table, bias = model.items()
     supervised = target_BxP != 0
     if t.loss == "softmax":

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +14,13 @@ from flax import nnx
 from tca4rec_jax.cf.models.layers import Statistic
 from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import atomic_path
 
 _TEXT = "config"
 
 
 def save_model(path: Path | str, name: str, model: nnx.Module) -> None:
-    """Writes the model, called `name` in MODELS, beside `path`, then renames."""
+    """Writes the model, called `name` in MODELS."""
     config = {"model": name, **dataclasses.asdict(model.config)}
     write_arrays(path, _named_arrays(model), json.dumps(config))
 
@@ -60,20 +60,16 @@ def filled(abstract: nnx.Module, arrays: Mapping[str, np.ndarray]) -> nnx.Module
     """The model of an abstract one (nnx.eval_shape) and its arrays by dotted names."""
     graph, state = nnx.split(abstract)
     state = jax.tree_util.tree_map_with_path(
-        lambda place, _: jnp.asarray(arrays[_name(place)]), state
+        lambda path, _: jnp.asarray(arrays[_name(path)]), state
     )
     return nnx.merge(graph, state)
 
 
 def write_arrays(path: Path | str, arrays: Mapping[str, np.ndarray], text: str) -> None:
-    """An .npz file of arrays and one text, written beside `path`, then renamed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
-        host = {name: np.asarray(value) for name, value in arrays.items()}
+    """Writes an .npz file of arrays and one text, whole or not at all."""
+    host = {name: np.asarray(value) for name, value in arrays.items()}
+    with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
         np.savez(file, **{_TEXT: np.array(text)}, **host)
-    os.replace(beside, path)
 
 
 def read_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], str]:
@@ -90,11 +86,11 @@ def read_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], str]:
 
 def _named_arrays(model: nnx.Module, *kinds) -> dict[str, jax.Array]:
     state = nnx.state(model, *(kinds or ((nnx.Param, Statistic),)))
-    return {_name(place): value for place, value in jax.tree_util.tree_leaves_with_path(state)}
+    return {_name(path): value for path, value in jax.tree_util.tree_leaves_with_path(state)}
 
 
-def _name(place) -> str:
+def _name(path) -> str:
     """Keys of a path joined by dots, such as 'blocks.0.query.kernel'."""
-    attribute = isinstance(place[-1], jax.tree_util.GetAttrKey)  # the variable's own '.value'
-    keys = place[:-1] if attribute else place
-    return ".".join(str(getattr(entry, "key", getattr(entry, "idx", entry))) for entry in keys)
+    attribute = isinstance(path[-1], jax.tree_util.GetAttrKey)  # the variable's own '.value'
+    keys = path[:-1] if attribute else path
+    return ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in keys)

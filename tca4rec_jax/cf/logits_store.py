@@ -212,8 +212,8 @@ def open_store(
     return store
 
 
-def split_path(logits: str, workdir: Path, split: str) -> StorePath:
-    """Where the store of a split lies: below `config.cf.logits`, or workdir/cf/logits if empty."""
+def split_path(logits: str | None, workdir: Path, split: str) -> StorePath:
+    """Where the store of a split lies: below `config.cf.logits`, or workdir/cf/logits."""
     return within(store_path(logits) if logits else Path(workdir) / "cf" / "logits", split)
 
 

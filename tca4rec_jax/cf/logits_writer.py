@@ -56,7 +56,7 @@ def write_store(
     cf_model: str,
     history_length: int | None = None,
     dtype: str = "float32",
-    top_k: int = 0,
+    top_k: int | None = None,
     source: Path | None = None,
     **arrays: np.ndarray | LazyRows | None,
 ) -> None:
@@ -70,7 +70,7 @@ def write_store(
       history_length: the longest history an event depends on; None if the model has no limit.
       dtype: of vectors, logits and values, one of DTYPES; the rest is float32.
       top_k: keeps the highest logits of an event, and for the others one floor, which is such that
-        the softmax at temperature 1 gives them the same mass together; 0 keeps all.
+        the softmax at temperature 1 gives them the same mass together; None keeps all.
       source: the file of the arrays, which errors then name instead of the store.
       arrays: `vectors` [n or R, D], `item_table` [I, D] and perhaps `item_bias` [I]
         (factorised); or `logits` [n or R, I] (dense, or topk if top_k is given); or `values` [n or

@@ -8,7 +8,8 @@ Axis letters: B batch, P supervised places of a row, N negatives of a place, I i
 W seen items of a row, U users, E (user, item) pairs.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,43 @@ from tca4rec_jax.cf.windows import TrainingQueries, user_item_pairs
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError
 
-LOSSES = ("softmax", "bce", "bpr")
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What the training of a CF model supervises; a model's own values are those of its paper.
+
+    Attributes:
+      loss: 'softmax' is calibrated at temperature 1; 'bce' and 'bpr' compare the target with
+        sampled negatives.
+      negatives: sampled per target ('bce', 'bpr').
+      negatives_outside: drawn uniformly from the items outside the 'window' and its target, or
+        outside all training items of the 'user'.
+      targets: 'all', every position of a window predicts the next item, and an epoch takes random
+        windows until each item was a target about once; 'window', only the end of a window does,
+        and an epoch takes the window of every item (slower by a factor of the history length);
+        'last', only the last item of every row is a target, the published protocol.
+      regularisation: decoupled weight decay (AdamW's); 0 is Adam.
+    """
+
+    loss: Literal["softmax", "bce", "bpr"] = "softmax"
+    negatives: int = 1
+    negatives_outside: Literal["window", "user"] = "window"
+    targets: Literal["all", "window", "last"] = "all"
+    regularisation: float = 0.0
+
+    def __post_init__(self):
+        for name in ("loss", "negatives_outside", "targets"):
+            choices = get_args(get_type_hints(LossConfig)[name])
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"the CF model's {name} is {getattr(self, name)!r}: expected one of {choices}"
+                )
+        if self.negatives < 1:
+            raise UserError(f"the CF model's negatives must be at least 1, got {self.negatives}")
+        if not self.regularisation >= 0:
+            raise UserError(
+                f"the CF model's regularisation must not be negative, got {self.regularisation}"
+            )
 
 
 def softmax_loss(queries: TrainingQueries, target_BxP: jax.Array) -> jax.Array:
@@ -90,7 +127,7 @@ class SeenByUser(NamedTuple):
         if counts_U.max() >= num_items:
             raise UserError(
                 f"user {int(np.argmax(counts_U))} of the training data has seen all {num_items} "
-                "items, so no negative can be sampled; use cf.loss 'softmax'"
+                "items, so no negative can be sampled; use the loss 'softmax'"
             )
         offsets = np.concatenate([[0], np.cumsum(counts_U)])
         gap_E = item_E - (np.arange(len(item_E)) - offsets[user_E])

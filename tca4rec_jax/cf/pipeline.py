@@ -10,12 +10,11 @@ Layout written below a work directory:
 """
 
 import dataclasses
-import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -24,10 +23,9 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from tca4rec_jax.cf.checkpoint import save_model
-from tca4rec_jax.cf.logits_format import DTYPES
 from tca4rec_jax.cf.logits_store import open_store, split_path
 from tca4rec_jax.cf.logits_writer import write_store
-from tca4rec_jax.cf.models.registry import MODELS
+from tca4rec_jax.cf.models.registry import MODELS, ModelKind
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
 from tca4rec_jax.cf.scoring import (
     RowScores,
@@ -37,71 +35,22 @@ from tca4rec_jax.cf.scoring import (
     profile,
     score_rows,
 )
-from tca4rec_jax.cf.trainer import FitConfig, fit
+from tca4rec_jax.cf.settings import CFSettings, architecture_of
+from tca4rec_jax.cf.trainer import fit
 from tca4rec_jax.data.sequences import RecData
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import file_sha256, fingerprint, write_text
 from tca4rec_jax.metrics import CUTOFFS, mean_metrics
 
+BASELINE = MODELS["popularity"]
 EVALUATED = ("validation", "test")
 REPORTED = (*CUTOFFS, 20)
-_STORED = ("logits", "dtype", "top_k", "filter_seen", "weights")
-
-
-@dataclasses.dataclass(frozen=True)
-class CFSettings:
-    """`config.cf`, checked and split up.
-
-    Attributes:
-      name: a key of MODELS.
-      architecture: the config of its module.
-      training: how it is trained; None if it is not.
-      weights: a PyTorch checkpoint to read instead of training; '' trains.
-      logits: where the stores lie; '' is workdir/cf/logits.
-      dtype, top_k: of the stores, see logits_writer.write_store.
-      filter_seen: whether a row's history is left out of its ranking.
-    """
-
-    name: str
-    architecture: object
-    training: FitConfig | None
-    weights: str = ""
-    logits: str = ""
-    dtype: str = "float32"
-    top_k: int = 0
-    filter_seen: bool = False
-
-    @classmethod
-    def of(cls, config: Mapping, data: RecData) -> "CFSettings":
-        """Raises UserError naming the field if one is unknown or out of range."""
-        fields = {"model": None, **config}
-        if (name := fields.pop("model")) not in MODELS:
-            raise UserError(f"cf.model is {name!r}: expected one of {tuple(MODELS)}")
-        kind = MODELS[name]
-        training = {field.name for field in dataclasses.fields(FitConfig)}
-        known = set().union(*(other.fields for other in MODELS.values()), training, _STORED)
-        if unknown := sorted(set(fields) - known):
-            raise UserError(
-                f"cf: unknown fields {unknown}; expected model, {', '.join(sorted(known))}"
-            )
-        given = {key: value for key, value in fields.items() if value is not None}
-        chosen = {key: given[key] for key in kind.fields & set(given)}
-        stored = {key: given[key] for key in _STORED if key in given}
-        if stored.get("dtype", "float32") not in DTYPES:
-            raise UserError(f"cf.dtype is {stored['dtype']!r}: expected one of {DTYPES}")
-        if stored.get("weights") and name != "sasrec":
-            raise UserError("cf.weights reads PyTorch checkpoints of cf.model 'sasrec' only")
-        fit_config = None
-        if kind.training is not None:
-            own = dict(kind.training)
-            fit_config = FitConfig(**own | {k: given[k] for k in training & set(given)})
-        return cls(name, _architecture(kind, chosen, data), fit_config, **stored)
 
 
 def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int) -> dict:
     """Trains and stores, or finds a complete run of the same config and data.
 
     Args:
-      config: `config.cf`: see CFSettings, the models' architectures and FitConfig.
+      config: `config.cf`, see settings.py.
       data: the prepared data.
       workdir: results go below workdir/cf.
       history_length: of the data's rows; the CF model must be able to read as much.
@@ -109,15 +58,15 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
     Returns:
       The contents of metrics.json: 'results' is {model: {subset: {'hr@K', 'ndcg@K', 'nll',
       'entropy', 'rows'}}}; subsets are validation, test, 'test, tied' and 'test, untied';
-      'profiles' is {model: what profile.profile gives for the test rows}.
+      'profiles' is {model: what scoring.profile gives for the test rows}.
 
     Raises:
-      UserError: unknown fields or values, a history longer than the model's.
+      UserError: values out of range, a history longer than the model's.
     """
     settings = CFSettings.of(config, data)
     check_history_length(history_length, settings.architecture.history_length)
     directory = Path(workdir) / "cf"
-    identity = _identity(config, data)
+    identity = _identity(settings, data)
     if (found := _complete_run(directory, settings, identity, data)) is not None:
         logging.info("CF: %s holds a complete run of this config and data", directory)
         return found
@@ -125,70 +74,63 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
 
     began = time.perf_counter()
     model, training = trained_model(settings, data, directory)
-    save_model(directory / "checkpoint.npz", settings.name, model)
+    save_model(directory / "checkpoint.npz", settings.fields.model, model)
     store_logits(settings, model, data, workdir)
-    baseline = "popularity"
-    models = {MODELS[baseline].label: _counted(MODELS[baseline], data)}
-    models[MODELS[settings.name].label] = model
-    popularity_I = _counts(data)
+    models = {BASELINE.label: _counted(BASELINE, architecture_of(BASELINE, data, {}), data)}
+    models[settings.kind.label] = model
+    train_items = data.splits["train_sequences"].items
+    count_I = np.bincount(train_items, minlength=data.catalogue.num_items)
+    filter_seen = settings.fields.filter_seen
     metrics = {
         "identity": identity,
         "results": {
-            label: evaluate_model(model, data, filter_seen=settings.filter_seen)
+            label: evaluate_model(model, data, filter_seen=filter_seen)
             for label, model in models.items()
         },
         "profiles": {
-            label: profile(model, data.splits["test"], popularity_I)
-            for label, model in models.items()
+            label: profile(model, data.splits["test"], count_I) for label, model in models.items()
         },
         "training": training,
         "seconds": time.perf_counter() - began,
     }
-    beside = directory / ".metrics.json.partial"
-    beside.write_text(json.dumps(metrics, indent=2) + "\n")
-    os.replace(beside, directory / "metrics.json")
+    write_text(directory / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     (directory / "training.npz").unlink(missing_ok=True)
     return metrics
 
 
 def trained_model(settings: CFSettings, data: RecData, directory: Path) -> tuple[nnx.Module, dict]:
     """The model of the settings, trained (or read), and the record of its training."""
-    if settings.weights:
-        model = read_sasrec(settings.weights, settings.architecture)
-        return model, {"weights": settings.weights}
-    if settings.training is None:
-        return _counted(MODELS[settings.name], data, settings.architecture), {}
-    config = settings.training
-    fresh = MODELS[settings.name].module(settings.architecture, rngs=nnx.Rngs(config.seed))
-    train = data.splits["train" if config.labels == "target" else "train_sequences"]
+    kind, config = settings.kind, settings.training
+    if weights := settings.fields.weights:
+        return read_sasrec(weights, settings.architecture), {"weights": weights}
+    if config is None:
+        return _counted(kind, settings.architecture, data), {}
+    fresh = kind.module(settings.architecture, rngs=nnx.Rngs(config.seed))
+    train = data.splits["train" if config.targets == "last" else "train_sequences"]
     if hasattr(fresh, "fit_statistics"):
         fresh.fit_statistics(train)
-    fitted = fit(
-        fresh,
-        train,
-        data.splits["validation"],
-        config,
-        checkpoint=directory / "training.npz",
-    )
+    checkpoint = directory / "training.npz"
+    fitted = fit(fresh, train, data.splits["validation"], config, checkpoint=checkpoint)
     return fitted.model, {"best_epoch": fitted.best_epoch, "epochs": fitted.epochs}
 
 
 def store_logits(settings: CFSettings, model: nnx.Module, data: RecData, workdir: Path) -> None:
     """Writes the logits of every split to its store."""
+    fields = settings.fields
     table_IxD, bias_I = item_arrays(model)
     for split, sequences in data.splits.items():
         positions = None if split == "train_sequences" else sequences.last_positions
         rows = lazy_user_vectors(model, sequences, positions)
         factorised = {"vectors": rows, "item_table": table_IxD, "item_bias": bias_I}
         write_store(
-            split_path(settings.logits, workdir, split),
+            split_path(fields.logits, workdir, split),
             sequences,
             data.catalogue,
             **({"logits": rows} if table_IxD is None else factorised),
-            cf_model=MODELS[settings.name].label,
+            cf_model=settings.kind.label,
             history_length=settings.architecture.history_length,
-            dtype=settings.dtype,
-            top_k=settings.top_k,
+            dtype=fields.dtype,
+            top_k=fields.top_k,
         )
 
 
@@ -229,24 +171,11 @@ def results_table(metrics: Mapping) -> Table:
     return table
 
 
-def _architecture(kind, chosen: dict, data: RecData):
-    """The config of a model for these data."""
-    sizes = {"num_items": data.catalogue.num_items}
-    if "num_users" in {field.name for field in dataclasses.fields(kind.config)}:
-        sizes["num_users"] = len(np.unique(data.splits["train_sequences"].user))
-    return kind.config(**sizes, **chosen)
-
-
-def _counted(kind, data: RecData, architecture=None) -> nnx.Module:
+def _counted(kind: ModelKind, architecture: Any, data: RecData) -> nnx.Module:
     """A model that is fitted by its statistics of the training data alone."""
-    architecture = architecture or _architecture(kind, {}, data)
     model = kind.module(architecture, rngs=nnx.Rngs(0))
     model.fit_statistics(data.splits["train_sequences"])
     return model
-
-
-def _counts(data: RecData) -> np.ndarray:
-    return np.bincount(data.splits["train_sequences"].items, minlength=data.catalogue.num_items)
 
 
 def _means(scores: RowScores, chosen_R: np.ndarray) -> dict[str, float]:
@@ -255,26 +184,29 @@ def _means(scores: RowScores, chosen_R: np.ndarray) -> dict[str, float]:
     return ranked | means | {"rows": int(chosen_R.sum())}
 
 
-def _identity(config: Mapping, data: RecData) -> dict:
-    hashes = {split: sequences.content_hash() for split, sequences in data.splits.items()}
-    identity = {
-        "config": dict(config),
-        "catalogue": data.catalogue.content_hash(),
-        "splits": hashes,
-    }
-    if (weights := Path(config.get("weights") or "")).is_file():
-        identity["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return identity
+def _identity(settings: CFSettings, data: RecData) -> str:
+    weights = settings.fields.weights
+    return fingerprint(
+        [
+            dataclasses.asdict(settings),
+            data.catalogue.content_hash(),
+            {split: sequences.content_hash() for split, sequences in data.splits.items()},
+            file_sha256(weights) if weights and Path(weights).is_file() else "",
+        ]
+    )
 
 
-def _complete_run(directory: Path, settings: CFSettings, identity: dict, data: RecData):
+def _complete_run(
+    directory: Path, settings: CFSettings, identity: str, data: RecData
+) -> dict | None:
+    """The metrics of a complete run, or None: there is none, or one of its stores is damaged."""
     try:
         metrics = json.loads((directory / "metrics.json").read_text())
         if metrics["identity"] != identity:
             return None
         for split, sequences in data.splits.items():
-            place = split_path(settings.logits, directory.parent, split)
-            open_store(place, sequences, data.catalogue)
+            path = split_path(settings.fields.logits, directory.parent, split)
+            open_store(path, sequences, data.catalogue)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return metrics

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from tca4rec_jax.cf.checkpoint import read_arrays, write_arrays
 from tca4rec_jax.cf.losses import (
-    LOSSES,
+    LossConfig,
     SeenByUser,
     sampled_loss,
     softmax_loss,
@@ -37,59 +37,45 @@ from tca4rec_jax.cf.scoring import check_items, item_arrays, lazy_user_vectors, 
 from tca4rec_jax.cf.windows import FlatRows, windows_at
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.metrics import mean_metrics
 
-LABELS = ("all", "last", "target")
-OUTSIDE = ("window", "user")
 _SAVE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class FitConfig:
-    """How a CF model is trained.
+class FitSchedule:
+    """How long and how fast a CF model is trained.
 
     Attributes:
-      loss: one of losses.LOSSES. 'softmax' is calibrated at temperature 1; 'bce' and 'bpr' compare
-        the target with sampled negatives.
-      negatives: sampled per supervised place ('bce', 'bpr').
-      negatives_outside: they are uniform over the items outside the 'window' and its target, or
-        outside all training items of the 'user'.
-      labels: 'all', every place of a window predicts the item after it, and an epoch takes as many
-        random windows as it needs to supervise each position about once; 'last', only the end of a
-        window is supervised, and an epoch takes the window of every position (slower by a factor
-        of the history length); 'target', only the last item of every row is, the published
-        protocol, for rows that are a history and a target.
       learning_rate: Adam's.
-      regularisation: decoupled weight decay (AdamW's); 0 is Adam.
       batch_size: windows per step.
       max_epochs: the limit; at least 1.
       patience: epochs without a better validation NDCG@10 before training stops.
       seed: of the windows' order, dropout and negatives.
     """
 
-    loss: str = "softmax"
-    negatives: int = 1
-    negatives_outside: str = "window"
-    labels: str = "all"
     learning_rate: float = 1e-3
-    regularisation: float = 0.0
     batch_size: int = 256
-    max_epochs: int = 200
-    patience: int = 10
+    max_epochs: int = 40
+    patience: int = 6
     seed: int = 0
 
     def __post_init__(self):
-        allowed = {"loss": LOSSES, "labels": LABELS, "negatives_outside": OUTSIDE}
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise UserError(f"cf.{name} is {getattr(self, name)!r}: expected one of {values}")
-        for name in ("batch_size", "max_epochs", "patience", "negatives"):
+        for name in ("batch_size", "max_epochs", "patience"):
             if getattr(self, name) < 1:
                 raise UserError(f"cf.{name} must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise UserError(f"cf.learning_rate must be positive, got {self.learning_rate}")
-        if not self.regularisation >= 0:
-            raise UserError(f"cf.regularisation must not be negative, got {self.regularisation}")
+
+
+@dataclass(frozen=True)
+class FitConfig(FitSchedule, LossConfig):
+    """How a CF model is trained: see LossConfig and FitSchedule."""
+
+    def __post_init__(self):
+        FitSchedule.__post_init__(self)
+        LossConfig.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -144,11 +130,11 @@ def fit(
 
     Args:
       model: a CF model with `queries` (see models/registry.py).
-      train: users' sequences of the training period; for labels 'target' histories with targets.
+      train: users' sequences of the training period; for targets 'last' histories with targets.
       validation: histories with their target last; ranked in full after every epoch.
       config: see FitConfig.
       checkpoint: a file that the state is kept in, now and then; a training with the same
-        config and data that was cut off goes on from it. It is left behind.
+        config and data that was cut off goes on from it. It stays after the training.
       evaluate: (model, validation) -> metrics of an epoch; 'ndcg@10' among them chooses the best.
 
     Raises:
@@ -156,20 +142,7 @@ def fit(
         no negative may be left to sample.
       FloatingPointError: the loss became NaN or infinite.
     """
-    num_items = model.config.num_items
-    check_items(train, num_items)
-    check_items(validation, num_items)
-    if not len(validation):
-        raise UserError("there are no validation rows: early stopping needs at least one")
-    sampled = config.loss != "softmax"
-    by_window = sampled and config.negatives_outside == "window"
-    if by_window and num_items <= model.config.history_length + 1:
-        raise UserError(
-            f"cf.loss {config.loss!r} samples negatives outside the window, which {num_items} "
-            "items cannot always provide; use cf.loss 'softmax'"
-        )
-    by_user = sampled and not by_window
-    rows = _Rows(FlatRows.of(train), SeenByUser.of(train, num_items) if by_user else None)
+    rows = _rows_on_device(model, train, validation, config)
     graph, params, constants = nnx.split(model, nnx.Param, ...)
     run_epoch = functools.partial(_run_epoch, graph, _program_of(config), constants, rows)
     root_key = jax.random.key(config.seed)
@@ -177,12 +150,14 @@ def fit(
     # An epoch donates what it is given, and the caller keeps the model passed in.
     params = jax.tree.map(jnp.copy, params)
     state = _State(params, _optimizer(config).init(params), params)
-    identity = {
-        "config": dataclasses.asdict(config),
-        "model": repr(model.config),
-        "train": train.content_hash(),
-        "validation": validation.content_hash(),
-    }
+    identity = fingerprint(
+        [
+            dataclasses.asdict(config),
+            repr(model.config),
+            train.content_hash(),
+            validation.content_hash(),
+        ]
+    )
     state, epochs = _resume(checkpoint, state, identity)
     for _ in epochs:
         order.next_epoch()
@@ -213,14 +188,36 @@ def fit(
     return FitResult(nnx.merge(graph, best_params, constants), best, epochs)
 
 
+def _rows_on_device(
+    model: nnx.Module, train: ItemSequences, validation: ItemSequences, config: FitConfig
+) -> _Rows:
+    """The training data, checked; raises as `fit`."""
+    num_items = model.config.num_items
+    check_items(train, num_items)
+    check_items(validation, num_items)
+    if not len(validation):
+        raise UserError("there are no validation rows: early stopping needs at least one")
+    flat = FlatRows.of(train)
+    if config.loss == "softmax":
+        return _Rows(flat, None)
+    if config.negatives_outside == "user":
+        return _Rows(flat, SeenByUser.of(train, num_items))
+    if num_items <= model.config.history_length + 1:
+        raise UserError(
+            f"the CF loss {config.loss!r} samples negatives outside the window, which {num_items} "
+            "items cannot always provide; use 'softmax'"
+        )
+    return _Rows(flat, None)
+
+
 class _BatchOrder:
     """Shuffled flat positions, batch after batch; what an epoch leaves over opens the next one."""
 
     def __init__(self, rows: ItemSequences, history_length: int, config: FitConfig):
-        every = config.labels != "target"
+        every = config.targets != "last"
         self._positions = np.arange(len(rows.items)) if every else rows.last_positions
         self._rng = np.random.default_rng(config.seed)
-        windows = len(self._positions) // (history_length if config.labels == "all" else 1)
+        windows = len(self._positions) // (history_length if config.targets == "all" else 1)
         self._batch_size = min(config.batch_size, len(self._positions))
         self._num_batches = max(windows // self._batch_size, 1)
         self._left = np.empty(0, np.int32)
@@ -270,7 +267,7 @@ def batch_loss_of(params, graph, constants, config: FitConfig, rows: _Rows, posi
     model = nnx.merge(graph, params, constants)
     windows = windows_at(rows.flat, position_B, model.config.history_length)
     query_key, negative_key = jax.random.split(key)
-    queries = model.queries(windows, config.labels != "all", query_key)
+    queries = model.queries(windows, config.targets != "all", query_key)
     supervised_BxP = queries.target_BxP != PAD_ITEM
     target_BxP = jnp.maximum(queries.target_BxP, 0)
     if config.loss == "softmax":
@@ -287,12 +284,12 @@ def batch_loss_of(params, graph, constants, config: FitConfig, rows: _Rows, posi
     return jnp.sum(loss_BxP * supervised_BxP) / jnp.maximum(jnp.sum(supervised_BxP), 1)
 
 
-def _save(path: Path, state: _State, identity: dict, epochs: list[dict]) -> None:
-    leaves = {str(place): leaf for place, leaf in enumerate(jax.tree.leaves(state))}
+def _save(path: Path, state: _State, identity: str, epochs: list[dict]) -> None:
+    leaves = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(state))}
     write_arrays(path, leaves, json.dumps({"identity": identity, "epochs": epochs}))
 
 
-def _resume(path: Path | None, fresh: _State, identity: dict) -> tuple[_State, list[dict]]:
+def _resume(path: Path | None, fresh: _State, identity: str) -> tuple[_State, list[dict]]:
     """The state and epochs of a training that was cut off, or the fresh ones."""
     if path is None or not path.exists():
         return fresh, []
@@ -302,9 +299,9 @@ def _resume(path: Path | None, fresh: _State, identity: dict) -> tuple[_State, l
     except ValueError as error:
         logging.warning("CF: %s; training starts from scratch", error)
         return fresh, []
-    if record["identity"] != json.loads(json.dumps(identity)):
+    if record["identity"] != identity:
         return fresh, []
     logging.info("CF: going on after epoch %d of %s", len(record["epochs"]), path)
     structure = jax.tree.structure(fresh)
-    ordered = [jnp.asarray(leaves[str(place)]) for place in range(structure.num_leaves)]
+    ordered = [jnp.asarray(leaves[str(number)]) for number in range(structure.num_leaves)]
     return jax.tree.unflatten(structure, ordered), record["epochs"]

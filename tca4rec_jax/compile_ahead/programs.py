@@ -16,6 +16,7 @@ from flax import nnx
 from jax.stages import Lowered
 from ml_collections import ConfigDict
 
+from tca4rec_jax.cf.settings import vector_width
 from tca4rec_jax.compile_ahead.catalogue import DECISIONS, TITLE_TOKENS, CatalogueSizes
 from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.config import build
@@ -129,14 +130,14 @@ class Programs:
         moments = jax.eval_shape(run.optimizer().init, params)
         state = self._placed(TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, moments))
         base = self._placed(base)
-        items = self.sizes.items_side(config.cf.units) if projected else None
+        items = self.sizes.items_side(vector_width(config.cf)) if projected else None
         trie = self.sizes.trie()
         items, trie = jax.tree.map(_at, (items, trie), cf_shardings(mesh, items, trie))
         frozen = None
         if run.keeps_frozen_states:
             frozen = self.architecture.hidden_size, jnp.dtype(config.llm.dtype)
         shape = self.batch_shape()
-        batch = abstract_batch(config.training.batch_size, shape, config.cf.units, frozen)
+        batch = abstract_batch(config.training.batch_size, shape, vector_width(config.cf), frozen)
         scalar, fields = jax.ShapeDtypeStruct((), jnp.float32), config.objective
         objective = Objective(scalar, scalar, scalar, fields.form, fields.softmax)
         step = make_train_step(

@@ -20,7 +20,7 @@ from tca4rec_jax.cf.trainer import FitConfig, evaluate, fit
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
 NUM_ITEMS, NUM_USERS = 9, 12
-SMALL = {"units": 8, "blocks": 1, "heads": 2, "history_length": 4, "dropout": 0.0}
+SMALL = {"units": 8, "blocks": 1, "layers": 1, "heads": 2, "history_length": 4, "dropout": 0.0}
 
 
 def rows_of(seed=0, num_rows=NUM_USERS, length=6):
@@ -80,7 +80,7 @@ def cyclic_rows(seed, length=6, num_rows=60):
 
 @pytest.mark.parametrize("name", ["gru4rec", "caser", "bert4rec"])
 def test_sequential_models_learn_the_successor(name):
-    own = dict(MODELS[name].training) | {"negatives": 2}
+    own = dataclasses.asdict(MODELS[name].training) | {"negatives": 2}
     train = cyclic_rows(0)
     model = make(name, train, history_length=3)
     config = FitConfig(**own, learning_rate=1e-2, batch_size=20, max_epochs=80, patience=80)
@@ -102,7 +102,12 @@ def test_models_of_users_learn_who_likes_what(name):
 
     train, unseen = rows(30, 3), rows(10, 4)
     model = make(name, train)
-    config = FitConfig(**MODELS[name].training, learning_rate=3e-2, batch_size=30, max_epochs=30)
+    config = FitConfig(
+        **dataclasses.asdict(MODELS[name].training),
+        learning_rate=3e-2,
+        batch_size=30,
+        max_epochs=30,
+    )
     fitted = fit(model, train, unseen, config).model
     table, bias = item_arrays(fitted)
     logits = user_vectors(fitted, unseen, unseen.last_positions) @ table.T
@@ -205,7 +210,7 @@ def test_item_knn_keeps_the_nearest_neighbours():
 
 def test_lightgcn_folds_a_history_in_as_a_new_node_of_the_graph():
     rows = rows_of()
-    config = LightGCNConfig(NUM_ITEMS, NUM_USERS, 4, units=5, blocks=2)
+    config = LightGCNConfig(NUM_ITEMS, NUM_USERS, 4, units=5, layers=2)
     model = LightGCN(config, rngs=nnx.Rngs(0))
     model.fit_statistics(rows)
     x = binary_matrix(rows)
@@ -240,5 +245,5 @@ def test_every_kind_has_what_the_protocol_says():
         assert {"user_vectors", "items"} <= set(dir(kind.module))
         assert (kind.training is not None) == hasattr(kind.module, "queries")
         if kind.training is not None:
-            assert FitConfig(**kind.training)
+            assert FitConfig(**dataclasses.asdict(kind.training))
         assert "rngs" in inspect.signature(kind.module.__init__).parameters

@@ -6,26 +6,40 @@ import pytest
 import rich.console
 from flax import nnx
 
-from tca4rec_jax.cf import pipeline as run_module
+from tca4rec_jax.cf import pipeline
 from tca4rec_jax.cf.checkpoint import load_model
 from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.models.popularity import Popularity, PopularityConfig, popularity_logits
+from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.cf.models.sasrec import SASRecConfig
-from tca4rec_jax.cf.pipeline import results_table, run_cf
+from tca4rec_jax.cf.pipeline import results_table
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
 from tca4rec_jax.cf.scoring import profile, user_vectors
+from tca4rec_jax.cf.settings import CFSettings
+from tca4rec_jax.config import default_config, movielens_config
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.evaluation.report import write_cf_report
 
 CONFIG = {
     "model": "sasrec",
-    "units": 8,
-    "blocks": 1,
+    "sasrec.units": 8,
+    "sasrec.blocks": 1,
+    "sasrec.loss": "softmax",
     "history_length": 4,
     "batch_size": 8,
     "max_epochs": 1,
 }
+
+
+def run_cf(fields, data, workdir, *, history_length):
+    return pipeline.run_cf(cf_config(fields), data, workdir, history_length=history_length)
+
+
+def cf_config(fields):
+    config = default_config().lock()
+    config.update_from_flattened_dict({f"cf.{name}": value for name, value in fields.items()})
+    return config.cf
 
 
 def random_rows(num_rows, length, seed):
@@ -72,8 +86,8 @@ def test_popularity_run_stores_its_bias(tmp_path, data):
 def test_a_complete_run_is_found_and_a_changed_one_is_made_again(tmp_path, data, monkeypatch):
     first = run_cf(CONFIG, data, tmp_path, history_length=4)
     fits = []
-    train = run_module.trained_model
-    monkeypatch.setattr(run_module, "trained_model", lambda *a: fits.append(a) or train(*a))
+    train = pipeline.trained_model
+    monkeypatch.setattr(pipeline, "trained_model", lambda *a: fits.append(a) or train(*a))
     assert run_cf(CONFIG, data, tmp_path, history_length=4) == first
     assert not fits
     run_cf(CONFIG | {"seed": 1}, data, tmp_path, history_length=4)
@@ -128,7 +142,7 @@ def test_pytorch_weights_are_read_instead_of_training(tmp_path):
 
     data = RecData(Catalogue(titles, titles), {split: rows(n) for n, split in enumerate(SPLITS)})
     checkpoint = Path(__file__).parents[1] / "goldens" / "pytorch_sasrec.pt"
-    config = {"model": "sasrec", "units": 8, "history_length": 5, "weights": str(checkpoint)}
+    config = {"sasrec.units": 8, "history_length": 5, "weights": str(checkpoint)}
     metrics = run_cf(config, data, tmp_path, history_length=5)
     assert metrics["training"] == {"weights": str(checkpoint)}
     _, saved = load_model(tmp_path / "cf/checkpoint.npz")
@@ -170,7 +184,8 @@ def test_the_report_has_tables_and_a_picture(tmp_path, data):
     ("changes", "message"),
     [
         ({"model": "svd"}, "cf.model is 'svd'"),
-        ({"unit": 8}, r"unknown fields \['unit'\]"),
+        ({"sasrec.loss": "mse"}, "loss is 'mse'"),
+        ({"sasrec.heads": 3}, "3 heads do not divide 8 units"),
         ({"history_length": 3}, "history is 4 items long, but the CF model reads 1 to 3"),
     ],
 )
@@ -178,6 +193,54 @@ def test_bad_configs_stop_before_training(tmp_path, data, changes, message):
     with pytest.raises(ValueError, match=message):
         run_cf(CONFIG | changes, data, tmp_path, history_length=4)
     assert not (tmp_path / "cf").exists()
+
+
+def test_an_unknown_field_is_an_error():
+    with pytest.raises((AttributeError, KeyError), match="unit"):
+        cf_config({"sasrec.unit": 8})
+
+
+PAPERS = {
+    "sasrec": {"blocks": 2, "heads": 1, "dropout": 0.5, "loss": "bce", "targets": "all"},
+    "gru4rec": {"layers": 1, "dropout": 0.3, "loss": "bpr", "negatives": 32},
+    "caser": {"horizontal": 16, "vertical": 4, "dropout": 0.5, "targets": "window"},
+    "bert4rec": {"blocks": 2, "heads": 2, "dropout": 0.1, "masked": 0.3, "loss": "softmax"},
+    "lightgcn": {"layers": 3, "loss": "bpr", "negatives_outside": "user"},
+    "bpr_mf": {"loss": "bpr", "negatives_outside": "user", "targets": "window"},
+    "ease": {"regularisation": 250.0},
+    "item_knn": {"neighbours": 100, "regularisation": 10.0},
+    "popularity": {},
+}
+
+
+def values(settings):
+    return {**vars(settings.architecture), **(vars(settings.training) if settings.training else {})}
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_a_model_runs_as_its_paper_has_it_whatever_the_config_says_of_others(data, name):
+    config = default_config() if name == "sasrec" else movielens_config()
+    config.cf.model = name
+    found = values(CFSettings.of(config.cf, data))
+    assert PAPERS[name].items() <= found.items()
+    assert found["num_items"] == 12
+    assert found.get("num_users", 20) == 20
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_every_field_of_a_model_can_be_set(data, name):
+    other = {"loss": "bpr" if name == "bert4rec" else "softmax", "targets": "last"}
+    for field, paper in PAPERS[name].items():
+        value = other.get(field, "window") if isinstance(paper, str) else type(paper)(paper * 2)
+        value = min(value, 0.9) if field in ("dropout", "masked") else value
+        changed = cf_config({"model": name, f"{name}.{field}": value})
+        assert values(CFSettings.of(changed, data))[field] == value != paper
+
+
+def test_a_field_of_another_model_leaves_the_run_as_it_is(tmp_path, data):
+    first = run_cf({"model": "popularity"}, data, tmp_path, history_length=4)
+    other = {"model": "popularity", "lightgcn.layers": 7}
+    assert run_cf(other, data, tmp_path, history_length=4) == first
 
 
 def test_the_table_fits_80_columns(tmp_path, data):

@@ -8,8 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tca4rec_jax.cf.models.sasrec import SASRecConfig
-from tca4rec_jax.cf.pytorch_file import read_state_dict
-from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
+from tca4rec_jax.cf.pytorch_sasrec import read_sasrec, read_state_dict
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CHECKPOINT = GOLDENS / "pytorch_sasrec.pt"

@@ -43,7 +43,7 @@ class BERT4RecConfig:
     """
 
     num_items: int
-    history_length: int = 10
+    history_length: int
     units: int = 64
     blocks: int = 2
     heads: int = 2

@@ -36,7 +36,7 @@ class BPRMFConfig:
 
     num_items: int
     num_users: int
-    history_length: int = 10
+    history_length: int
     units: int = 64
 
 

@@ -39,7 +39,7 @@ class CaserConfig:
     """
 
     num_items: int
-    history_length: int = 10
+    history_length: int
     units: int = 64
     horizontal: int = 16
     vertical: int = 4

@@ -29,14 +29,14 @@ class GRU4RecConfig:
       num_items: catalogue size I.
       history_length: longest history S the model reads.
       units: width D of the embeddings and the states.
-      blocks: recurrent layers.
+      layers: recurrent layers.
       dropout: probability, applied to the input and between the layers.
     """
 
     num_items: int
-    history_length: int = 10
+    history_length: int
     units: int = 64
-    blocks: int = 1
+    layers: int = 1
     dropout: float = 0.3
 
 
@@ -74,7 +74,7 @@ class GRU4Rec(nnx.Module):
         self.config = config
         values = INITIAL_STD * jax.random.normal(rngs.params(), (config.num_items, config.units))
         self.item_table = nnx.Param(values)
-        self.layers = nnx.List([GRULayer(config.units, rngs=rngs) for _ in range(config.blocks)])
+        self.layers = nnx.List([GRULayer(config.units, rngs=rngs) for _ in range(config.layers)])
         self.output = nnx.Linear(config.units, config.units, rngs=rngs)
         self.dropout = Dropout(config.dropout)
 

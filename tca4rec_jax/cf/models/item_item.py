@@ -27,28 +27,32 @@ _USERS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class EASEConfig:
-    """Attributes:
-    num_items: catalogue size I.
-    history_length: how many items of a history count.
-    regularisation: added to the diagonal of X'X; larger is smoother.
+    """The settings of EASE.
+
+    Attributes:
+      num_items: catalogue size I.
+      history_length: how many items of a history count.
+      regularisation: added to the diagonal of X'X; larger is smoother.
     """
 
     num_items: int
-    history_length: int = 10
+    history_length: int
     regularisation: float = 250.0
 
 
 @dataclass(frozen=True)
 class ItemKNNConfig:
-    """Attributes:
-    num_items: catalogue size I.
-    history_length: how many items of a history count.
-    neighbours: kept per item.
-    regularisation: added to the denominator of the cosine (shrinkage).
+    """The settings of ItemKNN.
+
+    Attributes:
+      num_items: catalogue size I.
+      history_length: how many items of a history count.
+      neighbours: kept per item.
+      regularisation: added to the denominator of the cosine (shrinkage).
     """
 
     num_items: int
-    history_length: int = 10
+    history_length: int
     neighbours: int = 100
     regularisation: float = 10.0
 

@@ -35,14 +35,14 @@ class LightGCNConfig:
       num_users: training users U.
       history_length: how many items of a history are attached to a new user.
       units: width D.
-      blocks: layers of propagation.
+      layers: layers of propagation.
     """
 
     num_items: int
     num_users: int
-    history_length: int = 10
+    history_length: int
     units: int = 64
-    blocks: int = 3
+    layers: int = 3
 
 
 class LightGCN(nnx.Module):
@@ -73,7 +73,7 @@ class LightGCN(nnx.Module):
         of_user_E = _inverse_root(user_E, num_users)[user_E]
         scale_Ex1 = (of_user_E * _inverse_root(item_E, num_items)[item_E])[:, None]
         users, items = [self.user_table[...]], [self.item_table[...]]
-        for _ in range(self.config.blocks):
+        for _ in range(self.config.layers):
             to_user = jax.ops.segment_sum(
                 scale_Ex1 * items[-1][item_E], user_E, num_users, indices_are_sorted=True
             )

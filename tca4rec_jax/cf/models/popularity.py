@@ -7,6 +7,7 @@ Axis letters: B batch, S positions of a history, I items.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,15 @@ from tca4rec_jax.errors import UserError
 
 @dataclass(frozen=True)
 class PopularityConfig:
-    """Attributes:
-    num_items: catalogue size I.
-    history_length: None, no history is read.
+    """The settings of the baseline.
+
+    Attributes:
+      num_items: catalogue size I.
+      history_length: None, no history is read.
     """
 
     num_items: int
-    history_length: None = None
+    history_length: ClassVar[None] = None
 
 
 class Popularity(nnx.Module):

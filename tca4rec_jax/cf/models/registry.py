@@ -2,7 +2,8 @@
 
 A CF model is an NNX module with
 
-  config                       frozen dataclass with `num_items` and `history_length`
+  config                       frozen dataclass with `num_items` and `history_length`; the fields
+                               with a default are the user's, in config.cf.<name>
   user_vectors(history_BxS)    float32 [B, D], from int32 items left padded with PAD_ITEM
   items()                      (table [I, D], bias [I] or None): logit = vector . row + bias;
                                (None, None) if the vectors are the logits of all items themselves
@@ -16,10 +17,10 @@ models that know users by id.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 from flax import nnx
 
+from tca4rec_jax.cf.losses import LossConfig
 from tca4rec_jax.cf.models.bert4rec import BERT4Rec, BERT4RecConfig
 from tca4rec_jax.cf.models.bpr_mf import BPRMF, BPRMFConfig
 from tca4rec_jax.cf.models.caser import Caser, CaserConfig
@@ -37,38 +38,25 @@ class ModelKind:
     Attributes:
       label: for tables and manifests.
       module, config: its NNX module and the dataclass of its architecture.
-      training: the fields of fit.FitConfig as its paper has them; None if it is not trained.
+      training: what its training supervises, as its paper has it; None if it is not trained.
     """
 
     label: str
     module: type[nnx.Module]
     config: type
-    training: Mapping | None = None
-
-    @property
-    def fields(self) -> set[str]:
-        """The fields of config.cf that its architecture reads."""
-        fields = dataclasses.fields(self.config)
-        names = {field.name for field in fields if field.type is not None}  # None: always None
-        return names - {"num_items", "num_users", "mask_padding"}
+    training: LossConfig | None = None
 
 
+_BY_USER = LossConfig("bpr", targets="window", negatives_outside="user")
 MODELS = {
-    "sasrec": ModelKind("SASRec", SASRec, SASRecConfig, {"loss": "bce"}),
-    "gru4rec": ModelKind("GRU4Rec", GRU4Rec, GRU4RecConfig, {"loss": "bpr", "negatives": 32}),
+    "sasrec": ModelKind("SASRec", SASRec, SASRecConfig, LossConfig("bce")),
+    "gru4rec": ModelKind("GRU4Rec", GRU4Rec, GRU4RecConfig, LossConfig("bpr", negatives=32)),
     "caser": ModelKind(
-        "Caser", Caser, CaserConfig, {"loss": "bce", "labels": "last", "negatives": 3}
+        "Caser", Caser, CaserConfig, LossConfig("bce", targets="window", negatives=3)
     ),
-    "bert4rec": ModelKind("BERT4Rec", BERT4Rec, BERT4RecConfig, {"loss": "softmax"}),
-    "lightgcn": ModelKind(
-        "LightGCN",
-        LightGCN,
-        LightGCNConfig,
-        {"loss": "bpr", "labels": "last", "negatives_outside": "user"},
-    ),
-    "bpr_mf": ModelKind(
-        "BPR-MF", BPRMF, BPRMFConfig, {"loss": "bpr", "labels": "last", "negatives_outside": "user"}
-    ),
+    "bert4rec": ModelKind("BERT4Rec", BERT4Rec, BERT4RecConfig, LossConfig("softmax")),
+    "lightgcn": ModelKind("LightGCN", LightGCN, LightGCNConfig, _BY_USER),
+    "bpr_mf": ModelKind("BPR-MF", BPRMF, BPRMFConfig, _BY_USER),
     "ease": ModelKind("EASE", EASE, EASEConfig),
     "item_knn": ModelKind("ItemKNN", ItemKNN, ItemKNNConfig),
     "popularity": ModelKind("most popular", Popularity, PopularityConfig),

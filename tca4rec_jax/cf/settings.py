@@ -1,0 +1,103 @@
+"""The fields of `config.cf`: those of every CF model, and each model's own with their defaults.
+
+`config.cf.model` picks a model; `config.cf.sasrec`, `config.cf.lightgcn`... hold what the models'
+dataclasses say (MODEL_FIELDS), so another model runs as its paper has it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from tca4rec_jax.cf.models.registry import MODELS, ModelKind
+from tca4rec_jax.cf.trainer import FitConfig
+from tca4rec_jax.data.sequences import RecData
+from tca4rec_jax.errors import UserError
+
+MODEL_FIELDS = {
+    name: (kind.config,) if kind.training is None else (kind.config, kind.training)
+    for name, kind in MODELS.items()
+}
+"""By model the dataclasses that its fields are those of: a class, or an object with its values."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CFFields:
+    """The CF model and its stored logits.
+
+    Attributes:
+      model: a key of cf.models.registry.MODELS; its own fields are in the section of its name.
+      weights: a PyTorch SASRec to read instead of training.
+      history_length: the most items that the model reads.
+      filter_seen: leave a row's history out of its CF ranking.
+      logits: the folder or bucket of the stores; by default WORKDIR/cf/logits.
+      dtype: of the stored logits.
+      top_k: keep so many logits per row and a floor; by default all.
+    """
+
+    model: str = "sasrec"
+    weights: str | None = None
+    history_length: int = 10
+    filter_seen: bool = False
+    logits: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    top_k: int | None = None
+
+    def __post_init__(self):
+        if self.model not in MODELS:
+            raise UserError(f"cf.model is {self.model!r}: expected one of {tuple(MODELS)}")
+        if self.weights and self.model != "sasrec":
+            raise UserError("cf.weights reads PyTorch checkpoints of cf.model 'sasrec' only")
+
+
+@dataclasses.dataclass(frozen=True)
+class CFSettings:
+    """`config.cf` for some data.
+
+    Attributes:
+      fields: those that every model shares.
+      architecture: the config of the model's module.
+      training: how it is trained; None if it is not.
+    """
+
+    fields: CFFields
+    architecture: Any
+    training: FitConfig | None
+
+    @classmethod
+    def of(cls, config: Mapping, data: RecData) -> "CFSettings":
+        """The settings of `config.cf`; raises UserError naming a field that is out of range."""
+        fields = CFFields(**_fields_of(CFFields, config))
+        kind, own = MODELS[fields.model], config.get(fields.model, {})
+        history = {"history_length": fields.history_length}
+        architecture = architecture_of(kind, data, {**history, **own})
+        training = FitConfig(**_fields_of(FitConfig, {**config, **own})) if kind.training else None
+        return cls(fields, architecture, training)
+
+    @property
+    def kind(self) -> ModelKind:
+        """The model's entry in MODELS."""
+        return MODELS[self.fields.model]
+
+
+def vector_width(config: Mapping) -> int:
+    """The width D of the vectors of `config.cf`; raises UserError if it has none."""
+    own = config[config["model"]]
+    if "units" not in own:
+        raise UserError(f"cf.model {config['model']!r} has no vectors of a width that is set")
+    return own["units"]
+
+
+def architecture_of(kind: ModelKind, data: RecData, fields: Mapping) -> Any:
+    """The config of a model's module for these data; fields that it has not are ignored."""
+    sizes = {
+        "num_items": data.catalogue.num_items,
+        "num_users": len(np.unique(data.splits["train_sequences"].user)),
+    }
+    return kind.config(**_fields_of(kind.config, {**fields, **sizes}))
+
+
+def _fields_of(kind: type, values: Mapping) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: values[name] for name in names & set(values)}
