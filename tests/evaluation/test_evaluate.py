@@ -1,10 +1,15 @@
-"""The table's labels."""
+"""The table's labels, and what results.json holds."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from tca4rec_jax.config import default_config
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.evaluation.evaluate import table_labels
+from tca4rec_jax.evaluation.evaluate import summarise, table_labels
+from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
+from tca4rec_jax.metrics import mean_metrics
 
 
 def make_evaluation(variants, differences=()):
@@ -30,3 +35,51 @@ def test_a_difference_of_what_is_not_in_the_table_is_refused():
     evaluation = make_evaluation((("LLM", "run", 0.0),), (("LLM", "aligned"),))
     with pytest.raises(UserError, match=r"evaluation.differences names \['aligned'\]"):
         table_labels(evaluation)
+
+
+def test_results_hold_every_metric_of_every_model():
+    rng = np.random.default_rng(0)
+    config = default_config()
+    config.evaluation.variants = (("LLM", "run", 0.0), ("guided", "run", 1.0))
+    config.evaluation.differences = (("LLM", "CF model"), ("guided", "CF model"))
+    temperatures = len(config.evaluation.temperatures)
+
+    def ranking(guided=False):
+        nll_RxT = np.full((20, temperatures), np.nan) if guided else rng.random((20, temperatures))
+        return ModelRanking(rng.integers(0, 30, (20, 3)), *rng.integers(-1, 12, (2, 20)), nll_RxT)
+
+    rankings = {label: ranking(label == "guided") for label in table_labels(config.evaluation)}
+    tied_R = np.arange(20) < 6
+    rows = EvaluationRows(np.arange(20), SimpleNamespace(tied=tied_R), None, None, None)
+    data = SimpleNamespace(catalogue=SimpleNamespace(num_items=30))
+    results = summarise(SimpleNamespace(config=config, data=data), rows, rankings)
+
+    assert list(results) == [
+        "rows",
+        "tied_rows",
+        "split",
+        "items",
+        "models",
+        "differences",
+        "config",
+    ]
+    assert (results["rows"], results["tied_rows"], results["items"]) == (20, 6, 30)
+    assert list(results["models"]) == ["Most popular", "CF model", "LLM", "guided"]
+    for label, metrics in results["models"].items():
+        assert list(metrics) == [
+            *("by item", "by title", "by item, tied rows", "by item, untied rows"),
+            "nll per title",
+        ]
+        for part, chosen_R in (("tied", tied_R), ("untied", ~tied_R)):
+            expected = mean_metrics(rankings[label].rank_R[chosen_R], (10,))
+            shown = metrics[f"by item, {part} rows"]
+            assert {name: interval.mean for name, interval in shown.items()} == (
+                pytest.approx(expected, rel=1e-12)
+            )
+        assert (metrics["nll per title"] is None) == (label == "guided")
+    nll = results["models"]["LLM"]["nll per title"]
+    assert list(nll)[-2:] == ["best", "best temperature"]
+    assert nll["best"].mean == pytest.approx(rankings["LLM"].nll_RxT.mean(axis=0).min())
+    differences = results["differences"]
+    assert list(differences["LLM - CF model"]) == ["hr@10", "ndcg@10", "nll per title"]
+    assert list(differences["guided - CF model"]) == ["hr@10", "ndcg@10"]  # guided: no likelihood
