@@ -14,8 +14,8 @@ import numpy as np
 
 from tca4rec_jax.batching import map_batches
 from tca4rec_jax.cf.models.popularity import popularity_logits
-from tca4rec_jax.cf.scoring import LazyRows, cf_logits
-from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
+from tca4rec_jax.cf.scoring import LazyRows
+from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems, cf_logits
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.distributed.multihost import gather_process_rows, process_rows
@@ -164,7 +164,7 @@ def full_ranking(
 
 @partial(jax.jit, static_argnames="num_titles")
 def _rank_block(cf_BxD, items: CFItems, leaf_of_item, target_B, temperature_T, num_titles: int):
-    logits_BxI = cf_logits(cf_BxD, *items)
+    logits_BxI = cf_logits(cf_BxD, items)
     _, best_BxM = jax.lax.top_k(logits_BxI, min(max(CUTOFFS), logits_BxI.shape[1]))
     title_BxQ = jnp.full((len(target_B), num_titles), -jnp.inf)
     title_BxQ = title_BxQ.at[:, leaf_of_item].max(logits_BxI)
