@@ -143,7 +143,7 @@ def published_config(weights: str, arg: str, *, tensor: Mapping[int, int]) -> Co
     config.training.buckets = (128, 192, 256, 384, 512)
     config.training.batch_size = max(16, copies)
     config.training.steps = 10 * 10_000 // config.training.batch_size
-    config.decoding.score = "after_softmax"
+    config.decoding.mask = "after_softmax"
     config.decoding.rules = "huggingface"
     config.decoding.length_penalty = 1.0
     config.inference.batch_size = max(16, copies)

@@ -207,7 +207,8 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     "inference": (InferenceFields,),
     "evaluation": (EvaluationFields,),
 }
-_INTERNAL = {"guidance", "edge_chunk"}  # a script's flag, a size of compiled programs
+# A script's flag, a size of compiled programs, a choice of the caller.
+_INTERNAL = {"guidance", "edge_chunk", "renormalise"}
 
 
 class Field(NamedTuple):

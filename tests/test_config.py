@@ -68,7 +68,7 @@ def test_a_published_config_evaluates_as_published(path):
     """method.md: 10 beams, masked after the softmax, means over the length, every test row."""
     config = get_config(path)
     search = build(SearchConfig, config.decoding)
-    assert (search.beams, search.score, search.rules) == (10, "after_softmax", "huggingface")
+    assert (search.beams, search.mask, search.rules) == (10, "after_softmax", "huggingface")
     assert score_weights(config, guidance=0.0) == ScoreWeights(0.0, 1.0, 1.0, length_penalty=1.0)
     assert (config.evaluation.split, config.evaluation.rows) == ("test", 0)
     assert config.inference.checkpoint == "last"

@@ -59,7 +59,7 @@ _CASE = flags.DEFINE_string("case", None, "Internal: what this process measures,
 
 WEIGHTS = "smollm2-135m-instruct"
 THEIRS = "transformers"
-OURS = {  # (score, rules)
+OURS = {  # (mask, rules)
     "ours, after_softmax": ("after_softmax", "huggingface"),
     "ours, before_softmax": ("before_softmax", "exact"),
     "ours, after_softmax, exact rules": ("after_softmax", "exact"),
@@ -109,27 +109,27 @@ def ours(folder: Path, case: str):
     import jax
 
     from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-    from tca4rec_jax.decoding.engine import BatchedSearch, bucket_lengths
+    from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows, bucket_lengths
     from tca4rec_jax.distributed.sharding import make_mesh
     from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
     from tca4rec_jax.llm.decoder import Decoder
 
     start()
     jax.config.update("jax_default_matmul_precision", "float32")  # as PyTorch has it on a GPU
-    score, rules = OURS[case]
+    mask, rules = OURS[case]
     titles, prompt = read_ragged(folder / "titles.npz"), read_ragged(folder / "prompts.npz")
     decoder = Decoder(*load_hugging_face(folder / "llm", jax.numpy.dtype(_DTYPE.value)))
     search = BatchedSearch(
         ItemTrie.build(titles),
-        SearchConfig(_BEAMS.value, score, rules),
+        SearchConfig(_BEAMS.value, mask, rules),
         mesh=make_mesh(),
         batch_size=_BATCH.value,
         buckets=bucket_lengths(prompt.lengths, 3).tolist(),
     )
-    weights = ScoreWeights(length_penalty=float(score == "after_softmax"))
+    weights = ScoreWeights(length_penalty=float(mask == "after_softmax"))
 
     def recommend(rows):
-        found = search.recommend(decoder, prompt.take(rows), weights, progress=None)
+        found = search.recommend(decoder, SearchRows(prompt.take(rows)), weights, progress=None)
         return found.leaves_RxM, found.scores_RxM
 
     for number in range(rounds(prompt)):
@@ -166,9 +166,9 @@ def theirs(folder: Path):
         width = int(prompt.lengths[rows].max())
         tokens = np.zeros((len(rows), width), np.int64)
         mask = np.zeros_like(tokens)
-        for place, row in enumerate(rows):
-            tokens[place, width - prompt.lengths[row] :] = prompt[row]
-            mask[place, width - prompt.lengths[row] :] = 1
+        for number, row in enumerate(rows):
+            tokens[number, width - prompt.lengths[row] :] = prompt[row]
+            mask[number, width - prompt.lengths[row] :] = 1
 
         def allowed(_, sequence):
             node = root
@@ -305,17 +305,17 @@ class FreeModel:
         self.table_VxD = jax.random.normal(jax.random.key(0), (vocabulary, 8))
         self.head_DxV = jax.random.normal(jax.random.key(1), (8, vocabulary))
 
-    def extend(self, tokens, count_BxM, prompt, prompt_lengths, beams, kept_T=None, per_user=0):
+    def extend(self, tokens, count_BxM, prompt, prompt_lengths, beams, kept_Tp, per_user):
         import jax.numpy as jnp
 
         _, paths = append_tokens(beams.paths, count_BxM, tokens.shape[2])
         nothing = jnp.zeros((1, len(tokens), 0, 1, 1))
         new = NewTokens(KVCache(nothing, nothing), jnp.zeros((len(tokens), 0), int), paths)
-        return self.table_VxD[pack(tokens, kept_T)], new
+        return self.table_VxD[pack(tokens, kept_Tp)], new
 
-    def logits(self, hidden_D, tokens_U=None):
+    def head(self, tokens_U=None):
         head = self.head_DxV if tokens_U is None else self.head_DxV[:, tokens_U]
-        return hidden_D @ head
+        return lambda hidden_D: hidden_D @ head
 
     def init_beam_cache(self, batch: int, beams: int, capacity: int):
         import jax.numpy as jnp
@@ -330,13 +330,9 @@ def measure_trie() -> dict:
     import jax.numpy as jnp
     from flax import nnx
 
-    from tca4rec_jax.decoding.beam_search import (
-        ScoreWeights,
-        SearchConfig,
-        prepare_trie,
-        run_prompts,
-        search_from_prompt,
-    )
+    from tca4rec_jax.decoding.advance_beams import Prompts
+    from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
+    from tca4rec_jax.decoding.search_programs import prefill_prompts
     from tca4rec_jax.llm.checkpoints.gguf import load_gguf
     from tca4rec_jax.llm.decoder import Decoder
 
@@ -348,8 +344,8 @@ def measure_trie() -> dict:
     users = max(1, _BATCH.value // jax.device_count())  # one device's share
     tokens_BxS = np.random.default_rng(0).integers(0, vocabulary, (users, 128), np.int32)
     lengths_B = jnp.full(users, 128)
-    hidden_Bx1xD, prompt = jax.jit(
-        lambda s: run_prompts(nnx.merge(graph, s), tokens_BxS, lengths_B)
+    _, prompts_read = jax.jit(
+        lambda s: prefill_prompts(nnx.merge(graph, s), tokens_BxS, lengths_B)
     )(state)
     real, results = movielens_titles(), {}
     catalogues = [("titles", n, partial(sample_titles, real, n, seed=0)) for n in sizes()]
@@ -357,24 +353,19 @@ def measure_trie() -> dict:
         name = f"{levels} levels of {codes}"
         catalogues += [(name, n, partial(semantic_ids, n, levels, codes, seed=0)) for n in sizes()]
     for name, count, make in catalogues:
-        trie = prepare_trie(ItemTrie.build(make()), config)
+        trie = config.device_trie(ItemTrie.build(make()))
         free_hidden = jax.random.normal(jax.random.key(2), (users, 1, 8))
 
         @jax.jit
-        def with_llm(state, prompt, hidden, trie):
-            model = nnx.merge(graph, state)
-            return search_from_prompt(
-                model, hidden, prompt, lengths_B, None, trie, weights, config=config
-            )
+        def with_llm(state, prompts, trie):
+            return beam_search(nnx.merge(graph, state), prompts, trie, weights, config)
 
         @jax.jit
         def without(hidden, trie):
-            return search_from_prompt(
-                FreeModel(vocabulary), hidden, (), lengths_B, None, trie, weights,
-                config=config,
-            )  # fmt: skip
+            prompts = Prompts(hidden, (), lengths_B)
+            return beam_search(FreeModel(vocabulary), prompts, trie, weights, config)
 
-        llm_ms = milliseconds_per_call(partial(with_llm, state, prompt, hidden_Bx1xD, trie))
+        llm_ms = milliseconds_per_call(partial(with_llm, state, prompts_read, trie))
         trie_ms = milliseconds_per_call(partial(without, free_hidden, trie))
         row = {"items": count, "ms per step": llm_ms, "of the trie": trie_ms}
         results[f"{name}, {count:,} items"] = row | {"share": trie_ms / llm_ms}

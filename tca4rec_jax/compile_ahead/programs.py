@@ -20,9 +20,17 @@ from tca4rec_jax.cf.settings import vector_width
 from tca4rec_jax.compile_ahead.catalogue import DECISIONS, TITLE_TOKENS, CatalogueSizes
 from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.config import build
+from tca4rec_jax.core.collaborative_tokenizer import DENSE
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-from tca4rec_jax.decoding.search_programs import prompts_sharding, read_prompts, search_batch
+from tca4rec_jax.decoding.search_programs import (
+    SearchProgram,
+    Texts,
+    Users,
+    prompts_sharding,
+    read_prompts,
+    search_batch,
+)
 from tca4rec_jax.distributed.sharded_projection import cf_shardings
 from tca4rec_jax.distributed.sharding import (
     check_batch_size,
@@ -154,35 +162,35 @@ class Programs:
 
     def prefill(self) -> Lowered:
         """Keys, values and last states of a batch of the longest prompts."""
-        args, static = self._reading()
-        return read_prompts.lower(*args, **static)
+        args, program = self._reading()
+        return read_prompts.lower(*args, program=program, capacity=self.batch_shape().tokens)
 
     def search(self) -> Lowered:
         """Beam search of a batch after the longest prompts, without guidance or filters."""
-        args, static = self._reading()
-        read, _ = jax.eval_shape(partial(read_prompts, **static), *args)
-        prompts = jax.tree.map(_at, read, prompts_sharding(self.mesh, read))
+        args, program = self._reading()
+        read = partial(read_prompts, program=program, capacity=self.batch_shape().tokens)
+        prompts, _ = jax.eval_shape(read, *args)
+        prompts = jax.tree.map(_at, prompts, prompts_sharding(self.mesh, prompts))
         scalar = jax.ShapeDtypeStruct((), jnp.float32)
         weights = _all_at(replicated(self.mesh), ScoreWeights(*[scalar] * 4))
-        state, _, _, lengths_B, _, trie, _ = args
-        del static["room"]
-        return search_batch.lower(state, prompts, lengths_B, None, None, trie, weights, **static)
+        state, _, _, trie, _ = args
+        return search_batch.lower(state, prompts, Users(), DENSE, trie, weights, program=program)
 
-    def _reading(self) -> tuple[tuple, dict]:
-        """Arguments of `read_prompts` for a batch of the longest prompts, and the static ones."""
+    def _reading(self) -> tuple[tuple, SearchProgram]:
+        """Arguments of `read_prompts` for a batch of the longest prompts, and the static one."""
         graph, state = self._inference()
         search = build(SearchConfig, self.config.decoding)
         trie = self.sizes.trie(score_edges=search.vocabulary)
         temperature_T = jax.ShapeDtypeStruct((1,), jnp.float32)
         trie, temperature_T = _all_at(replicated(self.mesh), (trie, temperature_T))
         batch, tokens = self.config.inference.batch_size, self.batch_shape().tokens
-        prompts = (
+        texts = Texts(
             jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
             jax.ShapeDtypeStruct((batch,), jnp.int32),
         )
-        prompts = _all_at(row_sharding(self.mesh, "prompts"), prompts)
-        static = {"mesh": self.mesh, "graph": graph, "config": search}
-        return (state, None, *prompts, None, trie, temperature_T), static | {"room": tokens}
+        texts = _all_at(row_sharding(self.mesh, "prompts"), texts)
+        program = SearchProgram(self.mesh, graph, search)
+        return (state, texts, None, trie, temperature_T), program
 
     def _decoder(self) -> Decoder:
         """As Run.decoder, of shapes."""

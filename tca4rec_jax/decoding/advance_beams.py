@@ -1,36 +1,84 @@
-"""Runs the LLM along the edges into the trie nodes that beam search has chosen.
+"""Reads the edges into the trie nodes that beam search has chosen, with the LLM.
 
-Edges have different lengths, beams and users end at different times: a call of the LLM reads only
-the tokens that are there to be read, packed into one of a few static sizes.
+Edges have different lengths, and users finish at different times. A call of the LLM therefore reads
+only real tokens, packed into one of a few static sizes (`search_sizes.call_sizes`); edges that do
+not fit are continued by the next call.
 
-Axis letters: B batch (users), M beams, E tokens of an edge in one call, T tokens of one call,
-U tokens that some node chooses from, D model, V vocabulary.
+Axis letters: B batch (users), M beams, E new tokens of a beam in one call, Tp tokens of a packed
+call, X the B * M * E tokens before packing, U tokens that some node chooses from, D model width,
+V vocabulary.
 """
 
-import math
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.core.trie import DeviceTrie
-from tca4rec_jax.llm.kv_cache import BeamCache, pack, pad_new_tokens, scatter_cache
+from tca4rec_jax.decoding.search_sizes import call_sizes
+from tca4rec_jax.llm.decoder import PrefixStates
+from tca4rec_jax.llm.kv_cache import (
+    BeamCache,
+    KVCache,
+    NewTokens,
+    pack,
+    pad_new_tokens,
+    scatter_cache,
+)
 
-_FEWEST_TOKENS = 40  # smaller calls are hardly faster: they wait for the weights
-_USER_TOKENS = 2  # per beam of a user in one call, at most
-_SIZES = (5 / 4, 3 / 4, 3 / 8, 1 / 8)  # tokens of a call per beam of the batch
-_UNEVEN = 1.6  # times the mean of a call's tokens a user: what attention makes room for
+
+class LanguageModel(Protocol):
+    """What a search asks of a model; `llm.decoder.Decoder` is one."""
+
+    def prefill(
+        self, tokens_BxS: jax.Array, lengths_B: jax.Array, *, prefix: PrefixStates | None = None
+    ) -> tuple[jax.Array, KVCache]:
+        """Hidden states [B, S, D] of right-padded prompts, and their keys and values.
+
+        prefix: the prompts after the first layers, if these have run.
+        """
+
+    def init_beam_cache(self, batch: int, beams: int, capacity: int) -> BeamCache:
+        """The cache of beams that have read nothing, with `capacity` slots for each user."""
+
+    def extend(
+        self,
+        tokens_BxMxE: jax.Array,
+        count_BxM: jax.Array,
+        prompt: KVCache,
+        prompt_lengths_B: jax.Array,
+        beams: BeamCache,
+        kept_Tp: jax.Array,
+        per_user: int,
+    ) -> tuple[jax.Array, NewTokens]:
+        """Reads the first `count` of each beam's tokens: (hidden states [Tp, D], the new tokens).
+
+        kept_Tp: int32, the tokens that run, as indices into B * M * E (see `kv_cache.packing`), at
+        most `per_user` of each user.
+        """
+
+    def head(self, tokens_U: jax.Array | None = None):
+        """The function hidden [..., D] -> float32 logits [..., V], or [..., U] of some tokens."""
+
+
+class Prompts(NamedTuple):
+    """Prompts that the LLM has read: a search goes on from them."""
+
+    hidden_Bx1xD: jax.Array  # the state at each prompt's last token
+    kv: KVCache  # [L, B, S, Kv, H]
+    length_B: jax.Array  # int32
 
 
 class EdgeScores(NamedTuple):
-    """What the LLM says after, and about, one edge per beam; logits are over the temperature.
+    """The LLM's scores after one edge per beam, and of its tokens; logits are over temperature.
 
     Attributes:
       choice_BxMxU: float32, logits of the tokens in DeviceTrie.choice after the edge.
-      norm_BxM: float32, log sum exp over the vocabulary after the edge; 0 if not asked for.
-      forced_BxM: float32, summed log-probabilities of the edge's tokens but the first; 0 if not
-        asked for.
+      norm_BxM: float32, log sum exp over the vocabulary after the edge; 0 without `vocabulary`.
+      forced_BxM: float32, summed log-probabilities of the edge's tokens but the first; 0 without
+        `vocabulary`.
     """
 
     choice_BxMxU: jax.Array
@@ -38,123 +86,118 @@ class EdgeScores(NamedTuple):
     forced_BxM: jax.Array
 
 
-def scores_of_hidden(model, hidden_BxMxD, trie, temperature, *, vocabulary: bool) -> EdgeScores:
-    """The scores after the prompt, where there is no edge."""
-    choice, norm, _ = _scores(model, hidden_BxMxD, trie, temperature, vocabulary)
-    return EdgeScores(choice, norm, jnp.zeros(hidden_BxMxD.shape[:2]))
+@dataclass(frozen=True)
+class EdgeReader:
+    """Reads edges of a trie after prompts; lives inside a traced program.
 
-
-def run_edges(
-    model,
-    node_BxM: jax.Array,
-    prompt: object,
-    prompt_lengths_B: jax.Array,
-    cache: BeamCache,
-    trie: DeviceTrie,
-    temperature: jax.Array,
-    *,
-    edge_chunk: int,
-    vocabulary: bool,
-) -> tuple[EdgeScores, BeamCache, jax.Array]:
-    """Reads the edges into the given nodes (the root: none) after what has been read.
-
-    Args:
-      model: see beam_search.LanguageModel.
-      edge_chunk: tokens of one edge that a call may read.
-      vocabulary: whether norm and forced are wanted ('after_softmax').
-
-    Returns:
-      (scores, the new cache, int32 calls of the LLM).
+    Attributes:
+      temperature: float scalar.
+      vocabulary: whether EdgeScores has norm and forced ('after_softmax').
+      edge_chunk: static, most tokens of one edge in a call.
     """
-    batch, beams = node_BxM.shape
-    length_BxM, offset_BxM = trie.run_length[node_BxM], trie.edge_offset[node_BxM]
-    edge_length_BxM = trie.edge_length[node_BxM]
-    sizes = call_sizes(batch, beams, edge_chunk)
-    *smaller, (_, most_per_user) = sizes
 
-    def call(size: int, per_user: int, carry):
-        done_BxM, scores, cache = carry
-        place_BxMxE = done_BxM[:, :, None] + jnp.arange(edge_chunk)[None, None, :]
-        wanted_BxMxE = place_BxMxE < length_BxM[:, :, None]
-        # More than fit are left for the next call: whole beams first, and edges from their start.
-        rank_BxX = jnp.cumsum(wanted_BxMxE.reshape(batch, -1), axis=1)
-        wanted_BxMxE &= rank_BxX.reshape(wanted_BxMxE.shape) <= per_user
-        kept_T = jnp.nonzero(wanted_BxMxE.ravel(), size=size, fill_value=wanted_BxMxE.size)[0]
-        index_BxMxE = (
-            jnp.full(wanted_BxMxE.size, size).at[kept_T].set(jnp.arange(size), mode="drop")
+    model: LanguageModel
+    prompts: Prompts
+    trie: DeviceTrie
+    temperature: jax.Array
+    vocabulary: bool
+    edge_chunk: int
+
+    def after_prompts(self) -> EdgeScores:
+        """The scores [B, 1, ..] after the prompts, where there is no edge."""
+        hidden_Bx1xD = self.prompts.hidden_Bx1xD
+        choice, norm, _ = self._scores(hidden_Bx1xD)
+        return EdgeScores(choice, norm, jnp.zeros(hidden_Bx1xD.shape[:2]))
+
+    def advance(
+        self, node_BxM: jax.Array, cache: BeamCache
+    ) -> tuple[EdgeScores, BeamCache, jax.Array]:
+        """Reads the edges into the given nodes (int32; the root has none) after the beams' paths.
+
+        Returns:
+          (scores, the new cache, int32 calls of the LLM).
+        """
+        trie, (batch, beams) = self.trie, node_BxM.shape
+        length_BxM = trie.run_length[node_BxM]
+        *smaller, (_, most_per_user) = sizes = call_sizes(batch, beams, self.edge_chunk)
+
+        def next_call(carry):
+            read_BxM, scores, cache, calls = carry
+            count_BxM = jnp.minimum(length_BxM - read_BxM, self.edge_chunk)
+            count_B = jnp.minimum(jnp.sum(count_BxM, axis=1), most_per_user)
+            fits = [(jnp.sum(count_B) <= n) & (jnp.max(count_B) <= most) for n, most in smaller]
+            smallest = len(smaller) - sum(fits, jnp.int32(0))
+            branches = [partial(self._call, node_BxM, *size, most_per_user) for size in sizes]
+            # The cache is written outside: a branch that returned the pools would copy them.
+            read_BxM, scores, new = jax.lax.switch(smallest, branches, read_BxM, scores, cache)
+            return read_BxM, scores, scatter_cache(cache, new), calls + 1
+
+        zeros_BxM = jnp.zeros((batch, beams))
+        scores = EdgeScores(jnp.zeros((batch, beams, trie.choice.shape[0])), zeros_BxM, zeros_BxM)
+        _, scores, cache, calls = jax.lax.while_loop(
+            lambda carry: jnp.any(carry[0] < length_BxM),
+            next_call,
+            (jnp.zeros_like(length_BxM), scores, cache, jnp.int32(0)),
         )
-        index_BxMxE = index_BxMxE.reshape(wanted_BxMxE.shape)
+        return scores, cache, calls
+
+    def _call(self, node_BxM, size: int, per_user: int, padded: int, read_BxM, scores, cache):
+        """One call of `size` tokens, after the first `read` of each edge.
+
+        Returns:
+          (read_BxM, scores, the new tokens padded to `padded` for each user).
+        """
+        trie, shape = self.trie, (*node_BxM.shape, self.edge_chunk)
+        length_BxM = trie.run_length[node_BxM]
+        column_BxMxE = read_BxM[:, :, None] + jnp.arange(self.edge_chunk)[None, None, :]
+        wanted_BxMxE = column_BxMxE < length_BxM[:, :, None]
+        # Tokens that do not fit wait for the next call: whole beams first, edges from their start.
+        rank_BxME = jnp.cumsum(wanted_BxMxE.reshape(shape[0], -1), axis=1)
+        wanted_BxMxE &= rank_BxME.reshape(shape) <= per_user
+        filler = wanted_BxMxE.size
+        kept_Tp = jnp.nonzero(wanted_BxMxE.ravel(), size=size, fill_value=filler)[0]
+        index_X = jnp.full(filler, size).at[kept_Tp].set(jnp.arange(size), mode="drop")
+        index_BxMxE = index_X.reshape(shape)
         kept_BxMxE = index_BxMxE < size
-
-        def token_at(place):
-            return trie.edge_tokens.at[offset_BxM[:, :, None] + place].get(mode="clip")
-
         count_BxM = jnp.sum(kept_BxMxE, axis=2, dtype=jnp.int32)
-        hidden_TxD, new = model.extend(
-            token_at(place_BxMxE), count_BxM, prompt, prompt_lengths_B, cache, kept_T, per_user
+
+        def token_at(column_BxMxE):
+            offset_BxMxE = trie.edge_offset[node_BxM][:, :, None] + column_BxMxE
+            return trie.edge_tokens.at[offset_BxMxE].get(mode="clip")
+
+        hidden_TpxD, new = self.model.extend(
+            token_at(column_BxMxE),
+            count_BxM,
+            self.prompts.kv,
+            self.prompts.length_B,
+            cache,
+            kept_Tp,
+            per_user,
         )
-        next_T = pack(token_at(place_BxMxE + 1), kept_T)
-        choice_TxU, norm_T, next_log_p_T = _scores(
-            model, hidden_TxD, trie, temperature, vocabulary, next_T
-        )
-        is_forced_BxMxE = kept_BxMxE & (place_BxMxE + 1 < edge_length_BxM[:, :, None])
-        forced_BxMxE = next_log_p_T.at[index_BxMxE].get(mode="clip")
-        forced_BxM = jnp.sum(jnp.where(is_forced_BxMxE, forced_BxMxE, 0.0), axis=2)
-        is_last_BxMxE = kept_BxMxE & (place_BxMxE == length_BxM[:, :, None] - 1)
+        next_Tp = pack(token_at(column_BxMxE + 1), kept_Tp)
+        choice_TpxU, norm_Tp, next_log_p_Tp = self._scores(hidden_TpxD, next_Tp)
+        edge_length_BxMx1 = trie.edge_length[node_BxM][:, :, None]
+        is_forced_BxMxE = kept_BxMxE & (column_BxMxE + 1 < edge_length_BxMx1)
+        forced_BxMxE = next_log_p_Tp.at[index_BxMxE].get(mode="clip")
+        is_last_BxMxE = kept_BxMxE & (column_BxMxE == length_BxM[:, :, None] - 1)
         ends_BxM = jnp.any(is_last_BxMxE, axis=2)
         last_BxM = jnp.max(jnp.where(is_last_BxMxE, index_BxMxE, 0), axis=2)
         scores = EdgeScores(
-            jnp.where(ends_BxM[:, :, None], choice_TxU[last_BxM], scores.choice_BxMxU),
-            jnp.where(ends_BxM, norm_T[last_BxM], scores.norm_BxM),
-            scores.forced_BxM + forced_BxM,
+            jnp.where(ends_BxM[:, :, None], choice_TpxU[last_BxM], scores.choice_BxMxU),
+            jnp.where(ends_BxM, norm_Tp[last_BxM], scores.norm_BxM),
+            scores.forced_BxM + jnp.sum(jnp.where(is_forced_BxMxE, forced_BxMxE, 0.0), axis=2),
         )
-        return done_BxM + count_BxM, scores, pad_new_tokens(new, most_per_user)
+        return read_BxM + count_BxM, scores, pad_new_tokens(new, padded)
 
-    def next_call(carry):
-        count_BxM = jnp.minimum(length_BxM - carry[0], edge_chunk)
-        count_B = jnp.minimum(jnp.sum(count_BxM, axis=1), most_per_user)
-        fits = [(jnp.sum(count_B) <= size) & (jnp.max(count_B) <= most) for size, most in smaller]
-        smallest = len(smaller) - sum(fits, jnp.int32(0))
-        *carry, cache, calls = carry
-        # Written outside: a branch that returned the pools would copy them.
-        *carry, new = jax.lax.switch(
-            smallest, [partial(call, *size) for size in sizes], (*carry, cache)
-        )
-        return *carry, scatter_cache(cache, new), calls + 1
-
-    nothing_BxM = jnp.zeros((batch, beams))
-    nothing = EdgeScores(jnp.zeros((batch, beams, trie.choice.shape[0])), nothing_BxM, nothing_BxM)
-    _, scores, cache, calls = jax.lax.while_loop(
-        lambda carry: jnp.any(carry[0] < length_BxM),
-        next_call,
-        (jnp.zeros_like(length_BxM), nothing, cache, jnp.int32(0)),
-    )
-    return scores, cache, calls
-
-
-def call_sizes(batch: int, beams: int, edge_chunk: int) -> list[tuple[int, int]]:
-    """(tokens, tokens of one user at most) of the calls that are compiled, ascending.
-
-    The largest leaves what does not fit it to the next call; a smaller one is taken if all fits.
-    """
-    per_user = beams * min(edge_chunk, _USER_TOKENS)
-    sizes = []
-    for size in _SIZES:
-        tokens = min(max(math.ceil(batch * beams * size), _FEWEST_TOKENS), batch * per_user)
-        if not sizes or sizes[0] >= 1.5 * tokens:  # or it is not worth a program of its own
-            sizes.insert(0, tokens)
-    return [(tokens, min(math.ceil(_UNEVEN * tokens / batch), per_user)) for tokens in sizes]
-
-
-def _scores(model, hidden_D, trie, temperature, vocabulary, next_token=None):
-    """(choice logits [..., U], norm [...], log-probability of next_token [...])."""
-    nothing = jnp.zeros(hidden_D.shape[:-1])
-    if not vocabulary:
-        return model.logits(hidden_D, trie.choice) / temperature, nothing, nothing
-    logits_V = model.logits(hidden_D) / temperature
-    norm = jax.nn.logsumexp(logits_V, axis=-1)
-    next_log_p = nothing
-    if next_token is not None:
-        next_logit = jnp.take_along_axis(logits_V, next_token[..., None], axis=-1)[..., 0]
-        next_log_p = jnp.minimum(next_logit - norm, 0.0)
-    return jnp.take(logits_V, trie.choice, axis=-1), norm, next_log_p
+    def _scores(self, hidden_D, next_token=None):
+        """(choice logits [..., U], norm [...], log-probability of next_token [...])."""
+        zeros = jnp.zeros(hidden_D.shape[:-1])
+        if not self.vocabulary:
+            return self.model.head(self.trie.choice)(hidden_D) / self.temperature, zeros, zeros
+        logits_V = self.model.head()(hidden_D) / self.temperature
+        norm = jax.nn.logsumexp(logits_V, axis=-1)
+        next_log_p = zeros
+        if next_token is not None:
+            next_logit = jnp.take_along_axis(logits_V, next_token[..., None], axis=-1)[..., 0]
+            next_log_p = jnp.minimum(next_logit - norm, 0.0)
+        return jnp.take(logits_V, self.trie.choice, axis=-1), norm, next_log_p

@@ -1,24 +1,36 @@
-"""Beam search for many rows: prompts in batches of similar length, results by row.
+"""Beam search for many rows: texts in batches of similar length, results by row.
 
-Axis letters: R rows, B rows of a batch, S prompt tokens, M beams, I items, K places of a list,
-U sets of score weights, T temperatures.
+Axis letters: R rows, B rows of a batch, S prompt tokens, M beams, I items, D CF width,
+T temperatures, W distinct widths.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
+from tca4rec_jax.core.decisions import Decisions
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
-from tca4rec_jax.decoding.likelihood import TargetTitles, target_titles
-from tca4rec_jax.decoding.recommendations import Found, Recommendations, Sweep, SweepFile
-from tca4rec_jax.decoding.search_programs import lower_layers, read_prompts, search_batch
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.likelihood import ScoredTokens, scored_titles
+from tca4rec_jax.decoding.results import Recommendations, ResultsFile, SearchResults
+from tca4rec_jax.decoding.search_programs import (
+    SearchProgram,
+    Texts,
+    Users,
+    read_prefix,
+    read_prompts,
+    search_batch,
+)
 from tca4rec_jax.distributed.multihost import gather_to_host
 from tca4rec_jax.distributed.sharding import (
     check_batch_size,
@@ -35,11 +47,33 @@ _ROUND_BUCKETS_TO = 8
 _LLM_ALONE = ScoreWeights()
 
 
-class Contender(NamedTuple):
-    """A model that searches, and the weights that it does so with."""
+class SearchJob(NamedTuple):
+    """A model that searches (on the mesh or not), and the sets of score weights to search with."""
 
     decoder: Decoder
     weights: Sequence[ScoreWeights]
+
+
+@dataclass(frozen=True, eq=False)
+class SearchRows:
+    """The rows of a search.
+
+    Attributes:
+      prompts: int32 token ids of R rows.
+      cf: row numbers int64 [B] -> CF vectors float [B, D], on the host or a device; required for
+        guidance > 0.
+      cf_items: the item side of these vectors; DENSE if they are the logits [B, I] themselves.
+      allowed: row numbers int64 [B] -> bool [B, I], the items that may be recommended, as if the
+        trie held no others. Another program is compiled for it. Pass the same to
+        `Recommendations.items`.
+      target_R: int, each row's target item, if the likelihood of its title is wanted.
+    """
+
+    prompts: Ragged
+    cf: Callable[[np.ndarray], np.ndarray | jax.Array] | None = None
+    cf_items: CFItems = DENSE
+    allowed: Callable[[np.ndarray], np.ndarray] | None = None
+    target_R: np.ndarray | None = None
 
 
 class BatchedSearch:
@@ -58,186 +92,148 @@ class BatchedSearch:
         mesh: Mesh,
         batch_size: int = 16,
         buckets: Sequence[int] | int = 3,
-        renormalise: bool = True,
     ):
         """Prepares the trie for the search.
 
         Args:
           trie: token by token, from `ItemTrie.build`.
-          config: what is searched for.
           mesh: its axis 'data' shares the rows of a batch, the others the model.
           batch_size: rows per call, a multiple of the devices along 'data'.
-          buckets: padded prompt lengths, or how many to derive from the prompts' lengths. Reading
+          buckets: padded lengths of the texts, or how many to derive from their lengths. Reading
             prompts is compiled once for every length, the search for the longest.
-          renormalise: whether scores are those of a catalogue of the allowed items alone.
 
         Raises:
           UserError: a batch that does not divide over the mesh, or no bucket.
         """
         check_batch_size(mesh, batch_size, "batch_size", "prompts")
-        if (isinstance(buckets, int) and buckets < 1) or (
-            not isinstance(buckets, int) and not buckets
-        ):
+        if (buckets < 1) if isinstance(buckets, int) else not buckets:
             raise UserError(f"need at least one bucket, got {buckets!r}")
-        self._config, self._mesh, self._renormalise = config, mesh, renormalise
-        self._batch_size, self._buckets = batch_size, buckets
-        self._scored = trie if config.vocabulary else trie.compress()
-        self._trie = replicate(mesh, prepare_trie(trie, config))
+        self.config, self.mesh = config, mesh
+        self.batch_size, self.buckets = batch_size, buckets
+        self.host_trie = trie
+        self.trie = replicate(mesh, config.device_trie(trie))
 
     def recommend(
         self,
         decoder: Decoder,
-        prompts: Ragged,
+        rows: SearchRows,
         weights: ScoreWeights = _LLM_ALONE,
-        cf_logits: Callable[[np.ndarray], np.ndarray] | None = None,
         *,
-        allowed: Callable[[np.ndarray], np.ndarray] | None = None,
         progress: str | None = "Recommending",
     ) -> Recommendations:
-        """The best titles for every prompt: `sweep` of one model with one set of weights."""
-        contenders = [Contender(decoder, [weights])]
-        found = self.sweep(contenders, prompts, cf_logits, allowed=allowed, progress=progress)
-        return found[0].recommendations[0]
+        """The best titles for every row: `sweep` of one model with one set of weights."""
+        (results,) = self.sweep([SearchJob(decoder, [weights])], rows, progress=progress)
+        return results.recommendations()
 
     def sweep(
         self,
-        contenders: Sequence[Contender],
-        prompts: Ragged,
-        cf_logits: Callable[[np.ndarray], np.ndarray] | None = None,
+        jobs: Sequence[SearchJob],
+        rows: SearchRows,
         *,
         shared_layers: int = 0,
-        allowed: Callable[[np.ndarray], np.ndarray] | None = None,
-        target_leaf_R: np.ndarray | None = None,
         temperatures: Sequence[float] = (1.0,),
         progress: str | None = "Recommending",
-        file: SweepFile | None = None,
-    ) -> list[Sweep]:
-        """The best titles for every prompt, found with each model and each of its weights.
+        file: ResultsFile | None = None,
+    ) -> list[SearchResults]:
+        """The best titles for every row, by each model with each of its sets of weights.
 
-        A model runs the prompts once for all of its weights, and what models share once for all.
+        A model reads the prompts once for all of its weights; the layers that the models share read
+        them once for all models.
 
         Args:
-          contenders: models, on the mesh or not, and for each guidance, temperature and length
-            penalty, sets of them.
-          prompts: int32 token ids of R rows.
-          cf_logits: row numbers int64 [B] -> the CF logits of all items, float [B, I]; required for
-            guidance > 0. If no model has guidance, none runs a program with guidance in it.
           shared_layers: how many layers, from the first, are the same in all models.
-          allowed: row numbers int64 [B] -> bool [B, I], the items that may be recommended (the
-            user's history left out, a part of the catalogue): as if the trie held no others.
-            Another program is compiled for it. Pass the same to `Recommendations.items`.
-          target_leaf_R: int, leaf of the trie of each row's target: its likelihood under the LLM
-            alone is wanted too, at each of the temperatures. It is read behind the prompt.
-          temperatures: each above 0.
-          progress: label of the progress bar, None for none.
-          file: keeps what is found on the way; rows that it holds are not run again.
+          temperatures: of the targets' likelihood under the LLM alone, if there are targets.
+          progress: label of a progress bar; None shows none.
+          file: where to resume from and, from time to time, save the results so far.
 
         Returns:
-          Of each contender what it found.
+          For each job its results; every process of several has all rows.
 
         Raises:
-          UserError: a prompt that is empty, longer than the largest bucket or too long for a
-            model, guidance without CF logits, or a temperature that is not above 0.
+          UserError: a prompt that is empty, longer than the largest bucket, or that leaves the
+            model no room for a title; guidance without CF vectors; a temperature that is not
+            above 0.
         """
-        guidance = max(one.check().guidance for _, weights in contenders for one in weights)
-        if guidance > 0 and cf_logits is None:
-            raise UserError(f"guidance is {guidance}, but there are no CF logits for it")
-        if min(temperatures) <= 0:
-            raise UserError(f"temperatures must be above 0, got {tuple(temperatures)}")
-        num_rows = len(prompts)
-        texts, targets = prompts, None
-        if target_leaf_R is not None:
-            read, targets = target_titles(self._scored, target_leaf_R)
-            texts = prompts.followed_by(read)
-        searches, found = [], []
-        room = max(self._bucket_lengths(texts.lengths), default=0)
-        for decoder, weights in contenders:
-            self._check_lengths(prompts.lengths, texts.lengths, decoder)
-            searches.append(self._search(decoder, weights, temperatures, room))
-            shape = (num_rows, len(weights), self._config.beams)
-            found.append(Found.of_nothing(shape, len(temperatures)))
-        lower = None
-        if shared_layers and len(contenders) > 1:
-            lower = self._lower_program(contenders[0].decoder, shared_layers)
-        done_R = np.zeros(num_rows, bool) if file is None else file.read(found)
-        bar = tqdm(
-            total=num_rows, desc=progress, unit="row", disable=progress is None,
-            initial=int(done_R.sum()),
-        )  # fmt: skip
+        temperatures = () if rows.target_R is None else temperatures
+        one_pass = _Pass.prepare(self, jobs, rows, temperatures)
+        num_rows, beams = len(rows.prompts), self.config.beams
+        results = [
+            SearchResults.empty(num_rows, len(job.weights), beams, len(temperatures))
+            for job in jobs
+        ]
+        done_R = np.zeros(num_rows, bool) if file is None else file.read(results)
+        with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
+            bar.update(int(done_R.sum()))
+            # Fetched after the next was dispatched: the host works while the devices search.
+            dispatched = itertools.chain(one_pass.dispatch(done_R, shared_layers), [None])
+            for (rows_B, number, found), _ in itertools.pairwise(dispatched):
+                results[number].put(rows_B, *gather_to_host(found))
+                if number == len(jobs) - 1:
+                    done_R[rows_B] = True
+                    if file is not None:
+                        file.write(results, done_R)
+                    bar.update(len(rows_B))
+        return results
 
-        def store(rows_B: np.ndarray, number: int, results) -> None:
-            found[number].put(rows_B, *gather_to_host(results))
-            if number == len(found) - 1:
-                done_R[rows_B] = True
-                if file is not None:
-                    file.write(found, done_R)
-                bar.update(len(rows_B))
+    def batches(self, lengths_R: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        """(rows int64 [at most batch size], padded length) of every batch, the longest first."""
+        buckets = self.bucket_lengths(lengths_R)
+        rows_R = np.argsort(-lengths_R, kind="stable")
+        for start in range(0, len(rows_R), self.batch_size):
+            rows = rows_R[start : start + self.batch_size]
+            yield rows, int(buckets[np.searchsorted(buckets, lengths_R[rows[0]])])
 
-        pending = None
-        with bar:
-            for rows_B, width in self._batches(texts.lengths):
-                if done_R[rows_B].all():
-                    continue
-                padded_B = np.resize(rows_B, self._batch_size)  # the last batch repeats its rows
-                padded_B = padded_B[local_rows(self._mesh, self._batch_size, "prompts")]
-                cf_BxI = None
-                if guidance > 0:
-                    cf_BxI = np.asarray(cf_logits(padded_B), np.float32)
-                batch = (
-                    texts.pad(padded_B, width, 0).astype(np.int32),
-                    prompts.lengths[padded_B].astype(np.int32),
-                    cf_BxI,
-                    None if allowed is None else np.asarray(allowed(padded_B), bool),
-                    targets and TargetTitles(*(field[padded_B] for field in targets)),
-                )
-                tokens, *rest = shard_batch(self._mesh, batch, "prompts")
-                below = lower and lower(tokens)
-                for number, search in enumerate(searches):
-                    results = search(below, tokens, *rest)
-                    # Fetched after the next were dispatched: the host works meanwhile, and no more
-                    # than two prompts' keys and values are held.
-                    if pending is not None:
-                        store(*pending)
-                    pending = rows_B, number, results
-            if pending is not None:
-                store(*pending)
-        return [one.sweep(with_nll=targets is not None) for one in found]
+    def bucket_lengths(self, lengths_R: np.ndarray) -> np.ndarray:
+        """The padded lengths of texts of these lengths, ascending."""
+        if not isinstance(self.buckets, int):
+            return np.sort(np.asarray(self.buckets))
+        return bucket_lengths(lengths_R, self.buckets) if lengths_R.size else lengths_R
 
-    def _search(self, decoder: Decoder, weights: Sequence[ScoreWeights], temperatures, room: int):
-        """What a model does with a batch: ([(leaves, scores) of each of its weights], NLL)."""
-        graph, state = self._split(decoder)
-        same = {"mesh": self._mesh, "graph": graph, "config": self._config}
 
-        def search(below, tokens, lengths, cf, allowed, target):
-            prompt, nll = read_prompts(
-                state, below, tokens, lengths, target, self._trie,
-                np.array(temperatures, np.float32), room=room, **same,
-            )  # fmt: skip
-            args = state, prompt, lengths, cf, allowed, self._trie
-            scalars = [ScoreWeights(*map(np.float32, one)) for one in weights]
-            return [
-                search_batch(*args, one, renormalise=self._renormalise, **same) for one in scalars
-            ], nll
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One pass of models over rows.
 
-        return search
+    Attributes:
+      texts: int32, the tokens that the LLM reads before the search: prompt, and target's title.
+      scored: of the targets, leading axis R.
+    """
 
-    def _lower_program(self, decoder: Decoder, layers: int):
-        """`lower_layers` of a batch's tokens."""
-        graph, state = self._split(decoder)
-        return partial(lower_layers, state, mesh=self._mesh, graph=graph, layers=layers)
+    search: BatchedSearch
+    jobs: Sequence[SearchJob]
+    rows: SearchRows
+    temperatures: Sequence[float]
+    texts: Ragged
+    scored: Decisions | ScoredTokens | None
 
-    def _split(self, decoder: Decoder) -> tuple[nnx.GraphDef, nnx.State]:
-        """Its graph, and its state where it belongs on the mesh."""
-        graph, state = nnx.split(decoder)
-        return graph, put(state, tree_shardings(self._mesh, decoder.config, state))
+    @classmethod
+    def prepare(cls, search: BatchedSearch, jobs, rows: SearchRows, temperatures) -> "_Pass":
+        texts, scored = rows.prompts, None
+        if rows.target_R is not None:
+            titles, scored = scored_titles(search.host_trie, rows.target_R, search.config)
+            texts = texts.followed_by(titles)
+        one_pass = cls(search, jobs, rows, temperatures, texts, scored)
+        one_pass._check()
+        return one_pass
 
-    def _check_lengths(self, prompt_R: np.ndarray, text_R: np.ndarray, decoder: Decoder) -> None:
-        """Lengths of the prompts, and of what is read: these and what follows them."""
-        limit_R = np.full_like(
-            prompt_R, decoder.config.max_positions - self._trie.sizes.longest_path
-        )
-        if not isinstance(self._buckets, int):
-            limit_R = np.minimum(limit_R, max(self._buckets) - (text_R - prompt_R))
+    @property
+    def guidance(self) -> float:
+        """The largest of all sets of weights."""
+        return max(one.guidance for job in self.jobs for one in job.weights)
+
+    def _check(self) -> None:
+        """Raises UserError as `BatchedSearch.sweep`."""
+        for one in itertools.chain.from_iterable(job.weights for job in self.jobs):
+            one.check()
+        if self.guidance > 0 and self.rows.cf is None:
+            raise UserError(f"guidance is {self.guidance}, but there are no CF logits for it")
+        if min(self.temperatures, default=1.0) <= 0:
+            raise UserError(f"temperatures must be above 0, got {tuple(self.temperatures)}")
+        prompt_R, text_R = self.rows.prompts.lengths, self.texts.lengths
+        positions = min(job.decoder.config.max_positions for job in self.jobs)
+        limit_R = np.full_like(prompt_R, positions - self.search.trie.sizes.longest_path)
+        if not isinstance(self.search.buckets, int):
+            limit_R = np.minimum(limit_R, max(self.search.buckets) - (text_R - prompt_R))
         bad_R = (prompt_R < 1) | (prompt_R > limit_R)
         if bad_R.any():
             row = int(np.argmax(bad_R))
@@ -247,39 +243,80 @@ class BatchedSearch:
                 "prompt.max_tokens"
             )
 
-    def _batches(self, lengths_R: np.ndarray):
-        """(rows int64 [at most batch size], padded length) of every batch, the longest first."""
-        buckets = self._bucket_lengths(lengths_R)
-        rows_R = np.argsort(-lengths_R, kind="stable")
-        for start in range(0, len(rows_R), self._batch_size):
-            rows = rows_R[start : start + self._batch_size]
-            yield rows, int(buckets[np.searchsorted(buckets, lengths_R[rows[0]])])
+    def dispatch(self, done_R: np.ndarray, shared_layers: int) -> Iterator[tuple]:
+        """(rows int64 [B], number of the job, its results on the devices) of the batches to do.
 
-    def _bucket_lengths(self, lengths_R: np.ndarray) -> np.ndarray:
-        if not isinstance(self._buckets, int):
-            return np.sort(np.asarray(self._buckets))
-        return bucket_lengths(lengths_R, self._buckets) if lengths_R.size else lengths_R
+        The results are ([(leaves, scores) of each set of weights], NLL or None).
+        """
+        search, mesh = self.search, self.search.mesh
+        capacity = max(search.bucket_lengths(self.texts.lengths), default=0)
+        cf_items = replicate(mesh, self.rows.cf_items) if self.guidance > 0 else DENSE
+        models = [self._model(job.decoder) for job in self.jobs]
+        for rows_B, width in search.batches(self.texts.lengths):
+            if done_R[rows_B].all():
+                continue
+            texts, users = self._batch(rows_B, width)
+            prefix = None
+            if shared_layers and len(self.jobs) > 1:
+                state, program = models[0]
+                prefix = read_prefix(state, texts.tokens_BxS, program=program, layers=shared_layers)
+            for number, (state, program) in enumerate(models):
+                prompts, nll_BxT = read_prompts(
+                    state,
+                    texts,
+                    prefix,
+                    search.trie,
+                    np.array(self.temperatures, np.float32),
+                    program=program,
+                    capacity=capacity,
+                )
+                find = partial(search_batch, state, prompts, users, cf_items, search.trie)
+                weights = (ScoreWeights(*map(np.float32, w)) for w in self.jobs[number].weights)
+                found = [find(one, program=program) for one in weights]
+                del prompts, find  # so that no more than two prompts' keys and values are held
+                yield rows_B, number, (found, nll_BxT)
+
+    def _model(self, decoder: Decoder) -> tuple[nnx.State, SearchProgram]:
+        """A decoder's state, where it belongs on the mesh, and its programs."""
+        graph, state = nnx.split(decoder)
+        mesh = self.search.mesh
+        state = put(state, tree_shardings(mesh, decoder.config, state))
+        return state, SearchProgram(mesh, graph, self.search.config)
+
+    def _batch(self, rows_B: np.ndarray, width: int) -> tuple[Texts, Users]:
+        """A batch on the devices; one that is not full repeats its rows."""
+        search, rows = self.search, self.rows
+        padded_B = np.resize(rows_B, search.batch_size)
+        padded_B = padded_B[local_rows(search.mesh, search.batch_size, "prompts")]
+        texts = Texts(
+            self.texts.pad(padded_B, width, 0).astype(np.int32),
+            rows.prompts.lengths[padded_B].astype(np.int32),
+            jax.tree.map(lambda field: field[padded_B], self.scored),
+        )
+        cf_BxD = rows.cf(padded_B).astype(np.float32) if self.guidance > 0 else None
+        allowed_BxI = None if rows.allowed is None else rows.allowed(padded_B)
+        return shard_batch(search.mesh, (texts, Users(cf_BxD, allowed_BxI)), "prompts")
 
 
 def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:
     """At most `count` padded lengths, multiples of eight, with the least padding in all."""
-    width_V, rows_V = np.unique(-(-lengths_R // _ROUND_BUCKETS_TO), return_counts=True)
-    below_V = np.concatenate([[0], np.cumsum(rows_V)])
-    # cost[v]: tokens of the rows up to width v in the buckets so far, v being the last of them.
-    cost_V, choices = width_V * below_V[1:], []
-    for _ in range(min(count, width_V.size) - 1):
-        # [v, u]: u is the bucket before v; -1 (none) is the last column.
-        rows_VxV = np.maximum(below_V[1:, None] - below_V[None, 1:], 0)
-        with_VxV = np.where(
-            np.tri(width_V.size, k=-1, dtype=bool), cost_V + width_V[:, None] * rows_VxV, np.inf
+    width_W, rows_W = np.unique(-(-lengths_R // _ROUND_BUCKETS_TO), return_counts=True)
+    below_W = np.concatenate([[0], np.cumsum(rows_W)])
+    # cost[w]: tokens of the rows up to width w in the buckets so far, w being the last of them.
+    cost_W, choices = width_W * below_W[1:], []
+    for _ in range(min(count, width_W.size) - 1):
+        # [w, u]: u is the bucket before w; -1 (none) is the last column.
+        rows_WxW = np.maximum(below_W[1:, None] - below_W[None, 1:], 0)
+        with_WxW = np.where(
+            np.tri(width_W.size, k=-1, dtype=bool), cost_W + width_W[:, None] * rows_WxW, np.inf
         )
-        with_VxV = np.concatenate([with_VxV, (width_V * below_V[1:])[:, None]], axis=1)
-        choices.append(np.argmin(with_VxV, axis=1))
-        cost_V = np.min(with_VxV, axis=1)
-    buckets, last = [width_V.size - 1], width_V.size - 1
-    for before_V in reversed(choices):
-        last = int(before_V[last])
-        if last == width_V.size:
+        with_WxW = np.concatenate([with_WxW, (width_W * below_W[1:])[:, None]], axis=1)
+        choices.append(np.argmin(with_WxW, axis=1))
+        cost_W = np.min(with_WxW, axis=1)
+    buckets, last = [width_W.size - 1], width_W.size - 1
+    for before_W in reversed(choices):
+        last = int(before_W[last])
+        if last == width_W.size:
             break
         buckets.append(last)
-    return np.sort(width_V[buckets] * _ROUND_BUCKETS_TO).astype(np.int64)
+    return np.sort(width_W[buckets] * _ROUND_BUCKETS_TO).astype(np.int64)

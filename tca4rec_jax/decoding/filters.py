@@ -1,9 +1,9 @@
-"""Which items may be recommended to whom: the user's history left out, allow- and deny-lists.
+"""Which items may be recommended to whom: without the user's history; allow- and deny-lists.
 
-The trie is masked, nothing is dropped from a finished list: a user gets as many items as the
+The search masks the trie and drops nothing from a finished list: a user gets as many items as the
 catalogue of the allowed items holds.
 
-Axis letters: R rows, B rows of a batch, H history items, I items.
+Axis letters: R rows, B rows of a batch, I items.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.sequences import PAD_ITEM
+from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
 class ItemFilter:
-    """What may be recommended.
+    """The items that may be recommended.
 
     Attributes:
       allowed_I: bool, for everyone.
-      exclude_history: whether a user's own history is left out, by item (another item that shares
-        a title with one of it stays).
+      exclude_history: whether all items of a user's own history are left out, by item (another item
+        with the same title stays).
     """
 
     allowed_I: np.ndarray
@@ -34,7 +34,7 @@ class ItemFilter:
     def from_config(cls, decoding, catalogue: Catalogue) -> "ItemFilter":
         """From config.decoding: `exclude_history`, and `allow` and `deny`, files of item ids.
 
-        Raises FileNotFoundError or ValueError naming a file that is missing or lists no item, or
+        Raises FileNotFoundError or UserError naming a file that is missing or lists no item, or
         the line of an id that is not in the catalogue.
         """
         files = (decoding.allow, decoding.deny)
@@ -50,7 +50,7 @@ class ItemFilter:
         *,
         exclude_history: bool = False,
     ) -> "ItemFilter":
-        """From item indices; ValueError if no item is left or one is not in the catalogue."""
+        """From item indices; UserError if no item is left or one is not in the catalogue."""
         allowed_I = np.full(num_items, allow is None)
         for items, value in ((allow, True), (deny, False)):
             chosen = np.asarray([] if items is None else list(items), np.int64)
@@ -61,18 +61,32 @@ class ItemFilter:
             raise UserError("the allow- and deny-lists leave no item that may be recommended")
         return cls(allowed_I, exclude_history)
 
-    def masks(self, history_RxH: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
-        """For BatchedSearch: rows int64 [B] -> bool [B, I]; None if everything is allowed."""
+    def masks(self, histories: Ragged) -> Callable[[np.ndarray], np.ndarray] | None:
+        """The masks of rows for `engine.SearchRows`.
+
+        Args:
+          histories: the items of each row's whole history.
+
+        Returns:
+          A function: rows int64 [B] -> bool [B, I]; None if everything is allowed.
+        """
         if self.allowed_I.all() and not self.exclude_history:
             return None
-        return lambda rows_B: self._mask(history_RxH[rows_B])
 
-    def _mask(self, history_BxH: np.ndarray) -> np.ndarray:
-        allowed_BxI = np.tile(self.allowed_I, (len(history_BxH), 1))
-        if self.exclude_history:
-            row, column = np.nonzero(history_BxH != PAD_ITEM)
-            allowed_BxI[row, history_BxH[row, column]] = False
-        return allowed_BxI
+        def of_rows(rows_B: np.ndarray) -> np.ndarray:
+            allowed_BxI = np.tile(self.allowed_I, (len(rows_B), 1))
+            if self.exclude_history:
+                allowed_BxI &= ~membership(histories.take(rows_B), self.allowed_I.size)
+            return allowed_BxI
+
+        return of_rows
+
+
+def membership(items: Ragged, num_items: int) -> np.ndarray:
+    """bool [R, I]: whether a row has an item."""
+    member_RxI = np.zeros((len(items), num_items), bool)
+    member_RxI[np.repeat(np.arange(len(items)), items.lengths), items.values] = True
+    return member_RxI
 
 
 def read_items(path: str | Path, catalogue: Catalogue) -> np.ndarray:

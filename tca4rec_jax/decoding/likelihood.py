@@ -1,10 +1,13 @@
 """Log-likelihood of given titles after a prompt, under the model that beam search ranks with.
 
-A ranking of 400 rows is a coarse measure; how likely the model finds what came next is a fine one,
-and costs a few tokens more to read behind the prompt.
+A ranking of 400 rows is a coarse measure. The probability of the title that came next is a fine
+one, and costs a few more tokens to read after the prompt.
 
-Axis letters: R rows, B rows of a batch, L title tokens, K scored tokens, C children of a node,
-T temperatures, V vocabulary, D model.
+With the mask 'before_softmax' only decisions are scored, over the children of their nodes; with
+'after_softmax' all tokens of a title, over the vocabulary.
+
+Axis letters: R rows, B rows of a batch, F title tokens, K scored tokens, C children of a node,
+U tokens that some node chooses from, T temperatures, V vocabulary, D model width.
 """
 
 from typing import NamedTuple
@@ -13,75 +16,100 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tca4rec_jax.core.decisions import Decisions, title_decisions
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.decoding.advance_beams import LanguageModel
+from tca4rec_jax.decoding.beam_search import SearchConfig
+
+_LOGITS_BYTES = 256 << 20  # bounds the vocabulary logits that exist at one time
 
 
-class TargetTitles(NamedTuple):
-    """What is scored: NumPy on the host, a batch of it on the device (leading axis R or B).
+class ScoredTokens(NamedTuple):
+    """All tokens of titles; padding has weight 0.
 
     Attributes:
-      place_RxK: int32, how many of the title's tokens each scored token comes after, 0 behind the
-        last.
-      token_RxK: int32, the scored tokens; -1 behind the last.
-      node_RxK: int32, the trie node whose children a scored token is one of.
+      position: int32 [R, K], how many of the title's tokens come before.
+      label: int32 [R, K].
+      weight: float32 [R, K].
     """
 
-    place_RxK: np.ndarray
-    token_RxK: np.ndarray
-    node_RxK: np.ndarray
+    position: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
 
 
-def target_titles(trie: ItemTrie, leaf_R: np.ndarray) -> tuple[Ragged, TargetTitles]:
-    """(what the LLM reads of each row's title behind the prompt, int32; what is scored).
+def scored_titles(
+    trie: ItemTrie, item_R: np.ndarray, config: SearchConfig
+) -> tuple[Ragged, Decisions | ScoredTokens]:
+    """The titles of items, prepared for `title_nll`.
 
-    Scored are all tokens on a token-by-token trie, a title's decisions on a compressed one.
+    Args:
+      trie: token by token, from `ItemTrie.build`.
+
+    Returns:
+      (int32 tokens of each title that the LLM reads after the prompt; the scored tokens).
     """
-    path_RxK = trie.paths_QxK[leaf_R]
-    child_RxK = np.concatenate([path_RxK[:, 1:], np.full_like(path_RxK[:, :1], -1)], axis=1)
-    node_RxK = np.where(child_RxK >= 0, path_RxK, 0)
-    token_RxK = np.where(child_RxK >= 0, trie.token[child_RxK], -1)
-    targets = TargetTitles(trie.depth[node_RxK], token_RxK, node_RxK)
-    length_R = targets.place_RxK.max(axis=1)
-    read_RxL = np.arange(trie.tokens_QxL.shape[1]) < length_R[:, None]
-    return Ragged.from_lengths(trie.tokens_QxL[leaf_R][read_RxL], length_R), targets
+    leaf_R = trie.leaf_of_item[item_R]
+    tokens_RxF = trie.tokens_QxL[leaf_R]
+    scored: Decisions | ScoredTokens
+    if config.vocabulary:
+        weight_RxF = (tokens_RxF >= 0).astype(np.float32)
+        column_F = np.arange(tokens_RxF.shape[1], dtype=np.int32)
+        position_RxF = np.where(tokens_RxF >= 0, column_F, 0)
+        scored = ScoredTokens(position_RxF, np.maximum(tokens_RxF, 0), weight_RxF)
+    else:
+        scored = title_decisions(trie.compress()).pad(item_R)
+    length_R = scored.position.max(axis=1, initial=0)
+    read_RxF = np.arange(tokens_RxF.shape[1]) < length_R[:, None]
+    return Ragged.from_lengths(tokens_RxF[read_RxF], length_R), scored
 
 
 def title_nll(
-    model,
+    model: LanguageModel,
     states_BxKxD: jax.Array,
-    target: TargetTitles,
+    scored: Decisions | ScoredTokens,
     trie: DeviceTrie,
     temperature_T: jax.Array,
-    *,
-    masked_softmax: bool,
 ) -> jax.Array:
-    """-log P(title | prompt) of each row's target at several temperatures; traceable.
+    """-log P(title | prompt) of each row's title at several temperatures; traceable.
 
     Args:
-      model: a Decoder.
-      states_BxKxD: its hidden states at the tokens before the scored ones.
-      target: of the batch, [B, ...].
-      trie: from `prepare_trie`.
+      states_BxKxD: hidden states at the tokens before the scored ones.
+      scored: of the batch, from `scored_titles`; leading axis B.
+      trie: of the search.
       temperature_T: float32, each above 0.
-      masked_softmax: the softmax over the node's children ('before_softmax') instead of over the
-        vocabulary, which asks for targets of a token-by-token trie.
 
     Returns:
       float32 [B, T].
     """
-    logits_BxKxV = model.logits(states_BxKxD)
-    token_BxKx1 = jnp.maximum(target.token_RxK, 0)[:, :, None]
-    chosen_BxK = jnp.take_along_axis(logits_BxKxV, token_BxKx1, axis=-1)[:, :, 0]
-    allowed = logits_BxKxV
-    if masked_softmax:
-        child_BxKxC, valid_BxKxC = trie.children(target.node_RxK)
-        token_BxKxC = trie.choice[trie.choice_index[child_BxKxC]]
-        allowed = jnp.take_along_axis(logits_BxKxV, token_BxKxC, axis=-1)
-        allowed = jnp.where(valid_BxKxC, allowed, -jnp.inf)
+    if isinstance(scored, Decisions):
+        logits_BxKxU = model.head(trie.choice)(states_BxKxD)
+        child_BxKxC, is_child_BxKxC = trie.children(scored.node)
+        index_BxKxC = trie.choice_index[child_BxKxC]
+        logits_BxKxC = jnp.take_along_axis(logits_BxKxU, index_BxKxC, axis=-1)
+        logits_BxKxC = jnp.where(is_child_BxKxC, logits_BxKxC, -jnp.inf)
+        log_p_BxKxT = _log_probs(logits_BxKxC, scored.child, temperature_T)
+    else:
+        head = model.head()
+
+        def at_position(inputs):
+            states_BxD, label_B = inputs
+            return _log_probs(head(states_BxD), label_B, temperature_T)
+
+        vocabulary = jax.eval_shape(head, states_BxKxD).shape[-1]
+        at_once = max(1, _LOGITS_BYTES // (4 * vocabulary * states_BxKxD.shape[0]))
+        inputs = states_BxKxD.swapaxes(0, 1), scored.label.swapaxes(0, 1)
+        batch_size = min(at_once, scored.label.shape[1])
+        log_p_BxKxT = jax.lax.map(at_position, inputs, batch_size=batch_size).swapaxes(0, 1)
+    return -jnp.sum(jnp.where(scored.weight[:, :, None] > 0, log_p_BxKxT, 0.0), axis=1)
+
+
+def _log_probs(logits: jax.Array, label: jax.Array, temperature_T: jax.Array) -> jax.Array:
+    """log softmax(logits [..., V] / temperature) at the label [...] -> [..., T]."""
+    chosen = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
 
     def at(temperature):
-        log_p_BxK = chosen_BxK / temperature - jax.nn.logsumexp(allowed / temperature, axis=-1)
-        return -jnp.sum(jnp.where(target.token_RxK >= 0, log_p_BxK, 0.0), axis=1)
+        return chosen / temperature - jax.nn.logsumexp(logits / temperature, axis=-1)
 
-    return jax.lax.map(at, temperature_T).T
+    return jnp.moveaxis(jax.lax.map(at, temperature_T), 0, -1)

@@ -6,7 +6,6 @@ row, in order: those fields and "items", "titles", "scores".
 """
 
 import csv
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from tca4rec_jax.decoding.recommender import Recommended, Recommender
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import file_sha256, write_text
 
 _SEPARATOR = "|"
 
@@ -23,7 +23,7 @@ _SEPARATOR = "|"
 def read_histories(path: str | Path) -> list[dict]:
     """The rows of a file, each with its "history", a list of item ids or titles.
 
-    Raises FileNotFoundError, or ValueError naming file and line.
+    Raises FileNotFoundError, or UserError naming file and line.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,10 +56,11 @@ def recommend_file(
     settings: dict,
     chunk: int = 256,
 ) -> None:
-    """Writes the recommendations of every row of `source`, going on where `output` ends.
+    """Writes the recommendations of every row of `source`, from where `output` ends.
 
     Args:
-      settings: what the lists depend on besides the input; kept in OUTPUT.settings.json.
+      k: items of a list.
+      settings: all that the lists depend on besides the input; kept in OUTPUT.settings.json.
       chunk: rows between two writes.
 
     Raises:
@@ -67,8 +68,7 @@ def recommend_file(
     """
     source, output = Path(source), Path(output)
     rows = read_histories(source)
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    settings = settings | {"k": k, "SHA-256 of the input": digest}
+    settings = settings | {"k": k, "SHA-256 of the input": file_sha256(source)}
     done = _lines_done(output, json.loads(json.dumps(settings)))
     if done:
         logging.info("%s holds %d of the %d rows: going on", output, done, len(rows))
@@ -108,20 +108,19 @@ def _jsonl(path: Path, file) -> Iterator[dict]:
 
 
 def _lines_done(output: Path, settings: dict) -> int:
-    """Complete lines of an earlier run of the same; a line cut short is taken away."""
-    beside = output.with_name(output.name + ".settings.json")
+    """Complete lines of an earlier run with the same settings; cuts an incomplete line off."""
+    settings_path = output.with_name(output.name + ".settings.json")
     if not output.exists():
-        output.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(settings, indent=2) + "\n")
+        write_text(settings_path, json.dumps(settings, indent=2) + "\n")
         return 0
-    if not beside.is_file() or json.loads(beside.read_text()) != settings:
+    if not settings_path.is_file() or json.loads(settings_path.read_text()) != settings:
         raise UserError(
             f"{output} exists and was made from another input or with other settings (see "
-            f"{beside.name}): choose another --output or delete it"
+            f"{settings_path.name}): choose another --output or delete it"
         )
     data = output.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
+    complete = data.rfind(b"\n") + 1
+    if complete < len(data):
         with output.open("r+b") as file:
-            file.truncate(whole)
+            file.truncate(complete)
     return data.count(b"\n")

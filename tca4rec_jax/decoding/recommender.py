@@ -8,24 +8,25 @@ Axis letters: R rows, H history items, I items.
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
 from tca4rec_jax.cf.checkpoint import load_model
-from tca4rec_jax.cf.scoring import cf_logits
 from tca4rec_jax.config import build, default_config, score_weights
+from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.prompts import prompts
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
 from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.decoding.candidates import score_candidates
-from tca4rec_jax.decoding.engine import BatchedSearch
+from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.run import Run
@@ -47,16 +48,16 @@ class Recommender:
     """
 
     def __init__(self, run: Run, name: str, *, guidance: float = 0.0):
-        """The LLM run `name` below run.workdir/llm, or the LLM as it came if name is ''.
+        """The LLM run `name` below run.workdir/llm, or the untrained LLM if name is ''.
 
         Raises:
-          FileNotFoundError, ValueError: guidance without the CF model that was trained, or a filter
+          FileNotFoundError, UserError: guidance without the CF model that was trained, or a filter
             that does not fit the catalogue.
         """
         fields, self._run, self._name = run.config.decoding, run, name
         self._weights = score_weights(run.config, guidance)
         self._filter = ItemFilter.from_config(fields, run.data.catalogue)
-        self._cf = _cf_model(run) if guidance > 0 else None
+        self._cf = _CFModel.load(run) if guidance > 0 else None
         self._searches: dict[int, BatchedSearch] = {}
 
     @classmethod
@@ -93,16 +94,10 @@ class Recommender:
         """
         if k < 1:
             raise UserError(f"k must be at least 1, got {k}")
-        single, history_RxH = self._histories(histories)
-        found = self._search(k).recommend(
-            self._decoder,
-            self._prompts(history_RxH),
-            self._weights,
-            self._cf and partial(self._cf_rows, history_RxH),
-            allowed=(masks := self._filter.masks(history_RxH)),
-            progress=progress,
-        )
-        allowed_RxI = None if masks is None else masks(np.arange(len(history_RxH)))
+        single = not isinstance(histories, str) and len(histories) and isinstance(histories[0], str)
+        rows = self._rows([histories] if single else histories)
+        found = self._search(k).recommend(self._decoder, rows, self._weights, progress=progress)
+        allowed_RxI = None if rows.allowed is None else rows.allowed(np.arange(len(rows.prompts)))
         trie, catalogue = self._run.trie, self._run.data.catalogue
         items_RxK = found.items(trie, k, allowed_RxI)
         score_of = [
@@ -126,20 +121,16 @@ class Recommender:
 
         Raises UserError as `recommend`. Filters do not apply.
         """
-        _, history_RxH = self._histories([list(history)])
         items = self._items(candidates, "candidates")
-        fields = self._run.config.decoding
         return score_candidates(
             self._run.trie,
-            build(SearchConfig, fields),
+            self._run.config.decoding.mask,
             self._decoder,
-            self._prompts(history_RxH),
+            self._rows([list(history)]),
             Ragged.from_lengths(items, np.array([len(items)])),
             self._weights,
-            self._cf and partial(self._cf_rows, history_RxH),
             mesh=self._run.mesh,
             batch_size=self._run.mesh.size,
-            progress=None,
         ).values
 
     @cached_property
@@ -159,24 +150,24 @@ class Recommender:
             )
         return self._searches[beams]
 
-    def _prompts(self, history_RxH: np.ndarray) -> Ragged:
-        return prompts(self._run.titles, history_RxH, self._run.config.prompt.max_tokens)
+    def _rows(self, names: Sequence[Sequence[str]]) -> SearchRows:
+        """The rows of a search for histories of item ids or titles.
 
-    def _histories(self, histories: Sequence) -> tuple[bool, np.ndarray]:
-        """(whether it was a single one, int32 [R, H] padded on the left)."""
-        if isinstance(histories, str) or not len(histories):
+        Prompts take the latest data.history_length items, the CF model as many as it reads, and the
+        filter the whole history.
+        """
+        if isinstance(names, str) or not len(names):
             raise UserError("give a history: a list of item ids or titles, or a list of such lists")
-        single = isinstance(histories[0], str)
-        rows = [
-            self._items(history, f"history {row}")
-            for row, history in enumerate([histories] if single else histories)
-        ]
-        length = self._run.config.data.history_length
-        history_RxH = np.full((len(rows), length), PAD_ITEM, np.int32)
-        for row, items in enumerate(rows):
-            items = items[-length:]
-            history_RxH[row, length - len(items) :] = items
-        return single, history_RxH
+        rows = [self._items(history, f"history {row}") for row, history in enumerate(names)]
+        histories = Ragged.from_lengths(np.concatenate(rows), [len(items) for items in rows])
+        config, latest = self._run.config, partial(_latest, histories)
+        history_RxH = latest(np.arange(len(rows)), config.data.history_length)
+        return SearchRows(
+            prompts(self._run.titles, history_RxH, config.prompt.max_tokens),
+            self._cf and (lambda rows_B: self._cf.vectors(latest(rows_B, self._cf.history_length))),
+            self._cf.items if self._cf else DENSE,
+            allowed=self._filter.masks(histories),
+        )
 
     @cached_property
     def _item_of_title(self) -> dict[str, int]:
@@ -195,34 +186,43 @@ class Recommender:
             items[at] = item
         return items
 
-    def _cf_rows(self, history_RxH: np.ndarray, rows_B: np.ndarray) -> np.ndarray:
-        return self._cf(history_RxH[rows_B])
+
+def _latest(histories: Ragged, rows_B: np.ndarray, length: int) -> np.ndarray:
+    """int32 [B, length]: the latest items of rows, oldest first, padded on the left."""
+    latest_BxH = np.full((len(rows_B), length), PAD_ITEM, np.int32)
+    for number, row in enumerate(rows_B):
+        items = histories[row][-length:]
+        latest_BxH[number, length - len(items) :] = items
+    return latest_BxH
 
 
-def _cf_model(run: Run):
-    """history int32 [B, H] -> CF logits of all items, float32 [B, I]."""
-    path = run.workdir / "cf" / "checkpoint.npz"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"guidance needs CF logits of new histories, but there is no CF model at {path}: "
-            "train it with launch/train_cf.py, or set guidance to 0"
-        )
-    _, model = load_model(path)
-    if model.config.num_items != run.data.catalogue.num_items:
-        raise UserError(
-            f"{path} knows {model.config.num_items} items, the catalogue has "
-            f"{run.data.catalogue.num_items}: run launch/train_cf.py again"
-        )
+class _CFModel(NamedTuple):
+    """The trained CF model of a run, for new histories.
 
-    @nnx.jit
-    def logits(model, history_BxS):
-        vectors_BxD, (table_IxD, bias_I) = model.user_vectors(history_BxS), model.items()
-        return vectors_BxD if table_IxD is None else cf_logits(vectors_BxD, table_IxD, bias_I)
+    Attributes:
+      vectors: int32 [B, history_length] -> CF vectors (or logits) [B, D], on a device.
+      items: the item side of the vectors.
+      history_length: items that it reads; 1 if it reads none.
+    """
 
-    def of_histories(history_BxH):
-        length = model.config.history_length or history_BxH.shape[1]
-        history_BxH = history_BxH[:, -length:]
-        room = ((0, 0), (length - history_BxH.shape[1], 0))
-        return np.asarray(logits(model, np.pad(history_BxH, room, constant_values=PAD_ITEM)))
+    vectors: Callable[[np.ndarray], jax.Array]
+    items: CFItems
+    history_length: int
 
-    return of_histories
+    @classmethod
+    def load(cls, run: Run) -> "_CFModel":
+        path = run.workdir / "cf" / "checkpoint.npz"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"guidance needs CF logits of new histories, but there is no CF model at {path}: "
+                "train it with launch/train_cf.py, or set guidance to 0"
+            )
+        _, model = load_model(path)
+        if model.config.num_items != run.data.catalogue.num_items:
+            raise UserError(
+                f"{path} knows {model.config.num_items} items, the catalogue has "
+                f"{run.data.catalogue.num_items}: run launch/train_cf.py again"
+            )
+        items = nnx.jit(lambda model: model.items())(model)
+        vectors = nnx.jit(lambda model, history_BxH: model.user_vectors(history_BxH))
+        return cls(partial(vectors, model), CFItems(*items), model.config.history_length or 1)

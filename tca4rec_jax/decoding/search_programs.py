@@ -1,15 +1,15 @@
-"""The programs of a batched search: lower layers, prompts, and the search that goes on from them.
+"""The jitted programs of a search: the shared prefix of layers, prompts, and beam search.
 
-Each runs on shares of a batch. Users don't depend on one another, so each device along 'data' (or
-each group of devices that share a copy of the model) runs a program of its own: nothing is
-communicated between them, and one whose users are done does not wait for the others. Inside a group
-the compiler splits the work along the weights, which stay where they are: a step's few tokens are
-lighter than they.
+Each runs on shares of a batch. Users are independent, so each device along 'data' (or each group of
+devices that share a copy of the model) runs a program of its own: groups do not communicate, and a
+group whose users are done does not wait for the others. Inside a group the compiler splits the work
+along the weights, which stay where they are: the few tokens of a step are lighter.
 
-Axis letters: B rows of a batch, S prompt tokens, M beams, I items, T temperatures, D model,
-L layers, K kv heads, H head dim.
+Axis letters: B rows of a batch, S prompt tokens, K scored tokens, M beams, I items, T temperatures,
+D model or CF width, L layers, Kv key-value heads, H head dim.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -18,138 +18,191 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
+from tca4rec_jax.core.decisions import Decisions
 from tca4rec_jax.core.trie import DeviceTrie
-from tca4rec_jax.decoding.beam_search import (
-    ScoreWeights,
-    SearchConfig,
-    run_prompts,
-    search_from_prompt,
-)
-from tca4rec_jax.decoding.likelihood import TargetTitles, title_nll
+from tca4rec_jax.decoding.advance_beams import LanguageModel, Prompts
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
+from tca4rec_jax.decoding.likelihood import ScoredTokens, title_nll
 from tca4rec_jax.distributed.data_parallel import RowParallel
 from tca4rec_jax.distributed.sharding import row_sharding, sharding_of
-from tca4rec_jax.llm.decoder import LowerLayers
+from tca4rec_jax.llm.decoder import PrefixStates
 from tca4rec_jax.llm.kv_cache import KVCache
 
-
-class Prompts(NamedTuple):
-    """Prompts that have run: what a search goes on from."""
-
-    hidden: jax.Array  # [B, 1, D], at each one's last token
-    kv: KVCache  # [L, B, room, K, H]
+_EVERYWHERE = PartitionSpec()
 
 
-@partial(jax.jit, static_argnames=("mesh", "graph", "layers"))
-def lower_layers(
-    state: nnx.State, tokens_BxS: jax.Array, *, mesh: Mesh, graph: nnx.GraphDef, layers: int
-) -> LowerLayers:
-    """The prompts after a decoder's first layers."""
-    on_rows = RowParallel(mesh, "prompts")
-    run = on_rows(
-        lambda state, tokens: nnx.merge(graph, state).prefill_lower(tokens, layers),
-        in_specs=(PartitionSpec(), on_rows.rows),
-        out_specs=_of_layers(on_rows, LowerLayers),
-    )
-    return run(state, tokens_BxS)
+@dataclass(frozen=True)
+class SearchProgram:
+    """What the programs are compiled for; hashable, a static argument of jit."""
+
+    mesh: Mesh
+    graph: nnx.GraphDef  # of the decoder, whose state is an argument
+    config: SearchConfig
+
+    @property
+    def on_rows(self) -> RowParallel:
+        return RowParallel(self.mesh, "prompts")
+
+    def merge(self, state: nnx.State) -> LanguageModel:
+        return nnx.merge(self.graph, state)
+
+
+class Texts(NamedTuple):
+    """What the LLM reads of a batch before the search: prompts, and titles to be scored after them.
+
+    Attributes:
+      tokens_BxS: int32, right-padded.
+      length_B: int32, of the prompts alone.
+      scored: of the titles, from `scored_titles`; None without titles.
+    """
+
+    tokens_BxS: jax.Array
+    length_B: jax.Array
+    scored: Decisions | ScoredTokens | None = None
+
+
+def _with_kv(on_rows: RowParallel) -> KVCache:
+    """Specs of keys and values [L, B, ...]."""
+    spec = PartitionSpec(None, *on_rows.rows)
+    return KVCache(spec, spec)
+
+
+def _prompts_specs(on_rows: RowParallel) -> Prompts:
+    return Prompts(on_rows.rows, _with_kv(on_rows), on_rows.rows)
+
+
+def _prefix_specs(on_rows: RowParallel) -> PrefixStates:
+    return PrefixStates(on_rows.rows, _with_kv(on_rows))
 
 
 def prompts_sharding(mesh: Mesh, prompts: Prompts) -> Prompts:
-    """Where prompts of these shapes live: with their rows, keys and values with their heads."""
+    """Where prompts of these shapes live: with their rows, and keys and values with their heads."""
     axes = (None, "prompts", None, "kv_heads", None)
     of_kv = jax.tree.map(lambda values: sharding_of(mesh, axes, values.shape), prompts.kv)
-    return Prompts(row_sharding(mesh, "prompts"), of_kv)
+    return Prompts(row_sharding(mesh, "prompts"), of_kv, row_sharding(mesh, "prompts"))
 
 
-def _of_layers(on_rows: RowParallel, states_and_kv):
-    """Specs of states [B, ...] with keys and values [L, B, ...]."""
-    return states_and_kv(on_rows.rows, PartitionSpec(None, *on_rows.rows))
+@partial(jax.jit, static_argnames=("program", "layers"))
+def read_prefix(
+    state: nnx.State, tokens_BxS: jax.Array, *, program: SearchProgram, layers: int
+) -> PrefixStates:
+    """The texts of a batch after a decoder's first layers."""
+    on_rows = program.on_rows
+    sharded = on_rows(
+        lambda state, tokens: nnx.merge(program.graph, state).prefill_prefix(tokens, layers),
+        in_specs=(_EVERYWHERE, on_rows.rows),
+        out_specs=_prefix_specs(on_rows),
+    )
+    return sharded(state, tokens_BxS)
 
 
-@partial(jax.jit, static_argnames=("mesh", "graph", "config", "room"))
+@partial(jax.jit, static_argnames=("program", "capacity"))
 def read_prompts(
     state: nnx.State,
-    lower: LowerLayers | None,
-    tokens_BxS: jax.Array,
-    lengths_B: jax.Array,
-    target_B: TargetTitles | None,
+    texts: Texts,
+    prefix: PrefixStates | None,
     trie: DeviceTrie,
     temperature_T: jax.Array,
     *,
-    mesh: Mesh,
-    graph: nnx.GraphDef,
-    config: SearchConfig,
-    room: int,
+    program: SearchProgram,
+    capacity: int,
 ) -> tuple[Prompts, jax.Array | None]:
-    """(the prompts as `search_batch` takes them, NLL float32 [B, T] of their targets).
+    """Reads the texts of a batch.
 
-    Behind a prompt stands what `target_titles` says that is read of its target. Without targets
-    there is no likelihood (None). From `lower` on if the lower layers have read all of that. Keys
-    and values get room for so many tokens, so that one search goes on from prompts of every length
-    (it looks at no more than these).
+    Args:
+      prefix: the texts after the first layers, from `read_prefix`, if these have run.
+      temperature_T: float32, of the likelihood.
+      capacity: keys and values get room for so many tokens, so that one compiled search goes on
+        from prompts of every length. The search looks at the prompts' own tokens only.
+
+    Returns:
+      (prompts; -log P float32 [B, T] of the scored titles, None without titles).
     """
 
-    def on_one_group(state, lower, tokens, lengths, target, trie, temperature_T):
-        decoder = nnx.merge(graph, state)
-        after_BxK = None if target is None else target.place_RxK
-        states_BxKxD, kv = run_prompts(decoder, tokens, lengths, after_BxK, lower)
+    def on_one_group(state, texts, prefix, trie, temperature_T):
+        model, scored = program.merge(state), texts.scored
+        after_BxK = None if scored is None else scored.position
+        states_BxKxD, prompts = prefill_prompts(model, *texts[:2], after_BxK, prefix)
         nll_BxT = None
-        if target is not None:
-            nll_BxT = title_nll(
-                decoder, states_BxKxD[:, 1:], target, trie, temperature_T,
-                masked_softmax=not config.vocabulary,
-            )  # fmt: skip
-        missing = [(0, 0), (0, 0), (0, room - tokens.shape[1]), (0, 0), (0, 0)]
-        kv = jax.tree.map(lambda values: jnp.pad(values, missing), kv)
-        return Prompts(states_BxKxD[:, :1], kv), nll_BxT
+        if scored is not None:
+            nll_BxT = title_nll(model, states_BxKxD[:, 1:], scored, trie, temperature_T)
+        missing = [(0, 0), (0, 0), (0, capacity - texts.tokens_BxS.shape[1]), (0, 0), (0, 0)]
+        kv = jax.tree.map(lambda values: jnp.pad(values, missing), prompts.kv)
+        return prompts._replace(kv=kv), nll_BxT
 
-    on_rows, everywhere = RowParallel(mesh, "prompts"), PartitionSpec()
+    on_rows = program.on_rows
+    prefix_specs = None if prefix is None else _prefix_specs(on_rows)
     sharded = on_rows(
         on_one_group,
-        in_specs=(
-            everywhere,
-            lower and _of_layers(on_rows, LowerLayers),
-            *[on_rows.rows] * 3,
-            *[everywhere] * 2,
-        ),
-        out_specs=(_of_layers(on_rows, Prompts), on_rows.rows),
+        in_specs=(_EVERYWHERE, on_rows.rows, prefix_specs, _EVERYWHERE, _EVERYWHERE),
+        out_specs=(_prompts_specs(on_rows), on_rows.rows),
     )
-    prompts, nll_BxT = sharded(state, lower, tokens_BxS, lengths_B, target_B, trie, temperature_T)
-    return jax.lax.with_sharding_constraint(prompts, prompts_sharding(mesh, prompts)), nll_BxT
+    prompts, nll_BxT = sharded(state, texts, prefix, trie, temperature_T)
+    shardings = prompts_sharding(program.mesh, prompts)
+    return jax.lax.with_sharding_constraint(prompts, shardings), nll_BxT
 
 
-@partial(jax.jit, static_argnames=("mesh", "graph", "config", "renormalise"))
+def prefill_prompts(
+    model: LanguageModel,
+    tokens_BxS: jax.Array,
+    length_B: jax.Array,
+    after_BxK: jax.Array | None = None,
+    prefix: PrefixStates | None = None,
+) -> tuple[jax.Array, Prompts]:
+    """Reads prompts and the tokens after them; traceable.
+
+    Args:
+      length_B: int32, of the prompts.
+      after_BxK: int32, numbers of further tokens whose last one's state is wanted too.
+
+    Returns:
+      (states [B, 1 + K, D]: at each prompt's last token, and `after` so many more; the prompts).
+    """
+    after_BxA = jnp.zeros_like(length_B)[:, None]
+    if after_BxK is not None:
+        after_BxA = jnp.concatenate([after_BxA, after_BxK], axis=1)
+    read_B = length_B + jnp.max(after_BxA, axis=1)
+    hidden_BxSxD, kv = model.prefill(tokens_BxS, read_B, prefix=prefix)
+    index_BxA = length_B[:, None] - 1 + after_BxA
+    states_BxAxD = jnp.take_along_axis(hidden_BxSxD, index_BxA[:, :, None], axis=1)
+    return states_BxAxD, Prompts(states_BxAxD[:, :1], kv, length_B)
+
+
+class Users(NamedTuple):
+    """What a search knows of a batch's users besides their prompts.
+
+    Attributes:
+      cf_BxD: float32 CF vectors (or logits [B, I]); None switches guidance off.
+      allowed_BxI: bool; None allows all items.
+    """
+
+    cf_BxD: jax.Array | None = None
+    allowed_BxI: jax.Array | None = None
+
+
+@partial(jax.jit, static_argnames="program")
 def search_batch(
     state: nnx.State,
     prompts: Prompts,
-    lengths_B: jax.Array,
-    cf_logits_BxI: jax.Array | None,
-    allowed_BxI: jax.Array | None,
+    users: Users,
+    cf_items: CFItems,
     trie: DeviceTrie,
     weights: ScoreWeights,
     *,
-    mesh: Mesh,
-    graph: nnx.GraphDef,
-    config: SearchConfig,
-    renormalise: bool = True,
+    program: SearchProgram,
 ) -> tuple[jax.Array, jax.Array]:
-    """Beam search after prompts: (leaves, scores) [B, M]; arguments as of `search_from_prompt`."""
+    """`beam_search` on every group of devices: (leaves int32, scores float32) [B, M]."""
 
-    def on_one_group(state, prompts, lengths, cf_logits, allowed, trie, weights):
-        result = search_from_prompt(
-            nnx.merge(graph, state), *prompts, lengths, cf_logits, trie, weights,
-            config=config, allowed_BxI=allowed, renormalise=renormalise,
-        )  # fmt: skip
-        return result.leaves, result.scores
+    def on_one_group(state, prompts, users, cf_items, trie, weights):
+        cf_BxI = None if users.cf_BxD is None else cf_logits(users.cf_BxD, cf_items)
+        model, config, allowed_BxI = program.merge(state), program.config, users.allowed_BxI
+        result = beam_search(
+            model, prompts, trie, weights, config, cf_logits_BxI=cf_BxI, allowed_BxI=allowed_BxI
+        )
+        return result.leaves_BxM, result.scores_BxM
 
-    on_rows, everywhere = RowParallel(mesh, "prompts"), PartitionSpec()
-    sharded = on_rows(
-        on_one_group,
-        in_specs=(
-            everywhere,
-            _of_layers(on_rows, Prompts),
-            *[on_rows.rows] * 3,
-            *[everywhere] * 2,
-        ),
-        out_specs=on_rows.rows,
-    )
-    return sharded(state, prompts, lengths_B, cf_logits_BxI, allowed_BxI, trie, weights)
+    on_rows = program.on_rows
+    specs = (_prompts_specs(on_rows), on_rows.rows, *[_EVERYWHERE] * 3)
+    sharded = on_rows(on_one_group, in_specs=(_EVERYWHERE, *specs), out_specs=on_rows.rows)
+    return sharded(state, prompts, users, cf_items, trie, weights)

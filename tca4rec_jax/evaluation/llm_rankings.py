@@ -13,12 +13,13 @@ from absl import logging
 
 from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.config import build, score_weights
+from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.downloads import ASSETS
 from tca4rec_jax.data.prompts import prompts
 from tca4rec_jax.decoding.beam_search import SearchConfig
-from tca4rec_jax.decoding.engine import BatchedSearch, Contender
+from tca4rec_jax.decoding.engine import BatchedSearch, SearchJob, SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter
-from tca4rec_jax.decoding.recommendations import SweepFile, write_arrays
+from tca4rec_jax.decoding.results import ResultsFile, write_arrays
 from tca4rec_jax.distributed.multihost import (
     all_processes,
     broadcast_from_main,
@@ -58,7 +59,7 @@ def rank_llms(
         file = None
         if not is_multiprocess():
             identity = fingerprint([caches[name].identity for name in names])
-            file = SweepFile(experiment.workdir / "evaluation" / "unfinished.npz", identity)
+            file = ResultsFile(experiment.workdir / "evaluation" / "unfinished.npz", identity)
         guidances = {name: list(variants[name].values()) for name in names}
         for name, made in zip(names, _search(experiment, rows, guidances, file), strict=True):
             rankings |= zip(variants[name], made, strict=True)
@@ -159,7 +160,7 @@ def _search(
     experiment: Run,
     rows: EvaluationRows,
     guidances: Mapping[str, list[float]],
-    file: SweepFile | None,
+    file: ResultsFile | None,
 ) -> list[list[ModelRanking]]:
     """The rankings of each LLM run {run: guidances}, one for each guidance.
 
@@ -174,30 +175,31 @@ def _search(
         batch_size=config.inference.batch_size,
         buckets=config.inference.buckets,
     )
-    allowed = ItemFilter.from_config(decoding, experiment.data.catalogue).masks(rows.history_RxH)
     guided = any(map(any, guidances.values()))
     store = experiment.cf_store(config.evaluation.split, rows.position_R) if guided else None
+    allowed = ItemFilter.from_config(decoding, experiment.data.catalogue).masks(rows.histories)
+    search_rows = SearchRows(
+        prompts(experiment.titles, rows.history_RxH, config.prompt.max_tokens),
+        cf=store and (lambda rows_B: store.read(rows.position_R[rows_B])),
+        cf_items=CFItems(store.item_table, store.item_bias) if store else DENSE,
+        allowed=allowed,
+        target_R=rows.target_R,
+    )
 
-    def cf_logits(rows_B: np.ndarray) -> np.ndarray:
-        return store.logits(rows.position_R[rows_B])
-
-    def contender(name: str) -> Contender:
+    def job(name: str) -> SearchJob:
         weights = [score_weights(config, guidance) for guidance in guidances[name]]
-        return Contender(experiment.inference_decoder(name), weights)
+        return SearchJob(experiment.inference_decoder(name), weights)
 
     label = "LLM " + ", ".join(name or "untrained" for name in guidances)
-    leaf_R = experiment.trie.leaf_of_item[rows.target_R]
     results = search.sweep(
-        list(map(contender, guidances)),
-        prompts(experiment.titles, rows.history_RxH, config.prompt.max_tokens),
-        cf_logits if guided else None,
+        list(map(job, guidances)),
+        search_rows,
         shared_layers=experiment.shared_layers,
-        allowed=allowed,
-        target_leaf_R=leaf_R,
         temperatures=config.evaluation.temperatures,
         progress=label if is_main_process() else None,
         file=file,
     )
+    leaf_R = experiment.trie.leaf_of_item[rows.target_R]
     allowed_RxI = None if allowed is None else allowed(np.arange(len(rows)))
 
     def ranking(found, nll_RxT: np.ndarray, guidance: float) -> ModelRanking:
@@ -211,8 +213,8 @@ def _search(
 
     return [
         [
-            ranking(found, result.nll_RxT, guidance)
-            for found, guidance in zip(result.recommendations, guidances[name], strict=True)
+            ranking(result.recommendations(number), result.nll_RxT, guidance)
+            for number, guidance in enumerate(guidances[name])
         ]
         for name, result in zip(guidances, results, strict=True)
     ]

@@ -48,7 +48,7 @@ _keep = functools.partial(checkpoint_name, name="product")
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, int | jax.Array | None], jax.Array]
 
 
-class LowerLayers(NamedTuple):
+class PrefixStates(NamedTuple):
     """Right-padded prompts after a decoder's first layers; decoders that share these go on."""
 
     x: jax.Array  # [B, S, D]
@@ -161,26 +161,26 @@ class Decoder(nnx.Module):
         lengths_B: jax.Array,
         *,
         soft: SoftEmbeddings | None = None,
-        lower: LowerLayers | None = None,
+        prefix: PrefixStates | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """`hidden` together with the keys and values [L, B, S, K, H] of right-padded prompts.
 
-        With `lower`, what `prefill_lower` of an equal decoder gave for these prompts, only the
+        With `prefix`, what `prefill_prefix` of an equal decoder gave for these prompts, only the
         layers above run.
         """
-        if lower is None:
+        if prefix is None:
             x, kv = self._run_causal(self._read(tokens_BxS, soft), keep_kv=True)
         else:
-            x, kv = self._run_causal(lower.x, keep_kv=True, start=lower.kv.k.shape[0])
-            kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), lower.kv, kv)
+            x, kv = self._run_causal(prefix.x, keep_kv=True, start=prefix.kv.k.shape[0])
+            kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), prefix.kv, kv)
         return self._real_states(x, lengths_B), kv
 
-    def prefill_lower(
+    def prefill_prefix(
         self, tokens_BxS: jax.Array, layers: int, *, soft: SoftEmbeddings | None = None
-    ) -> LowerLayers:
+    ) -> PrefixStates:
         """The first `layers` (static) of a prefill."""
         x = self._read(tokens_BxS, soft)
-        return LowerLayers(*self._run_causal(x, keep_kv=True, stop=layers))
+        return PrefixStates(*self._run_causal(x, keep_kv=True, stop=layers))
 
     def init_beam_cache(self, batch: int, beams: int, capacity: int) -> BeamCache:
         """The cache of beams that have read nothing, with `capacity` slots for each user."""

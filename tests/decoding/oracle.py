@@ -7,13 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tca4rec_jax.decoding.beam_search import (
-    ScoreWeights,
-    SearchConfig,
-    prepare_trie,
-    run_prompts,
-    search_from_prompt,
-)
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
+from tca4rec_jax.decoding.search_programs import prefill_prompts
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.parameters import init_params
@@ -59,7 +54,7 @@ def _logsumexp(values):
     return highest + np.log(np.sum(np.exp(values - highest)))
 
 
-def exhaustive_scores(decoder, prompt, sequences, score, weights, cf_logits_I=None):
+def exhaustive_scores(decoder, prompt, sequences, mask, weights, cf_logits_I=None):
     """{title tokens: score} of every distinct title after one prompt (a list of tokens)."""
     children = {}
     for sequence in sequences:
@@ -84,7 +79,7 @@ def exhaustive_scores(decoder, prompt, sequences, score, weights, cf_logits_I=No
         total = 0.0
         for t, token in enumerate(title):
             z = logits[number, len(prompt) + t - 1]
-            allowed = sorted(children[title[:t]]) if score == "before_softmax" else slice(None)
+            allowed = sorted(children[title[:t]]) if mask == "before_softmax" else slice(None)
             total += z[token] - _logsumexp(z[allowed])
             if cf_logits_I is not None:
                 total += weights.guidance * (cf_mass(title[: t + 1]) - cf_mass(title[:t]))
@@ -95,23 +90,22 @@ def exhaustive_scores(decoder, prompt, sequences, score, weights, cf_logits_I=No
 @functools.partial(jax.jit, static_argnames=("graph", "config"))
 def _search(state, tokens, lengths, cf_logits, allowed, trie, weights, *, graph, config):
     decoder = nnx.merge(graph, state)
-    prompt = run_prompts(decoder, tokens, lengths)
-    return search_from_prompt(
-        decoder, *prompt, lengths, cf_logits, trie, weights,
-        config=config, allowed_BxI=allowed,
-    )  # fmt: skip
+    _, prompts = prefill_prompts(decoder, tokens, lengths)
+    return beam_search(
+        decoder, prompts, trie, weights, config, cf_logits_BxI=cf_logits, allowed_BxI=allowed
+    )
 
 
 def run_search(
     decoder, trie, tokens_BxS, lengths_B, cf_logits_BxI, weights, config,
-    *, prepared=None, allowed_BxI=None,
+    *, device_trie=None, allowed_BxI=None,
 ):  # fmt: skip
     """(leaves, scores, calls) as NumPy arrays."""
     graph, state = nnx.split(decoder)
-    trie = prepared or prepare_trie(trie, config)
+    device_trie = device_trie or config.device_trie(trie)
     weights = ScoreWeights(*map(float, weights))
     result = _search(
-        state, tokens_BxS, lengths_B, cf_logits_BxI, allowed_BxI, trie, weights,
+        state, tokens_BxS, lengths_B, cf_logits_BxI, allowed_BxI, device_trie, weights,
         graph=graph, config=config,
     )  # fmt: skip
     return jax.tree.map(np.asarray, result)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie, TrieSizes
-from tca4rec_jax.decoding import advance_beams as edges
-from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
+from tca4rec_jax.decoding import search_sizes
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 
 SEQUENCES = oracle.with_end(oracle.WORDS)
 TRIE = ItemTrie.build(SEQUENCES)
@@ -33,12 +33,14 @@ def expected_lists(decoder, config, weights, cf_logits=None, sequences=SEQUENCES
     for row in range(BATCH):
         prompt = TOKENS[row, : LENGTHS[row]].tolist()
         cf_I = None if cf_logits is None else cf_logits[row]
-        yield oracle.exhaustive_scores(decoder, prompt, sequences, config.score, weights, cf_I)
+        yield oracle.exhaustive_scores(decoder, prompt, sequences, config.mask, weights, cf_I)
 
 
 def assert_exhaustive(result, expected, trie, beams):
     """The result is the whole catalogue in order of score, then nothing."""
-    for leaves_M, scores_M, by_title in zip(result.leaves, result.scores, expected, strict=True):
+    for leaves_M, scores_M, by_title in zip(
+        result.leaves_BxM, result.scores_BxM, expected, strict=True
+    ):
         count = min(beams, trie.num_leaves)
         order = sorted(by_title, key=by_title.get, reverse=True)[:count]
         assert leaves_M[count:].tolist() == [-1] * (beams - count)
@@ -52,12 +54,12 @@ def assert_exhaustive(result, expected, trie, beams):
         )
 
 
-@pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
+@pytest.mark.parametrize("mask", ["before_softmax", "after_softmax"])
 @pytest.mark.parametrize(
     ("guidance", "length_penalty"), [(0.0, 0.0), (1.0, 0.0), (50.0, 0.0), (0.0, 1.0), (1.0, 0.7)]
 )
-def test_enough_beams_give_the_exhaustive_order(decoder, score, guidance, length_penalty):
-    config = SearchConfig(beams=16, score=score, edge_chunk=2)
+def test_enough_beams_give_the_exhaustive_order(decoder, mask, guidance, length_penalty):
+    config = SearchConfig(beams=16, mask=mask, edge_chunk=2)
     weights = ScoreWeights(guidance, 1.5, 1.3, length_penalty)
     result = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, CF_LOGITS, weights, config)
     expected = expected_lists(decoder, config, weights, CF_LOGITS)
@@ -72,15 +74,15 @@ def test_large_guidance_orders_as_the_cf_model(decoder):
     for item, leaf in enumerate(TRIE.leaf_of_item):
         mass_BxQ[:, leaf] = np.logaddexp(mass_BxQ[:, leaf], CF_LOGITS[:, item])
     order_BxQ = np.argsort(-mass_BxQ, axis=1)
-    np.testing.assert_array_equal(result.leaves[:, : TRIE.num_leaves], order_BxQ)
+    np.testing.assert_array_equal(result.leaves_BxM[:, : TRIE.num_leaves], order_BxQ)
 
 
 def test_guidance_zero_and_no_cf_logits_are_the_same(decoder):
     config, weights = SearchConfig(beams=5), ScoreWeights(guidance=0.0)
     with_cf = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, CF_LOGITS, weights, config)
     without = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, None, weights, config)
-    np.testing.assert_array_equal(with_cf.leaves, without.leaves)
-    np.testing.assert_array_equal(with_cf.scores, without.scores)
+    np.testing.assert_array_equal(with_cf.leaves_BxM, without.leaves_BxM)
+    np.testing.assert_array_equal(with_cf.scores_BxM, without.scores_BxM)
 
 
 def test_calls_of_every_size_find_the_same(decoder, monkeypatch):
@@ -88,12 +90,12 @@ def test_calls_of_every_size_find_the_same(decoder, monkeypatch):
     weights = ScoreWeights(guidance=0.5)
     args = decoder, TRIE, TOKENS, LENGTHS, CF_LOGITS, weights
     expected = oracle.run_search(*args, SearchConfig(beams=5))
-    assert len(edges.call_sizes(BATCH, 5, 8)) == 1
-    monkeypatch.setattr(edges, "_FEWEST_TOKENS", 1)
-    assert edges.call_sizes(BATCH, 5, 4) == [(3, 2), (8, 4), (15, 6), (25, 10)]
+    assert len(search_sizes.call_sizes(BATCH, 5, 8)) == 1
+    monkeypatch.setattr(search_sizes, "FEWEST_TOKENS", 1)
+    assert search_sizes.call_sizes(BATCH, 5, 4) == [(3, 2), (8, 4), (15, 6), (25, 10)]
     found = oracle.run_search(*args, SearchConfig(beams=5, edge_chunk=4))
-    np.testing.assert_array_equal(found.leaves, expected.leaves)
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    np.testing.assert_array_equal(found.leaves_BxM, expected.leaves_BxM)
+    np.testing.assert_allclose(found.scores_BxM, expected.scores_BxM, atol=1e-5)
 
 
 def plain_search(by_prefix, beams, penalty):
@@ -167,16 +169,16 @@ def prefix_totals(decoder, row):
     ("rules", "reference"), [("exact", decision_search), ("huggingface", huggingface_search)]
 )
 def test_few_beams_search_as_a_plain_loop(decoder, rules, reference, beams):
-    config = SearchConfig(beams=beams, score="after_softmax", rules=rules)
+    config = SearchConfig(beams=beams, mask="after_softmax", rules=rules)
     for penalty in (0.0, 1.0):
         weights = ScoreWeights(length_penalty=penalty)
         result = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, None, weights, config)
         for row in range(BATCH):
             expected = reference(prefix_totals(decoder, row), beams, penalty)
-            leaves = [leaf for leaf in result.leaves[row] if leaf >= 0]
+            leaves = [leaf for leaf in result.leaves_BxM[row] if leaf >= 0]
             assert [title_of(TRIE, leaf) for leaf in leaves] == [t for t, _ in expected]
             np.testing.assert_allclose(
-                result.scores[row, : len(leaves)], [s for _, s in expected], atol=1e-4
+                result.scores_BxM[row, : len(leaves)], [s for _, s in expected], atol=1e-4
             )
 
 
@@ -199,7 +201,7 @@ def test_forced_tokens_cost_no_call_of_the_model(decoder):
         decoder, trie, TOKENS, LENGTHS, None, ScoreWeights(), SearchConfig(beams=2)
     )
     assert int(result.calls) == 0
-    np.testing.assert_allclose(np.exp(result.scores).sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(result.scores_BxM).sum(axis=1), 1, rtol=1e-5)
 
 
 def test_search_ends_when_no_hypothesis_can_enter_the_result(decoder):
@@ -212,15 +214,15 @@ def test_search_ends_when_no_hypothesis_can_enter_the_result(decoder):
     weights = ScoreWeights(guidance=5.0)
     few = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, cf_logits, weights, greedy)
     many = oracle.run_search(decoder, TRIE, TOKENS, LENGTHS, cf_logits, weights, exhaustive)
-    assert (few.leaves[:, 0] == TRIE.leaf_of_item[6]).all()
+    assert (few.leaves_BxM[:, 0] == TRIE.leaf_of_item[6]).all()
     assert int(few.calls) < int(many.calls)
 
 
-@pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
-def test_one_item(decoder, score):
+@pytest.mark.parametrize("mask", ["before_softmax", "after_softmax"])
+def test_one_item(decoder, mask):
     sequences = [[3, 4, oracle.END]]
     trie = ItemTrie.build(sequences)
-    config, weights = SearchConfig(beams=3, score=score), ScoreWeights(guidance=1.0)
+    config, weights = SearchConfig(beams=3, mask=mask), ScoreWeights(guidance=1.0)
     cf_logits = np.ones((BATCH, 1), np.float32)
     result = oracle.run_search(decoder, trie, TOKENS, LENGTHS, cf_logits, weights, config)
     expected = expected_lists(decoder, config, weights, cf_logits, sequences)
@@ -231,13 +233,13 @@ NODES, TOKENS_OF_TITLES, CHOICES, LONGEST = 64, 64, 6, 6
 words = st.lists(st.lists(st.integers(1, 5), max_size=LONGEST - 1), min_size=1, max_size=10)
 
 
-def padded(prepared):
-    """The prepared trie with arrays and sizes that every small trie fits: one compilation."""
+def padded(trie):
+    """A DeviceTrie with arrays and sizes that every small trie fits: one compilation."""
     lengths = {"edge_tokens": TOKENS_OF_TITLES, "choice": CHOICES}
-    names = [field.name for field in dataclasses.fields(prepared) if field.name != "sizes"]
+    names = [field.name for field in dataclasses.fields(trie) if field.name != "sizes"]
 
     def grow(name):
-        array = getattr(prepared, name)
+        array = getattr(trie, name)
         return jnp.pad(array, (0, lengths.get(name, NODES) - array.shape[0]))
 
     sizes = TrieSizes(
@@ -252,34 +254,36 @@ def padded(prepared):
     return DeviceTrie(**{name: grow(name) for name in names}, sizes=sizes)
 
 
-@pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
+@pytest.mark.parametrize("mask", ["before_softmax", "after_softmax"])
 @settings(max_examples=8, deadline=None)
 @given(words=words, length_penalty=st.sampled_from([0.0, 1.0]))
-def test_random_tries_match_exhaustive_scoring(decoder, score, words, length_penalty):
+def test_random_tries_match_exhaustive_scoring(decoder, mask, words, length_penalty):
     sequences = oracle.with_end(words)
     trie = ItemTrie.build(sequences)
-    config = SearchConfig(beams=10, score=score, edge_chunk=2)
+    config = SearchConfig(beams=10, mask=mask, edge_chunk=2)
     weights = ScoreWeights(length_penalty=length_penalty)
-    prepared = padded(prepare_trie(trie, config))
+    device_trie = padded(config.device_trie(trie))
     result = oracle.run_search(
-        decoder, trie, TOKENS, LENGTHS, None, weights, config, prepared=prepared
+        decoder, trie, TOKENS, LENGTHS, None, weights, config, device_trie=device_trie
     )
     assert_exhaustive(result, expected_lists(decoder, config, weights, None, sequences), trie, 10)
 
 
-@pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
+@pytest.mark.parametrize("mask", ["before_softmax", "after_softmax"])
 @settings(max_examples=12, deadline=None)
 @given(allowed=st.lists(st.booleans(), min_size=14, max_size=14).filter(any))
-def test_items_left_out_match_exhaustive_scoring_of_the_others(decoder, score, allowed):
+def test_items_left_out_match_exhaustive_scoring_of_the_others(decoder, mask, allowed):
     kept = np.flatnonzero(allowed)
     sequences, cf_logits = [SEQUENCES[item] for item in kept], CF_LOGITS[:, kept]
-    config, weights = SearchConfig(beams=10, score=score, edge_chunk=2), ScoreWeights(0.5)
+    config, weights = SearchConfig(beams=10, mask=mask, edge_chunk=2), ScoreWeights(0.5)
     result = oracle.run_search(
         decoder, TRIE, TOKENS, LENGTHS, CF_LOGITS, weights, config,
         allowed_BxI=np.tile(allowed, (BATCH, 1)),
     )  # fmt: skip
     expected = list(expected_lists(decoder, config, weights, cf_logits, sequences))
-    for leaves_M, scores_M, by_title in zip(result.leaves, result.scores, expected, strict=True):
+    for leaves_M, scores_M, by_title in zip(
+        result.leaves_BxM, result.scores_BxM, expected, strict=True
+    ):
         found = [title_of(TRIE, leaf) for leaf in leaves_M if leaf >= 0]
         assert set(found) <= set(by_title)
         assert len(set(found)) == len(found) == min(10, len(by_title))
@@ -289,8 +293,8 @@ def test_items_left_out_match_exhaustive_scoring_of_the_others(decoder, score, a
 
 
 def test_unusable_settings_are_errors():
-    with pytest.raises(ValueError, match="score must be one of"):
-        SearchConfig(score="during_softmax")
+    with pytest.raises(ValueError, match="mask must be one of"):
+        SearchConfig(mask="during_softmax")
     with pytest.raises(ValueError, match="rules must be one of"):
         SearchConfig(rules="loose")
     with pytest.raises(ValueError, match="at least 1"):

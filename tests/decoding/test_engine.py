@@ -8,17 +8,21 @@ import oracle
 import pytest
 from flax import nnx
 
+from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
-from tca4rec_jax.decoding.engine import (
-    BatchedSearch,
-    Contender,
-    bucket_lengths,
+from tca4rec_jax.decoding import likelihood
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.engine import BatchedSearch, SearchJob, SearchRows, bucket_lengths
+from tca4rec_jax.decoding.likelihood import scored_titles
+from tca4rec_jax.decoding.results import Recommendations, ResultsFile
+from tca4rec_jax.decoding.search_programs import (
+    SearchProgram,
+    Texts,
+    Users,
+    read_prompts,
+    search_batch,
 )
-from tca4rec_jax.decoding.likelihood import target_titles
-from tca4rec_jax.decoding.recommendations import SweepFile, leaves_to_items
-from tca4rec_jax.decoding.search_programs import read_prompts, search_batch
 from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch
 
 SEQUENCES = oracle.with_end(oracle.WORDS)
@@ -44,7 +48,7 @@ def test_leaves_become_items_in_catalogue_order():
     leaves_RxM = np.stack([rng.permutation(TRIE.num_leaves)[:6] for _ in range(9)])
     leaves_RxM[2, 3:] = -1
     leaves_RxM[4, :] = -1
-    items_RxK = leaves_to_items(leaves_RxM, TRIE, 7)
+    items_RxK = Recommendations(leaves_RxM, np.zeros(leaves_RxM.shape)).items(TRIE, 7)
     for leaves_M, items_K in zip(leaves_RxM, items_RxK, strict=True):
         expected = [item for leaf in leaves_M if leaf >= 0 for item in by_leaf(leaf)]
         assert items_K.tolist() == (expected + [-1] * 7)[:7]
@@ -78,14 +82,14 @@ def test_rows_in_sharded_buckets_equal_rows_on_their_own(decoder):
     weights = ScoreWeights(guidance=0.7)
     search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=2)
     result = search.recommend(
-        decoder, prompts, weights, lambda rows_B: cf_RxI[rows_B], progress=None
+        decoder, SearchRows(prompts, cf_RxI.__getitem__), weights, progress=None
     )
     tokens = prompts.pad(np.arange(rows), 30, 0)
     single = oracle.run_search(
         decoder, TRIE, tokens, prompts.lengths.astype(np.int32), cf_RxI, weights, CONFIG
     )
-    np.testing.assert_array_equal(result.leaves_RxM, single.leaves)
-    np.testing.assert_allclose(result.scores_RxM, single.scores, atol=1e-4)
+    np.testing.assert_array_equal(result.leaves_RxM, single.leaves_BxM)
+    np.testing.assert_allclose(result.scores_RxM, single.scores_BxM, atol=1e-4)
 
 
 def test_the_search_is_split_over_the_devices_without_communication(decoder):
@@ -94,31 +98,28 @@ def test_the_search_is_split_over_the_devices_without_communication(decoder):
     tokens, lengths = prompts.pad(np.arange(8), 12, 0), prompts.lengths.astype(np.int32)
     cf_logits = np.random.default_rng(2).normal(size=(8, len(SEQUENCES))).astype(np.float32)
     graph, state = nnx.split(decoder)
-    trie = prepare_trie(TRIE, CONFIG)
-    read, target = target_titles(TRIE.compress(), np.arange(8) % TRIE.num_leaves)
+    titles, scored = scored_titles(TRIE, np.arange(8), CONFIG)
     weights = ScoreWeights(0.5, 1.0, 1.0, 0.0)
-    texts = prompts.followed_by(read)
-    batch = shard_batch(mesh, (texts.pad(np.arange(8), 24, 0), lengths, target, cf_logits))
-    state, trie = replicate(mesh, (state, trie))
-    static = {"mesh": mesh, "graph": graph, "config": CONFIG}
-    texts = []
+    tokens_BxS = prompts.followed_by(titles).pad(np.arange(8), 24, 0)
+    texts, users = shard_batch(mesh, (Texts(tokens_BxS, lengths, scored), Users(cf_logits)))
+    state, trie = replicate(mesh, (state, CONFIG.device_trie(TRIE)))
+    program, compiled_texts = SearchProgram(mesh, graph, CONFIG), []
 
-    def run(program, *args, **more):
-        compiled = program.lower(*args, **static, **more).compile()
-        texts.append(compiled.as_text())
+    def run(function, *args, **more):
+        compiled = function.lower(*args, program=program, **more).compile()
+        compiled_texts.append(compiled.as_text())
         return compiled(*args)
 
-    args = (None, *batch[:3], trie, np.ones(1, np.float32))
-    prompts_read, nll = run(read_prompts, state, *args, room=24)
+    prompts, nll = run(read_prompts, state, texts, None, trie, np.ones(1, np.float32), capacity=24)
     scalars = ScoreWeights(*map(np.float32, weights))
-    leaves, scores = run(search_batch, state, prompts_read, batch[1], batch[3], None, trie, scalars)
+    leaves, scores = run(search_batch, state, prompts, users, DENSE, trie, scalars)
     for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
-        assert word not in "".join(texts)
+        assert word not in "".join(compiled_texts)
     assert nll.shape == (8, 1)
     assert [shard.data.shape for shard in leaves.addressable_shards] == [(4, 5), (4, 5)]
     alone = oracle.run_search(decoder, TRIE, tokens, lengths, cf_logits, weights, CONFIG)
-    np.testing.assert_array_equal(leaves, alone.leaves)
-    np.testing.assert_allclose(scores, alone.scores, atol=1e-5)
+    np.testing.assert_array_equal(leaves, alone.leaves_BxM)
+    np.testing.assert_allclose(scores, alone.scores_BxM, atol=1e-5)
 
 
 def test_a_sweep_equals_its_searches_one_by_one(decoder):
@@ -126,14 +127,37 @@ def test_a_sweep_equals_its_searches_one_by_one(decoder):
     cf_RxI = np.random.default_rng(3).normal(size=(4, len(SEQUENCES))).astype(np.float32)
     search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
     sweep = [ScoreWeights(guidance=value) for value in (0.0, 1.0, 100.0)]
-    args = (cf_RxI.__getitem__,)
-    swept = search.sweep([Contender(decoder, sweep)], prompts, *args, progress=None)
-    found = swept[0].recommendations
+    rows = SearchRows(prompts, cf_RxI.__getitem__)
+    (swept,) = search.sweep([SearchJob(decoder, sweep)], rows, progress=None)
+    found = [swept.recommendations(number) for number in range(3)]
     for weights, one in zip(sweep, found, strict=True):
-        alone = search.recommend(decoder, prompts, weights, *args, progress=None)
+        alone = search.recommend(decoder, rows, weights, progress=None)
         np.testing.assert_array_equal(one.leaves_RxM, alone.leaves_RxM)
         np.testing.assert_allclose(one.scores_RxM, alone.scores_RxM, rtol=1e-5)
     assert (found[0].leaves_RxM != found[2].leaves_RxM).any()
+
+
+def test_cf_vectors_are_multiplied_out_on_the_devices(decoder):
+    """Vectors and items, from the host or a device, guide as the dense logits do."""
+    rng, rows = np.random.default_rng(8), 6
+    prompts = ragged_prompts(rows, 12)
+    cf_RxD, table_IxD = rng.normal(size=(rows, 4)), rng.normal(size=(len(SEQUENCES), 4))
+    cf_RxD, table_IxD = cf_RxD.astype(np.float32), table_IxD.astype(np.float32)
+    bias_I = rng.normal(size=len(SEQUENCES)).astype(np.float32)
+    dense_RxI = cf_RxD @ table_IxD.T + bias_I
+    search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
+    items = CFItems(table_IxD, bias_I)
+    expected, *found = (
+        search.recommend(decoder, rows, ScoreWeights(guidance=1.0), progress=None)
+        for rows in (
+            SearchRows(prompts, dense_RxI.__getitem__),
+            SearchRows(prompts, cf_RxD.__getitem__, items),
+            SearchRows(prompts, jax.numpy.asarray(cf_RxD).__getitem__, items),
+        )
+    )
+    for one in found:
+        np.testing.assert_array_equal(one.leaves_RxM, expected.leaves_RxM)
+        np.testing.assert_allclose(one.scores_RxM, expected.scores_RxM, rtol=1e-5, atol=1e-5)
 
 
 def test_models_that_share_layers_find_what_each_finds_alone(decoder):
@@ -145,18 +169,17 @@ def test_models_that_share_layers_find_what_each_finds_alone(decoder):
     prompts = ragged_prompts(rows, 12)
     cf_RxI = np.random.default_rng(4).normal(size=(rows, len(SEQUENCES))).astype(np.float32)
     search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
-    contenders = [
-        Contender(decoder, [ScoreWeights()]),
-        Contender(other, [ScoreWeights(), ScoreWeights(guidance=1.0)]),
+    jobs = [
+        SearchJob(decoder, [ScoreWeights()]),
+        SearchJob(other, [ScoreWeights(), ScoreWeights(guidance=1.0)]),
     ]
-    same = {"target_leaf_R": np.arange(rows), "progress": None}
-    together = search.sweep(contenders, prompts, cf_RxI.__getitem__, shared_layers=1, **same)
-    for contender, swept in zip(contenders, together, strict=True):
-        (alone,) = search.sweep([contender], prompts, cf_RxI.__getitem__, **same)
-        np.testing.assert_allclose(swept.nll_RxT, alone.nll_RxT, rtol=1e-5)
-        for found, expected in zip(swept.recommendations, alone.recommendations, strict=True):
-            np.testing.assert_array_equal(found.leaves_RxM, expected.leaves_RxM)
-            np.testing.assert_allclose(found.scores_RxM, expected.scores_RxM, rtol=1e-5)
+    search_rows = SearchRows(prompts, cf_RxI.__getitem__, target_R=np.arange(rows))
+    together = search.sweep(jobs, search_rows, shared_layers=1, progress=None)
+    for job, found in zip(jobs, together, strict=True):
+        (alone,) = search.sweep([job], search_rows, progress=None)
+        np.testing.assert_allclose(found.nll_RxT, alone.nll_RxT, rtol=1e-5)
+        np.testing.assert_array_equal(found.leaves_RxGxM, alone.leaves_RxGxM)
+        np.testing.assert_allclose(found.scores_RxGxM, alone.scores_RxGxM, rtol=1e-5)
     assert np.abs(together[0].nll_RxT - together[1].nll_RxT).min() > 0.01
 
 
@@ -165,7 +188,7 @@ def test_an_interrupted_sweep_goes_on_from_its_file(decoder, tmp_path):
     prompts = ragged_prompts(rows, 12)
     cf_RxI = np.random.default_rng(7).normal(size=(rows, len(SEQUENCES))).astype(np.float32)
     search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
-    contenders = [Contender(decoder, [ScoreWeights(guidance=value) for value in (0.0, 1.0)])]
+    jobs = [SearchJob(decoder, [ScoreWeights(guidance=value) for value in (0.0, 1.0)])]
 
     def sweep(identity, stop_after=None):
         seen.clear()
@@ -176,10 +199,9 @@ def test_an_interrupted_sweep_goes_on_from_its_file(decoder, tmp_path):
             seen.append(rows_B)
             return cf_RxI[rows_B]
 
-        return search.sweep(
-            contenders, prompts, cf_logits, target_leaf_R=np.arange(rows) % TRIE.num_leaves,
-            file=SweepFile(tmp_path / "sweep.npz", identity, every_seconds=0), progress=None,
-        )[0]  # fmt: skip
+        search_rows = SearchRows(prompts, cf_logits, target_R=np.arange(rows))
+        file = ResultsFile(tmp_path / "sweep.npz", identity, every_seconds=0)
+        return search.sweep(jobs, search_rows, file=file, progress=None)[0]
 
     whole = sweep("another")
     assert len(seen) == 3
@@ -187,45 +209,46 @@ def test_an_interrupted_sweep_goes_on_from_its_file(decoder, tmp_path):
         sweep("one", stop_after=2)  # of the two batches that ran, one was fetched
     resumed = sweep("one")
     assert len(seen) == 2
-    np.testing.assert_array_equal(resumed.nll_RxT, whole.nll_RxT)
-    for found, expected in zip(resumed.recommendations, whole.recommendations, strict=True):
-        np.testing.assert_array_equal(found.leaves_RxM, expected.leaves_RxM)
-        np.testing.assert_array_equal(found.scores_RxM, expected.scores_RxM)
+    for found, expected in zip(resumed, whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
-def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, score):
-    rows = 2 * TRIE.num_leaves  # every title, after prompts of several lengths
+@pytest.mark.parametrize("mask", ["before_softmax", "after_softmax"])
+def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, mask, monkeypatch):
+    rows = 2 * len(SEQUENCES)  # every title, after prompts of several lengths
     prompts = ragged_prompts(rows, 12)
-    target_R = np.arange(rows) % TRIE.num_leaves
-    config = SearchConfig(beams=3, score=score)
+    target_R = np.arange(rows) % len(SEQUENCES)
+    config = SearchConfig(beams=3, mask=mask)
     search = BatchedSearch(TRIE, config, mesh=make_mesh(2), batch_size=6, buckets=2)
-    temperatures = (1.0, 2.5)
-    (found,) = search.sweep(
-        [Contender(decoder, [ScoreWeights()])], prompts,
-        target_leaf_R=target_R, temperatures=temperatures, progress=None,
-    )  # fmt: skip
+    temperatures, jobs = (1.0, 2.5), [SearchJob(decoder, [ScoreWeights()])]
+
+    def sweep(target_R):
+        search_rows = SearchRows(prompts, target_R=target_R)
+        return search.sweep(jobs, search_rows, temperatures=temperatures, progress=None)[0]
+
+    found = sweep(target_R)
     for row in range(rows):
-        tokens = prompts.values[prompts.offsets[row] : prompts.offsets[row + 1]].tolist()
-        title = tuple(t for t in TRIE.tokens_QxL[target_R[row]].tolist() if t >= 0)
         expected = [
             -oracle.exhaustive_scores(
-                decoder, tokens, SEQUENCES, score, ScoreWeights(temperature=temperature)
-            )[title]
-            for temperature in temperatures
+                decoder, prompts[row].tolist(), SEQUENCES, mask, ScoreWeights(temperature=t)
+            )[tuple(SEQUENCES[target_R[row]])]
+            for t in temperatures
         ]
         np.testing.assert_allclose(found.nll_RxT[row], expected, rtol=1e-4, atol=1e-4)
     # The scores of the search are the likelihoods of what it found.
-    first = found.recommendations[0]
-    (again,) = search.sweep(
-        [Contender(decoder, [ScoreWeights()])], prompts,
-        target_leaf_R=first.leaves_RxM[:, 0], temperatures=temperatures, progress=None,
-    )  # fmt: skip
+    first = found.recommendations()
+    again = sweep(first.items(TRIE, 1)[:, 0])
     np.testing.assert_allclose(-again.nll_RxT[:, 0], first.scores_RxM[:, 0], rtol=1e-4, atol=1e-4)
+    # As many positions at once as memory allows: one, two, all of them.
+    for logits in (1, 2 * 3 * oracle.VOCABULARY):
+        with monkeypatch.context() as patch:
+            patch.setattr(likelihood, "_LOGITS_BYTES", 4 * logits)
+            read_prompts.clear_cache()
+            np.testing.assert_allclose(sweep(target_R).nll_RxT, found.nll_RxT, rtol=1e-6)
 
 
-@pytest.mark.parametrize("score", ["before_softmax", "after_softmax"])
-def test_items_left_out_are_as_if_the_catalogue_had_never_held_them(decoder, score):
+@pytest.mark.parametrize("mask", ["before_softmax", "after_softmax"])
+def test_items_left_out_are_as_if_the_catalogue_had_never_held_them(decoder, mask):
     rows = 6
     prompts = ragged_prompts(rows, 12)
     rng = np.random.default_rng(5)
@@ -235,13 +258,12 @@ def test_items_left_out_are_as_if_the_catalogue_had_never_held_them(decoder, sco
     allowed_I = ~np.isin(np.arange(len(SEQUENCES)), left_out)
     kept = np.flatnonzero(allowed_I)
     smaller = ItemTrie.build([SEQUENCES[item] for item in kept])
-    weights, config = ScoreWeights(guidance=0.7), SearchConfig(beams=6, score=score)
+    weights, config = ScoreWeights(guidance=0.7), SearchConfig(beams=6, mask=mask)
 
     def recommend(trie, cf_RxI, **kwargs):
         search = BatchedSearch(trie, config, mesh=make_mesh(2), batch_size=6, buckets=1)
-        return search.recommend(
-            decoder, prompts, weights, cf_RxI.__getitem__, progress=None, **kwargs
-        )
+        search_rows = SearchRows(prompts, cf_RxI.__getitem__, **kwargs)
+        return search.recommend(decoder, search_rows, weights, progress=None)
 
     allowed_RxI = np.tile(allowed_I, (rows, 1))
     found = recommend(TRIE, cf_RxI, allowed=allowed_RxI.__getitem__)
@@ -266,7 +288,8 @@ def test_nothing_is_compiled_after_every_bucket_was_met(decoder):
 
     def run(decoder, prompts, guidance, search=search):
         weights = ScoreWeights(guidance=guidance)
-        search.recommend(decoder, prompts, weights, cf_RxI.__getitem__, progress=None)
+        rows = SearchRows(prompts, cf_RxI.__getitem__)
+        search.recommend(decoder, rows, weights, progress=None)
         return read_prompts._cache_size(), search_batch._cache_size()
 
     longest, shorter = ragged_prompts(9, 16), ragged_prompts(9, 8)
@@ -282,7 +305,7 @@ def test_nothing_is_compiled_after_every_bucket_was_met(decoder):
 def test_no_rows_give_no_recommendations(decoder):
     search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(1), batch_size=2)
     nothing = Ragged.from_lengths(np.zeros(0, np.int32), np.zeros(0, np.int64))
-    assert search.recommend(decoder, nothing, progress=None).leaves_RxM.shape == (0, 5)
+    assert search.recommend(decoder, SearchRows(nothing), progress=None).leaves_RxM.shape == (0, 5)
 
 
 def test_what_cannot_be_recommended_from_is_an_error(decoder):
@@ -294,13 +317,12 @@ def test_what_cannot_be_recommended_from_is_an_error(decoder):
     search = BatchedSearch(TRIE, CONFIG, mesh=mesh, buckets=(8,))
     prompts = Ragged.from_lengths(np.ones(12, np.int32), np.array([3, 9]))
     with pytest.raises(ValueError, match=r"row 1: a prompt of 9 tokens, expected 1\.\.8"):
-        search.recommend(decoder, prompts)
-    title = int(np.argmax((TRIE.tokens_QxL >= 0).sum(axis=1)))
+        search.recommend(decoder, SearchRows(prompts))
+    longest = np.argmax(list(map(len, SEQUENCES)))
+    prompt = Ragged.from_lengths(np.ones(8, np.int32), np.array([8]))
     with pytest.raises(ValueError, match=r"row 0: a prompt of 8 tokens, expected 1\.\.[1-7] "):
-        search.sweep(
-            [Contender(decoder, [ScoreWeights()])],
-            Ragged.from_lengths(np.ones(8, np.int32), np.array([8])),
-            target_leaf_R=np.array([title]),  # read behind the prompt
+        search.sweep(  # the title is read after the prompt
+            [SearchJob(decoder, [ScoreWeights()])], SearchRows(prompt, target_R=np.array([longest]))
         )
     with pytest.raises(ValueError, match="no CF logits"):
-        search.recommend(decoder, prompts, ScoreWeights(guidance=1.0))
+        search.recommend(decoder, SearchRows(prompts), ScoreWeights(guidance=1.0))

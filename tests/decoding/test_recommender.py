@@ -122,6 +122,24 @@ def test_filters_leave_out_history_and_lists(run, tmp_path):
     ]  # fmt: skip
 
 
+def test_the_whole_history_is_left_out_not_only_what_the_prompt_holds(run):
+    config = run.config.copy_and_resolve_references()
+    config.decoding.exclude_history = True
+    filtered = SimpleNamespace(**vars(run) | {"config": config})
+    history = [f"i{item}" for item in (0, 11, 7, 4, 6, 2)]
+    assert len(history) > config.data.history_length
+    (found,) = Recommender(filtered, "any").recommend([history], k=14)
+    assert {one.item_id for one in found} == set(IDS) - set(history)
+    # The prompt still holds the latest items alone.
+    kept = [SEQUENCES[IDS.index(one.item_id)] for one in found]
+    prompt = [5] + [token for item in (4, 6, 2) for token in SEQUENCES[item]]
+    expected = oracle.exhaustive_scores(
+        oracle.tiny_decoder(), prompt, kept, "before_softmax", ScoreWeights()
+    )
+    for one, title in zip(found, kept, strict=True):
+        assert one.score == pytest.approx(expected[tuple(title)], abs=1e-4)
+
+
 def test_item_lists_that_do_not_fit_are_errors(run, tmp_path):
     catalogue = run.data.catalogue
     path = tmp_path / "items.txt"
@@ -136,7 +154,8 @@ def test_item_lists_that_do_not_fit_are_errors(run, tmp_path):
         ItemFilter.from_config(fields, catalogue)
     with pytest.raises(ValueError, match="leave no item"):
         ItemFilter.of_items(3, deny=range(3))
-    assert ItemFilter.of_items(3).masks(np.zeros((1, 1), np.int32)) is None
+    histories = Ragged.from_lengths(np.zeros(1, np.int32), [1])
+    assert ItemFilter.of_items(3).masks(histories) is None
 
 
 def test_a_file_is_recommended_for_and_resumed(run, tmp_path):

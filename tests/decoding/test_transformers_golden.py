@@ -9,7 +9,7 @@ import pytest
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-from tca4rec_jax.decoding.engine import BatchedSearch
+from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows
 from tca4rec_jax.distributed.sharding import make_mesh
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
@@ -42,7 +42,10 @@ def test_items_and_scores_are_those_of_transformers(beams):
         buckets=1,
     )
     found = search.recommend(
-        Decoder(CONFIG, params), ragged("prompts"), ScoreWeights(length_penalty=1.0), progress=None
+        Decoder(CONFIG, params),
+        SearchRows(ragged("prompts")),
+        ScoreWeights(length_penalty=1.0),
+        progress=None,
     )
     titles_RxMxL, scores_RxM = (GOLDEN[f"found/{beams}/{part}"] for part in ("titles", "scores"))
     np.testing.assert_allclose(found.scores_RxM, scores_RxM, atol=1e-4)

@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tca4rec_jax.core.collaborative_tokenizer import DENSE
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, prepare_trie
-from tca4rec_jax.decoding.engine import BatchedSearch, Contender
-from tca4rec_jax.decoding.likelihood import target_titles
-from tca4rec_jax.decoding.search_programs import read_prompts, search_batch
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.engine import BatchedSearch, SearchJob, SearchRows
+from tca4rec_jax.decoding.likelihood import scored_titles
+from tca4rec_jax.decoding.search_programs import (
+    SearchProgram,
+    Texts,
+    Users,
+    read_prompts,
+    search_batch,
+)
 from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch, tree_shardings
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
@@ -30,7 +37,7 @@ CF = RNG.normal(size=(ROWS, ITEMS)).astype(np.float32)
 PROMPT_BxS = RNG.integers(1, VOCABULARY, (ROWS, TOKENS)).astype(np.int32)
 LENGTH_B = RNG.integers(5, TOKENS + 1, ROWS).astype(np.int32)
 PROMPTS = Ragged.from_lengths(PROMPT_BxS[np.arange(TOKENS) < LENGTH_B[:, None]], LENGTH_B)
-ROOM = TOKENS + 4  # and what is read of a target
+CAPACITY = TOKENS + 4  # and what is read of a target
 
 
 @functools.cache
@@ -45,26 +52,24 @@ def make_decoder(heads, kv_heads):
 
 
 @functools.cache
-def found(sizes, score="before_softmax", heads=(8, 8)):
+def found(sizes, mask="before_softmax", heads=(8, 8)):
     """(leaves, scores, the targets' NLL, the compiled program) on a mesh."""
-    mesh, config = make_mesh(*sizes), dataclasses.replace(CONFIG, score=score)
+    mesh, config = make_mesh(*sizes), dataclasses.replace(CONFIG, mask=mask)
     decoder = make_decoder(*heads)
     graph, state = nnx.split(decoder)
-    trie = prepare_trie(TRIE, config)
-    scored = TRIE if config.vocabulary else TRIE.compress()
-    read, target = target_titles(scored, np.arange(ROWS) % TRIE.num_leaves)
-    texts = PROMPTS.followed_by(read).pad(np.arange(ROWS), ROOM, 0)
-    batch = (texts, LENGTH_B, target, CF)
-    tokens, lengths, target, cf = shard_batch(mesh, batch, "prompts")
+    titles, scored = scored_titles(TRIE, np.arange(ROWS), config)
+    tokens_BxS = PROMPTS.followed_by(titles).pad(np.arange(ROWS), CAPACITY, 0)
+    texts, users = Texts(tokens_BxS, LENGTH_B, scored), Users(CF)
+    texts, users = shard_batch(mesh, (texts, users), "prompts")
     state = jax.device_put(state, tree_shardings(mesh, decoder.config, state))
-    trie = replicate(mesh, trie)
-    static = {"mesh": mesh, "graph": graph, "config": config}
+    trie = replicate(mesh, config.device_trie(TRIE))
+    search = SearchProgram(mesh, graph, config)
     prompts, nll = read_prompts(
-        state, None, tokens, lengths, target, trie, np.ones(1, np.float32), room=ROOM, **static
+        state, texts, None, trie, np.ones(1, np.float32), program=search, capacity=CAPACITY
     )
     weights = ScoreWeights(*np.array([0.5, 1.0, 1.0, 0.0], np.float32))
-    args = (state, prompts, lengths, cf, None, trie, weights)
-    program = search_batch.lower(*args, **static).compile()
+    args = (state, prompts, users, DENSE, trie, weights)
+    program = search_batch.lower(*args, program=search).compile()
     return *jax.device_get((*program(*args), nll)), program.as_text()
 
 
@@ -99,8 +104,8 @@ def test_groups_of_devices_do_not_wait_for_one_another():
         for group in groups_of(line):
             assert len({device // 4 for device in group}) == 1, line
     arrays = {tuple(map(int, d.split(","))) for d in re.findall(r"f32\[([\d,]+)\]", program)}
-    assert (2, ROWS // 2, ROOM, 4, 4) in arrays
-    assert (2, ROWS // 2, ROOM, 8, 4) not in arrays
+    assert (2, ROWS // 2, CAPACITY, 4, 4) in arrays
+    assert (2, ROWS // 2, CAPACITY, 8, 4) not in arrays
 
 
 def test_a_batched_search_puts_everything_in_place():
@@ -110,9 +115,10 @@ def test_a_batched_search_puts_everything_in_place():
     layers = jax.tree.map(lambda leaf: leaf.at[1:].multiply(1.5), state["layers"])
     other = nnx.merge(graph, nnx.State(dict(state) | {"layers": layers}))
     search = BatchedSearch(TRIE, CONFIG, mesh=mesh, batch_size=ROWS, buckets=(TOKENS,))
-    both = [Contender(one, [ScoreWeights(0.5)]) for one in (decoder, other)]
-    swept = search.sweep(both, PROMPTS, CF.__getitem__, shared_layers=1, progress=None)
-    result, of_other = (one.recommendations[0] for one in swept)
+    both = [SearchJob(one, [ScoreWeights(0.5)]) for one in (decoder, other)]
+    rows = SearchRows(PROMPTS, CF.__getitem__)
+    swept = search.sweep(both, rows, shared_layers=1, progress=None)
+    result, of_other = (one.recommendations() for one in swept)
     expected_leaves, expected_scores, *_ = found((1, 1, 1))
     np.testing.assert_array_equal(result.leaves_RxM, expected_leaves)
     np.testing.assert_allclose(result.scores_RxM, expected_scores, rtol=1e-5, atol=1e-5)

@@ -189,9 +189,9 @@ def test_a_prefill_goes_on_from_the_layers_that_have_run(layer_loop):
     decoder = make_decoder(options=DecoderOptions(layer_loop))
     tokens, lengths = random_tokens((2, 7)), np.array([7, 3])
     expected = prefill(decoder, tokens, lengths)
-    lower = nnx.jit(lambda decoder: decoder.prefill_lower(tokens, 1))(decoder)
-    assert lower.kv.k.shape[0] == 1
-    found = prefill(decoder, tokens, lengths, lower=lower)
+    prefix = nnx.jit(lambda decoder: decoder.prefill_prefix(tokens, 1))(decoder)
+    assert prefix.kv.k.shape[0] == 1
+    found = prefill(decoder, tokens, lengths, prefix=prefix)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
 
 

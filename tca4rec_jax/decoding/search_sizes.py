@@ -1,0 +1,56 @@
+"""The static sizes that a search is compiled for, and the constants that they follow from.
+
+The constants were measured on two CPU cores with SmolLM2-135M. They decide how long a search takes
+to compile and to run, never what it finds.
+"""
+
+import math
+
+# A call of the LLM with fewer tokens is hardly faster: it waits for the weights.
+FEWEST_TOKENS = 40
+# At most this many tokens per beam of a user in one call: longer edges take several calls, and the
+# attention of a call has less filler.
+TOKENS_PER_BEAM = 2
+# Sizes of the calls, in tokens per beam of the batch. The first serves the step after the prompt,
+# when every beam has an edge to read; the last the end of a batch, when most users are done.
+CALL_SIZES = (5 / 4, 3 / 4, 3 / 8, 1 / 8)
+# Users have unequal shares of a call: attention makes room for so many times the mean.
+UNEVEN_SHARE = 1.6
+# Slots per beam of the first, smallest pool; the next ones are four times larger each.
+FIRST_POOL_SLOTS = 8
+# Children of the smallest expansion of a step; the next ones are eight times larger each.
+FIRST_CHILDREN = 16
+
+
+def call_sizes(batch: int, beams: int, edge_chunk: int) -> list[tuple[int, int]]:
+    """(tokens, most tokens of one user) of the calls that are compiled, ascending.
+
+    The largest leaves the tokens that do not fit to the next call; a smaller one is taken only if
+    all fit.
+    """
+    per_user = beams * min(edge_chunk, TOKENS_PER_BEAM)
+    sizes = []
+    for size in CALL_SIZES:
+        tokens = min(max(math.ceil(batch * beams * size), FEWEST_TOKENS), batch * per_user)
+        if not sizes or sizes[0] >= 1.5 * tokens:  # else it is not worth a program of its own
+            sizes.insert(0, tokens)
+    return [(tokens, min(math.ceil(UNEVEN_SHARE * tokens / batch), per_user)) for tokens in sizes]
+
+
+def pool_capacities(beams: int, most_reads: int) -> list[int]:
+    """Slots of a user's pool, ascending: every query looks at all slots, taken or not.
+
+    The search is compiled once for each capacity, so one has to save half of the slots.
+
+    Args:
+      most_reads: the most tokens that the LLM reads for one beam; the last capacity suffices.
+    """
+    largest = beams * most_reads
+    capacities = (beams * FIRST_POOL_SLOTS << 2 * n for n in range(16))
+    return [*(capacity for capacity in capacities if 2 * capacity <= largest), largest]
+
+
+def children_bounds(largest: int) -> list[int]:
+    """Numbers of children, ascending; a step takes the smallest that holds those of its nodes."""
+    bounds = [bound for bound in (FIRST_CHILDREN << 3 * n for n in range(8)) if bound < largest]
+    return [*bounds, largest]
