@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -66,7 +66,7 @@ def launch(
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments {argv[1:]}")
         try:
-            validate(CONFIG.value)
+            _check_config()
             if DRY_RUN.value:
                 return print(_plan(name, reads, writes))
             start()
@@ -91,14 +91,24 @@ def launch(
 
 
 def _parse_flags(name: str, argv: list[str]) -> list[str]:
-    """As absl does, but a bad argument of the config file is said in one line."""
+    """The arguments that are no flags; a bad flag or config field ends the process in one line."""
+    for flag in flags.FLAGS.get_flags_for_module(__name__):  # for --help
+        flags.FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
         return flags.FLAGS(argv)
-    except flags.Error as error:
-        _, found, message = str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
-        if found:
-            _end(f"{name}: {message.strip()}", 1)
-        return app.parse_flags_with_usage(argv)
+    except (flags.Error, AttributeError) as error:
+        _, by_user, message = str(error).rpartition("UserError: ")  # after the file's traceback
+        if "in get_config" in traceback.format_exc() and not by_user:
+            raise  # a bug of the config file
+        _end(f"{name}: {' '.join(message.split())}", 1)
+
+
+def _check_config() -> None:
+    """Raises UserError for a file that cannot be read, or a field out of its range."""
+    try:
+        validate(CONFIG.value)
+    except OSError as error:
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def _plan(name: str, reads: Sequence, writes: Sequence) -> str:
@@ -150,7 +160,7 @@ def _why(error: Exception) -> str:
     )
 
 
-def _end(message: str, status: int, *, together: bool = False) -> None:
+def _end(message: str, status: int, *, together: bool = False) -> NoReturn:
     """Ends the process; one of several at once, since an orderly exit waits for the others, unless
     all of them end together."""
     if is_multiprocess():

@@ -63,16 +63,40 @@ def test_a_bug_shows_its_traceback(tmp_path, body, line):
     assert line in done.stderr
 
 
-def test_a_bad_config_argument_is_named(tmp_path):
-    done = completed(
-        tmp_path, "pass", f"--config={ROOT}/configs/quickstart.py:colour=red", "--workdir=x"
-    )
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config=C:colour=red"], "config argument 'colour=red': expected 'debug' or"),
+        (["--config=C", "--config.training.stepz=3"], 'Did you mean "steps"'),
+        (["--config=C", "--config.training.steps=many"], "--config.training.steps=many"),
+        (["--config=C", "--no_such_flag=1"], "Unknown command line flag 'no_such_flag'"),
+        (["--config=absent.py"], "No such file or directory: 'absent.py'"),
+        ([], "--config must have a value"),
+    ],
+)
+def test_a_bad_flag_ends_in_one_line(tmp_path, flags, message):
+    flags = [flag.replace("C", f"{ROOT}/configs/quickstart.py") for flag in flags]
+    done = completed(tmp_path, "pass", "--workdir=x", *flags)
     assert done.returncode == 1
-    assert done.stderr.startswith("script: config argument 'colour=red': expected 'debug' or")
+    assert done.stderr.startswith("script: ")
+    assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    done = completed(tmp_path, "pass", "--no_such_flag=1")
+
+
+@pytest.mark.parametrize("bug", ["1 + 'a'", "int('b')", "[].colour"])
+def test_a_bug_of_a_config_file_shows_its_traceback(tmp_path, bug):
+    path = tmp_path / "buggy.py"
+    path.write_text(f"def get_config(arg=''):\n    return {bug}\n")
+    done = completed(tmp_path, "pass", f"--config={path}", "--workdir=x")
     assert done.returncode == 1
-    assert "Unknown command line flag 'no_such_flag'" in done.stderr
+    assert "Traceback" in done.stderr
+    assert 'buggy.py", line 2, in get_config' in done.stderr
+
+
+def test_help_lists_the_flags(tmp_path):
+    done = completed(tmp_path, "pass", "--helpshort")
+    assert "--[no]dry_run" in done.stdout
+    assert "--workdir" in done.stdout
 
 
 @pytest.mark.parametrize(
