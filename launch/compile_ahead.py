@@ -16,7 +16,7 @@ from absl import app, flags
 
 from tca4rec_jax.compile_ahead import report
 from tca4rec_jax.compile_ahead.estimate import compile_for
-from tca4rec_jax.compile_ahead.programs import PROGRAMS, Programs
+from tca4rec_jax.compile_ahead.programs import PROGRAMS, AbstractExperiment, train
 from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.config import validate
 from tca4rec_jax.errors import UserError
@@ -35,11 +35,12 @@ _MARKDOWN = flags.DEFINE_bool("markdown", False, "The table as Markdown.")
 
 def compile_target(target: Target) -> dict:
     """Compiles and reports for one target; everything that was found."""
-    name, programs = target.name, Programs(CONFIG.value, target, _ITEMS.value)
-    rich.print(report.heading(programs))
+    name = target.name
+    experiment = AbstractExperiment(CONFIG.value, target=target, items=_ITEMS.value)
+    rich.print(report.heading(experiment))
     estimates = []
     for program in _PROGRAMS.value:
-        estimate = compile_for(programs.lower(program), program, programs.target)
+        estimate = compile_for(PROGRAMS[program](experiment), program, target)
         estimates.append(estimate)
         if _HLO.value:
             write_text(Path(_HLO.value) / f"{name}_{program}.hlo", estimate.hlo)
@@ -49,14 +50,14 @@ def compile_target(target: Target) -> dict:
     else:
         rich.console.Console(width=170).print(console_table(rows, title="", digits=2))
     print(report.LEGEND)
-    found = report.as_json(estimates, programs)
+    found = report.as_json(estimates, experiment)
     if _COMPARE.value and "train" in _PROGRAMS.value:
-        plain = compile_for(programs.train(projected=False), "train", programs.target)
-        train = estimates[_PROGRAMS.value.index("train")]
-        found["compared"] = report.compared(train, plain)
+        plain = compile_for(train(experiment, projected=False), "train", target)
+        ours = estimates[_PROGRAMS.value.index("train")]
+        found["compared"] = report.compared(ours, plain)
         print(found["compared"])
     for estimate in estimates:
-        if advice := report.advice(estimate, programs):
+        if advice := report.advice(estimate, experiment):
             print(advice)
     print(f"{name}: {'fits' if found['fits'] else 'does not fit'}\n")
     return found
@@ -64,7 +65,7 @@ def compile_target(target: Target) -> dict:
 
 def main(argv):
     if len(argv) > 1 or set(_PROGRAMS.value) - set(PROGRAMS):
-        raise app.UsageError(f"expected --programs of {PROGRAMS} and no other arguments")
+        raise app.UsageError(f"expected --programs of {list(PROGRAMS)} and no other arguments")
     try:
         validate(CONFIG.value)
         targets = [Target.parse(name) for name in _TARGET.value]

@@ -10,9 +10,9 @@ Needs the run's checkpoints from train. Writes the new folder OUTPUT: with `peft
 from absl import flags
 
 from tca4rec_jax.config import run_name
+from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.launching import launch
 from tca4rec_jax.llm.checkpoints.export import DTYPES, LOADING, check_vacant, export_decoder
-from tca4rec_jax.training.run import Run
 
 _FORMAT = flags.DEFINE_enum("format", None, list(LOADING), "What is written.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "A new or empty folder.", required=True)
@@ -22,7 +22,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the weights; adapters
 def export(config, workdir):
     """Loads the run's checkpoint and writes what --format says to --output."""
     check_vacant(_OUTPUT.value)  # loading takes long
-    run = Run(config, workdir)
+    run = Experiment(config, workdir)
     how_to_load = export_decoder(
         _OUTPUT.value,
         run.trained_decoder(run_name(config)),

@@ -19,8 +19,8 @@ from tca4rec_jax.config import run_name
 from tca4rec_jax.decoding.recommend_file import recommend_file
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.launching import launch
-from tca4rec_jax.training.run import Run
 
 _ITEMS = flags.DEFINE_multi_string("item", [], "One item of the history; repeat it, oldest first.")
 _INPUT = flags.DEFINE_string("input", None, "A .jsonl or .csv file of histories.")
@@ -35,7 +35,7 @@ def recommend(config, workdir):
     if bool(_ITEMS.value) == bool(_INPUT.value) or bool(_INPUT.value) != bool(_OUTPUT.value):
         raise UserError("give either --item (once or more), or --input and --output")
     name = "" if _UNTRAINED.value else run_name(config)
-    recommender = Recommender(Run(config, workdir), name, guidance=_GUIDANCE.value)
+    recommender = Recommender(Experiment(config, workdir), name, guidance=_GUIDANCE.value)
     if _INPUT.value:
         fields = ("llm", "prompt", "decoding", "lora")
         settings = {field: config[field].to_dict() for field in fields}

@@ -4,12 +4,13 @@ Needs prepare_data and train_cf in the same work directory; goes on from its own
 Writes WORKDIR/llm/<run>/: checkpoints, log.jsonl, config.json.
 """
 
+from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.launching import launch
-from tca4rec_jax.training.run import Run, train_run
+from tca4rec_jax.train import train
 
 if __name__ == "__main__":
     launch(
-        lambda config, workdir: train_run(Run(config, workdir)),
+        lambda config, workdir: train(Experiment(config, workdir)),
         "train",
         run_on="all_processes",
         reads=["data", "cf_logits", "llm"],

@@ -235,23 +235,28 @@ def training_overhead(config, workdir: Path, steps: int) -> dict:
     """
     import jax
 
-    from tca4rec_jax.distributed.sharding import shard_batch
-    from tca4rec_jax.training.run import Run, prepare_training
+    from tca4rec_jax.core.collaborative_tokenizer import CFItems
+    from tca4rec_jax.experiment import Experiment
+    from tca4rec_jax.train import TrainStep, load_batches
 
     start()
-    run = Run(config, workdir)
-    trainings = {True: prepare_training(run), False: prepare_training(run, projected=False)}
-    states = {kind: jax.tree.map(jax.numpy.copy, one.state) for kind, one in trainings.items()}
-    batches = trainings[True].batches
+    experiment = Experiment(config, workdir)
+    batches, (graph, state, base) = load_batches(experiment), experiment.initial_state()
+    items = CFItems(batches.store.item_table, batches.store.item_bias)
+    step = {
+        projected: TrainStep.create(experiment, graph, state, base, items if projected else None)
+        for projected in (True, False)
+    }
+    states = {projected: jax.tree.map(jax.numpy.copy, state) for projected in step}
     longest = max(range(len(batches.shapes)), key=lambda b: batches.shapes[b].tokens)
     rows = [batches.rows(index) for index in range(batches.per_epoch)]
     rows = [r for r in rows if (batches.bucket_of_example[r] == longest).all()][: steps + 1]
     seconds = {True: [], False: []}
     for number, chosen in enumerate(rows):
-        batch = shard_batch(run.mesh, batches.gather(chosen))
+        batch = batches.gather(chosen)
         for kind in (True, False) if number % 2 else (False, True):
             began = time.perf_counter()
-            states[kind], metrics = trainings[kind].step(states[kind], batch)
+            states[kind], metrics = step[kind](states[kind], batch)
             jax.block_until_ready(metrics)
             seconds[kind].append(time.perf_counter() - began)
     with_, without = (np.array(seconds[kind][1:]) for kind in (True, False))  # the first compiles

@@ -100,6 +100,7 @@ def ours(inputs: Inputs):
     from tca4rec_jax.llm.decoder import Decoder
     from tca4rec_jax.llm.options import DecoderOptions
     from tca4rec_jax.training import step as training
+    from tca4rec_jax.training.state import init_state, make_optimizer
 
     start()
     case, mesh = inputs.case, make_mesh()
@@ -113,7 +114,7 @@ def ours(inputs: Inputs):
     options = DecoderOptions(attention=case.attention)
     decoder = Decoder(architecture, params, lora=lora, adapters=adapters, options=options)
     graph, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)
-    optimizer = training.make_optimizer(
+    optimizer = make_optimizer(
         **OPTIMIZER, total_steps=case.steps, weight_decay=WEIGHT_DECAY, clip=CLIP
     )
     soft = case.contestant == "ours"
@@ -127,7 +128,7 @@ def ours(inputs: Inputs):
         softmax="children" if soft else "vocabulary",
     )
     objective = jax.tree.map(np.float32, objective)
-    state = training.init_state(adapters, optimizer)
+    state = init_state(adapters, optimizer)
     state, base, items, trie, objective = replicate(mesh, (state, base, items, trie, objective))
     update = training.make_train_step(graph, state, base, optimizer, mesh=mesh, seed=0)
 

@@ -21,7 +21,7 @@ from train_step_inputs import (
     Inputs,
 )
 
-from tca4rec_jax.training.step import make_schedule
+from tca4rec_jax.training.state import make_schedule
 
 
 def pytorch(inputs: Inputs):

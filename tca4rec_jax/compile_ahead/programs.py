@@ -1,12 +1,13 @@
-"""The real training step, prompt prefill and beam search of a config, lowered without any array.
+"""The training step, prompt prefill and beam search of a config, lowered without any array.
 
-Weights, optimiser state, batch, CF items and tries are shapes with shardings; the model is
-`llm.architecture`, the catalogue a number of items (CatalogueSizes). Nothing is allocated, so a
-model far larger than this machine compiles.
+An AbstractExperiment makes shapes with shardings instead of arrays; the model is
+`llm.architecture`, the catalogue a number of items (CatalogueSizes). Everything else is the code
+that trains and searches. Nothing is allocated, so a model far larger than this machine compiles.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -14,14 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.stages import Lowered
-from ml_collections import ConfigDict
 
 from tca4rec_jax.cf.settings import vector_width
 from tca4rec_jax.compile_ahead.catalogue import DECISIONS, TITLE_TOKENS, CatalogueSizes
 from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.config import build
-from tca4rec_jax.core.collaborative_tokenizer import DENSE
-from tca4rec_jax.core.objective import Objective
+from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
+from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.search_programs import (
     SearchProgram,
@@ -31,56 +31,44 @@ from tca4rec_jax.decoding.search_programs import (
     read_prompts,
     search_batch,
 )
-from tca4rec_jax.distributed.sharded_projection import cf_shardings
 from tca4rec_jax.distributed.sharding import (
     check_batch_size,
     make_mesh,
+    parameter_sharding,
     replicated,
     row_sharding,
     tree_shardings,
 )
+from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.architectures import architecture
 from tca4rec_jax.llm.checkpoints.hugging_face import CONFIG, read_config
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder, DecoderOptions
-from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.train import TrainStep
 from tca4rec_jax.training.batches import BatchShape, abstract_batch
-from tca4rec_jax.training.run import Run
-from tca4rec_jax.training.step import TRAINED, TrainState, in_dtype, make_train_step
 
-PROGRAMS = ("train", "prefill", "search")
 _TOKENS_PER_TITLE, _DECISIONS_PER_TITLE = 12, 4  # of a sequence of titles
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Programs:
-    """The programs of a config on a target; `items` is the size of the catalogue.
+class AbstractExperiment(Experiment):
+    """An experiment on a target's devices whose arrays are shapes with shardings.
 
-    Raises ValueError where Run would: a mesh that does not fit the devices, a batch that does not
-    divide over it, an unknown architecture.
+    Raises UserError where an experiment would: a mesh that does not fit the devices, a batch that
+    does not divide over it, an unknown architecture.
     """
 
-    config: ConfigDict
-    target: Target
-    items: int = 10_000
+    target: Target = dataclasses.field(kw_only=True)
+    items: int = 10_000  # of the catalogue
+    workdir: Path = Path()
 
-    def lower(self, program: str) -> Lowered:
-        """One of PROGRAMS, lowered for the target."""
-        return {"train": self.train, "prefill": self.prefill, "search": self.search}[program]()
+    @property
+    def platform(self) -> str:
+        return {"cuda": "gpu"}.get(self.target.platform, self.target.platform)
 
     @property
     def architecture_name(self) -> str:
+        """The name of the architecture: llm.architecture, or that of the weights."""
         return self.config.llm.architecture or Path(self.config.llm.weights).name
-
-    @cached_property
-    def architecture(self) -> DecoderConfig:
-        llm = self.config.llm
-        if llm.architecture is None and (Path(llm.weights) / CONFIG).is_file():
-            found = read_config(llm.weights)
-        else:
-            found = architecture(self.architecture_name)
-        num_layers = llm.num_layers or found.num_layers
-        return dataclasses.replace(found, num_layers=num_layers, quantised=llm.quantise or "")
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -91,39 +79,67 @@ class Programs:
         return mesh
 
     @cached_property
+    def pretrained(self) -> tuple[DecoderConfig, dict[str, jax.ShapeDtypeStruct]]:
+        llm = self.config.llm
+        if llm.architecture is None and (Path(llm.weights) / CONFIG).is_file():
+            found = read_config(llm.weights)
+        else:
+            found = architecture(self.architecture_name)
+        num_layers = llm.num_layers or found.num_layers
+        found = dataclasses.replace(found, num_layers=num_layers, quantised=llm.quantise or "")
+        params = {
+            path: jax.ShapeDtypeStruct(
+                shape,
+                stored_dtype(found, path, jnp.dtype(self.stored_dtype)),
+                sharding=parameter_sharding(self.mesh, found, path),
+            )
+            for path, shape in found.parameter_shapes.items()
+        }
+        return found, params
+
+    @cached_property
     def sizes(self) -> CatalogueSizes:
-        """Of a catalogue that divides over the devices, as cf_arrays pads it."""
+        """The sizes of a catalogue that divides over the devices, as Experiment.cf_arrays pads."""
         items = _round_up(self.items, self.mesh.size)
-        return CatalogueSizes(items, self.architecture.vocab_size)
+        return CatalogueSizes(items, self.pretrained[0].vocab_size)
+
+    def cf_arrays(self, items: CFItems | None) -> tuple[CFItems | None, DeviceTrie]:
+        return items, self.sizes.trie()
+
+    def put(self, tree, shardings):
+        return jax.tree.map(_at, tree, jax.tree.broadcast(shardings, tree))
+
+    def compute(self, function: Callable, *args):
+        shapes = jax.eval_shape(function, *args)
+        return self.put(shapes, tree_shardings(self.mesh, self.pretrained[0], shapes))
+
+    @property
+    def architecture(self) -> DecoderConfig:
+        """The LLM's architecture, quantised as configured."""
+        return self.pretrained[0]
 
     @property
     def parameters(self) -> int:
+        """The number of the LLM's parameters, without adapters."""
         unquantised = dataclasses.replace(self.architecture, quantised="")
         return sum(map(math.prod, unquantised.parameter_shapes.values()))
 
     @property
     def trained_parameters(self) -> int:
-        return sum(leaf.size for leaf in jax.tree.leaves(self._split()[1]))
+        """The number of parameters that training updates."""
+        _, state, _ = self.initial_state()
+        return sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
     @property
     def weight_bytes(self) -> int:
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._split()[1:]))
+        """The bytes of all parameters on all devices together, each counted once."""
+        _, state, base = self.initial_state()
+        leaves = jax.tree.leaves((state.params, base))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
-    def useful_flops(self) -> float:
-        """Of a training step on all devices together: what DecoderConfig.flops_per_token counts."""
-        shape, config, run = self.batch_shape(), self.config, Run(self.config, Path())
-        vocabulary = config.objective.softmax == "vocabulary"
-        per_token = self.architecture.flops_per_token(
-            config.llm.train,
-            context=(shape.tokens + 1) / 2,
-            vocabulary_share=shape.positions / shape.tokens if vocabulary else 0.0,
-            first_layer=run.shared_layers,
-            frozen_kept=run.keeps_frozen_states,
-        )
-        return per_token * config.training.batch_size * shape.tokens
-
+    @property
     def batch_shape(self) -> BatchShape:
-        """Of the longest bucket, full to the last token."""
+        """The sizes of the longest bucket, full to the last token."""
         training = self.config.training
         tokens = max(training.buckets)
         if training.targets == "last":
@@ -131,99 +147,71 @@ class Programs:
         titles = tokens // _TOKENS_PER_TITLE
         return BatchShape(tokens, tokens, titles, _round_up(titles * _DECISIONS_PER_TITLE, 8))
 
-    def train(self, *, projected: bool = True) -> Lowered:
-        """The training step; projected=False leaves the Collaborative Tokenizer out."""
-        config, mesh, run = self.config, self.mesh, Run(self.config, Path())
-        graph, params, base = self._split()
-        moments = jax.eval_shape(run.optimizer().init, params)
-        state = self._placed(TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, moments))
-        base = self._placed(base)
-        items = self.sizes.items_side(vector_width(config.cf)) if projected else None
-        trie = self.sizes.trie()
-        items, trie = jax.tree.map(_at, (items, trie), cf_shardings(mesh, items, trie))
-        frozen = None
-        if run.keeps_frozen_states:
-            frozen = self.architecture.hidden_size, jnp.dtype(config.llm.dtype)
-        shape = self.batch_shape()
-        batch = abstract_batch(config.training.batch_size, shape, vector_width(config.cf), frozen)
-        scalar, fields = jax.ShapeDtypeStruct((), jnp.float32), config.objective
-        objective = Objective(scalar, scalar, scalar, fields.form, fields.softmax)
-        step = make_train_step(
-            graph,
-            state,
-            base,
-            run.optimizer(),
-            mesh=mesh,
-            seed=config.seed,
-            compute_dtype=run.compute_dtype,
+    @property
+    def useful_flops(self) -> float:
+        """Useful FLOPs of a training step, on all devices together."""
+        shape = self.batch_shape
+        per_token = self.flops_per_token(
+            context=(shape.tokens + 1) / 2, supervised=shape.positions / shape.tokens
         )
-        batch, objective = _all_at(row_sharding(mesh), batch), _all_at(replicated(mesh), objective)
-        return step.lower(state, base, batch, items, trie, objective)
+        return per_token * self.config.training.batch_size * shape.tokens
 
-    def prefill(self) -> Lowered:
-        """Keys, values and last states of a batch of the longest prompts."""
-        args, program = self._reading()
-        return read_prompts.lower(*args, program=program, capacity=self.batch_shape().tokens)
 
-    def search(self) -> Lowered:
-        """Beam search of a batch after the longest prompts, without guidance or filters."""
-        args, program = self._reading()
-        read = partial(read_prompts, program=program, capacity=self.batch_shape().tokens)
-        prompts, _ = jax.eval_shape(read, *args)
-        prompts = jax.tree.map(_at, prompts, prompts_sharding(self.mesh, prompts))
-        scalar = jax.ShapeDtypeStruct((), jnp.float32)
-        weights = _all_at(replicated(self.mesh), ScoreWeights(*[scalar] * 4))
-        state, _, _, trie, _ = args
-        return search_batch.lower(state, prompts, Users(), DENSE, trie, weights, program=program)
+def train(experiment: AbstractExperiment, *, projected: bool = True) -> Lowered:
+    """The training step; projected=False leaves the Collaborative Tokenizer out."""
+    config, mesh = experiment.config, experiment.mesh
+    graph, state, base = experiment.initial_state()
+    items = experiment.sizes.items_side(vector_width(config.cf)) if projected else None
+    step = TrainStep.create(experiment, graph, state, base, items)
+    hidden = None
+    if experiment.caches_hidden_states:
+        hidden = experiment.architecture.hidden_size, jnp.dtype(config.llm.dtype)
+    shape = experiment.batch_shape
+    batch = abstract_batch(config.training.batch_size, shape, vector_width(config.cf), hidden)
+    return step.lower(state, experiment.put(batch, row_sharding(mesh)))
 
-    def _reading(self) -> tuple[tuple, SearchProgram]:
-        """Arguments of `read_prompts` for a batch of the longest prompts, and the static one."""
-        graph, state = self._inference()
-        search = build(SearchConfig, self.config.decoding)
-        trie = self.sizes.trie(score_edges=search.vocabulary)
-        temperature_T = jax.ShapeDtypeStruct((1,), jnp.float32)
-        trie, temperature_T = _all_at(replicated(self.mesh), (trie, temperature_T))
-        batch, tokens = self.config.inference.batch_size, self.batch_shape().tokens
-        texts = Texts(
-            jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
-            jax.ShapeDtypeStruct((batch,), jnp.int32),
-        )
-        texts = _all_at(row_sharding(self.mesh, "prompts"), texts)
-        program = SearchProgram(self.mesh, graph, search)
-        return (state, texts, None, trie, temperature_T), program
 
-    def _decoder(self) -> Decoder:
-        """As Run.decoder, of shapes."""
-        llm, config = self.config.llm, self.architecture
-        stored = jnp.dtype(llm.dtype if llm.train == "lora" else "float32")
-        params = {
-            path: jax.ShapeDtypeStruct(shape, stored_dtype(config, path, stored))
-            for path, shape in config.parameter_shapes.items()
-        }
-        options = build(DecoderOptions, llm)
-        if llm.train == "full":
-            return Decoder(config, params, options=options)
-        lora = build(LoRAConfig, self.config.lora)
-        adapters = jax.eval_shape(partial(init_adapters, config, lora), jax.random.key(0))
-        return Decoder(config, params, lora=lora, adapters=adapters, options=options)
+def prefill(experiment: AbstractExperiment) -> Lowered:
+    """Keys, values and last states of a batch of the longest prompts."""
+    args, program = _prefill_arguments(experiment)
+    capacity = experiment.batch_shape.tokens
+    return read_prompts.lower(*args, program=program, capacity=capacity)
 
-    def _split(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-        return nnx.split(self._decoder(), TRAINED[self.config.llm.train], ...)
 
-    def _inference(self) -> tuple[nnx.GraphDef, nnx.State]:
-        """The trained decoder, as Run.trained_decoder."""
-        graph, state = nnx.split(self._decoder())
-        compute_dtype = Run(self.config, Path()).compute_dtype
-        state = jax.eval_shape(partial(in_dtype, dtype=compute_dtype), state)
-        return graph, self._placed(state)
+def search(experiment: AbstractExperiment) -> Lowered:
+    """Beam search of a batch after the longest prompts, without guidance or filters."""
+    args, program = _prefill_arguments(experiment)
+    read = partial(read_prompts, program=program, capacity=experiment.batch_shape.tokens)
+    prompts, _ = jax.eval_shape(read, *args)
+    prompts = experiment.put(prompts, prompts_sharding(experiment.mesh, prompts))
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    weights = experiment.put(ScoreWeights(*[scalar] * 4), replicated(experiment.mesh))
+    state, _, _, trie, _ = args
+    return search_batch.lower(state, prompts, Users(), DENSE, trie, weights, program=program)
 
-    def _placed(self, tree):
-        """A tree of parameters, each where it belongs."""
-        return jax.tree.map(_at, tree, tree_shardings(self.mesh, self.architecture, tree))
+
+PROGRAMS = {"train": train, "prefill": prefill, "search": search}
+
+
+def _prefill_arguments(experiment: AbstractExperiment) -> tuple[tuple, SearchProgram]:
+    """The arguments of `read_prompts` for a batch of the longest prompts, and the static one."""
+    mesh, config = experiment.mesh, experiment.config
+    graph, state = nnx.split(experiment.decoder_from(*experiment.initial_state()))
+    search_config = build(SearchConfig, config.decoding)
+    trie = experiment.sizes.trie(score_edges=search_config.vocabulary)
+    temperature_T = jax.ShapeDtypeStruct((1,), jnp.float32)
+    trie, temperature_T = experiment.put((trie, temperature_T), replicated(mesh))
+    batch, tokens = config.inference.batch_size, experiment.batch_shape.tokens
+    texts = Texts(
+        jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+    )
+    texts = experiment.put(texts, row_sharding(mesh, "prompts"))
+    return (state, texts, None, trie, temperature_T), SearchProgram(mesh, graph, search_config)
 
 
 def stored_dtype(config: DecoderConfig, path: str, floats: jnp.dtype) -> jnp.dtype:
-    """Of a parameter: quantised projections are stored as codes with float32 scales."""
+    """The dtype of a parameter: quantised projections are stored as codes with float32 scales."""
     if config.quantised and path.endswith(SCALES[config.quantised]):
         return jnp.dtype(jnp.float32)
     if config.quantised and path.removeprefix("layers/") in config.projection_shapes:
@@ -233,10 +221,6 @@ def stored_dtype(config: DecoderConfig, path: str, floats: jnp.dtype) -> jnp.dty
 
 def _at(leaf, sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _all_at(sharding, tree):
-    return jax.tree.map(partial(_at, sharding=sharding), tree)
 
 
 def _round_up(value: int, multiple: int) -> int:

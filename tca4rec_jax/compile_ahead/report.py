@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tca4rec_jax.compile_ahead.estimate import Estimate
-from tca4rec_jax.compile_ahead.programs import Programs
+from tca4rec_jax.compile_ahead.programs import AbstractExperiment
 
 _GiB = 2.0**30
 LEGEND = (
@@ -13,18 +13,18 @@ LEGEND = (
 )
 
 
-def heading(programs: Programs) -> str:
+def heading(experiment: AbstractExperiment) -> str:
     """The run and the machine in two lines."""
-    config, architecture, target = programs.config, programs.architecture, programs.target
-    shape = programs.batch_shape()
-    mesh = " x ".join(f"{name} {size}" for name, size in programs.mesh.shape.items())
+    config, architecture, target = experiment.config, experiment.architecture, experiment.target
+    shape = experiment.batch_shape
+    mesh = " x ".join(f"{name} {size}" for name, size in experiment.mesh.shape.items())
     kind = target.chip.device_kind if target.chip else "CPU"
     topology = f" ({target.topology})" if target.topology else ""
     return (
-        f"{programs.architecture_name}, {programs.parameters / 1e9:.2f} billion parameters in "
-        f"{architecture.num_layers} layers, {programs.trained_parameters / 1e6:.1f} million "
+        f"{experiment.architecture_name}, {experiment.parameters / 1e9:.2f} billion parameters in "
+        f"{architecture.num_layers} layers, {experiment.trained_parameters / 1e6:.1f} million "
         f"trained ({config.llm.train}), {config.llm.dtype}; batch {config.training.batch_size} x "
-        f"{shape.tokens} tokens, {programs.items:,} items\n"
+        f"{shape.tokens} tokens, {experiment.items:,} items\n"
         f"{target.name}: {target.num_devices} x {kind}{topology}, mesh {mesh}"
     )
 
@@ -76,18 +76,18 @@ def compared(estimate: Estimate, plain: Estimate) -> str:
     return f"against plain next-token prediction: {', '.join(parts)}"
 
 
-def advice(estimate: Estimate, programs: Programs) -> str:
+def advice(estimate: Estimate, experiment: AbstractExperiment) -> str:
     """What to change so that a program fits; '' if it does."""
     if estimate.fits:
         return ""
-    config, memory = programs.config, estimate.memory
+    config, memory = experiment.config, estimate.memory
     lacking = (estimate.needed - estimate.available) / _GiB
-    shards = programs.mesh.shape["fsdp"] * programs.mesh.shape["tensor"]
+    shards = experiment.mesh.shape["fsdp"] * experiment.mesh.shape["tensor"]
     options = []
-    weights = programs.weight_bytes / shards
+    weights = experiment.weight_bytes / shards
     if weights > estimate.available / 3 or (memory and memory.arguments > estimate.available / 2):
         options.append(
-            f"split the weights ({programs.weight_bytes / _GiB:.1f} GiB, now over {shards}) over "
+            f"split the weights ({experiment.weight_bytes / _GiB:.1f} GiB, now over {shards}) over "
             "more devices: mesh.tensor, mesh.fsdp"
         )
         if config.llm.dtype == "float32" and config.llm.train == "lora":
@@ -106,16 +106,16 @@ def advice(estimate: Estimate, programs: Programs) -> str:
     return f"{estimate.program} lacks {lacking:.2f} GiB: " + "; or ".join(options)
 
 
-def as_json(estimates: Sequence[Estimate], programs: Programs) -> dict:
+def as_json(estimates: Sequence[Estimate], experiment: AbstractExperiment) -> dict:
     """Everything that was found, in bytes, FLOPs and seconds."""
     return {
-        "target": programs.target.name,
-        "devices": programs.target.num_devices,
-        "mesh": dict(programs.mesh.shape),
-        "architecture": programs.architecture_name,
-        "parameters": programs.parameters,
-        "items": programs.items,
-        "useful_flops": programs.useful_flops(),
+        "target": experiment.target.name,
+        "devices": experiment.target.num_devices,
+        "mesh": dict(experiment.mesh.shape),
+        "architecture": experiment.architecture_name,
+        "parameters": experiment.parameters,
+        "items": experiment.items,
+        "useful_flops": experiment.useful_flops,
         "fits": all(estimate.fits for estimate in estimates),
         "programs": {estimate.program: _plain(estimate) for estimate in estimates},
     }

@@ -29,7 +29,7 @@ from tca4rec_jax.decoding.candidates import score_candidates
 from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.training.run import Run
+from tca4rec_jax.experiment import Experiment
 
 
 class Recommended(NamedTuple):
@@ -47,7 +47,7 @@ class Recommender:
     share one, the first). What may be recommended is in config.decoding, see ItemFilter.
     """
 
-    def __init__(self, run: Run, name: str, *, guidance: float = 0.0):
+    def __init__(self, run: Experiment, name: str, *, guidance: float = 0.0):
         """The LLM run `name` below run.workdir/llm, or the untrained LLM if name is ''.
 
         Raises:
@@ -68,13 +68,13 @@ class Recommender:
         if not name or not path.is_file():
             raise FileNotFoundError(
                 f"{path} does not exist: train the run {name!r} with launch/train.py, or make "
-                "Recommender(Run(config, workdir), '') to use the LLM as it came"
+                "Recommender(Experiment(config, workdir), '') to use the LLM as it came"
             )
         config = default_config()
         with config.ignore_type():  # JSON has no tuples
             config.update(ConfigDict(json.loads(path.read_text("utf-8"))))
         config.mesh = default_config().mesh  # of the devices that are here
-        return cls(Run(config, workdir), name, guidance=guidance)
+        return cls(Experiment(config, workdir), name, guidance=guidance)
 
     def recommend(
         self, histories: Sequence, k: int = 10, *, progress: str | None = None
@@ -210,7 +210,7 @@ class _CFModel(NamedTuple):
     history_length: int
 
     @classmethod
-    def load(cls, run: Run) -> "_CFModel":
+    def load(cls, run: Experiment) -> "_CFModel":
         path = run.workdir / "cf" / "checkpoint.npz"
         if not path.is_file():
             raise FileNotFoundError(

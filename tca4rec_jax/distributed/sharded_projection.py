@@ -24,14 +24,22 @@ def _item_axes(on_rows: RowParallel) -> tuple[str, ...]:
     return tuple(a for a in on_rows.rules.mesh_axes("items") if a in on_rows.automatic)
 
 
-def put_cf(
+def cf_arrays(
     mesh: Mesh, items: CFItems | None, compressed: ItemTrie
 ) -> tuple[CFItems | None, DeviceTrie]:
-    """The CF items and the trie on the mesh, padded so that the items divide over their axes."""
+    """The CF items and the trie on the host, padded so that the items divide over their axes."""
     shards = math.prod(mesh.shape[name] for name in _item_axes(RowParallel(mesh)))
     trie = DeviceTrie.of(compressed, item_shards=shards)
     missing = trie.item_order.shape[0] - compressed.num_items
     items = jax.tree.map(lambda a: np.pad(a, ((0, missing),) + ((0, 0),) * (a.ndim - 1)), items)
+    return items, trie
+
+
+def put_cf(
+    mesh: Mesh, items: CFItems | None, compressed: ItemTrie
+) -> tuple[CFItems | None, DeviceTrie]:
+    """`cf_arrays` on the mesh."""
+    items, trie = cf_arrays(mesh, items, compressed)
     return put((items, trie), cf_shardings(mesh, items, trie))
 
 

@@ -29,11 +29,11 @@ from tca4rec_jax.evaluation.rankings import (
     rank_cf_models,
 )
 from tca4rec_jax.evaluation.report import examples_text, plot_metrics, plot_training_curves
+from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.metrics import bootstrap_intervals, paired_differences, ranking_metrics
 from tca4rec_jax.reporting import Cell, console_table, markdown_table, write_results
 from tca4rec_jax.training.log import read_log
-from tca4rec_jax.training.run import Run
 
 SHOWN = ("hr@1", "hr@3", "hr@5", "hr@10", "ndcg@3", "ndcg@5", "ndcg@10")
 
@@ -49,7 +49,7 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
         table, or inputs that do not fit.
     """
     labels = table_labels(config.evaluation)
-    experiment = Run(config, workdir)
+    experiment = Experiment(config, workdir)
     rows = EvaluationRows.of(experiment)
     logging.info("Evaluating %d of the %s rows", len(rows), config.evaluation.split)
     variants: dict[str, dict[str, float]] = {}
@@ -86,7 +86,9 @@ def table_labels(evaluation: ConfigDict) -> list[str]:
     return labels
 
 
-def summarise(experiment: Run, rows: EvaluationRows, rankings: Mapping[str, ModelRanking]) -> dict:
+def summarise(
+    experiment: Experiment, rows: EvaluationRows, rankings: Mapping[str, ModelRanking]
+) -> dict:
     """Everything that results.json holds; metrics are intervals over the rows."""
     config = experiment.config
     tied_R = rows.sequences.tied
@@ -192,7 +194,7 @@ def _plot(workdir: Path, results: dict, evaluation: ConfigDict) -> None:
 
 
 def _write_examples(
-    experiment: Run, rows: EvaluationRows, rankings: Mapping[str, ModelRanking]
+    experiment: Experiment, rows: EvaluationRows, rankings: Mapping[str, ModelRanking]
 ) -> None:
     """Prints and writes examples.md: what every model but the most popular recommends to some."""
     config, workdir = experiment.config, experiment.workdir

@@ -14,10 +14,10 @@ from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.evaluation.llm_rankings import rank_llms
 from tca4rec_jax.evaluation.rankings import CF, EvaluationRows, rank_cf_models
 from tca4rec_jax.evaluation.report import plot_sweep
+from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.metrics import paired_differences, ranking_metrics
 from tca4rec_jax.reporting import console_table, markdown_table, write_results
-from tca4rec_jax.training.run import Run
 
 METRICS = ("hr@10", "ndcg@10")
 _LLM_ALONE = "lambda = 0"
@@ -40,7 +40,7 @@ def sweep_guidance(
     Raises:
       FileNotFoundError, UserError: a missing part of the work directory, or a negative guidance.
     """
-    experiment = Run(config, workdir)
+    experiment = Experiment(config, workdir)
     rows = EvaluationRows.of(experiment)
     labels = {f"lambda = {value:g}": value for value in sorted({0.0, *map(float, guidances)})}
     rankings = rank_llms(experiment, rows, {name: labels})

@@ -27,15 +27,15 @@ from tca4rec_jax.distributed.multihost import (
     is_multiprocess,
 )
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
+from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import file_sha256, fingerprint
 from tca4rec_jax.metrics import rank_in_list
-from tca4rec_jax.training.run import Run
 
 _ROWS_AT_ONCE = 1024  # of a CF logits store, whose content is hashed
 
 
 def rank_llms(
-    experiment: Run, rows: EvaluationRows, variants: Mapping[str, Mapping[str, float]]
+    experiment: Experiment, rows: EvaluationRows, variants: Mapping[str, Mapping[str, float]]
 ) -> dict[str, ModelRanking]:
     """The rankings of LLM runs by label; those of an earlier evaluation are read, others are made.
 
@@ -54,7 +54,7 @@ def rank_llms(
             rankings |= zip(guidance_of, cache.read(), strict=True)
         else:
             caches[name] = cache
-    groups = [list(caches)] if experiment.shared_layers and caches else [[name] for name in caches]
+    groups = [list(caches)] if experiment.frozen_prefix and caches else [[name] for name in caches]
     for names in groups:
         file = None
         if not is_multiprocess():
@@ -79,7 +79,7 @@ class _RankingCache:
 
     @classmethod
     def of(
-        cls, experiment: Run, rows: EvaluationRows, name: str, guidances: list[float]
+        cls, experiment: Experiment, rows: EvaluationRows, name: str, guidances: list[float]
     ) -> "_RankingCache":
         def digest() -> bytes:
             return bytes.fromhex(fingerprint(_ingredients(experiment, rows, name, guidances)))
@@ -106,7 +106,7 @@ class _RankingCache:
 
 
 def _ingredients(
-    experiment: Run, rows: EvaluationRows, name: str, guidances: list[float]
+    experiment: Experiment, rows: EvaluationRows, name: str, guidances: list[float]
 ) -> dict[str, object]:
     """Everything that the rankings of an LLM run depend on, JSON-serialisable."""
     config, catalogue = experiment.config, experiment.data.catalogue
@@ -132,7 +132,7 @@ def _ingredients(
     }
 
 
-def _weights_identity(experiment: Run) -> object:
+def _weights_identity(experiment: Experiment) -> object:
     """Names, sizes and times of the weight files; a pinned download's name says it all."""
     if experiment.config.llm.weights in ASSETS:
         return experiment.config.llm.weights
@@ -157,7 +157,7 @@ def _sha256(*values: np.ndarray) -> str:
 
 
 def _search(
-    experiment: Run,
+    experiment: Experiment,
     rows: EvaluationRows,
     guidances: Mapping[str, list[float]],
     file: ResultsFile | None,
@@ -194,7 +194,7 @@ def _search(
     results = search.sweep(
         list(map(job, guidances)),
         search_rows,
-        shared_layers=experiment.shared_layers,
+        shared_layers=experiment.frozen_prefix,
         temperatures=config.evaluation.temperatures,
         progress=label if is_main_process() else None,
         file=file,

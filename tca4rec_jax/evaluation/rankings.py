@@ -19,8 +19,8 @@ from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems, cf_logits
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.distributed.multihost import gather_process_rows, process_rows
+from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.metrics import CUTOFFS, rank_in_batch
-from tca4rec_jax.training.run import Run
 
 POPULAR, CF = "Most popular", "CF model"
 _LOGITS_AT_ONCE = 1 << 24  # 64 MiB of float32 bound the memory of a full ranking
@@ -45,7 +45,7 @@ class EvaluationRows:
     target_R: np.ndarray
 
     @classmethod
-    def of(cls, experiment: Run) -> "EvaluationRows":
+    def of(cls, experiment: Experiment) -> "EvaluationRows":
         """Samples `evaluation.rows` rows with the config's seed; 0 takes all."""
         config = experiment.config
         split = experiment.data.splits[config.evaluation.split]
@@ -100,7 +100,7 @@ class ModelRanking(NamedTuple):
         return float(temperatures[best]), self.nll_RxT[:, best]
 
 
-def rank_cf_models(experiment: Run, rows: EvaluationRows) -> dict[str, ModelRanking]:
+def rank_cf_models(experiment: Experiment, rows: EvaluationRows) -> dict[str, ModelRanking]:
     """'Most popular' and the CF model of the logits store; several processes share the rows."""
     mine = process_rows(len(rows))
     position_R, target_R = rows.position_R[mine], rows.target_R[mine]

@@ -21,7 +21,7 @@ from etils import epath
 from tca4rec_jax.distributed.multihost import all_processes, barrier, is_main_process
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.fault_tolerance import CheckpointError
-from tca4rec_jax.training.step import TrainState
+from tca4rec_jax.training.state import TrainState
 
 CHOICES = ("last", "best")
 _UNREADABLE = "unreadable_"  # before the step in the name of a directory that was set aside

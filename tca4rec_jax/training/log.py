@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tca4rec_jax.distributed.multihost import is_main_process
-from tca4rec_jax.training.step import Metrics
+from tca4rec_jax.training.state import Metrics
 
 
 class TrainingLog:

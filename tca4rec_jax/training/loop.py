@@ -1,203 +1,202 @@
-"""The train loop: batches in, checkpoints and a log out; resumes where it stopped."""
+"""The training loop: batches in, checkpoints and a log out; it resumes where it stopped."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import logging
 
 from tca4rec_jax.distributed.multihost import check_processes_agree
-from tca4rec_jax.distributed.sharding import shard_batch
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.training.batches import Batches
+from tca4rec_jax.training.batches import Batch, Batches
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.fault_tolerance import Stopped, StopSignal, Watchdog
 from tca4rec_jax.training.log import TrainingLog
-from tca4rec_jax.training.step import Metrics, TrainState
-from tca4rec_jax.training.throughput import Peak
+from tca4rec_jax.training.state import Metrics, TrainState
+from tca4rec_jax.training.throughput import Peak, ProfilerWindow
 
-TrainStep = Callable[[TrainState, object], tuple[TrainState, Metrics]]
+# (state, batch of this process' rows) -> (state, metrics)
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 _NAMED = 8  # offending rows that a message lists
 
 
-def train(
+@dataclasses.dataclass(frozen=True)
+class LoopOptions:
+    """Where and how long the loop runs.
+
+    Attributes:
+      directory: the log (`log.jsonl`) and the profile (`profile/`) are written there.
+      total_steps: the number of updates, those before a resume included.
+      checkpoint_every: the number of steps from one checkpoint to the next.
+      identity: JSON-serialisable, saved with every checkpoint: what must be equal when the run goes
+        on (the objective, say).
+      flops_per_token: useful ones; the log's MFU compares them with `peak`.
+      name: of the run, in the progress bar and in messages.
+      profile_steps: jax.profiler records steps [first, last).
+      watchdog_seconds: a step that takes longer ends the process (Watchdog); 0: no limit.
+      describe: an example's number -> its row and user, for messages.
+    """
+
+    directory: Path
+    total_steps: int
+    checkpoint_every: int
+    identity: dict
+    flops_per_token: float
+    peak: Peak
+    name: str = "train"
+    profile_steps: tuple[int, int] = (0, 0)
+    watchdog_seconds: float = 0.0
+    describe: Callable[[int], str] = "example {}".format
+
+
+def run_loop(
     train_step: TrainStep,
     state: TrainState,
     batches: Batches,
     checkpoints: Checkpoints,
-    *,
-    mesh: jax.sharding.Mesh,
-    total_steps: int,
-    checkpoint_every: int,
-    log_path: Path,
-    identity: dict,
-    name: str = "train",
-    flops_per_token: float,
-    peak: Peak,
-    profile_steps: tuple[int, int] = (0, 0),
-    watchdog_seconds: float = 0.0,
-    describe: Callable[[int], str] = "example {}".format,
+    options: LoopOptions,
 ) -> TrainState:
     """Runs until `total_steps` updates are done and the last state is saved.
 
-    Resume order: the run's own latest checkpoint that can be read, else the given state.  Step n
-    reads batch n, so the data position is the step.  Metrics of step n are fetched after step n + 1
-    is dispatched.  All processes of a job call this alike; the first writes the log.
+    Resume order: the run's own latest readable checkpoint, else the given state.  Step n reads
+    batch n, so the data position is the step.  Metrics of step n are fetched after step n + 1 is
+    dispatched.  All processes of a job call this alike; the first writes the log: JSON lines, one
+    per step: step, loss, nll_per_title, grad_norm, tokens (without padding), seconds, mfu.
 
     Args:
-      train_step: (state, device batch) -> (state, metrics). If its loss or gradient is not finite
-        it halts: see make_train_step.
+      train_step: halts if its loss or gradient is not finite: see make_train_step.
       checkpoints: closed in the end.
-      identity: JSON-serialisable, saved with every checkpoint: what must be the same when the run
-        goes on (the objective, say).
-      log_path: JSON lines, one per step: step, loss, nll_per_title, grad_norm, tokens (real ones),
-        seconds, mfu (throughput.py).
-      flops_per_token: useful ones, against `peak`.
-      profile_steps: steps [first, last) are recorded by jax.profiler in `profile` beside the log.
-      watchdog_seconds: a step that takes longer ends the process (guards.Watchdog); 0: none does.
-      describe: an example's number -> what it is in the data, for messages.
 
     Raises:
       FloatingPointError: a loss or gradient that is not finite; names the step and the rows. The
         state before that step is saved.
-      Stopped: on SIGTERM, when the step in hand is done and its state saved.
+      Stopped: on SIGTERM, after the current step is done and its state saved.
       UserError: the checkpoint has another identity; names what differs.
       CheckpointError: a checkpoint can't be written; the one before is intact.
     """
+    total, every = options.total_steps, options.checkpoint_every
     with checkpoints:
-        latest = checkpoints.latest_step
-        check_processes_agree(str(latest).encode().ljust(16), f"checkpoints in {log_path.parent}")
-        if latest is not None:
-            state, position = checkpoints.restore(state)
-            _check_identity(position["identity"], identity, log_path.parent)
-        start = done = saved = int(state.step)
-        batches.complete(start, total_steps)
+        state = _resumed(state, checkpoints, options)
+        start = done = int(state.step)
+        batches.complete(start, total)
         log = TrainingLog(
-            log_path,
+            options.directory / "log.jsonl",
             start=start,
-            total_steps=total_steps,
-            ideal_seconds_per_token=flops_per_token / peak.flops,
-            name=name,
+            total_steps=total,
+            ideal_seconds_per_token=options.flops_per_token / options.peak.flops,
+            name=options.name,
         )
-        profile = _Profile(log_path.parent / "profile", *profile_steps)
-        watchdog = Watchdog(watchdog_seconds, name, start)
-
-        def save(state: TrainState, step: int) -> None:
-            position = {"identity": identity, "next_batch": step}
-            checkpoints.save(state, position, log.mean_loss())
-            watchdog.progress(step)
-
-        def finish(step: int, metrics: Metrics) -> None:
-            """Waits for a step; state is that after this one or the next."""
-            metrics = log.write(step, metrics, batches.tokens(step))
-            watchdog.progress(step + 1)
-            if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
-                if step > saved:
-                    save(state._replace(step=-1 - state.step), step)
-                rows = _offending_rows(train_step, state, batches, mesh, step, describe)
-                raise FloatingPointError(
-                    f"step {step} has the loss {metrics.loss} and a gradient of norm "
-                    f"{metrics.grad_norm}: {rows}. "
-                    f"{'The state before it is saved: look' if step else 'Look'} at these rows, or "
-                    "lower optimizer.learning_rate under another --config.run"
-                )
-
+        watchdog = Watchdog(options.watchdog_seconds, options.name, start)
+        profile = ProfilerWindow(options.directory / "profile", *options.profile_steps)
+        progress = _Progress(train_step, batches, checkpoints, options, log, watchdog, start)
         with StopSignal() as stop, watchdog, log, profile:
-            pending = None
-            for step, batch in enumerate(batches.iterator(start, total_steps), start):
+            pending = None  # the step whose metrics are not fetched yet
+            for step, batch in enumerate(batches.iterator(start, total), start):
                 if stop.requested(step):
                     break
                 profile.at(step, state)
-                state, metrics = train_step(state, shard_batch(mesh, batch))
+                state, metrics = train_step(state, batch)
                 done = step + 1
                 if pending is not None:
-                    finish(*pending)
+                    progress.finish(*pending, state)
                 pending = step, metrics
                 checkpoints.check()
-                if done % checkpoint_every == 0 and done < total_steps:
-                    finish(*pending)
+                if done % every == 0 and done < total:
+                    progress.finish(*pending, state)
                     pending = None  # no checkpoint before its loss was seen to be finite
-                    save(state, done)
-                    saved = done
+                    progress.save(state, done)
             if pending is not None:
-                finish(*pending)
-            if done > saved:
-                save(state, done)
+                progress.finish(*pending, state)
+            if done > progress.saved:
+                progress.save(state, done)
             checkpoints.close()
-    if done < total_steps:
+    if done < total:
         raise Stopped(
-            f"SIGTERM: stopped after step {done} of {total_steps}, which is saved in "
-            f"{log_path.parent}; the same command goes on from there"
+            f"SIGTERM: stopped after step {done} of {total}, which is saved in "
+            f"{options.directory}; the same command goes on from there"
         )
     if summary := log.summary():
-        logging.info("%s: %s of %.3g FLOP/s (%s)", name, summary, peak.flops, peak.source)
+        peak = options.peak
+        logging.info("%s: %s of %.3g FLOP/s (%s)", options.name, summary, peak.flops, peak.source)
     return state
 
 
-def _offending_rows(
-    train_step: TrainStep, halted: TrainState, batches: Batches, mesh, step: int, describe
-) -> str:
-    """Which rows of a batch have a loss or gradient that is not finite, each tried alone.
-
-    `halted` is used up; such a state is not updated, so every row meets the same parameters.
-    """
-    rows, bad = batches.rows(step), []
-    for place in range(rows.size):
-        halted, metrics = train_step(halted, shard_batch(mesh, batches.alone(step, place)))
-        if not (math.isfinite(float(metrics.loss)) and math.isfinite(float(metrics.grad_norm))):
-            bad.append(place)
-    if not bad:
-        return f"no row alone is to blame, the batch is {_listed(rows, describe)}"
-    if len(bad) == rows.size > 1:
-        return f"every row of the batch is to blame ({_listed(rows, describe)})"
-    return f"to blame is {_listed(rows[bad], describe)}"
-
-
-def _listed(examples: np.ndarray, describe) -> str:
-    more = examples.size - _NAMED
-    return "; ".join(map(describe, examples[:_NAMED].tolist())) + (
-        f" and {more} more" if more > 0 else ""
-    )
-
-
-def _check_identity(saved: dict, wanted: dict, directory: Path) -> None:
-    wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in the file
+def _resumed(state: TrainState, checkpoints: Checkpoints, options: LoopOptions) -> TrainState:
+    """The latest readable checkpoint; `state` if there is none. Raises UserError as `run_loop`."""
+    latest = checkpoints.latest_step
+    check_processes_agree(str(latest).encode().ljust(16), f"checkpoints in {options.directory}")
+    if latest is None:
+        return state
+    state, position = checkpoints.restore(state)
+    saved = position["identity"]
+    wanted = json.loads(json.dumps(options.identity))  # tuples become lists, as in the file
     differ = [key for key in wanted if saved.get(key) != wanted[key]]
     if differ:
         values = "; ".join(f"{key} was {saved.get(key)}, now {wanted[key]}" for key in differ)
         raise UserError(
-            f"{directory} was trained otherwise ({values}): give this run another name with "
-            "--config.run, or delete the directory"
+            f"{options.directory} was trained otherwise ({values}): give this run another name "
+            "with --config.run, or delete the directory"
+        )
+    return state
+
+
+@dataclasses.dataclass
+class _Progress:
+    """Finishes and saves the steps of a loop; `saved` is the step of the newest checkpoint."""
+
+    train_step: TrainStep
+    batches: Batches
+    checkpoints: Checkpoints
+    options: LoopOptions
+    log: TrainingLog
+    watchdog: Watchdog
+    saved: int
+
+    def save(self, state: TrainState, step: int) -> None:
+        position = {"identity": self.options.identity, "next_batch": step}
+        self.checkpoints.save(state, position, self.log.mean_loss())
+        self.watchdog.progress(step)
+        self.saved = step
+
+    def finish(self, step: int, metrics: Metrics, state: TrainState) -> None:
+        """Waits for a step and logs it; `state` is the one after this step or the next.
+
+        Raises FloatingPointError as `run_loop`.
+        """
+        metrics = self.log.write(step, metrics, self.batches.tokens(step))
+        self.watchdog.progress(step + 1)
+        if math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm):
+            return
+        if step > self.saved:
+            self.save(state._replace(step=-1 - state.step), step)
+        raise FloatingPointError(
+            f"step {step} has the loss {metrics.loss} and a gradient of norm "
+            f"{metrics.grad_norm}: {self._offending_rows(state, step)}. "
+            f"{'The state before it is saved: look' if step else 'Look'} at these rows, or "
+            "lower optimizer.learning_rate under another --config.run"
         )
 
+    def _offending_rows(self, halted: TrainState, step: int) -> str:
+        """The rows of a batch whose loss or gradient is not finite, each tried alone.
 
-class _Profile:
-    """Records steps [first, last) with jax.profiler; nothing if there are none."""
+        `halted` is used up; such a state is not updated, so every row meets the same parameters.
+        """
+        rows, bad = self.batches.rows(step), []
+        for row in range(rows.size):
+            halted, metrics = self.train_step(halted, self.batches.alone(step, row))
+            if not (math.isfinite(float(metrics.loss)) and math.isfinite(float(metrics.grad_norm))):
+                bad.append(row)
+        if not bad:
+            return f"no row alone is to blame, the batch is {self._listed(rows)}"
+        if len(bad) == rows.size > 1:
+            return f"every row of the batch is to blame ({self._listed(rows)})"
+        return f"to blame is {self._listed(rows[bad])}"
 
-    def __init__(self, directory: Path, first: int, last: int):
-        self._directory, self._first, self._last = directory, first, last
-        self._running = False
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._stop()
-
-    def at(self, step: int, state: TrainState) -> None:
-        """Before `step` is dispatched; `state` is what it starts from."""
-        if self._first <= step < self._last and not self._running:
-            jax.block_until_ready(state)  # the steps before are not in the window
-            jax.profiler.start_trace(self._directory)
-            self._running = True
-        elif step >= self._last and self._running:
-            jax.block_until_ready(state)
-            self._stop()
-
-    def _stop(self) -> None:
-        if self._running:
-            jax.profiler.stop_trace()
-            self._running = False
+    def _listed(self, examples: np.ndarray) -> str:
+        more = examples.size - _NAMED
+        return "; ".join(map(self.options.describe, examples[:_NAMED].tolist())) + (
+            f" and {more} more" if more > 0 else ""
+        )

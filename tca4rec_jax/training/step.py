@@ -6,7 +6,6 @@ Axes: core/__init__.py.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,26 +21,7 @@ from tca4rec_jax.distributed.sharded_projection import project_shards
 from tca4rec_jax.distributed.sharding import parameters, replicated, row_sharding
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.training.batches import Batch
-
-
-class TrainState(NamedTuple):
-    """What changes from step to step, and what a checkpoint holds."""
-
-    step: jax.Array  # int32, updates done; -1 - updates in a run that has halted
-    params: nnx.State  # what is trained, float32: the adapters or every weight
-    optimizer: optax.OptState
-
-
-# What is trained, by config.llm.train: a filter of nnx.split.
-TRAINED = {"lora": nnx.LoRAParam, "full": nnx.Param}
-
-
-class Metrics(NamedTuple):
-    """Of one step, float32: loss is per supervised position, nll per supervised title."""
-
-    loss: jax.Array
-    nll_per_title: jax.Array
-    grad_norm: jax.Array
+from tca4rec_jax.training.state import Metrics, TrainState, in_dtype
 
 
 def batch_loss(
@@ -77,39 +57,6 @@ def batch_loss(
         objective,
         project=project,
     )
-
-
-def make_schedule(*, learning_rate: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear warm-up, then linear decay to zero."""
-    warmup = min(warmup_steps, max(total_steps - 1, 0))
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(learning_rate / max(warmup, 1), learning_rate, warmup),
-            optax.linear_schedule(learning_rate, 0.0, max(total_steps - warmup, 1)),
-        ],
-        [warmup],
-    )
-
-
-def make_optimizer(
-    *, learning_rate: float, warmup_steps: int, total_steps: int, weight_decay: float, clip: float
-) -> optax.GradientTransformation:
-    """AdamW on `make_schedule`; gradients are clipped by norm."""
-    schedule = make_schedule(
-        learning_rate=learning_rate, warmup_steps=warmup_steps, total_steps=total_steps
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay)
-    )
-
-
-def init_state(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-
-def in_dtype(params: nnx.State, dtype: str | None) -> nnx.State:
-    """The parameters rounded to the dtype that the model computes in; as they are for None."""
-    return params if dtype is None else jax.tree.map(lambda p: p.astype(dtype), params)
 
 
 def make_train_step(

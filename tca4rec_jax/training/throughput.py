@@ -1,4 +1,4 @@
-"""How fast training runs, against what the machine can do.
+"""How fast training runs, against the peak of the machine; the window that is profiled.
 
 Model FLOPs utilisation (MFU) = useful FLOPs / seconds / peak FLOPs. Useful are those that the model
 needs (DecoderConfig.flops_per_token) for real tokens: neither padding nor recomputation counts.
@@ -6,6 +6,7 @@ needs (DecoderConfig.flops_per_token) for real tokens: neither padding nor recom
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -75,3 +76,32 @@ def mean_context(lengths: np.ndarray) -> float:
     """Mean number of keys that a token attends to in causal rows of these lengths."""
     lengths = np.asarray(lengths, np.float64)
     return float(np.sum(lengths * (lengths + 1) / 2) / np.sum(lengths))
+
+
+class ProfilerWindow:
+    """Records steps [first, last) with jax.profiler; nothing if the window is empty."""
+
+    def __init__(self, directory: Path, first: int, last: int):
+        self._directory, self._first, self._last = directory, first, last
+        self._running = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._stop()
+
+    def at(self, step: int, state) -> None:
+        """Call before `step` is dispatched; `state` is what it starts from."""
+        if self._first <= step < self._last and not self._running:
+            jax.block_until_ready(state)  # the steps before are not in the window
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+        elif step >= self._last and self._running:
+            jax.block_until_ready(state)
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False

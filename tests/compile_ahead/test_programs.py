@@ -17,7 +17,7 @@ from tca4rec_jax.compile_ahead import estimate, report
 from tca4rec_jax.compile_ahead.catalogue import CatalogueSizes
 from tca4rec_jax.compile_ahead.estimate import compile_for
 from tca4rec_jax.compile_ahead.hlo import array_dimensions
-from tca4rec_jax.compile_ahead.programs import PROGRAMS, Programs, stored_dtype
+from tca4rec_jax.compile_ahead.programs import PROGRAMS, AbstractExperiment, stored_dtype
 from tca4rec_jax.compile_ahead.targets import COMPILERS, Target
 from tca4rec_jax.config import published_config
 from tca4rec_jax.core import objective
@@ -29,6 +29,10 @@ from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.quantisation import quantise
 
 ROOT = Path(__file__).parents[2]
+
+
+def experiment(config, target, items=10_000):
+    return AbstractExperiment(config, target=Target.parse(target), items=items)
 
 
 def test_a_catalogues_sizes_have_the_form_of_a_real_ones():
@@ -53,8 +57,8 @@ def test_a_catalogues_sizes_are_near_those_measured():
 
 def test_the_memory_and_the_products_of_a_step_are_those_of_its_arrays(tiny_config):
     tiny_config.llm.remat = "none"
-    programs = Programs(tiny_config, Target.parse("cpu-2"), items=100)
-    found = compile_for(programs.train(), "train", programs.target)
+    programs = experiment(tiny_config, "cpu-2", 100)
+    found = compile_for(PROGRAMS["train"](programs), "train", programs.target)
     weights = 4 * sum(map(math.prod, programs.architecture.parameter_shapes.values()))
     assert programs.weight_bytes == weights + 4 * programs.trained_parameters
     batch = 4 // 2 * 4 * (96 + 1 + 3 * 72 + 64 + 1 + 5 * 16)
@@ -67,7 +71,7 @@ def test_the_memory_and_the_products_of_a_step_are_those_of_its_arrays(tiny_conf
     assert found.memory.arguments == pytest.approx(expected, abs=64)
     assert found.needed == found.memory.total
     assert found.fits
-    useful = programs.useful_flops() / 2
+    useful = programs.useful_flops / 2
     # The adapters' products, the causal blocks' corners and the logits made again come on top.
     assert useful < found.work.flops < 2 * useful
     assert {one.kind for one in found.work.collectives} == {"all-reduce"}
@@ -79,8 +83,8 @@ def test_every_program_of_full_fine_tuning_on_a_split_mesh(tiny_config):
     tiny_config.mesh.fsdp = 2
     tiny_config.llm.train = "full"
     tiny_config.llm.dtype = "bfloat16"
-    programs = Programs(tiny_config, Target.parse("cpu-2"), items=100)
-    found = [compile_for(programs.lower(name), name, programs.target) for name in PROGRAMS]
+    programs = experiment(tiny_config, "cpu-2", 100)
+    found = [compile_for(PROGRAMS[name](programs), name, programs.target) for name in PROGRAMS]
     assert [one.program for one in found if one.fits] == list(PROGRAMS)
     train, prefill, search = found
     # Half of the float32 weights and moments in training, of bfloat16 weights in the others.
@@ -93,10 +97,10 @@ def test_every_program_of_full_fine_tuning_on_a_split_mesh(tiny_config):
 
 
 def test_quantised_weights_are_planned_as_they_are_stored(tiny_config):
-    floats = Programs(tiny_config, Target.parse("cpu"), items=100)
+    floats = experiment(tiny_config, "cpu", 100)
     quantised = tiny_config.copy_and_resolve_references()
     quantised.llm.quantise = "int8"
-    programs = Programs(quantised, Target.parse("cpu"), items=100)
+    programs = experiment(quantised, "cpu", 100)
     matrices = sum(i * o for i, o in floats.architecture.projection_shapes.values())
     outputs = sum(o for _, o in floats.architecture.projection_shapes.values())
     layers = floats.architecture.num_layers
@@ -106,13 +110,13 @@ def test_quantised_weights_are_planned_as_they_are_stored(tiny_config):
     stored = jax.eval_shape(lambda weight: quantise(kind, weight), codes)
     for path, real in zip(("layers/q_proj", "layers/q_proj_scale"), stored, strict=True):
         assert stored_dtype(programs.architecture, path, np.dtype(np.float32)) == real.dtype
-    programs.train()  # the decoder takes them
+    PROGRAMS["train"](programs)  # the decoder takes them
 
 
 def test_what_does_not_fit_says_what_to_change(tiny_config, monkeypatch):
-    programs = Programs(tiny_config, Target.parse("cpu"), items=100)
+    programs = experiment(tiny_config, "cpu", 100)
     monkeypatch.setattr(estimate, "_host_memory", lambda: 2e5)
-    found = compile_for(programs.prefill(), "prefill", programs.target)
+    found = compile_for(PROGRAMS["prefill"](programs), "prefill", programs.target)
     assert not found.fits
     assert "inference.batch_size" in report.advice(found, programs)
     assert "mesh.tensor" in report.advice(found, programs)
@@ -125,14 +129,14 @@ def test_what_does_not_fit_says_what_to_change(tiny_config, monkeypatch):
 def test_bad_input_is_an_error(tiny_config):
     tiny_config.mesh.tensor = 3
     with pytest.raises(ValueError, match="mesh"):
-        Programs(tiny_config, Target.parse("cpu-2")).train()
+        PROGRAMS["train"](experiment(tiny_config, "cpu-2"))
     tiny_config.mesh.tensor = 1
     tiny_config.training.batch_size = 3
     with pytest.raises(ValueError, match="training.batch_size"):
-        Programs(tiny_config, Target.parse("cpu-2")).train()
+        PROGRAMS["train"](experiment(tiny_config, "cpu-2"))
     tiny_config.llm.architecture = "gpt-2"
     with pytest.raises(ValueError, match="llm.architecture"):
-        Programs(tiny_config, Target.parse("cpu")).train()
+        PROGRAMS["train"](experiment(tiny_config, "cpu"))
 
 
 def test_the_script_prints_a_verdict_and_writes_json(tmp_path):
@@ -220,12 +224,12 @@ def what_must_not_be(estimate, programs) -> set[str]:
 def test_gathered_logits_and_calls_of_the_host_are_found(tiny_config, monkeypatch):
     """In a step that is made to do so, and not in the one that is trained."""
     tiny_config.mesh.tensor = 2
-    programs = Programs(tiny_config, Target.parse("cpu-2"), items=1000)
-    found = compile_for(programs.train(), "train", programs.target)
+    programs = experiment(tiny_config, "cpu-2", 1000)
+    found = compile_for(PROGRAMS["train"](programs), "train", programs.target)
     assert what_must_not_be(found, programs) == set()
     for change in CHANGES.values():
         change(monkeypatch)
-    found = compile_for(programs.train(), "train", programs.target)
+    found = compile_for(PROGRAMS["train"](programs), "train", programs.target)
     assert what_must_not_be(found, programs) == set(CHANGES)
 
 
@@ -239,14 +243,14 @@ def test_a_training_step_for_v5e_16_gathers_no_logits_and_stays_on_the_device(mo
     monkeypatch.setitem(architectures.ARCHITECTURES, "small", small)
     config = published_config("small", "chips=16,mesh.fsdp=4", tensor={16: 4})
     config.training.buckets = (128,)
-    programs = Programs(config, Target.parse("v5e-16"), items=10_016)
+    programs = experiment(config, "v5e-16", 10_016)
     assert dict(programs.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 4}
-    found = compile_for(programs.train(), "train", programs.target)
+    found = compile_for(PROGRAMS["train"](programs), "train", programs.target)
     assert what_must_not_be(found, programs) == set()
     assert found.fits
     assert {"all-gather", "all-reduce"} <= set(found.collectives())
     assert found.work.unknown_loops == 0
     assert found.compiler_seconds > found.product_seconds > 0
-    useful = programs.useful_flops() / 16
+    useful = programs.useful_flops / 16
     assert useful < found.work.flops < 2 * useful
     assert np.isclose(found.memory.arguments, programs.weight_bytes / 16, rtol=0.3)

@@ -21,13 +21,8 @@ from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.parameters import init_params
 from tca4rec_jax.training.batches import Batch
-from tca4rec_jax.training.step import (
-    TRAINED,
-    Metrics,
-    init_state,
-    make_optimizer,
-    make_train_step,
-)
+from tca4rec_jax.training.state import TRAINED, Metrics, init_state, make_optimizer
+from tca4rec_jax.training.step import make_train_step
 
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
 ROWS, TOKENS, POSITIONS, TITLES, DECISIONS = 8, 24, 12, 3, 6

@@ -19,6 +19,7 @@ from forked import Script
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
+from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.checkpoints.export import (
     decoder_arrays,
     export_decoder,
@@ -31,7 +32,6 @@ from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes
 from tca4rec_jax.training.checkpoint import Checkpoints
-from tca4rec_jax.training.run import Run
 
 ROOT = Path(__file__).parents[2]
 # Heads and kv heads differ, head_dim is no power of two.
@@ -327,7 +327,7 @@ def test_the_script(tmp_path):
     spec = importlib.util.spec_from_file_location("quickstart", config_file)
     quickstart = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(quickstart)
-    run = Run(quickstart.get_config("debug,run=fresh"), tmp_path)
+    run = Experiment(quickstart.get_config("debug,run=fresh"), tmp_path)
     _, state, _ = run.initial_state()
     checkpoints = Checkpoints(run.directory / "checkpoints")
     checkpoints.save(state, {})

@@ -10,7 +10,7 @@ from absl import logging
 from tca4rec_jax.distributed.sharding import make_mesh, replicate
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.fault_tolerance import CheckpointError, check_folder
-from tca4rec_jax.training.step import TrainState
+from tca4rec_jax.training.state import TrainState
 
 
 def state(step, rows=5):

@@ -18,12 +18,13 @@ from tca4rec_jax.config import default_config
 from tca4rec_jax.data.dataset import load, prepare
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.evaluation.evaluate import evaluate_run
+from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.checkpoints.export import decoder_arrays, export_decoder, write_hugging_face
 from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.parameters import init_params
+from tca4rec_jax.train import train
 from tca4rec_jax.training.log import TrainingLog, read_log
-from tca4rec_jax.training.run import Run, train_run
 
 ITEMS = 12
 
@@ -89,11 +90,11 @@ def losses(run):
 
 @pytest.mark.slow
 def test_full_fine_tuning_goes_on_is_evaluated_and_exported(workdir, monkeypatch, tmp_path):
-    whole = Run(make_config(workdir, "whole", train="full"), workdir)
-    expected = train_run(whole)
+    whole = Experiment(make_config(workdir, "whole", train="full"), workdir)
+    expected = train(whole)
 
     config = make_config(workdir, "stopped", train="full")
-    run, write = Run(config, workdir), TrainingLog.write
+    run, write = Experiment(config, workdir), TrainingLog.write
 
     def write_or_stop(log, step, *args):
         if step == 3:
@@ -102,11 +103,11 @@ def test_full_fine_tuning_goes_on_is_evaluated_and_exported(workdir, monkeypatch
 
     monkeypatch.setattr(TrainingLog, "write", write_or_stop)
     with pytest.raises(KeyboardInterrupt):
-        train_run(run)
+        train(run)
     monkeypatch.undo()
     assert len(losses(run)) == 3
-    run = Run(config, workdir)
-    state = train_run(run)
+    run = Experiment(config, workdir)
+    state = train(run)
     assert losses(run) == losses(whole)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
@@ -137,9 +138,9 @@ def test_adapters_on_quantised_weights_are_trained_and_recommend(workdir):
     """On two devices that hold half of every matrix's codes each."""
     config = make_config(workdir, "nf4", quantise="nf4")
     config.mesh.fsdp = 2
-    run = Run(config, workdir)
+    run = Experiment(config, workdir)
     before, _ = decoder_arrays(run.decoder)
-    state = train_run(run)
+    state = train(run)
     assert any(
         np.any(value[...]) for path, value in nnx.to_flat_state(state.params) if path[-1] == "b"
     )
@@ -152,12 +153,12 @@ def test_adapters_on_quantised_weights_are_trained_and_recommend(workdir):
     assert [len(items) for items in found] == [2, 2]
     config.lora.alpha *= 2
     with pytest.raises(ValueError, match=r"nf4/config.json: .* give --config.lora.alpha="):
-        Run(config, workdir).trained_decoder("nf4")
+        Experiment(config, workdir).trained_decoder("nf4")
     (workdir / "llm" / "blocked").write_text("")
     with pytest.raises(ValueError, match=r"llm/blocked cannot be written to \(File exists\)"):
-        train_run(Run(make_config(workdir, "blocked"), workdir))
+        train(Experiment(make_config(workdir, "blocked"), workdir))
     with pytest.raises(ValueError, match="llm.quantise is 'nf4', but quantised weights cannot"):
-        Run(make_config(workdir, "x", quantise="nf4", train="full"), workdir).initial_state()
+        Experiment(make_config(workdir, "x", quantise="nf4", train="full"), workdir).initial_state()
 
 
 def test_imported_logits_train_to_the_same_parameters(workdir, tmp_path):
@@ -176,7 +177,7 @@ def test_imported_logits_train_to_the_same_parameters(workdir, tmp_path):
     def trained(name, logits):
         config = make_config(workdir, name)
         config.cf.logits, config.objective.alpha = logits, 0.9
-        state = train_run(Run(config, workdir))
+        state = train(Experiment(config, workdir))
         return [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
 
     dense, imported, factorised = (

@@ -19,13 +19,8 @@ from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.parameters import init_params
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
-from tca4rec_jax.training.step import (
-    TRAINED,
-    batch_loss,
-    init_state,
-    make_optimizer,
-    make_train_step,
-)
+from tca4rec_jax.training.state import TRAINED, init_state, make_optimizer
+from tca4rec_jax.training.step import batch_loss, make_train_step
 
 VOCABULARY = 128
 TITLES = ("ab", "abc", "b", "ad", "ab", "bd", "c")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.distributed.sharding import make_mesh
-from tca4rec_jax.training import loop, throughput
+from tca4rec_jax.training import throughput
 from tca4rec_jax.training.log import TrainingLog, read_log
-from tca4rec_jax.training.step import Metrics, TrainState
+from tca4rec_jax.training.loop import LoopOptions, run_loop
+from tca4rec_jax.training.state import Metrics, TrainState
 from tca4rec_jax.training.throughput import Peak, mean_context, measured_peak, peak_flops
 
 
@@ -73,19 +74,23 @@ def trained(monkeypatch, tmp_path):
         done.append(len(done))
         return state._replace(step=state.step + 1), Metrics(*jnp.ones(3))
 
-    monkeypatch.setattr(loop, "shard_batch", lambda mesh, batch: batch)
     monkeypatch.setattr(
         jax.profiler, "start_trace", lambda path: calls.append(("start", Path(path), len(done)))
     )
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(("stop", len(done))))
 
     def run(profile_steps):
-        loop.train(
-            step, TrainState(jnp.zeros((), jnp.int32), {}, ()), FourTokenBatches(), NoCheckpoints(),
-            mesh=None, total_steps=6, checkpoint_every=100, log_path=tmp_path / "log.jsonl",
-            identity={}, flops_per_token=3.0, peak=Peak(24.0, "measured"),
+        options = LoopOptions(
+            tmp_path,
+            total_steps=6,
+            checkpoint_every=100,
+            identity={},
+            flops_per_token=3.0,
+            peak=Peak(24.0, "measured"),
             profile_steps=profile_steps,
-        )  # fmt: skip
+        )
+        state = TrainState(jnp.zeros((), jnp.int32), {}, ())
+        run_loop(step, state, FourTokenBatches(), NoCheckpoints(), options)
         return calls, [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
 
     return run

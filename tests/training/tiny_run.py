@@ -26,7 +26,14 @@ from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.distributed.multihost import join_job, leave_job
 from tca4rec_jax.distributed.sharded_projection import put_cf
-from tca4rec_jax.distributed.sharding import local_rows, make_mesh, put, replicate, tree_shardings
+from tca4rec_jax.distributed.sharding import (
+    local_rows,
+    make_mesh,
+    put,
+    replicate,
+    shard_batch,
+    tree_shardings,
+)
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
@@ -34,8 +41,9 @@ from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples, row_of_example
 from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
-from tca4rec_jax.training.loop import train
-from tca4rec_jax.training.step import init_state, make_optimizer, make_train_step
+from tca4rec_jax.training.loop import LoopOptions, run_loop
+from tca4rec_jax.training.state import init_state, make_optimizer
+from tca4rec_jax.training.step import make_train_step
 from tca4rec_jax.training.throughput import Peak
 
 TITLES = ("ab", "abc", "b", "ad", "bd", "c")
@@ -90,7 +98,7 @@ def run(
       every: steps from one checkpoint to the next.
       not_finite: flat positions of `sequences()` whose CF vectors are infinite.
       step_hook: called with the number of every batch before it is trained on.
-      options: of `loop.train`.
+      options: of LoopOptions.
     """
     mesh, split, folder = make_mesh(*mesh), sequences(), Path(folder)
     template = PromptTemplate("P")
@@ -127,20 +135,21 @@ def run(
         seed=0,
     )
     row_R = row_of_example(examples, split)
-    state = train(
-        lambda state, batch: step(state, base, batch, items, trie, objective),
+    state = run_loop(
+        lambda state, batch: step(state, base, shard_batch(mesh, batch), items, trie, objective),
         state,
         _Hooked(batches, step_hook) if step_hook else batches,
         Checkpoints(folder / "checkpoints"),
-        mesh=mesh,
-        total_steps=steps,
-        checkpoint_every=every,
-        log_path=folder / "log.jsonl",
-        identity={},
-        flops_per_token=1.0,
-        peak=Peak(1e9, "measured"),
-        describe=lambda example: f"row {row_R[example]} (user {split.user[row_R[example]]})",
-        **options,
+        LoopOptions(
+            directory=folder,
+            total_steps=steps,
+            checkpoint_every=every,
+            identity={},
+            flops_per_token=1.0,
+            peak=Peak(1e9, "measured"),
+            describe=lambda example: f"row {row_R[example]} (user {split.user[row_R[example]]})",
+            **options,
+        ),
     )
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
 

@@ -1,0 +1,307 @@
+"""An experiment: a config and a work directory, and everything that training and inference share.
+
+Layout of a work directory (each part is written by the launch script named after it):
+  data/                 prepare_data
+  cf/logits/<split>/    train_cf
+  llm/<run>/            train: checkpoints/, log.jsonl, config.json (the config that the run began
+                        with), profile/ if training.profile_steps asks for it
+  llm/frozen_<key>/     train, with training.keep_frozen_states
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerFast
+
+from tca4rec_jax.cf.logits_store import LogitsStore, open_store, split_path
+from tca4rec_jax.config import build, run_name
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
+from tca4rec_jax.data.dataset import load as load_data
+from tca4rec_jax.data.downloads import ASSETS, fetch_file
+from tca4rec_jax.data.prompts import PromptTemplate, TitleTokens, tokenise_titles
+from tca4rec_jax.data.sequences import RecData
+from tca4rec_jax.distributed.sharded_projection import cf_arrays
+from tca4rec_jax.distributed.sharding import (
+    mesh_for_batches,
+    parameter_sharding,
+    put,
+    tree_shardings,
+)
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.llm.attention import check_implementation
+from tca4rec_jax.llm.checkpoints.export import decoder_arrays, merge_adapters
+from tca4rec_jax.llm.checkpoints.gguf import load_gguf
+from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.llm.options import DecoderOptions
+from tca4rec_jax.llm.tokenizer import load_tokenizer
+from tca4rec_jax.training.checkpoint import Checkpoints
+from tca4rec_jax.training.state import TRAINED, TrainState, in_dtype, make_optimizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """The parts of a config and a work directory; each is made on first use.
+
+    Arrays are made by `pretrained`, `put` and `compute` alone. compile_ahead overrides these, and
+    the properties that read files or ask for devices, to get the same parts as shapes.
+    """
+
+    config: ConfigDict
+    workdir: Path
+
+    @cached_property
+    def data(self) -> RecData:
+        """The prepared data set: splits and catalogue."""
+        return load_data(self.workdir / "data")
+
+    @cached_property
+    def weights_path(self) -> Path:
+        """A pinned download by name, or the user's own GGUF file or Hugging Face folder."""
+        weights = self.config.llm.weights
+        return fetch_file(weights) if weights in ASSETS else Path(weights)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The LLM's tokenizer."""
+        return load_tokenizer(self.weights_path)
+
+    @cached_property
+    def titles(self) -> TitleTokens:
+        """The catalogue's items as tokens."""
+        return tokenise_titles(
+            self.data.catalogue.titles,
+            partial(self.tokenizer.encode, add_special_tokens=False),
+            build(PromptTemplate, self.config.prompt),
+            self.tokenizer.bos_token_id,
+        )
+
+    @cached_property
+    def trie(self) -> ItemTrie:
+        """The trie of the items' tokens, one token an edge."""
+        return ItemTrie.build(self.titles.titles)
+
+    @cached_property
+    def compressed_trie(self) -> ItemTrie:
+        """The trie without nodes of one child."""
+        return self.trie.compress()
+
+    def cf_arrays(self, items: CFItems | None) -> tuple[CFItems | None, DeviceTrie]:
+        """The CF items and the compressed trie as the training step takes them, on the host."""
+        return cf_arrays(self.mesh, items, self.compressed_trie)
+
+    def cf_store(self, split: str, positions: np.ndarray | None = None) -> LogitsStore:
+        """The CF logits of a split, checked against it.
+
+        Args:
+          positions: the flat positions that will be read; only their shards are read and checked.
+        """
+        path = split_path(self.config.cf.logits, self.workdir, split)
+        return open_store(path, self.data.splits[split], self.data.catalogue, positions=positions)
+
+    @property
+    def directory(self) -> Path:
+        """The folder of the LLM run that the config trains."""
+        return self.workdir / "llm" / run_name(self.config)
+
+    @cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The device mesh of training and inference."""
+        training, inference = self.config.training, self.config.inference
+        return mesh_for_batches(
+            **self.config.mesh, batch=training.batch_size, prompts=inference.batch_size
+        )
+
+    @property
+    def platform(self) -> str:
+        """The devices' platform, as JAX names it."""
+        return jax.default_backend()
+
+    @cached_property
+    def pretrained(self) -> tuple[DecoderConfig, dict[str, jax.Array]]:
+        """The architecture and the pretrained weights, by path, on the mesh.
+
+        The weights are in llm.dtype under adapters; in float32 if they are trained themselves, so
+        that small updates are not rounded away.
+
+        Raises UserError if prompt.max_tokens exceeds the longest sequence of the model.
+        """
+        llm = self.config.llm
+        load = load_hugging_face if self.weights_path.is_dir() else load_gguf
+        architecture, params = load(
+            self.weights_path,
+            jnp.dtype(self.stored_dtype),
+            sharding=partial(parameter_sharding, self.mesh),
+            quantised=llm.quantise or "",
+            num_layers=llm.num_layers or 0,
+        )
+        if self.config.prompt.max_tokens > architecture.max_positions:
+            raise UserError(
+                f"prompt.max_tokens is {self.config.prompt.max_tokens}, but {llm.weights} has "
+                f"positions for {architecture.max_positions}: shorten the history"
+            )
+        return architecture, params
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The pretrained decoder, with fresh adapters (which change nothing) if they are trained.
+
+        Raises UserError for an unknown llm.train, llm.attention, ..., for quantised weights that
+        should be trained, and as `pretrained`.
+        """
+        _check_llm(self.config, self.platform)
+        llm = self.config.llm
+        architecture, params = self.pretrained
+        options = build(DecoderOptions, llm)
+        if llm.train == "full":
+            return Decoder(architecture, params, options=options)
+        lora = build(LoRAConfig, self.config.lora)
+        key = jax.random.key(self.config.seed)
+        adapters = self.compute(partial(init_adapters, architecture, lora), key)
+        return Decoder(architecture, params, lora=lora, adapters=adapters, options=options)
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype of the pretrained weights."""
+        return self.config.llm.dtype if self.config.llm.train == "lora" else "float32"
+
+    @property
+    def compute_dtype(self) -> str | None:
+        """The dtype that trained weights are rounded to before use; None for adapters."""
+        return self.config.llm.dtype if self.config.llm.train == "full" else None
+
+    @property
+    def frozen_prefix(self) -> int:
+        """The number of the LLM's layers, from the first, that training leaves unchanged."""
+        return self.config.lora.first_layer if self.config.llm.train == "lora" else 0
+
+    @property
+    def caches_hidden_states(self) -> bool:
+        """Whether training keeps the hidden states after the frozen prefix on disk."""
+        return self.frozen_prefix > 0 and self.config.training.keep_frozen_states
+
+    def flops_per_token(self, *, context: float, supervised: float) -> float:
+        """Useful FLOPs of a training step per token; the children's few logits are not counted.
+
+        Args:
+          context: the mean number of keys that a token attends to.
+          supervised: the share of tokens whose next token is supervised.
+        """
+        architecture, _ = self.pretrained
+        return architecture.flops_per_token(
+            self.config.llm.train,
+            context=context,
+            vocabulary_share=supervised if self.config.objective.softmax == "vocabulary" else 0.0,
+            first_layer=self.frozen_prefix,
+            frozen_kept=self.caches_hidden_states,
+        )
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer of config.optimizer over training.steps updates."""
+        fields = self.config.optimizer
+        return make_optimizer(
+            learning_rate=fields.learning_rate,
+            warmup_steps=fields.warmup_steps,
+            total_steps=self.config.training.steps,
+            weight_decay=fields.weight_decay,
+            clip=fields.clip,
+        )
+
+    def initial_state(self) -> tuple[nnx.GraphDef, TrainState, nnx.State]:
+        """(graph, state, base) of the decoder, on the mesh; base holds the untrained parameters."""
+        graph, params, base = nnx.split(self.decoder, TRAINED[self.config.llm.train], ...)
+        step = self.compute(partial(jnp.zeros, (), jnp.int32))
+        moments = self.compute(self.optimizer().init, params)
+        return graph, TrainState(step, params, moments), base
+
+    def decoder_from(self, graph: nnx.GraphDef, state: TrainState, base: nnx.State) -> Decoder:
+        """The decoder of a state, its trained weights rounded to `compute_dtype`."""
+        params = state.params
+        if self.compute_dtype is not None:
+            params = self.compute(partial(in_dtype, dtype=self.compute_dtype), params)
+        return nnx.merge(graph, params, base)
+
+    def trained_decoder(self, name: str) -> Decoder:
+        """The decoder with the checkpoint of a run (inference.checkpoint), in llm.dtype.
+
+        Raises FileNotFoundError if the run was not trained, UserError if it had other adapters than
+        the config.
+        """
+        directory = self.workdir / "llm" / name / "checkpoints"
+        if not directory.is_dir():
+            raise FileNotFoundError(f"{directory}: no such run; train it with --config.run={name}")
+        if self.config.llm.train == "lora":
+            _check_adapters(directory.parent / "config.json", self.config.lora)
+        graph, state, base = self.initial_state()
+        with Checkpoints(directory, writable=False) as checkpoints:
+            state, _ = checkpoints.restore(state, self.config.inference.checkpoint)
+        return self.decoder_from(graph, state, base)
+
+    def inference_decoder(self, name: str) -> Decoder:
+        """The LLM of a run without adapters: they are merged into float32 weights, which is faster.
+
+        Weights of another dtype, or quantised, would round them away, so there the adapters stay.
+        '' is the pretrained LLM. Raises as `trained_decoder`.
+        """
+        llm = self.config.llm
+        if name and (llm.dtype != "float32" or llm.quantise):
+            return self.trained_decoder(name)
+        decoder = self.trained_decoder(name) if name else self.decoder
+        params, adapters = decoder_arrays(decoder)
+        params = in_dtype(params, self.compute_dtype)
+        if name:
+            params = merge_adapters(params, adapters, decoder.lora)
+        params = self.put(params, tree_shardings(self.mesh, decoder.config, params))
+        return Decoder(decoder.config, params, options=decoder.options)
+
+    def put(self, tree, shardings):
+        """Puts arrays, which every process has whole, on the mesh."""
+        return put(tree, shardings)
+
+    def compute(self, function: Callable, *args):
+        """function(*args), jitted; a leaf of a parameter's path lives where the parameter does."""
+        architecture, _ = self.pretrained
+        shapes = jax.eval_shape(function, *args)
+        shardings = tree_shardings(self.mesh, architecture, shapes)
+        return jax.jit(function, out_shardings=shardings)(*args)
+
+
+def _check_llm(config: ConfigDict, platform: str) -> None:
+    """Raises UserError for fields of config.llm that are unknown or do not go together."""
+    llm = config.llm
+    if llm.train not in TRAINED:
+        raise UserError(f"llm.train is {llm.train!r}: expected one of {', '.join(TRAINED)}")
+    if llm.quantise and llm.train == "full":
+        raise UserError(
+            f"llm.quantise is {llm.quantise!r}, but quantised weights cannot be trained: give"
+            " llm.train=lora, or leave llm.quantise empty"
+        )
+    check_implementation(llm.attention, platform, llm.dtype)
+    if llm.attention != "xla" and config.mesh.tensor > 1:
+        raise UserError(
+            f"llm.attention is {llm.attention!r}, a kernel that takes all heads of a row: set "
+            "mesh.tensor=1, or llm.attention=xla"
+        )
+
+
+def _check_adapters(began_with: Path, lora: ConfigDict) -> None:
+    """Raises UserError if a run was trained with other adapters; their dropout does not matter."""
+    trained = json.loads(began_with.read_text())["lora"] if began_with.exists() else {}
+    for name in sorted(set(trained) - {"dropout"}):
+        if trained[name] != lora.get(name):
+            raise UserError(
+                f"{began_with}: the run was trained with lora.{name}={trained[name]}, but the "
+                f"config says {lora.get(name)}: give --config.lora.{name}={trained[name]}"
+            )

@@ -1,0 +1,201 @@
+"""Training an LLM: `train(experiment)`, to be read from top to bottom."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from flax import nnx
+from jax.stages import Lowered, Wrapped
+
+from tca4rec_jax.config import run_name
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.objective import Objective
+from tca4rec_jax.core.trie import DeviceTrie
+from tca4rec_jax.distributed.multihost import barrier, check_processes_agree, is_main_process
+from tca4rec_jax.distributed.sharded_projection import cf_shardings
+from tca4rec_jax.distributed.sharding import check_batch_size, local_rows, replicated, shard_batch
+from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.fileio import fingerprint, write_text
+from tca4rec_jax.training.activation_cache import FrozenStates, frozen_layers_identity
+from tca4rec_jax.training.batches import Batch, Batches
+from tca4rec_jax.training.checkpoint import Checkpoints
+from tca4rec_jax.training.examples import build_examples, row_of_example
+from tca4rec_jax.training.fault_tolerance import check_folder
+from tca4rec_jax.training.loop import LoopOptions, run_loop
+from tca4rec_jax.training.state import Metrics, TrainState
+from tca4rec_jax.training.step import make_train_step
+from tca4rec_jax.training.throughput import mean_context, peak_flops
+
+
+def train(experiment: Experiment) -> TrainState:
+    """Trains the LLM of an experiment, or goes on training it; `run_loop` says what is written.
+
+    Raises:
+      UserError: a field out of range, inputs that do not fit each other, a folder that can't be
+        written to, or processes that were not given the same; before any step.
+    """
+    config, directory = experiment.config, experiment.directory
+    training, split = config.training, training_split(experiment)
+    check_folder(directory, num_bytes=0)
+    check_processes_agree(_digest(config.to_json_best_effort()), "config (or flags)")
+
+    # Examples, batches, and the CF logits that the batches read.
+    batches = load_batches(experiment)
+
+    # The state and the step, on the devices.
+    graph, state, base = experiment.initial_state()
+    items = CFItems(batches.store.item_table, batches.store.item_bias)
+    step = TrainStep.create(experiment, graph, state, base, items)
+
+    # The folder of the run: room for a checkpoint, the config that the run began with.
+    check_folder(directory, num_bytes=sum(a.nbytes for a in jax.tree.leaves(state)))
+    began_with = directory / "config.json"
+    if is_main_process() and not began_with.exists():
+        write_text(began_with, config.to_json_best_effort(indent=2))
+    barrier("config.json")
+    check_processes_agree(
+        _digest(began_with.read_text() if began_with.exists() else ""), str(began_with)
+    )
+
+    # The loop.
+    sequences = experiment.data.splits[split]
+    examples, row_R = batches.examples, row_of_example(batches.examples, sequences)
+    options = LoopOptions(
+        directory=directory,
+        total_steps=training.steps,
+        checkpoint_every=training.checkpoint_every,
+        identity=_identity(experiment, batches),
+        flops_per_token=experiment.flops_per_token(
+            context=mean_context(examples.tokens.lengths),
+            supervised=examples.position.values.size / examples.tokens.values.size,
+        ),
+        peak=peak_flops(experiment.mesh, config.llm.dtype),
+        name=run_name(config),
+        profile_steps=training.profile_steps or (0, 0),
+        watchdog_seconds=training.watchdog_seconds,
+        describe=lambda example: (
+            f"row {row_R[example]} of {split} "
+            f"(user {sequences.user[row_R[example]]}, example {example})"
+        ),
+    )
+    checkpoints = Checkpoints(directory / "checkpoints", keep=training.keep_checkpoints)
+    return run_loop(step, state, batches, checkpoints, options)
+
+
+def training_split(experiment: Experiment) -> str:
+    """The split whose rows are trained on."""
+    every = experiment.config.training.targets == "all"
+    return "train_sequences" if every else "train"
+
+
+def load_batches(experiment: Experiment) -> Batches:
+    """The batches of the training split, with the CF logits that the run reads.
+
+    Raises UserError for fields out of range, or inputs that do not fit each other.
+    """
+    config, training, mesh = experiment.config, experiment.config.training, experiment.mesh
+    check_batch_size(mesh, training.batch_size, "training.batch_size")
+    split = training_split(experiment)
+    examples = build_examples(
+        experiment.data.splits[split],
+        experiment.titles,
+        experiment.compressed_trie,
+        targets=training.targets,
+        max_tokens=config.prompt.max_tokens,
+    )
+    cache = None
+    if experiment.caches_hidden_states:
+        llm, layers = config.llm.to_dict(), experiment.frozen_prefix
+        key = frozen_layers_identity(llm, layers, experiment.weights_path)
+        folder = experiment.workdir / "llm" / f"frozen_{key}"
+        cache = FrozenStates(folder, experiment.decoder, mesh)
+    batches = Batches.create(
+        examples,
+        None,
+        batch_size=training.batch_size,
+        seed=config.seed,
+        buckets=training.buckets,
+        local_rows=local_rows(mesh, training.batch_size),
+        frozen=cache,
+    )
+    logging.info(
+        "%d examples, %d supervised titles, %d batches an epoch of shapes %s, %.1f%% padding",
+        len(examples),
+        len(examples.cf_position.values),
+        batches.per_epoch,
+        batches.shapes,
+        100 * batches.padding_share,
+    )
+    store = experiment.cf_store(split, batches.cf_positions(training.steps))
+    return dataclasses.replace(batches, store=store)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+    """The jitted update with all that it takes besides a state and a batch, on the mesh."""
+
+    experiment: Experiment
+    program: Wrapped
+    base: nnx.State
+    items: CFItems | None
+    trie: DeviceTrie
+    objective: Objective
+
+    @classmethod
+    def create(
+        cls,
+        experiment: Experiment,
+        graph: nnx.GraphDef,
+        state: TrainState,
+        base: nnx.State,
+        items: CFItems | None,
+    ) -> "TrainStep":
+        """The step of an experiment.
+
+        Args:
+          graph, state, base: from Experiment.initial_state.
+          items: the item side of the CF logits. None leaves the projection of the CF logits out of
+            the step, which is then plain next-token prediction whatever objective.alpha is.
+        """
+        config, mesh = experiment.config, experiment.mesh
+        objective = jax.tree.map(jnp.float32, Objective(**config.objective).check())
+        items, trie = experiment.cf_arrays(items)
+        items, trie = experiment.put((items, trie), cf_shardings(mesh, items, trie))
+        program = make_train_step(
+            graph,
+            state,
+            base,
+            experiment.optimizer(),
+            mesh=mesh,
+            seed=config.seed,
+            compute_dtype=experiment.compute_dtype,
+        )
+        objective = experiment.put(objective, replicated(mesh))
+        return cls(experiment, program, base, items, trie, objective)
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One update; the batch holds this process' rows, the state is donated."""
+        batch = shard_batch(self.experiment.mesh, batch)
+        return self.program(state, self.base, batch, self.items, self.trie, self.objective)
+
+    def lower(self, state: TrainState, batch: Batch) -> Lowered:
+        """The lowered update of a state and a batch on the mesh, which may be abstract."""
+        return self.program.lower(state, self.base, batch, self.items, self.trie, self.objective)
+
+
+def _digest(text: str) -> bytes:
+    return bytes.fromhex(fingerprint(text))
+
+
+def _identity(experiment: Experiment, batches: Batches) -> dict:
+    """The settings, besides the number of steps, that a run's checkpoints depend on."""
+    config = experiment.config
+    fields = {name: config[name].to_dict() for name in ("llm", "lora", "prompt", "objective")}
+    return fields | {
+        "targets": config.training.targets,
+        "batch_size": config.training.batch_size,
+        "buckets": [shape.tokens for shape in batches.shapes],
+        "examples": len(batches.examples),
+        "seed": config.seed,
+    }

@@ -1,0 +1,64 @@
+"""The state of a training run, its metrics, and the optimizer that updates it.
+
+A checkpoint holds a `TrainState`, so inference reads this module and `checkpoint`, not the loop.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+# The parameters that are trained, by config.llm.train: a filter of nnx.split.
+TRAINED = {"lora": nnx.LoRAParam, "full": nnx.Param}
+
+
+class TrainState(NamedTuple):
+    """What changes from step to step, and what a checkpoint holds."""
+
+    step: jax.Array  # int32, updates done; -1 - updates in a run that has halted
+    params: nnx.State  # the trained parameters, float32: the adapters or every weight
+    optimizer: optax.OptState
+
+
+class Metrics(NamedTuple):
+    """Metrics of one step, float32: the loss is per supervised position, the NLL per title."""
+
+    loss: jax.Array
+    nll_per_title: jax.Array
+    grad_norm: jax.Array
+
+
+def init_state(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def in_dtype(params: nnx.State, dtype: str | None) -> nnx.State:
+    """The parameters rounded to the dtype that the model computes in; unchanged for None."""
+    return params if dtype is None else jax.tree.map(lambda p: p.astype(dtype), params)
+
+
+def make_schedule(*, learning_rate: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Linear warm-up, then linear decay to zero."""
+    warmup = min(warmup_steps, max(total_steps - 1, 0))
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(learning_rate / max(warmup, 1), learning_rate, warmup),
+            optax.linear_schedule(learning_rate, 0.0, max(total_steps - warmup, 1)),
+        ],
+        [warmup],
+    )
+
+
+def make_optimizer(
+    *, learning_rate: float, warmup_steps: int, total_steps: int, weight_decay: float, clip: float
+) -> optax.GradientTransformation:
+    """AdamW on `make_schedule`; gradients are clipped by norm."""
+    schedule = make_schedule(
+        learning_rate=learning_rate, warmup_steps=warmup_steps, total_steps=total_steps
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay)
+    )
