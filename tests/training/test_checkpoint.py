@@ -54,7 +54,7 @@ def test_the_latest_and_the_best_are_kept(folder):
     with Checkpoints(folder, keep=2) as checkpoints:
         checkpoints.save(state(7), {"next_batch": 7}, 0.5)
     assert steps(folder) == [6, 7]
-    with pytest.raises(ValueError, match=r"evaluation\.checkpoint is 'first'"):
+    with pytest.raises(ValueError, match=r"inference\.checkpoint is 'first'"):
         restored(folder, "first")
 
 
