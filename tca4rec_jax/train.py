@@ -8,7 +8,7 @@ from absl import logging
 from flax import nnx
 from jax.stages import Lowered, Wrapped
 
-from tca4rec_jax.config import run_name
+from tca4rec_jax.config import run_name, validate
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import DeviceTrie
@@ -37,6 +37,7 @@ def train(experiment: Experiment) -> TrainState:
     """
     config, directory = experiment.config, experiment.directory
     training, split = config.training, training_split(experiment)
+    validate(config)
     check_folder(directory, num_bytes=0)
     check_processes_agree(_digest(config.to_json_best_effort()), "config (or flags)")
 
