@@ -32,7 +32,7 @@ from flax import nnx
 from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.cf.models.registry import MODELS
-from tca4rec_jax.cf.scoring import item_arrays, score_rows
+from tca4rec_jax.cf.scoring import host_items, score_rows
 from tca4rec_jax.cf.trainer import FitConfig, evaluate, fit
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.dataset import load
@@ -105,7 +105,7 @@ def known_users_ndcg(model: nnx.Module, rows: ItemSequences) -> dict[str, float]
     """NDCG@10 of the users' last items among those they had not had before."""
     seen_RxS, target_R = rows.histories_and_targets(int(rows.lengths.max()) - 1)
     vector_UxD = np.asarray(model.known_user_vectors())
-    scores = score_rows(vector_UxD, *item_arrays(model), target_R, seen_RxS)
+    scores = score_rows(vector_UxD, host_items(model), target_R, seen_RxS)
     return {"ndcg@10": float(ndcg(scores.rank, 10).mean())}
 
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tca4rec_jax.cf.scoring import cf_logits
 from tca4rec_jax.cf.windows import TrainingQueries, user_item_pairs
+from tca4rec_jax.core.collaborative_tokenizer import cf_logits
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError
 
@@ -64,7 +64,7 @@ def softmax_loss(queries: TrainingQueries, target_BxP: jax.Array) -> jax.Array:
     """Cross-entropy over the whole catalogue, float32 [B, P]."""
     vector_BxPxD = queries.vector_BxPxD
     flat_QxD = vector_BxPxD.reshape(-1, vector_BxPxD.shape[-1])
-    logits_QxI = cf_logits(flat_QxD, queries.table_IxD, queries.bias_I)
+    logits_QxI = cf_logits(flat_QxD, queries.items)
     loss_Q = optax.softmax_cross_entropy_with_integer_labels(logits_QxI, target_BxP.reshape(-1))
     return loss_Q.reshape(target_BxP.shape)
 
@@ -74,10 +74,12 @@ def sampled_loss(
 ) -> jax.Array:
     """'bce' or 'bpr' of the target against the negatives, float32 [B, P]."""
 
+    table_IxD, bias_I = queries.items
+
     def logits(item_BxPxN):
-        rows_BxPxNxD = queries.table_IxD[item_BxPxN]
+        rows_BxPxNxD = table_IxD[item_BxPxN]
         products = jnp.sum(queries.vector_BxPxD[:, :, None] * rows_BxPxNxD, axis=-1)
-        return products if queries.bias_I is None else products + queries.bias_I[item_BxPxN]
+        return products if bias_I is None else products + bias_I[item_BxPxN]
 
     positive_BxPx1, negative_BxPxN = logits(target_BxP[:, :, None]), logits(negative_BxPxN)
     if loss == "bpr":

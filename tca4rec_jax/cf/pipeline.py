@@ -30,7 +30,7 @@ from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
 from tca4rec_jax.cf.scoring import (
     RowScores,
     check_history_length,
-    item_arrays,
+    host_items,
     lazy_user_vectors,
     profile,
     score_rows,
@@ -117,7 +117,7 @@ def trained_model(settings: CFSettings, data: RecData, directory: Path) -> tuple
 def store_logits(settings: CFSettings, model: nnx.Module, data: RecData, workdir: Path) -> None:
     """Writes the logits of every split to its store."""
     fields = settings.fields
-    table_IxD, bias_I = item_arrays(model)
+    table_IxD, bias_I = host_items(model)
     for split, sequences in data.splits.items():
         positions = None if split == "train_sequences" else sequences.last_positions
         rows = lazy_user_vectors(model, sequences, positions)
@@ -145,7 +145,7 @@ def evaluate_model(
         if filter_seen:
             seen_RxS, _ = rows.histories_and_targets(max(int(rows.lengths.max()) - 1, 1))
         vector_RxD = lazy_user_vectors(model, rows, rows.last_positions)
-        scores = score_rows(vector_RxD, *item_arrays(model), target_R, seen_RxS)
+        scores = score_rows(vector_RxD, host_items(model), target_R, seen_RxS)
         results[split] = _means(scores, np.ones(len(rows), bool))
         if split == "test":
             # Among tied interactions the order is arbitrary, so they are also reported apart.

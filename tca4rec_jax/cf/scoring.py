@@ -15,6 +15,7 @@ from flax import nnx
 
 from tca4rec_jax.batching import map_batches
 from tca4rec_jax.cf.windows import row_starts, windows_before
+from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.metrics import rank_in_batch
@@ -22,28 +23,6 @@ from tca4rec_jax.metrics import rank_in_batch
 BETAS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 """CF temperatures at which the softmax of CF logits is described."""
 TOP = 10
-
-
-def cf_logits(
-    vector_BxD: jax.Array,
-    item_table_IxD: jax.Array | None,
-    item_bias_I: jax.Array | None = None,
-) -> jax.Array:
-    """CF logits of every item, float32 [B, I]; without a table the vectors are them; traceable.
-
-    They are in float32 whatever the accelerator's default matmul precision is: they become
-    probabilities.
-    """
-    if item_table_IxD is None:
-        return vector_BxD.astype(jnp.float32)
-    logits_BxI = jnp.einsum(
-        "bd,id->bi",
-        vector_BxD,
-        item_table_IxD,
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
-    return logits_BxI if item_bias_I is None else logits_BxI + item_bias_I[None, :]
 
 
 def entropy_and_nll(logits_BxI: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -89,10 +68,9 @@ class LazyRows:
         return np.asarray(self[:], dtype)
 
 
-def item_arrays(model: nnx.Module) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What `model.items()` gives, on the host: item table [I, D] and bias [I], or None."""
-    graph, state = nnx.split(model)
-    return tuple(None if array is None else np.asarray(array) for array in _items(graph, state))
+def host_items(model: nnx.Module) -> CFItems:
+    """What `model.items()` gives, on the host."""
+    return jax.tree.map(np.asarray, _items(*nnx.split(model)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -105,7 +83,7 @@ def lazy_user_vectors(
 ) -> LazyRows:
     """What a logits store holds per event: `user_vectors`, computed when they are sliced."""
     positions = _checked_positions(model, sequences, positions)
-    table_IxD, _ = item_arrays(model)
+    table_IxD = host_items(model).table_IxD
     columns = model.config.num_items if table_IxD is None else table_IxD.shape[1]
 
     def compute(start: int, stop: int) -> np.ndarray:
@@ -207,8 +185,7 @@ class RowScores:
 
 def score_rows(
     vector_RxD: np.ndarray | LazyRows,
-    item_table_IxD: np.ndarray | None,
-    item_bias_I: np.ndarray | None,
+    items: CFItems,
     target_R: np.ndarray,
     seen_RxS: np.ndarray | None = None,
     *,
@@ -218,7 +195,7 @@ def score_rows(
 
     Args:
       vector_RxD: user vectors, or the logits [R, I] where there is no item table.
-      item_table_IxD, item_bias_I: of the CF model; None where it has none.
+      items: the CF model's, see host_items.
       target_R: the item that came next.
       seen_RxS: items (or PAD_ITEM) that are left out of the ranking, the target never; they count
         for NLL and entropy all the same. None leaves out none.
@@ -226,15 +203,15 @@ def score_rows(
     """
 
     def score(vector_BxD, *target_and_seen):
-        return _score_batch(vector_BxD, item_table_IxD, item_bias_I, *target_and_seen)
+        return _score_batch(vector_BxD, items, *target_and_seen)
 
     columns = [vector_RxD, target_R.astype(np.int32), *([] if seen_RxS is None else [seen_RxS])]
     return RowScores(*map_batches(score, *columns, batch_size=batch_size))
 
 
 @jax.jit
-def _score_batch(vector_BxD, item_table_IxD, item_bias_I, target_B, seen_BxS=None):
-    logits_BxI = cf_logits(vector_BxD, item_table_IxD, item_bias_I)
+def _score_batch(vector_BxD, items, target_B, seen_BxS=None):
+    logits_BxI = cf_logits(vector_BxD, items)
     entropy_B, nll_B = entropy_and_nll(logits_BxI, target_B)
     if seen_BxS is not None:
         row_Bx1 = jnp.arange(len(target_B))[:, None]
@@ -261,10 +238,10 @@ def profile(model: nnx.Module, rows: ItemSequences, count_I: np.ndarray) -> dict
       'best_beta': the beta of BETAS with the lowest NLL: where this model is calibrated best.
     """
     vector_RxD = lazy_user_vectors(model, rows, rows.last_positions)
-    item_side, target_R = item_arrays(model), rows.items[rows.last_positions]
+    items, target_R = host_items(model), rows.items[rows.last_positions]
 
     def describe(vector_BxD, target_B):
-        return _describe(vector_BxD, *item_side, target_B)
+        return _describe(vector_BxD, items, target_B)
 
     best_RxK, entropy_RxT, nll_RxT = map_batches(describe, vector_RxD, target_R, batch_size=1024)
     nll_T = nll_RxT.mean(axis=0)
@@ -278,8 +255,8 @@ def profile(model: nnx.Module, rows: ItemSequences, count_I: np.ndarray) -> dict
 
 
 @jax.jit
-def _describe(vector_BxD, item_table_IxD, item_bias_I, target_B):
-    logits_BxI = cf_logits(vector_BxD, item_table_IxD, item_bias_I)
+def _describe(vector_BxD, items, target_B):
+    logits_BxI = cf_logits(vector_BxD, items)
     _, best_BxK = jax.lax.top_k(logits_BxI, min(TOP, logits_BxI.shape[1]))
     return best_BxK, *entropy_and_nll_at_betas(logits_BxI, target_B)
 

@@ -33,7 +33,7 @@ from tca4rec_jax.cf.losses import (
     user_negatives,
     window_negatives,
 )
-from tca4rec_jax.cf.scoring import check_items, item_arrays, lazy_user_vectors, score_rows
+from tca4rec_jax.cf.scoring import check_items, host_items, lazy_user_vectors, score_rows
 from tca4rec_jax.cf.windows import FlatRows, windows_at
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError
@@ -113,7 +113,7 @@ def evaluate(model: nnx.Module, rows: ItemSequences) -> dict[str, float]:
     """Means over the rows: 'ndcg@10', 'hr@10' over the whole catalogue, 'nll' of the target."""
     target_R = rows.items[rows.last_positions]
     vector_RxD = lazy_user_vectors(model, rows, rows.last_positions)
-    scores = score_rows(vector_RxD, *item_arrays(model), target_R)
+    scores = score_rows(vector_RxD, host_items(model), target_R)
     return mean_metrics(scores.rank, (10,)) | {"nll": float(scores.nll.mean())}
 
 
@@ -273,7 +273,7 @@ def batch_loss_of(params, graph, constants, config: FitConfig, rows: _Rows, posi
     if config.loss == "softmax":
         loss_BxP = softmax_loss(queries, target_BxP)
     else:
-        count, num_items = target_BxP.shape[1] * config.negatives, len(queries.table_IxD)
+        count, num_items = target_BxP.shape[1] * config.negatives, len(queries.items.table_IxD)
         if config.negatives_outside == "user":
             drawn = user_negatives(negative_key, rows.seen, windows.user_B, count, num_items)
         else:

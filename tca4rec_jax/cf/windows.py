@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError
 
@@ -53,19 +54,17 @@ class HistoryWindows(NamedTuple):
 
 
 class TrainingQueries(NamedTuple):
-    """What a CF model answers in training: logit = vector . table row + bias.
+    """What a CF model answers in training: logit = vector . item row + bias.
 
     Attributes:
       vector_BxPxD: float32.
       target_BxP: int32, the item each vector should score highest; PAD_ITEM: not supervised.
-      table_IxD: float32.
-      bias_I: float32 or None.
+      items: float32 table [I, D], and the bias [I] or None.
     """
 
     vector_BxPxD: jax.Array
     target_BxP: jax.Array
-    table_IxD: jax.Array
-    bias_I: jax.Array | None
+    items: CFItems
 
 
 def windows_at(rows: FlatRows, position_B: jax.Array, history_length: int) -> HistoryWindows:

@@ -5,6 +5,7 @@ import pytest
 
 from tca4rec_jax.cf.losses import SeenByUser, sampled_loss, softmax_loss, user_negatives
 from tca4rec_jax.cf.windows import TrainingQueries
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import ItemSequences
 
 
@@ -22,10 +23,9 @@ def test_losses_against_numpy(biased):
         return -np.log1p(np.exp(-x))
 
     queries = TrainingQueries(
-        *(None if a is None else jnp.asarray(a, jnp.float32) for a in (vectors,)),
+        jnp.asarray(vectors, jnp.float32),
         target,
-        jnp.asarray(table, jnp.float32),
-        None if bias is None else jnp.asarray(bias, jnp.float32),
+        jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), CFItems(table, bias)),
     )
     expected = {
         "bpr": -log_sigmoid(positives - negatives).mean(-1),

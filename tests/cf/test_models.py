@@ -15,7 +15,7 @@ from tca4rec_jax.cf.models.gru4rec import GRU4Rec, GRU4RecConfig
 from tca4rec_jax.cf.models.item_item import EASE, EASEConfig, ItemKNN, ItemKNNConfig
 from tca4rec_jax.cf.models.lightgcn import LightGCN, LightGCNConfig
 from tca4rec_jax.cf.models.registry import MODELS
-from tca4rec_jax.cf.scoring import item_arrays, lazy_user_vectors, user_vectors
+from tca4rec_jax.cf.scoring import host_items, lazy_user_vectors, user_vectors
 from tca4rec_jax.cf.trainer import FitConfig, evaluate, fit
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
@@ -60,7 +60,7 @@ def test_every_model_is_causal_and_survives_its_checkpoint(name, tmp_path):
     assert np.isfinite(before).all()
     if name != "popularity":
         assert not np.array_equal(before[3], after[3])
-    table, bias = item_arrays(model)
+    table, bias = host_items(model)
     assert before.shape[1] == (NUM_ITEMS if table is None else table.shape[1])
     assert bias is None or bias.shape == (NUM_ITEMS,)
     save_model(tmp_path / "model.npz", name, model)
@@ -109,7 +109,7 @@ def test_models_of_users_learn_who_likes_what(name):
         max_epochs=30,
     )
     fitted = fit(model, train, unseen, config).model
-    table, bias = item_arrays(fitted)
+    table, bias = host_items(fitted)
     logits = user_vectors(fitted, unseen, unseen.last_positions) @ table.T
     logits = logits if bias is None else logits + bias
     best = np.argsort(-logits[:, :8], axis=1)[:, :4]

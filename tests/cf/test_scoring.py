@@ -5,6 +5,7 @@ from flax import nnx
 from tca4rec_jax.cf.models.popularity import popularity_logits
 from tca4rec_jax.cf.models.sasrec import SASRec, SASRecConfig
 from tca4rec_jax.cf.scoring import score_rows, user_vectors
+from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
 SEQUENCES = ItemSequences(
@@ -56,8 +57,8 @@ def test_score_rows_against_numpy():
     vector_RxD, table_IxD = rng.normal(size=(7, 4)), rng.normal(size=(9, 4))
     bias_I, target_R = rng.normal(size=9), rng.integers(0, 9, 7)
     scores = score_rows(
-        *(array.astype(np.float32) for array in (vector_RxD, table_IxD)),
-        bias_I.astype(np.float32),
+        vector_RxD.astype(np.float32),
+        CFItems(table_IxD.astype(np.float32), bias_I.astype(np.float32)),
         target_R,
         batch_size=3,
     )
@@ -82,8 +83,8 @@ def test_seen_items_are_left_out_of_the_ranking_but_never_the_target():
     logits = np.array([[5.0, 4, 3, 2, 1], [5, 4, 3, 2, 1]], np.float32)
     seen = np.array([[PAD_ITEM, 0, 1], [3, 0, 3]])
     target = np.array([2, 3])  # row 0 has seen two better ones; row 1 has had its target before
-    kept = score_rows(logits, None, None, target)
-    filtered = score_rows(logits, None, None, target, seen)
+    kept = score_rows(logits, DENSE, target)
+    filtered = score_rows(logits, DENSE, target, seen)
     assert kept.rank.tolist() == [2, 3]
     assert filtered.rank.tolist() == [0, 2]
     np.testing.assert_array_equal(filtered.nll, kept.nll)

@@ -21,6 +21,7 @@ from flax import nnx
 
 from tca4rec_jax.cf.models.layers import Dropout
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM
 from tca4rec_jax.errors import UserError
 
@@ -139,9 +140,9 @@ class BERT4Rec(nnx.Module):
         masked_BxL = jnp.broadcast_to(last_L[None], items_BxL.shape)
         return self._head(self.hidden(items_BxL, masked_BxL)[:, -1])
 
-    def items(self) -> tuple[jax.Array, jax.Array]:
+    def items(self) -> CFItems:
         """The item table, float32 [I, D], and the bias, float32 [I]."""
-        return self.item_table[...], self.item_bias[...]
+        return CFItems(self.item_table[...], self.item_bias[...])
 
     def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """The masked places predict their items; with `last_only` the target alone is masked."""
@@ -156,7 +157,7 @@ class BERT4Rec(nnx.Module):
         hidden_BxPxD = jnp.take_along_axis(hidden_BxLxD, place_BxP[:, :, None], axis=1)
         target_BxP = jnp.take_along_axis(items_BxL, place_BxP, axis=1)
         target_BxP = jnp.where(chosen_BxP, target_BxP, PAD_ITEM)
-        return TrainingQueries(self._head(hidden_BxPxD), target_BxP, *self.items())
+        return TrainingQueries(self._head(hidden_BxPxD), target_BxP, self.items())
 
     def _head(self, hidden):
         return self.output_norm(jax.nn.gelu(self.output(hidden)))

@@ -18,6 +18,7 @@ from flax import nnx
 
 from tca4rec_jax.cf.models.layers import Statistic
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries, user_item_pairs
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
 INITIAL_STD = 0.1
@@ -80,11 +81,11 @@ class BPRMF(nnx.Module):
         """The trained vectors of the training users, float32 [U, D]."""
         return self.user_table[...]
 
-    def items(self) -> tuple[jax.Array, jax.Array]:
+    def items(self) -> CFItems:
         """The item table, float32 [I, D], and the bias, float32 [I]."""
-        return self.item_table[...], self.item_bias[...]
+        return CFItems(self.item_table[...], self.item_bias[...])
 
     def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """The user's own vector predicts the item at the position, whatever `last_only` says."""
         vector_BxD = self.user_table[...][windows.user_B]
-        return TrainingQueries(vector_BxD[:, None], windows.target_BxS[:, -1:], *self.items())
+        return TrainingQueries(vector_BxD[:, None], windows.target_BxS[:, -1:], self.items())

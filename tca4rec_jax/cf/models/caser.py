@@ -20,6 +20,7 @@ from flax import nnx
 
 from tca4rec_jax.cf.models.layers import Dropout
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM
 
 INITIAL_STD = 0.02
@@ -82,11 +83,11 @@ class Caser(nnx.Module):
         found.append(self.vertical(jnp.swapaxes(image_BxSxD, 1, 2)).reshape(B, -1))
         return jax.nn.relu(self.output(self.dropout(jnp.concatenate(found, axis=1), dropout_key)))
 
-    def items(self) -> tuple[jax.Array, jax.Array]:
+    def items(self) -> CFItems:
         """The output table, float32 [I, D], and the bias, float32 [I]."""
-        return self.output_table[...], self.item_bias[...]
+        return CFItems(self.output_table[...], self.item_bias[...])
 
     def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """The whole window predicts the item after it, whatever `last_only` says."""
         vector_BxD = self.user_vectors(windows.history_BxS, key)
-        return TrainingQueries(vector_BxD[:, None], windows.target_BxS[:, -1:], *self.items())
+        return TrainingQueries(vector_BxD[:, None], windows.target_BxS[:, -1:], self.items())

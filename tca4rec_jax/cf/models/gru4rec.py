@@ -16,6 +16,7 @@ from flax import nnx
 
 from tca4rec_jax.cf.models.layers import Dropout
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM
 
 INITIAL_STD = 0.02
@@ -93,13 +94,13 @@ class GRU4Rec(nnx.Module):
         """The vector of each whole history, float32 [B, D]; an empty history has one too."""
         return self.hidden(history_BxS)[:, -1]
 
-    def items(self) -> tuple[jax.Array, None]:
+    def items(self) -> CFItems:
         """The table of the inner products, float32 [I, D]; no bias."""
-        return self.item_table[...], None
+        return CFItems(self.item_table[...])
 
     def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """Every place predicts the item after it; with `last_only` the last one alone."""
         hidden_BxSxD, target_BxS = self.hidden(windows.history_BxS, key), windows.target_BxS
         if last_only:
             hidden_BxSxD, target_BxS = hidden_BxSxD[:, -1:], target_BxS[:, -1:]
-        return TrainingQueries(hidden_BxSxD, target_BxS, *self.items())
+        return TrainingQueries(hidden_BxSxD, target_BxS, self.items())

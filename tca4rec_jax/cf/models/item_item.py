@@ -20,6 +20,7 @@ from flax import nnx
 
 from tca4rec_jax.cf.models.layers import Statistic
 from tca4rec_jax.cf.windows import user_item_pairs
+from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
 _USERS_AT_ONCE = 1024
@@ -88,9 +89,9 @@ class ItemItem(nnx.Module):
         none_BxI = jnp.zeros((len(history_BxS), self.config.num_items))
         return jax.lax.scan(add, none_BxI, (jnp.maximum(history_BxS, 0).T, counts_BxS.T))[0]
 
-    def items(self) -> tuple[None, None]:
+    def items(self) -> CFItems:
         """No table: what `user_vectors` gives are the logits themselves."""
-        return None, None
+        return DENSE
 
 
 class EASE(ItemItem):

@@ -21,6 +21,7 @@ from flax import nnx
 
 from tca4rec_jax.cf.models.layers import Statistic
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries, user_item_pairs
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
 INITIAL_STD = 0.1
@@ -96,17 +97,17 @@ class LightGCN(nnx.Module):
         users, _ = self._layers()
         return sum(users) / len(users)
 
-    def items(self) -> tuple[jax.Array, None]:
+    def items(self) -> CFItems:
         """The mean of the items' layers, float32 [I, D]; no bias."""
         _, items = self._layers()
-        return sum(items) / len(items), None
+        return CFItems(sum(items) / len(items))
 
     def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """The user's own vector predicts the item at the position, whatever `last_only` says."""
         users, items = self._layers()
         vector_BxD = (sum(users) / len(users))[windows.user_B]
-        table_IxD = sum(items) / len(items)
-        return TrainingQueries(vector_BxD[:, None], windows.target_BxS[:, -1:], table_IxD, None)
+        table = CFItems(sum(items) / len(items))
+        return TrainingQueries(vector_BxD[:, None], windows.target_BxS[:, -1:], table)
 
 
 def _inverse_root(node_E: jax.Array, count: int) -> jax.Array:

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from tca4rec_jax.cf.models.layers import Statistic
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.errors import UserError
 
@@ -48,9 +49,9 @@ class Popularity(nnx.Module):
         """Zeros, float32 [B, 1]."""
         return jnp.zeros((len(history_BxS), 1))
 
-    def items(self) -> tuple[jax.Array, jax.Array]:
+    def items(self) -> CFItems:
         """Zeros, float32 [I, 1], and the logits as the bias, float32 [I]."""
-        return jnp.zeros((self.config.num_items, 1)), self.item_bias[...]
+        return CFItems(jnp.zeros((self.config.num_items, 1)), self.item_bias[...])
 
 
 def popularity_logits(sequences: ItemSequences, num_items: int) -> np.ndarray:

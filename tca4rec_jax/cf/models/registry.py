@@ -5,8 +5,8 @@ A CF model is an NNX module with
   config                       frozen dataclass with `num_items` and `history_length`; the fields
                                with a default are the user's, in config.cf.<name>
   user_vectors(history_BxS)    float32 [B, D], from int32 items left padded with PAD_ITEM
-  items()                      (table [I, D], bias [I] or None): logit = vector . row + bias;
-                               (None, None) if the vectors are the logits of all items themselves
+  items()                      CFItems(table [I, D], bias [I] or None): logit = vector . row + bias;
+                               DENSE if the vectors are the logits of all items themselves
   queries(windows, last_only, key)   what a gradient step supervises (windows.TrainingQueries)
   fit_statistics(sequences)    what it takes from the training data without gradients
 

@@ -20,6 +20,7 @@ from flax import nnx
 
 from tca4rec_jax.cf.models.layers import Dropout
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM
 from tca4rec_jax.errors import UserError
 
@@ -166,15 +167,15 @@ class SASRec(nnx.Module):
         """The vector of each whole history, float32 [B, D]; an empty history has one too."""
         return self.hidden(history_BxS)[:, -1]
 
-    def items(self) -> tuple[jax.Array, None]:
+    def items(self) -> CFItems:
         """The table of the inner products, float32 [I, D]; no bias."""
-        return self.item_table[...], None
+        return CFItems(self.item_table[...])
 
     def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """Every place predicts the item after it; with `last_only` the last one alone."""
         hidden_BxQxD = self.hidden(windows.history_BxS, key, last_only=last_only)
         target_BxQ = windows.target_BxS[:, -hidden_BxQxD.shape[1] :]
-        return TrainingQueries(hidden_BxQxD, target_BxQ, *self.items())
+        return TrainingQueries(hidden_BxQxD, target_BxQ, self.items())
 
 
 def _allowed(real_BxS: jax.Array) -> jax.Array:
