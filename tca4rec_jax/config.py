@@ -190,7 +190,9 @@ def split_argument(arg: str | None) -> list[str]:
     A quote opens a value or stands in brackets; elsewhere it is an apostrophe. Raises UserError for
     brackets or quotes that are not closed.
     """
-    settings, start, brackets, quote, escaped = [], 0, [], "", False
+    settings: list[str] = []
+    brackets: list[str] = []
+    start, quote, escaped = 0, "", False
     arg = arg or ""
     for at, character in enumerate(arg):
         if quote:

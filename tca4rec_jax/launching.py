@@ -43,7 +43,7 @@ _LONGEST_WAIT = 24 * 3600
 
 
 def launch(
-    run: Callable[[ConfigDict, Path], None],
+    run: Callable[[ConfigDict, Path], object],
     name: str,
     *,
     run_on: Literal["single_process", "main_process", "all_processes"] = "single_process",
@@ -123,7 +123,7 @@ def _plan(name: str, reads: Sequence, writes: Sequence) -> str:
 
 def _paths(part: str) -> Sequence[str | Path]:
     """Where a part of a run lies."""
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    config, workdir = CONFIG.value, Path(WORKDIR.value or "")
     match part:
         case "source":
             return build(DataConfig, config.data).inputs() or ["MovieLens-100K, downloaded"]
@@ -219,7 +219,8 @@ def is_ours_or_a_warning(record: standard_logging.LogRecord) -> bool:
 
 def keep_compiled_programs() -> None:
     """The next run loads what XLA compiles in this one."""
-    if not jax.config.jax_compilation_cache_dir:  # nor JAX_COMPILATION_CACHE_DIR
+    # Set by the caller, or by JAX_COMPILATION_CACHE_DIR.
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

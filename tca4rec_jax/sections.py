@@ -245,13 +245,17 @@ def fields_of(kind: Any) -> Iterator[Field]:
     for name, default in defaults.items():
         if name in _INTERNAL or default is dataclasses.MISSING or callable(default):
             continue
-        hint, optional = hints[name], ()
-        if typing.get_origin(hint) in (typing.Union, types.UnionType):
-            hint, *optional = (None if arg is type(None) else arg for arg in typing.get_args(hint))
-        literal = typing.get_origin(hint) is Literal
-        choices = (*typing.get_args(hint), *optional) if literal else ()
-        type_ = type(choices[0]) if literal else typing.get_origin(hint) or hint
-        yield Field(name, default, type_, choices, descriptions[name])
+        yield Field(name, default, *_type_and_choices(hints[name]), descriptions[name])
+
+
+def _type_and_choices(hint: Any) -> tuple[type, tuple]:
+    """(type of the values, all values or none) of an annotation; `X | None` is an X or None."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        type_, choices = _type_and_choices(typing.get_args(hint)[0])
+        return type_, (*choices, None) if choices else ()
+    if typing.get_origin(hint) is Literal:
+        return type(typing.get_args(hint)[0]), typing.get_args(hint)
+    return typing.get_origin(hint) or hint, ()
 
 
 def required(kind: Any) -> list[str]:
@@ -264,7 +268,7 @@ def required(kind: Any) -> list[str]:
 
 def _descriptions(kind: type) -> dict[str, str]:
     listed = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
-    found = {}
+    found: dict[str, str] = {}
     for entry in re.split(r"^  (?=\w)", listed, flags=re.MULTILINE)[1:]:
         names, _, text = entry.partition(":")
         found |= dict.fromkeys(re.split(r",\s+", names), " ".join(text.split()))
