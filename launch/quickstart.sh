@@ -6,8 +6,8 @@ set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-# Temporaries of a step are large and mapped anew each time; page by page of 4 kB that takes up to an
-# eighth of the processors' time.
+# A step maps its large temporaries anew: with pages of 4 kB that takes up to an eighth of the CPU
+# time, with huge pages little.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:+$GLIBC_TUNABLES:}glibc.malloc.hugetlb=1"
 
 workdir="${1:-runs/quickstart}"

@@ -15,10 +15,10 @@ extra="${JAX_EXTRA:-$(cat .venv/jax_extra 2>/dev/null || true)}"
 wanted="$(cat requirements.txt pyproject.toml | sha256sum) $extra"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   echo "setup: installing requirements.txt into .venv (about a minute)"
-  # Not compiled: Python does that for the few modules that are imported.
+  # --no-compile: Python compiles the few modules that are imported.
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
     -r requirements.txt ${extra:+"jax[$extra]"}
-  # What `pip install -e .` comes to, without its five seconds.
+  # The same as `pip install -e .`, which takes five seconds.
   pwd > "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tca4rec_jax.pth"
   echo "$extra" > .venv/jax_extra
   echo "$wanted" > .venv/installed
