@@ -29,8 +29,8 @@ _PROJECTION_BYTES = 256 << 20  # bounds the temporaries of one group of pairs
 class CFItems(NamedTuple):
     """The item side of factorised CF logits, user vector . item row + bias; None for dense ones."""
 
-    table_IxD: jax.Array | None = None
-    bias_I: jax.Array | None = None
+    table_IxD: jax.Array | np.ndarray | None = None
+    bias_I: jax.Array | np.ndarray | None = None
 
 
 DENSE = CFItems()  # the CF input is the item logits themselves

@@ -80,7 +80,7 @@ class Rules:
         Raises:
           ValueError: two of the axes are split over the same mesh axis.
         """
-        taken: dict[str, str] = {}
+        taken: dict[str, str | None] = {}
         for axis in axes:
             for name in self.mesh_axes(axis):
                 if name in taken:
@@ -101,7 +101,7 @@ def use_cpu_cores() -> None:
     XLA_FLAGS or a JAX configuration that already sets the number of CPU devices is respected.
     """
     already = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not already and jax.config.jax_num_cpu_devices < 1:
+    if not already and jax.config.values["jax_num_cpu_devices"] < 1:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
@@ -193,7 +193,7 @@ def sharding_of(
     for axis, size in zip(axes, shape, strict=True):
         names = tuple(name for name in rules.mesh_axes(axis) if mesh.shape[name] > 1)
         parts = math.prod(mesh.shape[name] for name in names)
-        divides = size % parts == 0 and (units or {}).get(axis, size) % parts == 0
+        divides = size % parts == 0 and (units or {}).get(axis or "", size) % parts == 0
         kept.append((names if len(names) > 1 else names[0]) if names and divides else None)
     while kept and kept[-1] is None:
         kept.pop()

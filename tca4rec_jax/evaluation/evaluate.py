@@ -135,10 +135,10 @@ def _likelihoods(config: ConfigDict, ranking: ModelRanking) -> dict | None:
 def _difference(config: ConfigDict, model: ModelRanking, baseline: ModelRanking) -> dict:
     """Paired differences (model - baseline) of metrics, and of NLL if both have one."""
     differences = paired_differences(model.rank_R, baseline.rank_R, (10,), seed=config.seed)
-    best = [one.best_nll(config.evaluation.temperatures) for one in (model, baseline)]
-    if None not in best:
-        (_, model_R), (_, baseline_R) = best
-        nll = {"nll per title": model_R - baseline_R}
+    temperatures = config.evaluation.temperatures
+    model_best, baseline_best = model.best_nll(temperatures), baseline.best_nll(temperatures)
+    if model_best and baseline_best:
+        nll = {"nll per title": model_best[1] - baseline_best[1]}
         differences |= bootstrap_intervals(nll, seed=config.seed)
     return differences
 

@@ -46,7 +46,8 @@ def rank_llms(
       rows: the rows to rank.
       variants: {LLM run, or '' for the pretrained LLM: {label: guidance}}.
     """
-    rankings, caches = {}, {}
+    rankings: dict[str, ModelRanking] = {}
+    caches: dict[str, _RankingCache] = {}
     for name, guidance_of in variants.items():
         cache = _RankingCache.of(experiment, rows, name, list(guidance_of.values()))
         if all_processes(cache.is_valid()):
@@ -152,7 +153,7 @@ def _sha256(*values: np.ndarray) -> str:
     digest = hashlib.sha256()
     for value in values:
         digest.update(f"{value.dtype} {value.shape}".encode())
-        digest.update(np.ascontiguousarray(value))
+        digest.update(np.ascontiguousarray(value).data)
     return digest.hexdigest()
 
 

@@ -110,7 +110,7 @@ def rank_cf_models(experiment: Experiment, rows: EvaluationRows) -> dict[str, Mo
     stored = LazyRows(
         (len(mine), store.width), lambda start, stop: store.read(position_R[start:stop])
     )
-    sources = {
+    sources: dict[str, tuple[np.ndarray | LazyRows, CFItems]] = {
         POPULAR: (np.broadcast_to(popular_I, (len(mine), num_items)), DENSE),
         CF: (stored, CFItems(store.item_table, store.item_bias)),
     }

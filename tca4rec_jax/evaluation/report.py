@@ -179,10 +179,12 @@ def write_cf_report(directory: Path, metrics: Mapping) -> None:
     _plot_cf_models(directory / "report.png", metrics)
 
 
-def _panels(count: int, width: float, height: float, **options: bool) -> tuple[Figure, np.ndarray]:
+def _panels(
+    count: int, width: float, height: float, *, sharey: bool = False
+) -> tuple[Figure, np.ndarray]:
     """A figure of this size in inches, and its panels side by side."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, count, squeeze=False, **options)[0]
+    return figure, figure.subplots(1, count, squeeze=False, sharey=sharey)[0]
 
 
 def _plot_cf_models(path: Path, metrics: Mapping) -> None:
