@@ -8,6 +8,9 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -41,6 +44,12 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file (UTF-8) atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_npz(path: Path, **arrays: Any) -> None:
+    """Writes an uncompressed .npz file atomically."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:

@@ -14,7 +14,7 @@ from flax import nnx
 from tca4rec_jax.cf.models.layers import Statistic
 from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.fileio import atomic_path
+from tca4rec_jax.fileio import write_npz
 
 _TEXT = "config"
 
@@ -68,8 +68,7 @@ def filled(abstract: nnx.Module, arrays: Mapping[str, np.ndarray]) -> nnx.Module
 def write_arrays(path: Path | str, arrays: Mapping[str, np.ndarray], text: str) -> None:
     """Writes an .npz file of arrays and one text, whole or not at all."""
     host = {name: np.asarray(value) for name, value in arrays.items()}
-    with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
-        np.savez(file, **{_TEXT: np.array(text)}, **host)
+    write_npz(Path(path), **{_TEXT: np.array(text)}, **host)
 
 
 def read_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], str]:

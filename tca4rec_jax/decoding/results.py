@@ -14,7 +14,7 @@ import numpy as np
 
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged, ranges
-from tca4rec_jax.fileio import atomic_path
+from tca4rec_jax.fileio import write_npz
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,15 +127,9 @@ class ResultsFile:
             for number, one in enumerate(results)
             for name, values in one._asdict().items()
         }
-        write_arrays(self._path, identity=self._identity, done_R=done_R, **arrays)
+        write_npz(self._path, identity=self._identity, done_R=done_R, **arrays)
         self._written = time.monotonic()
 
     def remove(self) -> None:
         """Deletes the file: the search is done and its results are kept elsewhere."""
         self._path.unlink(missing_ok=True)
-
-
-def write_arrays(path: Path, **arrays) -> None:
-    """Writes an .npz file atomically; makes its folder."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)

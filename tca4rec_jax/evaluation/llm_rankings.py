@@ -19,7 +19,7 @@ from tca4rec_jax.data.prompts import prompts
 from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch, SearchJob, SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter
-from tca4rec_jax.decoding.results import ResultsFile, write_arrays
+from tca4rec_jax.decoding.results import Recommendations, ResultsFile
 from tca4rec_jax.distributed.multihost import (
     all_processes,
     broadcast_from_main,
@@ -28,7 +28,7 @@ from tca4rec_jax.distributed.multihost import (
 )
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.fileio import file_sha256, fingerprint
+from tca4rec_jax.fileio import file_sha256, fingerprint, write_npz
 from tca4rec_jax.metrics import rank_in_list
 
 _ROWS_AT_ONCE = 1024  # of a CF logits store, whose content is hashed
@@ -103,7 +103,7 @@ class _RankingCache:
 
     def write(self, rankings: Sequence[ModelRanking]) -> None:
         fields = ModelRanking(*map(np.stack, zip(*rankings, strict=True)))._asdict()
-        write_arrays(self.path, identity=self.identity, **fields)
+        write_npz(self.path, identity=self.identity, **fields)
 
 
 def _ingredients(
@@ -168,43 +168,36 @@ def _search(
     Args:
       file: where an interrupted search goes on.
     """
-    config, decoding = experiment.config, experiment.config.decoding
+    config = experiment.config
     search = BatchedSearch(
         experiment.trie,
-        build(SearchConfig, decoding),
+        build(SearchConfig, config.decoding),
         mesh=experiment.mesh,
         batch_size=config.inference.batch_size,
         buckets=config.inference.buckets,
     )
-    guided = any(map(any, guidances.values()))
-    store = experiment.cf_store(config.evaluation.split, rows.position_R) if guided else None
-    allowed = ItemFilter.from_config(decoding, experiment.data.catalogue).masks(rows.histories)
-    search_rows = SearchRows(
-        prompts(experiment.titles, rows.history_RxH, config.prompt.max_tokens),
-        cf=store and (lambda rows_B: store.read(rows.position_R[rows_B])),
-        cf_items=CFItems(store.item_table, store.item_bias) if store else DENSE,
-        allowed=allowed,
-        target_R=rows.target_R,
-    )
-
-    def job(name: str) -> SearchJob:
-        weights = [score_weights(config, guidance) for guidance in guidances[name]]
-        return SearchJob(experiment.inference_decoder(name), weights)
-
+    jobs = [
+        SearchJob(
+            experiment.inference_decoder(name),
+            [score_weights(config, guidance) for guidance in of_run],
+        )
+        for name, of_run in guidances.items()
+    ]
+    searched = _search_rows(experiment, rows, guided=any(map(any, guidances.values())))
     label = "LLM " + ", ".join(name or "untrained" for name in guidances)
     results = search.sweep(
-        list(map(job, guidances)),
-        search_rows,
+        jobs,
+        searched,
         shared_layers=experiment.frozen_prefix,
         temperatures=config.evaluation.temperatures,
         progress=label if is_main_process() else None,
         file=file,
     )
     leaf_R = experiment.trie.leaf_of_item[rows.target_R]
-    allowed_RxI = None if allowed is None else allowed(np.arange(len(rows)))
+    allowed_RxI = searched.allowed and searched.allowed(np.arange(len(rows)))
 
-    def ranking(found, nll_RxT: np.ndarray, guidance: float) -> ModelRanking:
-        items_RxM = found.items(experiment.trie, decoding.beams, allowed_RxI)
+    def ranking(found: Recommendations, nll_RxT: np.ndarray, guidance: float) -> ModelRanking:
+        items_RxM = found.items(experiment.trie, config.decoding.beams, allowed_RxI)
         return ModelRanking(
             items_RxM,
             rank_in_list(items_RxM, rows.target_R),
@@ -219,3 +212,24 @@ def _search(
         ]
         for name, result in zip(guidances, results, strict=True)
     ]
+
+
+def _search_rows(experiment: Experiment, rows: EvaluationRows, *, guided: bool) -> SearchRows:
+    """The prompts, filters and targets of the rows, and with guidance their CF vectors."""
+    config = experiment.config
+    cf, cf_items = None, DENSE
+    if guided:
+        store = experiment.cf_store(config.evaluation.split, rows.position_R)
+        cf_items = CFItems(store.item_table, store.item_bias)
+
+        def cf(rows_B: np.ndarray) -> np.ndarray:
+            return store.read(rows.position_R[rows_B])
+
+    allowed = ItemFilter.from_config(config.decoding, experiment.data.catalogue)
+    return SearchRows(
+        prompts(experiment.titles, rows.history_RxH, config.prompt.max_tokens),
+        cf=cf,
+        cf_items=cf_items,
+        allowed=allowed.masks(rows.histories),
+        target_R=rows.target_R,
+    )
