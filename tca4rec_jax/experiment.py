@@ -38,6 +38,7 @@ from tca4rec_jax.distributed.sharding import (
     tree_shardings,
 )
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import file_sha256
 from tca4rec_jax.llm.attention import check_implementation
 from tca4rec_jax.llm.checkpoints.export import decoder_arrays, merge_adapters
 from tca4rec_jax.llm.checkpoints.gguf import load_gguf
@@ -72,6 +73,15 @@ class Experiment:
         """A pinned download by name, or the user's own GGUF file or Hugging Face folder."""
         weights = self.config.llm.weights
         return fetch_file(weights) if weights in ASSETS else Path(weights)
+
+    @cached_property
+    def weights_identity(self) -> str | dict[str, str]:
+        """The name of a pinned download, or the SHA-256 of every file of the user's own weights."""
+        if self.config.llm.weights in ASSETS:
+            return self.config.llm.weights
+        path = self.weights_path
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        return {file.name: file_sha256(file) for file in files if file.is_file()}
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:

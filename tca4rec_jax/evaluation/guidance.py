@@ -43,8 +43,8 @@ def sweep_guidance(
     experiment = Experiment(config, workdir)
     rows = EvaluationRows.of(experiment)
     labels = {f"lambda = {value:g}": value for value in sorted({0.0, *map(float, guidances)})}
-    rankings = rank_llms(experiment, rows, {name: labels})
-    rankings[CF] = rank_cf_models(experiment, rows)[CF]
+    cf_ranking = rank_cf_models(experiment, rows)[CF]
+    rankings = rank_llms(experiment, rows, {name: labels}) | {CF: cf_ranking}
     results = {
         "rows": len(rows),
         "models": {

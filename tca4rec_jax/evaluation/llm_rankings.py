@@ -14,7 +14,6 @@ from absl import logging
 from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.config import build, score_weights
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
-from tca4rec_jax.data.downloads import ASSETS
 from tca4rec_jax.data.prompts import prompts
 from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch, SearchJob, SearchRows
@@ -117,7 +116,7 @@ def _ingredients(
     )
     return {
         "llm": config.llm.to_dict(),
-        "weights": _weights_identity(experiment),
+        "weights": experiment.weights_identity,
         "lora": config.lora.to_dict() if name else None,
         "prompt": config.prompt.to_dict(),
         "decoding": config.decoding.to_dict(),
@@ -131,15 +130,6 @@ def _ingredients(
         "history_length": config.data.history_length,
         "catalogue": catalogue.content_hash(),
     }
-
-
-def _weights_identity(experiment: Experiment) -> object:
-    """Names, sizes and times of the weight files; a pinned download's name says it all."""
-    if experiment.config.llm.weights in ASSETS:
-        return experiment.config.llm.weights
-    path = experiment.weights_path
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _content(store: LogitsStore, position_R: np.ndarray) -> Iterator[np.ndarray]:

@@ -96,8 +96,6 @@ def test_nll_is_told_at_the_temperature_that_suits_a_model_best():
 def experiment(tmp_path):
     """What a ranking depends on, in memory; the CF logits store holds vectors of one item each."""
     config = default_config()
-    config.llm.weights = str(tmp_path / "model.gguf")
-    (tmp_path / "model.gguf").write_text("weights")
     (tmp_path / "llm" / "run").mkdir(parents=True)
     (tmp_path / "llm" / "run" / "log.jsonl").write_text("{}\n")
     store = SimpleNamespace(
@@ -110,7 +108,7 @@ def experiment(tmp_path):
     return SimpleNamespace(
         config=config,
         workdir=tmp_path,
-        weights_path=tmp_path / "model.gguf",
+        weights_identity={"model.gguf": "its digest"},
         data=SimpleNamespace(catalogue=catalogue),
         store=store,
         cf_store=lambda split, positions: store,
@@ -182,5 +180,5 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
     experiment.store.item_table = 2 * experiment.store.item_table
     assert cache(guidances=(0.0,)) == alone
 
-    experiment.weights_path.write_text("other weights")
+    experiment.weights_identity = {"model.gguf": "another digest"}
     assert cache(guidances=(0.0,)) != alone
