@@ -62,7 +62,7 @@ def _replace_folder(temporary: Path, path: Path) -> None:
     shutil.rmtree(old)
 
 
-def fingerprint(value) -> str:
+def fingerprint(value: Any) -> str:
     """SHA-256 (hex) of a JSON-serialisable value, the same whatever the order of its keys.
 
     Tuples count as lists.

@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -252,12 +253,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def replicate(mesh: Mesh, tree):
+def replicate(mesh: Mesh, tree: Any) -> Any:
     """Puts a copy of every array of a tree on each device of the mesh."""
     return put(tree, replicated(mesh))
 
 
-def put(tree, shardings):
+def put(tree: Any, shardings: Any) -> Any:
     """jax.device_put of a tree whose arrays every process holds completely.
 
     With several processes jax.device_put itself would first gather and compare the arrays.
@@ -285,7 +286,7 @@ def local_rows(mesh: Mesh, batch_size: int, axis: str = "batch") -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
 
-def shard_batch(mesh: Mesh, tree, axis: str = "batch"):
+def shard_batch(mesh: Mesh, tree: Any, axis: str = "batch") -> Any:
     """Puts a batch on the mesh, its leading axis split; each process passes its `local_rows`."""
     sharding = row_sharding(mesh, axis)
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), tree)

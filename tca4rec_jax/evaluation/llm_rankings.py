@@ -81,6 +81,8 @@ class _RankingCache:
     def of(
         cls, experiment: Experiment, rows: EvaluationRows, name: str, guidances: list[float]
     ) -> "_RankingCache":
+        """The cache of the run's rankings with these guidances; the main process decides."""
+
         def digest() -> bytes:
             return bytes.fromhex(fingerprint(_ingredients(experiment, rows, name, guidances)))
 
@@ -96,11 +98,13 @@ class _RankingCache:
             return str(saved["identity"]) == self.identity
 
     def read(self) -> list[ModelRanking]:
+        """The rankings in the order of their guidances."""
         with np.load(self.path) as saved:
             fields = [saved[field] for field in ModelRanking._fields]
         return [ModelRanking(*one) for one in zip(*fields, strict=True)]
 
     def write(self, rankings: Sequence[ModelRanking]) -> None:
+        """Replaces the file."""
         fields = ModelRanking(*map(np.stack, zip(*rankings, strict=True)))._asdict()
         write_npz(self.path, identity=self.identity, **fields)
 
