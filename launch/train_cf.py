@@ -18,7 +18,7 @@ from tca4rec_jax.launching import launch
 def main(config, workdir):
     """Trains the CF model, writes its logits and prints its metrics."""
     data = load(workdir / "data")
-    metrics = run_cf(config.cf.to_dict(), data, workdir, history_length=config.data.history_length)
+    metrics = run_cf(config.cf, data, workdir, history_length=config.data.history_length)
     write_cf_report(workdir / "cf", metrics)
     rich.print(results_table(metrics))
 

@@ -20,6 +20,7 @@ Axis letters: E stored events, I items, D width, K kept logits.
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -131,7 +132,7 @@ def block_rows(shape: tuple[int, ...]) -> int:
     return max(1, _BLOCK_BYTES // (4 * max(int(np.prod(shape[1:])), 1)))
 
 
-def blocks(array, dtype: type = np.float32) -> Iterator[tuple[int, np.ndarray]]:
+def blocks(array: Any, dtype: type = np.float32) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, rows as `dtype`) of whatever is sliced by rows: some megabytes at a time."""
     step = block_rows(array.shape)
     for start in range(0, array.shape[0], step):
@@ -168,6 +169,11 @@ def check_shapes(
     Raises:
       LogitsStoreError: naming the array, its shape and what was expected.
     """
+    if kind_of(set(arrays)) is None:
+        raise LogitsStoreError(
+            f"{path}: got the arrays {sorted(arrays)}; give either vectors with an item_table (and "
+            "perhaps an item_bias), or logits, or values with items and floor"
+        )
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     for name, shape in shapes.items():
         rank = _RANKS.get(name, 2)

@@ -38,7 +38,6 @@ from tca4rec_jax.cf.logits_format import (
     store_path,
     within,
 )
-from tca4rec_jax.cf.scoring import check_history_length
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
 
@@ -183,7 +182,6 @@ def open_store(
     sequences: ItemSequences,
     catalogue: Catalogue,
     *,
-    history_length: int | None = None,
     positions: np.ndarray | None = None,
 ) -> LogitsStore:
     """Opens the store of `sequences` and checks it, values included.
@@ -192,7 +190,6 @@ def open_store(
       path: the directory or URL of the store.
       sequences: the rows it must have been written for.
       catalogue: the items it must have been written for.
-      history_length: the history its events should have seen, if that matters.
       positions: int64 [m], the flat positions that this process will read: only their shards are
         read and checked. None for all.
 
@@ -200,13 +197,10 @@ def open_store(
       LogitsStoreError: there is no store, it is damaged, its counts or hashes are not those of the
         rows and the catalogue, or a value is NaN or infinite. The message names the file, the row,
         what was expected and what to do.
-      ValueError: a history longer than the CF model reads.
     """
     path = store_path(path)
     manifest = read_manifest(path)
     _check_identity(path, manifest, sequences, catalogue)
-    if manifest["history_length"] is not None:
-        check_history_length(history_length, manifest["history_length"])
     store = LogitsStore.of(path, manifest, sequences)
     store.check(sequences, catalogue, positions)
     return store

@@ -69,8 +69,8 @@ def write_store(
       cf_model: the CF model's name, kept in the manifest.
       history_length: the longest history an event depends on; None if the model has no limit.
       dtype: of vectors, logits and values, one of DTYPES; the rest is float32.
-      top_k: keeps the highest logits of an event, and for the others one floor, which is such that
-        the softmax at temperature 1 gives them the same mass together; None keeps all.
+      top_k: keeps the highest logits of an event and one floor for the others, see `highest`; None
+        keeps all.
       source: the file of the arrays, which errors then name instead of the store.
       arrays: `vectors` [n or R, D], `item_table` [I, D] and perhaps `item_bias` [I]
         (factorised); or `logits` [n or R, I] (dense, or topk if top_k is given); or `values` [n or
@@ -83,24 +83,12 @@ def write_store(
     """
     path = store_path(path)
     named = source or path
-    arrays = {name: array for name, array in arrays.items() if array is not None}
-    if (kind := kind_of(set(arrays))) is None:
-        raise LogitsStoreError(
-            f"{named}: got the arrays {sorted(arrays)}; give either vectors with an item_table "
-            "(and perhaps an item_bias), or logits, or values with items and floor"
-        )
     if dtype not in DTYPES:
         raise LogitsStoreError(f"{named}: dtype is {dtype!r}, expected one of {DTYPES}")
+    arrays = {name: array for name, array in arrays.items() if array is not None}
     events_per = check_shapes(named, arrays, sequences, catalogue)
     describe = describe_event(sequences, events_per)
-    shapes = {name: list(array.shape) for name, array in arrays.items()}
-    parts = _parts(arrays)
-    if top_k and kind != "topk":
-        logits = arrays["logits"] if kind == "dense" else _products(**arrays)
-        num_events, count = logits.shape[0], min(top_k, catalogue.num_items)
-        kind, parts = "topk", _highest_parts(named, logits, describe, count)
-        shapes = {"values": [num_events, count], "items": [num_events, count]}
-        shapes["floor"] = [num_events]
+    kind, shapes, parts = _contents(named, arrays, top_k, describe)
     manifest = {
         "format": FORMAT,
         "kind": kind,
@@ -117,16 +105,9 @@ def write_store(
             for name, shape in shapes.items()
         }
         for start, name, block in parts:
-            with np.errstate(over="ignore"):
-                block = block.astype(targets[name].dtype.numpy_dtype)
             of_block = describe_item if name in PER_ITEM else describe
-            check_finite(within(named, name), start, block, of_block)
-            targets[name][start : start + len(block)].write(block).result()
-        store = LogitsStore.of(folder, manifest, sequences)
-        _write_ids(folder, sequences, catalogue)
-        manifest["temperature"] = temperature_statistics(store.logits(_sample(store)))
-        text = json.dumps(manifest, indent=2) + "\n"
-        key_values(folder).write(MANIFEST, text.encode()).result()  # last: it completes the store
+            _write_block(targets[name], within(named, name), start, block, of_block)
+        _complete(folder, manifest, sequences, catalogue)
 
 
 def highest(logits_mxI: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -152,17 +133,40 @@ def highest(logits_mxI: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray,
     return values_mxK, items_mxK, floor_m.astype(np.float32)
 
 
-def _parts(arrays: Mapping) -> Iterator[tuple[int, str, np.ndarray]]:
-    """(first row, array name, block) of all arrays."""
+def _write_block(
+    target: ts.TensorStore, named: StorePath, start: int, block: np.ndarray, describe: Describe
+) -> None:
+    with np.errstate(over="ignore"):
+        block = block.astype(target.dtype.numpy_dtype)
+    check_finite(named, start, block, describe)
+    target[start : start + len(block)].write(block).result()
+
+
+_Parts = Iterator[tuple[int, str, np.ndarray]]  # first row, array name, block
+
+
+def _contents(
+    named: StorePath, arrays: Mapping, top_k: int | None, describe: Describe
+) -> tuple[str, dict[str, list[int]], _Parts]:
+    """The kind of store that arrays make, the shapes of its arrays and their blocks."""
+    kind = kind_of(set(arrays)) or ""
+    if kind == "topk" or not top_k:
+        return kind, {name: list(array.shape) for name, array in arrays.items()}, _parts(arrays)
+    logits = arrays["logits"] if kind == "dense" else _products(**arrays)
+    shape = [logits.shape[0], min(top_k, logits.shape[1])]
+    shapes = {"values": shape, "items": shape, "floor": shape[:1]}
+    return "topk", shapes, _highest_parts(named, logits, describe, shape[1])
+
+
+def _parts(arrays: Mapping) -> _Parts:
+    """The blocks of arrays as they are."""
     for name, array in arrays.items():
         for start, block in blocks(array, np.int64 if name == "items" else np.float32):
             yield start, name, block
 
 
-def _highest_parts(
-    path: StorePath, logits, describe: Describe, count: int
-) -> Iterator[tuple[int, str, np.ndarray]]:
-    """As _parts, of the topk arrays made of logits [E, I]."""
+def _highest_parts(path: StorePath, logits, describe: Describe, count: int) -> _Parts:
+    """The blocks of the topk arrays made of logits [E, I]."""
     for start, block in blocks(logits):
         check_finite(within(path, "logits"), start, block, describe)
         for name, part in zip(KINDS["topk"], highest(block, count), strict=True):
@@ -199,13 +203,20 @@ def _new_folder(path: StorePath) -> Iterator[StorePath]:
         yield path
 
 
-def _write_ids(path: StorePath, sequences: ItemSequences, catalogue: Catalogue) -> None:
-    buffer = io.BytesIO()
+def _complete(
+    folder: StorePath, manifest: dict, sequences: ItemSequences, catalogue: Catalogue
+) -> None:
+    """Writes the ids, then the manifest with statistics of the written logits."""
+    ids = io.BytesIO()
     np.savez_compressed(
-        buffer,
+        ids,
         item_ids=np.array(catalogue.item_ids, dtype=np.str_),
         user=sequences.user,
         items=sequences.items,
         offsets=sequences.offsets,
     )
-    key_values(path).write(IDS, buffer.getvalue()).result()
+    key_values(folder).write(IDS, ids.getvalue()).result()
+    store = LogitsStore.of(folder, manifest, sequences)
+    statistics = temperature_statistics(store.logits(_sample(store)))
+    text = json.dumps(manifest | {"temperature": statistics}, indent=2) + "\n"
+    key_values(folder).write(MANIFEST, text.encode()).result()

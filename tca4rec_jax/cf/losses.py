@@ -4,8 +4,8 @@ softmax: cross-entropy over the whole catalogue; its logits are calibrated at te
 bce: binary cross-entropy of the target and the mean over sampled negatives.
 bpr: -log sigmoid(target - negative), the mean over sampled negatives (arXiv 1205.2618).
 
-Axis letters: B batch, P supervised places of a row, N negatives of a place, I items, D width,
-W seen items of a row, U users, E (user, item) pairs.
+Axis letters: B batch, P supervised positions of a row, Q = B x P, N negatives of each, I items,
+D width, W seen items of a row, U users, E (user, item) pairs.
 """
 
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def sampled_loss(
     return jax.nn.softplus(-positive_BxPx1[:, :, 0]) + of_negatives_BxP
 
 
-def window_negatives(key, seen_BxW: jax.Array, count: int, num_items: int) -> jax.Array:
+def window_negatives(key: jax.Array, seen_BxW: jax.Array, count: int, num_items: int) -> jax.Array:
     """Uniform items outside each row of `seen` (PAD_ITEM is ignored), int32 [B, count].
 
     A number k drawn from 0 .. (I - number of distinct seen items - 1) stands for the k-th unseen
@@ -103,17 +103,17 @@ def window_negatives(key, seen_BxW: jax.Array, count: int, num_items: int) -> ja
     blocked_BxW = jnp.where(first_BxW & (sorted_BxW != PAD_ITEM), sorted_BxW, num_items)
     blocked_BxW = jnp.sort(blocked_BxW, axis=1)
     unseen_B = num_items - jnp.sum(blocked_BxW < num_items, axis=1)
-    draw_BxS = jax.random.randint(key, (len(seen_BxW), count), 0, unseen_B[:, None])
-    for place in range(seen_BxW.shape[1]):
-        draw_BxS = draw_BxS + (draw_BxS >= blocked_BxW[:, place : place + 1])
-    return draw_BxS
+    draw_BxN = jax.random.randint(key, (len(seen_BxW), count), 0, unseen_B[:, None])
+    for column in range(seen_BxW.shape[1]):
+        draw_BxN = draw_BxN + (draw_BxN >= blocked_BxW[:, column : column + 1])
+    return draw_BxN
 
 
 class SeenByUser(NamedTuple):
     """The distinct items of every training user, for drawing others.
 
     Attributes:
-      gap_E: int32, users one after the other: an item minus its place among the user's sorted
+      gap_E: int32, users one after the other: an item minus its rank among the user's sorted
         items, which is the number of unseen items below it.
       offsets: int32 [U + 1], where each user's part of `gap_E` begins.
     """
@@ -137,7 +137,7 @@ class SeenByUser(NamedTuple):
 
 
 def user_negatives(
-    key, seen: SeenByUser, user_B: jax.Array, count: int, num_items: int
+    key: jax.Array, seen: SeenByUser, user_B: jax.Array, count: int, num_items: int
 ) -> jax.Array:
     """Uniform items that the users never had in training, int32 [B, count].
 

@@ -13,6 +13,7 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -54,7 +55,7 @@ def read_sasrec(path: Path | str, config: SASRecConfig) -> SASRec:
         another shape (named, with the field of config.cf to set).
     """
     if config.heads != 1:
-        raise UserError(f"cf.weights are read for one head, cf.heads is {config.heads}")
+        raise UserError(f"cf.weights are read for one head, cf.sasrec.heads is {config.heads}")
     tensors = {name: np.asarray(value, np.float32) for name, value in read_state_dict(path).items()}
     config = dataclasses.replace(config, mask_padding=False)
     _check(path, tensors, config)
@@ -82,7 +83,7 @@ def _check(path, tensors: dict[str, np.ndarray], config: SASRecConfig) -> None:
             expected |= {f"{forward}.{layer}.weight": (D, D, 1), f"{forward}.{layer}.bias": (D,)}
     if set(tensors) != set(expected):
         raise UserError(
-            f"{path} is no SASRec of cf.blocks={config.blocks}: missing tensors "
+            f"{path} is no SASRec of cf.sasrec.blocks={config.blocks}: missing tensors "
             f"{sorted(set(expected) - set(tensors))[:4]}, unknown tensors "
             f"{sorted(set(tensors) - set(expected))[:4]}"
         )
@@ -90,7 +91,7 @@ def _check(path, tensors: dict[str, np.ndarray], config: SASRecConfig) -> None:
         if tensors[name].shape != shape:
             raise UserError(
                 f"{path}: {name} has shape {tensors[name].shape}, expected {shape} for "
-                f"{config.num_items} items and padding, cf.units={D} and "
+                f"{config.num_items} items and padding, cf.sasrec.units={D} and "
                 f"cf.history_length={config.history_length}"
             )
 
@@ -176,7 +177,8 @@ class _TensorUnpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(data))
         self._archive, self._folder = archive, folder
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
+        """What the pickle may name; raises UnpicklingError for anything else."""
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
         allowed = {
@@ -191,7 +193,8 @@ class _TensorUnpickler(pickle.Unpickler):
             )
         return allowed[module, name]
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: tuple) -> np.ndarray:
+        """The numbers of a storage, a file in the archive."""
         kind, dtype, key, _, count = pid
         if kind != "storage":
             raise pickle.UnpicklingError(f"it refers to a {kind}, expected a storage")

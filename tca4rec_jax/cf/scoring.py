@@ -61,6 +61,7 @@ class LazyRows:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
+        """The rows of a slice without a step, float32."""
         start, stop, _ = rows.indices(self.shape[0])
         return self.compute(start, stop)
 
@@ -97,7 +98,6 @@ def user_vectors(
     sequences: ItemSequences,
     positions: np.ndarray | None = None,
     *,
-    history_length: int | None = None,
     batch_size: int = 2048,
 ) -> np.ndarray:
     """The user vector before each flat position: what predicts `sequences.items[position]`.
@@ -107,23 +107,21 @@ def user_vectors(
         `num_items`.
       sequences: the rows.
       positions: int [m] flat positions; None for all of them in order.
-      history_length: how many items the vectors shall see; None for the model's own length.
       batch_size: positions per call of the jitted program; the last batch is padded.
 
     Returns:
       float32 [m, D]; the logits [m, I] of a model without an item table.
 
     Raises:
-      UserError: a history longer than the model reads, an item the model does not know.
+      UserError: an item the model does not know.
       ValueError: a position outside the sequences.
     """
-    check_history_length(history_length, model.config.history_length)
     positions = _checked_positions(model, sequences, positions)
     graph, state = nnx.split(model)
     flat = (jnp.asarray(sequences.items), jnp.asarray(row_starts(sequences)))
 
     def vectors(position_B):
-        return _vectors(graph, state, *flat, position_B, history_length)
+        return _vectors(graph, state, *flat, position_B)
 
     return map_batches(vectors, positions.astype(np.int32), batch_size=batch_size)
 
@@ -137,14 +135,11 @@ def _checked_positions(model, sequences, positions) -> np.ndarray:
     return positions
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def _vectors(graph, state, items_n, row_starts_n, position_B, history_length):
+@functools.partial(jax.jit, static_argnums=0)
+def _vectors(graph, state, items_n, row_starts_n, position_B):
     model = nnx.merge(graph, state)
     length = model.config.history_length or 1  # a model that reads no history has None
     history_BxS = windows_before(items_n, row_starts_n, position_B, length)
-    if history_length is not None:
-        visible_S = np.arange(length) >= length - history_length
-        history_BxS = jnp.where(visible_S[None, :], history_BxS, PAD_ITEM)
     return model.user_vectors(history_BxS).astype(jnp.float32)
 
 

@@ -3,8 +3,8 @@
 The interactions lie on the device once; a training batch is a set of flat positions whose windows
 are gathered inside the jitted program, and an epoch is one `lax.scan` over its batches.
 
-Axis letters: B batch of windows, P supervised places of a window, N negatives, D model, I items,
-n flat positions, E batches of an epoch.
+Axis letters: B batch of windows, P supervised positions of a window, N negatives, D model, I items,
+n flat positions, T batches of an epoch.
 """
 
 import dataclasses
@@ -145,36 +145,26 @@ def fit(
     rows = _rows_on_device(model, train, validation, config)
     graph, params, constants = nnx.split(model, nnx.Param, ...)
     run_epoch = functools.partial(_run_epoch, graph, _program_of(config), constants, rows)
-    root_key = jax.random.key(config.seed)
     order = _BatchOrder(train, model.config.history_length, config)
     # An epoch donates what it is given, and the caller keeps the model passed in.
     params = jax.tree.map(jnp.copy, params)
     state = _State(params, _optimizer(config).init(params), params)
-    identity = fingerprint(
-        [
-            dataclasses.asdict(config),
-            repr(model.config),
-            train.content_hash(),
-            validation.content_hash(),
-        ]
-    )
+    hashes = [rows.content_hash() for rows in (train, validation)]
+    identity = fingerprint([dataclasses.asdict(config), repr(model.config), hashes])
     state, epochs = _resume(checkpoint, state, identity)
     for _ in epochs:
         order.next_epoch()
     best = max(epochs, key=lambda record: record["ndcg@10"])["epoch"] if epochs else None
     start = time.perf_counter() - (epochs[-1]["seconds"] if epochs else 0.0)
 
+    key = jax.random.key(config.seed)
     carry, best_params, saved = state[:2], state.best, time.perf_counter()
     progress = tqdm(range(len(epochs) + 1, config.max_epochs + 1), desc="CF", unit="epoch")
     for epoch in progress:
         if best is not None and epoch - 1 - best >= config.patience:
             break
-        carry, loss = run_epoch(carry, order.next_epoch(), jax.random.fold_in(root_key, epoch))
-        if not np.isfinite(loss := float(loss)):
-            raise FloatingPointError(
-                f"the CF loss is {loss} in epoch {epoch}; lower cf.learning_rate "
-                f"({config.learning_rate})"
-            )
+        carry, loss = run_epoch(carry, order.next_epoch(), jax.random.fold_in(key, epoch))
+        loss = _finite(float(loss), epoch, config)
         scores = evaluate(nnx.merge(graph, carry[0], constants), validation)
         epochs.append({"epoch": epoch, "loss": loss, **scores})
         epochs[-1]["seconds"] = time.perf_counter() - start
@@ -186,6 +176,15 @@ def fit(
             saved = time.perf_counter()
     progress.close()
     return FitResult(nnx.merge(graph, best_params, constants), best, epochs)
+
+
+def _finite(loss: float, epoch: int, config: FitConfig) -> float:
+    if not np.isfinite(loss):
+        raise FloatingPointError(
+            f"the CF loss is {loss} in epoch {epoch}; lower cf.learning_rate "
+            f"({config.learning_rate})"
+        )
+    return loss
 
 
 def _rows_on_device(
@@ -223,7 +222,7 @@ class _BatchOrder:
         self._left = np.empty(0, np.int32)
 
     def next_epoch(self) -> np.ndarray:
-        """int32 [E, B]."""
+        """int32 [T, B]."""
         wanted = self._num_batches * self._batch_size
         while len(self._left) < wanted:
             shuffled = self._rng.permutation(len(self._positions))
@@ -244,7 +243,7 @@ def _program_of(config: FitConfig) -> FitConfig:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def _run_epoch(graph, config, constants, rows, carry, position_ExB, key):
+def _run_epoch(graph, config, constants, rows, carry, position_TxB, key):
     """One epoch: (params, optimizer state) after it, and the mean of its batches' losses."""
     optimizer = _optimizer(config)
 
@@ -258,12 +257,20 @@ def _run_epoch(graph, config, constants, rows, carry, position_ExB, key):
         updates, state = optimizer.update(gradients, state, params)
         return (optax.apply_updates(params, updates), state), batch_loss
 
-    carry, losses = jax.lax.scan(step, carry, (position_ExB, jnp.arange(len(position_ExB))))
+    carry, losses = jax.lax.scan(step, carry, (position_TxB, jnp.arange(len(position_TxB))))
     return carry, losses.mean()
 
 
-def batch_loss_of(params, graph, constants, config: FitConfig, rows: _Rows, position_B, key):
-    """Mean loss over the supervised places of the windows before the positions; float32 []."""
+def batch_loss_of(
+    params: nnx.State,
+    graph: nnx.GraphDef,
+    constants: nnx.State,
+    config: FitConfig,
+    rows: _Rows,
+    position_B: jax.Array,
+    key: jax.Array,
+) -> jax.Array:
+    """Mean loss over the targets of the windows before flat positions, float32 []."""
     model = nnx.merge(graph, params, constants)
     windows = windows_at(rows.flat, position_B, model.config.history_length)
     query_key, negative_key = jax.random.split(key)

@@ -4,7 +4,7 @@ A *flat position* j is an index into `ItemSequences.items`. Its window holds the
 precede it in its own row, oldest first, left padded with PAD_ITEM; the item at j is what a model
 predicts from the window.
 
-Axis letters: B batch of positions, S history length, n flat positions, P supervised places of a
+Axis letters: B batch of positions, S history length, n flat positions, P supervised positions of a
 window, I items, D width.
 """
 
@@ -34,6 +34,7 @@ class FlatRows(NamedTuple):
 
     @classmethod
     def of(cls, sequences: ItemSequences) -> "FlatRows":
+        """The arrays of sequences; raises as row_starts."""
         arrays = (sequences.items, row_starts(sequences), users_of(sequences))
         return cls(*(jnp.asarray(array) for array in arrays))
 
@@ -43,8 +44,8 @@ class HistoryWindows(NamedTuple):
 
     Attributes:
       history_BxS: int32, left padded with PAD_ITEM.
-      target_BxS: int32, the item after each place (the last column: the item at the position
-        itself), PAD_ITEM where there is nothing to predict.
+      target_BxS: int32, the item after each one of the window (the last column: the item at the
+        flat position), PAD_ITEM where there is nothing to predict.
       user_B: int32, only for models that know users by id.
     """
 
@@ -108,11 +109,11 @@ def windows_before(
 def targets_of_windows(
     items_n: jax.Array, row_starts_n: jax.Array, position_B: jax.Array, history_length: int
 ) -> jax.Array:
-    """The item that follows each place of the window, int32 [B, history_length]; traceable.
+    """The item that follows each one of the window, int32 [B, history_length]; traceable.
 
-    The last column is the item at the position itself. PAD_ITEM where the place is so far to the
-    left that the item after it is padding too: nothing is predicted there. The place just before
-    a row's first item predicts that item from an empty history.
+    The last column is the item at the flat position. PAD_ITEM where the next item is padding too:
+    nothing is predicted there. The padding just before a row's first item predicts that item from
+    an empty history.
     """
     return _gather(items_n, row_starts_n, position_B, np.arange(1 - history_length, 1))
 

@@ -56,7 +56,7 @@ def overwrite(path, name, index, value):
 
 
 def test_factorised_round_trip(store_path, factorised):
-    store = open_store(store_path, ROWS, CATALOGUE, history_length=10)
+    store = open_store(store_path, ROWS, CATALOGUE)
     positions = np.array([8, 0, 3, 3])
     assert store.kind == "factorised"
     assert store.manifest["cf_model"] == "SASRec"
@@ -191,13 +191,6 @@ def test_arrays_of_another_shape_than_the_manifest_says(store_path):
         LogitsStoreError, match=r"shape \[9, 4\], expected float32 of shape \[9, 5\]"
     ):
         open_store(store_path, ROWS, CATALOGUE)
-
-
-def test_a_history_longer_than_the_models_is_an_error(store_path):
-    with pytest.raises(
-        ValueError, match="history is 11 items long, but the CF model reads 1 to 10"
-    ):
-        open_store(store_path, ROWS, CATALOGUE, history_length=11)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from tca4rec_jax.cf.checkpoint import load_model, save_model
-from tca4rec_jax.cf.models.bert4rec import BERT4Rec, BERT4RecConfig, _masked_places
+from tca4rec_jax.cf.models.bert4rec import BERT4Rec, BERT4RecConfig, _masked_positions
 from tca4rec_jax.cf.models.bpr_mf import BPRMF, BPRMFConfig
 from tca4rec_jax.cf.models.caser import Caser, CaserConfig
 from tca4rec_jax.cf.models.gru4rec import GRU4Rec, GRU4RecConfig
@@ -155,15 +155,15 @@ def test_bert4rec_never_sees_what_is_masked():
     np.testing.assert_allclose(model.user_vectors(items[:1, :3]), expected, atol=1e-6)
 
 
-def test_masked_places_are_real_or_the_last():
+def test_masked_positions_are_real_or_the_last():
     items = jnp.asarray(np.tile([PAD_ITEM, PAD_ITEM, 3, 4, 5], (400, 1)))
-    place, used = map(np.asarray, _masked_places(items, jax.random.key(0), 0.6))
+    place, used = map(np.asarray, _masked_positions(items, jax.random.key(0), 0.6))
     assert place.shape == (400, 3)
     assert (place[used] >= 2).all()
     alone = used.sum(axis=1) == 1
     assert 0.4 < alone.mean() < 0.6
     assert (place[alone][used[alone]] == 4).all()
-    place, used = map(np.asarray, _masked_places(items, jax.random.key(0), 0.0))
+    place, used = map(np.asarray, _masked_positions(items, jax.random.key(0), 0.0))
     assert place.tolist() == [[4]] * 400
     assert used.all()
 

@@ -66,10 +66,10 @@ def test_damaged_files_are_errors_that_name_the_file(tmp_path):
     ("changes", "message"),
     [
         ({"num_items": 12}, r"item_emb\.weight has shape \(12, 8\), expected \(13, 8\)"),
-        ({"units": 4}, r"item_emb\.weight has shape \(12, 8\), .* cf\.units=4"),
+        ({"units": 4}, r"item_emb\.weight has shape \(12, 8\), .* cf\.sasrec\.units=4"),
         ({"history_length": 6}, r"pos_emb\.weight has shape \(5, 8\).*cf\.history_length=6"),
-        ({"blocks": 1}, r"cf\.blocks=1.*unknown tensors \['attention_layernorms\.1"),
-        ({"heads": 2}, r"cf\.heads is 2"),
+        ({"blocks": 1}, r"cf\.sasrec\.blocks=1.*unknown tensors \['attention_layernorms\.1"),
+        ({"heads": 2}, r"cf\.sasrec\.heads is 2"),
     ],
 )
 def test_what_does_not_fit_names_the_field(changes, message):

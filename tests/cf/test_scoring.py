@@ -22,15 +22,14 @@ def model():
     return SASRec(config, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize("history_length", [None, 3, 1])
-def test_user_vectors_of_every_position_against_one_history_at_a_time(model, history_length):
+def test_user_vectors_of_every_position_against_one_history_at_a_time(model):
     histories = []
     for row in range(len(SEQUENCES)):
         for place in range(len(SEQUENCES[row])):
-            seen = SEQUENCES[row][:place][-(history_length or 3) :]
+            seen = SEQUENCES[row][:place][-3:]
             histories.append([PAD_ITEM] * (3 - len(seen)) + list(seen))
     expected = model.user_vectors(np.array(histories, np.int32))
-    got = user_vectors(model, SEQUENCES, history_length=history_length, batch_size=4)
+    got = user_vectors(model, SEQUENCES, batch_size=4)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
@@ -43,8 +42,6 @@ def test_user_vectors_of_chosen_positions(model):
 
 
 def test_what_the_model_cannot_read_is_an_error(model):
-    with pytest.raises(ValueError, match="history is 4 items long, but the CF model reads 1 to 3"):
-        user_vectors(model, SEQUENCES, history_length=4)
     with pytest.raises(ValueError, match=r"positions must lie in 0\.\.8"):
         user_vectors(model, SEQUENCES, np.array([9]))
     other = ItemSequences(np.arange(2), np.array([0, 1, 6]), np.array([0, 1, 3]), np.full(3, -1))

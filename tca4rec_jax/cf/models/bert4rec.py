@@ -9,8 +9,8 @@ samples in too).
 Only earlier items ever stand in the input of a user vector, so it is causal although the attention
 is not.
 
-Axis letters: B batch, S positions of a history, L = S + 1 places with the target's, P masked
-places, I items, D width, N heads, H head dim.
+Axis letters: B batch, S positions of a history, L = S + 1 positions with the target's, P masked
+positions, I items, D width, N heads, H head dim.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class BERT4RecConfig:
       blocks: transformer blocks.
       heads: attention heads; must divide `units`.
       dropout: probability, applied to the input, the attention and the feed-forward.
-      masked: share of a window's places that the Cloze task masks.
+      masked: share of a window's positions that the Cloze task masks.
     """
 
     num_items: int
@@ -73,7 +73,8 @@ class Block(nnx.Module):
         self.feed_forward_norm = nnx.LayerNorm(D, rngs=rngs)
         self.dropout = Dropout(config.dropout)
 
-    def __call__(self, x_BxLxD: jax.Array, real_BxL: jax.Array, key) -> jax.Array:
+    def __call__(self, x_BxLxD: jax.Array, real_BxL: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The outputs, float32 [B, L, D]; `real_BxL` is False at padding, `key` is for dropout."""
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         attended_BxLxD = self.attended(self._attend(x_BxLxD, real_BxL, keys[0]))
         x_BxLxD = self.attention_norm(x_BxLxD + self.dropout(attended_BxLxD, keys[1]))
@@ -112,11 +113,13 @@ class BERT4Rec(nnx.Module):
         self.output_norm = nnx.LayerNorm(config.units, rngs=rngs)
         self.dropout = Dropout(config.dropout)
 
-    def hidden(self, items_BxL, masked_BxL, dropout_key=None) -> jax.Array:
-        """Outputs at every place, float32 [B, L, D].
+    def hidden(
+        self, items_BxL: jax.Array, masked_BxL: jax.Array, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """Outputs at every position, float32 [B, L, D].
 
         Args:
-          items_BxL: int32, left padded with PAD_ITEM; what stands at a masked place has no effect.
+          items_BxL: int32, left padded with PAD_ITEM; items at masked positions have no effect.
           masked_BxL: bool, where [mask] stands.
           dropout_key: a PRNG key in training, None otherwise.
         """
@@ -145,17 +148,17 @@ class BERT4Rec(nnx.Module):
         return CFItems(self.item_table[...], self.item_bias[...])
 
     def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
-        """The masked places predict their items; with `last_only` the target alone is masked."""
+        """The masked positions predict their items; with `last_only` the target alone is masked."""
         dropout_key, mask_key = jax.random.split(key)
         items_BxL = jnp.concatenate([windows.history_BxS, windows.target_BxS[:, -1:]], axis=1)
-        place_BxP, chosen_BxP = _masked_places(
+        position_BxP, chosen_BxP = _masked_positions(
             items_BxL, mask_key, 0.0 if last_only else self.config.masked
         )
-        at_BxPxL = place_BxP[:, :, None] == jnp.arange(items_BxL.shape[1])[None, None, :]
+        at_BxPxL = position_BxP[:, :, None] == jnp.arange(items_BxL.shape[1])[None, None, :]
         masked_BxL = jnp.any(at_BxPxL & chosen_BxP[:, :, None], axis=1)
         hidden_BxLxD = self.hidden(items_BxL, masked_BxL, dropout_key)
-        hidden_BxPxD = jnp.take_along_axis(hidden_BxLxD, place_BxP[:, :, None], axis=1)
-        target_BxP = jnp.take_along_axis(items_BxL, place_BxP, axis=1)
+        hidden_BxPxD = jnp.take_along_axis(hidden_BxLxD, position_BxP[:, :, None], axis=1)
+        target_BxP = jnp.take_along_axis(items_BxL, position_BxP, axis=1)
         target_BxP = jnp.where(chosen_BxP, target_BxP, PAD_ITEM)
         return TrainingQueries(self._head(hidden_BxPxD), target_BxP, self.items())
 
@@ -163,10 +166,10 @@ class BERT4Rec(nnx.Module):
         return self.output_norm(jax.nn.gelu(self.output(hidden)))
 
 
-def _masked_places(items_BxL, key, share):
-    """Which places are masked: indices int32 [B, P] and whether each is used, bool [B, P].
+def _masked_positions(items_BxL, key, share):
+    """Which positions are masked: indices int32 [B, P] and whether each is used, bool [B, P].
 
-    P is a fixed number. In about half of the windows a random choice of P real places is masked,
+    P is a fixed number. In about half of the windows a random choice of P real positions is masked,
     in the others (in all of them if the share is 0) only the last.
     """
     B, L = items_BxL.shape
@@ -176,5 +179,5 @@ def _masked_places(items_BxL, key, share):
     cloze_Bx1 = jax.random.bernoulli(half_key, 0.5 if share else 0.0, (B, 1))
     wanted_BxL = jnp.where(cloze_Bx1, items_BxL != PAD_ITEM, last_BxL)
     draw_BxL = jnp.where(wanted_BxL, jax.random.uniform(order_key, (B, L)), -1.0)
-    drawn_BxP, place_BxP = jax.lax.top_k(draw_BxL, P)
-    return place_BxP, drawn_BxP >= 0.0
+    drawn_BxP, position_BxP = jax.lax.top_k(draw_BxL, P)
+    return position_BxP, drawn_BxP >= 0.0

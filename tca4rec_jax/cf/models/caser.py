@@ -1,8 +1,8 @@
 """Caser: convolutional sequence embedding (Tang and Wang, WSDM 2018, arXiv 1809.07426).
 
 The history is an image of S item vectors. Horizontal filters of every height 1..S are max-pooled
-over time, vertical filters weigh the places; a linear layer makes the user vector of both. Items
-have an output table of their own and a bias, as in the paper.
+over time, vertical filters weigh the positions; a linear layer makes the user vector of both.
+Items have an output table of their own and a bias, as in the paper.
 
 Two things differ. There is no embedding of the user's id: most users of a global chronological
 split are unseen, and an id's embedding has seen the user's future (the paper's ablation without it

@@ -42,7 +42,7 @@ class GRU4RecConfig:
 
 
 class GRULayer(nnx.Module):
-    """One layer of gated recurrent units; a padding place leaves the state as it is."""
+    """One layer of gated recurrent units; a padding position leaves the state as it is."""
 
     def __init__(self, units: int, *, rngs: nnx.Rngs):
         initializer = nnx.initializers.lecun_uniform()
@@ -50,10 +50,10 @@ class GRULayer(nnx.Module):
         self.recurrent = nnx.Linear(units, 3 * units, kernel_init=initializer, rngs=rngs)
 
     def __call__(self, x_BxSxD: jax.Array, real_BxS: jax.Array) -> jax.Array:
-        """The states after every place, float32 [B, S, D]."""
+        """The states after every position, float32 [B, S, D]."""
 
-        def step(state_BxD, place):
-            gates_Bx3D, real_B = place
+        def step(state_BxD, inputs):
+            gates_Bx3D, real_B = inputs
             input_3 = jnp.split(gates_Bx3D, 3, axis=-1)
             state_3 = jnp.split(self.recurrent(state_BxD), 3, axis=-1)
             reset_BxD = jax.nn.sigmoid(input_3[0] + state_3[0])
@@ -64,8 +64,8 @@ class GRULayer(nnx.Module):
             return state_BxD, state_BxD
 
         first_BxD = jnp.zeros_like(x_BxSxD[:, 0])
-        places = (jnp.swapaxes(self.input(x_BxSxD), 0, 1), real_BxS.T)
-        return jnp.swapaxes(jax.lax.scan(step, first_BxD, places)[1], 0, 1)
+        inputs = (jnp.swapaxes(self.input(x_BxSxD), 0, 1), real_BxS.T)
+        return jnp.swapaxes(jax.lax.scan(step, first_BxD, inputs)[1], 0, 1)
 
 
 class GRU4Rec(nnx.Module):
@@ -80,7 +80,7 @@ class GRU4Rec(nnx.Module):
         self.dropout = Dropout(config.dropout)
 
     def hidden(self, history_BxS: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Outputs at every place, float32 [B, S, D]; place s has seen items 0..s."""
+        """Outputs at every position, float32 [B, S, D]; position s has seen items 0..s."""
         keys = [None] * len(self.layers)
         if dropout_key is not None:
             keys = jax.random.split(dropout_key, len(keys))
@@ -99,7 +99,7 @@ class GRU4Rec(nnx.Module):
         return CFItems(self.item_table[...])
 
     def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
-        """Every place predicts the item after it; with `last_only` the last one alone."""
+        """Every position predicts the item after it; with `last_only` the last one alone."""
         hidden_BxSxD, target_BxS = self.hidden(windows.history_BxS, key), windows.target_BxS
         if last_only:
             hidden_BxSxD, target_BxS = hidden_BxSxD[:, -1:], target_BxS[:, -1:]

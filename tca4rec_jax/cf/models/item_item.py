@@ -78,8 +78,8 @@ class ItemItem(nnx.Module):
         """The logits of all items for each history, float32 [B, I]; zero for an empty one."""
         weights_IxI = self.weights[...]
 
-        def add(logits_BxI, place):
-            item_B, counts_B = place
+        def add(logits_BxI, items):
+            item_B, counts_B = items
             return logits_BxI + weights_IxI[item_B] * counts_B[:, None], None
 
         S = history_BxS.shape[1]
@@ -97,7 +97,8 @@ class ItemItem(nnx.Module):
 class EASE(ItemItem):
     """See the module's docstring."""
 
-    def item_weights(self, together_IxI):
+    def item_weights(self, together_IxI: np.ndarray) -> np.ndarray:
+        """W, float64 [I, I]; the diagonal of X'X is overwritten."""
         diagonal = np.diag_indices_from(together_IxI)
         together_IxI[diagonal] += self.config.regularisation
         inverse_IxI = np.linalg.inv(together_IxI)
@@ -109,13 +110,13 @@ class EASE(ItemItem):
 class ItemKNN(ItemItem):
     """See the module's docstring."""
 
-    def item_weights(self, together_IxI):
+    def item_weights(self, together_IxI: np.ndarray) -> np.ndarray:
+        """W, float64 [I, I]: a column has the neighbours of the item that is scored."""
         norm_I = np.sqrt(np.diag(together_IxI))
         shrink = self.config.regularisation
         cosine_IxI = together_IxI / (norm_I[:, None] * norm_I[None, :] + shrink + 1e-12)
         np.fill_diagonal(cosine_IxI, 0.0)
         count = min(self.config.neighbours, len(norm_I))
-        # A column holds the neighbours of the item that is scored.
         least_I = -np.partition(-cosine_IxI, count - 1, axis=0)[count - 1]
         return np.where(cosine_IxI >= least_I[None, :], cosine_IxI, 0.0)
 

@@ -39,8 +39,8 @@ class SASRecConfig:
       blocks: transformer blocks.
       heads: attention heads; must divide `units`.
       dropout: probability, applied to the input, the attention weights and the feed-forward.
-      mask_padding: False does as the published PyTorch code: padding places are zeroed after every
-        block, but attended to. It matters only for histories shorter than history_length.
+      mask_padding: False does as the published PyTorch code: padding positions are zeroed after
+        every block, but attended to. It matters only for histories shorter than history_length.
     """
 
     num_items: int
@@ -87,7 +87,7 @@ class Block(nnx.Module):
         *,
         last_only: bool = False,
     ) -> jax.Array:
-        """The outputs at the Q wanted places: all of them, or the last one alone."""
+        """The outputs at the Q wanted positions: all of them, or the last one alone."""
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         wanted = slice(-1, None) if last_only else slice(None)
         normed_BxQxD = self.attention_norm(x_BxSxD[:, wanted])
@@ -172,7 +172,7 @@ class SASRec(nnx.Module):
         return CFItems(self.item_table[...])
 
     def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
-        """Every place predicts the item after it; with `last_only` the last one alone."""
+        """Every position predicts the item after it; with `last_only` the last one alone."""
         hidden_BxQxD = self.hidden(windows.history_BxS, key, last_only=last_only)
         target_BxQ = windows.target_BxS[:, -hidden_BxQxD.shape[1] :]
         return TrainingQueries(hidden_BxQxD, target_BxQ, self.items())
