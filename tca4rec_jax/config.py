@@ -16,7 +16,7 @@ from tca4rec_jax.cf.settings import MODEL_FIELDS
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.sections import SECTIONS, Field, fields_of, required
+from tca4rec_jax.sections import SECTIONS, Field, InferenceFields, fields_of, required
 
 SHORT_NAMES = {
     "alpha": "objective.alpha",
@@ -76,6 +76,7 @@ def score_weights(config: ConfigDict, guidance: float) -> ScoreWeights:
 
 def validate(config: ConfigDict) -> None:
     """Raises UserError for a field that is none of its choices or out of its range."""
+    build(InferenceFields, config.inference)  # says why 'best' is no choice
     for name, field in _fields().items():
         value = config_value(config, name)
         if field.choices and value not in field.choices:

@@ -158,14 +158,21 @@ class InferenceFields:
     """How a trained run is loaded and its prompts are batched: evaluation, recommending, export.
 
     Attributes:
-      checkpoint: 'last', or 'best': the lowest mean training loss since the checkpoint before.
+      checkpoint: 'last', or 'lowest_training_loss': by the mean loss since the checkpoint before.
       batch_size: prompts per call, over all devices.
       buckets: how many padded lengths of prompts there are, each compiled once.
     """
 
-    checkpoint: Literal["last", "best"] = "last"
+    checkpoint: Literal["last", "lowest_training_loss"] = "last"
     batch_size: int = 16
     buckets: int = 2
+
+    def __post_init__(self):
+        if self.checkpoint == "best":
+            raise UserError(
+                "inference.checkpoint is 'best': no checkpoint is chosen by validation yet; give "
+                "'last', or 'lowest_training_loss'"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -188,6 +188,8 @@ def test_unknown_keys_and_wrong_types_are_errors(arg):
         ("cf.bert4rec.heads=3", "3 heads do not divide 64 units"),
         ("cf.lightgcn.negatives=0", "negatives must be at least 1"),
         ("llm.quantise=int2", "llm.quantise is 'int2'"),
+        ("inference.checkpoint=best", "no checkpoint is chosen by validation yet"),
+        ("inference.checkpoint=first", "inference.checkpoint is 'first': expected one of"),
     ],
 )
 def test_a_value_out_of_range_is_named(arg, message):

@@ -2,7 +2,8 @@
 
 With adapters the base model is never in a checkpoint: megabytes, not gigabytes.  Saves are
 asynchronous and atomic (written beside, then renamed), so a killed process leaves the last complete
-checkpoint.  Kept are the latest and the best one; one that cannot be read is passed over.
+checkpoint.  The latest checkpoints and the one of the lowest training loss are kept;
+a checkpoint that cannot be read is passed over.
 
 In a job of several processes all of them call everything here at the same steps.
 """
@@ -23,7 +24,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.fault_tolerance import CheckpointError
 from tca4rec_jax.training.state import TrainState
 
-CHOICES = ("last", "best")
+CHOICES = ("last", "lowest_training_loss")
 _UNREADABLE = "unreadable_"  # before the step in the name of a directory that was set aside
 
 
@@ -43,7 +44,7 @@ class Checkpoints:
         self._directory, self._writable = Path(directory).absolute(), writable
         self._loss_of_step: dict[int, float] = {}
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_LatestAndBest(keep, self._loss_of_step),
+            preservation_policy=_LatestAndLowestLoss(keep, self._loss_of_step),
             create=writable,
             cleanup_tmp_directories=writable,  # by the first process, before anything is saved
         )
@@ -74,8 +75,8 @@ class Checkpoints:
 
         Args:
           data_position: JSON-serialisable; what `restore` gives back.
-          loss: what 'best' goes by, lower is better: the mean training loss of the steps since the
-            checkpoint before.
+          loss: the mean training loss of the steps since the checkpoint before; 'lowest_training_loss'
+            chooses by it.
 
         Raises:
           CheckpointError: this one or the one before could not be written.
@@ -104,7 +105,7 @@ class Checkpoints:
         before is taken.
 
         Args:
-          which: 'last', or 'best': the lowest `loss` of those that are there.
+          which: 'last', or 'lowest_training_loss' of the checkpoints that are there.
 
         Raises:
           FileNotFoundError: there is none.
@@ -116,7 +117,7 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
             raise FileNotFoundError(f"{self._directory}: no checkpoint; train first")
-        if which == "best":
+        if which == "lowest_training_loss":
             steps.sort(key=lambda step: self._loss_of_step[step])
         abstract = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
@@ -215,7 +216,7 @@ class _Explained:
         ) from error
 
 
-class _LatestAndBest:
+class _LatestAndLowestLoss:
     """An orbax preservation policy: the latest `keep` and the lowest loss."""
 
     def __init__(self, keep: int, loss_of_step: dict[int, float]):

@@ -44,11 +44,11 @@ def restored(folder, which="last", **how):
     return int(found.step)
 
 
-def test_the_latest_and_the_best_are_kept(folder):
+def test_the_latest_and_the_lowest_training_loss_are_kept(folder):
     assert steps(folder) == [2, 4, 5]
     assert restored(folder) == 5
-    assert restored(folder, "best") == 2
-    with Checkpoints(folder, keep=2) as checkpoints:  # what was best is known to a later process
+    assert restored(folder, "lowest_training_loss") == 2
+    with Checkpoints(folder, keep=2) as checkpoints:  # the losses are known to a later process
         checkpoints.save(state(6), {"next_batch": 6}, 1.5)
     assert steps(folder) == [2, 5, 6]
     with Checkpoints(folder, keep=2) as checkpoints:
