@@ -6,7 +6,7 @@ from tca4rec_jax.config import apply_argument, movielens_config
 def get_config(arg=""):
     config = movielens_config()
     config.lora.first_layer = 20  # of 30: a step takes 0.6 of the time
-    config.training.keep_frozen_states = True  # and the trainings share what the layers below do
+    config.training.cache_hidden_states = True  # of the 20 layers below, for all trainings
     config.objective.alpha = 0.9
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 10

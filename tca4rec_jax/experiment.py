@@ -5,7 +5,7 @@ Layout of a work directory (each part is written by the launch script named afte
   cf/logits/<split>/    train_cf
   llm/<run>/            train: checkpoints/, log.jsonl, config.json (the config that the run began
                         with), profile/ if training.profile_steps asks for it
-  llm/frozen_<key>/     train, with training.keep_frozen_states
+  llm/hidden_states_<key>/  train, with training.cache_hidden_states
 """
 
 import dataclasses
@@ -200,7 +200,7 @@ class Experiment:
     @property
     def caches_hidden_states(self) -> bool:
         """Whether training keeps the hidden states after the frozen prefix on disk."""
-        return self.frozen_prefix > 0 and self.config.training.keep_frozen_states
+        return self.frozen_prefix > 0 and self.config.training.cache_hidden_states
 
     def flops_per_token(self, *, context: float, supervised: float) -> float:
         """Useful FLOPs of a training step per token; the children's few logits are not counted.
@@ -215,7 +215,7 @@ class Experiment:
             context=context,
             vocabulary_share=supervised if self.config.objective.softmax == "vocabulary" else 0.0,
             first_layer=self.frozen_prefix,
-            frozen_kept=self.caches_hidden_states,
+            prefix_cached=self.caches_hidden_states,
         )
 
     def optimizer(self) -> optax.GradientTransformation:

@@ -114,9 +114,9 @@ class TrainingFields:
       checkpoint_every: steps between checkpoints.
       keep_checkpoints: the latest so many are kept, and the one of the lowest loss.
       watchdog_seconds: a step that takes longer is taken for hung and ends the process; 0: none is.
-      keep_frozen_states: keep what the layers below lora.first_layer compute of a row in the work
-        directory instead of running them again (llm.dtype, tokens x width: 0.6 MB a row of
-        SmolLM2-135M).
+      cache_hidden_states: keep the hidden states after the frozen prefix, the layers below
+        lora.first_layer, in the work directory instead of running it again (llm.dtype, tokens x
+        width: 0.6 MB a row of SmolLM2-135M).
       profile_steps: (first, last + 1) of the steps that jax.profiler records; by default none.
     """
 
@@ -127,7 +127,7 @@ class TrainingFields:
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
     watchdog_seconds: float = 1800.0
-    keep_frozen_states: bool = False
+    cache_hidden_states: bool = False
     profile_steps: tuple[int, int] | None = None
 
     def __post_init__(self):

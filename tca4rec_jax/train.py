@@ -17,7 +17,7 @@ from tca4rec_jax.distributed.sharded_projection import cf_shardings
 from tca4rec_jax.distributed.sharding import check_batch_size, local_rows, replicated, shard_batch
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import fingerprint, write_text
-from tca4rec_jax.training.activation_cache import FrozenStates, frozen_layers_identity
+from tca4rec_jax.training.activation_cache import ActivationCache, cache_key
 from tca4rec_jax.training.batches import Batch, Batches
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples, row_of_example
@@ -107,10 +107,9 @@ def load_batches(experiment: Experiment) -> Batches:
     )
     cache = None
     if experiment.caches_hidden_states:
-        llm, layers = config.llm.to_dict(), experiment.frozen_prefix
-        key = frozen_layers_identity(llm, layers, experiment.weights_path)
-        folder = experiment.workdir / "llm" / f"frozen_{key}"
-        cache = FrozenStates(folder, experiment.decoder, mesh)
+        key = cache_key(config.llm.to_dict(), experiment.frozen_prefix, experiment.weights_path)
+        folder = experiment.workdir / "llm" / f"hidden_states_{key}"
+        cache = ActivationCache(folder, experiment.decoder, mesh)
     batches = Batches.create(
         examples,
         None,
@@ -118,7 +117,7 @@ def load_batches(experiment: Experiment) -> Batches:
         seed=config.seed,
         buckets=training.buckets,
         local_rows=local_rows(mesh, training.batch_size),
-        frozen=cache,
+        cache=cache,
     )
     logging.info(
         "%d examples, %d supervised titles, %d batches an epoch of shapes %s, %.1f%% padding",

@@ -204,7 +204,7 @@ class DecoderConfig:
         context: float = 0.0,
         vocabulary_share: float = 1.0,
         first_layer: int = 0,
-        frozen_kept: bool = False,
+        prefix_cached: bool = False,
     ) -> float:
         """Matrix-multiply FLOPs per token.
 
@@ -212,7 +212,7 @@ class DecoderConfig:
         weight: the base weights have no gradient) or 'full' (6 per weight). `context` is the mean
         number of keys a token attends to ((S + 1) / 2 for a causal sequence of S);
         `vocabulary_share` the share of the tokens whose vocabulary logits are computed; layers
-        below `first_layer` only run forward, or not at all if `frozen_kept`. The adapters' own
+        below `first_layer` only run forward, or not at all if `prefix_cached`. The adapters' own
         FLOPs are not counted.
         Raises ValueError for another kind.
         """
@@ -228,5 +228,5 @@ class DecoderConfig:
 
         head = factors[kind][0] * vocabulary_share * self.hidden_size * self.vocab_size
         trained = layers(self.num_layers - first_layer, kind)
-        below = 0.0 if frozen_kept else layers(first_layer, "forward")
+        below = 0.0 if prefix_cached else layers(first_layer, "forward")
         return below + trained + head

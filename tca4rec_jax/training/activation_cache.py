@@ -1,16 +1,14 @@
-"""States after the layers that training leaves as they came, kept on disk.
+"""The activation cache: hidden states after the frozen prefix of the LLM, kept on disk.
 
-Adapters in the upper layers only (lora.first_layer) leave a decoder's lower layers frozen, so that
-a row's states behind these are the same in every epoch, at any alpha, beta and seed. Run once, they
-need not be run again: neither by this training nor by others in the same work directory.
+Adapters in the upper layers only (lora.first_layer) leave the layers below, the frozen prefix,
+unchanged: a row's hidden states after it are the same in every epoch, at any alpha, beta and seed.
+They are computed once, for this training and for every other one in the same work directory.
 
-Axis letters: B batch, S sequence, D model, N batches.
+Axes: core/__init__.py; here N are batches.
 """
 
 import hashlib
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,15 +28,23 @@ from tca4rec_jax.distributed.multihost import (
     is_main_process,
 )
 from tca4rec_jax.distributed.sharding import local_rows, shard_batch
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import atomic_path, fingerprint
 from tca4rec_jax.llm.decoder import Decoder
+
+# Fields of config.llm that change how the prefix runs, not its hidden states.
+_HOW_IT_RUNS = ("attention", "remat", "layer_loop")
 
 
 @dataclass(frozen=True, eq=False)
-class FrozenStates:
-    """A folder with one file per row of tokens: its states [S, D], named by the tokens.
+class ActivationCache:
+    """A folder with one file per row of tokens: its hidden states [S, D], named by the tokens.
 
     A file holds the bare numbers in the decoder's dtype; one of another size counts as missing.
+
+    Attributes:
+      directory: made by `fill`; for several processes one that all of them see.
+      decoder: its layers below lora.first_layer are the frozen prefix.
+      mesh: of the decoder.
     """
 
     directory: Path
@@ -48,15 +54,14 @@ class FrozenStates:
     def fill(
         self, tokens: Ragged, batches: Sequence[tuple[np.ndarray, int]], batch_size: int
     ) -> None:
-        """Runs the frozen layers for the rows that are missing.
+        """Runs the frozen prefix for the rows that are missing.
 
-        Whole batches run, as the training would run them, so that an interrupted call and the next
-        one end with the same numbers as one that was not interrupted. All processes of a job call
-        this alike, on a folder that all of them see.
+        Whole batches run, as in training, so that an interrupted call and the next one end with the
+        same numbers as an uninterrupted call. All processes of a job call this alike.
 
         Args:
           tokens: int32, of all rows.
-          batches: the rows of each, at most batch_size, and the length that they are padded to.
+          batches: (rows int64 [at most batch_size], padded length) of each batch.
 
         Raises:
           OSError: naming a file that can't be written.
@@ -64,43 +69,43 @@ class FrozenStates:
         self.directory.mkdir(parents=True, exist_ok=True)
         batches = self._missing(tokens, batches)
         graph, state = nnx.split(self.decoder)
-        here = local_rows(self.mesh, batch_size, "prompts")
+        local = local_rows(self.mesh, batch_size, "prompts")
 
-        def keep(rows: np.ndarray, found: jax.Array) -> None:
-            found_BxSxD = gather_to_host(found)
+        def write(rows: np.ndarray, states: jax.Array) -> None:
+            states_BxSxD = gather_to_host(states)
             if is_main_process():
-                for place, row in enumerate(rows):
-                    self._write(tokens[row], found_BxSxD[place, : tokens[row].size])
+                for number, row in enumerate(rows):
+                    self._write(tokens[row], states_BxSxD[number, : tokens[row].size])
 
         pending = None
         disable = None if batches and is_main_process() else True
-        for rows, width in tqdm(batches, desc="Frozen layers", unit="batch", disable=disable):
-            padded = tokens.pad(np.resize(rows, batch_size), width, 0)  # of too few some twice
-            on_mesh = shard_batch(self.mesh, padded[here], "prompts")
-            found = _frozen_states(state, on_mesh, self.mesh, graph)
-            if pending is not None:  # written while the next ones run
-                keep(*pending)
-            pending = rows, found
+        for rows, width in tqdm(batches, desc="Frozen prefix", unit="batch", disable=disable):
+            padded = tokens.pad(np.resize(rows, batch_size), width, 0)  # a short batch repeats rows
+            tokens_BxS = shard_batch(self.mesh, padded[local], "prompts")
+            states = _run_prefix(state, tokens_BxS, self.mesh, graph)
+            if pending is not None:  # written while the next batch runs
+                write(*pending)
+            pending = rows, states
         if pending is not None:
-            keep(*pending)
-        barrier(f"frozen states of {len(batches)} batches")
+            write(*pending)
+        barrier(f"hidden states of {len(batches)} batches")
 
     def read(self, tokens: Ragged, rows_B: np.ndarray, width: int) -> np.ndarray:
-        """[B, width, D] of some rows of the tokens, zero behind each row's end.
+        """Hidden states [B, width, D] of some rows of the tokens, zero after each row's end.
 
-        Raises UserError naming a file that is not what was written.
+        Raises ValueError naming a file of another size.
         """
-        wide = self.decoder.config.hidden_size
-        states_BxSxD = np.zeros((rows_B.size, width, wide), self._dtype)
-        for place, row in enumerate(rows_B):
+        hidden_size = self.decoder.config.hidden_size
+        states_BxSxD = np.zeros((rows_B.size, width, hidden_size), self._dtype)
+        for number, row in enumerate(rows_B):
             path = self._path(tokens[row])
             values = np.fromfile(path, self._dtype)
-            if values.size != tokens[row].size * wide:
-                raise UserError(
-                    f"{path} has {values.size} numbers, expected {tokens[row].size} tokens x {wide}"
-                    ": delete it and start again"
+            if values.size != tokens[row].size * hidden_size:
+                raise ValueError(
+                    f"{path} has {values.size} numbers, expected {tokens[row].size} tokens x "
+                    f"{hidden_size}: delete it and start again"
                 )
-            states_BxSxD[place, : tokens[row].size] = values.reshape(-1, wide)
+            states_BxSxD[number, : tokens[row].size] = values.reshape(-1, hidden_size)
         return states_BxSxD
 
     def _missing(self, tokens: Ragged, batches) -> list[tuple[np.ndarray, int]]:
@@ -120,12 +125,11 @@ class FrozenStates:
 
     def _write(self, tokens_S: np.ndarray, states_SxD: np.ndarray) -> None:
         path = self._path(tokens_S)
-        beside = path.with_suffix(".partial")
         try:
-            np.ascontiguousarray(states_SxD).tofile(beside)
-            os.replace(beside, path)
+            with atomic_path(path) as temporary:
+                np.ascontiguousarray(states_SxD).tofile(temporary)
         except OSError as error:  # a failed write does not say of what
-            message = f"{error.strerror}; make room, or set training.keep_frozen_states=False"
+            message = f"{error.strerror}; make room, or set training.cache_hidden_states=False"
             raise OSError(error.errno, message, str(path)) from error
 
     def _path(self, tokens_S: np.ndarray) -> Path:
@@ -138,7 +142,8 @@ class FrozenStates:
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _frozen_states(state: nnx.State, tokens_BxS: jax.Array, mesh: Mesh, graph: nnx.GraphDef):
+def _run_prefix(state: nnx.State, tokens_BxS: jax.Array, mesh: Mesh, graph: nnx.GraphDef):
+    """Hidden states [B, S, D] after the frozen prefix."""
     on_rows = RowParallel(mesh, "prompts")
     run = on_rows(
         lambda state, tokens: nnx.merge(graph, state).frozen_states(tokens),
@@ -148,9 +153,15 @@ def _frozen_states(state: nnx.State, tokens_BxS: jax.Array, mesh: Mesh, graph: n
     return run(state, tokens_BxS)
 
 
-def frozen_layers_identity(llm: dict, layers: int, weights: Path) -> str:
-    """Of all that the states depend on but the tokens: the layers, and the files of the weights."""
+def cache_key(llm: Mapping, layers: int, weights: Path) -> str:
+    """A name for everything besides the tokens that hidden states depend on.
+
+    Args:
+      llm: config.llm.
+      layers: the number of layers of the frozen prefix.
+      weights: the file of the weights, or their folder.
+    """
     files = sorted(weights.iterdir()) if weights.is_dir() else [weights]
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    parts = {"llm": llm, "layers": layers, "files": stats}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    fields = {name: value for name, value in llm.items() if name not in _HOW_IT_RUNS}
+    return fingerprint({"llm": fields, "layers": layers, "files": stats})[:16]

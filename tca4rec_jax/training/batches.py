@@ -11,6 +11,7 @@ P supervised titles, K decisions, D CF vector (or I items where the store is den
 """
 
 import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ import numpy as np
 from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.core.decisions import Decisions, Targets
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.training.activation_cache import FrozenStates
+from tca4rec_jax.training.activation_cache import ActivationCache
 from tca4rec_jax.training.examples import Examples
 
 
@@ -32,7 +33,7 @@ class Batch(NamedTuple):
     length_B: np.ndarray  # int32
     targets: Targets
     cf_BxPxD: np.ndarray  # float32, CF user vectors (factorised) or item logits (dense)
-    # What FrozenStates has of the rows, in its dtype; None: their tokens are run from the start.
+    # Cached hidden states after the frozen prefix, in the LLM's dtype; None: the prefix runs too.
     frozen_BxSxD: np.ndarray | None = None
 
 
@@ -46,9 +47,16 @@ class BatchShape(NamedTuple):
 
 
 def abstract_batch(
-    rows: int, shape: BatchShape, cf_width: int, frozen: tuple[int, np.dtype] | None = None
+    rows: int, shape: BatchShape, cf_width: int, cached: tuple[int, np.dtype] | None = None
 ) -> Batch:
-    """Shapes and dtypes of a batch, for compiling without data; frozen: width and dtype."""
+    """Shapes and dtypes of a batch, for compiling without data.
+
+    Args:
+      rows: of the whole batch.
+      shape: of the bucket.
+      cf_width: width of the CF vectors.
+      cached: (width, dtype) of cached hidden states, if the batch has them.
+    """
 
     def of(dtype, *sizes):
         return jax.ShapeDtypeStruct((rows, *sizes), dtype)
@@ -66,7 +74,7 @@ def abstract_batch(
             ),
         ),
         cf_BxPxD=of(np.float32, shape.titles, cf_width),
-        frozen_BxSxD=frozen and of(frozen[1], shape.tokens, frozen[0]),
+        frozen_BxSxD=cached and of(cached[1], shape.tokens, cached[0]),
     )
 
 
@@ -75,9 +83,12 @@ class Batches:
     """All batches of any number of passes over the examples, by number.
 
     Attributes:
-      store: None until something is gathered; `cf_positions` says what will be read of it.
-      local_rows: int64, which of a batch's rows are made here, ascending.
-      frozen: what the frozen layers make of the rows, if that is kept.
+      store: the CF logits; None until a batch is gathered. `cf_positions` says which are read.
+      batch_size: rows of a batch, over all processes.
+      bucket_of_example: int, index into `shapes`.
+      shapes: of the buckets, the shortest first.
+      local_rows: int64, ascending: the rows of a batch that this process makes.
+      cache: the activation cache, if hidden states are read from it.
     """
 
     examples: Examples
@@ -87,7 +98,7 @@ class Batches:
     bucket_of_example: np.ndarray
     shapes: tuple[BatchShape, ...]
     local_rows: np.ndarray
-    frozen: FrozenStates | None = None
+    cache: ActivationCache | None = None
 
     @classmethod
     def create(
@@ -97,10 +108,10 @@ class Batches:
         *,
         batch_size: int,
         seed: int,
-        buckets,
+        buckets: Sequence[int],
         local_rows: np.ndarray | None = None,
-        frozen: FrozenStates | None = None,
-    ):
+        cache: ActivationCache | None = None,
+    ) -> "Batches":
         """Assigns every example to the smallest bucket (tokens) that holds it.
 
         Raises UserError for an example that none holds. local_rows: all of a batch if not given.
@@ -116,10 +127,11 @@ class Batches:
         shapes = tuple(_bucket_shape(examples, bucket == b, int(buckets[b])) for b in used)
         bucket = np.searchsorted(used, bucket)
         local_rows = np.arange(batch_size) if local_rows is None else np.asarray(local_rows)
-        return cls(examples, store, batch_size, seed, bucket, shapes, local_rows, frozen)
+        return cls(examples, store, batch_size, seed, bucket, shapes, local_rows, cache)
 
     @property
     def per_epoch(self) -> int:
+        """The number of batches of one pass over the examples."""
         sizes = np.bincount(self.bucket_of_example)
         return int(np.sum(-(-sizes // self.batch_size)))
 
@@ -135,45 +147,46 @@ class Batches:
         return _epoch_order(self, index // self.per_epoch)[index % self.per_epoch]
 
     def tokens(self, index: int) -> int:
-        """Of batch `index`, without padding."""
+        """The number of tokens of batch `index`, without padding."""
         return int(self.examples.tokens.lengths[self.rows(index)].sum())
 
     def cf_positions(self, stop: int) -> np.ndarray:
-        """int64: the flat positions whose CF logits the first `stop` batches read here."""
-        here = [self._here(self.rows(index)) for index in range(stop)]
-        used = np.unique(np.concatenate([np.zeros(0, np.int64), *here]))
+        """int64: the flat positions whose CF logits this process reads for the first batches."""
+        local = [self._local(self.rows(index)) for index in range(stop)]
+        used = np.unique(np.concatenate([np.zeros(0, np.int64), *local]))
         return np.unique(self.examples.cf_position.take(used).values)
 
     def __call__(self, index: int) -> Batch:
+        """This process' rows of batch `index`."""
         return self.gather(self.rows(index))
 
-    def alone(self, index: int, place: int) -> Batch:
-        """Batch `index` with only the row at one place; the others are padding."""
-        here = self.local_rows == place
+    def alone(self, index: int, row: int) -> Batch:
+        """Batch `index` with one of its rows only; the others are padding."""
+        kept = self.local_rows == row
         batch = jax.tree.map(
-            lambda a: np.where(here.reshape(-1, *[1] * (a.ndim - 1)), a, a.dtype.type(0)),
+            lambda a: np.where(kept.reshape(-1, *[1] * (a.ndim - 1)), a, a.dtype.type(0)),
             self(index),
         )
-        batch.length_B[~here] = 1
+        batch.length_B[~kept] = 1
         return batch
 
-    def complete(self, start: int, stop: int) -> None:
-        """Has the frozen layers run for the rows of batches start .. stop-1, where that is kept."""
-        if self.frozen is not None:
+    def fill_cache(self, start: int, stop: int) -> None:
+        """Fills the activation cache, if there is one, for batches start .. stop-1."""
+        if self.cache is not None:
             rows = map(self.rows, range(start, stop))
             batches = [(rows_B, self._shape(rows_B).tokens) for rows_B in rows]
-            self.frozen.fill(self.examples.tokens, batches, self.batch_size)
+            self.cache.fill(self.examples.tokens, batches, self.batch_size)
 
     def _shape(self, rows: np.ndarray) -> BatchShape:
         return self.shapes[self.bucket_of_example[rows[0]]]
 
-    def _here(self, rows: np.ndarray) -> np.ndarray:
+    def _local(self, rows: np.ndarray) -> np.ndarray:
         return rows[self.local_rows[self.local_rows < rows.size]]
 
     def gather(self, rows: np.ndarray) -> Batch:
-        """Pads the given examples of one bucket, up to batch_size, to its shape; the rows here."""
+        """Pads examples of one bucket, up to batch_size, to its shape; this process' rows."""
         examples, shape = self.examples, self._shape(rows)
-        rows = self._here(rows)
+        rows = self._local(rows)
         cf = examples.cf_position
         vectors = self.store.read(cf.take(rows).values)
         cf_BxPxD = np.zeros((rows.size, shape.titles, vectors.shape[1]), np.float32)
@@ -191,7 +204,7 @@ class Batches:
                 decisions=examples.decisions.pad(rows, shape.decisions),
             ),
             cf_BxPxD=cf_BxPxD,
-            frozen_BxSxD=self.frozen and self.frozen.read(examples.tokens, rows, shape.tokens),
+            frozen_BxSxD=self.cache and self.cache.read(examples.tokens, rows, shape.tokens),
         )
         missing = self.local_rows.size - rows.size
         if missing:
@@ -201,8 +214,8 @@ class Batches:
             batch.length_B[rows.size :] = 1  # a row of no tokens has no softmax
         return batch
 
-    def iterator(self, start: int, stop: int):
-        """Batches start .. stop-1, which are `complete`, through grain; read ahead meanwhile."""
+    def iterator(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches start .. stop-1, read ahead by grain; call `fill_cache` before."""
         numbers = grain.MapDataset.range(start, stop)
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         return iter(numbers.map(self).to_iter_dataset(options))

@@ -75,8 +75,8 @@ class Checkpoints:
 
         Args:
           data_position: JSON-serialisable; what `restore` gives back.
-          loss: the mean training loss of the steps since the checkpoint before; 'lowest_training_loss'
-            chooses by it.
+          loss: the mean training loss of the steps since the checkpoint before, by which
+            'lowest_training_loss' chooses.
 
         Raises:
           CheckpointError: this one or the one before could not be written.

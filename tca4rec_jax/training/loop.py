@@ -81,7 +81,7 @@ def run_loop(
     with checkpoints:
         state = _resumed(state, checkpoints, options)
         start = done = int(state.step)
-        batches.complete(start, total)
+        batches.fill_cache(start, total)
         log = TrainingLog(
             options.directory / "log.jsonl",
             start=start,

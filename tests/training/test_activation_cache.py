@@ -1,4 +1,4 @@
-"""States of the frozen layers on disk: what they replace, and what a stopped run leaves."""
+"""Cached hidden states: what they replace, and what a stopped run leaves."""
 
 import dataclasses
 
@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tca4rec_jax import fileio
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.distributed.sharding import make_mesh
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.llm.parameters import init_params
-from tca4rec_jax.training import activation_cache as frozen_states
-from tca4rec_jax.training.activation_cache import FrozenStates, frozen_layers_identity
+from tca4rec_jax.training import activation_cache
+from tca4rec_jax.training.activation_cache import ActivationCache, cache_key
 
 CONFIG = DecoderConfig(61, 32, 48, 3, 4, 2, 8, max_positions=64)
 LORA = LoRAConfig(rank=2, dropout=0.5, first_layer=2)
@@ -32,7 +33,7 @@ def decoder():
 
 @pytest.fixture
 def states(decoder, tmp_path):
-    return FrozenStates(tmp_path / "states", decoder, make_mesh())
+    return ActivationCache(tmp_path / "states", decoder, make_mesh())
 
 
 def contents(states):
@@ -77,9 +78,9 @@ def test_an_interrupted_call_goes_on_with_the_same_numbers(states, monkeypatch):
     with pytest.raises(ValueError, match=f"{path.name} has 287 numbers, expected 9 tokens x 32"):
         states.read(TOKENS, np.array([row]), 16)
     states._path(TOKENS[BATCHES[2][0][0]]).unlink()
-    ran, run = [], frozen_states._frozen_states
+    ran, run = [], activation_cache._run_prefix
     monkeypatch.setattr(
-        frozen_states, "_frozen_states", lambda *args: ran.append(args[1].shape) or run(*args)
+        activation_cache, "_run_prefix", lambda *args: ran.append(args[1].shape) or run(*args)
     )
     states.fill(TOKENS, BATCHES, batch_size=2)
     assert ran == [(2, 16), (2, 8)]
@@ -102,8 +103,8 @@ def test_a_full_disk_is_named(states, monkeypatch):
     def no_room(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(frozen_states.os, "replace", no_room)
-    with pytest.raises(OSError, match=r"make room, or set training.keep_frozen_states=False"):
+    monkeypatch.setattr(fileio.os, "replace", no_room)
+    with pytest.raises(OSError, match=r"make room, or set training.cache_hidden_states=False"):
         states.fill(TOKENS, BATCHES, batch_size=2)
 
 
@@ -111,10 +112,11 @@ def test_other_layers_or_weights_have_another_folder(tmp_path):
     weights = tmp_path / "weights.gguf"
     weights.write_bytes(b"one")
     llm = {"dtype": "float32"}
-    names = [frozen_layers_identity(llm, 2, weights), frozen_layers_identity(llm, 3, weights)]
-    names.append(frozen_layers_identity({"dtype": "bfloat16"}, 2, weights))
-    assert frozen_layers_identity(llm, 2, weights) == names[0]
+    names = [cache_key(llm, 2, weights), cache_key(llm, 3, weights)]
+    names.append(cache_key({"dtype": "bfloat16"}, 2, weights))
+    assert cache_key(llm, 2, weights) == names[0]
+    assert cache_key({"dtype": "float32", "attention": "splash"}, 2, weights) == names[0]
     weights.write_bytes(b"other")
     (tmp_path / "tokenizer.json").write_text("{}")
-    names += [frozen_layers_identity(llm, 2, weights), frozen_layers_identity(llm, 2, tmp_path)]
+    names += [cache_key(llm, 2, weights), cache_key(llm, 2, tmp_path)]
     assert len(set(names)) == 5

@@ -42,7 +42,7 @@ def test_mean_context_by_counting():
 class FourTokenBatches:
     """Batches whose rows have four tokens in all."""
 
-    def complete(self, start, stop):
+    def fill_cache(self, start, stop):
         pass
 
     def iterator(self, start, stop):
