@@ -40,13 +40,11 @@ from tca4rec_jax.distributed.sharding import (
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import file_sha256
 from tca4rec_jax.llm.attention import check_implementation
-from tca4rec_jax.llm.checkpoints.export import decoder_arrays, merge_adapters
 from tca4rec_jax.llm.checkpoints.gguf import load_gguf
 from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
-from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.llm.options import DecoderOptions
+from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.state import TRAINED, TrainState, in_dtype, make_optimizer
@@ -269,7 +267,7 @@ class Experiment:
         if name and (llm.dtype != "float32" or llm.quantise):
             return self.trained_decoder(name)
         decoder = self.trained_decoder(name) if name else self.decoder
-        params, adapters = decoder_arrays(decoder)
+        params, adapters = decoder.arrays()
         params = in_dtype(params, self.compute_dtype)
         if name:
             params = merge_adapters(params, adapters, decoder.lora)

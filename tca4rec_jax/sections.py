@@ -19,8 +19,8 @@ from tca4rec_jax.data.dataset import DataConfig
 from tca4rec_jax.data.prompts import PromptTemplate
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.llm.config import DecoderOptions
 from tca4rec_jax.llm.lora import LoRAConfig
-from tca4rec_jax.llm.options import DecoderOptions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,8 +97,8 @@ def ours(inputs: Inputs):
     from tca4rec_jax.distributed.sharding import make_mesh, replicate, replicated, shard_batch
     from tca4rec_jax.llm.checkpoints.export import read_peft_adapter
     from tca4rec_jax.llm.checkpoints.gguf import load_gguf
+    from tca4rec_jax.llm.config import DecoderOptions
     from tca4rec_jax.llm.decoder import Decoder
-    from tca4rec_jax.llm.options import DecoderOptions
     from tca4rec_jax.training import step as training
     from tca4rec_jax.training.state import init_state, make_optimizer
 

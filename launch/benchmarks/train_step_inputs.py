@@ -27,7 +27,7 @@ def random_weights(name: str):
     import jax
 
     from tca4rec_jax.llm.architectures import architecture
-    from tca4rec_jax.llm.parameters import init_params
+    from tca4rec_jax.llm.decoder import init_params
 
     found = architecture(name)
     return found, init_params(found, jax.random.key(1), jax.numpy.bfloat16)

@@ -2,9 +2,10 @@
 
 With a sliding window a token sees itself and the `window - 1` tokens before it.
 
-Axis letters: B batch, S prompt sequence, Q new tokens of a user, P pool, M beams,
-N query heads, K kv heads, G query heads per kv head (N = K * G), H head dim. Keys are never
-repeated for the query heads that share them; scores and softmax are float32.
+Axis letters: B batch rows, S sequence, Q queries, T the keys they see, Qh query heads, Kv kv heads,
+G query heads per kv head (Qh = Kv * G), H head dim; of a user's beams (kv_cache.py) M beams, Tu new
+tokens, Sl slots of the pool. Keys are never repeated for the query heads that share them; scores
+and softmax are float32.
 """
 
 import jax
@@ -14,11 +15,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import RopeScaling
-from tca4rec_jax.llm.kv_cache import BeamPaths
+from tca4rec_jax.llm.kv_cache import BeamPaths, Packing
 
 # Finite, so that a masked score underflows to exactly zero without inf - inf.
 MASKED = -1e30
-IMPLEMENTATIONS = ("xla", "cudnn", "splash")
 
 
 def check_implementation(name: str, platform: str, dtype: str) -> None:
@@ -55,7 +55,9 @@ def rotary_tables(
 ) -> tuple[jax.Array, jax.Array]:
     """cos and sin [..., H/2] (float32) of the rotary angles at integer positions [...]."""
     frequencies = jnp.asarray(rotary_frequencies(head_dim, theta, scaling))
-    angles = jnp.einsum("...,h->...h", positions.astype(jnp.float32), frequencies)
+    frequencies = jnp.expand_dims(frequencies, tuple(range(positions.ndim)))
+    # Elementwise: a dot rounds its inputs to bfloat16 on a TPU, which makes position 257 256.
+    angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -68,7 +70,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def _grouped(q: jax.Array, num_kv_heads: int) -> jax.Array:
-    """[..., N, H] -> [..., K, G, H], scaled by H**-0.5."""
+    """[..., Qh, H] -> [..., Kv, G, H], scaled by H**-0.5."""
     *leading, heads, head_dim = q.shape
     grouped = q.reshape(*leading, num_kv_heads, heads // num_kv_heads, head_dim)
     return grouped * head_dim**-0.5
@@ -80,65 +82,66 @@ def _product(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def causal_attention(
-    q_BxSxNxH: jax.Array,
-    k_BxSxKxH: jax.Array,
-    v_BxSxKxH: jax.Array,
+    q_BxSxQhxH: jax.Array,
+    k_BxSxKvxH: jax.Array,
+    v_BxSxKvxH: jax.Array,
     *,
     window: int | jax.Array | None = None,
     implementation: str = "xla",
     block: int = 128,
 ) -> jax.Array:
-    """Causal attention over right-padded sequences -> [B, S, N, H].
+    """Causal attention over right-padded sequences -> [B, S, Qh, H].
 
-    implementation: one of IMPLEMENTATIONS; 'cudnn' and 'splash' are fused kernels for NVIDIA GPUs
-    and TPUs (check_implementation), whose window must be an int. For 'xla' it may be traced, as
-    where layers differ in theirs.
+    window: a token sees itself and the `window - 1` tokens before it; None: all tokens before it.
+      It may be traced (layers that differ in their window) only for 'xla'.
+    implementation: one of ATTENTION_KERNELS; 'cudnn' and 'splash' are fused kernels for NVIDIA GPUs
+      and TPUs (see `check_implementation`).
 
-    Queries go in blocks that read only the keys up to the block's end, which saves the upper
-    triangle, and from the block's window on, if that is an int. Padding needs no mask: it lies
-    after every real token.
+    Queries run in blocks. A block reads the keys up to its own end, which saves the upper triangle,
+    and from its window on, if that is an int. Padding needs no mask: it comes after every real
+    token.
     """
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(
-            q_BxSxNxH,
-            k_BxSxKxH,
-            v_BxSxKxH,
+            q_BxSxQhxH,
+            k_BxSxKvxH,
+            v_BxSxKvxH,
             is_causal=True,
             local_window_size=None if window is None else (window - 1, 0),
             implementation="cudnn",
         )
     if implementation == "splash":
-        return splash_attention(q_BxSxNxH, k_BxSxKxH, v_BxSxKxH, window=window)
-    length, num_kv_heads = k_BxSxKxH.shape[1:3]
+        return splash_attention(q_BxSxQhxH, k_BxSxKvxH, v_BxSxKvxH, window=window)
+    length, num_kv_heads = k_BxSxKvxH.shape[1:3]
     # One transpose of q, k and v, so that no product needs one of the much larger scores.
-    q_BxKxGxSxH = _grouped(q_BxSxNxH, num_kv_heads).transpose(0, 2, 3, 1, 4)
-    k_BxKxSxH, v_BxKxSxH = k_BxSxKxH.swapaxes(1, 2), v_BxSxKxH.swapaxes(1, 2)
+    q_BxKvxGxSxH = _grouped(q_BxSxQhxH, num_kv_heads).transpose(0, 2, 3, 1, 4)
+    k_BxKvxSxH, v_BxKvxSxH = k_BxSxKvxH.swapaxes(1, 2), v_BxSxKvxH.swapaxes(1, 2)
     outputs = []
     for start in range(0, length, block):
         stop = min(start + block, length)
         first = max(0, start - window + 1) if isinstance(window, int) else 0
         outputs.append(
             _attend_block(
-                q_BxKxGxSxH[:, :, :, start:stop],
-                k_BxKxSxH[:, :, first:stop],
-                v_BxKxSxH[:, :, first:stop],
+                q_BxKvxGxSxH[:, :, :, start:stop],
+                k_BxKvxSxH[:, :, first:stop],
+                v_BxKvxSxH[:, :, first:stop],
                 window,
             )
         )
-    out_BxKxGxSxH = jnp.concatenate(outputs, axis=3)
-    return out_BxKxGxSxH.transpose(0, 3, 1, 2, 4).reshape(q_BxSxNxH.shape)
+    out_BxKvxGxSxH = jnp.concatenate(outputs, axis=3)
+    return out_BxKvxGxSxH.transpose(0, 3, 1, 2, 4).reshape(q_BxSxQhxH.shape)
 
 
 @jax.custom_vjp
 def _attend_block(
-    q_BxKxGxQxH: jax.Array, k_BxKxTxH: jax.Array, v_BxKxTxH: jax.Array, window: jax.Array | None
+    q_BxKvxGxQxH: jax.Array, k_BxKvxTxH: jax.Array, v_BxKvxTxH: jax.Array, window: jax.Array | None
 ) -> jax.Array:
     """Attention of the last Q of T positions; its backward pass makes the scores again."""
-    return _attend_block_forward(q_BxKxGxQxH, k_BxKxTxH, v_BxKxTxH, window)[0]
+    return _attend_block_forward(q_BxKvxGxQxH, k_BxKvxTxH, v_BxKvxTxH, window)[0]
 
 
 def _masked_scores(q, k, window):
-    """float32 [B, K, G * Q, T] of the last Q of T positions."""
+    """float32 [B, Kv, G * Q, T] of the last Q of T positions."""
     batch, kv_heads, groups, queries, _ = q.shape
     keys = k.shape[2]
     scores = _product("bkqh,bkth->bkqt", _merge_groups(q), k)
@@ -148,27 +151,27 @@ def _masked_scores(q, k, window):
 
 
 def _attend_block_forward(q, k, v, window):
-    scores_BxKxQxT = _masked_scores(q, k, window)
-    largest_BxKxQx1 = jnp.max(scores_BxKxQxT, axis=-1, keepdims=True)
-    p_BxKxQxT = jnp.exp(scores_BxKxQxT - largest_BxKxQx1)
-    sum_BxKxQx1 = jnp.sum(p_BxKxQxT, axis=-1, keepdims=True)
-    out_BxKxQxH = _product("bkqt,bkth->bkqh", p_BxKxQxT.astype(v.dtype), v) / sum_BxKxQx1
-    normaliser = checkpoint_name(largest_BxKxQx1 + jnp.log(sum_BxKxQx1), "normaliser")
-    return out_BxKxQxH.astype(q.dtype).reshape(q.shape), (q, k, v, window, normaliser)
+    scores_BxKvxQxT = _masked_scores(q, k, window)
+    largest_BxKvxQx1 = jnp.max(scores_BxKvxQxT, axis=-1, keepdims=True)
+    p_BxKvxQxT = jnp.exp(scores_BxKvxQxT - largest_BxKvxQx1)
+    sum_BxKvxQx1 = jnp.sum(p_BxKvxQxT, axis=-1, keepdims=True)
+    out_BxKvxQxH = _product("bkqt,bkth->bkqh", p_BxKvxQxT.astype(v.dtype), v) / sum_BxKvxQx1
+    normaliser = checkpoint_name(largest_BxKvxQx1 + jnp.log(sum_BxKvxQx1), "normaliser")
+    return out_BxKvxQxH.astype(q.dtype).reshape(q.shape), (q, k, v, window, normaliser)
 
 
 def _attend_block_backward(saved, d_out):
-    q, k, v, window, normaliser_BxKxQx1 = saved
-    q_BxKxQxH, do_BxKxQxH = _merge_groups(q), _merge_groups(d_out)
-    p_BxKxQxT = jnp.exp(_masked_scores(q, k, window) - normaliser_BxKxQx1)  # masked: exactly zero
-    dp_BxKxQxT = _product("bkqh,bkth->bkqt", do_BxKxQxH, v)
-    p_dp_BxKxQxT = p_BxKxQxT * dp_BxKxQxT
+    q, k, v, window, normaliser_BxKvxQx1 = saved
+    q_BxKvxQxH, do_BxKvxQxH = _merge_groups(q), _merge_groups(d_out)
+    p_BxKvxQxT = jnp.exp(_masked_scores(q, k, window) - normaliser_BxKvxQx1)  # masked: exactly zero
+    dp_BxKvxQxT = _product("bkqh,bkth->bkqt", do_BxKvxQxH, v)
+    p_dp_BxKvxQxT = p_BxKvxQxT * dp_BxKvxQxT
     # softmax: ds = p (dp - sum_t p dp)
-    ds_BxKxQxT = p_dp_BxKxQxT - p_BxKxQxT * jnp.sum(p_dp_BxKxQxT, axis=-1, keepdims=True)
-    ds_BxKxQxT = ds_BxKxQxT.astype(q.dtype)
-    dq = jnp.einsum("bkqt,bkth->bkqh", ds_BxKxQxT, k).reshape(q.shape)
-    dk = jnp.einsum("bkqt,bkqh->bkth", ds_BxKxQxT, q_BxKxQxH)
-    dv = jnp.einsum("bkqt,bkqh->bkth", p_BxKxQxT.astype(v.dtype), do_BxKxQxH)
+    ds_BxKvxQxT = p_dp_BxKvxQxT - p_BxKvxQxT * jnp.sum(p_dp_BxKvxQxT, axis=-1, keepdims=True)
+    ds_BxKvxQxT = ds_BxKvxQxT.astype(q.dtype)
+    dq = jnp.einsum("bkqt,bkth->bkqh", ds_BxKvxQxT, k).reshape(q.shape)
+    dk = jnp.einsum("bkqt,bkqh->bkth", ds_BxKvxQxT, q_BxKvxQxH)
+    dv = jnp.einsum("bkqt,bkqh->bkth", p_BxKvxQxT.astype(v.dtype), do_BxKvxQxH)
     return dq, dk, dv, None
 
 
@@ -176,21 +179,21 @@ _attend_block.defvjp(_attend_block_forward, _attend_block_backward)
 
 
 def splash_attention(
-    q_BxSxNxH: jax.Array,
-    k_BxSxKxH: jax.Array,
-    v_BxSxKxH: jax.Array,
+    q_BxSxQhxH: jax.Array,
+    k_BxSxKvxH: jax.Array,
+    v_BxSxKvxH: jax.Array,
     *,
     window: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """What causal_attention does, by the kernel for TPUs that never visits what nothing sees.
+    """`causal_attention` by the kernel for TPUs, which skips blocks that are masked as a whole.
 
-    Not partitioned by the compiler: every device must hold its rows and all heads.
-    interpret: runs it elsewhere, slowly.
+    The compiler does not partition it: every device must hold its rows and all heads.
+    interpret: runs the kernel on other devices, slowly.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    length, heads, head_dim = q_BxSxNxH.shape[1:]
+    length, heads, head_dim = q_BxSxQhxH.shape[1:]
     padded = -(-length // 128) * 128  # the padding comes last: no real token sees it
     block = next(size for size in (512, 256, 128) if padded % size == 0)
     shape = (padded, padded)
@@ -208,71 +211,86 @@ def splash_attention(
     def heads_first(x):
         return jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2)
 
-    q, k, v = map(heads_first, (q_BxSxNxH * head_dim**-0.5, k_BxSxKxH, v_BxSxKxH))
+    q, k, v = map(heads_first, (q_BxSxQhxH * head_dim**-0.5, k_BxSxKvxH, v_BxSxKvxH))
     return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)[:, :length]
 
 
-def _visible(queries_Q: jax.Array, keys_K: jax.Array, window: int | jax.Array | None) -> jax.Array:
-    """Whether queries at positions [..., Q] see keys at positions [..., K] -> [..., Q, K]."""
-    distance = queries_Q[..., :, None] - keys_K[..., None, :]
+def _visible(queries_Q: jax.Array, keys_T: jax.Array, window: int | jax.Array | None) -> jax.Array:
+    """Whether queries at positions [..., Q] see keys at positions [..., T] -> [..., Q, T]."""
+    distance = queries_Q[..., :, None] - keys_T[..., None, :]
     causal = distance >= 0
     return causal if window is None else causal & (distance < window)
 
 
 def _merge_groups(x: jax.Array) -> jax.Array:
-    """[B, K, G, Q, ...] -> [B, K, G * Q, ...]."""
+    """[B, Kv, G, Q, ...] -> [B, Kv, G * Q, ...]."""
     batch, kv_heads, groups, queries, last = x.shape
     return x.reshape(batch, kv_heads, groups * queries, last)
 
 
 def cached_attention(
-    q_BxQxNxH: jax.Array,
+    q_BxTuxQhxH: jax.Array,
     new_kv: tuple[jax.Array, jax.Array],
     prompt_kv: tuple[jax.Array, jax.Array],
     pool_kv: tuple[jax.Array, jax.Array],
     prompt_lengths_B: jax.Array,
     paths: BeamPaths,
-    beam_BxQ: jax.Array,
-    place_BxQ: jax.Array,
+    packed: Packing,
     *,
     window: int | jax.Array | None = None,
 ) -> jax.Array:
-    """Attention of Q new tokens per user over prompt, path and themselves -> [B, Q, N, H].
+    """Attention of a user's Tu new tokens to prompt, pool and each other -> [B, Tu, Qh, H].
 
-    new_kv [B, Q, K, H]; prompt_kv [B, S, K, H] and pool_kv [B, P, K, H], one for all beams of a
-    user. The prompt counts up to its length, of the pool the slots that the token's beam has seen,
-    of the new tokens those of its beam up to its place (see `kv_cache.Packing`; what a beam of -1
-    attends to is without meaning).
+    Args:
+      new_kv: keys and values [B, Tu, Kv, H] of the new tokens.
+      prompt_kv: [B, S, Kv, H], one prompt for all beams of a user; visible up to its length.
+      pool_kv: [B, Sl, Kv, H]; of the pool a token sees the slots that its beam has seen.
+      packed: the beam and position of each new token; it sees those of its beam up to itself. What
+        filler attends to is undefined.
+      window: as in `causal_attention`.
     """
     kv_heads = new_kv[0].shape[2]
-    # [B, K, keys, H] each, and one transpose of q, so that no product needs one of the scores.
+    # [B, Kv, T, H] each, and one transpose of q, so that no product needs one of the scores.
     keys, values = zip(
         *((k.swapaxes(1, 2), v.swapaxes(1, 2)) for k, v in (prompt_kv, pool_kv, new_kv)),
         strict=True,
     )
-    q_BxKxGxQxH = _grouped(q_BxQxNxH, kv_heads).transpose(0, 2, 3, 1, 4)
+    q_BxKvxGxTuxH = _grouped(q_BxTuxQhxH, kv_heads).transpose(0, 2, 3, 1, 4)
+    queries = _merge_groups(q_BxKvxGxTuxH)
     prompt_size, pool_size = keys[0].shape[2], keys[1].shape[2]
-    beam_BxQx1 = jnp.maximum(beam_BxQ, 0)[:, :, None]
-    on_prompt = jnp.arange(prompt_size)[None, None, :] < prompt_lengths_B[:, None, None]
-    on_pool = jnp.take_along_axis(paths.seen_BxMxSl, beam_BxQx1, axis=1)
-    on_new = beam_BxQ[:, :, None] == beam_BxQ[:, None, :]
-    on_new &= _visible(place_BxQ, place_BxQ, window)
-    if window is not None:
-        # Positions counted from the prompt's end.
-        queries_BxQ = jnp.take_along_axis(paths.length_BxM, beam_BxQx1[:, :, 0], axis=1) + place_BxQ
-        prompt_BxS = jnp.arange(prompt_size)[None, :] - prompt_lengths_B[:, None]
-        on_prompt = on_prompt & _visible(queries_BxQ, prompt_BxS, window)
-        on_pool &= _visible(queries_BxQ, paths.position_BxSl, window)
-    queries = _merge_groups(q_BxKxGxQxH)
 
-    def scores(k_BxKxTxH, visible_BxQxT):
-        product = _product("bkqh,bkth->bkqt", queries, k_BxKxTxH)
-        product = product.reshape(*q_BxKxGxQxH.shape[:4], -1)
-        return jnp.where(visible_BxQxT[:, None, None], product, MASKED)
+    def scores(k_BxKvxTxH, visible_BxTuxT):
+        product = _product("bkqh,bkth->bkqt", queries, k_BxKvxTxH)
+        product = product.reshape(*q_BxKvxGxTuxH.shape[:4], -1)
+        return jnp.where(visible_BxTuxT[:, None, None], product, MASKED)
 
-    visible = (on_prompt, on_pool, on_new)
+    visible = _visible_in_cache(prompt_size, prompt_lengths_B, paths, packed, window)
     weights = jnp.concatenate([scores(*pair) for pair in zip(keys, visible, strict=True)], axis=-1)
     weights = _merge_groups(jax.nn.softmax(weights, axis=-1).astype(values[0].dtype))
     parts = jnp.split(weights, [prompt_size, prompt_size + pool_size], axis=-1)
     out = sum(jnp.einsum("bkqt,bkth->bkqh", part, v) for part, v in zip(parts, values, strict=True))
-    return out.reshape(q_BxKxGxQxH.shape).transpose(0, 3, 1, 2, 4).reshape(q_BxQxNxH.shape)
+    return out.reshape(q_BxKvxGxTuxH.shape).transpose(0, 3, 1, 2, 4).reshape(q_BxTuxQhxH.shape)
+
+
+def _visible_in_cache(
+    prompt_size: int,
+    prompt_lengths_B: jax.Array,
+    paths: BeamPaths,
+    packed: Packing,
+    window: int | jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Whether the new tokens see the prompt's, the pool's and each other's -> bool [B, Tu, T]."""
+    beam_BxTu, position_BxTu = packed.beam_BxTu, packed.position_BxTu
+    beam_BxTux1 = jnp.maximum(beam_BxTu, 0)[:, :, None]
+    on_prompt = jnp.arange(prompt_size)[None, None, :] < prompt_lengths_B[:, None, None]
+    on_pool = jnp.take_along_axis(paths.seen_BxMxSl, beam_BxTux1, axis=1)
+    on_new = beam_BxTu[:, :, None] == beam_BxTu[:, None, :]
+    on_new &= _visible(position_BxTu, position_BxTu, window)
+    if window is not None:
+        # Positions counted from the prompt's end.
+        read_BxTu = jnp.take_along_axis(paths.length_BxM, beam_BxTux1[:, :, 0], axis=1)
+        queries_BxTu = read_BxTu + position_BxTu
+        prompt_BxS = jnp.arange(prompt_size)[None, :] - prompt_lengths_B[:, None]
+        on_prompt = on_prompt & _visible(queries_BxTu, prompt_BxS, window)
+        on_pool &= _visible(queries_BxTu, paths.position_BxSl, window)
+    return on_prompt, on_pool, on_new

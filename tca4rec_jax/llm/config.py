@@ -1,16 +1,15 @@
-"""Architecture of a decoder: sizes, parameter shapes, FLOPs, logical axes.
-
-Axis letters: D model, N query heads, K kv heads, H head dim, F feed-forward, V vocabulary,
-L layers.
-"""
+"""A decoder's architecture: sizes, parameter shapes, logical axes, FLOPs; how its layers run."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import jax
 
 from tca4rec_jax.errors import UserError
 
 # Which tensor axis is which, in the words a sharding module maps to mesh axes. The first pattern
-# that matches the whole '/'-joined path of a parameter wins. 'heads' is the flattened N*H axis,
+# that matches the whole '/'-joined path of a parameter wins. 'heads' is the flattened Qh*H axis,
 # 'norm' and 'adapter' are axes of small arrays whatever their size is.
 LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embedding", ("vocabulary", "embed")),
@@ -34,6 +33,8 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 # How projections can be quantised (quantisation.py) -> what is added to their paths for the scales.
 SCALES = {"int8": "_scale", "nf4": "_group_scale"}
 GROUP = 64  # inputs that share a scale in nf4
+
+ATTENTION_KERNELS = ("xla", "cudnn", "splash")
 
 
 def logical_axes(path: str) -> tuple[str | None, ...]:
@@ -93,7 +94,7 @@ class DecoderConfig:
       post_norms: whether what attention and feed-forward add is normalised first.
       embedding_scale: multiplies the embeddings of tokens, not the head.
       query_pre_attn_scalar: scores are divided by its root; None: by head_dim's.
-      activation: of the gate, a key of layers.ACTIVATIONS.
+      activation: of the gate, a key of blocks.ACTIVATIONS.
       quantised: how the projections are stored, a key of SCALES; '': as floats.
       family: the model_type that Hugging Face files carry; changes nothing that is computed.
     """
@@ -230,3 +231,32 @@ class DecoderConfig:
         trained = layers(self.num_layers - first_layer, kind)
         below = 0.0 if prefix_cached else layers(first_layer, "forward")
         return below + trained + head
+
+
+def _as_stored(path: str, weight: jax.Array) -> jax.Array:
+    return weight
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """How the layers run, not what they compute.
+
+    Attributes:
+      remat: what is saved for the backward pass: with 'none' every activation, with 'products' the
+        results of matrix products, from which the elementwise rest is computed again (less memory,
+        and on CPU no slower), with 'full' only each layer's input.
+      attention: of whole sequences: 'xla', 'cudnn' (GPU) or 'splash' (TPU); the two kernels cannot
+        run a model whose layers differ in their sliding window.
+      whole: (path, weight) -> the weight: the FSDP all-gather, called right before a weight is used
+        (a layer's without the layer axis) and again in the backward pass, unless remat is 'none'.
+    """
+
+    remat: str = "products"
+    attention: str = "xla"
+    whole: Callable[[str, jax.Array], jax.Array] = _as_stored
+
+    def __post_init__(self):
+        if self.remat not in ("none", "products", "full"):
+            raise UserError(f"llm.remat must be 'none', 'products' or 'full', got {self.remat!r}")
+        if self.attention not in ATTENTION_KERNELS:
+            raise UserError(f"llm.attention must be in {ATTENTION_KERNELS}, got {self.attention!r}")

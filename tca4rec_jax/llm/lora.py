@@ -15,6 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig
 
+Adapters = dict[str, dict[str, jax.Array]]
+
 
 @dataclass(frozen=True)
 class LoRAConfig:
@@ -75,9 +77,7 @@ def adapter_shapes(config: DecoderConfig, lora: LoRAConfig) -> dict[str, dict[st
     return shapes
 
 
-def init_adapters(
-    config: DecoderConfig, lora: LoRAConfig, key: jax.Array
-) -> dict[str, dict[str, jax.Array]]:
+def init_adapters(config: DecoderConfig, lora: LoRAConfig, key: jax.Array) -> Adapters:
     """Float32 adapters whose product is zero: A uniform in +-1/sqrt(in), B zero.
 
     The adapted model therefore equals the base model before the first update.
@@ -90,6 +90,29 @@ def init_adapters(
         )
         adapters[name] = {"a": a, "b": jnp.zeros(shapes["b"], jnp.float32)}
     return adapters
+
+
+def merge_adapters(
+    params: dict[str, jax.Array], adapters: Adapters, lora: LoRAConfig
+) -> dict[str, jax.Array]:
+    """Parameters with W + (alpha / rank) A B in the place of every adapted W.
+
+    The sum is made in float32 and rounded to W's dtype; other parameters are the same arrays.
+    Raises ValueError for an adapter of a projection that is missing or has another shape.
+    """
+    merged = dict(params)
+    for name, adapter in adapters.items():
+        path = f"layers/{name}"
+        if path not in params:
+            raise ValueError(f"adapters of {name!r}, but there is no parameter {path!r}")
+        a, b = (jnp.asarray(adapter[part], jnp.float32) for part in "ab")
+        # The default precision of accelerators is less than float32.
+        delta = jnp.einsum("lir,lro->lio", a, b, precision=jax.lax.Precision.HIGHEST)
+        weight = jnp.asarray(params[path])
+        if delta.shape != weight.shape:
+            raise ValueError(f"{path} has shape {weight.shape}, its adapters make {delta.shape}")
+        merged[path] = (weight.astype(jnp.float32) + lora.scale * delta).astype(weight.dtype)
+    return merged
 
 
 def fold_in(key_B: jax.Array | None, number: jax.Array | int) -> jax.Array | None:

@@ -32,7 +32,7 @@ from tca4rec_jax.fileio import atomic_path, fingerprint
 from tca4rec_jax.llm.decoder import Decoder
 
 # Fields of config.llm that change how the prefix runs, not its hidden states.
-_HOW_IT_RUNS = ("attention", "remat", "layer_loop")
+_HOW_IT_RUNS = ("attention", "remat")
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ def _run_prefix(state: nnx.State, tokens_BxS: jax.Array, mesh: Mesh, graph: nnx.
     """Hidden states [B, S, D] after the frozen prefix."""
     on_rows = RowParallel(mesh, "prompts")
     run = on_rows(
-        lambda state, tokens: nnx.merge(graph, state).frozen_states(tokens),
+        lambda state, tokens: nnx.merge(graph, state).frozen_prefix(tokens),
         in_specs=(PartitionSpec(), on_rows.rows),
         out_specs=on_rows.rows,
     )

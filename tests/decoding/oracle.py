@@ -10,8 +10,7 @@ from flax import nnx
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
 from tca4rec_jax.decoding.search_programs import prefill_prompts
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.parameters import init_params
+from tca4rec_jax.llm.decoder import Decoder, init_params
 
 END = 0
 VOCABULARY = 14

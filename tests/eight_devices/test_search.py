@@ -24,8 +24,7 @@ from tca4rec_jax.decoding.search_programs import (
 )
 from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch, tree_shardings
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.parameters import init_params
+from tca4rec_jax.llm.decoder import Decoder, init_params
 
 ROWS, TOKENS, VOCABULARY, ITEMS = 8, 24, 32, 30
 CONFIG = SearchConfig(beams=4, edge_chunk=1)

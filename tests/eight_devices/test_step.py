@@ -17,9 +17,8 @@ from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.distributed.sharded_projection import put_cf
 from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch, tree_shardings
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.llm.parameters import init_params
 from tca4rec_jax.training.batches import Batch
 from tca4rec_jax.training.state import TRAINED, Metrics, init_state, make_optimizer
 from tca4rec_jax.training.step import make_train_step

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tca4rec_jax.llm.checkpoints.export import write_hugging_face
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.parameters import init_params
+from tca4rec_jax.llm.decoder import init_params
 
 END, VOCABULARY, PROMPT = 0, 24, 9
 BEAMS = (3, 8)

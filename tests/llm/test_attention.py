@@ -8,6 +8,7 @@ import pytest
 from tca4rec_jax.llm.attention import (
     causal_attention,
     check_implementation,
+    rotary_frequencies,
     rotary_tables,
     rotate,
     splash_attention,
@@ -115,3 +116,13 @@ def test_rotation_depends_on_distance_only():
 
     np.testing.assert_allclose(score(7, 3), score(15, 11), rtol=1e-4)
     assert abs(score(7, 3) - score(7, 4)) > 1e-3
+
+
+def test_rotary_angles_are_products_of_float32():
+    """A dot would round its inputs on accelerators: position 257 to 256 in bfloat16."""
+    positions = np.array([[0, 257, 8191]])
+    tables = jax.jit(lambda p: rotary_tables(p, 64, 1e5))
+    assert "dot" not in tables.lower(positions).as_text()
+    angles = positions[..., None].astype(np.float32) * rotary_frequencies(64, 1e5)
+    for found, exact in zip(tables(positions), (np.cos(angles), np.sin(angles)), strict=True):
+        np.testing.assert_allclose(found, exact, atol=1e-6)

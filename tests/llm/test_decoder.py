@@ -12,13 +12,10 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tca4rec_jax.llm.config import DecoderConfig, logical_axes
-from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions, logical_axes
+from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.kv_cache import gather_beams, grow_cache, scatter_cache
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.llm.options import DecoderOptions
-from tca4rec_jax.llm.parameters import init_params
-from tca4rec_jax.llm.soft_embeddings import SoftEmbeddings
 
 hidden_of = jax.jit(Decoder.hidden)
 prefill = jax.jit(Decoder.prefill)
@@ -184,48 +181,14 @@ def test_prefill_equals_hidden_and_padding_changes_nothing():
     np.testing.assert_allclose(hidden[1, :3], alone[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
-def test_a_prefill_goes_on_from_the_layers_that_have_run(layer_loop):
-    decoder = make_decoder(options=DecoderOptions(layer_loop))
+def test_a_prefill_goes_on_from_the_frozen_prefix():
+    decoder = make_decoder()
     tokens, lengths = random_tokens((2, 7)), np.array([7, 3])
     expected = prefill(decoder, tokens, lengths)
     prefix = nnx.jit(lambda decoder: decoder.prefill_prefix(tokens, 1))(decoder)
     assert prefix.kv.k.shape[0] == 1
     found = prefill(decoder, tokens, lengths, prefix=prefix)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
-
-
-def test_soft_embeddings_stand_in_for_tokens():
-    """The embeddings of other tokens in the places of placeholders: the same as those tokens."""
-    decoder, lengths = make_decoder(), np.array([7, 5])
-    expected_tokens = random_tokens((2, 7))
-    places = np.array([[4, 1, -1], [2, 7, 99]], np.int32)  # those outside are padding
-    tokens, values = expected_tokens.copy(), np.full((2, 3, 32), np.nan, np.float32)
-    for row, columns in ((0, (4, 1)), (1, (2,))):
-        for slot, column in enumerate(columns):
-            values[row, slot] = decoder.embedding[expected_tokens[row, column]]
-            tokens[row, column] = 60
-    soft = SoftEmbeddings(values, places)
-    expected, expected_cache = prefill(decoder, expected_tokens, lengths)
-    hidden, cache = prefill(decoder, tokens, lengths, soft=soft)
-    np.testing.assert_array_equal(hidden, expected)
-    jax.tree.map(np.testing.assert_array_equal, cache, expected_cache)
-    np.testing.assert_array_equal(hidden_of(decoder, tokens, lengths, soft=soft), expected)
-
-    @jax.jit
-    @jax.grad
-    def gradient(values):
-        hidden = decoder.hidden(tokens, lengths, soft=SoftEmbeddings(values, places))
-        return jnp.sum(jnp.sin(hidden))
-
-    size_BxP = np.abs(gradient(np.nan_to_num(values))).max(axis=-1)
-    np.testing.assert_array_equal(size_BxP > 1e-3, [[True, True, False], [True, False, False]])
-
-
-def test_no_soft_embeddings_cost_nothing():
-    decoder, tokens, lengths = make_decoder(), random_tokens((2, 7)), np.array([7, 5])
-    program = jax.make_jaxpr(lambda tokens: decoder.hidden(tokens, lengths))(tokens)
-    assert "scatter" not in str(program)
 
 
 def test_blocks_of_queries_do_not_change_attention():
@@ -265,13 +228,10 @@ def adapter_gradient(options, dropout_key):
     return value, nnx.to_pure_dict(gradients)["adapters"]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [DecoderOptions("unroll"), DecoderOptions("scan", "full"), DecoderOptions("scan", "none")],
-)
-def test_options_change_neither_loss_nor_gradient(options):
+@pytest.mark.parametrize("remat", ["full", "none"])
+def test_remat_changes_neither_loss_nor_gradient(remat):
     key = jax.random.key(5)
-    value, gradients = adapter_gradient(options, key)
+    value, gradients = adapter_gradient(DecoderOptions(remat=remat), key)
     expected_value, expected = adapter_gradient(DecoderOptions(), key)
     np.testing.assert_allclose(value, expected_value, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradients, expected)
@@ -298,17 +258,15 @@ def test_no_gradient_of_a_base_weight_is_computed():
     assert weights_shaped_products(jaxpr, shapes) == 0
 
 
-@pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
-def test_layers_below_the_first_adapted_one_have_no_gradient(layer_loop):
-    options = DecoderOptions(layer_loop)
+def test_layers_below_the_first_adapted_one_have_no_gradient():
     key = jax.random.key(5)
-    adapters, base, gradient = gradient_program(options)
+    adapters, base, gradient = gradient_program(DecoderOptions())
     # As initialised: adapters of the lower layer that change nothing.
     untrained = jax.tree.map_with_path(
         lambda path, x: x.at[0].set(0) if path[-2].key == "b" else x, adapters
     )
     expected_value, expected = gradient(untrained, base, key)
-    _, _, gradient = gradient_program(options, first_layer=1)
+    _, _, gradient = gradient_program(DecoderOptions(), first_layer=1)
     value, found = gradient(adapters, base, key)  # whatever the lower layer's adapters are
     np.testing.assert_allclose(value, expected_value, rtol=1e-6)
 
@@ -318,27 +276,6 @@ def test_layers_below_the_first_adapted_one_have_no_gradient(layer_loop):
         assert not np.any(found[0])
 
     jax.tree.map(check, found, expected)
-
-
-def test_layers_below_the_first_adapted_one_cost_a_forward_pass():
-    def flops(first_layer):
-        adapters, base, gradient = gradient_program(DecoderOptions("unroll"), first_layer)
-        return gradient.lower(adapters, base, None).compile().cost_analysis()["flops"]
-
-    saved = 1 - flops(1) / flops(0)
-    assert 0.2 < saved < 0.5, "of a layer of two: its backward pass, and its adapters"
-
-
-def test_caches_go_past_the_first_adapted_layer():
-    """Prefill and extension with adapters in the upper layer only, against the full pass."""
-    decoder = make_decoder(LoRAConfig(rank=4, first_layer=1))
-    tokens = random_tokens((2, 9))
-    expected = hidden_of(decoder, tokens, np.array([9, 9]))
-    hidden, prompt = prefill(decoder, tokens[:, :8], np.array([8, 8]))
-    np.testing.assert_allclose(hidden, expected[:, :8], atol=1e-5)
-    cache, one = decoder.init_beam_cache(2, 1, 2), np.ones((2, 1), np.int32)
-    last, _ = extend(decoder, tokens[:, 8:, None], one, prompt, np.array([8, 8]), cache)
-    np.testing.assert_allclose(last[:, 0, 0], expected[:, 8], atol=1e-5)
 
 
 def product_flops(jaxpr):
@@ -354,6 +291,27 @@ def product_flops(jaxpr):
         for inner in jax.core.jaxprs_in_params(equation.params):
             flops += times * product_flops(inner)
     return flops
+
+
+def test_layers_below_the_first_adapted_one_cost_a_forward_pass():
+    def flops(first_layer):
+        adapters, base, gradient = gradient_program(DecoderOptions(), first_layer)
+        return product_flops(jax.make_jaxpr(gradient)(adapters, base, None).jaxpr)
+
+    saved = 1 - flops(1) / flops(0)
+    assert 0.2 < saved < 0.5, "of a layer of two: its backward pass, and its adapters"
+
+
+def test_caches_go_past_the_first_adapted_layer():
+    """Prefill and extension with adapters in the upper layer only, against the full pass."""
+    decoder = make_decoder(LoRAConfig(rank=4, first_layer=1))
+    tokens = random_tokens((2, 9))
+    expected = hidden_of(decoder, tokens, np.array([9, 9]))
+    hidden, prompt = prefill(decoder, tokens[:, :8], np.array([8, 8]))
+    np.testing.assert_allclose(hidden, expected[:, :8], atol=1e-5)
+    cache, one = decoder.init_beam_cache(2, 1, 2), np.ones((2, 1), np.int32)
+    last, _ = extend(decoder, tokens[:, 8:, None], one, prompt, np.array([8, 8]), cache)
+    np.testing.assert_allclose(last[:, 0, 0], expected[:, 8], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["forward", "lora", "full"])
@@ -423,8 +381,6 @@ def test_bad_input_is_named():
         Decoder(CONFIG, params, lora=LoRAConfig(), adapters=shorter)
     with pytest.raises(ValueError, match="llm.attention is 'cudnn', which needs the same sliding"):
         Decoder(MIXED, params, options=DecoderOptions(attention="cudnn"))
-    with pytest.raises(ValueError, match="layer_loop"):
-        DecoderOptions(layer_loop="fast")
     with pytest.raises(ValueError, match="remat"):
         DecoderOptions(remat="some")
 

@@ -21,16 +21,14 @@ from transformers import AutoConfig, AutoTokenizer
 
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.checkpoints.export import (
-    decoder_arrays,
     export_decoder,
-    merge_adapters,
     read_peft_adapter,
     write_hugging_face,
     write_peft_adapter,
 )
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes
+from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, merge_adapters
 from tca4rec_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -201,7 +199,7 @@ def test_checkpoint_config_and_tokenizer(tmp_path, tokenizer):
 def test_a_decoder_is_exported_in_every_format(tmp_path, tokenizer):
     params, adapters = make_params(dtype=jnp.bfloat16), make_adapters()
     decoder = Decoder(CONFIG, params, lora=LORA, adapters=adapters)
-    assert_same_trees(decoder_arrays(decoder), (params, adapters))
+    assert_same_trees(decoder.arrays(), (params, adapters))
     for kind in ("peft", "merged", "base"):
         line = export_decoder(
             tmp_path / kind,

@@ -17,7 +17,6 @@ from flax import nnx
 from safetensors.numpy import load
 
 from tca4rec_jax.llm.checkpoints.export import (
-    merge_adapters,
     read_peft_adapter,
     write_hugging_face,
     write_peft_adapter,
@@ -26,7 +25,7 @@ from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.kv_cache import scatter_cache
-from tca4rec_jax.llm.lora import LoRAConfig
+from tca4rec_jax.llm.lora import LoRAConfig, merge_adapters
 
 WHOLE, CUT = np.array([13, 13]), np.array(goldens.LENGTHS)
 GOLDEN, LIVE = None, 11

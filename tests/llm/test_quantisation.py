@@ -13,18 +13,14 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
 from tca4rec_jax.llm.checkpoints.export import (
-    decoder_arrays,
     export_decoder,
-    merge_adapters,
     write_hugging_face,
 )
 from tca4rec_jax.llm.checkpoints.gguf import open_gguf
 from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
-from tca4rec_jax.llm.config import GROUP, SCALES, DecoderConfig, logical_axes
-from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.llm.options import DecoderOptions
-from tca4rec_jax.llm.parameters import init_params
+from tca4rec_jax.llm.config import GROUP, SCALES, DecoderConfig, DecoderOptions, logical_axes
+from tca4rec_jax.llm.decoder import Decoder, init_params
+from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
 from tca4rec_jax.llm.quantisation import LEVELS, dequantise, dequantised, quantise
 
 CONFIG = DecoderConfig(
@@ -167,7 +163,7 @@ def test_exports_are_floats(case, tmp_path, tokenizer):
     base, merged = (load_file(tmp_path / kind / "model.safetensors") for kind in ("base", "merged"))
     name, path = "model.layers.1.self_attn.q_proj.weight", "layers/q_proj"
     np.testing.assert_array_equal(base[name], plain.layers["q_proj"][1].T)
-    params, adapters = decoder_arrays(plain)
+    params, adapters = plain.arrays()
     np.testing.assert_array_equal(merged[name], merge_adapters(params, adapters, LORA)[path][1].T)
 
 

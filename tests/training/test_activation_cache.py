@@ -11,9 +11,8 @@ from tca4rec_jax import fileio
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.distributed.sharding import make_mesh
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.llm.parameters import init_params
 from tca4rec_jax.training import activation_cache
 from tca4rec_jax.training.activation_cache import ActivationCache, cache_key
 

@@ -19,10 +19,10 @@ from tca4rec_jax.data.dataset import load, prepare
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.llm.checkpoints.export import decoder_arrays, export_decoder, write_hugging_face
+from tca4rec_jax.llm.checkpoints.export import export_decoder, write_hugging_face
 from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.parameters import init_params
+from tca4rec_jax.llm.decoder import init_params
 from tca4rec_jax.train import train
 from tca4rec_jax.training.log import TrainingLog, read_log
 
@@ -139,13 +139,13 @@ def test_adapters_on_quantised_weights_are_trained_and_recommend(workdir):
     config = make_config(workdir, "nf4", quantise="nf4")
     config.mesh.fsdp = 2
     run = Experiment(config, workdir)
-    before, _ = decoder_arrays(run.decoder)
+    before, _ = run.decoder.arrays()
     state = train(run)
     assert any(
         np.any(value[...]) for path, value in nnx.to_flat_state(state.params) if path[-1] == "b"
     )
     decoder = run.inference_decoder("nf4")
-    after, adapters = decoder_arrays(decoder)
+    after, adapters = decoder.arrays()
     assert adapters
     assert after["layers/q_proj"].dtype == np.uint8
     jax.tree.map(np.testing.assert_array_equal, after, before)

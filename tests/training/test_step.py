@@ -14,9 +14,8 @@ from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.llm.parameters import init_params
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.state import TRAINED, init_state, make_optimizer

@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
@@ -24,13 +23,10 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.checkpoints.hugging_face import LAYER_MODULES, tensor_places
 from tca4rec_jax.llm.checkpoints.loading import is_transposed
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.decoder import Decoder, check_shapes
 from tca4rec_jax.llm.families import config_fields
-from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes
-from tca4rec_jax.llm.parameters import check_shapes
+from tca4rec_jax.llm.lora import Adapters, LoRAConfig, adapter_shapes, merge_adapters
 from tca4rec_jax.llm.quantisation import dequantised
-
-Adapters = dict[str, dict[str, jax.Array]]
 
 DTYPES = ("float32", "bfloat16", "float16")
 # What can be exported -> how to load it.
@@ -81,7 +77,7 @@ def export_decoder(
     """
     _check_one_of("kind", kind, LOADING)
     _check_one_of("dtype", dtype, DTYPES)
-    params, adapters = decoder_arrays(decoder)
+    params, adapters = decoder.arrays()
     if kind != "merged" and not adapters:
         raise UserError(f"every weight was trained, without adapters: give 'merged', not {kind!r}")
     if kind == "peft":
@@ -95,36 +91,6 @@ def export_decoder(
             params = merge_adapters(params, adapters, decoder.lora)
         write_hugging_face(folder, config, params, tokenizer, dtype=dtype)
     return LOADING[kind].format(folder=str(folder))
-
-
-def decoder_arrays(decoder: Decoder) -> tuple[dict[str, jax.Array], Adapters]:
-    """(base parameters by path, adapters) of a decoder, as its constructor takes them."""
-    _, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)
-    params = {"/".join(path): value[...] for path, value in nnx.to_flat_state(base)}
-    return params, nnx.to_pure_dict(adapters).get("adapters", {})
-
-
-def merge_adapters(
-    params: dict[str, jax.Array], adapters: Adapters, lora: LoRAConfig
-) -> dict[str, jax.Array]:
-    """Parameters with W + (alpha / rank) A B in the place of every adapted W.
-
-    The sum is made in float32 and rounded to W's dtype; other parameters are the same arrays.
-    Raises ValueError for an adapter of a projection that is missing or has another shape.
-    """
-    merged = dict(params)
-    for name, adapter in adapters.items():
-        path = f"layers/{name}"
-        if path not in params:
-            raise ValueError(f"adapters of {name!r}, but there is no parameter {path!r}")
-        a, b = (jnp.asarray(adapter[part], jnp.float32) for part in "ab")
-        # The default precision of accelerators is less than float32.
-        delta = jnp.einsum("lir,lro->lio", a, b, precision=jax.lax.Precision.HIGHEST)
-        weight = jnp.asarray(params[path])
-        if delta.shape != weight.shape:
-            raise ValueError(f"{path} has shape {weight.shape}, its adapters make {delta.shape}")
-        merged[path] = (weight.astype(jnp.float32) + lora.scale * delta).astype(weight.dtype)
-    return merged
 
 
 def write_hugging_face(

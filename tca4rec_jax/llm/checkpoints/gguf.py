@@ -18,10 +18,9 @@ from jax.sharding import Sharding
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.attention import rotary_frequencies
 from tca4rec_jax.llm.checkpoints.loading import Index, Place, StoredTensor, load_parameters
-from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
+from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions, RopeScaling
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.llm.options import DecoderOptions
 
 # Architectures that are this decoder; a Mistral's file says 'llama'.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
