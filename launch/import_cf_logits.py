@@ -5,7 +5,7 @@
 
 Needs WORKDIR/data. A .npy or .npz array is [rows or flat positions, items], the items in the order
 of the catalogue; a .csv, .tsv or .parquet file has the columns item (its id), score and one of row,
-position and user. Writes config.cf.logits/SPLIT (default WORKDIR/cf/logits/SPLIT).
+position and user (the user's id). Writes config.cf.logits/SPLIT (default WORKDIR/cf/logits/SPLIT).
 """
 
 from absl import flags
@@ -26,9 +26,18 @@ def main(config, workdir):
     """Writes the store of --split and says what it holds."""
     data = load(workdir / "data")
     path = split_path(config.cf.logits, workdir, _SPLIT.value)
-    options = {"cf_model": _NAME.value, "dtype": config.cf.dtype, "top_k": config.cf.top_k}
     sequences = data.splits[_SPLIT.value]
-    import_logits(_SOURCE.value, path, sequences, data.catalogue, floor=_FLOOR.value, **options)
+    import_logits(
+        _SOURCE.value,
+        path,
+        sequences,
+        data.catalogue,
+        floor=_FLOOR.value,
+        user_ids=data.user_ids,
+        cf_model=_NAME.value,
+        dtype=config.cf.dtype,
+        top_k=config.cf.top_k,
+    )
     manifest = open_store(path, sequences, data.catalogue).manifest
     print(f"{path}: {manifest['kind']}, one event per {manifest['entries_per']}")
     print(f"entropy of the softmax, nats by beta: {manifest['temperature']['entropy_nats']}")

@@ -4,6 +4,7 @@ Axis letters: E events, I items, K most scores of an event.
 """
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def import_logits(
     catalogue: Catalogue,
     *,
     floor: float | None = None,
+    user_ids: Sequence[str] | None = (),
     **options,
 ) -> None:
     """Writes a store from a user's own file.
@@ -38,8 +40,8 @@ def import_logits(
     A table (.csv, .tsv, .parquet) has the columns `item`, `score` and one of KEYS, and becomes a
     topk store. `item` is an item id of the catalogue. `row` counts the rows of the split from 0 and
     scores the last event of each; `position` is a flat position (every event of every row); `user`
-    is the user's number in the data and gives the same logits to every event of the user's rows,
-    whether or not they come from his future.
+    is a user id of the data and gives the same logits to every event of the user's rows, whether or
+    not they come from the user's future.
 
     Args:
       source: the file.
@@ -47,6 +49,7 @@ def import_logits(
       sequences, catalogue: what the logits are for.
       floor: the logit of the items that an event of a table has no score for; None: its lowest
         score.
+      user_ids: as RecData.user_ids, for a table with the column `user`.
       options: as for `write_store` (cf_model, history_length, dtype, top_k).
 
     Raises:
@@ -61,20 +64,24 @@ def import_logits(
             raise LogitsStoreError(f"{source}: a floor goes with a table of scores, not an array")
         arrays = _read_arrays(source)
     else:
-        arrays = _topk_arrays(source, sequences, catalogue, floor)
+        arrays = _topk_arrays(source, sequences, catalogue, floor, user_ids)
     options = {"cf_model": "imported", **options}
     write_store(path, sequences, catalogue, source=source, **arrays, **options)
 
 
 def _topk_arrays(
-    source: Path, sequences: ItemSequences, catalogue: Catalogue, floor: float | None
+    source: Path,
+    sequences: ItemSequences,
+    catalogue: Catalogue,
+    floor: float | None,
+    user_ids: Sequence[str] | None,
 ) -> dict[str, np.ndarray]:
     """The arrays of a topk store from a table."""
-    key, number, item, score = _read_table(source, catalogue)
+    key, number, item, score = _read_table(source, catalogue, user_ids)
     num_events = {
         "row": len(sequences),
         "position": len(sequences.items),
-        "user": int(sequences.user.max()) + 1,
+        "user": max(int(sequences.user.max()) + 1, len(user_ids or ())),
     }[key]
     outside = np.unique(number[number >= num_events])
     if outside.size:
@@ -145,7 +152,7 @@ def _map_member(source: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo)
     return np.memmap(source, dtype, "r", offset, shape, "F" if fortran else "C")
 
 
-def _read_table(source: Path, catalogue: Catalogue):
+def _read_table(source: Path, catalogue: Catalogue, user_ids: Sequence[str] | None):
     """(name of the key column, its numbers, item indices, scores)."""
     columns = {"item": "item", "score": "score"}
     for key in KEYS:
@@ -168,8 +175,29 @@ def _read_table(source: Path, catalogue: Catalogue):
     score = pd.to_numeric(frame["score"], errors="coerce")
     finite = np.isfinite(score.to_numpy(np.float64))
     tables.refuse(source, "score", frame["score"], ~finite, "a finite number")
-    number = tables.integers(source, key, frame[key])
+    if key == "user" and user_ids != ():
+        number = _user_numbers(source, frame[key], user_ids)
+    else:
+        number = tables.integers(source, key, frame[key])
     return key, number, item, score.to_numpy(np.float32)
+
+
+def _user_numbers(source: Path, column: pd.Series, user_ids: Sequence[str] | None) -> np.ndarray:
+    """The users of a column of ids, int64."""
+    if user_ids is None:
+        raise LogitsStoreError(
+            f"{source}: the data do not say which user has which id, as they were prepared by an "
+            "earlier version: prepare them again in another folder"
+        )
+    ids = tables.ids(source, "user", column)
+    number = pd.Index(user_ids).get_indexer(ids)
+    if (number < 0).any():
+        unknown = list(dict.fromkeys(ids[number < 0]))
+        raise LogitsStoreError(
+            f"{source}, row {int(np.argmax(number < 0)) + 1}: {len(unknown)} users are not in the "
+            f"data, such as {unknown[:_SHOWN]}"
+        )
+    return number
 
 
 def _padded(number, item, score, counts_E, floor: float | None) -> dict[str, np.ndarray]:

@@ -168,7 +168,7 @@ def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
         split=config.split,
         seed=config.seed,
     )
-    return RecData(catalogue, splits)
+    return RecData(catalogue, splits, interactions.user_ids)
 
 
 def _settings(config: DataConfig, files: dict[str, Path]) -> dict:

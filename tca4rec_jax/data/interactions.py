@@ -24,20 +24,22 @@ class Interactions:
     """n interactions.
 
     Attributes:
-      user: int32 [n], an index into the sorted user ids.
+      user: int32 [n], an index into `user_ids`.
       item: int32 [n], an index into the catalogue.
       timestamp: int64 [n], at least 0; any unit, only order and equality count.
+      user_ids: sorted.
     """
 
     user: np.ndarray
     item: np.ndarray
     timestamp: np.ndarray
+    user_ids: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.user)
 
     def take(self, rows: np.ndarray) -> "Interactions":
-        return Interactions(self.user[rows], self.item[rows], self.timestamp[rows])
+        return Interactions(self.user[rows], self.item[rows], self.timestamp[rows], self.user_ids)
 
 
 def read_items(
@@ -85,8 +87,8 @@ def read_interactions(
             f"{len(set(item_ids[unknown]))} such items); add it to the items file or drop the row"
         )
     timestamp = tables.integers(path, columns["timestamp"], frame["timestamp"])
-    user, _ = pd.factorize(pd.Series(users, dtype=object), sort=True)
-    return Interactions(user.astype(np.int32), item, timestamp)
+    user, user_ids = pd.factorize(pd.Series(users, dtype=object), sort=True)
+    return Interactions(user.astype(np.int32), item, timestamp, tuple(user_ids))
 
 
 def order_by_time(interactions: Interactions, seed: int) -> Interactions:

@@ -152,6 +152,9 @@ class ItemSequences:
 class RecData:
     """A catalogue and the splits named in SPLITS, whose items are indices into it.
 
+    `user_ids` are the ids of the users 0..U-1; () if the numbers of the users are their ids, None
+    if the data were written without them.
+
     Splits in a dict are checked here, those of a SplitReader when they are read.
 
     Raises:
@@ -161,6 +164,7 @@ class RecData:
 
     catalogue: Catalogue
     splits: Mapping[str, ItemSequences]
+    user_ids: tuple[str, ...] | None = ()
 
     def __post_init__(self):
         if set(self.splits) != set(SPLITS):

@@ -63,6 +63,25 @@ def test_tables_of_positions_and_of_users(tmp_path):
     assert got.argmax(axis=1).tolist() == [0, 0, 0, 1, 0, 0]
 
 
+def test_a_table_of_users_means_the_ids_of_the_data(tmp_path):
+    """Ids are sorted as text, so '10' is user 2 of the ids '1' to '10', not user 10."""
+    user_ids = tuple(sorted(str(number) for number in range(1, 11)))
+    rows = ItemSequences(
+        np.array([1, 2]), np.array([0, 1, 2, 3]), np.array([0, 2, 4]), np.full(4, -1)
+    )
+    scores = pd.DataFrame({"user": [2, 10, 7], "item": list("abc"), "score": [1.0, 2.0, 3.0]})
+    scores.to_csv(tmp_path / "users.csv", index=False)
+    source, path = tmp_path / "users.csv", tmp_path / "store"
+    import_logits(source, path, rows, CATALOGUE, floor=0.0, user_ids=user_ids)
+    best = open_store(path, rows, CATALOGUE).logits(np.arange(4)).argmax(axis=1)
+    assert user_ids[1:3] == ("10", "2")
+    assert best.tolist() == [1, 1, 0, 0]
+    with pytest.raises(LogitsStoreError, match=r"row 3: 1 users are not .* such as \['7'\]"):
+        import_logits(source, path, rows, CATALOGUE, user_ids=user_ids[:5])
+    with pytest.raises(LogitsStoreError, match="prepare them again"):
+        import_logits(source, path, rows, CATALOGUE, user_ids=None)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

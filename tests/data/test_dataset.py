@@ -41,7 +41,8 @@ def good_config(config):
 
 
 def _same(left, right):
-    return left.catalogue == right.catalogue and all(
+    sides = [(side.catalogue, side.user_ids) for side in (left, right)]
+    return sides[0] == sides[1] and all(
         left.splits[name].content_hash() == right.splits[name].content_hash()
         for name in {*left.splits, *right.splits}
     )
@@ -51,6 +52,7 @@ def test_prepared_data_are_loaded_and_reused(good_config, tmp_path, monkeypatch)
     data_dir = tmp_path / "run" / "data"
     prepared = dataset.prepare(good_config, data_dir)
     assert _same(dataset.load(data_dir), prepared)
+    assert prepared.user_ids == ("u0", "u1", "u2", "u3")
     assert [path.name for path in data_dir.parent.iterdir()] == ["data"]
     monkeypatch.setattr(dataset, "_read_source", None)  # a second read would fail
     assert _same(dataset.prepare(good_config, data_dir), prepared)

@@ -55,6 +55,7 @@ class RecSequences(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(
                 item_ids=list(catalogue.item_ids),
                 titles=list(catalogue.titles),
+                user_ids=list(self._data.user_ids or ()),
                 settings=self._settings,
             ),
             disable_shuffling=True,
@@ -103,7 +104,9 @@ def read(data_dir: str | os.PathLike) -> RecData:
     builder = _open(data_dir)
     metadata = builder.info.metadata
     catalogue = Catalogue(tuple(metadata["item_ids"]), tuple(metadata["titles"]))
-    return RecData(catalogue, SplitReader(partial(_read_split, builder), catalogue))
+    user_ids = metadata.get("user_ids")
+    user_ids = None if user_ids is None else tuple(user_ids)
+    return RecData(catalogue, SplitReader(partial(_read_split, builder), catalogue), user_ids)
 
 
 def _open(data_dir) -> tfds.core.DatasetBuilder:
