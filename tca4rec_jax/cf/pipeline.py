@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from absl import logging
 from flax import nnx
-from rich.box import SIMPLE
 from rich.table import Table
 
 from tca4rec_jax.cf.checkpoint import save_model
@@ -40,6 +39,7 @@ from tca4rec_jax.cf.trainer import fit
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.fileio import file_sha256, fingerprint, write_text
 from tca4rec_jax.metrics import CUTOFFS, mean_metrics
+from tca4rec_jax.reporting import console_table
 
 BASELINE = MODELS["popularity"]
 EVALUATED = ("validation", "test")
@@ -156,19 +156,16 @@ def evaluate_model(
 
 
 def results_table(metrics: Mapping) -> Table:
-    """The results of `run_cf` as a table."""
-    columns = ("hr@10", "ndcg@10")  # what fits 80 columns; metrics.json has the rest
-    table = Table(title="CF models, ranking the whole catalogue", box=SIMPLE)
-    for name in ("model", "split"):
-        table.add_column(name, no_wrap=True)
-    for name in ("rows", *(column.upper() for column in columns), "NLL", "entropy"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for model, subsets in metrics["results"].items():
-        for subset, values in subsets.items():
-            ranked = [f"{values[column]:.4f}" for column in columns]
-            softmax = [f"{values[column]:.2f}" for column in ("nll", "entropy")]
-            table.add_row(model, subset, str(values["rows"]), *ranked, *softmax)
-    return table
+    """The results of `run_cf` as a table of what fits 80 columns; metrics.json has the rest."""
+    columns = {"HR@10": "hr@10", "NDCG@10": "ndcg@10", "NLL": "nll", "entropy": "entropy"}
+    rows = {
+        f"{model}, {subset}": {"rows": values["rows"]}
+        | {column: values[name] for column, name in columns.items()}
+        for model, subsets in metrics["results"].items()
+        for subset, values in subsets.items()
+    }
+    title = "CF models, ranking the whole catalogue"
+    return console_table(rows, title=title, first_column="model, rows")
 
 
 def _counted(kind: ModelKind, architecture: Any, data: RecData) -> nnx.Module:
