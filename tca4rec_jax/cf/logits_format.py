@@ -212,7 +212,7 @@ def describe_event(sequences: ItemSequences, events_per: str) -> Describe:
     def describe(event: int) -> str:
         if events_per == "row":
             return f"event {event} (row {event} of the data)"
-        row = int(np.searchsorted(sequences.offsets, event, side="right")) - 1
+        row = sequences.row_of(event)
         return f"event {event} (row {row} of the data, position {event - sequences.offsets[row]})"
 
     return describe

@@ -156,10 +156,10 @@ def check_items(sequences: ItemSequences, num_items: int) -> None:
     """Raises UserError if a row holds an item that the CF model has no embedding for."""
     outside = np.flatnonzero(sequences.items >= num_items)
     if outside.size:
-        row = int(np.searchsorted(sequences.offsets, outside[0], side="right")) - 1
         raise UserError(
-            f"row {row} holds item index {sequences.items[outside[0]]}, but the CF model knows "
-            f"{num_items} items (0..{num_items - 1}); train it on the current catalogue"
+            f"row {sequences.row_of(outside[0])} holds item index {sequences.items[outside[0]]}, "
+            f"but the CF model knows {num_items} items (0..{num_items - 1}); train it on the "
+            "current catalogue"
         )
 
 

@@ -341,8 +341,7 @@ def _padded(sequences: Ragged | Sequence[Sequence[int]]) -> tuple[np.ndarray, np
         raise UserError(f"item {int(np.argmin(lengths_I))} has no tokens: its title is empty")
     if (sequences.values < 0).any():
         at = int(np.argmax(sequences.values < 0))
-        item = int(np.searchsorted(sequences.offsets, at, side="right")) - 1
-        raise ValueError(f"item {item} has a negative token id")
+        raise ValueError(f"item {sequences.row_of(at)} has a negative token id")
     tokens_IxL = np.full((lengths_I.size, lengths_I.max()), -1, np.int32)
     tokens_IxL[np.arange(tokens_IxL.shape[1]) < lengths_I[:, None]] = sequences.values
     return lengths_I, tokens_IxL

@@ -123,11 +123,10 @@ def keep_latest(tokens: TitleTokens, items: Ragged, budget: int, reserve: int = 
     must_stay = np.repeat(items.offsets[1:], items.lengths) - max(reserve, 1)
     if (~fits & (np.arange(fits.size) >= must_stay)).any():
         at = int(np.argmax(~fits & (np.arange(fits.size) >= must_stay)))
-        row = int(np.searchsorted(items.offsets, at, side="right")) - 1
         raise UserError(
-            f"row {row} needs {to_row_end[at] + tokens.prefix.size} tokens for the prompt prefix "
-            f"and its last {max(reserve, 1)} titles, but the budget is {budget}: raise "
-            "prompt.max_tokens or shorten the titles (data.max_title_length)"
+            f"row {items.row_of(at)} needs {to_row_end[at] + tokens.prefix.size} tokens for the "
+            f"prompt prefix and its last {max(reserve, 1)} titles, but the budget is {budget}: "
+            "raise prompt.max_tokens or shorten the titles (data.max_title_length)"
         )
     kept = np.add.reduceat(fits, items.offsets[:-1]) if fits.size else np.zeros(0, np.int64)
     return Ragged.from_lengths(items.values[fits], kept)

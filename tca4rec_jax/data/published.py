@@ -16,6 +16,7 @@ import pandas as pd
 from tca4rec_jax.data import tables
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.interactions import catalogue_of
+from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import UNKNOWN_TIME, ItemSequences, RecData
 from tca4rec_jax.errors import UserError
 
@@ -87,7 +88,7 @@ def _read_rows(path: Path, catalogue: Catalogue) -> ItemSequences:
     outside = (items < 1) | (items > catalogue.num_items)
     if outside.any():
         at = int(np.argmax(outside))
-        row = int(np.searchsorted(offsets, at, side="right"))
+        row = Ragged(items, offsets).row_of(at) + 1
         raise UserError(
             f"{path}, row {row}: {'iid' if is_target[at] else 'hist_id'} has item {items[at]}, "
             f"which is not in the catalogue ({ITEMS_FILE} has the iids 1..{catalogue.num_items})"

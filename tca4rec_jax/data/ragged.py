@@ -30,6 +30,10 @@ class Ragged:
         """int64 [R]."""
         return np.diff(self.offsets)
 
+    def row_of(self, position: np.ndarray | int) -> np.ndarray:
+        """int64, shaped as `position`: the rows that hold these positions of `values`."""
+        return np.searchsorted(self.offsets, position, side="right") - 1
+
     def take(self, rows_B: np.ndarray) -> "Ragged":
         """The given rows, in the given order."""
         starts, lengths = self.offsets[rows_B], self.lengths[rows_B]

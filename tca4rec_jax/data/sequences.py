@@ -113,6 +113,10 @@ class ItemSequences:
         same = self.timestamps[last] == self.timestamps[before]
         return same & (self.timestamps[last] != UNKNOWN_TIME) & (self.lengths > 1)
 
+    def row_of(self, position: np.ndarray | int) -> np.ndarray:
+        """int64, shaped as `position`: the rows that hold these positions of `items`."""
+        return np.searchsorted(self.offsets, position, side="right") - 1
+
     def take(self, rows) -> "ItemSequences":
         """The given rows (int [m], or bool [R] as a mask) in the given order."""
         rows = np.asarray(rows)
@@ -207,8 +211,7 @@ def check_split(name: str, sequences: ItemSequences, catalogue: Catalogue) -> No
     outside = sequences.items >= catalogue.num_items
     if outside.any():
         at = int(np.argmax(outside))
-        row = int(np.searchsorted(sequences.offsets, at, side="right")) - 1
         raise UserError(
-            f"row {row} of the split {name!r} has item index {sequences.items[at]}, but "
-            f"the catalogue has {catalogue.num_items} items (0..I-1)"
+            f"row {sequences.row_of(at)} of the split {name!r} has item index "
+            f"{sequences.items[at]}, but the catalogue has {catalogue.num_items} items (0..I-1)"
         )

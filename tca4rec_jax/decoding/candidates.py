@@ -51,9 +51,9 @@ def score_candidates(
     outside = (candidates.values < 0) | (candidates.values >= trie.num_items)
     if outside.any():
         at = int(np.argmax(outside))
-        row = int(np.searchsorted(candidates.offsets, at, side="right")) - 1
         raise UserError(
-            f"row {row}: candidate {candidates.values[at]} is not an item (0..{trie.num_items - 1})"
+            f"row {candidates.row_of(at)}: candidate {candidates.values[at]} is not an item "
+            f"(0..{trie.num_items - 1})"
         )
 
     def among_candidates(rows_B: np.ndarray) -> np.ndarray:

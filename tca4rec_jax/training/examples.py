@@ -91,7 +91,7 @@ def build_examples(
 def row_of_example(examples: Examples, sequences: ItemSequences) -> np.ndarray:
     """int64 [R]: the row of the split that each example was made from."""
     first = examples.cf_position.values[examples.cf_position.offsets[:-1]]
-    return np.searchsorted(sequences.offsets, first, side="right") - 1
+    return sequences.row_of(first)
 
 
 def _pieces(sequences: ItemSequences, tokens: TitleTokens, max_tokens: int):

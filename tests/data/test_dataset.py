@@ -214,10 +214,12 @@ def test_summary_counts(tmp_path):
 
 
 CONFIG_FILE = """
-import ml_collections
+from tca4rec_jax.config import default_config
 
 def get_config():
-    return ml_collections.ConfigDict({{"data": {data}}})
+    config = default_config()
+    config.data.update({data})
+    return config
 """
 
 

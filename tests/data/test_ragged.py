@@ -18,3 +18,10 @@ def test_rows_followed_by_other_rows():
     assert both.values.dtype == np.int32
     expected = [a + b for a, b in zip(rows, others, strict=True)]
     assert [both[row].tolist() for row in range(4)] == expected
+
+
+def test_row_of_a_position():
+    """Rows without values hold no position."""
+    rows = Ragged.from_lengths(np.arange(6), np.array([2, 0, 3, 1]))
+    np.testing.assert_array_equal(rows.row_of(np.arange(6)), [0, 0, 2, 2, 2, 3])
+    assert rows.row_of(4) == 2
