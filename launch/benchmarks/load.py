@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from tca4rec_jax.distributed.sharding import make_mesh, replicated
 from tca4rec_jax.launching import start
-from tca4rec_jax.llm.checkpoints.hugging_face import INDEX, load_hugging_face, tensor_places
+from tca4rec_jax.llm.checkpoints.hugging_face import INDEX, load_hugging_face, param_paths
 from tca4rec_jax.llm.checkpoints.loading import is_transposed
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.families import config_fields
@@ -51,7 +51,7 @@ def write_checkpoint(folder: Path, config: DecoderConfig, dtype: str) -> None:
     """Uniform values; the tensors of a layer, and those of none, are a file each."""
     generator = np.random.default_rng(0)
     files: dict[str, dict[str, np.ndarray]] = {}
-    for name, (path, layer) in tensor_places(config).items():
+    for name, (path, layer) in param_paths(config).items():
         shape = config.parameter_shapes[path][layer is not None :]
         shape = shape[::-1] if is_transposed(path) else shape
         files.setdefault(f"model-{layer}.safetensors", {})[name] = shape

@@ -14,7 +14,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.llm.checkpoints.gguf import field, open_gguf
+from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
 
 # tokenizer.ggml.token_type of tokens that text never produces.
 CONTROL = 3
@@ -61,16 +61,16 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
             return AutoTokenizer.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: no tokenizer that transformers can read ({error})") from error
-    reader = open_gguf(path)
-    model = field(reader, path, "tokenizer.ggml.model")
-    pre_tokenizer = field(reader, path, "tokenizer.ggml.pre")
+    file = GGUFFile(path)
+    model = file.field("tokenizer.ggml.model")
+    pre_tokenizer = file.field("tokenizer.ggml.pre")
     if model != "gpt2" or pre_tokenizer not in PRE_TOKENIZERS:
         raise UserError(
             f"{path}: tokenizer {model!r} with pre-tokenizer {pre_tokenizer!r}; known are 'gpt2'"
             f" with {', '.join(map(repr, PRE_TOKENIZERS))}"
         )
-    tokens = field(reader, path, "tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ")) for merge in field(reader, path, "tokenizer.ggml.merges")]
+    tokens = file.field("tokenizer.ggml.tokens")
+    merges = [tuple(merge.split(" ")) for merge in file.field("tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     # A Llama 3 takes a word that is a token as it is, however the merges would have made it.
     ignore_merges = pre_tokenizer == "llama-bpe"
@@ -79,7 +79,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     if pre_tokenizer == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = field(reader, path, "tokenizer.ggml.token_type")
+    kinds = file.field("tokenizer.ggml.token_type")
     tokenizer.add_special_tokens(
         [
             AddedToken(token, special=True, normalized=False)
@@ -88,9 +88,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         ]
     )
     special = {
-        name: tokens[reader.fields[key].contents()]
-        for name, key in SPECIAL_TOKENS.items()
-        if key in reader.fields
+        name: tokens[file.field(key)] for name, key in SPECIAL_TOKENS.items() if key in file.fields
     }
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from tca4rec_jax.distributed.sharding import make_mesh, parameter_sharding
 from tca4rec_jax.llm.checkpoints import loading
-from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face, tensor_places
+from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face, param_paths
 from tca4rec_jax.llm.checkpoints.loading import is_transposed
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.families import config_fields
@@ -21,7 +21,7 @@ CONFIG = DecoderConfig(64, 32, 48, 2, 8, 8, 4)
 def write_folder(folder):
     """{path: the parameter} of what was written."""
     rng, tensors, params = np.random.default_rng(0), {}, {}
-    for name, (path, layer) in tensor_places(CONFIG).items():
+    for name, (path, layer) in param_paths(CONFIG).items():
         value = rng.normal(size=CONFIG.parameter_shapes[path][layer is not None :])
         value = value.astype(np.float32)
         params.setdefault(path, []).append(value)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.llm.attention import rotary_frequencies
-from tca4rec_jax.llm.checkpoints.gguf import load_decoder, load_gguf
+from tca4rec_jax.llm.checkpoints.gguf import GGUFFile, load_gguf
 from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
-from tca4rec_jax.llm.lora import LoRAConfig
+from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 # Ours -> llama.cpp's.
@@ -119,7 +120,9 @@ def test_rotary_scaling_of_llama3(tmp_path):
 def test_fresh_adapters_change_nothing(tmp_path):
     golden, config, params = load_golden("smollm2", tmp_path)
     path = write_gguf(tmp_path / "model.gguf", config, gguf_tensors(config, params))
-    decoder = load_decoder(path, lora=LoRAConfig(rank=2), seed=3)
+    lora = LoRAConfig(rank=2)
+    adapters = init_adapters(config, lora, jax.random.key(3))
+    decoder = Decoder(*load_gguf(path), lora=lora, adapters=adapters)
     assert set(decoder.adapters) == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
     @jax.jit
@@ -164,6 +167,29 @@ def test_quantised_tensors(tmp_path, kind):
     assert_same_trees(params, expected)
 
 
+def test_arrays_of_the_metadata_are_those_that_gguf_reads(tmp_path):
+    writer = gguf.GGUFWriter(str(tmp_path / "arrays.gguf"), "llama")
+    arrays = {"strings": ["a", "", "zwölf"], "floats": [0.5, -1.0], "booleans": [True, False]}
+    arrays |= {"integers": list(range(5)), "nested": [[1, 2], [3]]}
+    for name, values in arrays.items():
+        writer.add_array(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    path = tmp_path / "arrays.gguf"
+    ours, theirs = GGUFFile(path), gguf.GGUFReader(path)
+    assert list(ours.fields) == list(theirs.fields)
+    for name, field in theirs.fields.items():
+        assert ours.fields[name].types == field.types
+        assert ours.field(name) == field.contents()
+    assert ours.field("strings") == arrays["strings"]
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(path.read_bytes()[: path.read_bytes().index(b"zw") + 1])
+    with pytest.raises(ValueError, match=r"cut\.gguf: not a readable GGUF file"):
+        GGUFFile(cut)
+
+
 def test_every_wrong_tensor_is_named(tmp_path):
     _, config, params = load_golden("smollm2", tmp_path)
     tensors = gguf_tensors(config, params)
@@ -199,7 +225,7 @@ def test_other_files_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_smollm2_predicts_what_pytorch_predicts(smollm2_path):
-    decoder = load_decoder(smollm2_path)
+    decoder = Decoder(*load_gguf(smollm2_path))
     predict = jax.jit(
         lambda decoder, tokens, lengths: jax.nn.log_softmax(
             decoder.logits(decoder.hidden(tokens, lengths)[np.arange(tokens.shape[0]), lengths - 1])

@@ -16,7 +16,7 @@ from tca4rec_jax.llm.checkpoints.export import (
     export_decoder,
     write_hugging_face,
 )
-from tca4rec_jax.llm.checkpoints.gguf import open_gguf
+from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
 from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
 from tca4rec_jax.llm.config import GROUP, SCALES, DecoderConfig, DecoderOptions, logical_axes
 from tca4rec_jax.llm.decoder import Decoder, init_params
@@ -180,8 +180,7 @@ def test_what_cannot_be_quantised_is_named(tmp_path, tokenizer):
 
 def test_errors_on_a_real_layer(smollm2_path):
     """Of SmolLM2's first layer, relative to the weights' and to the outputs' size."""
-    reader = open_gguf(smollm2_path)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    tensors = {tensor.name: tensor for tensor in GGUFFile(smollm2_path).tensors}
     for name in ("attn_q", "ffn_down"):
         tensor = tensors[f"blk.0.{name}.weight"]
         weight = jnp.asarray(gguf.dequantize(tensor.data, tensor.tensor_type).T)

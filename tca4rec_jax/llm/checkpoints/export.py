@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.llm.checkpoints.hugging_face import LAYER_MODULES, tensor_places
+from tca4rec_jax.llm.checkpoints.hugging_face import LAYER_MODULES, param_paths
 from tca4rec_jax.llm.checkpoints.loading import is_transposed
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, check_shapes
@@ -158,7 +158,7 @@ def write_peft_adapter(
     layers = range(lora.first_layer, config.num_layers)
     tensors = {
         name: np.asarray(adapters[projection][part][layer]).T
-        for name, (projection, part, layer) in _adapter_places(adapters, layers).items()
+        for name, (projection, part, layer) in _adapter_targets(adapters, layers).items()
     }
     fields = PLAIN_LORA | {
         "task_type": "CAUSAL_LM",
@@ -193,14 +193,14 @@ def read_peft_adapter(folder: str | Path) -> tuple[LoRAConfig, Adapters]:
     tensors = _read_tensors(path)
     layers = {int(found[1]) for name in tensors if (found := re.search(r"\.layers\.(\d+)\.", name))}
     layers = range(lora.first_layer, max(layers, default=lora.first_layer) + 1)
-    places = _adapter_places(lora.targets.split("|"), layers)
-    problems = [f"missing tensor {name}" for name in places if name not in tensors]
-    problems += [f"unexpected tensor {name}" for name in tensors if name not in places]
-    problems += _misshapen(tensors, places, lora.rank)
+    targets = _adapter_targets(lora.targets.split("|"), layers)
+    problems = [f"missing tensor {name}" for name in targets if name not in tensors]
+    problems += [f"unexpected tensor {name}" for name in tensors if name not in targets]
+    problems += _misshapen(tensors, targets, lora.rank)
     if problems:
         raise UserError(f"{path}: " + "; ".join(problems))
     stacks: dict[str, dict[str, list[np.ndarray]]] = {}
-    for name, (projection, part, _) in places.items():
+    for name, (projection, part, _) in targets.items():
         stack = stacks.setdefault(projection, {}).setdefault(part, [])
         stack.append(tensors[name].T.astype(np.float32))
     below = ((lora.first_layer, 0), (0, 0), (0, 0))
@@ -213,13 +213,13 @@ def read_peft_adapter(folder: str | Path) -> tuple[LoRAConfig, Adapters]:
 
 
 def _misshapen(
-    tensors: dict[str, np.ndarray], places: dict[str, tuple[str, str, int]], rank: int
+    tensors: dict[str, np.ndarray], targets: dict[str, tuple[str, str, int]], rank: int
 ) -> list[str]:
     """What is wrong with the shapes: the rank is known, the first layer gives the other sizes."""
     problems, first = [], {}
-    for name in filter(tensors.__contains__, places):
+    for name in filter(tensors.__contains__, targets):
         shape = tensors[name].shape
-        projection, part, _ = places[name]
+        projection, part, _ = targets[name]
         like = first.setdefault((projection, part), shape or (0,))
         expected = (rank, like[-1]) if part == "a" else (like[0], rank)
         if shape != expected:
@@ -261,13 +261,13 @@ def _written_whole(folder: str | Path) -> Iterator[Path]:
 def _model_tensors(config: DecoderConfig, params: dict[str, jax.Array]) -> dict[str, np.ndarray]:
     """Hugging Face name -> tensor; a tied head is not repeated."""
     tensors = {}
-    for name, (path, layer) in tensor_places(config).items():
+    for name, (path, layer) in param_paths(config).items():
         value = np.asarray(params[path] if layer is None else params[path][layer])
         tensors[name] = value.T if is_transposed(path) else value
     return tensors
 
 
-def _adapter_places(
+def _adapter_targets(
     projections: Iterable[str], layers: Iterable[int]
 ) -> dict[str, tuple[str, str, int]]:
     """PEFT tensor name -> (projection, 'a' or 'b', layer), layers in order."""

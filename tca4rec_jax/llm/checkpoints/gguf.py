@@ -6,8 +6,9 @@ and k permuted for interleaved rotary pairs; they are put back into the halves t
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gguf
 import jax
@@ -17,10 +18,8 @@ from jax.sharding import Sharding
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.attention import rotary_frequencies
-from tca4rec_jax.llm.checkpoints.loading import Index, Place, StoredTensor, load_parameters
-from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions, RopeScaling
-from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.llm.checkpoints.loading import Index, ParamPath, StoredTensor, load_parameters
+from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 
 # Architectures that are this decoder; a Mistral's file says 'llama'.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -45,69 +44,71 @@ PERMUTED = ("layers/q_proj", "layers/k_proj", "layers/q_proj_bias", "layers/k_pr
 ROPE_DIVISORS = "rope_freqs.weight"
 
 
-def open_gguf(path: str | Path) -> gguf.GGUFReader:
-    """A reader of the file. Raises UserError if it is missing or not a GGUF file.
+class GGUFFile(gguf.GGUFReader):
+    """The metadata (`fields`) and the mapped tensors (`tensors`) of a GGUF file."""
 
-    Reading its metadata takes seconds, so the tokenizer's reader is kept for the weights.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such GGUF file")
-    status = path.stat()
-    try:
-        return _reader(str(path.resolve()), status.st_mtime_ns, status.st_size)
-    except (ValueError, IndexError, KeyError) as error:
-        raise UserError(f"{path}: not a readable GGUF file ({error}); fetch it again") from error
+    def __init__(self, path: str | Path):
+        """Raises UserError if the file is missing or not a GGUF file."""
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(f"{path}: no such GGUF file")
+        try:
+            super().__init__(self.path)
+        except (ValueError, IndexError, KeyError) as error:
+            raise UserError(
+                f"{path}: not a readable GGUF file ({error}); fetch it again"
+            ) from error
+
+    def field(self, name: str, default: Any = None) -> Any:
+        """The value of a metadata field. Raises UserError if it is absent and has no default."""
+        entry = self.fields.get(name)
+        if entry is not None:
+            return entry.contents()
+        if default is None:
+            raise UserError(f"{self.path}: metadata field {name!r} is missing")
+        return default
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int):
+        """As gguf's, which takes seconds: it slices the mapped file for every word of the
+        vocabulary. Here an array of strings or numbers is read in one go."""
+        kind, count = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+        start, order = orig_offs + 12, "little" if self.byte_order == "I" else "big"
+        if raw_type != gguf.GGUFValueType.ARRAY or kind[0] == gguf.GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        if kind[0] == gguf.GGUFValueType.STRING:
+            data, parts, end = memoryview(self.data), [], start
+            for _ in range(int(count[0])):
+                if end >= len(data):
+                    raise IndexError("it is cut short")
+                begin = end + 8
+                end = begin + int.from_bytes(data[end:begin], order)
+                parts.append(data[begin:end])
+        else:
+            values = self._get(start, self.gguf_scalar_to_np[kind[0]], count[0])
+            parts, end = list(values[:, None]), start + values.nbytes
+        types = [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType(kind[0])]
+        return end - orig_offs, [kind, count, *parts], list(range(2, 2 + len(parts))), types
 
 
-class _Reader(gguf.GGUFReader):
-    """Holds the mapped file as a plain array: a memmap's slices, one for every string of the
-    vocabulary, take four times as long."""
-
-    @property
-    def data(self) -> np.ndarray:
-        return self._data
-
-    @data.setter
-    def data(self, mapped: np.memmap) -> None:
-        self._data = mapped.view(np.ndarray)
-
-
-@lru_cache(maxsize=1)
-def _reader(path: str, modified_ns: int, size: int) -> gguf.GGUFReader:
-    del modified_ns, size  # a file that was written again is another one
-    return _Reader(path)
-
-
-def field(reader: gguf.GGUFReader, path: str | Path, name: str, default: object = None) -> object:
-    """Value of a metadata field. Raises UserError if it is absent and has no default."""
-    entry = reader.fields.get(name)
-    if entry is not None:
-        return entry.contents()
-    if default is None:
-        raise UserError(f"{path}: metadata field {name!r} is missing")
-    return default
-
-
-def read_config(reader: gguf.GGUFReader, path: str | Path) -> DecoderConfig:
+def read_config(file: GGUFFile) -> DecoderConfig:
     """The architecture in the metadata.
 
     Raises UserError for one that is not in ARCHITECTURES, or scales its rotary positions in a way
     that is not known here.
     """
-    architecture = field(reader, path, "general.architecture")
+    architecture = file.field("general.architecture")
     if architecture not in ARCHITECTURES:
         raise UserError(
-            f"{path}: architecture {architecture!r}, supported are {', '.join(ARCHITECTURES)}"
+            f"{file.path}: architecture {architecture!r}, supported are {', '.join(ARCHITECTURES)}"
         )
 
     def meta(name, default=None):
-        return field(reader, path, f"{architecture}.{name}", default)
+        return file.field(f"{architecture}.{name}", default)
 
     hidden, heads = meta("embedding_length"), meta("attention.head_count")
-    vocabulary = len(field(reader, path, "tokenizer.ggml.tokens"))
+    vocabulary = len(file.field("tokenizer.ggml.tokens"))
     head_dim, theta = meta("attention.key_length", hidden // heads), meta("rope.freq_base", 10000.0)
-    names = {tensor.name for tensor in reader.tensors}
+    names = {tensor.name for tensor in file.tensors}
     return DecoderConfig(
         vocab_size=meta("vocab_size", vocabulary),
         hidden_size=hidden,
@@ -120,7 +121,7 @@ def read_config(reader: gguf.GGUFReader, path: str | Path) -> DecoderConfig:
         rms_norm_eps=meta("attention.layer_norm_rms_epsilon"),
         tie_embeddings="output.weight" not in names,
         max_positions=meta("context_length"),
-        rope_scaling=_rope_scaling(reader, path, architecture, head_dim, theta),
+        rope_scaling=_rope_scaling(file, architecture, head_dim, theta),
         biases=tuple(
             path
             for name, path in LAYER_TENSOR_NAMES.items()
@@ -131,21 +132,25 @@ def read_config(reader: gguf.GGUFReader, path: str | Path) -> DecoderConfig:
     )
 
 
-def _rope_scaling(reader, path, architecture, head_dim, theta) -> RopeScaling | None:
+def _rope_scaling(
+    file: GGUFFile, architecture: str, head_dim: int, theta: float
+) -> RopeScaling | None:
     """None, 'linear' from the metadata, or 'llama3' from the tensor of divisors."""
-    kind = field(reader, path, f"{architecture}.rope.scaling.type", "none")
+    kind = file.field(f"{architecture}.rope.scaling.type", "none")
     if kind == "linear":
-        return RopeScaling(kind, field(reader, path, f"{architecture}.rope.scaling.factor"))
+        return RopeScaling(kind, file.field(f"{architecture}.rope.scaling.factor"))
     if kind != "none":
-        raise UserError(f"{path}: rope.scaling.type is {kind!r}, supported are none and linear")
-    divisors = [tensor.data for tensor in reader.tensors if tensor.name == ROPE_DIVISORS]
+        raise UserError(
+            f"{file.path}: rope.scaling.type is {kind!r}, supported are none and linear"
+        )
+    divisors = [tensor.data for tensor in file.tensors if tensor.name == ROPE_DIVISORS]
     if not divisors:
         return None
     # The slowest pair is divided by the whole factor; every Llama has the other three settings.
     scaling = RopeScaling("llama3", float(np.max(divisors[0])))
     plain, scaled = (rotary_frequencies(head_dim, theta, s) for s in (None, scaling))
     if divisors[0].shape != plain.shape or not np.allclose(plain / scaled, divisors[0], rtol=1e-4):
-        raise UserError(f"{path}: {ROPE_DIVISORS} is not the rotary scaling of Llama 3.1")
+        raise UserError(f"{file.path}: {ROPE_DIVISORS} is not the rotary scaling of Llama 3.1")
     return scaling
 
 
@@ -164,26 +169,24 @@ def load_gguf(
     Raises UserError for a config that cannot be quantised so, and naming every tensor that is
     missing, unknown, of another shape or of a type that gguf cannot dequantise.
     """
-    reader = open_gguf(path)
-    config = read_config(reader, path)
-    places = _tensor_places(config)
+    file = GGUFFile(path)
+    config = read_config(file)
+    targets = _param_paths(config)
     tensors = {}
-    for tensor in reader.tensors:
+    for tensor in file.tensors:
         if tensor.name == ROPE_DIVISORS:
             continue
         shape = tuple(int(size) for size in reversed(tensor.shape))  # listed fastest axis first
-        place = places.get(tensor.name)
-        permuted = config.family == "llama" and place is not None and place.path in PERMUTED
+        target = targets.get(tensor.name)
+        permuted = config.family == "llama" and target is not None and target.path in PERMUTED
         read = partial(_read, tensor, config.head_dim if permuted else None)
         tensors[tensor.name] = StoredTensor(shape, read)
     try:
-        for tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.values():
+        for tensor in {tensor.tensor_type: tensor for tensor in file.tensors}.values():
             _read(tensor, None, (slice(1),))  # a type that cannot be read is found at once
-        return load_parameters(config, tensors, places, dtype, sharding, quantised, num_layers)
+        return load_parameters(config, tensors, targets, dtype, sharding, quantised, num_layers)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    finally:
-        _reader.cache_clear()  # it holds an array for every string of the vocabulary
 
 
 def _read(tensor: gguf.ReaderTensor, permuted: int | None, index: Index) -> np.ndarray:
@@ -204,10 +207,10 @@ def _dequantised(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarra
     return gguf.dequantize(data, kind)
 
 
-def _tensor_places(config: DecoderConfig) -> dict[str, Place]:
-    """GGUF tensor name -> its place, layers in order."""
-    places = {
-        f"{name}.weight": Place(path, None)
+def _param_paths(config: DecoderConfig) -> dict[str, ParamPath]:
+    """GGUF tensor name -> its parameter and layer, layers in order."""
+    paths = {
+        f"{name}.weight": ParamPath(path, None)
         for name, path in TENSOR_NAMES.items()
         if path in config.parameter_shapes
     }
@@ -218,25 +221,11 @@ def _tensor_places(config: DecoderConfig) -> dict[str, Place]:
         ):
             if path in config.parameter_shapes:
                 for layer in range(config.num_layers):
-                    places[f"blk.{layer}.{name}.{suffix}"] = Place(path, layer)
-    return places
+                    paths[f"blk.{layer}.{name}.{suffix}"] = ParamPath(path, layer)
+    return paths
 
 
 def rotary_order(outputs: int, head_dim: int) -> np.ndarray:
     """Rows of a matrix with rotary pairs side by side, listed as first halves, then second ones."""
     pairs = np.arange(outputs).reshape(-1, head_dim // 2, 2)
     return pairs.swapaxes(1, 2).ravel()
-
-
-def load_decoder(
-    path: str | Path,
-    *,
-    lora: LoRAConfig | None = None,
-    seed: int = 0,
-    dtype: jnp.dtype = jnp.float32,
-    options: DecoderOptions = DecoderOptions(),  # noqa: B008 - frozen
-) -> Decoder:
-    """A decoder with the file's weights, and fresh adapters drawn from `seed` if lora is given."""
-    config, params = load_gguf(path, dtype)
-    adapters = None if lora is None else init_adapters(config, lora, jax.random.key(seed))
-    return Decoder(config, params, lora=lora, adapters=adapters, options=options)

@@ -12,7 +12,7 @@ from jax.sharding import Sharding
 from safetensors import SafetensorError, safe_open
 
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.llm.checkpoints.loading import Index, Place, StoredTensor, load_parameters
+from tca4rec_jax.llm.checkpoints.loading import Index, ParamPath, StoredTensor, load_parameters
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.families import decoder_config
 
@@ -83,26 +83,26 @@ def load_hugging_face(
             raise UserError(f"{file}: not a readable safetensors file ({error})") from error
     tensors = {name: value for name, value in tensors.items() if not _is_redundant(name, config)}
     try:
-        places = tensor_places(config)
-        return load_parameters(config, tensors, places, dtype, sharding, quantised, num_layers)
+        paths = param_paths(config)
+        return load_parameters(config, tensors, paths, dtype, sharding, quantised, num_layers)
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from error
 
 
-def tensor_places(config: DecoderConfig) -> dict[str, Place]:
-    """Hugging Face tensor name -> its place, layers in order."""
-    places = {}
+def param_paths(config: DecoderConfig) -> dict[str, ParamPath]:
+    """Hugging Face tensor name -> its parameter and layer, layers in order."""
+    paths = {}
     modules = LAYER_MODULES | (POST_NORM_MODULES if config.post_norms else {})
     for path in config.parameter_shapes:
         if path in TOP_MODULES:
-            places[f"{TOP_MODULES[path]}.weight"] = Place(path, None)
+            paths[f"{TOP_MODULES[path]}.weight"] = ParamPath(path, None)
             continue
         name = path.removeprefix("layers/")
         kind = "bias" if name.endswith("_bias") else "weight"
         module = modules[name.removesuffix("_bias")]
         for layer in range(config.num_layers):
-            places[f"model.layers.{layer}.{module}.{kind}"] = Place(path, layer)
-    return places
+            paths[f"model.layers.{layer}.{module}.{kind}"] = ParamPath(path, layer)
+    return paths
 
 
 def _stored_tensors(file: Path) -> dict[str, StoredTensor]:

@@ -1,4 +1,4 @@
-"""Fills the decoder's parameters from the tensors of a file, each straight into its place.
+"""Fills the decoder's parameters with the tensors of a file, straight onto their devices.
 
 Files hold [out, in] matrices, one tensor per layer; the decoder's are [in, out] and stacked over
 layers. Every shard of a parameter is allocated once, in its dtype, and filled piece by piece. The
@@ -35,8 +35,8 @@ class StoredTensor(NamedTuple):
     read: Callable[[Index], np.ndarray]
 
 
-class Place(NamedTuple):
-    """Where a tensor goes: the decoder's parameter and the layer; None if it is not stacked."""
+class ParamPath(NamedTuple):
+    """Where a tensor goes: the decoder's parameter, and its layer; None if it has none."""
 
     path: str
     layer: int | None
@@ -50,7 +50,7 @@ def is_transposed(path: str) -> bool:
 def load_parameters(
     config: DecoderConfig,
     tensors: dict[str, StoredTensor],
-    places: dict[str, Place],
+    targets: dict[str, ParamPath],
     dtype: jnp.dtype,
     sharding: Callable[[DecoderConfig, str], Sharding] | None = None,
     quantised: str = "",
@@ -61,7 +61,7 @@ def load_parameters(
     Args:
       config: of what the file holds.
       tensors: by the file's names.
-      places: file's name -> place; of every parameter, layers in order.
+      targets: the file's name -> parameter and layer; of every parameter, layers in order.
       dtype: of the parameters.
       sharding: (config, path) -> where the parameter lives; the first device if not given.
       quantised: a key of config.SCALES: what the projections are stored as, or '' for floats. A
@@ -74,10 +74,10 @@ def load_parameters(
     """
     if num_layers > config.num_layers:
         raise UserError(f"num_layers is {num_layers}, but the model has {config.num_layers}")
-    _check_tensors(config, tensors, places)
+    _check_tensors(config, tensors, targets)
     sources: dict[str, list[StoredTensor]] = {}
-    for name, place in places.items():
-        sources.setdefault(place.path, []).append(tensors[name])
+    for name, target in targets.items():
+        sources.setdefault(target.path, []).append(tensors[name])
     params = {}
     config = dataclasses.replace(config, num_layers=num_layers or config.num_layers)
     stored = dataclasses.replace(config, quantised=quantised)
@@ -92,10 +92,12 @@ def load_parameters(
     return stored, params
 
 
-def _check_tensors(config, tensors, places) -> None:
-    problems = [f"unknown tensor {name}" for name in tensors if name not in places]
-    problems += [f"missing tensor {name}" for name in places if name not in tensors]
-    for name, (path, layer) in places.items():
+def _check_tensors(
+    config: DecoderConfig, tensors: dict[str, StoredTensor], targets: dict[str, ParamPath]
+) -> None:
+    problems = [f"unknown tensor {name}" for name in tensors if name not in targets]
+    problems += [f"missing tensor {name}" for name in targets if name not in tensors]
+    for name, (path, layer) in targets.items():
         wanted = config.parameter_shapes[path][layer is not None :]
         wanted = wanted[::-1] if is_transposed(path) else wanted
         if name in tensors and tensors[name].shape != wanted:
