@@ -39,7 +39,7 @@ class SearchConfig:
 
     Attributes:
       beams: unfinished hypotheses kept per user, and the length of the result.
-      mask: where the children's mask stands: 'before_softmax' or 'after_softmax', see the module.
+      mask: the children's mask comes 'before_softmax' or 'after_softmax', see the module.
       rules: 'exact' accepts every finished hypothesis and ends when no unfinished one can reach the
         result any more; 'huggingface' is what the published evaluation ran: a hypothesis may finish
         only from among the best `beams` candidates of its step, and the search for a user ends when
