@@ -3,9 +3,10 @@
     recommender = Recommender.load("runs/quickstart", "aligned")
     recommender.recommend(["Toy Story (1995)", "Fargo (1996)"], k=5)
 
-Axis letters: R rows, H history items, I items.
+Axis letters: R rows, B rows of a batch, S history items, X items of a list, I items, D CF width.
 """
 
+import dataclasses
 import difflib
 import json
 from collections.abc import Callable, Sequence
@@ -16,20 +17,22 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tca4rec_jax.cf.checkpoint import load_model
 from tca4rec_jax.config import build, default_config, score_weights
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.prompts import prompts
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
-from tca4rec_jax.decoding.beam_search import SearchConfig
-from tca4rec_jax.decoding.candidates import score_candidates
+from tca4rec_jax.decoding.beam_search import Mask, ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows
-from tca4rec_jax.decoding.filters import ItemFilter
+from tca4rec_jax.decoding.filters import ItemFilter, membership
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.llm.decoder import Decoder
 
 
 class Recommended(NamedTuple):
@@ -99,21 +102,18 @@ class Recommender:
         found = self._search(k).recommend(self._decoder, rows, self._weights, progress=progress)
         allowed_RxI = None if rows.allowed is None else rows.allowed(np.arange(len(rows.prompts)))
         trie, catalogue = self._run.trie, self._run.data.catalogue
-        items_RxK = found.items(trie, k, allowed_RxI)
-        score_of = [
-            dict(zip(leaves_M.tolist(), scores_M.tolist(), strict=True))
-            for leaves_M, scores_M in zip(found.leaves_RxM, found.scores_RxM, strict=True)
-        ]
-        lists = [
-            [
+        items_RxX = found.items(trie, k, allowed_RxI)
+
+        def one_list(items_X, leaves_M, scores_M) -> list[Recommended]:
+            score_of = dict(zip(leaves_M.tolist(), scores_M.tolist(), strict=True))
+            return [
                 Recommended(
-                    catalogue.item_ids[i], catalogue.titles[i], scores[trie.leaf_of_item[i]]
+                    catalogue.item_ids[i], catalogue.titles[i], score_of[trie.leaf_of_item[i]]
                 )
-                for i in items_K.tolist()
-                if i >= 0
+                for i in items_X[items_X >= 0].tolist()
             ]
-            for items_K, scores in zip(items_RxK, score_of, strict=True)
-        ]
+
+        lists = list(map(one_list, items_RxX, found.leaves_RxM, found.scores_RxM))
         return lists[0] if single else lists
 
     def score(self, history: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
@@ -161,9 +161,9 @@ class Recommender:
         rows = [self._items(history, f"history {row}") for row, history in enumerate(names)]
         histories = Ragged.from_lengths(np.concatenate(rows), [len(items) for items in rows])
         config, latest = self._run.config, partial(_latest, histories)
-        history_RxH = latest(np.arange(len(rows)), config.data.history_length)
+        history_RxS = latest(np.arange(len(rows)), config.data.history_length)
         return SearchRows(
-            prompts(self._run.titles, history_RxH, config.prompt.max_tokens),
+            prompts(self._run.titles, history_RxS, config.prompt.max_tokens),
             self._cf and (lambda rows_B: self._cf.vectors(latest(rows_B, self._cf.history_length))),
             self._cf.items if self._cf else DENSE,
             allowed=self._filter.masks(histories),
@@ -189,11 +189,11 @@ class Recommender:
 
 def _latest(histories: Ragged, rows_B: np.ndarray, length: int) -> np.ndarray:
     """int32 [B, length]: the latest items of rows, oldest first, padded on the left."""
-    latest_BxH = np.full((len(rows_B), length), PAD_ITEM, np.int32)
+    latest_BxS = np.full((len(rows_B), length), PAD_ITEM, np.int32)
     for number, row in enumerate(rows_B):
         items = histories[row][-length:]
-        latest_BxH[number, length - len(items) :] = items
-    return latest_BxH
+        latest_BxS[number, length - len(items) :] = items
+    return latest_BxS
 
 
 class _CFModel(NamedTuple):
@@ -224,5 +224,61 @@ class _CFModel(NamedTuple):
                 f"{run.data.catalogue.num_items}: run launch/train_cf.py again"
             )
         items = nnx.jit(lambda model: model.items())(model)
-        vectors = nnx.jit(lambda model, history_BxH: model.user_vectors(history_BxH))
-        return cls(partial(vectors, model), CFItems(*items), model.config.history_length or 1)
+        vectors = nnx.jit(lambda model, history_BxS: model.user_vectors(history_BxS))
+        return cls(partial(vectors, model), items, model.config.history_length or 1)
+
+
+def score_candidates(
+    trie: ItemTrie,
+    mask: Mask,
+    decoder: Decoder,
+    rows: SearchRows,
+    candidates: Ragged,
+    weights: ScoreWeights,
+    *,
+    mesh: Mesh,
+    batch_size: int = 16,
+) -> Ragged:
+    """Exact scores of given items after each prompt, as the whole catalogue is scored.
+
+    The search is confined to the candidates, with a beam for each: none is ever dropped, and the
+    prefixes that their titles share are computed once.
+
+    Args:
+      mask: as in SearchConfig.
+      rows: prompts and CF vectors; `allowed` is not used.
+      candidates: int items of each row, at least one; items that share a title share a score.
+
+    Returns:
+      float32 Ragged aligned with `candidates`.
+
+    Raises:
+      UserError: as BatchedSearch; a row without candidates or with an item outside the catalogue.
+    """
+    if len(candidates) != len(rows.prompts):
+        raise ValueError(f"{len(candidates)} rows of candidates for {len(rows.prompts)} prompts")
+    if (candidates.lengths == 0).any():
+        raise UserError(f"row {int(np.argmin(candidates.lengths))} has no candidates")
+    outside = (candidates.values < 0) | (candidates.values >= trie.num_items)
+    if outside.any():
+        at = int(np.argmax(outside))
+        raise UserError(
+            f"row {candidates.row_of(at)}: candidate {candidates.values[at]} is not an item "
+            f"(0..{trie.num_items - 1})"
+        )
+
+    def among_candidates(rows_B: np.ndarray) -> np.ndarray:
+        return membership(candidates.take(rows_B), trie.num_items)
+
+    config = SearchConfig(int(candidates.lengths.max()), mask, "exact", renormalise=False)
+    search = BatchedSearch(trie, config, mesh=mesh, batch_size=batch_size)
+    rows = dataclasses.replace(rows, allowed=among_candidates)
+    found = search.recommend(decoder, rows, weights, progress=None)
+    row_of = np.repeat(np.arange(len(candidates)), candidates.lengths)
+    leaf_of = trie.leaf_of_item[candidates.values]
+    scores = np.empty(leaf_of.size, np.float32)
+    for start in range(0, leaf_of.size, 1 << 20):  # bounds [candidates, beams]
+        part = slice(start, start + (1 << 20))
+        beam = np.argmax(found.leaves_RxM[row_of[part]] == leaf_of[part, None], axis=1)
+        scores[part] = found.scores_RxM[row_of[part], beam]
+    return Ragged(scores, candidates.offsets)

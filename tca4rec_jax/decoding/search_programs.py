@@ -26,8 +26,7 @@ from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_se
 from tca4rec_jax.decoding.likelihood import ScoredTokens, title_nll
 from tca4rec_jax.distributed.data_parallel import RowParallel
 from tca4rec_jax.distributed.sharding import row_sharding, sharding_of
-from tca4rec_jax.llm.decoder import PrefixStates
-from tca4rec_jax.llm.kv_cache import KVCache
+from tca4rec_jax.llm.decoder import Decoder, PrefixStates
 
 _EVERYWHERE = PartitionSpec()
 
@@ -44,7 +43,12 @@ class SearchProgram:
     def on_rows(self) -> RowParallel:
         return RowParallel(self.mesh, "prompts")
 
-    def merge(self, state: nnx.State) -> LanguageModel:
+    @property
+    def row_specs(self) -> tuple[PartitionSpec, PartitionSpec]:
+        """Of arrays [B, ...], and of keys and values [L, B, ...]."""
+        return self.on_rows.rows, PartitionSpec(None, *self.on_rows.rows)
+
+    def merge(self, state: nnx.State) -> Decoder:
         return nnx.merge(self.graph, state)
 
 
@@ -62,20 +66,6 @@ class Texts(NamedTuple):
     scored: Decisions | ScoredTokens | None = None
 
 
-def _with_kv(on_rows: RowParallel) -> KVCache:
-    """Specs of keys and values [L, B, ...]."""
-    spec = PartitionSpec(None, *on_rows.rows)
-    return KVCache(spec, spec)
-
-
-def _prompts_specs(on_rows: RowParallel) -> Prompts:
-    return Prompts(on_rows.rows, _with_kv(on_rows), on_rows.rows)
-
-
-def _prefix_specs(on_rows: RowParallel) -> PrefixStates:
-    return PrefixStates(on_rows.rows, _with_kv(on_rows))
-
-
 def prompts_sharding(mesh: Mesh, prompts: Prompts) -> Prompts:
     """Where prompts of these shapes live: with their rows, and keys and values with their heads."""
     axes = (None, "prompts", None, "kv_heads", None)
@@ -88,11 +78,11 @@ def read_prefix(
     state: nnx.State, tokens_BxS: jax.Array, *, program: SearchProgram, layers: int
 ) -> PrefixStates:
     """The texts of a batch after a decoder's first layers."""
-    on_rows = program.on_rows
-    sharded = on_rows(
-        lambda state, tokens: nnx.merge(program.graph, state).prefill_prefix(tokens, layers),
-        in_specs=(_EVERYWHERE, on_rows.rows),
-        out_specs=_prefix_specs(on_rows),
+    rows, kv = program.row_specs
+    sharded = program.on_rows(
+        lambda state, tokens: program.merge(state).prefill_prefix(tokens, layers),
+        in_specs=(_EVERYWHERE, rows),
+        out_specs=PrefixStates(rows, kv),
     )
     return sharded(state, tokens_BxS)
 
@@ -131,12 +121,12 @@ def read_prompts(
         kv = jax.tree.map(lambda values: jnp.pad(values, missing), prompts.kv)
         return prompts._replace(kv=kv), nll_BxT
 
-    on_rows = program.on_rows
-    prefix_specs = None if prefix is None else _prefix_specs(on_rows)
-    sharded = on_rows(
+    rows, kv = program.row_specs
+    prefix_specs = None if prefix is None else PrefixStates(rows, kv)
+    sharded = program.on_rows(
         on_one_group,
-        in_specs=(_EVERYWHERE, on_rows.rows, prefix_specs, _EVERYWHERE, _EVERYWHERE),
-        out_specs=(_prompts_specs(on_rows), on_rows.rows),
+        in_specs=(_EVERYWHERE, rows, prefix_specs, _EVERYWHERE, _EVERYWHERE),
+        out_specs=(Prompts(rows, kv, rows), rows),
     )
     prompts, nll_BxT = sharded(state, texts, prefix, trie, temperature_T)
     shardings = prompts_sharding(program.mesh, prompts)
@@ -202,7 +192,7 @@ def search_batch(
         )
         return result.leaves_BxM, result.scores_BxM
 
-    on_rows = program.on_rows
-    specs = (_prompts_specs(on_rows), on_rows.rows, *[_EVERYWHERE] * 3)
-    sharded = on_rows(on_one_group, in_specs=(_EVERYWHERE, *specs), out_specs=on_rows.rows)
+    rows, kv = program.row_specs
+    specs = (_EVERYWHERE, Prompts(rows, kv, rows), rows, *[_EVERYWHERE] * 3)
+    sharded = program.on_rows(on_one_group, in_specs=specs, out_specs=rows)
     return sharded(state, prompts, users, cf_items, trie, weights)

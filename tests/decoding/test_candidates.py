@@ -7,8 +7,8 @@ import pytest
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.beam_search import ScoreWeights
-from tca4rec_jax.decoding.candidates import score_candidates
 from tca4rec_jax.decoding.engine import SearchRows
+from tca4rec_jax.decoding.recommender import score_candidates
 from tca4rec_jax.distributed.sharding import make_mesh
 
 SEQUENCES = oracle.with_end(oracle.WORDS)
