@@ -4,21 +4,21 @@ Axis letters: R rows, B rows of a batch, I items, M beams and places of a list, 
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
-from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.config import build, score_weights
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.prompts import prompts
-from tca4rec_jax.decoding.beam_search import SearchConfig
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch, SearchJob, SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter
-from tca4rec_jax.decoding.results import Recommendations, ResultsFile
+from tca4rec_jax.decoding.results import ResultsFile, SearchResults
 from tca4rec_jax.distributed.multihost import (
     all_processes,
     broadcast_from_main,
@@ -30,7 +30,7 @@ from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import file_sha256, fingerprint, write_npz
 from tca4rec_jax.metrics import rank_in_list
 
-_ROWS_AT_ONCE = 1024  # of a CF logits store, whose content is hashed
+_ROWS_AT_ONCE = 1024  # of a CF logits store whose content is hashed
 
 
 def rank_llms(
@@ -47,11 +47,15 @@ def rank_llms(
     """
     rankings: dict[str, ModelRanking] = {}
     caches: dict[str, _RankingCache] = {}
-    for name, guidance_of in variants.items():
-        cache = _RankingCache.of(experiment, rows, name, list(guidance_of.values()))
+    weights = {
+        name: [score_weights(experiment.config, guidance) for guidance in guidances.values()]
+        for name, guidances in variants.items()
+    }
+    for name, labels in variants.items():
+        cache = _RankingCache.of(experiment, rows, name, weights[name])
         if all_processes(cache.is_valid()):
             logging.info("Lists of an earlier evaluation in %s", cache.path)
-            rankings |= zip(guidance_of, cache.read(), strict=True)
+            rankings |= zip(labels, cache.read(), strict=True)
         else:
             caches[name] = cache
     groups = [list(caches)] if experiment.frozen_prefix and caches else [[name] for name in caches]
@@ -60,8 +64,8 @@ def rank_llms(
         if not is_multiprocess():
             identity = fingerprint([caches[name].identity for name in names])
             file = ResultsFile(experiment.workdir / "evaluation" / "unfinished.npz", identity)
-        guidances = {name: list(variants[name].values()) for name in names}
-        for name, made in zip(names, _search(experiment, rows, guidances, file), strict=True):
+        searches = {name: weights[name] for name in names}
+        for name, made in zip(names, _search(experiment, rows, searches, file), strict=True):
             rankings |= zip(variants[name], made, strict=True)
             if is_main_process():
                 caches[name].write(made)
@@ -79,12 +83,12 @@ class _RankingCache:
 
     @classmethod
     def of(
-        cls, experiment: Experiment, rows: EvaluationRows, name: str, guidances: list[float]
+        cls, experiment: Experiment, rows: EvaluationRows, name: str, weights: list[ScoreWeights]
     ) -> "_RankingCache":
-        """The cache of the run's rankings with these guidances; the main process decides."""
+        """The cache of an LLM run's rankings, one for each set of score weights."""
 
         def digest() -> bytes:
-            return bytes.fromhex(fingerprint(_ingredients(experiment, rows, name, guidances)))
+            return bytes.fromhex(fingerprint(_ingredients(experiment, rows, name, weights)))
 
         identity = broadcast_from_main(digest, size=32).hex()
         folder = experiment.workdir / "evaluation"
@@ -98,7 +102,7 @@ class _RankingCache:
             return str(saved["identity"]) == self.identity
 
     def read(self) -> list[ModelRanking]:
-        """The rankings in the order of their guidances."""
+        """The rankings in the order of their score weights."""
         with np.load(self.path) as saved:
             fields = [saved[field] for field in ModelRanking._fields]
         return [ModelRanking(*one) for one in zip(*fields, strict=True)]
@@ -110,58 +114,48 @@ class _RankingCache:
 
 
 def _ingredients(
-    experiment: Experiment, rows: EvaluationRows, name: str, guidances: list[float]
+    experiment: Experiment, rows: EvaluationRows, name: str, weights: list[ScoreWeights]
 ) -> dict[str, object]:
     """Everything that the rankings of an LLM run depend on, JSON-serialisable."""
     config, catalogue = experiment.config, experiment.data.catalogue
+    allowed_I = ItemFilter.from_config(config.decoding, catalogue).allowed_I
     log = experiment.workdir / "llm" / name / "log.jsonl"
-    store = (
-        experiment.cf_store(config.evaluation.split, rows.position_R) if any(guidances) else None
-    )
     return {
         "llm": config.llm.to_dict(),
         "weights": experiment.weights_identity,
         "lora": config.lora.to_dict() if name else None,
         "prompt": config.prompt.to_dict(),
         "decoding": config.decoding.to_dict(),
-        "allowed": _sha256(ItemFilter.from_config(config.decoding, catalogue).allowed_I),
-        "score weights": [score_weights(config, guidance) for guidance in guidances],
+        "allowed": hashlib.sha256(allowed_I.tobytes()).hexdigest(),
+        "score weights": weights,
         "temperatures": config.evaluation.temperatures,
         "training log": file_sha256(log) if name else "",
         "checkpoint": config.inference.checkpoint,
-        "cf": store and _sha256(*_content(store, rows.position_R)),
+        "cf": _cf_content(experiment, rows) if any(one.guidance for one in weights) else "",
         "rows": rows.sequences.content_hash(),
         "history_length": config.data.history_length,
         "catalogue": catalogue.content_hash(),
     }
 
 
-def _content(store: LogitsStore, position_R: np.ndarray) -> Iterator[np.ndarray]:
-    """What a CF logits store holds for the rows, in blocks of rows, and over items."""
-    for start in range(0, len(position_R), _ROWS_AT_ONCE):
-        yield store.read(position_R[start : start + _ROWS_AT_ONCE])
-    yield from (array for array in (store.item_table, store.item_bias) if array is not None)
-
-
-def _sha256(*values: np.ndarray) -> str:
+def _cf_content(experiment: Experiment, rows: EvaluationRows) -> str:
+    """SHA-256 (hex) of the values that a CF logits store holds for the rows and over items."""
+    store = experiment.cf_store(experiment.config.evaluation.split, rows.position_R)
+    starts = range(0, len(rows), _ROWS_AT_ONCE)
+    blocks = (store.read(rows.position_R[start : start + _ROWS_AT_ONCE]) for start in starts)
     digest = hashlib.sha256()
-    for value in values:
-        digest.update(f"{value.dtype} {value.shape}".encode())
-        digest.update(np.ascontiguousarray(value).data)
+    for array in itertools.chain((store.item_table, store.item_bias), blocks):
+        digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
 def _search(
     experiment: Experiment,
     rows: EvaluationRows,
-    guidances: Mapping[str, list[float]],
+    weights: Mapping[str, list[ScoreWeights]],
     file: ResultsFile | None,
 ) -> list[list[ModelRanking]]:
-    """The rankings of each LLM run {run: guidances}, one for each guidance.
-
-    Args:
-      file: where an interrupted search goes on.
-    """
+    """The rankings of each LLM run {run: score weights}; `file` resumes an interrupted search."""
     config = experiment.config
     search = BatchedSearch(
         experiment.trie,
@@ -170,17 +164,11 @@ def _search(
         batch_size=config.inference.batch_size,
         buckets=config.inference.buckets,
     )
-    jobs = [
-        SearchJob(
-            experiment.inference_decoder(name),
-            [score_weights(config, guidance) for guidance in of_run],
-        )
-        for name, of_run in guidances.items()
-    ]
-    searched = _search_rows(experiment, rows, guided=any(map(any, guidances.values())))
-    label = "LLM " + ", ".join(name or "untrained" for name in guidances)
+    guided = any(one.guidance for of_run in weights.values() for one in of_run)
+    searched = _search_rows(experiment, rows, guided=guided)
+    label = "LLM " + ", ".join(name or "untrained" for name in weights)
     results = search.sweep(
-        jobs,
+        [SearchJob(experiment.inference_decoder(name), weights[name]) for name in weights],
         searched,
         shared_layers=experiment.frozen_prefix,
         temperatures=config.evaluation.temperatures,
@@ -190,21 +178,19 @@ def _search(
     leaf_R = experiment.trie.leaf_of_item[rows.target_R]
     allowed_RxI = searched.allowed and searched.allowed(np.arange(len(rows)))
 
-    def ranking(found: Recommendations, nll_RxT: np.ndarray, guidance: float) -> ModelRanking:
+    def ranking(results: SearchResults, number: int, guided: bool) -> ModelRanking:
+        found = results.recommendations(number)
         items_RxM = found.items(experiment.trie, config.decoding.beams, allowed_RxI)
         return ModelRanking(
             items_RxM,
             rank_in_list(items_RxM, rows.target_R),
             rank_in_list(found.leaves_RxM, leaf_R),
-            np.full_like(nll_RxT, np.nan) if guidance else nll_RxT,
+            np.full_like(results.nll_RxT, np.nan) if guided else results.nll_RxT,
         )
 
     return [
-        [
-            ranking(result.recommendations(number), result.nll_RxT, guidance)
-            for number, guidance in enumerate(guidances[name])
-        ]
-        for name, result in zip(guidances, results, strict=True)
+        [ranking(of_run, number, one.guidance > 0) for number, one in enumerate(weights[name])]
+        for name, of_run in zip(weights, results, strict=True)
     ]
 
 

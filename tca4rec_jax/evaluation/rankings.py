@@ -31,14 +31,12 @@ class EvaluationRows:
     """The rows of `evaluation.split` that are ranked.
 
     Attributes:
-      index_R: int64, ascending, their numbers in the split.
       sequences: these rows alone.
       position_R: int64, the flat position of each target in the split.
       history_RxH: int32, the prompts' items, oldest first, padded on the left with PAD_ITEM.
       target_R: int32, the items that came next.
     """
 
-    index_R: np.ndarray
     sequences: ItemSequences
     position_R: np.ndarray
     history_RxH: np.ndarray
@@ -52,10 +50,10 @@ class EvaluationRows:
         index_R = sample_rows(len(split), config.evaluation.rows, config.seed)
         sequences = split.take(index_R)
         history_RxH, target_R = sequences.histories_and_targets(config.data.history_length)
-        return cls(index_R, sequences, split.last_positions[index_R], history_RxH, target_R)
+        return cls(sequences, split.last_positions[index_R], history_RxH, target_R)
 
     def __len__(self) -> int:
-        return len(self.index_R)
+        return len(self.target_R)
 
     @property
     def histories(self) -> Ragged:

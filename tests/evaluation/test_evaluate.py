@@ -50,7 +50,7 @@ def test_results_hold_every_metric_of_every_model():
 
     rankings = {label: ranking(label == "guided") for label in table_labels(config.evaluation)}
     tied_R = np.arange(20) < 6
-    rows = EvaluationRows(np.arange(20), SimpleNamespace(tied=tied_R), None, None, None)
+    rows = EvaluationRows(SimpleNamespace(tied=tied_R), None, None, np.zeros(20, np.int32))
     data = SimpleNamespace(catalogue=SimpleNamespace(num_items=30))
     results = summarise(SimpleNamespace(config=config, data=data), rows, rankings)
 

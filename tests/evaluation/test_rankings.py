@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.nn import logsumexp
 
-from tca4rec_jax.config import default_config
+from tca4rec_jax.config import default_config, score_weights
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.evaluation.llm_rankings import _RankingCache
@@ -124,7 +124,7 @@ def rows_of(*items, history_length=2):
         np.zeros(sum(lengths), np.int64),
     )
     arguments = sequences.last_positions, *sequences.histories_and_targets(history_length)
-    return EvaluationRows(np.arange(len(items)), sequences, *arguments)
+    return EvaluationRows(sequences, *arguments)
 
 
 def test_histories_hold_what_no_longer_fits_the_prompt():
@@ -138,7 +138,8 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
     rows = rows_of([1, 2, 0], [3, 4, 1])
 
     def cache(rows=rows, guidances=(0.0, 1.0), name="run"):
-        return _RankingCache.of(experiment, rows, name, list(guidances))
+        weights = [score_weights(experiment.config, guidance) for guidance in guidances]
+        return _RankingCache.of(experiment, rows, name, weights)
 
     kept = cache()
     assert not kept.is_valid()
