@@ -36,7 +36,7 @@ _MARKDOWN = flags.DEFINE_bool("markdown", False, "The table as Markdown.")
 def compile_target(target: Target) -> dict:
     """Compiles and reports for one target; everything that was found."""
     name = target.name
-    experiment = AbstractExperiment(CONFIG.value, target=target, items=_ITEMS.value)
+    experiment = AbstractExperiment(CONFIG.value, target=target, num_items=_ITEMS.value)
     rich.print(report.heading(experiment))
     estimates = []
     for program in _PROGRAMS.value:

@@ -37,7 +37,7 @@ def recommend(config, workdir):
     name = "" if _UNTRAINED.value else run_name(config)
     recommender = Recommender(Experiment(config, workdir), name, guidance=_GUIDANCE.value)
     if _INPUT.value:
-        fields = ("llm", "prompt", "decoding", "lora")
+        fields = ("recommender", "llm", "prompt", "decoding", "lora")
         settings = {field: config[field].to_dict() for field in fields}
         settings |= {"run": name, "workdir": str(workdir), "guidance": _GUIDANCE.value}
         recommend_file(recommender, _INPUT.value, _OUTPUT.value, k=_K.value, settings=settings)

@@ -28,8 +28,10 @@ from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.dataset import load as load_data
 from tca4rec_jax.data.downloads import ASSETS, fetch_file
-from tca4rec_jax.data.prompts import PromptTemplate, TitleTokens, tokenise_titles
+from tca4rec_jax.data.prompts import TitleTokens
+from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import RecData
+from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.distributed.sharded_projection import cf_arrays
 from tca4rec_jax.distributed.sharding import (
     mesh_for_batches,
@@ -46,6 +48,7 @@ from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
 from tca4rec_jax.llm.tokenizer import load_tokenizer
+from tca4rec_jax.recommenders import Recipe, recipe_of
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.state import TRAINED, TrainState, in_dtype, make_optimizer
 
@@ -86,20 +89,29 @@ class Experiment:
         """The LLM's tokenizer."""
         return load_tokenizer(self.weights_path)
 
+    @property
+    def recipe(self) -> Recipe:
+        """The recommender's five choices. Raises UserError for an unknown recommender.name."""
+        return recipe_of(self.config.recommender.name)
+
     @cached_property
-    def titles(self) -> TitleTokens:
+    def items(self) -> TitleTokens:
         """The catalogue's items as tokens."""
-        return tokenise_titles(
-            self.data.catalogue.titles,
-            partial(self.tokenizer.encode, add_special_tokens=False),
-            build(PromptTemplate, self.config.prompt),
-            self.tokenizer.bos_token_id,
-        )
+        return self.recipe.write_items(self.data.catalogue, self.tokenizer, self.config)
+
+    def prompts(self, history_RxH: np.ndarray) -> Ragged:
+        """int32 tokens of the prompts for histories, int32, padded on the left with PAD_ITEM."""
+        return self.recipe.show_history(self.items, history_RxH, self.config)
+
+    def search(self, beams: int | None = None) -> BatchedSearch:
+        """The search for lists, of decoding.beams beams by default."""
+        beams = self.config.decoding.beams if beams is None else beams
+        return self.recipe.find_list(self.trie, self.config, self.mesh, beams)
 
     @cached_property
     def trie(self) -> ItemTrie:
         """The trie of the items' tokens, one token an edge."""
-        return ItemTrie.build(self.titles.titles)
+        return ItemTrie.build(self.items.titles)
 
     @cached_property
     def compressed_trie(self) -> ItemTrie:
@@ -229,7 +241,7 @@ class Experiment:
 
     def initial_state(self) -> tuple[nnx.GraphDef, TrainState, nnx.State]:
         """(graph, state, base) of the decoder, on the mesh; base holds the untrained parameters."""
-        graph, params, base = nnx.split(self.decoder, TRAINED[self.config.llm.train], ...)
+        graph, params, base = nnx.split(self.decoder, self.recipe.trainable(self.config), ...)
         step = self.compute(partial(jnp.zeros, (), jnp.int32))
         moments = self.compute(self.optimizer().init, params)
         return graph, TrainState(step, params, moments), base

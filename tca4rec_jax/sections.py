@@ -74,6 +74,17 @@ class LLMFields:
 
 
 @dataclasses.dataclass(frozen=True)
+class RecommenderFields:
+    """The recommender.
+
+    Attributes:
+      name: of its five choices, a key of recommenders.RECOMMENDERS.
+    """
+
+    name: str = "title"
+
+
+@dataclasses.dataclass(frozen=True)
 class PromptFields:
     """The length of a prompt.
 
@@ -206,6 +217,7 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     **{f"cf.{model}": kinds for model, kinds in MODEL_FIELDS.items()},
     "llm": (LLMFields, DecoderOptions),
     "lora": (LoRAConfig,),
+    "recommender": (RecommenderFields,),
     "prompt": (PromptTemplate, PromptFields),
     "objective": (Objective,),
     "optimizer": (OptimizerFields,),

@@ -20,12 +20,14 @@ from tca4rec_jax.fileio import fingerprint, write_text
 from tca4rec_jax.training.activation_cache import ActivationCache, cache_key
 from tca4rec_jax.training.batches import Batch, Batches
 from tca4rec_jax.training.checkpoint import Checkpoints
-from tca4rec_jax.training.examples import build_examples, row_of_example
+from tca4rec_jax.training.examples import row_of_example
 from tca4rec_jax.training.fault_tolerance import check_folder
 from tca4rec_jax.training.loop import LoopOptions, run_loop
 from tca4rec_jax.training.state import Metrics, TrainState
 from tca4rec_jax.training.step import make_train_step
 from tca4rec_jax.training.throughput import mean_context, peak_flops
+
+_IDENTITY = ("recommender", "llm", "lora", "prompt", "objective")  # sections of the config
 
 
 def train(experiment: Experiment) -> TrainState:
@@ -98,12 +100,8 @@ def load_batches(experiment: Experiment) -> Batches:
     config, training, mesh = experiment.config, experiment.config.training, experiment.mesh
     check_batch_size(mesh, training.batch_size, "training.batch_size")
     split = training_split(experiment)
-    examples = build_examples(
-        experiment.data.splits[split],
-        experiment.titles,
-        experiment.compressed_trie,
-        targets=training.targets,
-        max_tokens=config.prompt.max_tokens,
+    examples = experiment.recipe.build_examples(
+        experiment.data.splits[split], experiment.items, experiment.compressed_trie, config
     )
     cache = None
     if experiment.caches_hidden_states:
@@ -167,6 +165,7 @@ class TrainStep:
             state,
             base,
             experiment.optimizer(),
+            experiment.recipe.loss,
             mesh=mesh,
             seed=config.seed,
             compute_dtype=experiment.compute_dtype,
@@ -191,7 +190,7 @@ def _digest(text: str) -> bytes:
 def _identity(experiment: Experiment, batches: Batches) -> dict:
     """The settings, besides the number of steps, that a run's checkpoints depend on."""
     config = experiment.config
-    fields = {name: config[name].to_dict() for name in ("llm", "lora", "prompt", "objective")}
+    fields = {name: config[name].to_dict() for name in _IDENTITY}
     return fields | {
         "targets": config.training.targets,
         "batch_size": config.training.batch_size,

@@ -99,8 +99,9 @@ def ours(inputs: Inputs):
     from tca4rec_jax.llm.checkpoints.gguf import load_gguf
     from tca4rec_jax.llm.config import DecoderOptions
     from tca4rec_jax.llm.decoder import Decoder
-    from tca4rec_jax.training import step as training
+    from tca4rec_jax.recommenders import TITLE
     from tca4rec_jax.training.state import init_state, make_optimizer
+    from tca4rec_jax.training.step import make_train_step
 
     start()
     case, mesh = inputs.case, make_mesh()
@@ -130,7 +131,7 @@ def ours(inputs: Inputs):
     objective = jax.tree.map(np.float32, objective)
     state = init_state(adapters, optimizer)
     state, base, items, trie, objective = replicate(mesh, (state, base, items, trie, objective))
-    update = training.make_train_step(graph, state, base, optimizer, mesh=mesh, seed=0)
+    update = make_train_step(graph, state, base, optimizer, TITLE.loss, mesh=mesh, seed=0)
 
     def step(number: int) -> float:
         nonlocal state

@@ -58,7 +58,7 @@ class AbstractExperiment(Experiment):
     """
 
     target: Target = dataclasses.field(kw_only=True)
-    items: int = 10_000  # of the catalogue
+    num_items: int = 10_000  # of the catalogue
     workdir: Path = Path()
 
     @property
@@ -100,7 +100,7 @@ class AbstractExperiment(Experiment):
     @cached_property
     def sizes(self) -> CatalogueSizes:
         """The sizes of a catalogue that divides over the devices, as Experiment.cf_arrays pads."""
-        items = _round_up(self.items, self.mesh.size)
+        items = _round_up(self.num_items, self.mesh.size)
         return CatalogueSizes(items, self.pretrained[0].vocab_size)
 
     def cf_arrays(self, items: CFItems | None) -> tuple[CFItems | None, DeviceTrie]:

@@ -24,7 +24,7 @@ def heading(experiment: AbstractExperiment) -> str:
         f"{experiment.architecture_name}, {experiment.parameters / 1e9:.2f} billion parameters in "
         f"{architecture.num_layers} layers, {experiment.trained_parameters / 1e6:.1f} million "
         f"trained ({config.llm.train}), {config.llm.dtype}; batch {config.training.batch_size} x "
-        f"{shape.tokens} tokens, {experiment.items:,} items\n"
+        f"{shape.tokens} tokens, {experiment.num_items:,} items\n"
         f"{target.name}: {target.num_devices} x {kind}{topology}, mesh {mesh}"
     )
 
@@ -114,7 +114,7 @@ def as_json(estimates: Sequence[Estimate], experiment: AbstractExperiment) -> di
         "mesh": dict(experiment.mesh.shape),
         "architecture": experiment.architecture_name,
         "parameters": experiment.parameters,
-        "items": experiment.items,
+        "items": experiment.num_items,
         "useful_flops": experiment.useful_flops,
         "fits": all(estimate.fits for estimate in estimates),
         "programs": {estimate.program: _plain(estimate) for estimate in estimates},

@@ -21,10 +21,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tca4rec_jax.cf.checkpoint import load_model
-from tca4rec_jax.config import build, default_config, score_weights
+from tca4rec_jax.config import default_config, score_weights
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.core.trie import ItemTrie
-from tca4rec_jax.data.prompts import prompts
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
 from tca4rec_jax.decoding.beam_search import Mask, ScoreWeights, SearchConfig
@@ -138,16 +137,9 @@ class Recommender:
         return self._run.inference_decoder(self._name)
 
     def _search(self, k: int) -> BatchedSearch:
-        fields, inference = self._run.config.decoding, self._run.config.inference
-        beams = max(k, fields.beams)
+        beams = max(k, self._run.config.decoding.beams)
         if beams not in self._searches:
-            self._searches[beams] = BatchedSearch(
-                self._run.trie,
-                build(SearchConfig, fields, beams=beams),
-                mesh=self._run.mesh,
-                batch_size=inference.batch_size,
-                buckets=inference.buckets,
-            )
+            self._searches[beams] = self._run.search(beams)
         return self._searches[beams]
 
     def _rows(self, names: Sequence[Sequence[str]]) -> SearchRows:
@@ -163,7 +155,7 @@ class Recommender:
         config, latest = self._run.config, partial(_latest, histories)
         history_RxS = latest(np.arange(len(rows)), config.data.history_length)
         return SearchRows(
-            prompts(self._run.titles, history_RxS, config.prompt.max_tokens),
+            self._run.prompts(history_RxS),
             self._cf and (lambda rows_B: self._cf.vectors(latest(rows_B, self._cf.history_length))),
             self._cf.items if self._cf else DENSE,
             allowed=self._filter.masks(histories),

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from tca4rec_jax.config import build, score_weights
+from tca4rec_jax.config import score_weights
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
-from tca4rec_jax.data.prompts import prompts
-from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-from tca4rec_jax.decoding.engine import BatchedSearch, SearchJob, SearchRows
+from tca4rec_jax.decoding.beam_search import ScoreWeights
+from tca4rec_jax.decoding.engine import SearchJob, SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.decoding.results import ResultsFile, SearchResults
 from tca4rec_jax.distributed.multihost import (
@@ -121,6 +120,7 @@ def _ingredients(
     allowed_I = ItemFilter.from_config(config.decoding, catalogue).allowed_I
     log = experiment.workdir / "llm" / name / "log.jsonl"
     return {
+        "recommender": config.recommender.to_dict(),
         "llm": config.llm.to_dict(),
         "weights": experiment.weights_identity,
         "lora": config.lora.to_dict() if name else None,
@@ -157,17 +157,10 @@ def _search(
 ) -> list[list[ModelRanking]]:
     """The rankings of each LLM run {run: score weights}; `file` resumes an interrupted search."""
     config = experiment.config
-    search = BatchedSearch(
-        experiment.trie,
-        build(SearchConfig, config.decoding),
-        mesh=experiment.mesh,
-        batch_size=config.inference.batch_size,
-        buckets=config.inference.buckets,
-    )
     guided = any(one.guidance for of_run in weights.values() for one in of_run)
     searched = _search_rows(experiment, rows, guided=guided)
     label = "LLM " + ", ".join(name or "untrained" for name in weights)
-    results = search.sweep(
+    results = experiment.search().sweep(
         [SearchJob(experiment.inference_decoder(name), weights[name]) for name in weights],
         searched,
         shared_layers=experiment.frozen_prefix,
@@ -207,7 +200,7 @@ def _search_rows(experiment: Experiment, rows: EvaluationRows, *, guided: bool) 
 
     allowed = ItemFilter.from_config(config.decoding, experiment.data.catalogue)
     return SearchRows(
-        prompts(experiment.titles, rows.history_RxH, config.prompt.max_tokens),
+        experiment.prompts(rows.history_RxH),
         cf=cf,
         cf_items=cf_items,
         allowed=allowed.masks(rows.histories),

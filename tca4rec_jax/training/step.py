@@ -1,4 +1,4 @@
-"""The training step: the decoder's loss on a batch, and one update of its adapters or weights.
+"""The training step: one update of the adapters or of every weight, for any recommender's loss.
 
 Axes: core/__init__.py.
 """
@@ -13,50 +13,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
-from tca4rec_jax.core.objective import Loss, Objective, tca_loss
-from tca4rec_jax.core.trie import DeviceTrie
+from tca4rec_jax.core.objective import Loss
 from tca4rec_jax.distributed.data_parallel import RowParallel
 from tca4rec_jax.distributed.sharded_projection import project_shards
 from tca4rec_jax.distributed.sharding import parameters, replicated, row_sharding
-from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.training.batches import Batch
 from tca4rec_jax.training.state import Metrics, TrainState, in_dtype
-
-
-def batch_loss(
-    decoder: Decoder,
-    batch: Batch,
-    cf_items: CFItems | None,
-    trie: DeviceTrie,
-    objective: Objective,
-    *,
-    dropout_key_B: jax.Array | None = None,
-    project: Callable = project,
-) -> Loss:
-    """`tca_loss` of the decoder's states on a batch.
-
-    Args:
-      cf_items: None leaves the projection out: plain next-token prediction.
-      dropout_key_B: switches the adapters' dropout on.
-      project: `project_shards` where items are split over devices.
-    """
-    hidden_BxSxD = decoder.hidden(
-        batch.tokens_BxS,
-        batch.length_B,
-        frozen_BxSxD=batch.frozen_BxSxD,
-        dropout_key_B=dropout_key_B,
-    )
-    return tca_loss(
-        hidden_BxSxD,
-        decoder.head,
-        batch.targets,
-        batch.cf_BxPxD,
-        cf_items,
-        trie,
-        objective,
-        project=project,
-    )
 
 
 def make_train_step(
@@ -64,6 +25,7 @@ def make_train_step(
     state: TrainState,
     base: nnx.State,
     optimizer: optax.GradientTransformation,
+    batch_loss: Callable[..., Loss],
     *,
     mesh: Mesh,
     seed: int,
@@ -73,6 +35,7 @@ def make_train_step(
 
     `state` and `base` say where their arrays live (arrays, or ShapeDtypeStructs with a sharding:
     sharding.tree_shardings); `cf_items` and `trie` live as put_cf puts them. The state is donated.
+    `batch_loss` is a recipe's (recommenders.recipe).
 
     Every device differentiates the *sum* of its rows' losses with respect to state.params (no
     gradient of anything in `base` is computed), which are rounded to compute_dtype if it is given;

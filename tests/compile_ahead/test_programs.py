@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def experiment(config, target, items=10_000):
-    return AbstractExperiment(config, target=Target.parse(target), items=items)
+    return AbstractExperiment(config, target=Target.parse(target), num_items=items)
 
 
 def test_a_catalogues_sizes_have_the_form_of_a_real_ones():

@@ -1,5 +1,6 @@
 """The user's API, its filters and its files, on a tiny random model and catalogue."""
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.decoding.recommend_file import read_histories, recommend_file
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.distributed.sharding import make_mesh
+from tca4rec_jax.experiment import Experiment
 
 SEQUENCES = oracle.with_end(oracle.WORDS)
 TITLES = [" ".join(map(str, word)) for word in oracle.WORDS]
@@ -30,7 +32,7 @@ BOUGHT = [0, 1, 2, 3, 3, 3, 9, 9]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A Run whose parts are tiny and already made."""
+    """An experiment whose parts are tiny and already made."""
     config = default_config()
     config.decoding.beams = 4
     config.inference.batch_size = 2
@@ -44,15 +46,22 @@ def run(tmp_path_factory):
     save_model(workdir / "cf" / "checkpoint.npz", "popularity", cf_model)
     flat = np.concatenate(SEQUENCES).astype(np.int32)
     titles = Ragged.from_lengths(flat, [len(title) for title in SEQUENCES])
-    return SimpleNamespace(
-        config=config,
-        workdir=workdir,
+    experiment = Experiment(config, workdir)
+    vars(experiment).update(
         data=SimpleNamespace(catalogue=Catalogue(tuple(IDS), tuple(TITLES))),
-        titles=TitleTokens(np.array([5], np.int32), titles),
+        items=TitleTokens(np.array([5], np.int32), titles),
         trie=ItemTrie.build(SEQUENCES),
         mesh=make_mesh(2),
         inference_decoder=lambda name: oracle.tiny_decoder(),
     )
+    return experiment
+
+
+def changed(experiment, **parts):
+    """The experiment with other parts."""
+    other = copy.copy(experiment)
+    vars(other).update(parts)
+    return other
 
 
 def expected_scores(history, guidance=0.0):
@@ -91,7 +100,7 @@ def test_candidates_and_guidance(run):
 
 def test_guidance_without_a_cf_model_is_an_error(run, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no CF model at .*checkpoint\.npz"):
-        Recommender(SimpleNamespace(**vars(run) | {"workdir": tmp_path}), "any", guidance=1.0)
+        Recommender(changed(run, workdir=tmp_path), "any", guidance=1.0)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +124,7 @@ def test_filters_leave_out_history_and_lists(run, tmp_path):
         str(tmp_path / name) for name in ("allow.txt", "deny.txt")
     )
     config.decoding.exclude_history = True
-    filtered = SimpleNamespace(**vars(run) | {"config": config})
+    filtered = changed(run, config=config)
     lists = Recommender(filtered, "any").recommend([["i0"], ["i4"], ["i2", "i6", "i4"]], k=4)
     assert [{one.item_id for one in found} for found in lists] == [
         {"i2", "i4", "i6"}, {"i2", "i6"}, set(),
@@ -125,7 +134,7 @@ def test_filters_leave_out_history_and_lists(run, tmp_path):
 def test_the_whole_history_is_left_out_not_only_what_the_prompt_holds(run):
     config = run.config.copy_and_resolve_references()
     config.decoding.exclude_history = True
-    filtered = SimpleNamespace(**vars(run) | {"config": config})
+    filtered = changed(run, config=config)
     history = [f"i{item}" for item in (0, 11, 7, 4, 6, 2)]
     assert len(history) > config.data.history_length
     (found,) = Recommender(filtered, "any").recommend([history], k=14)

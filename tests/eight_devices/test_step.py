@@ -19,6 +19,7 @@ from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch, 
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.recommenders import TITLE
 from tca4rec_jax.training.batches import Batch
 from tca4rec_jax.training.state import TRAINED, Metrics, init_state, make_optimizer
 from tca4rec_jax.training.step import make_train_step
@@ -87,7 +88,7 @@ def one_step(sizes, softmax, kind="lora", config=CONFIG, dense=False):
     table = np.random.default_rng(2).normal(size=(ITEMS, WIDTH)).astype(np.float32)
     items = CFItems() if dense else CFItems(table, table[:, 0])
     items, trie = put_cf(mesh, items, catalogue())
-    step = make_train_step(graph, state, base, optimizer, mesh=mesh, seed=0)
+    step = make_train_step(graph, state, base, optimizer, TITLE.loss, mesh=mesh, seed=0)
     objective = Objective(0.3, 0.7, 1.3, "cross_entropy", softmax)
     objective = replicate(mesh, jax.tree.map(jnp.float32, objective))
     args = state, base, shard_batch(mesh, make_batch(dense)), items, trie, objective

@@ -18,8 +18,8 @@ from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.recommenders import TITLE
 from tca4rec_jax.training.batches import BatchShape, abstract_batch
-from tca4rec_jax.training.step import batch_loss
 
 ROWS, POSITIONS, TITLES, ITEMS, WIDTH = 4, 240, 24, 3001, 64
 SHAPE = BatchShape(tokens=256, positions=POSITIONS, titles=TITLES, decisions=56)
@@ -43,7 +43,7 @@ def compiled_shapes(softmax):
 
     def loss(adapters, base, batch, table_IxD, trie, objective):
         decoder = nnx.merge(graph, adapters, base)
-        return batch_loss(decoder, batch, CFItems(table_IxD), trie, objective).total
+        return TITLE.loss(decoder, batch, CFItems(table_IxD), trie, objective).total
 
     table = jax.ShapeDtypeStruct((ITEMS, WIDTH), jnp.float32)
     objective = Objective(0.3, 1.0, 1.0, "cross_entropy", softmax)

@@ -1,5 +1,6 @@
 """Runs of a tiny LLM: every weight trained, stopped, gone on; adapters on quantised weights."""
 
+import dataclasses
 import json
 import string
 
@@ -16,13 +17,17 @@ from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.config import default_config
 from tca4rec_jax.data.dataset import load, prepare
+from tca4rec_jax.data.prompts import TitleTokens
+from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.checkpoints.export import export_decoder, write_hugging_face
 from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import init_params
+from tca4rec_jax.recommenders import RECOMMENDERS
 from tca4rec_jax.train import train
 from tca4rec_jax.training.log import TrainingLog, read_log
 
@@ -159,6 +164,32 @@ def test_adapters_on_quantised_weights_are_trained_and_recommend(workdir):
         train(Experiment(make_config(workdir, "blocked"), workdir))
     with pytest.raises(ValueError, match="llm.quantise is 'nf4', but quantised weights cannot"):
         Experiment(make_config(workdir, "x", quantise="nf4", train="full"), workdir).initial_state()
+
+
+def write_codes(catalogue, tokenizer, config):
+    """Items as codes of two tokens and an end; no title is read."""
+    code = tokenizer.convert_tokens_to_ids
+    values = [[code("abc"[i // 4]), code("defg"[i % 4]), code("z")] for i in range(ITEMS)]
+    codes = Ragged.from_lengths(np.ravel(values).astype(np.int32), np.full(ITEMS, 3))
+    return TitleTokens(np.array([code("q")], np.int32), codes)
+
+
+def test_another_recommender_is_a_choice_of_its_own_and_a_name(workdir, monkeypatch):
+    codes = dataclasses.replace(RECOMMENDERS["title"], write_items=write_codes)
+    config = make_config(workdir, "codes")
+    config.recommender.name = "codes"
+    with pytest.raises(UserError, match="recommender.name is 'codes': expected one of title"):
+        train(Experiment(config, workdir))
+    monkeypatch.setitem(RECOMMENDERS, "codes", codes)
+    experiment = Experiment(config, workdir)
+    train(experiment)
+    assert experiment.trie.num_leaves == ITEMS
+    assert len(losses(experiment)) == 5
+    found = Recommender.load(workdir, "codes").recommend(["0", "3"], k=ITEMS)
+    assert len({one.item_id for one in found}) == ITEMS
+    config.recommender.name = "title"
+    with pytest.raises(UserError, match="recommender was {'name': 'codes'}"):
+        train(Experiment(config, workdir))
 
 
 def test_imported_logits_train_to_the_same_parameters(workdir, tmp_path):

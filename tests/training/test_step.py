@@ -16,10 +16,11 @@ from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.recommenders import TITLE
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.state import TRAINED, init_state, make_optimizer
-from tca4rec_jax.training.step import batch_loss, make_train_step
+from tca4rec_jax.training.step import make_train_step
 
 VOCABULARY = 128
 TITLES = ("ab", "abc", "b", "ad", "ab", "bd", "c")
@@ -59,7 +60,7 @@ def inputs():
     return decoder, trie, split, examples, batches
 
 
-loss_of = nnx.jit(batch_loss)
+loss_of = nnx.jit(TITLE.loss)
 
 
 @nnx.jit
@@ -159,6 +160,7 @@ def trained(inputs, mesh, steps, alpha=0.3, kind="lora", dtype=None):
         state,
         base,
         optimizer,
+        TITLE.loss,
         mesh=mesh,
         seed=0,
         compute_dtype=dtype,

@@ -37,6 +37,7 @@ from tca4rec_jax.distributed.sharding import (
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.recommenders import TITLE
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples, row_of_example
@@ -131,6 +132,7 @@ def run(
         state,
         base,
         optimizer,
+        TITLE.loss,
         mesh=mesh,
         seed=0,
     )

@@ -1,0 +1,25 @@
+"""LLM recommenders, each as the five choices that make one (docs/recommenders.md).
+
+To add one, write a file beside title.py with the choices that differ,
+
+    CODES = dataclasses.replace(TITLE, write_items=write_codes)
+
+give it a name in RECOMMENDERS, and write a config that names it (`config.recommender.name`).
+Neither the training loop, the training step, the decoder nor the beam search knows which
+recommender it runs.
+"""
+
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.recommenders.recipe import Recipe
+from tca4rec_jax.recommenders.title import TITLE
+
+RECOMMENDERS: dict[str, Recipe] = {"title": TITLE}
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of config.recommender.name. Raises UserError for a name without one."""
+    if name not in RECOMMENDERS:
+        raise UserError(
+            f"recommender.name is {name!r}: expected one of {', '.join(sorted(RECOMMENDERS))}"
+        )
+    return RECOMMENDERS[name]

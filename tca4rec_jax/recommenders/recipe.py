@@ -1,0 +1,62 @@
+"""What an LLM recommender is: five choices, as functions of a config."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerFast
+
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.objective import Loss, Objective
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
+from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.prompts import TitleTokens
+from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.decoding.engine import BatchedSearch
+from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.training.examples import Examples
+
+if TYPE_CHECKING:
+    from tca4rec_jax.training.batches import Batch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The five choices of an LLM recommender; all of its settings are in the config.
+
+    Attributes:
+      write_items: 1. How an item is written: (catalogue, tokenizer, config) -> the tokens of every
+        item, no item's a prefix of another's; the trie is built of them.
+      show_history: 2. How a history is shown: (item tokens, histories int32 [R, H] padded on the
+        left with PAD_ITEM, config) -> the prompts' tokens int32.
+      build_examples: 2. The same for training: (users' sequences, item tokens, compressed trie,
+        config) -> the examples, with their targets and decisions.
+      trainable: 3. What is trained: config -> the filter of nnx.split that picks the decoder's
+        trained parameters.
+      loss: 4. Which loss: (decoder, batch, CF items or None, trie, objective, dropout keys [B] or
+        None, the projection) -> its sums over the batch. Traced.
+      find_list: 5. How a list is found: (trie, config, mesh, beams) -> the search, for histories
+        that `show_history` has shown.
+    """
+
+    write_items: Callable[[Catalogue, PreTrainedTokenizerFast, ConfigDict], TitleTokens]
+    show_history: Callable[[TitleTokens, np.ndarray, ConfigDict], Ragged]
+    build_examples: Callable[[ItemSequences, TitleTokens, ItemTrie, ConfigDict], Examples]
+    trainable: Callable[[ConfigDict], Any]
+    loss: Callable[
+        [
+            Decoder,
+            "Batch",
+            CFItems | None,
+            DeviceTrie,
+            Objective,
+            jax.Array | None,
+            Callable[..., jax.Array],
+        ],
+        Loss,
+    ]
+    find_list: Callable[[ItemTrie, ConfigDict, jax.sharding.Mesh, int], BatchedSearch]
