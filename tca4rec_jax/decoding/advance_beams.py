@@ -9,6 +9,7 @@ call, X the B * M * E tokens before packing, U tokens that some node chooses fro
 V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -59,7 +60,7 @@ class LanguageModel(Protocol):
         most `per_user` of each user.
         """
 
-    def head(self, tokens_U: jax.Array | None = None):
+    def head(self, tokens_U: jax.Array | None = None) -> Callable[[jax.Array], jax.Array]:
         """The function hidden [..., D] -> float32 logits [..., V], or [..., U] of some tokens."""
 
 
@@ -99,7 +100,7 @@ class EdgeReader:
     model: LanguageModel
     prompts: Prompts
     trie: DeviceTrie
-    temperature: jax.Array
+    temperature: float | jax.Array
     vocabulary: bool
     edge_chunk: int
 
@@ -141,7 +142,16 @@ class EdgeReader:
         )
         return scores, cache, calls
 
-    def _call(self, node_BxM, size: int, per_user: int, padded: int, read_BxM, scores, cache):
+    def _call(
+        self,
+        node_BxM: jax.Array,
+        size: int,
+        per_user: int,
+        padded: int,
+        read_BxM: jax.Array,
+        scores: EdgeScores,
+        cache: BeamCache,
+    ) -> tuple[jax.Array, EdgeScores, NewTokens]:
         """One call of `size` tokens, after the first `read` of each edge.
 
         Returns:
@@ -189,7 +199,9 @@ class EdgeReader:
         )
         return read_BxM + count_BxM, scores, pad_new_tokens(new, padded)
 
-    def _scores(self, hidden_D, next_token=None):
+    def _scores(
+        self, hidden_D: jax.Array, next_token: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(choice logits [..., U], norm [...], log-probability of next_token [...])."""
         zeros = jnp.zeros(hidden_D.shape[:-1])
         if not self.vocabulary:

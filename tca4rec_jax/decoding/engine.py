@@ -165,8 +165,7 @@ class BatchedSearch:
         with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
             bar.update(int(done_R.sum()))
             # Fetched after the next was dispatched: the host works while the devices search.
-            dispatched = itertools.chain(one_pass.dispatch(done_R, shared_layers), [None])
-            for (rows_B, number, found), _ in itertools.pairwise(dispatched):
+            for rows_B, number, found in _delayed(one_pass.dispatch(done_R, shared_layers)):
                 results[number].put(rows_B, *gather_to_host(found))
                 if number == len(jobs) - 1:
                     done_R[rows_B] = True
@@ -271,7 +270,7 @@ class _Pass:
                     capacity=capacity,
                 )
                 find = partial(search_batch, state, prompts, users, cf_items, search.trie)
-                weights = (ScoreWeights(*map(np.float32, w)) for w in self.jobs[number].weights)
+                weights = (jax.tree.map(np.float32, one) for one in self.jobs[number].weights)
                 found = [find(one, program=program) for one in weights]
                 del prompts, find  # so that no more than two prompts' keys and values are held
                 yield rows_B, number, (found, nll_BxT)
@@ -293,9 +292,21 @@ class _Pass:
             rows.prompts.lengths[padded_B].astype(np.int32),
             jax.tree.map(lambda field: field[padded_B], self.scored),
         )
-        cf_BxD = rows.cf(padded_B).astype(np.float32) if self.guidance > 0 else None
-        allowed_BxI = None if rows.allowed is None else rows.allowed(padded_B)
-        return shard_batch(search.mesh, (texts, Users(cf_BxD, allowed_BxI)), "prompts")
+        users = Users(
+            rows.cf(padded_B).astype(np.float32) if rows.cf and self.guidance > 0 else None,
+            rows.allowed(padded_B) if rows.allowed else None,
+        )
+        return shard_batch(search.mesh, (texts, users), "prompts")
+
+
+def _delayed(items: Iterator) -> Iterator:
+    """The items, each after the next one has been made."""
+    made = []
+    for item in items:
+        made.append(item)
+        if len(made) == 2:
+            yield made.pop(0)
+    yield from made
 
 
 def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:

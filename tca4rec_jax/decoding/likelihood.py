@@ -22,6 +22,7 @@ from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.advance_beams import LanguageModel
 from tca4rec_jax.decoding.beam_search import SearchConfig
 
+Array = np.ndarray | jax.Array
 _LOGITS_BYTES = 256 << 20  # bounds the vocabulary logits that exist at one time
 
 
@@ -34,9 +35,9 @@ class ScoredTokens(NamedTuple):
       weight: float32 [R, K].
     """
 
-    position: np.ndarray
-    label: np.ndarray
-    weight: np.ndarray
+    position: Array
+    label: Array
+    weight: Array
 
 
 def scored_titles(
@@ -50,8 +51,7 @@ def scored_titles(
     Returns:
       (int32 tokens of each title that the LLM reads after the prompt; the scored tokens).
     """
-    leaf_R = trie.leaf_of_item[item_R]
-    tokens_RxF = trie.tokens_QxL[leaf_R]
+    tokens_RxF = trie.tokens_QxL[trie.leaf_of_item[item_R]]
     scored: Decisions | ScoredTokens
     if config.vocabulary:
         weight_RxF = (tokens_RxF >= 0).astype(np.float32)
@@ -60,7 +60,7 @@ def scored_titles(
         scored = ScoredTokens(position_RxF, np.maximum(tokens_RxF, 0), weight_RxF)
     else:
         scored = title_decisions(trie.compress()).pad(item_R)
-    length_R = scored.position.max(axis=1, initial=0)
+    length_R = np.max(scored.position, axis=1, initial=0)
     read_RxF = np.arange(tokens_RxF.shape[1]) < length_R[:, None]
     return Ragged.from_lengths(tokens_RxF[read_RxF], length_R), scored
 
@@ -85,7 +85,7 @@ def title_nll(
     """
     if isinstance(scored, Decisions):
         logits_BxKxU = model.head(trie.choice)(states_BxKxD)
-        child_BxKxC, is_child_BxKxC = trie.children(scored.node)
+        child_BxKxC, is_child_BxKxC = trie.children(jnp.asarray(scored.node))
         index_BxKxC = trie.choice_index[child_BxKxC]
         logits_BxKxC = jnp.take_along_axis(logits_BxKxU, index_BxKxC, axis=-1)
         logits_BxKxC = jnp.where(is_child_BxKxC, logits_BxKxC, -jnp.inf)
@@ -105,7 +105,7 @@ def title_nll(
     return -jnp.sum(jnp.where(scored.weight[:, :, None] > 0, log_p_BxKxT, 0.0), axis=1)
 
 
-def _log_probs(logits: jax.Array, label: jax.Array, temperature_T: jax.Array) -> jax.Array:
+def _log_probs(logits: jax.Array, label: Array, temperature_T: jax.Array) -> jax.Array:
     """log softmax(logits [..., V] / temperature) at the label [...] -> [..., T]."""
     chosen = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
 

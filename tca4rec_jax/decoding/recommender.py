@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -78,9 +78,7 @@ class Recommender:
         config.mesh = default_config().mesh  # of the devices that are here
         return cls(Experiment(config, workdir), name, guidance=guidance)
 
-    def recommend(
-        self, histories: Sequence, k: int = 10, *, progress: str | None = None
-    ) -> list[Recommended] | list[list[Recommended]]:
+    def recommend(self, histories: Sequence, k: int = 10, *, progress: str | None = None) -> list:
         """The best k items after one history, or after each of several, best first.
 
         Args:
@@ -88,8 +86,8 @@ class Recommender:
           progress: label of a progress bar.
 
         Returns:
-          For one history a list, for several a list of lists; shorter than k only if the catalogue
-          (what of it may be recommended) is. A score is a log-probability, guidance included.
+          For one history a list of Recommended, for several a list of such lists; shorter than k
+          only if fewer items may be recommended. A score is a log-probability, guidance included.
 
         Raises:
           UserError: no history, an empty one, an unknown item (with what is spelt like it), k < 1.
@@ -151,7 +149,7 @@ class Recommender:
         if isinstance(names, str) or not len(names):
             raise UserError("give a history: a list of item ids or titles, or a list of such lists")
         rows = [self._items(history, f"history {row}") for row, history in enumerate(names)]
-        histories = Ragged.from_lengths(np.concatenate(rows), [len(items) for items in rows])
+        histories = Ragged.from_lengths(np.concatenate(rows), np.array(list(map(len, rows))))
         config, latest = self._run.config, partial(_latest, histories)
         history_RxS = latest(np.arange(len(rows)), config.data.history_length)
         return SearchRows(
@@ -170,7 +168,7 @@ class Recommender:
         if isinstance(names, str) or not len(names):
             raise UserError(f"{what} is {names!r}: expected a list of item ids or titles")
         items = self._run.data.catalogue.find(names)
-        for at in np.flatnonzero(items < 0):
+        for at in np.flatnonzero(items < 0).tolist():
             if (item := self._item_of_title.get(names[at])) is None:
                 near = difflib.get_close_matches(names[at], self._item_of_title, 3, 0.5)
                 hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -209,7 +207,7 @@ class _CFModel(NamedTuple):
                 f"guidance needs CF logits of new histories, but there is no CF model at {path}: "
                 "train it with launch/train_cf.py, or set guidance to 0"
             )
-        _, model = load_model(path)
+        model: Any = load_model(path)[1]
         if model.config.num_items != run.data.catalogue.num_items:
             raise UserError(
                 f"{path} knows {model.config.num_items} items, the catalogue has "

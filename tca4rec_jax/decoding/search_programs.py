@@ -11,7 +11,7 @@ D model or CF width, L layers, Kv key-value heads, H head dim.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from tca4rec_jax.core.decisions import Decisions
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.decoding.advance_beams import LanguageModel, Prompts
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
-from tca4rec_jax.decoding.likelihood import ScoredTokens, title_nll
+from tca4rec_jax.decoding.likelihood import Array, ScoredTokens, title_nll
 from tca4rec_jax.distributed.data_parallel import RowParallel
 from tca4rec_jax.distributed.sharding import row_sharding, sharding_of
 from tca4rec_jax.llm.decoder import Decoder, PrefixStates
@@ -44,7 +44,7 @@ class SearchProgram:
         return RowParallel(self.mesh, "prompts")
 
     @property
-    def row_specs(self) -> tuple[PartitionSpec, PartitionSpec]:
+    def row_specs(self) -> tuple[Any, Any]:
         """Of arrays [B, ...], and of keys and values [L, B, ...]."""
         return self.on_rows.rows, PartitionSpec(None, *self.on_rows.rows)
 
@@ -61,8 +61,8 @@ class Texts(NamedTuple):
       scored: of the titles, from `scored_titles`; None without titles.
     """
 
-    tokens_BxS: jax.Array
-    length_B: jax.Array
+    tokens_BxS: Array
+    length_B: Array
     scored: Decisions | ScoredTokens | None = None
 
 
@@ -70,7 +70,8 @@ def prompts_sharding(mesh: Mesh, prompts: Prompts) -> Prompts:
     """Where prompts of these shapes live: with their rows, and keys and values with their heads."""
     axes = (None, "prompts", None, "kv_heads", None)
     of_kv = jax.tree.map(lambda values: sharding_of(mesh, axes, values.shape), prompts.kv)
-    return Prompts(row_sharding(mesh, "prompts"), of_kv, row_sharding(mesh, "prompts"))
+    of_rows: Any = row_sharding(mesh, "prompts")
+    return Prompts(of_rows, of_kv, of_rows)
 
 
 @partial(jax.jit, static_argnames=("program", "layers"))
@@ -167,8 +168,8 @@ class Users(NamedTuple):
       allowed_BxI: bool; None allows all items.
     """
 
-    cf_BxD: jax.Array | None = None
-    allowed_BxI: jax.Array | None = None
+    cf_BxD: Array | None = None
+    allowed_BxI: Array | None = None
 
 
 @partial(jax.jit, static_argnames="program")

@@ -29,7 +29,7 @@ def call_sizes(batch: int, beams: int, edge_chunk: int) -> list[tuple[int, int]]
     all fit.
     """
     per_user = beams * min(edge_chunk, TOKENS_PER_BEAM)
-    sizes = []
+    sizes: list[int] = []
     for size in CALL_SIZES:
         tokens = min(max(math.ceil(batch * beams * size), FEWEST_TOKENS), batch * per_user)
         if not sizes or sizes[0] >= 1.5 * tokens:  # else it is not worth a program of its own
