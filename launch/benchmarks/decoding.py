@@ -32,7 +32,7 @@ import numpy as np
 import rich
 from absl import app, flags
 from catalogues import movielens_titles, sample_titles, semantic_ids
-from measuring import HUGE_PAGES, Contestant, pytorch_device, share_the_gpu
+from measuring import HUGE_PAGES, Contestant, share_the_gpu
 
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.downloads import fetch_file
@@ -94,6 +94,7 @@ def write_inputs(folder: Path) -> None:
 
 
 def read_ragged(path: Path) -> Ragged:
+    """What `write_inputs` wrote."""
     with np.load(path) as file:
         return Ragged(file["values"], file["offsets"])
 
@@ -143,67 +144,17 @@ def rounds(prompt: Ragged) -> int:
 
 def theirs(folder: Path):
     """users -> (leaves, scores)."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    from decoding_pytorch import Generate
 
     titles, prompt = read_ragged(folder / "titles.npz"), read_ragged(folder / "prompts.npz")
-    leaf_of_title = {
-        tuple(titles[item].tolist()): int(leaf)
-        for item, leaf in enumerate(ItemTrie.build(titles).leaf_of_item)
-    }
-    root: dict = {}
-    for title in leaf_of_title:
-        node = root
-        for token in title:
-            node = node.setdefault(token, {})
-    end, beams = int(titles.values[-1]), _BEAMS.value
-    torch.set_default_device(pytorch_device())
-    dtype = getattr(torch, _DTYPE.value)
-    model = AutoModelForCausalLM.from_pretrained(folder / "llm", dtype=dtype)
-    model = model.to(pytorch_device()).eval()
-
-    def generate(rows):
-        width = int(prompt.lengths[rows].max())
-        tokens = np.zeros((len(rows), width), np.int64)
-        mask = np.zeros_like(tokens)
-        for number, row in enumerate(rows):
-            tokens[number, width - prompt.lengths[row] :] = prompt[row]
-            mask[number, width - prompt.lengths[row] :] = 1
-
-        def allowed(_, sequence):
-            node = root
-            for token in sequence[width:].tolist():
-                node = node.get(token, {})
-            return list(node) or [end]
-
-        with torch.inference_mode():
-            out = model.generate(
-                torch.tensor(tokens),
-                attention_mask=torch.tensor(mask),
-                num_beams=beams,
-                num_return_sequences=beams,
-                do_sample=False,
-                length_penalty=1.0,
-                early_stopping=False,
-                max_new_tokens=int(titles.lengths.max()),
-                prefix_allowed_tokens_fn=allowed,
-                eos_token_id=end,
-                pad_token_id=end,
-                return_dict_in_generate=True,
-                output_scores=True,
-            )
-        leaves = []
-        for sequence in out.sequences[:, width:].tolist():
-            leaves.append(leaf_of_title.get(tuple(sequence[: sequence.index(end) + 1]), -1))
-        shape = (len(rows), beams)
-        return np.reshape(leaves, shape), out.sequences_scores.float().cpu().numpy().reshape(shape)
+    generate = Generate(folder / "llm", titles, dtype=_DTYPE.value, beams=_BEAMS.value)
 
     def recommend(rows):
         size = _THEIR_BATCH.value
-        found = [generate(rows[first : first + size]) for first in range(0, len(rows), size)]
+        found = [generate(prompt.take(rows[i : i + size])) for i in range(0, len(rows), size)]
         return tuple(map(np.concatenate, zip(*found, strict=True)))
 
-    generate(users_of_round(prompt, 0)[:1])  # warms up
+    generate(prompt.take(users_of_round(prompt, 0)[:1]))  # warms up
     return recommend
 
 
