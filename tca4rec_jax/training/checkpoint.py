@@ -1,11 +1,11 @@
-"""Checkpoints of what is trained, the optimiser, the step and the data position (orbax).
+"""Checkpoints (orbax): the trained parameters, the optimizer state, the step and the data position.
 
 With adapters the base model is never in a checkpoint: megabytes, not gigabytes.  Saves are
-asynchronous and atomic (written beside, then renamed), so a killed process leaves the last complete
-checkpoint.  The latest checkpoints and the one of the lowest training loss are kept;
-a checkpoint that cannot be read is passed over.
+asynchronous and atomic, so a killed process leaves the last complete checkpoint.  The latest
+checkpoints and the one of the lowest training loss are kept; one that cannot be read is passed
+over.
 
-In a job of several processes all of them call everything here at the same steps.
+All processes of a job call everything here at the same steps.
 """
 
 import json
@@ -58,7 +58,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, *_):
-        """Waits for a save in progress; after an error that error is the one to be seen."""
+        """Waits for a save in progress; its error is only logged if the block raised one."""
         try:
             self.close()
         except Exception as error:
@@ -68,6 +68,7 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, readable or not."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data_position: dict, loss: float = math.inf) -> None:
@@ -101,8 +102,8 @@ class Checkpoints:
     def restore(self, like: TrainState, which: str = "last") -> tuple[TrainState, dict]:
         """A checkpoint, onto the shardings of `like`, whatever devices it was written on.
 
-        One that cannot be read is named in a warning and set aside (if `writable`), and the one
-        before is taken.
+        A checkpoint that cannot be read is named in a warning, set aside (if `writable`), and the
+        checkpoint before it is taken.
 
         Args:
           which: 'last', or 'lowest_training_loss' of the checkpoints that are there.
@@ -110,7 +111,7 @@ class Checkpoints:
         Raises:
           FileNotFoundError: there is none.
           UserError: its parameters or optimiser have other shapes than `like`.
-          CheckpointError: none of them can be read.
+          CheckpointError: no checkpoint can be read.
         """
         if which not in CHOICES:
             raise UserError(f"inference.checkpoint is {which!r}: expected one of {CHOICES}")
@@ -230,7 +231,7 @@ class _LatestAndLowestLoss:
 
 
 def _saved_loss(folder: Path) -> float:
-    """Infinite if it is not there or cannot be read."""
+    """The loss saved with a checkpoint; infinite if it cannot be read."""
     try:
         return float(_read_data(folder)["loss"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -242,7 +243,7 @@ def _read_data(folder: Path):
 
 
 def _differences(folder: epath.Path, abstract: TrainState) -> str:
-    """What a checkpoint holds otherwise than wanted; '' if nothing does, or if it is unreadable."""
+    """The arrays whose shapes differ from those wanted; '' if none do, or if it is unreadable."""
     try:
         saved = ocp.StandardCheckpointHandler().metadata(folder)
         saved = {name: tuple(one.shape) for name, one in _flat(saved.tree).items()}

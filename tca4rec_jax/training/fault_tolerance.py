@@ -1,4 +1,4 @@
-"""What ends a training run in good order: stop signals, hung steps, folders of no use."""
+"""Fault tolerance of a training run: stop signals, a watchdog, checks of the work directory."""
 
 import faulthandler
 import os
@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from tca4rec_jax.distributed.multihost import is_multiprocess
 from tca4rec_jax.errors import UserError
 
-# Exit statuses: of a run that was asked to stop (as a shell reports SIGTERM), and of a hung one.
+# Exit statuses of a run that was asked to stop (as a shell reports SIGTERM), and of a hung run.
 STOPPED, HUNG = 128 + signal.SIGTERM, 75
 
 
@@ -28,10 +28,10 @@ class CheckpointError(RuntimeError):
 
 
 class StopSignal:
-    """Notices SIGTERM, sent by Slurm, Kubernetes and preempted machines some time before SIGKILL.
+    """Notices SIGTERM, which Slurm, Kubernetes and preempted machines send before SIGKILL.
 
-    A single process notes its own. Of several, JAX tells all of them that one was signalled, and
-    agrees on a step that all of them will reach.
+    A single process handles the signal itself. In a job of several, JAX tells every process that
+    one was signalled, and all of them stop at a step that they agree on.
     """
 
     def __init__(self):
@@ -60,9 +60,9 @@ class StopSignal:
 class Watchdog:
     """Ends the process if for `seconds` it hears of no progress; 0 never does.
 
-    A hung collective can't be interrupted, so there is nothing to raise: the stacks of all threads
-    are dumped, the message names the step, and the exit status is HUNG. Whoever started the job
-    starts it again, and it goes on from its last checkpoint.
+    A hung collective can't be interrupted by an exception. The stacks of all threads are printed
+    with the step, and the exit status is HUNG: started again, the run goes on from its last
+    checkpoint.
     """
 
     def __init__(self, seconds: float, name: str, step: int):
@@ -79,7 +79,7 @@ class Watchdog:
         self._over.set()
 
     def progress(self, step: int) -> None:
-        """`step` is what is being worked on from now on."""
+        """Tells the watchdog that work on `step` begins now."""
         self._step, self._since = step, time.monotonic()
 
     def _watch(self) -> None:

@@ -1,7 +1,6 @@
 """The log of a training run: one JSON line per step, the progress bar, and how fast it went."""
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tca4rec_jax.distributed.multihost import is_main_process
+from tca4rec_jax.fileio import write_text
 from tca4rec_jax.training.state import Metrics
 
 
@@ -21,9 +21,9 @@ class TrainingLog:
     Args:
       path: the file.
       start: the first step that will be logged.
-      total_steps: of the run.
-      ideal_seconds_per_token: of useful work at the devices' peak, for the MFU.
-      name: of the bar.
+      total_steps: the run's number of steps.
+      ideal_seconds_per_token: a token's useful FLOPs at the devices' peak, for the MFU.
+      name: label of the progress bar.
     """
 
     def __init__(
@@ -38,10 +38,7 @@ class TrainingLog:
         self._path, self._file = path, None
         if is_main_process():
             kept = [line for line in read_log(path) if line["step"] < start]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".partial")
-            beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(beside, path)
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a", buffering=1)
         disable = None if is_main_process() else True
         self._bar = tqdm(total=total_steps, initial=start, desc=name, unit="step", disable=disable)
@@ -87,13 +84,13 @@ class TrainingLog:
         return metrics
 
     def mean_loss(self) -> float:
-        """Of the finite losses since the last call; infinite if there are none."""
+        """The mean of the finite losses since the last call; infinite if there are none."""
         finite = [loss for loss in self._window if np.isfinite(loss)]
         self._window = []
         return float(np.mean(finite)) if finite else float("inf")
 
     def summary(self) -> str:
-        """Medians of this process' steps: most of them compile nothing; '' without steps."""
+        """The median speed of this process' steps, most of which compile nothing; '' without steps."""
         if not self._seconds:
             return ""
         seconds, tokens = np.array(self._seconds), np.array(self._tokens)
