@@ -1,4 +1,4 @@
-"""Which modules import which: inference knows nothing of training's loop, the core of nothing above."""
+"""Which folder may import which: inference never leads to the training loop, core to nothing."""
 
 import ast
 from pathlib import Path

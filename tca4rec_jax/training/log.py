@@ -90,7 +90,7 @@ class TrainingLog:
         return float(np.mean(finite)) if finite else float("inf")
 
     def summary(self) -> str:
-        """The median speed of this process' steps, most of which compile nothing; '' without steps."""
+        """The median speed of this process' steps (most compile nothing); '' without steps."""
         if not self._seconds:
             return ""
         seconds, tokens = np.array(self._seconds), np.array(self._tokens)
