@@ -114,8 +114,7 @@ def ours(name: str, task: Task) -> tuple[float, float]:
     began = time.perf_counter()
     ranked = known_users_ndcg if name in BY_USER else evaluate
     model = MODELS[name].module(task.architecture, rngs=nnx.Rngs(task.training.seed))
-    if hasattr(model, "fit_statistics"):
-        model.fit_statistics(task.train)
+    model.fit_statistics(task.train)
     if MODELS[name].training is not None:
         model = fit(model, task.train, task.validation, task.training, evaluate=ranked).model
     return ranked(model, task.test)["ndcg@10"], time.perf_counter() - began

@@ -5,27 +5,29 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tca4rec_jax.cf.models.layers import Statistic
+from tca4rec_jax.cf.models.base import CFModel, Statistic
 from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import write_npz
 
 _TEXT = "config"
+_Model = TypeVar("_Model", bound=CFModel)
 
 
-def save_model(path: Path | str, name: str, model: nnx.Module) -> None:
+def save_model(path: Path | str, name: str, model: CFModel) -> None:
     """Writes the model, called `name` in MODELS."""
     config = {"model": name, **dataclasses.asdict(model.config)}
     write_arrays(path, _named_arrays(model), json.dumps(config))
 
 
-def load_model(path: Path | str) -> tuple[str, nnx.Module]:
+def load_model(path: Path | str) -> tuple[str, CFModel]:
     """Reads what `save_model` wrote: (its name in MODELS, the model).
 
     Raises:
@@ -56,7 +58,7 @@ def load_model(path: Path | str) -> tuple[str, nnx.Module]:
     return name, filled(abstract, arrays)
 
 
-def filled(abstract: nnx.Module, arrays: Mapping[str, np.ndarray]) -> nnx.Module:
+def filled(abstract: _Model, arrays: Mapping[str, np.ndarray]) -> _Model:
     """The model of an abstract one (nnx.eval_shape) and its arrays by dotted names."""
     graph, state = nnx.split(abstract)
     state = jax.tree_util.tree_map_with_path(
@@ -65,7 +67,7 @@ def filled(abstract: nnx.Module, arrays: Mapping[str, np.ndarray]) -> nnx.Module
     return nnx.merge(graph, state)
 
 
-def write_arrays(path: Path | str, arrays: Mapping[str, np.ndarray], text: str) -> None:
+def write_arrays(path: Path | str, arrays: Mapping[str, Any], text: str) -> None:
     """Writes an .npz file of arrays and one text, whole or not at all."""
     host = {name: np.asarray(value) for name, value in arrays.items()}
     write_npz(Path(path), **{_TEXT: np.array(text)}, **host)
@@ -83,7 +85,7 @@ def read_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], str]:
         ) from error
 
 
-def _named_arrays(model: nnx.Module, *kinds) -> dict[str, jax.Array]:
+def _named_arrays(model: CFModel, *kinds) -> dict[str, jax.Array]:
     state = nnx.state(model, *(kinds or ((nnx.Param, Statistic),)))
     return {_name(path): value for path, value in jax.tree_util.tree_leaves_with_path(state)}
 

@@ -9,6 +9,7 @@ Axis letters: E events, I items, D width.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -120,7 +121,7 @@ def mix_stores(
 
 def _mixed_arrays(
     stores: Sequence[LogitsStore], scales: np.ndarray, positions: np.ndarray, dense: bool
-) -> dict[str, np.ndarray | LazyRows | None]:
+) -> dict[str, Any]:
     scaled = list(zip(stores, scales, strict=True))
     if dense or any(store.item_table is None for store in stores):
 

@@ -271,7 +271,8 @@ def check_shards(
       LogitsStoreError: a shard is missing or damaged, or a value wrong; the message names the file
         and the event, row or item.
     """
-    size = array.chunk_layout.read_chunk.shape[0]
+    layout: Any = array.chunk_layout
+    size: int = layout.read_chunk.shape[0]
     num_rows = array.shape[0]
     wanted = np.arange(-(-num_rows // size)) if events is None else np.unique(events // size)
 
@@ -284,7 +285,7 @@ def check_shards(
 
     if array.fill_value is not None:  # an array of another writer may leave out what is zero
         found = {key.decode() for key in key_values(path).list().result()}
-        for shard in wanted:
+        for shard in wanted.tolist():
             if _shard_file(array, shard) not in found:
                 raise error(shard, "missing")
     per_block = max(1, block_rows(array.shape) // size)
@@ -295,7 +296,7 @@ def check_shards(
             try:
                 block = array[start:stop].read().result()
             except (ValueError, OSError):
-                for shard in some:  # which of them is it?
+                for shard in some.tolist():  # which of them is it?
                     try:
                         array[shard * size : min((shard + 1) * size, num_rows)].read().result()
                     except (ValueError, OSError) as cause:

@@ -6,6 +6,7 @@ Axis letters: E events, I items, K most scores of an event.
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,7 +76,7 @@ def _topk_arrays(
     catalogue: Catalogue,
     floor: float | None,
     user_ids: Sequence[str] | None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """The arrays of a topk store from a table."""
     key, number, item, score = _read_table(source, catalogue, user_ids)
     num_events = {
@@ -112,11 +113,11 @@ def _topk_arrays(
     return arrays
 
 
-def _read_arrays(source: Path) -> dict[str, np.ndarray]:
+def _read_arrays(source: Path) -> dict[str, Any]:
     """The arrays of a file by the names that `write_store` knows."""
     try:
         if source.suffix == ".npy":
-            arrays = {"logits": np.lib.format.open_memmap(source, mode="r")}
+            arrays: dict[str, Any] = {"logits": np.lib.format.open_memmap(source, mode="r")}
         else:
             with zipfile.ZipFile(source) as archive:
                 arrays = {

@@ -122,7 +122,8 @@ class LogitsStore:
         pending = [array[events_m].read() for array in self._arrays.values()]
         read = [np.asarray(future.result()) for future in pending]
         if self.kind == "topk":
-            return spread(*read, self.manifest["num_items"])
+            values_mxK, items_mxK, floor_m = read
+            return spread(values_mxK, items_mxK, floor_m, self.manifest["num_items"])
         return read[0].astype(np.float32, copy=False)
 
     def logits(self, flat_positions: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from rich.table import Table
 from tca4rec_jax.cf.checkpoint import save_model
 from tca4rec_jax.cf.logits_store import open_store, split_path
 from tca4rec_jax.cf.logits_writer import write_store
+from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.models.registry import MODELS, ModelKind
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
 from tca4rec_jax.cf.scoring import (
@@ -98,7 +99,7 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
     return metrics
 
 
-def trained_model(settings: CFSettings, data: RecData, directory: Path) -> tuple[nnx.Module, dict]:
+def trained_model(settings: CFSettings, data: RecData, directory: Path) -> tuple[CFModel, dict]:
     """The model of the settings, trained (or read), and the record of its training."""
     kind, config = settings.kind, settings.training
     if weights := settings.fields.weights:
@@ -107,14 +108,13 @@ def trained_model(settings: CFSettings, data: RecData, directory: Path) -> tuple
         return _counted(kind, settings.architecture, data), {}
     fresh = kind.module(settings.architecture, rngs=nnx.Rngs(config.seed))
     train = data.splits["train" if config.targets == "last" else "train_sequences"]
-    if hasattr(fresh, "fit_statistics"):
-        fresh.fit_statistics(train)
+    fresh.fit_statistics(train)
     checkpoint = directory / "training.npz"
     fitted = fit(fresh, train, data.splits["validation"], config, checkpoint=checkpoint)
     return fitted.model, {"best_epoch": fitted.best_epoch, "epochs": fitted.epochs}
 
 
-def store_logits(settings: CFSettings, model: nnx.Module, data: RecData, workdir: Path) -> None:
+def store_logits(settings: CFSettings, model: CFModel, data: RecData, workdir: Path) -> None:
     """Writes the logits of every split to its store."""
     fields = settings.fields
     table_IxD, bias_I = host_items(model)
@@ -135,7 +135,7 @@ def store_logits(settings: CFSettings, model: nnx.Module, data: RecData, workdir
 
 
 def evaluate_model(
-    model: nnx.Module, data: RecData, *, filter_seen: bool = False
+    model: CFModel, data: RecData, *, filter_seen: bool = False
 ) -> dict[str, dict[str, float]]:
     """Full ranking of the validation and test rows, and of the tied and untied test rows."""
     results = {}
@@ -168,7 +168,7 @@ def results_table(metrics: Mapping) -> Table:
     return console_table(rows, title=title, first_column="model, rows")
 
 
-def _counted(kind: ModelKind, architecture: Any, data: RecData) -> nnx.Module:
+def _counted(kind: ModelKind, architecture: Any, data: RecData) -> CFModel:
     """A model that is fitted by its statistics of the training data alone."""
     model = kind.module(architecture, rngs=nnx.Rngs(0))
     model.fit_statistics(data.splits["train_sequences"])
@@ -188,7 +188,7 @@ def _identity(settings: CFSettings, data: RecData) -> str:
             dataclasses.asdict(settings),
             data.catalogue.content_hash(),
             {split: sequences.content_hash() for split, sequences in data.splits.items()},
-            file_sha256(weights) if weights and Path(weights).is_file() else "",
+            file_sha256(Path(weights)) if weights and Path(weights).is_file() else "",
         ]
     )
 

@@ -65,7 +65,8 @@ def read_sasrec(path: Path | str, config: SASRecConfig) -> SASRec:
 
 def _check(path, tensors: dict[str, np.ndarray], config: SASRecConfig) -> None:
     """Raises UserError unless names and shapes are those of the config."""
-    D, expected = config.units, {"item_emb.weight": (config.num_items + 1, config.units)}
+    D = config.units
+    expected: dict[str, tuple[int, ...]] = {"item_emb.weight": (config.num_items + 1, D)}
     positions = tensors.get("pos_emb.weight", np.empty((0, 0))).shape
     extra = positions == (config.history_length + 1, D)  # one more where position 0 is padding
     expected["pos_emb.weight"] = (config.history_length + extra, D)

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from tca4rec_jax.batching import map_batches
+from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.windows import row_starts, windows_before
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
@@ -69,7 +70,7 @@ class LazyRows:
         return np.asarray(self[:], dtype)
 
 
-def host_items(model: nnx.Module) -> CFItems:
+def host_items(model: CFModel) -> CFItems:
     """What `model.items()` gives, on the host."""
     return jax.tree.map(np.asarray, _items(*nnx.split(model)))
 
@@ -80,7 +81,7 @@ def _items(graph, state):
 
 
 def lazy_user_vectors(
-    model: nnx.Module, sequences: ItemSequences, positions: np.ndarray | None = None
+    model: CFModel, sequences: ItemSequences, positions: np.ndarray | None = None
 ) -> LazyRows:
     """What a logits store holds per event: `user_vectors`, computed when they are sliced."""
     positions = _checked_positions(model, sequences, positions)
@@ -94,7 +95,7 @@ def lazy_user_vectors(
 
 
 def user_vectors(
-    model: nnx.Module,
+    model: CFModel,
     sequences: ItemSequences,
     positions: np.ndarray | None = None,
     *,
@@ -143,9 +144,9 @@ def _vectors(graph, state, items_n, row_starts_n, position_B):
     return model.user_vectors(history_BxS).astype(jnp.float32)
 
 
-def check_history_length(wanted: int | None, available: int | None) -> None:
+def check_history_length(wanted: int, available: int | None) -> None:
     """Raises UserError if a CF model cannot read as much history as is asked for (None: any)."""
-    if None not in (wanted, available) and not 1 <= wanted <= available:
+    if available is not None and not 1 <= wanted <= available:
         raise UserError(
             f"the history is {wanted} items long, but the CF model reads 1 to {available}; train "
             "the CF model with a longer history_length or shorten the history"
@@ -217,7 +218,7 @@ def _score_batch(vector_BxD, items, target_B, seen_BxS=None):
     return rank_in_batch(logits_BxI, target_B), nll_B, entropy_B
 
 
-def profile(model: nnx.Module, rows: ItemSequences, count_I: np.ndarray) -> dict:
+def profile(model: CFModel, rows: ItemSequences, count_I: np.ndarray) -> dict:
     """Describes a CF model beyond its accuracy, on rows whose last item is the target.
 
     Args:

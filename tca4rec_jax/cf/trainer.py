@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from tca4rec_jax.cf.losses import (
     user_negatives,
     window_negatives,
 )
+from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.scoring import check_items, host_items, lazy_user_vectors, score_rows
 from tca4rec_jax.cf.windows import FlatRows, windows_at
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
@@ -89,7 +90,7 @@ class FitResult:
         'seconds' (since the start).
     """
 
-    model: nnx.Module
+    model: CFModel
     best_epoch: int
     epochs: list[dict[str, float]]
 
@@ -109,7 +110,7 @@ class _Rows(NamedTuple):
     seen: SeenByUser | None
 
 
-def evaluate(model: nnx.Module, rows: ItemSequences) -> dict[str, float]:
+def evaluate(model: CFModel, rows: ItemSequences) -> dict[str, float]:
     """Means over the rows: 'ndcg@10', 'hr@10' over the whole catalogue, 'nll' of the target."""
     target_R = rows.items[rows.last_positions]
     vector_RxD = lazy_user_vectors(model, rows, rows.last_positions)
@@ -118,13 +119,13 @@ def evaluate(model: nnx.Module, rows: ItemSequences) -> dict[str, float]:
 
 
 def fit(
-    model: nnx.Module,
+    model: CFModel,
     train: ItemSequences,
     validation: ItemSequences,
     config: FitConfig,
     *,
     checkpoint: Path | None = None,
-    evaluate: Callable[[nnx.Module, ItemSequences], dict[str, float]] = evaluate,
+    evaluate: Callable[[CFModel, ItemSequences], dict[str, float]] = evaluate,
 ) -> FitResult:
     """Trains `model` on the users' sequences `train`; the model passed in is left unchanged.
 
@@ -143,7 +144,8 @@ def fit(
       FloatingPointError: the loss became NaN or infinite.
     """
     rows = _rows_on_device(model, train, validation, config)
-    graph, params, constants = nnx.split(model, nnx.Param, ...)
+    graph, *states = nnx.split(model, nnx.Param, ...)
+    params, constants = states
     run_epoch = functools.partial(_run_epoch, graph, _program_of(config), constants, rows)
     order = _BatchOrder(train, model.config.history_length, config)
     # An epoch donates what it is given, and the caller keeps the model passed in.
@@ -154,21 +156,22 @@ def fit(
     state, epochs = _resume(checkpoint, state, identity)
     for _ in epochs:
         order.next_epoch()
-    best = max(epochs, key=lambda record: record["ndcg@10"])["epoch"] if epochs else None
+    best = max(epochs, key=lambda record: record["ndcg@10"])["epoch"] if epochs else 0
     start = time.perf_counter() - (epochs[-1]["seconds"] if epochs else 0.0)
 
     key = jax.random.key(config.seed)
-    carry, best_params, saved = state[:2], state.best, time.perf_counter()
+    carry: tuple[Any, Any] = (state.params, state.optimizer)
+    best_params, saved = state.best, time.perf_counter()
     progress = tqdm(range(len(epochs) + 1, config.max_epochs + 1), desc="CF", unit="epoch")
     for epoch in progress:
-        if best is not None and epoch - 1 - best >= config.patience:
+        if best and epoch - 1 - best >= config.patience:
             break
         carry, loss = run_epoch(carry, order.next_epoch(), jax.random.fold_in(key, epoch))
         loss = _finite(float(loss), epoch, config)
         scores = evaluate(nnx.merge(graph, carry[0], constants), validation)
         epochs.append({"epoch": epoch, "loss": loss, **scores})
         epochs[-1]["seconds"] = time.perf_counter() - start
-        if best is None or scores["ndcg@10"] > epochs[best - 1]["ndcg@10"]:
+        if not best or scores["ndcg@10"] > epochs[best - 1]["ndcg@10"]:
             best, best_params = epoch, jax.tree.map(jnp.copy, carry[0])
         progress.set_postfix(loss=f"{loss:.3f}", ndcg10=f"{scores['ndcg@10']:.4f}", best=best)
         if checkpoint is not None and time.perf_counter() - saved > _SAVE_SECONDS:
@@ -188,7 +191,7 @@ def _finite(loss: float, epoch: int, config: FitConfig) -> float:
 
 
 def _rows_on_device(
-    model: nnx.Module, train: ItemSequences, validation: ItemSequences, config: FitConfig
+    model: CFModel, train: ItemSequences, validation: ItemSequences, config: FitConfig
 ) -> _Rows:
     """The training data, checked; raises as `fit`."""
     num_items = model.config.num_items
@@ -281,7 +284,7 @@ def batch_loss_of(
         loss_BxP = softmax_loss(queries, target_BxP)
     else:
         count, num_items = target_BxP.shape[1] * config.negatives, len(queries.items.table_IxD)
-        if config.negatives_outside == "user":
+        if rows.seen is not None:
             drawn = user_negatives(negative_key, rows.seen, windows.user_B, count, num_items)
         else:
             seen = [windows.history_BxS, windows.target_BxS[:, -1:]]
@@ -309,6 +312,5 @@ def _resume(path: Path | None, fresh: _State, identity: str) -> tuple[_State, li
     if record["identity"] != identity:
         return fresh, []
     logging.info("CF: going on after epoch %d of %s", len(record["epochs"]), path)
-    structure = jax.tree.structure(fresh)
-    ordered = [jnp.asarray(leaves[str(number)]) for number in range(structure.num_leaves)]
-    return jax.tree.unflatten(structure, ordered), record["epochs"]
+    ordered = [jnp.asarray(leaves[str(number)]) for number in range(len(leaves))]
+    return jax.tree.unflatten(jax.tree.structure(fresh), ordered), record["epochs"]

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from tca4rec_jax.cf.checkpoint import load_model, save_model
+from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.models.bert4rec import BERT4Rec, BERT4RecConfig, _masked_positions
 from tca4rec_jax.cf.models.bpr_mf import BPRMF, BPRMFConfig
 from tca4rec_jax.cf.models.caser import Caser, CaserConfig
@@ -39,8 +40,7 @@ def make(name, train, **changes):
     if name == "popularity":
         config = kind.config(NUM_ITEMS)
     model = kind.module(config, rngs=nnx.Rngs(0))
-    if hasattr(model, "fit_statistics"):
-        model.fit_statistics(train)
+    model.fit_statistics(train)
     return model
 
 
@@ -242,8 +242,9 @@ def test_bpr_mf_folds_in_by_the_best_multiple_of_the_mean():
 
 def test_every_kind_has_what_the_protocol_says():
     for kind in MODELS.values():
-        assert {"user_vectors", "items"} <= set(dir(kind.module))
-        assert (kind.training is not None) == hasattr(kind.module, "queries")
+        for method in ("user_vectors", "items"):
+            assert getattr(kind.module, method) is not getattr(CFModel, method)
+        assert (kind.training is not None) == (kind.module.queries is not CFModel.queries)
         if kind.training is not None:
             assert FitConfig(**dataclasses.asdict(kind.training))
         assert "rngs" in inspect.signature(kind.module.__init__).parameters

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from tca4rec_jax.cf.checkpoint import load_model, save_model
-from tca4rec_jax.cf.models.layers import Dropout
+from tca4rec_jax.cf.models.base import Dropout
 from tca4rec_jax.cf.models.sasrec import SASRec, SASRecConfig
 from tca4rec_jax.data.sequences import PAD_ITEM
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.layers import Dropout
+from tca4rec_jax.cf.models.base import CFModel, Dropout, split_key
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM
@@ -75,7 +75,7 @@ class Block(nnx.Module):
 
     def __call__(self, x_BxLxD: jax.Array, real_BxL: jax.Array, key: jax.Array | None) -> jax.Array:
         """The outputs, float32 [B, L, D]; `real_BxL` is False at padding, `key` is for dropout."""
-        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        keys = split_key(key, 3)
         attended_BxLxD = self.attended(self._attend(x_BxLxD, real_BxL, keys[0]))
         x_BxLxD = self.attention_norm(x_BxLxD + self.dropout(attended_BxLxD, keys[1]))
         forward_BxLxD = self.outer(jax.nn.gelu(self.inner(x_BxLxD)))
@@ -95,7 +95,7 @@ class Block(nnx.Module):
         return jnp.einsum("bnqk,bknh->bqnh", weights_BxNxLxL, value_BxLxNxH).reshape(B, L, D)
 
 
-class BERT4Rec(nnx.Module):
+class BERT4Rec(CFModel):
     """The model; see the module's docstring."""
 
     def __init__(self, config: BERT4RecConfig, *, rngs: nnx.Rngs):
@@ -123,9 +123,7 @@ class BERT4Rec(nnx.Module):
           masked_BxL: bool, where [mask] stands.
           dropout_key: a PRNG key in training, None otherwise.
         """
-        keys = [None] * (1 + len(self.blocks))
-        if dropout_key is not None:
-            keys = jax.random.split(dropout_key, len(keys))
+        keys = split_key(dropout_key, 1 + len(self.blocks))
         item_BxLxD = self.item_table[...][jnp.maximum(items_BxL, 0)]
         masked_BxLx1 = masked_BxL[:, :, None]
         x_BxLxD = jnp.where(masked_BxLx1, self.mask_vector[...][None], item_BxLxD)

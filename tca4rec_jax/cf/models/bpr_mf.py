@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.layers import Statistic
+from tca4rec_jax.cf.models.base import CFModel, Statistic
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries, user_item_pairs
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
@@ -41,7 +41,7 @@ class BPRMFConfig:
     units: int = 64
 
 
-class BPRMF(nnx.Module):
+class BPRMF(CFModel):
     """The model; see the module's docstring."""
 
     def __init__(self, config: BPRMFConfig, *, rngs: nnx.Rngs):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.layers import Dropout
+from tca4rec_jax.cf.models.base import CFModel, Dropout
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM
@@ -47,7 +47,7 @@ class CaserConfig:
     dropout: float = 0.5
 
 
-class Caser(nnx.Module):
+class Caser(CFModel):
     """The model; see the module's docstring."""
 
     def __init__(self, config: CaserConfig, *, rngs: nnx.Rngs):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.layers import Dropout
+from tca4rec_jax.cf.models.base import CFModel, Dropout, split_key
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM
@@ -68,7 +68,7 @@ class GRULayer(nnx.Module):
         return jnp.swapaxes(jax.lax.scan(step, first_BxD, inputs)[1], 0, 1)
 
 
-class GRU4Rec(nnx.Module):
+class GRU4Rec(CFModel):
     """The model; see the module's docstring."""
 
     def __init__(self, config: GRU4RecConfig, *, rngs: nnx.Rngs):
@@ -81,9 +81,7 @@ class GRU4Rec(nnx.Module):
 
     def hidden(self, history_BxS: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """Outputs at every position, float32 [B, S, D]; position s has seen items 0..s."""
-        keys = [None] * len(self.layers)
-        if dropout_key is not None:
-            keys = jax.random.split(dropout_key, len(keys))
+        keys = split_key(dropout_key, len(self.layers))
         real_BxS = history_BxS != PAD_ITEM
         x_BxSxD = self.item_table[...][jnp.maximum(history_BxS, 0)]
         for layer, key in zip(self.layers, keys, strict=True):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tca4rec_jax.cf.models.layers import Statistic
+from tca4rec_jax.cf.models.base import CFModel, Statistic
 from tca4rec_jax.cf.windows import user_item_pairs
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
@@ -58,7 +58,7 @@ class ItemKNNConfig:
     regularisation: float = 10.0
 
 
-class ItemItem(nnx.Module):
+class ItemItem(CFModel):
     """Logits are sums of rows of W; subclasses say how W comes from the co-occurrences."""
 
     def __init__(self, config: EASEConfig | ItemKNNConfig, *, rngs: nnx.Rngs):

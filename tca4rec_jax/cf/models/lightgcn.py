@@ -14,12 +14,13 @@ Axis letters: B batch, S positions of a history, I items, D width, U users, E (u
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.layers import Statistic
+from tca4rec_jax.cf.models.base import CFModel, Statistic
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries, user_item_pairs
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
@@ -46,7 +47,7 @@ class LightGCNConfig:
     layers: int = 3
 
 
-class LightGCN(nnx.Module):
+class LightGCN(CFModel):
     """The model; see the module's docstring."""
 
     def __init__(self, config: LightGCNConfig, *, rngs: nnx.Rngs):
@@ -87,7 +88,7 @@ class LightGCN(nnx.Module):
         """The vector of each history as a new user, float32 [B, D]; zero for an empty one."""
         _, items = self._layers()
         degree_root_I = _inverse_root(self.pair_item[...], self.config.num_items)
-        message_IxD = degree_root_I[:, None] * sum(items[:-1]) / len(items)
+        message_IxD = degree_root_I[:, None] * _sum(items[:-1]) / len(items)
         real_BxS = history_BxS != PAD_ITEM
         sum_BxD = jnp.sum(message_IxD[jnp.maximum(history_BxS, 0)] * real_BxS[:, :, None], axis=1)
         return sum_BxD / jnp.sqrt(jnp.maximum(jnp.sum(real_BxS, axis=1, keepdims=True), 1))
@@ -95,19 +96,24 @@ class LightGCN(nnx.Module):
     def known_user_vectors(self) -> jax.Array:
         """The trained vectors of the training users, float32 [U, D]."""
         users, _ = self._layers()
-        return sum(users) / len(users)
+        return _sum(users) / len(users)
 
     def items(self) -> CFItems:
         """The mean of the items' layers, float32 [I, D]; no bias."""
         _, items = self._layers()
-        return CFItems(sum(items) / len(items))
+        return CFItems(_sum(items) / len(items))
 
     def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """The user's own vector predicts the item at the position, whatever `last_only` says."""
         users, items = self._layers()
-        vector_BxD = (sum(users) / len(users))[windows.user_B]
-        table = CFItems(sum(items) / len(items))
+        vector_BxD = (_sum(users) / len(users))[windows.user_B]
+        table = CFItems(_sum(items) / len(items))
         return TrainingQueries(vector_BxD[:, None], windows.target_BxS[:, -1:], table)
+
+
+def _sum(layers: list[jax.Array]) -> jax.Array:
+    total: Any = sum(layers)
+    return total
 
 
 def _inverse_root(node_E: jax.Array, count: int) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tca4rec_jax.cf.models.layers import Statistic
+from tca4rec_jax.cf.models.base import CFModel, Statistic
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.errors import UserError
@@ -33,7 +33,7 @@ class PopularityConfig:
     history_length: ClassVar[None] = None
 
 
-class Popularity(nnx.Module):
+class Popularity(CFModel):
     """Most popular as a CF model: no user vector worth the name, all in the item bias."""
 
     def __init__(self, config: PopularityConfig, *, rngs: nnx.Rngs):

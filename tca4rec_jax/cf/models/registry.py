@@ -1,26 +1,10 @@
-"""The CF models by name: `--config.cf.model=` picks one of MODELS.
-
-A CF model is an NNX module with
-
-  config                       frozen dataclass with `num_items` and `history_length`; the fields
-                               with a default are the user's, in config.cf.<name>
-  user_vectors(history_BxS)    float32 [B, D], from int32 items left padded with PAD_ITEM
-  items()                      CFItems(table [I, D], bias [I] or None): logit = vector . row + bias;
-                               DENSE if the vectors are the logits of all items themselves
-  queries(windows, last_only, key)   what a gradient step supervises (windows.TrainingQueries)
-  fit_statistics(sequences)    what it takes from the training data without gradients
-
-`queries` only for models that are trained, `fit_statistics` only for those that need it. The vector
-of a position is a function of the items before it and of nothing else, so logits are causal by
-construction and unseen users are like any other; bpr_mf.py and lightgcn.py say what that means for
-models that know users by id.
-"""
+"""The CF models by name: `--config.cf.model=` picks one of MODELS. base.py says what one is."""
 
 import dataclasses
-
-from flax import nnx
+from typing import Any
 
 from tca4rec_jax.cf.losses import LossConfig
+from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.models.bert4rec import BERT4Rec, BERT4RecConfig
 from tca4rec_jax.cf.models.bpr_mf import BPRMF, BPRMFConfig
 from tca4rec_jax.cf.models.caser import Caser, CaserConfig
@@ -42,8 +26,8 @@ class ModelKind:
     """
 
     label: str
-    module: type[nnx.Module]
-    config: type
+    module: type[CFModel]
+    config: type[Any]
     training: LossConfig | None = None
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.layers import Dropout
+from tca4rec_jax.cf.models.base import CFModel, Dropout, split_key
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM
@@ -88,7 +88,7 @@ class Block(nnx.Module):
         last_only: bool = False,
     ) -> jax.Array:
         """The outputs at the Q wanted positions: all of them, or the last one alone."""
-        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        keys = split_key(key, 3)
         wanted = slice(-1, None) if last_only else slice(None)
         normed_BxQxD = self.attention_norm(x_BxSxD[:, wanted])
         attended_BxQxD = self._attend(normed_BxQxD, x_BxSxD, allowed_BxSxS[:, wanted], keys[0])
@@ -110,7 +110,7 @@ class Block(nnx.Module):
         return attended_BxQxNxH.reshape(query_BxQxD.shape)
 
 
-class SASRec(nnx.Module):
+class SASRec(CFModel):
     """The model; see the module's docstring."""
 
     def __init__(self, config: SASRecConfig, *, rngs: nnx.Rngs):
@@ -141,9 +141,7 @@ class SASRec(nnx.Module):
           dropout_key: a PRNG key in training, None otherwise.
           last_only: the last block computes its last position alone; the result is [B, 1, D].
         """
-        keys = [None] * (1 + len(self.blocks))
-        if dropout_key is not None:
-            keys = jax.random.split(dropout_key, len(keys))
+        keys = split_key(dropout_key, 1 + len(self.blocks))
         real_BxS = history_BxS != PAD_ITEM
         x_BxSxD = self.item_table[...][jnp.maximum(history_BxS, 0)] * jnp.sqrt(self.config.units)
         x_BxSxD = jnp.where(real_BxS[:, :, None], x_BxSxD, 0.0) + self.position_table[...][None]
