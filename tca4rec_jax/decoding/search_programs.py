@@ -24,7 +24,7 @@ from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.decoding.advance_beams import LanguageModel, Prompts
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
 from tca4rec_jax.decoding.likelihood import Array, ScoredTokens, title_nll
-from tca4rec_jax.distributed.data_parallel import RowParallel
+from tca4rec_jax.distributed.data_parallel import DataParallel
 from tca4rec_jax.distributed.sharding import row_sharding, sharding_of
 from tca4rec_jax.llm.decoder import Decoder, PrefixStates
 
@@ -40,8 +40,8 @@ class SearchProgram:
     config: SearchConfig
 
     @property
-    def on_rows(self) -> RowParallel:
-        return RowParallel(self.mesh, "prompts")
+    def on_rows(self) -> DataParallel:
+        return DataParallel(self.mesh, "prompts")
 
     @property
     def row_specs(self) -> tuple[Any, Any]:

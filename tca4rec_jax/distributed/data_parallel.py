@@ -1,5 +1,11 @@
-"""Functions of each device's own rows, and all that they communicate (jax.shard_map)."""
+"""Data parallelism: a function of each device's own rows (jax.shard_map), weights split as in FSDP.
 
+Why by hand and not by the compiler: for a step of Llama-3.1-8B on v5e-16 (fsdp 8, tensor 2) XLA's
+own partitioning does twice the arithmetic and moves twice the bytes, and on any mesh it would sum
+the gradient of every adapter inside the loop over layers (docs/scaling.md has the figures).
+"""
+
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,34 +14,39 @@ import jax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from tca4rec_jax.distributed.sharding import RULES, MeshAxes, Rules, axis_names
+from tca4rec_jax.distributed.sharding import RULES, MeshAxes, axis_names
 
 
 @dataclass(frozen=True)
-class RowParallel:
-    """A function of each device's own rows, with what it has to say about communication.
+class DataParallel:
+    """shard_map over the mesh axes that split the rows; the compiler has the other axes.
 
-    The rows' mesh axes are manual (jax.shard_map): nothing is communicated over them but by the
-    methods below. What the other axes split is left to the compiler. A method that needs a
-    device's very own part of an array makes these manual too, as long as it runs: the compiler
-    would put the parts together first.
+    Inside, nothing is communicated over the axes of the rows but by `sum` and by a ShardedWeight.
+
+    Attributes:
+      axis: 'batch' (training, over 'data' and 'fsdp') or 'prompts' (search, over 'data').
     """
 
     mesh: Mesh
     axis: str = "batch"
-    rules: Rules = RULES
 
     @property
     def row_axes(self) -> tuple[str, ...]:
-        return self.rules.mesh_axes(self.axis)
+        """The mesh axes that split the rows."""
+        return RULES.mesh_axes(self.axis)
+
+    @property
+    def rows(self) -> PartitionSpec:
+        """The spec of arrays whose leading axis is the rows."""
+        return RULES.spec((self.axis,))
 
     @property
     def automatic(self) -> set[str]:
-        """The mesh axes left to the compiler; those of one device are not."""
+        """The mesh axes of several devices that are left to the compiler."""
         return {a for a in self.mesh.axis_names if self.mesh.shape[a] > 1} - set(self.row_axes)
 
     def __call__(self, function: Callable, in_specs, out_specs) -> Callable:
-        """jax.shard_map of the function; specs may name the rows' mesh axes only."""
+        """The function of each device's rows; specs may name the axes of the rows only."""
         return jax.shard_map(
             function,
             mesh=self.mesh,
@@ -45,20 +56,8 @@ class RowParallel:
             check_vma=False,
         )
 
-    @property
-    def rows(self) -> PartitionSpec:
-        return self.rules.spec((self.axis,))
-
-    def part(self, spec: PartitionSpec, automatic: bool = False) -> PartitionSpec:
-        """What of a spec is over the manual axes, or over the others."""
-
-        def of(axes: MeshAxes):
-            return tuple(a for a in axis_names(axes) if (a in self.automatic) == automatic) or None
-
-        return PartitionSpec(*map(of, spec))
-
     def on_own_part(self, function: Callable, in_specs, out_specs) -> Callable:
-        """Inside: a function of every device's own part of arrays that the other axes split."""
+        """Inside: a function of each device's own part of arrays that the other axes split too."""
         if not self.automatic:
             return function
         return jax.shard_map(
@@ -69,27 +68,13 @@ class RowParallel:
             check_vma=False,
         )
 
-    def whole(self, x: jax.Array, spec: PartitionSpec) -> jax.Array:
-        """Inside: what the manual axes split is put together; the gradient is summed and split.
+    def manual_part(self, spec: PartitionSpec) -> PartitionSpec:
+        """The axes of a spec that are mapped over."""
+        return PartitionSpec(*(_only(axes, lambda a: a not in self.automatic) for axes in spec))
 
-        x may be a selection along dimensions that the other axes split (some tokens' columns of
-        the head); where it does not divide over these it is taken whole.
-        """
-        split = [(dim, axes) for dim, axes in enumerate(self.part(spec)) if axes]
-        if not split:
-            return x
-
-        def gather(x):
-            for dim, axes in split:
-                x = jax.lax.all_gather(x, axes, axis=dim, tiled=True)
-            return x
-
-        def divides(size: int, axes: MeshAxes) -> bool:
-            return size % math.prod(self.mesh.shape[name] for name in axis_names(axes)) == 0
-
-        automatic = zip(x.shape, self.part(spec, automatic=True), strict=False)
-        kept = PartitionSpec(*(axes if divides(size, axes) else None for size, axes in automatic))
-        return self.on_own_part(gather, kept, kept)(x)
+    def automatic_part(self, spec: PartitionSpec) -> PartitionSpec:
+        """The axes of a spec that are left to the compiler."""
+        return PartitionSpec(*(_only(axes, lambda a: a in self.automatic) for axes in spec))
 
     def sum(self, tree, specs):
         """Inside: sums over all rows of the devices' sums; leaves are split as their specs say.
@@ -106,12 +91,70 @@ class RowParallel:
         def summed(leaf, spec):
             if not any(spec):
                 return next(together)
-            # `whole` has summed over the axes that split the leaf.
-            split = {name for axes in self.part(spec) for name in axis_names(axes)}
+            # The gradient of a ShardedWeight is summed over the axes that split it already.
+            split = {name for axes in self.manual_part(spec) for name in axis_names(axes)}
             left = tuple(a for a in self.row_axes if self.mesh.shape[a] > 1 and a not in split)
             if not left:
                 return leaf
-            kept = self.part(spec, automatic=True)
+            kept = self.automatic_part(spec)
             return self.on_own_part(lambda x: jax.lax.psum(x, left), kept, kept)(leaf)
 
         return structure.unflatten(map(summed, leaves, specs))
+
+
+def _only(axes: MeshAxes, wanted: Callable[[str], bool]) -> tuple[str, ...] | None:
+    return tuple(filter(wanted, axis_names(axes))) or None
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["part"], meta_fields=["spec", "on_rows"]
+)
+@dataclass(frozen=True)
+class ShardedWeight:
+    """A device's part of a weight, which JAX takes for the weight: put together at each use (FSDP).
+
+    A model computes with it as with an array and does not know that it is split. The gradient is
+    summed over the axes that split the weight, and split. Under remat it is put together again.
+
+    Attributes:
+      part: the array; a loop over layers takes its leading axis away.
+      spec: how the mesh splits the weight, by its last axes.
+    """
+
+    part: jax.Array
+    spec: PartitionSpec
+    on_rows: DataParallel
+
+    @classmethod
+    def wrap(cls, on_rows: DataParallel, x: jax.Array, spec: PartitionSpec):
+        """The array itself if the axes of the rows do not split it."""
+        spec = PartitionSpec(*spec, *[None] * (x.ndim - len(spec)))
+        return cls(x, spec, on_rows) if any(on_rows.manual_part(spec)) else x
+
+    @property
+    def dtype(self):
+        """The dtype of the weight."""
+        return self.part.dtype
+
+    def __getitem__(self, index):
+        """With Ellipsis the weight itself, else a part of it without the leading axes."""
+        return (
+            self if index is Ellipsis else ShardedWeight(self.part[index], self.spec, self.on_rows)
+        )
+
+    def __jax_array__(self) -> jax.Array:
+        spec = PartitionSpec(*self.spec[len(self.spec) - self.part.ndim :])
+        split = [(dim, axes) for dim, axes in enumerate(self.on_rows.manual_part(spec)) if axes]
+
+        def gather(x):
+            for dim, axes in split:
+                x = jax.lax.all_gather(x, axes, axis=dim, tiled=True)
+            return x
+
+        def divides(size: int, axes: MeshAxes) -> bool:
+            shape = self.on_rows.mesh.shape
+            return size % math.prod(shape[name] for name in axis_names(axes)) == 0
+
+        sizes = zip(self.part.shape, self.on_rows.automatic_part(spec), strict=True)
+        kept = PartitionSpec(*(axes if divides(size, axes) else None for size, axes in sizes))
+        return self.on_rows.on_own_part(gather, kept, kept)(self.part)

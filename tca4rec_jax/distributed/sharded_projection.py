@@ -15,20 +15,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
-from tca4rec_jax.distributed.data_parallel import RowParallel
-from tca4rec_jax.distributed.sharding import put
+from tca4rec_jax.distributed.data_parallel import DataParallel
+from tca4rec_jax.distributed.sharding import RULES, put
 
 
-def _item_axes(on_rows: RowParallel) -> tuple[str, ...]:
+def _item_axes(on_rows: DataParallel) -> tuple[str, ...]:
     """The mesh axes that split the items: those of the rule that split no rows."""
-    return tuple(a for a in on_rows.rules.mesh_axes("items") if a in on_rows.automatic)
+    return tuple(a for a in RULES.mesh_axes("items") if a in on_rows.automatic)
 
 
 def cf_arrays(
     mesh: Mesh, items: CFItems | None, compressed: ItemTrie
 ) -> tuple[CFItems | None, DeviceTrie]:
     """The CF items and the trie on the host, padded so that the items divide over their axes."""
-    shards = math.prod(mesh.shape[name] for name in _item_axes(RowParallel(mesh)))
+    shards = math.prod(mesh.shape[name] for name in _item_axes(DataParallel(mesh)))
     trie = DeviceTrie.of(compressed, item_shards=shards)
     missing = trie.item_order.shape[0] - compressed.num_items
     items = jax.tree.map(lambda a: np.pad(a, ((0, missing),) + ((0, 0),) * (a.ndim - 1)), items)
@@ -45,7 +45,7 @@ def put_cf(
 
 def cf_shardings(mesh: Mesh, items: CFItems | None, trie: DeviceTrie):
     """The shardings of padded (items, trie), which may be abstract."""
-    specs = _specs(_item_axes(RowParallel(mesh)), items, trie)
+    specs = _specs(_item_axes(DataParallel(mesh)), items, trie)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
@@ -58,7 +58,7 @@ def _specs(axes: tuple[str, ...], items: CFItems | None, trie: DeviceTrie):
 
 
 def project_shards(
-    on_rows: RowParallel,
+    on_rows: DataParallel,
     cf_PxD: jax.Array,
     items: CFItems,
     pair_K: jax.Array,

@@ -14,7 +14,6 @@ one with two threads.
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,12 +27,8 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig, logical_axes
 
 MESH_AXES = ("data", "fsdp", "tensor")
+_PARTS = ("layers", "adapters", "embedding", "lm_head", "final_norm")  # of a decoder
 MeshAxes = str | tuple[str, ...] | None
-
-# A parameter's path inside that of a leaf: of a parameter itself, or of its optimiser moment.
-_PARAMETER = re.compile(
-    r"(?:.*/)?((?:layers|adapters)/.+?|embedding|lm_head|final_norm)(?:/value)?"
-)
 
 
 def axis_names(axes: MeshAxes) -> tuple[str, ...]:
@@ -228,24 +223,23 @@ def tree_shardings(mesh: Mesh, config: DecoderConfig, tree, rules: Rules = RULES
     """
 
     def of(key_path, leaf):
-        path = _parameter_path(key_path)
-        if path is None:
+        path = parameter_path(key_path)
+        if not path:
             return replicated(mesh)
         return parameter_sharding(mesh, config, path, leaf.shape, rules)
 
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def parameters(tree) -> list[tuple[str, object]]:
-    """(path, leaf) of the parameters in a tree."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    paths = [(_parameter_path(key_path), leaf) for key_path, leaf in leaves]
-    return [(path, leaf) for path, leaf in paths if path is not None]
+def parameter_path(key_path) -> str:
+    """The '/'-joined path of the parameter that a leaf of a tree belongs to; '' if to none.
 
-
-def _parameter_path(key_path) -> str | None:
-    found = _PARAMETER.fullmatch(jax.tree_util.keystr(key_path, simple=True, separator="/"))
-    return found and found[1]
+    In a training state, an optimiser's state or a decoder's state only parameters are in dicts.
+    """
+    keys = (str(key.key) for key in key_path if isinstance(key, jax.tree_util.DictKey))
+    names = "/".join(keys).split("/")
+    first = next((at for at, name in enumerate(names) if name in _PARTS), len(names))
+    return "/".join(names[first:])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,10 +1,7 @@
 """A decoder's architecture: sizes, parameter shapes, logical axes, FLOPs; how its layers run."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-
-import jax
 
 from tca4rec_jax.errors import UserError
 
@@ -233,10 +230,6 @@ class DecoderConfig:
         return below + trained + head
 
 
-def _as_stored(path: str, weight: jax.Array) -> jax.Array:
-    return weight
-
-
 @dataclass(frozen=True)
 class DecoderOptions:
     """How the layers run, not what they compute.
@@ -247,13 +240,10 @@ class DecoderOptions:
         and on CPU no slower), with 'full' only each layer's input.
       attention: of whole sequences: 'xla', 'cudnn' (GPU) or 'splash' (TPU); the two kernels cannot
         run a model whose layers differ in their sliding window.
-      whole: (path, weight) -> the weight: the FSDP all-gather, called right before a weight is used
-        (a layer's without the layer axis) and again in the backward pass, unless remat is 'none'.
     """
 
     remat: str = "products"
     attention: str = "xla"
-    whole: Callable[[str, jax.Array], jax.Array] = _as_stored
 
     def __post_init__(self):
         if self.remat not in ("none", "products", "full"):

@@ -176,10 +176,9 @@ class Decoder(nnx.Module):
         """
         tied = self.config.tie_embeddings
         pattern, axis = ("...d,vd->...v", 0) if tied else ("...d,dv->...v", 1)
-        path, head = ("embedding", self.embedding[...]) if tied else ("lm_head", self.lm_head[...])
+        head = self.embedding[...] if tied else self.lm_head[...]
         if tokens_U is not None:
             head = jnp.take(head, tokens_U, axis=axis)
-        head = self.options.whole(path, head)
         return lambda hidden_D: jnp.einsum(
             pattern, hidden_D, head, preferred_element_type=jnp.float32
         )
@@ -276,8 +275,8 @@ class Decoder(nnx.Module):
         return hidden, NewTokens(new, slot_BxTu, paths)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        embedding = self.options.whole("embedding", self.embedding[...])
-        embedded, scale = jnp.take(embedding, tokens, axis=0), self.config.embedding_scale
+        embedded = jnp.take(self.embedding[...], tokens, axis=0)
+        scale = self.config.embedding_scale
         return embedded if scale == 1 else embedded * jnp.asarray(scale, embedded.dtype)
 
     def _embed_sequences(self, tokens_BxS: jax.Array) -> jax.Array:
@@ -331,10 +330,6 @@ class Decoder(nnx.Module):
 
         def run_layer(x, inputs):
             weights, adapters, index = inputs
-            weights = {
-                name: self.options.whole(f"layers/{name}", weight)
-                for name, weight in weights.items()
-            }
             layer = Layer(config, weights, self.lora, adapters, fold_in(dropout_key_B, index))
             window, layer_rope = self._window_and_rope(index, rope, local_rope)
             layer_attend = functools.partial(attend, layer=index, window=window)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
 
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.distributed.data_parallel import RowParallel
+from tca4rec_jax.distributed.data_parallel import DataParallel
 from tca4rec_jax.distributed.multihost import (
     barrier,
     broadcast_from_main,
@@ -144,7 +144,7 @@ class ActivationCache:
 @partial(jax.jit, static_argnums=(2, 3))
 def _run_prefix(state: nnx.State, tokens_BxS: jax.Array, mesh: Mesh, graph: nnx.GraphDef):
     """Hidden states [B, S, D] after the frozen prefix."""
-    on_rows = RowParallel(mesh, "prompts")
+    on_rows = DataParallel(mesh, "prompts")
     run = on_rows(
         lambda state, tokens: nnx.merge(graph, state).frozen_prefix(tokens),
         in_specs=(PartitionSpec(), on_rows.rows),

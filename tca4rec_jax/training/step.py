@@ -3,9 +3,8 @@
 Axes: core/__init__.py.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,9 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from tca4rec_jax.core.objective import Loss
-from tca4rec_jax.distributed.data_parallel import RowParallel
+from tca4rec_jax.distributed.data_parallel import DataParallel, ShardedWeight
 from tca4rec_jax.distributed.sharded_projection import project_shards
-from tca4rec_jax.distributed.sharding import parameters, replicated, row_sharding
+from tca4rec_jax.distributed.sharding import replicated, row_sharding
 from tca4rec_jax.training.state import Metrics, TrainState, in_dtype
 
 
@@ -47,16 +46,16 @@ def make_train_step(
     and the step becomes -1 - step. The loop sees it only after it has dispatched the next step,
     which therefore leaves a halted state alone too.
     """
-    on_rows = RowParallel(mesh)
-    state_places, base_places = jax.tree.map(lambda array: array.sharding, (state, base))
-    spec_of = {path: place.spec for path, place in parameters((state_places.params, base_places))}
+    on_rows = DataParallel(mesh)
+    shardings = jax.tree.map(lambda array: array.sharding, (state, base))
+    state_specs, base_specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
+    params_specs = state_specs.params
+    sharded = functools.partial(jax.tree.map, functools.partial(ShardedWeight.wrap, on_rows))
 
     def sums_and_gradients(params, base, batch, row_B, cf_items, trie, objective, key):
         def total(params):
-            decoder = nnx.merge(graph, in_dtype(params, compute_dtype), base)
-            decoder.options = dataclasses.replace(
-                decoder.options, whole=functools.partial(whole, on_rows, spec_of)
-            )
+            weights = sharded(in_dtype(params, compute_dtype), params_specs)
+            decoder = nnx.merge(graph, weights, sharded(base, base_specs))
             loss = batch_loss(
                 decoder,
                 batch,
@@ -69,25 +68,28 @@ def make_train_step(
             return loss.total, loss
 
         (_, loss), gradients = jax.value_and_grad(total, has_aux=True)(params)
-        gradient_specs = jax.tree.map(lambda place: place.spec, state_places.params)
         loss_specs = jax.tree.map(lambda _: PartitionSpec(), loss)
-        return on_rows.sum((loss, gradients), (loss_specs, gradient_specs))
+        return on_rows.sum((loss, gradients), (loss_specs, params_specs))
 
-    def parts(places):
-        return jax.tree.map(lambda place: on_rows.part(place.spec), places)
-
-    everywhere, gradient_parts = PartitionSpec(), parts(state_places.params)
+    params_parts, base_parts = jax.tree.map(on_rows.manual_part, (params_specs, base_specs))
+    everywhere = PartitionSpec()
     on_mesh = on_rows(
         sums_and_gradients,
-        in_specs=(gradient_parts, parts(base_places), *[on_rows.rows] * 2, *[everywhere] * 4),
-        out_specs=(everywhere, gradient_parts),
+        in_specs=(params_parts, base_parts, *[on_rows.rows] * 2, *[everywhere] * 4),
+        out_specs=(everywhere, params_parts),
     )
 
     @functools.partial(
         jax.jit,
         donate_argnums=0,
-        in_shardings=(state_places, base_places, row_sharding(mesh), None, None, replicated(mesh)),
-        out_shardings=(state_places, replicated(mesh)),
+        in_shardings=(
+            *shardings,
+            row_sharding(mesh),
+            None,
+            None,
+            replicated(mesh),
+        ),
+        out_shardings=(shardings[0], replicated(mesh)),
     )
     def train_step(state: TrainState, base, batch, cf_items, trie, objective):
         running = state.step >= 0
@@ -111,11 +113,3 @@ def make_train_step(
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), updated, halted), metrics
 
     return train_step
-
-
-def whole(
-    on_rows: RowParallel, spec_of: Mapping[str, PartitionSpec], path: str, weight: jax.Array
-) -> jax.Array:
-    """DecoderOptions.whole of a step whose parameters live as spec_of says."""
-    spec = spec_of[path]
-    return on_rows.whole(weight, PartitionSpec(*spec[1:]) if path.startswith("layers/") else spec)
