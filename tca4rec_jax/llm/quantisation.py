@@ -38,7 +38,7 @@ def quantise(kind: str, weight_IxO: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def dequantise(kind: str, codes_JxO: jax.Array, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The matrix [I, O] that codes and scales of a layer stand for, rounded to dtype once."""
-    return _FROM_CODES[kind](codes_JxO, scale).astype(dtype)
+    return _FROM_CODES[kind](jnp.asarray(codes_JxO), jnp.asarray(scale)).astype(dtype)
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)
