@@ -7,7 +7,7 @@ The mesh has three axes:
   tensor  splits the heads, the feed-forward width and the vocabulary (tensor parallelism), and the
           items of the CF logits.
 
-`Rules` maps logical axes to mesh axes. A mesh of one device runs the same code. On CPU every core
+`RULES` maps logical axes to mesh axes. A mesh of one device runs the same code. On CPU every core
 should be a device (`use_cpu_cores`): two single-threaded programs side by side do more work than
 one with two threads.
 """
@@ -165,7 +165,6 @@ def sharding_of(
     shape: Sequence[int],
     *,
     units: Mapping[str, int] | None = None,
-    rules: Rules = RULES,
 ) -> NamedSharding:
     """The sharding of an array with these logical axes.
 
@@ -177,17 +176,16 @@ def sharding_of(
       axes: one logical axis (None: replicated) for each dimension of `shape`.
       shape: the array's shape.
       units: {logical axis: its number of indivisible units (heads)}, by default its size.
-      rules: the mesh axes of each logical axis.
 
     Raises:
       ValueError: as `Rules.spec`, or not one axis for each dimension.
     """
     if len(axes) != len(shape):
         raise ValueError(f"logical axes {tuple(axes)} of an array of shape {tuple(shape)}")
-    rules.spec(axes)
+    RULES.spec(axes)
     kept = []
     for axis, size in zip(axes, shape, strict=True):
-        names = tuple(name for name in rules.mesh_axes(axis) if mesh.shape[name] > 1)
+        names = tuple(name for name in RULES.mesh_axes(axis) if mesh.shape[name] > 1)
         parts = math.prod(mesh.shape[name] for name in names)
         divides = size % parts == 0 and (units or {}).get(axis or "", size) % parts == 0
         kept.append((names if len(names) > 1 else names[0]) if names and divides else None)
@@ -201,7 +199,6 @@ def parameter_sharding(
     config: DecoderConfig,
     path: str,
     shape: Sequence[int] | None = None,
-    rules: Rules = RULES,
 ) -> NamedSharding:
     """The sharding of the decoder's parameter at `path`.
 
@@ -212,10 +209,10 @@ def parameter_sharding(
     """
     shape = config.parameter_shapes[path] if shape is None else shape
     units = {"heads": config.num_kv_heads, "kv_heads": config.num_kv_heads}
-    return sharding_of(mesh, logical_axes(path), shape, units=units, rules=rules)
+    return sharding_of(mesh, logical_axes(path), shape, units=units)
 
 
-def tree_shardings(mesh: Mesh, config: DecoderConfig, tree, rules: Rules = RULES):
+def tree_shardings(mesh: Mesh, config: DecoderConfig, tree: Any) -> Any:
     """Where every leaf of a tree of parameters, a training state or a decoder's state lives.
 
     A leaf below a parameter's path (an optimiser's moment) lives where the parameter does; one that
@@ -226,7 +223,7 @@ def tree_shardings(mesh: Mesh, config: DecoderConfig, tree, rules: Rules = RULES
         path = parameter_path(key_path)
         if not path:
             return replicated(mesh)
-        return parameter_sharding(mesh, config, path, leaf.shape, rules)
+        return parameter_sharding(mesh, config, path, leaf.shape)
 
     return jax.tree_util.tree_map_with_path(of, tree)
 
@@ -269,9 +266,9 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put_one, tree, jax.tree.broadcast(shardings, tree))
 
 
-def row_sharding(mesh: Mesh, axis: str = "batch", rules: Rules = RULES) -> NamedSharding:
+def row_sharding(mesh: Mesh, axis: str = "batch") -> NamedSharding:
     """The sharding of arrays whose leading logical axis is 'batch' or 'prompts'."""
-    return NamedSharding(mesh, rules.spec((axis,)))
+    return NamedSharding(mesh, RULES.spec((axis,)))
 
 
 def local_rows(mesh: Mesh, batch_size: int, axis: str = "batch") -> np.ndarray:
@@ -286,13 +283,11 @@ def shard_batch(mesh: Mesh, tree: Any, axis: str = "batch") -> Any:
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), tree)
 
 
-def check_batch_size(
-    mesh: Mesh, batch_size: int, field: str, axis: str = "batch", rules: Rules = RULES
-) -> None:
+def check_batch_size(mesh: Mesh, batch_size: int, field: str, axis: str = "batch") -> None:
     """Raises UserError, naming the field, if the batch does not divide over the mesh."""
-    parts = math.prod(mesh.shape[name] for name in rules.mesh_axes(axis))
+    parts = math.prod(mesh.shape[name] for name in RULES.mesh_axes(axis))
     if batch_size < 1 or batch_size % parts:
         raise UserError(
             f"{field} is {batch_size}, but must be a multiple of the {parts} devices "
-            f"({' x '.join(rules.mesh_axes(axis))}) that share the batch"
+            f"({' x '.join(RULES.mesh_axes(axis))}) that share the batch"
         )
