@@ -241,7 +241,8 @@ class Experiment:
 
     def initial_state(self) -> tuple[nnx.GraphDef, TrainState, nnx.State]:
         """(graph, state, base) of the decoder, on the mesh; base holds the untrained parameters."""
-        graph, params, base = nnx.split(self.decoder, self.recipe.trainable(self.config), ...)
+        trainable = self.recipe.trainable(self.config)
+        graph, params, base = nnx.split(self.decoder, trainable, ...)  # type: ignore[misc]
         step = self.compute(partial(jnp.zeros, (), jnp.int32))
         moments = self.compute(self.optimizer().init, params)
         return graph, TrainState(step, params, moments), base
@@ -281,7 +282,7 @@ class Experiment:
         decoder = self.trained_decoder(name) if name else self.decoder
         params, adapters = decoder.arrays()
         params = in_dtype(params, self.compute_dtype)
-        if name:
+        if name and decoder.lora is not None:
             params = merge_adapters(params, adapters, decoder.lora)
         params = self.put(params, tree_shardings(self.mesh, decoder.config, params))
         return Decoder(decoder.config, params, options=decoder.options)

@@ -39,17 +39,16 @@ def train(experiment: Experiment) -> TrainState:
     """
     config, directory = experiment.config, experiment.directory
     training, split = config.training, training_split(experiment)
-    validate(config)
     check_folder(directory, num_bytes=0)
     check_processes_agree(_digest(config.to_json_best_effort()), "config (or flags)")
+    validate(config)
 
     # Examples, batches, and the CF logits that the batches read.
     batches = load_batches(experiment)
 
     # The state and the step, on the devices.
     graph, state, base = experiment.initial_state()
-    items = CFItems(batches.store.item_table, batches.store.item_bias)
-    step = TrainStep.create(experiment, graph, state, base, items)
+    step = TrainStep.create(experiment, graph, state, base, batches.cf_items)
 
     # The folder of the run: room for a checkpoint, the config that the run began with.
     check_folder(directory, num_bytes=sum(a.nbytes for a in jax.tree.leaves(state)))

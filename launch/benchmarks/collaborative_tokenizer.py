@@ -235,17 +235,15 @@ def training_overhead(config, workdir: Path, steps: int) -> dict:
     """
     import jax
 
-    from tca4rec_jax.core.collaborative_tokenizer import CFItems
     from tca4rec_jax.experiment import Experiment
     from tca4rec_jax.train import TrainStep, load_batches
 
     start()
     experiment = Experiment(config, workdir)
     batches, (graph, state, base) = load_batches(experiment), experiment.initial_state()
-    items = CFItems(batches.store.item_table, batches.store.item_bias)
     step = {
-        projected: TrainStep.create(experiment, graph, state, base, items if projected else None)
-        for projected in (True, False)
+        items is not None: TrainStep.create(experiment, graph, state, base, items)
+        for items in (batches.cf_items, None)
     }
     states = {projected: jax.tree.map(jax.numpy.copy, state) for projected in step}
     longest = max(range(len(batches.shapes)), key=lambda b: batches.shapes[b].tokens)

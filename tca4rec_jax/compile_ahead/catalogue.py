@@ -11,6 +11,7 @@ node chooses from, D CF width.
 import dataclasses
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,5 +77,5 @@ class CatalogueSizes:
         )
 
 
-def _array(dtype, *shape: int) -> jax.ShapeDtypeStruct:
+def _array(dtype, *shape: int) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)

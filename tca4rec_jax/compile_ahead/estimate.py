@@ -5,6 +5,7 @@ import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.stages import Lowered
@@ -81,7 +82,7 @@ class Estimate:
 
     def collectives(self) -> dict[str, tuple[float, float]]:
         """kind -> (how many a run, bytes that a device's links carry)."""
-        found = defaultdict(lambda: (0.0, 0.0))
+        found: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
         for one in self.work.collectives if self.work else []:
             count, moved = found[one.kind]
             found[one.kind] = count + one.times, moved + one.moved * one.times
@@ -105,18 +106,18 @@ def compile_for(lowered: Lowered, program: str, target: Target) -> Estimate:
         seconds = time.perf_counter() - began
         return Estimate(program, target, None, needed, available, None, seconds)
     seconds = time.perf_counter() - began
-    stats = compiled.memory_analysis()
+    stats: Any = compiled.memory_analysis()
     memory = Memory(
         arguments=stats.argument_size_in_bytes,
         outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
         temporaries=stats.temp_size_in_bytes,
         code=stats.generated_code_size_in_bytes,
     )
-    text = compiled.as_text()
+    text = compiled.as_text() or ""
     return Estimate(program, target, memory, memory.total, available, analyse(text), seconds, text)
 
 
-def _compiled(lowered: Lowered, options: dict[str, object]) -> jax.stages.Compiled:
+def _compiled(lowered: Lowered, options: dict[str, str | bool]) -> jax.stages.Compiled:
     try:
         return lowered.compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ class AbstractExperiment(Experiment):
         return mesh
 
     @cached_property
-    def pretrained(self) -> tuple[DecoderConfig, dict[str, jax.ShapeDtypeStruct]]:
+    def pretrained(self) -> tuple[DecoderConfig, dict[str, Any]]:
         llm = self.config.llm
         if llm.architecture is None and (Path(llm.weights) / CONFIG).is_file():
             found = read_config(llm.weights)
@@ -184,7 +185,7 @@ def search(experiment: AbstractExperiment) -> Lowered:
     read = partial(read_prompts, program=program, capacity=experiment.batch_shape.tokens)
     prompts, _ = jax.eval_shape(read, *args)
     prompts = experiment.put(prompts, prompts_sharding(experiment.mesh, prompts))
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    scalar: Any = jax.ShapeDtypeStruct((), jnp.float32)
     weights = experiment.put(ScoreWeights(*[scalar] * 4), replicated(experiment.mesh))
     state, _, _, trie, _ = args
     return search_batch.lower(state, prompts, Users(), DENSE, trie, weights, program=program)
@@ -202,11 +203,8 @@ def _prefill_arguments(experiment: AbstractExperiment) -> tuple[tuple, SearchPro
     temperature_T = jax.ShapeDtypeStruct((1,), jnp.float32)
     trie, temperature_T = experiment.put((trie, temperature_T), replicated(mesh))
     batch, tokens = config.inference.batch_size, experiment.batch_shape.tokens
-    texts = Texts(
-        jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
-        jax.ShapeDtypeStruct((batch,), jnp.int32),
-    )
-    texts = experiment.put(texts, row_sharding(mesh, "prompts"))
+    shapes: Any = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((batch, tokens), (batch,))]
+    texts = experiment.put(Texts(*shapes), row_sharding(mesh, "prompts"))
     return (state, texts, None, trie, temperature_T), SearchProgram(mesh, graph, search_config)
 
 

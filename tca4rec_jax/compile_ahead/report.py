@@ -36,21 +36,19 @@ def table(estimates: Sequence[Estimate]) -> dict[str, dict[str, object]]:
 
 def _row(estimate: Estimate) -> dict[str, object]:
     memory, work = estimate.memory, estimate.work
-    row = {
+    return {
         "arguments GiB": memory and memory.arguments / _GiB,
         "temporaries GiB": memory and memory.temporaries / _GiB,
         f"of {estimate.available / _GiB:.1f} GiB": f"{estimate.needed / _GiB:.2f}",
         "TFLOP": work and work.flops / 1e12,
         "memory traffic GB": work and work.bytes / 1e9,
-        "collectives": collectives_text(estimate),
+        "collectives": collectives_text(estimate)
+        + (f" (per turn of {work.unknown_loops} loops)" if work and work.unknown_loops else ""),
         "at least ms": _milliseconds(estimate.product_seconds),
         "links ms": _milliseconds(estimate.collective_seconds),
         "compiler ms": _milliseconds(estimate.compiler_seconds),
         "": "fits" if estimate.fits else "does not fit",
     }
-    if work and work.unknown_loops:
-        row["collectives"] += f" (per turn of {work.unknown_loops} loops)"
-    return row
 
 
 def collectives_text(estimate: Estimate) -> str:

@@ -12,6 +12,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -152,7 +153,7 @@ class Target:
         return described.devices
 
     @property
-    def compiler_options(self) -> dict[str, object]:
+    def compiler_options(self) -> dict[str, Any]:
         """Without a GPU no kernel can be timed."""
         return {"xla_gpu_autotune_level": 0} if self.platform == "cuda" else {}
 

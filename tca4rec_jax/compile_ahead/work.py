@@ -255,7 +255,8 @@ class _Walk:
                 inner = called(user, "calls")
                 places = [i for i, operand in enumerate(user.operands) if operand == name]
                 parts = [self._sliced_bytes(inner, self._parameter(inner, i)) for i in places]
-                part = None if None in parts else sum(parts)
+                known = [part for part in parts if part is not None]
+                part = sum(known) if len(known) == len(parts) else None
             if part is None:
                 return None
             total += part
@@ -314,11 +315,10 @@ def product_flops(one: Instruction, scope: Computation) -> float:
 def _convolution_flops(one: Instruction, scope: Computation) -> float:
     """A TPU writes the batch axes of a product as spatial ones, most of whose taps are padding."""
     lhs, rhs = (dimensions_of(scope[name].type) for name in one.operands[:2])
-    lhs_labels, rhs_labels, out_labels = re.search(
-        r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes
-    ).groups()
-    window = re.search(r"window=\{([^}]*)\}", one.attributes)
-    window = dict(part.split("=") for part in window[1].split()) if window else {}
+    labels = re.findall(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+    lhs_labels, rhs_labels, out_labels = labels[0]
+    found = re.search(r"window=\{([^}]*)\}", one.attributes)
+    window = dict(part.split("=") for part in found[1].split()) if found else {}
     out = dimensions_of(one.type)
     flops = 2.0 * out[out_labels.index("b")] * out[out_labels.index("f")]
     flops *= rhs[rhs_labels.index("i")]

@@ -110,7 +110,8 @@ class ActivationCache:
 
     def _missing(self, tokens: Ragged, batches) -> list[tuple[np.ndarray, int]]:
         """The batches with a row that has no file and is in no batch before."""
-        seen, missing_N = set(), np.zeros(len(batches), bool)
+        seen: set[int] = set()
+        missing_N = np.zeros(len(batches), bool)
         for number, (rows, _) in enumerate(batches):
             new = set(rows.tolist()) - seen
             missing_N[number] = not all(self._has(tokens[row]) for row in new)
@@ -134,7 +135,7 @@ class ActivationCache:
 
     def _path(self, tokens_S: np.ndarray) -> Path:
         tokens_S = np.ascontiguousarray(tokens_S, np.int32)
-        return self.directory / hashlib.blake2b(tokens_S, digest_size=16).hexdigest()
+        return self.directory / hashlib.blake2b(tokens_S.tobytes(), digest_size=16).hexdigest()
 
     @property
     def _dtype(self) -> np.dtype:

@@ -13,13 +13,14 @@ P supervised titles, K decisions, D CF vector (or I items where the store is den
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
 import numpy as np
 
 from tca4rec_jax.cf.logits_store import LogitsStore
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.decisions import Decisions, Targets
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.activation_cache import ActivationCache
@@ -27,14 +28,14 @@ from tca4rec_jax.training.examples import Examples
 
 
 class Batch(NamedTuple):
-    """One batch; padding rows have length 1 and weight 0."""
+    """One batch; padding rows have length 1 and weight 0. On the host NumPy arrays."""
 
-    tokens_BxS: np.ndarray  # int32, padded on the right with 0
-    length_B: np.ndarray  # int32
+    tokens_BxS: Any  # int32, padded on the right with 0
+    length_B: Any  # int32
     targets: Targets
-    cf_BxPxD: np.ndarray  # float32, CF user vectors (factorised) or item logits (dense)
+    cf_BxPxD: Any  # float32, CF user vectors (factorised) or item logits (dense)
     # Cached hidden states after the frozen prefix, in the LLM's dtype; None: the prefix runs too.
-    frozen_BxSxD: np.ndarray | None = None
+    frozen_BxSxD: Any = None
 
 
 class BatchShape(NamedTuple):
@@ -58,7 +59,7 @@ def abstract_batch(
       cached: (width, dtype) of cached hidden states, if the batch has them.
     """
 
-    def of(dtype, *sizes):
+    def of(dtype, *sizes) -> Any:
         return jax.ShapeDtypeStruct((rows, *sizes), dtype)
 
     return Batch(
@@ -70,7 +71,11 @@ def abstract_batch(
             weight=of(np.float32, shape.positions),
             title_weight=of(np.float32, shape.titles),
             decisions=Decisions(
-                *[of(np.int32, shape.decisions)] * 4, weight=of(np.float32, shape.decisions)
+                position=of(np.int32, shape.decisions),
+                title=of(np.int32, shape.decisions),
+                node=of(np.int32, shape.decisions),
+                child=of(np.int32, shape.decisions),
+                weight=of(np.float32, shape.decisions),
             ),
         ),
         cf_BxPxD=of(np.float32, shape.titles, cf_width),
@@ -116,15 +121,16 @@ class Batches:
 
         Raises UserError for an example that none holds. local_rows: all of a batch if not given.
         """
-        buckets = np.unique(np.minimum(buckets, _round_up(examples.tokens.lengths.max(), 8)))
-        if examples.tokens.lengths.max() > buckets[-1]:
+        longest = examples.tokens.lengths.max()
+        widths = np.unique(np.minimum(buckets, _round_up(longest, 8)))
+        if longest > widths[-1]:
             raise UserError(
-                f"an example has {examples.tokens.lengths.max()} tokens, the largest of "
-                f"training.buckets is {buckets[-1]}: add a larger one"
+                f"an example has {longest} tokens, the largest of "
+                f"training.buckets is {widths[-1]}: add a larger one"
             )
-        bucket = np.searchsorted(buckets, examples.tokens.lengths)
+        bucket = np.searchsorted(widths, examples.tokens.lengths)
         used = np.unique(bucket)
-        shapes = tuple(_bucket_shape(examples, bucket == b, int(buckets[b])) for b in used)
+        shapes = tuple(_bucket_shape(examples, bucket == b, int(widths[b])) for b in used)
         bucket = np.searchsorted(used, bucket)
         local_rows = np.arange(batch_size) if local_rows is None else np.asarray(local_rows)
         return cls(examples, store, batch_size, seed, bucket, shapes, local_rows, cache)
@@ -156,6 +162,12 @@ class Batches:
         used = np.unique(np.concatenate([np.zeros(0, np.int64), *local]))
         return np.unique(self.examples.cf_position.take(used).values)
 
+    @property
+    def cf_items(self) -> CFItems:
+        """The item side of the CF logits."""
+        assert self.store is not None
+        return CFItems(self.store.item_table, self.store.item_bias)
+
     def __call__(self, index: int) -> Batch:
         """This process' rows of batch `index`."""
         return self.gather(self.rows(index))
@@ -185,6 +197,7 @@ class Batches:
 
     def gather(self, rows: np.ndarray) -> Batch:
         """Pads examples of one bucket, up to batch_size, to its shape; this process' rows."""
+        assert self.store is not None
         examples, shape = self.examples, self._shape(rows)
         rows = self._local(rows)
         cf = examples.cf_position

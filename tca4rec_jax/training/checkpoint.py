@@ -125,7 +125,7 @@ class Checkpoints:
         )
         for step in steps:
             restored, problem = self._read(step, abstract)
-            if all_processes(restored is not None):
+            if all_processes(restored is not None) and restored:
                 state, data = restored
                 if data.get("checksum", 0) in (0, int(checksum(state))):  # old ones have none
                     return restored

@@ -85,7 +85,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._over.wait(min(self._seconds / 4, 5.0)):
             if time.monotonic() - self._since > self._seconds:
-                faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+                faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
                 print(
                     f"{self._name}: step {self._step} was not done after {self._seconds:g} s "
                     "(training.watchdog_seconds): the stacks of all threads are above; start "

@@ -43,8 +43,9 @@ class TrainingLog:
         disable = None if is_main_process() else True
         self._bar = tqdm(total=total_steps, initial=start, desc=name, unit="step", disable=disable)
         self._ideal_seconds_per_token = ideal_seconds_per_token
-        self._window = []  # losses since `mean_loss` was asked
-        self._tokens, self._seconds = [], []
+        self._window: list[float] = []  # losses since `mean_loss` was asked
+        self._tokens: list[int] = []
+        self._seconds: list[float] = []
         self._began = time.perf_counter()
 
     def __enter__(self):

@@ -3,12 +3,14 @@
 A checkpoint holds a `TrainState`, so inference reads this module and `checkpoint`, not the loop.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+
+Tree = TypeVar("Tree")
 
 # The parameters that are trained, by config.llm.train: a filter of nnx.split.
 TRAINED = {"lora": nnx.LoRAParam, "full": nnx.Param}
@@ -23,11 +25,14 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Metrics of one step, float32: the loss is per supervised position, the NLL per title."""
+    """Metrics of one step: the loss per supervised position, the NLL per supervised title.
 
-    loss: jax.Array
-    nll_per_title: jax.Array
-    grad_norm: jax.Array
+    Scalars, float32 on the device and float in the log.
+    """
+
+    loss: Any
+    nll_per_title: Any
+    grad_norm: Any
 
 
 def init_state(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
@@ -35,7 +40,7 @@ def init_state(params: nnx.State, optimizer: optax.GradientTransformation) -> Tr
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def in_dtype(params: nnx.State, dtype: str | None) -> nnx.State:
+def in_dtype(params: Tree, dtype: str | None) -> Tree:
     """The parameters rounded to the dtype that the model computes in; unchanged for None."""
     return params if dtype is None else jax.tree.map(lambda p: p.astype(dtype), params)
 
