@@ -1,4 +1,8 @@
-"""What a CF model is, and what the models share: dropout, and statistics instead of training."""
+"""What a CF model is, and what the models share: tables, attention, dropout, statistics.
+
+Axis letters: B batch, S positions of a history, Q those that ask, I items, D width, N heads, H head
+dim.
+"""
 
 from typing import Any
 
@@ -66,6 +70,41 @@ class Dropout(nnx.Module):
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
     """`count` keys of a key; None for each if there is none."""
     return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def attend(
+    query_BxQxD: jax.Array,
+    key_BxSxD: jax.Array,
+    value_BxSxD: jax.Array,
+    allowed_BxQxS: jax.Array,
+    heads: int,
+    dropout: Dropout,
+    dropout_key: jax.Array | None,
+) -> jax.Array:
+    """Multi-head attention of queries over sources, float32 [B, Q, D].
+
+    Args:
+      query_BxQxD, key_BxSxD, value_BxSxD: projected, float32.
+      allowed_BxQxS: bool, or broadcast to it; every query may attend to at least one source.
+      heads: must divide D.
+      dropout, dropout_key: of the attention weights.
+    """
+
+    def split(x):
+        return x.reshape(*x.shape[:2], heads, -1)
+
+    query_BxQxNxH = split(query_BxQxD)
+    query_BxQxNxH /= jnp.sqrt(query_BxQxNxH.shape[-1])
+    scores_BxNxQxS = jnp.einsum("bqnh,bsnh->bnqs", query_BxQxNxH, split(key_BxSxD))
+    scores_BxNxQxS = jnp.where(allowed_BxQxS[:, None], scores_BxNxQxS, -jnp.inf)
+    weights_BxNxQxS = dropout(jax.nn.softmax(scores_BxNxQxS, axis=-1), dropout_key)
+    attended_BxQxNxH = jnp.einsum("bnqs,bsnh->bqnh", weights_BxNxQxS, split(value_BxSxD))
+    return attended_BxQxNxH.reshape(query_BxQxD.shape)
+
+
+def normal_table(rngs: nnx.Rngs, std: float, rows: int, units: int) -> nnx.Param:
+    """A table of vectors, normally distributed, float32 [rows, units]."""
+    return nnx.Param(std * jax.random.normal(rngs.params(), (rows, units)))
 
 
 class Statistic(nnx.Variable):

@@ -10,7 +10,7 @@ Only earlier items ever stand in the input of a user vector, so it is causal alt
 is not.
 
 Axis letters: B batch, S positions of a history, L = S + 1 positions with the target's, P masked
-positions, I items, D width, N heads, H head dim.
+positions, I items, D width.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.base import CFModel, Dropout, split_key
+from tca4rec_jax.cf.models.base import CFModel, Dropout, attend, split_key
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM
@@ -76,23 +76,13 @@ class Block(nnx.Module):
     def __call__(self, x_BxLxD: jax.Array, real_BxL: jax.Array, key: jax.Array | None) -> jax.Array:
         """The outputs, float32 [B, L, D]; `real_BxL` is False at padding, `key` is for dropout."""
         keys = split_key(key, 3)
-        attended_BxLxD = self.attended(self._attend(x_BxLxD, real_BxL, keys[0]))
-        x_BxLxD = self.attention_norm(x_BxLxD + self.dropout(attended_BxLxD, keys[1]))
+        projected = self.query(x_BxLxD), self.key(x_BxLxD), self.value(x_BxLxD)
+        allowed_Bx1xL = real_BxL[:, None, :]
+        attended_BxLxD = attend(*projected, allowed_Bx1xL, self.heads, self.dropout, keys[0])
+        attended_BxLxD = self.dropout(self.attended(attended_BxLxD), keys[1])
+        x_BxLxD = self.attention_norm(x_BxLxD + attended_BxLxD)
         forward_BxLxD = self.outer(jax.nn.gelu(self.inner(x_BxLxD)))
         return self.feed_forward_norm(x_BxLxD + self.dropout(forward_BxLxD, keys[2]))
-
-    def _attend(self, x_BxLxD, real_BxL, key):
-        B, L, D = x_BxLxD.shape
-
-        def split(y_BxLxD):
-            return y_BxLxD.reshape(B, L, self.heads, D // self.heads)
-
-        query_BxLxNxH = split(self.query(x_BxLxD)) / jnp.sqrt(D // self.heads)
-        key_BxLxNxH, value_BxLxNxH = split(self.key(x_BxLxD)), split(self.value(x_BxLxD))
-        scores_BxNxLxL = jnp.einsum("bqnh,bknh->bnqk", query_BxLxNxH, key_BxLxNxH)
-        scores_BxNxLxL = jnp.where(real_BxL[:, None, None, :], scores_BxNxLxL, -jnp.inf)
-        weights_BxNxLxL = self.dropout(jax.nn.softmax(scores_BxNxLxL, axis=-1), key)
-        return jnp.einsum("bnqk,bknh->bqnh", weights_BxNxLxL, value_BxLxNxH).reshape(B, L, D)
 
 
 class BERT4Rec(CFModel):

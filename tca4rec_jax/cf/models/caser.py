@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.base import CFModel, Dropout
+from tca4rec_jax.cf.models.base import CFModel, Dropout, normal_table
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM
@@ -53,12 +53,8 @@ class Caser(CFModel):
     def __init__(self, config: CaserConfig, *, rngs: nnx.Rngs):
         self.config = config
         S, D = config.history_length, config.units
-
-        def table():
-            values = INITIAL_STD * jax.random.normal(rngs.params(), (config.num_items, D))
-            return nnx.Param(values)
-
-        self.input_table, self.output_table = table(), table()
+        self.input_table = normal_table(rngs, INITIAL_STD, config.num_items, D)
+        self.output_table = normal_table(rngs, INITIAL_STD, config.num_items, D)
         self.item_bias = nnx.Param(jnp.zeros(config.num_items))
         self.horizontal = nnx.List(
             [nnx.Linear(height * D, config.horizontal, rngs=rngs) for height in range(1, S + 1)]

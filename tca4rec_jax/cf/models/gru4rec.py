@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.base import CFModel, Dropout, split_key
+from tca4rec_jax.cf.models.base import CFModel, Dropout, normal_table, split_key
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM
@@ -73,8 +73,7 @@ class GRU4Rec(CFModel):
 
     def __init__(self, config: GRU4RecConfig, *, rngs: nnx.Rngs):
         self.config = config
-        values = INITIAL_STD * jax.random.normal(rngs.params(), (config.num_items, config.units))
-        self.item_table = nnx.Param(values)
+        self.item_table = normal_table(rngs, INITIAL_STD, config.num_items, config.units)
         self.layers = nnx.List([GRULayer(config.units, rngs=rngs) for _ in range(config.layers)])
         self.output = nnx.Linear(config.units, config.units, rngs=rngs)
         self.dropout = Dropout(config.dropout)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.base import CFModel, Statistic
+from tca4rec_jax.cf.models.base import CFModel, Statistic, normal_table
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries, user_item_pairs
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
@@ -52,21 +52,14 @@ class LightGCN(CFModel):
 
     def __init__(self, config: LightGCNConfig, *, rngs: nnx.Rngs):
         self.config = config
-
-        def table(rows):
-            values = INITIAL_STD * jax.random.normal(rngs.params(), (rows, config.units))
-            return nnx.Param(values)
-
-        self.user_table, self.item_table = table(config.num_users), table(config.num_items)
+        self.user_table = normal_table(rngs, INITIAL_STD, config.num_users, config.units)
+        self.item_table = normal_table(rngs, INITIAL_STD, config.num_items, config.units)
         self.pair_user, self.pair_item = (Statistic(jnp.zeros(0, jnp.int32)) for _ in range(2))
 
     def fit_statistics(self, sequences: ItemSequences) -> None:
         """Keeps the edges of the training graph."""
-        user_E, item_E = user_item_pairs(sequences)
-        self.pair_user, self.pair_item = (
-            Statistic(jnp.asarray(user_E)),
-            Statistic(jnp.asarray(item_E)),
-        )
+        pairs = (jnp.asarray(part_E) for part_E in user_item_pairs(sequences))
+        self.pair_user, self.pair_item = map(Statistic, pairs)
 
     def _layers(self) -> tuple[list[jax.Array], list[jax.Array]]:
         """User vectors [U, D] and item vectors [I, D] of every layer, the first included."""

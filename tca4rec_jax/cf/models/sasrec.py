@@ -8,8 +8,7 @@ The blocks are those of the original: the query is layer-normed, key and value a
 comes from the normed query, the feed-forward is as wide as the model. Two things differ: padding
 is masked out of the attention, and histories may be empty (`mask_padding`).
 
-Axis letters: B batch, S positions of a history, Q those that are asked for, I items, D model,
-N heads, H head dim.
+Axis letters: B batch, S positions of a history, Q those that are asked for, I items, D model.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.base import CFModel, Dropout, split_key
+from tca4rec_jax.cf.models.base import CFModel, Dropout, attend, normal_table, split_key
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM
@@ -91,23 +90,12 @@ class Block(nnx.Module):
         keys = split_key(key, 3)
         wanted = slice(-1, None) if last_only else slice(None)
         normed_BxQxD = self.attention_norm(x_BxSxD[:, wanted])
-        attended_BxQxD = self._attend(normed_BxQxD, x_BxSxD, allowed_BxSxS[:, wanted], keys[0])
+        projected = self.query(normed_BxQxD), self.key(x_BxSxD), self.value(x_BxSxD)
+        allowed_BxQxS = allowed_BxSxS[:, wanted]
+        attended_BxQxD = attend(*projected, allowed_BxQxS, self.heads, self.dropout, keys[0])
         normed_BxQxD = self.feed_forward_norm(normed_BxQxD + attended_BxQxD)
         inner_BxQxD = self.dropout(jax.nn.relu(self.inner(normed_BxQxD)), keys[1])
         return normed_BxQxD + self.dropout(self.outer(inner_BxQxD), keys[2])
-
-    def _attend(self, query_BxQxD, source_BxSxD, allowed_BxQxS, key):
-        def split(x):
-            return x.reshape(*x.shape[:2], self.heads, -1)
-
-        query_BxQxNxH = split(self.query(query_BxQxD))
-        query_BxQxNxH /= jnp.sqrt(query_BxQxNxH.shape[-1])
-        key_BxSxNxH, value_BxSxNxH = split(self.key(source_BxSxD)), split(self.value(source_BxSxD))
-        scores_BxNxQxS = jnp.einsum("bqnh,bknh->bnqk", query_BxQxNxH, key_BxSxNxH)
-        scores_BxNxQxS = jnp.where(allowed_BxQxS[:, None], scores_BxNxQxS, -jnp.inf)
-        weights_BxNxQxS = self.dropout(jax.nn.softmax(scores_BxNxQxS, axis=-1), key)
-        attended_BxQxNxH = jnp.einsum("bnqk,bknh->bqnh", weights_BxNxQxS, value_BxSxNxH)
-        return attended_BxQxNxH.reshape(query_BxQxD.shape)
 
 
 class SASRec(CFModel):
@@ -115,13 +103,8 @@ class SASRec(CFModel):
 
     def __init__(self, config: SASRecConfig, *, rngs: nnx.Rngs):
         self.config = config
-
-        def table(rows):
-            values = INITIAL_STD * jax.random.normal(rngs.params(), (rows, config.units))
-            return nnx.Param(values)
-
-        self.item_table = table(config.num_items)
-        self.position_table = table(config.history_length)
+        self.item_table = normal_table(rngs, INITIAL_STD, config.num_items, config.units)
+        self.position_table = normal_table(rngs, INITIAL_STD, config.history_length, config.units)
         self.dropout = Dropout(config.dropout)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.blocks)])
         self.final_norm = nnx.LayerNorm(config.units, epsilon=NORM_EPSILON, rngs=rngs)
