@@ -271,36 +271,31 @@ def _difference(path: StorePath, sequences: ItemSequences, catalogue: Catalogue)
         user, items, offsets = ids["user"], ids["items"], ids["offsets"]
     if here != there:
         return f" ({_items_differ(there, here)})"
-    rows = min(len(user), len(sequences))
-    other_user = user[:rows] != sequences.user[:rows]
-    if other_user.any():
-        row = int(np.argmax(other_user))
-        return f" (row {row} is user {user[row]} there, user {sequences.user[row]} in the data)"
-    if len(user) != len(sequences):
-        return f" ({len(user)} rows there, {len(sequences)} in the data; the first {rows} agree)"
-    for row in range(rows):
-        pair = items[offsets[row] : offsets[row + 1]], sequences[row]
-        if not np.array_equal(*pair):
-            old, new = (
-                f"{len(part)} items .. {[here[i] for i in part[-_SHOWN:]]}" for part in pair
+    common = min(len(user), len(sequences))
+    for row in range(common):
+        old, new = items[offsets[row] : offsets[row + 1]], sequences[row]
+        if user[row] != sequences.user[row] or not np.array_equal(old, new):
+            sides = (
+                f"user {owner[row]} with {len(part)} items .. {[here[i] for i in part[-_SHOWN:]]}"
+                for owner, part in ((user, old), (sequences.user, new))
             )
-            return f" (row {row}, user {user[row]}, has the {old} there, the {new} in the data)"
+            return f" (row {row} is {' there, '.join(sides)} in the data)"
+    if len(user) != len(sequences):
+        return f" ({len(user)} rows there, {len(sequences)} in the data; the first {common} agree)"
     return " (the ids are the same: titles or timestamps differ)"
 
 
 def _items_differ(there: list[str], here: list[str]) -> str:
-    known_there, known_here = set(there), set(here)
-    lost = [item for item in there if item not in known_here]
-    new = [item for item in here if item not in known_there]
-    if not lost and not new:
-        at, (old, own) = next(
-            (at, pair)
-            for at, pair in enumerate(zip(there, here, strict=True))
-            if pair[0] != pair[1]
-        )
-        return f"the same item ids in another order: item {at} is {old!r} there, {own!r} here"
-    return "; ".join(
+    old, new = set(there), set(here)
+    lost, added = [i for i in there if i not in new], [i for i in here if i not in old]
+    parts = [
         f"{len(ids)} items only {where}, such as {ids[:_SHOWN]}"
-        for ids, where in ((lost, "there"), (new, "in the data"))
+        for ids, where in ((lost, "there"), (added, "in the data"))
         if ids
+    ]
+    if parts:
+        return "; ".join(parts)
+    at = next(at for at, item in enumerate(there) if item != here[at])
+    return (
+        f"the same item ids in another order: item {at} is {there[at]!r} there, {here[at]!r} here"
     )

@@ -46,17 +46,15 @@ class LossConfig:
     regularisation: float = 0.0
 
     def __post_init__(self):
+        hints = get_type_hints(LossConfig)
         for name in ("loss", "negatives_outside", "targets"):
-            choices = get_args(get_type_hints(LossConfig)[name])
-            if getattr(self, name) not in choices:
-                raise UserError(
-                    f"the CF model's {name} is {getattr(self, name)!r}: expected one of {choices}"
-                )
-        if self.negatives < 1:
-            raise UserError(f"the CF model's negatives must be at least 1, got {self.negatives}")
-        if not self.regularisation >= 0:
+            value, choices = getattr(self, name), get_args(hints[name])
+            if value not in choices:
+                raise UserError(f"the CF model's {name} is {value!r}: expected one of {choices}")
+        if self.negatives < 1 or not self.regularisation >= 0:
             raise UserError(
-                f"the CF model's regularisation must not be negative, got {self.regularisation}"
+                "the CF model's negatives must be at least 1, its regularisation at least 0, got "
+                f"{self.negatives} and {self.regularisation}"
             )
 
 

@@ -33,7 +33,7 @@ from tca4rec_jax.cf.scoring import (
     host_items,
     lazy_user_vectors,
     profile,
-    score_rows,
+    score_targets,
 )
 from tca4rec_jax.cf.settings import CFSettings, architecture_of
 from tca4rec_jax.cf.trainer import fit
@@ -141,11 +141,10 @@ def evaluate_model(
     results = {}
     for split in EVALUATED:
         rows = data.splits[split]
-        target_R, seen_RxS = rows.items[rows.last_positions], None
+        seen_RxS = None
         if filter_seen:
             seen_RxS, _ = rows.histories_and_targets(max(int(rows.lengths.max()) - 1, 1))
-        vector_RxD = lazy_user_vectors(model, rows, rows.last_positions)
-        scores = score_rows(vector_RxD, host_items(model), target_R, seen_RxS)
+        scores = score_targets(model, rows, seen_RxS)
         results[split] = _means(scores, np.ones(len(rows), bool))
         if split == "test":
             # Among tied interactions the order is arbitrary, so they are also reported apart.

@@ -205,6 +205,15 @@ def score_rows(
     return RowScores(*map_batches(score, *columns, batch_size=batch_size))
 
 
+def score_targets(
+    model: CFModel, rows: ItemSequences, seen_RxS: np.ndarray | None = None
+) -> RowScores:
+    """`score_rows` of a CF model for rows whose last item is the target."""
+    vector_RxD = lazy_user_vectors(model, rows, rows.last_positions)
+    target_R = rows.items[rows.last_positions]
+    return score_rows(vector_RxD, host_items(model), target_R, seen_RxS)
+
+
 @jax.jit
 def _score_batch(vector_BxD, items, target_B, seen_BxS=None):
     logits_BxI = cf_logits(vector_BxD, items)

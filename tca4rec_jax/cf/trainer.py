@@ -34,7 +34,7 @@ from tca4rec_jax.cf.losses import (
     window_negatives,
 )
 from tca4rec_jax.cf.models.base import CFModel
-from tca4rec_jax.cf.scoring import check_items, host_items, lazy_user_vectors, score_rows
+from tca4rec_jax.cf.scoring import check_items, score_targets
 from tca4rec_jax.cf.windows import FlatRows, windows_at
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError
@@ -112,9 +112,7 @@ class _Rows(NamedTuple):
 
 def evaluate(model: CFModel, rows: ItemSequences) -> dict[str, float]:
     """Means over the rows: 'ndcg@10', 'hr@10' over the whole catalogue, 'nll' of the target."""
-    target_R = rows.items[rows.last_positions]
-    vector_RxD = lazy_user_vectors(model, rows, rows.last_positions)
-    scores = score_rows(vector_RxD, host_items(model), target_R)
+    scores = score_targets(model, rows)
     return mean_metrics(scores.rank, (10,)) | {"nll": float(scores.nll.mean())}
 
 
