@@ -7,8 +7,7 @@ A second run with the same settings reuses the files; with other settings it sto
 
 import rich
 
-from tca4rec_jax.data.dataset import prepare
-from tca4rec_jax.data.summary import summary_table
+from tca4rec_jax.data.dataset import prepare, summary_table
 from tca4rec_jax.launching import launch
 
 

@@ -61,15 +61,6 @@ class Catalogue:
     def _index(self) -> pd.Index:
         return pd.Index(self.item_ids, dtype=object)
 
-    def index_of(self, item_id: str) -> int:
-        """The index (0..I-1) of one item id. Raises UserError if it is not in the catalogue."""
-        index = self.find([item_id])[0]
-        if index < 0:
-            raise UserError(
-                f"item id {item_id!r} is not in the catalogue of {self.num_items} items"
-            )
-        return int(index)
-
     def find(self, item_ids) -> np.ndarray:
         """The indices of many item ids at once: int32 [n], -1 for an unknown id."""
         return self._index.get_indexer(pd.Index(item_ids, dtype=object)).astype(np.int32)

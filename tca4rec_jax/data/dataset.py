@@ -1,15 +1,14 @@
-"""The prepared data of a run: read from its source once, kept as TFDS files, loaded from there."""
+"""The prepared data of a run: read from its source once, kept as TFDS files, and its summary."""
 
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 from absl import logging
+from rich.table import Table
 
 from tca4rec_jax.data import downloads, tfds_rec
 from tca4rec_jax.data.interactions import (
@@ -19,8 +18,9 @@ from tca4rec_jax.data.interactions import (
 )
 from tca4rec_jax.data.movielens import INTERACTIONS_FILE, ITEMS_FILE, read_movielens
 from tca4rec_jax.data.published import published_files, read_published
-from tca4rec_jax.data.sequences import RecData
+from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import atomic_path, file_sha256
 
 SOURCES = ("movielens_100k", "files", "published")
 _FORMAT = 1  # part of the fingerprint: raise it when the rows made from the same input change
@@ -96,8 +96,8 @@ def prepare(
 ) -> RecData:
     """Reads the source, makes the splits and writes them to data_dir; or reuses what is there.
 
-    data_dir is reused if it was made with the same settings from the same input files (told by
-    their SHA-256). It is written beside and renamed, so it is whole or absent.
+    data_dir is reused if it was made with the same settings from the same input files (compared by
+    their SHA-256). It is written atomically.
 
     Raises:
       UserError: bad settings or input; or data_dir holds something else: data made otherwise
@@ -115,14 +115,9 @@ def prepare(
         logging.info("Reusing the prepared data in %s", data_dir)
         return load(data_dir)
     data = _read_source(data_config, files)
-    data_dir.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{data_dir.name}-", dir=data_dir.parent))
-    try:
-        tfds_rec.write(data, scratch, settings)
-        scratch.chmod(0o755)  # mkdtemp makes it private
-        scratch.rename(data_dir)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with atomic_path(data_dir) as temporary:
+        temporary.mkdir()
+        tfds_rec.write(data, temporary, settings)
     return data
 
 
@@ -172,13 +167,12 @@ def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
 
 
 def _settings(config: DataConfig, files: dict[str, Path]) -> dict:
-    """What decides the rows: the config without the places of the files, and their SHA-256."""
+    """What the rows depend on: the config without the files' paths, and the files' SHA-256."""
     settings = asdict(config) | {"format": _FORMAT}
-    for place in ("path", "interactions", "catalogue"):
-        del settings[place]
+    for name in ("path", "interactions", "catalogue"):
+        del settings[name]
     for role, path in files.items():
-        with path.open("rb") as file:
-            settings[f"SHA-256 of {role}"] = hashlib.file_digest(file, "sha256").hexdigest()
+        settings[f"SHA-256 of {role}"] = file_sha256(path)
     return json.loads(json.dumps(settings))  # tuples become lists, as in the stored metadata
 
 
@@ -199,3 +193,59 @@ def _check_same(data_dir: Path, settings: dict):
             f"{data_dir} was prepared otherwise ({'; '.join(differing)}). Models and logits in "
             "the same workdir belong to it: choose another workdir, or delete the folder"
         )
+
+
+def split_counts(sequences: ItemSequences, train: ItemSequences) -> dict[str, int | float]:
+    """Counts of one split; `train` tells which users were seen in training.
+
+    tied: share of rows whose target shares its time with the item before it. repeated: share of
+    rows whose target is among the items before it in the row. seen_users: share of rows whose
+    user has rows in `train`.
+    """
+    row_of_item = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    is_target = np.zeros(len(sequences.items), bool)
+    is_target[sequences.last_positions] = True
+    target_again = sequences.items == sequences.items[sequences.last_positions][row_of_item]
+    repeated = np.bincount(row_of_item[target_again & ~is_target], minlength=len(sequences)) > 0
+    return {
+        "rows": len(sequences),
+        "users": len(np.unique(sequences.user)),
+        "interactions": len(sequences.items),
+        "mean_length": float(sequences.lengths.mean()),
+        "tied": float(sequences.tied.mean()),
+        "repeated": float(repeated.mean()),
+        "seen_users": float(np.isin(sequences.user, train.user).mean()),
+    }
+
+
+def summarise(data: RecData) -> dict:
+    """{'items', 'distinct_titles', 'splits': {name: split_counts}} (JSON-able)."""
+    train = data.splits["train_sequences"]
+    return {
+        "items": data.catalogue.num_items,
+        "distinct_titles": data.catalogue.num_distinct_titles,
+        "splits": {name: split_counts(data.splits[name], train) for name in SPLITS},
+    }
+
+
+def summary_table(data: RecData) -> Table:
+    """The counts of `summarise` as a table for the terminal."""
+    summary = summarise(data)
+    table = Table(
+        title=f"{summary['items']:,} items, {summary['distinct_titles']:,} distinct titles",
+        caption="a row's last item is its target; tied: the target shares its time with the item "
+        "before it; repeated: the target is in its own history; seen users: in train_sequences",
+    )
+    table.add_column("split", no_wrap=True)
+    for heading in ("rows", "users", "length", "tied", "repeated", "seen users"):
+        table.add_column(heading, justify="right")
+    for name, counts in summary["splits"].items():
+        shares = [f"{100 * counts[key]:.1f}%" for key in ("tied", "repeated", "seen_users")]
+        table.add_row(
+            name,
+            f"{counts['rows']:,}",
+            f"{counts['users']:,}",
+            f"{counts['mean_length']:.1f}",
+            *shares,
+        )
+    return table

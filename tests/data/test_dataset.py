@@ -11,7 +11,7 @@ import pytest
 from forked import Script
 
 from tca4rec_jax.data import dataset, downloads, tfds_rec
-from tca4rec_jax.data.summary import summarise
+from tca4rec_jax.data.dataset import summarise
 
 ROOT = Path(__file__).parents[2]
 

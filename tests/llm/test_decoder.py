@@ -302,6 +302,23 @@ def test_layers_below_the_first_adapted_one_cost_a_forward_pass():
     assert 0.2 < saved < 0.5, "of a layer of two: its backward pass, and its adapters"
 
 
+def test_the_weights_of_some_layers_are_not_copied():
+    """A slice of the stacks would be a second copy of the model, made in every step."""
+    adapters, base, gradient = gradient_program(DecoderOptions(), first_layer=1)
+    program = jax.make_jaxpr(gradient)(adapters, base, None).jaxpr
+
+    def sliced_shapes(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "slice":
+                yield equation.outvars[0].aval.shape[1:]
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                yield from sliced_shapes(inner)
+
+    found = set(sliced_shapes(program))
+    assert (32, 4) in found, "those of the adapters are found"
+    assert not found & set(CONFIG.projection_shapes.values())
+
+
 def test_caches_go_past_the_first_adapted_layer():
     """Prefill and extension with adapters in the upper layer only, against the full pass."""
     decoder = make_decoder(LoRAConfig(rank=4, first_layer=1))

@@ -1,14 +1,12 @@
 """Writes PEFT adapters and checkpoints that `transformers` opens; reads PEFT adapters.
 
 Our matrices are [in, out] and stacked over layers; theirs are [out, in], one tensor per layer.
-Every folder is written beside its place and then renamed, so it is whole or absent.
+Every folder is written atomically: it is there as a whole or not at all.
 """
 
 import contextlib
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import atomic_path
 from tca4rec_jax.llm.checkpoints.hugging_face import LAYER_MODULES, param_paths
 from tca4rec_jax.llm.checkpoints.loading import is_transposed
 from tca4rec_jax.llm.config import DecoderConfig
@@ -114,10 +113,10 @@ def write_hugging_face(
     """
     check_shapes("parameters", params, config.parameter_shapes)
     fields = _checkpoint_config(config, tokenizer, dtype)
-    with _written_whole(folder) as scratch:
-        _write_json(scratch / "config.json", fields)
-        _write_tensors(scratch / "model.safetensors", _model_tensors(config, params), dtype)
-        tokenizer.save_pretrained(scratch)
+    with _new_folder(folder) as new:
+        _write_json(new / "config.json", fields)
+        _write_tensors(new / "model.safetensors", _model_tensors(config, params), dtype)
+        tokenizer.save_pretrained(new)
 
 
 def _checkpoint_config(
@@ -171,9 +170,9 @@ def write_peft_adapter(
         "inference_mode": True,
         "init_lora_weights": True,
     }
-    with _written_whole(folder) as scratch:
-        _write_json(scratch / ADAPTER_CONFIG, fields)
-        _write_tensors(scratch / ADAPTER_TENSORS, tensors, "float32")
+    with _new_folder(folder) as new:
+        _write_json(new / ADAPTER_CONFIG, fields)
+        _write_tensors(new / ADAPTER_TENSORS, tensors, "float32")
 
 
 def read_peft_adapter(folder: str | Path) -> tuple[LoRAConfig, Adapters]:
@@ -244,18 +243,12 @@ def _by_path(tree: dict[str, dict[str, object]]) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def _written_whole(folder: str | Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place when the block ends without an error."""
+def _new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to write into, which is at `folder` when the block ends without an error."""
     check_vacant(folder)
-    folder = Path(folder).resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield scratch
-        scratch.chmod(0o755)  # mkdtemp makes it private
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with atomic_path(Path(folder).resolve()) as temporary:
+        temporary.mkdir()
+        yield temporary
 
 
 def _model_tensors(config: DecoderConfig, params: dict[str, jax.Array]) -> dict[str, np.ndarray]:
