@@ -5,6 +5,7 @@ Axis letters: I items.
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,18 +52,20 @@ class Catalogue:
 
     @property
     def num_items(self) -> int:
+        """I."""
         return len(self.item_ids)
 
     @property
     def num_distinct_titles(self) -> int:
+        """Q, at most I."""
         return len(set(self.titles))
 
     @functools.cached_property
     def _index(self) -> pd.Index:
         return pd.Index(self.item_ids, dtype=object)
 
-    def find(self, item_ids) -> np.ndarray:
-        """The indices of many item ids at once: int32 [n], -1 for an unknown id."""
+    def find(self, item_ids: Sequence[str]) -> np.ndarray:
+        """The indices of n item ids: int32 [n], -1 for an unknown id."""
         return self._index.get_indexer(pd.Index(item_ids, dtype=object)).astype(np.int32)
 
     def content_hash(self) -> str:

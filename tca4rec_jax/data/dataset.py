@@ -129,7 +129,7 @@ def load(data_dir: str | os.PathLike) -> RecData:
     return tfds_rec.read(data_dir)
 
 
-def _source_files(config: DataConfig, cache_dir) -> dict[str, Path]:
+def _source_files(config: DataConfig, cache_dir: str | os.PathLike | None) -> dict[str, Path]:
     """The input files by role. Raises UserError or FileNotFoundError if one is not there."""
     config.inputs()
     if config.source == "published":
@@ -176,7 +176,8 @@ def _settings(config: DataConfig, files: dict[str, Path]) -> dict:
     return json.loads(json.dumps(settings))  # tuples become lists, as in the stored metadata
 
 
-def _check_same(data_dir: Path, settings: dict):
+def _check_same(data_dir: Path, settings: dict) -> None:
+    """Raises UserError unless data_dir holds data that was prepared with these settings."""
     try:
         stored = tfds_rec.read_metadata(data_dir)["settings"]
     except FileNotFoundError as error:

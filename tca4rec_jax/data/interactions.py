@@ -58,7 +58,7 @@ def read_items(
     return catalogue_of(path, item_ids, tables.cut(titles, max_title_length))
 
 
-def catalogue_of(path, item_ids: np.ndarray, titles: np.ndarray) -> Catalogue:
+def catalogue_of(path: str | os.PathLike, item_ids: np.ndarray, titles: np.ndarray) -> Catalogue:
     """A Catalogue whose errors name the file."""
     try:
         return Catalogue(tuple(item_ids), tuple(titles))
@@ -148,7 +148,9 @@ def build_splits(
     }
 
 
-def _gather(ordered: Interactions, by_user, starts_R, lengths_R) -> ItemSequences:
+def _gather(
+    ordered: Interactions, by_user: np.ndarray, starts_R: np.ndarray, lengths_R: np.ndarray
+) -> ItemSequences:
     """Rows by_user[start:start + length], all of one user each."""
     flat = by_user[ranges(starts_R, lengths_R)]
     offsets = np.concatenate([[0], np.cumsum(lengths_R, dtype=np.int64)])
@@ -157,7 +159,9 @@ def _gather(ordered: Interactions, by_user, starts_R, lengths_R) -> ItemSequence
     )
 
 
-def _check_settings(history_length, min_history, split):
+def _check_settings(
+    history_length: int, min_history: int, split: tuple[float, float, float]
+) -> None:
     if not 1 <= min_history <= history_length:
         raise UserError(
             f"expected 1 <= min_history <= history_length, got min_history={min_history} and "
@@ -170,7 +174,9 @@ def _check_settings(history_length, min_history, split):
         )
 
 
-def _boundaries(num_rows: int, split, min_history: int) -> tuple[int, int]:
+def _boundaries(
+    num_rows: int, split: tuple[float, float, float], min_history: int
+) -> tuple[int, int]:
     """Where validation and test begin among the rows in time order."""
     first = round(num_rows * split[0])
     second = round(num_rows * (split[0] + split[1]))

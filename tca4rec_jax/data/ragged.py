@@ -17,6 +17,7 @@ class Ragged:
 
     @classmethod
     def from_lengths(cls, values: np.ndarray, lengths_R: np.ndarray) -> "Ragged":
+        """Rows of these lengths (int), one after the other in values [n]."""
         return cls(values, np.concatenate([[0], np.cumsum(lengths_R, dtype=np.int64)]))
 
     def __len__(self) -> int:
@@ -40,7 +41,7 @@ class Ragged:
         return Ragged.from_lengths(self.values[ranges(starts, lengths)], lengths)
 
     def followed_by(self, other: "Ragged") -> "Ragged":
-        """Every row with the row of the same number of another Ragged behind it."""
+        """Every row, followed by the row of the same number of another Ragged."""
         both = Ragged.from_lengths(
             np.empty(self.values.size + other.values.size, self.values.dtype),
             self.lengths + other.lengths,
@@ -51,8 +52,8 @@ class Ragged:
         both.values[ranges(starts_R, other.lengths)] = other.take(np.arange(len(other))).values
         return both
 
-    def pad(self, rows_B: np.ndarray, width: int, fill) -> np.ndarray:
-        """[B, width]: the given rows from the left, filled up with `fill`.
+    def pad(self, rows_B: np.ndarray, width: int, fill: int) -> np.ndarray:
+        """[B, width]: the given rows from the left, filled up with `fill` on the right.
 
         Raises:
           ValueError: if a row is longer than `width`.

@@ -117,7 +117,7 @@ class ItemSequences:
         """int64, shaped as `position`: the rows that hold these positions of `items`."""
         return np.searchsorted(self.offsets, position, side="right") - 1
 
-    def take(self, rows) -> "ItemSequences":
+    def take(self, rows: np.ndarray) -> "ItemSequences":
         """The given rows (int [m], or bool [R] as a mask) in the given order."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)

@@ -71,7 +71,9 @@ def _read(path: Path) -> pd.DataFrame:
     return frame
 
 
-def refuse(path, name: str, values: pd.Series, bad: np.ndarray, expected: str):
+def refuse(
+    path: str | os.PathLike, name: str, values: pd.Series, bad: np.ndarray, expected: str
+) -> None:
     """Raises for the first bad row; rows are counted from 1, the header not included."""
     if bad.any():
         at = int(np.argmax(bad))
@@ -83,7 +85,7 @@ def refuse(path, name: str, values: pd.Series, bad: np.ndarray, expected: str):
         )
 
 
-def ids(path, name: str, values: pd.Series) -> np.ndarray:
+def ids(path: str | os.PathLike, name: str, values: pd.Series) -> np.ndarray:
     """Ids as text (object [n]); whole numbers of a Parquet file become their digits.
 
     Raises UserError naming file and row for a missing id or a fractional number.
@@ -98,7 +100,7 @@ def ids(path, name: str, values: pd.Series) -> np.ndarray:
     return text.to_numpy(object)
 
 
-def titles(path, name: str, values: pd.Series) -> np.ndarray:
+def titles(path: str | os.PathLike, name: str, values: pd.Series) -> np.ndarray:
     """Titles as text (object [n]), runs of white space made one space.
 
     Raises UserError naming file and row for an empty title.
@@ -117,7 +119,7 @@ def cut(titles_I: np.ndarray, max_title_length: int | None) -> np.ndarray:
     return cut_titles.to_numpy(object)
 
 
-def integers(path, name: str, values: pd.Series, least: int = 0) -> np.ndarray:
+def integers(path: str | os.PathLike, name: str, values: pd.Series, least: int = 0) -> np.ndarray:
     """Whole numbers (int64 [n]); a date column of a Parquet file becomes microseconds.
 
     Raises UserError naming file and row for a missing, fractional, infinite or too small value.

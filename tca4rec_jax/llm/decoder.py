@@ -257,12 +257,8 @@ class Decoder(nnx.Module):
             )
             return packed.from_users(attended)
 
-        x, new = self._run_layers(
-            self._embed(packed.pack(tokens_BxMxE)),
-            packed.pack(positions_BxMxE),
-            attend,
-            keep_kv=True,
-        )
+        x, positions = self._embed(packed.pack(tokens_BxMxE)), packed.pack(positions_BxMxE)
+        x, new = self._run_layers(x, positions, attend, keep_kv=True)
         hidden = self._final_norm(x)
         new = KVCache(*(jax.vmap(packed.by_user)(values) for values in new))
         slot_BxMxE, paths = append_tokens(paths, count_BxM, shape[2])
@@ -326,7 +322,6 @@ class Decoder(nnx.Module):
         local_rope = rope
         if config.local_rope_theta is not None:
             local_rope = rotary_tables(positions, config.head_dim, config.local_rope_theta)
-
         stacks = {name: stack[...] for name, stack in self.layers.items()}
 
         def run_layer(x, inputs):
@@ -351,7 +346,7 @@ class Decoder(nnx.Module):
         stop = config.num_layers if stop is None else stop
         bounds, kv_parts = sorted({start, stop, min(max(first, start), stop)}), []
         for lowest, end in itertools.pairwise(bounds):
-            # XLA copies a slice of the stacks, so some of the layers pick their weights by number.
+            # A slice of the stacks would be a copy; where only some layers run, each picks its own.
             weights = stacks if end - lowest == config.num_layers else None
             trained = adapters if lowest >= first else {}
             trained = jax.tree.map(lambda stack, part=slice(lowest, end): stack[part], trained)

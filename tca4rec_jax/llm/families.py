@@ -73,25 +73,7 @@ def decoder_config(fields: dict[str, object]) -> DecoderConfig:
     for name, value in KNOWN_VALUES.items():
         if getattr(config, name, value) != value:
             raise UserError(f"{name} is {getattr(config, name)!r}, supported is {value!r}")
-    gemma = {}
-    if family == "gemma3_text":
-        rope = config.rope_parameters
-        theta, scaling = _rope(rope["full_attention"])
-        local_theta, local_scaling = _rope(rope["sliding_attention"])
-        if local_scaling is not None:
-            raise UserError(
-                f"rope_type of sliding_attention is {local_scaling.kind!r}, not default"
-            )
-        gemma = {
-            "local_rope_theta": local_theta,
-            "norm_offset": 1.0,
-            "post_norms": True,
-            "embedding_scale": config.hidden_size**0.5,
-            "query_pre_attn_scalar": float(config.query_pre_attn_scalar),
-            "activation": "gelu_tanh",
-        }
-    else:
-        theta, scaling = _rope(config.rope_parameters)
+    theta, scaling, gemma = _rope_and_gemma(config)
     window, full_layers = _window(config)
     heads = config.num_attention_heads
     return DecoderConfig(
@@ -114,6 +96,25 @@ def decoder_config(fields: dict[str, object]) -> DecoderConfig:
         family=family,
         **gemma,
     )
+
+
+def _rope_and_gemma(config: PreTrainedConfig) -> tuple[float, RopeScaling | None, dict]:
+    """(rotary base and scaling, the DecoderConfig fields that only a Gemma sets)."""
+    rope = config.rope_parameters
+    if config.model_type != "gemma3_text":
+        return *_rope(rope), {}
+    local_theta, local_scaling = _rope(rope["sliding_attention"])
+    if local_scaling is not None:
+        raise UserError(f"rope_type of sliding_attention is {local_scaling.kind!r}, not default")
+    gemma = {
+        "local_rope_theta": local_theta,
+        "norm_offset": 1.0,
+        "post_norms": True,
+        "embedding_scale": config.hidden_size**0.5,
+        "query_pre_attn_scalar": float(config.query_pre_attn_scalar),
+        "activation": "gelu_tanh",
+    }
+    return *_rope(rope["full_attention"]), gemma
 
 
 def _rope(rope: dict[str, object]) -> tuple[float, RopeScaling | None]:
@@ -192,20 +193,29 @@ def config_fields(config: DecoderConfig) -> dict[str, object]:
         "rope_theta": config.rope_theta,
         "rope_scaling": rope if config.rope_scaling else None,
     }
+    _write_family_fields(fields, config)
+    again = decoder_config(fields)
+    lost = [name for name, value in vars(config).items() if vars(again)[name] != value]
+    if lost:
+        raise UserError(
+            f"the config.json of a {config.family!r} cannot say that "
+            + ", ".join(f"{name} is {vars(config)[name]!r}" for name in lost)
+        )
+    return fields
+
+
+def _write_family_fields(fields: dict[str, object], config: DecoderConfig) -> None:
+    """Adds the fields that only some families have, and removes those that a Gemma has not."""
     if config.family == "gemma3_text":
         del fields["hidden_act"], fields["rope_theta"], fields["rope_scaling"]
+        local_rope = {"rope_type": "default", "rope_theta": config.local_rope_theta}
+        rope = {"full_attention": fields["rope_parameters"], "sliding_attention": local_rope}
         fields |= {
             "hidden_activation": "gelu_pytorch_tanh",
             "query_pre_attn_scalar": int(config.query_pre_attn_scalar),
             "sliding_window": config.sliding_window,
             "layer_types": _layer_types(config),
-            "rope_parameters": {
-                "full_attention": {**rope, "rope_theta": config.rope_theta},
-                "sliding_attention": {
-                    "rope_type": "default",
-                    "rope_theta": config.local_rope_theta,
-                },
-            },
+            "rope_parameters": rope,
         }
     if config.family in ("llama", "qwen3", "gemma3_text"):
         fields["attention_bias"] = "o_proj" in config.biases
@@ -222,14 +232,6 @@ def config_fields(config: DecoderConfig) -> dict[str, object]:
             "layer_types": types,
             "max_window_layers": types.index(slides) if slides in types else config.num_layers,
         }
-    again = decoder_config(fields)
-    lost = [name for name, value in vars(config).items() if vars(again)[name] != value]
-    if lost:
-        raise UserError(
-            f"the config.json of a {config.family!r} cannot say that "
-            + ", ".join(f"{name} is {vars(config)[name]!r}" for name in lost)
-        )
-    return fields
 
 
 def _layer_types(config: DecoderConfig) -> list[str]:

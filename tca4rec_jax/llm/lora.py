@@ -48,6 +48,7 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
+        """What the product of an adapter is multiplied by."""
         return self.alpha / self.rank
 
 

@@ -50,7 +50,7 @@ def quantised_product(kind: str, x: jax.Array, codes_JxO: jax.Array, scale: jax.
     return jnp.einsum("...i,io->...o", x, dequantise(kind, codes_JxO, scale, x.dtype))
 
 
-def dequantised(
+def dequantise_params(
     config: DecoderConfig, params: dict[str, jax.Array], dtype: jnp.dtype
 ) -> tuple[DecoderConfig, dict[str, jax.Array]]:
     """The same decoder with floats in the place of codes; one without any comes back as it is."""

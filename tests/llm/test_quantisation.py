@@ -21,7 +21,7 @@ from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
 from tca4rec_jax.llm.config import GROUP, SCALES, DecoderConfig, DecoderOptions, logical_axes
 from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
-from tca4rec_jax.llm.quantisation import LEVELS, dequantise, dequantised, quantise
+from tca4rec_jax.llm.quantisation import LEVELS, dequantise, dequantise_params, quantise
 
 CONFIG = DecoderConfig(
     61,
@@ -52,7 +52,7 @@ def case(request, tmp_path_factory, tokenizer):
     folder = written(tmp_path_factory.mktemp("quantised") / "model", tokenizer)
     config, params = load_hugging_face(folder, quantised=request.param)
     adapters = jax.tree.map(lambda x: x + 0.02, init_adapters(CONFIG, LORA, jax.random.key(1)))
-    plain = Decoder(*dequantised(config, params, jnp.float32), lora=LORA, adapters=adapters)
+    plain = Decoder(*dequantise_params(config, params, jnp.float32), lora=LORA, adapters=adapters)
     return Decoder(config, params, lora=LORA, adapters=adapters), plain
 
 

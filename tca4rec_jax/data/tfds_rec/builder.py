@@ -80,7 +80,7 @@ class RecSequences(tfds.core.GeneratorBasedBuilder):
             )
 
 
-def write(data: RecData, data_dir: str | os.PathLike, settings: dict):
+def write(data: RecData, data_dir: str | os.PathLike, settings: dict) -> None:
     """Writes the data set below data_dir (as rec_sequences/1.0.0)."""
     with _quiet():
         builder = RecSequences(
@@ -109,7 +109,7 @@ def read(data_dir: str | os.PathLike) -> RecData:
     return RecData(catalogue, SplitReader(partial(_read_split, builder), catalogue), user_ids)
 
 
-def _open(data_dir) -> tfds.core.DatasetBuilder:
+def _open(data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
     folder = Path(data_dir) / "rec_sequences" / str(RecSequences.VERSION)
     if not (folder / "dataset_info.json").is_file():
         raise FileNotFoundError(f"{data_dir} holds no prepared data set (run prepare_data first)")
@@ -120,7 +120,7 @@ def _open(data_dir) -> tfds.core.DatasetBuilder:
         raise UserError(f"{folder} is damaged: {error}; delete it and prepare again") from error
 
 
-def _read_split(builder, name: str) -> ItemSequences:
+def _read_split(builder: tfds.core.DatasetBuilder, name: str) -> ItemSequences:
     """All rows of a split. The records are parsed directly, which is 5 times faster than TFDS."""
     try:
         records = builder.as_data_source(name).data_source

@@ -25,7 +25,7 @@ from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, check_shapes
 from tca4rec_jax.llm.families import config_fields
 from tca4rec_jax.llm.lora import Adapters, LoRAConfig, adapter_shapes, merge_adapters
-from tca4rec_jax.llm.quantisation import dequantised
+from tca4rec_jax.llm.quantisation import dequantise_params
 
 DTYPES = ("float32", "bfloat16", "float16")
 # What can be exported -> how to load it.
@@ -84,7 +84,7 @@ def export_decoder(
     else:
         # In the wider dtype, so that a weight is rounded once.
         wider = jnp.promote_types(decoder.embedding.dtype, dtype)
-        config, params = dequantised(decoder.config, params, wider)
+        config, params = dequantise_params(decoder.config, params, wider)
         if kind == "merged":
             params = {path: value.astype(wider) for path, value in params.items()}
             params = merge_adapters(params, adapters, decoder.lora)

@@ -195,12 +195,12 @@ def _read(tensor: gguf.ReaderTensor, permuted: int | None, index: Index) -> np.n
     data = tensor.data
     data = data[rows] if permuted is None else data[rotary_order(len(data), permuted)[rows]]
     try:
-        return _dequantised(data, tensor.tensor_type)[:, *columns]
+        return _dequantise(data, tensor.tensor_type)[:, *columns]
     except NotImplementedError as error:
         raise UserError(f"{tensor.name}: {error}") from error
 
 
-def _dequantised(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+def _dequantise(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
     """float32 of some rows. gguf works on 16 rows at a time; of four in one its calls are fewer."""
     if data.ndim == 2 and len(data) % 4 == 0:
         return gguf.dequantize(data.reshape(len(data) // 4, -1), kind).reshape(len(data), -1)
