@@ -44,6 +44,7 @@ class CatalogueSizes:
 
     @property
     def choices(self) -> int:
+        """The number of choice tokens U, as measured tries grow with their items."""
         growth = self.items / _MEASURED_ITEMS
         return min(int(_CHOICES * growth**_CHOICE_EXPONENT), self.vocabulary)
 

@@ -27,6 +27,7 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """The sum of all four."""
         return self.arguments + self.outputs + self.temporaries + self.code
 
 
@@ -48,6 +49,7 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
+        """Whether the program fits into a device's memory."""
         return self.needed <= self.available
 
     @property

@@ -13,6 +13,8 @@ NAME = re.compile(r"%([\w.\-]+)")
 
 
 class Instruction(NamedTuple):
+    """One line of an HLO computation."""
+
     name: str
     type: str
     opcode: str

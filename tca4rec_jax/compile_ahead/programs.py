@@ -64,6 +64,7 @@ class AbstractExperiment(Experiment):
 
     @property
     def platform(self) -> str:
+        """The target's platform, as JAX names it."""
         return {"cuda": "gpu"}.get(self.target.platform, self.target.platform)
 
     @property
@@ -73,6 +74,7 @@ class AbstractExperiment(Experiment):
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
+        """The target's devices. Raises UserError if a batch does not divide among them."""
         mesh = make_mesh(**self.config.mesh, devices=self.target.devices())
         check_batch_size(mesh, self.config.training.batch_size, "training.batch_size")
         batch_size = self.config.inference.batch_size
@@ -81,6 +83,7 @@ class AbstractExperiment(Experiment):
 
     @cached_property
     def pretrained(self) -> tuple[DecoderConfig, dict[str, Any]]:
+        """The LLM: its architecture and the shapes of its parameters, with their shardings."""
         llm = self.config.llm
         if llm.architecture is None and (Path(llm.weights) / CONFIG).is_file():
             found = read_config(llm.weights)
@@ -105,12 +108,15 @@ class AbstractExperiment(Experiment):
         return CatalogueSizes(items, self.pretrained[0].vocab_size)
 
     def cf_arrays(self, items: CFItems | None) -> tuple[CFItems | None, DeviceTrie]:
+        """The items and a trie of the catalogue's sizes, as shapes."""
         return items, self.sizes.trie()
 
     def put(self, tree, shardings):
+        """The tree's shapes with these shardings; nothing is allocated."""
         return jax.tree.map(_at, tree, jax.tree.broadcast(shardings, tree))
 
     def compute(self, function: Callable, *args):
+        """The shapes of the function's result, with their shardings; nothing runs."""
         shapes = jax.eval_shape(function, *args)
         return self.put(shapes, tree_shardings(self.mesh, self.pretrained[0], shapes))
 

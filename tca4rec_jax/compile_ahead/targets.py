@@ -108,10 +108,12 @@ class Target:
 
     @property
     def family(self) -> str:
+        """The name without its number of chips: 'v5e' of 'v5e-16'."""
         return self.name.split("-")[0]
 
     @property
     def platform(self) -> str:
+        """'tpu', 'cuda' or 'cpu'."""
         return self.chip.platform if self.chip else "cpu"
 
     @property

@@ -80,14 +80,17 @@ class Work:
 
     @property
     def flops(self) -> float:
+        """The FLOPs of all kernels."""
         return sum(kernel.flops * kernel.times for kernel in self.kernels)
 
     @property
     def bytes(self) -> float:
+        """The bytes that all kernels read and write."""
         return sum(kernel.bytes * kernel.times for kernel in self.kernels)
 
     @property
     def moved(self) -> float:
+        """The bytes that all collectives move between devices."""
         return sum(one.moved * one.times for one in self.collectives)
 
 

@@ -109,22 +109,27 @@ class ItemTrie:
 
     @property
     def num_nodes(self) -> int:
+        """The number of nodes N, with the root."""
         return self.parent.size
 
     @property
     def num_items(self) -> int:
+        """The number of items I."""
         return self.leaf_of_item.size
 
     @property
     def num_leaves(self) -> int:
+        """The number of leaves Q, one a distinct title."""
         return self.lengths_Q.size
 
     @property
     def num_levels(self) -> int:
+        """The number of levels of nodes, with that of the root."""
         return self.level_offsets.size - 1
 
     @property
     def max_children(self) -> int:
+        """The most children C of a node."""
         return int(self.child_count.max())
 
     @cached_property
@@ -211,10 +216,12 @@ class TrieSizes:
 
     @property
     def num_nodes(self) -> int:
+        """The number of nodes N, with the root."""
         return self.level_offsets[-1]
 
     @property
     def max_children(self) -> int:
+        """The most children C of a node."""
         return max(self.root_children, self.inner_children)
 
 

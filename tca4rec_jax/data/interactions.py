@@ -39,6 +39,7 @@ class Interactions:
         return len(self.user)
 
     def take(self, rows: np.ndarray) -> "Interactions":
+        """Some of the interactions, of the same users."""
         return Interactions(self.user[rows], self.item[rows], self.timestamp[rows], self.user_ids)
 
 

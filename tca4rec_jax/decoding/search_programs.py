@@ -41,6 +41,7 @@ class SearchProgram:
 
     @property
     def on_rows(self) -> DataParallel:
+        """Runs a program on every device's own prompts."""
         return DataParallel(self.mesh, "prompts")
 
     @property
@@ -49,6 +50,7 @@ class SearchProgram:
         return self.on_rows.rows, PartitionSpec(None, *self.on_rows.rows)
 
     def merge(self, state: nnx.State) -> Decoder:
+        """The decoder with these parameters."""
         return nnx.merge(self.graph, state)
 
 
