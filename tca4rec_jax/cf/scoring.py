@@ -66,9 +66,6 @@ class LazyRows:
         start, stop, _ = rows.indices(self.shape[0])
         return self.compute(start, stop)
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.asarray(self[:], dtype)
-
 
 def host_items(model: CFModel) -> CFItems:
     """What `model.items()` gives, on the host."""
