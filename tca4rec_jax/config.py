@@ -18,18 +18,9 @@ from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.sections import SECTIONS, Field, InferenceFields, fields_of, required
 
-SHORT_NAMES = {
-    "alpha": "objective.alpha",
-    "beta": "objective.beta",
-    "tau": "objective.tau",
-    "form": "objective.form",
-    "softmax": "objective.softmax",
-    "targets": "training.targets",
-    "steps": "training.steps",
-    "seed": "seed",
-    "run": "run",
-}
-
+SHORT_NAMES = {name: f"objective.{name}" for name in ("alpha", "beta", "tau", "form", "softmax")}
+SHORT_NAMES |= {"targets": "training.targets", "steps": "training.steps"}
+SHORT_NAMES |= {"seed": "seed", "run": "run"}
 
 _Kind = TypeVar("_Kind")
 
@@ -126,13 +117,13 @@ def published_config(weights: str, arg: str, *, tensor: Mapping[int, int]) -> Co
       UserError: as `apply_argument`, or a number of devices that is not in `tensor`.
     """
     settings = split_argument(arg)
-    chips = [part.removeprefix("chips=") for part in settings if part.startswith("chips=")]
-    if len(chips) > 1 or not set(chips) <= set(map(str, tensor)):
+    chips = [part for part in settings if part.startswith("chips=")] or [f"chips={min(tensor)}"]
+    if len(chips) > 1 or chips[0] not in [f"chips={number}" for number in tensor]:
         raise UserError(
             f"config argument {arg!r}: expected chips={', '.join(map(str, tensor))}; for another "
             "number set mesh.fsdp, mesh.tensor and training.batch_size"
         )
-    num_chips = int(chips[0]) if chips else min(tensor)
+    num_chips = int(chips[0].removeprefix("chips="))
     copies = num_chips // tensor[num_chips]
     config = default_config()
     config.mesh.tensor = tensor[num_chips]
@@ -149,9 +140,7 @@ def published_config(weights: str, arg: str, *, tensor: Mapping[int, int]) -> Co
     config.decoding.length_penalty = 1.0
     config.inference.batch_size = max(16, copies)
     config.evaluation.rows = 0
-    return apply_argument(
-        config, ",".join(part for part in settings if not part.startswith("chips="))
-    )
+    return apply_argument(config, ",".join(part for part in settings if part not in chips))
 
 
 def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:
@@ -168,9 +157,7 @@ def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:
     settings = split_argument(arg)
     if "debug" in settings:
         shrink(config)
-    for setting in settings:
-        if setting == "debug":
-            continue
+    for setting in (setting for setting in settings if setting != "debug"):
         name, separator, text = setting.partition("=")
         name = SHORT_NAMES.get(name, name)
         if not separator or name not in _fields():

@@ -17,14 +17,9 @@ from ml_collections import ConfigDict, config_flags
 
 from tca4rec_jax.config import build, run_name, validate
 from tca4rec_jax.data.dataset import DataConfig
-from tca4rec_jax.data.downloads import DownloadError, default_cache_dir
-from tca4rec_jax.distributed.multihost import (
-    barrier,
-    is_main_process,
-    is_multiprocess,
-    join_job,
-    leave_job,
-)
+from tca4rec_jax.data.downloads import default_cache_dir
+from tca4rec_jax.distributed import multihost
+from tca4rec_jax.distributed.multihost import is_main_process, is_multiprocess
 from tca4rec_jax.distributed.sharding import use_cpu_cores
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
@@ -38,8 +33,7 @@ _PROCESS_COUNT = flags.DEFINE_integer("process_count", 0, "How many processes th
 _PROCESS_INDEX = flags.DEFINE_integer("process_index", -1, "Which of them this is, from 0.")
 
 _PACKAGE = Path(__file__).parent
-# How long the other processes wait for what the first one does alone. Seconds.
-_LONGEST_WAIT = 24 * 3600
+_LONGEST_WAIT = 24 * 3600  # seconds, of the other processes for what the first one does alone
 
 
 def launch(
@@ -66,7 +60,7 @@ def launch(
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments {argv[1:]}")
         try:
-            _check_config()
+            validate(CONFIG.value)
             if DRY_RUN.value:
                 return print(_plan(name, reads, writes))
             start()
@@ -74,7 +68,7 @@ def launch(
                 raise UserError("this script runs in one process: give --process_count=1")
             if run_on == "all_processes" or is_main_process():
                 run(CONFIG.value, Path(WORKDIR.value))
-            barrier(name, _LONGEST_WAIT)
+            multihost.barrier(name, _LONGEST_WAIT)
         except Stopped as stopped:
             _end(f"{name}: {stopped}", STOPPED, together=True)
         except Exception as error:
@@ -95,59 +89,50 @@ def _parse_flags(name: str, argv: list[str]) -> list[str]:
     for flag in flags.FLAGS.get_flags_for_module(__name__):  # for --help
         flags.FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError) as error:
+        arguments = flags.FLAGS(argv)
+        getattr(CONFIG.value, "run", None)  # raises for a file that cannot be read
+        return arguments
+    except (flags.Error, AttributeError, OSError) as error:
         _, by_user, message = str(error).rpartition("UserError: ")  # after the file's traceback
         if "in get_config" in traceback.format_exc() and not by_user:
             raise  # a bug of the config file
         _end(f"{name}: {' '.join(message.split())}", 1)
 
 
-def _check_config() -> None:
-    """Raises UserError for a file that cannot be read, or a field out of its range."""
-    try:
-        validate(CONFIG.value)
-    except OSError as error:
-        raise UserError(" ".join(str(error).split())) from error
-
-
 def _plan(name: str, reads: Sequence, writes: Sequence) -> str:
     """What a dry run prints."""
     lines = [f"{name}: the config is valid"]
     for verb, parts in (("reads", reads), ("writes", writes)):
-        for part in parts:
-            paths = _paths(part) if isinstance(part, str) else [part.value] if part.value else []
-            lines += [f"  {verb} {path}" for path in paths]
+        lines += [f"  {verb} {path}" for part in parts for path in _paths(part)]
     return "\n".join(lines)
 
 
-def _paths(part: str) -> Sequence[str | Path]:
-    """Where a part of a run lies."""
+def _paths(part: str | flags.FlagHolder) -> Sequence[str | Path]:
+    """Where a part of a run lies, or what a flag holds."""
     config, workdir = CONFIG.value, Path(WORKDIR.value or "")
-    match part:
-        case "source":
-            return build(DataConfig, config.data).inputs() or ["MovieLens-100K, downloaded"]
-        case "data" | "cf":
-            return [workdir / part]
-        case "cf_logits":
-            return [config.cf.logits or workdir / "cf" / "logits"]
-        case "llm":
-            return [config.llm.weights]
-        case "run":
-            return [workdir / "llm" / run_name(config)]
-        case "evaluated_runs":
-            runs = dict.fromkeys(run for _, run, _ in config.evaluation.variants if run)
-            return [workdir / "llm" / run for run in runs]
-        case "reports":
-            return [workdir]
-    raise ValueError(f"no part of a run is called {part!r}")
+    if not isinstance(part, str):
+        return [part.value] if part.value else []
+    if part == "source":
+        return build(DataConfig, config.data).inputs() or ["MovieLens-100K, downloaded"]
+    if part == "evaluated_runs":
+        runs = dict.fromkeys(run for _, run, _ in config.evaluation.variants if run)
+        return [workdir / "llm" / run for run in runs]
+    places = {
+        "data": workdir / "data",
+        "cf": workdir / "cf",
+        "cf_logits": config.cf.logits or workdir / "cf" / "logits",
+        "llm": config.llm.weights,
+        "run": workdir / "llm" / run_name(config),
+        "reports": workdir,
+    }
+    return [places[part]]
 
 
 def _speaks_to_the_user(error: Exception) -> bool:
     """Whether an error is of the input, the data or the machine: its message says it all."""
     if isinstance(error, OSError):
         return error.filename is not None or isinstance(error, FileNotFoundError)
-    return isinstance(error, UserError | DownloadError | FloatingPointError | CheckpointError)
+    return isinstance(error, UserError | FloatingPointError | CheckpointError)
 
 
 def _why(error: Exception) -> str:
@@ -168,7 +153,7 @@ def _end(message: str, status: int, *, together: bool = False) -> NoReturn:
         sys.stdout.flush()
         try:
             if together:
-                leave_job()
+                multihost.leave_job()
         finally:
             os._exit(status)
     print(message, file=sys.stderr)
@@ -189,15 +174,14 @@ def DEFINE_floats(name: str, default: str | None, help_: str) -> flags.FlagHolde
 def start() -> None:
     """The settings of a process, before any use of a device; joins the other processes of the job.
 
-    Raises:
-      UserError: as `multihost.join_job`.
+    Raises UserError as `multihost.join_job` does.
     """
     log_in_plain_lines()
     keep_freed_pages()
     collect_garbage_rarely()
     use_cpu_cores()
     keep_compiled_programs()
-    join_job(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
+    multihost.join_job(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
     if not is_main_process():
         logging.set_verbosity(logging.WARNING)
 

@@ -85,17 +85,6 @@ class RecommenderFields:
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptFields:
-    """The length of a prompt.
-
-    Attributes:
-      max_tokens: the latest titles that fit are kept.
-    """
-
-    max_tokens: int = 256
-
-
-@dataclasses.dataclass(frozen=True)
 class OptimizerFields:
     """AdamW, with a linear schedule to 0 at the last step.
 
@@ -218,7 +207,7 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     "llm": (LLMFields, DecoderOptions),
     "lora": (LoRAConfig,),
     "recommender": (RecommenderFields,),
-    "prompt": (PromptTemplate, PromptFields),
+    "prompt": (PromptTemplate,),
     "objective": (Objective,),
     "optimizer": (OptimizerFields,),
     "training": (TrainingFields,),
@@ -251,20 +240,15 @@ class Field(NamedTuple):
 def fields_of(kind: Any) -> Iterator[Field]:
     """The user's fields of a dataclass or NamedTuple, described by its docstring's Attributes.
 
-    An object of a dataclass stands for the class with other defaults: its values. Fields without a
-    default are none of the user's: the data give them.
+    An object stands for its class with other defaults: its values. Fields without a default are
+    none of the user's: the data give them.
     """
-    if not dataclasses.is_dataclass(kind):
-        defaults = kind._field_defaults
-    elif isinstance(kind, type):
-        defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-    else:
-        defaults, kind = dataclasses.asdict(kind), type(kind)
-    hints, descriptions = typing.get_type_hints(kind), _descriptions(kind)
-    for name, default in defaults.items():
-        if name in _INTERNAL or default is dataclasses.MISSING or callable(default):
-            continue
-        yield Field(name, default, *_type_and_choices(hints[name]), descriptions[name])
+    class_ = kind if isinstance(kind, type) else type(kind)
+    hints, descriptions = typing.get_type_hints(class_), _descriptions(class_)
+    for name, parameter in inspect.signature(class_).parameters.items():
+        default = parameter.default if class_ is kind else getattr(kind, name)
+        if name not in _INTERNAL and not callable(default):  # as the marker of no default is
+            yield Field(name, default, *_type_and_choices(hints[name]), descriptions[name])
 
 
 def _type_and_choices(hint: Any) -> tuple[type, tuple]:
@@ -278,11 +262,9 @@ def _type_and_choices(hint: Any) -> tuple[type, tuple]:
 
 
 def required(kind: Any) -> list[str]:
-    """The fields of a dataclass without a default: sizes that the data give."""
-    if not dataclasses.is_dataclass(kind) or not isinstance(kind, type):
-        return []
-    fields = dataclasses.fields(kind)
-    return [field.name for field in fields if field.default is dataclasses.MISSING]
+    """The fields of a class without a default: sizes that the data give."""
+    parameters = inspect.signature(kind).parameters if isinstance(kind, type) else {}
+    return [name for name, one in parameters.items() if one.default is one.empty]
 
 
 def _descriptions(kind: type) -> dict[str, str]:

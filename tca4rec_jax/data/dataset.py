@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,7 @@ from absl import logging
 from rich.table import Table
 
 from tca4rec_jax.data import downloads, tfds_rec
-from tca4rec_jax.data.interactions import (
-    build_splits,
-    read_interactions,
-    read_items,
-)
+from tca4rec_jax.data.interactions import build_splits, read_interactions, read_items
 from tca4rec_jax.data.movielens import INTERACTIONS_FILE, ITEMS_FILE, read_movielens
 from tca4rec_jax.data.published import published_files, read_published
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
@@ -79,15 +75,6 @@ class DataConfig:
         files = (self.interactions, self.catalogue) if self.source == "files" else (self.path,)
         return [path for path in files if path]
 
-    @classmethod
-    def from_mapping(cls, config: Mapping) -> "DataConfig":
-        """From a ConfigDict or a dict. Raises UserError for a key that is no field."""
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(config) - set(known))
-        if unknown:
-            raise UserError(f"the data config has unknown keys {unknown}; known are {known}")
-        return cls(**{name: config[name] for name in config})
-
 
 def prepare(
     data_config: Mapping | DataConfig,
@@ -100,13 +87,13 @@ def prepare(
     their SHA-256). It is written atomically.
 
     Raises:
-      UserError: bad settings or input; or data_dir holds something else: data made otherwise
-        (the message says what differs) or other files. Nothing is ever overwritten.
+      UserError: bad settings or input; a failed download; or data_dir holds something else: data
+        made otherwise (the message says what differs) or other files. Nothing is overwritten.
+      TypeError: data_config has a key that is no field of DataConfig.
       FileNotFoundError: a file of the source is missing.
-      downloads.DownloadError: the download failed.
     """
     if not isinstance(data_config, DataConfig):
-        data_config = DataConfig.from_mapping(data_config)
+        data_config = DataConfig(**data_config)
     data_dir = Path(data_dir)
     files = _source_files(data_config, cache_dir)
     settings = _settings(data_config, files)

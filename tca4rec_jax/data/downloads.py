@@ -24,7 +24,7 @@ from tca4rec_jax.fileio import file_sha256
 CACHE_VARIABLE = "TCA4REC_CACHE"
 
 
-class DownloadError(RuntimeError):
+class DownloadError(UserError):
     """pip could not fetch the wheel."""
 
 

@@ -20,17 +20,19 @@ from tca4rec_jax.errors import UserError
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """The words around the titles.
+    """The words around the titles, and how long a prompt may be.
 
     Attributes:
       prefix: before the first title.
       before_title: before every title, tokenised with it.
       end: after every title, a single token; it ends the title in the trie.
+      max_tokens: of a prompt; the latest titles that fit are kept.
     """
 
     prefix: str = ""
     before_title: str = " "
     end: str = "\n"
+    max_tokens: int = 256
 
 
 @dataclass(frozen=True, eq=False)
