@@ -167,12 +167,7 @@ def _read_table(source: Path, catalogue: Catalogue, user_ids: Sequence[str] | No
         raise LogitsStoreError(f"{source} needs one of the columns {KEYS} besides item and score")
     item_ids = tables.ids(source, "item", frame["item"])
     item = catalogue.find(item_ids)
-    if (item < 0).any():
-        unknown = list(dict.fromkeys(item_ids[item < 0]))
-        raise LogitsStoreError(
-            f"{source}, row {int(np.argmax(item < 0)) + 1}: {len(unknown)} items are not in the "
-            f"catalogue of {catalogue.num_items}, such as {unknown[:_SHOWN]}"
-        )
+    tables.refuse_unknown(source, "item", item_ids, item, f"the catalogue of {catalogue.num_items}")
     score = pd.to_numeric(frame["score"], errors="coerce")
     finite = np.isfinite(score.to_numpy(np.float64))
     tables.refuse(source, "score", frame["score"], ~finite, "a finite number")
@@ -192,12 +187,7 @@ def _user_numbers(source: Path, column: pd.Series, user_ids: Sequence[str] | Non
         )
     ids = tables.ids(source, "user", column)
     number = pd.Index(user_ids).get_indexer(ids)
-    if (number < 0).any():
-        unknown = list(dict.fromkeys(ids[number < 0]))
-        raise LogitsStoreError(
-            f"{source}, row {int(np.argmax(number < 0)) + 1}: {len(unknown)} users are not in the "
-            f"data, such as {unknown[:_SHOWN]}"
-        )
+    tables.refuse_unknown(source, "user", ids, number, "the data")
     return number
 
 

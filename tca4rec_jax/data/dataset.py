@@ -108,12 +108,7 @@ def prepare(
     return data
 
 
-def load(data_dir: str | os.PathLike) -> RecData:
-    """The data that `prepare` wrote; its splits are read when they are asked for.
-
-    Raises FileNotFoundError if there are none, ValueError if they are damaged.
-    """
-    return tfds_rec.read(data_dir)
+load = tfds_rec.read
 
 
 def _source_files(config: DataConfig, cache_dir: str | os.PathLike | None) -> dict[str, Path]:

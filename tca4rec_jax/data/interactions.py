@@ -4,6 +4,7 @@ Axis letters: n interactions, R rows.
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 
 from tca4rec_jax.data import tables
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.ragged import ranges
+from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.errors import UserError
 
@@ -56,11 +57,17 @@ def read_items(
     frame = tables.read_table(path, columns)
     item_ids = tables.ids(path, columns["item"], frame["item"])
     titles = tables.titles(path, columns["title"], frame["title"])
-    return catalogue_of(path, item_ids, tables.cut(titles, max_title_length))
+    return catalogue_of(path, item_ids, titles, max_title_length)
 
 
-def catalogue_of(path: str | os.PathLike, item_ids: np.ndarray, titles: np.ndarray) -> Catalogue:
-    """A Catalogue whose errors name the file."""
+def catalogue_of(
+    path: str | os.PathLike,
+    item_ids: np.ndarray,
+    titles: Iterable[str],
+    max_title_length: int | None,
+) -> Catalogue:
+    """A Catalogue whose errors name the file; None or 0 characters keep the titles whole."""
+    titles = [title[: max_title_length or None].strip() for title in titles]
     try:
         return Catalogue(tuple(item_ids), tuple(titles))
     except ValueError as error:
@@ -79,14 +86,7 @@ def read_interactions(
     users = tables.ids(path, columns["user"], frame["user"])
     item_ids = tables.ids(path, columns["item"], frame["item"])
     item = catalogue.find(item_ids)
-    unknown = item < 0
-    if unknown.any():
-        at = int(np.argmax(unknown))
-        raise UserError(
-            f"{path}, row {at + 1}: item {item_ids[at]!r} is not in the catalogue of "
-            f"{catalogue.num_items} items ({int(unknown.sum())} such rows, "
-            f"{len(set(item_ids[unknown]))} such items); add it to the items file or drop the row"
-        )
+    tables.refuse_unknown(path, "item", item_ids, item, f"the catalogue of {catalogue.num_items}")
     timestamp = tables.integers(path, columns["timestamp"], frame["timestamp"])
     user, user_ids = pd.factorize(pd.Series(users, dtype=object), sort=True)
     return Interactions(user.astype(np.int32), item, timestamp, tuple(user_ids))
@@ -153,11 +153,10 @@ def _gather(
     ordered: Interactions, by_user: np.ndarray, starts_R: np.ndarray, lengths_R: np.ndarray
 ) -> ItemSequences:
     """Rows by_user[start:start + length], all of one user each."""
-    flat = by_user[ranges(starts_R, lengths_R)]
-    offsets = np.concatenate([[0], np.cumsum(lengths_R, dtype=np.int64)])
-    return ItemSequences(
-        ordered.user[by_user[starts_R]], ordered.item[flat], offsets, ordered.timestamp[flat]
-    )
+    rows = Ragged.from_lengths(by_user[ranges(starts_R, lengths_R)], lengths_R)
+    chosen = ordered.take(rows.values)
+    user = ordered.user[by_user[starts_R]]
+    return ItemSequences(user, chosen.item, rows.offsets, chosen.timestamp)
 
 
 def _check_settings(

@@ -9,11 +9,7 @@ from pathlib import Path
 
 from tca4rec_jax.data import tables
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.interactions import (
-    Interactions,
-    catalogue_of,
-    read_interactions,
-)
+from tca4rec_jax.data.interactions import Interactions, catalogue_of, read_interactions
 
 INTERACTIONS_FILE = "ml-100k.inter"
 ITEMS_FILE = "ml-100k.item"
@@ -59,6 +55,6 @@ def read_movielens(
     stored = tables.titles(path, "movie_title", frame["title"])
     titles = [readable_title(*pair) for pair in zip(stored, frame["year"], strict=True)]
     item_ids = tables.ids(path, "item_id", frame["item"])
-    catalogue = catalogue_of(path, item_ids, tables.cut(titles, max_title_length))
+    catalogue = catalogue_of(path, item_ids, titles, max_title_length)
     columns = {"user": "user_id", "item": "item_id", "timestamp": "timestamp"}
     return catalogue, read_interactions(Path(folder) / INTERACTIONS_FILE, catalogue, columns)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tca4rec_jax.data.ragged import Ragged, ranges
+from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
 from tca4rec_jax.errors import UserError
 
@@ -93,20 +93,13 @@ def row_tokens(tokens: TitleTokens, items: Ragged) -> tuple[Ragged, Ragged]:
       (ids int32 Ragged [R], starts int64 Ragged [R] aligned with `items`: where each title begins
       within its row).
     """
-    title_lengths = tokens.titles.lengths[items.values]
-    ends = np.concatenate([[0], np.cumsum(title_lengths)])
+    titles = tokens.titles.take(items.values)
+    ends = titles.offsets
     before_row = np.repeat(ends[items.offsets[:-1]], items.lengths)
     starts = Ragged(ends[:-1] - before_row + tokens.prefix.size, items.offsets)
-    titles_in_row = ends[items.offsets[1:]] - ends[items.offsets[:-1]]
-    flat_titles = tokens.titles.values[ranges(tokens.titles.offsets[items.values], title_lengths)]
-    lengths = titles_in_row + tokens.prefix.size
-    rows = Ragged.from_lengths(np.empty(int(lengths.sum()), np.int32), lengths)
-    is_prefix = np.zeros(rows.values.size, bool)
-    prefix_at = ranges(rows.offsets[:-1], np.full(len(rows), tokens.prefix.size))
-    is_prefix[prefix_at] = True
-    rows.values[prefix_at] = np.tile(tokens.prefix, len(rows))
-    rows.values[~is_prefix] = flat_titles
-    return rows, starts
+    prefix_offsets = tokens.prefix.size * np.arange(len(items) + 1)
+    prefixes = Ragged(np.tile(tokens.prefix, len(items)), prefix_offsets)
+    return prefixes.followed_by(Ragged(titles.values, ends[items.offsets])), starts
 
 
 def keep_latest(tokens: TitleTokens, items: Ragged, budget: int, reserve: int = 0) -> Ragged:
@@ -122,9 +115,10 @@ def keep_latest(tokens: TitleTokens, items: Ragged, budget: int, reserve: int = 
     ends = np.concatenate([[0], np.cumsum(title_lengths)])
     to_row_end = np.repeat(ends[items.offsets[1:]], items.lengths) - ends[:-1]
     fits = to_row_end + tokens.prefix.size <= budget
-    must_stay = np.repeat(items.offsets[1:], items.lengths) - max(reserve, 1)
-    if (~fits & (np.arange(fits.size) >= must_stay)).any():
-        at = int(np.argmax(~fits & (np.arange(fits.size) >= must_stay)))
+    first_to_stay = np.repeat(items.offsets[1:], items.lengths) - max(reserve, 1)
+    lost = ~fits & (np.arange(fits.size) >= first_to_stay)
+    if lost.any():
+        at = int(np.argmax(lost))
         raise UserError(
             f"row {items.row_of(at)} needs {to_row_end[at] + tokens.prefix.size} tokens for the "
             f"prompt prefix and its last {max(reserve, 1)} titles, but the budget is {budget}: "

@@ -70,8 +70,9 @@ def _read_catalogue(path: Path, max_title_length: int | None) -> Catalogue:
             f"{path}: the iids must be 1..{len(iid)}, each once, but {iid[order[at]]} stands where "
             f"{at + 1} was expected (a duplicated or a missing iid)"
         )
-    titles = tables.cut(tables.titles(path, "title", frame["title"]), max_title_length)
-    return catalogue_of(path, tables.ids(path, "rawid", frame["rawid"])[order], titles[order])
+    item_ids = tables.ids(path, "rawid", frame["rawid"])[order]
+    titles = tables.titles(path, "title", frame["title"])[order]
+    return catalogue_of(path, item_ids, titles, max_title_length)
 
 
 def _read_rows(path: Path, catalogue: Catalogue) -> ItemSequences:

@@ -8,8 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 
 
+class Rows:
+    """Rows of unequal length that lie one after the other, divided by `offsets`: int64 [R + 1]."""
+
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return self.offsets.size - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [R]."""
+        return np.diff(self.offsets)
+
+    def row_of(self, position: np.ndarray | int) -> np.ndarray:
+        """int64, shaped as `position`: the rows that hold these positions of the flat arrays."""
+        return np.searchsorted(self.offsets, position, side="right") - 1
+
+
 @dataclass(frozen=True, eq=False)
-class Ragged:
+class Ragged(Rows):
     """R rows: row r is values[offsets[r]:offsets[r + 1]]; offsets int64 [R + 1]."""
 
     values: np.ndarray
@@ -20,20 +38,8 @@ class Ragged:
         """Rows of these lengths (int), one after the other in values [n]."""
         return cls(values, np.concatenate([[0], np.cumsum(lengths_R, dtype=np.int64)]))
 
-    def __len__(self) -> int:
-        return self.offsets.size - 1
-
     def __getitem__(self, row: int) -> np.ndarray:
         return self.values[self.offsets[row] : self.offsets[row + 1]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64 [R]."""
-        return np.diff(self.offsets)
-
-    def row_of(self, position: np.ndarray | int) -> np.ndarray:
-        """int64, shaped as `position`: the rows that hold these positions of `values`."""
-        return np.searchsorted(self.offsets, position, side="right") - 1
 
     def take(self, rows_B: np.ndarray) -> "Ragged":
         """The given rows, in the given order."""

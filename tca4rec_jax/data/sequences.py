@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.ragged import ranges
+from tca4rec_jax.data.ragged import Ragged, Rows
 from tca4rec_jax.errors import UserError
 
 PAD_ITEM = -1
@@ -24,7 +24,7 @@ SPLITS = ("train_sequences", "train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
-class ItemSequences:
+class ItemSequences(Rows):
     """R rows of at least one item each: row r is items[offsets[r]:offsets[r + 1]].
 
     In the splits train, validation and test the last item of a row is the target and the items
@@ -47,11 +47,11 @@ class ItemSequences:
     timestamps: np.ndarray
 
     def __post_init__(self):
-        for name, dtype in (
-            ("user", np.int32),
-            ("items", np.int32),
-            ("offsets", np.int64),
-            ("timestamps", np.int64),
+        for name, dtype, least in (
+            ("user", np.int32, 0),
+            ("items", np.int32, 0),
+            ("offsets", np.int64, 0),
+            ("timestamps", np.int64, UNKNOWN_TIME),
         ):
             array = np.asarray(getattr(self, name))
             if array.ndim != 1 or not (array.size == 0 or np.issubdtype(array.dtype, np.integer)):
@@ -59,10 +59,11 @@ class ItemSequences:
                     f"{name} must be a one-dimensional array of integers, got shape {array.shape} "
                     f"of {array.dtype}"
                 )
-            object.__setattr__(self, name, np.ascontiguousarray(array, dtype))
-        self._check()
-
-    def _check(self):
+            array = np.ascontiguousarray(array, dtype)
+            if array.size and array.min() < least:
+                at = int(np.argmax(array < least))
+                raise UserError(f"{name}[{at}] is {array[at]}, expected at least {least}")
+            object.__setattr__(self, name, array)
         offsets, num_rows = self.offsets, len(self.user)
         if len(offsets) != num_rows + 1:
             raise ValueError(f"{num_rows} rows need {num_rows + 1} offsets, got {len(offsets)}")
@@ -73,20 +74,9 @@ class ItemSequences:
             )
         if len(self.timestamps) != len(self.items):
             raise ValueError(f"{len(self.items)} items but {len(self.timestamps)} timestamps")
-        empty = np.diff(offsets) < 1
+        empty = self.lengths < 1
         if empty.any():
             raise UserError(f"row {int(np.argmax(empty))} has no item; leave empty rows out")
-        for name, values, least in (
-            ("user", self.user, 0),
-            ("items", self.items, 0),
-            ("timestamps", self.timestamps, UNKNOWN_TIME),
-        ):
-            if values.size and values.min() < least:
-                at = int(np.argmax(values < least))
-                raise UserError(f"{name}[{at}] is {values[at]}, expected at least {least}")
-
-    def __len__(self) -> int:
-        return len(self.user)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """The items of one row, oldest first: int32 [length of the row]."""
@@ -94,11 +84,6 @@ class ItemSequences:
             raise IndexError(f"row {row} of {len(self)} rows")
         row = row % len(self)
         return self.items[self.offsets[row] : self.offsets[row + 1]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64 [R], the number of items of each row (the target included)."""
-        return np.diff(self.offsets)
 
     @property
     def last_positions(self) -> np.ndarray:
@@ -113,20 +98,16 @@ class ItemSequences:
         same = self.timestamps[last] == self.timestamps[before]
         return same & (self.timestamps[last] != UNKNOWN_TIME) & (self.lengths > 1)
 
-    def row_of(self, position: np.ndarray | int) -> np.ndarray:
-        """int64, shaped as `position`: the rows that hold these positions of `items`."""
-        return np.searchsorted(self.offsets, position, side="right") - 1
-
     def take(self, rows: np.ndarray) -> "ItemSequences":
         """The given rows (int [m], or bool [R] as a mask) in the given order."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows must lie in 0..{len(self) - 1}")
-        lengths = self.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        flat = ranges(self.offsets[rows], lengths)
-        return ItemSequences(self.user[rows], self.items[flat], offsets, self.timestamps[flat])
+        items, times = (
+            Ragged(values, self.offsets).take(rows) for values in (self.items, self.timestamps)
+        )
+        return ItemSequences(self.user[rows], items.values, items.offsets, times.values)
 
     def histories_and_targets(self, history_length: int) -> tuple[np.ndarray, np.ndarray]:
         """The items before each row's last one, and the last one.

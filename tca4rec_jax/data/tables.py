@@ -85,6 +85,18 @@ def refuse(
         )
 
 
+def refuse_unknown(
+    path: str | os.PathLike, name: str, ids: np.ndarray, found: np.ndarray, among: str
+) -> None:
+    """Raises UserError for the first of `ids` whose index in `found` is negative."""
+    unknown = list(dict.fromkeys(ids[found < 0]))
+    if unknown:
+        raise UserError(
+            f"{path}, row {int(np.argmax(found < 0)) + 1}: {len(unknown)} {name}s are not in "
+            f"{among}, such as {unknown[:5]}"
+        )
+
+
 def ids(path: str | os.PathLike, name: str, values: pd.Series) -> np.ndarray:
     """Ids as text (object [n]); whole numbers of a Parquet file become their digits.
 
@@ -109,14 +121,6 @@ def titles(path: str | os.PathLike, name: str, values: pd.Series) -> np.ndarray:
     expected = "a title (give it one or leave the item out)"
     refuse(path, name, values, (text == "").to_numpy(bool), expected)
     return text.to_numpy(object)
-
-
-def cut(titles_I: np.ndarray, max_title_length: int | None) -> np.ndarray:
-    """The first `max_title_length` characters of every title; None or 0 keeps them whole."""
-    if not max_title_length:
-        return titles_I
-    cut_titles = pd.Series(titles_I, dtype=object).str.slice(0, max_title_length).str.strip()
-    return cut_titles.to_numpy(object)
 
 
 def integers(path: str | os.PathLike, name: str, values: pd.Series, least: int = 0) -> np.ndarray:

@@ -9,6 +9,7 @@ from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
+from tca4rec_jax.errors import UserError
 
 CATALOGUE = Catalogue(tuple("abcd"), tuple("ABCD"))
 ROWS = ItemSequences(
@@ -76,7 +77,7 @@ def test_a_table_of_users_means_the_ids_of_the_data(tmp_path):
     best = open_store(path, rows, CATALOGUE).logits(np.arange(4)).argmax(axis=1)
     assert user_ids[1:3] == ("10", "2")
     assert best.tolist() == [1, 1, 0, 0]
-    with pytest.raises(LogitsStoreError, match=r"row 3: 1 users are not .* such as \['7'\]"):
+    with pytest.raises(UserError, match=r"row 3: 1 users are not .* such as \['7'\]"):
         import_logits(source, path, rows, CATALOGUE, user_ids=user_ids[:5])
     with pytest.raises(LogitsStoreError, match="prepare them again"):
         import_logits(source, path, rows, CATALOGUE, user_ids=None)

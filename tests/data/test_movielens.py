@@ -53,5 +53,5 @@ def test_an_empty_title_and_an_unknown_item_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"ml-100k\.item, row 1: movie_title is ''"):
         read_movielens(tmp_path)
     _write(tmp_path, "7\tSeven\t1995\tDrama\n", "196\t8\t3\t881250949\n")
-    with pytest.raises(ValueError, match=r"ml-100k\.inter, row 1: item '8' is not in"):
+    with pytest.raises(ValueError, match=r"ml-100k\.inter, row 1: 1 items are not in .* \['8'\]"):
         read_movielens(tmp_path)

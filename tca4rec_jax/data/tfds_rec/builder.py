@@ -95,7 +95,7 @@ def read_metadata(data_dir: str | os.PathLike) -> dict:
 
 
 def read(data_dir: str | os.PathLike) -> RecData:
-    """What `write` wrote; a split is read when it is first asked for.
+    """The data that `write` wrote; a split is read when it is first asked for.
 
     Raises:
       FileNotFoundError: there is no such data set.
