@@ -5,6 +5,7 @@ Axes: core/__init__.py.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,27 +30,79 @@ def make_train_step(
     mesh: Mesh,
     seed: int,
     compute_dtype: str | None = None,
-):
+) -> jax.stages.Wrapped:
     """The jitted update (state, base, batch, cf_items, trie, objective) -> (state, Metrics).
 
     `state` and `base` say where their arrays live (arrays, or ShapeDtypeStructs with a sharding:
     sharding.tree_shardings); `cf_items` and `trie` live as put_cf puts them. The state is donated.
-    `batch_loss` is a recipe's (recommenders.recipe).
+    `batch_loss` is a recipe's (recommenders.recipe). Trained parameters are rounded to
+    compute_dtype, if it is given, before use.
 
-    Every device differentiates the *sum* of its rows' losses with respect to state.params (no
-    gradient of anything in `base` is computed), which are rounded to compute_dtype if it is given;
-    sums and gradients are then added up over all rows, so shards of unequal size average exactly.
     The dropout of step n is a function of (seed, n, row of the batch): a resumed run repeats it, on
     any mesh.
 
-    A loss or gradient that is not finite halts the run: parameters and optimiser stay as they are,
+    A loss or gradient that is not finite halts the run: parameters and optimizer stay as they are,
     and the step becomes -1 - step. The loop sees it only after it has dispatched the next step,
     which therefore leaves a halted state alone too.
     """
-    on_rows = DataParallel(mesh)
     shardings = jax.tree.map(lambda array: array.sharding, (state, base))
     state_specs, base_specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
-    params_specs = state_specs.params
+    loss_and_gradients = _loss_and_gradients(
+        graph,
+        batch_loss,
+        DataParallel(mesh),
+        params_specs=state_specs.params,
+        base_specs=base_specs,
+        compute_dtype=compute_dtype,
+    )
+
+    @functools.partial(
+        jax.jit,
+        donate_argnums=0,
+        in_shardings=(*shardings, row_sharding(mesh), None, None, replicated(mesh)),
+        out_shardings=(shardings[0], replicated(mesh)),
+    )
+    def train_step(state: TrainState, base, batch, cf_items, trie, objective):
+        running = state.step >= 0
+        key = jax.random.fold_in(
+            jax.random.key(seed), jnp.where(running, state.step, -1 - state.step)
+        )
+        row_B = jnp.arange(batch.length_B.shape[0], dtype=jnp.int32)
+        loss, gradients = loss_and_gradients(
+            state.params, base, batch, row_B, cf_items, trie, objective, key
+        )
+        positions = jnp.maximum(loss.positions, 1.0)
+        gradients = jax.tree.map(lambda g: g / positions, gradients)
+        updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = Metrics(
+            loss.total / positions,
+            loss.nll / jnp.maximum(loss.titles, 1.0),
+            optax.global_norm(gradients),
+        )
+        good = running & jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
+        halted = state._replace(step=jnp.where(running, -1 - state.step, state.step))
+        updated = TrainState(state.step + 1, params, opt_state)
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), updated, halted), metrics
+
+    return train_step
+
+
+def _loss_and_gradients(
+    graph: nnx.GraphDef,
+    batch_loss: Callable[..., Loss],
+    on_rows: DataParallel,
+    *,
+    params_specs: Any,
+    base_specs: Any,
+    compute_dtype: str | None,
+) -> Callable:
+    """(params, base, batch, row_B, cf_items, trie, objective, key) -> (Loss, gradients of params).
+
+    Every device differentiates the *sum* of its rows' losses (no gradient of anything in `base` is
+    computed). Sums and gradients are then added up over all rows, so shards of unequal size average
+    exactly.
+    """
     sharded = functools.partial(jax.tree.map, functools.partial(ShardedWeight.wrap, on_rows))
 
     def sums_and_gradients(params, base, batch, row_B, cf_items, trie, objective, key):
@@ -73,43 +126,8 @@ def make_train_step(
 
     params_parts, base_parts = jax.tree.map(on_rows.manual_part, (params_specs, base_specs))
     everywhere = PartitionSpec()
-    on_mesh = on_rows(
+    return on_rows(
         sums_and_gradients,
         in_specs=(params_parts, base_parts, *[on_rows.rows] * 2, *[everywhere] * 4),
         out_specs=(everywhere, params_parts),
     )
-
-    @functools.partial(
-        jax.jit,
-        donate_argnums=0,
-        in_shardings=(
-            *shardings,
-            row_sharding(mesh),
-            None,
-            None,
-            replicated(mesh),
-        ),
-        out_shardings=(shardings[0], replicated(mesh)),
-    )
-    def train_step(state: TrainState, base, batch, cf_items, trie, objective):
-        running = state.step >= 0
-        key = jax.random.fold_in(
-            jax.random.key(seed), jnp.where(running, state.step, -1 - state.step)
-        )
-        row_B = jnp.arange(batch.length_B.shape[0], dtype=jnp.int32)
-        loss, gradients = on_mesh(state.params, base, batch, row_B, cf_items, trie, objective, key)
-        positions = jnp.maximum(loss.positions, 1.0)
-        gradients = jax.tree.map(lambda g: g / positions, gradients)
-        updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = Metrics(
-            loss.total / positions,
-            loss.nll / jnp.maximum(loss.titles, 1.0),
-            optax.global_norm(gradients),
-        )
-        good = running & jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
-        halted = state._replace(step=jnp.where(running, -1 - state.step, state.step))
-        updated = TrainState(state.step + 1, params, opt_state)
-        return jax.tree.map(lambda a, b: jnp.where(good, a, b), updated, halted), metrics
-
-    return train_step
