@@ -178,7 +178,9 @@ class Decoder(nnx.Module):
         pattern, axis = ("...d,vd->...v", 0) if tied else ("...d,dv->...v", 1)
         head = self.embedding[...] if tied else self.lm_head[...]
         if tokens_U is not None:
-            head = jnp.take(head, tokens_U, axis=axis)
+            # Of the device's part of a ShardedWeight, so that these columns alone are gathered.
+            head = jax.tree.map(lambda part: jnp.take(part, tokens_U, axis=axis), head)
+        head = jnp.asarray(head)
         return lambda hidden_D: jnp.einsum(
             pattern, hidden_D, head, preferred_element_type=jnp.float32
         )

@@ -99,7 +99,7 @@ def merge_adapters(
     """Parameters with W + (alpha / rank) A B in the place of every adapted W.
 
     The sum is made in float32 and rounded to W's dtype; other parameters are the same arrays.
-    Raises ValueError for an adapter of a projection that is missing or has another shape.
+    Raises ValueError for an adapter whose projection is missing or has another shape.
     """
     merged = dict(params)
     for name, adapter in adapters.items():
@@ -124,10 +124,9 @@ def fold_in(key_B: jax.Array | None, number: jax.Array | int) -> jax.Array | Non
 def dropout(x: jax.Array, rate: float, key_B: jax.Array | None) -> jax.Array:
     """Inverted dropout of the adapters' input [B, ...]; x itself without keys (inference).
 
-    Every row has a key of its own: what is dropped does not depend on how rows are spread over
-    devices. Projections that read the same input share its dropped copy: drawing masks is what
-    dropout costs on CPU, and the copy is what it costs in memory. (PEFT draws one for each
-    projection.)
+    Every row has a key of its own, so its mask does not depend on how rows are spread over devices.
+    Projections that read the same input share its dropped copy, which saves masks (most of the time
+    that dropout takes on CPU) and copies. (PEFT draws a mask for each projection.)
     """
     if key_B is None or rate == 0:
         return x
@@ -140,7 +139,7 @@ def lora_deltas(
 ) -> list[jax.Array]:
     """(alpha / rank) B A x of adapters that read the same x [..., in] after dropout -> [..., out].
 
-    Their A are applied in one product: each of them alone is too narrow to be fast.
+    One product applies all A: each of them alone is too narrow to be fast.
     """
     dtype = dropped_x.dtype
     a = jnp.concatenate([adapter["a"].astype(dtype) for adapter in adapters], axis=1)

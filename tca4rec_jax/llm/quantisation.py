@@ -5,11 +5,11 @@ levels, which are quantiles of a normal distribution, and a scale per output and
 inputs; the halves of a group share its bytes. Scales are float32: 8 and 4.5 bits per weight.
 Biases, norms, the embedding and the head are not quantised.
 
-Not through qwix (0.1.8, tried): its providers intercept the methods of a model that has floats, and
-quantise by module, where ours has stacks of layers and none to begin with. Its functions for arrays
-would do, but they keep four bits in jnp.int4, of which XLA on CPU unpacks a scanned stack to two
-bytes a weight, and look nf4's levels up one by one: compiled for a TPU v5e, that takes 11 bytes a
-weight of temporary memory, the nested choices here none.
+Why not qwix (0.1.8, tried): its providers quantise module by module a model that holds floats; this
+decoder has stacks of layers and never holds their floats. Its functions of arrays store four bits
+in jnp.int4, of which XLA on CPU unpacks a scanned stack to two bytes a weight. They also look nf4's
+levels up one by one: compiled for a TPU v5e, this takes 11 bytes a weight of temporary memory, and
+the nested choices of `_level` none.
 
 Axis letters: L layers, I inputs, O outputs, G groups, C inputs of a group, J bytes of codes.
 """
@@ -43,9 +43,9 @@ def dequantise(kind: str, codes_JxO: jax.Array, scale: jax.Array, dtype: jnp.dty
 
 @functools.partial(jax.checkpoint, static_argnums=0)
 def quantised_product(kind: str, x: jax.Array, codes_JxO: jax.Array, scale: jax.Array) -> jax.Array:
-    """x [..., I] times what is stored -> [..., O].
+    """x [..., I] times the stored matrix -> [..., O].
 
-    The matrix is made again in the backward pass, or those of all layers would be kept for it.
+    The matrix is dequantised again in the backward pass: saved ones would be floats of all layers.
     """
     return jnp.einsum("...i,io->...o", x, dequantise(kind, codes_JxO, scale, x.dtype))
 
@@ -53,7 +53,7 @@ def quantised_product(kind: str, x: jax.Array, codes_JxO: jax.Array, scale: jax.
 def dequantise_params(
     config: DecoderConfig, params: dict[str, jax.Array], dtype: jnp.dtype
 ) -> tuple[DecoderConfig, dict[str, jax.Array]]:
-    """The same decoder with floats in the place of codes; one without any comes back as it is."""
+    """(config, parameters) with floats for codes; unchanged if the decoder is not quantised."""
     kind = config.quantised
     if not kind:
         return config, params

@@ -52,9 +52,10 @@ SPECIAL_TOKENS = {
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer in a GGUF file or a Hugging Face folder.
 
-    That of a GGUF file adds no special token of its own.
-    Raises UserError if a file's tokenizer is not byte-level BPE or splits text in a way that is
-    not known here, or a folder has none.
+    The tokenizer of a GGUF file adds no special tokens to a text.
+
+    Raises UserError if a file's tokenizer is not byte-level BPE or its pre-tokenizer is not in
+    PRE_TOKENIZERS, or if a folder has no tokenizer.
     """
     if Path(path).is_dir():
         try:

@@ -69,13 +69,12 @@ def make_batch(dense=False):
 
 
 @functools.cache
-def one_step(sizes, softmax, kind="lora", config=CONFIG, dense=False):
+def one_step(sizes, softmax, kind="lora", config=CONFIG, dense=False, first_layer=0):
     """(metrics, a tenth of the gradient, the compiled program, the new state) of one step."""
     mesh = make_mesh(*sizes)
     params = init_params(config, jax.random.key(0))
-    lora = (
-        LoRAConfig(rank=4, dropout=0.2, targets="(q|o|gate|down)_proj") if kind == "lora" else None
-    )
+    lora = LoRAConfig(4, dropout=0.2, targets="(q|o|gate|down)_proj", first_layer=first_layer)
+    lora = lora if kind == "lora" else None
     adapters = lora and init_adapters(config, lora, jax.random.key(1))
     adapters = adapters and jax.tree.map(lambda a: a + 0.05, adapters)
     decoder = Decoder(config, params, lora=lora, adapters=adapters)
@@ -119,6 +118,11 @@ def check_against_one_device(sizes, *case, **kwargs):
 def test_every_mesh_has_the_loss_and_gradient_of_one_device(sizes, softmax):
     """With the dropout of the adapters, which belongs to rows and not to devices."""
     check_against_one_device(sizes, softmax)
+
+
+def test_layers_below_the_first_adapted_one():
+    """The weights of some layers are picked from stacks of which each device has a part."""
+    check_against_one_device((2, 2, 2), "vocabulary", first_layer=1)
 
 
 def test_heads_that_do_not_divide_and_dense_cf_logits():

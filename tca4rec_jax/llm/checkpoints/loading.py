@@ -2,9 +2,8 @@
 
 Files hold [out, in] matrices, one tensor per layer; the decoder's are [in, out] and stacked over
 layers. Every shard of a parameter is allocated once, in its dtype, and filled piece by piece. The
-host holds one parameter at a time and one piece (of one that is quantised, one layer's floats);
-where the device is the host, the filled memory is the array, for all devices that hold the same
-shard.
+host holds one parameter and one piece at a time (for a quantised parameter, one layer's floats). On
+CPU the filled memory is the array itself, shared by all devices that hold the same shard.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ from tca4rec_jax.llm.quantisation import quantise
 
 Index = tuple[slice, ...]
 PIECE_BYTES = 16 << 20
-# JAX on CPU uses host memory as it is if it is aligned so.
+# JAX on CPU uses host memory without a copy if it is aligned to so many bytes.
 ALIGNMENT = 64
 
 
@@ -43,7 +42,7 @@ class ParamPath(NamedTuple):
 
 
 def is_transposed(path: str) -> bool:
-    """Whether a file's tensor is ours transposed: every matrix but the embedding."""
+    """Whether a file holds the parameter transposed: it does for every matrix but the embedding."""
     return path.endswith("_proj") or path == "lm_head"
 
 
@@ -56,17 +55,17 @@ def load_parameters(
     quantised: str = "",
     num_layers: int = 0,
 ) -> tuple[DecoderConfig, dict[str, jax.Array]]:
-    """The config of what is loaded, and its parameters by path.
+    """Reads the tensors of a file -> (config of the loaded decoder, its parameters by path).
 
     Args:
-      config: of what the file holds.
-      tensors: by the file's names.
-      targets: the file's name -> parameter and layer; of every parameter, layers in order.
-      dtype: of the parameters.
-      sharding: (config, path) -> where the parameter lives; the first device if not given.
-      quantised: a key of config.SCALES: what the projections are stored as, or '' for floats. A
-        layer's matrix is quantised on the first device before the next one is read.
-      num_layers: only so many of the layers, from the first; 0: all. The others are not read.
+      config: architecture of the file's model.
+      tensors: the tensors by the file's names.
+      targets: the file's name -> parameter and layer, for all parameters, with layers in order.
+      dtype: of the parameters that stay floats.
+      sharding: (config, path) -> the parameter's sharding; None puts all on the first device.
+      quantised: how the projections are stored, a key of config.SCALES, or '' for floats. A layer's
+        matrix is quantised on the first device before the next one is read.
+      num_layers: read so many layers only, from the first; 0 reads all.
 
     Raises:
       UserError: every tensor that is missing, unknown or of another shape, by name; more layers
