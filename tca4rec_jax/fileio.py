@@ -62,6 +62,17 @@ def _replace_folder(temporary: Path, path: Path) -> None:
     shutil.rmtree(old)
 
 
+def read_json_lines(path: Path) -> list[dict]:
+    """The lines of a JSON-lines file; none if it is missing; a half-written end is left out."""
+    lines: list[dict] = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
 def fingerprint(value: Any) -> str:
     """SHA-256 (hex) of a JSON-serialisable value, the same whatever the order of its keys.
 

@@ -1,4 +1,4 @@
-"""What a lowered program needs of a target: memory, products, traffic, time; a verdict."""
+"""The memory, products, traffic and time that a lowered program needs on a target."""
 
 import os
 import re
@@ -21,7 +21,7 @@ class Memory:
     """Bytes of one device."""
 
     arguments: float
-    outputs: float  # those that do not take an argument's place
+    outputs: float  # without those written over an argument
     temporaries: float
     code: float
 
@@ -35,7 +35,7 @@ class Memory:
 class Estimate:
     """A program on a target, per device.
 
-    Where the compiler refused the program memory and work are None, and `needed` is its own number.
+    If the compiler refused the program, memory and work are None and `needed` is its own number.
     """
 
     program: str
@@ -54,9 +54,9 @@ class Estimate:
 
     @property
     def product_seconds(self) -> float | None:
-        """Every kernel at the data sheet's FLOP/s or memory bandwidth, whichever it needs longer.
+        """Seconds of all kernels at the data sheet's FLOP/s or bandwidth, each the longer of both.
 
-        Nobody reaches it. None for a CPU.
+        A bound that no program reaches. None for a CPU.
         """
         chip = self.target.chip
         if chip is None or self.work is None:
@@ -68,7 +68,7 @@ class Estimate:
 
     @property
     def collective_seconds(self) -> float | None:
-        """What the links carry at the data sheet's bandwidth."""
+        """Seconds of the collectives at the data sheet's interconnect bandwidth."""
         if self.target.chip is None or self.work is None:
             return None
         return self.work.moved / self.target.chip.interconnect
@@ -83,7 +83,7 @@ class Estimate:
         return cycles / chip.hertz
 
     def collectives(self) -> dict[str, tuple[float, float]]:
-        """kind -> (how many a run, bytes that a device's links carry)."""
+        """{kind: (how often it runs, bytes that a device's links carry)}."""
         found: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
         for one in self.work.collectives if self.work else []:
             count, moved = found[one.kind]
@@ -92,7 +92,7 @@ class Estimate:
 
 
 def compile_for(lowered: Lowered, program: str, target: Target) -> Estimate:
-    """Compiles a lowered program; one too large for the memory gives an Estimate as well."""
+    """Compiles a lowered program; a program too large for the memory gives an Estimate too."""
     chip: Chip | None = target.chip
     available = chip.memory if chip else _host_memory() / target.num_devices
     began = time.perf_counter()

@@ -19,7 +19,7 @@ class Instruction(NamedTuple):
     type: str
     opcode: str
     operands: tuple[str, ...]
-    literal: str  # what stands between the parentheses
+    literal: str  # the text between the parentheses
     attributes: str
     is_root: bool
 
@@ -28,7 +28,7 @@ Computation = dict[str, Instruction]  # by name
 
 
 def type_bytes(text: str, *, on_chip: bool = True) -> float:
-    """Bytes of an HLO type, tuples added up; without on_chip those in a TPU's VMEM are left out."""
+    """The bytes of an HLO type, a tuple's added up; without on_chip none in a TPU's VMEM."""
     total = 0.0
     for dtype, dimensions, layout in _ARRAY.findall(text):
         if not on_chip and _IN_VMEM.search(layout):
@@ -42,17 +42,17 @@ def type_bytes(text: str, *, on_chip: bool = True) -> float:
 
 
 def array_bytes(text: str) -> list[float]:
-    """Of each array in an HLO type."""
+    """The bytes of each array in an HLO type."""
     return [type_bytes(found[0]) for found in _ARRAY.finditer(text)]
 
 
 def array_dimensions(text: str) -> list[tuple[int, ...]]:
-    """Of each array in an HLO type."""
+    """The dimensions of each array in an HLO type."""
     return [integers(found[2]) for found in _ARRAY.finditer(text)]
 
 
 def dimensions_of(text: str) -> tuple[int, ...]:
-    """Of the first array in an HLO type."""
+    """The dimensions of the first array in an HLO type."""
     return array_dimensions(text)[0]
 
 
@@ -83,7 +83,7 @@ def _instruction(text: str, name: str, is_root: bool) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Index behind the parenthesis that closes the one at `opening`."""
+    """The index after the parenthesis that closes the one at `opening`."""
     depth = 0
     for index in range(opening, len(text)):
         depth += (text[index] == "(") - (text[index] == ")")
@@ -93,7 +93,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def integers(text: str) -> tuple[int, ...]:
-    """Of a comma-separated list."""
+    """The integers of a comma-separated list."""
     return tuple(int(part) for part in text.split(",") if part)
 
 

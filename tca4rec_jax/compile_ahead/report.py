@@ -1,4 +1,4 @@
-"""What compile_ahead prints: a table of the programs, the verdict and what to change, JSON."""
+"""The output of compile_ahead: a table of the programs, the verdict with advice, JSON."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def heading(experiment: AbstractExperiment) -> str:
 
 
 def table(estimates: Sequence[Estimate]) -> dict[str, dict[str, object]]:
-    """One row a program: everything is of one device and one run of the program."""
+    """One row per program, for one device and one run of the program."""
     return {estimate.program: _row(estimate) for estimate in estimates}
 
 
@@ -52,7 +52,7 @@ def _row(estimate: Estimate) -> dict[str, object]:
 
 
 def collectives_text(estimate: Estimate) -> str:
-    """'57 all-gather 1.20 GB, ...', what a device's links carry."""
+    """The collectives and the bytes of a device's links: '57 all-gather 1.20 GB, ...'."""
     found = [
         f"{count:.0f} {kind} {_bytes(moved)}"
         for kind, (count, moved) in sorted(estimate.collectives().items())
@@ -61,7 +61,7 @@ def collectives_text(estimate: Estimate) -> str:
 
 
 def compared(estimate: Estimate, plain: Estimate) -> str:
-    """What the Collaborative Tokenizer adds to a training step, in percent."""
+    """The share that the Collaborative Tokenizer adds to a training step, in percent."""
     parts = []
     for label, ours, theirs in (
         ("time at the data sheet's rates", estimate.product_seconds, plain.product_seconds),
@@ -105,7 +105,7 @@ def advice(estimate: Estimate, experiment: AbstractExperiment) -> str:
 
 
 def as_json(estimates: Sequence[Estimate], experiment: AbstractExperiment) -> dict:
-    """Everything that was found, in bytes, FLOPs and seconds."""
+    """All results, in bytes, FLOPs and seconds."""
     return {
         "target": experiment.target.name,
         "devices": experiment.target.num_devices,

@@ -1,4 +1,4 @@
-"""Machines that a program can be compiled for without having them, and what their data sheets say.
+"""Machines that a program can be compiled for elsewhere, with their data sheets.
 
 A target is named like 'v5e-16' or 'h100-8'. TPU slices are counted as Cloud TPU names them: chips
 for v5e and v6e, TensorCores (two a chip) for v5p, so v5p-8 has 4 chips. GPUs come in machines of up
@@ -118,7 +118,7 @@ class Target:
 
     @property
     def topology(self) -> str:
-        """As the compiler names it: '4x4', '1x1x8'; '' for the CPU."""
+        """The compiler's name of the slice: '4x4', '1x1x8'; '' for the CPU."""
         if self.platform == "tpu":
             shape = next(s for s in _slices(self.family) if _size(s) == self.num_devices)
         elif self.platform == "cuda":
@@ -156,7 +156,7 @@ class Target:
 
     @property
     def compiler_options(self) -> dict[str, Any]:
-        """Without a GPU no kernel can be timed."""
+        """Options of XLA: without a GPU no kernel can be timed."""
         return {"xla_gpu_autotune_level": 0} if self.platform == "cuda" else {}
 
 

@@ -1,4 +1,4 @@
-"""What a compiled program does, read from the text of its optimised HLO.
+"""The work of a compiled program, read from the text of its optimised HLO.
 
 The compilers' own totals count the body of a loop once (and a GPU's compiler gives none), so the
 instructions are walked here, each as often as it runs. Understands what XLA writes for CPU, GPU and
@@ -71,7 +71,7 @@ class Collective(NamedTuple):
 
 @dataclass
 class Work:
-    """Of one device. unknown_loops run as often as the data say, and are counted once."""
+    """One device's work. Loops whose length depends on the data count once (unknown_loops)."""
 
     kernels: list[Kernel] = field(default_factory=list)
     collectives: list[Collective] = field(default_factory=list)
@@ -109,10 +109,12 @@ class _Walk:
         self.fused_collectives: set[tuple] = set()
 
     def computation(self, name: str, times: float) -> None:
+        """Adds the work of a computation that runs `times`."""
         for instruction in self.computations[name].values():
             self.instruction(instruction, self.computations[name], times)
 
     def instruction(self, one: Instruction, scope: Computation, times: float) -> None:
+        """Adds the work of an instruction of the computation `scope`."""
         opcode = one.opcode
         kind = opcode.removesuffix("-start")
         if kind in COLLECTIVES:
@@ -144,7 +146,7 @@ class _Walk:
         )
 
     def _flops_inside(self, name: str, times: float) -> float:
-        """Of a fused computation.
+        """FLOPs of a fused computation.
 
         A TPU also puts collectives into fusions: one that runs beside other work stands in several
         (its start, its end, what it runs beside); one whose result is split at once is called
@@ -222,7 +224,7 @@ class _Walk:
         return self.partitions
 
     def _fusion_bytes(self, fusion: Instruction, scope: Computation) -> float:
-        """Operands and result; of an operand that is only sliced the slices, of one that is updated
+        """The bytes of operands and result; of a sliced operand the slices, of one that is updated
         in place the update."""
         inner = called(fusion, "calls")
         total = self._written_bytes(inner)
@@ -240,7 +242,7 @@ class _Walk:
         )
 
     def _sliced_bytes(self, computation: str, name: str) -> float | None:
-        """What is read of a value that is only sliced; None if it is used as a whole."""
+        """The bytes read of a value that is only sliced; None if it is used as a whole."""
         total = 0.0
         for user in self.computations[computation].values():
             if name not in user.operands:
@@ -345,7 +347,7 @@ def _is_collective(one: Instruction) -> bool:
 
 
 def _identity(one: Instruction) -> tuple:
-    """Of a fused collective. JAX's own (jax.lax.all_gather) all have channel 1, in a chain each."""
+    """What tells fused collectives apart: JAX's own all have channel 1, in a chain each."""
     numbers = [re.search(rf'{name}="?(\d+)', one.attributes) for name in ("channel_id", "chain_id")]
     return one.opcode, *array_dimensions(one.type), *[found and found[1] for found in numbers]
 

@@ -30,10 +30,9 @@ from tca4rec_jax.evaluation.rankings import (
 )
 from tca4rec_jax.evaluation.report import examples_text, plot_metrics, plot_training_curves
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.fileio import write_text
+from tca4rec_jax.fileio import read_json_lines, write_text
 from tca4rec_jax.metrics import bootstrap_intervals, paired_differences, ranking_metrics
 from tca4rec_jax.reporting import Cell, console_table, markdown_table, write_results
-from tca4rec_jax.training.log import read_log
 
 SHOWN = ("hr@1", "hr@3", "hr@5", "hr@10", "ndcg@3", "ndcg@5", "ndcg@10")
 
@@ -187,7 +186,7 @@ def _plot(workdir: Path, results: dict, evaluation: ConfigDict) -> None:
     by_item = {label: metrics["by item"] for label, metrics in results["models"].items()}
     plot_metrics(workdir / "results.png", by_item, ("hr@10", "ndcg@10"))
     names = dict.fromkeys(name for _, name, _ in evaluation.variants if name)
-    curves = {name: read_log(workdir / "llm" / name / "log.jsonl") for name in names}
+    curves = {name: read_json_lines(workdir / "llm" / name / "log.jsonl") for name in names}
     if any(curves.values()):
         keys = ("loss", "nll_per_title", "grad_norm")
         plot_training_curves(workdir / "training.png", curves, keys=keys)

@@ -31,7 +31,7 @@ class Examples:
 
     Attributes:
       tokens: int32, prompt and titles.
-      position: int32, the places whose next token is supervised.
+      position: int32, the positions whose next token is supervised.
       label: int32, aligned with `position`: that next token.
       cf_position: int64, one per supervised title: its flat position in the ItemSequences, which is
         its row in the CF logits store.
@@ -62,7 +62,7 @@ def build_examples(
     Args:
       sequences: users' sequences ('all') or histories with targets ('last').
       tokens: the tokenised catalogue.
-      compressed: the compressed trie of the same tokens.
+      compressed: the compressed trie of these tokens.
       targets: one of TARGETS.
       max_tokens: budget of a row, prefix included; the model's longest sequence.
 

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tca4rec_jax.distributed.multihost import is_main_process
-from tca4rec_jax.fileio import write_text
+from tca4rec_jax.fileio import read_json_lines, write_text
 from tca4rec_jax.training.state import Metrics
 
 
@@ -37,7 +37,7 @@ class TrainingLog:
     ):
         self._path, self._file = path, None
         if is_main_process():
-            kept = [line for line in read_log(path) if line["step"] < start]
+            kept = [line for line in read_json_lines(path) if line["step"] < start]
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a", buffering=1)
         disable = None if is_main_process() else True
@@ -100,16 +100,3 @@ class TrainingLog:
             f"{np.median(seconds):.2f} s a step, {speed:.0f} tokens/s, "
             f"MFU {self._ideal_seconds_per_token * speed:.2f}"
         )
-
-
-def read_log(path: Path) -> list[dict]:
-    """The lines of a training log; none if it does not exist; a half-written end is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines

@@ -156,6 +156,7 @@ class _Progress:
     saved: int
 
     def save(self, state: TrainState, step: int) -> None:
+        """Starts a checkpoint of `state`, after `step` updates."""
         position = {"identity": self.options.identity, "next_batch": step}
         self.checkpoints.save(state, position, self.log.mean_loss())
         self.watchdog.progress(step)

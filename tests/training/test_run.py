@@ -23,13 +23,14 @@ from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.fileio import read_json_lines
 from tca4rec_jax.llm.checkpoints.export import export_decoder, write_hugging_face
 from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import init_params
 from tca4rec_jax.recommenders import RECOMMENDERS
 from tca4rec_jax.train import train
-from tca4rec_jax.training.log import TrainingLog, read_log
+from tca4rec_jax.training.log import TrainingLog
 
 ITEMS = 12
 
@@ -90,7 +91,7 @@ def make_config(workdir, name, **llm):
 
 
 def losses(run):
-    return [line["loss"] for line in read_log(run.directory / "log.jsonl")]
+    return [line["loss"] for line in read_json_lines(run.directory / "log.jsonl")]
 
 
 @pytest.mark.slow

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.distributed.sharding import make_mesh
+from tca4rec_jax.fileio import read_json_lines
 from tca4rec_jax.training import throughput
-from tca4rec_jax.training.log import TrainingLog, read_log
+from tca4rec_jax.training.log import TrainingLog
 from tca4rec_jax.training.loop import LoopOptions, run_loop
 from tca4rec_jax.training.state import Metrics, TrainState
 from tca4rec_jax.training.throughput import Peak, mean_context, measured_peak, peak_flops
@@ -122,4 +123,4 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
         with pytest.raises(OSError, match=r"No space left .* start again.*log\.jsonl"):
             log.write(1, metrics, 8)
         log._file = None
-    assert [line["step"] for line in read_log(path)] == [0]
+    assert [line["step"] for line in read_json_lines(path)] == [0]
