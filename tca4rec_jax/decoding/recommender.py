@@ -49,17 +49,17 @@ class Recommender:
     share one, the first). What may be recommended is in config.decoding, see ItemFilter.
     """
 
-    def __init__(self, run: Experiment, name: str, *, guidance: float = 0.0):
-        """The LLM run `name` below run.workdir/llm, or the untrained LLM if name is ''.
+    def __init__(self, experiment: Experiment, name: str, *, guidance: float = 0.0):
+        """The LLM run `name` below experiment.workdir/llm, or the untrained LLM if name is ''.
 
         Raises:
           FileNotFoundError, UserError: guidance without the CF model that was trained, or a filter
             that does not fit the catalogue.
         """
-        fields, self._run, self._name = run.config.decoding, run, name
-        self._weights = score_weights(run.config, guidance)
-        self._filter = ItemFilter.from_config(fields, run.data.catalogue)
-        self._cf = _CFModel.load(run) if guidance > 0 else None
+        fields, self._experiment, self._name = experiment.config.decoding, experiment, name
+        self._weights = score_weights(experiment.config, guidance)
+        self._filter = ItemFilter.from_config(fields, experiment.data.catalogue)
+        self._cf = _CFModel.load(experiment) if guidance > 0 else None
         self._searches: dict[int, BatchedSearch] = {}
 
     @classmethod
@@ -98,7 +98,7 @@ class Recommender:
         rows = self._rows([histories] if single else histories)
         found = self._search(k).recommend(self._decoder, rows, self._weights, progress=progress)
         allowed_RxI = None if rows.allowed is None else rows.allowed(np.arange(len(rows.prompts)))
-        trie, catalogue = self._run.trie, self._run.data.catalogue
+        trie, catalogue = self._experiment.trie, self._experiment.data.catalogue
         items_RxX = found.items(trie, k, allowed_RxI)
 
         def one_list(items_X, leaves_M, scores_M) -> list[Recommended]:
@@ -120,24 +120,24 @@ class Recommender:
         """
         items = self._items(candidates, "candidates")
         return score_candidates(
-            self._run.trie,
-            self._run.config.decoding.mask,
+            self._experiment.trie,
+            self._experiment.config.decoding.mask,
             self._decoder,
             self._rows([list(history)]),
             Ragged.from_lengths(items, np.array([len(items)])),
             self._weights,
-            mesh=self._run.mesh,
-            batch_size=self._run.mesh.size,
+            mesh=self._experiment.mesh,
+            batch_size=self._experiment.mesh.size,
         ).values
 
     @cached_property
     def _decoder(self):
-        return self._run.inference_decoder(self._name)
+        return self._experiment.inference_decoder(self._name)
 
     def _search(self, k: int) -> BatchedSearch:
-        beams = max(k, self._run.config.decoding.beams)
+        beams = max(k, self._experiment.config.decoding.beams)
         if beams not in self._searches:
-            self._searches[beams] = self._run.search(beams)
+            self._searches[beams] = self._experiment.search(beams)
         return self._searches[beams]
 
     def _rows(self, names: Sequence[Sequence[str]]) -> SearchRows:
@@ -150,10 +150,10 @@ class Recommender:
             raise UserError("give a history: a list of item ids or titles, or a list of such lists")
         rows = [self._items(history, f"history {row}") for row, history in enumerate(names)]
         histories = Ragged.from_lengths(np.concatenate(rows), np.array(list(map(len, rows))))
-        config, latest = self._run.config, partial(_latest, histories)
+        config, latest = self._experiment.config, partial(_latest, histories)
         history_RxS = latest(np.arange(len(rows)), config.data.history_length)
         return SearchRows(
-            self._run.prompts(history_RxS),
+            self._experiment.prompts(history_RxS),
             self._cf and (lambda rows_B: self._cf.vectors(latest(rows_B, self._cf.history_length))),
             self._cf.items if self._cf else DENSE,
             allowed=self._filter.masks(histories),
@@ -161,13 +161,13 @@ class Recommender:
 
     @cached_property
     def _item_of_title(self) -> dict[str, int]:
-        titles = self._run.data.catalogue.titles
+        titles = self._experiment.data.catalogue.titles
         return {title: item for item, title in reversed(list(enumerate(titles)))}
 
     def _items(self, names: Sequence[str], what: str) -> np.ndarray:
         if isinstance(names, str) or not len(names):
             raise UserError(f"{what} is {names!r}: expected a list of item ids or titles")
-        items = self._run.data.catalogue.find(names)
+        items = self._experiment.data.catalogue.find(names)
         for at in np.flatnonzero(items < 0).tolist():
             if (item := self._item_of_title.get(names[at])) is None:
                 near = difflib.get_close_matches(names[at], self._item_of_title, 3, 0.5)
@@ -200,18 +200,18 @@ class _CFModel(NamedTuple):
     history_length: int
 
     @classmethod
-    def load(cls, run: Experiment) -> "_CFModel":
-        path = run.workdir / "cf" / "checkpoint.npz"
+    def load(cls, experiment: Experiment) -> "_CFModel":
+        path = experiment.workdir / "cf" / "checkpoint.npz"
         if not path.is_file():
             raise FileNotFoundError(
                 f"guidance needs CF logits of new histories, but there is no CF model at {path}: "
                 "train it with launch/train_cf.py, or set guidance to 0"
             )
         model: Any = load_model(path)[1]
-        if model.config.num_items != run.data.catalogue.num_items:
+        if model.config.num_items != experiment.data.catalogue.num_items:
             raise UserError(
                 f"{path} knows {model.config.num_items} items, the catalogue has "
-                f"{run.data.catalogue.num_items}: run launch/train_cf.py again"
+                f"{experiment.data.catalogue.num_items}: run launch/train_cf.py again"
             )
         items = nnx.jit(lambda model: model.items())(model)
         vectors = nnx.jit(lambda model, history_BxS: model.user_vectors(history_BxS))

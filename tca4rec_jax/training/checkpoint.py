@@ -8,9 +8,10 @@ over.
 All processes of a job call everything here at the same steps.
 """
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -181,8 +182,19 @@ class Checkpoints:
             self._manager.wait_until_finished()
         self._manager.close()
 
-    def _explained(self):
-        return _Explained(self._directory)
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what orbax raises while saving into a CheckpointError."""
+        try:
+            yield
+        except Exception as error:
+            complete = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
+            last = f"step {max(complete)}" if complete else "none"
+            raise CheckpointError(
+                f"{self._directory}: a checkpoint could not be written ({type(error).__name__}: "
+                f"{str(error).splitlines()[0][:300]}). The last complete one is {last}, it is "
+                "intact: make room or writable, then start again"
+            ) from error
 
 
 @jax.jit
@@ -194,27 +206,6 @@ def checksum(tree) -> jax.Array:
         return jax.lax.bitcast_convert_type(array, width).astype("uint32").sum(dtype="uint32")
 
     return sum(map(bits, jax.tree.leaves(tree)), jnp.uint32(0))
-
-
-class _Explained:
-    """Turns what orbax raises while saving into a CheckpointError."""
-
-    def __init__(self, directory: Path):
-        self._directory = directory
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, _):
-        if kind is None or not issubclass(kind, Exception):
-            return
-        complete = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
-        last = f"step {max(complete)}" if complete else "none"
-        raise CheckpointError(
-            f"{self._directory}: a checkpoint could not be written ({kind.__name__}: "
-            f"{str(error).splitlines()[0][:300]}). The last complete one is {last}, it is intact: "
-            "make room or writable, then start again"
-        ) from error
 
 
 class _LatestAndLowestLoss:
