@@ -7,13 +7,33 @@ A second run with the same settings reuses the files; with other settings it sto
 
 import rich
 
-from tca4rec_jax.data.dataset import prepare, summary_table
+from tca4rec_jax.data.dataset import prepare, summarise
 from tca4rec_jax.launching import launch
+from tca4rec_jax.reporting import console_table
+
+LEGEND = (
+    "a row's last item is its target; tied: the target shares its time with the item\nbefore it; "
+    "repeated: the target is in its own history; seen users: in train_sequences"
+)
 
 
 def main(config, workdir):
     """Prepares the data and prints their sizes."""
-    rich.print(summary_table(prepare(config.data, workdir / "data")))
+    summary = summarise(prepare(config.data, workdir / "data"))
+    rows = {
+        split: {
+            "rows": f"{counts['rows']:,}",
+            "users": f"{counts['users']:,}",
+            "length": f"{counts['mean_length']:.1f}",
+            "tied": f"{counts['tied']:.1%}",
+            "repeated": f"{counts['repeated']:.1%}",
+            "seen users": f"{counts['seen_users']:.1%}",
+        }
+        for split, counts in summary["splits"].items()
+    }
+    title = f"{summary['items']:,} items, {summary['distinct_titles']:,} distinct titles"
+    rich.print(console_table(rows, title=title, first_column="split"))
+    print(LEGEND)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.stages import Lowered
 
-from tca4rec_jax.compile_ahead.targets import Chip, Target
+from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.compile_ahead.work import Work, analyse
 
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -93,15 +93,12 @@ class Estimate:
 
 def compile_for(lowered: Lowered, program: str, target: Target) -> Estimate:
     """Compiles a lowered program; a program too large for the memory gives an Estimate too."""
-    chip: Chip | None = target.chip
-    available = chip.memory if chip else _host_memory() / target.num_devices
+    available = target.chip.memory if target.chip else _host_memory() / target.num_devices
     began = time.perf_counter()
     try:
         compiled = _compiled(lowered, target.compiler_options)
     except jax.errors.JaxRuntimeError as error:
-        found = re.search(r"\(([\d.]+)([BKMGT])\) exceeds available", str(error)) or re.search(
-            r"Used ([\d.]+)([BKMGT]) of", str(error)
-        )
+        found = re.search(r"(?:\(|Used )([\d.]+)([BKMGT])(?:\) exceeds available| of)", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not found:
             raise
         needed = float(found[1]) * _UNITS[found[2]]

@@ -4,12 +4,19 @@ import math
 import re
 from typing import NamedTuple
 
-_BITS = {"pred": 8, "s4": 4, "u4": 4, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 _IN_VMEM = re.compile(r"T\(.*S\(1\)")  # of a TPU: tiled, in memory space 1
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^  (ROOT )?%?([\w.\-]+) = ")
 NAME = re.compile(r"%([\w.\-]+)")
+
+
+class Array(NamedTuple):
+    """An array of an HLO type; in_vmem: it lies in a TPU's VMEM."""
+
+    bytes: float
+    dimensions: tuple[int, ...]
+    in_vmem: bool
 
 
 class Instruction(NamedTuple):
@@ -27,33 +34,20 @@ class Instruction(NamedTuple):
 Computation = dict[str, Instruction]  # by name
 
 
+def arrays(text: str) -> list[Array]:
+    """The arrays of an HLO type; a tuple has several."""
+    found = []
+    for dtype, dimensions, layout in _ARRAY.findall(text):
+        digits = re.search(r"\d+", dtype)
+        bits = 8 if dtype == "pred" else int(digits[0]) if digits else 0  # a token has none
+        shape = integers(dimensions)
+        found.append(Array(bits / 8 * math.prod(shape), shape, bool(_IN_VMEM.search(layout))))
+    return found
+
+
 def type_bytes(text: str, *, on_chip: bool = True) -> float:
     """The bytes of an HLO type, a tuple's added up; without on_chip none in a TPU's VMEM."""
-    total = 0.0
-    for dtype, dimensions, layout in _ARRAY.findall(text):
-        if not on_chip and _IN_VMEM.search(layout):
-            continue
-        bits = _BITS.get(dtype)
-        if bits is None:
-            digits = re.search(r"\d+", dtype)
-            bits = int(digits[0]) if digits else 0
-        total += bits / 8 * math.prod(integers(dimensions))
-    return total
-
-
-def array_bytes(text: str) -> list[float]:
-    """The bytes of each array in an HLO type."""
-    return [type_bytes(found[0]) for found in _ARRAY.finditer(text)]
-
-
-def array_dimensions(text: str) -> list[tuple[int, ...]]:
-    """The dimensions of each array in an HLO type."""
-    return [integers(found[2]) for found in _ARRAY.finditer(text)]
-
-
-def dimensions_of(text: str) -> tuple[int, ...]:
-    """The dimensions of the first array in an HLO type."""
-    return array_dimensions(text)[0]
+    return sum(array.bytes for array in arrays(text) if on_chip or not array.in_vmem)
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:

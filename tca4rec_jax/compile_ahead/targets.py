@@ -71,10 +71,7 @@ CHIPS = {
 }
 _SLICES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 _SLICES_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8))
-
-
-class MissingCompiler(UserError):
-    """The compiler of a target is not installed; the message is the line to run."""
+_SLICES = {"v5e": _SLICES_2D, "v6e": _SLICES_2D, "v5p": _SLICES_3D}
 
 
 @dataclass(frozen=True)
@@ -97,14 +94,14 @@ class Target:
                 f"target {name!r}: expected cpu or one of {', '.join(CHIPS)} with a number, "
                 "such as v5e-16 or h100-8"
             )
-        devices = count // 2 if family == "v5p" else count
-        known = [_size(slice_) for slice_ in _slices(family)]
-        if known and devices not in known:
-            listed = ", ".join(str(size * (2 if family == "v5p" else 1)) for size in known)
+        per_chip = 2 if family == "v5p" else 1
+        sizes = [math.prod(shape) * per_chip for shape in _SLICES.get(family, ())]
+        if sizes and count not in sizes:
+            listed = ", ".join(map(str, sizes))
             raise UserError(f"target {name!r}: {family} slices have {listed}")
-        if not known and (count < 1 or (count > 8 and count % GPUS_PER_MACHINE)):
+        if not sizes and (count < 1 or (count > GPUS_PER_MACHINE and count % GPUS_PER_MACHINE)):
             raise UserError(f"target {name!r}: give 1 to 8 GPUs, or a multiple of 8")
-        return cls(name, CHIPS[family], devices)
+        return cls(name, CHIPS[family], count // per_chip)
 
     @property
     def family(self) -> str:
@@ -120,7 +117,7 @@ class Target:
     def topology(self) -> str:
         """The compiler's name of the slice: '4x4', '1x1x8'; '' for the CPU."""
         if self.platform == "tpu":
-            shape = next(s for s in _slices(self.family) if _size(s) == self.num_devices)
+            shape = next(s for s in _SLICES[self.family] if math.prod(s) == self.num_devices)
         elif self.platform == "cuda":
             machines = -(-self.num_devices // GPUS_PER_MACHINE)
             shape = (1, machines, self.num_devices // machines)
@@ -131,9 +128,8 @@ class Target:
     def devices(self) -> list[jax.Device]:
         """Devices to build a mesh of; they compile and cannot run (a CPU's can).
 
-        Raises:
-          MissingCompiler: with the line that installs it.
-          UserError: the CPU has fewer devices than asked for.
+        Raises UserError: the CPU has fewer devices, or the compiler is missing (with the line that
+        installs it).
         """
         if self.platform == "cpu":
             if self.num_devices > len(jax.devices("cpu")):
@@ -163,11 +159,11 @@ class Target:
 def load_compiler(platform: str) -> None:
     """Makes a platform's compiler known to JAX; call before JAX's first use of a device.
 
-    Raises MissingCompiler with the line that installs it.
+    Raises UserError with the line that installs it.
     """
     folder = COMPILERS / platform
     if not folder.is_dir():
-        raise MissingCompiler(
+        raise UserError(
             f"the compiler for {platform} is missing; run once, in {ROOT.name}:\n"
             f"  {install_line(platform)}"
         )
@@ -184,11 +180,3 @@ def install_line(platform: str) -> str:
     """One pip line; the compiler goes into a folder of its own."""
     target = f"--target=.compilers/{platform}"
     return f".venv/bin/python -m pip install --quiet --no-deps {target} {WHEELS[platform]}"
-
-
-def _slices(family: str) -> tuple[tuple[int, ...], ...]:
-    return {"v5e": _SLICES_2D, "v6e": _SLICES_2D, "v5p": _SLICES_3D}.get(family, ())
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return math.prod(shape)

@@ -17,11 +17,9 @@ from tca4rec_jax.compile_ahead.hlo import (
     NAME,
     Computation,
     Instruction,
-    array_bytes,
-    array_dimensions,
+    arrays,
     braced,
     called,
-    dimensions_of,
     integers,
     parse,
     type_bytes,
@@ -43,6 +41,7 @@ _FREE = {
     *("partition-id", "replica-id", "opt-barrier", "copy-done", "async-done", "async-update"),
 }
 _HOST = ("infeed", "outfeed", "send", "recv")
+_HOST_CALL = re.compile(r'custom_call_target="[^"]*(callback|host|Host)[^"]*"')
 
 
 class Kernel(NamedTuple):
@@ -130,7 +129,7 @@ class _Walk:
         elif opcode in _FREE or opcode.endswith("-done"):
             pass
         else:
-            if kind in _HOST or _is_callback(one):
+            if kind in _HOST or _HOST_CALL.search(one.attributes):
                 self.work.host_transfers.append(f"{opcode} {one.name}")
             self._kernel(one, scope, times)
 
@@ -297,7 +296,7 @@ def _plain_bytes(one: Instruction, scope: Computation) -> float:
     if one.opcode == "dynamic-update-slice":
         return 2 * _traffic(scope[one.operands[1]].type)
     if one.opcode.endswith("-start"):  # (operand, result, context): what is copied has one's size
-        sizes = sorted(array_bytes(one.type))
+        sizes = sorted(array.bytes for array in arrays(one.type))
         return sizes[-2] if len(sizes) > 1 else 0.0
     return _traffic(one.type) + sum(_traffic(scope[n].type) for n in one.operands if n in scope)
 
@@ -313,18 +312,18 @@ def product_flops(one: Instruction, scope: Computation) -> float:
         return _convolution_flops(one, scope)
     else:
         return 0.0
-    lhs = dimensions_of(scope[one.operands[0]].type)
-    return 2.0 * math.prod(dimensions_of(one.type)) * math.prod(lhs[axis] for axis in contracted)
+    lhs, out = (arrays(text)[0].dimensions for text in (scope[one.operands[0]].type, one.type))
+    return 2.0 * math.prod(out) * math.prod(lhs[axis] for axis in contracted)
 
 
 def _convolution_flops(one: Instruction, scope: Computation) -> float:
     """A TPU writes the batch axes of a product as spatial ones, most of whose taps are padding."""
-    lhs, rhs = (dimensions_of(scope[name].type) for name in one.operands[:2])
+    types = (*[scope[name].type for name in one.operands[:2]], one.type)
+    lhs, rhs, out = (arrays(text)[0].dimensions for text in types)
     labels = re.findall(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
     lhs_labels, rhs_labels, out_labels = labels[0]
     found = re.search(r"window=\{([^}]*)\}", one.attributes)
     window = dict(part.split("=") for part in found[1].split()) if found else {}
-    out = dimensions_of(one.type)
     flops = 2.0 * out[out_labels.index("b")] * out[out_labels.index("f")]
     flops *= rhs[rhs_labels.index("i")]
     for axis, label in enumerate(sorted(label for label in rhs_labels if label.isdigit())):
@@ -348,11 +347,6 @@ def _is_collective(one: Instruction) -> bool:
 
 def _identity(one: Instruction) -> tuple:
     """What tells fused collectives apart: JAX's own all have channel 1, in a chain each."""
-    numbers = [re.search(rf'{name}="?(\d+)', one.attributes) for name in ("channel_id", "chain_id")]
-    return one.opcode, *array_dimensions(one.type), *[found and found[1] for found in numbers]
-
-
-def _is_callback(one: Instruction) -> bool:
-    return one.opcode == "custom-call" and bool(
-        re.search(r'custom_call_target="[^"]*(callback|host|Host)[^"]*"', one.attributes)
-    )
+    ids = [re.search(rf'{name}="?\d+', one.attributes) for name in ("channel_id", "chain_id")]
+    shapes = [array.dimensions for array in arrays(one.type)]
+    return one.opcode, *shapes, *[found and found[0] for found in ids]

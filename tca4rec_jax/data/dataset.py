@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from absl import logging
-from rich.table import Table
 
 from tca4rec_jax.data import downloads, tfds_rec
 from tca4rec_jax.data.interactions import build_splits, read_interactions, read_items
@@ -209,26 +208,3 @@ def summarise(data: RecData) -> dict:
         "distinct_titles": data.catalogue.num_distinct_titles,
         "splits": {name: split_counts(data.splits[name], train) for name in SPLITS},
     }
-
-
-def summary_table(data: RecData) -> Table:
-    """The counts of `summarise` as a table for the terminal."""
-    summary = summarise(data)
-    table = Table(
-        title=f"{summary['items']:,} items, {summary['distinct_titles']:,} distinct titles",
-        caption="a row's last item is its target; tied: the target shares its time with the item "
-        "before it; repeated: the target is in its own history; seen users: in train_sequences",
-    )
-    table.add_column("split", no_wrap=True)
-    for heading in ("rows", "users", "length", "tied", "repeated", "seen users"):
-        table.add_column(heading, justify="right")
-    for name, counts in summary["splits"].items():
-        shares = [f"{100 * counts[key]:.1f}%" for key in ("tied", "repeated", "seen_users")]
-        table.add_row(
-            name,
-            f"{counts['rows']:,}",
-            f"{counts['users']:,}",
-            f"{counts['mean_length']:.1f}",
-            *shares,
-        )
-    return table

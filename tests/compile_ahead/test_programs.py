@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from tca4rec_jax.compile_ahead import estimate, report
 from tca4rec_jax.compile_ahead.catalogue import CatalogueSizes
 from tca4rec_jax.compile_ahead.estimate import compile_for
-from tca4rec_jax.compile_ahead.hlo import array_dimensions
+from tca4rec_jax.compile_ahead.hlo import arrays
 from tca4rec_jax.compile_ahead.programs import PROGRAMS, AbstractExperiment, stored_dtype
 from tca4rec_jax.compile_ahead.targets import COMPILERS, Target
 from tca4rec_jax.config import published_config
@@ -161,7 +161,7 @@ def logits_in_collectives(work, vocabulary, hidden, items, shards):
     """Collectives of arrays with a vocabulary axis that are no weights, or with an items axis."""
     found = []
     for one in work.collectives:
-        for dimensions in array_dimensions(one.type):
+        for dimensions in (array.dimensions for array in arrays(one.type)):
             is_weight = {hidden, hidden // shards} & set(dimensions)
             if {vocabulary, vocabulary // shards} & set(dimensions) and not is_weight:
                 found.append(one)
