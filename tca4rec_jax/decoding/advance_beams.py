@@ -9,17 +9,16 @@ call, X the B * M * E tokens before packing, U tokens that some node chooses fro
 V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.decoding.search_sizes import call_sizes
-from tca4rec_jax.llm.decoder import PrefixStates
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.kv_cache import (
     BeamCache,
     KVCache,
@@ -28,40 +27,6 @@ from tca4rec_jax.llm.kv_cache import (
     pad_new_tokens,
     scatter_cache,
 )
-
-
-class LanguageModel(Protocol):
-    """What a search asks of a model; `llm.decoder.Decoder` is one."""
-
-    def prefill(
-        self, tokens_BxS: jax.Array, lengths_B: jax.Array, *, prefix: PrefixStates | None = None
-    ) -> tuple[jax.Array, KVCache]:
-        """Hidden states [B, S, D] of right-padded prompts, and their keys and values.
-
-        prefix: the prompts after the first layers, if these have run.
-        """
-
-    def init_beam_cache(self, batch: int, beams: int, capacity: int) -> BeamCache:
-        """The cache of beams that have read nothing, with `capacity` slots for each user."""
-
-    def extend(
-        self,
-        tokens_BxMxE: jax.Array,
-        count_BxM: jax.Array,
-        prompt: KVCache,
-        prompt_lengths_B: jax.Array,
-        beams: BeamCache,
-        kept_Tp: jax.Array,
-        per_user: int,
-    ) -> tuple[jax.Array, NewTokens]:
-        """Reads the first `count` of each beam's tokens: (hidden states [Tp, D], the new tokens).
-
-        kept_Tp: int32, the tokens that run, as indices into B * M * E (see `kv_cache.packing`), at
-        most `per_user` of each user.
-        """
-
-    def head(self, tokens_U: jax.Array | None = None) -> Callable[[jax.Array], jax.Array]:
-        """The function hidden [..., D] -> float32 logits [..., V], or [..., U] of some tokens."""
 
 
 class Prompts(NamedTuple):
@@ -97,7 +62,7 @@ class EdgeReader:
       edge_chunk: static, most tokens of one edge in a call.
     """
 
-    model: LanguageModel
+    model: Decoder
     prompts: Prompts
     trie: DeviceTrie
     temperature: float | jax.Array

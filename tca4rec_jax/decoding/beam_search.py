@@ -24,9 +24,10 @@ import jax.numpy as jnp
 
 from tca4rec_jax.core.collaborative_tokenizer import node_log_mass
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
-from tca4rec_jax.decoding.advance_beams import EdgeReader, EdgeScores, LanguageModel, Prompts
+from tca4rec_jax.decoding.advance_beams import EdgeReader, EdgeScores, Prompts
 from tca4rec_jax.decoding.search_sizes import children_bounds, pool_capacities
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.kv_cache import BeamCache, gather_beams, grow_cache
 
 Mask = Literal["before_softmax", "after_softmax"]
@@ -141,7 +142,7 @@ class _State(NamedTuple):
 
 
 def beam_search(
-    model: LanguageModel,
+    model: Decoder,
     prompts: Prompts,
     trie: DeviceTrie,
     weights: ScoreWeights,

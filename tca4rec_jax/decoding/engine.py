@@ -4,10 +4,9 @@ Axis letters: R rows, B rows of a batch, S prompt tokens, M beams, I items, D CF
 T temperatures, W distinct widths.
 """
 
-import itertools
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,12 +16,11 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
-from tca4rec_jax.core.decisions import Decisions
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-from tca4rec_jax.decoding.likelihood import ScoredTokens, scored_titles
-from tca4rec_jax.decoding.results import Recommendations, ResultsFile, SearchResults
+from tca4rec_jax.decoding.likelihood import scored_titles
+from tca4rec_jax.decoding.results import Recommendations, ResultsFile
 from tca4rec_jax.decoding.search_programs import (
     SearchProgram,
     Texts,
@@ -122,8 +120,8 @@ class BatchedSearch:
         progress: str | None = "Recommending",
     ) -> Recommendations:
         """The best titles for every row: `sweep` of one model with one set of weights."""
-        (results,) = self.sweep([SearchJob(decoder, [weights])], rows, progress=progress)
-        return results.recommendations()
+        ((found,),) = self.sweep([SearchJob(decoder, [weights])], rows, progress=progress)
+        return found
 
     def sweep(
         self,
@@ -134,7 +132,7 @@ class BatchedSearch:
         temperatures: Sequence[float] = (1.0,),
         progress: str | None = "Recommending",
         file: ResultsFile | None = None,
-    ) -> list[SearchResults]:
+    ) -> list[list[Recommendations]]:
         """The best titles for every row, by each model with each of its sets of weights.
 
         A model reads the prompts once for all of its weights; the layers that the models share read
@@ -147,7 +145,7 @@ class BatchedSearch:
           file: where to resume from and, from time to time, save the results so far.
 
         Returns:
-          For each job its results; every process of several has all rows.
+          For each job the results by each of its weights; every process of several has all rows.
 
         Raises:
           UserError: a prompt that is empty, longer than the largest bucket, or that leaves the
@@ -155,18 +153,17 @@ class BatchedSearch:
             above 0.
         """
         temperatures = () if rows.target_R is None else temperatures
-        one_pass = _Pass.prepare(self, jobs, rows, temperatures)
-        num_rows, beams = len(rows.prompts), self.config.beams
-        results = [
-            SearchResults.empty(num_rows, len(job.weights), beams, len(temperatures))
-            for job in jobs
-        ]
+        one_pass = _Pass(self, jobs, rows, temperatures)
+        num_rows, sizes = len(rows.prompts), (self.config.beams, len(temperatures))
+        results = [[Recommendations.empty(num_rows, *sizes) for _ in job.weights] for job in jobs]
         done_R = np.zeros(num_rows, bool) if file is None else file.read(results)
         with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
             bar.update(int(done_R.sum()))
             # Fetched after the next was dispatched: the host works while the devices search.
             for rows_B, number, found in _delayed(one_pass.dispatch(done_R, shared_layers)):
-                results[number].put(rows_B, *gather_to_host(found))
+                arrays = map(jax.tree.leaves, (results[number], gather_to_host(found)))
+                for array, values in zip(*arrays, strict=True):
+                    array[rows_B] = values[: len(rows_B)]
                 if number == len(jobs) - 1:
                     done_R[rows_B] = True
                     if file is not None:
@@ -174,65 +171,39 @@ class BatchedSearch:
                     bar.update(len(rows_B))
         return results
 
-    def batches(self, lengths_R: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-        """(rows int64 [at most batch size], padded length) of every batch, the longest first."""
-        buckets = self.bucket_lengths(lengths_R)
-        rows_R = np.argsort(-lengths_R, kind="stable")
-        for start in range(0, len(rows_R), self.batch_size):
-            rows = rows_R[start : start + self.batch_size]
-            yield rows, int(buckets[np.searchsorted(buckets, lengths_R[rows[0]])])
 
-    def bucket_lengths(self, lengths_R: np.ndarray) -> np.ndarray:
-        """The padded lengths of texts of these lengths, ascending."""
-        if not isinstance(self.buckets, int):
-            return np.sort(np.asarray(self.buckets))
-        return bucket_lengths(lengths_R, self.buckets) if lengths_R.size else lengths_R
-
-
-@dataclass(frozen=True, eq=False)
 class _Pass:
-    """One pass of models over rows.
+    """One pass of models over rows, which read texts: the prompt, and the target's title."""
 
-    Attributes:
-      texts: int32, the tokens that the LLM reads before the search: prompt, and target's title.
-      scored: of the targets, leading axis R.
-    """
-
-    search: BatchedSearch
-    jobs: Sequence[SearchJob]
-    rows: SearchRows
-    temperatures: Sequence[float]
-    texts: Ragged
-    scored: Decisions | ScoredTokens | None
-
-    @classmethod
-    def prepare(cls, search: BatchedSearch, jobs, rows: SearchRows, temperatures) -> "_Pass":
-        texts, scored = rows.prompts, None
-        if rows.target_R is not None:
-            titles, scored = scored_titles(search.host_trie, rows.target_R, search.config)
-            texts = texts.followed_by(titles)
-        one_pass = cls(search, jobs, rows, temperatures, texts, scored)
-        one_pass._check()
-        return one_pass
-
-    @property
-    def guidance(self) -> float:
-        """The largest of all sets of weights."""
-        return max(one.guidance for job in self.jobs for one in job.weights)
-
-    def _check(self) -> None:
+    def __init__(
+        self,
+        search: BatchedSearch,
+        jobs: Sequence[SearchJob],
+        rows: SearchRows,
+        temperatures: Sequence[float],
+    ):
         """Raises UserError as `BatchedSearch.sweep`."""
-        for one in itertools.chain.from_iterable(job.weights for job in self.jobs):
-            one.check()
-        if self.guidance > 0 and self.rows.cf is None:
+        self.search, self.jobs, self.rows = search, jobs, rows
+        self.temperatures = np.array(temperatures, np.float32)
+        self.guidance = max(one.check().guidance for job in jobs for one in job.weights)
+        self.texts, self.scored = rows.prompts, None
+        if rows.target_R is not None:
+            titles, self.scored = scored_titles(search.host_trie, rows.target_R, search.config)
+            self.texts = rows.prompts.followed_by(titles)
+        self.buckets = np.sort(
+            bucket_lengths(self.texts.lengths, search.buckets)
+            if isinstance(search.buckets, int)
+            else np.array(search.buckets)
+        )
+        if self.guidance > 0 and rows.cf is None:
             raise UserError(f"guidance is {self.guidance}, but there are no CF logits for it")
-        if min(self.temperatures, default=1.0) <= 0:
-            raise UserError(f"temperatures must be above 0, got {tuple(self.temperatures)}")
-        prompt_R, text_R = self.rows.prompts.lengths, self.texts.lengths
-        positions = min(job.decoder.config.max_positions for job in self.jobs)
-        limit_R = np.full_like(prompt_R, positions - self.search.trie.sizes.longest_path)
-        if not isinstance(self.search.buckets, int):
-            limit_R = np.minimum(limit_R, max(self.search.buckets) - (text_R - prompt_R))
+        if min(temperatures, default=1.0) <= 0:
+            raise UserError(f"temperatures must be above 0, got {tuple(temperatures)}")
+        prompt_R, text_R = rows.prompts.lengths, self.texts.lengths
+        positions = min(job.decoder.config.max_positions for job in jobs)
+        limit_R = np.full_like(prompt_R, positions - search.trie.sizes.longest_path)
+        if not isinstance(search.buckets, int):
+            limit_R = np.minimum(limit_R, max(search.buckets) - (text_R - prompt_R))
         bad_R = (prompt_R < 1) | (prompt_R > limit_R)
         if bad_R.any():
             row = int(np.argmax(bad_R))
@@ -245,35 +216,31 @@ class _Pass:
     def dispatch(self, done_R: np.ndarray, shared_layers: int) -> Iterator[tuple]:
         """(rows int64 [B], number of the job, its results on the devices) of the batches to do.
 
-        The results are ([(leaves, scores) of each set of weights], NLL or None).
+        The rows with the longest texts come first. A batch's results are padded to the batch size.
         """
-        search, mesh = self.search, self.search.mesh
-        capacity = max(search.bucket_lengths(self.texts.lengths), default=0)
+        search, mesh, lengths_R = self.search, self.search.mesh, self.texts.lengths
+        capacity = max(self.buckets, default=0)
         cf_items = replicate(mesh, self.rows.cf_items) if self.guidance > 0 else DENSE
         models = [self._model(job.decoder) for job in self.jobs]
-        for rows_B, width in search.batches(self.texts.lengths):
+        order_R = np.argsort(-lengths_R, kind="stable")
+        for start in range(0, len(order_R), search.batch_size):
+            rows_B = order_R[start : start + search.batch_size]
             if done_R[rows_B].all():
                 continue
-            texts, users = self._batch(rows_B, width)
+            width = self.buckets[np.searchsorted(self.buckets, lengths_R[rows_B[0]])]
+            texts, users = self._batch(rows_B, int(width))
             prefix = None
             if shared_layers and len(self.jobs) > 1:
                 state, program = models[0]
                 prefix = read_prefix(state, texts.tokens_BxS, program=program, layers=shared_layers)
             for number, (state, program) in enumerate(models):
-                prompts, nll_BxT = read_prompts(
-                    state,
-                    texts,
-                    prefix,
-                    search.trie,
-                    np.array(self.temperatures, np.float32),
-                    program=program,
-                    capacity=capacity,
-                )
-                find = partial(search_batch, state, prompts, users, cf_items, search.trie)
+                read = functools.partial(read_prompts, program=program, capacity=int(capacity))
+                prompts, nll_BxT = read(state, texts, prefix, search.trie, self.temperatures)
+                find = functools.partial(search_batch, state, prompts, users, cf_items, search.trie)
                 weights = (jax.tree.map(np.float32, one) for one in self.jobs[number].weights)
-                found = [find(one, program=program) for one in weights]
+                found = [Recommendations(*find(one, program=program), nll_BxT) for one in weights]
                 del prompts, find  # so that no more than two prompts' keys and values are held
-                yield rows_B, number, (found, nll_BxT)
+                yield rows_B, number, found
 
     def _model(self, decoder: Decoder) -> tuple[nnx.State, SearchProgram]:
         """A decoder's state, where it belongs on the mesh, and its programs."""
@@ -311,23 +278,20 @@ def _delayed(items: Iterator) -> Iterator:
 
 def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:
     """At most `count` padded lengths, multiples of eight, with the least padding in all."""
-    width_W, rows_W = np.unique(-(-lengths_R // _ROUND_BUCKETS_TO), return_counts=True)
-    below_W = np.concatenate([[0], np.cumsum(rows_W)])
-    # cost[w]: tokens of the rows up to width w in the buckets so far, w being the last of them.
-    cost_W, choices = width_W * below_W[1:], []
-    for _ in range(min(count, width_W.size) - 1):
-        # [w, u]: u is the bucket before w; -1 (none) is the last column.
-        rows_WxW = np.maximum(below_W[1:, None] - below_W[None, 1:], 0)
-        with_WxW = np.where(
-            np.tri(width_W.size, k=-1, dtype=bool), cost_W + width_W[:, None] * rows_WxW, np.inf
-        )
-        with_WxW = np.concatenate([with_WxW, (width_W * below_W[1:])[:, None]], axis=1)
-        choices.append(np.argmin(with_WxW, axis=1))
-        cost_W = np.min(with_WxW, axis=1)
-    buckets, last = [width_W.size - 1], width_W.size - 1
-    for before_W in reversed(choices):
-        last = int(before_W[last])
-        if last == width_W.size:
-            break
-        buckets.append(last)
-    return np.sort(width_W[buckets] * _ROUND_BUCKETS_TO).astype(np.int64)
+    widths, rows_W = np.unique(-(-lengths_R // _ROUND_BUCKETS_TO), return_counts=True)
+    below = np.concatenate([[0], np.cumsum(rows_W)])
+
+    @functools.cache
+    def best(last: int, count: int) -> tuple[int, tuple[int, ...]]:
+        """(padded length, buckets as indices of widths) of the rows up to width `last`."""
+        if last < 0:
+            return 0, ()
+        options = []
+        for before in (*range(last if count > 1 else 0), -1):
+            length, buckets = best(before, count - 1)
+            length += widths[last] * (below[last + 1] - below[before + 1])
+            options.append((length, (*buckets, last)))
+        return min(options, key=lambda option: option[0])
+
+    _, buckets = best(widths.size - 1, count)
+    return widths[list(buckets)] * _ROUND_BUCKETS_TO

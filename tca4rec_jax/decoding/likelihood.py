@@ -19,34 +19,25 @@ import numpy as np
 from tca4rec_jax.core.decisions import Decisions, title_decisions
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.decoding.advance_beams import LanguageModel
 from tca4rec_jax.decoding.beam_search import SearchConfig
+from tca4rec_jax.llm.decoder import Decoder
 
 Array = np.ndarray | jax.Array
 _LOGITS_BYTES = 256 << 20  # bounds the vocabulary logits that exist at one time
 
 
 class ScoredTokens(NamedTuple):
-    """All tokens of titles; padding has weight 0.
+    """All tokens of titles, arrays [R, K]; padding has weight 0."""
 
-    Attributes:
-      position: int32 [R, K], how many of the title's tokens come before.
-      label: int32 [R, K].
-      weight: float32 [R, K].
-    """
-
-    position: Array
-    label: Array
-    weight: Array
+    position: Array  # int32, how many of the title's tokens come before
+    label: Array  # int32
+    weight: Array  # float32
 
 
 def scored_titles(
     trie: ItemTrie, item_R: np.ndarray, config: SearchConfig
 ) -> tuple[Ragged, Decisions | ScoredTokens]:
-    """The titles of items, prepared for `title_nll`.
-
-    Args:
-      trie: token by token, from `ItemTrie.build`.
+    """The titles of items, of a token-by-token trie, prepared for `title_nll`.
 
     Returns:
       (int32 tokens of each title that the LLM reads after the prompt; the scored tokens).
@@ -66,7 +57,7 @@ def scored_titles(
 
 
 def title_nll(
-    model: LanguageModel,
+    model: Decoder,
     states_BxKxD: jax.Array,
     scored: Decisions | ScoredTokens,
     trie: DeviceTrie,

@@ -11,7 +11,7 @@ D model or CF width, L layers, Kv key-value heads, H head dim.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,17 @@ from jax.sharding import Mesh, PartitionSpec
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
 from tca4rec_jax.core.decisions import Decisions
 from tca4rec_jax.core.trie import DeviceTrie
-from tca4rec_jax.decoding.advance_beams import LanguageModel, Prompts
+from tca4rec_jax.decoding.advance_beams import Prompts
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
 from tca4rec_jax.decoding.likelihood import Array, ScoredTokens, title_nll
 from tca4rec_jax.distributed.data_parallel import DataParallel
-from tca4rec_jax.distributed.sharding import row_sharding, sharding_of
+from tca4rec_jax.distributed.sharding import RULES, row_sharding, sharding_of
 from tca4rec_jax.llm.decoder import Decoder, PrefixStates
 
 _EVERYWHERE = PartitionSpec()
+_ROWS = RULES.spec(("prompts",))
+_KV = PartitionSpec(None, *_ROWS)
+_PROMPTS, _PREFIX = Prompts(_ROWS, _KV, _ROWS), PrefixStates(_ROWS, _KV)
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,6 @@ class SearchProgram:
     def on_rows(self) -> DataParallel:
         """Runs a program on every device's own prompts."""
         return DataParallel(self.mesh, "prompts")
-
-    @property
-    def row_specs(self) -> tuple[Any, Any]:
-        """Of arrays [B, ...], and of keys and values [L, B, ...]."""
-        return self.on_rows.rows, PartitionSpec(None, *self.on_rows.rows)
-
-    def merge(self, state: nnx.State) -> Decoder:
-        """The decoder with these parameters."""
-        return nnx.merge(self.graph, state)
 
 
 class Texts(NamedTuple):
@@ -72,8 +66,7 @@ def prompts_sharding(mesh: Mesh, prompts: Prompts) -> Prompts:
     """Where prompts of these shapes live: with their rows, and keys and values with their heads."""
     axes = (None, "prompts", None, "kv_heads", None)
     of_kv = jax.tree.map(lambda values: sharding_of(mesh, axes, values.shape), prompts.kv)
-    of_rows: Any = row_sharding(mesh, "prompts")
-    return Prompts(of_rows, of_kv, of_rows)
+    return jax.tree.map(lambda _: row_sharding(mesh, "prompts"), prompts)._replace(kv=of_kv)
 
 
 @partial(jax.jit, static_argnames=("program", "layers"))
@@ -81,11 +74,10 @@ def read_prefix(
     state: nnx.State, tokens_BxS: jax.Array, *, program: SearchProgram, layers: int
 ) -> PrefixStates:
     """The texts of a batch after a decoder's first layers."""
-    rows, kv = program.row_specs
     sharded = program.on_rows(
-        lambda state, tokens: program.merge(state).prefill_prefix(tokens, layers),
-        in_specs=(_EVERYWHERE, rows),
-        out_specs=PrefixStates(rows, kv),
+        lambda state, tokens: nnx.merge(program.graph, state).prefill_prefix(tokens, layers),
+        in_specs=(_EVERYWHERE, _ROWS),
+        out_specs=_PREFIX,
     )
     return sharded(state, tokens_BxS)
 
@@ -100,7 +92,7 @@ def read_prompts(
     *,
     program: SearchProgram,
     capacity: int,
-) -> tuple[Prompts, jax.Array | None]:
+) -> tuple[Prompts, jax.Array]:
     """Reads the texts of a batch.
 
     Args:
@@ -110,26 +102,24 @@ def read_prompts(
         from prompts of every length. The search looks at the prompts' own tokens only.
 
     Returns:
-      (prompts; -log P float32 [B, T] of the scored titles, None without titles).
+      (prompts; -log P float32 [B, T] of the scored titles, [B, 0] without titles).
     """
 
     def on_one_group(state, texts, prefix, trie, temperature_T):
-        model, scored = program.merge(state), texts.scored
+        model, scored = nnx.merge(program.graph, state), texts.scored
         after_BxK = None if scored is None else scored.position
         states_BxKxD, prompts = prefill_prompts(model, *texts[:2], after_BxK, prefix)
-        nll_BxT = None
+        nll_BxT = jnp.zeros((texts.length_B.shape[0], 0))
         if scored is not None:
             nll_BxT = title_nll(model, states_BxKxD[:, 1:], scored, trie, temperature_T)
         missing = [(0, 0), (0, 0), (0, capacity - texts.tokens_BxS.shape[1]), (0, 0), (0, 0)]
         kv = jax.tree.map(lambda values: jnp.pad(values, missing), prompts.kv)
         return prompts._replace(kv=kv), nll_BxT
 
-    rows, kv = program.row_specs
-    prefix_specs = None if prefix is None else PrefixStates(rows, kv)
     sharded = program.on_rows(
         on_one_group,
-        in_specs=(_EVERYWHERE, rows, prefix_specs, _EVERYWHERE, _EVERYWHERE),
-        out_specs=(Prompts(rows, kv, rows), rows),
+        in_specs=(_EVERYWHERE, _ROWS, prefix and _PREFIX, _EVERYWHERE, _EVERYWHERE),
+        out_specs=(_PROMPTS, _ROWS),
     )
     prompts, nll_BxT = sharded(state, texts, prefix, trie, temperature_T)
     shardings = prompts_sharding(program.mesh, prompts)
@@ -137,17 +127,13 @@ def read_prompts(
 
 
 def prefill_prompts(
-    model: LanguageModel,
+    model: Decoder,
     tokens_BxS: jax.Array,
     length_B: jax.Array,
     after_BxK: jax.Array | None = None,
     prefix: PrefixStates | None = None,
 ) -> tuple[jax.Array, Prompts]:
-    """Reads prompts and the tokens after them; traceable.
-
-    Args:
-      length_B: int32, of the prompts.
-      after_BxK: int32, numbers of further tokens whose last one's state is wanted too.
+    """Reads prompts of `length_B` tokens and the tokens after them; traceable.
 
     Returns:
       (states [B, 1 + K, D]: at each prompt's last token, and `after` so many more; the prompts).
@@ -189,13 +175,17 @@ def search_batch(
 
     def on_one_group(state, prompts, users, cf_items, trie, weights):
         cf_BxI = None if users.cf_BxD is None else cf_logits(users.cf_BxD, cf_items)
-        model, config, allowed_BxI = program.merge(state), program.config, users.allowed_BxI
         result = beam_search(
-            model, prompts, trie, weights, config, cf_logits_BxI=cf_BxI, allowed_BxI=allowed_BxI
+            nnx.merge(program.graph, state),
+            prompts,
+            trie,
+            weights,
+            program.config,
+            cf_logits_BxI=cf_BxI,
+            allowed_BxI=users.allowed_BxI,
         )
         return result.leaves_BxM, result.scores_BxM
 
-    rows, kv = program.row_specs
-    specs = (_EVERYWHERE, Prompts(rows, kv, rows), rows, *[_EVERYWHERE] * 3)
-    sharded = program.on_rows(on_one_group, in_specs=specs, out_specs=rows)
+    specs = (_EVERYWHERE, _PROMPTS, _ROWS, *[_EVERYWHERE] * 3)
+    sharded = program.on_rows(on_one_group, in_specs=specs, out_specs=_ROWS)
     return sharded(state, prompts, users, cf_items, trie, weights)

@@ -8,7 +8,7 @@ the gradient of every adapter inside the loop over layers (docs/scaling.md has t
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 from jax.flatten_util import ravel_pytree
@@ -22,9 +22,7 @@ class DataParallel:
     """shard_map over the mesh axes that split the rows; the compiler has the other axes.
 
     Inside, nothing is communicated over the axes of the rows but by `sum` and by a ShardedWeight.
-
-    Attributes:
-      axis: 'batch' (training, over 'data' and 'fsdp') or 'prompts' (search, over 'data').
+    `axis` is 'batch' (training, over 'data' and 'fsdp') or 'prompts' (search, over 'data').
     """
 
     mesh: Mesh
@@ -70,11 +68,11 @@ class DataParallel:
 
     def manual_part(self, spec: PartitionSpec) -> PartitionSpec:
         """The axes of a spec that are mapped over."""
-        return PartitionSpec(*(_only(axes, lambda a: a not in self.automatic) for axes in spec))
+        return _only(spec, lambda axis: axis not in self.automatic)
 
     def automatic_part(self, spec: PartitionSpec) -> PartitionSpec:
         """The axes of a spec that are left to the compiler."""
-        return PartitionSpec(*(_only(axes, lambda a: a in self.automatic) for axes in spec))
+        return _only(spec, lambda axis: axis in self.automatic)
 
     def sum(self, tree, specs):
         """Inside: sums over all rows of the devices' sums; leaves are split as their specs say.
@@ -102,8 +100,8 @@ class DataParallel:
         return structure.unflatten(map(summed, leaves, specs))
 
 
-def _only(axes: MeshAxes, wanted: Callable[[str], bool]) -> tuple[str, ...] | None:
-    return tuple(filter(wanted, axis_names(axes))) or None
+def _only(spec: PartitionSpec, wanted: Callable[[str], bool]) -> PartitionSpec:
+    return PartitionSpec(*(tuple(filter(wanted, axis_names(axes))) for axes in spec))
 
 
 @functools.partial(
@@ -133,14 +131,11 @@ class ShardedWeight:
 
     @property
     def dtype(self):
-        """The dtype of the weight."""
         return self.part.dtype
 
     def __getitem__(self, index):
         """With Ellipsis the weight itself, else a part of it without the leading axes."""
-        return (
-            self if index is Ellipsis else ShardedWeight(self.part[index], self.spec, self.on_rows)
-        )
+        return self if index is Ellipsis else replace(self, part=self.part[index])
 
     def __jax_array__(self) -> jax.Array:
         spec = PartitionSpec(*self.spec[len(self.spec) - self.part.ndim :])

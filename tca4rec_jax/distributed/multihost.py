@@ -23,15 +23,11 @@ _BARRIERS = itertools.count()  # the coordinator wants each barrier's key once
 
 
 def join_job(coordinator: str = "", count: int = 0, index: int = -1) -> None:
-    """Connects this process to the others of its job; call before any use of a device.
+    """Connects process `index` of `count` to its job; call before any use of a device.
 
-    Either all three arguments are given, or none and `detect_cluster` finds the job. Otherwise, and
-    with count = 1 alone, this is a plain single process and nothing happens.
-
-    Args:
-      coordinator: host:port of process 0, the same for all processes.
-      count: the number of processes.
-      index: this process's number, 0..count-1.
+    Either all three arguments are given (`coordinator` is host:port of process 0), or none and
+    `detect_cluster` finds the job. Otherwise, and with count = 1 alone, this is a plain single
+    process and nothing happens.
 
     Raises:
       UserError: some of the three are missing or out of range, or Kubernetes's client is missing.
@@ -63,13 +59,9 @@ def join_job(coordinator: str = "", count: int = 0, index: int = -1) -> None:
         jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     else:
         return
-    logging.info(
-        "Process %d of %d, %d of %d devices",
-        jax.process_index(),
-        jax.process_count(),
-        jax.local_device_count(),
-        jax.device_count(),
-    )
+    process = jax.process_index(), jax.process_count()
+    devices = jax.local_device_count(), jax.device_count()
+    logging.info("Process %d of %d, %d of %d devices", *process, *devices)
 
 
 def detect_cluster(environment: Mapping[str, str]) -> str:
@@ -92,10 +84,7 @@ def detect_cluster(environment: Mapping[str, str]) -> str:
 
 
 def leave_job() -> None:
-    """Leaves the job together with all other processes, before an exit that all have agreed on.
-
-    Without it the first process to end would be taken for dead by the others.
-    """
+    """Leaves the job before an exit that all processes agreed on: none is then taken for dead."""
     if is_multiprocess():
         jax.distributed.shutdown()
 
@@ -162,22 +151,14 @@ def process_rows(count: int) -> np.ndarray:
 
 
 def gather_process_rows(tree: Any, count: int) -> Any:
-    """Joins the rows that every process computed for its `process_rows(count)`.
-
-    Args:
-      tree: arrays [this process's rows, ...].
-
-    Returns:
-      The same tree of NumPy arrays [count, ...], in every process.
-    """
+    """Joins arrays [this process's rows, ...] for `process_rows(count)` to [count, ...]."""
     if not is_multiprocess():
         return tree
     sizes = [len(part) for part in np.array_split(np.arange(count), jax.process_count())]
-    largest = max(sizes)
 
     def join(array):
         array = np.asarray(array)
-        padding = [(0, largest - len(array))] + [(0, 0)] * (array.ndim - 1)
+        padding = [(0, max(sizes) - len(array))] + [(0, 0)] * (array.ndim - 1)
         parts = multihost_utils.process_allgather(np.pad(array, padding)).astype(array.dtype)
         return np.concatenate([part[:size] for part, size in zip(parts, sizes, strict=True)])
 

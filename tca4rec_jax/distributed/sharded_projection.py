@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.distributed.data_parallel import DataParallel
-from tca4rec_jax.distributed.sharding import RULES, put
+from tca4rec_jax.distributed.sharding import RULES
 
 
 def _item_axes(on_rows: DataParallel) -> tuple[str, ...]:
@@ -35,14 +35,6 @@ def cf_arrays(
     return items, trie
 
 
-def put_cf(
-    mesh: Mesh, items: CFItems | None, compressed: ItemTrie
-) -> tuple[CFItems | None, DeviceTrie]:
-    """`cf_arrays` on the mesh."""
-    items, trie = cf_arrays(mesh, items, compressed)
-    return put((items, trie), cf_shardings(mesh, items, trie))
-
-
 def cf_shardings(mesh: Mesh, items: CFItems | None, trie: DeviceTrie):
     """The shardings of padded (items, trie), which may be abstract."""
     specs = _specs(_item_axes(DataParallel(mesh)), items, trie)
@@ -50,10 +42,9 @@ def cf_shardings(mesh: Mesh, items: CFItems | None, trie: DeviceTrie):
 
 
 def _specs(axes: tuple[str, ...], items: CFItems | None, trie: DeviceTrie):
-    """The specs of (items, trie), leaf by leaf."""
-    split = PartitionSpec(*([axes] if axes else []))
-    of_items, of_trie = jax.tree.map(lambda _: PartitionSpec(), (items, trie))
-    of_items = jax.tree.map(lambda _: split, of_items)
+    split = PartitionSpec(axes) if axes else PartitionSpec()
+    of_items = jax.tree.map(lambda _: split, items)
+    of_trie = jax.tree.map(lambda _: PartitionSpec(), trie)
     return of_items, dataclasses.replace(of_trie, item_order=split, ordered_leaf=split)
 
 
@@ -66,7 +57,7 @@ def project_shards(
     trie: DeviceTrie,
     beta: jax.Array | float,
 ) -> jax.Array:
-    """`collaborative_tokenizer.project` inside on_rows, of items and trie from `put_cf`."""
+    """`project` inside on_rows, of items and trie from `cf_arrays` where `cf_shardings` says."""
     axes = _item_axes(on_rows)
     if not axes:
         return project(cf_PxD, items, pair_K, node_K, trie, beta)

@@ -12,6 +12,7 @@ should be a device (`use_cpu_cores`): two single-threaded programs side by side 
 one with two threads.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -76,26 +77,22 @@ class Rules:
         Raises:
           ValueError: two of the axes are split over the same mesh axis.
         """
-        taken: dict[str, str | None] = {}
-        for axis in axes:
-            for name in self.mesh_axes(axis):
-                if name in taken:
-                    raise ValueError(
-                        f"an array of {tuple(axes)}: {taken[name]!r} and {axis!r} are both split "
-                        f"over the mesh axis {name!r}; change one of these rules"
-                    )
-                taken[name] = axis
-        return PartitionSpec(*(self.mesh_axes(axis) or None for axis in axes))
+        for (axis, names), (other, taken) in itertools.combinations(
+            [(axis, set(self.mesh_axes(axis))) for axis in axes], 2
+        ):
+            for name in names & taken:
+                raise ValueError(
+                    f"an array of {tuple(axes)}: {axis!r} and {other!r} are both split over the "
+                    f"mesh axis {name!r}; change one of these rules"
+                )
+        return PartitionSpec(*map(self.mesh_axes, axes))
 
 
 RULES = Rules()
 
 
 def use_cpu_cores() -> None:
-    """Makes every CPU core a JAX device; call before the first use of a device.
-
-    XLA_FLAGS or a JAX configuration that already sets the number of CPU devices is respected.
-    """
+    """Makes every CPU core a JAX device unless their number is set; call before using a device."""
     already = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not already and jax.config.values["jax_num_cpu_devices"] < 1:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
@@ -104,12 +101,9 @@ def use_cpu_cores() -> None:
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence | None = None
 ) -> Mesh:
-    """The mesh (data, fsdp, tensor).
+    """The mesh of these sizes; data = -1 takes all devices that the other two axes leave.
 
     Args:
-      data: the axis's size; -1 takes all devices that the other two axes leave.
-      fsdp: the axis's size, at least 1.
-      tensor: the axis's size, at least 1.
       devices: all devices by default; a single process leaves out those the mesh does not need.
 
     Raises:
@@ -132,11 +126,9 @@ def make_mesh(
             f"mesh {sizes} is of {count} devices, there are {len(devices)}: set mesh.data=-1 for "
             "all of them"
         )
+    types = (AxisType.Auto,) * len(MESH_AXES)
     return jax.make_mesh(
-        tuple(sizes.values()),
-        MESH_AXES,
-        axis_types=(AxisType.Auto,) * len(MESH_AXES),
-        devices=devices[:count],
+        tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices[:count]
     )
 
 
@@ -166,16 +158,11 @@ def sharding_of(
     *,
     units: Mapping[str, int] | None = None,
 ) -> NamedSharding:
-    """The sharding of an array with these logical axes.
+    """The sharding of an array with one logical axis (None: replicated) for each dimension.
 
     A dimension that does not divide evenly is replicated: splitting it would cost padding and
-    communication at each use.
-
-    Args:
-      mesh: the device mesh.
-      axes: one logical axis (None: replicated) for each dimension of `shape`.
-      shape: the array's shape.
-      units: {logical axis: its number of indivisible units (heads)}, by default its size.
+    communication at each use. `units` is {logical axis: its number of indivisible units (heads)},
+    by default its size.
 
     Raises:
       ValueError: as `Rules.spec`, or not one axis for each dimension.
@@ -188,24 +175,18 @@ def sharding_of(
         names = tuple(name for name in RULES.mesh_axes(axis) if mesh.shape[name] > 1)
         parts = math.prod(mesh.shape[name] for name in names)
         divides = size % parts == 0 and (units or {}).get(axis or "", size) % parts == 0
-        kept.append((names if len(names) > 1 else names[0]) if names and divides else None)
+        kept.append(names if names and divides else None)
     while kept and kept[-1] is None:
         kept.pop()
     return NamedSharding(mesh, PartitionSpec(*kept))
 
 
 def parameter_sharding(
-    mesh: Mesh,
-    config: DecoderConfig,
-    path: str,
-    shape: Sequence[int] | None = None,
+    mesh: Mesh, config: DecoderConfig, path: str, shape: Sequence[int] | None = None
 ) -> NamedSharding:
-    """The sharding of the decoder's parameter at `path`.
+    """The sharding of the decoder's parameter at `path`; `shape` for those it lacks (adapters).
 
     Query heads stay with the keys they share: if the kv heads do not divide, both are replicated.
-
-    Args:
-      shape: the parameter's shape, where config.parameter_shapes lacks the path (adapters).
     """
     shape = config.parameter_shapes[path] if shape is None else shape
     units = {"heads": config.num_kv_heads, "kv_heads": config.num_kv_heads}
@@ -213,30 +194,20 @@ def parameter_sharding(
 
 
 def tree_shardings(mesh: Mesh, config: DecoderConfig, tree: Any) -> Any:
-    """Where every leaf of a tree of parameters, a training state or a decoder's state lives.
+    """Where the leaves of a tree of parameters, a training state or a decoder's state live.
 
-    A leaf below a parameter's path (an optimiser's moment) lives where the parameter does; one that
-    belongs to no parameter is replicated. Leaves may be abstract (ShapeDtypeStruct).
+    A leaf below a parameter's path (an optimiser's moment) lives where the parameter does, any
+    other is replicated. Leaves may be abstract (ShapeDtypeStruct).
     """
 
     def of(key_path, leaf):
-        path = parameter_path(key_path)
-        if not path:
-            return replicated(mesh)
-        return parameter_sharding(mesh, config, path, leaf.shape)
+        # In a training state, an optimiser's or a decoder's state only parameters are in dicts.
+        keys = (str(key.key) for key in key_path if isinstance(key, jax.tree_util.DictKey))
+        names = itertools.dropwhile(lambda name: name not in _PARTS, "/".join(keys).split("/"))
+        path = "/".join(names)
+        return parameter_sharding(mesh, config, path, leaf.shape) if path else replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(of, tree)
-
-
-def parameter_path(key_path) -> str:
-    """The '/'-joined path of the parameter that a leaf of a tree belongs to; '' if to none.
-
-    In a training state, an optimiser's state or a decoder's state only parameters are in dicts.
-    """
-    keys = (str(key.key) for key in key_path if isinstance(key, jax.tree_util.DictKey))
-    names = "/".join(keys).split("/")
-    first = next((at for at, name in enumerate(names) if name in _PARTS), len(names))
-    return "/".join(names[first:])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -245,7 +216,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Puts a copy of every array of a tree on each device of the mesh."""
+    """A copy of every array of a tree on each device of the mesh."""
     return put(tree, replicated(mesh))
 
 

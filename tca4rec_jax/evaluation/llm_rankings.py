@@ -17,7 +17,7 @@ from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.engine import SearchJob, SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter
-from tca4rec_jax.decoding.results import ResultsFile, SearchResults
+from tca4rec_jax.decoding.results import Recommendations, ResultsFile
 from tca4rec_jax.distributed.multihost import (
     all_processes,
     broadcast_from_main,
@@ -171,18 +171,17 @@ def _search(
     leaf_R = experiment.trie.leaf_of_item[rows.target_R]
     allowed_RxI = searched.allowed and searched.allowed(np.arange(len(rows)))
 
-    def ranking(results: SearchResults, number: int, guided: bool) -> ModelRanking:
-        found = results.recommendations(number)
+    def ranking(found: Recommendations, guided: bool) -> ModelRanking:
         items_RxM = found.items(experiment.trie, config.decoding.beams, allowed_RxI)
         return ModelRanking(
             items_RxM,
             rank_in_list(items_RxM, rows.target_R),
             rank_in_list(found.leaves_RxM, leaf_R),
-            np.full_like(results.nll_RxT, np.nan) if guided else results.nll_RxT,
+            np.full_like(found.nll_RxT, np.nan) if guided else found.nll_RxT,
         )
 
     return [
-        [ranking(of_run, number, one.guidance > 0) for number, one in enumerate(weights[name])]
+        [ranking(found, one.guidance > 0) for found, one in zip(of_run, weights[name], strict=True)]
         for name, of_run in zip(weights, results, strict=True)
     ]
 

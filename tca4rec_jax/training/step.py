@@ -34,8 +34,8 @@ def make_train_step(
     """The jitted update (state, base, batch, cf_items, trie, objective) -> (state, Metrics).
 
     `state` and `base` say where their arrays live (arrays, or ShapeDtypeStructs with a sharding:
-    sharding.tree_shardings); `cf_items` and `trie` live as put_cf puts them. The state is donated.
-    `batch_loss` is a recipe's (recommenders.recipe). Trained parameters are rounded to
+    sharding.tree_shardings); `cf_items` and `trie` live where cf_shardings says. The state is
+    donated. `batch_loss` is a recipe's (recommenders.recipe). Trained parameters are rounded to
     compute_dtype, if it is given, before use.
 
     The dropout of step n is a function of (seed, n, row of the batch): a resumed run repeats it, on

@@ -48,7 +48,7 @@ def test_leaves_become_items_in_catalogue_order():
     leaves_RxM = np.stack([rng.permutation(TRIE.num_leaves)[:6] for _ in range(9)])
     leaves_RxM[2, 3:] = -1
     leaves_RxM[4, :] = -1
-    items_RxK = Recommendations(leaves_RxM, np.zeros(leaves_RxM.shape)).items(TRIE, 7)
+    items_RxK = Recommendations(leaves_RxM, None, None).items(TRIE, 7)
     for leaves_M, items_K in zip(leaves_RxM, items_RxK, strict=True):
         expected = [item for leaf in leaves_M if leaf >= 0 for item in by_leaf(leaf)]
         assert items_K.tolist() == (expected + [-1] * 7)[:7]
@@ -128,8 +128,7 @@ def test_a_sweep_equals_its_searches_one_by_one(decoder):
     search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
     sweep = [ScoreWeights(guidance=value) for value in (0.0, 1.0, 100.0)]
     rows = SearchRows(prompts, cf_RxI.__getitem__)
-    (swept,) = search.sweep([SearchJob(decoder, sweep)], rows, progress=None)
-    found = [swept.recommendations(number) for number in range(3)]
+    (found,) = search.sweep([SearchJob(decoder, sweep)], rows, progress=None)
     for weights, one in zip(sweep, found, strict=True):
         alone = search.recommend(decoder, rows, weights, progress=None)
         np.testing.assert_array_equal(one.leaves_RxM, alone.leaves_RxM)
@@ -175,12 +174,13 @@ def test_models_that_share_layers_find_what_each_finds_alone(decoder):
     ]
     search_rows = SearchRows(prompts, cf_RxI.__getitem__, target_R=np.arange(rows))
     together = search.sweep(jobs, search_rows, shared_layers=1, progress=None)
-    for job, found in zip(jobs, together, strict=True):
-        (alone,) = search.sweep([job], search_rows, progress=None)
-        np.testing.assert_allclose(found.nll_RxT, alone.nll_RxT, rtol=1e-5)
-        np.testing.assert_array_equal(found.leaves_RxGxM, alone.leaves_RxGxM)
-        np.testing.assert_allclose(found.scores_RxGxM, alone.scores_RxGxM, rtol=1e-5)
-    assert np.abs(together[0].nll_RxT - together[1].nll_RxT).min() > 0.01
+    for job, of_job in zip(jobs, together, strict=True):
+        (of_job_alone,) = search.sweep([job], search_rows, progress=None)
+        for found, alone in zip(of_job, of_job_alone, strict=True):
+            np.testing.assert_allclose(found.nll_RxT, alone.nll_RxT, rtol=1e-5)
+            np.testing.assert_array_equal(found.leaves_RxM, alone.leaves_RxM)
+            np.testing.assert_allclose(found.scores_RxM, alone.scores_RxM, rtol=1e-5)
+    assert np.abs(together[0][0].nll_RxT - together[1][0].nll_RxT).min() > 0.01
 
 
 def test_an_interrupted_sweep_goes_on_from_its_file(decoder, tmp_path):
@@ -209,8 +209,7 @@ def test_an_interrupted_sweep_goes_on_from_its_file(decoder, tmp_path):
         sweep("one", stop_after=2)  # of the two batches that ran, one was fetched
     resumed = sweep("one")
     assert len(seen) == 2
-    for found, expected in zip(resumed, whole, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
 @pytest.mark.parametrize("mask", ["before_softmax", "after_softmax"])
@@ -224,7 +223,7 @@ def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, mask, monk
 
     def sweep(target_R):
         search_rows = SearchRows(prompts, target_R=target_R)
-        return search.sweep(jobs, search_rows, temperatures=temperatures, progress=None)[0]
+        return search.sweep(jobs, search_rows, temperatures=temperatures, progress=None)[0][0]
 
     found = sweep(target_R)
     for row in range(rows):
@@ -236,9 +235,8 @@ def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, mask, monk
         ]
         np.testing.assert_allclose(found.nll_RxT[row], expected, rtol=1e-4, atol=1e-4)
     # The scores of the search are the likelihoods of what it found.
-    first = found.recommendations()
-    again = sweep(first.items(TRIE, 1)[:, 0])
-    np.testing.assert_allclose(-again.nll_RxT[:, 0], first.scores_RxM[:, 0], rtol=1e-4, atol=1e-4)
+    again = sweep(found.items(TRIE, 1)[:, 0])
+    np.testing.assert_allclose(-again.nll_RxT[:, 0], found.scores_RxM[:, 0], rtol=1e-4, atol=1e-4)
     # As many positions at once as memory allows: one, two, all of them.
     for logits in (1, 2 * 3 * oracle.VOCABULARY):
         with monkeypatch.context() as patch:

@@ -14,7 +14,7 @@ from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.decisions import Decisions, Targets
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import ItemTrie
-from tca4rec_jax.distributed.sharded_projection import put_cf
+from tca4rec_jax.distributed.sharded_projection import cf_arrays, cf_shardings
 from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch, tree_shardings
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
@@ -86,7 +86,8 @@ def one_step(sizes, softmax, kind="lora", config=CONFIG, dense=False, first_laye
     state, base = jax.device_put((before, base), tree_shardings(mesh, config, (before, base)))
     table = np.random.default_rng(2).normal(size=(ITEMS, WIDTH)).astype(np.float32)
     items = CFItems() if dense else CFItems(table, table[:, 0])
-    items, trie = put_cf(mesh, items, catalogue())
+    items, trie = cf_arrays(mesh, items, catalogue())
+    items, trie = jax.device_put((items, trie), cf_shardings(mesh, items, trie))
     step = make_train_step(graph, state, base, optimizer, TITLE.loss, mesh=mesh, seed=0)
     objective = Objective(0.3, 0.7, 1.3, "cross_entropy", softmax)
     objective = replicate(mesh, jax.tree.map(jnp.float32, objective))

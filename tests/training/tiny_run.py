@@ -25,7 +25,7 @@ from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.distributed.multihost import join_job, leave_job
-from tca4rec_jax.distributed.sharded_projection import put_cf
+from tca4rec_jax.distributed.sharded_projection import cf_arrays, cf_shardings
 from tca4rec_jax.distributed.sharding import (
     local_rows,
     make_mesh,
@@ -124,7 +124,8 @@ def run(
     graph, params, base = nnx.split(decoder, nnx.LoRAParam, ...)
     state = init_state(params, optimizer)
     state, base = (put(tree, tree_shardings(mesh, config, tree)) for tree in (state, base))
-    items, trie = put_cf(mesh, CFItems(store.item_table), compressed)
+    items, trie = cf_arrays(mesh, CFItems(store.item_table), compressed)
+    items, trie = put((items, trie), cf_shardings(mesh, items, trie))
     objective = Objective(0.3, 1.0, 1.0, "cross_entropy", "children")
     objective = replicate(mesh, jax.tree.map(jnp.float32, objective))
     step = make_train_step(
