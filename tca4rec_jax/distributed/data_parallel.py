@@ -131,6 +131,7 @@ class ShardedWeight:
 
     @property
     def dtype(self):
+        """The dtype of the weight."""
         return self.part.dtype
 
     def __getitem__(self, index):
