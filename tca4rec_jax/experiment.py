@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from tca4rec_jax.cf.logits_store import LogitsStore, open_store, split_path
 from tca4rec_jax.config import build, run_name
@@ -85,7 +85,7 @@ class Experiment:
         return {file.name: file_sha256(file) for file in files if file.is_file()}
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The LLM's tokenizer."""
         return load_tokenizer(self.weights_path)
 

@@ -9,3 +9,8 @@ Axes of the whole project, as suffixes of names (docs/notation.md):
   D width of a vector      L layers                   M beams
   E tokens of an edge      X candidates of a step     R rows of a data set
 """
+
+import jax
+import numpy as np
+
+Array = np.ndarray | jax.Array  # of the host, or traced

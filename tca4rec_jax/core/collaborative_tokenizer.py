@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tca4rec_jax.core import Array
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 
 _PROJECTION_BYTES = 256 << 20  # bounds the temporaries of one group of pairs
@@ -29,8 +30,8 @@ _PROJECTION_BYTES = 256 << 20  # bounds the temporaries of one group of pairs
 class CFItems(NamedTuple):
     """The item side of factorised CF logits, user vector . item row + bias; None for dense ones."""
 
-    table_IxD: jax.Array | np.ndarray | None = None
-    bias_I: jax.Array | np.ndarray | None = None
+    table_IxD: Array | None = None
+    bias_I: Array | None = None
 
 
 DENSE = CFItems()  # the CF input is the item logits themselves

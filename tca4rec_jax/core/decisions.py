@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tca4rec_jax.core import Array
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 
@@ -24,11 +25,11 @@ class Decisions(NamedTuple):
       weight: float32 [B, K].
     """
 
-    position: np.ndarray
-    title: np.ndarray
-    node: np.ndarray
-    child: np.ndarray
-    weight: np.ndarray
+    position: Array
+    title: Array
+    node: Array
+    child: Array
+    weight: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,8 @@ class RaggedDecisions:
         width = width or max(int(self.node.lengths.max()), 1)
         inside_BxK = np.arange(width) < self.node.lengths[rows_B][:, None]
         fields = (self.position, self.title, self.node, self.child)
-        return Decisions(*(f.pad(rows_B, width, 0) for f in fields), inside_BxK.astype(np.float32))
+        position, title, node, child = (field.pad(rows_B, width, 0) for field in fields)
+        return Decisions(position, title, node, child, inside_BxK.astype(np.float32))
 
 
 def title_decisions(compressed: ItemTrie) -> RaggedDecisions:
@@ -78,10 +80,10 @@ class Targets(NamedTuple):
       decisions: of the supervised titles.
     """
 
-    position: np.ndarray
-    label: np.ndarray
-    weight: np.ndarray
-    title_weight: np.ndarray
+    position: Array
+    label: Array
+    weight: Array
+    title_weight: Array
     decisions: Decisions
 
     @classmethod

@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from tca4rec_jax.core import Array
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
 from tca4rec_jax.core.decisions import Targets
 from tca4rec_jax.core.trie import DeviceTrie
@@ -140,7 +141,7 @@ def tca_loss(
         total, nll = children_loss(head(trie.choice), states_KxD, labels, objective)
     else:
         states_NxD = _states_at(states_BxSxD, targets.position)
-        label_N, weight_N = targets.label.ravel(), targets.weight.ravel()
+        label_N, weight_N = jnp.ravel(targets.label), jnp.ravel(targets.weight)
         total, nll = vocabulary_loss(head(None), states_NxD, label_N, weight_N, labels, objective)
     return Loss(total, jnp.sum(targets.weight), nll, jnp.sum(targets.title_weight))
 
@@ -160,7 +161,7 @@ def _soft_labels(
     rows, positions = targets.position.shape
     titles = targets.title_weight.shape[1]
     row_Bx1 = jnp.arange(rows, dtype=jnp.int32)[:, None]
-    node_K = jnp.asarray(decisions.node).ravel()
+    node_K = jnp.ravel(decisions.node)
     child_KxC, is_child_KxC = trie.children(node_K)
     if cf_items is None:
         objective = dataclasses.replace(objective, alpha=0.0)
@@ -171,9 +172,9 @@ def _soft_labels(
         log_p_cf_KxC = project(cf_PxD, cf_items, pair_K, node_K, trie, objective.beta)
     token_N = trie.choice_index if objective.softmax == "children" else trie.token
     labels = SoftLabels(
-        position=(decisions.position + positions * row_Bx1).ravel(),
-        weight=jnp.asarray(decisions.weight).ravel(),
-        child=jnp.asarray(decisions.child).ravel(),
+        position=jnp.ravel(decisions.position + positions * row_Bx1),
+        weight=jnp.ravel(decisions.weight),
+        child=jnp.ravel(decisions.child),
         token=token_N[child_KxC],
         absent=~is_child_KxC,
         log_p_cf=log_p_cf_KxC,
@@ -181,7 +182,7 @@ def _soft_labels(
     return labels, objective
 
 
-def _states_at(states_BxSxD: jax.Array, position_BxN: jax.Array) -> jax.Array:
+def _states_at(states_BxSxD: jax.Array, position_BxN: Array) -> jax.Array:
     """States at positions of each row, flat: [B * N, D]."""
     states = jnp.take_along_axis(states_BxSxD, position_BxN[:, :, None], axis=1)
     return states.reshape(-1, states.shape[-1])

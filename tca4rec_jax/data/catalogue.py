@@ -5,7 +5,7 @@ Axis letters: I items.
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +64,7 @@ class Catalogue:
     def _index(self) -> pd.Index:
         return pd.Index(self.item_ids, dtype=object)
 
-    def find(self, item_ids: Sequence[str]) -> np.ndarray:
+    def find(self, item_ids: Iterable[str]) -> np.ndarray:
         """The indices of n item ids: int32 [n], -1 for an unknown id."""
         return self._index.get_indexer(pd.Index(item_ids, dtype=object)).astype(np.int32)
 

@@ -112,13 +112,14 @@ load = tfds_rec.read
 
 def _source_files(config: DataConfig, cache_dir: str | os.PathLike | None) -> dict[str, Path]:
     """The input files by role. Raises UserError or FileNotFoundError if one is not there."""
-    config.inputs()
+    inputs = config.inputs()
     if config.source == "published":
-        return published_files(config.path)
+        return published_files(inputs[0])
     if config.source == "files":
-        files = {"catalogue": Path(config.catalogue), "interactions": Path(config.interactions)}
+        interactions, catalogue = map(Path, inputs)
+        files = {"catalogue": catalogue, "interactions": interactions}
     else:
-        folder = Path(config.path) if config.path else downloads.fetch("movielens-100k", cache_dir)
+        folder = Path(inputs[0]) if inputs else downloads.fetch("movielens-100k", cache_dir)
         files = {"catalogue": folder / ITEMS_FILE, "interactions": folder / INTERACTIONS_FILE}
     for role, path in files.items():
         if not path.is_file():
@@ -128,7 +129,7 @@ def _source_files(config: DataConfig, cache_dir: str | os.PathLike | None) -> di
 
 def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
     if config.source == "published":
-        return read_published(config.path, config.max_title_length)
+        return read_published(config.inputs()[0], config.max_title_length)
     if config.source == "movielens_100k":
         catalogue, interactions = read_movielens(files["catalogue"].parent, config.max_title_length)
     else:

@@ -16,7 +16,7 @@ ITEMS_FILE = "ml-100k.item"
 
 _ARTICLES = "The|A|An|Le|La|Les|L'|Un|Une|Il|Lo|Gli|El|Los|Las|Der|Die|Das|Det|Den|De|Het|O|Os"
 _TRAILING_ARTICLE = re.compile(rf"^(?P<rest>.+), (?P<article>{_ARTICLES})$")
-_ALTERNATIVE = re.compile(r"^(?P<title>.+?)(?P<brackets>(?: \([^()]+\))*)$")
+_ALTERNATIVES = re.compile(r"((?: \([^()]+\))*)$")
 _YEAR = re.compile(r"\d{4}")
 
 
@@ -35,9 +35,9 @@ def readable_title(title: str, year: str) -> str:
     "Seventh Seal, The (Sjunde inseglet, Det)" of 1957 -> "The Seventh Seal (Det Sjunde inseglet)
     (1957)". A year that is no four digits is left out.
     """
-    found = _ALTERNATIVE.match(title)
-    readable = article_first(found["title"])
-    for alternative in re.findall(r"\(([^()]+)\)", found["brackets"]):
+    name, alternatives, _ = _ALTERNATIVES.split(title, maxsplit=1)
+    readable = article_first(name)
+    for alternative in re.findall(r"\(([^()]+)\)", alternatives):
         readable += f" ({article_first(alternative)})"
     return f"{readable} ({year})" if _YEAR.fullmatch(year) else readable
 

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from tca4rec_jax.core import Array
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
@@ -68,7 +69,7 @@ class SearchRows:
     """
 
     prompts: Ragged
-    cf: Callable[[np.ndarray], np.ndarray | jax.Array] | None = None
+    cf: Callable[[np.ndarray], Array] | None = None
     cf_items: CFItems = DENSE
     allowed: Callable[[np.ndarray], np.ndarray] | None = None
     target_R: np.ndarray | None = None
@@ -238,7 +239,9 @@ class _Pass:
                 prompts, nll_BxT = read(state, texts, prefix, search.trie, self.temperatures)
                 find = functools.partial(search_batch, state, prompts, users, cf_items, search.trie)
                 weights = (jax.tree.map(np.float32, one) for one in self.jobs[number].weights)
-                found = [Recommendations(*find(one, program=program), nll_BxT) for one in weights]
+                found = [
+                    Recommendations._make((*find(one, program=program), nll_BxT)) for one in weights
+                ]
                 del prompts, find  # so that no more than two prompts' keys and values are held
                 yield rows_B, number, found
 

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tca4rec_jax.core import Array
 from tca4rec_jax.core.decisions import Decisions, title_decisions
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.llm.decoder import Decoder
 
-Array = np.ndarray | jax.Array
 _LOGITS_BYTES = 256 << 20  # bounds the vocabulary logits that exist at one time
 
 

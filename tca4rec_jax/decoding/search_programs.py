@@ -18,12 +18,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+from tca4rec_jax.core import Array
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
 from tca4rec_jax.core.decisions import Decisions
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.decoding.advance_beams import Prompts
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
-from tca4rec_jax.decoding.likelihood import Array, ScoredTokens, title_nll
+from tca4rec_jax.decoding.likelihood import ScoredTokens, title_nll
 from tca4rec_jax.distributed.data_parallel import DataParallel
 from tca4rec_jax.distributed.sharding import RULES, row_sharding, sharding_of
 from tca4rec_jax.llm.decoder import Decoder, PrefixStates
@@ -31,7 +32,7 @@ from tca4rec_jax.llm.decoder import Decoder, PrefixStates
 _EVERYWHERE = PartitionSpec()
 _ROWS = RULES.spec(("prompts",))
 _KV = PartitionSpec(None, *_ROWS)
-_PROMPTS, _PREFIX = Prompts(_ROWS, _KV, _ROWS), PrefixStates(_ROWS, _KV)
+_PROMPTS, _PREFIX = Prompts._make([_ROWS, _KV, _ROWS]), PrefixStates._make([_ROWS, _KV])
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ The fields are those of each model's config.json; loading reads them from the we
 """
 
 from pathlib import Path
+from typing import Any
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 
-_LLAMA_3 = {
+_LLAMA_3: dict[str, Any] = {
     "vocab_size": 128256, "num_kv_heads": 8, "rope_theta": 500000.0, "rms_norm_eps": 1e-5,
     "max_positions": 131072,
 }  # fmt: skip
-_QWEN = {"vocab_size": 151936, "rope_theta": 1e6, "rms_norm_eps": 1e-6}
+_QWEN: dict[str, Any] = {"vocab_size": 151936, "rope_theta": 1e6, "rms_norm_eps": 1e-6}
 _QWEN_2 = _QWEN | {"biases": ("q_proj", "k_proj", "v_proj"), "family": "qwen2"}
 
 ARCHITECTURES = {

@@ -8,6 +8,8 @@ tokens, Sl slots of the pool. Keys are never repeated for the query heads that s
 and softmax are float32.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +43,7 @@ def rotary_frequencies(
     """Radians per position [H/2] (float32) of each pair of a head's halves."""
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     if scaling is not None:
-        kept = 0.0  # the share of a frequency that is not divided
+        kept: float | np.ndarray = 0.0  # the share of a frequency that is not divided
         if scaling.kind == "llama3":
             turns = scaling.original_max_positions * frequencies / (2 * np.pi)
             low, high = scaling.low_freq_factor, scaling.high_freq_factor
@@ -101,7 +103,11 @@ def causal_attention(
     and from its window on, if that is an int. Padding needs no mask: it comes after every real
     token.
     """
-    if implementation == "cudnn":
+    if implementation != "xla":
+        if isinstance(window, jax.Array):
+            raise ValueError(f"a traced window needs attention 'xla', not {implementation!r}")
+        if implementation == "splash":
+            return splash_attention(q_BxSxQhxH, k_BxSxKvxH, v_BxSxKvxH, window=window)
         return jax.nn.dot_product_attention(
             q_BxSxQhxH,
             k_BxSxKvxH,
@@ -110,8 +116,6 @@ def causal_attention(
             local_window_size=None if window is None else (window - 1, 0),
             implementation="cudnn",
         )
-    if implementation == "splash":
-        return splash_attention(q_BxSxQhxH, k_BxSxKvxH, v_BxSxKvxH, window=window)
     length, num_kv_heads = k_BxSxKvxH.shape[1:3]
     # One transpose of q, k and v, so that no product needs one of the much larger scores.
     q_BxKvxGxSxH = _grouped(q_BxSxQhxH, num_kv_heads).transpose(0, 2, 3, 1, 4)
@@ -197,13 +201,14 @@ def splash_attention(
     padded = -(-length // 128) * 128  # the padding comes last: no real token sees it
     block = next(size for size in (512, 256, 128) if padded % size == 0)
     shape = (padded, padded)
-    mask = splash.CausalMask(shape)
-    if window is not None:
-        mask = splash.LocalMask(shape, (window - 1, 0), 0)
+    mask = (
+        splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), 0)
+    )
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    blocks: dict[str, Any] = {f"block_{name}": block for name in names}
     kernel = splash.make_splash_mha_single_device(
         mask=splash.MultiHeadMask([mask] * heads),
-        block_sizes=splash.BlockSizes(**{f"block_{name}": block for name in names}),
+        block_sizes=splash.BlockSizes(**blocks),
         residual_checkpoint_name="normaliser",
         interpret=interpret,
     )
@@ -268,7 +273,10 @@ def cached_attention(
     weights = jnp.concatenate([scores(*pair) for pair in zip(keys, visible, strict=True)], axis=-1)
     weights = _merge_groups(jax.nn.softmax(weights, axis=-1).astype(values[0].dtype))
     parts = jnp.split(weights, [prompt_size, prompt_size + pool_size], axis=-1)
-    out = sum(jnp.einsum("bkqt,bkth->bkqh", part, v) for part, v in zip(parts, values, strict=True))
+    on_prompt, on_pool, on_new = (
+        jnp.einsum("bkqt,bkth->bkqh", *pair) for pair in zip(parts, values, strict=True)
+    )
+    out = on_prompt + on_pool + on_new
     return out.reshape(q_BxKvxGxTuxH.shape).transpose(0, 3, 1, 2, 4).reshape(q_BxTuxQhxH.shape)
 
 

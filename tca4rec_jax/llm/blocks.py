@@ -18,7 +18,10 @@ from tca4rec_jax.llm.lora import LoRAConfig, dropout, fold_in, lora_deltas
 from tca4rec_jax.llm.quantisation import quantised_product
 
 # The gate's activation, by the name in DecoderConfig.activation.
-ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 # What remat 'products' saves for the backward pass: the rest of a layer is elementwise.
 SAVE_PRODUCTS = jax.checkpoint_policies.save_only_these_names("product", "low_rank", "normaliser")
@@ -63,7 +66,7 @@ class Layer:
         """
         outputs = {name: self._linear(x, name) for name in names}
         adapted = [name for name in names if name in self.adapters]
-        if adapted:
+        if adapted and self.lora is not None:
             dropped_x = dropout(x, self.lora.dropout, fold_in(self.dropout_key_B, site))
             deltas = lora_deltas(dropped_x, [self.adapters[name] for name in adapted], self.lora)
             outputs |= {

@@ -9,7 +9,7 @@ Weights are [in, out] and stacked over layers on axis 0.
 import functools
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,12 @@ def check_shapes(
         raise UserError(f"{what} do not fit the config: " + "; ".join(problems))
 
 
+def check_adapters(config: DecoderConfig, lora: LoRAConfig, adapters: Adapters | None) -> None:
+    """Raises UserError as `check_shapes`, for adapters that do not have lora's shapes."""
+    trees = {"adapters": adapters}, {"adapters": adapter_shapes(config, lora)}
+    check_shapes("adapters", *(flatten_dict(tree, sep="/") for tree in trees))
+
+
 class Decoder(nnx.Module):
     """A decoder LLM with optional LoRA adapters.
 
@@ -106,8 +112,7 @@ class Decoder(nnx.Module):
             raise ValueError("give both a LoRAConfig and its adapters, or neither")
         check_shapes("decoder parameters", params, config.parameter_shapes)
         if lora is not None:
-            trees = {"adapters": adapters}, {"adapters": adapter_shapes(config, lora)}
-            check_shapes("adapters", *(flatten_dict(tree, sep="/") for tree in trees))
+            check_adapters(config, lora, adapters)
         if options.attention != "xla" and config.full_layers:
             raise UserError(
                 f"llm.attention is {options.attention!r}, which needs the same sliding window in"
@@ -127,10 +132,15 @@ class Decoder(nnx.Module):
             }
         )
 
+    @property
+    def frozen_layers(self) -> int:
+        """The number of layers in the frozen prefix, the layers below lora.first_layer."""
+        return self.lora.first_layer if self.lora else 0
+
     def arrays(self) -> tuple[dict[str, jax.Array], Adapters]:
         """(base parameters by path, adapters), as the constructor takes them."""
-        _, adapters, base = nnx.split(self, nnx.LoRAParam, ...)
-        params = {"/".join(path): value[...] for path, value in nnx.to_flat_state(base)}
+        adapters, base = nnx.state(self, nnx.LoRAParam, ...)
+        params = {"/".join(map(str, path)): value[...] for path, value in nnx.to_flat_state(base)}
         return params, nnx.to_pure_dict(adapters).get("adapters", {})
 
     def hidden(
@@ -151,8 +161,8 @@ class Decoder(nnx.Module):
 
         Raises UserError if S exceeds config.max_positions.
         """
-        x, start = frozen_BxSxD, self.lora and self.lora.first_layer
-        if frozen_BxSxD is None:
+        x, start = frozen_BxSxD, self.frozen_layers
+        if x is None:
             x, start = self._embed_sequences(tokens_BxS), 0
         x, _ = self._run_causal(x, keep_kv=False, dropout_key_B=dropout_key_B, start=start)
         return self._final_states(x, lengths_B)
@@ -163,7 +173,7 @@ class Decoder(nnx.Module):
         States after a row's end are undefined. Raises UserError as `hidden`.
         """
         x = self._embed_sequences(tokens_BxS)
-        return self._run_causal(x, keep_kv=False, stop=self.lora.first_layer)[0]
+        return self._run_causal(x, keep_kv=False, stop=self.frozen_layers)[0]
 
     def logits(self, hidden_D: jax.Array, tokens_U: jax.Array | None = None) -> jax.Array:
         """Logits of the vocabulary, or of some tokens: hidden [..., D] -> float32 [..., V or U]."""
@@ -317,8 +327,8 @@ class Decoder(nnx.Module):
         dropout_key_B: jax.Array | None = None,
         start: int = 0,
         stop: int | None = None,
-    ) -> tuple[jax.Array, KVCache | None]:
-        """The layers from `start` to `stop` (all), and their keys and values [L, ..., Kv, H]."""
+    ) -> tuple[jax.Array, Any]:
+        """The layers from `start` to `stop` (all); with keep_kv their KVCache [L, ..., Kv, H]."""
         config = self.config
         rope = rotary_tables(positions, config.head_dim, config.rope_theta, config.rope_scaling)
         local_rope = rope
@@ -344,8 +354,7 @@ class Decoder(nnx.Module):
             for name, adapter in self.adapters.items()
         }
         # The frozen prefix runs without adapters, so that nothing in it is differentiated.
-        first = self.lora.first_layer if adapters else 0
-        stop = config.num_layers if stop is None else stop
+        first, stop = self.frozen_layers, config.num_layers if stop is None else stop
         bounds, kv_parts = sorted({start, stop, min(max(first, start), stop)}), []
         for lowest, end in itertools.pairwise(bounds):
             # A slice of the stacks would be a copy; where only some layers run, each picks its own.
@@ -370,11 +379,11 @@ class Decoder(nnx.Module):
         if not full_layers:
             return window, local_rope
         is_full = jnp.any(layer == jnp.asarray(full_layers))
-        window = jnp.where(is_full, jnp.iinfo(jnp.int32).max, window)
+        seen = jnp.where(is_full, jnp.iinfo(jnp.int32).max, window)
         if local_rope is rope:
-            return window, rope
+            return seen, rope
         cos, sin = (jnp.where(is_full, *both) for both in zip(rope, local_rope, strict=True))
-        return window, (cos, sin)
+        return seen, (cos, sin)
 
 
 def _at_layer(stack: jax.Array, layer: jax.Array, axis: int = 0) -> jax.Array:

@@ -4,6 +4,8 @@ transformers' own config classes read the fields, so that absent ones have their
 and both spellings of the rotary fields (rope_scaling, rope_parameters) are understood.
 """
 
+from typing import Any
+
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -53,7 +55,7 @@ ROPE_FIELDS = {
 }
 
 
-def decoder_config(fields: dict[str, object]) -> DecoderConfig:
+def decoder_config(fields: dict[str, Any]) -> DecoderConfig:
     """The architecture that config.json describes.
 
     Raises:
@@ -117,7 +119,7 @@ def _rope_and_gemma(config: PreTrainedConfig) -> tuple[float, RopeScaling | None
     return *_rope(rope["full_attention"]), gemma
 
 
-def _rope(rope: dict[str, object]) -> tuple[float, RopeScaling | None]:
+def _rope(rope: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     kind = rope["rope_type"]
     if kind not in ROPE_FIELDS:
         raise UserError(f"rope_type is {kind!r}, supported are {', '.join(ROPE_FIELDS)}")
@@ -156,9 +158,8 @@ def _window(config: PreTrainedConfig) -> tuple[int | None, tuple[int, ...]]:
 
 def _biases(config: PreTrainedConfig) -> tuple[str, ...]:
     """The projections with a bias. A Qwen2 has no field for it."""
-    attention = (*QKV, "o_proj") if getattr(config, "attention_bias", False) else ()
-    if config.model_type == "qwen2":
-        attention = QKV
+    biases = (*QKV, "o_proj") if getattr(config, "attention_bias", False) else ()
+    attention = QKV if config.model_type == "qwen2" else biases
     return attention + (MLP if getattr(config, "mlp_bias", False) else ())
 
 
@@ -212,7 +213,7 @@ def _write_family_fields(fields: dict[str, object], config: DecoderConfig) -> No
         rope = {"full_attention": fields["rope_parameters"], "sliding_attention": local_rope}
         fields |= {
             "hidden_activation": "gelu_pytorch_tanh",
-            "query_pre_attn_scalar": int(config.query_pre_attn_scalar),
+            "query_pre_attn_scalar": int(config.query_pre_attn_scalar or config.head_dim),
             "sliding_window": config.sliding_window,
             "layer_types": _layer_types(config),
             "rope_parameters": rope,

@@ -162,7 +162,7 @@ def pack(x_BxMxE: jax.Array, kept_Tp: jax.Array) -> jax.Array:
     return x_BxMxE.reshape(-1, *x_BxMxE.shape[3:]).at[kept_Tp].get(mode="clip")
 
 
-def packing(shape: tuple[int, int, int], kept_Tp: jax.Array | None, per_user: int) -> Packing:
+def packing(shape: tuple[int, ...], kept_Tp: jax.Array | None, per_user: int) -> Packing:
     """How tokens of shape [B, M, E] are packed.
 
     Args:

@@ -11,7 +11,7 @@ from tokenizers import (
     normalizers,
     pre_tokenizers,
 )
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
@@ -35,7 +35,7 @@ def _words(digits: int) -> list[pre_tokenizers.PreTokenizer]:
 
 
 # By tokenizer.ggml.pre. Qwen3 has Qwen2's.
-PRE_TOKENIZERS = {
+PRE_TOKENIZERS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
     "gpt-2": [GPT2_WORDS],
     "smollm": [pre_tokenizers.Digits(individual_digits=True), GPT2_WORDS],
     "qwen2": _words(1),
@@ -49,7 +49,7 @@ SPECIAL_TOKENS = {
 }
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a GGUF file or a Hugging Face folder.
 
     The tokenizer of a GGUF file adds no special tokens to a text.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Loss, Objective
@@ -43,7 +43,7 @@ class Recipe:
         that `show_history` has shown.
     """
 
-    write_items: Callable[[Catalogue, PreTrainedTokenizerFast, ConfigDict], TitleTokens]
+    write_items: Callable[[Catalogue, PreTrainedTokenizerBase, ConfigDict], TitleTokens]
     show_history: Callable[[TitleTokens, np.ndarray, ConfigDict], Ragged]
     build_examples: Callable[[ItemSequences, TitleTokens, ItemTrie, ConfigDict], Examples]
     trainable: Callable[[ConfigDict], Any]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from tca4rec_jax.config import build
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def write_items(
-    catalogue: Catalogue, tokenizer: PreTrainedTokenizerFast, config: ConfigDict
+    catalogue: Catalogue, tokenizer: PreTrainedTokenizerBase, config: ConfigDict
 ) -> TitleTokens:
     """Titles as text, between prompt.before_title and prompt.end."""
     encode = partial(tokenizer.encode, add_special_tokens=False)

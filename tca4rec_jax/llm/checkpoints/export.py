@@ -22,9 +22,9 @@ from tca4rec_jax.fileio import atomic_path
 from tca4rec_jax.llm.checkpoints.hugging_face import LAYER_MODULES, param_paths
 from tca4rec_jax.llm.checkpoints.loading import is_transposed
 from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import Decoder, check_shapes
+from tca4rec_jax.llm.decoder import Decoder, check_adapters, check_shapes
 from tca4rec_jax.llm.families import config_fields
-from tca4rec_jax.llm.lora import Adapters, LoRAConfig, adapter_shapes, merge_adapters
+from tca4rec_jax.llm.lora import Adapters, LoRAConfig, merge_adapters
 from tca4rec_jax.llm.quantisation import dequantise_params
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -77,9 +77,9 @@ def export_decoder(
     _check_one_of("kind", kind, LOADING)
     _check_one_of("dtype", dtype, DTYPES)
     params, adapters = decoder.arrays()
-    if kind != "merged" and not adapters:
+    if kind != "merged" and decoder.lora is None:
         raise UserError(f"every weight was trained, without adapters: give 'merged', not {kind!r}")
-    if kind == "peft":
+    if kind == "peft" and decoder.lora is not None:
         write_peft_adapter(folder, decoder.config, decoder.lora, adapters, base_model=base_model)
     else:
         # In the wider dtype, so that a weight is rounded once.
@@ -87,7 +87,8 @@ def export_decoder(
         config, params = dequantise_params(decoder.config, params, wider)
         if kind == "merged":
             params = {path: value.astype(wider) for path, value in params.items()}
-            params = merge_adapters(params, adapters, decoder.lora)
+            if decoder.lora is not None:
+                params = merge_adapters(params, adapters, decoder.lora)
         write_hugging_face(folder, config, params, tokenizer, dtype=dtype)
     return LOADING[kind].format(folder=str(folder))
 
@@ -153,7 +154,7 @@ def write_peft_adapter(
       ValueError: a folder that holds something, or adapters of other projections or shapes
         than `lora` gives them.
     """
-    check_shapes("adapters", _by_path(adapters), _by_path(adapter_shapes(config, lora)))
+    check_adapters(config, lora, adapters)
     layers = range(lora.first_layer, config.num_layers)
     tensors = {
         name: np.asarray(adapters[projection][part][layer]).T
@@ -190,8 +191,8 @@ def read_peft_adapter(folder: str | Path) -> tuple[LoRAConfig, Adapters]:
     lora = _read_adapter_config(folder / ADAPTER_CONFIG)
     path = folder / ADAPTER_TENSORS
     tensors = _read_tensors(path)
-    layers = {int(found[1]) for name in tensors if (found := re.search(r"\.layers\.(\d+)\.", name))}
-    layers = range(lora.first_layer, max(layers, default=lora.first_layer) + 1)
+    numbers = [int(found) for name in tensors for found in re.findall(r"\.layers\.(\d+)\.", name)]
+    layers = range(lora.first_layer, max(numbers, default=lora.first_layer) + 1)
     targets = _adapter_targets(lora.targets.split("|"), layers)
     problems = [f"missing tensor {name}" for name in targets if name not in tensors]
     problems += [f"unexpected tensor {name}" for name in tensors if name not in targets]
@@ -215,7 +216,8 @@ def _misshapen(
     tensors: dict[str, np.ndarray], targets: dict[str, tuple[str, str, int]], rank: int
 ) -> list[str]:
     """What is wrong with the shapes: the rank is known, the first layer gives the other sizes."""
-    problems, first = [], {}
+    problems = []
+    first: dict[tuple[str, str], tuple[int, ...]] = {}
     for name in filter(tensors.__contains__, targets):
         shape = tensors[name].shape
         projection, part, _ = targets[name]
@@ -236,10 +238,6 @@ def check_vacant(folder: str | Path) -> None:
 def _check_one_of(name: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         raise UserError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _by_path(tree: dict[str, dict[str, object]]) -> dict[str, object]:
-    return {f"{name}/{part}": leaf[part] for name, leaf in tree.items() for part in leaf}
 
 
 @contextlib.contextmanager

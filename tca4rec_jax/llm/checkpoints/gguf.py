@@ -8,7 +8,7 @@ and k permuted for interleaved rotary pairs; they are put back into the halves t
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import jax
@@ -72,11 +72,12 @@ class GGUFFile(gguf.GGUFReader):
         """As gguf's, which takes seconds: it slices the mapped file for every word of the
         vocabulary. Here an array of strings or numbers is read in one go."""
         kind, count = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
-        start, order = orig_offs + 12, "little" if self.byte_order == "I" else "big"
+        start = orig_offs + 12
+        order: Literal["little", "big"] = "little" if self.byte_order == "I" else "big"
         if raw_type != gguf.GGUFValueType.ARRAY or kind[0] == gguf.GGUFValueType.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
         if kind[0] == gguf.GGUFValueType.STRING:
-            data, parts, end = memoryview(self.data), [], start
+            data, parts, end = self.data.data, [], start
             for _ in range(int(count[0])):
                 if end >= len(data):
                     raise IndexError("it is cut short")

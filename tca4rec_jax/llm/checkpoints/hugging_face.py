@@ -75,7 +75,7 @@ def load_hugging_face(
     """
     folder = Path(folder)
     config = read_config(folder)
-    tensors = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(folder):
         try:
             tensors |= _stored_tensors(file)

@@ -77,7 +77,7 @@ def load_parameters(
     sources: dict[str, list[StoredTensor]] = {}
     for name, target in targets.items():
         sources.setdefault(target.path, []).append(tensors[name])
-    params = {}
+    params: dict[str, jax.Array] = {}
     config = dataclasses.replace(config, num_layers=num_layers or config.num_layers)
     stored = dataclasses.replace(config, quantised=quantised)
     for path, shape in config.parameter_shapes.items():
@@ -85,9 +85,8 @@ def load_parameters(
             params |= _quantised_parameter(stored, path, sources[path], sharding)
             continue
         where = sharding(stored, path) if sharding else SingleDeviceSharding(jax.devices()[0])
-        params[path] = jax.make_array_from_callback(
-            shape, where, lambda index, path=path: _shard(config, path, sources[path], index, dtype)
-        ).block_until_ready()
+        shard = functools.partial(_shard, config, path, sources[path], dtype=dtype)
+        params[path] = jax.make_array_from_callback(shape, where, shard).block_until_ready()
     return stored, params
 
 
