@@ -113,7 +113,8 @@ def _paths(part: str | flags.FlagHolder) -> Sequence[str | Path]:
     if not isinstance(part, str):
         return [part.value] if part.value else []
     if part == "source":
-        return build(DataConfig, config.data).inputs() or ["MovieLens-100K, downloaded"]
+        inputs = build(DataConfig, config.data).inputs()
+        return list(inputs.values()) or ["MovieLens-100K, downloaded"]
     if part == "evaluated_runs":
         runs = dict.fromkeys(run for _, run, _ in config.evaluation.variants if run)
         return [workdir / "llm" / run for run in runs]

@@ -62,17 +62,17 @@ class DataConfig:
             raise UserError(f"data.source must be one of {list(SOURCES)}, got {self.source!r}")
         object.__setattr__(self, "split", tuple(float(part) for part in self.split))
 
-    def inputs(self) -> list[str]:
-        """The user's folder or files; empty if the data are downloaded.
+    def inputs(self) -> dict[str, Path]:
+        """The user's folder (path) or files (interactions, catalogue); {} if the data are fetched.
 
         Raises UserError if the source needs one that is not given.
         """
-        if self.source == "published" and not self.path:
-            raise UserError("data.source=published needs data.path, the folder with item.csv")
-        if self.source == "files" and not (self.interactions and self.catalogue):
-            raise UserError("data.source=files needs data.interactions and data.catalogue")
-        files = (self.interactions, self.catalogue) if self.source == "files" else (self.path,)
-        return [path for path in files if path]
+        roles = ("interactions", "catalogue") if self.source == "files" else ("path",)
+        given = {role: Path(value) for role in roles if (value := getattr(self, role))}
+        if len(given) < len(roles) and self.source != "movielens_100k":
+            needed = " and ".join(f"data.{role}" for role in roles)
+            raise UserError(f"data.source={self.source} needs {needed}")
+        return given
 
 
 def prepare(
@@ -112,16 +112,13 @@ load = tfds_rec.read
 
 def _source_files(config: DataConfig, cache_dir: str | os.PathLike | None) -> dict[str, Path]:
     """The input files by role. Raises UserError or FileNotFoundError if one is not there."""
-    inputs = config.inputs()
+    files = config.inputs()
     if config.source == "published":
-        return published_files(inputs[0])
-    if config.source == "files":
-        interactions, catalogue = map(Path, inputs)
-        files = {"catalogue": catalogue, "interactions": interactions}
-    else:
-        folder = Path(inputs[0]) if inputs else downloads.fetch("movielens-100k", cache_dir)
+        return published_files(files["path"])
+    if config.source == "movielens_100k":
+        folder = files.get("path") or downloads.fetch("movielens-100k", cache_dir)
         files = {"catalogue": folder / ITEMS_FILE, "interactions": folder / INTERACTIONS_FILE}
-    for role, path in files.items():
+    for role, path in sorted(files.items()):
         if not path.is_file():
             raise FileNotFoundError(f"data.{role}: {path} does not exist")
     return files
@@ -129,7 +126,7 @@ def _source_files(config: DataConfig, cache_dir: str | os.PathLike | None) -> di
 
 def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
     if config.source == "published":
-        return read_published(config.inputs()[0], config.max_title_length)
+        return read_published(files["items"].parent, config.max_title_length)
     if config.source == "movielens_100k":
         catalogue, interactions = read_movielens(files["catalogue"].parent, config.max_title_length)
     else:
@@ -185,11 +182,9 @@ def split_counts(sequences: ItemSequences, train: ItemSequences) -> dict[str, in
     rows whose target is among the items before it in the row. seen_users: share of rows whose
     user has rows in `train`.
     """
-    row_of_item = np.repeat(np.arange(len(sequences)), sequences.lengths)
-    is_target = np.zeros(len(sequences.items), bool)
-    is_target[sequences.last_positions] = True
-    target_again = sequences.items == sequences.items[sequences.last_positions][row_of_item]
-    repeated = np.bincount(row_of_item[target_again & ~is_target], minlength=len(sequences)) > 0
+    target_of_item = np.repeat(sequences.items[sequences.last_positions], sequences.lengths)
+    is_target = (sequences.items == target_of_item).astype(np.int64)
+    repeated = np.add.reduceat(is_target, sequences.offsets[:-1]) > 1  # once as the target itself
     return {
         "rows": len(sequences),
         "users": len(np.unique(sequences.user)),

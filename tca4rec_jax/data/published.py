@@ -80,29 +80,26 @@ def _read_rows(path: Path, catalogue: Catalogue) -> ItemSequences:
     user = tables.integers(path, "uid", frame["uid"])
     target = tables.integers(path, "iid", frame["iid"])
     timestamp = tables.integers(path, "timestamp", frame["timestamp"])
-    history, lengths = _parse_lists(path, frame["hist_id"])
-    offsets = np.concatenate([[0], np.cumsum(lengths + 1)])
-    items = np.empty(offsets[-1], np.int64)
-    is_target = np.zeros(offsets[-1], bool)
-    is_target[offsets[1:] - 1] = True
-    items[is_target], items[~is_target] = target, history
-    outside = (items < 1) | (items > catalogue.num_items)
+    history = _parse_lists(path, frame["hist_id"])
+    rows = history.followed_by(Ragged(target, np.arange(len(target) + 1)))
+    last = rows.offsets[1:] - 1
+    outside = (rows.values < 1) | (rows.values > catalogue.num_items)
     if outside.any():
         at = int(np.argmax(outside))
-        row = Ragged(items, offsets).row_of(at) + 1
         raise UserError(
-            f"{path}, row {row}: {'iid' if is_target[at] else 'hist_id'} has item {items[at]}, "
-            f"which is not in the catalogue ({ITEMS_FILE} has the iids 1..{catalogue.num_items})"
+            f"{path}, row {rows.row_of(at) + 1}: {'iid' if at in last else 'hist_id'} has item "
+            f"{rows.values[at]}, which is not in the catalogue ({ITEMS_FILE} has the iids "
+            f"1..{catalogue.num_items})"
         )
-    timestamps = np.full(offsets[-1], UNKNOWN_TIME, np.int64)
-    timestamps[is_target] = timestamp
-    return ItemSequences(user, items - 1, offsets, timestamps)
+    timestamps = np.full(rows.values.size, UNKNOWN_TIME, np.int64)
+    timestamps[last] = timestamp
+    return ItemSequences(user, rows.values - 1, rows.offsets, timestamps)
 
 
-def _parse_lists(path: Path, column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """ "[3, 5]" .. -> all numbers one after the other, and how many each row has."""
+def _parse_lists(path: Path, column: pd.Series) -> Ragged:
+    """ "[3, 5]" .. -> its numbers, int64."""
     good = column.str.fullmatch(_LIST).to_numpy(bool)
     tables.refuse(path, "hist_id", column, ~good, "a list of item numbers such as [12, 7]")
     lengths = column.str.count(",").to_numpy(np.int64) + 1
     numbers = ",".join(column.str.strip("[] ")).split(",")
-    return np.array(numbers, dtype=object).astype(np.int64), lengths
+    return Ragged.from_lengths(np.array(numbers, dtype=object).astype(np.int64), lengths)
