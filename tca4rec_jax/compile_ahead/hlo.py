@@ -38,8 +38,7 @@ def arrays(text: str) -> list[Array]:
     """The arrays of an HLO type; a tuple has several."""
     found = []
     for dtype, dimensions, layout in _ARRAY.findall(text):
-        digits = re.search(r"\d+", dtype)
-        bits = 8 if dtype == "pred" else int(digits[0]) if digits else 0  # a token has none
+        bits = 8 if dtype == "pred" else int(first(r"(\d+)", dtype) or 0)  # a token has none
         shape = integers(dimensions)
         found.append(Array(bits / 8 * math.prod(shape), shape, bool(_IN_VMEM.search(layout))))
     return found
@@ -86,6 +85,12 @@ def _closing(text: str, opening: int) -> int:
     raise ValueError(f"unbalanced parentheses in {text[:80]!r}")
 
 
+def first(pattern: str, text: str) -> str:
+    """The group of a pattern's first match; '' if there is none."""
+    found = re.search(pattern, text)
+    return found[1] if found else ""
+
+
 def integers(text: str) -> tuple[int, ...]:
     """The integers of a comma-separated list."""
     return tuple(int(part) for part in text.split(",") if part)
@@ -93,11 +98,9 @@ def integers(text: str) -> tuple[int, ...]:
 
 def called(one: Instruction, attribute: str) -> str:
     """The computation that an attribute such as `calls` or `body` names; '' if there is none."""
-    found = re.search(rf"\b{attribute}=%?([\w.\-]+)", one.attributes)
-    return found[1] if found else ""
+    return first(rf"\b{attribute}=%?([\w.\-]+)", one.attributes)
 
 
 def braced(one: Instruction, attribute: str) -> tuple[int, ...]:
     """The integers of an attribute such as dimensions={0,1}."""
-    found = re.search(rf"\b{attribute}=\{{([\d,]*)\}}", one.attributes)
-    return integers(found[1]) if found else ()
+    return integers(first(rf"\b{attribute}=\{{([\d,]*)\}}", one.attributes))

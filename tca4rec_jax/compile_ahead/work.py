@@ -20,6 +20,7 @@ from tca4rec_jax.compile_ahead.hlo import (
     arrays,
     braced,
     called,
+    first,
     integers,
     parse,
     type_bytes,
@@ -96,8 +97,8 @@ class Work:
 def analyse(text: str) -> Work:
     """Walks an optimised HLO module (`compiled.as_text()`)."""
     computations, entry = parse(text)
-    partitions = re.search(r"num_partitions=(\d+)", text)
-    walk = _Walk(computations, int(partitions[1]) if partitions else 1)
+    partitions = first(r"num_partitions=(\d+)", text)
+    walk = _Walk(computations, int(partitions or 1))
     walk.computation(entry, 1.0)
     return walk.work
 
@@ -134,14 +135,14 @@ class _Walk:
             self._kernel(one, scope, times)
 
     def _kernel(self, one: Instruction, scope: Computation, times: float) -> None:
-        cycles = re.search(r'"estimated_cycles":"(\d+)"', one.attributes)
+        cycles = first(r'"estimated_cycles":"(\d+)"', one.attributes)
         if one.opcode == "fusion":
             name = called(one, "calls")
             flops, traffic = self._flops_inside(name, times), self._fusion_bytes(one, scope)
         else:
             flops, traffic = product_flops(one, scope), _plain_bytes(one, scope)
         self.work.kernels.append(
-            Kernel(one.name, flops, traffic, float(cycles[1]) if cycles else None, times)
+            Kernel(one.name, flops, traffic, float(cycles) if cycles else None, times)
         )
 
     def _flops_inside(self, name: str, times: float) -> float:
@@ -168,8 +169,7 @@ class _Walk:
         return total
 
     def _costliest_branch(self, one: Instruction, times: float) -> None:
-        listed = re.search(r"branch_computations=\{([^}]*)\}", one.attributes)
-        names = NAME.findall(listed[1]) if listed else []
+        names = NAME.findall(first(r"branch_computations=\{([^}]*)\}", one.attributes))
         names = names or [called(one, f"{side}_computation") for side in ("true", "false")]
         walks = []
         for name in names:
@@ -183,9 +183,8 @@ class _Walk:
         self.work.unknown_loops += most.unknown_loops
 
     def _trips(self, one: Instruction) -> int | None:
-        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', one.attributes)
-        if known:
-            return int(known[1])
+        if known := first(r'"known_trip_count":\{"n":"(\d+)"', one.attributes):
+            return int(known)
         # A TPU's compiler does not write it down; the loops of JAX count from 0 to a constant.
         condition = dict(self.computations[called(one, "condition")])
         for inner in list(condition.values()):
@@ -216,10 +215,10 @@ class _Walk:
         if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", attributes):
             sizes = dict(re.findall(r"'([^']*)'=(\d+)", found[1]))
             return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']*)'", found[2]))
-        if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
-            return int(found[1])
-        if found := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
-            return len(integers(found[1]))
+        if size := first(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
+            return int(size)
+        if members := first(r"replica_groups=\{\{([\d,]*)\}", attributes):
+            return len(integers(members))
         return self.partitions
 
     def _fusion_bytes(self, fusion: Instruction, scope: Computation) -> float:
@@ -306,8 +305,8 @@ def product_flops(one: Instruction, scope: Computation) -> float:
     if one.opcode == "dot":
         contracted = braced(one, "lhs_contracting_dims")
     elif one.opcode == "custom-call" and re.search(r"gemm|matmul", one.attributes):
-        found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.attributes)
-        contracted = integers(found[1].replace('"', "")) if found else (-1,)
+        listed = first(r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.attributes)
+        contracted = integers(listed.replace('"', "")) or (-1,)
     elif one.opcode == "convolution":
         return _convolution_flops(one, scope)
     else:
@@ -322,22 +321,20 @@ def _convolution_flops(one: Instruction, scope: Computation) -> float:
     lhs, rhs, out = (arrays(text)[0].dimensions for text in types)
     labels = re.findall(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
     lhs_labels, rhs_labels, out_labels = labels[0]
-    found = re.search(r"window=\{([^}]*)\}", one.attributes)
-    window = dict(part.split("=") for part in found[1].split()) if found else {}
+    window = first(r"window=\{([^}]*)\}", one.attributes).split()
+    given = {key: value.split("x") for key, _, value in (part.partition("=") for part in window)}
     flops = 2.0 * out[out_labels.index("b")] * out[out_labels.index("f")]
     flops *= rhs[rhs_labels.index("i")]
     for axis, label in enumerate(sorted(label for label in rhs_labels if label.isdigit())):
-
-        def of(name: str, default: int, axis=axis) -> int:
-            return int(window[name].split("x")[axis]) if name in window else default
-
-        low = int(window["pad"].split("x")[axis].split("_")[0]) if "pad" in window else 0
-        size, dilation = lhs[lhs_labels.index(label)], of("lhs_dilate", 1)
-        outs = np.arange(out[out_labels.index(label)])[:, None] * of("stride", 1)
-        taps = np.arange(rhs[rhs_labels.index(label)])[None, :] * of("rhs_dilate", 1)
-        place = outs + taps - low
-        inside = (place >= 0) & (place <= (size - 1) * dilation) & (place % dilation == 0)
-        flops *= int(inside.sum())
+        stride, dilation, tap_dilation = (
+            int(given[key][axis]) if key in given else 1
+            for key in ("stride", "lhs_dilate", "rhs_dilate")
+        )
+        low = int(given["pad"][axis].split("_")[0]) if "pad" in given else 0
+        outs = np.arange(out[out_labels.index(label)])[:, None] * stride
+        place = outs + np.arange(rhs[rhs_labels.index(label)]) * tap_dilation - low
+        last = (lhs[lhs_labels.index(label)] - 1) * dilation
+        flops *= int(((place >= 0) & (place <= last) & (place % dilation == 0)).sum())
     return flops
 
 
@@ -347,6 +344,6 @@ def _is_collective(one: Instruction) -> bool:
 
 def _identity(one: Instruction) -> tuple:
     """What tells fused collectives apart: JAX's own all have channel 1, in a chain each."""
-    ids = [re.search(rf'{name}="?\d+', one.attributes) for name in ("channel_id", "chain_id")]
+    ids = [first(rf'{name}="?(\d+)', one.attributes) for name in ("channel_id", "chain_id")]
     shapes = [array.dimensions for array in arrays(one.type)]
-    return one.opcode, *shapes, *[found and found[0] for found in ids]
+    return one.opcode, *shapes, *ids
