@@ -280,15 +280,8 @@ class DeviceTrie:
         run_N = np.where(trie.child_count > 0, trie.edge_length, of_leaf_N).astype(np.int32)
         choice_U = np.unique(trie.token[1:])
         path_N = np.where(run_N, trie.edge_start + run_N, 0)
-        arrays = {
-            "parent": trie.parent,
-            "depth": trie.depth,
-            "child_start": trie.child_start,
-            "child_count": trie.child_count,
-            "leaf": trie.leaf,
-            "token": trie.token,
-            "longest": trie.longest,
-            "edge_length": trie.edge_length,
+        same = "parent depth child_start child_count leaf token longest edge_length".split()
+        arrays = {name: getattr(trie, name) for name in same} | {
             "edge_offset": edges.offsets[:-1].astype(np.int32),
             "run_length": run_N,
             "choice_index": np.searchsorted(choice_U, trie.token).astype(np.int32),
