@@ -9,7 +9,7 @@ Axes: core/__init__.py; here L are the tokens of the longest title.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import jax
@@ -280,8 +280,8 @@ class DeviceTrie:
         run_N = np.where(trie.child_count > 0, trie.edge_length, of_leaf_N).astype(np.int32)
         choice_U = np.unique(trie.token[1:])
         path_N = np.where(run_N, trie.edge_start + run_N, 0)
-        same = "parent depth child_start child_count leaf token longest edge_length".split()
-        arrays = {name: getattr(trie, name) for name in same} | {
+        names = [one.name for one in fields(cls)]
+        arrays = {name: getattr(trie, name) for name in names if hasattr(trie, name)} | {
             "edge_offset": edges.offsets[:-1].astype(np.int32),
             "run_length": run_N,
             "choice_index": np.searchsorted(choice_U, trie.token).astype(np.int32),
