@@ -122,16 +122,6 @@ class ItemTrie:
         """The number of leaves Q, one a distinct title."""
         return self.lengths_Q.size
 
-    @property
-    def num_levels(self) -> int:
-        """The number of levels of nodes, with that of the root."""
-        return self.level_offsets.size - 1
-
-    @property
-    def max_children(self) -> int:
-        """The most children C of a node."""
-        return int(self.child_count.max())
-
     @cached_property
     def leaf(self) -> np.ndarray:
         """int32 [N]: the sequence that ends at the node, -1 for inner nodes."""
@@ -180,12 +170,13 @@ class ItemTrie:
     @cached_property
     def paths_QxK(self) -> np.ndarray:
         """int32 [Q, levels]: the node of each level on the way to leaf q, -1 below the leaf."""
-        paths = np.full((self.num_leaves, self.num_levels), -1, np.int32)
-        level_N = np.repeat(np.arange(self.num_levels), np.diff(self.level_offsets))
+        levels = self.level_offsets.size - 1
+        paths = np.full((self.num_leaves, levels), -1, np.int32)
+        level_N = np.repeat(np.arange(levels), np.diff(self.level_offsets))
         node_Q = np.empty(self.num_leaves, np.int32)
         is_leaf = self.leaf >= 0
         node_Q[self.leaf[is_leaf]] = np.flatnonzero(is_leaf)
-        for _ in range(self.num_levels):
+        for _ in range(levels):
             active = np.flatnonzero(node_Q >= 0)
             paths[active, level_N[node_Q[active]]] = node_Q[active]
             node_Q[active] = self.parent[node_Q[active]]

@@ -172,9 +172,9 @@ def projected(sequences, logits_PxI, beta=1.0, compress=False):
         beta,
     )
     assert log_p_KxC.dtype == jnp.float32
-    child_NxC = trie.child_start[inner, None] + np.arange(trie.max_children)
+    child_NxC = trie.child_start[inner, None] + np.arange(trie.child_count.max())
     p_PxNxC = np.exp(np.asarray(log_p_KxC, np.float64)).reshape(pairs, *child_NxC.shape)
-    exists_NxC = np.arange(trie.max_children) < trie.child_count[inner, None]
+    exists_NxC = np.arange(trie.child_count.max()) < trie.child_count[inner, None]
     assert not p_PxNxC[:, ~exists_NxC].any()
     return {
         (prefix_of(trie, inner[n]), int(trie.token[child_NxC[n, c]])): p_PxNxC[:, n, c]
