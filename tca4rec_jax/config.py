@@ -232,19 +232,13 @@ def config_value(config: ConfigDict, field: str):
 
 
 def _parse(text: str, field: Field) -> Any:
-    """A value of the field's type."""
+    """The field's value. The config checks its type, but takes a bool for a number."""
     if text == "None" and field.default is None:
         return None
     if field.type is str:
         quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
         return ast.literal_eval(text) if quoted else text
-    if field.type is bool and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    value = ast.literal_eval(text)
-    if field.type is float and type(value) is int:
-        return float(value)
-    if field.type is tuple and type(value) is list:
-        return tuple(value)
-    if type(value) is not field.type:
+    value = ast.literal_eval(text.capitalize() if field.type is bool else text)
+    if value is None or isinstance(value, bool) != (field.type is bool):
         raise ValueError(f"expected {field.type.__name__}, got {type(value).__name__}")
     return value
