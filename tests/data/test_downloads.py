@@ -9,20 +9,21 @@ import pytest
 
 from tca4rec_jax.data import downloads
 
-MEMBERS = {"toy/data/ratings.inter": b"a rating\n", "toy/data/titles.item": b"a title\n"}
+FILES = {"ratings.inter": b"a rating\n", "titles.item": b"a title\n"}
 
 
 def _sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def _asset(wheel_sha256, members=None):
+def _asset(wheel_sha256, files=None):
     return downloads.Asset(
         requirement="toy==1.0",
         wheel="toy-1.0-py3-none-any.whl",
         sha256=wheel_sha256,
         megabytes=1,
-        members=members or {path: _sha256(data) for path, data in MEMBERS.items()},
+        folder="toy/data",
+        files=files or {name: _sha256(data) for name, data in FILES.items()},
         licence="MIT",
     )
 
@@ -32,8 +33,8 @@ def wheel(tmp_path):
     path = tmp_path / "registry" / "toy-1.0-py3-none-any.whl"
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as archive:
-        for name, data in {**MEMBERS, "toy/unneeded.bin": b"x" * 1000}.items():
-            archive.writestr(name, data)
+        for name, data in {**FILES, "unneeded.bin": b"x" * 1000}.items():
+            archive.writestr(f"toy/data/{name}", data)
     return path
 
 
@@ -54,13 +55,13 @@ def pip(monkeypatch, wheel):
     return commands
 
 
-def test_fetch_unpacks_only_the_members_and_runs_pip_once(pip, tmp_path):
+def test_fetch_unpacks_only_the_files_and_runs_pip_once(pip, tmp_path):
     cache = tmp_path / "new" / "cache"
     for _ in range(2):
         folder = downloads.fetch("toy", cache)
         assert folder == cache / "toy"
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
-        assert files == {"ratings.inter": b"a rating\n", "titles.item": b"a title\n"}
+        assert files == FILES
     assert len(pip) == 1
     assert pip[0][1:5] == ["-m", "pip", "download", "toy==1.0"]
     assert "--no-deps" in pip[0]
@@ -79,9 +80,9 @@ def test_a_damaged_download_is_refused_and_leaves_nothing(pip, wheel, tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_damaged_member_is_refused(pip, wheel, tmp_path, monkeypatch):
-    members = {path: _sha256(b"something else") for path in MEMBERS}
-    monkeypatch.setitem(downloads.ASSETS, "toy", _asset(_sha256(wheel.read_bytes()), members))
+def test_a_damaged_file_is_refused(pip, wheel, tmp_path, monkeypatch):
+    files = {name: _sha256(b"something else") for name in FILES}
+    monkeypatch.setitem(downloads.ASSETS, "toy", _asset(_sha256(wheel.read_bytes()), files))
     with pytest.raises(downloads.ChecksumError, match=r"ratings\.inter is not the expected file"):
         downloads.fetch("toy", tmp_path)
     assert not (tmp_path / "toy").exists()
@@ -122,7 +123,7 @@ def test_pip_failure_quotes_pip_and_says_what_to_do(pip, tmp_path, monkeypatch):
 def test_fetch_file_is_for_assets_of_one_file(pip, wheel, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="several files"):
         downloads.fetch_file("toy", tmp_path)
-    one = {"toy/data/titles.item": _sha256(b"a title\n")}
+    one = {"titles.item": _sha256(b"a title\n")}
     monkeypatch.setitem(downloads.ASSETS, "toy", _asset(_sha256(wheel.read_bytes()), one))
     assert downloads.fetch_file("toy", tmp_path) == tmp_path / "toy" / "titles.item"
 
