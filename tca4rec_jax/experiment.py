@@ -242,7 +242,8 @@ class Experiment:
     def initial_state(self) -> tuple[nnx.GraphDef, TrainState, nnx.State]:
         """(graph, state, base) of the decoder, on the mesh; base holds the untrained parameters."""
         trainable = self.recipe.trainable(self.config)
-        graph, params, base = nnx.split(self.decoder, trainable, ...)  # type: ignore[misc]
+        graph, *parts = nnx.split(self.decoder, trainable, ...)
+        params, base = parts
         step = self.compute(partial(jnp.zeros, (), jnp.int32))
         moments = self.compute(self.optimizer().init, params)
         return graph, TrainState(step, params, moments), base

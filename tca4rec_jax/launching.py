@@ -67,7 +67,7 @@ def launch(
             if run_on == "single_process" and is_multiprocess():
                 raise UserError("this script runs in one process: give --process_count=1")
             if run_on == "all_processes" or is_main_process():
-                run(CONFIG.value, Path(WORKDIR.value))
+                run(CONFIG.value, Path(WORKDIR.value or ""))
             multihost.barrier(name, _LONGEST_WAIT)
         except Stopped as stopped:
             _end(f"{name}: {stopped}", STOPPED, together=True)
@@ -205,7 +205,7 @@ def is_ours_or_a_warning(record: standard_logging.LogRecord) -> bool:
 def keep_compiled_programs() -> None:
     """The next run loads what XLA compiles in this one."""
     # Set by the caller, or by JAX_COMPILATION_CACHE_DIR.
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # JAX adds it
         jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

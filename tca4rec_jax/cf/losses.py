@@ -73,6 +73,8 @@ def sampled_loss(
     """'bce' or 'bpr' of the target against the negatives, float32 [B, P]."""
 
     table_IxD, bias_I = queries.items
+    if table_IxD is None:
+        raise ValueError("a sampled loss needs item vectors")
 
     def logits(item_BxPxN):
         rows_BxPxNxD = table_IxD[item_BxPxN]

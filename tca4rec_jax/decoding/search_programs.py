@@ -109,7 +109,8 @@ def read_prompts(
     def on_one_group(state, texts, prefix, trie, temperature_T):
         model, scored = nnx.merge(program.graph, state), texts.scored
         after_BxK = None if scored is None else scored.position
-        states_BxKxD, prompts = prefill_prompts(model, *texts[:2], after_BxK, prefix)
+        read = texts.tokens_BxS, texts.length_B, after_BxK, prefix
+        states_BxKxD, prompts = prefill_prompts(model, *read)
         nll_BxT = jnp.zeros((texts.length_B.shape[0], 0))
         if scored is not None:
             nll_BxT = title_nll(model, states_BxKxD[:, 1:], scored, trie, temperature_T)

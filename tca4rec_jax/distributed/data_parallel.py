@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 from jax.flatten_util import ravel_pytree
@@ -80,6 +81,7 @@ class DataParallel:
         Leaves that are not split go in one collective: on CPU several in flight can starve each
         other of threads.
         """
+        structure: Any  # for a type checker JAX's class has no methods
         leaves, structure = jax.tree.flatten(tree)
         specs = structure.flatten_up_to(specs)
         together = [leaf for leaf, spec in zip(leaves, specs, strict=True) if not any(spec)]

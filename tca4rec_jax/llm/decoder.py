@@ -260,8 +260,8 @@ class Decoder(nnx.Module):
             attended = cached_attention(
                 packed.by_user(q),
                 (packed.by_user(k), packed.by_user(v)),
-                [_at_layer(values, layer) for values in prompt],
-                [_at_layer(values, layer, axis=1) for values in beams.kv],
+                KVCache(*(_at_layer(values, layer) for values in prompt)),
+                KVCache(*(_at_layer(values, layer, axis=1) for values in beams.kv)),
                 prompt_lengths_B,
                 paths,
                 packed,
