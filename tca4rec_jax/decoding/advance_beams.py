@@ -4,9 +4,8 @@ Edges have different lengths, and users finish at different times. A call of the
 only real tokens, packed into one of a few static sizes (`search_sizes.call_sizes`); edges that do
 not fit are continued by the next call.
 
-Axis letters: B batch (users), M beams, E new tokens of a beam in one call, Tp tokens of a packed
-call, X the B * M * E tokens before packing, U tokens that some node chooses from, D model width,
-V vocabulary.
+Axes: core/__init__.py; here E are new tokens of a beam in one call, Tp the tokens of a packed call,
+X the B * M * E tokens before packing.
 """
 
 from dataclasses import dataclass
@@ -38,42 +37,31 @@ class Prompts(NamedTuple):
 
 
 class EdgeScores(NamedTuple):
-    """The LLM's scores after one edge per beam, and of its tokens; logits are over temperature.
+    """The LLM's float32 scores after one edge per beam, and of its tokens.
 
-    Attributes:
-      choice_BxMxU: float32, logits of the tokens in DeviceTrie.choice after the edge.
-      norm_BxM: float32, log sum exp over the vocabulary after the edge; 0 without `vocabulary`.
-      forced_BxM: float32, summed log-probabilities of the edge's tokens but the first; 0 without
-        `vocabulary`.
+    Logits are divided by the temperature; without `vocabulary` norm and forced are 0.
     """
 
-    choice_BxMxU: jax.Array
-    norm_BxM: jax.Array
-    forced_BxM: jax.Array
+    choice_BxMxU: jax.Array  # logits of the tokens in DeviceTrie.choice after the edge
+    norm_BxM: jax.Array  # log sum exp over the vocabulary after the edge
+    forced_BxM: jax.Array  # summed log-probabilities of the edge's tokens but the first
 
 
 @dataclass(frozen=True)
 class EdgeReader:
-    """Reads edges of a trie after prompts; lives inside a traced program.
-
-    Attributes:
-      temperature: float scalar.
-      vocabulary: whether EdgeScores has norm and forced ('after_softmax').
-      edge_chunk: static, most tokens of one edge in a call.
-    """
+    """Reads edges of a trie after prompts; lives inside a traced program."""
 
     model: Decoder
     prompts: Prompts
     trie: DeviceTrie
     temperature: float | jax.Array
-    vocabulary: bool
-    edge_chunk: int
+    vocabulary: bool  # whether EdgeScores has norm and forced ('after_softmax')
+    edge_chunk: int  # most tokens of one edge in a call
 
     def after_prompts(self) -> EdgeScores:
         """The scores [B, 1, ..] after the prompts, where there is no edge."""
-        hidden_Bx1xD = self.prompts.hidden_Bx1xD
-        choice, norm, _ = self._scores(hidden_Bx1xD)
-        return EdgeScores(choice, norm, jnp.zeros(hidden_Bx1xD.shape[:2]))
+        choice, norm, _ = self._scores(self.prompts.hidden_Bx1xD)
+        return EdgeScores(choice, norm, jnp.zeros_like(norm))
 
     def advance(
         self, node_BxM: jax.Array, cache: BeamCache

@@ -11,8 +11,7 @@ after a decision in as few calls of the LLM as possible. Only 'after_softmax' wi
 
 Guidance adds lambda * log p_cf(token | prefix) (the Collaborative Tokenizer's distribution).
 
-Axis letters: B batch (users), S prompt tokens, M beams, C children of a node, X candidates of one
-step, U tokens that some node chooses from, D model width, I items, N trie nodes.
+Axes: core/__init__.py; the rows of a batch are users.
 """
 
 from dataclasses import dataclass
@@ -113,17 +112,11 @@ class ScoreWeights(NamedTuple):
 
 
 class SearchResult(NamedTuple):
-    """The titles that a search found, best first.
+    """The titles that a search found, best first."""
 
-    Attributes:
-      leaves_BxM: int32, -1 where there are no more.
-      scores_BxM: float32, -inf where there are no more.
-      calls: int32 scalar, calls of the LLM after the prompt.
-    """
-
-    leaves_BxM: jax.Array
-    scores_BxM: jax.Array
-    calls: jax.Array
+    leaves_BxM: jax.Array  # int32, -1 where there are no more
+    scores_BxM: jax.Array  # float32, -inf where there are no more
+    calls: jax.Array  # int32 scalar, calls of the LLM after the prompt
 
 
 class _Beams(NamedTuple):
@@ -191,19 +184,13 @@ class _Search:
         return self.reader.trie
 
     def run(self) -> SearchResult:
-        batch, beams = self.reader.prompts.length_B.shape[0], self.config.beams
-        capacities = pool_capacities(beams, self.trie.sizes.beam_reads)
-        empty_BxM = jnp.full((batch, beams), -jnp.inf)
-        nothing = _Beams(
-            node_BxM=jnp.zeros((batch, beams), jnp.int32),
-            total_BxM=empty_BxM,
-            leaf_BxM=jnp.full((batch, beams), -1, jnp.int32),
-            score_BxM=empty_BxM,
-        )
-        root_Bx1, zero_Bx1 = jnp.zeros((batch, 1), jnp.int32), jnp.zeros((batch, 1))
-        scores = self.reader.after_prompts()
-        root_children = self.trie.sizes.root_children
-        first, _ = self._expand(root_children, nothing, scores, root_Bx1, zero_Bx1)
+        batch, beams = shape = self.reader.prompts.length_B.shape[0], self.config.beams
+        sizes = self.trie.sizes
+        capacities = pool_capacities(beams, sizes.beam_reads)
+        root_BxM, empty_BxM = jnp.zeros(shape, jnp.int32), jnp.full(shape, -jnp.inf)
+        nothing = _Beams(root_BxM, empty_BxM, jnp.full_like(root_BxM, -1), empty_BxM)
+        scores, zero_Bx1 = self.reader.after_prompts(), jnp.zeros((batch, 1))
+        first, _ = self._expand(sizes.root_children, nothing, scores, root_BxM[:, :1], zero_Bx1)
         cache = self.reader.model.init_beam_cache(batch, beams, capacities[0])
         return self._run_from(_State(first, cache, jnp.int32(0)), capacities)
 
@@ -236,24 +223,15 @@ class _Search:
         # The root stands for an empty beam.
         most = jnp.max(jnp.where(node > 0, self.trie.child_count[node], 0))
         bounds = children_bounds(self.trie.sizes.inner_children)
-        beams, beam_BxM = jax.lax.switch(
-            jnp.searchsorted(jnp.array(bounds), most),
-            [partial(self._expand, bound) for bound in bounds],
-            state.beams,
-            scores,
-            node,
-            total,
-        )
+        branches = [partial(self._expand, bound) for bound in bounds]
+        smallest = jnp.searchsorted(jnp.array(bounds), most)
+        beams, beam_BxM = jax.lax.switch(smallest, branches, state.beams, scores, node, total)
         return _State(beams, gather_beams(cache, beam_BxM), state.calls + calls)
 
     def _expand(
         self, children: int, beams: _Beams, scores: EdgeScores, node: jax.Array, total: jax.Array
     ) -> tuple[_Beams, jax.Array]:
-        """The best hypotheses among the children of `node`, whose edges have been read.
-
-        Args:
-          children: C, static: at least the most children of these nodes.
-          node: int32 [B, M]; total: float32 [B, M], their summed log-probabilities.
+        """The best hypotheses among the children (at most `children` each) of nodes, edges read.
 
         Returns:
           (beams, int32 [B, M]: the beam that each unfinished hypothesis goes on from).
@@ -303,8 +281,7 @@ class _Search:
     ) -> tuple[_Beams, jax.Array]:
         """Merges finished candidates into the result and keeps the best unfinished ones.
 
-        Args:
-          ends_BxX: bool, whether the edge into the candidate has no unread tokens.
+        `ends` says whether the edge into the candidate has no unread tokens.
 
         Returns:
           (beams, int32 [B, M]: the candidate that each unfinished hypothesis was).

@@ -1,7 +1,6 @@
 """Beam search for many rows: texts in batches of similar length, results by row.
 
-Axis letters: R rows, B rows of a batch, S prompt tokens, M beams, I items, D CF width,
-T temperatures, W distinct widths.
+Axes: core/__init__.py; here W are distinct widths.
 """
 
 import functools
@@ -191,20 +190,17 @@ class _Pass:
         if rows.target_R is not None:
             titles, self.scored = scored_titles(search.host_trie, rows.target_R, search.config)
             self.texts = rows.prompts.followed_by(titles)
-        self.buckets = np.sort(
-            bucket_lengths(self.texts.lengths, search.buckets)
-            if isinstance(search.buckets, int)
-            else np.array(search.buckets)
+        prompt_R, text_R, buckets = rows.prompts.lengths, self.texts.lengths, search.buckets
+        self.buckets = (
+            bucket_lengths(text_R, buckets) if isinstance(buckets, int) else np.sort(buckets)
         )
         if self.guidance > 0 and rows.cf is None:
             raise UserError(f"guidance is {self.guidance}, but there are no CF logits for it")
         if min(temperatures, default=1.0) <= 0:
             raise UserError(f"temperatures must be above 0, got {tuple(temperatures)}")
-        prompt_R, text_R = rows.prompts.lengths, self.texts.lengths
         positions = min(job.decoder.config.max_positions for job in jobs)
-        limit_R = np.full_like(prompt_R, positions - search.trie.sizes.longest_path)
-        if not isinstance(search.buckets, int):
-            limit_R = np.minimum(limit_R, max(search.buckets) - (text_R - prompt_R))
+        largest_R = self.buckets.max(initial=0) - (text_R - prompt_R)
+        limit_R = np.minimum(positions - search.trie.sizes.longest_path, largest_R)
         bad_R = (prompt_R < 1) | (prompt_R > limit_R)
         if bad_R.any():
             row = int(np.argmax(bad_R))
@@ -220,7 +216,7 @@ class _Pass:
         The rows with the longest texts come first. A batch's results are padded to the batch size.
         """
         search, mesh, lengths_R = self.search, self.search.mesh, self.texts.lengths
-        capacity = max(self.buckets, default=0)
+        capacity = int(self.buckets.max(initial=0))
         cf_items = replicate(mesh, self.rows.cf_items) if self.guidance > 0 else DENSE
         models = [self._model(job.decoder) for job in self.jobs]
         order_R = np.argsort(-lengths_R, kind="stable")
@@ -235,13 +231,11 @@ class _Pass:
                 state, program = models[0]
                 prefix = read_prefix(state, texts.tokens_BxS, program=program, layers=shared_layers)
             for number, (state, program) in enumerate(models):
-                read = functools.partial(read_prompts, program=program, capacity=int(capacity))
+                read = functools.partial(read_prompts, program=program, capacity=capacity)
                 prompts, nll_BxT = read(state, texts, prefix, search.trie, self.temperatures)
                 find = functools.partial(search_batch, state, prompts, users, cf_items, search.trie)
                 weights = (jax.tree.map(np.float32, one) for one in self.jobs[number].weights)
-                found = [
-                    Recommendations._make((*find(one, program=program), nll_BxT)) for one in weights
-                ]
+                found = [(*find(one, program=program), nll_BxT) for one in weights]
                 del prompts, find  # so that no more than two prompts' keys and values are held
                 yield rows_B, number, found
 

@@ -2,11 +2,9 @@
 
 The search masks the trie and drops nothing from a finished list: a user gets as many items as the
 catalogue of the allowed items holds.
-
-Axis letters: R rows, B rows of a batch, I items.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +17,9 @@ from tca4rec_jax.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class ItemFilter:
-    """The items that may be recommended.
+    """The items that may be recommended (bool), to a user perhaps without those of the history.
 
-    Attributes:
-      allowed_I: bool, for everyone.
-      exclude_history: whether all items of a user's own history are left out, by item (another item
-        with the same title stays).
+    Histories are left out by item: another item with the same title stays.
     """
 
     allowed_I: np.ndarray
@@ -35,40 +30,20 @@ class ItemFilter:
         """From config.decoding: `exclude_history`, and `allow` and `deny`, files of item ids.
 
         Raises FileNotFoundError or UserError naming a file that is missing or lists no item, or
-        the line of an id that is not in the catalogue.
+        the line of an id that is not in the catalogue; UserError if no item is left.
         """
-        files = (decoding.allow, decoding.deny)
-        lists = [read_items(path, catalogue) if path else None for path in files]
-        return cls.of_items(catalogue.num_items, *lists, exclude_history=decoding.exclude_history)
-
-    @classmethod
-    def of_items(
-        cls,
-        num_items: int,
-        allow: Iterable[int] | None = None,
-        deny: Iterable[int] | None = None,
-        *,
-        exclude_history: bool = False,
-    ) -> "ItemFilter":
-        """From item indices; UserError if no item is left or one is not in the catalogue."""
-        allowed_I = np.full(num_items, allow is None)
-        for items, value in ((allow, True), (deny, False)):
-            chosen = np.asarray([] if items is None else list(items), np.int64)
-            if ((chosen < 0) | (chosen >= num_items)).any():
-                raise UserError(f"items must lie in 0..{num_items - 1}, got {chosen.tolist()}")
-            allowed_I[chosen] = value
+        allowed_I = np.full(catalogue.num_items, not decoding.allow)
+        for path, value in ((decoding.allow, True), (decoding.deny, False)):
+            if path:
+                allowed_I[read_items(path, catalogue)] = value
         if not allowed_I.any():
             raise UserError("the allow- and deny-lists leave no item that may be recommended")
-        return cls(allowed_I, exclude_history)
+        return cls(allowed_I, decoding.exclude_history)
 
     def masks(self, histories: Ragged) -> Callable[[np.ndarray], np.ndarray] | None:
-        """The masks of rows for `engine.SearchRows`.
+        """Of rows with these whole histories: row numbers int64 [B] -> bool [B, I].
 
-        Args:
-          histories: the items of each row's whole history.
-
-        Returns:
-          A function: rows int64 [B] -> bool [B, I]; None if everything is allowed.
+        None if everything is allowed.
         """
         if self.allowed_I.all() and not self.exclude_history:
             return None

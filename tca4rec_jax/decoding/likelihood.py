@@ -6,8 +6,7 @@ one, and costs a few more tokens to read after the prompt.
 With the mask 'before_softmax' only decisions are scored, over the children of their nodes; with
 'after_softmax' all tokens of a title, over the vocabulary.
 
-Axis letters: R rows, B rows of a batch, F title tokens, K scored tokens, C children of a node,
-U tokens that some node chooses from, T temperatures, V vocabulary, D model width.
+Axes: core/__init__.py; here F are title tokens, K scored tokens, T temperatures.
 """
 
 from typing import NamedTuple
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tca4rec_jax.core import Array
-from tca4rec_jax.core.decisions import Decisions, title_decisions
+from tca4rec_jax.core.decisions import title_decisions
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.beam_search import SearchConfig
@@ -27,30 +26,31 @@ _LOGITS_BYTES = 256 << 20  # bounds the vocabulary logits that exist at one time
 
 
 class ScoredTokens(NamedTuple):
-    """All tokens of titles, arrays [R, K]; padding has weight 0."""
+    """The tokens of titles that are scored, arrays [R, K]; padding has weight 0."""
 
     position: Array  # int32, how many of the title's tokens come before
-    label: Array  # int32
+    label: Array  # int32, the token, or which of the node's children it leads to
     weight: Array  # float32
+    node: Array | None = None  # int32, of the compressed trie; None: over the vocabulary
 
 
 def scored_titles(
     trie: ItemTrie, item_R: np.ndarray, config: SearchConfig
-) -> tuple[Ragged, Decisions | ScoredTokens]:
+) -> tuple[Ragged, ScoredTokens]:
     """The titles of items, of a token-by-token trie, prepared for `title_nll`.
 
     Returns:
       (int32 tokens of each title that the LLM reads after the prompt; the scored tokens).
     """
     tokens_RxF = trie.tokens_QxL[trie.leaf_of_item[item_R]]
-    scored: Decisions | ScoredTokens
     if config.vocabulary:
         weight_RxF = (tokens_RxF >= 0).astype(np.float32)
         column_F = np.arange(tokens_RxF.shape[1], dtype=np.int32)
         position_RxF = np.where(tokens_RxF >= 0, column_F, 0)
         scored = ScoredTokens(position_RxF, np.maximum(tokens_RxF, 0), weight_RxF)
     else:
-        scored = title_decisions(trie.compress()).pad(item_R)
+        made = title_decisions(trie.compress()).pad(item_R)
+        scored = ScoredTokens(made.position, made.child, made.weight, made.node)
     length_R = np.max(scored.position, axis=1, initial=0)
     read_RxF = np.arange(tokens_RxF.shape[1]) < length_R[:, None]
     return Ragged.from_lengths(tokens_RxF[read_RxF], length_R), scored
@@ -59,7 +59,7 @@ def scored_titles(
 def title_nll(
     model: Decoder,
     states_BxKxD: jax.Array,
-    scored: Decisions | ScoredTokens,
+    scored: ScoredTokens,
     trie: DeviceTrie,
     temperature_T: jax.Array,
 ) -> jax.Array:
@@ -74,13 +74,13 @@ def title_nll(
     Returns:
       float32 [B, T].
     """
-    if isinstance(scored, Decisions):
+    if scored.node is not None:
         logits_BxKxU = model.head(trie.choice)(states_BxKxD)
         child_BxKxC, is_child_BxKxC = trie.children(jnp.asarray(scored.node))
         index_BxKxC = trie.choice_index[child_BxKxC]
         logits_BxKxC = jnp.take_along_axis(logits_BxKxU, index_BxKxC, axis=-1)
         logits_BxKxC = jnp.where(is_child_BxKxC, logits_BxKxC, -jnp.inf)
-        log_p_BxKxT = _log_probs(logits_BxKxC, scored.child, temperature_T)
+        log_p_BxKxT = _log_probs(logits_BxKxC, scored.label, temperature_T)
     else:
         head = model.head()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import logging
 from tqdm import tqdm
 
-from tca4rec_jax.decoding.recommender import Recommended, Recommender
+from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import file_sha256, write_text
 
@@ -80,18 +80,14 @@ def recommend_file(
             part = rows[start : start + chunk]
             lists = recommender.recommend([row["history"] for row in part], k)
             for row, found in zip(part, lists, strict=True):
-                file.write(json.dumps(row | as_columns(found), ensure_ascii=False) + "\n")
+                columns = {
+                    "items": [one.item_id for one in found],
+                    "titles": [one.title for one in found],
+                    "scores": [round(one.score, 5) for one in found],
+                }
+                file.write(json.dumps(row | columns, ensure_ascii=False) + "\n")
             file.flush()
             bar.update(len(part))
-
-
-def as_columns(found: list[Recommended]) -> dict[str, list]:
-    """{"items": ids, "titles": .., "scores": ..} of one list."""
-    return {
-        "items": [one.item_id for one in found],
-        "titles": [one.title for one in found],
-        "scores": [round(one.score, 5) for one in found],
-    }
 
 
 def _jsonl(path: Path, file) -> Iterator[dict]:

@@ -3,14 +3,14 @@
     recommender = Recommender.load("runs/quickstart", "aligned")
     recommender.recommend(["Toy Story (1995)", "Fargo (1996)"], k=5)
 
-Axis letters: R rows, B rows of a batch, S history items, X items of a list, I items, D CF width.
+Axes: core/__init__.py; here S are history items, X items of a list.
 """
 
 import dataclasses
 import difflib
 import json
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ class Recommender:
         self._weights = score_weights(experiment.config, guidance)
         self._filter = ItemFilter.from_config(fields, experiment.data.catalogue)
         self._cf = _CFModel.load(experiment) if guidance > 0 else None
-        self._searches: dict[int, BatchedSearch] = {}
+        self._search = cache(experiment.search)
 
     @classmethod
     def load(cls, workdir: str | Path, name: str, *, guidance: float = 0.0) -> "Recommender":
@@ -96,21 +96,17 @@ class Recommender:
             raise UserError(f"k must be at least 1, got {k}")
         single = not isinstance(histories, str) and len(histories) and isinstance(histories[0], str)
         rows = self._rows([histories] if single else histories)
-        found = self._search(k).recommend(self._decoder, rows, self._weights, progress=progress)
-        allowed_RxI = None if rows.allowed is None else rows.allowed(np.arange(len(rows.prompts)))
+        search = self._search(max(k, self._experiment.config.decoding.beams))
+        found = search.recommend(self._decoder, rows, self._weights, progress=progress)
+        allowed_RxI = rows.allowed and rows.allowed(np.arange(len(rows.prompts)))
         trie, catalogue = self._experiment.trie, self._experiment.data.catalogue
-        items_RxX = found.items(trie, k, allowed_RxI)
-
-        def one_list(items_X, leaves_M, scores_M) -> list[Recommended]:
-            score_of = dict(zip(leaves_M.tolist(), scores_M.tolist(), strict=True))
-            return [
-                Recommended(
-                    catalogue.item_ids[i], catalogue.titles[i], score_of[trie.leaf_of_item[i]]
-                )
-                for i in items_X[items_X >= 0].tolist()
-            ]
-
-        lists = list(map(one_list, items_RxX, found.leaves_RxM, found.scores_RxM))
+        lists = []
+        for row, items_X in enumerate(found.items(trie, k, allowed_RxI)):
+            score_of = dict(zip(found.leaves_RxM[row], found.scores_RxM[row].tolist(), strict=True))
+            items = items_X[items_X >= 0]
+            scores = [score_of[leaf] for leaf in trie.leaf_of_item[items]]
+            names = ((catalogue.item_ids[item], catalogue.titles[item]) for item in items)
+            lists.append([Recommended(*name, s) for name, s in zip(names, scores, strict=True)])
         return lists[0] if single else lists
 
     def score(self, history: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
@@ -133,12 +129,6 @@ class Recommender:
     @cached_property
     def _decoder(self):
         return self._experiment.inference_decoder(self._name)
-
-    def _search(self, k: int) -> BatchedSearch:
-        beams = max(k, self._experiment.config.decoding.beams)
-        if beams not in self._searches:
-            self._searches[beams] = self._experiment.search(beams)
-        return self._searches[beams]
 
     def _rows(self, names: Sequence[Sequence[str]]) -> SearchRows:
         """The rows of a search for histories of item ids or titles.
@@ -187,17 +177,11 @@ def _latest(histories: Ragged, rows_B: np.ndarray, length: int) -> np.ndarray:
 
 
 class _CFModel(NamedTuple):
-    """The trained CF model of a run, for new histories.
+    """The trained CF model of a run, for new histories."""
 
-    Attributes:
-      vectors: int32 [B, history_length] -> CF vectors (or logits) [B, D], on a device.
-      items: the item side of the vectors.
-      history_length: items that it reads; 1 if it reads none.
-    """
-
-    vectors: Callable[[np.ndarray], jax.Array]
+    vectors: Callable[[np.ndarray], jax.Array]  # int32 [B, history_length] -> [B, D], on a device
     items: CFItems
-    history_length: int
+    history_length: int  # items that it reads; 1 if it reads none
 
     @classmethod
     def load(cls, experiment: Experiment) -> "_CFModel":
@@ -235,7 +219,6 @@ def score_candidates(
     prefixes that their titles share are computed once.
 
     Args:
-      mask: as in SearchConfig.
       rows: prompts and CF vectors; `allowed` is not used.
       candidates: int items of each row, at least one; items that share a title share a score.
 
@@ -264,11 +247,8 @@ def score_candidates(
     search = BatchedSearch(trie, config, mesh=mesh, batch_size=batch_size)
     rows = dataclasses.replace(rows, allowed=among_candidates)
     found = search.recommend(decoder, rows, weights, progress=None)
-    row_of = np.repeat(np.arange(len(candidates)), candidates.lengths)
-    leaf_of = trie.leaf_of_item[candidates.values]
-    scores = np.empty(leaf_of.size, np.float32)
-    for start in range(0, leaf_of.size, 1 << 20):  # bounds [candidates, beams]
-        part = slice(start, start + (1 << 20))
-        beam = np.argmax(found.leaves_RxM[row_of[part]] == leaf_of[part, None], axis=1)
-        scores[part] = found.scores_RxM[row_of[part], beam]
-    return Ragged(scores, candidates.offsets)
+    scores = []
+    for row in range(len(candidates)):
+        is_leaf_XxM = found.leaves_RxM[row] == trie.leaf_of_item[candidates[row]][:, None]
+        scores.append(found.scores_RxM[row, np.argmax(is_leaf_XxM, axis=1)])
+    return Ragged(np.concatenate(scores), candidates.offsets)

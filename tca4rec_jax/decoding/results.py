@@ -1,6 +1,6 @@
 """The titles that a search found for each row, and the items that have these titles.
 
-Axis letters: R rows, M beams, T temperatures, I items.
+Axes: core/__init__.py; here T are temperatures.
 """
 
 import time
@@ -59,10 +59,9 @@ class Recommendations(NamedTuple):
             kept = allowed_RxI[row_of_item, flat]
             flat = flat[kept]
             lengths_R = np.bincount(row_of_item[kept], minlength=len(lengths_R))
+        width = max(count, lengths_R.max(initial=0))
         rows = Ragged.from_lengths(flat, lengths_R)
-        kept_R = np.minimum(rows.lengths, count)
-        rows = Ragged.from_lengths(flat[ranges(rows.offsets[:-1], kept_R)], kept_R)
-        return rows.pad(np.arange(len(rows)), count, -1)
+        return rows.pad(np.arange(len(rows)), width, -1)[:, :count]
 
 
 class ResultsFile:

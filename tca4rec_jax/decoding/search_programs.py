@@ -5,8 +5,7 @@ devices that share a copy of the model) runs a program of its own: groups do not
 group whose users are done does not wait for the others. Inside a group the compiler splits the work
 along the weights, which stay where they are: the few tokens of a step are lighter.
 
-Axis letters: B rows of a batch, S prompt tokens, K scored tokens, M beams, I items, T temperatures,
-D model or CF width, L layers, Kv key-value heads, H head dim.
+Axes: core/__init__.py; here K are scored tokens, T temperatures, Kv key-value heads, H head dim.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from jax.sharding import Mesh, PartitionSpec
 
 from tca4rec_jax.core import Array
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
-from tca4rec_jax.core.decisions import Decisions
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.decoding.advance_beams import Prompts
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
@@ -50,17 +48,11 @@ class SearchProgram:
 
 
 class Texts(NamedTuple):
-    """What the LLM reads of a batch before the search: prompts, and titles to be scored after them.
+    """What the LLM reads of a batch before the search: prompts, and titles to score after them."""
 
-    Attributes:
-      tokens_BxS: int32, right-padded.
-      length_B: int32, of the prompts alone.
-      scored: of the titles, from `scored_titles`; None without titles.
-    """
-
-    tokens_BxS: Array
-    length_B: Array
-    scored: Decisions | ScoredTokens | None = None
+    tokens_BxS: Array  # int32, right-padded
+    length_B: Array  # int32, of the prompts alone
+    scored: ScoredTokens | None = None  # from `scored_titles`
 
 
 def prompts_sharding(mesh: Mesh, prompts: Prompts) -> Prompts:
@@ -151,15 +143,10 @@ def prefill_prompts(
 
 
 class Users(NamedTuple):
-    """What a search knows of a batch's users besides their prompts.
+    """What a search knows of a batch's users besides their prompts."""
 
-    Attributes:
-      cf_BxD: float32 CF vectors (or logits [B, I]); None switches guidance off.
-      allowed_BxI: bool; None allows all items.
-    """
-
-    cf_BxD: Array | None = None
-    allowed_BxI: Array | None = None
+    cf_BxD: Array | None = None  # float32 vectors (or logits [B, I]); None: no guidance
+    allowed_BxI: Array | None = None  # bool; None allows all items
 
 
 @partial(jax.jit, static_argnames="program")

@@ -14,9 +14,8 @@ Beams read different numbers of tokens, so a call packs the tokens that are real
 
     [B, M, E] --pack--> [Tp], as the layers run them --by_user--> [B, Tu], as they attend
 
-Axis letters: B batch (users), S prompt tokens, M beams, E new tokens of a beam, L layers,
-Sl slots of a user's pool, Tp tokens of a packed call, Tu tokens that one user has in it,
-Kv key-value heads, H head dim.
+Axes: core/__init__.py; the rows B are users, E new tokens of a beam, Sl slots of a user's pool,
+Tp tokens of a packed call, Tu tokens that one user has in it, Kv key-value heads, H head dim.
 """
 
 from collections.abc import Callable
@@ -142,19 +141,14 @@ def grow_cache(cache: BeamCache, capacity: int) -> BeamCache:
 class Packing(NamedTuple):
     """How the new tokens [B, M, E] of a call are packed, from `packing`.
 
-    Attributes:
-      pack: [B, M, E, ...] -> [Tp, ...], the tokens that run; [B, Tu, ...] if all of them do.
-      by_user: [Tp, ...] -> [B, Tu, ...], the tokens of each user, then filler.
-      from_users: [B, Tu, ...] -> [Tp, ...].
-      beam_BxTu: int32, the beam that reads a token; -1 for filler.
-      position_BxTu: int32, a token's position in [0, E) among its beam's new tokens.
+    `pack` gives the tokens that run: [Tp, ...], or [B, Tu, ...] if all of them do.
     """
 
-    pack: Callable[[jax.Array], jax.Array]
-    by_user: Callable[[jax.Array], jax.Array]
-    from_users: Callable[[jax.Array], jax.Array]
-    beam_BxTu: jax.Array
-    position_BxTu: jax.Array
+    pack: Callable[[jax.Array], jax.Array]  # from [B, M, E, ...]
+    by_user: Callable[[jax.Array], jax.Array]  # [Tp, ...] -> [B, Tu, ...], with filler at the end
+    from_users: Callable[[jax.Array], jax.Array]  # [B, Tu, ...] -> [Tp, ...]
+    beam_BxTu: jax.Array  # int32, the beam that reads a token; -1 for filler
+    position_BxTu: jax.Array  # int32, a token's position in [0, E) among its beam's new tokens
 
 
 def pack(x_BxMxE: jax.Array, kept_Tp: jax.Array) -> jax.Array:
@@ -167,8 +161,7 @@ def packing(shape: tuple[int, ...], kept_Tp: jax.Array | None, per_user: int) ->
 
     Args:
       kept_Tp: int32, indices into B * M * E of the tokens that run, ascending, at most `per_user`
-        of each user; indices past the end are padding. None: all tokens run.
-      per_user: Tu, static.
+        (Tu) of each user; indices past the end are padding. None: all tokens run.
     """
     batch, beams, most = shape
     of_user = beams * most

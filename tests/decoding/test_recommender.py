@@ -161,10 +161,13 @@ def test_item_lists_that_do_not_fit_are_errors(run, tmp_path):
     path.write_text("\n")
     with pytest.raises(ValueError, match=r"items\.txt lists no item"):
         ItemFilter.from_config(fields, catalogue)
+    path.write_text("\n".join(IDS))
+    fields.deny = fields.allow
     with pytest.raises(ValueError, match="leave no item"):
-        ItemFilter.of_items(3, deny=range(3))
+        ItemFilter.from_config(fields, catalogue)
     histories = Ragged.from_lengths(np.zeros(1, np.int32), [1])
-    assert ItemFilter.of_items(3).masks(histories) is None
+    fields.allow = fields.deny = ""
+    assert ItemFilter.from_config(fields, catalogue).masks(histories) is None
 
 
 def test_a_file_is_recommended_for_and_resumed(run, tmp_path):
