@@ -6,6 +6,7 @@ few masses that decisions ask for are joined, never logits.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -69,9 +70,7 @@ def project_shards(
     items_specs, trie_specs = _specs(axes, items, trie)
     cf_spec = PartitionSpec(None, axes) if is_dense else everywhere
     on_shard = on_rows.on_own_part(
-        lambda cf, items, pair, node, trie, beta: project(
-            cf, items, pair, node, trie, beta, axis_name=axes
-        ),
+        functools.partial(project, axis_name=axes),
         in_specs=(cf_spec, items_specs, everywhere, everywhere, trie_specs, everywhere),
         out_specs=everywhere,
     )
