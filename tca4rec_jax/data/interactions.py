@@ -51,8 +51,7 @@ def read_items(
 ) -> Catalogue:
     """The catalogue, in the order of the file; titles cut to `max_title_length` characters.
 
-    Raises UserError (naming file and row) for an empty file, a missing column, an empty title,
-    a missing or a duplicated item id.
+    Raises as `tables.read_table` and `Catalogue` do, naming file and row.
     """
     frame = tables.read_table(path, columns)
     item_ids = tables.ids(path, columns["item"], frame["item"])
@@ -79,8 +78,7 @@ def read_interactions(
 ) -> Interactions:
     """Interactions in the order of the file (any order: `order_by_time` sorts them).
 
-    Raises UserError (naming file and row) for an empty file, a missing column, a missing user or
-    item, an item outside the catalogue, a timestamp that is no whole number of at least 0.
+    Raises as `tables.read_table` does, and for an item outside the catalogue, naming file and row.
     """
     frame = tables.read_table(path, columns)
     users = tables.ids(path, columns["user"], frame["user"])

@@ -2,8 +2,7 @@
 
 A prompt is `prefix`, then one piece per title: `before_title`, the title, `end`.  Every piece is
 tokenised on its own and the ids are concatenated, so a title has the same tokens inside a history
-and as the target, and the trie holds exactly what the model is asked to generate.  `end` is one
-token; it ends the title in the trie.
+and as the target, and the trie holds exactly what the model is asked to generate.
 
 Axis letters: I items, R rows, H history items, B batch, S tokens.
 """

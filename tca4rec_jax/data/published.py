@@ -28,7 +28,7 @@ _LIST = r"\[\s*\d+(?:\s*,\s*\d+)*\s*\]"
 def published_files(folder: str | os.PathLike) -> dict[str, Path]:
     """The files of the folder: 'items', 'train', 'validation', 'test' -> path.
 
-    Raises FileNotFoundError or ValueError unless each of them is there exactly once.
+    Raises FileNotFoundError or UserError unless each of them is there exactly once.
     """
     folder = Path(folder)
     files = {"items": folder / ITEMS_FILE}
@@ -46,12 +46,7 @@ def published_files(folder: str | os.PathLike) -> dict[str, Path]:
 def read_published(folder: str | os.PathLike, max_title_length: int | None = None) -> RecData:
     """The catalogue and the splits; train_sequences holds the rows of train as they are.
 
-    Titles are kept as shipped but for runs of white space, which become one space.
-
-    Raises:
-      FileNotFoundError, ValueError: a missing file or column, an empty file, an empty title, a
-        duplicated item, a history that is no list of iids, an iid outside the catalogue, a bad
-        timestamp; the message names file and row.
+    Raises FileNotFoundError or UserError, naming file and row, for files of another form.
     """
     files = published_files(folder)
     catalogue = _read_catalogue(files["items"], max_title_length)

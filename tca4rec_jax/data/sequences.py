@@ -138,13 +138,8 @@ class RecData:
     """A catalogue and the splits named in SPLITS, whose items are indices into it.
 
     `user_ids` are the ids of the users 0..U-1; () if the numbers of the users are their ids, None
-    if the data were written without them.
-
-    Splits in a dict are checked here, those of a SplitReader when they are read.
-
-    Raises:
-      ValueError: a split is missing or unknown, has no rows, or names an item outside the
-        catalogue.
+    if the data were written without them. Raises ValueError for a missing or unknown split, and
+    checks splits in a dict with `check_split`, as a SplitReader does when they are read.
     """
 
     catalogue: Catalogue
@@ -183,7 +178,7 @@ class SplitReader(Mapping[str, ItemSequences]):
 
 
 def check_split(name: str, sequences: ItemSequences, catalogue: Catalogue) -> None:
-    """Raises ValueError for a split without rows, or with an item outside the catalogue."""
+    """Raises UserError for a split without rows, or with an item outside the catalogue."""
     if not len(sequences):
         raise UserError(
             f"the split {name!r} has no rows; check the history length, the split "

@@ -1,6 +1,7 @@
-"""CSV, TSV, Parquet and RecBole files as data frames, with errors that name the file and the row.
+"""CSV, TSV, Parquet and RecBole files as data frames.
 
-Ids and titles are text; timestamps are whole numbers.
+Ids and titles are text; timestamps are whole numbers. A value that is neither raises a UserError
+that names the file, the row (counted from 1, the header not included) and the column.
 """
 
 import csv
@@ -17,18 +18,15 @@ _PARQUET = (".parquet", ".pq")
 
 
 def read_table(path: str | os.PathLike, columns: dict[str, str]) -> pd.DataFrame:
-    """Reads the wanted columns of a file and renames them.
+    """The wanted columns of a file, renamed; text files give text, nothing is guessed.
 
     Args:
       path: .csv, .tsv, .parquet, .pq, or RecBole's .inter and .item (tab separated, no quotes,
         column names of the form name:type).
       columns: the name wanted here -> the name in the file.
 
-    Returns:
-      A frame with the keys of `columns`; text files give text, nothing is guessed.
-
     Raises:
-      FileNotFoundError, ValueError: unknown kind of file, empty file, missing column.
+      FileNotFoundError, UserError: unknown kind of file, empty file, missing column.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,7 +72,7 @@ def _read(path: Path) -> pd.DataFrame:
 def refuse(
     path: str | os.PathLike, name: str, values: pd.Series, bad: np.ndarray, expected: str
 ) -> None:
-    """Raises for the first bad row; rows are counted from 1, the header not included."""
+    """Raises UserError for the first bad row."""
     if bad.any():
         at = int(np.argmax(bad))
         value = values.iloc[at]
@@ -98,10 +96,7 @@ def refuse_unknown(
 
 
 def ids(path: str | os.PathLike, name: str, values: pd.Series) -> np.ndarray:
-    """Ids as text (object [n]); whole numbers of a Parquet file become their digits.
-
-    Raises UserError naming file and row for a missing id or a fractional number.
-    """
+    """Ids as text (object [n]); whole numbers of a Parquet file become their digits."""
     refuse(path, name, values, values.isna().to_numpy(), "an id")
     if pd.api.types.is_float_dtype(values):
         fractional = (values != values.round()).to_numpy(bool)
@@ -113,10 +108,7 @@ def ids(path: str | os.PathLike, name: str, values: pd.Series) -> np.ndarray:
 
 
 def titles(path: str | os.PathLike, name: str, values: pd.Series) -> np.ndarray:
-    """Titles as text (object [n]), runs of white space made one space.
-
-    Raises UserError naming file and row for an empty title.
-    """
+    """Titles as text (object [n]), runs of white space made one space; none may be empty."""
     text = values.fillna("").astype(str).str.split().str.join(" ")
     expected = "a title (give it one or leave the item out)"
     refuse(path, name, values, (text == "").to_numpy(bool), expected)
@@ -124,10 +116,7 @@ def titles(path: str | os.PathLike, name: str, values: pd.Series) -> np.ndarray:
 
 
 def integers(path: str | os.PathLike, name: str, values: pd.Series, least: int = 0) -> np.ndarray:
-    """Whole numbers (int64 [n]); a date column of a Parquet file becomes microseconds.
-
-    Raises UserError naming file and row for a missing, fractional, infinite or too small value.
-    """
+    """Whole numbers (int64 [n]); a date column of a Parquet file becomes microseconds."""
     if pd.api.types.is_datetime64_any_dtype(values):
         refuse(path, name, values, values.isna().to_numpy(), "a date")
         if values.dt.tz is not None:

@@ -70,14 +70,9 @@ class RecSequences(tfds.core.GeneratorBasedBuilder):
         rows = itertools.pairwise(sequences.offsets)
         bar = tqdm.tqdm(rows, f"Writing {split}", len(sequences), unit=" rows", disable=None)
         for row, (start, stop) in enumerate(bar):
-            yield (
-                row,
-                {
-                    "user": sequences.user[row],
-                    "items": sequences.items[start:stop],
-                    "timestamps": sequences.timestamps[start:stop],
-                },
-            )
+            part = slice(start, stop)
+            items, timestamps = sequences.items[part], sequences.timestamps[part]
+            yield row, {"user": sequences.user[row], "items": items, "timestamps": timestamps}
 
 
 def write(data: RecData, data_dir: str | os.PathLike, settings: dict) -> None:
