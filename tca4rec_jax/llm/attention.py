@@ -106,15 +106,12 @@ def causal_attention(
     if implementation != "xla":
         if isinstance(window, jax.Array):
             raise ValueError(f"a traced window needs attention 'xla', not {implementation!r}")
+        qkv = q_BxSxQhxH, k_BxSxKvxH, v_BxSxKvxH
         if implementation == "splash":
-            return splash_attention(q_BxSxQhxH, k_BxSxKvxH, v_BxSxKvxH, window=window)
+            return splash_attention(*qkv, window=window)
+        before = None if window is None else (window - 1, 0)
         return jax.nn.dot_product_attention(
-            q_BxSxQhxH,
-            k_BxSxKvxH,
-            v_BxSxKvxH,
-            is_causal=True,
-            local_window_size=None if window is None else (window - 1, 0),
-            implementation="cudnn",
+            *qkv, is_causal=True, local_window_size=before, implementation="cudnn"
         )
     length, num_kv_heads = k_BxSxKvxH.shape[1:3]
     # One transpose of q, k and v, so that no product needs one of the much larger scores.
@@ -273,10 +270,8 @@ def cached_attention(
     weights = jnp.concatenate([scores(*pair) for pair in zip(keys, visible, strict=True)], axis=-1)
     weights = _merge_groups(jax.nn.softmax(weights, axis=-1).astype(values[0].dtype))
     parts = jnp.split(weights, [prompt_size, prompt_size + pool_size], axis=-1)
-    on_prompt, on_pool, on_new = (
-        jnp.einsum("bkqt,bkth->bkqh", *pair) for pair in zip(parts, values, strict=True)
-    )
-    out = on_prompt + on_pool + on_new
+    summed = [jnp.einsum("bkqt,bkth->bkqh", *pair) for pair in zip(parts, values, strict=True)]
+    out = summed[0] + summed[1] + summed[2]
     return out.reshape(q_BxKvxGxTuxH.shape).transpose(0, 3, 1, 2, 4).reshape(q_BxTuxQhxH.shape)
 
 
