@@ -45,7 +45,7 @@ def readable_title(title: str, year: str) -> str:
 def read_movielens(
     folder: str | os.PathLike, max_title_length: int | None = None
 ) -> tuple[Catalogue, Interactions]:
-    """What ml-100k.item and ml-100k.inter in the folder hold; raises as `read_interactions` does."""
+    """What ml-100k.item and ml-100k.inter in a folder hold; raises as `read_interactions` does."""
     path = Path(folder) / ITEMS_FILE
     columns = {"item": "item_id", "title": "movie_title", "year": "release_year"}
     frame = tables.read_table(path, columns)
