@@ -4,6 +4,7 @@ Axes: core/__init__.py; here W are distinct widths.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -160,7 +161,8 @@ class BatchedSearch:
         with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
             bar.update(int(done_R.sum()))
             # Fetched after the next was dispatched: the host works while the devices search.
-            for rows_B, number, found in _delayed(one_pass.dispatch(done_R, shared_layers)):
+            dispatched = itertools.chain(one_pass.dispatch(done_R, shared_layers), [()])
+            for (rows_B, number, found), _ in itertools.pairwise(dispatched):
                 arrays = map(jax.tree.leaves, (results[number], gather_to_host(found)))
                 for array, values in zip(*arrays, strict=True):
                     array[rows_B] = values[: len(rows_B)]
@@ -261,16 +263,6 @@ class _Pass:
             rows.allowed(padded_B) if rows.allowed else None,
         )
         return shard_batch(search.mesh, (texts, users), "prompts")
-
-
-def _delayed(items: Iterator) -> Iterator:
-    """The items, each after the next one has been made."""
-    made = []
-    for item in items:
-        made.append(item)
-        if len(made) == 2:
-            yield made.pop(0)
-    yield from made
 
 
 def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:

@@ -5,6 +5,7 @@ it, in the same order as each other and as the steps on the mesh. In a single pr
 communicated.
 """
 
+import functools
 import importlib.util
 import itertools
 import os
@@ -32,6 +33,9 @@ def join_job(coordinator: str = "", count: int = 0, index: int = -1) -> None:
     Raises:
       UserError: some of the three are missing or out of range, or Kubernetes's client is missing.
     """
+    initialize = functools.partial(
+        jax.distributed.initialize, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+    )
     given = bool(coordinator), count > 0, index >= 0
     if given == (False, True, False) and count == 1:
         return
@@ -41,13 +45,7 @@ def join_job(coordinator: str = "", count: int = 0, index: int = -1) -> None:
                 "several processes need --coordinator=HOST:PORT of process 0, --process_count=N "
                 f"and --process_index=0..N-1, got {coordinator!r}, {count} and {index}"
             )
-        jax.distributed.initialize(
-            coordinator,
-            count,
-            index,
-            cluster_detection_method="deactivate",
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        )
+        initialize(coordinator, count, index, cluster_detection_method="deactivate")
     elif name := detect_cluster(os.environ):
         if name == "Kubernetes" and importlib.util.find_spec("kubernetes") is None:
             raise UserError(
@@ -56,7 +54,7 @@ def join_job(coordinator: str = "", count: int = 0, index: int = -1) -> None:
                 "--process_index, or --process_count=1 for a process of its own"
             )
         logging.info("Joining the other processes (%s)", name)
-        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+        initialize()
     else:
         return
     process = jax.process_index(), jax.process_count()
