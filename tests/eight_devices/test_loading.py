@@ -40,8 +40,8 @@ def test_every_device_reads_its_shards_and_no_more(tmp_path, monkeypatch):
     mesh = make_mesh(2, 2, 2)
     largest, shard = [0], loading._shard
 
-    def recorded(*args):
-        part = shard(*args)
+    def recorded(*args, **kwargs):
+        part = shard(*args, **kwargs)
         largest[0] = max(largest[0], part.size)
         return part
 
