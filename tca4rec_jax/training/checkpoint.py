@@ -159,7 +159,7 @@ class Checkpoints:
                     f"{folder} does not fit this configuration (config.lora, config.llm or the "
                     f"model changed?): {differ}; use another run name or delete it"
                 ) from error
-            return None, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            return None, f"{type(error).__name__}: {_first_line(error)}"
 
     def _set_aside(self, step: int) -> None:
         """Renames a checkpoint, so that its step can be saved again."""
@@ -192,9 +192,14 @@ class Checkpoints:
             last = f"step {max(complete)}" if complete else "none"
             raise CheckpointError(
                 f"{self._directory}: a checkpoint could not be written ({type(error).__name__}: "
-                f"{str(error).splitlines()[0][:300]}). The last complete one is {last}, it is "
+                f"{_first_line(error)}). The last complete one is {last}, it is "
                 "intact: make room or writable, then start again"
             ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error's message, cut; an error may have no message."""
+    return (str(error).splitlines() or ["no message"])[0][:300]
 
 
 @jax.jit

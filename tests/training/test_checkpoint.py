@@ -130,3 +130,13 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     assert os.listdir(tmp_path / "run") == []
     with pytest.raises(ValueError, match=r"a checkpoint takes .* GB: make room"):
         check_folder(tmp_path / "run", 10**18)
+
+
+def test_a_save_that_fails_without_a_message_is_explained(folder, monkeypatch):
+    def fail(*_, **__):
+        raise OSError
+
+    with Checkpoints(folder) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "save", fail)
+        with pytest.raises(CheckpointError, match=r"OSError: no message\)\. The last .* is step 5"):
+            checkpoints.save(state(6), {"next_batch": 6}, 1.5)
