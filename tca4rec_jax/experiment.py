@@ -42,8 +42,7 @@ from tca4rec_jax.distributed.sharding import (
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import file_sha256
 from tca4rec_jax.llm.attention import check_implementation
-from tca4rec_jax.llm.checkpoints.gguf import load_gguf
-from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
+from tca4rec_jax.llm.checkpoints.loading import load_weights
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
@@ -159,8 +158,7 @@ class Experiment:
         Raises UserError if prompt.max_tokens exceeds the longest sequence of the model.
         """
         llm = self.config.llm
-        load = load_hugging_face if self.weights_path.is_dir() else load_gguf
-        architecture, params = load(
+        architecture, params = load_weights(
             self.weights_path,
             jnp.dtype(self.stored_dtype),
             sharding=partial(parameter_sharding, self.mesh),

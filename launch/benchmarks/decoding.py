@@ -73,11 +73,11 @@ def write_inputs(folder: Path) -> None:
     import jax.numpy as jnp
 
     from tca4rec_jax.llm.checkpoints.export import write_hugging_face
-    from tca4rec_jax.llm.checkpoints.gguf import load_gguf
+    from tca4rec_jax.llm.checkpoints.loading import load_weights
 
     path = fetch_file(WEIGHTS)
     tokenizer = load_tokenizer(path)
-    architecture, params = load_gguf(path, jnp.float32)
+    architecture, params = load_weights(path, jnp.float32)
     write_hugging_face(folder / "llm", architecture, params, tokenizer, dtype="float32")
     data = read_published(_DATA.value, max_title_length=100)
     encode = partial(tokenizer.encode, add_special_tokens=False)
@@ -112,14 +112,14 @@ def ours(folder: Path, case: str):
     from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
     from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows, bucket_lengths
     from tca4rec_jax.distributed.sharding import make_mesh
-    from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
+    from tca4rec_jax.llm.checkpoints.loading import load_weights
     from tca4rec_jax.llm.decoder import Decoder
 
     start()
     jax.config.update("jax_default_matmul_precision", "float32")  # as PyTorch has it on a GPU
     mask, rules = OURS[case]
     titles, prompt = read_ragged(folder / "titles.npz"), read_ragged(folder / "prompts.npz")
-    decoder = Decoder(*load_hugging_face(folder / "llm", jax.numpy.dtype(_DTYPE.value)))
+    decoder = Decoder(*load_weights(folder / "llm", jax.numpy.dtype(_DTYPE.value)))
     search = BatchedSearch(
         ItemTrie.build(titles),
         SearchConfig(_BEAMS.value, mask, rules),
@@ -284,12 +284,12 @@ def measure_trie() -> dict:
     from tca4rec_jax.decoding.advance_beams import Prompts
     from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
     from tca4rec_jax.decoding.search_programs import prefill_prompts
-    from tca4rec_jax.llm.checkpoints.gguf import load_gguf
+    from tca4rec_jax.llm.checkpoints.loading import load_weights
     from tca4rec_jax.llm.decoder import Decoder
 
     start()
     config, weights = SearchConfig(_BEAMS.value), ScoreWeights()
-    decoder = Decoder(*load_gguf(fetch_file(WEIGHTS), jnp.float32))
+    decoder = Decoder(*load_weights(fetch_file(WEIGHTS), jnp.float32))
     vocabulary = decoder.config.vocab_size
     graph, state = nnx.split(decoder)
     users = max(1, _BATCH.value // jax.device_count())  # one device's share

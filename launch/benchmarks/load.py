@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 
 from tca4rec_jax.distributed.sharding import make_mesh, replicated
 from tca4rec_jax.launching import start
-from tca4rec_jax.llm.checkpoints.hugging_face import INDEX, load_hugging_face, param_paths
-from tca4rec_jax.llm.checkpoints.loading import is_transposed
+from tca4rec_jax.llm.checkpoints.hugging_face import INDEX, param_paths
+from tca4rec_jax.llm.checkpoints.loading import load_weights
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.families import config_fields
 
@@ -51,10 +51,9 @@ def write_checkpoint(folder: Path, config: DecoderConfig, dtype: str) -> None:
     """Uniform values; the tensors of a layer, and those of none, are a file each."""
     generator = np.random.default_rng(0)
     files: dict[str, dict[str, np.ndarray]] = {}
-    for name, (path, layer) in param_paths(config).items():
-        shape = config.parameter_shapes[path][layer is not None :]
-        shape = shape[::-1] if is_transposed(path) else shape
-        files.setdefault(f"model-{layer}.safetensors", {})[name] = shape
+    for name, target in param_paths(config).items():
+        shape = target.tensor_shape(config)
+        files.setdefault(f"model-{target.layer}.safetensors", {})[name] = shape
     for file, shapes in files.items():
         tensors = {
             name: generator.random(shape, np.float32).astype(jnp.dtype(dtype))
@@ -89,7 +88,7 @@ def main(_):
         mesh = make_mesh()
         stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         before, begin = memory("VmRSS"), time.perf_counter()
-        _, params = load_hugging_face(
+        _, params = load_weights(
             folder,
             jnp.dtype(_LOADED.value),
             sharding=lambda *_: replicated(mesh),

@@ -96,7 +96,7 @@ def ours(inputs: Inputs):
     from tca4rec_jax.core.trie import DeviceTrie
     from tca4rec_jax.distributed.sharding import make_mesh, replicate, replicated, shard_batch
     from tca4rec_jax.llm.checkpoints.export import read_peft_adapter
-    from tca4rec_jax.llm.checkpoints.gguf import load_gguf
+    from tca4rec_jax.llm.checkpoints.loading import load_weights
     from tca4rec_jax.llm.config import DecoderOptions
     from tca4rec_jax.llm.decoder import Decoder
     from tca4rec_jax.recommenders import TITLE
@@ -110,7 +110,9 @@ def ours(inputs: Inputs):
         architecture, params = random_weights(case.architecture)
         params = replicate(mesh, {path: value.astype(dtype) for path, value in params.items()})
     else:
-        architecture, params = load_gguf(case.weights, dtype, sharding=lambda *_: replicated(mesh))
+        architecture, params = load_weights(
+            case.weights, dtype, sharding=lambda *_: replicated(mesh)
+        )
     lora, adapters = read_peft_adapter(Path(case.exported) / "adapters")
     options = DecoderOptions(attention=case.attention)
     decoder = Decoder(architecture, params, lora=lora, adapters=adapters, options=options)
@@ -218,7 +220,7 @@ def export(folder: Path, weights: Path):
     import jax
 
     from tca4rec_jax.llm.checkpoints.export import export_decoder
-    from tca4rec_jax.llm.checkpoints.gguf import load_gguf
+    from tca4rec_jax.llm.checkpoints.loading import load_weights
     from tca4rec_jax.llm.decoder import Decoder
     from tca4rec_jax.llm.lora import init_adapters
     from tca4rec_jax.llm.tokenizer import load_tokenizer
@@ -226,7 +228,7 @@ def export(folder: Path, weights: Path):
     if _ARCHITECTURE.value:
         architecture, params = random_weights(_ARCHITECTURE.value)
     else:
-        architecture, params = load_gguf(weights, jax.numpy.float32)
+        architecture, params = load_weights(weights, jax.numpy.float32)
     adapters = init_adapters(architecture, LORA, jax.random.key(0))
     decoder = Decoder(architecture, params, lora=LORA, adapters=adapters)
     for kind, name in (("base", "base"), ("peft", "adapters")):

@@ -45,7 +45,7 @@ def rotary_frequencies(
     if scaling is not None:
         kept: float | np.ndarray = 0.0  # the share of a frequency that is not divided
         if scaling.kind == "llama3":
-            turns = scaling.original_max_positions * frequencies / (2 * np.pi)
+            turns = scaling.original_max_position_embeddings * frequencies / (2 * np.pi)
             low, high = scaling.low_freq_factor, scaling.high_freq_factor
             kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
         frequencies = frequencies * (kept + (1 - kept) / scaling.factor)

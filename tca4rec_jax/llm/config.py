@@ -1,7 +1,9 @@
 """A decoder's architecture: sizes, parameter shapes, logical axes, FLOPs; how its layers run."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tca4rec_jax.errors import UserError
 
@@ -45,12 +47,28 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
     raise ValueError(f"parameter {path!r} has no logical axes; add a row to LOGICAL_AXES")
 
 
+def check_shapes(
+    what: str, arrays: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises UserError naming every array (anything with a shape) that is missing, unknown or of
+    another shape."""
+    problems = [f"missing {name}" for name in expected if name not in arrays]
+    problems += [f"unknown {name}" for name in arrays if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(arrays[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in arrays and tuple(arrays[name].shape) != shape
+    ]
+    if problems:
+        raise UserError(f"{what} do not fit the config: " + "; ".join(problems))
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """Longer wavelengths of the rotary positions than a model was pretrained with.
 
     kind: 'linear' divides every frequency by `factor`; 'llama3' divides those that turn fewer than
-    `low_freq_factor` times in `original_max_positions`, keeps those that turn more than
+    `low_freq_factor` times in `original_max_position_embeddings`, keeps those that turn more than
     `high_freq_factor` times, and blends in between (Llama 3.1).
     """
 
@@ -58,7 +76,7 @@ class RopeScaling:
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_max_positions: int = 8192
+    original_max_position_embeddings: int = 8192
 
     def __post_init__(self):
         if self.kind not in ("linear", "llama3"):

@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.attention import cached_attention, causal_attention, rotary_tables
 from tca4rec_jax.llm.blocks import SAVE_PRODUCTS, Layer, Rope, decoder_layer, rms_norm
-from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions
+from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions, check_shapes
 from tca4rec_jax.llm.kv_cache import (
     BeamCache,
     KVCache,
@@ -62,21 +62,6 @@ def init_params(
         values = jax.random.normal(jax.random.fold_in(key, index), shape) * fan_in**-0.5
         params[path] = values.astype(dtype)
     return params
-
-
-def check_shapes(
-    what: str, arrays: dict[str, jax.Array], expected: dict[str, tuple[int, ...]]
-) -> None:
-    """Raises UserError naming every array that is missing, unknown or of another shape."""
-    problems = [f"missing {path}" for path in expected if path not in arrays]
-    problems += [f"unknown {path}" for path in arrays if path not in expected]
-    problems += [
-        f"{path} has shape {tuple(arrays[path].shape)}, expected {shape}"
-        for path, shape in expected.items()
-        if path in arrays and tuple(arrays[path].shape) != shape
-    ]
-    if problems:
-        raise UserError(f"{what} do not fit the config: " + "; ".join(problems))
 
 
 def check_adapters(config: DecoderConfig, lora: LoRAConfig, adapters: Adapters | None) -> None:

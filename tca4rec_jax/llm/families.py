@@ -4,32 +4,30 @@ transformers' own config classes read the fields, so that absent ones have their
 and both spellings of the rotary fields (rope_scaling, rope_parameters) are understood.
 """
 
+import dataclasses
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 
-# model_type -> class in transformers. SmolLM and SmolLM2 are Llamas, Qwen2.5 is a Qwen2.
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
+GEMMA = "gemma3_text"
+# By model_type. SmolLM and SmolLM2 are Llamas, Qwen2.5 is a Qwen2.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", GEMMA)
+# Fields of config.json -> those of DecoderConfig. The first are never left to a default.
+REQUIRED = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "max_position_embeddings": "max_positions",
+    "rms_norm_eps": "rms_norm_eps",
 }
-# Sizes that are never left to a default.
-REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "rms_norm_eps",
-)
+FIELDS = REQUIRED | {"num_key_value_heads": "num_kv_heads", "tie_word_embeddings": "tie_embeddings"}
 # Fields that change what a model computes, at the only values known here.
 KNOWN_VALUES = {
     "hidden_act": "silu",
@@ -42,118 +40,83 @@ KNOWN_VALUES = {
 }
 QKV = ("q_proj", "k_proj", "v_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
-# RopeScaling field -> that of rope_parameters, by rope_type.
-ROPE_FIELDS = {
-    "default": {},
-    "linear": {"factor": "factor"},
-    "llama3": {
-        "factor": "factor",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-        "original_max_positions": "original_max_position_embeddings",
-    },
-}
+FULL, SLIDING = "full_attention", "sliding_attention"  # layer_types
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# Fields of rope_parameters, which are RopeScaling's, by rope_type.
+ROPE_FIELDS: dict[str, tuple[str, ...]] = {"default": (), "linear": ("factor",), "llama3": LLAMA3}
 
 
 def decoder_config(fields: dict[str, Any]) -> DecoderConfig:
     """The architecture that config.json describes.
 
-    Raises:
-      UserError: another architecture, or a field that is missing, malformed or at a value that is
-        not supported; names the field.
+    Raises UserError for another architecture, or naming a field that is missing, malformed or at a
+    value that is not supported.
     """
     family = fields.get("model_type")
-    if family not in ARCHITECTURES:
-        raise UserError(f"model_type {family!r}, supported are {', '.join(ARCHITECTURES)}")
+    if family not in FAMILIES:
+        raise UserError(f"model_type {family!r}, supported are {', '.join(FAMILIES)}")
     missing = [name for name in REQUIRED if fields.get(name) is None]
     if missing:
         raise UserError(f"field {missing[0]!r} is missing")
     try:
-        config = AutoConfig.for_model(**fields)
+        config = CONFIG_MAPPING[family](**fields)
     except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
     for name, value in KNOWN_VALUES.items():
         if getattr(config, name, value) != value:
             raise UserError(f"{name} is {getattr(config, name)!r}, supported is {value!r}")
-    theta, scaling, gemma = _rope_and_gemma(config)
-    window, full_layers = _window(config)
-    heads = config.num_attention_heads
     return DecoderConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_layers=config.num_hidden_layers,
-        num_heads=heads,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        rope_theta=theta,
-        rms_norm_eps=config.rms_norm_eps,
-        tie_embeddings=config.tie_word_embeddings,
-        max_positions=config.max_position_embeddings,
-        rope_scaling=scaling,
+        **{ours: getattr(config, theirs) for theirs, ours in FIELDS.items()},
+        head_dim=getattr(config, "head_dim", None)
+        or config.hidden_size // config.num_attention_heads,
         biases=_biases(config),
-        qk_norm=family in ("qwen3", "gemma3_text"),
-        sliding_window=window,
-        full_layers=full_layers,
+        qk_norm=family in ("qwen3", GEMMA),
         family=family,
-        **gemma,
+        **_window_fields(config),
+        **(_gemma_fields(config) if family == GEMMA else _rope_fields(config.rope_parameters)),
     )
 
 
-def _rope_and_gemma(config: PreTrainedConfig) -> tuple[float, RopeScaling | None, dict]:
-    """(rotary base and scaling, the DecoderConfig fields that only a Gemma sets)."""
-    rope = config.rope_parameters
-    if config.model_type != "gemma3_text":
-        return *_rope(rope), {}
-    local_theta, local_scaling = _rope(rope["sliding_attention"])
-    if local_scaling is not None:
-        raise UserError(f"rope_type of sliding_attention is {local_scaling.kind!r}, not default")
-    gemma = {
-        "local_rope_theta": local_theta,
+def _gemma_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    local = _rope_fields(config.rope_parameters[SLIDING])
+    if local["rope_scaling"] is not None:
+        raise UserError(f"rope_type of {SLIDING} is {local['rope_scaling'].kind!r}, not default")
+    return _rope_fields(config.rope_parameters[FULL]) | {
+        "local_rope_theta": local["rope_theta"],
         "norm_offset": 1.0,
         "post_norms": True,
         "embedding_scale": config.hidden_size**0.5,
         "query_pre_attn_scalar": float(config.query_pre_attn_scalar),
         "activation": "gelu_tanh",
     }
-    return *_rope(rope["full_attention"]), gemma
 
 
-def _rope(rope: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+def _rope_fields(rope: dict[str, Any]) -> dict[str, Any]:
     kind = rope["rope_type"]
     if kind not in ROPE_FIELDS:
         raise UserError(f"rope_type is {kind!r}, supported are {', '.join(ROPE_FIELDS)}")
-    known = {"rope_type", "type", "rope_theta", *ROPE_FIELDS[kind].values()}
-    for name in rope.keys() - known:
+    for name in rope.keys() - {"rope_type", "type", "rope_theta", *ROPE_FIELDS[kind]}:
         if (name, rope[name]) != ("partial_rotary_factor", 1.0):
             raise UserError(f"rope field {name} is {rope[name]!r}, supported is none")
-    theta = float(rope["rope_theta"])
-    if kind == "default":
-        return theta, None
-    return theta, RopeScaling(
-        kind, **{ours: rope[name] for ours, name in ROPE_FIELDS[kind].items()}
-    )
+    scaling = {name: rope[name] for name in ROPE_FIELDS[kind]}
+    return {
+        "rope_theta": float(rope["rope_theta"]),
+        "rope_scaling": RopeScaling(kind, **scaling) if scaling else None,
+    }
 
 
-def _window(config: PreTrainedConfig) -> tuple[int | None, tuple[int, ...]]:
-    """(sliding window, layers that see everything)."""
-    layers = range(config.num_hidden_layers)
-    window = getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None)
+def _window_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    window, types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if types is None:
-        types = ["full_attention" if window is None else "sliding_attention" for _ in layers]
-    unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
-    if unknown or len(types) < len(layers):
-        raise UserError(
-            f"layer_types is {types}, supported are full_attention and sliding_attention for each"
-            f" of {len(layers)} layers"
-        )
-    full_layers = tuple(layer for layer in layers if types[layer] == "full_attention")
-    if len(full_layers) == len(layers):
-        return None, ()
+        types = [FULL if window is None else SLIDING] * config.num_hidden_layers
+    if not set(types) <= {FULL, SLIDING}:
+        raise UserError(f"layer_types is {types}, supported are {FULL} and {SLIDING}")
+    if SLIDING not in types:
+        return {}
     if window is None:
-        raise UserError("sliding_window is missing, but layer_types has sliding_attention")
-    return window, full_layers
+        raise UserError(f"sliding_window is missing, but layer_types has {SLIDING}")
+    full_layers = tuple(layer for layer, kind in enumerate(types) if kind == FULL)
+    return {"sliding_window": window, "full_layers": full_layers}
 
 
 def _biases(config: PreTrainedConfig) -> tuple[str, ...]:
@@ -166,35 +129,30 @@ def _biases(config: PreTrainedConfig) -> tuple[str, ...]:
 def config_fields(config: DecoderConfig) -> dict[str, object]:
     """The fields of config.json; `decoder_config` gives the same config back.
 
-    Raises:
-      UserError: what the config's family cannot express, by field.
+    Raises UserError for what the config's family cannot express, by field.
     """
-    rope = {"rope_type": "default"}
-    if config.rope_scaling is not None:
-        kind = config.rope_scaling.kind
-        rope = {"rope_type": kind} | {
-            name: getattr(config.rope_scaling, ours) for ours, name in ROPE_FIELDS[kind].items()
-        }
-    fields = {
-        "architectures": [ARCHITECTURES.get(config.family)],
+    if config.family not in FAMILIES:
+        raise UserError(f"family {config.family!r}, supported are {', '.join(FAMILIES)}")
+    if config.family == GEMMA and config.query_pre_attn_scalar is None:
+        config = dataclasses.replace(config, query_pre_attn_scalar=float(config.head_dim))
+    declared = {field.name for field in dataclasses.fields(CONFIG_MAPPING[config.family])}
+    fields = {name: value for name, value in _any_family(config).items() if name in declared}
+    kind = config.rope_scaling.kind if config.rope_scaling else "default"
+    scaling = {name: getattr(config.rope_scaling, name) for name in ROPE_FIELDS[kind]}
+    scaling["rope_type"] = kind
+    rope = scaling | {"rope_theta": config.rope_theta}
+    if config.family == GEMMA:
+        local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
+        rope = {FULL: rope, SLIDING: local}
+    else:  # transformers 5 reads rope_parameters, older versions these
+        fields["rope_theta"] = config.rope_theta
+        fields["rope_scaling"] = scaling if config.rope_scaling else None
+    fields |= {
+        "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.family]],
         "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.rms_norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        # transformers 5 reads rope_parameters, older versions rope_theta and rope_scaling.
-        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
-        "rope_theta": config.rope_theta,
-        "rope_scaling": rope if config.rope_scaling else None,
+        "head_dim": config.head_dim,  # a Qwen2's class does not declare it, and reads it
+        "rope_parameters": rope,
     }
-    _write_family_fields(fields, config)
     again = decoder_config(fields)
     lost = [name for name, value in vars(config).items() if vars(again)[name] != value]
     if lost:
@@ -205,40 +163,19 @@ def config_fields(config: DecoderConfig) -> dict[str, object]:
     return fields
 
 
-def _write_family_fields(fields: dict[str, object], config: DecoderConfig) -> None:
-    """Adds the fields that only some families have, and removes those that a Gemma has not."""
-    if config.family == "gemma3_text":
-        del fields["hidden_act"], fields["rope_theta"], fields["rope_scaling"]
-        local_rope = {"rope_type": "default", "rope_theta": config.local_rope_theta}
-        rope = {"full_attention": fields["rope_parameters"], "sliding_attention": local_rope}
-        fields |= {
-            "hidden_activation": "gelu_pytorch_tanh",
-            "query_pre_attn_scalar": int(config.query_pre_attn_scalar or config.head_dim),
-            "sliding_window": config.sliding_window,
-            "layer_types": _layer_types(config),
-            "rope_parameters": rope,
-        }
-    if config.family in ("llama", "qwen3", "gemma3_text"):
-        fields["attention_bias"] = "o_proj" in config.biases
-    if config.family == "llama":
-        fields["mlp_bias"] = "down_proj" in config.biases
-    if config.family == "mistral":
-        fields["sliding_window"] = config.sliding_window
-    if config.family in ("qwen2", "qwen3"):
-        types = _layer_types(config)
-        slides = "sliding_attention"
-        fields |= {
-            "use_sliding_window": config.sliding_window is not None,
-            "sliding_window": config.sliding_window,
-            "layer_types": types,
-            "max_window_layers": types.index(slides) if slides in types else config.num_layers,
-        }
-
-
-def _layer_types(config: DecoderConfig) -> list[str]:
-    return [
-        "full_attention"
-        if config.sliding_window is None or layer in config.full_layers
-        else "sliding_attention"
-        for layer in range(config.num_layers)
-    ]
+def _any_family(config: DecoderConfig) -> dict[str, object]:
+    """The fields of config.json, those included that the config's family has not."""
+    window = config.sliding_window
+    full_layers = range(config.num_layers) if window is None else config.full_layers
+    types = [FULL if layer in full_layers else SLIDING for layer in range(config.num_layers)]
+    return {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()} | {
+        "hidden_act": "silu",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": "o_proj" in config.biases,
+        "mlp_bias": "down_proj" in config.biases,
+        "query_pre_attn_scalar": int(config.query_pre_attn_scalar or 0),
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "layer_types": types,
+        "max_window_layers": [*types, SLIDING].index(SLIDING),
+    }

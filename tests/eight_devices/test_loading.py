@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 from tca4rec_jax.distributed.sharding import make_mesh, parameter_sharding
 from tca4rec_jax.llm.checkpoints import loading
-from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face, param_paths
-from tca4rec_jax.llm.checkpoints.loading import is_transposed
+from tca4rec_jax.llm.checkpoints.hugging_face import is_transposed, param_paths
+from tca4rec_jax.llm.checkpoints.loading import load_weights
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.families import config_fields
 
@@ -46,7 +46,7 @@ def test_every_device_reads_its_shards_and_no_more(tmp_path, monkeypatch):
         return part
 
     monkeypatch.setattr(loading, "_shard", recorded)
-    config, params = load_hugging_face(
+    config, params = load_weights(
         tmp_path / "model", sharding=functools.partial(parameter_sharding, mesh)
     )
     assert dataclasses.replace(config, max_positions=CONFIG.max_positions) == CONFIG

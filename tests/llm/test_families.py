@@ -6,6 +6,7 @@ Where PyTorch is installed the same comparisons run live as well, with weights o
 import dataclasses
 import functools
 import importlib.util
+import json
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from tca4rec_jax.llm.checkpoints.export import (
     write_hugging_face,
     write_peft_adapter,
 )
-from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
+from tca4rec_jax.llm.checkpoints.loading import load_weights
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.kv_cache import scatter_cache
@@ -70,7 +71,7 @@ def case(request, tmp_path_factory):
     golden = goldens.read_model(name) if seed is GOLDEN else goldens.tiny_model(name, seed)
     folder = tmp_path_factory.mktemp(name)
     goldens.write_files(folder, golden)
-    return Case(golden, *load_hugging_face(folder), *read_peft_adapter(folder))
+    return Case(golden, *load_weights(folder), *read_peft_adapter(folder))
 
 
 @jit
@@ -157,9 +158,29 @@ def test_what_is_written_comes_back_bit_for_bit(case, tmp_path, tokenizer):
         assert set(written) == set(expected)
         for name, value in expected.items():
             np.testing.assert_array_equal(written[name], value, err_msg=name)
-    config, params = load_hugging_face(model)
+    config, params = load_weights(model)
     assert config == case.config
     jax.tree.map(np.testing.assert_array_equal, params, case.params)
+
+
+def test_a_gemma_without_query_pre_attn_scalar_comes_back(tmp_path, tokenizer):
+    """None is written as the head_dim that it means; absent from a file it is the family's 256."""
+    golden = goldens.read_model("gemma3")
+    goldens.write_files(tmp_path, golden)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    del fields["query_pre_attn_scalar"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config, params = load_weights(tmp_path)
+    for scalar, written in ((config.query_pre_attn_scalar, 256), (None, config.head_dim)):
+        config = dataclasses.replace(config, query_pre_attn_scalar=scalar)
+        folder = tmp_path / str(scalar)
+        write_hugging_face(folder, config, params, tokenizer, dtype="float32")
+        assert json.loads((folder / "config.json").read_text())["query_pre_attn_scalar"] == written
+        expected, again = (
+            logits_of(decoder, golden["tokens"], WHOLE)
+            for decoder in (Decoder(config, params), Decoder(*load_weights(folder)))
+        )
+        np.testing.assert_array_equal(again, expected)
 
 
 @needs_torch

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.llm.attention import rotary_frequencies
-from tca4rec_jax.llm.checkpoints.gguf import GGUFFile, load_gguf
-from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
+from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
+from tca4rec_jax.llm.checkpoints.loading import load_weights
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
@@ -29,7 +29,7 @@ TOP_NAMES = {"embedding": "token_embd", "final_norm": "output_norm", "lm_head": 
 
 def load_golden(name, folder):
     goldens.write_files(folder, golden := goldens.read_model(name))
-    return golden, *load_hugging_face(folder)
+    return golden, *load_weights(folder)
 
 
 def gguf_tensors(config, params):
@@ -98,7 +98,7 @@ def as_stored(config):
 def test_the_same_as_from_hugging_face(tmp_path, name):
     _, config, params = load_golden(name, tmp_path)
     path = write_gguf(tmp_path / "model.gguf", config, gguf_tensors(config, params))
-    loaded, again = load_gguf(path)
+    loaded, again = load_weights(path)
     assert loaded == as_stored(config)
     assert_same_trees(again, params)
 
@@ -109,12 +109,12 @@ def test_rotary_scaling_of_llama3(tmp_path):
         config, rope_theta=500000.0, rope_scaling=RopeScaling("llama3", 32.0)
     )
     tensors = gguf_tensors(config, params)
-    loaded, again = load_gguf(write_gguf(tmp_path / "model.gguf", config, tensors))
+    loaded, again = load_weights(write_gguf(tmp_path / "model.gguf", config, tensors))
     assert loaded == as_stored(config)
     assert_same_trees(again, params)
     tensors["rope_freqs.weight"] = tensors["rope_freqs.weight"] * np.float32(1.5)
     with pytest.raises(ValueError, match=r"rope_freqs.weight is not the rotary scaling"):
-        load_gguf(write_gguf(tmp_path / "other.gguf", config, tensors))
+        load_weights(write_gguf(tmp_path / "other.gguf", config, tensors))
 
 
 def test_fresh_adapters_change_nothing(tmp_path):
@@ -122,7 +122,7 @@ def test_fresh_adapters_change_nothing(tmp_path):
     path = write_gguf(tmp_path / "model.gguf", config, gguf_tensors(config, params))
     lora = LoRAConfig(rank=2)
     adapters = init_adapters(config, lora, jax.random.key(3))
-    decoder = Decoder(*load_gguf(path), lora=lora, adapters=adapters)
+    decoder = Decoder(*load_weights(path), lora=lora, adapters=adapters)
     assert set(decoder.adapters) == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
     @jax.jit
@@ -161,8 +161,8 @@ def test_quantised_tensors(tmp_path, kind):
             stored[name] = generator.integers(0, 120, shape, dtype=np.uint8)
         plain[name] = gguf.dequantize(stored[name], kind).reshape(plain[name].shape)
     kinds = dict.fromkeys(matrices, kind)
-    _, params = load_gguf(write_gguf(tmp_path / "stored.gguf", config, stored, kinds=kinds))
-    _, expected = load_gguf(write_gguf(tmp_path / "plain.gguf", config, plain))
+    _, params = load_weights(write_gguf(tmp_path / "stored.gguf", config, stored, kinds=kinds))
+    _, expected = load_weights(write_gguf(tmp_path / "plain.gguf", config, plain))
     assert np.asarray(expected["layers/q_proj"]).std() > 0
     assert_same_trees(params, expected)
 
@@ -197,17 +197,17 @@ def test_every_wrong_tensor_is_named(tmp_path):
     tensors["blk.0.strange.weight"] = tensors.pop("blk.0.ffn_up.weight")
     path = write_gguf(tmp_path / "wrong.gguf", config, tensors)
     with pytest.raises(ValueError, match="wrong.gguf") as error:
-        load_gguf(path)
+        load_weights(path)
     for part in (
         "blk.1.attn_k.weight has shape (6, 16), expected (8, 16)",
-        "unknown tensor blk.0.strange.weight",
-        "missing tensor blk.0.ffn_up.weight",
+        "unknown blk.0.strange.weight",
+        "missing blk.0.ffn_up.weight",
     ):
         assert part in str(error.value)
     tensors = gguf_tensors(config, params)
     tensors["output_norm.weight"] = np.ones(16, np.int32)
     with pytest.raises(ValueError, match=r"output_norm.weight: Dequantization for I32"):
-        load_gguf(write_gguf(tmp_path / "integers.gguf", config, tensors))
+        load_weights(write_gguf(tmp_path / "integers.gguf", config, tensors))
 
 
 def test_other_files_are_refused(tmp_path):
@@ -215,17 +215,17 @@ def test_other_files_are_refused(tmp_path):
     tensors = gguf_tensors(config, params)
     other = write_gguf(tmp_path / "other.gguf", config, tensors, architecture="gemma3")
     with pytest.raises(ValueError, match="'gemma3', supported are llama, qwen2, qwen3"):
-        load_gguf(other)
+        load_weights(other)
     (tmp_path / "text.gguf").write_text("this is not a model, but it is long enough to look like")
     with pytest.raises(ValueError, match="text.gguf: not a readable GGUF file"):
-        load_gguf(tmp_path / "text.gguf")
+        load_weights(tmp_path / "text.gguf")
     with pytest.raises(ValueError, match="absent.gguf: no such GGUF file"):
-        load_gguf(tmp_path / "absent.gguf")
+        load_weights(tmp_path / "absent.gguf")
 
 
 @pytest.mark.slow
 def test_smollm2_predicts_what_pytorch_predicts(smollm2_path):
-    decoder = Decoder(*load_gguf(smollm2_path))
+    decoder = Decoder(*load_weights(smollm2_path))
     predict = jax.jit(
         lambda decoder, tokens, lengths: jax.nn.log_softmax(
             decoder.logits(decoder.hidden(tokens, lengths)[np.arange(tokens.shape[0]), lengths - 1])

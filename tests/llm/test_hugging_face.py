@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load, save_file
 
 from tca4rec_jax.llm.checkpoints import hugging_face, loading
-from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face, read_config
+from tca4rec_jax.llm.checkpoints.hugging_face import read_config
+from tca4rec_jax.llm.checkpoints.loading import load_weights
 from tca4rec_jax.llm.config import RopeScaling, logical_axes
 from tca4rec_jax.llm.families import config_fields, decoder_config
 from tca4rec_jax.llm.tokenizer import load_tokenizer
@@ -75,7 +76,7 @@ def ours(weights):
 @pytest.mark.parametrize("piece_bytes", [70, 1 << 20])
 def test_every_value_is_in_its_place(tmp_path, weights, shards, piece_bytes, monkeypatch):
     monkeypatch.setattr(loading, "PIECE_BYTES", piece_bytes)
-    _, params = load_hugging_face(write_folder(tmp_path / "model", weights, shards=shards))
+    _, params = load_weights(write_folder(tmp_path / "model", weights, shards=shards))
     jax.tree.map(np.testing.assert_array_equal, params, ours(weights))
 
 
@@ -88,12 +89,12 @@ def test_parameters_are_loaded_onto_their_shards(tmp_path, weights):
         return NamedSharding(mesh, P(*(split.get(axis) for axis in logical_axes(path))))
 
     folder = write_folder(tmp_path / "model", weights)
-    _, params = load_hugging_face(folder, sharding=sharding)
+    _, params = load_weights(folder, sharding=sharding)
     jax.tree.map(np.testing.assert_array_equal, params, ours(weights))
     shapes = {path: value.sharding.shard_shape(value.shape) for path, value in params.items()}
     assert shapes["layers/q_proj"] == (2, 16, 8)
     assert shapes["layers/down_proj"] == (2, 12, 16)
-    _, params = load_hugging_face(folder, sharding=lambda *_: NamedSharding(mesh, P()))
+    _, params = load_weights(folder, sharding=lambda *_: NamedSharding(mesh, P()))
     for path, value in params.items():
         places = {shard.data.unsafe_buffer_pointer() for shard in value.addressable_shards}
         assert len(places) == 1, path
@@ -105,14 +106,14 @@ def test_only_layers_that_are_asked_for_are_read(tmp_path, weights, monkeypatch)
         hugging_face, "_read", lambda file, name, index: names.add(name) or read(file, name, index)
     )
     folder = write_folder(tmp_path / "model", weights)
-    config, params = load_hugging_face(folder, num_layers=1)
+    config, params = load_weights(folder, num_layers=1)
     assert config.num_layers == 1
     assert names == {name for name in weights if ".layers.1." not in name}
     for path, value in ours(weights).items():
         expected = value[:1] if path.startswith("layers/") else value
         np.testing.assert_array_equal(params[path], expected, err_msg=path)
     with pytest.raises(ValueError, match="num_layers is 3, but the model has 2"):
-        load_hugging_face(folder, num_layers=3)
+        load_weights(folder, num_layers=3)
 
 
 def test_a_head_written_twice_old_tables_and_bfloat16_weights(tmp_path, weights):
@@ -120,7 +121,7 @@ def test_a_head_written_twice_old_tables_and_bfloat16_weights(tmp_path, weights)
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(3, np.float32)
     folder = write_folder(tmp_path / "model", weights)
-    config, params = load_hugging_face(folder, jnp.bfloat16)
+    config, params = load_weights(folder, jnp.bfloat16)
     assert config.tie_embeddings
     assert "lm_head" not in params
     assert params["layers/q_proj"].dtype == jnp.bfloat16
@@ -222,13 +223,13 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path, weights):
     weights[QUERY] = weights[QUERY][:5].copy()
     del weights["model.norm.weight"]
     folder = write_folder(tmp_path / "model", weights)
-    with pytest.raises(ValueError, match=r"unknown tensor extra.weight") as error:
-        load_hugging_face(folder)
+    with pytest.raises(ValueError, match=r"unknown extra.weight") as error:
+        load_weights(folder)
     assert f"{QUERY} has shape (5, 16), expected (16, 16)" in str(error.value)
-    assert "missing tensor model.norm.weight" in str(error.value)
+    assert "missing model.norm.weight" in str(error.value)
     weights[QUERY] = np.zeros((16, 16), np.int8)
     with pytest.raises(ValueError, match=rf"{QUERY} is I8, supported are F32, F16, BF16"):
-        load_hugging_face(write_folder(tmp_path / "quantised", weights))
+        load_weights(write_folder(tmp_path / "quantised", weights))
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path, weights):
@@ -237,10 +238,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path, weights):
         load_tokenizer(folder)
     (folder / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ValueError, match=r"model.safetensors: not a readable"):
-        load_hugging_face(folder)
+        load_weights(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model.safetensors: not a readable"):
-        load_hugging_face(folder)
+        load_weights(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json: not readable as JSON"):
         read_config(folder)

@@ -17,7 +17,7 @@ from tca4rec_jax.llm.checkpoints.export import (
     write_hugging_face,
 )
 from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
-from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
+from tca4rec_jax.llm.checkpoints.loading import load_weights
 from tca4rec_jax.llm.config import GROUP, SCALES, DecoderConfig, DecoderOptions, logical_axes
 from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
@@ -50,7 +50,7 @@ def written(folder, tokenizer):
 def case(request, tmp_path_factory, tokenizer):
     """(quantised decoder as it is loaded, the plain one of its dequantised weights)."""
     folder = written(tmp_path_factory.mktemp("quantised") / "model", tokenizer)
-    config, params = load_hugging_face(folder, quantised=request.param)
+    config, params = load_weights(folder, quantised=request.param)
     adapters = jax.tree.map(lambda x: x + 0.02, init_adapters(CONFIG, LORA, jax.random.key(1)))
     plain = Decoder(*dequantise_params(config, params, jnp.float32), lora=LORA, adapters=adapters)
     return Decoder(config, params, lora=LORA, adapters=adapters), plain
@@ -135,8 +135,8 @@ def test_scales_are_sharded_like_their_weights(tmp_path, tokenizer, case):
         return NamedSharding(mesh, P(*(split.get(axis) for axis in logical_axes(path))))
 
     folder, kind = written(tmp_path / "model", tokenizer), case[0].config.quantised
-    config, params = load_hugging_face(folder, sharding=sharding, quantised=kind)
-    _, expected = load_hugging_face(folder, quantised=kind)
+    config, params = load_weights(folder, sharding=sharding, quantised=kind)
+    _, expected = load_weights(folder, quantised=kind)
     assert set(params) == set(expected) == set(config.parameter_shapes)
     shards = {path: value.sharding.shard_shape(value.shape) for path, value in params.items()}
     for path, value in params.items():
@@ -145,7 +145,7 @@ def test_scales_are_sharded_like_their_weights(tmp_path, tokenizer, case):
         assert value.shape == config.parameter_shapes[path]
     scale = SCALES[kind]
     assert shards[f"layers/gate_proj{scale}"][-1] == 64
-    for value in load_hugging_face(  # what two devices share is one piece of memory
+    for value in load_weights(  # what two devices share is one piece of memory
         folder, sharding=lambda *_: NamedSharding(mesh, P()), quantised=kind
     )[1].values():
         assert len({part.data.unsafe_buffer_pointer() for part in value.addressable_shards}) == 1
@@ -173,7 +173,7 @@ def test_what_cannot_be_quantised_is_named(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="groups of 64, but down_proj has 96: use 'int8'"):
         dataclasses.replace(CONFIG, intermediate_size=96, quantised="nf4")
     folder = written(tmp_path / "model", tokenizer)
-    config, params = load_hugging_face(folder, quantised="int8")
+    config, params = load_weights(folder, quantised="int8")
     with pytest.raises(ValueError, match="cannot say that quantised is 'int8'"):
         write_hugging_face(tmp_path / "again", config, params, tokenizer, dtype="float32")
 

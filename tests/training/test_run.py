@@ -25,7 +25,7 @@ from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import read_json_lines
 from tca4rec_jax.llm.checkpoints.export import export_decoder, write_hugging_face
-from tca4rec_jax.llm.checkpoints.hugging_face import load_hugging_face
+from tca4rec_jax.llm.checkpoints.loading import load_weights
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import init_params
 from tca4rec_jax.recommenders import RECOMMENDERS
@@ -132,7 +132,7 @@ def test_full_fine_tuning_goes_on_is_evaluated_and_exported(workdir, monkeypatch
         dtype="float32",
         base_model="",
     )
-    architecture, params = load_hugging_face(tmp_path / "merged")
+    architecture, params = load_weights(tmp_path / "merged")
     assert architecture == run.decoder.config
     trained = nnx.to_flat_state(state.params)
     assert len(trained) == len(params)

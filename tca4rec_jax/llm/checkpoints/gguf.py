@@ -1,43 +1,31 @@
-"""Reads a GGUF file of a Llama or Qwen into the decoder's parameter layout.
+"""The tensors of a GGUF file of a Llama or Qwen.
 
 Quantised tensors are dequantised with NumPy, some rows at a time. A Llama GGUF stores the rows of q
 and k permuted for interleaved rotary pairs; they are put back into the halves that
 `attention.rotate` expects.
 """
 
-from collections.abc import Callable
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import gguf
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.attention import rotary_frequencies
-from tca4rec_jax.llm.checkpoints.loading import Index, ParamPath, StoredTensor, load_parameters
+from tca4rec_jax.llm.checkpoints.hugging_face import (
+    Index,
+    ParamPath,
+    StoredModel,
+    StoredTensor,
+    param_paths,
+)
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 
 # Architectures that are this decoder; a Mistral's file says 'llama'.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-# GGUF name -> parameter path; layer tensors are 'blk.<layer>.<name>'.
-TENSOR_NAMES = {"token_embd": "embedding", "output_norm": "final_norm", "output": "lm_head"}
-LAYER_TENSOR_NAMES = {
-    "attn_norm": "attn_norm",
-    "ffn_norm": "mlp_norm",
-    "attn_q": "q_proj",
-    "attn_k": "k_proj",
-    "attn_v": "v_proj",
-    "attn_output": "o_proj",
-    "attn_q_norm": "q_norm",
-    "attn_k_norm": "k_norm",
-    "ffn_gate": "gate_proj",
-    "ffn_up": "up_proj",
-    "ffn_down": "down_proj",
-}
 # What a Llama's file holds with its rows permuted.
 PERMUTED = ("layers/q_proj", "layers/k_proj", "layers/q_proj_bias", "layers/k_proj_bias")
 # What Llama 3.1 and later divide their rotary frequencies by.
@@ -110,7 +98,7 @@ def read_config(file: GGUFFile) -> DecoderConfig:
     vocabulary = len(file.field("tokenizer.ggml.tokens"))
     head_dim, theta = meta("attention.key_length", hidden // heads), meta("rope.freq_base", 10000.0)
     names = {tensor.name for tensor in file.tensors}
-    return DecoderConfig(
+    config = DecoderConfig(
         vocab_size=meta("vocab_size", vocabulary),
         hidden_size=hidden,
         intermediate_size=meta("feed_forward_length"),
@@ -123,14 +111,14 @@ def read_config(file: GGUFFile) -> DecoderConfig:
         tie_embeddings="output.weight" not in names,
         max_positions=meta("context_length"),
         rope_scaling=_rope_scaling(file, architecture, head_dim, theta),
-        biases=tuple(
-            path
-            for name, path in LAYER_TENSOR_NAMES.items()
-            if path.endswith("_proj") and f"blk.0.{name}.bias" in names
-        ),
         qk_norm=architecture == "qwen3",
         family=architecture,
     )
+    projections = tuple(config.projection_shapes)
+    with_all = _param_paths(dataclasses.replace(config, biases=projections))
+    stored = {with_all[name].path for name in names & with_all.keys()}
+    biases = tuple(name for name in projections if f"layers/{name}_bias" in stored)
+    return dataclasses.replace(config, biases=biases)
 
 
 def _rope_scaling(
@@ -155,25 +143,14 @@ def _rope_scaling(
     return scaling
 
 
-def load_gguf(
-    path: str | Path,
-    dtype: jnp.dtype = jnp.float32,
-    *,
-    sharding: Callable[[DecoderConfig, str], Sharding] | None = None,
-    quantised: str = "",
-    num_layers: int = 0,
-) -> tuple[DecoderConfig, dict[str, jax.Array]]:
-    """Config and parameters (by path, layers stacked, matrices [in, out]) of a GGUF file.
+def open_gguf(path: str | Path) -> StoredModel:
+    """A file's model; tensors are F32, F16, BF16 or of a quantised type that gguf can dequantise.
 
-    Tensors may be F32, F16, BF16 or any quantised type that gguf can dequantise. See `loading` for
-    `sharding`, `quantised` and `num_layers`.
-    Raises UserError for a config that cannot be quantised so, and naming every tensor that is
-    missing, unknown, of another shape or of a type that gguf cannot dequantise.
+    Raises UserError as `GGUFFile` and `read_config`, and naming a tensor of another type.
     """
     file = GGUFFile(path)
     config = read_config(file)
-    targets = _param_paths(config)
-    tensors = {}
+    targets, tensors = _param_paths(config), {}
     for tensor in file.tensors:
         if tensor.name == ROPE_DIVISORS:
             continue
@@ -182,12 +159,12 @@ def load_gguf(
         permuted = config.family == "llama" and target is not None and target.path in PERMUTED
         read = partial(_read, tensor, config.head_dim if permuted else None)
         tensors[tensor.name] = StoredTensor(shape, read)
-    try:
-        for tensor in {tensor.tensor_type: tensor for tensor in file.tensors}.values():
-            _read(tensor, None, (slice(1),))  # a type that cannot be read is found at once
-        return load_parameters(config, tensors, targets, dtype, sharding, quantised, num_layers)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+    for tensor in {tensor.tensor_type: tensor for tensor in file.tensors}.values():
+        try:
+            gguf.dequantize(tensor.data[:1], tensor.tensor_type)
+        except NotImplementedError as error:
+            raise UserError(f"{path}: {tensor.name}: {error}") from error
+    return StoredModel(config, tensors, targets)
 
 
 def _read(tensor: gguf.ReaderTensor, permuted: int | None, index: Index) -> np.ndarray:
@@ -195,10 +172,7 @@ def _read(tensor: gguf.ReaderTensor, permuted: int | None, index: Index) -> np.n
     rows, *columns = index
     data = tensor.data
     data = data[rows] if permuted is None else data[rotary_order(len(data), permuted)[rows]]
-    try:
-        return _dequantise(data, tensor.tensor_type)[:, *columns]
-    except NotImplementedError as error:
-        raise UserError(f"{tensor.name}: {error}") from error
+    return _dequantise(data, tensor.tensor_type)[:, *columns]
 
 
 def _dequantise(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
@@ -210,19 +184,12 @@ def _dequantise(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray
 
 def _param_paths(config: DecoderConfig) -> dict[str, ParamPath]:
     """GGUF tensor name -> its parameter and layer, layers in order."""
-    paths = {
-        f"{name}.weight": ParamPath(path, None)
-        for name, path in TENSOR_NAMES.items()
-        if path in config.parameter_shapes
-    }
-    for name, parameter in LAYER_TENSOR_NAMES.items():
-        for suffix, path in (
-            ("weight", f"layers/{parameter}"),
-            ("bias", f"layers/{parameter}_bias"),
-        ):
-            if path in config.parameter_shapes:
-                for layer in range(config.num_layers):
-                    paths[f"blk.{layer}.{name}.{suffix}"] = ParamPath(path, layer)
+    architecture = gguf.MODEL_ARCH[config.family.upper()]
+    names = gguf.get_tensor_name_map(architecture, config.num_layers)
+    paths = {}
+    for name, target in param_paths(config).items():
+        module, kind = name.rsplit(".", 1)
+        paths[f"{names[module]}.{kind}"] = target
     return paths
 
 

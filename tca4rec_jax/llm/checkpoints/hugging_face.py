@@ -1,18 +1,15 @@
-"""Reads a Hugging Face folder (config.json, safetensors) into the decoder's parameter layout."""
+"""The names of Hugging Face's tensors, and the tensors of a folder (config.json, safetensors)."""
 
 import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
 from safetensors import SafetensorError, safe_open
 
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.llm.checkpoints.loading import Index, ParamPath, StoredTensor, load_parameters
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.families import decoder_config
 
@@ -39,6 +36,39 @@ POST_NORM_MODULES = {
 }
 FLOATS = ("F32", "F16", "BF16")
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
+Index = tuple[slice, ...]
+
+
+class StoredTensor(NamedTuple):
+    """A tensor that has not been read: its shape and a function that reads a part of it."""
+
+    shape: tuple[int, ...]
+    read: Callable[[Index], np.ndarray]
+
+
+class ParamPath(NamedTuple):
+    """Where a tensor goes: the decoder's parameter, and its layer; None if it has none."""
+
+    path: str
+    layer: int | None
+
+    def tensor_shape(self, config: DecoderConfig) -> tuple[int, ...]:
+        """The tensor's shape in its file."""
+        shape = config.parameter_shapes[self.path][self.layer is not None :]
+        return shape[::-1] if is_transposed(self.path) else shape
+
+
+class StoredModel(NamedTuple):
+    """A checkpoint that has not been read."""
+
+    config: DecoderConfig
+    tensors: dict[str, StoredTensor]  # by the names in its files
+    targets: dict[str, ParamPath]  # the same names, for all parameters, layers in order
+
+
+def is_transposed(path: str) -> bool:
+    """Whether a file holds the parameter transposed: it does for every matrix but the embedding."""
+    return path.endswith("_proj") or path == "lm_head"
 
 
 def read_config(folder: str | Path) -> DecoderConfig:
@@ -49,44 +79,32 @@ def read_config(folder: str | Path) -> DecoderConfig:
         that is missing; names the file and the field.
     """
     path = Path(folder) / CONFIG
-    fields = _read_json(path)
+    fields = read_json(path)
     try:
         return decoder_config(fields)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def load_hugging_face(
-    folder: str | Path,
-    dtype: jnp.dtype = jnp.float32,
-    *,
-    sharding: Callable[[DecoderConfig, str], Sharding] | None = None,
-    quantised: str = "",
-    num_layers: int = 0,
-) -> tuple[DecoderConfig, dict[str, jax.Array]]:
-    """Config and parameters (by path, layers stacked, matrices [in, out]) of a folder.
+def open_folder(folder: str | Path) -> StoredModel:
+    """A folder's model: one file or a sharded index; float32, bfloat16 or float16.
 
-    One file or a sharded index; float32, bfloat16 or float16. See `loading` for how little memory
-    it takes, and for `sharding`, `quantised` and `num_layers`.
-
-    Raises:
-      UserError: as `read_config`, a config that cannot be quantised so, an unreadable file, or
-        every tensor that is missing, unknown or of another shape or kind, by name.
+    Raises UserError as `read_config` and `stored_tensors`.
     """
     folder = Path(folder)
     config = read_config(folder)
     tensors: dict[str, StoredTensor] = {}
-    for file in _weight_files(folder):
-        try:
-            tensors |= _stored_tensors(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a readable safetensors file ({error})") from error
-    tensors = {name: value for name, value in tensors.items() if not _is_redundant(name, config)}
-    try:
-        paths = param_paths(config)
-        return load_parameters(config, tensors, paths, dtype, sharding, quantised, num_layers)
-    except ValueError as error:
-        raise UserError(f"{folder}: {error}") from error
+    files = [WEIGHTS]
+    if (folder / INDEX).is_file():
+        files = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+    for file in files:
+        tensors |= stored_tensors(folder / file)
+    # A tied head written twice, or the rotary tables that old checkpoints hold.
+    redundant = [name for name in tensors if name.endswith("inv_freq")]
+    redundant += ["lm_head.weight"] if config.tie_embeddings else []
+    for name in redundant:
+        tensors.pop(name, None)
+    return StoredModel(config, tensors, param_paths(config))
 
 
 def param_paths(config: DecoderConfig) -> dict[str, ParamPath]:
@@ -105,16 +123,23 @@ def param_paths(config: DecoderConfig) -> dict[str, ParamPath]:
     return paths
 
 
-def _stored_tensors(file: Path) -> dict[str, StoredTensor]:
+def stored_tensors(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name.
+
+    Raises UserError for an unreadable file, and naming a tensor that is not one of FLOATS.
+    """
     stored = {}
-    with safe_open(file, framework="np") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 - not a mapping
-            tensor = tensors.get_slice(name)
-            if tensor.get_dtype() not in FLOATS:
-                raise UserError(
-                    f"{file}: {name} is {tensor.get_dtype()}, supported are {', '.join(FLOATS)}"
-                )
-            stored[name] = StoredTensor(tuple(tensor.get_shape()), partial(_read, file, name))
+    try:
+        with safe_open(file, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                tensor = tensors.get_slice(name)
+                if tensor.get_dtype() not in FLOATS:
+                    raise UserError(
+                        f"{file}: {name} is {tensor.get_dtype()}, supported are {', '.join(FLOATS)}"
+                    )
+                stored[name] = StoredTensor(tuple(tensor.get_shape()), partial(_read, file, name))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({error})") from error
     return stored
 
 
@@ -124,19 +149,8 @@ def _read(file: Path, name: str, index: Index) -> np.ndarray:
         return tensors.get_slice(name)[index]
 
 
-def _is_redundant(name: str, config: DecoderConfig) -> bool:
-    """A tied head written twice, or the rotary tables that old checkpoints hold."""
-    return (name == "lm_head.weight" and config.tie_embeddings) or name.endswith("inv_freq")
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        shards = set(_read_json(folder / INDEX).get("weight_map", {}).values())
-        return [folder / shard for shard in sorted(shards)]
-    return [folder / WEIGHTS]
-
-
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """The content of a JSON file. Raises UserError with its name."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
