@@ -161,11 +161,11 @@ class ItemTrie:
         return longest_N
 
     @cached_property
-    def items_by_leaf(self) -> tuple[np.ndarray, np.ndarray]:
-        """(items int32 [I], offsets int64 [Q + 1]): the items of leaf q, in catalogue order."""
-        items = np.argsort(self.leaf_of_item, kind="stable").astype(np.int32)
-        counts = np.bincount(self.leaf_of_item, minlength=self.num_leaves)
-        return items, np.concatenate([[0], np.cumsum(counts)])
+    def items_by_leaf(self) -> Ragged:
+        """int32, a row a leaf: its items, in catalogue order."""
+        items_I = np.argsort(self.leaf_of_item, kind="stable").astype(np.int32)
+        counts_Q = np.bincount(self.leaf_of_item, minlength=self.num_leaves)
+        return Ragged.from_lengths(items_I, counts_Q)
 
     @cached_property
     def paths_QxK(self) -> np.ndarray:

@@ -42,7 +42,6 @@ from tca4rec_jax.distributed.sharding import (
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.decoder import Decoder
 
-_ROUND_BUCKETS_TO = 8
 _LLM_ALONE = ScoreWeights()
 
 
@@ -59,12 +58,10 @@ class SearchRows:
 
     Attributes:
       prompts: int32 token ids of R rows.
-      cf: row numbers int64 [B] -> CF vectors float [B, D], on the host or a device; required for
-        guidance > 0.
+      cf: row numbers int64 [B] -> CF vectors float [B, D], on the host or a device, for guidance.
       cf_items: the item side of these vectors; DENSE if they are the logits [B, I] themselves.
       allowed: row numbers int64 [B] -> bool [B, I], the items that may be recommended, as if the
-        trie held no others. Another program is compiled for it. Pass the same to
-        `Recommendations.items`.
+        trie held no others. Pass the same to `Recommendations.items`.
       target_R: int, each row's target item, if the likelihood of its title is wanted.
     """
 
@@ -92,25 +89,19 @@ class BatchedSearch:
         batch_size: int = 16,
         buckets: Sequence[int] | int = 3,
     ):
-        """Prepares the trie for the search.
+        """Prepares an `ItemTrie.build`; raises UserError for a bad batch size, or no bucket.
 
         Args:
-          trie: token by token, from `ItemTrie.build`.
           mesh: its axis 'data' shares the rows of a batch, the others the model.
           batch_size: rows per call, a multiple of the devices along 'data'.
           buckets: padded lengths of the texts, or how many to derive from their lengths. Reading
             prompts is compiled once for every length, the search for the longest.
-
-        Raises:
-          UserError: a batch that does not divide over the mesh, or no bucket.
         """
         check_batch_size(mesh, batch_size, "batch_size", "prompts")
         if (buckets < 1) if isinstance(buckets, int) else not buckets:
             raise UserError(f"need at least one bucket, got {buckets!r}")
-        self.config, self.mesh = config, mesh
-        self.batch_size, self.buckets = batch_size, buckets
-        self.host_trie = trie
-        self.trie = replicate(mesh, config.device_trie(trie))
+        self.config, self.mesh, self.batch_size, self.buckets = config, mesh, batch_size, buckets
+        self.host_trie, self.trie = trie, replicate(mesh, config.device_trie(trie))
 
     def recommend(
         self,
@@ -129,18 +120,17 @@ class BatchedSearch:
         jobs: Sequence[SearchJob],
         rows: SearchRows,
         *,
-        shared_layers: int = 0,
+        frozen_prefix: int = 0,
         temperatures: Sequence[float] = (1.0,),
         progress: str | None = "Recommending",
         file: ResultsFile | None = None,
     ) -> list[list[Recommendations]]:
         """The best titles for every row, by each model with each of its sets of weights.
 
-        A model reads the prompts once for all of its weights; the layers that the models share read
-        them once for all models.
+        A model reads the prompts once for all of its weights, the frozen prefix once for all.
 
         Args:
-          shared_layers: how many layers, from the first, are the same in all models.
+          frozen_prefix: how many layers, from the first, are the same in all models.
           temperatures: of the targets' likelihood under the LLM alone, if there are targets.
           progress: label of a progress bar; None shows none.
           file: where to resume from and, from time to time, save the results so far.
@@ -148,10 +138,8 @@ class BatchedSearch:
         Returns:
           For each job the results by each of its weights; every process of several has all rows.
 
-        Raises:
-          UserError: a prompt that is empty, longer than the largest bucket, or that leaves the
-            model no room for a title; guidance without CF vectors; a temperature that is not
-            above 0.
+        Raises UserError for a prompt that is empty, longer than the largest bucket, or that leaves
+        the model no room for a title; guidance without CF vectors; a temperature not above 0.
         """
         temperatures = () if rows.target_R is None else temperatures
         one_pass = _Pass(self, jobs, rows, temperatures)
@@ -161,7 +149,7 @@ class BatchedSearch:
         with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
             bar.update(int(done_R.sum()))
             # Fetched after the next was dispatched: the host works while the devices search.
-            dispatched = itertools.chain(one_pass.dispatch(done_R, shared_layers), [()])
+            dispatched = itertools.chain(one_pass.dispatch(done_R, frozen_prefix), [()])
             for (rows_B, number, found), _ in itertools.pairwise(dispatched):
                 arrays = map(jax.tree.leaves, (results[number], gather_to_host(found)))
                 for array, values in zip(*arrays, strict=True):
@@ -192,10 +180,8 @@ class _Pass:
         if rows.target_R is not None:
             titles, self.scored = scored_titles(search.host_trie, rows.target_R, search.config)
             self.texts = rows.prompts.followed_by(titles)
-        prompt_R, text_R, buckets = rows.prompts.lengths, self.texts.lengths, search.buckets
-        self.buckets = (
-            bucket_lengths(text_R, buckets) if isinstance(buckets, int) else np.sort(buckets)
-        )
+        prompt_R, text_R, given = rows.prompts.lengths, self.texts.lengths, search.buckets
+        self.buckets = bucket_lengths(text_R, given) if isinstance(given, int) else np.sort(given)
         if self.guidance > 0 and rows.cf is None:
             raise UserError(f"guidance is {self.guidance}, but there are no CF logits for it")
         if min(temperatures, default=1.0) <= 0:
@@ -212,15 +198,19 @@ class _Pass:
                 "prompt.max_tokens"
             )
 
-    def dispatch(self, done_R: np.ndarray, shared_layers: int) -> Iterator[tuple]:
+    def dispatch(self, done_R: np.ndarray, frozen_prefix: int) -> Iterator[tuple]:
         """(rows int64 [B], number of the job, its results on the devices) of the batches to do.
 
-        The rows with the longest texts come first. A batch's results are padded to the batch size.
+        The longest texts come first. Results are padded to the batch size.
         """
         search, mesh, lengths_R = self.search, self.search.mesh, self.texts.lengths
         capacity = int(self.buckets.max(initial=0))
         cf_items = replicate(mesh, self.rows.cf_items) if self.guidance > 0 else DENSE
-        models = [self._model(job.decoder) for job in self.jobs]
+        models = []
+        for decoder, _ in self.jobs:
+            graph, state = nnx.split(decoder)
+            state = put(state, tree_shardings(mesh, decoder.config, state))
+            models.append((state, SearchProgram(mesh, graph, search.config)))
         order_R = np.argsort(-lengths_R, kind="stable")
         for start in range(0, len(order_R), search.batch_size):
             rows_B = order_R[start : start + search.batch_size]
@@ -229,24 +219,17 @@ class _Pass:
             width = self.buckets[np.searchsorted(self.buckets, lengths_R[rows_B[0]])]
             texts, users = self._batch(rows_B, int(width))
             prefix = None
-            if shared_layers and len(self.jobs) > 1:
+            if frozen_prefix and len(self.jobs) > 1:
                 state, program = models[0]
-                prefix = read_prefix(state, texts.tokens_BxS, program=program, layers=shared_layers)
+                prefix = read_prefix(state, texts.tokens_BxS, program=program, layers=frozen_prefix)
             for number, (state, program) in enumerate(models):
-                read = functools.partial(read_prompts, program=program, capacity=capacity)
-                prompts, nll_BxT = read(state, texts, prefix, search.trie, self.temperatures)
-                find = functools.partial(search_batch, state, prompts, users, cf_items, search.trie)
+                args = state, texts, prefix, search.trie, self.temperatures
+                prompts, nll_BxT = read_prompts(*args, program=program, capacity=capacity)
+                args = state, prompts, users, cf_items, search.trie
                 weights = (jax.tree.map(np.float32, one) for one in self.jobs[number].weights)
-                found = [(*find(one, program=program), nll_BxT) for one in weights]
-                del prompts, find  # so that no more than two prompts' keys and values are held
+                found = [(*search_batch(*args, one, program=program), nll_BxT) for one in weights]
+                del prompts, args  # so that no more than two prompts' keys and values are held
                 yield rows_B, number, found
-
-    def _model(self, decoder: Decoder) -> tuple[nnx.State, SearchProgram]:
-        """A decoder's state, where it belongs on the mesh, and its programs."""
-        graph, state = nnx.split(decoder)
-        mesh = self.search.mesh
-        state = put(state, tree_shardings(mesh, decoder.config, state))
-        return state, SearchProgram(mesh, graph, self.search.config)
 
     def _batch(self, rows_B: np.ndarray, width: int) -> tuple[Texts, Users]:
         """A batch on the devices; one that is not full repeats its rows."""
@@ -267,20 +250,19 @@ class _Pass:
 
 def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:
     """At most `count` padded lengths, multiples of eight, with the least padding in all."""
-    widths, rows_W = np.unique(-(-lengths_R // _ROUND_BUCKETS_TO), return_counts=True)
+    width_W, rows_W = np.unique(-(-lengths_R // 8) * 8, return_counts=True)
     below = np.concatenate([[0], np.cumsum(rows_W)])
 
     @functools.cache
-    def best(last: int, count: int) -> tuple[int, tuple[int, ...]]:
-        """(padded length, buckets as indices of widths) of the rows up to width `last`."""
-        if last < 0:
+    def best(stop: int, count: int) -> tuple[int, tuple[int, ...]]:
+        """(padded length of all rows, the buckets) of the first `stop` widths."""
+        if not stop:
             return 0, ()
         options = []
-        for before in (*range(last if count > 1 else 0), -1):
-            length, buckets = best(before, count - 1)
-            length += widths[last] * (below[last + 1] - below[before + 1])
-            options.append((length, (*buckets, last)))
+        for start in range(stop if count > 1 else 1):
+            length, buckets = best(start, count - 1)
+            length += width_W[stop - 1] * (below[stop] - below[start])
+            options.append((length, (*buckets, width_W[stop - 1])))
         return min(options, key=lambda option: option[0])
 
-    _, buckets = best(widths.size - 1, count)
-    return widths[list(buckets)] * _ROUND_BUCKETS_TO
+    return np.array(best(width_W.size, count)[1], np.int64)

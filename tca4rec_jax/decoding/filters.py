@@ -29,8 +29,7 @@ class ItemFilter:
     def from_config(cls, decoding, catalogue: Catalogue) -> "ItemFilter":
         """From config.decoding: `exclude_history`, and `allow` and `deny`, files of item ids.
 
-        Raises FileNotFoundError or UserError naming a file that is missing or lists no item, or
-        the line of an id that is not in the catalogue; UserError if no item is left.
+        Raises as `read_items`, and UserError if no item is left.
         """
         allowed_I = np.full(catalogue.num_items, not decoding.allow)
         for path, value in ((decoding.allow, True), (decoding.deny, False)):
@@ -51,35 +50,29 @@ class ItemFilter:
         def of_rows(rows_B: np.ndarray) -> np.ndarray:
             allowed_BxI = np.tile(self.allowed_I, (len(rows_B), 1))
             if self.exclude_history:
-                allowed_BxI &= ~membership(histories.take(rows_B), self.allowed_I.size)
+                taken = histories.take(rows_B)
+                allowed_BxI[taken.row_of(np.arange(taken.values.size)), taken.values] = False
             return allowed_BxI
 
         return of_rows
 
 
-def membership(items: Ragged, num_items: int) -> np.ndarray:
-    """bool [R, I]: whether a row has an item."""
-    member_RxI = np.zeros((len(items), num_items), bool)
-    member_RxI[np.repeat(np.arange(len(items)), items.lengths), items.values] = True
-    return member_RxI
-
-
 def read_items(path: str | Path, catalogue: Catalogue) -> np.ndarray:
-    """Item indices int32 of a text file with one item id per line; empty lines are skipped."""
+    """Item indices int32 of a text file with one item id per line; empty lines are skipped.
+
+    Raises FileNotFoundError, or UserError naming the file and the line.
+    """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist (expected a file with one item id per line)"
-        )
-    lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    numbers = [number for number, line in enumerate(lines) if line]
-    if not numbers:
+        raise FileNotFoundError(f"{path} does not exist (a file with one item id per line)")
+    lines = map(str.strip, path.read_text("utf-8").splitlines())
+    ids = {number: line for number, line in enumerate(lines, start=1) if line}
+    if not ids:
         raise UserError(f"{path} lists no item: expected one item id per line")
-    found = catalogue.find([lines[number] for number in numbers])
-    if (found < 0).any():
-        number = numbers[int(np.argmax(found < 0))]
-        raise UserError(
-            f"{path}, line {number + 1}: {lines[number]!r} is no item id of the catalogue of "
-            f"{catalogue.num_items} items"
-        )
+    found = catalogue.find(ids.values())
+    for number, item in zip(ids, found, strict=True):
+        if item < 0:
+            raise UserError(
+                f"{path}, line {number}: {ids[number]!r} is no item id of the catalogue"
+            )
     return found

@@ -7,6 +7,7 @@ row, in order: those fields and "items", "titles", "scores".
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,15 +57,11 @@ def recommend_file(
     settings: dict,
     chunk: int = 256,
 ) -> None:
-    """Writes the recommendations of every row of `source`, from where `output` ends.
+    """Writes lists of k items for every row of `source`, `chunk` rows at a time.
 
-    Args:
-      k: items of a list.
-      settings: all that the lists depend on besides the input; kept in OUTPUT.settings.json.
-      chunk: rows between two writes.
-
-    Raises:
-      UserError: as `read_histories`; an `output` that was begun with other settings or input.
+    It goes on where `output` ends. `settings`, all that the lists depend on besides the input, are
+    kept in OUTPUT.settings.json. Raises as `read_histories`, and UserError for an `output` that was
+    begun with other settings or input.
     """
     source, output = Path(source), Path(output)
     rows = read_histories(source)
@@ -115,8 +112,5 @@ def _lines_done(output: Path, settings: dict) -> int:
             f"{settings_path.name}): choose another --output or delete it"
         )
     data = output.read_bytes()
-    complete = data.rfind(b"\n") + 1
-    if complete < len(data):
-        with output.open("r+b") as file:
-            file.truncate(complete)
+    os.truncate(output, data.rfind(b"\n") + 1)
     return data.count(b"\n")

@@ -6,7 +6,6 @@
 Axes: core/__init__.py; here S are history items, X items of a list.
 """
 
-import dataclasses
 import difflib
 import json
 from collections.abc import Callable, Sequence
@@ -17,21 +16,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tca4rec_jax.cf.checkpoint import load_model
 from tca4rec_jax.config import default_config, score_weights
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
-from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
-from tca4rec_jax.decoding.beam_search import Mask, ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows
-from tca4rec_jax.decoding.filters import ItemFilter, membership
+from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.llm.decoder import Decoder
 
 
 class Recommended(NamedTuple):
@@ -52,13 +48,12 @@ class Recommender:
     def __init__(self, experiment: Experiment, name: str, *, guidance: float = 0.0):
         """The LLM run `name` below experiment.workdir/llm, or the untrained LLM if name is ''.
 
-        Raises:
-          FileNotFoundError, UserError: guidance without the CF model that was trained, or a filter
-            that does not fit the catalogue.
+        Raises FileNotFoundError or UserError for guidance without the CF model that was trained, or
+        a filter that does not fit the catalogue.
         """
-        fields, self._experiment, self._name = experiment.config.decoding, experiment, name
-        self._weights = score_weights(experiment.config, guidance)
-        self._filter = ItemFilter.from_config(fields, experiment.data.catalogue)
+        config, self._experiment, self._name = experiment.config, experiment, name
+        self._weights = score_weights(config, guidance)
+        self._filter = ItemFilter.from_config(config.decoding, experiment.data.catalogue)
         self._cf = _CFModel.load(experiment) if guidance > 0 else None
         self._search = cache(experiment.search)
 
@@ -89,48 +84,48 @@ class Recommender:
           For one history a list of Recommended, for several a list of such lists; shorter than k
           only if fewer items may be recommended. A score is a log-probability, guidance included.
 
-        Raises:
-          UserError: no history, an empty one, an unknown item (with what is spelt like it), k < 1.
+        Raises UserError: no history, an empty one, an unknown item (with what is spelt like it),
+        k < 1.
         """
         if k < 1:
             raise UserError(f"k must be at least 1, got {k}")
         single = not isinstance(histories, str) and len(histories) and isinstance(histories[0], str)
-        rows = self._rows([histories] if single else histories)
+        rows = self._rows([histories] if single else histories, self._filter)
         search = self._search(max(k, self._experiment.config.decoding.beams))
         found = search.recommend(self._decoder, rows, self._weights, progress=progress)
         allowed_RxI = rows.allowed and rows.allowed(np.arange(len(rows.prompts)))
         trie, catalogue = self._experiment.trie, self._experiment.data.catalogue
+        item_ids, titles = catalogue.item_ids, catalogue.titles
         lists = []
         for row, items_X in enumerate(found.items(trie, k, allowed_RxI)):
             score_of = dict(zip(found.leaves_RxM[row], found.scores_RxM[row].tolist(), strict=True))
-            items = items_X[items_X >= 0]
-            scores = [score_of[leaf] for leaf in trie.leaf_of_item[items]]
-            names = ((catalogue.item_ids[item], catalogue.titles[item]) for item in items)
-            lists.append([Recommended(*name, s) for name, s in zip(names, scores, strict=True)])
+            items = items_X[items_X >= 0].tolist()
+            scores = (score_of[leaf] for leaf in trie.leaf_of_item[items])
+            names = ([column[item] for item in items] for column in (item_ids, titles))
+            lists.append(list(map(Recommended, *names, scores)))
         return lists[0] if single else lists
 
     def score(self, history: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
         """Exact scores float32 [candidates] of given items, to re-rank another system's list.
 
-        Raises UserError as `recommend`. Filters do not apply.
+        They are those of the whole catalogue, without filters. Raises UserError as `recommend`.
         """
-        items = self._items(candidates, "candidates")
-        return score_candidates(
-            self._experiment.trie,
-            self._experiment.config.decoding.mask,
-            self._decoder,
-            self._rows([list(history)]),
-            Ragged.from_lengths(items, np.array([len(items)])),
-            self._weights,
-            mesh=self._experiment.mesh,
-            batch_size=self._experiment.mesh.size,
-        ).values
+        items, trie = self._items(candidates, "candidates"), self._experiment.trie
+        rows = self._rows([history], ItemFilter(np.isin(np.arange(trie.num_items), items)))
+        # A beam for each candidate: none is ever dropped, and the prefixes that their titles share
+        # are computed once.
+        mask, mesh = self._experiment.config.decoding.mask, self._experiment.mesh
+        config = SearchConfig(len(items), mask, renormalise=False)
+        search = BatchedSearch(trie, config, mesh=mesh, batch_size=mesh.size)
+        found = search.recommend(self._decoder, rows, self._weights, progress=None)
+        is_leaf_XxM = found.leaves_RxM[0] == trie.leaf_of_item[items][:, None]
+        return found.scores_RxM[0, np.argmax(is_leaf_XxM, axis=1)]
 
     @cached_property
     def _decoder(self):
         return self._experiment.inference_decoder(self._name)
 
-    def _rows(self, names: Sequence[Sequence[str]]) -> SearchRows:
+    def _rows(self, names: Sequence[Sequence[str]], allowed: ItemFilter) -> SearchRows:
         """The rows of a search for histories of item ids or titles.
 
         Prompts take the latest data.history_length items, the CF model as many as it reads, and the
@@ -146,7 +141,7 @@ class Recommender:
             self._experiment.prompts(history_RxS),
             self._cf and (lambda rows_B: self._cf.vectors(latest(rows_B, self._cf.history_length))),
             self._cf.items if self._cf else DENSE,
-            allowed=self._filter.masks(histories),
+            allowed=allowed.masks(histories),
         )
 
     @cached_property
@@ -169,11 +164,9 @@ class Recommender:
 
 def _latest(histories: Ragged, rows_B: np.ndarray, length: int) -> np.ndarray:
     """int32 [B, length]: the latest items of rows, oldest first, padded on the left."""
-    latest_BxS = np.full((len(rows_B), length), PAD_ITEM, np.int32)
-    for number, row in enumerate(rows_B):
-        items = histories[row][-length:]
-        latest_BxS[number, length - len(items) :] = items
-    return latest_BxS
+    flat_BxS = histories.offsets[rows_B + 1][:, None] + np.arange(-length, 0)
+    inside_BxS = flat_BxS >= histories.offsets[rows_B][:, None]
+    return np.where(inside_BxS, histories.values[np.maximum(flat_BxS, 0)], np.int32(PAD_ITEM))
 
 
 class _CFModel(NamedTuple):
@@ -200,55 +193,3 @@ class _CFModel(NamedTuple):
         items = nnx.jit(lambda model: model.items())(model)
         vectors = nnx.jit(lambda model, history_BxS: model.user_vectors(history_BxS))
         return cls(partial(vectors, model), items, model.config.history_length or 1)
-
-
-def score_candidates(
-    trie: ItemTrie,
-    mask: Mask,
-    decoder: Decoder,
-    rows: SearchRows,
-    candidates: Ragged,
-    weights: ScoreWeights,
-    *,
-    mesh: Mesh,
-    batch_size: int = 16,
-) -> Ragged:
-    """Exact scores of given items after each prompt, as the whole catalogue is scored.
-
-    The search is confined to the candidates, with a beam for each: none is ever dropped, and the
-    prefixes that their titles share are computed once.
-
-    Args:
-      rows: prompts and CF vectors; `allowed` is not used.
-      candidates: int items of each row, at least one; items that share a title share a score.
-
-    Returns:
-      float32 Ragged aligned with `candidates`.
-
-    Raises:
-      UserError: as BatchedSearch; a row without candidates or with an item outside the catalogue.
-    """
-    if len(candidates) != len(rows.prompts):
-        raise ValueError(f"{len(candidates)} rows of candidates for {len(rows.prompts)} prompts")
-    if (candidates.lengths == 0).any():
-        raise UserError(f"row {int(np.argmin(candidates.lengths))} has no candidates")
-    outside = (candidates.values < 0) | (candidates.values >= trie.num_items)
-    if outside.any():
-        at = int(np.argmax(outside))
-        raise UserError(
-            f"row {candidates.row_of(at)}: candidate {candidates.values[at]} is not an item "
-            f"(0..{trie.num_items - 1})"
-        )
-
-    def among_candidates(rows_B: np.ndarray) -> np.ndarray:
-        return membership(candidates.take(rows_B), trie.num_items)
-
-    config = SearchConfig(int(candidates.lengths.max()), mask, "exact", renormalise=False)
-    search = BatchedSearch(trie, config, mesh=mesh, batch_size=batch_size)
-    rows = dataclasses.replace(rows, allowed=among_candidates)
-    found = search.recommend(decoder, rows, weights, progress=None)
-    scores = []
-    for row in range(len(candidates)):
-        is_leaf_XxM = found.leaves_RxM[row] == trie.leaf_of_item[candidates[row]][:, None]
-        scores.append(found.scores_RxM[row, np.argmax(is_leaf_XxM, axis=1)])
-    return Ragged(np.concatenate(scores), candidates.offsets)

@@ -1,6 +1,6 @@
 """The titles that a search found for each row, and the items that have these titles.
 
-Axes: core/__init__.py; here T are temperatures.
+Axes: core/__init__.py; here T are temperatures, n the items of all rows.
 """
 
 import time
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from tca4rec_jax.core.trie import ItemTrie
-from tca4rec_jax.data.ragged import Ragged, ranges
+from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.fileio import write_npz
 
 
@@ -43,24 +43,17 @@ class Recommendations(NamedTuple):
     ) -> np.ndarray:
         """int32 [R, count]: the items of the titles in turn, -1 where there are no more.
 
-        Items that share a title follow one another in catalogue order.
-
-        Args:
-          allowed_RxI: bool, the items that may be recommended; the others are passed over.
+        Items that share a title follow one another in catalogue order; those that are not
+        `allowed` (bool) are passed over.
         """
-        items_I, offsets = trie.items_by_leaf
-        present_RxM = self.leaves_RxM >= 0
-        leaf_RxM = np.maximum(self.leaves_RxM, 0)
-        sizes_RxM = np.where(present_RxM, offsets[leaf_RxM + 1] - offsets[leaf_RxM], 0)
-        flat = items_I[ranges(offsets[leaf_RxM].ravel(), sizes_RxM.ravel())]
-        lengths_R = sizes_RxM.sum(axis=1)
+        row_n, place_n = np.nonzero(self.leaves_RxM >= 0)
+        of_leaf = trie.items_by_leaf.take(self.leaves_RxM[row_n, place_n])
+        item_n, row_n = of_leaf.values, np.repeat(row_n, of_leaf.lengths)
         if allowed_RxI is not None:
-            row_of_item = np.repeat(np.arange(len(lengths_R)), lengths_R)
-            kept = allowed_RxI[row_of_item, flat]
-            flat = flat[kept]
-            lengths_R = np.bincount(row_of_item[kept], minlength=len(lengths_R))
-        width = max(count, lengths_R.max(initial=0))
-        rows = Ragged.from_lengths(flat, lengths_R)
+            kept_n = allowed_RxI[row_n, item_n]
+            item_n, row_n = item_n[kept_n], row_n[kept_n]
+        rows = Ragged.from_lengths(item_n, np.bincount(row_n, minlength=len(self.leaves_RxM)))
+        width = max(count, rows.lengths.max(initial=0))
         return rows.pad(np.arange(len(rows)), width, -1)[:, :count]
 
 

@@ -163,7 +163,7 @@ def _search(
     results = experiment.search().sweep(
         [SearchJob(experiment.inference_decoder(name), weights[name]) for name in weights],
         searched,
-        shared_layers=experiment.frozen_prefix,
+        frozen_prefix=experiment.frozen_prefix,
         temperatures=config.evaluation.temperatures,
         progress=label if is_main_process() else None,
         file=file,

@@ -2,26 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from tca4rec_jax.core.collaborative_tokenizer import CFItems
-from tca4rec_jax.core.objective import Loss, Objective
-from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
+from tca4rec_jax.core.objective import Loss
+from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.prompts import TitleTokens
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.decoding.engine import BatchedSearch
-from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.training.examples import Examples
-
-if TYPE_CHECKING:
-    from tca4rec_jax.training.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -47,16 +42,5 @@ class Recipe:
     show_history: Callable[[TitleTokens, np.ndarray, ConfigDict], Ragged]
     build_examples: Callable[[ItemSequences, TitleTokens, ItemTrie, ConfigDict], Examples]
     trainable: Callable[[ConfigDict], Any]
-    loss: Callable[
-        [
-            Decoder,
-            "Batch",
-            CFItems | None,
-            DeviceTrie,
-            Objective,
-            jax.Array | None,
-            Callable[..., jax.Array],
-        ],
-        Loss,
-    ]
+    loss: Callable[..., Loss]
     find_list: Callable[[ItemTrie, ConfigDict, jax.sharding.Mesh, int], BatchedSearch]

@@ -50,12 +50,9 @@ def build_examples(
     sequences: ItemSequences, items: TitleTokens, compressed: ItemTrie, config: ConfigDict
 ) -> examples.Examples:
     """Every title of a sequence as a target, or the last one (training.targets)."""
+    targets, max_tokens = config.training.targets, config.prompt.max_tokens
     return examples.build_examples(
-        sequences,
-        items,
-        compressed,
-        targets=config.training.targets,
-        max_tokens=config.prompt.max_tokens,
+        sequences, items, compressed, targets=targets, max_tokens=max_tokens
     )
 
 
@@ -80,15 +77,9 @@ def loss(
         frozen_BxSxD=batch.frozen_BxSxD,
         dropout_key_B=dropout_key_B,
     )
+    cf = batch.cf_BxPxD, cf_items
     return tca_loss(
-        hidden_BxSxD,
-        decoder.head,
-        batch.targets,
-        batch.cf_BxPxD,
-        cf_items,
-        trie,
-        objective,
-        project=project,
+        hidden_BxSxD, decoder.head, batch.targets, *cf, trie, objective, project=project
     )
 
 
@@ -96,13 +87,9 @@ def find_list(
     trie: ItemTrie, config: ConfigDict, mesh: jax.sharding.Mesh, beams: int
 ) -> BatchedSearch:
     """Beam search over the trie (decoding)."""
-    return BatchedSearch(
-        trie,
-        build(SearchConfig, config.decoding, beams=beams),
-        mesh=mesh,
-        batch_size=config.inference.batch_size,
-        buckets=config.inference.buckets,
-    )
+    searched = build(SearchConfig, config.decoding, beams=beams)
+    batch_size, buckets = config.inference.batch_size, config.inference.buckets
+    return BatchedSearch(trie, searched, mesh=mesh, batch_size=batch_size, buckets=buckets)
 
 
 TITLE = Recipe(write_items, show_history, build_examples, trainable, loss, find_list)

@@ -106,10 +106,9 @@ def test_leaves_are_the_distinct_titles_and_ranges_of_them_are_nested(sequences)
         assert sorted(prefix_of(nodes, n) for n in leaves) == sorted(set(sequences))
         assert (nodes.leaf_start[leaves] + 1 == nodes.leaf_stop[leaves]).all()
         assert (nodes.leaf_start[0], nodes.leaf_stop[0]) == (0, nodes.num_leaves)
-        items, offsets = nodes.items_by_leaf
         for n in range(nodes.num_nodes):
             start, stop = nodes.leaf_start[n], nodes.leaf_stop[n]
-            below = sorted(items[offsets[start] : offsets[stop]])
+            below = sorted(nodes.items_by_leaf.take(np.arange(start, stop)).values)
             assert below == items_below(sequences, prefix_of(nodes, n))
             if nodes.child_count[n]:  # the children's ranges partition the node's
                 children = children_of(nodes, n)

@@ -11,9 +11,8 @@ END = 0
 
 def test_items_that_share_a_title_share_a_leaf():
     trie = ItemTrie.build([[5, END], [3, END], [5, END]])
-    items, offsets = trie.items_by_leaf
     assert trie.leaf_of_item.tolist() == [1, 0, 1]
-    assert items[offsets[1] : offsets[2]].tolist() == [0, 2]
+    assert trie.items_by_leaf[1].tolist() == [0, 2]
 
 
 @pytest.mark.parametrize(

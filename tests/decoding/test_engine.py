@@ -173,7 +173,7 @@ def test_models_that_share_layers_find_what_each_finds_alone(decoder):
         SearchJob(other, [ScoreWeights(), ScoreWeights(guidance=1.0)]),
     ]
     search_rows = SearchRows(prompts, cf_RxI.__getitem__, target_R=np.arange(rows))
-    together = search.sweep(jobs, search_rows, shared_layers=1, progress=None)
+    together = search.sweep(jobs, search_rows, frozen_prefix=1, progress=None)
     for job, of_job in zip(jobs, together, strict=True):
         (of_job_alone,) = search.sweep([job], search_rows, progress=None)
         for found, alone in zip(of_job, of_job_alone, strict=True):

@@ -27,6 +27,7 @@ from tca4rec_jax.experiment import Experiment
 SEQUENCES = oracle.with_end(oracle.WORDS)
 TITLES = [" ".join(map(str, word)) for word in oracle.WORDS]
 IDS = [f"i{item}" for item in range(len(TITLES))]
+LLM_ALONE = ScoreWeights()
 BOUGHT = [0, 1, 2, 3, 3, 3, 9, 9]
 
 
@@ -64,14 +65,14 @@ def changed(experiment, **parts):
     return other
 
 
-def expected_scores(history, guidance=0.0):
+def expected_scores(history, weights=LLM_ALONE, mask="before_softmax"):
     """{title: score} by exhaustive scoring."""
     prompt = [5] + [token for item in history for token in SEQUENCES[item]]
     counts = np.bincount(BOUGHT, minlength=len(SEQUENCES)) + 1.0
+    cf_logits_I = np.log(counts / counts.sum()) if weights.guidance else None
     return oracle.exhaustive_scores(
-        oracle.tiny_decoder(), prompt, SEQUENCES, "before_softmax", ScoreWeights(guidance),
-        np.log(counts / counts.sum()) if guidance else None,
-    )  # fmt: skip
+        oracle.tiny_decoder(), prompt, SEQUENCES, mask, weights, cf_logits_I
+    )
 
 
 def test_lists_of_one_and_of_several_histories(run):
@@ -90,12 +91,35 @@ def test_lists_of_one_and_of_several_histories(run):
     assert len(recommender.recommend(["i0"], k=1)) == 1
 
 
-def test_candidates_and_guidance(run):
-    recommender = Recommender(run, "any", guidance=2.0)
-    expected = expected_scores([4, 2], guidance=2.0)
-    scores = recommender.score(["i4", "i2"], ["i9", "i1", TITLES[12]])
-    wanted = [expected[tuple(SEQUENCES[item])] for item in (9, 1, 12)]
-    np.testing.assert_allclose(scores, wanted, atol=1e-4)
+@pytest.mark.parametrize("mask", ["before_softmax", "after_softmax"])
+def test_candidates_score_as_in_the_whole_catalogue(run, mask):
+    config = run.config.copy_and_resolve_references()
+    weights = ScoreWeights(0.7, 1.5, 1.3, 0.5)
+    config.decoding.update(beta=1.5, temperature=1.3, length_penalty=0.5, mask=mask)
+    config.decoding.exclude_history = True  # filters do not apply
+    recommender = Recommender(changed(run, config=config), "any", guidance=weights.guidance)
+    lists = [
+        [1, 3, 13, 0],  # three items of one title, and a prefix of it
+        *np.random.default_rng(0).permutation(len(SEQUENCES))[:12].reshape(3, 4).tolist(),
+    ]
+    for history, items in zip(([4, 2], [0], [9, 9, 6], [3, 1]), lists, strict=True):
+        names = [TITLES[12] if item == 12 else IDS[item] for item in items]
+        scores = recommender.score([IDS[item] for item in history], names)
+        expected = expected_scores(history, weights, mask)
+        wanted = [expected[tuple(SEQUENCES[item])] for item in items]
+        np.testing.assert_allclose(scores, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        ([], r"candidates is \[\]: expected a list of item ids or titles"),
+        (["i1", "i14"], "candidates: 'i14' is no item id and no title"),
+    ],
+)
+def test_unusable_candidates_are_errors(run, candidates, message):
+    with pytest.raises(ValueError, match=message):
+        Recommender(run, "any").score(["i0"], candidates)
 
 
 def test_guidance_without_a_cf_model_is_an_error(run, tmp_path):

@@ -116,7 +116,7 @@ def test_a_batched_search_puts_everything_in_place():
     search = BatchedSearch(TRIE, CONFIG, mesh=mesh, batch_size=ROWS, buckets=(TOKENS,))
     both = [SearchJob(one, [ScoreWeights(0.5)]) for one in (decoder, other)]
     rows = SearchRows(PROMPTS, CF.__getitem__)
-    (result,), (of_other,) = search.sweep(both, rows, shared_layers=1, progress=None)
+    (result,), (of_other,) = search.sweep(both, rows, frozen_prefix=1, progress=None)
     expected_leaves, expected_scores, *_ = found((1, 1, 1))
     np.testing.assert_array_equal(result.leaves_RxM, expected_leaves)
     np.testing.assert_allclose(result.scores_RxM, expected_scores, rtol=1e-5, atol=1e-5)
