@@ -16,7 +16,7 @@ from tca4rec_jax.cf.settings import MODEL_FIELDS
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.sections import SECTIONS, Field, InferenceFields, fields_of, required
+from tca4rec_jax.sections import SECTIONS, Field, fields_of, required
 
 SHORT_NAMES = {name: f"objective.{name}" for name in ("alpha", "beta", "tau", "form", "softmax")}
 SHORT_NAMES |= {"targets": "training.targets", "steps": "training.steps"}
@@ -31,7 +31,7 @@ def default_config() -> ConfigDict:
     for section in filter(None, SECTIONS):
         parent, _, key = section.rpartition(".")
         config_value(config, parent)[key] = ConfigDict()
-    for name, field in _fields().items():
+    for name, field in config_fields().items():
         section, _, key = name.rpartition(".")
         not_set = config_dict.placeholder(field.type)
         config_value(config, section)[key] = not_set if field.default is None else field.default
@@ -39,18 +39,13 @@ def default_config() -> ConfigDict:
 
 
 @cache
-def _fields() -> dict[str, Field]:
+def config_fields() -> dict[str, Field]:
     """By dotted name; of several dataclasses with a field of one name the first one has it."""
     found: dict[str, Field] = {}
     for section, kinds in SECTIONS.items():
         for field in (field for kind in kinds for field in fields_of(kind)):
             found.setdefault(f"{section}.{field.name}".removeprefix("."), field)
     return found
-
-
-def describe() -> list[tuple[str, Any, str]]:
-    """(dotted name, default, description) of every field."""
-    return [(name, field.default, field.description) for name, field in _fields().items()]
 
 
 def build(kind: type[_Kind], section: Mapping[str, Any], **changes: Any) -> _Kind:
@@ -67,8 +62,12 @@ def score_weights(config: ConfigDict, guidance: float) -> ScoreWeights:
 
 def validate(config: ConfigDict) -> None:
     """Raises UserError for a field that is none of its choices or out of its range."""
-    build(InferenceFields, config.inference)  # says why 'best' is no choice
-    for name, field in _fields().items():
+    if config.inference.checkpoint == "best":
+        raise UserError(
+            "inference.checkpoint is 'best': no checkpoint is chosen by validation yet; give "
+            "'last', or 'lowest_training_loss'"
+        )
+    for name, field in config_fields().items():
         value = config_value(config, name)
         if field.choices and value not in field.choices:
             raise UserError(f"{name} is {value!r}: expected one of {field.choices}")
@@ -82,16 +81,11 @@ def validate(config: ConfigDict) -> None:
 def movielens_config() -> ConfigDict:
     """MovieLens-100K with SmolLM2-135M on a few CPU cores: what configs/ of that pair share."""
     config = default_config()
-    config.cf.sasrec.loss = "softmax"  # calibrated: beta = 1 takes the logits as they are
-    config.cf.sasrec.dropout = 0.3
+    # The loss is calibrated: beta = 1 takes the logits as they are.
+    config.cf.sasrec.update(loss="softmax", dropout=0.3)
     config.prompt.prefix = "Movies one person watched, in order:\n"
-    config.lora.rank = 16
-    config.lora.alpha = 32.0
-    config.lora.dropout = 0.0
-    config.lora.targets = "(q|k|v|o|gate|up|down)_proj"
-    config.objective.alpha = 0.5
-    config.objective.softmax = "children"
-    config.objective.form = "cross_entropy"
+    config.lora.update(rank=16, alpha=32.0, dropout=0.0, targets="(q|k|v|o|gate|up|down)_proj")
+    config.objective.update(alpha=0.5, softmax="children", form="cross_entropy")
     config.training.buckets = (128, 256)
     return config
 
@@ -99,22 +93,15 @@ def movielens_config() -> ConfigDict:
 def published_cf(config: ConfigDict) -> None:
     """The published preprocessed data and the SASRec that the published code trains on them."""
     config.data.source = "published"
-    config.cf.sasrec.targets = "last"
-    config.cf.max_epochs = 201
-    config.cf.patience = 10
+    config.cf.update(sasrec={"targets": "last"}, max_epochs=201, patience=10)
 
 
 def published_config(weights: str, arg: str, *, tensor: Mapping[int, int]) -> ConfigDict:
-    """The published settings (docs/method.md) with a large LLM in bfloat16.
+    """The published settings (docs/method.md) with the LLM in models/<weights>, in bfloat16.
 
-    Args:
-      weights: the model's name on the hub, whose files are expected in models/<name>.
-      arg: as in `apply_argument`, and `chips=N` for the mesh that suits N devices.
-      tensor: number of devices -> how many of them share a copy of the model (mesh.tensor); the
-        others share the batch, which grows with them beyond the published 16 rows.
-
-    Raises:
-      UserError: as `apply_argument`, or a number of devices that is not in `tensor`.
+    `arg` is as in `apply_argument`, and `chips=N` gives the mesh that suits N devices. `tensor`
+    says how many of N devices share a copy of the model; the others share the batch, which grows
+    with them beyond the published 16 rows. Raises UserError also for an N that is not in `tensor`.
     """
     settings = split_argument(arg)
     chips = [part for part in settings if part.startswith("chips=")] or [f"chips={min(tensor)}"]
@@ -124,21 +111,16 @@ def published_config(weights: str, arg: str, *, tensor: Mapping[int, int]) -> Co
             "number set mesh.fsdp, mesh.tensor and training.batch_size"
         )
     num_chips = int(chips[0].removeprefix("chips="))
-    copies = num_chips // tensor[num_chips]
     config = default_config()
     config.mesh.tensor = tensor[num_chips]
+    batch_size = max(16, num_chips // config.mesh.tensor)
     published_cf(config)
-    config.llm.weights = f"models/{weights}"
-    config.llm.dtype = "bfloat16"
+    config.llm.update(weights=f"models/{weights}", dtype="bfloat16")
     config.prompt.max_tokens = 512
-    config.training.targets = "last"
+    config.training.update(targets="last", batch_size=batch_size, steps=10 * 10_000 // batch_size)
     config.training.buckets = (128, 192, 256, 384, 512)
-    config.training.batch_size = max(16, copies)
-    config.training.steps = 10 * 10_000 // config.training.batch_size
-    config.decoding.mask = "after_softmax"
-    config.decoding.rules = "huggingface"
-    config.decoding.length_penalty = 1.0
-    config.inference.batch_size = max(16, copies)
+    config.decoding.update(mask="after_softmax", rules="huggingface", length_penalty=1.0)
+    config.inference.batch_size = batch_size
     config.evaluation.rows = 0
     return apply_argument(config, ",".join(part for part in settings if part not in chips))
 
@@ -148,10 +130,8 @@ def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:
 
     `arg` is a comma-separated list of `debug`, a name in SHORT_NAMES or a dotted field, `=` and its
     value: a number, true or false, a text (in quotes if it has a comma), a tuple in brackets, or
-    None for a field that is not set by default. debug comes first, whatever the order.
-
-    Raises:
-      UserError: an unknown key or a value of the wrong type.
+    None for a field that is not set by default. debug comes first, whatever the order. Raises
+    UserError for an unknown key or a value of the wrong type.
     """
     config.lock()
     settings = split_argument(arg)
@@ -160,13 +140,13 @@ def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:
     for setting in (setting for setting in settings if setting != "debug"):
         name, separator, text = setting.partition("=")
         name = SHORT_NAMES.get(name, name)
-        if not separator or name not in _fields():
+        if not separator or name not in config_fields():
             raise UserError(
                 f"config argument {setting!r}: expected 'debug' or key=value with one of "
                 f"{', '.join(SHORT_NAMES)} or a dotted field such as training.batch_size"
             )
         try:
-            config.update_from_flattened_dict({name: _parse(text, _fields()[name])})
+            config.update_from_flattened_dict({name: _parse(text, config_fields()[name])})
         except (TypeError, ValueError, SyntaxError) as error:
             raise UserError(f"config argument {setting!r}: {error}") from error
     return config
@@ -208,10 +188,7 @@ def shrink(config: ConfigDict) -> None:
             config.cf[model].units = 16
     config.llm.num_layers = 2
     config.lora.first_layer = min(config.lora.first_layer, 1)
-    config.training.steps = 6
-    config.training.batch_size = 4
-    config.training.checkpoint_every = 2
-    config.training.buckets = (128,)
+    config.training.update(steps=6, batch_size=4, checkpoint_every=2, buckets=(128,))
     config.prompt.max_tokens = 128
     config.optimizer.warmup_steps = 2
     config.decoding.beams = 3

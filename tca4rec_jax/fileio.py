@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -19,20 +18,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     The block writes a file or makes a folder there. After an error nothing is left of it, and what
     stood at `path` stands as before. The folder around `path` is made if it is missing. A folder at
-    `path` is replaced: the caller knows that it may be.
-
-    Raises:
-      OSError: naming `path`, if the file or its folder cannot be written.
+    `path` is replaced: the caller knows that it may be. Raises OSError if it cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         yield temporary
-        if temporary.is_dir():
-            _replace_folder(temporary, path)
+        if temporary.is_dir() and path.exists():
+            path.rename(old := temporary.with_suffix(".old"))
+            temporary.rename(path)
+            shutil.rmtree(old)
         else:
-            os.replace(temporary, path)
+            temporary.replace(path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -52,16 +50,6 @@ def write_npz(path: Path, **arrays: Any) -> None:
         np.savez(file, **arrays)
 
 
-def _replace_folder(temporary: Path, path: Path) -> None:
-    if not path.exists():
-        temporary.rename(path)
-        return
-    old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-    path.rename(old)
-    temporary.rename(path)
-    shutil.rmtree(old)
-
-
 def read_json_lines(path: Path) -> list[dict]:
     """The lines of a JSON-lines file; none if it is missing; a half-written end is left out."""
     lines: list[dict] = []
@@ -74,10 +62,7 @@ def read_json_lines(path: Path) -> list[dict]:
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 (hex) of a JSON-serialisable value, the same whatever the order of its keys.
-
-    Tuples count as lists.
-    """
+    """SHA-256 (hex) of a JSON-able value, whatever the order of its keys; tuples count as lists."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

@@ -44,16 +44,14 @@ def launch(
     reads: Sequence[str | flags.FlagHolder] = (),
     writes: Sequence[str | flags.FlagHolder] = (),
 ) -> None:
-    """Parses --config and --workdir, joins the other processes if there are any, and calls
-    run(config, workdir); with --dry_run only says what that would read and write.
+    """Calls run(config, workdir) with the flags; --dry_run says what it would read and write.
+
+    `reads` and `writes` are names in `_paths`, or flags that hold a path. Of several processes
+    'all_processes' run together, or the others wait for the 'main_process', or it is an error to
+    start more than one ('single_process').
 
     An error of the user's input ends the process with status 1 and one line, a bug with its
     traceback, a stop signal with status 143. In a job of several processes the others then end too.
-
-    Args:
-      run_on: 'all_processes' run together; 'main_process': the others wait for it;
-        'single_process': it is an error to start more than one.
-      reads, writes: names in `_paths`, or flags that hold a path.
     """
 
     def main(argv):
@@ -147,8 +145,7 @@ def _why(error: Exception) -> str:
 
 
 def _end(message: str, status: int, *, together: bool = False) -> NoReturn:
-    """Ends the process; one of several at once, since an orderly exit waits for the others, unless
-    all of them end together."""
+    """Ends the process: one of several at once, as an orderly exit waits, unless all end together."""
     if is_multiprocess():
         print(f"[process {jax.process_index()}] {message}", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -175,39 +172,29 @@ def DEFINE_floats(name: str, default: str | None, help_: str) -> flags.FlagHolde
 def start() -> None:
     """The settings of a process, before any use of a device; joins the other processes of the job.
 
-    Raises UserError as `multihost.join_job` does.
+    What XLA compiles is kept for the next run: in JAX_COMPILATION_CACHE_DIR, by default in the
+    cache of downloads. Raises UserError as `multihost.join_job` does.
     """
-    log_in_plain_lines()
-    keep_freed_pages()
-    collect_garbage_rarely()
-    use_cpu_cores()
-    keep_compiled_programs()
-    multihost.join_job(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
-    if not is_main_process():
-        logging.set_verbosity(logging.WARNING)
-
-
-def log_in_plain_lines() -> None:
-    """Lines of this package and warnings; Orbax and TFDS write dozens to the same logger."""
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     handler = logging.get_absl_handler()
     handler.setFormatter(standard_logging.Formatter("%(message)s"))
     handler.addFilter(is_ours_or_a_warning)
-
-
-def is_ours_or_a_warning(record: standard_logging.LogRecord) -> bool:
-    """Whether a record is of a module of this package, wherever it lies, or a warning."""
-    ours = Path(record.pathname).is_relative_to(_PACKAGE)
-    return ours or record.levelno >= standard_logging.WARNING
-
-
-def keep_compiled_programs() -> None:
-    """The next run loads what XLA compiles in this one."""
-    # Set by the caller, or by JAX_COMPILATION_CACHE_DIR.
+    keep_freed_pages()
+    collect_garbage_rarely()
+    use_cpu_cores()
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # JAX adds it
         jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    multihost.join_job(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
+    if not is_main_process():
+        logging.set_verbosity(logging.WARNING)
+
+
+def is_ours_or_a_warning(record: standard_logging.LogRecord) -> bool:
+    """Whether to show a log line; Orbax and TFDS write dozens to the same logger."""
+    ours = Path(record.pathname).is_relative_to(_PACKAGE)
+    return ours or record.levelno >= standard_logging.WARNING
 
 
 def collect_garbage_rarely() -> None:
@@ -224,13 +211,10 @@ def keep_freed_pages() -> None:
     Arenas that exist already (pandas starts a thread, by Arrow) stay in use: huge pages, as in
     launch/quickstart.sh, make that cheap.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        return  # not glibc
-    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
-    libc.mallopt(mmap_max, 0)
-    libc.mallopt(trim_threshold, 2**31 - 1)
-    libc.mallopt(top_pad, 2**28)
-    libc.mallopt(arena_max, 1)
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if hasattr(libc, "mallopt"):  # glibc
+        trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(top_pad, 2**28)
+        libc.mallopt(arena_max, 1)

@@ -1,7 +1,7 @@
-"""The sections of a config: what their fields are called, their defaults and what they mean.
+"""The sections of a config: the dataclasses here, and those of the modules that they configure.
 
-The dataclasses are the one place of all three: those here, and those of the modules that a section
-configures. config.py makes a ConfigDict of them.
+They alone say what a field is called, its default and what it means. config.py makes a ConfigDict
+of them.
 """
 
 import dataclasses
@@ -167,13 +167,6 @@ class InferenceFields:
     batch_size: int = 16
     buckets: int = 2
 
-    def __post_init__(self):
-        if self.checkpoint == "best":
-            raise UserError(
-                "inference.checkpoint is 'best': no checkpoint is chosen by validation yet; give "
-                "'last', or 'lowest_training_loss'"
-            )
-
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationFields:
@@ -220,15 +213,7 @@ _INTERNAL = {"guidance", "edge_chunk", "renormalise"}
 
 
 class Field(NamedTuple):
-    """A field of a section.
-
-    Attributes:
-      name: within its section.
-      default: None if it is not set.
-      type: of its values.
-      choices: all of its values, if they are few; else empty.
-      description: a sentence.
-    """
+    """A field of a section: `default` is None if not set, `choices` () unless they are few."""
 
     name: str
     default: Any
@@ -240,8 +225,8 @@ class Field(NamedTuple):
 def fields_of(kind: Any) -> Iterator[Field]:
     """The user's fields of a dataclass or NamedTuple, described by its docstring's Attributes.
 
-    An object stands for its class with other defaults: its values. Fields without a default are
-    none of the user's: the data give them.
+    An object stands for its class with its values as defaults. Fields without a default are none of
+    the user's: the data give them.
     """
     class_ = kind if isinstance(kind, type) else type(kind)
     hints, descriptions = typing.get_type_hints(class_), _descriptions(class_)

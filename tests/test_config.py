@@ -12,9 +12,9 @@ from tca4rec_jax.config import (
     SHORT_NAMES,
     apply_argument,
     build,
+    config_fields,
     config_value,
     default_config,
-    describe,
     run_name,
     score_weights,
     split_argument,
@@ -40,7 +40,7 @@ def get_config(path, arg=""):
 
 
 def values(config):
-    return {name: config_value(config, name) for name, _, _ in describe()}
+    return {name: config_value(config, name) for name in config_fields()}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -132,7 +132,7 @@ def of_type(value):
 
 
 SETTINGS = st.dictionaries(
-    st.sampled_from([name for name, default, _ in describe() if default is not None]),
+    st.sampled_from([name for name, field in config_fields().items() if field.default is not None]),
     st.integers(0, 2**32),
     max_size=4,
 ).flatmap(
@@ -198,10 +198,10 @@ def test_a_value_out_of_range_is_named(arg, message):
 
 
 def test_every_field_is_described_with_the_default_that_it_has():
-    described = describe()
-    assert all(text.endswith(".") for _, _, text in described)
+    fields = config_fields()
+    assert all(field.description.endswith(".") for field in fields.values())
     found = values(default_config())
-    assert [(name, default) for name, default, _ in described] == list(found.items())
+    assert [(name, field.default) for name, field in fields.items()] == list(found.items())
     assert set(flat(default_config().to_dict())) == set(found)
     assert set(SHORT_NAMES.values()) <= set(found)
 

