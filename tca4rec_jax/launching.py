@@ -145,7 +145,7 @@ def _why(error: Exception) -> str:
 
 
 def _end(message: str, status: int, *, together: bool = False) -> NoReturn:
-    """Ends the process: one of several at once, as an orderly exit waits, unless all end together."""
+    """Ends the process: one of several at once, as an orderly exit waits, or all together."""
     if is_multiprocess():
         print(f"[process {jax.process_index()}] {message}", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -211,7 +211,9 @@ def keep_freed_pages() -> None:
     Arenas that exist already (pandas starts a thread, by Arrow) stay in use: huge pages, as in
     launch/quickstart.sh, make that cheap.
     """
-    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc
         trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
         libc.mallopt(mmap_max, 0)

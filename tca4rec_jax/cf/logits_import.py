@@ -13,9 +13,9 @@ import pandas as pd
 
 from tca4rec_jax.cf.logits_format import LogitsStoreError, StorePath
 from tca4rec_jax.cf.logits_writer import write_store
-from tca4rec_jax.data import tables
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.data.tables import read_table
 
 KEYS = ("row", "position", "user")
 _SHOWN = 5  # ids in a message
@@ -158,37 +158,27 @@ def _read_table(source: Path, catalogue: Catalogue, user_ids: Sequence[str] | No
     columns = {"item": "item", "score": "score"}
     for key in KEYS:
         try:
-            frame = tables.read_table(source, {key: key, **columns})
+            table = read_table(source, {key: key, **columns})
             break
         except ValueError as error:
             if f"has no column ['{key}']" not in str(error):
                 raise
     else:
         raise LogitsStoreError(f"{source} needs one of the columns {KEYS} besides item and score")
-    item_ids = tables.ids(source, "item", frame["item"])
-    item = catalogue.find(item_ids)
-    tables.refuse_unknown(source, "item", item_ids, item, f"the catalogue of {catalogue.num_items}")
-    score = pd.to_numeric(frame["score"], errors="coerce")
+    item = table.indices("item", catalogue.find, f"the catalogue of {catalogue.num_items}")
+    score = pd.to_numeric(table["score"], errors="coerce")
     finite = np.isfinite(score.to_numpy(np.float64))
-    tables.refuse(source, "score", frame["score"], ~finite, "a finite number")
-    if key == "user" and user_ids != ():
-        number = _user_numbers(source, frame[key], user_ids)
-    else:
-        number = tables.integers(source, key, frame[key])
-    return key, number, item, score.to_numpy(np.float32)
-
-
-def _user_numbers(source: Path, column: pd.Series, user_ids: Sequence[str] | None) -> np.ndarray:
-    """The users of a column of ids, int64."""
-    if user_ids is None:
+    table.refuse("score", ~finite, "a finite number")
+    if key != "user" or user_ids == ():
+        number = table.integers(key)
+    elif user_ids is None:
         raise LogitsStoreError(
             f"{source}: the data do not say which user has which id, as they were prepared by an "
             "earlier version: prepare them again in another folder"
         )
-    ids = tables.ids(source, "user", column)
-    number = pd.Index(user_ids).get_indexer(ids)
-    tables.refuse_unknown(source, "user", ids, number, "the data")
-    return number
+    else:
+        number = table.indices("user", pd.Index(user_ids).get_indexer, "the data")
+    return key, number, item, score.to_numpy(np.float32)
 
 
 def _padded(number, item, score, counts_E, floor: float | None) -> dict[str, np.ndarray]:

@@ -18,11 +18,8 @@ from tca4rec_jax.errors import UserError
 class Catalogue:
     """Items in a fixed order; an item's index (0..I-1) is its position.
 
-    Two items may share a title (different ids): they then share a leaf of the trie.
-
-    Raises:
-      UserError: no items, ids and titles of different number, a duplicated item id, or an
-        empty title.
+    Two items may share a title (different ids): they then share a leaf of the trie. Raises
+    UserError for no items, a number of titles that differs, a duplicated id or an empty title.
     """
 
     item_ids: tuple[str, ...]
@@ -31,34 +28,25 @@ class Catalogue:
     def __post_init__(self):
         if not self.item_ids:
             raise UserError("the catalogue has no items")
+        counts = f"{len(self.item_ids)} item ids but {len(self.titles)} titles"
         if len(self.item_ids) != len(self.titles):
+            raise UserError(f"the catalogue has {counts}: every item needs exactly one title")
+        surplus = np.flatnonzero(self._index.duplicated())
+        if surplus.size:
             raise UserError(
-                f"the catalogue has {len(self.item_ids)} item ids but {len(self.titles)} titles; "
-                "every item needs exactly one title"
+                f"item id {self.item_ids[surplus[0]]!r} occurs more than once in the catalogue "
+                f"(again at item {surplus[0]}; {surplus.size} surplus in all); keep one per item"
             )
-        duplicated = pd.Series(self.item_ids).duplicated()
-        if duplicated.any():
-            at = int(np.flatnonzero(duplicated)[0])
-            raise UserError(
-                f"item id {self.item_ids[at]!r} occurs more than once in the catalogue (again at "
-                f"item {at}; {int(duplicated.sum())} surplus in all); keep one entry per item"
-            )
-        for at, title in enumerate(self.titles):
+        for at, (item_id, title) in enumerate(zip(self.item_ids, self.titles, strict=True)):
             if not title.strip():
                 raise UserError(
-                    f"item {self.item_ids[at]!r} (index {at}) has an empty title; give it a "
-                    "title or leave the item out of the catalogue"
+                    f"item {item_id!r} (index {at}) has an empty title; give it one or drop it"
                 )
 
     @property
     def num_items(self) -> int:
         """I."""
         return len(self.item_ids)
-
-    @property
-    def num_distinct_titles(self) -> int:
-        """Q, at most I."""
-        return len(set(self.titles))
 
     @functools.cached_property
     def _index(self) -> pd.Index:

@@ -75,11 +75,7 @@ class DataConfig:
         return given
 
 
-def prepare(
-    data_config: Mapping | DataConfig,
-    data_dir: str | os.PathLike,
-    cache_dir: str | os.PathLike | None = None,
-) -> RecData:
+def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
     """Reads the source, makes the splits and writes them to data_dir; or reuses what is there.
 
     data_dir is reused if it was made with the same settings from the same input files (compared by
@@ -91,16 +87,14 @@ def prepare(
       TypeError: data_config has a key that is no field of DataConfig.
       FileNotFoundError: a file of the source is missing.
     """
-    if not isinstance(data_config, DataConfig):
-        data_config = DataConfig(**data_config)
-    data_dir = Path(data_dir)
-    files = _source_files(data_config, cache_dir)
-    settings = _settings(data_config, files)
+    config, data_dir = DataConfig(**data_config), Path(data_dir)
+    files = _source_files(config)
+    settings = _settings(config, files)
     if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
         _check_same(data_dir, settings)
         logging.info("Reusing the prepared data in %s", data_dir)
         return load(data_dir)
-    data = _read_source(data_config, files)
+    data = _read_source(config, files)
     with atomic_path(data_dir) as temporary:
         temporary.mkdir()
         tfds_rec.write(data, temporary, settings)
@@ -110,13 +104,13 @@ def prepare(
 load = tfds_rec.read
 
 
-def _source_files(config: DataConfig, cache_dir: str | os.PathLike | None) -> dict[str, Path]:
-    """The input files by role. Raises UserError or FileNotFoundError if one is not there."""
+def _source_files(config: DataConfig) -> dict[str, Path]:
+    """The input files by role."""
     files = config.inputs()
     if config.source == "published":
         return published_files(files["path"])
     if config.source == "movielens_100k":
-        folder = files.get("path") or downloads.fetch("movielens-100k", cache_dir)
+        folder = files.get("path") or downloads.fetch("movielens-100k")
         files = {"catalogue": folder / ITEMS_FILE, "interactions": folder / INTERACTIONS_FILE}
     for role, path in sorted(files.items()):
         if not path.is_file():
@@ -135,13 +129,8 @@ def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
         columns = {"user": config.user_column, "item": config.item_column}
         columns["timestamp"] = config.timestamp_column
         interactions = read_interactions(files["interactions"], catalogue, columns)
-    splits = build_splits(
-        interactions,
-        history_length=config.history_length,
-        min_history=config.min_history,
-        split=config.split,
-        seed=config.seed,
-    )
+    settings = ("history_length", "min_history", "split", "seed")
+    splits = build_splits(interactions, **{name: getattr(config, name) for name in settings})
     return RecData(catalogue, splits, interactions.user_ids)
 
 
@@ -160,9 +149,8 @@ def _check_same(data_dir: Path, settings: dict) -> None:
     try:
         stored = tfds_rec.read_metadata(data_dir)["settings"]
     except FileNotFoundError as error:
-        raise UserError(
-            f"{data_dir} is not empty and holds no prepared data; choose another folder"
-        ) from error
+        message = f"{data_dir} is not empty and holds no prepared data; choose another folder"
+        raise UserError(message) from error
     differing = [
         f"{name}: {stored.get(name)!r} there, {settings.get(name)!r} now"
         for name in sorted({*stored, *settings})
@@ -175,13 +163,22 @@ def _check_same(data_dir: Path, settings: dict) -> None:
         )
 
 
-def split_counts(sequences: ItemSequences, train: ItemSequences) -> dict[str, int | float]:
-    """Counts of one split; `train` tells which users were seen in training.
+def summarise(data: RecData) -> dict:
+    """{'items', 'distinct_titles', 'splits': {name: counts}}, JSON-able.
 
-    tied: share of rows whose target shares its time with the item before it. repeated: share of
-    rows whose target is among the items before it in the row. seen_users: share of rows whose
-    user has rows in `train`.
+    Of a split's rows, tied is the share whose target shares its time with the item before it,
+    repeated that whose target is among the items before it, seen_users that whose user has rows in
+    train_sequences.
     """
+    trained = data.splits["train_sequences"].user
+    return {
+        "items": data.catalogue.num_items,
+        "distinct_titles": len(set(data.catalogue.titles)),
+        "splits": {name: _counts(data.splits[name], trained) for name in SPLITS},
+    }
+
+
+def _counts(sequences: ItemSequences, trained: np.ndarray) -> dict[str, int | float]:
     target_of_item = np.repeat(sequences.items[sequences.last_positions], sequences.lengths)
     is_target = (sequences.items == target_of_item).astype(np.int64)
     repeated = np.add.reduceat(is_target, sequences.offsets[:-1]) > 1  # once as the target itself
@@ -192,15 +189,5 @@ def split_counts(sequences: ItemSequences, train: ItemSequences) -> dict[str, in
         "mean_length": float(sequences.lengths.mean()),
         "tied": float(sequences.tied.mean()),
         "repeated": float(repeated.mean()),
-        "seen_users": float(np.isin(sequences.user, train.user).mean()),
-    }
-
-
-def summarise(data: RecData) -> dict:
-    """{'items', 'distinct_titles', 'splits': {name: split_counts}} (JSON-able)."""
-    train = data.splits["train_sequences"]
-    return {
-        "items": data.catalogue.num_items,
-        "distinct_titles": data.catalogue.num_distinct_titles,
-        "splits": {name: split_counts(data.splits[name], train) for name in SPLITS},
+        "seen_users": float(np.isin(sequences.user, trained).mean()),
     }

@@ -104,7 +104,7 @@ def fetch(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
 
 
 def fetch_file(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
-    """The path of the only file of an asset; raises ValueError if it has several, and as `fetch`."""
+    """The path of an asset's only file. Raises as `fetch`, and ValueError if there are several."""
     folder = fetch(name, cache_dir)
     if len(ASSETS[name].files) != 1:
         raise ValueError(f"the asset {name!r} has several files {sorted(ASSETS[name].files)}")

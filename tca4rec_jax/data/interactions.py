@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from tca4rec_jax.data import tables
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.data.tables import read_table
 from tca4rec_jax.errors import UserError
 
+Columns = dict[str, str]  # the name here -> the name in the file
 INTERACTION_COLUMNS = {"user": "user", "item": "item", "timestamp": "timestamp"}
 ITEM_COLUMNS = {"item": "item", "title": "title"}
 
@@ -45,48 +46,38 @@ class Interactions:
 
 
 def read_items(
-    path: str | os.PathLike,
-    columns: dict[str, str] = ITEM_COLUMNS,
-    max_title_length: int | None = None,
+    path: str | os.PathLike, columns: Columns = ITEM_COLUMNS, max_title_length: int | None = None
 ) -> Catalogue:
     """The catalogue, in the order of the file; titles cut to `max_title_length` characters.
 
     Raises as `tables.read_table` and `Catalogue` do, naming file and row.
     """
-    frame = tables.read_table(path, columns)
-    item_ids = tables.ids(path, columns["item"], frame["item"])
-    titles = tables.titles(path, columns["title"], frame["title"])
-    return catalogue_of(path, item_ids, titles, max_title_length)
+    table = read_table(path, columns)
+    return catalogue_of(path, table.ids("item"), table.titles("title"), max_title_length)
 
 
 def catalogue_of(
-    path: str | os.PathLike,
-    item_ids: np.ndarray,
-    titles: Iterable[str],
-    max_title_length: int | None,
+    path: str | os.PathLike, item_ids: np.ndarray, titles: Iterable[str], max_length: int | None
 ) -> Catalogue:
     """A Catalogue whose errors name the file; None or 0 characters keep the titles whole."""
-    titles = [title[: max_title_length or None].strip() for title in titles]
     try:
-        return Catalogue(tuple(item_ids), tuple(titles))
+        titles = tuple(title[: max_length or None].strip() for title in titles)
+        return Catalogue(tuple(item_ids), titles)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 
 
 def read_interactions(
-    path: str | os.PathLike, catalogue: Catalogue, columns: dict[str, str] = INTERACTION_COLUMNS
+    path: str | os.PathLike, catalogue: Catalogue, columns: Columns = INTERACTION_COLUMNS
 ) -> Interactions:
     """Interactions in the order of the file (any order: `order_by_time` sorts them).
 
     Raises as `tables.read_table` does, and for an item outside the catalogue, naming file and row.
     """
-    frame = tables.read_table(path, columns)
-    users = tables.ids(path, columns["user"], frame["user"])
-    item_ids = tables.ids(path, columns["item"], frame["item"])
-    item = catalogue.find(item_ids)
-    tables.refuse_unknown(path, "item", item_ids, item, f"the catalogue of {catalogue.num_items}")
-    timestamp = tables.integers(path, columns["timestamp"], frame["timestamp"])
-    user, user_ids = pd.factorize(pd.Series(users, dtype=object), sort=True)
+    table = read_table(path, columns)
+    user, user_ids = pd.factorize(pd.Series(table.ids("user"), dtype=object), sort=True)
+    item = table.indices("item", catalogue.find, f"the catalogue of {catalogue.num_items}")
+    timestamp = table.integers("timestamp")
     return Interactions(user.astype(np.int32), item, timestamp, tuple(user_ids))
 
 
@@ -122,7 +113,11 @@ def build_splits(
     Raises UserError if the settings are out of range or leave a split without rows.
     """
     min_history = history_length if min_history is None else min_history
-    _check_settings(history_length, min_history, split)
+    if not 1 <= min_history <= history_length:
+        raise UserError(
+            f"expected 1 <= min_history <= history_length, got min_history={min_history} and "
+            f"history_length={history_length}"
+        )
     ordered = order_by_time(interactions, seed)
     by_user = np.argsort(ordered.user, kind="stable")  # position in by_user -> place in time
     user = ordered.user[by_user]
@@ -157,31 +152,15 @@ def _gather(
     return ItemSequences(user, chosen.item, rows.offsets, chosen.timestamp)
 
 
-def _check_settings(
-    history_length: int, min_history: int, split: tuple[float, float, float]
-) -> None:
-    if not 1 <= min_history <= history_length:
-        raise UserError(
-            f"expected 1 <= min_history <= history_length, got min_history={min_history} and "
-            f"history_length={history_length}"
-        )
-    if len(split) != 3 or min(split) <= 0 or abs(sum(split) - 1) > 1e-6:
-        raise UserError(
-            f"split must be three fractions above 0 that sum to 1 (train, validation, test), got "
-            f"{tuple(split)}"
-        )
-
-
-def _boundaries(
-    num_rows: int, split: tuple[float, float, float], min_history: int
-) -> tuple[int, int]:
+def _boundaries(num_rows: int, split: tuple[float, ...], min_history: int) -> tuple[int, int]:
     """Where validation and test begin among the rows in time order."""
-    first = round(num_rows * split[0])
-    second = round(num_rows * (split[0] + split[1]))
+    if len(split) != 3 or min(split) <= 0 or abs(sum(split) - 1) > 1e-6:
+        raise UserError(f"split must be three fractions above 0 that sum to 1, got {tuple(split)}")
+    first, second = round(num_rows * split[0]), round(num_rows * (split[0] + split[1]))
     if not 0 < first < second < num_rows:
         raise UserError(
             f"{num_rows} interactions have {min_history} or more of their user before them, too "
-            f"few to fill train, validation and test by {tuple(split)}; use more data or a "
-            "smaller min_history (or history_length)"
+            f"few to fill train, validation and test by {tuple(split)}; use more data or a smaller "
+            "min_history (or history_length)"
         )
     return first, second

@@ -7,15 +7,15 @@ import os
 import re
 from pathlib import Path
 
-from tca4rec_jax.data import tables
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.interactions import Interactions, catalogue_of, read_interactions
+from tca4rec_jax.data.tables import read_table
 
 INTERACTIONS_FILE = "ml-100k.inter"
 ITEMS_FILE = "ml-100k.item"
 
 _ARTICLES = "The|A|An|Le|La|Les|L'|Un|Une|Il|Lo|Gli|El|Los|Las|Der|Die|Das|Det|Den|De|Het|O|Os"
-_TRAILING_ARTICLE = re.compile(rf"^(?P<rest>.+), (?P<article>{_ARTICLES})$")
+_TRAILING_ARTICLE = re.compile(rf"^(.+), ({_ARTICLES})$")
 _ALTERNATIVES = re.compile(r"((?: \([^()]+\))*)$")
 _YEAR = re.compile(r"\d{4}")
 
@@ -25,8 +25,8 @@ def article_first(title: str) -> str:
     found = _TRAILING_ARTICLE.match(title)
     if not found:
         return title
-    article = found["article"]
-    return f"{article}{'' if article.endswith(chr(39)) else ' '}{found['rest']}"
+    rest, article = found.groups()
+    return article + rest if article.endswith("'") else f"{article} {rest}"
 
 
 def readable_title(title: str, year: str) -> str:
@@ -48,10 +48,8 @@ def read_movielens(
     """What ml-100k.item and ml-100k.inter in a folder hold; raises as `read_interactions` does."""
     path = Path(folder) / ITEMS_FILE
     columns = {"item": "item_id", "title": "movie_title", "year": "release_year"}
-    frame = tables.read_table(path, columns)
-    stored = tables.titles(path, "movie_title", frame["title"])
-    titles = [readable_title(*pair) for pair in zip(stored, frame["year"], strict=True)]
-    item_ids = tables.ids(path, "item_id", frame["item"])
-    catalogue = catalogue_of(path, item_ids, titles, max_title_length)
+    table = read_table(path, columns)
+    titles = map(readable_title, table.titles("title"), table["year"])
+    catalogue = catalogue_of(path, table.ids("item"), titles, max_title_length)
     columns = {"user": "user_id", "item": "item_id", "timestamp": "timestamp"}
     return catalogue, read_interactions(Path(folder) / INTERACTIONS_FILE, catalogue, columns)

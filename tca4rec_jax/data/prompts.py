@@ -40,8 +40,7 @@ class TitleTokens:
 
     Attributes:
       prefix: int32 [any], tokens before the first title (may be empty).
-      titles: int32 Ragged [I], every title's tokens, the end token included; the trie is built
-        of them.
+      titles: int32 Ragged [I], every title's tokens, the end token included.
     """
 
     prefix: np.ndarray
@@ -56,20 +55,14 @@ def tokenise_titles(
 ) -> TitleTokens:
     """Tokenises a catalogue's titles once, for histories, targets and the trie alike.
 
-    Args:
-      titles: item i's title at i.
-      encode: text -> ids, without special tokens.
-      template: the words around the titles.
-      bos: id that begins every prompt, or None.
-
-    Raises:
-      UserError: `end` is not one token, or a title contains it or has no tokens.
+    `encode` makes ids of a text, without special tokens; `bos` is the id that begins every prompt.
+    Raises UserError if `end` is not one token, or a title contains it or has no tokens.
     """
     end = encode(template.end)
     if len(end) != 1:
         raise UserError(
-            f"prompt.end {template.end!r} is {len(end)} tokens of this tokenizer; choose one that "
-            "is a single token, such as a line break"
+            f"prompt.end {template.end!r} is {len(end)} tokens of this tokenizer; choose a single "
+            "one, such as a line break"
         )
     encoded = [encode(template.before_title + title) for title in titles]
     for item, ids in enumerate(encoded):
@@ -86,11 +79,9 @@ def tokenise_titles(
 
 
 def row_tokens(tokens: TitleTokens, items: Ragged) -> tuple[Ragged, Ragged]:
-    """Prefix and titles of each row's items.
+    """Prefix and titles of each row's items, int32 [R]; and where each title begins in its row.
 
-    Returns:
-      (ids int32 Ragged [R], starts int64 Ragged [R] aligned with `items`: where each title begins
-      within its row).
+    The latter is int64, aligned with `items`.
     """
     titles = tokens.titles.take(items.values)
     ends = titles.offsets
@@ -104,23 +95,18 @@ def row_tokens(tokens: TitleTokens, items: Ragged) -> tuple[Ragged, Ragged]:
 def keep_latest(tokens: TitleTokens, items: Ragged, budget: int, reserve: int = 0) -> Ragged:
     """Drops the oldest items of each row, whole, until prefix and titles fit `budget` tokens.
 
-    Args:
-      reserve: the last `reserve` items (a target) must stay.
-
-    Raises:
-      UserError: the prefix and the items that must stay (at least one) do not fit.
+    Raises UserError if the prefix and the last `reserve` items (at least one) do not fit.
     """
     title_lengths = tokens.titles.lengths[items.values]
     ends = np.concatenate([[0], np.cumsum(title_lengths)])
     to_row_end = np.repeat(ends[items.offsets[1:]], items.lengths) - ends[:-1]
     fits = to_row_end + tokens.prefix.size <= budget
     first_to_stay = np.repeat(items.offsets[1:], items.lengths) - max(reserve, 1)
-    lost = ~fits & (np.arange(fits.size) >= first_to_stay)
-    if lost.any():
-        at = int(np.argmax(lost))
+    lost = np.flatnonzero(~fits & (np.arange(fits.size) >= first_to_stay))
+    if lost.size:
         raise UserError(
-            f"row {items.row_of(at)} needs {to_row_end[at] + tokens.prefix.size} tokens for the "
-            f"prompt prefix and its last {max(reserve, 1)} titles, but the budget is {budget}: "
+            f"row {items.row_of(lost[0])} needs {to_row_end[lost[0]] + tokens.prefix.size} tokens "
+            f"for the prompt prefix and its last {max(reserve, 1)} titles, the budget is {budget}: "
             "raise prompt.max_tokens or shorten the titles (data.max_title_length)"
         )
     kept = np.add.reduceat(fits, items.offsets[:-1]) if fits.size else np.zeros(0, np.int64)
@@ -130,8 +116,7 @@ def keep_latest(tokens: TitleTokens, items: Ragged, budget: int, reserve: int = 
 def prompts(tokens: TitleTokens, history_RxH: np.ndarray, budget: int) -> Ragged:
     """int32 Ragged [R]: prompts of at most `budget` tokens, cut at the left by whole titles.
 
-    Args:
-      history_RxH: item indices, oldest first, padded on the left with PAD_ITEM.
+    Histories are item indices, oldest first, padded on the left with PAD_ITEM; UserError if empty.
     """
     inside = history_RxH != PAD_ITEM
     items = Ragged.from_lengths(history_RxH[inside], inside.sum(axis=1))

@@ -11,13 +11,12 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from tca4rec_jax.data import tables
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.interactions import catalogue_of
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import UNKNOWN_TIME, ItemSequences, RecData
+from tca4rec_jax.data.tables import Table, read_table
 from tca4rec_jax.errors import UserError
 
 ITEMS_FILE = "item.csv"
@@ -55,28 +54,23 @@ def read_published(folder: str | os.PathLike, max_title_length: int | None = Non
 
 
 def _read_catalogue(path: Path, max_title_length: int | None) -> Catalogue:
-    frame = tables.read_table(path, {name: name for name in ("iid", "rawid", "title")})
-    iid = tables.integers(path, "iid", frame["iid"], least=1)
+    table = read_table(path, {name: name for name in ("iid", "rawid", "title")})
+    iid = table.integers("iid", least=1)
     order = np.argsort(iid, kind="stable")
-    wrong = iid[order] != np.arange(1, len(iid) + 1)
-    if wrong.any():
-        at = int(np.argmax(wrong))
+    wrong = np.flatnonzero(iid[order] != np.arange(1, len(iid) + 1))
+    if wrong.size:
         raise UserError(
-            f"{path}: the iids must be 1..{len(iid)}, each once, but {iid[order[at]]} stands where "
-            f"{at + 1} was expected (a duplicated or a missing iid)"
+            f"{path}: the iids must be 1..{len(iid)}, each once, but {iid[order[wrong[0]]]} stands "
+            f"where {wrong[0] + 1} was expected (a duplicated or a missing iid)"
         )
-    item_ids = tables.ids(path, "rawid", frame["rawid"])[order]
-    titles = tables.titles(path, "title", frame["title"])[order]
-    return catalogue_of(path, item_ids, titles, max_title_length)
+    ids, titles = table.ids("rawid")[order], table.titles("title")[order]
+    return catalogue_of(path, ids, titles, max_title_length)
 
 
 def _read_rows(path: Path, catalogue: Catalogue) -> ItemSequences:
-    frame = tables.read_table(path, {name: name for name in ("uid", "iid", "hist_id", "timestamp")})
-    user = tables.integers(path, "uid", frame["uid"])
-    target = tables.integers(path, "iid", frame["iid"])
-    timestamp = tables.integers(path, "timestamp", frame["timestamp"])
-    history = _parse_lists(path, frame["hist_id"])
-    rows = history.followed_by(Ragged(target, np.arange(len(target) + 1)))
+    table = read_table(path, {name: name for name in ("uid", "iid", "hist_id", "timestamp")})
+    target = table.integers("iid")
+    rows = _lists(table, "hist_id").followed_by(Ragged(target, np.arange(len(target) + 1)))
     last = rows.offsets[1:] - 1
     outside = (rows.values < 1) | (rows.values > catalogue.num_items)
     if outside.any():
@@ -87,14 +81,15 @@ def _read_rows(path: Path, catalogue: Catalogue) -> ItemSequences:
             f"1..{catalogue.num_items})"
         )
     timestamps = np.full(rows.values.size, UNKNOWN_TIME, np.int64)
-    timestamps[last] = timestamp
-    return ItemSequences(user, rows.values - 1, rows.offsets, timestamps)
+    timestamps[last] = table.integers("timestamp")
+    return ItemSequences(table.integers("uid"), rows.values - 1, rows.offsets, timestamps)
 
 
-def _parse_lists(path: Path, column: pd.Series) -> Ragged:
+def _lists(table: Table, column: str) -> Ragged:
     """ "[3, 5]" .. -> its numbers, int64."""
-    good = column.str.fullmatch(_LIST).to_numpy(bool)
-    tables.refuse(path, "hist_id", column, ~good, "a list of item numbers such as [12, 7]")
-    lengths = column.str.count(",").to_numpy(np.int64) + 1
-    numbers = ",".join(column.str.strip("[] ")).split(",")
+    text = table[column]
+    good = text.str.fullmatch(_LIST).to_numpy(bool)
+    table.refuse(column, ~good, "a list of item numbers such as [12, 7]")
+    lengths = text.str.count(",").to_numpy(np.int64) + 1
+    numbers = ",".join(text.str.strip("[] ")).split(",")
     return Ragged.from_lengths(np.array(numbers, dtype=object).astype(np.int64), lengths)

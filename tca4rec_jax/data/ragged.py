@@ -39,7 +39,7 @@ class Ragged(Rows):
         return cls(values, np.concatenate([[0], np.cumsum(lengths_R, dtype=np.int64)]))
 
     def __getitem__(self, row: int) -> np.ndarray:
-        return self.values[self.offsets[row] : self.offsets[row + 1]]
+        return self.values[self.offsets[:-1][row] : self.offsets[1:][row]]
 
     def take(self, rows_B: np.ndarray) -> "Ragged":
         """The given rows, in the given order."""
@@ -48,22 +48,14 @@ class Ragged(Rows):
 
     def followed_by(self, other: "Ragged") -> "Ragged":
         """Every row, followed by the row of the same number of another Ragged."""
-        both = Ragged.from_lengths(
-            np.empty(self.values.size + other.values.size, self.values.dtype),
-            self.lengths + other.lengths,
-        )
-        starts_R = both.offsets[:-1]
-        both.values[ranges(starts_R, self.lengths)] = self.take(np.arange(len(self))).values
-        starts_R = starts_R + self.lengths
-        both.values[ranges(starts_R, other.lengths)] = other.take(np.arange(len(other))).values
-        return both
+        starts = np.stack([self.offsets[:-1], self.values.size + other.offsets[:-1]], axis=1)
+        lengths = np.stack([self.lengths, other.lengths], axis=1)
+        values = np.concatenate([self.values, other.values])
+        values = values[ranges(starts.ravel(), lengths.ravel())]
+        return Ragged.from_lengths(values, lengths.sum(axis=1))
 
     def pad(self, rows_B: np.ndarray, width: int, fill: int) -> np.ndarray:
-        """[B, width]: the given rows from the left, filled up with `fill` on the right.
-
-        Raises:
-          ValueError: if a row is longer than `width`.
-        """
+        """[B, width]: the given rows, filled up with `fill`; ValueError if one is longer."""
         lengths_B = self.lengths[rows_B]
         if lengths_B.size and lengths_B.max() > width:
             row = rows_B[int(np.argmax(lengths_B))]

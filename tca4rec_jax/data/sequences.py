@@ -6,6 +6,7 @@ Axis letters: R rows, n items of all rows together, I items of the catalogue.
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -28,17 +29,14 @@ class ItemSequences(Rows):
     """R rows of at least one item each: row r is items[offsets[r]:offsets[r + 1]].
 
     In the splits train, validation and test the last item of a row is the target and the items
-    before it are the history.
+    before it are the history. Raises ValueError for arrays that do not fit together, an empty row,
+    a negative item or user, or a timestamp below UNKNOWN_TIME.
 
     Attributes:
       user: int32 [R], the user of each row (a user may own several rows).
       items: int32 [n], item indices 0..I-1.
       offsets: int64 [R + 1].
       timestamps: int64 [n], seconds, UNKNOWN_TIME where not known.
-
-    Raises:
-      ValueError: arrays that do not fit together, an empty row, a negative item or user, a
-        timestamp below UNKNOWN_TIME.
     """
 
     user: np.ndarray
@@ -55,35 +53,29 @@ class ItemSequences(Rows):
         ):
             array = np.asarray(getattr(self, name))
             if array.ndim != 1 or not (array.size == 0 or np.issubdtype(array.dtype, np.integer)):
-                raise ValueError(
-                    f"{name} must be a one-dimensional array of integers, got shape {array.shape} "
-                    f"of {array.dtype}"
-                )
+                found = f"shape {array.shape} of {array.dtype}"
+                raise ValueError(f"{name} must be a one-dimensional array of integers, got {found}")
             array = np.ascontiguousarray(array, dtype)
             if array.size and array.min() < least:
                 at = int(np.argmax(array < least))
                 raise UserError(f"{name}[{at}] is {array[at]}, expected at least {least}")
             object.__setattr__(self, name, array)
-        offsets, num_rows = self.offsets, len(self.user)
+        offsets, num_rows, num_items = self.offsets, len(self.user), len(self.items)
         if len(offsets) != num_rows + 1:
             raise ValueError(f"{num_rows} rows need {num_rows + 1} offsets, got {len(offsets)}")
-        if offsets[0] != 0 or offsets[-1] != len(self.items):
+        if offsets[0] != 0 or offsets[-1] != num_items:
             raise ValueError(
-                f"offsets must run from 0 to the number of items {len(self.items)}, got "
+                f"offsets must run from 0 to the number of items {num_items}, got "
                 f"{offsets[0]} to {offsets[-1]}"
             )
-        if len(self.timestamps) != len(self.items):
-            raise ValueError(f"{len(self.items)} items but {len(self.timestamps)} timestamps")
-        empty = self.lengths < 1
-        if empty.any():
-            raise UserError(f"row {int(np.argmax(empty))} has no item; leave empty rows out")
+        if len(self.timestamps) != num_items:
+            raise ValueError(f"{num_items} items but {len(self.timestamps)} timestamps")
+        if num_rows and self.lengths.min() < 1:
+            raise UserError(f"row {np.argmax(self.lengths < 1)} has no item; leave empty rows out")
 
     def __getitem__(self, row: int) -> np.ndarray:
         """The items of one row, oldest first: int32 [length of the row]."""
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)} rows")
-        row = row % len(self)
-        return self.items[self.offsets[row] : self.offsets[row + 1]]
+        return self.items[self.offsets[:-1][row] : self.offsets[1:][row]]
 
     @property
     def last_positions(self) -> np.ndarray:
@@ -94,9 +86,8 @@ class ItemSequences(Rows):
     def tied(self) -> np.ndarray:
         """bool [R]: the target shares its (known) timestamp with the item before it."""
         last = self.last_positions
-        before = np.maximum(last - 1, 0)
-        same = self.timestamps[last] == self.timestamps[before]
-        return same & (self.timestamps[last] != UNKNOWN_TIME) & (self.lengths > 1)
+        time = self.timestamps[last]  # of a row of one item, last - 1 may be in another row
+        return (time == self.timestamps[last - 1]) & (time != UNKNOWN_TIME) & (self.lengths > 1)
 
     def take(self, rows: np.ndarray) -> "ItemSequences":
         """The given rows (int [m], or bool [R] as a mask) in the given order."""
@@ -110,11 +101,9 @@ class ItemSequences(Rows):
         return ItemSequences(self.user[rows], items.values, items.offsets, times.values)
 
     def histories_and_targets(self, history_length: int) -> tuple[np.ndarray, np.ndarray]:
-        """The items before each row's last one, and the last one.
+        """The items before each row's last one, int32 [R, history_length], and the last, int32 [R].
 
-        Returns:
-          history int32 [R, history_length]: the most recent items, oldest first, padded on the
-            left with PAD_ITEM; and target int32 [R].
+        A history has the most recent items, oldest first, padded on the left with PAD_ITEM.
         """
         if history_length < 1:
             raise UserError(f"history_length must be at least 1, got {history_length}")
@@ -138,8 +127,8 @@ class RecData:
     """A catalogue and the splits named in SPLITS, whose items are indices into it.
 
     `user_ids` are the ids of the users 0..U-1; () if the numbers of the users are their ids, None
-    if the data were written without them. Raises ValueError for a missing or unknown split, and
-    checks splits in a dict with `check_split`, as a SplitReader does when they are read.
+    if the data were written without them. Raises ValueError for a missing or unknown split, and for
+    splits in a dict as `checked_split` does, as a SplitReader does when they are read.
     """
 
     catalogue: Catalogue
@@ -151,24 +140,19 @@ class RecData:
             raise ValueError(f"expected the splits {list(SPLITS)}, got {sorted(self.splits)}")
         if isinstance(self.splits, dict):
             for name, sequences in self.splits.items():
-                check_split(name, sequences, self.catalogue)
+                checked_split(name, sequences, self.catalogue)
 
 
 class SplitReader(Mapping[str, ItemSequences]):
     """The splits of a data set, each read and checked when it is first asked for."""
 
     def __init__(self, read: Callable[[str], ItemSequences], catalogue: Catalogue):
-        self._read, self._catalogue = read, catalogue
-        self._found: dict[str, ItemSequences] = {}
+        self._read = cache(lambda name: checked_split(name, read(name), catalogue))
 
     def __getitem__(self, name: str) -> ItemSequences:
         if name not in SPLITS:
             raise KeyError(name)
-        if name not in self._found:
-            sequences = self._read(name)
-            check_split(name, sequences, self._catalogue)
-            self._found[name] = sequences
-        return self._found[name]
+        return self._read(name)
 
     def __iter__(self):
         return iter(SPLITS)
@@ -177,17 +161,14 @@ class SplitReader(Mapping[str, ItemSequences]):
         return len(SPLITS)
 
 
-def check_split(name: str, sequences: ItemSequences, catalogue: Catalogue) -> None:
-    """Raises UserError for a split without rows, or with an item outside the catalogue."""
+def checked_split(name: str, sequences: ItemSequences, catalogue: Catalogue) -> ItemSequences:
+    """The split; raises UserError if it has no rows, or an item outside the catalogue."""
     if not len(sequences):
-        raise UserError(
-            f"the split {name!r} has no rows; check the history length, the split "
-            "fractions and the number of interactions"
-        )
-    outside = sequences.items >= catalogue.num_items
-    if outside.any():
-        at = int(np.argmax(outside))
+        raise UserError(f"the split {name!r} has no rows; check data.split and the history length")
+    at = int(np.argmax(sequences.items))
+    if sequences.items[at] >= catalogue.num_items:
         raise UserError(
             f"row {sequences.row_of(at)} of the split {name!r} has item index "
             f"{sequences.items[at]}, but the catalogue has {catalogue.num_items} items (0..I-1)"
         )
+    return sequences

@@ -3,10 +3,9 @@ import pytest
 from tca4rec_jax.data.catalogue import Catalogue
 
 
-def test_indices_and_counts():
+def test_indices():
     catalogue = Catalogue(("x", "y", "z"), ("One", "Two", "One"))
     assert catalogue.num_items == 3
-    assert catalogue.num_distinct_titles == 2
     assert catalogue.find(["z", "nobody", "x"]).tolist() == [2, -1, 0]
 
 

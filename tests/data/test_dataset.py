@@ -174,9 +174,7 @@ def test_movielens_comes_from_the_download_or_a_folder(tmp_path, monkeypatch):
     header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
     ratings = "".join(f"1\t{i}\t5\t{100 + i}\n" for i in range(30))
     (folder / "ml-100k.inter").write_text(header + ratings)
-    monkeypatch.setattr(
-        downloads, "fetch", lambda name, cache_dir: {"movielens-100k": folder}[name]
-    )
+    monkeypatch.setattr(downloads, "fetch", {"movielens-100k": folder}.get)
     config = {"source": "movielens_100k"}
     data = dataset.prepare(config, tmp_path / "a")
     assert data.catalogue.titles[0] == "The Film 0 (1990)"

@@ -22,6 +22,7 @@ from tca4rec_jax.data.movielens import read_movielens, readable_title
         ("Cry, the Beloved Country", "1995", "Cry, the Beloved Country (1995)"),
         ("Corrina, Corrina", "1994", "Corrina, Corrina (1994)"),
         ("To Have, or Not", "1995", "To Have, or Not (1995)"),
+        ("Two\nLines (Film, Le)", "1990", "Two\nLines (Le Film) (1990)"),
         ("unknown", "", "unknown"),
         ("The Great Giving (1995)", "V", "The Great Giving (1995)"),
     ],
