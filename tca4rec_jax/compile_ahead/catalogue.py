@@ -50,7 +50,8 @@ class CatalogueSizes:
 
     def items_side(self, width: int) -> CFItems:
         """Factorised CF logits: float32 item vectors [I, D] and no bias."""
-        return CFItems(_array(jnp.float32, self.items, width), None)
+        table_IxD: Any = jax.ShapeDtypeStruct((self.items, width), jnp.float32)
+        return CFItems(table_IxD, None)
 
     def trie(self, *, score_edges: bool = False) -> DeviceTrie:
         """What DeviceTrie.of gives of the compressed trie."""
@@ -61,22 +62,18 @@ class CatalogueSizes:
             "item_order": self.items,
             "ordered_leaf": self.items,
         }
-        names = (field.name for field in dataclasses.fields(DeviceTrie) if field.name != "sizes")
-        arrays = {name: _array(jnp.int32, sizes.get(name, nodes)) for name in names}
+        arrays = {
+            field.name: jax.ShapeDtypeStruct((sizes.get(field.name, nodes),), jnp.int32)
+            for field in dataclasses.fields(DeviceTrie)
+        }
         inner = int(_INNER_CHILDREN * self.items / _MEASURED_ITEMS)
-        return DeviceTrie(
-            **arrays,
-            sizes=TrieSizes(
-                num_leaves=self.items,
-                level_offsets=tuple(itertools.accumulate(self.levels, initial=0)),
-                root_children=self.levels[1],
-                inner_children=max(1, min(inner, self.levels[1])),
-                longest_run=TITLE_TOKENS - 1 if score_edges else 20,
-                longest_path=TITLE_TOKENS - 1 if score_edges else 22,
-                beam_reads=309 if score_edges else 112,
-            ),
+        static = TrieSizes(
+            num_leaves=self.items,
+            level_offsets=tuple(itertools.accumulate(self.levels, initial=0)),
+            root_children=self.levels[1],
+            inner_children=max(1, min(inner, self.levels[1])),
+            longest_run=TITLE_TOKENS - 1 if score_edges else 20,
+            longest_path=TITLE_TOKENS - 1 if score_edges else 22,
+            beam_reads=309 if score_edges else 112,
         )
-
-
-def _array(dtype, *shape: int) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype)
+        return DeviceTrie(**arrays | {"sizes": static})

@@ -4,20 +4,18 @@ import os
 import re
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import jax
 from jax.stages import Lowered
 
-from tca4rec_jax.compile_ahead.targets import Target
+from tca4rec_jax.compile_ahead.targets import Chip, Target
 from tca4rec_jax.compile_ahead.work import Work, analyse
 
-_UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-
-@dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """Bytes of one device."""
 
     arguments: float
@@ -28,7 +26,7 @@ class Memory:
     @property
     def total(self) -> float:
         """The sum of all four."""
-        return self.arguments + self.outputs + self.temporaries + self.code
+        return sum(self)
 
 
 @dataclass(frozen=True)
@@ -58,29 +56,31 @@ class Estimate:
 
         A bound that no program reaches. None for a CPU.
         """
-        chip = self.target.chip
-        if chip is None or self.work is None:
-            return None
-        return sum(
-            max(kernel.flops / chip.flops, kernel.bytes / chip.bandwidth) * kernel.times
-            for kernel in self.work.kernels
+        return self._seconds(
+            lambda chip, work: sum(
+                max(kernel.flops / chip.flops, kernel.bytes / chip.bandwidth) * kernel.times
+                for kernel in work.kernels
+            )
         )
 
     @property
     def collective_seconds(self) -> float | None:
         """Seconds of the collectives at the data sheet's interconnect bandwidth."""
-        if self.target.chip is None or self.work is None:
-            return None
-        return self.work.moved / self.target.chip.interconnect
+        return self._seconds(lambda chip, work: work.moved / chip.interconnect)
 
     @property
     def compiler_seconds(self) -> float | None:
         """The cycles that a TPU's compiler expects, collectives left out, at the chip's clock."""
+        return self._seconds(
+            lambda chip, work: (
+                chip.hertz
+                and sum(kernel.cycles * kernel.times for kernel in work.kernels) / chip.hertz
+            )
+        )
+
+    def _seconds(self, of: Callable[[Chip, Work], float | None]) -> float | None:
         chip = self.target.chip
-        if chip is None or chip.hertz is None or self.work is None:
-            return None
-        cycles = sum((kernel.cycles or 0) * kernel.times for kernel in self.work.kernels)
-        return cycles / chip.hertz
+        return of(chip, self.work) if chip and self.work else None
 
     def collectives(self) -> dict[str, tuple[float, float]]:
         """{kind: (how often it runs, bytes that a device's links carry)}."""
@@ -101,11 +101,11 @@ def compile_for(lowered: Lowered, program: str, target: Target) -> Estimate:
         found = re.search(r"(?:\(|Used )([\d.]+)([BKMGT])(?:\) exceeds available| of)", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not found:
             raise
-        needed = float(found[1]) * _UNITS[found[2]]
+        needed = float(found[1]) * 2.0 ** (10 * "BKMGT".index(found[2]))
         seconds = time.perf_counter() - began
         return Estimate(program, target, None, needed, available, None, seconds)
     seconds = time.perf_counter() - began
-    stats: Any = compiled.memory_analysis()
+    stats = compiled.memory_analysis()
     memory = Memory(
         arguments=stats.argument_size_in_bytes,
         outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,

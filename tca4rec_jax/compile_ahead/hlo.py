@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 _IN_VMEM = re.compile(r"T\(.*S\(1\)")  # of a TPU: tiled, in memory space 1
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_INSTRUCTION = re.compile(r"^  (ROOT )?%?([\w.\-]+) = ")
-NAME = re.compile(r"%([\w.\-]+)")
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(  # name = type opcode(operands), attribute=...
+    r"  (ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*?)\)(, [\w\-]+=.*)?$"
+)
 
 
 class Array(NamedTuple):
@@ -20,18 +21,28 @@ class Array(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One line of an HLO computation."""
+    """One line of an HLO computation; literal: the text between its parentheses."""
 
+    is_root: bool
     name: str
     type: str
     opcode: str
-    operands: tuple[str, ...]
-    literal: str  # the text between the parentheses
+    literal: str
     attributes: str
-    is_root: bool
+    operands: "list[Instruction]"
+
+    @property
+    def dimensions(self) -> tuple[int, ...]:
+        """The sizes of the axes of the (first) result."""
+        return arrays(self.type)[0].dimensions
+
+    def called(self, attribute: str) -> str:
+        """The computation that an attribute such as `calls` or `body` names, or '' (`calls|body`
+        for either)."""
+        return first(rf"\b(?:{attribute})=%?([\w.\-]+)", self.attributes)
 
 
-Computation = dict[str, Instruction]  # by name
+Computation = list[Instruction]
 
 
 def arrays(text: str) -> list[Array]:
@@ -50,39 +61,27 @@ def type_bytes(text: str, *, on_chip: bool = True) -> float:
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """({computation: {name: instruction}}, name of the entry)."""
+    """({name: computation}, name of the entry); raises ValueError if there is no entry."""
     computations: dict[str, Computation] = {}
-    entry, current = "", {}
+    entry, named = "", {}
     for line in text.splitlines():
         if header := _HEADER.match(line):
-            current = computations[header[2]] = {}
             entry = header[2] if header[1] else entry
-        elif start := _INSTRUCTION.match(line):
-            current[start[2]] = _instruction(line[start.end() :], start[2], bool(start[1]))
+            current = computations[header[2]] = []
+            named = {}
+        elif found := _INSTRUCTION.match(line):
+            root, *fields = found.groups("")
+            operands = [named[name] for name in names(found[5]) if name in named]
+            named[found[2]] = Instruction(bool(root), *fields, operands)
+            current.append(named[found[2]])
     if not entry:
         raise ValueError("no ENTRY computation: this is no HLO module's text")
     return computations, entry
 
 
-def _instruction(text: str, name: str, is_root: bool) -> Instruction:
-    end = _closing(text, 0) if text.startswith("(") else text.index(" ")
-    kind, rest = text[:end], text[end:].lstrip()
-    opening = rest.index("(")
-    closing = _closing(rest, opening)
-    literal = rest[opening + 1 : closing - 1]
-    return Instruction(
-        name, kind, rest[:opening], tuple(NAME.findall(literal)), literal, rest[closing:], is_root
-    )
-
-
-def _closing(text: str, opening: int) -> int:
-    """The index after the parenthesis that closes the one at `opening`."""
-    depth = 0
-    for index in range(opening, len(text)):
-        depth += (text[index] == "(") - (text[index] == ")")
-        if not depth:
-            return index + 1
-    raise ValueError(f"unbalanced parentheses in {text[:80]!r}")
+def names(text: str) -> list[str]:
+    """The names in a text such as '%a, %b'."""
+    return re.findall(r"%([\w.\-]+)", text)
 
 
 def first(pattern: str, text: str) -> str:
@@ -92,15 +91,5 @@ def first(pattern: str, text: str) -> str:
 
 
 def integers(text: str) -> tuple[int, ...]:
-    """The integers of a comma-separated list."""
-    return tuple(int(part) for part in text.split(",") if part)
-
-
-def called(one: Instruction, attribute: str) -> str:
-    """The computation that an attribute such as `calls` or `body` names; '' if there is none."""
-    return first(rf"\b{attribute}=%?([\w.\-]+)", one.attributes)
-
-
-def braced(one: Instruction, attribute: str) -> tuple[int, ...]:
-    """The integers of an attribute such as dimensions={0,1}."""
-    return integers(first(rf"\b{attribute}=\{{([\d,]*)\}}", one.attributes))
+    """The integers of a list such as '1,2' or '"0"'."""
+    return tuple(map(int, re.findall(r"\d+", text)))

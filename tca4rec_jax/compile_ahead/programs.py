@@ -45,7 +45,7 @@ from tca4rec_jax.llm.architectures import architecture
 from tca4rec_jax.llm.checkpoints.hugging_face import CONFIG, read_config
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.train import TrainStep
-from tca4rec_jax.training.batches import BatchShape, abstract_batch
+from tca4rec_jax.training.batches import BatchShape, abstract_batch, round_up
 
 _TOKENS_PER_TITLE, _DECISIONS_PER_TITLE = 12, 4  # of a sequence of titles
 
@@ -76,9 +76,8 @@ class AbstractExperiment(Experiment):
     def mesh(self) -> jax.sharding.Mesh:
         """The target's devices. Raises UserError if a batch does not divide among them."""
         mesh = make_mesh(**self.config.mesh, devices=self.target.devices())
-        check_batch_size(mesh, self.config.training.batch_size, "training.batch_size")
-        batch_size = self.config.inference.batch_size
-        check_batch_size(mesh, batch_size, "inference.batch_size", "prompts")
+        for part, axis in (("training", "batch"), ("inference", "prompts")):
+            check_batch_size(mesh, self.config[part].batch_size, f"{part}.batch_size", axis)
         return mesh
 
     @cached_property
@@ -91,20 +90,17 @@ class AbstractExperiment(Experiment):
             found = architecture(self.architecture_name)
         num_layers = llm.num_layers or found.num_layers
         found = dataclasses.replace(found, num_layers=num_layers, quantised=llm.quantise or "")
-        params = {
-            path: jax.ShapeDtypeStruct(
-                shape,
-                stored_dtype(found, path, jnp.dtype(self.stored_dtype)),
-                sharding=parameter_sharding(self.mesh, found, path),
-            )
-            for path, shape in found.parameter_shapes.items()
-        }
+        params = {}
+        for path, shape in found.parameter_shapes.items():
+            dtype = stored_dtype(found, path, jnp.dtype(self.stored_dtype))
+            sharding = parameter_sharding(self.mesh, found, path)
+            params[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         return found, params
 
     @cached_property
     def sizes(self) -> CatalogueSizes:
         """The sizes of a catalogue that divides over the devices, as Experiment.cf_arrays pads."""
-        items = _round_up(self.num_items, self.mesh.size)
+        items = round_up(self.num_items, self.mesh.size)
         return CatalogueSizes(items, self.pretrained[0].vocab_size)
 
     def cf_arrays(self, items: CFItems | None) -> tuple[CFItems | None, DeviceTrie]:
@@ -113,7 +109,11 @@ class AbstractExperiment(Experiment):
 
     def put(self, tree, shardings):
         """The tree's shapes with these shardings; nothing is allocated."""
-        return jax.tree.map(_at, tree, jax.tree.broadcast(shardings, tree))
+        return jax.tree.map(
+            lambda leaf, sharding: leaf.update(sharding=sharding),
+            tree,
+            jax.tree.broadcast(shardings, tree),
+        )
 
     def compute(self, function: Callable, *args):
         """The shapes of the function's result, with their shardings; nothing runs."""
@@ -141,8 +141,7 @@ class AbstractExperiment(Experiment):
     def weight_bytes(self) -> int:
         """The bytes of all parameters on all devices together, each counted once."""
         _, state, base = self.initial_state()
-        leaves = jax.tree.leaves((state.params, base))
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, base)))
 
     @property
     def batch_shape(self) -> BatchShape:
@@ -150,9 +149,9 @@ class AbstractExperiment(Experiment):
         training = self.config.training
         tokens = max(training.buckets)
         if training.targets == "last":
-            return BatchShape(tokens, _round_up(TITLE_TOKENS, 8), 1, _round_up(DECISIONS, 8))
+            return BatchShape(tokens, round_up(TITLE_TOKENS, 8), 1, round_up(DECISIONS, 8))
         titles = tokens // _TOKENS_PER_TITLE
-        return BatchShape(tokens, tokens, titles, _round_up(titles * _DECISIONS_PER_TITLE, 8))
+        return BatchShape(tokens, tokens, titles, round_up(titles * _DECISIONS_PER_TITLE, 8))
 
     @property
     def useful_flops(self) -> float:
@@ -221,11 +220,3 @@ def stored_dtype(config: DecoderConfig, path: str, floats: jnp.dtype) -> jnp.dty
     if config.quantised and path.removeprefix("layers/") in config.projection_shapes:
         return jnp.dtype(jnp.int8 if config.quantised == "int8" else jnp.uint8)
     return floats
-
-
-def _at(leaf, sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from rich.filesize import decimal
+
 from tca4rec_jax.compile_ahead.estimate import Estimate
 from tca4rec_jax.compile_ahead.programs import AbstractExperiment
 
@@ -36,28 +38,26 @@ def table(estimates: Sequence[Estimate]) -> dict[str, dict[str, object]]:
 
 def _row(estimate: Estimate) -> dict[str, object]:
     memory, work = estimate.memory, estimate.work
+    collectives = [
+        f"{count:.0f} {kind} {decimal(int(moved))}"
+        for kind, (count, moved) in sorted(estimate.collectives().items())
+    ]
+    turns = f" (per turn of {work.unknown_loops} loops)" if work and work.unknown_loops else ""
+    times = {
+        "at least ms": estimate.product_seconds,
+        "links ms": estimate.collective_seconds,
+        "compiler ms": estimate.compiler_seconds,
+    }
     return {
         "arguments GiB": memory and memory.arguments / _GiB,
         "temporaries GiB": memory and memory.temporaries / _GiB,
         f"of {estimate.available / _GiB:.1f} GiB": f"{estimate.needed / _GiB:.2f}",
         "TFLOP": work and work.flops / 1e12,
         "memory traffic GB": work and work.bytes / 1e9,
-        "collectives": collectives_text(estimate)
-        + (f" (per turn of {work.unknown_loops} loops)" if work and work.unknown_loops else ""),
-        "at least ms": _milliseconds(estimate.product_seconds),
-        "links ms": _milliseconds(estimate.collective_seconds),
-        "compiler ms": _milliseconds(estimate.compiler_seconds),
+        "collectives": (", ".join(collectives) or "none") + turns,
+        **{name: None if time is None else 1e3 * time for name, time in times.items()},
         "": "fits" if estimate.fits else "does not fit",
     }
-
-
-def collectives_text(estimate: Estimate) -> str:
-    """The collectives and the bytes of a device's links: '57 all-gather 1.20 GB, ...'."""
-    found = [
-        f"{count:.0f} {kind} {_bytes(moved)}"
-        for kind, (count, moved) in sorted(estimate.collectives().items())
-    ]
-    return ", ".join(found) or "none"
 
 
 def compared(estimate: Estimate, plain: Estimate) -> str:
@@ -78,30 +78,25 @@ def advice(estimate: Estimate, experiment: AbstractExperiment) -> str:
     """What to change so that a program fits; '' if it does."""
     if estimate.fits:
         return ""
-    config, memory = experiment.config, estimate.memory
+    llm, memory = experiment.config.llm, estimate.memory
     lacking = (estimate.needed - estimate.available) / _GiB
     shards = experiment.mesh.shape["fsdp"] * experiment.mesh.shape["tensor"]
-    options = []
-    weights = experiment.weight_bytes / shards
-    if weights > estimate.available / 3 or (memory and memory.arguments > estimate.available / 2):
-        options.append(
-            f"split the weights ({experiment.weight_bytes / _GiB:.1f} GiB, now over {shards}) over "
-            "more devices: mesh.tensor, mesh.fsdp"
-        )
-        if config.llm.dtype == "float32" and config.llm.train == "lora":
-            options.append("llm.dtype=bfloat16")
-        if estimate.program == "train" and config.llm.train == "full":
-            options.append("llm.train=lora")
-    if estimate.program == "train":
-        if config.llm.remat != "full":
-            options.append("llm.remat=full")
-        options.append("a smaller training.batch_size, or more devices for it (mesh.data)")
-        options.append("shorter training.buckets and prompt.max_tokens")
-    else:
-        options.append("a smaller inference.batch_size or more devices for it (mesh.data)")
-        if estimate.program == "search":
-            options.append("fewer decoding.beams")
-    return f"{estimate.program} lacks {lacking:.2f} GiB: " + "; or ".join(options)
+    weights, half = experiment.weight_bytes, estimate.available / 2
+    heavy = weights / shards > half / 1.5 or bool(memory and memory.arguments > half)
+    trains = estimate.program == "train"
+    options = {
+        f"split the weights ({weights / _GiB:.1f} GiB, now over {shards}) over more devices: "
+        "mesh.tensor, mesh.fsdp": heavy,
+        "llm.dtype=bfloat16": heavy and llm.dtype == "float32" and llm.train == "lora",
+        "llm.train=lora": heavy and trains and llm.train == "full",
+        "llm.remat=full": trains and llm.remat != "full",
+        "a smaller training.batch_size, or more devices for it (mesh.data)": trains,
+        "shorter training.buckets and prompt.max_tokens": trains,
+        "a smaller inference.batch_size or more devices for it (mesh.data)": not trains,
+        "fewer decoding.beams": estimate.program == "search",
+    }
+    helpful = "; or ".join(option for option, helps in options.items() if helps)
+    return f"{estimate.program} lacks {lacking:.2f} GiB: {helpful}"
 
 
 def as_json(estimates: Sequence[Estimate], experiment: AbstractExperiment) -> dict:
@@ -121,32 +116,17 @@ def as_json(estimates: Sequence[Estimate], experiment: AbstractExperiment) -> di
 
 def _plain(estimate: Estimate) -> dict:
     memory, work = estimate.memory, estimate.work
+    seconds = ("product_seconds", "collective_seconds", "compiler_seconds", "compile_seconds")
+    of_work = ("flops", "bytes", "unknown_loops", "host_transfers")
     return {
         "fits": estimate.fits,
-        "memory": memory and vars(memory),
+        "memory": memory and memory._asdict(),
         "needed_bytes": estimate.needed,
         "available_bytes": estimate.available,
-        "flops": work and work.flops,
-        "bytes": work and work.bytes,
         "collectives": {
             kind: {"count": count, "bytes": moved}
             for kind, (count, moved) in estimate.collectives().items()
         },
-        "unknown_loops": work and work.unknown_loops,
-        "host_transfers": work and work.host_transfers,
-        "product_seconds": estimate.product_seconds,
-        "collective_seconds": estimate.collective_seconds,
-        "compiler_seconds": estimate.compiler_seconds,
-        "compile_seconds": estimate.compile_seconds,
+        **{name: work and getattr(work, name) for name in of_work},
+        **{name: getattr(estimate, name) for name in seconds},
     }
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else 1e3 * seconds
-
-
-def _bytes(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"

@@ -33,22 +33,14 @@ GPUS_PER_MACHINE = 8
 
 @dataclass(frozen=True)
 class Chip:
-    """One device.
+    """One device."""
 
-    Attributes:
-      device_kind: as JAX names it, a key of DATASHEET_PEAKS.
-      memory: bytes that a program can have.
-      bandwidth: bytes/s of that memory.
-      interconnect: bytes/s that a device can send to the others of a slice or machine.
-      hertz: of the cycles that a TPU's compiler estimates; None where it is not known.
-    """
-
-    device_kind: str
+    device_kind: str  # as JAX names it, a key of DATASHEET_PEAKS
     platform: str
-    memory: float
-    bandwidth: float
-    interconnect: float
-    hertz: float | None = None
+    memory: float  # bytes that a program can have
+    bandwidth: float  # bytes/s of that memory
+    interconnect: float  # bytes/s that it can send to the others of a slice or machine
+    hertz: float | None = None  # of a TPU compiler's cycles; None where it is not known
 
     @property
     def flops(self) -> float:
@@ -76,11 +68,15 @@ _SLICES = {"v5e": _SLICES_2D, "v6e": _SLICES_2D, "v5p": _SLICES_3D}
 
 @dataclass(frozen=True)
 class Target:
-    """A machine: its name, chip (None: this machine's CPU) and number of devices."""
+    """A machine: its name, chip (None: this machine's CPU) and number of devices.
+
+    topology is the compiler's name of a slice or of machines of GPUs: '4x4', '1x1x8'.
+    """
 
     name: str
     chip: Chip | None
     num_devices: int
+    topology: str = ""
 
     @classmethod
     def parse(cls, name: str) -> "Target":
@@ -94,14 +90,19 @@ class Target:
                 f"target {name!r}: expected cpu or one of {', '.join(CHIPS)} with a number, "
                 "such as v5e-16 or h100-8"
             )
-        per_chip = 2 if family == "v5p" else 1
-        sizes = [math.prod(shape) * per_chip for shape in _SLICES.get(family, ())]
-        if sizes and count not in sizes:
-            listed = ", ".join(map(str, sizes))
-            raise UserError(f"target {name!r}: {family} slices have {listed}")
-        if not sizes and (count < 1 or (count > GPUS_PER_MACHINE and count % GPUS_PER_MACHINE)):
-            raise UserError(f"target {name!r}: give 1 to 8 GPUs, or a multiple of 8")
-        return cls(name, CHIPS[family], count // per_chip)
+        if family in _SLICES:
+            per_chip = 2 if family == "v5p" else 1
+            slices = {math.prod(shape) * per_chip: shape for shape in _SLICES[family]}
+            if count not in slices:
+                listed = ", ".join(map(str, slices))
+                raise UserError(f"target {name!r}: {family} slices have {listed}")
+            shape = slices[count]
+        else:
+            machines = -(-count // GPUS_PER_MACHINE)
+            if count < 1 or (machines > 1 and count % GPUS_PER_MACHINE):
+                raise UserError(f"target {name!r}: give 1 to 8 GPUs, or a multiple of 8")
+            shape = (1, machines, count // machines)
+        return cls(name, CHIPS[family], math.prod(shape), "x".join(map(str, shape)))
 
     @property
     def family(self) -> str:
@@ -113,18 +114,6 @@ class Target:
         """'tpu', 'cuda' or 'cpu'."""
         return self.chip.platform if self.chip else "cpu"
 
-    @property
-    def topology(self) -> str:
-        """The compiler's name of the slice: '4x4', '1x1x8'; '' for the CPU."""
-        if self.platform == "tpu":
-            shape = next(s for s in _SLICES[self.family] if math.prod(s) == self.num_devices)
-        elif self.platform == "cuda":
-            machines = -(-self.num_devices // GPUS_PER_MACHINE)
-            shape = (1, machines, self.num_devices // machines)
-        else:
-            return ""
-        return "x".join(map(str, shape))
-
     def devices(self) -> list[jax.Device]:
         """Devices to build a mesh of; they compile and cannot run (a CPU's can).
 
@@ -132,12 +121,11 @@ class Target:
         installs it).
         """
         if self.platform == "cpu":
-            if self.num_devices > len(jax.devices("cpu")):
-                raise UserError(
-                    f"target {self.name}: this process has {len(jax.devices('cpu'))} CPU devices"
-                )
-            return jax.devices("cpu")[: self.num_devices]
-        load_compiler(self.platform)
+            cores = jax.devices("cpu")
+            if self.num_devices > len(cores):
+                raise UserError(f"target {self.name}: this process has {len(cores)} CPU devices")
+            return cores[: self.num_devices]
+        _load_compiler(self.platform)
         if self.platform == "tpu":
             alone = {"chips_per_host_bounds": (1, 1, 1)} if self.num_devices == 1 else {}
             described = topologies.get_topology_desc(
@@ -156,11 +144,8 @@ class Target:
         return {"xla_gpu_autotune_level": 0} if self.platform == "cuda" else {}
 
 
-def load_compiler(platform: str) -> None:
-    """Makes a platform's compiler known to JAX; call before JAX's first use of a device.
-
-    Raises UserError with the line that installs it.
-    """
+def _load_compiler(platform: str) -> None:
+    """Makes a platform's compiler known to JAX; call before JAX's first use of a device."""
     folder = COMPILERS / platform
     if not folder.is_dir():
         raise UserError(

@@ -13,28 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tca4rec_jax.compile_ahead.hlo import (
-    NAME,
-    Computation,
-    Instruction,
-    arrays,
-    braced,
-    called,
-    first,
-    integers,
-    parse,
-    type_bytes,
-)
+from tca4rec_jax.compile_ahead import hlo
+from tca4rec_jax.compile_ahead.hlo import Computation, Instruction
 
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
+_COLLECTIVES = {
+    *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+}
 # What a ring moves over a device's links per byte of the larger side, for groups of n.
 _MOVED = {"all-reduce": lambda n: 2 * (n - 1) / n, "collective-permute": lambda n: 1.0}
 _FREE = {
@@ -46,15 +31,12 @@ _HOST_CALL = re.compile(r'custom_call_target="[^"]*(callback|host|Host)[^"]*"')
 
 
 class Kernel(NamedTuple):
-    """One launched operation: FLOPs of its products, bytes it reads and writes, times it runs.
-
-    cycles: the compiler's estimate for one run (TPU), None where it gives none.
-    """
+    """One launched operation: FLOPs of its products, bytes it reads and writes, times it runs."""
 
     name: str
     flops: float
     bytes: float
-    cycles: float | None
+    cycles: float  # what a TPU's compiler expects of one run; 0 elsewhere
     times: float
 
 
@@ -96,9 +78,8 @@ class Work:
 
 def analyse(text: str) -> Work:
     """Walks an optimised HLO module (`compiled.as_text()`)."""
-    computations, entry = parse(text)
-    partitions = first(r"num_partitions=(\d+)", text)
-    walk = _Walk(computations, int(partitions or 1))
+    computations, entry = hlo.parse(text)
+    walk = _Walk(computations, int(hlo.first(r"num_partitions=(\d+)", text) or 1))
     walk.computation(entry, 1.0)
     return walk.work
 
@@ -110,240 +91,185 @@ class _Walk:
 
     def computation(self, name: str, times: float) -> None:
         """Adds the work of a computation that runs `times`."""
-        for instruction in self.computations[name].values():
-            self.instruction(instruction, self.computations[name], times)
+        for one in self.computations[name]:
+            kind = one.opcode.removesuffix("-start")
+            if kind in _COLLECTIVES:
+                self._collective(kind, one, times)
+            elif kind == "while":
+                trips = self._trips(one)
+                self.work.unknown_loops += trips is None
+                self.computation(one.called("body"), times * (trips or 1))
+            elif kind in ("call", "async"):
+                self.computation(one.called("to_apply|calls"), times)
+            elif kind == "conditional":
+                self._costliest_branch(one, times)
+            elif kind not in _FREE and not kind.endswith("-done"):
+                if kind in _HOST or _HOST_CALL.search(one.attributes):
+                    self.work.host_transfers.append(f"{one.opcode} {one.name}")
+                self._kernel(one, times)
 
-    def instruction(self, one: Instruction, scope: Computation, times: float) -> None:
-        """Adds the work of an instruction of the computation `scope`."""
-        opcode = one.opcode
-        kind = opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
-            self.work.collectives.append(self._collective(kind, one, scope, times))
-        elif opcode == "while":
-            trips = self._trips(one)
-            self.work.unknown_loops += trips is None
-            self.computation(called(one, "body"), times * (trips or 1))
-        elif opcode in ("call", "async-start"):
-            self.computation(called(one, "to_apply") or called(one, "calls"), times)
-        elif opcode == "conditional":
-            self._costliest_branch(one, times)
-        elif opcode in _FREE or opcode.endswith("-done"):
-            pass
-        else:
-            if kind in _HOST or _HOST_CALL.search(one.attributes):
-                self.work.host_transfers.append(f"{opcode} {one.name}")
-            self._kernel(one, scope, times)
+    def _kernel(self, one: Instruction, times: float) -> None:
+        body: list[Instruction] = []
+        result = self._inline(one, body, times)
+        flops = sum(map(_product_flops, body))
+        cycles = float(hlo.first(r'"estimated_cycles":"(\d+)"', one.attributes) or 0)
+        traffic = _traffic(one, body, result)
+        self.work.kernels.append(Kernel(one.name, flops, traffic, cycles, times))
 
-    def _kernel(self, one: Instruction, scope: Computation, times: float) -> None:
-        cycles = first(r'"estimated_cycles":"(\d+)"', one.attributes)
-        if one.opcode == "fusion":
-            name = called(one, "calls")
-            flops, traffic = self._flops_inside(name, times), self._fusion_bytes(one, scope)
-        else:
-            flops, traffic = product_flops(one, scope), _plain_bytes(one, scope)
-        self.work.kernels.append(
-            Kernel(one.name, flops, traffic, float(cycles) if cycles else None, times)
-        )
-
-    def _flops_inside(self, name: str, times: float) -> float:
-        """FLOPs of a fused computation.
+    def _inline(self, one: Instruction, body: list[Instruction], times: float) -> Instruction:
+        """Adds to `body` what a kernel runs, with its operands in place of parameters; its result.
 
         A TPU also puts collectives into fusions: one that runs beside other work stands in several
         (its start, its end, what it runs beside); one whose result is split at once is called
         all-reduce-scatter.
         """
-        total, scope = 0.0, self.computations[name]
-        for one in scope.values():
-            kind = one.opcode.removesuffix("-start")
-            if one.opcode in ("fusion", "call", "async-start"):
-                inner = called(one, "calls") or called(one, "to_apply")
-                total += self._flops_inside(inner, times)
-            elif kind in COLLECTIVES:
-                if (identity := _identity(one)) in self.fused_collectives:
-                    continue
-                self.fused_collectives.add(identity)
-                kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
-                self.work.collectives.append(self._collective(kind, one, scope, times))
+        if one.opcode not in ("fusion", "call", "async-start"):
+            body.append(one)
+            return one
+        name, result = one.called("calls|to_apply"), one
+        linked: dict[str, Instruction] = {}
+        for inner in self.computations[name]:
+            kind = inner.opcode.removesuffix("-start")
+            if kind == "parameter":
+                linked[inner.name] = one.operands[int(inner.literal)]
             else:
-                total += product_flops(one, scope)
-        return total
+                operands = [linked[operand.name] for operand in inner.operands]
+                linked[inner.name] = self._inline(inner._replace(operands=operands), body, times)
+            if (
+                kind in _COLLECTIVES
+                and (identity := _identity(inner)) not in self.fused_collectives
+            ):
+                self.fused_collectives.add(identity)
+                scattered = name.startswith("all-reduce-scatter")
+                self._collective("reduce-scatter" if scattered else kind, inner, times)
+            if inner.is_root:
+                result = linked[inner.name]
+        return result
 
     def _costliest_branch(self, one: Instruction, times: float) -> None:
-        names = NAME.findall(first(r"branch_computations=\{([^}]*)\}", one.attributes))
-        names = names or [called(one, f"{side}_computation") for side in ("true", "false")]
-        walks = []
-        for name in names:
+        names = hlo.names(hlo.first(r"branch_computations=\{([^}]*)\}", one.attributes))
+        works = []
+        for name in names or map(one.called, ("true_computation", "false_computation")):
             walk = _Walk(self.computations, self.partitions)
             walk.computation(name, times)
-            walks.append(walk.work)
-        most = max(walks, key=lambda work: work.flops + work.bytes + work.moved)
+            works.append(walk.work)
+        most = max(works, key=lambda work: work.flops + work.bytes + work.moved)
         self.work.kernels += most.kernels
         self.work.collectives += most.collectives
-        self.work.host_transfers += [line for work in walks for line in work.host_transfers]
+        self.work.host_transfers += [line for work in works for line in work.host_transfers]
         self.work.unknown_loops += most.unknown_loops
 
     def _trips(self, one: Instruction) -> int | None:
-        if known := first(r'"known_trip_count":\{"n":"(\d+)"', one.attributes):
+        if known := hlo.first(r'"known_trip_count":\{"n":"(\d+)"', one.attributes):
             return int(known)
         # A TPU's compiler does not write it down; the loops of JAX count from 0 to a constant.
-        condition = dict(self.computations[called(one, "condition")])
-        for inner in list(condition.values()):
-            if inner.opcode == "fusion":
-                condition |= self.computations[called(inner, "calls")]
-        compared = [i for i in condition.values() if i.opcode == "compare"]
+        condition = list(self.computations[one.called("condition")])
+        for inner in tuple(condition):
+            condition += self.computations.get(inner.called("calls"), [])
+        compared = [inner for inner in condition if inner.opcode == "compare"]
         bounds = [
-            int(i.literal)
-            for i in condition.values()
-            if i.opcode == "constant" and re.match(r"[su]\d+\[\]", i.type)
+            int(inner.literal)
+            for inner in condition
+            if inner.opcode == "constant" and re.match(r"[su]\d+\[\]", inner.type)
         ]
-        if len(compared) == 1 and "direction=LT" in compared[0].attributes and len(bounds) == 1:
-            return bounds[0]
-        return None
+        known = len(compared) == len(bounds) == 1 and "direction=LT" in compared[0].attributes
+        return bounds[0] if known else None
 
-    def _collective(self, kind, one, scope, times) -> Collective:
-        operands = [type_bytes(scope[name].type) for name in one.operands if name in scope]
-        result = type_bytes(one.type)
-        if one.opcode.endswith("-start") and kind == "all-gather":  # (operands, results)
-            result -= sum(operands)
-        size = sum(operands) if kind in ("all-reduce", "collective-permute") else result
-        size = max(size, sum(operands))
+    def _collective(self, kind: str, one: Instruction, times: float) -> None:
+        operands = sum(hlo.type_bytes(operand.type) for operand in one.operands)
+        result = hlo.type_bytes(one.type)
+        if one.opcode == "all-gather-start":  # (operands, results)
+            result -= operands
+        size = operands if kind in _MOVED else max(result, operands)
         group = self._group(one.attributes)
         moved = size * _MOVED.get(kind, lambda n: (n - 1) / n)(group)
-        return Collective(kind, one.type, size, moved, group, times)
+        self.work.collectives.append(Collective(kind, one.type, size, moved, group, times))
 
     def _group(self, attributes: str) -> int:
         if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", attributes):
             sizes = dict(re.findall(r"'([^']*)'=(\d+)", found[1]))
             return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']*)'", found[2]))
-        if size := first(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
+        if size := hlo.first(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
             return int(size)
-        if members := first(r"replica_groups=\{\{([\d,]*)\}", attributes):
-            return len(integers(members))
-        return self.partitions
-
-    def _fusion_bytes(self, fusion: Instruction, scope: Computation) -> float:
-        """The bytes of operands and result; of a sliced operand the slices, of one that is updated
-        in place the update."""
-        inner = called(fusion, "calls")
-        total = self._written_bytes(inner)
-        for index, name in enumerate(fusion.operands):
-            whole = _traffic(scope[name].type)
-            sliced = self._sliced_bytes(inner, self._parameter(inner, index))
-            total += whole if sliced is None else min(sliced, whole)
-        return total
-
-    def _parameter(self, computation: str, index: int) -> str:
-        return next(
-            one.name
-            for one in self.computations[computation].values()
-            if one.opcode == "parameter" and int(one.literal) == index
-        )
-
-    def _sliced_bytes(self, computation: str, name: str) -> float | None:
-        """The bytes read of a value that is only sliced; None if it is used as a whole."""
-        total = 0.0
-        for user in self.computations[computation].values():
-            if name not in user.operands:
-                continue
-            part: float | None = None
-            if user.opcode == "bitcast":
-                part = self._sliced_bytes(computation, user.name)
-            elif user.opcode in ("dynamic-slice", "gather") and user.operands[0] == name:
-                part = _traffic(user.type)
-            elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-                part = 0.0
-            elif user.opcode == "tuple" or _is_collective(user):
-                part = 0.0  # passed on; what links carry is counted as such
-            elif user.opcode == "fusion":
-                inner = called(user, "calls")
-                places = [i for i, operand in enumerate(user.operands) if operand == name]
-                parts = [self._sliced_bytes(inner, self._parameter(inner, i)) for i in places]
-                known = [part for part in parts if part is not None]
-                part = sum(known) if len(known) == len(parts) else None
-            if part is None:
-                return None
-            total += part
-        return total
-
-    def _written_bytes(self, computation: str) -> float:
-        inner = self.computations[computation]
-        root = next(one for one in inner.values() if one.is_root)
-        names = root.operands if root.opcode == "tuple" else (root.name,)
-        total = 0.0
-        for name in names:
-            one = inner[name]
-            while one.opcode == "bitcast":
-                one = inner[one.operands[0]]
-            if one.opcode == "dynamic-update-slice":
-                total += _traffic(inner[one.operands[1]].type)
-            elif one.opcode == "fusion":
-                total += self._written_bytes(called(one, "calls"))
-            elif one.opcode == "parameter" or _is_collective(one):
-                pass
-            else:
-                total += _traffic(one.type)
-        return total
+        members = hlo.integers(hlo.first(r"replica_groups=\{\{([\d,]*)\}", attributes))
+        return len(members) or self.partitions
 
 
-def _traffic(text: str) -> float:
-    return type_bytes(text, on_chip=False)
+def _traffic(kernel: Instruction, body: list[Instruction], result: Instruction) -> float:
+    """The bytes of operands and result outside a TPU's VMEM: of a sliced operand the slices, of one
+    updated in place the update, and nothing of what is passed on or carried by links."""
+    if kernel.opcode.endswith("-start"):  # (operand, result, context): one's size is copied
+        return sorted((0.0, 0.0, *(array.bytes for array in hlo.arrays(kernel.type))))[-2]
+    operands = {_origin(operand).name: _hbm_bytes(operand) for operand in kernel.operands}
+    read = dict.fromkeys(operands, 0.0)
+    for user in body:
+        for place, operand in enumerate(user.operands):
+            if (name := _origin(operand).name) in read:
+                read[name] += _read(user, place)
+    total = sum(min(read[name], whole) for name, whole in operands.items())
+    for one in map(_origin, result.operands if result.opcode == "tuple" else [result]):
+        if one.opcode == "dynamic-update-slice":
+            total += _hbm_bytes(one.operands[1])
+        elif one.name not in operands and not _is_collective(one):
+            total += _hbm_bytes(one)
+    return total
 
 
-def _plain_bytes(one: Instruction, scope: Computation) -> float:
-    if one.opcode in ("dynamic-slice", "gather"):
-        return 2 * _traffic(one.type)
-    if one.opcode == "dynamic-update-slice":
-        return 2 * _traffic(scope[one.operands[1]].type)
-    if one.opcode.endswith("-start"):  # (operand, result, context): what is copied has one's size
-        sizes = sorted(array.bytes for array in arrays(one.type))
-        return sizes[-2] if len(sizes) > 1 else 0.0
-    return _traffic(one.type) + sum(_traffic(scope[n].type) for n in one.operands if n in scope)
+def _read(user: Instruction, place: int) -> float:
+    """The bytes that an instruction reads of an operand; infinite for all of it."""
+    if user.opcode in ("bitcast", "tuple") or _is_collective(user):
+        return 0.0
+    if place == 0 and user.opcode in ("dynamic-slice", "gather"):
+        return _hbm_bytes(user)
+    return 0.0 if place == 0 and user.opcode == "dynamic-update-slice" else math.inf
 
 
-def product_flops(one: Instruction, scope: Computation) -> float:
+def _origin(one: Instruction) -> Instruction:
+    return _origin(one.operands[0]) if one.opcode == "bitcast" else one
+
+
+def _hbm_bytes(one: Instruction) -> float:
+    return hlo.type_bytes(one.type, on_chip=False)
+
+
+def _product_flops(one: Instruction) -> float:
     """2 for every multiplication of a dot, convolution or matrix product call; else 0."""
+    if one.opcode == "convolution":
+        return _convolution_flops(one)
     if one.opcode == "dot":
-        contracted = braced(one, "lhs_contracting_dims")
+        contracted = hlo.integers(hlo.first(r"lhs_contracting_dims=\{([^}]*)\}", one.attributes))
     elif one.opcode == "custom-call" and re.search(r"gemm|matmul", one.attributes):
-        listed = first(r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.attributes)
-        contracted = integers(listed.replace('"', "")) or (-1,)
-    elif one.opcode == "convolution":
-        return _convolution_flops(one, scope)
+        listed = hlo.first(r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.attributes)
+        contracted = hlo.integers(listed) or (-1,)
     else:
         return 0.0
-    lhs, out = (arrays(text)[0].dimensions for text in (scope[one.operands[0]].type, one.type))
-    return 2.0 * math.prod(out) * math.prod(lhs[axis] for axis in contracted)
+    lhs = one.operands[0].dimensions
+    return 2.0 * math.prod(one.dimensions) * math.prod(lhs[axis] for axis in contracted)
 
 
-def _convolution_flops(one: Instruction, scope: Computation) -> float:
+def _convolution_flops(one: Instruction) -> float:
     """A TPU writes the batch axes of a product as spatial ones, most of whose taps are padding."""
-    types = (*[scope[name].type for name in one.operands[:2]], one.type)
-    lhs, rhs, out = (arrays(text)[0].dimensions for text in types)
-    labels = re.findall(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
-    lhs_labels, rhs_labels, out_labels = labels[0]
-    window = first(r"window=\{([^}]*)\}", one.attributes).split()
-    given = {key: value.split("x") for key, _, value in (part.partition("=") for part in window)}
-    flops = 2.0 * out[out_labels.index("b")] * out[out_labels.index("f")]
-    flops *= rhs[rhs_labels.index("i")]
-    for axis, label in enumerate(sorted(label for label in rhs_labels if label.isdigit())):
-        stride, dilation, tap_dilation = (
-            int(given[key][axis]) if key in given else 1
-            for key in ("stride", "lhs_dilate", "rhs_dilate")
+    labels = re.findall(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)[0]
+    sizes = [each.dimensions for each in (*one.operands[:2], one)]
+    lhs, rhs, out = (dict(zip(*pair, strict=True)) for pair in zip(labels, sizes, strict=True))
+    window = dict(re.findall(r"(\w+)=(\S+)", hlo.first(r"window=\{([^}]*)\}", one.attributes)))
+    flops = 2.0 * out["b"] * out["f"] * rhs["i"]
+    for axis, label in enumerate(sorted(rhs.keys() - {"i", "o"})):
+        stride, dilation, tap_dilation, low = (
+            int(window[key].split("x")[axis].split("_")[0]) if key in window else absent
+            for key, absent in (("stride", 1), ("lhs_dilate", 1), ("rhs_dilate", 1), ("pad", 0))
         )
-        low = int(given["pad"][axis].split("_")[0]) if "pad" in given else 0
-        outs = np.arange(out[out_labels.index(label)])[:, None] * stride
-        place = outs + np.arange(rhs[rhs_labels.index(label)]) * tap_dilation - low
-        last = (lhs[lhs_labels.index(label)] - 1) * dilation
+        place = np.arange(out[label])[:, None] * stride + np.arange(rhs[label]) * tap_dilation - low
+        last = (lhs[label] - 1) * dilation
         flops *= int(((place >= 0) & (place <= last) & (place % dilation == 0)).sum())
     return flops
 
 
 def _is_collective(one: Instruction) -> bool:
-    return one.opcode in COLLECTIVES or "AsyncCollective" in one.attributes
+    return one.opcode in _COLLECTIVES or "AsyncCollective" in one.attributes
 
 
 def _identity(one: Instruction) -> tuple:
     """What tells fused collectives apart: JAX's own all have channel 1, in a chain each."""
-    ids = [first(rf'{name}="?(\d+)', one.attributes) for name in ("channel_id", "chain_id")]
-    shapes = [array.dimensions for array in arrays(one.type)]
-    return one.opcode, *shapes, *ids
+    ids = [hlo.first(rf'{name}="?(\d+)', one.attributes) for name in ("channel_id", "chain_id")]
+    return one.opcode, *[array.dimensions for array in hlo.arrays(one.type)], *ids

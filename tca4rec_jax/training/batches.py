@@ -122,7 +122,7 @@ class Batches:
         Raises UserError for an example that none holds. local_rows: all of a batch if not given.
         """
         longest = examples.tokens.lengths.max()
-        widths = np.unique(np.minimum(buckets, _round_up(longest, 8)))
+        widths = np.unique(np.minimum(buckets, round_up(longest, 8)))
         if longest > widths[-1]:
             raise UserError(
                 f"an example has {longest} tokens, the largest of "
@@ -250,7 +250,7 @@ def _epoch_order(batches: Batches, epoch: int) -> list[np.ndarray]:
 def _bucket_shape(examples: Examples, inside: np.ndarray, tokens: int) -> BatchShape:
     def largest(ragged):
         most = max(int(ragged.lengths[inside].max()), 1)
-        return most if most == 1 else _round_up(most, 8)  # one target a row: one projection a row
+        return most if most == 1 else round_up(most, 8)  # one target a row: one projection a row
 
     return BatchShape(
         tokens,
@@ -260,5 +260,6 @@ def _bucket_shape(examples: Examples, inside: np.ndarray, tokens: int) -> BatchS
     )
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple that is not below a value."""
     return int(-(-value // multiple) * multiple)
