@@ -62,7 +62,7 @@ class CatalogueSizes:
             "item_order": self.items,
             "ordered_leaf": self.items,
         }
-        arrays = {
+        arrays: dict[str, Any] = {
             field.name: jax.ShapeDtypeStruct((sizes.get(field.name, nodes),), jnp.int32)
             for field in dataclasses.fields(DeviceTrie)
         }

@@ -3,15 +3,13 @@
 import os
 import re
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.stages import Lowered
 
-from tca4rec_jax.compile_ahead.targets import Chip, Target
+from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.compile_ahead.work import Work, analyse
 
 
@@ -22,11 +20,6 @@ class Memory(NamedTuple):
     outputs: float  # without those written over an argument
     temporaries: float
     code: float
-
-    @property
-    def total(self) -> float:
-        """The sum of all four."""
-        return sum(self)
 
 
 @dataclass(frozen=True)
@@ -51,44 +44,33 @@ class Estimate:
         return self.needed <= self.available
 
     @property
-    def product_seconds(self) -> float | None:
-        """Seconds of all kernels at the data sheet's FLOP/s or bandwidth, each the longer of both.
+    def seconds(self) -> dict[str, float | None]:
+        """Three estimates of time; None where nothing is known (of a CPU, say).
 
-        A bound that no program reaches. None for a CPU.
+        product: all kernels at the data sheet's FLOP/s or bandwidth, each the longer of both: a
+        bound that no program reaches. collective: at its interconnect bandwidth. compiler: the
+        cycles that a TPU's compiler expects, without collectives, at the chip's clock.
         """
-        return self._seconds(
-            lambda chip, work: sum(
-                max(kernel.flops / chip.flops, kernel.bytes / chip.bandwidth) * kernel.times
-                for kernel in work.kernels
-            )
-        )
+        chip, work = self.target.chip, self.work
+        if chip is None or work is None:
+            return dict.fromkeys(("product", "collective", "compiler"))
+        return {
+            "product": work.total(
+                lambda one: max(one.flops / chip.flops, one.bytes / chip.bandwidth)
+            ),
+            "collective": work.moved / chip.interconnect,
+            "compiler": chip.hertz and work.total(lambda one: one.cycles) / chip.hertz,
+        }
 
     @property
-    def collective_seconds(self) -> float | None:
-        """Seconds of the collectives at the data sheet's interconnect bandwidth."""
-        return self._seconds(lambda chip, work: work.moved / chip.interconnect)
-
-    @property
-    def compiler_seconds(self) -> float | None:
-        """The cycles that a TPU's compiler expects, collectives left out, at the chip's clock."""
-        return self._seconds(
-            lambda chip, work: (
-                chip.hertz
-                and sum(kernel.cycles * kernel.times for kernel in work.kernels) / chip.hertz
-            )
-        )
-
-    def _seconds(self, of: Callable[[Chip, Work], float | None]) -> float | None:
-        chip = self.target.chip
-        return of(chip, self.work) if chip and self.work else None
-
-    def collectives(self) -> dict[str, tuple[float, float]]:
-        """{kind: (how often it runs, bytes that a device's links carry)}."""
-        found: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-        for one in self.work.collectives if self.work else []:
-            count, moved = found[one.kind]
-            found[one.kind] = count + one.times, moved + one.moved * one.times
-        return dict(found)
+    def collectives(self) -> dict[str, dict[str, float]]:
+        """{kind: {"count": how often it runs, "bytes": what a device's links carry}}."""
+        found: dict[str, dict[str, float]] = {}
+        for one in self.work.collectives if self.work else ():
+            kind = found.setdefault(one.kind, {"count": 0.0, "bytes": 0.0})
+            kind["count"] += one.times
+            kind["bytes"] += one.moved * one.times
+        return found
 
 
 def compile_for(lowered: Lowered, program: str, target: Target) -> Estimate:
@@ -101,11 +83,11 @@ def compile_for(lowered: Lowered, program: str, target: Target) -> Estimate:
         found = re.search(r"(?:\(|Used )([\d.]+)([BKMGT])(?:\) exceeds available| of)", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not found:
             raise
-        needed = float(found[1]) * 2.0 ** (10 * "BKMGT".index(found[2]))
+        needed = float(found[1]) * 1024.0 ** "BKMGT".index(found[2])
         seconds = time.perf_counter() - began
         return Estimate(program, target, None, needed, available, None, seconds)
     seconds = time.perf_counter() - began
-    stats = compiled.memory_analysis()
+    stats: Any = compiled.memory_analysis()
     memory = Memory(
         arguments=stats.argument_size_in_bytes,
         outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
@@ -113,7 +95,7 @@ def compile_for(lowered: Lowered, program: str, target: Target) -> Estimate:
         code=stats.generated_code_size_in_bytes,
     )
     text = compiled.as_text() or ""
-    return Estimate(program, target, memory, memory.total, available, analyse(text), seconds, text)
+    return Estimate(program, target, memory, sum(memory), available, analyse(text), seconds, text)
 
 
 def _compiled(lowered: Lowered, options: dict[str, str | bool]) -> jax.stages.Compiled:

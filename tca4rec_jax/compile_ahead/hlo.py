@@ -23,13 +23,13 @@ class Array(NamedTuple):
 class Instruction(NamedTuple):
     """One line of an HLO computation; literal: the text between its parentheses."""
 
-    is_root: bool
     name: str
     type: str
     opcode: str
     literal: str
     attributes: str
     operands: "list[Instruction]"
+    is_root: bool
 
     @property
     def dimensions(self) -> tuple[int, ...]:
@@ -37,8 +37,7 @@ class Instruction(NamedTuple):
         return arrays(self.type)[0].dimensions
 
     def called(self, attribute: str) -> str:
-        """The computation that an attribute such as `calls` or `body` names, or '' (`calls|body`
-        for either)."""
+        """The computation that an attribute such as `body` or `calls|to_apply` names, or ''."""
         return first(rf"\b(?:{attribute})=%?([\w.\-]+)", self.attributes)
 
 
@@ -62,21 +61,21 @@ def type_bytes(text: str, *, on_chip: bool = True) -> float:
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
     """({name: computation}, name of the entry); raises ValueError if there is no entry."""
-    computations: dict[str, Computation] = {}
-    entry, named = "", {}
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry, current = "", {}
     for line in text.splitlines():
         if header := _HEADER.match(line):
             entry = header[2] if header[1] else entry
-            current = computations[header[2]] = []
-            named = {}
+            current = computations[header[2]] = {}
         elif found := _INSTRUCTION.match(line):
-            root, *fields = found.groups("")
-            operands = [named[name] for name in names(found[5]) if name in named]
-            named[found[2]] = Instruction(bool(root), *fields, operands)
-            current.append(named[found[2]])
+            root, name, kind, opcode, literal, attributes = found.groups("")
+            operands = [current[operand] for operand in names(literal) if operand in current]
+            current[name] = Instruction(
+                name, kind, opcode, literal, attributes, operands, is_root=bool(root)
+            )
     if not entry:
         raise ValueError("no ENTRY computation: this is no HLO module's text")
-    return computations, entry
+    return {name: list(found.values()) for name, found in computations.items()}, entry
 
 
 def names(text: str) -> list[str]:

@@ -8,7 +8,7 @@ that trains and searches. Nothing is allocated, so a model far larger than this 
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,10 @@ from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.config import build
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.core.trie import DeviceTrie
+from tca4rec_jax.decoding import search_programs
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-from tca4rec_jax.decoding.search_programs import (
-    SearchProgram,
-    Texts,
-    Users,
-    prompts_sharding,
-    read_prompts,
-    search_batch,
-)
-from tca4rec_jax.distributed.sharding import (
-    check_batch_size,
-    make_mesh,
-    parameter_sharding,
-    replicated,
-    row_sharding,
-    tree_shardings,
-)
+from tca4rec_jax.decoding.search_programs import SearchProgram, Texts, Users
+from tca4rec_jax.distributed import sharding
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.architectures import architecture
 from tca4rec_jax.llm.checkpoints.hugging_face import CONFIG, read_config
@@ -75,9 +62,10 @@ class AbstractExperiment(Experiment):
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
         """The target's devices. Raises UserError if a batch does not divide among them."""
-        mesh = make_mesh(**self.config.mesh, devices=self.target.devices())
+        mesh = sharding.make_mesh(**self.config.mesh, devices=self.target.devices())
         for part, axis in (("training", "batch"), ("inference", "prompts")):
-            check_batch_size(mesh, self.config[part].batch_size, f"{part}.batch_size", axis)
+            batch_size = self.config[part].batch_size
+            sharding.check_batch_size(mesh, batch_size, f"{part}.batch_size", axis)
         return mesh
 
     @cached_property
@@ -93,15 +81,15 @@ class AbstractExperiment(Experiment):
         params = {}
         for path, shape in found.parameter_shapes.items():
             dtype = stored_dtype(found, path, jnp.dtype(self.stored_dtype))
-            sharding = parameter_sharding(self.mesh, found, path)
-            params[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+            place = sharding.parameter_sharding(self.mesh, found, path)
+            params[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
         return found, params
 
     @cached_property
     def sizes(self) -> CatalogueSizes:
         """The sizes of a catalogue that divides over the devices, as Experiment.cf_arrays pads."""
         items = round_up(self.num_items, self.mesh.size)
-        return CatalogueSizes(items, self.pretrained[0].vocab_size)
+        return CatalogueSizes(items, self.architecture.vocab_size)
 
     def cf_arrays(self, items: CFItems | None) -> tuple[CFItems | None, DeviceTrie]:
         """The items and a trie of the catalogue's sizes, as shapes."""
@@ -109,16 +97,16 @@ class AbstractExperiment(Experiment):
 
     def put(self, tree, shardings):
         """The tree's shapes with these shardings; nothing is allocated."""
-        return jax.tree.map(
-            lambda leaf, sharding: leaf.update(sharding=sharding),
-            tree,
-            jax.tree.broadcast(shardings, tree),
-        )
+
+        def at(leaf, place):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+        return jax.tree.map(at, tree, jax.tree.broadcast(shardings, tree))
 
     def compute(self, function: Callable, *args):
         """The shapes of the function's result, with their shardings; nothing runs."""
         shapes = jax.eval_shape(function, *args)
-        return self.put(shapes, tree_shardings(self.mesh, self.pretrained[0], shapes))
+        return self.put(shapes, sharding.tree_shardings(self.mesh, self.architecture, shapes))
 
     @property
     def architecture(self) -> DecoderConfig:
@@ -141,7 +129,8 @@ class AbstractExperiment(Experiment):
     def weight_bytes(self) -> int:
         """The bytes of all parameters on all devices together, each counted once."""
         _, state, base = self.initial_state()
-        return sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, base)))
+        leaves = jax.tree.leaves((state.params, base))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
     @property
     def batch_shape(self) -> BatchShape:
@@ -156,61 +145,58 @@ class AbstractExperiment(Experiment):
     @property
     def useful_flops(self) -> float:
         """Useful FLOPs of a training step, on all devices together."""
-        shape = self.batch_shape
-        per_token = self.flops_per_token(
-            context=(shape.tokens + 1) / 2, supervised=shape.positions / shape.tokens
-        )
-        return per_token * self.config.training.batch_size * shape.tokens
+        tokens, positions = self.batch_shape[:2]
+        per_token = self.flops_per_token(context=(tokens + 1) / 2, supervised=positions / tokens)
+        return per_token * self.config.training.batch_size * tokens
 
 
 def train(experiment: AbstractExperiment, *, projected: bool = True) -> Lowered:
     """The training step; projected=False leaves the Collaborative Tokenizer out."""
-    config, mesh = experiment.config, experiment.mesh
+    config, width = experiment.config, vector_width(experiment.config.cf)
     graph, state, base = experiment.initial_state()
-    items = experiment.sizes.items_side(vector_width(config.cf)) if projected else None
+    items = experiment.sizes.items_side(width) if projected else None
     step = TrainStep.create(experiment, graph, state, base, items)
     hidden = None
     if experiment.caches_hidden_states:
         hidden = experiment.architecture.hidden_size, jnp.dtype(config.llm.dtype)
-    shape = experiment.batch_shape
-    batch = abstract_batch(config.training.batch_size, shape, vector_width(config.cf), hidden)
-    return step.lower(state, experiment.put(batch, row_sharding(mesh)))
+    batch = abstract_batch(config.training.batch_size, experiment.batch_shape, width, hidden)
+    return step.lower(state, experiment.put(batch, sharding.row_sharding(experiment.mesh)))
 
 
 def prefill(experiment: AbstractExperiment) -> Lowered:
     """Keys, values and last states of a batch of the longest prompts."""
-    args, program = _prefill_arguments(experiment)
-    capacity = experiment.batch_shape.tokens
-    return read_prompts.lower(*args, program=program, capacity=capacity)
+    args, static = _prefill_arguments(experiment)
+    return search_programs.read_prompts.lower(*args, **static)
 
 
 def search(experiment: AbstractExperiment) -> Lowered:
     """Beam search of a batch after the longest prompts, without guidance or filters."""
-    args, program = _prefill_arguments(experiment)
-    read = partial(read_prompts, program=program, capacity=experiment.batch_shape.tokens)
-    prompts, _ = jax.eval_shape(read, *args)
-    prompts = experiment.put(prompts, prompts_sharding(experiment.mesh, prompts))
+    args, static = _prefill_arguments(experiment)
+    prompts, _ = search_programs.read_prompts.eval_shape(*args, **static)
+    places = search_programs.prompts_sharding(experiment.mesh, prompts)
     scalar: Any = jax.ShapeDtypeStruct((), jnp.float32)
-    weights = experiment.put(ScoreWeights(*[scalar] * 4), replicated(experiment.mesh))
+    weights = experiment.put(ScoreWeights(*[scalar] * 4), sharding.replicated(experiment.mesh))
     state, _, _, trie, _ = args
-    return search_batch.lower(state, prompts, Users(), DENSE, trie, weights, program=program)
+    args = (state, experiment.put(prompts, places), Users(), DENSE, trie, weights)
+    return search_programs.search_batch.lower(*args, program=static["program"])
 
 
 PROGRAMS = {"train": train, "prefill": prefill, "search": search}
 
 
-def _prefill_arguments(experiment: AbstractExperiment) -> tuple[tuple, SearchProgram]:
-    """The arguments of `read_prompts` for a batch of the longest prompts, and the static one."""
+def _prefill_arguments(experiment: AbstractExperiment) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of `read_prompts` for a batch of the longest prompts, and the static ones."""
     mesh, config = experiment.mesh, experiment.config
     graph, state = nnx.split(experiment.decoder_from(*experiment.initial_state()))
     search_config = build(SearchConfig, config.decoding)
     trie = experiment.sizes.trie(score_edges=search_config.vocabulary)
     temperature_T = jax.ShapeDtypeStruct((1,), jnp.float32)
-    trie, temperature_T = experiment.put((trie, temperature_T), replicated(mesh))
+    trie, temperature_T = experiment.put((trie, temperature_T), sharding.replicated(mesh))
     batch, tokens = config.inference.batch_size, experiment.batch_shape.tokens
     shapes: Any = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((batch, tokens), (batch,))]
-    texts = experiment.put(Texts(*shapes), row_sharding(mesh, "prompts"))
-    return (state, texts, None, trie, temperature_T), SearchProgram(mesh, graph, search_config)
+    texts = experiment.put(Texts(*shapes), sharding.row_sharding(mesh, "prompts"))
+    program = SearchProgram(mesh, graph, search_config)
+    return (state, texts, None, trie, temperature_T), {"program": program, "capacity": tokens}
 
 
 def stored_dtype(config: DecoderConfig, path: str, floats: jnp.dtype) -> jnp.dtype:

@@ -39,15 +39,11 @@ def table(estimates: Sequence[Estimate]) -> dict[str, dict[str, object]]:
 def _row(estimate: Estimate) -> dict[str, object]:
     memory, work = estimate.memory, estimate.work
     collectives = [
-        f"{count:.0f} {kind} {decimal(int(moved))}"
-        for kind, (count, moved) in sorted(estimate.collectives().items())
+        f"{found['count']:.0f} {kind} {decimal(int(found['bytes']))}"
+        for kind, found in sorted(estimate.collectives.items())
     ]
     turns = f" (per turn of {work.unknown_loops} loops)" if work and work.unknown_loops else ""
-    times = {
-        "at least ms": estimate.product_seconds,
-        "links ms": estimate.collective_seconds,
-        "compiler ms": estimate.compiler_seconds,
-    }
+    product, collective, compiler = (time and 1e3 * time for time in estimate.seconds.values())
     return {
         "arguments GiB": memory and memory.arguments / _GiB,
         "temporaries GiB": memory and memory.temporaries / _GiB,
@@ -55,7 +51,9 @@ def _row(estimate: Estimate) -> dict[str, object]:
         "TFLOP": work and work.flops / 1e12,
         "memory traffic GB": work and work.bytes / 1e9,
         "collectives": (", ".join(collectives) or "none") + turns,
-        **{name: None if time is None else 1e3 * time for name, time in times.items()},
+        "at least ms": product,
+        "links ms": collective,
+        "compiler ms": compiler,
         "": "fits" if estimate.fits else "does not fit",
     }
 
@@ -64,10 +62,10 @@ def compared(estimate: Estimate, plain: Estimate) -> str:
     """The share that the Collaborative Tokenizer adds to a training step, in percent."""
     parts = []
     for label, ours, theirs in (
-        ("time at the data sheet's rates", estimate.product_seconds, plain.product_seconds),
-        ("the compiler's time", estimate.compiler_seconds, plain.compiler_seconds),
+        ("time at the data sheet's rates", estimate.seconds["product"], plain.seconds["product"]),
+        ("the compiler's time", estimate.seconds["compiler"], plain.seconds["compiler"]),
         ("memory", estimate.needed, plain.needed),
-        ("collectives", estimate.collective_seconds, plain.collective_seconds),
+        ("collectives", estimate.seconds["collective"], plain.seconds["collective"]),
     ):
         if ours is not None and theirs:
             parts.append(f"{label} {100 * (ours / theirs - 1):+.2f}%")
@@ -81,8 +79,8 @@ def advice(estimate: Estimate, experiment: AbstractExperiment) -> str:
     llm, memory = experiment.config.llm, estimate.memory
     lacking = (estimate.needed - estimate.available) / _GiB
     shards = experiment.mesh.shape["fsdp"] * experiment.mesh.shape["tensor"]
-    weights, half = experiment.weight_bytes, estimate.available / 2
-    heavy = weights / shards > half / 1.5 or bool(memory and memory.arguments > half)
+    weights, available = experiment.weight_bytes, estimate.available
+    heavy = weights / shards > available / 3 or (memory and memory.arguments > available / 2)
     trains = estimate.program == "train"
     options = {
         f"split the weights ({weights / _GiB:.1f} GiB, now over {shards}) over more devices: "
@@ -116,17 +114,14 @@ def as_json(estimates: Sequence[Estimate], experiment: AbstractExperiment) -> di
 
 def _plain(estimate: Estimate) -> dict:
     memory, work = estimate.memory, estimate.work
-    seconds = ("product_seconds", "collective_seconds", "compiler_seconds", "compile_seconds")
     of_work = ("flops", "bytes", "unknown_loops", "host_transfers")
     return {
         "fits": estimate.fits,
         "memory": memory and memory._asdict(),
         "needed_bytes": estimate.needed,
         "available_bytes": estimate.available,
-        "collectives": {
-            kind: {"count": count, "bytes": moved}
-            for kind, (count, moved) in estimate.collectives().items()
-        },
+        "collectives": estimate.collectives,
+        "compile_seconds": estimate.compile_seconds,
+        **{f"{name}_seconds": time for name, time in estimate.seconds.items()},
         **{name: work and getattr(work, name) for name in of_work},
-        **{name: getattr(estimate, name) for name in seconds},
     }

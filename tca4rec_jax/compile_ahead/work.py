@@ -8,6 +8,7 @@ and collectives.
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -60,15 +61,19 @@ class Work:
     host_transfers: list[str] = field(default_factory=list)
     unknown_loops: int = 0
 
+    def total(self, quantity: Callable[[Kernel], float]) -> float:
+        """A quantity of one run of a kernel, summed over all that run."""
+        return sum(quantity(kernel) * kernel.times for kernel in self.kernels)
+
     @property
     def flops(self) -> float:
         """The FLOPs of all kernels."""
-        return sum(kernel.flops * kernel.times for kernel in self.kernels)
+        return self.total(lambda kernel: kernel.flops)
 
     @property
     def bytes(self) -> float:
         """The bytes that all kernels read and write."""
-        return sum(kernel.bytes * kernel.times for kernel in self.kernels)
+        return self.total(lambda kernel: kernel.bytes)
 
     @property
     def moved(self) -> float:
@@ -172,8 +177,8 @@ class _Walk:
             for inner in condition
             if inner.opcode == "constant" and re.match(r"[su]\d+\[\]", inner.type)
         ]
-        known = len(compared) == len(bounds) == 1 and "direction=LT" in compared[0].attributes
-        return bounds[0] if known else None
+        counts = len(compared) == len(bounds) == 1 and "direction=LT" in compared[0].attributes
+        return bounds[0] if counts else None
 
     def _collective(self, kind: str, one: Instruction, times: float) -> None:
         operands = sum(hlo.type_bytes(operand.type) for operand in one.operands)

@@ -38,6 +38,11 @@ def test_unknown_machines_are_errors(name):
         Target.parse(name)
 
 
+def test_a_size_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(UserError, match="'v5p-9': v5p slices have 8, 16, 32, 64, 128, 256, 512"):
+        Target.parse("v5p-9")
+
+
 def test_every_gpu_has_its_description():
     for family, chip in CHIPS.items():
         if chip.platform == "cuda":
