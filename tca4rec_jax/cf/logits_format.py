@@ -18,7 +18,7 @@ a zarr array, whose chunks (shards here) are files of about a megabyte.
 Axis letters: E stored events, I items, D width, K kept logits.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ KINDS = {
 }
 PER_ITEM = ("item_table", "item_bias")  # the other arrays are per event
 REMEDY = "run launch/train_cf.py for this data, or import your own logits for it again"
-_OPTIONAL = {"item_bias"}
-_RANKS = {"item_bias": 1, "floor": 1}  # the others have two axes
-_ITEM_AXIS = {"item_table": 0, "item_bias": 0, "logits": 1}
+_AXES = {"vectors": "ED", "item_table": "ID", "item_bias": "I", "logits": "EI"}
+_AXES |= {"values": "EK", "items": "EK", "floor": "E"}
+_NOUNS = {"E": "events", "I": "items", "D": "columns", "K": "columns"}
 _ZARR_DTYPES = {"float32": "<f4", "bfloat16": "bfloat16", "float16": "<f2", "int32": "<i4"}
 _CHUNK_BYTES = 1 << 20
 _BLOCK_BYTES = 64 << 20  # what is copied or checked at once
@@ -53,9 +53,6 @@ Describe = Callable[[int], str]  # index along an array's first axis -> its name
 
 class LogitsStoreError(UserError):
     """CF logits that are missing or damaged, or that do not fit the data they are used with."""
-
-
-# Paths
 
 
 def store_path(path: Path | str) -> StorePath:
@@ -75,21 +72,19 @@ def key_values(path: StorePath) -> ts.KvStore:
     return ts.KvStore.open(f"{path}/").result()
 
 
-# Arrays
-
-
-def kind_of(names: set[str]) -> str | None:
+def kind_of(names: Collection[str]) -> str | None:
     """The kind of store that arrays of these names make; None if they make none."""
     for kind, known in KINDS.items():
-        if set(known) - _OPTIONAL <= names <= set(known):
+        if set(known) - {"item_bias"} <= set(names) <= set(known):
             return kind
     return None
 
 
 def dtype_of(name: str, dtype: str) -> str:
     """The dtype of an array in a store of `dtype`."""
-    fixed = {"items": "int32", "floor": "float32", "item_table": "float32", "item_bias": "float32"}
-    return fixed.get(name, dtype)
+    if name == "items":
+        return "int32"
+    return "float32" if name in (*PER_ITEM, "floor") else dtype
 
 
 def _zarr(path: StorePath) -> dict:
@@ -151,104 +146,85 @@ def identity(sequences: ItemSequences, catalogue: Catalogue) -> dict:
     }
 
 
-# Checks of arrays
-
-
 def check_shapes(
-    path: StorePath, arrays: Mapping, sequences: ItemSequences, catalogue: Catalogue
+    path: StorePath,
+    shapes: Mapping[str, Sequence[int]],
+    sequences: ItemSequences,
+    catalogue: Catalogue,
 ) -> str:
-    """Checks the shapes of a store's arrays against each other and the data.
+    """Checks the shapes of a store's arrays, by name, against each other and the data.
 
-    Args:
-      path: of the store or the user's file, for messages.
-      arrays: anything with a `shape`, by the names of KINDS.
-
-    Returns:
-      'position' if the arrays hold every event, 'row' if they hold the last event of every row.
-
-    Raises:
-      LogitsStoreError: naming the array, its shape and what was expected.
+    Returns 'position' if the arrays hold every event, 'row' if they hold the last one of every row.
+    Raises LogitsStoreError naming `path`, the array, its size and what was expected.
     """
-    if kind_of(set(arrays)) is None:
+    if kind_of(shapes) is None:
         raise LogitsStoreError(
-            f"{path}: got the arrays {sorted(arrays)}; give either vectors with an item_table (and "
+            f"{path}: got the arrays {sorted(shapes)}; give either vectors with an item_table (and "
             "perhaps an item_bias), or logits, or values with items and floor"
         )
-    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+    num_items, num_positions = catalogue.num_items, len(sequences.items)
+    expected = {  # by axis the sizes it may have; arrays with the same axis have the same size
+        "E": {len(sequences): "the last of each row", num_positions: "one per flat position"},
+        "I": {num_items: "the catalogue"},
+    }
     for name, shape in shapes.items():
-        rank = _RANKS.get(name, 2)
-        if len(shape) != rank:
-            raise LogitsStoreError(f"{path}: {name} must have {rank} axes, got shape {shape}")
-    if "vectors" in shapes and shapes["vectors"][1] != shapes["item_table"][1]:
-        raise LogitsStoreError(
-            f"{path}: vectors are {shapes['vectors'][1]} wide, the item_table is "
-            f"{shapes['item_table'][1]} wide"
-        )
-    for name in set(shapes) & set(_ITEM_AXIS):
-        count = shapes[name][_ITEM_AXIS[name]]
-        if count != catalogue.num_items:
-            padding = count == catalogue.num_items + 1
-            hint = "; is one of them for padding? leave it out" if padding else ""
+        axes = _AXES[name]
+        if len(shape) != len(axes):
             raise LogitsStoreError(
-                f"{path}: {name} covers {count} items, the catalogue has "
-                f"{catalogue.num_items}{hint}"
+                f"{path}: {name} must have {len(axes)} axes, got shape {list(shape)}"
             )
-    if "values" in shapes and not (
-        shapes["values"] == shapes["items"] and shapes["floor"] == shapes["values"][:1]
-    ):
-        raise LogitsStoreError(f"{path}: values, items and floor have the shapes {shapes}")
-    name = next(name for name in shapes if name not in PER_ITEM)
-    if (count := shapes[name][0]) not in (len(sequences.items), len(sequences)):
-        raise LogitsStoreError(
-            f"{path}: {name} has {count} events; expected {len(sequences)} (the last of each row) "
-            f"or {len(sequences.items)} (one per flat position)"
-        )
-    return "position" if count == len(sequences.items) else "row"
+        for axis, size in zip(axes, shape, strict=True):
+            sizes = expected.setdefault(axis, {size: f"as {name}"})
+            if size not in sizes:
+                known = " or ".join(f"{count} ({what})" for count, what in sizes.items())
+                padding = axis == "I" and size == num_items + 1
+                hint = "; is one of them for padding? leave it out" if padding else ""
+                raise LogitsStoreError(
+                    f"{path}: {name} has {size} {_NOUNS[axis]}; expected {known}{hint}"
+                )
+            expected[axis] = {size: f"as {name}"}
+    return "position" if num_positions in expected["E"] else "row"
 
 
-def describe_event(sequences: ItemSequences, events_per: str) -> Describe:
-    """Names stored events: 'event 7 (row 3 of the data, position 2)'."""
+def row_names(name: str, sequences: ItemSequences, events_per: str) -> Describe:
+    """Names the rows of an array: 'item 7', 'event 7 (row 3 of the data, position 2)'."""
 
-    def describe(event: int) -> str:
+    def describe(at: int) -> str:
+        if name in PER_ITEM:
+            return f"item {at}"
         if events_per == "row":
-            return f"event {event} (row {event} of the data)"
-        row = sequences.row_of(event)
-        return f"event {event} (row {row} of the data, position {event - sequences.offsets[row]})"
+            return f"event {at} (row {at} of the data)"
+        row = sequences.row_of(at)
+        return f"event {at} (row {row} of the data, position {at - sequences.offsets[row]})"
 
     return describe
 
 
-def describe_item(item: int) -> str:
-    """Names rows of arrays per item: 'item 7'."""
-    return f"item {item}"
+def check_values(
+    path: StorePath,
+    start: int,
+    block: np.ndarray,
+    describe: Describe,
+    num_items: int | None = None,
+) -> None:
+    """Raises LogitsStoreError if a block of an array (from row `start` on) has NaN or infinity.
 
-
-def check_finite(path: StorePath, start: int, block: np.ndarray, describe: Describe) -> None:
-    """Raises LogitsStoreError if a block of an array (from row `start` on) has NaN or infinity."""
-    bad = ~np.isfinite(block)
+    With `num_items` it is one of the array `items`, and must name items of the catalogue or -1.
+    """
+    of_items = num_items is not None
+    bad = (block < -1) | (block >= num_items) if of_items else ~np.isfinite(block)
     if not bad.any():
         return
     first = np.unravel_index(int(np.argmax(bad)), bad.shape)
+    where, value = f"{path}: {describe(start + int(first[0]))}", block[first]
+    if num_items is not None:
+        raise LogitsStoreError(f"{where} names item {value}, expected -1 to {num_items - 1}")
     column = f", column {first[1]}" if block.ndim == 2 else ""
     raise LogitsStoreError(
-        f"{path}: {describe(start + int(first[0]))}{column} is {block[first]}; CF logits must be "
-        "finite. Find out why the CF model gave this value (a diverged training, a division by "
-        "zero, a number beyond the dtype) and write the logits again; an item that must not be "
-        "chosen gets a large negative number, not -inf"
+        f"{where}{column} is {value}; CF logits must be finite. Find out why the CF model gave "
+        "this value (a diverged training, a division by zero, a number beyond the dtype) and write "
+        "the logits again; an item that must not be chosen gets a large negative number, not -inf"
     )
-
-
-def check_items(
-    path: StorePath, start: int, block: np.ndarray, describe: Describe, *, num_items: int
-) -> None:
-    """Raises LogitsStoreError if a block of the array `items` names none of the catalogue's."""
-    wrong = (block < -1) | (block >= num_items)
-    if wrong.any():
-        at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-        raise LogitsStoreError(
-            f"{path}: {describe(start + int(at[0]))} names item {int(block[at])}, expected -1 to "
-            f"{num_items - 1}"
-        )
 
 
 def check_shards(
@@ -256,54 +232,37 @@ def check_shards(
     array: ts.TensorStore,
     describe: Describe,
     events: np.ndarray | None = None,
-    check_block: Callable = check_finite,
+    num_items: int | None = None,
 ) -> None:
-    """Reads an array, or only the shards of some events, and checks that all is there and sound.
+    """Reads an open array and checks that all is there and sound, values as check_values does.
 
-    Args:
-      path: where the array lies.
-      array: an open array.
-      describe: names its rows in messages.
-      events: int [m], the rows that matter here; None for all.
-      check_block: checks the values, as check_finite.
-
-    Raises:
-      LogitsStoreError: a shard is missing or damaged, or a value wrong; the message names the file
-        and the event, row or item.
+    Only the shards of `events` (int [m]) are read; None reads all. Raises LogitsStoreError naming
+    the file and the event, row or item if a shard is missing or damaged, or a value wrong.
     """
     layout: Any = array.chunk_layout
     size: int = layout.read_chunk.shape[0]
-    num_rows = array.shape[0]
-    wanted = np.arange(-(-num_rows // size)) if events is None else np.unique(events // size)
+    num_rows, other_axes = array.shape[0], ".0" * (array.rank - 1)
+    every = range(-(-num_rows // size))
+    shards = list(every) if events is None else np.unique(events // size).tolist()
 
     def error(shard: int, what: str) -> LogitsStoreError:
         first, last = shard * size, min((shard + 1) * size, num_rows) - 1
-        file = within(path, _shard_file(array, shard))
         return LogitsStoreError(
-            f"{file}: this shard, {describe(first)} to {describe(last)}, is {what}; {REMEDY}"
+            f"{within(path, f'{shard}{other_axes}')}: this shard, {describe(first)} to "
+            f"{describe(last)}, is {what}; {REMEDY}"
         )
 
     if array.fill_value is not None:  # an array of another writer may leave out what is zero
         found = {key.decode() for key in key_values(path).list().result()}
-        for shard in wanted.tolist():
-            if _shard_file(array, shard) not in found:
+        for shard in shards:
+            if f"{shard}{other_axes}" not in found:
                 raise error(shard, "missing")
-    per_block = max(1, block_rows(array.shape) // size)
-    for run in np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1):
-        for first in range(0, len(run), per_block):
-            some = run[first : first + per_block]
-            start, stop = int(some[0]) * size, min((int(some[-1]) + 1) * size, num_rows)
+    at_once = max(1, block_rows(array.shape) // size)
+    for some in (shards[at : at + at_once] for at in range(0, len(shards), at_once)):
+        reads = [array[at * size : min((at + 1) * size, num_rows)].read() for at in some]
+        for shard, read in zip(some, reads, strict=True):
             try:
-                block = array[start:stop].read().result()
-            except (ValueError, OSError):
-                for shard in some.tolist():  # which of them is it?
-                    try:
-                        array[shard * size : min((shard + 1) * size, num_rows)].read().result()
-                    except (ValueError, OSError) as cause:
-                        raise error(shard, f"damaged or truncated ({cause})") from cause
-                raise
-            check_block(path, start, block, describe)
-
-
-def _shard_file(array: ts.TensorStore, shard: int) -> str:
-    return ".".join([str(shard), *("0" for _ in array.shape[1:])])
+                block = read.result()
+            except (ValueError, OSError) as cause:
+                raise error(shard, f"damaged or truncated ({cause})") from cause
+            check_values(path, shard * size, block, describe, num_items)

@@ -5,10 +5,8 @@ logits_format.py says what a store is.
 Axis letters: m events read, I items, D width, K kept logits.
 """
 
-import functools
 import io
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,17 +22,14 @@ from tca4rec_jax.cf.logits_format import (
     REMEDY,
     LogitsStoreError,
     StorePath,
-    check_finite,
-    check_items,
     check_shapes,
     check_shards,
-    describe_event,
-    describe_item,
     dtype_of,
     identity,
     key_values,
     kind_of,
     open_array,
+    row_names,
     store_path,
     within,
 )
@@ -57,14 +52,16 @@ class LogitsStore:
       manifest: what manifest.json says; `manifest["cf_model"]` names the CF model.
       item_table: float32 [I, D], None for a dense or topk store.
       item_bias: float32 [I] or None.
+      arrays: the arrays per event, by name.
+      sequences: the rows that the store is of.
     """
 
     path: StorePath
     manifest: dict
     item_table: np.ndarray | None
     item_bias: np.ndarray | None
-    _arrays: dict[str, ts.TensorStore]
-    _last_positions: np.ndarray
+    arrays: dict[str, ts.TensorStore]
+    sequences: ItemSequences
 
     @classmethod
     def of(cls, path: StorePath, manifest: dict, sequences: ItemSequences) -> "LogitsStore":
@@ -79,12 +76,14 @@ class LogitsStore:
             for name in KINDS[manifest["kind"]]
             if name in manifest["arrays"]
         }
-        per_item = {name: arrays.pop(name) for name in PER_ITEM if name in arrays}
-        for name, array in per_item.items():
-            check_shards(within(path, name), array, describe_item)
-        read = {name: array.read().result() for name, array in per_item.items()}
-        table, bias = (read.get(name) for name in PER_ITEM)
-        return cls(path, manifest, table, bias, arrays, sequences.last_positions)
+        read = {}
+        for name in arrays.keys() & PER_ITEM:
+            array = arrays.pop(name)
+            names = row_names(name, sequences, manifest["entries_per"])
+            check_shards(within(path, name), array, names)
+            read[name] = array.read().result()
+        table, bias = map(read.get, PER_ITEM)
+        return cls(path, manifest, table, bias, arrays, sequences)
 
     @property
     def kind(self) -> str:
@@ -100,26 +99,20 @@ class LogitsStore:
     def positions(self) -> np.ndarray:
         """The flat position of every stored event, int64 [E], in the store's order."""
         if self.manifest["entries_per"] == "row":
-            return self._last_positions
-        return np.arange(self.manifest["num_positions"])
+            return self.sequences.last_positions
+        return np.arange(len(self.sequences.items))
 
     def read(self, flat_positions: np.ndarray) -> np.ndarray:
-        """What the store holds of the events at flat positions, in their order (repeats allowed).
+        """What the store holds of events at flat positions (int64 [m], in any order, repeated).
 
-        Args:
-          flat_positions: int64 [m].
-
-        Returns:
-          float32 [m, D] user vectors of a factorised store, otherwise [m, I] logits.
-
-        Raises:
-          LogitsStoreError: a position outside the rows, or one that is not the last of its row
-            although the store holds only those.
+        Returns float32 [m, D] user vectors of a factorised store, otherwise [m, I] logits. Raises
+        LogitsStoreError for a position outside the rows, or one that is not the last of its row
+        although the store holds only those.
         """
         events_m = self.events_at(flat_positions)
         if not events_m.size:
             return np.zeros((0, self.width), np.float32)
-        pending = [array[events_m].read() for array in self._arrays.values()]
+        pending = [array[events_m].read() for array in self.arrays.values()]
         read = [np.asarray(future.result()) for future in pending]
         if self.kind == "topk":
             values_mxK, items_mxK, floor_m = read
@@ -133,49 +126,25 @@ class LogitsStore:
     def events_at(self, flat_positions: np.ndarray) -> np.ndarray:
         """The stored events of flat positions, int64 [m]; raises as `read`."""
         positions_m = np.asarray(flat_positions, np.int64)
-        num_positions = self.manifest["num_positions"]
-        outside = (positions_m < 0) | (positions_m >= num_positions)
-        if outside.any():
+        num_positions = len(self.sequences.items)
+        outside_m = (positions_m < 0) | (positions_m >= num_positions)
+        if outside_m.any():
             raise LogitsStoreError(
-                f"{self.path}: flat position {positions_m[np.argmax(outside)]} is not one of "
+                f"{self.path}: flat position {positions_m[np.argmax(outside_m)]} is not one of "
                 f"the {num_positions} of these rows"
             )
         if self.manifest["entries_per"] == "position":
             return positions_m
-        row_m = np.searchsorted(self._last_positions, positions_m)
-        not_last = self._last_positions[row_m] != positions_m
-        if not_last.any():
-            at = int(np.argmax(not_last))
+        row_m = self.sequences.row_of(positions_m)
+        earlier_m = positions_m + 1 < self.sequences.offsets[row_m + 1]
+        if earlier_m.any():
+            at = int(np.argmax(earlier_m))
             raise LogitsStoreError(
                 f"{self.path} holds only the last event of each row; flat position "
                 f"{positions_m[at]} lies earlier in row {row_m[at]}. Supervise only the last "
                 "item of a row, or store logits for every flat position"
             )
         return row_m
-
-    def check(
-        self,
-        sequences: ItemSequences,
-        catalogue: Catalogue,
-        positions: np.ndarray | None = None,
-    ) -> None:
-        """Checks the arrays per event: shapes, shards and values; arguments as for open_store.
-
-        Raises:
-          LogitsStoreError: as open_store.
-        """
-        per_item = dict(zip(PER_ITEM, (self.item_table, self.item_bias), strict=True))
-        arrays = self._arrays | {n: array for n, array in per_item.items() if array is not None}
-        events_per = check_shapes(self.path, arrays, sequences, catalogue)
-        stored = self.manifest["entries_per"]
-        if events_per != stored and len(sequences) != len(sequences.items):
-            raise LogitsStoreError(f"{self.path}: the events are not one per {stored}")
-        events = None if positions is None else self.events_at(positions)
-        describe = describe_event(sequences, stored)
-        items_known = functools.partial(check_items, num_items=catalogue.num_items)
-        for name, array in self._arrays.items():
-            check_block = items_known if name == "items" else check_finite
-            check_shards(within(self.path, name), array, describe, events, check_block)
 
 
 def open_store(
@@ -185,25 +154,34 @@ def open_store(
     *,
     positions: np.ndarray | None = None,
 ) -> LogitsStore:
-    """Opens the store of `sequences` and checks it, values included.
+    """Opens the store that was written for these rows and this catalogue and checks it, values too.
 
-    Args:
-      path: the directory or URL of the store.
-      sequences: the rows it must have been written for.
-      catalogue: the items it must have been written for.
-      positions: int64 [m], the flat positions that this process will read: only their shards are
-        read and checked. None for all.
+    Of arrays per event only the shards of `positions` (int64 [m], what this process will read) are
+    read and checked; None checks all.
 
-    Raises:
-      LogitsStoreError: there is no store, it is damaged, its counts or hashes are not those of the
-        rows and the catalogue, or a value is NaN or infinite. The message names the file, the row,
-        what was expected and what to do.
+    Raises LogitsStoreError if there is no store, it is damaged, its counts or hashes are not those
+    of the data, or a value is NaN or infinite. The message names the file, the row, what was
+    expected and what to do.
     """
     path = store_path(path)
     manifest = read_manifest(path)
-    _check_identity(path, manifest, sequences, catalogue)
+    for field, value in identity(sequences, catalogue).items():
+        if manifest.get(field) != value:
+            raise LogitsStoreError(
+                f"{within(path, MANIFEST)}: {field} is {manifest.get(field)}, but the data has "
+                f"{value}{_difference(path, sequences, catalogue)}; the logits were written for "
+                f"other data. {REMEDY.capitalize()}"
+            )
     store = LogitsStore.of(path, manifest, sequences)
-    store.check(sequences, catalogue, positions)
+    events_per = manifest["entries_per"]
+    found = check_shapes(path, manifest["arrays"], sequences, catalogue)
+    if found != events_per and len(sequences) != len(sequences.items):
+        raise LogitsStoreError(f"{path}: the events are not one per {events_per}")
+    events = None if positions is None else store.events_at(positions)
+    for name, array in store.arrays.items():
+        names = row_names(name, sequences, events_per)
+        num_items = catalogue.num_items if name == "items" else None
+        check_shards(within(path, name), array, names, events, num_items)
     return store
 
 
@@ -248,19 +226,6 @@ def read_manifest(path: StorePath) -> dict:
     return manifest
 
 
-def _check_identity(
-    path: StorePath, manifest: Mapping, sequences: ItemSequences, catalogue: Catalogue
-) -> None:
-    """Raises LogitsStoreError, with the ids that differ, if a store is not one of these data."""
-    for field, value in identity(sequences, catalogue).items():
-        if manifest.get(field) != value:
-            raise LogitsStoreError(
-                f"{within(path, MANIFEST)}: {field} is {manifest.get(field)}, but the data has "
-                f"{value}{_difference(path, sequences, catalogue)}; the logits were written for "
-                f"other data. {REMEDY.capitalize()}"
-            )
-
-
 def _difference(path: StorePath, sequences: ItemSequences, catalogue: Catalogue) -> str:
     """' (...)': in words what differs; empty if the store does not have its ids."""
     found = key_values(path).read(IDS).result()
@@ -286,16 +251,13 @@ def _difference(path: StorePath, sequences: ItemSequences, catalogue: Catalogue)
 
 
 def _items_differ(there: list[str], here: list[str]) -> str:
-    old, new = set(there), set(here)
-    lost, added = [i for i in there if i not in new], [i for i in here if i not in old]
+    lost, added = set(there) - set(here), set(here) - set(there)
     parts = [
-        f"{len(ids)} items only {where}, such as {ids[:_SHOWN]}"
+        f"{len(ids)} items only {where}, such as {sorted(ids)[:_SHOWN]}"
         for ids, where in ((lost, "there"), (added, "in the data"))
         if ids
     ]
     if parts:
         return "; ".join(parts)
     at = next(at for at, item in enumerate(there) if item != here[at])
-    return (
-        f"the same item ids in another order: item {at} is {there[at]!r} there, {here[at]!r} here"
-    )
+    return f"the same ids in another order: item {at} is {there[at]!r} there, {here[at]!r} here"

@@ -7,6 +7,7 @@ Axis letters: R rows, n flat positions, m events of a block, I items, D width, K
 """
 
 import contextlib
+import functools
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -21,21 +22,19 @@ from tca4rec_jax.cf.logits_format import (
     IDS,
     KINDS,
     MANIFEST,
-    PER_ITEM,
     Describe,
     LogitsStoreError,
     StorePath,
     block_rows,
     blocks,
-    check_finite,
     check_shapes,
+    check_values,
     create_array,
-    describe_event,
-    describe_item,
     dtype_of,
     identity,
     key_values,
     kind_of,
+    row_names,
     store_path,
     within,
 )
@@ -72,10 +71,9 @@ def write_store(
       top_k: keeps the highest logits of an event and one floor for the others, see `highest`; None
         keeps all.
       source: the file of the arrays, which errors then name instead of the store.
-      arrays: `vectors` [n or R, D], `item_table` [I, D] and perhaps `item_bias` [I]
-        (factorised); or `logits` [n or R, I] (dense, or topk if top_k is given); or `values` [n or
-        R, K], `items` (int, -1 fills up) and `floor` [n or R] (topk). Anything that is sliced by
-        rows will do (a memory map, scoring.LazyRows); it is copied block by block.
+      arrays: those of a kind of store (logits_format.py), for n flat positions or the last event of
+        R rows, whatever is sliced by rows (a memory map, scoring.LazyRows): they are copied block
+        by block.
 
     Raises:
       LogitsStoreError: arrays that do not fit each other, the rows or the catalogue; NaN or
@@ -85,13 +83,14 @@ def write_store(
     named = source or path
     if dtype not in DTYPES:
         raise LogitsStoreError(f"{named}: dtype is {dtype!r}, expected one of {DTYPES}")
-    arrays = {name: array for name, array in arrays.items() if array is not None}
-    events_per = check_shapes(named, arrays, sequences, catalogue)
-    describe = describe_event(sequences, events_per)
-    kind, shapes, parts = _contents(named, arrays, top_k, describe)
+    given = {name: array for name, array in arrays.items() if array is not None}
+    shapes = {name: list(array.shape) for name, array in given.items()}
+    events_per = check_shapes(named, shapes, sequences, catalogue)
+    names_of = functools.partial(row_names, sequences=sequences, events_per=events_per)
+    shapes, parts = _contents(named, given, top_k, names_of("logits"))
     manifest = {
         "format": FORMAT,
-        "kind": kind,
+        "kind": kind_of(shapes),
         "cf_model": cf_model,
         "history_length": history_length,
         "entries_per": events_per,
@@ -105,8 +104,10 @@ def write_store(
             for name, shape in shapes.items()
         }
         for start, name, block in parts:
-            of_block = describe_item if name in PER_ITEM else describe
-            _write_block(targets[name], within(named, name), start, block, of_block)
+            with np.errstate(over="ignore"):
+                block = block.astype(targets[name].dtype.numpy_dtype)
+            check_values(within(named, name), start, block, names_of(name))
+            targets[name][start : start + len(block)].write(block).result()
         _complete(folder, manifest, sequences, catalogue)
 
 
@@ -133,44 +134,27 @@ def highest(logits_mxI: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray,
     return values_mxK, items_mxK, floor_m.astype(np.float32)
 
 
-def _write_block(
-    target: ts.TensorStore, named: StorePath, start: int, block: np.ndarray, describe: Describe
-) -> None:
-    with np.errstate(over="ignore"):
-        block = block.astype(target.dtype.numpy_dtype)
-    check_finite(named, start, block, describe)
-    target[start : start + len(block)].write(block).result()
-
-
-_Parts = Iterator[tuple[int, str, np.ndarray]]  # first row, array name, block
-
-
 def _contents(
-    named: StorePath, arrays: Mapping, top_k: int | None, describe: Describe
-) -> tuple[str, dict[str, list[int]], _Parts]:
-    """The kind of store that arrays make, the shapes of its arrays and their blocks."""
-    kind = kind_of(set(arrays)) or ""
-    if kind == "topk" or not top_k:
-        return kind, {name: list(array.shape) for name, array in arrays.items()}, _parts(arrays)
-    logits = arrays["logits"] if kind == "dense" else _products(**arrays)
+    named: StorePath, arrays: Mapping, top_k: int | None, names: Describe
+) -> tuple[dict[str, list[int]], Iterator[tuple[int, str, np.ndarray]]]:
+    """The shapes of what arrays are stored as, and its blocks: (first row, array name, rows)."""
+    if "values" in arrays or not top_k:
+        parts = (
+            (start, name, block)
+            for name, array in arrays.items()
+            for start, block in blocks(array, np.int64 if name == "items" else np.float32)
+        )
+        return {name: list(array.shape) for name, array in arrays.items()}, parts
+    logits = arrays["logits"] if "logits" in arrays else _products(**arrays)
     shape = [logits.shape[0], min(top_k, logits.shape[1])]
-    shapes = {"values": shape, "items": shape, "floor": shape[:1]}
-    return "topk", shapes, _highest_parts(named, logits, describe, shape[1])
 
+    def highest_parts():
+        for start, block in blocks(logits):
+            check_values(within(named, "logits"), start, block, names)
+            for name, part in zip(KINDS["topk"], highest(block, shape[1]), strict=True):
+                yield start, name, part
 
-def _parts(arrays: Mapping) -> _Parts:
-    """The blocks of arrays as they are."""
-    for name, array in arrays.items():
-        for start, block in blocks(array, np.int64 if name == "items" else np.float32):
-            yield start, name, block
-
-
-def _highest_parts(path: StorePath, logits, describe: Describe, count: int) -> _Parts:
-    """The blocks of the topk arrays made of logits [E, I]."""
-    for start, block in blocks(logits):
-        check_finite(within(path, "logits"), start, block, describe)
-        for name, part in zip(KINDS["topk"], highest(block, count), strict=True):
-            yield start, name, part
+    return {"values": shape, "items": shape, "floor": shape[:1]}, highest_parts()
 
 
 def _products(vectors, item_table, item_bias=None) -> LazyRows:
@@ -181,14 +165,7 @@ def _products(vectors, item_table, item_bias=None) -> LazyRows:
     def compute(start: int, stop: int) -> np.ndarray:
         return multiply_out(np.asarray(vectors[start:stop], np.float32), table_IxD, bias_I)
 
-    return LazyRows((np.shape(vectors)[0], len(table_IxD)), compute)
-
-
-def _sample(store: LogitsStore) -> np.ndarray:
-    """Flat positions of events, evenly spread; fewer where their logits would take much memory."""
-    positions = store.positions
-    count = min(_SAMPLED, len(positions), block_rows((0, store.manifest["num_items"])))
-    return positions[np.linspace(0, len(positions) - 1, count).astype(np.int64)]
+    return LazyRows((vectors.shape[0], len(table_IxD)), compute)
 
 
 @contextlib.contextmanager
@@ -206,7 +183,7 @@ def _new_folder(path: StorePath) -> Iterator[StorePath]:
 def _complete(
     folder: StorePath, manifest: dict, sequences: ItemSequences, catalogue: Catalogue
 ) -> None:
-    """Writes the ids, then the manifest with statistics of the written logits."""
+    """Writes the ids, then the manifest with statistics of some of the written logits."""
     ids = io.BytesIO()
     np.savez_compressed(
         ids,
@@ -217,6 +194,9 @@ def _complete(
     )
     key_values(folder).write(IDS, ids.getvalue()).result()
     store = LogitsStore.of(folder, manifest, sequences)
-    statistics = temperature_statistics(store.logits(_sample(store)))
+    last = len(store.positions) - 1
+    count = min(_SAMPLED, last + 1, block_rows((0, catalogue.num_items)))
+    sample = store.positions[np.linspace(0, last, count).astype(np.int64)]
+    statistics = temperature_statistics(store.logits(sample))
     text = json.dumps(manifest | {"temperature": statistics}, indent=2) + "\n"
     key_values(folder).write(MANIFEST, text.encode()).result()

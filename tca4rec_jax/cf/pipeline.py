@@ -31,9 +31,9 @@ from tca4rec_jax.cf.scoring import (
     RowScores,
     check_history_length,
     host_items,
-    lazy_user_vectors,
     profile,
     score_targets,
+    user_vectors,
 )
 from tca4rec_jax.cf.settings import CFSettings, architecture_of
 from tca4rec_jax.cf.trainer import fit
@@ -120,7 +120,7 @@ def store_logits(settings: CFSettings, model: CFModel, data: RecData, workdir: P
     table_IxD, bias_I = host_items(model)
     for split, sequences in data.splits.items():
         positions = None if split == "train_sequences" else sequences.last_positions
-        rows = lazy_user_vectors(model, sequences, positions)
+        rows = user_vectors(model, sequences, positions)
         factorised = {"vectors": rows, "item_table": table_IxD, "item_bias": bias_I}
         write_store(
             split_path(fields.logits, workdir, split),

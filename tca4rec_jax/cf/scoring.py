@@ -77,32 +77,17 @@ def _items(graph, state):
     return nnx.merge(graph, state).items()
 
 
-def lazy_user_vectors(
-    model: CFModel, sequences: ItemSequences, positions: np.ndarray | None = None
-) -> LazyRows:
-    """What a logits store holds per event: `user_vectors`, computed when they are sliced."""
-    positions = _checked_positions(model, sequences, positions)
-    table_IxD = host_items(model).table_IxD
-    columns = model.config.num_items if table_IxD is None else table_IxD.shape[1]
-
-    def compute(start: int, stop: int) -> np.ndarray:
-        return user_vectors(model, sequences, positions[start:stop])
-
-    return LazyRows((len(positions), columns), compute)
-
-
 def user_vectors(
     model: CFModel,
     sequences: ItemSequences,
     positions: np.ndarray | None = None,
     *,
     batch_size: int = 2048,
-) -> np.ndarray:
+) -> LazyRows:
     """The user vector before each flat position: what predicts `sequences.items[position]`.
 
     Args:
-      model: a CF model with `user_vectors(history_BxS)` and a config with `history_length` and
-        `num_items`.
+      model: see models/base.py.
       sequences: the rows.
       positions: int [m] flat positions; None for all of them in order.
       batch_size: positions per call of the jitted program; the last batch is padded.
@@ -114,23 +99,21 @@ def user_vectors(
       UserError: an item the model does not know.
       ValueError: a position outside the sequences.
     """
-    positions = _checked_positions(model, sequences, positions)
-    graph, state = nnx.split(model)
-    flat = (jnp.asarray(sequences.items), jnp.asarray(row_starts(sequences)))
-
-    def vectors(position_B):
-        return _vectors(graph, state, *flat, position_B)
-
-    return map_batches(vectors, positions.astype(np.int32), batch_size=batch_size)
-
-
-def _checked_positions(model, sequences, positions) -> np.ndarray:
-    check_items(sequences, model.config.num_items)
-    num_positions = len(sequences.items)
+    num_positions, num_items = len(sequences.items), model.config.num_items
+    check_items(sequences, num_items)
     positions = np.arange(num_positions) if positions is None else np.asarray(positions)
     if positions.size and (positions.min() < 0 or positions.max() >= num_positions):
         raise ValueError(f"flat positions must lie in 0..{num_positions - 1}")
-    return positions
+    flat = (jnp.asarray(sequences.items), jnp.asarray(row_starts(sequences)))
+    program = functools.partial(_vectors, *nnx.split(model), *flat)
+
+    def compute(start: int, stop: int) -> np.ndarray:
+        return map_batches(program, positions[start:stop].astype(np.int32), batch_size=batch_size)
+
+    table_IxD = host_items(model).table_IxD
+    return LazyRows(
+        (len(positions), num_items if table_IxD is None else table_IxD.shape[1]), compute
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -194,11 +177,8 @@ def score_rows(
         for NLL and entropy all the same. None leaves out none.
       batch_size: rows of one call of the jitted program; the last batch is padded.
     """
-
-    def score(vector_BxD, *target_and_seen):
-        return _score_batch(vector_BxD, items, *target_and_seen)
-
     columns = [vector_RxD, target_R.astype(np.int32), *([] if seen_RxS is None else [seen_RxS])]
+    score = functools.partial(_score_batch, items)
     return RowScores(*map_batches(score, *columns, batch_size=batch_size))
 
 
@@ -206,13 +186,13 @@ def score_targets(
     model: CFModel, rows: ItemSequences, seen_RxS: np.ndarray | None = None
 ) -> RowScores:
     """`score_rows` of a CF model for rows whose last item is the target."""
-    vector_RxD = lazy_user_vectors(model, rows, rows.last_positions)
-    target_R = rows.items[rows.last_positions]
-    return score_rows(vector_RxD, host_items(model), target_R, seen_RxS)
+    last = rows.last_positions
+    vector_RxD = user_vectors(model, rows, last)
+    return score_rows(vector_RxD, host_items(model), rows.items[last], seen_RxS)
 
 
 @jax.jit
-def _score_batch(vector_BxD, items, target_B, seen_BxS=None):
+def _score_batch(items, vector_BxD, target_B, seen_BxS=None):
     logits_BxI = cf_logits(vector_BxD, items)
     entropy_B, nll_B = entropy_and_nll(logits_BxI, target_B)
     if seen_BxS is not None:
@@ -239,12 +219,9 @@ def profile(model: CFModel, rows: ItemSequences, count_I: np.ndarray) -> dict:
       'entropy', 'nll': {beta: nats}, of the softmax at that CF temperature, and of the target.
       'best_beta': the beta of BETAS with the lowest NLL: where this model is calibrated best.
     """
-    vector_RxD = lazy_user_vectors(model, rows, rows.last_positions)
-    items, target_R = host_items(model), rows.items[rows.last_positions]
-
-    def describe(vector_BxD, target_B):
-        return _describe(vector_BxD, items, target_B)
-
+    vector_RxD = user_vectors(model, rows, rows.last_positions)
+    target_R = rows.items[rows.last_positions]
+    describe = functools.partial(_describe, host_items(model))
     best_RxK, entropy_RxT, nll_RxT = map_batches(describe, vector_RxD, target_R, batch_size=1024)
     nll_T = nll_RxT.mean(axis=0)
     return {
@@ -257,7 +234,7 @@ def profile(model: CFModel, rows: ItemSequences, count_I: np.ndarray) -> dict:
 
 
 @jax.jit
-def _describe(vector_BxD, items, target_B):
+def _describe(items, vector_BxD, target_B):
     logits_BxI = cf_logits(vector_BxD, items)
     _, best_BxK = jax.lax.top_k(logits_BxI, min(TOP, logits_BxI.shape[1]))
     return best_BxK, *entropy_and_nll_at_betas(logits_BxI, target_B)

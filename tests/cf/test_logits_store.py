@@ -197,9 +197,12 @@ def test_arrays_of_another_shape_than_the_manifest_says(store_path):
     ("changes", "message"),
     [
         ({"vectors": np.zeros((8, WIDTH))}, r"vectors has 8 events; expected 3 .* or 9"),
-        ({"item_table": np.zeros((5, WIDTH))}, "item_table covers 5 items, the catalogue has 6"),
-        ({"item_bias": np.zeros(7)}, "item_bias covers 7 items.*for padding"),
-        ({"vectors": np.zeros((9, 3))}, "vectors are 3 wide, the item_table is 4 wide"),
+        (
+            {"item_table": np.zeros((5, WIDTH))},
+            r"item_table has 5 items; expected 6 \(the cat",
+        ),
+        ({"item_bias": np.zeros(7)}, "item_bias has 7 items.*for padding"),
+        ({"vectors": np.zeros((9, 3))}, r"item_table has 4 columns; expected 3 \(as vectors\)"),
         ({"item_bias": np.zeros((6, 1))}, "item_bias must have 1 axes"),
         ({"item_table": None}, "either vectors with an item_table .*or logits"),
     ],
@@ -223,7 +226,7 @@ def test_importing_a_users_logits(tmp_path, rng, rows):
     ("logits", "message"),
     [
         (np.zeros((4, NUM_ITEMS)), r"mine\.npy: logits has 4 events; expected 3 .* or 9"),
-        (np.zeros((3, NUM_ITEMS + 1)), r"mine\.npy: logits covers 7 items, .* has 6; .*padding"),
+        (np.zeros((3, NUM_ITEMS + 1)), r"mine\.npy: logits has 7 items; expected 6 .*padding"),
         (np.zeros(3), r"mine\.npy: logits must have 2 axes"),
         (
             np.full((3, NUM_ITEMS), np.nan),

@@ -29,16 +29,16 @@ def test_user_vectors_of_every_position_against_one_history_at_a_time(model):
             seen = SEQUENCES[row][:place][-3:]
             histories.append([PAD_ITEM] * (3 - len(seen)) + list(seen))
     expected = model.user_vectors(np.array(histories, np.int32))
-    got = user_vectors(model, SEQUENCES, batch_size=4)
+    got = user_vectors(model, SEQUENCES, batch_size=4)[:]
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_user_vectors_of_chosen_positions(model):
-    every = user_vectors(model, SEQUENCES)
+    every = user_vectors(model, SEQUENCES)[:]
     chosen = np.array([8, 0, 8, 5])
-    np.testing.assert_allclose(user_vectors(model, SEQUENCES, chosen), every[chosen], atol=1e-5)
-    assert user_vectors(model, SEQUENCES, np.zeros(0, np.int64)).shape == (0, 8)
+    np.testing.assert_allclose(user_vectors(model, SEQUENCES, chosen)[:], every[chosen], atol=1e-5)
+    assert user_vectors(model, SEQUENCES, np.zeros(0, np.int64))[:].shape == (0, 8)
 
 
 def test_what_the_model_cannot_read_is_an_error(model):
