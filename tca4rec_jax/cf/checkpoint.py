@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tca4rec_jax.cf.models.base import CFModel, Statistic
+from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import write_npz
@@ -24,15 +23,15 @@ _Model = TypeVar("_Model", bound=CFModel)
 def save_model(path: Path | str, name: str, model: CFModel) -> None:
     """Writes the model, called `name` in MODELS."""
     config = {"model": name, **dataclasses.asdict(model.config)}
-    write_arrays(path, _named_arrays(model), json.dumps(config))
+    arrays = {key: variable[...] for key, variable in _named_variables(model).items()}
+    write_arrays(path, arrays, json.dumps(config))
 
 
 def load_model(path: Path | str) -> tuple[str, CFModel]:
     """Reads what `save_model` wrote: (its name in MODELS, the model).
 
-    Raises:
-      UserError: the file is missing or damaged, or a parameter is missing, unknown or of another
-        shape (named).
+    Raises UserError if the file is missing or damaged, or a parameter is missing, unknown or of
+    another shape (named).
     """
     arrays, text = read_arrays(path)
     try:
@@ -43,34 +42,30 @@ def load_model(path: Path | str) -> tuple[str, CFModel]:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a CF checkpoint ({error!r})") from error
     abstract = nnx.eval_shape(lambda: kind.module(config, rngs=nnx.Rngs(0)))
-    expected = _named_arrays(abstract)
-    if set(expected) != set(arrays):
-        raise UserError(
-            f"{path}: missing parameters {sorted(set(expected) - set(arrays))}, unknown parameters "
-            f"{sorted(set(arrays) - set(expected))}"
-        )
-    for name_, value in _named_arrays(abstract, nnx.Param).items():
-        if arrays[name_].shape != value.shape:
-            raise UserError(
-                f"{path}: {name_} has shape {arrays[name_].shape}, the architecture needs "
-                f"{value.shape}"
-            )
+    variables = _named_variables(abstract)
+    missing, unknown = sorted(set(variables) - set(arrays)), sorted(set(arrays) - set(variables))
+    if missing or unknown:
+        raise UserError(f"{path}: missing parameters {missing}, unknown parameters {unknown}")
+    for key, variable in variables.items():
+        found = arrays[key].shape
+        if isinstance(variable, nnx.Param) and found != variable.shape:
+            raise UserError(f"{path}: {key} has shape {found}, the architecture {variable.shape}")
     return name, filled(abstract, arrays)
 
 
 def filled(abstract: _Model, arrays: Mapping[str, np.ndarray]) -> _Model:
     """The model of an abstract one (nnx.eval_shape) and its arrays by dotted names."""
     graph, state = nnx.split(abstract)
-    state = jax.tree_util.tree_map_with_path(
-        lambda path, _: jnp.asarray(arrays[_name(path)]), state
-    )
-    return nnx.merge(graph, state)
+    variables = [
+        (path, variable.replace(jnp.asarray(arrays[_name(path)])))
+        for path, variable in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(variables))
 
 
 def write_arrays(path: Path | str, arrays: Mapping[str, Any], text: str) -> None:
     """Writes an .npz file of arrays and one text, whole or not at all."""
-    host = {name: np.asarray(value) for name, value in arrays.items()}
-    write_npz(Path(path), **{_TEXT: np.array(text)}, **host)
+    write_npz(Path(path), **{_TEXT: np.array(text)}, **arrays)
 
 
 def read_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], str]:
@@ -85,13 +80,10 @@ def read_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], str]:
         ) from error
 
 
-def _named_arrays(model: CFModel, *kinds) -> dict[str, jax.Array]:
-    state = nnx.state(model, *(kinds or ((nnx.Param, Statistic),)))
-    return {_name(path): value for path, value in jax.tree_util.tree_leaves_with_path(state)}
+def _named_variables(model: CFModel) -> dict[str, nnx.Variable]:
+    return {_name(path): variable for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
-def _name(path) -> str:
-    """Keys of a path joined by dots, such as 'blocks.0.query.kernel'."""
-    attribute = isinstance(path[-1], jax.tree_util.GetAttrKey)  # the variable's own '.value'
-    keys = path[:-1] if attribute else path
-    return ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in keys)
+def _name(path: tuple) -> str:
+    """A variable's path joined by dots, such as 'blocks.0.query.kernel'."""
+    return ".".join(map(str, path))

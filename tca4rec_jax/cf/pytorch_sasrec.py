@@ -36,7 +36,6 @@ _STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-_NESTED = ("state_dict", "model_state_dict", "model")
 
 
 def read_sasrec(path: Path | str, config: SASRecConfig) -> SASRec:
@@ -46,129 +45,100 @@ def read_sasrec(path: Path | str, config: SASRecConfig) -> SASRec:
     value projection, which gives the same outputs. Row 0 of the item table, padding, is dropped.
     The model has `mask_padding=False`, as that code does.
 
-    Args:
-      path: the checkpoint.
-      config: what the file must hold; one head.
-
-    Raises:
-      UserError: an unreadable file, more than one head, a tensor that is missing, left over or of
-        another shape (named, with the field of config.cf to set).
+    Raises UserError for an unreadable file, a config of more than one head, a tensor that is
+    missing, left over or of another shape (named, with the fields of config.cf to set).
     """
     if config.heads != 1:
         raise UserError(f"cf.weights are read for one head, cf.sasrec.heads is {config.heads}")
-    tensors = {name: np.asarray(value, np.float32) for name, value in read_state_dict(path).items()}
     config = dataclasses.replace(config, mask_padding=False)
-    _check(path, tensors, config)
     abstract = nnx.eval_shape(lambda: SASRec(config, rngs=nnx.Rngs(0)))
-    return filled(abstract, _arrays(tensors, config))
+    return filled(abstract, _arrays(path, read_state_dict(path), config))
 
 
-def _check(path, tensors: dict[str, np.ndarray], config: SASRecConfig) -> None:
-    """Raises UserError unless names and shapes are those of the config."""
-    D = config.units
-    expected: dict[str, tuple[int, ...]] = {"item_emb.weight": (config.num_items + 1, D)}
-    positions = tensors.get("pos_emb.weight", np.empty((0, 0))).shape
-    extra = positions == (config.history_length + 1, D)  # one more where position 0 is padding
-    expected["pos_emb.weight"] = (config.history_length + extra, D)
-    for name in ("weight", "bias"):
-        expected[f"last_layernorm.{name}"] = (D,)
-    for block in range(config.blocks):
-        for norm in ("attention_layernorms", "forward_layernorms"):
-            expected |= {f"{norm}.{block}.{name}": (D,) for name in ("weight", "bias")}
-        attention, forward = f"attention_layers.{block}", f"forward_layers.{block}"
-        expected[f"{attention}.in_proj_weight"] = (3 * D, D)
-        expected[f"{attention}.in_proj_bias"] = (3 * D,)
-        expected[f"{attention}.out_proj.weight"] = (D, D)
-        expected[f"{attention}.out_proj.bias"] = (D,)
-        for layer in ("conv1", "conv2"):
-            expected |= {f"{forward}.{layer}.weight": (D, D, 1), f"{forward}.{layer}.bias": (D,)}
-    if set(tensors) != set(expected):
-        raise UserError(
-            f"{path} is no SASRec of cf.sasrec.blocks={config.blocks}: missing tensors "
-            f"{sorted(set(expected) - set(tensors))[:4]}, unknown tensors "
-            f"{sorted(set(tensors) - set(expected))[:4]}"
-        )
-    for name, shape in expected.items():
-        if tensors[name].shape != shape:
+def _arrays(path, tensors: dict[str, np.ndarray], config: SASRecConfig) -> dict[str, np.ndarray]:
+    """Our parameters by their dotted names; takes all out of `tensors`."""
+    D, length = config.units, config.history_length
+    needed_by = (
+        f"cf.sasrec.blocks={config.blocks}, cf.sasrec.units={D}, cf.history_length={length} and "
+        f"{config.num_items} items and padding"
+    )
+    arrays = {}
+
+    def take(name, *shape):
+        if name not in tensors:
+            raise UserError(f"{path} is no SASRec of {needed_by}: {name} is missing")
+        tensor = np.asarray(tensors.pop(name), np.float32)
+        if tensor.shape != shape:
             raise UserError(
-                f"{path}: {name} has shape {tensors[name].shape}, expected {shape} for "
-                f"{config.num_items} items and padding, cf.sasrec.units={D} and "
-                f"cf.history_length={config.history_length}"
+                f"{path}: {name} has shape {tensor.shape}, expected {shape} for {needed_by}"
             )
-
-
-def _arrays(tensors: dict[str, np.ndarray], config: SASRecConfig) -> dict[str, np.ndarray]:
-    """Our parameters by their dotted names."""
-    arrays = {
-        "item_table": tensors["item_emb.weight"][1:],
-        "position_table": tensors["pos_emb.weight"][-config.history_length :],
-    }
+        return tensor
 
     def norm(ours, theirs):
-        arrays[f"{ours}.scale"] = tensors[f"{theirs}.weight"]
-        arrays[f"{ours}.bias"] = tensors[f"{theirs}.bias"]
+        arrays[f"{ours}.scale"] = take(f"{theirs}.weight", D)
+        arrays[f"{ours}.bias"] = take(f"{theirs}.bias", D)
 
     def linear(ours, weight, bias):
         arrays[f"{ours}.kernel"] = weight.T.astype(np.float32)
         arrays[f"{ours}.bias"] = bias.astype(np.float32)
 
+    arrays["item_table"] = take("item_emb.weight", config.num_items + 1, D)[1:]
+    padded = np.shape(tensors.get("pos_emb.weight", 0)) == (length + 1, D)  # position 0
+    arrays["position_table"] = take("pos_emb.weight", length + padded, D)[-length:]
     norm("final_norm", "last_layernorm")
     for block in range(config.blocks):
         norm(f"blocks.{block}.attention_norm", f"attention_layernorms.{block}")
         norm(f"blocks.{block}.feed_forward_norm", f"forward_layernorms.{block}")
-        attention, forward = f"attention_layers.{block}", f"forward_layers.{block}"
-        weights = np.split(tensors[f"{attention}.in_proj_weight"], 3)
-        biases = np.split(tensors[f"{attention}.in_proj_bias"], 3)
-        output = tensors[f"{attention}.out_proj.weight"].astype(np.float64)
+        attention = f"attention_layers.{block}"
+        weights = np.split(take(f"{attention}.in_proj_weight", 3 * D, D), 3)
+        biases = np.split(take(f"{attention}.in_proj_bias", 3 * D), 3)
+        output = take(f"{attention}.out_proj.weight", D, D).astype(np.float64)
         # The attention weights of a query sum to one, so the output's bias may join the value's.
         weights[2] = output @ weights[2]
-        biases[2] = output @ biases[2] + tensors[f"{attention}.out_proj.bias"]
+        biases[2] = output @ biases[2] + take(f"{attention}.out_proj.bias", D)
         for name, weight, bias in zip(("query", "key", "value"), weights, biases, strict=True):
             linear(f"blocks.{block}.{name}", weight, bias)
         for name, layer in (("inner", "conv1"), ("outer", "conv2")):
-            convolution = f"{forward}.{layer}"
-            weight = tensors[f"{convolution}.weight"][:, :, 0]
-            linear(f"blocks.{block}.{name}", weight, tensors[f"{convolution}.bias"])
+            convolution = f"forward_layers.{block}.{layer}"
+            weight = take(f"{convolution}.weight", D, D, 1)[:, :, 0]
+            linear(f"blocks.{block}.{name}", weight, take(f"{convolution}.bias", D))
+    if tensors:
+        raise UserError(
+            f"{path} is no SASRec of {needed_by}: unknown tensors {sorted(tensors)[:4]}"
+        )
     return arrays
 
 
 def read_state_dict(path: Path | str) -> dict[str, np.ndarray]:
     """The tensors of a state dict by name (or of one under a key such as 'state_dict').
 
-    Raises:
-      UserError: a missing or damaged file, the format of PyTorch before 1.6, a pickle that names
-        anything but tensors and dictionaries.
+    Raises UserError for a missing or damaged file, the format of PyTorch before 1.6, and a pickle
+    that names anything but tensors and dictionaries.
     """
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         with zipfile.ZipFile(path) as archive:
-            state = _unpickle(archive)
+            (name,) = (n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl")
+            folder = name.removesuffix("data.pkl")
+            order = f"{folder}byteorder"
+            if order in archive.namelist() and archive.read(order) != b"little":
+                raise UserError("it is big-endian")
+            state = _TensorUnpickler(archive, folder, archive.read(name)).load()
     except zipfile.BadZipFile as error:
         raise UserError(
             f"{path} is not a zip file as torch.save has written since PyTorch 1.6; save it again "
             "with a newer PyTorch, or as safetensors"
         ) from error
-    except (OSError, EOFError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({error!r})") from error
-    except (pickle.UnpicklingError, ValueError) as error:
+    except Exception as error:  # a damaged pickle may raise anything
         raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({error})") from error
-    for key in _NESTED:
+    for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, np.ndarray) for v in state.values()):
         raise UserError(f"{path} holds no state dict; save model.state_dict()")
     return dict(state)
-
-
-def _unpickle(archive: zipfile.ZipFile):
-    (name,) = (n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl")
-    folder = name[: -len("data.pkl")]
-    order = f"{folder}byteorder"
-    if order in archive.namelist() and archive.read(order) != b"little":
-        raise UserError("it is big-endian")
-    return _TensorUnpickler(archive, folder, archive.read(name)).load()
 
 
 class _TensorUnpickler(pickle.Unpickler):
@@ -179,7 +149,7 @@ class _TensorUnpickler(pickle.Unpickler):
         self._archive, self._folder = archive, folder
 
     def find_class(self, module: str, name: str) -> Any:
-        """What the pickle may name; raises UnpicklingError for anything else."""
+        """What the pickle may name; raises UserError for anything else."""
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
         allowed = {
@@ -188,7 +158,7 @@ class _TensorUnpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         }
         if (module, name) not in allowed:
-            raise pickle.UnpicklingError(
+            raise UserError(
                 f"it names {module}.{name}; only tensors in dictionaries are read. Save "
                 "model.state_dict(), not the model"
             )
@@ -198,17 +168,17 @@ class _TensorUnpickler(pickle.Unpickler):
         """The numbers of a storage, a file in the archive."""
         kind, dtype, key, _, count = pid
         if kind != "storage":
-            raise pickle.UnpicklingError(f"it refers to a {kind}, expected a storage")
+            raise UserError(f"it refers to a {kind}, expected a storage")
         storage = np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), dtype)
         if len(storage) < count:
-            raise pickle.UnpicklingError(f"storage {key} has {len(storage)} of {count} numbers")
+            raise UserError(f"storage {key} has {len(storage)} of {count} numbers")
         return storage
 
 
 def _tensor(storage, offset, size, stride, *_):
     """A copy of a strided view; raises UserError if it reaches beyond the storage."""
     reach = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    if 0 not in size and not 0 <= offset <= reach < len(storage):
+    if 0 not in size and (min((offset, *stride)) < 0 or reach >= len(storage)):
         raise UserError(f"a tensor of shape {tuple(size)} reaches beyond its storage")
     strides = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
