@@ -13,45 +13,69 @@ from typing import Any
 
 import numpy as np
 
-from tca4rec_jax.cf.logits_format import (
-    LogitsStoreError,
-    StorePath,
-    block_rows,
-    store_path,
-    within,
-)
+from tca4rec_jax.cf.logits_format import LogitsStoreError, block_rows, store_path, within
 from tca4rec_jax.cf.logits_store import LogitsStore, open_store
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.cf.scoring import LazyRows
-from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.sequences import ItemSequences, RecData
+from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.fileio import atomic_path
 
 
 def export_stores(
-    output: str, sources: Sequence[str], data: RecData, splits: Sequence[str], **options
+    output: str,
+    sources: Sequence[str],
+    data: RecData,
+    splits: Sequence[str],
+    *,
+    weights: Sequence[float] | None = None,
+    temperatures: Sequence[float] | None = None,
+    dense: bool = False,
+    **options,
 ) -> None:
-    """Writes output/<split> as the mixture of sources/<split>; options are those of mix_stores.
+    """Writes output/<split> as the mixture of the stores sources/<split>.
 
-    Raises LogitsStoreError if a store is missing or does not fit the data.
+    Every source has a finite weight and a temperature above 0, by default 1. `dense` multiplies
+    factorised stores out, into the logits of all items. `options` are those of `write_store`
+    (dtype, top_k).
+
+    Raises LogitsStoreError if a store is missing or does not fit the data, or if weights or
+    temperatures do not fit the sources.
     """
+    ones = [1.0] * len(sources)
+    weights, temperatures = weights or ones, temperatures or ones
+    given = f"got weights {weights} and temperatures {temperatures}"
+    if not sources or not len(sources) == len(weights) == len(temperatures):
+        raise LogitsStoreError(
+            f"{len(sources)} stores need a weight and a temperature each, {given}"
+        )
+    if not (np.isfinite(weights).all() and min(temperatures) > 0):
+        raise LogitsStoreError(f"weights must be finite and temperatures above 0, {given}")
+    scales = np.asarray(weights, np.float32) / np.asarray(temperatures, np.float32)
     for split in splits:
-        sequences = data.splits[split]
         stores = [_opened(source, split, data) for source in sources]
-        path = within(store_path(output), split)
-        mix_stores(path, stores, sequences, data.catalogue, **options)
+        lengths = [store.manifest["history_length"] for store in stores]
+        names = [
+            f"{weight:g} x {store.manifest['cf_model']} / {temperature:g}"
+            for store, weight, temperature in zip(stores, weights, temperatures, strict=True)
+        ]
+        write_store(
+            within(store_path(output), split),
+            data.splits[split],
+            data.catalogue,
+            **_mixed_arrays(stores, scales, dense),
+            cf_model=" + ".join(names),
+            history_length=max((length for length in lengths if length is not None), default=None),
+            **options,
+        )
 
 
 def export_npy(output: Path, sources: Sequence[str], data: RecData, splits: Sequence[str]) -> None:
     """Writes output/<split>.npy, float32 [E, I], of the one source.
 
-    Raises:
-      LogitsStoreError: several sources, or a store that is missing or does not fit.
+    Raises LogitsStoreError for several sources, or a store that is missing or does not fit.
     """
     if len(sources) != 1:
-        raise LogitsStoreError(
-            f"a .npy file is made of one store, got {list(sources)}; mix them first"
-        )
+        raise LogitsStoreError(f"a .npy file is made of one store, got {sources}; mix them first")
     for split in splits:
         store = _opened(sources[0], split, data)
         positions = store.positions
@@ -65,64 +89,10 @@ def export_npy(output: Path, sources: Sequence[str], data: RecData, splits: Sequ
             logits_ExI.flush()
 
 
-def mix_stores(
-    path: StorePath,
-    stores: Sequence[LogitsStore],
-    sequences: ItemSequences,
-    catalogue: Catalogue,
-    *,
-    weights: Sequence[float],
-    temperatures: Sequence[float] | None = None,
-    dense: bool = False,
-    **options,
-) -> None:
-    """Writes the mixture of open stores of the same rows as a store.
-
-    Args:
-      path: the store to write.
-      stores: opened for `sequences` and `catalogue`.
-      weights: one per store, finite.
-      temperatures: one per store, above 0; None for 1 each.
-      dense: multiplies factorised stores out, into the logits of all items.
-      options: as for `write_store` (dtype, top_k).
-
-    Raises:
-      LogitsStoreError: no store, or weights or temperatures that do not fit them.
-    """
-    temperatures = [1.0] * len(stores) if temperatures is None else temperatures
-    if not stores or not len(stores) == len(weights) == len(temperatures):
-        raise LogitsStoreError(
-            f"{len(stores)} stores need a weight and a temperature each, got weights "
-            f"{list(weights)} and temperatures {list(temperatures)}"
-        )
-    if not (np.isfinite(weights).all() and min(temperatures) > 0):
-        raise LogitsStoreError(
-            f"weights must be finite and temperatures above 0, got {list(weights)} and "
-            f"{list(temperatures)}"
-        )
-    scales = np.asarray(weights, np.float32) / np.asarray(temperatures, np.float32)
+def _mixed_arrays(stores: Sequence[LogitsStore], scales: np.ndarray, dense: bool) -> dict[str, Any]:
+    scaled = list(zip(stores, scales, strict=True))
     # One store of last events limits the mixture to them.
     positions = min((store.positions for store in stores), key=len)
-    lengths = [store.manifest["history_length"] for store in stores]
-    names = [
-        f"{weight:g} x {store.manifest['cf_model']} / {temperature:g}"
-        for store, weight, temperature in zip(stores, weights, temperatures, strict=True)
-    ]
-    write_store(
-        path,
-        sequences,
-        catalogue,
-        **_mixed_arrays(stores, scales, positions, dense),
-        cf_model=" + ".join(names),
-        history_length=max((length for length in lengths if length is not None), default=None),
-        **options,
-    )
-
-
-def _mixed_arrays(
-    stores: Sequence[LogitsStore], scales: np.ndarray, positions: np.ndarray, dense: bool
-) -> dict[str, Any]:
-    scaled = list(zip(stores, scales, strict=True))
     if dense or any(store.item_table is None for store in stores):
 
         def logits(start: int, stop: int) -> np.ndarray:

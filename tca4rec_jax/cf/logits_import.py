@@ -14,6 +14,7 @@ import pandas as pd
 from tca4rec_jax.cf.logits_format import LogitsStoreError, StorePath
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.data.tables import read_table
 
@@ -44,20 +45,14 @@ def import_logits(
     is a user id of the data and gives the same logits to every event of the user's rows, whether or
     not they come from the user's future.
 
-    Args:
-      source: the file.
-      path: the store to write.
-      sequences, catalogue: what the logits are for.
-      floor: the logit of the items that an event of a table has no score for; None: its lowest
-        score.
-      user_ids: as RecData.user_ids, for a table with the column `user`.
-      options: as for `write_store` (cf_model, history_length, dtype, top_k).
+    `floor` is the logit of the items that an event of a table has no score for, by default its
+    lowest score; `user_ids` are those of RecData, for a table of users; `options` are those of
+    write_store (cf_model, history_length, dtype, top_k).
 
-    Raises:
-      LogitsStoreError, ValueError: no such file, not arrays of numbers or a table, a number of rows
-        or columns that does not fit (the message gives both numbers), NaN or infinite values, an
-        unknown item or row, an item twice in an event, rows without any score; the message names
-        the file and the row or the ids.
+    Raises LogitsStoreError or ValueError, naming the file and the row or the ids: no such file, not
+    arrays of numbers or a table, a number of rows or columns that does not fit (the message gives
+    both numbers), NaN or infinite values, an unknown item or row, an item twice in an event, rows
+    without any score.
     """
     source = Path(source)
     if source.suffix in (".npy", ".npz"):
@@ -77,7 +72,7 @@ def _topk_arrays(
     floor: float | None,
     user_ids: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """The arrays of a topk store from a table."""
+    """The arrays of a topk store from a table: values and items [E, K], floor [E]."""
     key, number, item, score = _read_table(source, catalogue, user_ids)
     num_events = {
         "row": len(sequences),
@@ -106,11 +101,15 @@ def _topk_arrays(
             f"{source}: {len(missing)} of {len(needed)} {key}s have no score, such as "
             f"{missing[:_SHOWN].tolist()}; give each at least one"
         )
-    arrays = _padded(number, item, score, counts_E, floor)
-    if key == "user":
-        user_E = np.repeat(sequences.user, sequences.lengths)
-        arrays = {name: array[user_E] for name, array in arrays.items()}
-    return arrays
+    events = np.repeat(sequences.user, sequences.lengths) if key == "user" else needed
+    width = int(counts_E.max())
+    scores, items = (Ragged.from_lengths(values, counts_E) for values in (score, item))
+    lowest_E = scores.pad(events, width, np.inf).min(axis=1)
+    return {
+        "values": scores.pad(events, width, 0),
+        "items": items.pad(events, width, -1),
+        "floor": lowest_E if floor is None else np.full(len(events), floor, np.float32),
+    }
 
 
 def _read_arrays(source: Path) -> dict[str, Any]:
@@ -131,9 +130,7 @@ def _read_arrays(source: Path) -> dict[str, Any]:
         ) from error
     for name, array in arrays.items():
         if array.dtype.kind not in "fiu":
-            raise LogitsStoreError(
-                f"{source}: {name} is of {array.dtype}, expected floating point numbers"
-            )
+            raise LogitsStoreError(f"{source}: {name} is of {array.dtype}, expected floating point")
     return {"logits": next(iter(arrays.values()))} if len(arrays) == 1 else arrays
 
 
@@ -179,18 +176,3 @@ def _read_table(source: Path, catalogue: Catalogue, user_ids: Sequence[str] | No
     else:
         number = table.indices("user", pd.Index(user_ids).get_indexer, "the data")
     return key, number, item, score.to_numpy(np.float32)
-
-
-def _padded(number, item, score, counts_E, floor: float | None) -> dict[str, np.ndarray]:
-    """'values' float32 [E, K], 'items' int32 [E, K] (-1 fills up), 'floor' float32 [E]."""
-    width = max(int(counts_E.max()), 1)
-    values_ExK = np.zeros((len(counts_E), width), np.float32)
-    items_ExK = np.full((len(counts_E), width), -1, np.int32)
-    column = np.arange(len(number)) - np.repeat(np.cumsum(counts_E) - counts_E, counts_E)
-    values_ExK[number, column], items_ExK[number, column] = score, item
-    if floor is None:
-        lowest_E = np.where(items_ExK >= 0, values_ExK, np.inf).min(axis=1)
-        floor_E = np.where(counts_E > 0, lowest_E, 0.0).astype(np.float32)
-    else:
-        floor_E = np.full(len(counts_E), floor, np.float32)
-    return {"values": values_ExK, "items": items_ExK, "floor": floor_E}

@@ -38,11 +38,10 @@ def entropy_and_nll_at_betas(
     logits_BxI: jax.Array, target_B: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """entropy_and_nll of logits / beta for every beta of BETAS; float32 [B, T] each."""
-
-    def at(beta):
-        return entropy_and_nll(logits_BxI / beta, target_B)
-
-    entropy_TxB, nll_TxB = jax.lax.map(at, jnp.asarray(BETAS, jnp.float32))
+    betas_T = jnp.asarray(BETAS, jnp.float32)
+    entropy_TxB, nll_TxB = jax.lax.map(
+        lambda beta: entropy_and_nll(logits_BxI / beta, target_B), betas_T
+    )
     return entropy_TxB.T, nll_TxB.T
 
 
@@ -50,9 +49,7 @@ def entropy_and_nll_at_betas(
 class LazyRows:
     """Rows that are computed when they are sliced: as long as an array, never whole in memory.
 
-    Attributes:
-      shape: (rows, columns).
-      compute: (start, stop) -> float32 [stop - start, columns].
+    `compute`: (start, stop) -> float32 [stop - start, columns].
     """
 
     shape: tuple[int, int]
@@ -86,21 +83,12 @@ def user_vectors(
 ) -> LazyRows:
     """The user vector before each flat position: what predicts `sequences.items[position]`.
 
-    Args:
-      model: see models/base.py.
-      sequences: the rows.
-      positions: int [m] flat positions; None for all of them in order.
-      batch_size: positions per call of the jitted program; the last batch is padded.
-
-    Returns:
-      float32 [m, D]; the logits [m, I] of a model without an item table.
-
-    Raises:
-      UserError: an item the model does not know.
-      ValueError: a position outside the sequences.
+    `positions` are int [m], None for all in order; `batch_size` of them at a time are padded for
+    the jitted program. Gives float32 [m, D]; the logits [m, I] of a model without an item table.
+    Raises UserError for an item the model does not know, ValueError for a position that is none.
     """
-    num_positions, num_items = len(sequences.items), model.config.num_items
-    check_items(sequences, num_items)
+    check_items(sequences, model.config.num_items)
+    num_positions = len(sequences.items)
     positions = np.arange(num_positions) if positions is None else np.asarray(positions)
     if positions.size and (positions.min() < 0 or positions.max() >= num_positions):
         raise ValueError(f"flat positions must lie in 0..{num_positions - 1}")
@@ -110,10 +98,8 @@ def user_vectors(
     def compute(start: int, stop: int) -> np.ndarray:
         return map_batches(program, positions[start:stop].astype(np.int32), batch_size=batch_size)
 
-    table_IxD = host_items(model).table_IxD
-    return LazyRows(
-        (len(positions), num_items if table_IxD is None else table_IxD.shape[1]), compute
-    )
+    columns = jax.eval_shape(program, np.zeros(1, np.int32)).shape[1]
+    return LazyRows((len(positions), columns), compute)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -167,7 +153,7 @@ def score_rows(
     *,
     batch_size: int = 1024,
 ) -> RowScores:
-    """Ranks every item for every row; logits exist only for one batch at a time.
+    """Ranks every item for every row; logits exist for one batch of `batch_size` rows at a time.
 
     Args:
       vector_RxD: user vectors, or the logits [R, I] where there is no item table.
@@ -175,7 +161,6 @@ def score_rows(
       target_R: the item that came next.
       seen_RxS: items (or PAD_ITEM) that are left out of the ranking, the target never; they count
         for NLL and entropy all the same. None leaves out none.
-      batch_size: rows of one call of the jitted program; the last batch is padded.
     """
     columns = [vector_RxD, target_R.astype(np.int32), *([] if seen_RxS is None else [seen_RxS])]
     score = functools.partial(_score_batch, items)
@@ -207,10 +192,7 @@ def _score_batch(items, vector_BxD, target_B, seen_BxS=None):
 def profile(model: CFModel, rows: ItemSequences, count_I: np.ndarray) -> dict:
     """Describes a CF model beyond its accuracy, on rows whose last item is the target.
 
-    Args:
-      model: see models/registry.py.
-      rows: histories with targets.
-      count_I: int [I], each item's interactions in the training period.
+    `count_I` has each item's interactions in the training period (int).
 
     Returns:
       'coverage@10': share of the catalogue that is among anyone's first ten.
@@ -241,11 +223,7 @@ def _describe(items, vector_BxD, target_B):
 
 
 def temperature_statistics(logits_mxI: np.ndarray) -> dict:
-    """What the CF temperature beta will mean: spread of the logits, entropy at every beta.
-
-    Args:
-      logits_mxI: float32 [m, I], of some events.
-    """
+    """What the CF temperature beta will mean: spread of some logits, entropy at every beta."""
     entropy_mxT, _ = entropy_and_nll_at_betas(logits_mxI, np.zeros(len(logits_mxI), np.int32))
     return {
         "sampled_entries": len(logits_mxI),

@@ -16,8 +16,7 @@ from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.errors import UserError
 
 MODEL_FIELDS = {
-    name: (kind.config,) if kind.training is None else (kind.config, kind.training)
-    for name, kind in MODELS.items()
+    name: tuple(filter(None, (kind.config, kind.training))) for name, kind in MODELS.items()
 }
 """By model the dataclasses that its fields are those of: a class, or an object with its values."""
 

@@ -54,7 +54,7 @@ class Ragged(Rows):
         values = values[ranges(starts.ravel(), lengths.ravel())]
         return Ragged.from_lengths(values, lengths.sum(axis=1))
 
-    def pad(self, rows_B: np.ndarray, width: int, fill: int) -> np.ndarray:
+    def pad(self, rows_B: np.ndarray, width: int, fill: float) -> np.ndarray:
         """[B, width]: the given rows, filled up with `fill`; ValueError if one is longer."""
         lengths_B = self.lengths[rows_B]
         if lengths_B.size and lengths_B.max() > width:

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tca4rec_jax.cf.logits_export import export_npy, export_stores, mix_stores
+from tca4rec_jax.cf.logits_export import export_npy, export_stores
 from tca4rec_jax.cf.logits_format import LogitsStoreError
 from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.logits_store import open_store
@@ -107,8 +107,12 @@ def test_a_table_without_a_key_column(tmp_path):
         imported(tmp_path / "scores.csv", tmp_path)
 
 
+DATA = RecData(CATALOGUE, dict.fromkeys(SPLITS, ROWS))
+
+
 def two_stores(tmp_path, dense):
-    rng, stores, full = np.random.default_rng(0), [], []
+    """The folders of two models' stores, and their logits."""
+    rng, sources, full = np.random.default_rng(0), [], []
     for number in range(2):
         vectors, table = rng.normal(size=(6, 2 + number)), rng.normal(size=(4, 2 + number))
         bias = rng.normal(size=4) if number else None
@@ -116,18 +120,18 @@ def two_stores(tmp_path, dense):
         arrays = {"vectors": vectors, "item_table": table, "item_bias": bias}
         if dense and number:
             arrays = {"logits": full[1]}
-        path = tmp_path / f"model{number}" / "train"
+        sources.append(str(tmp_path / f"model{number}"))
+        path = f"{sources[-1]}/train"
         write_store(path, ROWS, CATALOGUE, **arrays, cf_model=f"M{number}", history_length=3)
-        stores.append(open_store(path, ROWS, CATALOGUE))
-    return stores, full
+    return sources, full
 
 
 @pytest.mark.parametrize("dense", [False, True])
 def test_a_mixture_is_the_weighted_sum_of_tempered_logits(tmp_path, dense):
-    stores, full = two_stores(tmp_path, dense)
+    sources, full = two_stores(tmp_path, dense)
     mix = {"weights": [0.25, 2.0], "temperatures": [0.5, 4.0]}
-    mix_stores(tmp_path / "mix", stores, ROWS, CATALOGUE, **mix)
-    mixed = open_store(tmp_path / "mix", ROWS, CATALOGUE)
+    export_stores(tmp_path / "mix", sources, DATA, ["train"], **mix)
+    mixed = open_store(tmp_path / "mix" / "train", ROWS, CATALOGUE)
     assert mixed.kind == ("dense" if dense else "factorised")
     assert mixed.manifest["cf_model"] == "0.25 x M0 / 0.5 + 2 x M1 / 4"
     assert mixed.manifest["history_length"] == 3
@@ -140,28 +144,26 @@ def test_a_mixture_is_the_weighted_sum_of_tempered_logits(tmp_path, dense):
     [{"weights": [1.0]}, {"weights": [1, np.nan]}, {"weights": [1, 1], "temperatures": [1, 0]}],
 )
 def test_weights_that_do_not_fit_are_errors(tmp_path, mix):
-    stores, _ = two_stores(tmp_path, False)
+    sources, _ = two_stores(tmp_path, False)
     with pytest.raises(LogitsStoreError, match="weight"):
-        mix_stores(tmp_path / "mix", stores, ROWS, CATALOGUE, **mix)
+        export_stores(tmp_path / "mix", sources, DATA, ["train"], **mix)
 
 
 def test_logits_that_leave_as_npy_come_back_bit_equal(tmp_path):
-    two_stores(tmp_path, False)
-    data = RecData(CATALOGUE, dict.fromkeys(SPLITS, ROWS))
-    sources = [str(tmp_path / "model1")]
-    export_npy(tmp_path / "out", sources, data, ["train"])
+    sources = two_stores(tmp_path, False)[0][1:]
+    export_npy(tmp_path / "out", sources, DATA, ["train"])
     back = imported(tmp_path / "out" / "train.npy", tmp_path)
     stored = open_store(tmp_path / "model1" / "train", ROWS, CATALOGUE)
     np.testing.assert_array_equal(back.read(np.arange(6)), stored.logits(np.arange(6)))
-    export_stores(str(tmp_path / "dense"), sources, data, ["train"], weights=[1.0], dense=True)
+    export_stores(str(tmp_path / "dense"), sources, DATA, ["train"], weights=[1.0], dense=True)
     dense = open_store(tmp_path / "dense" / "train", ROWS, CATALOGUE)
     assert dense.kind == "dense"
     np.testing.assert_array_equal(back.read(np.arange(6)), dense.read(np.arange(6)))
     options = {"weights": [1.0], "dtype": "bfloat16", "top_k": 2}
-    export_stores(str(tmp_path / "small"), sources, data, ["train"], **options)
+    export_stores(str(tmp_path / "small"), sources, DATA, ["train"], **options)
     small = open_store(tmp_path / "small" / "train", ROWS, CATALOGUE)
     assert small.kind == "topk"
     same = small.logits(np.arange(6)).argmax(1) == stored.logits(np.arange(6)).argmax(1)
     assert same.mean() > 0.8
     with pytest.raises(ValueError, match="mix them first"):
-        export_npy(tmp_path / "out", sources * 2, data, ["train"])
+        export_npy(tmp_path / "out", sources * 2, DATA, ["train"])
