@@ -104,7 +104,7 @@ def _without_last(sequences: ItemSequences) -> ItemSequences:
 def known_users_ndcg(model: nnx.Module, rows: ItemSequences) -> dict[str, float]:
     """NDCG@10 of the users' last items among those they had not had before."""
     seen_RxS, target_R = rows.histories_and_targets(int(rows.lengths.max()) - 1)
-    vector_UxD = np.asarray(model.known_user_vectors())
+    vector_UxD = np.asarray(model.vectors()[0])
     scores = score_rows(vector_UxD, host_items(model), target_R, seen_RxS)
     return {"ndcg@10": float(ndcg(scores.rank, 10).mean())}
 

@@ -60,9 +60,8 @@ class LossConfig:
 
 def softmax_loss(queries: TrainingQueries, target_BxP: jax.Array) -> jax.Array:
     """Cross-entropy over the whole catalogue, float32 [B, P]."""
-    vector_BxPxD = queries.vector_BxPxD
-    flat_QxD = vector_BxPxD.reshape(-1, vector_BxPxD.shape[-1])
-    logits_QxI = cf_logits(flat_QxD, queries.items)
+    vector_QxD = queries.vector_BxPxD.reshape(target_BxP.size, -1)
+    logits_QxI = cf_logits(vector_QxD, queries.items)
     loss_Q = optax.softmax_cross_entropy_with_integer_labels(logits_QxI, target_BxP.reshape(-1))
     return loss_Q.reshape(target_BxP.shape)
 
@@ -71,7 +70,6 @@ def sampled_loss(
     loss: str, queries: TrainingQueries, target_BxP: jax.Array, negative_BxPxN: jax.Array
 ) -> jax.Array:
     """'bce' or 'bpr' of the target against the negatives, float32 [B, P]."""
-
     table_IxD, bias_I = queries.items
     if table_IxD is None:
         raise ValueError("a sampled loss needs item vectors")

@@ -15,7 +15,7 @@ from flax import nnx
 
 from tca4rec_jax.batching import map_batches
 from tca4rec_jax.cf.models.base import CFModel
-from tca4rec_jax.cf.windows import row_starts, windows_before
+from tca4rec_jax.cf.windows import FlatRows, windows_at
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError
@@ -92,8 +92,7 @@ def user_vectors(
     positions = np.arange(num_positions) if positions is None else np.asarray(positions)
     if positions.size and (positions.min() < 0 or positions.max() >= num_positions):
         raise ValueError(f"flat positions must lie in 0..{num_positions - 1}")
-    flat = (jnp.asarray(sequences.items), jnp.asarray(row_starts(sequences)))
-    program = functools.partial(_vectors, *nnx.split(model), *flat)
+    program = functools.partial(_vectors, *nnx.split(model), FlatRows.of(sequences))
 
     def compute(start: int, stop: int) -> np.ndarray:
         return map_batches(program, positions[start:stop].astype(np.int32), batch_size=batch_size)
@@ -103,11 +102,11 @@ def user_vectors(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _vectors(graph, state, items_n, row_starts_n, position_B):
+def _vectors(graph, state, rows, position_B):
     model = nnx.merge(graph, state)
     length = model.config.history_length or 1  # a model that reads no history has None
-    history_BxS = windows_before(items_n, row_starts_n, position_B, length)
-    return model.user_vectors(history_BxS).astype(jnp.float32)
+    windows = windows_at(rows, position_B, length)
+    return model.user_vectors(windows.history_BxS).astype(jnp.float32)
 
 
 def check_history_length(wanted: int, available: int | None) -> None:

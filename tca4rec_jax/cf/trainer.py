@@ -9,9 +9,10 @@ n flat positions, T batches of an epoch.
 
 import dataclasses
 import functools
+import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,12 +129,12 @@ def fit(
     """Trains `model` on the users' sequences `train`; the model passed in is left unchanged.
 
     Args:
-      model: a CF model with `queries` (see models/registry.py).
+      model: a CF model with `queries`.
       train: users' sequences of the training period; for targets 'last' histories with targets.
       validation: histories with their target last; ranked in full after every epoch.
-      config: see FitConfig.
-      checkpoint: a file that the state is kept in, now and then; a training with the same
-        config and data that was cut off goes on from it. It stays after the training.
+      config: the loss and the schedule.
+      checkpoint: a file for the state, written now and then: a training of the same config and data
+        that was cut off goes on from it. It stays after the training.
       evaluate: (model, validation) -> metrics of an epoch; 'ndcg@10' among them chooses the best.
 
     Raises:
@@ -144,16 +145,16 @@ def fit(
     rows = _rows_on_device(model, train, validation, config)
     graph, *states = nnx.split(model, nnx.Param, ...)
     params, constants = states
-    run_epoch = functools.partial(_run_epoch, graph, _program_of(config), constants, rows)
-    order = _BatchOrder(train, model.config.history_length, config)
+    compiled = dataclasses.replace(config, seed=0, max_epochs=1, patience=1)  # whatever they are
+    run_epoch = functools.partial(_run_epoch, graph, compiled, constants, rows)
     # An epoch donates what it is given, and the caller keeps the model passed in.
     params = jax.tree.map(jnp.copy, params)
     state = _State(params, _optimizer(config).init(params), params)
     hashes = [rows.content_hash() for rows in (train, validation)]
     identity = fingerprint([dataclasses.asdict(config), repr(model.config), hashes])
     state, epochs = _resume(checkpoint, state, identity)
-    for _ in epochs:
-        order.next_epoch()
+    batches = _batches(train, model.config.history_length, config)
+    batches = itertools.islice(batches, len(epochs), None)
     best = max(epochs, key=lambda record: record["ndcg@10"])["epoch"] if epochs else 0
     start = time.perf_counter() - (epochs[-1]["seconds"] if epochs else 0.0)
 
@@ -164,8 +165,11 @@ def fit(
     for epoch in progress:
         if best and epoch - 1 - best >= config.patience:
             break
-        carry, loss = run_epoch(carry, order.next_epoch(), jax.random.fold_in(key, epoch))
-        loss = _finite(float(loss), epoch, config)
+        carry, loss_of_epoch = run_epoch(carry, next(batches), jax.random.fold_in(key, epoch))
+        loss = float(loss_of_epoch)
+        if not np.isfinite(loss):
+            hint = f"lower cf.learning_rate ({config.learning_rate})"
+            raise FloatingPointError(f"the CF loss is {loss} in epoch {epoch}; {hint}")
         scores = evaluate(nnx.merge(graph, carry[0], constants), validation)
         epochs.append({"epoch": epoch, "loss": loss, **scores})
         epochs[-1]["seconds"] = time.perf_counter() - start
@@ -179,30 +183,20 @@ def fit(
     return FitResult(nnx.merge(graph, best_params, constants), best, epochs)
 
 
-def _finite(loss: float, epoch: int, config: FitConfig) -> float:
-    if not np.isfinite(loss):
-        raise FloatingPointError(
-            f"the CF loss is {loss} in epoch {epoch}; lower cf.learning_rate "
-            f"({config.learning_rate})"
-        )
-    return loss
-
-
 def _rows_on_device(
     model: CFModel, train: ItemSequences, validation: ItemSequences, config: FitConfig
 ) -> _Rows:
     """The training data, checked; raises as `fit`."""
     num_items = model.config.num_items
-    check_items(train, num_items)
-    check_items(validation, num_items)
+    for rows in (train, validation):
+        check_items(rows, num_items)
     if not len(validation):
         raise UserError("there are no validation rows: early stopping needs at least one")
     flat = FlatRows.of(train)
-    if config.loss == "softmax":
-        return _Rows(flat, None)
-    if config.negatives_outside == "user":
+    sampled = config.loss != "softmax"
+    if sampled and config.negatives_outside == "user":
         return _Rows(flat, SeenByUser.of(train, num_items))
-    if num_items <= model.config.history_length + 1:
+    if sampled and num_items <= model.config.history_length + 1:
         raise UserError(
             f"the CF loss {config.loss!r} samples negatives outside the window, which {num_items} "
             "items cannot always provide; use 'softmax'"
@@ -210,37 +204,26 @@ def _rows_on_device(
     return _Rows(flat, None)
 
 
-class _BatchOrder:
-    """Shuffled flat positions, batch after batch; what an epoch leaves over opens the next one."""
-
-    def __init__(self, rows: ItemSequences, history_length: int, config: FitConfig):
-        every = config.targets != "last"
-        self._positions = np.arange(len(rows.items)) if every else rows.last_positions
-        self._rng = np.random.default_rng(config.seed)
-        windows = len(self._positions) // (history_length if config.targets == "all" else 1)
-        self._batch_size = min(config.batch_size, len(self._positions))
-        self._num_batches = max(windows // self._batch_size, 1)
-        self._left = np.empty(0, np.int32)
-
-    def next_epoch(self) -> np.ndarray:
-        """int32 [T, B]."""
-        wanted = self._num_batches * self._batch_size
-        while len(self._left) < wanted:
-            shuffled = self._rng.permutation(len(self._positions))
-            self._left = np.concatenate([self._left, self._positions[shuffled].astype(np.int32)])
-        taken, self._left = self._left[:wanted], self._left[wanted:]
-        return taken.reshape(self._num_batches, self._batch_size)
+def _batches(rows: ItemSequences, history_length: int, config: FitConfig) -> Iterator[np.ndarray]:
+    """Shuffled flat positions of epochs, int32 [T, B]; what one leaves over opens the next one."""
+    every = config.targets != "last"
+    positions = np.arange(len(rows.items)) if every else rows.last_positions
+    windows = len(positions) // (history_length if config.targets == "all" else 1)
+    batch_size = min(config.batch_size, len(positions))
+    wanted = max(windows // batch_size, 1) * batch_size
+    rng, left = np.random.default_rng(config.seed), np.empty(0, np.int32)
+    while True:
+        while len(left) < wanted:
+            shuffled = positions[rng.permutation(len(positions))]
+            left = np.concatenate([left, shuffled.astype(np.int32)])
+        yield left[:wanted].reshape(-1, batch_size)
+        left = left[wanted:]
 
 
 def _optimizer(config: FitConfig) -> optax.GradientTransformation:
     if config.regularisation:
         return optax.adamw(config.learning_rate, weight_decay=config.regularisation)
     return optax.adam(config.learning_rate)
-
-
-def _program_of(config: FitConfig) -> FitConfig:
-    """The config without what the compiled epoch does not depend on."""
-    return dataclasses.replace(config, seed=0, max_epochs=1, patience=1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)

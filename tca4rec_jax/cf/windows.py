@@ -4,8 +4,8 @@ A *flat position* j is an index into `ItemSequences.items`. Its window holds the
 precede it in its own row, oldest first, left padded with PAD_ITEM; the item at j is what a model
 predicts from the window.
 
-Axis letters: B batch of positions, S history length, n flat positions, P supervised positions of a
-window, I items, D width.
+Axis letters: B batch of positions, S history length, L = S + 1, n flat positions, P supervised
+positions of a window, I items, D width, E (user, item) pairs.
 """
 
 from typing import NamedTuple
@@ -34,9 +34,12 @@ class FlatRows(NamedTuple):
 
     @classmethod
     def of(cls, sequences: ItemSequences) -> "FlatRows":
-        """The arrays of sequences; raises as row_starts."""
-        arrays = (sequences.items, row_starts(sequences), users_of(sequences))
-        return cls(*(jnp.asarray(array) for array in arrays))
+        """The arrays of sequences; raises UserError if their positions are too many for int32."""
+        count = len(sequences.items)
+        if count > np.iinfo(np.int32).max:
+            raise UserError(f"{count} flat positions are more than int32 can index; split the rows")
+        starts_n = np.repeat(sequences.offsets[:-1], sequences.lengths).astype(np.int32)
+        return cls(*map(jnp.asarray, (sequences.items, starts_n, users_of(sequences))))
 
 
 class HistoryWindows(NamedTuple):
@@ -44,8 +47,8 @@ class HistoryWindows(NamedTuple):
 
     Attributes:
       history_BxS: int32, left padded with PAD_ITEM.
-      target_BxS: int32, the item after each one of the window (the last column: the item at the
-        flat position), PAD_ITEM where there is nothing to predict.
+      target_BxS: int32, the item after each one of the window: in the last column the one at the
+        flat position, PAD_ITEM before a row's first item, which an empty history predicts.
       user_B: int32, only for models that know users by id.
     """
 
@@ -70,8 +73,10 @@ class TrainingQueries(NamedTuple):
 
 def windows_at(rows: FlatRows, position_B: jax.Array, history_length: int) -> HistoryWindows:
     """The windows of the given flat positions; traceable."""
-    at = (rows.items_n, rows.row_starts_n, position_B, history_length)
-    return HistoryWindows(windows_before(*at), targets_of_windows(*at), rows.user_n[position_B])
+    flat_BxL = position_B[:, None] + np.arange(-history_length, 1)[None, :]
+    inside_BxL = flat_BxL >= rows.row_starts_n[position_B][:, None]
+    item_BxL = jnp.where(inside_BxL, rows.items_n[jnp.maximum(flat_BxL, 0)], PAD_ITEM)
+    return HistoryWindows(item_BxL[:, :-1], item_BxL[:, 1:], rows.user_n[position_B])
 
 
 def users_of(sequences: ItemSequences) -> np.ndarray:
@@ -84,41 +89,3 @@ def user_item_pairs(sequences: ItemSequences) -> tuple[np.ndarray, np.ndarray]:
     """The distinct (user 0..U-1, item) pairs, sorted by user, then item: int32 [E] each."""
     pairs = np.unique(np.stack([users_of(sequences), sequences.items]), axis=1)
     return pairs[0], pairs[1]
-
-
-def row_starts(sequences: ItemSequences) -> np.ndarray:
-    """The first flat position of the row that each flat position belongs to, int32 [n].
-
-    Raises:
-      UserError: more flat positions than int32 can index.
-    """
-    if len(sequences.items) > np.iinfo(np.int32).max:
-        raise UserError(
-            f"{len(sequences.items)} flat positions are more than int32 can index; split the rows"
-        )
-    return np.repeat(sequences.offsets[:-1], sequences.lengths).astype(np.int32)
-
-
-def windows_before(
-    items_n: jax.Array, row_starts_n: jax.Array, position_B: jax.Array, history_length: int
-) -> jax.Array:
-    """The window before each position, int32 [B, history_length]; traceable."""
-    return _gather(items_n, row_starts_n, position_B, np.arange(-history_length, 0))
-
-
-def targets_of_windows(
-    items_n: jax.Array, row_starts_n: jax.Array, position_B: jax.Array, history_length: int
-) -> jax.Array:
-    """The item that follows each one of the window, int32 [B, history_length]; traceable.
-
-    The last column is the item at the flat position. PAD_ITEM where the next item is padding too:
-    nothing is predicted there. The padding just before a row's first item predicts that item from
-    an empty history.
-    """
-    return _gather(items_n, row_starts_n, position_B, np.arange(1 - history_length, 1))
-
-
-def _gather(items_n, row_starts_n, position_B, shift_S):
-    flat_BxS = position_B[:, None] + shift_S[None, :]
-    inside_BxS = flat_BxS >= row_starts_n[position_B][:, None]
-    return jnp.where(inside_BxS, items_n[jnp.maximum(flat_BxS, 0)], PAD_ITEM)

@@ -165,5 +165,5 @@ def test_an_interrupted_training_goes_on_to_the_same_model(tmp_path, monkeypatch
 
 def test_targets_last_supervises_only_the_last_item_of_each_row():
     rows = cyclic_rows(7, 6, seed=0)
-    order = fit_module._BatchOrder(rows, 4, FitConfig(targets="last", batch_size=7))
-    assert sorted(order.next_epoch().ravel()) == rows.last_positions.tolist()
+    epochs = fit_module._batches(rows, 4, FitConfig(targets="last", batch_size=7))
+    assert sorted(next(epochs).ravel()) == rows.last_positions.tolist()

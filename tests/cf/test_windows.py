@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tca4rec_jax.cf.windows import row_starts, targets_of_windows, windows_before
+from tca4rec_jax.cf.windows import FlatRows, windows_at
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
 
@@ -26,19 +26,15 @@ def test_windows_of_every_position_against_a_loop(length):
             history.append(left_padded(row[:place], length))
             target.append(left_padded(row[: place + 1], length))
     positions = np.arange(len(sequences.items))
-    starts = row_starts(sequences)
-    got = windows_before(sequences.items, starts, positions, length)
-    np.testing.assert_array_equal(got, history)
-    got = targets_of_windows(sequences.items, starts, positions, length)
-    np.testing.assert_array_equal(got, target)
+    got = windows_at(FlatRows.of(sequences), positions, length)
+    np.testing.assert_array_equal(got.history_BxS, history)
+    np.testing.assert_array_equal(got.target_BxS, target)
+    np.testing.assert_array_equal(got.user_B, [0] * 5 + [1] + [2] * 3)
 
 
 def test_windows_of_last_positions_are_the_histories_of_the_rows():
     sequences = sequences_of([[5, 3, 8, 1, 2], [7, 0], [4, 4, 6]])
     history, target = sequences.histories_and_targets(3)
-    last = sequences.last_positions
-    got = windows_before(sequences.items, row_starts(sequences), last, 3)
-    np.testing.assert_array_equal(got, history)
-    np.testing.assert_array_equal(
-        targets_of_windows(sequences.items, row_starts(sequences), last, 3)[:, -1], target
-    )
+    got = windows_at(FlatRows.of(sequences), sequences.last_positions, 3)
+    np.testing.assert_array_equal(got.history_BxS, history)
+    np.testing.assert_array_equal(got.target_BxS[:, -1], target)

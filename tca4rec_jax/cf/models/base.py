@@ -4,6 +4,7 @@ Axis letters: B batch, S positions of a history, Q those that ask, I items, D wi
 dim.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,22 +13,53 @@ from flax import nnx
 
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
-from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+from tca4rec_jax.errors import UserError
+
+Key = jax.Array | None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture of a CF model: sizes of the data, then fields with a default, the user's.
+
+    Attributes:
+      num_items: catalogue size I.
+      history_length: the most items S of a history that the model reads.
+
+    Raises:
+      UserError: a size, the heads or the dropout are out of range.
+    """
+
+    num_items: int
+    history_length: int
+
+    def __post_init__(self):
+        model, values = type(self).__name__.removesuffix("Config"), vars(self)
+        for name in ("num_items", "history_length", "units", "blocks", "heads"):
+            if values.get(name, 1) < 1:
+                raise UserError(f"{model}: {name} must be at least 1, got {values[name]}")
+        units, heads = values.get("units", 1), values.get("heads", 1)
+        if units % heads:
+            raise UserError(f"{model}: {heads} heads do not divide {units} units")
+        if not 0.0 <= values.get("dropout", 0.0) < 1.0:
+            raise UserError(f"{model}: dropout must be in [0, 1), got {values['dropout']}")
 
 
 class CFModel(nnx.Module):
     """A CF model: its logit of an item is user vector . item row + item bias.
 
     The vector of a position is a function of the items before it and of nothing else, so logits are
-    causal by construction and unseen users are like any other; bpr_mf.py and lightgcn.py say what
-    that means for models that know users by id.
+    causal by construction and unseen users are like any other; bpr_mf.py says what that means for
+    models that know users by id.
 
     Attributes:
-      config: a frozen dataclass with `num_items`, perhaps `num_users`, `history_length` (None: it
-        reads no history), and fields with a default, which are the user's.
+      config: a ModelConfig; of a model that reads no history `history_length` is None.
     """
 
     config: Any
+    item_table: nnx.Param
+    item_bias: Any = None
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         self.config = config
@@ -41,7 +73,8 @@ class CFModel(nnx.Module):
 
     def items(self) -> CFItems:
         """The item table [I, D] and the bias [I] or None; DENSE for a model without a table."""
-        raise NotImplementedError
+        bias = self.item_bias
+        return CFItems(self.item_table[...], None if bias is None else bias[...])
 
     def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """What a gradient step supervises: all positions of the windows, or the last one alone."""
@@ -51,13 +84,35 @@ class CFModel(nnx.Module):
         """Takes from the training data what needs no gradients; by default nothing."""
 
 
+class SequenceModel(CFModel):
+    """A model whose vector after a position predicts the item that follows."""
+
+    def hidden(self, history_BxS: jax.Array, key: Key = None, last_only: bool = False) -> jax.Array:
+        """The vectors after the last Q positions, float32 [B, Q, D]: all S, or only the last one.
+
+        The histories are int32, oldest first, left padded to the config's history_length; the key
+        is for dropout, None outside training.
+        """
+        raise NotImplementedError
+
+    def user_vectors(self, history_BxS: jax.Array) -> jax.Array:
+        """The vector of each whole history, float32 [B, D]; an empty history has one too."""
+        return self.hidden(history_BxS)[:, -1]
+
+    def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
+        """The vectors of `hidden`, and the items that follow."""
+        hidden_BxQxD = self.hidden(windows.history_BxS, key, last_only)
+        target_BxQ = windows.target_BxS[:, -hidden_BxQxD.shape[1] :]
+        return TrainingQueries(hidden_BxQxD, target_BxQ, self.items())
+
+
 class Dropout(nnx.Module):
     """Inverted dropout whose randomness is an argument, so that the module has no state."""
 
     def __init__(self, rate: float):
         self.rate = rate
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, key: Key) -> jax.Array:
         """x with a random share of its numbers set to zero; x itself without a key."""
         if key is None or self.rate == 0.0:
             return x
@@ -67,7 +122,7 @@ class Dropout(nnx.Module):
         return jnp.where(keep, x * (256.0 / kept), 0.0)
 
 
-def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
+def split_key(key: Key, count: int) -> list[Key]:
     """`count` keys of a key; None for each if there is none."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
@@ -79,15 +134,12 @@ def attend(
     allowed_BxQxS: jax.Array,
     heads: int,
     dropout: Dropout,
-    dropout_key: jax.Array | None,
+    dropout_key: Key,
 ) -> jax.Array:
-    """Multi-head attention of queries over sources, float32 [B, Q, D].
+    """Multi-head attention of projected queries over sources, float32 [B, Q, D].
 
-    Args:
-      query_BxQxD, key_BxSxD, value_BxSxD: projected, float32.
-      allowed_BxQxS: bool, or broadcast to it; every query may attend to at least one source.
-      heads: must divide D.
-      dropout, dropout_key: of the attention weights.
+    `allowed` is bool, or broadcast to it; every query may attend to at least one source. `heads`
+    must divide D. The dropout is that of the attention weights.
     """
 
     def split(x):
@@ -102,9 +154,15 @@ def attend(
     return attended_BxQxNxH.reshape(query_BxQxD.shape)
 
 
-def normal_table(rngs: nnx.Rngs, std: float, rows: int, units: int) -> nnx.Param:
+def normal_table(rngs: nnx.Rngs, rows: int, units: int, std: float = 0.02) -> nnx.Param:
     """A table of vectors, normally distributed, float32 [rows, units]."""
     return nnx.Param(std * jax.random.normal(rngs.params(), (rows, units)))
+
+
+def history_rows(table_IxD: jax.Array, history_BxS: jax.Array) -> jax.Array:
+    """The rows of a history's items, float32 [B, S, D]; zeros at padding."""
+    rows_BxSxD = table_IxD[jnp.maximum(history_BxS, 0)]
+    return jnp.where((history_BxS != PAD_ITEM)[:, :, None], rows_BxSxD, 0.0)
 
 
 class Statistic(nnx.Variable):

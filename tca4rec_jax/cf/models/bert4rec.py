@@ -13,29 +13,26 @@ Axis letters: B batch, S positions of a history, L = S + 1 positions with the ta
 positions, I items, D width.
 """
 
+import functools
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.base import CFModel, Dropout, attend, split_key
+from tca4rec_jax.cf.models import base
+from tca4rec_jax.cf.models.base import Key
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
-from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM
-from tca4rec_jax.errors import UserError
 
-INITIAL_STD = 0.02
-_INITIALIZER = nnx.initializers.truncated_normal(INITIAL_STD)
+_INITIALIZER = nnx.initializers.truncated_normal(0.02)
 
 
 @dataclass(frozen=True)
-class BERT4RecConfig:
+class BERT4RecConfig(base.ModelConfig):
     """The architecture of a BERT4Rec model.
 
     Attributes:
-      num_items: catalogue size I.
-      history_length: longest history S the model reads.
       units: width D.
       blocks: transformer blocks.
       heads: attention heads; must divide `units`.
@@ -43,17 +40,11 @@ class BERT4RecConfig:
       masked: share of a window's positions that the Cloze task masks.
     """
 
-    num_items: int
-    history_length: int
     units: int = 64
     blocks: int = 2
     heads: int = 2
     dropout: float = 0.1
     masked: float = 0.3
-
-    def __post_init__(self):
-        if self.units % self.heads:
-            raise UserError(f"BERT4Rec: {self.heads} heads do not divide {self.units} units")
 
 
 class Block(nnx.Module):
@@ -61,31 +52,28 @@ class Block(nnx.Module):
 
     def __init__(self, config: BERT4RecConfig, *, rngs: nnx.Rngs):
         D = config.units
-
-        def linear(inputs, outputs):
-            return nnx.Linear(inputs, outputs, kernel_init=_INITIALIZER, rngs=rngs)
-
+        linear = functools.partial(nnx.Linear, kernel_init=_INITIALIZER, rngs=rngs)
         self.heads = config.heads
         self.query, self.key, self.value = linear(D, D), linear(D, D), linear(D, D)
         self.attended = linear(D, D)
         self.attention_norm = nnx.LayerNorm(D, rngs=rngs)
         self.inner, self.outer = linear(D, 4 * D), linear(4 * D, D)
         self.feed_forward_norm = nnx.LayerNorm(D, rngs=rngs)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = base.Dropout(config.dropout)
 
-    def __call__(self, x_BxLxD: jax.Array, real_BxL: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BxLxD: jax.Array, real_BxL: jax.Array, key: Key) -> jax.Array:
         """The outputs, float32 [B, L, D]; `real_BxL` is False at padding, `key` is for dropout."""
-        keys = split_key(key, 3)
+        keys = base.split_key(key, 3)
         projected = self.query(x_BxLxD), self.key(x_BxLxD), self.value(x_BxLxD)
         allowed_Bx1xL = real_BxL[:, None, :]
-        attended_BxLxD = attend(*projected, allowed_Bx1xL, self.heads, self.dropout, keys[0])
+        attended_BxLxD = base.attend(*projected, allowed_Bx1xL, self.heads, self.dropout, keys[0])
         attended_BxLxD = self.dropout(self.attended(attended_BxLxD), keys[1])
         x_BxLxD = self.attention_norm(x_BxLxD + attended_BxLxD)
         forward_BxLxD = self.outer(jax.nn.gelu(self.inner(x_BxLxD)))
         return self.feed_forward_norm(x_BxLxD + self.dropout(forward_BxLxD, keys[2]))
 
 
-class BERT4Rec(CFModel):
+class BERT4Rec(base.CFModel):
     """The model; see the module's docstring."""
 
     def __init__(self, config: BERT4RecConfig, *, rngs: nnx.Rngs):
@@ -101,47 +89,35 @@ class BERT4Rec(CFModel):
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.blocks)])
         self.output = nnx.Linear(config.units, config.units, kernel_init=_INITIALIZER, rngs=rngs)
         self.output_norm = nnx.LayerNorm(config.units, rngs=rngs)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = base.Dropout(config.dropout)
 
-    def hidden(
-        self, items_BxL: jax.Array, masked_BxL: jax.Array, dropout_key: jax.Array | None = None
-    ) -> jax.Array:
-        """Outputs at every position, float32 [B, L, D].
+    def hidden(self, items_BxL: jax.Array, masked_BxL: jax.Array, key: Key = None) -> jax.Array:
+        """Outputs at every position, float32 [B, L, D]; the key is for dropout, in training.
 
-        Args:
-          items_BxL: int32, left padded with PAD_ITEM; items at masked positions have no effect.
-          masked_BxL: bool, where [mask] stands.
-          dropout_key: a PRNG key in training, None otherwise.
+        Items are int32, left padded with PAD_ITEM; those where `masked` is True have no effect.
         """
-        keys = split_key(dropout_key, 1 + len(self.blocks))
-        item_BxLxD = self.item_table[...][jnp.maximum(items_BxL, 0)]
-        masked_BxLx1 = masked_BxL[:, :, None]
-        x_BxLxD = jnp.where(masked_BxLx1, self.mask_vector[...][None], item_BxLxD)
+        keys = base.split_key(key, 1 + len(self.blocks))
+        x_BxLxD = self.item_table[...][jnp.maximum(items_BxL, 0)]
+        x_BxLxD = jnp.where(masked_BxL[:, :, None], self.mask_vector[...][None], x_BxLxD)
         x_BxLxD = self.input_norm(x_BxLxD + self.position_table[...][None])
         x_BxLxD = self.dropout(x_BxLxD, keys[0])
         real_BxL = (items_BxL != PAD_ITEM) | masked_BxL
-        for block, key in zip(self.blocks, keys[1:], strict=True):
-            x_BxLxD = block(x_BxLxD, real_BxL, key)
+        for number, block in enumerate(self.blocks, start=1):
+            x_BxLxD = block(x_BxLxD, real_BxL, keys[number])
         return x_BxLxD
 
     def user_vectors(self, history_BxS: jax.Array) -> jax.Array:
         """The vector of each whole history, float32 [B, D]; an empty history has one too."""
         items_BxL = jnp.pad(history_BxS, ((0, 0), (0, 1)), constant_values=PAD_ITEM)
-        last_L = jnp.arange(items_BxL.shape[1]) == history_BxS.shape[1]
-        masked_BxL = jnp.broadcast_to(last_L[None], items_BxL.shape)
+        masked_BxL = jnp.zeros(items_BxL.shape, bool).at[:, -1].set(True)
         return self._head(self.hidden(items_BxL, masked_BxL)[:, -1])
 
-    def items(self) -> CFItems:
-        """The item table, float32 [I, D], and the bias, float32 [I]."""
-        return CFItems(self.item_table[...], self.item_bias[...])
-
     def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
-        """The masked positions predict their items; with `last_only` the target alone is masked."""
+        """The masked positions, or with `last_only` the target alone, predict their items."""
         dropout_key, mask_key = jax.random.split(key)
         items_BxL = jnp.concatenate([windows.history_BxS, windows.target_BxS[:, -1:]], axis=1)
-        position_BxP, chosen_BxP = _masked_positions(
-            items_BxL, mask_key, 0.0 if last_only else self.config.masked
-        )
+        share = 0.0 if last_only else self.config.masked
+        position_BxP, chosen_BxP = _masked_positions(items_BxL, mask_key, share)
         at_BxPxL = position_BxP[:, :, None] == jnp.arange(items_BxL.shape[1])[None, None, :]
         masked_BxL = jnp.any(at_BxPxL & chosen_BxP[:, :, None], axis=1)
         hidden_BxLxD = self.hidden(items_BxL, masked_BxL, dropout_key)

@@ -14,28 +14,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tca4rec_jax.cf.models.base import CFModel, Dropout, normal_table, split_key
-from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
-from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.cf.models import base
+from tca4rec_jax.cf.models.base import Key
 from tca4rec_jax.data.sequences import PAD_ITEM
-
-INITIAL_STD = 0.02
 
 
 @dataclass(frozen=True)
-class GRU4RecConfig:
+class GRU4RecConfig(base.ModelConfig):
     """The architecture of a GRU4Rec model.
 
     Attributes:
-      num_items: catalogue size I.
-      history_length: longest history S the model reads.
       units: width D of the embeddings and the states.
       layers: recurrent layers.
       dropout: probability, applied to the input and between the layers.
     """
 
-    num_items: int
-    history_length: int
     units: int = 64
     layers: int = 1
     dropout: float = 0.3
@@ -68,36 +61,22 @@ class GRULayer(nnx.Module):
         return jnp.swapaxes(jax.lax.scan(step, first_BxD, inputs)[1], 0, 1)
 
 
-class GRU4Rec(CFModel):
+class GRU4Rec(base.SequenceModel):
     """The model; see the module's docstring."""
 
     def __init__(self, config: GRU4RecConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.item_table = normal_table(rngs, INITIAL_STD, config.num_items, config.units)
+        self.item_table = base.normal_table(rngs, config.num_items, config.units)
         self.layers = nnx.List([GRULayer(config.units, rngs=rngs) for _ in range(config.layers)])
         self.output = nnx.Linear(config.units, config.units, rngs=rngs)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = base.Dropout(config.dropout)
 
-    def hidden(self, history_BxS: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Outputs at every position, float32 [B, S, D]; position s has seen items 0..s."""
-        keys = split_key(dropout_key, len(self.layers))
+    def hidden(self, history_BxS: jax.Array, key: Key = None, last_only: bool = False) -> jax.Array:
+        """The vectors after every position, or after the last one alone, float32 [B, Q, D]."""
+        keys = base.split_key(key, len(self.layers))
         real_BxS = history_BxS != PAD_ITEM
         x_BxSxD = self.item_table[...][jnp.maximum(history_BxS, 0)]
-        for layer, key in zip(self.layers, keys, strict=True):
-            x_BxSxD = layer(self.dropout(x_BxSxD, key), real_BxS)
-        return self.output(x_BxSxD)
-
-    def user_vectors(self, history_BxS: jax.Array) -> jax.Array:
-        """The vector of each whole history, float32 [B, D]; an empty history has one too."""
-        return self.hidden(history_BxS)[:, -1]
-
-    def items(self) -> CFItems:
-        """The table of the inner products, float32 [I, D]; no bias."""
-        return CFItems(self.item_table[...])
-
-    def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
-        """Every position predicts the item after it; with `last_only` the last one alone."""
-        hidden_BxSxD, target_BxS = self.hidden(windows.history_BxS, key), windows.target_BxS
-        if last_only:
-            hidden_BxSxD, target_BxS = hidden_BxSxD[:, -1:], target_BxS[:, -1:]
-        return TrainingQueries(hidden_BxSxD, target_BxS, self.items())
+        for layer, layer_key in zip(self.layers, keys, strict=True):
+            x_BxSxD = layer(self.dropout(x_BxSxD, layer_key), real_BxS)
+        hidden_BxSxD = self.output(x_BxSxD)
+        return hidden_BxSxD[:, -1:] if last_only else hidden_BxSxD

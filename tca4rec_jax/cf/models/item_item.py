@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tca4rec_jax.cf.models.base import CFModel, Statistic
+from tca4rec_jax.cf.models.base import CFModel, ModelConfig, Statistic
 from tca4rec_jax.cf.windows import user_item_pairs
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
@@ -27,33 +27,25 @@ _USERS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class EASEConfig:
+class EASEConfig(ModelConfig):
     """The settings of EASE.
 
     Attributes:
-      num_items: catalogue size I.
-      history_length: how many items of a history count.
       regularisation: added to the diagonal of X'X; larger is smoother.
     """
 
-    num_items: int
-    history_length: int
     regularisation: float = 250.0
 
 
 @dataclass(frozen=True)
-class ItemKNNConfig:
+class ItemKNNConfig(ModelConfig):
     """The settings of ItemKNN.
 
     Attributes:
-      num_items: catalogue size I.
-      history_length: how many items of a history count.
       neighbours: kept per item.
       regularisation: added to the denominator of the cosine (shrinkage).
     """
 
-    num_items: int
-    history_length: int
     neighbours: int = 100
     regularisation: float = 10.0
 
