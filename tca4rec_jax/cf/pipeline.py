@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -25,44 +24,33 @@ from tca4rec_jax.cf.checkpoint import save_model
 from tca4rec_jax.cf.logits_store import open_store, split_path
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.cf.models.base import CFModel
-from tca4rec_jax.cf.models.registry import MODELS, ModelKind
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
 from tca4rec_jax.cf.scoring import (
-    RowScores,
     check_history_length,
     host_items,
     profile,
     score_targets,
     user_vectors,
 )
-from tca4rec_jax.cf.settings import CFSettings, architecture_of
+from tca4rec_jax.cf.settings import CFSettings
 from tca4rec_jax.cf.trainer import fit
-from tca4rec_jax.data.sequences import RecData
+from tca4rec_jax.data.sequences import ItemSequences, RecData
 from tca4rec_jax.fileio import file_sha256, fingerprint, write_text
 from tca4rec_jax.metrics import CUTOFFS, mean_metrics
 from tca4rec_jax.reporting import console_table
 
-BASELINE = MODELS["popularity"]
-EVALUATED = ("validation", "test")
 REPORTED = (*CUTOFFS, 20)
 
 
 def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int) -> dict:
     """Trains and stores, or finds a complete run of the same config and data.
 
-    Args:
-      config: `config.cf`, see settings.py.
-      data: the prepared data.
-      workdir: results go below workdir/cf.
-      history_length: of the data's rows; the CF model must be able to read as much.
+    `config` is `config.cf` (settings.py); the model must be able to read `history_length` items.
 
-    Returns:
-      The contents of metrics.json: 'results' is {model: {subset: {'hr@K', 'ndcg@K', 'nll',
-      'entropy', 'rows'}}}; subsets are validation, test, 'test, tied' and 'test, untied';
-      'profiles' is {model: what scoring.profile gives for the test rows}.
-
-    Raises:
-      UserError: values out of range, a history longer than the model's.
+    Returns the contents of metrics.json: 'results' is {model: {subset: {'hr@K', 'ndcg@K', 'nll',
+    'entropy', 'rows'}}} of the subsets validation, test, 'test, tied' and 'test, untied';
+    'profiles' is {model: what scoring.profile gives for the test rows}. Raises UserError for values
+    out of range and a history longer than the model's.
     """
     settings = CFSettings.of(config, data)
     check_history_length(history_length, settings.architecture.history_length)
@@ -77,15 +65,14 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
     model, training = trained_model(settings, data, directory)
     save_model(directory / "checkpoint.npz", settings.fields.model, model)
     store_logits(settings, model, data, workdir)
-    models = {BASELINE.label: _counted(BASELINE, architecture_of(BASELINE, data, {}), data)}
-    models[settings.kind.label] = model
-    train_items = data.splits["train_sequences"].items
-    count_I = np.bincount(train_items, minlength=data.catalogue.num_items)
-    filter_seen = settings.fields.filter_seen
+    train = data.splits["train_sequences"]
+    baseline = CFSettings.of({"model": "popularity"}, data)
+    models = {baseline.kind.label: _fresh(baseline, train), settings.kind.label: model}
+    count_I = np.bincount(train.items, minlength=data.catalogue.num_items)
     metrics = {
         "identity": identity,
         "results": {
-            label: evaluate_model(model, data, filter_seen=filter_seen)
+            label: evaluate_model(model, data, settings.fields.filter_seen)
             for label, model in models.items()
         },
         "profiles": {
@@ -101,14 +88,14 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
 
 def trained_model(settings: CFSettings, data: RecData, directory: Path) -> tuple[CFModel, dict]:
     """The model of the settings, trained (or read), and the record of its training."""
-    kind, config = settings.kind, settings.training
+    config = settings.training
     if weights := settings.fields.weights:
         return read_sasrec(weights, settings.architecture), {"weights": weights}
+    last = config is not None and config.targets == "last"
+    train = data.splits["train" if last else "train_sequences"]
+    fresh = _fresh(settings, train)
     if config is None:
-        return _counted(kind, settings.architecture, data), {}
-    fresh = kind.module(settings.architecture, rngs=nnx.Rngs(config.seed))
-    train = data.splits["train" if config.targets == "last" else "train_sequences"]
-    fresh.fit_statistics(train)
+        return fresh, {}
     checkpoint = directory / "training.npz"
     fitted = fit(fresh, train, data.splits["validation"], config, checkpoint=checkpoint)
     return fitted.model, {"best_epoch": fitted.best_epoch, "epochs": fitted.epochs}
@@ -135,22 +122,25 @@ def store_logits(settings: CFSettings, model: CFModel, data: RecData, workdir: P
 
 
 def evaluate_model(
-    model: CFModel, data: RecData, *, filter_seen: bool = False
+    model: CFModel, data: RecData, filter_seen: bool = False
 ) -> dict[str, dict[str, float]]:
     """Full ranking of the validation and test rows, and of the tied and untied test rows."""
     results = {}
-    for split in EVALUATED:
-        rows = data.splits[split]
-        seen_RxS = None
+    for split in ("validation", "test"):
+        rows, seen_RxS = data.splits[split], None
         if filter_seen:
             seen_RxS, _ = rows.histories_and_targets(max(int(rows.lengths.max()) - 1, 1))
         scores = score_targets(model, rows, seen_RxS)
-        results[split] = _means(scores, np.ones(len(rows), bool))
+        subsets = {split: np.ones(len(rows), bool)}
         if split == "test":
             # Among tied interactions the order is arbitrary, so they are also reported apart.
-            for name, chosen_R in (("test, tied", rows.tied), ("test, untied", ~rows.tied)):
-                if chosen_R.any():
-                    results[name] = _means(scores, chosen_R)
+            subsets |= {"test, tied": rows.tied, "test, untied": ~rows.tied}
+        for name, chosen_R in subsets.items():
+            if count := int(chosen_R.sum()):
+                results[name] = mean_metrics(scores.rank[chosen_R], REPORTED)
+                for field in ("nll", "entropy"):
+                    results[name][field] = float(getattr(scores, field)[chosen_R].mean())
+                results[name]["rows"] = count
     return results
 
 
@@ -167,27 +157,22 @@ def results_table(metrics: Mapping) -> Table:
     return console_table(rows, title=title, first_column="model, rows")
 
 
-def _counted(kind: ModelKind, architecture: Any, data: RecData) -> CFModel:
-    """A model that is fitted by its statistics of the training data alone."""
-    model = kind.module(architecture, rngs=nnx.Rngs(0))
-    model.fit_statistics(data.splits["train_sequences"])
+def _fresh(settings: CFSettings, train: ItemSequences) -> CFModel:
+    """A model that has yet to be trained, except for its statistics of the training data."""
+    seed = settings.training.seed if settings.training else 0
+    model = settings.kind.module(settings.architecture, rngs=nnx.Rngs(seed))
+    model.fit_statistics(train)
     return model
 
 
-def _means(scores: RowScores, chosen_R: np.ndarray) -> dict[str, float]:
-    means = {name: float(getattr(scores, name)[chosen_R].mean()) for name in ("nll", "entropy")}
-    ranked = mean_metrics(scores.rank[chosen_R], REPORTED)
-    return ranked | means | {"rows": int(chosen_R.sum())}
-
-
 def _identity(settings: CFSettings, data: RecData) -> str:
-    weights = settings.fields.weights
+    weights = Path(settings.fields.weights or "")
     return fingerprint(
         [
             dataclasses.asdict(settings),
             data.catalogue.content_hash(),
             {split: sequences.content_hash() for split, sequences in data.splits.items()},
-            file_sha256(Path(weights)) if weights and Path(weights).is_file() else "",
+            file_sha256(weights) if weights.is_file() else "",
         ]
     )
 

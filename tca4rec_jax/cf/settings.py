@@ -69,10 +69,14 @@ class CFSettings:
         """The settings of `config.cf`; raises UserError naming a field that is out of range."""
         fields = CFFields(**_fields_of(CFFields, config))
         kind, own = MODELS[fields.model], config.get(fields.model, {})
-        history = {"history_length": fields.history_length}
-        architecture = architecture_of(kind, data, {**history, **own})
+        architecture = {
+            "history_length": fields.history_length,
+            **own,
+            "num_items": data.catalogue.num_items,
+            "num_users": len(np.unique(data.splits["train_sequences"].user)),
+        }
         training = FitConfig(**_fields_of(FitConfig, {**config, **own})) if kind.training else None
-        return cls(fields, architecture, training)
+        return cls(fields, kind.config(**_fields_of(kind.config, architecture)), training)
 
     @property
     def kind(self) -> ModelKind:
@@ -88,15 +92,7 @@ def vector_width(config: Mapping) -> int:
     return own["units"]
 
 
-def architecture_of(kind: ModelKind, data: RecData, fields: Mapping) -> Any:
-    """The config of a model's module for these data; fields that it has not are ignored."""
-    sizes = {
-        "num_items": data.catalogue.num_items,
-        "num_users": len(np.unique(data.splits["train_sequences"].user)),
-    }
-    return kind.config(**_fields_of(kind.config, {**fields, **sizes}))
-
-
 def _fields_of(kind: type, values: Mapping) -> dict[str, Any]:
+    """Those of the values that a dataclass has as fields."""
     names = {field.name for field in dataclasses.fields(kind)}
     return {name: values[name] for name in names & set(values)}
