@@ -38,11 +38,9 @@ KINDS = {
     "topk": ("values", "items", "floor"),
 }
 PER_ITEM = ("item_table", "item_bias")  # the other arrays are per event
-REMEDY = "run launch/train_cf.py for this data, or import your own logits for it again"
 _AXES = {"vectors": "ED", "item_table": "ID", "item_bias": "I", "logits": "EI"}
 _AXES |= {"values": "EK", "items": "EK", "floor": "E"}
 _NOUNS = {"E": "events", "I": "items", "D": "columns", "K": "columns"}
-_ZARR_DTYPES = {"float32": "<f4", "bfloat16": "bfloat16", "float16": "<f2", "int32": "<i4"}
 _CHUNK_BYTES = 1 << 20
 _BLOCK_BYTES = 64 << 20  # what is copied or checked at once
 _CACHE_BYTES = 256 << 20
@@ -53,6 +51,12 @@ Describe = Callable[[int], str]  # index along an array's first axis -> its name
 
 class LogitsStoreError(UserError):
     """CF logits that are missing or damaged, or that do not fit the data they are used with."""
+
+
+def unusable(what: str) -> LogitsStoreError:
+    """The error of a store that has to be written again: what is wrong, and how."""
+    remedy = "run launch/train_cf.py for this data, or import your own logits for it again"
+    return LogitsStoreError(f"{what}; {remedy}")
 
 
 def store_path(path: Path | str) -> StorePath:
@@ -80,46 +84,46 @@ def kind_of(names: Collection[str]) -> str | None:
     return None
 
 
-def dtype_of(name: str, dtype: str) -> str:
-    """The dtype of an array in a store of `dtype`."""
+def _dtype_of(name: str, manifest: Mapping) -> str:
     if name == "items":
         return "int32"
-    return "float32" if name in (*PER_ITEM, "floor") else dtype
+    return "float32" if name in (*PER_ITEM, "floor") else manifest.get("dtype", "float32")
 
 
 def _zarr(path: StorePath) -> dict:
     return {"driver": "zarr", "kvstore": key_values(path).spec().to_json()}
 
 
-def open_array(path: StorePath, shape: list[int], dtype: str) -> ts.TensorStore:
+def open_array(folder: StorePath, name: str, manifest: Mapping) -> ts.TensorStore:
     """Opens an array for reading.
 
-    Raises:
-      LogitsStoreError: it is missing, damaged, or not of this shape and dtype.
+    Raises LogitsStoreError if it is missing, damaged, or not of the manifest's shape and dtype.
     """
+    path, shape, dtype = within(folder, name), manifest["arrays"][name], _dtype_of(name, manifest)
     context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
     try:
         array = ts.open(_zarr(path), open=True, read=True, context=context).result()
     except (ValueError, OSError) as error:
-        raise LogitsStoreError(f"{path} cannot be opened ({error}); {REMEDY}") from error
-    if list(array.shape) != shape or array.dtype.name != dtype:
-        raise LogitsStoreError(
-            f"{path}: {array.dtype.name} of shape {list(array.shape)}, expected {dtype} of "
-            f"shape {shape}; {REMEDY}"
-        )
+        raise unusable(f"{path} cannot be opened ({error})") from error
+    found = f"{array.dtype.name} of shape {list(array.shape)}"
+    if found != (expected := f"{dtype} of shape {shape}"):
+        raise unusable(f"{path}: {found}, expected {expected}")
     return array
 
 
-def create_array(path: StorePath, shape: list[int], dtype: str) -> ts.TensorStore:
+def create_array(folder: StorePath, name: str, manifest: Mapping) -> ts.TensorStore:
     """A new array. What is never written reads as NaN (or -1), so that a lost shard is noticed."""
-    row_bytes = ts.dtype(dtype).numpy_dtype.itemsize * int(np.prod(shape[1:]))
-    metadata = {
-        "dtype": _ZARR_DTYPES[dtype],
-        "shape": shape,
-        "chunks": [max(1, min(shape[0], _CHUNK_BYTES // max(row_bytes, 1))), *shape[1:]],
-        "fill_value": -1 if dtype == "int32" else "NaN",
-    }
-    return ts.open(_zarr(path) | {"metadata": metadata}, create=True).result()
+    shape, dtype = manifest["arrays"][name], ts.dtype(_dtype_of(name, manifest))
+    row_bytes = dtype.numpy_dtype.itemsize * int(np.prod(shape[1:]))
+    shard_rows = max(1, min(shape[0], _CHUNK_BYTES // max(row_bytes, 1)))
+    return ts.open(
+        _zarr(within(folder, name)),
+        create=True,
+        dtype=dtype,
+        shape=shape,
+        chunk_layout=ts.ChunkLayout(chunk_shape=[shard_rows, *shape[1:]]),
+        fill_value=dtype.numpy_dtype.type(-1 if name == "items" else np.nan),
+    ).result()
 
 
 def block_rows(shape: tuple[int, ...]) -> int:
@@ -247,10 +251,8 @@ def check_shards(
 
     def error(shard: int, what: str) -> LogitsStoreError:
         first, last = shard * size, min((shard + 1) * size, num_rows) - 1
-        return LogitsStoreError(
-            f"{within(path, f'{shard}{other_axes}')}: this shard, {describe(first)} to "
-            f"{describe(last)}, is {what}; {REMEDY}"
-        )
+        file = within(path, f"{shard}{other_axes}")
+        return unusable(f"{file}: this shard, {describe(first)} to {describe(last)}, is {what}")
 
     if array.fill_value is not None:  # an array of another writer may leave out what is zero
         found = {key.decode() for key in key_values(path).list().result()}

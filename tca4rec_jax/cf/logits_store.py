@@ -19,18 +19,17 @@ from tca4rec_jax.cf.logits_format import (
     KINDS,
     MANIFEST,
     PER_ITEM,
-    REMEDY,
     LogitsStoreError,
     StorePath,
     check_shapes,
     check_shards,
-    dtype_of,
     identity,
     key_values,
     kind_of,
     open_array,
     row_names,
     store_path,
+    unusable,
     within,
 )
 from tca4rec_jax.data.catalogue import Catalogue
@@ -67,22 +66,16 @@ class LogitsStore:
     def of(cls, path: StorePath, manifest: dict, sequences: ItemSequences) -> "LogitsStore":
         """Opens the arrays; only those over items are read and checked.
 
-        Raises:
-          LogitsStoreError: an array is missing, damaged or not what the manifest says.
+        Raises LogitsStoreError for an array that is missing, damaged or not of the manifest.
         """
-        dtype = manifest.get("dtype", "float32")
-        arrays = {
-            name: open_array(within(path, name), manifest["arrays"][name], dtype_of(name, dtype))
-            for name in KINDS[manifest["kind"]]
-            if name in manifest["arrays"]
-        }
-        read = {}
+        known = [name for name in KINDS[manifest["kind"]] if name in manifest["arrays"]]
+        arrays = {name: open_array(path, name, manifest) for name in known}
+        per_item = {}
         for name in arrays.keys() & PER_ITEM:
-            array = arrays.pop(name)
-            names = row_names(name, sequences, manifest["entries_per"])
+            array, names = arrays.pop(name), row_names(name, sequences, manifest["entries_per"])
             check_shards(within(path, name), array, names)
-            read[name] = array.read().result()
-        table, bias = map(read.get, PER_ITEM)
+            per_item[name] = array.read().result()
+        table, bias = map(per_item.get, PER_ITEM)
         return cls(path, manifest, table, bias, arrays, sequences)
 
     @property
@@ -116,7 +109,9 @@ class LogitsStore:
         read = [np.asarray(future.result()) for future in pending]
         if self.kind == "topk":
             values_mxK, items_mxK, floor_m = read
-            return spread(values_mxK, items_mxK, floor_m, self.manifest["num_items"])
+            logits_mxI = np.repeat(floor_m[:, None], self.width + 1, axis=1)
+            np.put_along_axis(logits_mxI, items_mxK, values_mxK, axis=1)
+            return logits_mxI[:, :-1]  # item -1 is nothing
         return read[0].astype(np.float32, copy=False)
 
     def logits(self, flat_positions: np.ndarray) -> np.ndarray:
@@ -167,10 +162,10 @@ def open_store(
     manifest = read_manifest(path)
     for field, value in identity(sequences, catalogue).items():
         if manifest.get(field) != value:
-            raise LogitsStoreError(
+            raise unusable(
                 f"{within(path, MANIFEST)}: {field} is {manifest.get(field)}, but the data has "
                 f"{value}{_difference(path, sequences, catalogue)}; the logits were written for "
-                f"other data. {REMEDY.capitalize()}"
+                "other data"
             )
     store = LogitsStore.of(path, manifest, sequences)
     events_per = manifest["entries_per"]
@@ -200,29 +195,20 @@ def multiply_out(
     return logits_mxI if item_bias_I is None else logits_mxI + item_bias_I[None, :]
 
 
-def spread(
-    values_mxK: np.ndarray, items_mxK: np.ndarray, floor_m: np.ndarray, num_items: int
-) -> np.ndarray:
-    """Top-k events as logits of all items, float32 [m, I]; item -1 is nothing."""
-    logits_mxI = np.repeat(floor_m.astype(np.float32)[:, None], num_items + 1, axis=1)
-    np.put_along_axis(logits_mxI, items_mxK.astype(np.int64), values_mxK.astype(np.float32), axis=1)
-    return logits_mxI[:, :num_items]
-
-
 def read_manifest(path: StorePath) -> dict:
     """What manifest.json says; raises LogitsStoreError if there is none or not a complete one."""
     file = within(path, MANIFEST)
     found = key_values(path).read(MANIFEST).result()
     if found.state != "value":
-        raise LogitsStoreError(f"there are no CF logits at {path} (no {MANIFEST}); {REMEDY}")
+        raise unusable(f"there are no CF logits at {path} (no {MANIFEST})")
     try:
         manifest = json.loads(found.value)
     except ValueError as error:
-        raise LogitsStoreError(f"{file} is not JSON ({error}); {REMEDY}") from error
+        raise unusable(f"{file} is not JSON ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise LogitsStoreError(f"{file}: expected a manifest of format {FORMAT}; {REMEDY}")
+        raise unusable(f"{file}: expected a manifest of format {FORMAT}")
     if not set(manifest) >= _FIELDS or kind_of(set(manifest["arrays"])) != manifest.get("kind"):
-        raise LogitsStoreError(f"{file} is incomplete; {REMEDY}")
+        raise unusable(f"{file} is incomplete")
     return manifest
 
 

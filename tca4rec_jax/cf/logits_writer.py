@@ -30,7 +30,6 @@ from tca4rec_jax.cf.logits_format import (
     check_shapes,
     check_values,
     create_array,
-    dtype_of,
     identity,
     key_values,
     kind_of,
@@ -99,10 +98,7 @@ def write_store(
         "dtype": dtype,
     }
     with _new_folder(path) as folder:
-        targets = {
-            name: create_array(within(folder, name), shape, dtype_of(name, dtype))
-            for name, shape in shapes.items()
-        }
+        targets = {name: create_array(folder, name, manifest) for name in shapes}
         for start, name, block in parts:
             with np.errstate(over="ignore"):
                 block = block.astype(targets[name].dtype.numpy_dtype)
@@ -112,15 +108,10 @@ def write_store(
 
 
 def highest(logits_mxI: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The highest logits of each event, and what stands for the others.
+    """The highest K = `count` logits of each event, and what stands for the others.
 
-    Args:
-      logits_mxI: float32 [m, I].
-      count: K, 1..I.
-
-    Returns:
-      values float32 [m, K]; their items int64 [m, K], ascending; the floor float32 [m], log mean
-      exp of the others, so that their mass at temperature 1 stays the same.
+    Returns values float32 [m, K]; their items int64 [m, K], ascending; the floor float32 [m], log
+    mean exp of the others, so that their mass at temperature 1 stays the same.
     """
     items_mxK = np.sort(np.argpartition(-logits_mxI, count - 1, axis=1)[:, :count], axis=1)
     values_mxK = np.take_along_axis(logits_mxI, items_mxK, axis=1)
