@@ -26,38 +26,30 @@ _READ_AT_ONCE = 8192
 
 
 class RecSequences(tfds.core.GeneratorBasedBuilder):
-    """Builder of the data set `rec_sequences`.
-
-    Args:
-      data: what to write.
-      settings: JSON-able, kept in the metadata beside the catalogue.
-      **kwargs: of tfds.core.GeneratorBasedBuilder (data_dir, file_format).
-    """
+    """Builder of the data set `rec_sequences`: `data`, and JSON-able settings in its metadata."""
 
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, data: RecData, settings: dict, **kwargs):
-        self._data = data
-        self._settings = settings
+        self._data, self._settings = data, settings
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        catalogue = self._data.catalogue
+        features = {
+            "user": np.int32,
+            "items": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+            "timestamps": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+        }
+        metadata = {
+            "item_ids": list(self._data.catalogue.item_ids),
+            "titles": list(self._data.catalogue.titles),
+            "user_ids": list(self._data.user_ids or ()),
+            "settings": self._settings,
+        }
         return self.dataset_info_from_configs(
             description="Rows of items, oldest first, and the catalogue they index.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "user": np.int32,
-                    "items": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-                    "timestamps": tfds.features.Tensor(shape=(None,), dtype=np.int64),
-                }
-            ),
-            metadata=tfds.core.MetadataDict(
-                item_ids=list(catalogue.item_ids),
-                titles=list(catalogue.titles),
-                user_ids=list(self._data.user_ids or ()),
-                settings=self._settings,
-            ),
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(metadata),
             disable_shuffling=True,
         )
 
@@ -77,11 +69,9 @@ class RecSequences(tfds.core.GeneratorBasedBuilder):
 
 def write(data: RecData, data_dir: str | os.PathLike, settings: dict) -> None:
     """Writes the data set below data_dir (as rec_sequences/1.0.0)."""
+    files = {"data_dir": str(data_dir), "file_format": "array_record"}
     with _quiet():
-        builder = RecSequences(
-            data=data, settings=settings, data_dir=str(data_dir), file_format="array_record"
-        )
-        builder.download_and_prepare()
+        RecSequences(data=data, settings=settings, **files).download_and_prepare()
 
 
 def read_metadata(data_dir: str | os.PathLike) -> dict:
@@ -92,15 +82,12 @@ def read_metadata(data_dir: str | os.PathLike) -> dict:
 def read(data_dir: str | os.PathLike) -> RecData:
     """The data that `write` wrote; a split is read when it is first asked for.
 
-    Raises:
-      FileNotFoundError: there is no such data set.
-      UserError: it is damaged; so does a split that is asked for.
+    Raises FileNotFoundError if there is no such data set, UserError if it or a split is damaged.
     """
     builder = _open(data_dir)
     metadata = builder.info.metadata
     catalogue = Catalogue(tuple(metadata["item_ids"]), tuple(metadata["titles"]))
-    user_ids = metadata.get("user_ids")
-    user_ids = None if user_ids is None else tuple(user_ids)
+    user_ids = tuple(metadata["user_ids"]) if "user_ids" in metadata else None
     return RecData(catalogue, SplitReader(partial(_read_split, builder), catalogue), user_ids)
 
 
@@ -119,18 +106,16 @@ def _read_split(builder: tfds.core.DatasetBuilder, name: str) -> ItemSequences:
     """All rows of a split. The records are parsed directly, which is 5 times faster than TFDS."""
     try:
         records = builder.as_data_source(name).data_source
-        users, lengths, items, timestamps = [], [], [], []
-        for start in range(0, len(records), _READ_AT_ONCE):
-            stop = min(start + _READ_AT_ONCE, len(records))
-            for record in records.__getitems__(range(start, stop)):
+        users, offsets, items, timestamps = [], [0], [], []
+        rows = range(len(records))
+        for start in rows[::_READ_AT_ONCE]:
+            for record in records.__getitems__(rows[start : start + _READ_AT_ONCE]):
                 feature = tf_example_pb2.Example.FromString(record).features.feature
-                row = feature["items"].int64_list.value
-                users.append(feature["user"].int64_list.value[0])
-                lengths.append(len(row))
-                items.extend(row)
-                timestamps.extend(feature["timestamps"].int64_list.value)
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        return ItemSequences(np.array(users), np.array(items), offsets, np.array(timestamps))
+                users += feature["user"].int64_list.value
+                items += feature["items"].int64_list.value
+                timestamps += feature["timestamps"].int64_list.value
+                offsets.append(len(items))
+        return ItemSequences(*map(np.array, (users, items, offsets, timestamps)))
     except Exception as error:  # ArrayRecord, protobuf and TFDS each have errors of their own
         raise UserError(
             f"the split {name!r} in {builder.data_path} is damaged: {error}; delete the folder "
