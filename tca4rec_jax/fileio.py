@@ -20,7 +20,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
     stood at `path` stands as before. The folder around `path` is made if it is missing. A folder at
     `path` is replaced: the caller knows that it may be. Raises OSError if it cannot be written.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -68,5 +67,5 @@ def fingerprint(value: Any) -> str:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
-    with Path(path).open("rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

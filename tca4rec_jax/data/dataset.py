@@ -14,6 +14,7 @@ from tca4rec_jax.data.interactions import build_splits, read_interactions, read_
 from tca4rec_jax.data.movielens import INTERACTIONS_FILE, ITEMS_FILE, read_movielens
 from tca4rec_jax.data.published import published_files, read_published
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
+from tca4rec_jax.data.tfds_rec import read as load
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import atomic_path, file_sha256
 
@@ -63,10 +64,7 @@ class DataConfig:
         object.__setattr__(self, "split", tuple(float(part) for part in self.split))
 
     def inputs(self) -> dict[str, Path]:
-        """The user's folder (path) or files (interactions, catalogue); {} if the data are fetched.
-
-        Raises UserError if the source needs one that is not given.
-        """
+        """The user's folder or files by field, {} if there are none; UserError if one is needed."""
         roles = ("interactions", "catalogue") if self.source == "files" else ("path",)
         given = {role: Path(value) for role in roles if (value := getattr(self, role))}
         if len(given) < len(roles) and self.source != "movielens_100k":
@@ -81,11 +79,9 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
     data_dir is reused if it was made with the same settings from the same input files (compared by
     their SHA-256). It is written atomically.
 
-    Raises:
-      UserError: bad settings or input; a failed download; or data_dir holds something else: data
-        made otherwise (the message says what differs) or other files. Nothing is overwritten.
-      TypeError: data_config has a key that is no field of DataConfig.
-      FileNotFoundError: a file of the source is missing.
+    Raises TypeError for a key that is no field of DataConfig, FileNotFoundError for a missing file,
+    UserError for bad settings or input, a failed download, or a data_dir with something else: data
+    made otherwise (the message says what differs) or other files. Nothing is overwritten.
     """
     config, data_dir = DataConfig(**data_config), Path(data_dir)
     files = _source_files(config)
@@ -99,9 +95,6 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
         temporary.mkdir()
         tfds_rec.write(data, temporary, settings)
     return data
-
-
-load = tfds_rec.read
 
 
 def _source_files(config: DataConfig) -> dict[str, Path]:
@@ -139,8 +132,7 @@ def _settings(config: DataConfig, files: dict[str, Path]) -> dict:
     settings = asdict(config) | {"format": _FORMAT}
     for name in ("path", "interactions", "catalogue"):
         del settings[name]
-    for role, path in files.items():
-        settings[f"SHA-256 of {role}"] = file_sha256(path)
+    settings |= {f"SHA-256 of {role}": file_sha256(path) for role, path in files.items()}
     return json.loads(json.dumps(settings))  # tuples become lists, as in the stored metadata
 
 

@@ -3,9 +3,9 @@
 Axis letters: n interactions, R rows.
 """
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,6 @@ from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.data.tables import read_table
 from tca4rec_jax.errors import UserError
 
-Columns = dict[str, str]  # the name here -> the name in the file
 INTERACTION_COLUMNS = {"user": "user", "item": "item", "timestamp": "timestamp"}
 ITEM_COLUMNS = {"item": "item", "title": "title"}
 
@@ -46,20 +45,17 @@ class Interactions:
 
 
 def read_items(
-    path: str | os.PathLike, columns: Columns = ITEM_COLUMNS, max_title_length: int | None = None
+    path: Path, columns: Mapping[str, str] = ITEM_COLUMNS, max_title_length: int = 0
 ) -> Catalogue:
-    """The catalogue, in the order of the file; titles cut to `max_title_length` characters.
-
-    Raises as `tables.read_table` and `Catalogue` do, naming file and row.
-    """
+    """The catalogue, in the order of the file; raises as `read_table` and `catalogue_of` do."""
     table = read_table(path, columns)
     return catalogue_of(path, table.ids("item"), table.titles("title"), max_title_length)
 
 
 def catalogue_of(
-    path: str | os.PathLike, item_ids: np.ndarray, titles: Iterable[str], max_length: int | None
+    path: Path, item_ids: np.ndarray, titles: Iterable[str], max_length: int
 ) -> Catalogue:
-    """A Catalogue whose errors name the file; None or 0 characters keep the titles whole."""
+    """A Catalogue whose errors name the file; titles are cut if `max_length` is not 0."""
     try:
         titles = tuple(title[: max_length or None].strip() for title in titles)
         return Catalogue(tuple(item_ids), titles)
@@ -68,12 +64,9 @@ def catalogue_of(
 
 
 def read_interactions(
-    path: str | os.PathLike, catalogue: Catalogue, columns: Columns = INTERACTION_COLUMNS
+    path: Path, catalogue: Catalogue, columns: Mapping[str, str] = INTERACTION_COLUMNS
 ) -> Interactions:
-    """Interactions in the order of the file (any order: `order_by_time` sorts them).
-
-    Raises as `tables.read_table` does, and for an item outside the catalogue, naming file and row.
-    """
+    """Interactions in the order of the file; raises as `read_table` and `Table` do."""
     table = read_table(path, columns)
     user, user_ids = pd.factorize(pd.Series(table.ids("user"), dtype=object), sort=True)
     item = table.indices("item", catalogue.find, f"the catalogue of {catalogue.num_items}")

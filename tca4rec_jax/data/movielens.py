@@ -3,7 +3,6 @@
 The files store "Usual Suspects, The" and the year apart; an LLM knows "The Usual Suspects (1995)".
 """
 
-import os
 import re
 from pathlib import Path
 
@@ -42,14 +41,12 @@ def readable_title(title: str, year: str) -> str:
     return f"{readable} ({year})" if _YEAR.fullmatch(year) else readable
 
 
-def read_movielens(
-    folder: str | os.PathLike, max_title_length: int | None = None
-) -> tuple[Catalogue, Interactions]:
+def read_movielens(folder: Path, max_title_length: int = 0) -> tuple[Catalogue, Interactions]:
     """What ml-100k.item and ml-100k.inter in a folder hold; raises as `read_interactions` does."""
-    path = Path(folder) / ITEMS_FILE
+    path = folder / ITEMS_FILE
     columns = {"item": "item_id", "title": "movie_title", "year": "release_year"}
     table = read_table(path, columns)
     titles = map(readable_title, table.titles("title"), table["year"])
     catalogue = catalogue_of(path, table.ids("item"), titles, max_title_length)
     columns = {"user": "user_id", "item": "item_id", "timestamp": "timestamp"}
-    return catalogue, read_interactions(Path(folder) / INTERACTIONS_FILE, catalogue, columns)
+    return catalogue, read_interactions(folder / INTERACTIONS_FILE, catalogue, columns)

@@ -7,7 +7,6 @@ the iids before it, oldest first. Item index = iid - 1. Only the targets have a 
 Axis letters: R rows.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -24,36 +23,34 @@ SPLIT_FILES = {"train": "train*.csv", "validation": "valid*.csv", "test": "test*
 _LIST = r"\[\s*\d+(?:\s*,\s*\d+)*\s*\]"
 
 
-def published_files(folder: str | os.PathLike) -> dict[str, Path]:
+def published_files(folder: Path) -> dict[str, Path]:
     """The files of the folder: 'items', 'train', 'validation', 'test' -> path.
 
     Raises FileNotFoundError or UserError unless each of them is there exactly once.
     """
-    folder = Path(folder)
     files = {"items": folder / ITEMS_FILE}
     if not files["items"].is_file():
         raise FileNotFoundError(f"{files['items']} does not exist (expected the published layout)")
     for split, pattern in SPLIT_FILES.items():
-        found = sorted(folder.glob(pattern))
+        found = sorted(path.name for path in folder.glob(pattern))
         if len(found) != 1:
-            names = [path.name for path in found]
-            raise UserError(f"{folder} must hold exactly one file {pattern}, it holds {names}")
-        files[split] = found[0]
+            raise UserError(f"{folder} must hold exactly one file {pattern}, it holds {found}")
+        files[split] = folder / found[0]
     return files
 
 
-def read_published(folder: str | os.PathLike, max_title_length: int | None = None) -> RecData:
+def read_published(folder: Path | str, max_title_length: int = 0) -> RecData:
     """The catalogue and the splits; train_sequences holds the rows of train as they are.
 
     Raises FileNotFoundError or UserError, naming file and row, for files of another form.
     """
-    files = published_files(folder)
+    files = published_files(Path(folder))
     catalogue = _read_catalogue(files["items"], max_title_length)
     splits = {name: _read_rows(files[name], catalogue) for name in SPLIT_FILES}
     return RecData(catalogue, {"train_sequences": splits["train"], **splits})
 
 
-def _read_catalogue(path: Path, max_title_length: int | None) -> Catalogue:
+def _read_catalogue(path: Path, max_title_length: int) -> Catalogue:
     table = read_table(path, {name: name for name in ("iid", "rawid", "title")})
     iid = table.integers("iid", least=1)
     order = np.argsort(iid, kind="stable")
@@ -77,8 +74,7 @@ def _read_rows(path: Path, catalogue: Catalogue) -> ItemSequences:
         at = int(np.argmax(outside))
         raise UserError(
             f"{path}, row {rows.row_of(at) + 1}: {'iid' if at in last else 'hist_id'} has item "
-            f"{rows.values[at]}, which is not in the catalogue ({ITEMS_FILE} has the iids "
-            f"1..{catalogue.num_items})"
+            f"{rows.values[at]}, but {ITEMS_FILE} has the iids 1..{catalogue.num_items}"
         )
     timestamps = np.full(rows.values.size, UNKNOWN_TIME, np.int64)
     timestamps[last] = table.integers("timestamp")

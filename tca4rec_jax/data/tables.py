@@ -4,7 +4,6 @@ Every error names the file, the column and the row, counted from 1, the header n
 """
 
 import csv
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,14 +92,13 @@ class Table:
         return array
 
 
-def read_table(path: str | os.PathLike, names: Mapping[str, str]) -> Table:
+def read_table(path: Path, names: Mapping[str, str]) -> Table:
     """Some columns (name here -> name in the file); text files give text, nothing is guessed.
 
     A file is a .csv, .tsv, .parquet, .pq, or RecBole's .inter or .item (tab separated, no quotes,
     column names of the form name:type). Raises FileNotFoundError, or UserError for an unknown kind
     of file, an empty file or a missing column.
     """
-    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist (expected a file with {list(names)})")
     frame = _read(path)
