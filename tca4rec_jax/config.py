@@ -49,7 +49,7 @@ def config_fields() -> dict[str, Field]:
 
 
 def build(kind: type[_Kind], section: Mapping[str, Any], **changes: Any) -> _Kind:
-    """A dataclass of SECTIONS from the fields of its section, some of them changed."""
+    """An object of a class in SECTIONS from the fields of its section, some of them changed."""
     values = {field.name: section[field.name] for field in fields_of(kind)}
     return (kind if isinstance(kind, type) else type(kind))(**values | changes)
 
@@ -67,6 +67,9 @@ def validate(config: ConfigDict) -> None:
             "inference.checkpoint is 'best': no checkpoint is chosen by validation yet; give "
             "'last', or 'lowest_training_loss'"
         )
+    for name in ("batch_size", "steps", "checkpoint_every", "keep_checkpoints"):
+        if config.training[name] < 1:
+            raise UserError(f"training.{name} is {config.training[name]}: expected at least 1")
     for name, field in config_fields().items():
         value = config_value(config, name)
         if field.choices and value not in field.choices:

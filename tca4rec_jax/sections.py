@@ -1,10 +1,9 @@
-"""The sections of a config: the dataclasses here, and those of the modules that they configure.
+"""The sections of a config: the classes here, and those of the modules that they configure.
 
 They alone say what a field is called, its default and what it means. config.py makes a ConfigDict
 of them.
 """
 
-import dataclasses
 import inspect
 import re
 import types
@@ -18,13 +17,11 @@ from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.data.dataset import DataConfig
 from tca4rec_jax.data.prompts import PromptTemplate
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderOptions
 from tca4rec_jax.llm.lora import LoRAConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class RunFields:
+class RunFields(NamedTuple):
     """Fields of no section.
 
     Attributes:
@@ -36,8 +33,7 @@ class RunFields:
     run: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class MeshFields:
+class MeshFields(NamedTuple):
     """Devices along each axis of the mesh.
 
     Attributes:
@@ -51,8 +47,7 @@ class MeshFields:
     tensor: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class LLMFields:
+class LLMFields(NamedTuple):
     """The LLM and what of it is trained.
 
     Attributes:
@@ -73,8 +68,7 @@ class LLMFields:
     train: Literal["lora", "full"] = "lora"
 
 
-@dataclasses.dataclass(frozen=True)
-class RecommenderFields:
+class RecommenderFields(NamedTuple):
     """The recommender.
 
     Attributes:
@@ -84,8 +78,7 @@ class RecommenderFields:
     name: str = "title"
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerFields:
+class OptimizerFields(NamedTuple):
     """AdamW, with a linear schedule to 0 at the last step.
 
     Attributes:
@@ -101,8 +94,7 @@ class OptimizerFields:
     clip: float = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingFields:
+class TrainingFields(NamedTuple):
     """The training of the LLM.
 
     Attributes:
@@ -130,14 +122,8 @@ class TrainingFields:
     cache_hidden_states: bool = False
     profile_steps: tuple[int, int] | None = None
 
-    def __post_init__(self):
-        for name in ("batch_size", "steps", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise UserError(f"training.{name} is {getattr(self, name)}: expected at least 1")
 
-
-@dataclasses.dataclass(frozen=True)
-class DecodingFields:
+class DecodingFields(NamedTuple):
     """What may be recommended.
 
     Attributes:
@@ -153,8 +139,7 @@ class DecodingFields:
     deny: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class InferenceFields:
+class InferenceFields(NamedTuple):
     """How a trained run is loaded and its prompts are batched: evaluation, recommending, export.
 
     Attributes:
@@ -168,8 +153,7 @@ class InferenceFields:
     buckets: int = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluationFields:
+class EvaluationFields(NamedTuple):
     """What launch/evaluate.py compares.
 
     Attributes:

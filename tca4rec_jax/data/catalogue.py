@@ -1,7 +1,4 @@
-"""The catalogue: the items that may be recommended, their ids and their titles.
-
-Axis letters: I items.
-"""
+"""The catalogue: the items that may be recommended, their ids and their titles."""
 
 import functools
 import hashlib

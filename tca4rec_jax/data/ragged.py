@@ -1,7 +1,4 @@
-"""Rows of unequal length in one flat array, and their padded views.
-
-Axis letters: R rows, n values of all rows, B rows of a batch.
-"""
+"""Rows of unequal length in one flat array, and their padded views."""
 
 from dataclasses import dataclass
 
@@ -28,7 +25,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Ragged(Rows):
-    """R rows: row r is values[offsets[r]:offsets[r + 1]]; offsets int64 [R + 1]."""
+    """R rows, n values: row r is values[offsets[r]:offsets[r + 1]]."""
 
     values: np.ndarray
     offsets: np.ndarray

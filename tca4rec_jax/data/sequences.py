@@ -1,7 +1,4 @@
-"""Rows of items, oldest first, in flat arrays; and the data set made of them.
-
-Axis letters: R rows, n items of all rows together, I items of the catalogue.
-"""
+"""Rows of items, oldest first, in flat arrays; and the data set made of them."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -26,7 +23,7 @@ SPLITS = ("train_sequences", "train", "validation", "test")
 
 @dataclass(frozen=True, eq=False)
 class ItemSequences(Rows):
-    """R rows of at least one item each: row r is items[offsets[r]:offsets[r + 1]].
+    """R rows of at least one item each, n in all: row r is items[offsets[r]:offsets[r + 1]].
 
     In the splits train, validation and test the last item of a row is the target and the items
     before it are the history. Raises ValueError for arrays that do not fit together, an empty row,

@@ -18,7 +18,6 @@ def _sha256(data):
 
 def _asset(wheel_sha256, files=None):
     return downloads.Asset(
-        requirement="toy==1.0",
         wheel="toy-1.0-py3-none-any.whl",
         sha256=wheel_sha256,
         megabytes=1,
