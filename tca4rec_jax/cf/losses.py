@@ -9,7 +9,7 @@ D width, W seen items of a row, U users, E (user, item) pairs.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args, get_type_hints
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import optax
 from tca4rec_jax.cf.windows import TrainingQueries, user_item_pairs
 from tca4rec_jax.core.collaborative_tokenizer import cf_logits
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choices
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,7 @@ class LossConfig:
     regularisation: float = 0.0
 
     def __post_init__(self):
-        hints = get_type_hints(LossConfig)
-        for name in ("loss", "negatives_outside", "targets"):
-            value, choices = getattr(self, name), get_args(hints[name])
-            if value not in choices:
-                raise UserError(f"the CF model's {name} is {value!r}: expected one of {choices}")
+        check_choices(self, "the CF model's ")
         if self.negatives < 1 or not self.regularisation >= 0:
             raise UserError(
                 "the CF model's negatives must be at least 1, its regularisation at least 0, got "

@@ -16,7 +16,8 @@ Axes: core/__init__.py; here N are the supervised positions of all rows and K al
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +26,7 @@ from tca4rec_jax.core import Array
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
 from tca4rec_jax.core.decisions import Targets
 from tca4rec_jax.core.trie import DeviceTrie
-from tca4rec_jax.errors import UserError
-
-Form = Literal["log_expectation", "cross_entropy"]
-Softmax = Literal["vocabulary", "children"]
-FORMS, SOFTMAXES = get_args(Form), get_args(Softmax)
+from tca4rec_jax.errors import UserError, check_choices
 
 _LOGITS_BYTES = 64 << 20  # of the logits that exist at once, by default
 
@@ -37,7 +34,11 @@ Head = Callable[[jax.Array], jax.Array]  # states [n, D] -> float32 logits [n, V
 HeadOf = Callable[[jax.Array | None], Head]  # tokens [U], or None for the vocabulary -> Head
 
 
-@jax.tree_util.register_dataclass
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["alpha", "beta", "tau"],
+    meta_fields=["form", "softmax"],
+)
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """What is optimised; a pytree whose numbers may be traced and follow a schedule.
@@ -54,22 +55,17 @@ class Objective:
     alpha: float = 0.1
     beta: float = 1.0
     tau: float = 1.0
-    form: Form = dataclasses.field(default="log_expectation", metadata={"static": True})
-    softmax: Softmax = dataclasses.field(default="vocabulary", metadata={"static": True})
+    form: Literal["log_expectation", "cross_entropy"] = "log_expectation"
+    softmax: Literal["vocabulary", "children"] = "vocabulary"
 
     def check(self) -> "Objective":
         """Returns itself; raises UserError naming the field that is out of range."""
         if not 0.0 <= self.alpha <= 1.0:
-            raise UserError(
-                f"objective.alpha is {self.alpha}: it mixes two distributions, give 0 to 1"
-            )
-        for name, value in (("beta", self.beta), ("tau", self.tau)):
-            if not value > 0.0:
+            raise UserError(f"objective.alpha is {self.alpha}: a share, give 0 to 1")
+        for name in ("beta", "tau"):
+            if not (value := getattr(self, name)) > 0.0:
                 raise UserError(f"objective.{name} is {value}: a temperature must be above 0")
-        if self.form not in FORMS:
-            raise UserError(f"objective.form is {self.form!r}: expected one of {FORMS}")
-        if self.softmax not in SOFTMAXES:
-            raise UserError(f"objective.softmax is {self.softmax!r}: expected one of {SOFTMAXES}")
+        check_choices(self, "objective.")
         return self
 
 

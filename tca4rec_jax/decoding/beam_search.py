@@ -16,7 +16,7 @@ Axes: core/__init__.py; the rows of a batch are users.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,9 @@ from tca4rec_jax.core.collaborative_tokenizer import node_log_mass
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.decoding.advance_beams import EdgeReader, EdgeScores, Prompts
 from tca4rec_jax.decoding.search_sizes import children_bounds, pool_capacities
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choices
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.kv_cache import BeamCache, gather_beams, grow_cache
-
-Mask = Literal["before_softmax", "after_softmax"]
-Rules = Literal["exact", "huggingface"]
 
 
 @dataclass(frozen=True)
@@ -53,18 +50,15 @@ class SearchConfig:
     """
 
     beams: int = 10
-    mask: Mask = "before_softmax"
-    rules: Rules = "exact"
+    mask: Literal["before_softmax", "after_softmax"] = "before_softmax"
+    rules: Literal["exact", "huggingface"] = "exact"
     edge_chunk: int = 8
     renormalise: bool = True
 
     def __post_init__(self):
         if self.beams < 1 or self.edge_chunk < 1:
             raise UserError(f"beams and edge_chunk must be at least 1, got {self}")
-        if self.mask not in get_args(Mask):
-            raise UserError(f"mask must be one of {get_args(Mask)}, got {self.mask!r}")
-        if self.rules not in get_args(Rules):
-            raise UserError(f"rules must be one of {get_args(Rules)}, got {self.rules!r}")
+        check_choices(self, "decoding.")
 
     @property
     def compress(self) -> bool:
@@ -237,17 +231,15 @@ class _Search:
           (beams, int32 [B, M]: the beam that each unfinished hypothesis goes on from).
         """
         child_BxMxC, log_p_BxMxC = self._child_log_probs(children, scores, node)
-        total_BxMxC = total[:, :, None] + log_p_BxMxC
         ends_BxMxC = self.trie.run_length[child_BxMxC] == 0
+        candidates = [child_BxMxC, total[:, :, None] + log_p_BxMxC, ends_BxMxC]
         if self.config.compress and self.config.vocabulary:  # titles just read to their end
             at_end_BxM = jnp.where(self.trie.leaf[node] >= 0, total, -jnp.inf)
-            child_BxMxC = _append(child_BxMxC, node)
-            total_BxMxC = _append(total_BxMxC, at_end_BxM)
-            ends_BxMxC = _append(ends_BxMxC, jnp.ones_like(node, bool))
-        per_beam = child_BxMxC.shape[2]
-        flat = (x.reshape(node.shape[0], -1) for x in (child_BxMxC, total_BxMxC, ends_BxMxC))
+            more = (x[:, :, None] for x in (node, at_end_BxM, jnp.ones_like(node, bool)))
+            candidates = [jnp.concatenate(x, axis=2) for x in zip(candidates, more, strict=True)]
+        flat = (x.reshape(node.shape[0], -1) for x in candidates)
         beams, chosen_BxM = self._select(beams, *flat)
-        return beams, chosen_BxM // per_beam
+        return beams, chosen_BxM // candidates[0].shape[2]
 
     def _child_log_probs(
         self, children: int, scores: EdgeScores, node_BxM: jax.Array
@@ -316,10 +308,6 @@ class _Search:
             live_BxM = jnp.where(goes_on_Bx1, live_BxM, -jnp.inf)
         node_BxM = jnp.where(live_BxM > -jnp.inf, node_BxM, 0)
         return _Beams(node_BxM, live_BxM, kept_leaf_BxM, kept_score_BxM), chosen_BxM
-
-
-def _append(values_BxMxC: jax.Array, value_BxM: jax.Array) -> jax.Array:
-    return jnp.concatenate([values_BxMxC, value_BxM[:, :, None]], axis=2)
 
 
 def _per_user(values_BxN: jax.Array, index: jax.Array) -> jax.Array:

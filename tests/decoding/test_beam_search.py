@@ -293,9 +293,9 @@ def test_items_left_out_match_exhaustive_scoring_of_the_others(decoder, mask, al
 
 
 def test_unusable_settings_are_errors():
-    with pytest.raises(ValueError, match="mask must be one of"):
+    with pytest.raises(ValueError, match="mask is 'during_softmax': expected one of"):
         SearchConfig(mask="during_softmax")
-    with pytest.raises(ValueError, match="rules must be one of"):
+    with pytest.raises(ValueError, match="rules is 'loose'"):
         SearchConfig(rules="loose")
     with pytest.raises(ValueError, match="at least 1"):
         SearchConfig(beams=0)
