@@ -68,8 +68,7 @@ class EdgeReader:
     ) -> tuple[EdgeScores, BeamCache, jax.Array]:
         """Reads the edges into the given nodes (int32; the root has none) after the beams' paths.
 
-        Returns:
-          (scores, the new cache, int32 calls of the LLM).
+        Returns (scores, the new cache, int32 calls of the LLM).
         """
         trie, (batch, beams) = self.trie, node_BxM.shape
         length_BxM = trie.run_length[node_BxM]
@@ -107,8 +106,7 @@ class EdgeReader:
     ) -> tuple[jax.Array, EdgeScores, NewTokens]:
         """One call of `size` tokens, after the first `read` of each edge.
 
-        Returns:
-          (read_BxM, scores, the new tokens padded to `padded` for each user).
+        Returns (read, scores, the new tokens padded to `padded` for each user).
         """
         trie, shape = self.trie, (*node_BxM.shape, self.edge_chunk)
         length_BxM = trie.run_length[node_BxM]
@@ -128,14 +126,9 @@ class EdgeReader:
             offset_BxMxE = trie.edge_offset[node_BxM][:, :, None] + column_BxMxE
             return trie.edge_tokens.at[offset_BxMxE].get(mode="clip")
 
+        _, kv, length_B = self.prompts
         hidden_TpxD, new = self.model.extend(
-            token_at(column_BxMxE),
-            count_BxM,
-            self.prompts.kv,
-            self.prompts.length_B,
-            cache,
-            kept_Tp,
-            per_user,
+            token_at(column_BxMxE), count_BxM, kv, length_B, cache, kept_Tp, per_user
         )
         next_Tp = pack(token_at(column_BxMxE + 1), kept_Tp)
         choice_TpxU, norm_Tp, next_log_p_Tp = self._scores(hidden_TpxD, next_Tp)

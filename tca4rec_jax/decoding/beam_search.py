@@ -45,8 +45,7 @@ class SearchConfig:
       renormalise: whether a search among allowed items scores as a catalogue of these items alone
         would; False keeps the scores of the whole catalogue (and of its CF model).
 
-    Raises:
-      UserError: a value outside these.
+    Raises UserError for a value outside these.
     """
 
     beams: int = 10
@@ -98,10 +97,8 @@ class ScoreWeights(NamedTuple):
     def check(self) -> "ScoreWeights":
         """Returns itself; raises UserError for values the search is not defined for."""
         if min(self.guidance, self.length_penalty) < 0 or min(self.beta, self.temperature) <= 0:
-            raise UserError(
-                "guidance and length_penalty must be at least 0, beta and temperature above 0, "
-                f"got {self}"
-            )
+            ranges = "guidance and length_penalty must be at least 0, beta and temperature above 0"
+            raise UserError(f"{ranges}, got {self}")
         return self
 
 
@@ -147,8 +144,8 @@ def beam_search(
         whatever the score; a title is a candidate while one of its items is allowed.
 
     Returns:
-      The `config.beams` best sequences of each user, all different; fewer if the catalogue has
-      fewer (or the search found fewer). Equal scores keep the order in which they were found.
+      The `config.beams` best titles of each user, all different, or fewer if the search found
+      fewer. Equal scores keep the order in which they were found.
     """
     log_mass_BxN, alive_BxN = None, None
     if allowed_BxI is not None:
@@ -159,8 +156,7 @@ def beam_search(
         log_mass_BxN = node_log_mass(cf_logits_BxI, trie, weights.beta)
     edge_chunk = min(config.edge_chunk, trie.sizes.longest_run)
     reader = EdgeReader(model, prompts, trie, weights.temperature, config.vocabulary, edge_chunk)
-    search = _Search(reader, weights, config, log_mass_BxN, alive_BxN)
-    return search.run()
+    return _Search(reader, weights, config, log_mass_BxN, alive_BxN).run()
 
 
 @dataclass(frozen=True)
@@ -227,8 +223,7 @@ class _Search:
     ) -> tuple[_Beams, jax.Array]:
         """The best hypotheses among the children (at most `children` each) of nodes, edges read.
 
-        Returns:
-          (beams, int32 [B, M]: the beam that each unfinished hypothesis goes on from).
+        Returns (beams, int32 [B, M]: the beam that each unfinished hypothesis goes on from).
         """
         child_BxMxC, log_p_BxMxC = self._child_log_probs(children, scores, node)
         ends_BxMxC = self.trie.run_length[child_BxMxC] == 0
@@ -260,10 +255,9 @@ class _Search:
             norm_BxM = jax.nn.logsumexp(counted_logits, axis=-1)
         log_p_BxMxC = logit_BxMxC - norm_BxM[:, :, None]
         if self.log_mass_BxN is not None:
-            child_mass_BxMxC = _per_user(self.log_mass_BxN, child_BxMxC)
-            node_mass_BxM = _per_user(self.log_mass_BxN, node_BxM)
-            log_cf_BxMxC = jnp.minimum(child_mass_BxMxC - node_mass_BxM[:, :, None], 0.0)
-            guidance = self.weights.guidance
+            guidance, node_mass_BxM = self.weights.guidance, _per_user(self.log_mass_BxN, node_BxM)
+            log_cf_BxMxC = _per_user(self.log_mass_BxN, child_BxMxC) - node_mass_BxM[:, :, None]
+            log_cf_BxMxC = jnp.minimum(log_cf_BxMxC, 0.0)
             log_p_BxMxC += jnp.where(guidance > 0, guidance * log_cf_BxMxC, 0.0)
         # A log-probability above 0 is rounding; the bound of `_select` relies on there being none.
         return child_BxMxC, jnp.where(valid_BxMxC, jnp.minimum(log_p_BxMxC, 0.0), -jnp.inf)
@@ -273,20 +267,17 @@ class _Search:
     ) -> tuple[_Beams, jax.Array]:
         """Merges finished candidates into the result and keeps the best unfinished ones.
 
-        `ends` says whether the edge into the candidate has no unread tokens.
-
-        Returns:
-          (beams, int32 [B, M]: the candidate that each unfinished hypothesis was).
+        `ends` says whether the edge into the candidate has no unread tokens. Returns (beams, int32
+        [B, M]: the candidate that each unfinished hypothesis was).
         """
         trie, count = self.trie, self.config.beams
         penalty, huggingface = self.weights.length_penalty, self.config.rules == "huggingface"
         leaf_BxX = trie.leaf[child_BxX]
-        done_BxX = (leaf_BxX >= 0) & ends_BxX
-        finished_BxX = done_BxX
+        finished_BxX = done_BxX = (leaf_BxX >= 0) & ends_BxX
         score_BxX = total_BxX / trie.depth[child_BxX].astype(jnp.float32) ** penalty
         if huggingface:
             best_BxM, _ = _top(total_BxX, count)
-            finished_BxX &= total_BxX >= best_BxM[:, -1:]
+            finished_BxX = done_BxX & (total_BxX >= best_BxM[:, -1:])
         score_BxX = jnp.where(finished_BxX, score_BxX, -jnp.inf)
         kept_score_BxM, kept = _top(jnp.concatenate([beams.score_BxM, score_BxX], axis=1), count)
         leaves = jnp.concatenate([beams.leaf_BxM, leaf_BxX], axis=1)

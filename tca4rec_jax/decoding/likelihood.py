@@ -1,10 +1,8 @@
 """Log-likelihood of given titles after a prompt, under the model that beam search ranks with.
 
-A ranking of 400 rows is a coarse measure. The probability of the title that came next is a fine
-one, and costs a few more tokens to read after the prompt.
-
-With the mask 'before_softmax' only decisions are scored, over the children of their nodes; with
-'after_softmax' all tokens of a title, over the vocabulary.
+A ranking of 400 rows is a coarse measure; the probability of the title that came next is a fine
+one, and costs a few more tokens to read. With the mask 'before_softmax' only decisions are scored,
+over the children of their nodes; with 'after_softmax' all tokens of a title, over the vocabulary.
 
 Axes: core/__init__.py; here F are title tokens, K scored tokens, T temperatures.
 """
@@ -37,7 +35,7 @@ class ScoredTokens(NamedTuple):
 def scored_titles(
     trie: ItemTrie, item_R: np.ndarray, config: SearchConfig
 ) -> tuple[Ragged, ScoredTokens]:
-    """The titles of items, of a token-by-token trie, prepared for `title_nll`.
+    """The titles of items of a token-by-token trie, prepared for `title_nll`.
 
     Returns:
       (int32 tokens of each title that the LLM reads after the prompt; the scored tokens).
@@ -63,16 +61,10 @@ def title_nll(
     trie: DeviceTrie,
     temperature_T: jax.Array,
 ) -> jax.Array:
-    """-log P(title | prompt) of each row's title at several temperatures; traceable.
+    """float32 [B, T]: -log P(title | prompt) of each row's title at temperatures; traceable.
 
-    Args:
-      states_BxKxD: hidden states at the tokens before the scored ones.
-      scored: of the batch, from `scored_titles`; leading axis B.
-      trie: of the search.
-      temperature_T: float32, each above 0.
-
-    Returns:
-      float32 [B, T].
+    The states are those at the tokens before the scored ones, `scored` the batch's part of
+    `scored_titles`, the trie that of the search, the temperatures float32 above 0.
     """
     if scored.node is not None:
         logits_BxKxU = model.head(trie.choice)(states_BxKxD)
@@ -91,8 +83,8 @@ def title_nll(
         vocabulary = jax.eval_shape(head, states_BxKxD).shape[-1]
         at_once = max(1, _LOGITS_BYTES // (4 * vocabulary * states_BxKxD.shape[0]))
         inputs = states_BxKxD.swapaxes(0, 1), scored.label.swapaxes(0, 1)
-        batch_size = min(at_once, scored.label.shape[1])
-        log_p_BxKxT = jax.lax.map(at_position, inputs, batch_size=batch_size).swapaxes(0, 1)
+        at_once = min(at_once, scored.label.shape[1])
+        log_p_BxKxT = jax.lax.map(at_position, inputs, batch_size=at_once).swapaxes(0, 1)
     return -jnp.sum(jnp.where(scored.weight[:, :, None] > 0, log_p_BxKxT, 0.0), axis=1)
 
 

@@ -18,8 +18,6 @@ from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import file_sha256, write_text
 
-_SEPARATOR = "|"
-
 
 def read_histories(path: str | Path) -> list[dict]:
     """The rows of a file, each with its "history", a list of item ids or titles.
@@ -36,12 +34,11 @@ def read_histories(path: str | Path) -> list[dict]:
     for number, row in enumerate(rows, start=1):
         history = row.get("history")
         if path.suffix == ".csv" and history:
-            row["history"] = history = [item.strip() for item in history.split(_SEPARATOR)]
-        good = isinstance(history, list) and history and all(isinstance(i, str) for i in history)
-        if not good:
+            row["history"] = history = [item.strip() for item in history.split("|")]
+        if not (isinstance(history, list) and {*map(type, history)} == {str}):
             raise UserError(
                 f"{path}, row {number}: history is {history!r}, expected item ids or titles, as "
-                f"a list of texts in JSONL or separated by {_SEPARATOR!r} in CSV"
+                "a list of texts in JSONL or separated by '|' in CSV"
             )
     if not rows:
         raise UserError(f"{path} has no rows")
@@ -66,7 +63,7 @@ def recommend_file(
     source, output = Path(source), Path(output)
     rows = read_histories(source)
     settings = settings | {"k": k, "SHA-256 of the input": file_sha256(source)}
-    done = _lines_done(output, json.loads(json.dumps(settings)))
+    done = _lines_done(output, json.dumps(settings, indent=2) + "\n")
     if done:
         logging.info("%s holds %d of the %d rows: going on", output, done, len(rows))
     with (
@@ -77,12 +74,10 @@ def recommend_file(
             part = rows[start : start + chunk]
             lists = recommender.recommend([row["history"] for row in part], k)
             for row, found in zip(part, lists, strict=True):
-                columns = {
-                    "items": [one.item_id for one in found],
-                    "titles": [one.title for one in found],
-                    "scores": [round(one.score, 5) for one in found],
-                }
-                file.write(json.dumps(row | columns, ensure_ascii=False) + "\n")
+                row["items"] = [one.item_id for one in found]
+                row["titles"] = [one.title for one in found]
+                row["scores"] = [round(one.score, 5) for one in found]
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             bar.update(len(part))
 
@@ -100,13 +95,13 @@ def _jsonl(path: Path, file) -> Iterator[dict]:
         yield row
 
 
-def _lines_done(output: Path, settings: dict) -> int:
+def _lines_done(output: Path, settings: str) -> int:
     """Complete lines of an earlier run with the same settings; cuts an incomplete line off."""
     settings_path = output.with_name(output.name + ".settings.json")
     if not output.exists():
-        write_text(settings_path, json.dumps(settings, indent=2) + "\n")
+        write_text(settings_path, settings)
         return 0
-    if not settings_path.is_file() or json.loads(settings_path.read_text()) != settings:
+    if not settings_path.is_file() or settings_path.read_text("utf-8") != settings:
         raise UserError(
             f"{output} exists and was made from another input or with other settings (see "
             f"{settings_path.name}): choose another --output or delete it"

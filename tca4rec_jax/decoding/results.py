@@ -16,18 +16,11 @@ from tca4rec_jax.fileio import write_npz
 
 
 class Recommendations(NamedTuple):
-    """The best titles of each row, best first; a search fills the arrays in place.
+    """The best titles of each row, best first; a search fills the arrays in place."""
 
-    Attributes:
-      leaves_RxM: int32, leaves of the trie (distinct titles), -1 where there are no more.
-      scores_RxM: float32, -inf where there are no more.
-      nll_RxT: float32, -log P_LLM(target's title | prompt) at each temperature; NaN where it is not
-        known yet, and no column if no target was given.
-    """
-
-    leaves_RxM: np.ndarray
-    scores_RxM: np.ndarray
-    nll_RxT: np.ndarray
+    leaves_RxM: np.ndarray  # int32, leaves of the trie (titles), -1 where there are no more
+    scores_RxM: np.ndarray  # float32, -inf where there are no more
+    nll_RxT: np.ndarray  # float32, -log P_LLM(target's title | prompt), NaN where not known yet
 
     @classmethod
     def empty(cls, rows: int, beams: int, temperatures: int) -> "Recommendations":

@@ -1,4 +1,4 @@
-"""The jitted programs of a search: the shared prefix of layers, prompts, and beam search.
+"""The jitted programs of a search: the frozen prefix of layers, prompts, and beam search.
 
 Each runs on shares of a batch. Users are independent, so each device along 'data' (or each group of
 devices that share a copy of the model) runs a program of its own: groups do not communicate, and a
@@ -8,6 +8,7 @@ along the weights, which stay where they are: the few tokens of a step are light
 Axes: core/__init__.py; here K are scored tokens, T temperatures, Kv key-value heads, H head dim.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -41,10 +42,14 @@ class SearchProgram:
     graph: nnx.GraphDef  # of the decoder, whose state is an argument
     config: SearchConfig
 
-    @property
-    def on_rows(self) -> DataParallel:
-        """Runs a program on every device's own prompts."""
-        return DataParallel(self.mesh, "prompts")
+    def run(self, function: Callable, args: tuple, in_specs, out_specs):
+        """function(decoder, ...) on every device's own prompts, for args (its state, ...)."""
+
+        def on_one_group(state, *args):
+            return function(nnx.merge(self.graph, state), *args)
+
+        specs = (_EVERYWHERE, *in_specs)
+        return DataParallel(self.mesh, "prompts")(on_one_group, specs, out_specs)(*args)
 
 
 class Texts(NamedTuple):
@@ -67,12 +72,8 @@ def read_prefix(
     state: nnx.State, tokens_BxS: jax.Array, *, program: SearchProgram, layers: int
 ) -> PrefixStates:
     """The texts of a batch after a decoder's first layers."""
-    sharded = program.on_rows(
-        lambda state, tokens: nnx.merge(program.graph, state).prefill_prefix(tokens, layers),
-        in_specs=(_EVERYWHERE, _ROWS),
-        out_specs=_PREFIX,
-    )
-    return sharded(state, tokens_BxS)
+    read = partial(Decoder.prefill_prefix, layers=layers)
+    return program.run(read, (state, tokens_BxS), (_ROWS,), _PREFIX)
 
 
 @partial(jax.jit, static_argnames=("program", "capacity"))
@@ -86,36 +87,29 @@ def read_prompts(
     program: SearchProgram,
     capacity: int,
 ) -> tuple[Prompts, jax.Array]:
-    """Reads the texts of a batch.
+    """Reads the texts of a batch, after the frozen prefix if `read_prefix` has run it.
 
-    Args:
-      prefix: the texts after the first layers, from `read_prefix`, if these have run.
-      temperature_T: float32, of the likelihood.
-      capacity: keys and values get room for so many tokens, so that one compiled search goes on
-        from prompts of every length. The search looks at the prompts' own tokens only.
+    Keys and values get room for `capacity` tokens, so that one compiled search goes on from prompts
+    of every length; it looks at the prompts' own tokens only.
 
     Returns:
-      (prompts; -log P float32 [B, T] of the scored titles, [B, 0] without titles).
+      (prompts; -log P float32 [B, T] of the scored titles at temperatures, [B, 0] without titles).
     """
 
-    def on_one_group(state, texts, prefix, trie, temperature_T):
-        model, scored = nnx.merge(program.graph, state), texts.scored
+    def read(model, texts, prefix, trie, temperature_T):
+        tokens_BxS, length_B, scored = texts
         after_BxK = None if scored is None else scored.position
-        read = texts.tokens_BxS, texts.length_B, after_BxK, prefix
-        states_BxKxD, prompts = prefill_prompts(model, *read)
-        nll_BxT = jnp.zeros((texts.length_B.shape[0], 0))
+        states_BxKxD, prompts = prefill_prompts(model, tokens_BxS, length_B, after_BxK, prefix)
+        nll_BxT = jnp.zeros((length_B.shape[0], 0))
         if scored is not None:
             nll_BxT = title_nll(model, states_BxKxD[:, 1:], scored, trie, temperature_T)
-        missing = [(0, 0), (0, 0), (0, capacity - texts.tokens_BxS.shape[1]), (0, 0), (0, 0)]
+        missing = [(0, 0), (0, 0), (0, capacity - tokens_BxS.shape[1]), (0, 0), (0, 0)]
         kv = jax.tree.map(lambda values: jnp.pad(values, missing), prompts.kv)
         return prompts._replace(kv=kv), nll_BxT
 
-    sharded = program.on_rows(
-        on_one_group,
-        in_specs=(_EVERYWHERE, _ROWS, prefix and _PREFIX, _EVERYWHERE, _EVERYWHERE),
-        out_specs=(_PROMPTS, _ROWS),
-    )
-    prompts, nll_BxT = sharded(state, texts, prefix, trie, temperature_T)
+    args = state, texts, prefix, trie, temperature_T
+    specs = _ROWS, prefix and _PREFIX, _EVERYWHERE, _EVERYWHERE
+    prompts, nll_BxT = program.run(read, args, specs, (_PROMPTS, _ROWS))
     shardings = prompts_sharding(program.mesh, prompts)
     return jax.lax.with_sharding_constraint(prompts, shardings), nll_BxT
 
@@ -137,8 +131,8 @@ def prefill_prompts(
         after_BxA = jnp.concatenate([after_BxA, after_BxK], axis=1)
     read_B = length_B + jnp.max(after_BxA, axis=1)
     hidden_BxSxD, kv = model.prefill(tokens_BxS, read_B, prefix=prefix)
-    index_BxA = length_B[:, None] - 1 + after_BxA
-    states_BxAxD = jnp.take_along_axis(hidden_BxSxD, index_BxA[:, :, None], axis=1)
+    index_BxAx1 = (length_B[:, None] - 1 + after_BxA)[:, :, None]
+    states_BxAxD = jnp.take_along_axis(hidden_BxSxD, index_BxAx1, axis=1)
     return states_BxAxD, Prompts(states_BxAxD[:, :1], kv, length_B)
 
 
@@ -162,19 +156,11 @@ def search_batch(
 ) -> tuple[jax.Array, jax.Array]:
     """`beam_search` on every group of devices: (leaves int32, scores float32) [B, M]."""
 
-    def on_one_group(state, prompts, users, cf_items, trie, weights):
+    def search(model, prompts, users, cf_items, trie, weights):
         cf_BxI = None if users.cf_BxD is None else cf_logits(users.cf_BxD, cf_items)
-        result = beam_search(
-            nnx.merge(program.graph, state),
-            prompts,
-            trie,
-            weights,
-            program.config,
-            cf_logits_BxI=cf_BxI,
-            allowed_BxI=users.allowed_BxI,
-        )
+        given = {"cf_logits_BxI": cf_BxI, "allowed_BxI": users.allowed_BxI}
+        result = beam_search(model, prompts, trie, weights, program.config, **given)
         return result.leaves_BxM, result.scores_BxM
 
-    specs = (_EVERYWHERE, _PROMPTS, _ROWS, *[_EVERYWHERE] * 3)
-    sharded = program.on_rows(on_one_group, in_specs=specs, out_specs=_ROWS)
-    return sharded(state, prompts, users, cf_items, trie, weights)
+    args = state, prompts, users, cf_items, trie, weights
+    return program.run(search, args, (_PROMPTS, _ROWS, *[_EVERYWHERE] * 3), _ROWS)

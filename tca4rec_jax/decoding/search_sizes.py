@@ -25,8 +25,7 @@ FIRST_CHILDREN = 16
 def call_sizes(batch: int, beams: int, edge_chunk: int) -> list[tuple[int, int]]:
     """(tokens, most tokens of one user) of the calls that are compiled, ascending.
 
-    The largest leaves the tokens that do not fit to the next call; a smaller one is taken only if
-    all fit.
+    A smaller one is taken only if all tokens fit; the largest leaves the others to the next call.
     """
     per_user = beams * min(edge_chunk, TOKENS_PER_BEAM)
     sizes: list[int] = []
@@ -40,10 +39,8 @@ def call_sizes(batch: int, beams: int, edge_chunk: int) -> list[tuple[int, int]]
 def pool_capacities(beams: int, most_reads: int) -> list[int]:
     """Slots of a user's pool, ascending: every query looks at all slots, taken or not.
 
-    The search is compiled once for each capacity, so one has to save half of the slots.
-
-    Args:
-      most_reads: the most tokens that the LLM reads for one beam; the last capacity suffices.
+    The search is compiled once for each capacity, so one has to save half of the slots. The last
+    one suffices if the LLM reads at most `most_reads` tokens for one beam.
     """
     largest = beams * most_reads
     capacities = (beams * FIRST_POOL_SLOTS << 2 * n for n in range(16))

@@ -19,7 +19,5 @@ RECOMMENDERS: dict[str, Recipe] = {"title": TITLE}
 def recipe_of(name: str) -> Recipe:
     """The recipe of config.recommender.name. Raises UserError for a name without one."""
     if name not in RECOMMENDERS:
-        raise UserError(
-            f"recommender.name is {name!r}: expected one of {', '.join(sorted(RECOMMENDERS))}"
-        )
+        raise UserError(f"recommender.name is {name!r}: expected one of {tuple(RECOMMENDERS)}")
     return RECOMMENDERS[name]
