@@ -8,6 +8,12 @@ import jax
 import numpy as np
 
 
+def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """The array [R, ...] with rows of zeros after its own: [rows, ...]."""
+    missing = rows - len(array)
+    return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
+
+
 def map_batches(program: Callable, *arrays: Any, batch_size: int) -> Any:
     """Runs a jitted program on the rows of arrays, one batch of a fixed size after another.
 
@@ -24,8 +30,7 @@ def map_batches(program: Callable, *arrays: Any, batch_size: int) -> Any:
     parts = []
     for start in range(0, max(num_rows, 1), size):
         batch = [np.asarray(array[start : start + size]) for array in arrays]
-        if missing := size - len(batch[0]):
-            batch = [np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)]) for array in batch]
-        outputs = jax.tree.map(np.asarray, program(*batch))
-        parts.append(jax.tree.map(operator.itemgetter(slice(size - missing)), outputs))
+        padded = [pad_rows(array, size) for array in batch]
+        outputs = jax.tree.map(np.asarray, program(*padded))
+        parts.append(jax.tree.map(operator.itemgetter(slice(len(batch[0]))), outputs))
     return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)

@@ -124,8 +124,7 @@ class Experiment:
     def cf_store(self, split: str, positions: np.ndarray | None = None) -> LogitsStore:
         """The CF logits of a split, checked against it.
 
-        Args:
-          positions: the flat positions that will be read; only their shards are read and checked.
+        Only the shards of `positions` (flat, those that will be read) are read and checked.
         """
         path = split_path(self.config.cf.logits, self.workdir, split)
         return open_store(path, self.data.splits[split], self.data.catalogue, positions=positions)
@@ -213,34 +212,26 @@ class Experiment:
     def flops_per_token(self, *, context: float, supervised: float) -> float:
         """Useful FLOPs of a training step per token; the children's few logits are not counted.
 
-        Args:
-          context: the mean number of keys that a token attends to.
-          supervised: the share of tokens whose next token is supervised.
+        A token attends to `context` keys on average; `supervised` is the share of tokens whose next
+        token is supervised.
         """
         architecture, _ = self.pretrained
+        vocabulary = self.config.objective.softmax == "vocabulary"
         return architecture.flops_per_token(
             self.config.llm.train,
             context=context,
-            vocabulary_share=supervised if self.config.objective.softmax == "vocabulary" else 0.0,
+            vocabulary_share=supervised if vocabulary else 0.0,
             first_layer=self.frozen_prefix,
             prefix_cached=self.caches_hidden_states,
         )
 
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer of config.optimizer over training.steps updates."""
-        fields = self.config.optimizer
-        return make_optimizer(
-            learning_rate=fields.learning_rate,
-            warmup_steps=fields.warmup_steps,
-            total_steps=self.config.training.steps,
-            weight_decay=fields.weight_decay,
-            clip=fields.clip,
-        )
+        return make_optimizer(**self.config.optimizer, total_steps=self.config.training.steps)
 
     def initial_state(self) -> tuple[nnx.GraphDef, TrainState, nnx.State]:
         """(graph, state, base) of the decoder, on the mesh; base holds the untrained parameters."""
-        trainable = self.recipe.trainable(self.config)
-        graph, *parts = nnx.split(self.decoder, trainable, ...)
+        graph, *parts = nnx.split(self.decoder, self.recipe.trainable(self.config), ...)
         params, base = parts
         step = self.compute(partial(jnp.zeros, (), jnp.int32))
         moments = self.compute(self.optimizer().init, params)

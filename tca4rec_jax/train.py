@@ -1,22 +1,19 @@
 """Training an LLM: `train(experiment)`, to be read from top to bottom."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from absl import logging
 from flax import nnx
-from jax.stages import Lowered, Wrapped
+from jax.stages import Lowered
 
-from tca4rec_jax.config import run_name, validate
+from tca4rec_jax.config import validate
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective
-from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.distributed.multihost import barrier, check_processes_agree, is_main_process
 from tca4rec_jax.distributed.sharded_projection import cf_shardings
 from tca4rec_jax.distributed.sharding import check_batch_size, local_rows, replicated, shard_batch
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.fileio import fingerprint, write_text
+from tca4rec_jax.fileio import write_text
 from tca4rec_jax.training.activation_cache import ActivationCache, cache_key
 from tca4rec_jax.training.batches import Batch, Batches
 from tca4rec_jax.training.checkpoint import Checkpoints
@@ -40,7 +37,7 @@ def train(experiment: Experiment) -> TrainState:
     config, directory = experiment.config, experiment.directory
     training, split = config.training, training_split(experiment)
     check_folder(directory, num_bytes=0)
-    check_processes_agree(_digest(config.to_json_best_effort()), "config (or flags)")
+    check_processes_agree(config.to_json_best_effort(), "config (or flags)")
     validate(config)
 
     # Examples, batches, and the CF logits that the batches read.
@@ -48,7 +45,7 @@ def train(experiment: Experiment) -> TrainState:
 
     # The state and the step, on the devices.
     graph, state, base = experiment.initial_state()
-    step = TrainStep.create(experiment, graph, state, base, batches.cf_items)
+    step = TrainStep(experiment, graph, state, base, batches.cf_items)
 
     # The folder of the run: room for a checkpoint, the config that the run began with.
     check_folder(directory, num_bytes=sum(a.nbytes for a in jax.tree.leaves(state)))
@@ -56,9 +53,8 @@ def train(experiment: Experiment) -> TrainState:
     if is_main_process() and not began_with.exists():
         write_text(began_with, config.to_json_best_effort(indent=2))
     barrier("config.json")
-    check_processes_agree(
-        _digest(began_with.read_text() if began_with.exists() else ""), str(began_with)
-    )
+    text = began_with.read_text() if began_with.exists() else ""
+    check_processes_agree(text, str(began_with))
 
     # The loop.
     sequences = experiment.data.splits[split]
@@ -73,7 +69,6 @@ def train(experiment: Experiment) -> TrainState:
             supervised=examples.position.values.size / examples.tokens.values.size,
         ),
         peak=peak_flops(experiment.mesh, config.llm.dtype),
-        name=run_name(config),
         profile_steps=training.profile_steps or (0, 0),
         watchdog_seconds=training.watchdog_seconds,
         describe=lambda example: (
@@ -107,9 +102,8 @@ def load_batches(experiment: Experiment) -> Batches:
         key = cache_key(config.llm.to_dict(), experiment.frozen_prefix, experiment.weights_path)
         folder = experiment.workdir / "llm" / f"hidden_states_{key}"
         cache = ActivationCache(folder, experiment.decoder, mesh)
-    batches = Batches.create(
+    batches = Batches(
         examples,
-        None,
         batch_size=training.batch_size,
         seed=config.seed,
         buckets=training.buckets,
@@ -124,66 +118,51 @@ def load_batches(experiment: Experiment) -> Batches:
         batches.shapes,
         100 * batches.padding_share,
     )
-    store = experiment.cf_store(split, batches.cf_positions(training.steps))
-    return dataclasses.replace(batches, store=store)
+    batches.store = experiment.cf_store(split, batches.cf_positions(training.steps))
+    return batches
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
-    """The jitted update with all that it takes besides a state and a batch, on the mesh."""
+    """The jitted update with all that it takes besides a state and a batch, on the mesh.
 
-    experiment: Experiment
-    program: Wrapped
-    base: nnx.State
-    items: CFItems | None
-    trie: DeviceTrie
-    objective: Objective
+    Args:
+      graph, state, base: from Experiment.initial_state.
+      items: the item side of the CF logits. None leaves the projection of the CF logits out of the
+        step, which is then plain next-token prediction whatever objective.alpha is.
+    """
 
-    @classmethod
-    def create(
-        cls,
+    def __init__(
+        self,
         experiment: Experiment,
         graph: nnx.GraphDef,
         state: TrainState,
         base: nnx.State,
         items: CFItems | None,
-    ) -> "TrainStep":
-        """The step of an experiment.
-
-        Args:
-          graph, state, base: from Experiment.initial_state.
-          items: the item side of the CF logits. None leaves the projection of the CF logits out of
-            the step, which is then plain next-token prediction whatever objective.alpha is.
-        """
-        config, mesh = experiment.config, experiment.mesh
-        objective = jax.tree.map(jnp.float32, Objective(**config.objective).check())
-        items, trie = experiment.cf_arrays(items)
-        items, trie = experiment.put((items, trie), cf_shardings(mesh, items, trie))
-        program = make_train_step(
+    ):
+        config, self._mesh = experiment.config, experiment.mesh
+        self._program = make_train_step(
             graph,
             state,
             base,
             experiment.optimizer(),
             experiment.recipe.loss,
-            mesh=mesh,
+            mesh=self._mesh,
             seed=config.seed,
             compute_dtype=experiment.compute_dtype,
         )
-        objective = experiment.put(objective, replicated(mesh))
-        return cls(experiment, program, base, items, trie, objective)
+        items, trie = experiment.cf_arrays(items)
+        items, trie = experiment.put((items, trie), cf_shardings(self._mesh, items, trie))
+        objective = jax.tree.map(jnp.float32, Objective(**config.objective).check())
+        objective = experiment.put(objective, replicated(self._mesh))
+        self._base, self._inputs = base, (items, trie, objective)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update; the batch holds this process' rows, the state is donated."""
-        batch = shard_batch(self.experiment.mesh, batch)
-        return self.program(state, self.base, batch, self.items, self.trie, self.objective)
+        return self._program(state, self._base, shard_batch(self._mesh, batch), *self._inputs)
 
     def lower(self, state: TrainState, batch: Batch) -> Lowered:
         """The lowered update of a state and a batch on the mesh, which may be abstract."""
-        return self.program.lower(state, self.base, batch, self.items, self.trie, self.objective)
-
-
-def _digest(text: str) -> bytes:
-    return bytes.fromhex(fingerprint(text))
+        return self._program.lower(state, self._base, batch, *self._inputs)
 
 
 def _identity(experiment: Experiment, batches: Batches) -> dict:

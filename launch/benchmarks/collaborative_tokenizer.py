@@ -242,7 +242,7 @@ def training_overhead(config, workdir: Path, steps: int) -> dict:
     experiment = Experiment(config, workdir)
     batches, (graph, state, base) = load_batches(experiment), experiment.initial_state()
     step = {
-        items is not None: TrainStep.create(experiment, graph, state, base, items)
+        items is not None: TrainStep(experiment, graph, state, base, items)
         for items in (batches.cf_items, None)
     }
     states = {projected: jax.tree.map(jax.numpy.copy, state) for projected in step}

@@ -100,7 +100,7 @@ def ours(inputs: Inputs):
     from tca4rec_jax.llm.config import DecoderOptions
     from tca4rec_jax.llm.decoder import Decoder
     from tca4rec_jax.recommenders import TITLE
-    from tca4rec_jax.training.state import init_state, make_optimizer
+    from tca4rec_jax.training.state import TrainState, make_optimizer
     from tca4rec_jax.training.step import make_train_step
 
     start()
@@ -131,7 +131,7 @@ def ours(inputs: Inputs):
         softmax="children" if soft else "vocabulary",
     )
     objective = jax.tree.map(np.float32, objective)
-    state = init_state(adapters, optimizer)
+    state = TrainState(np.int32(0), adapters, optimizer.init(adapters))
     state, base, items, trie, objective = replicate(mesh, (state, base, items, trie, objective))
     update = make_train_step(graph, state, base, optimizer, TITLE.loss, mesh=mesh, seed=0)
 

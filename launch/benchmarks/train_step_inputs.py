@@ -88,7 +88,7 @@ class Inputs:
             split, self.titles, self.compressed, targets="last", max_tokens=MAX_TOKENS
         )
         store = RandomCF(self.data.catalogue.num_items, split.items.size)
-        return Batches.create(examples, store, batch_size=self.case.batch, seed=0, buckets=BUCKETS)
+        return Batches(examples, store, batch_size=self.case.batch, seed=0, buckets=BUCKETS)
 
     def rows(self, step: int) -> np.ndarray:
         """Examples of a step: those of the one bucket that most rows fall into."""

@@ -155,7 +155,7 @@ def train(experiment: AbstractExperiment, *, projected: bool = True) -> Lowered:
     config, width = experiment.config, vector_width(experiment.config.cf)
     graph, state, base = experiment.initial_state()
     items = experiment.sizes.items_side(width) if projected else None
-    step = TrainStep.create(experiment, graph, state, base, items)
+    step = TrainStep(experiment, graph, state, base, items)
     hidden = None
     if experiment.caches_hidden_states:
         hidden = experiment.architecture.hidden_size, jnp.dtype(config.llm.dtype)

@@ -6,8 +6,8 @@ communicated.
 """
 
 import functools
+import hashlib
 import importlib.util
-import itertools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,10 +17,10 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from tca4rec_jax.batching import pad_rows
 from tca4rec_jax.errors import UserError
 
 _HEARTBEAT_SECONDS = 30  # a process silent for this long counts as dead, and the others end
-_BARRIERS = itertools.count()  # the coordinator wants each barrier's key once
 
 
 def join_job(coordinator: str = "", count: int = 0, index: int = -1) -> None:
@@ -106,8 +106,7 @@ def barrier(name: str, seconds: float = 600) -> None:
     if is_multiprocess():
         from orbax.checkpoint import multihost  # slow to import, and most scripts do without it
 
-        key = f"{name} {next(_BARRIERS)}"
-        multihost.get_barrier_sync_fn()(key=key, timeout_ms=int(1000 * seconds))
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=int(1000 * seconds))
 
 
 def all_processes(flag: bool) -> bool:
@@ -123,10 +122,11 @@ def broadcast_from_main(compute: Callable[[], bytes], size: int) -> bytes:
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(value), np.uint8))
 
 
-def check_processes_agree(digest: bytes, what: str) -> None:
-    """Raises UserError in every process if their digests of `what` differ."""
+def check_processes_agree(text: str, what: str) -> None:
+    """Raises UserError in every process if their texts of `what` differ."""
     if not is_multiprocess():
         return
+    digest = hashlib.sha256(text.encode()).digest()
     digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
     differ = np.flatnonzero((digests != digests[0]).any(axis=1))
     if differ.size:
@@ -153,11 +153,10 @@ def gather_process_rows(tree: Any, count: int) -> Any:
     if not is_multiprocess():
         return tree
     sizes = [len(part) for part in np.array_split(np.arange(count), jax.process_count())]
+    inside = np.arange(max(sizes)) < np.array(sizes)[:, None]
 
     def join(array):
-        array = np.asarray(array)
-        padding = [(0, max(sizes) - len(array))] + [(0, 0)] * (array.ndim - 1)
-        parts = multihost_utils.process_allgather(np.pad(array, padding)).astype(array.dtype)
-        return np.concatenate([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        parts = multihost_utils.process_allgather(pad_rows(np.asarray(array), max(sizes)))
+        return parts.astype(array.dtype)[inside]
 
     return jax.tree.map(join, tree)

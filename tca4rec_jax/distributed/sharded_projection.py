@@ -11,9 +11,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tca4rec_jax.batching import pad_rows
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.distributed.data_parallel import DataParallel
@@ -31,9 +31,7 @@ def cf_arrays(
     """The CF items and the trie on the host, padded so that the items divide over their axes."""
     shards = math.prod(mesh.shape[name] for name in _item_axes(DataParallel(mesh)))
     trie = DeviceTrie.of(compressed, item_shards=shards)
-    missing = trie.item_order.shape[0] - compressed.num_items
-    items = jax.tree.map(lambda a: np.pad(a, ((0, missing),) + ((0, 0),) * (a.ndim - 1)), items)
-    return items, trie
+    return jax.tree.map(lambda a: pad_rows(a, trie.item_order.shape[0]), items), trie
 
 
 def cf_shardings(mesh: Mesh, items: CFItems | None, trie: DeviceTrie):

@@ -8,6 +8,7 @@ Axes: core/__init__.py; here N are batches.
 """
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -54,40 +55,31 @@ class ActivationCache:
     def fill(
         self, tokens: Ragged, batches: Sequence[tuple[np.ndarray, int]], batch_size: int
     ) -> None:
-        """Runs the frozen prefix for the rows that are missing.
+        """Runs the frozen prefix for the rows of tokens, int32, that are missing.
 
-        Whole batches run, as in training, so that an interrupted call and the next one end with the
-        same numbers as an uninterrupted call. All processes of a job call this alike.
-
-        Args:
-          tokens: int32, of all rows.
-          batches: (rows int64 [at most batch_size], padded length) of each batch.
-
-        Raises:
-          OSError: naming a file that can't be written.
+        `batches` has (rows int64 [at most batch_size], padded length). Whole batches run, as in
+        training, so that an interrupted call and the next one end with the same numbers as an
+        uninterrupted call. All processes of a job call this alike. Raises OSError naming a file
+        that can't be written.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         batches = self._missing(tokens, batches)
         graph, state = nnx.split(self.decoder)
         local = local_rows(self.mesh, batch_size, "prompts")
 
-        def write(rows: np.ndarray, states: jax.Array) -> None:
+        def run(rows: np.ndarray, width: int):
+            padded = tokens.pad(np.resize(rows, batch_size), width, 0)  # a short batch repeats rows
+            tokens_BxS = shard_batch(self.mesh, padded[local], "prompts")
+            return rows, _run_prefix(state, tokens_BxS, self.mesh, graph)
+
+        disable = None if batches and is_main_process() else True
+        shown = tqdm(batches, desc="Frozen prefix", unit="batch", disable=disable)
+        ran = itertools.chain(itertools.starmap(run, shown), [()])
+        for (rows, states), _ in itertools.pairwise(ran):  # written while the next batch runs
             states_BxSxD = gather_to_host(states)
             if is_main_process():
                 for number, row in enumerate(rows):
                     self._write(tokens[row], states_BxSxD[number, : tokens[row].size])
-
-        pending = None
-        disable = None if batches and is_main_process() else True
-        for rows, width in tqdm(batches, desc="Frozen prefix", unit="batch", disable=disable):
-            padded = tokens.pad(np.resize(rows, batch_size), width, 0)  # a short batch repeats rows
-            tokens_BxS = shard_batch(self.mesh, padded[local], "prompts")
-            states = _run_prefix(state, tokens_BxS, self.mesh, graph)
-            if pending is not None:  # written while the next batch runs
-                write(*pending)
-            pending = rows, states
-        if pending is not None:
-            write(*pending)
         barrier(f"hidden states of {len(batches)} batches")
 
     def read(self, tokens: Ragged, rows_B: np.ndarray, width: int) -> np.ndarray:

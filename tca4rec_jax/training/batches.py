@@ -10,15 +10,15 @@ Axis letters: B batch (or this process' rows of it), S sequence, T supervised po
 P supervised titles, K decisions, D CF vector (or I items where the store is dense) or model.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import grain
 import jax
 import numpy as np
 
+from tca4rec_jax.batching import pad_rows
 from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.decisions import Decisions, Targets
@@ -50,77 +50,63 @@ class BatchShape(NamedTuple):
 def abstract_batch(
     rows: int, shape: BatchShape, cf_width: int, cached: tuple[int, np.dtype] | None = None
 ) -> Batch:
-    """Shapes and dtypes of a batch, for compiling without data.
+    """Shapes and dtypes of a whole batch, for compiling without data.
 
-    Args:
-      rows: of the whole batch.
-      shape: of the bucket.
-      cf_width: width of the CF vectors.
-      cached: (width, dtype) of cached hidden states, if the batch has them.
+    `cached` is (width, dtype) of cached hidden states, if the batch has them.
     """
 
     def of(dtype, *sizes) -> Any:
         return jax.ShapeDtypeStruct((rows, *sizes), dtype)
 
+    position, decision = of(np.int32, shape.positions), of(np.int32, shape.decisions)
+    targets = Targets(
+        position=position,
+        label=position,
+        weight=of(np.float32, shape.positions),
+        title_weight=of(np.float32, shape.titles),
+        decisions=Decisions(
+            decision, decision, decision, decision, of(np.float32, shape.decisions)
+        ),
+    )
     return Batch(
         tokens_BxS=of(np.int32, shape.tokens),
         length_B=of(np.int32),
-        targets=Targets(
-            position=of(np.int32, shape.positions),
-            label=of(np.int32, shape.positions),
-            weight=of(np.float32, shape.positions),
-            title_weight=of(np.float32, shape.titles),
-            decisions=Decisions(
-                position=of(np.int32, shape.decisions),
-                title=of(np.int32, shape.decisions),
-                node=of(np.int32, shape.decisions),
-                child=of(np.int32, shape.decisions),
-                weight=of(np.float32, shape.decisions),
-            ),
-        ),
+        targets=targets,
         cf_BxPxD=of(np.float32, shape.titles, cf_width),
         frozen_BxSxD=cached and of(cached[1], shape.tokens, cached[0]),
     )
 
 
-@dataclass(frozen=True, eq=False)
 class Batches:
     """All batches of any number of passes over the examples, by number.
 
-    Attributes:
-      store: the CF logits; None until a batch is gathered. `cf_positions` says which are read.
+    Every example is in the smallest bucket (tokens) that holds it; UserError if none does.
+
+    Args:
+      store: the CF logits, needed once a batch is gathered; `cf_positions` says which are read.
       batch_size: rows of a batch, over all processes.
-      bucket_of_example: int, index into `shapes`.
-      shapes: of the buckets, the shortest first.
-      local_rows: int64, ascending: the rows of a batch that this process makes.
+      local_rows: int64, ascending: the rows of a batch that this process makes; all by default.
       cache: the activation cache, if hidden states are read from it.
+
+    Attributes:
+      bucket_of_example: int, index into `shapes`.
+      shapes: BatchShape of each bucket, the shortest first.
     """
 
-    examples: Examples
-    store: LogitsStore | None
-    batch_size: int
-    seed: int
-    bucket_of_example: np.ndarray
-    shapes: tuple[BatchShape, ...]
-    local_rows: np.ndarray
-    cache: ActivationCache | None = None
-
-    @classmethod
-    def create(
-        cls,
+    def __init__(
+        self,
         examples: Examples,
-        store: LogitsStore | None,
+        store: LogitsStore | None = None,
         *,
         batch_size: int,
         seed: int,
         buckets: Sequence[int],
         local_rows: np.ndarray | None = None,
         cache: ActivationCache | None = None,
-    ) -> "Batches":
-        """Assigns every example to the smallest bucket (tokens) that holds it.
-
-        Raises UserError for an example that none holds. local_rows: all of a batch if not given.
-        """
+    ):
+        self.examples, self.store, self._cache = examples, store, cache
+        self._batch_size, self._seed = batch_size, seed
+        self._local_rows = np.arange(batch_size) if local_rows is None else local_rows
         longest = examples.tokens.lengths.max()
         widths = np.unique(np.minimum(buckets, round_up(longest, 8)))
         if longest > widths[-1]:
@@ -129,24 +115,20 @@ class Batches:
                 f"training.buckets is {widths[-1]}: add a larger one"
             )
         bucket = np.searchsorted(widths, examples.tokens.lengths)
-        used = np.unique(bucket)
-        shapes = tuple(_bucket_shape(examples, bucket == b, int(widths[b])) for b in used)
-        bucket = np.searchsorted(used, bucket)
-        local_rows = np.arange(batch_size) if local_rows is None else np.asarray(local_rows)
-        return cls(examples, store, batch_size, seed, bucket, shapes, local_rows, cache)
+        used, self.bucket_of_example = np.unique(bucket, return_inverse=True)
+        self.shapes = [_bucket_shape(examples, bucket == b, int(widths[b])) for b in used]
+        self._batches_of_bucket = -(-np.bincount(self.bucket_of_example) // batch_size)
 
     @property
     def per_epoch(self) -> int:
         """The number of batches of one pass over the examples."""
-        sizes = np.bincount(self.bucket_of_example)
-        return int(np.sum(-(-sizes // self.batch_size)))
+        return int(self._batches_of_bucket.sum())
 
     @property
     def padding_share(self) -> float:
         """Share of an epoch's tokens that is padding."""
-        tokens = np.array([shape.tokens for shape in self.shapes])
-        sizes = -(-np.bincount(self.bucket_of_example) // self.batch_size) * self.batch_size
-        return 1.0 - float(self.examples.tokens.lengths.sum() / np.sum(sizes * tokens))
+        tokens = self._batches_of_bucket @ [shape.tokens for shape in self.shapes]
+        return 1.0 - float(self.examples.tokens.lengths.sum() / (tokens * self._batch_size))
 
     def rows(self, index: int) -> np.ndarray:
         """Examples of batch `index` (counted over all epochs); up to batch_size of one bucket."""
@@ -174,7 +156,7 @@ class Batches:
 
     def alone(self, index: int, row: int) -> Batch:
         """Batch `index` with one of its rows only; the others are padding."""
-        kept = self.local_rows == row
+        kept = self._local_rows == row
         batch = jax.tree.map(
             lambda a: np.where(kept.reshape(-1, *[1] * (a.ndim - 1)), a, a.dtype.type(0)),
             self(index),
@@ -184,16 +166,16 @@ class Batches:
 
     def fill_cache(self, start: int, stop: int) -> None:
         """Fills the activation cache, if there is one, for batches start .. stop-1."""
-        if self.cache is not None:
+        if self._cache is not None:
             rows = map(self.rows, range(start, stop))
             batches = [(rows_B, self._shape(rows_B).tokens) for rows_B in rows]
-            self.cache.fill(self.examples.tokens, batches, self.batch_size)
+            self._cache.fill(self.examples.tokens, batches, self._batch_size)
 
     def _shape(self, rows: np.ndarray) -> BatchShape:
         return self.shapes[self.bucket_of_example[rows[0]]]
 
     def _local(self, rows: np.ndarray) -> np.ndarray:
-        return rows[self.local_rows[self.local_rows < rows.size]]
+        return rows[self._local_rows[self._local_rows < rows.size]]
 
     def gather(self, rows: np.ndarray) -> Batch:
         """Pads examples of one bucket, up to batch_size, to its shape; this process' rows."""
@@ -217,14 +199,10 @@ class Batches:
                 decisions=examples.decisions.pad(rows, shape.decisions),
             ),
             cf_BxPxD=cf_BxPxD,
-            frozen_BxSxD=self.cache and self.cache.read(examples.tokens, rows, shape.tokens),
+            frozen_BxSxD=self._cache and self._cache.read(examples.tokens, rows, shape.tokens),
         )
-        missing = self.local_rows.size - rows.size
-        if missing:
-            batch = jax.tree.map(
-                lambda a: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)), batch
-            )
-            batch.length_B[rows.size :] = 1  # a row of no tokens has no softmax
+        batch = jax.tree.map(partial(pad_rows, rows=self._local_rows.size), batch)
+        batch.length_B[rows.size :] = 1  # a row of no tokens has no softmax
         return batch
 
     def iterator(self, start: int, stop: int) -> Iterator[Batch]:
@@ -234,30 +212,24 @@ class Batches:
         return iter(numbers.map(self).to_iter_dataset(options))
 
 
-@functools.lru_cache(maxsize=2)
+@lru_cache(maxsize=2)
 def _epoch_order(batches: Batches, epoch: int) -> list[np.ndarray]:
-    rng = np.random.default_rng([batches.seed, epoch])
-    order = rng.permutation(len(batches.examples))
+    rng = np.random.default_rng([batches._seed, epoch])
+    order, size = rng.permutation(len(batches.examples)), batches._batch_size
     groups = []
     for bucket in range(len(batches.shapes)):
         rows = order[batches.bucket_of_example[order] == bucket]
-        groups += [
-            rows[i : i + batches.batch_size] for i in range(0, rows.size, batches.batch_size)
-        ]
+        groups += [rows[i : i + size] for i in range(0, rows.size, size)]
     return [groups[i] for i in rng.permutation(len(groups))]
 
 
 def _bucket_shape(examples: Examples, inside: np.ndarray, tokens: int) -> BatchShape:
     def largest(ragged):
-        most = max(int(ragged.lengths[inside].max()), 1)
-        return most if most == 1 else round_up(most, 8)  # one target a row: one projection a row
+        most = int(ragged.lengths[inside].max())
+        return round_up(most, 8) if most > 1 else 1  # one target a row: one projection a row
 
-    return BatchShape(
-        tokens,
-        largest(examples.position),
-        largest(examples.cf_position),
-        largest(examples.decisions.node),
-    )
+    fields = examples.position, examples.cf_position, examples.decisions.node
+    return BatchShape(tokens, *map(largest, fields))
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -9,6 +9,7 @@ All processes of a job call everything here at the same steps.
 """
 
 import contextlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -30,28 +31,22 @@ _UNREADABLE = "unreadable_"  # before the step in the name of a directory that w
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run: the latest `keep`, and the one of the lowest training loss.
 
-    Args:
-      directory: created if needed.
-      keep: how many of the latest to keep, besides the one with the lowest loss.
-      writable: False only reads: nothing is set aside. True also removes what a killed process has
-        left half-written.
+    If `writable`, the directory is created and what a killed process has left half-written removed;
+    else it is only read, and nothing set aside.
     """
 
     def __init__(self, directory: str | Path, keep: int = 2, *, writable: bool = True):
-        if keep < 1:
-            raise UserError(f"training.keep_checkpoints is {keep}: expected at least 1")
         self._directory, self._writable = Path(directory).absolute(), writable
-        self._loss_of_step: dict[int, float] = {}
+        self._keep, self._loss_of_step = keep, {}
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_LatestAndLowestLoss(keep, self._loss_of_step),
+            preservation_policy=self,
             create=writable,
             cleanup_tmp_directories=writable,  # by the first process, before anything is saved
         )
-        self._manager = ocp.CheckpointManager(
-            self._directory, options=options, item_names=("state", "data")
-        )
+        names = "state", "data"
+        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=names)
         for step in self._manager.all_steps():
             self._loss_of_step[step] = _saved_loss(self._directory / str(step))
 
@@ -67,6 +62,12 @@ class Checkpoints:
                 raise
             logging.warning("%s", error)
 
+    def should_preserve(self, checkpoints: Sequence, *, context) -> Sequence[bool]:
+        """Which checkpoints to keep; for orbax, of which this is a preservation policy."""
+        steps = [one.step for one in checkpoints]
+        best = min(steps, key=lambda step: self._loss_of_step.get(step, math.inf))
+        return [step == best or step in sorted(steps)[-self._keep :] for step in steps]
+
     @property
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, readable or not."""
@@ -75,25 +76,16 @@ class Checkpoints:
     def save(self, state: TrainState, data_position: dict, loss: float = math.inf) -> None:
         """Starts saving; returns before the files are complete.
 
-        Args:
-          data_position: JSON-serialisable; what `restore` gives back.
-          loss: the mean training loss of the steps since the checkpoint before, by which
-            'lowest_training_loss' chooses.
-
-        Raises:
-          CheckpointError: this one or the one before could not be written.
+        `restore` gives back data_position, JSON-serialisable. The loss, by which
+        'lowest_training_loss' chooses, is the mean of the steps since the checkpoint before. Raises
+        CheckpointError if this one or the one before could not be written.
         """
         step = int(state.step)
         data = data_position | {"loss": loss, "checksum": int(checksum(state))}
         self._loss_of_step[step] = loss
+        saved = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(data)}
         with self._explained():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)
-                ),
-                force=True,
-            )
+            self._manager.save(step, args=ocp.args.Composite(**saved), force=True)
 
     def check(self) -> None:
         """Raises CheckpointError if a save in the background has failed; does not wait."""
@@ -101,13 +93,10 @@ class Checkpoints:
             self._manager.check_for_errors()
 
     def restore(self, like: TrainState, which: str = "last") -> tuple[TrainState, dict]:
-        """A checkpoint, onto the shardings of `like`, whatever devices it was written on.
+        """The checkpoint that `which` (CHOICES) says, and the data position saved with it.
 
-        A checkpoint that cannot be read is named in a warning, set aside (if `writable`), and the
-        checkpoint before it is taken.
-
-        Args:
-          which: 'last', or 'lowest_training_loss' of the checkpoints that are there.
+        It comes onto the shardings of `like`, whatever devices it was written on. One that cannot
+        be read is named in a warning and set aside (if `writable`), and the one before it is taken.
 
         Raises:
           FileNotFoundError: there is none.
@@ -144,16 +133,16 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: TrainState) -> tuple[tuple[TrainState, dict] | None, str]:
         """((state, data), '') or (None, why not); no process waits for another."""
-        folder = epath.Path(self._directory) / str(step)
-        handler = ocp.StandardCheckpointHandler()
+        folder, handler = self._directory / str(step), ocp.StandardCheckpointHandler()
+        item = epath.Path(folder / "state")
         try:
-            state = handler.restore(folder / "state", args=ocp.args.StandardRestore(abstract))
-            data = _read_data(self._directory / str(step))
+            state = handler.restore(item, args=ocp.args.StandardRestore(abstract))
+            data = _read_data(folder)
             if not isinstance(data, dict):
                 raise UserError(f"its data position is {data!r}")
             return (state, data), ""
         except Exception as error:  # whatever a damaged file makes orbax or tensorstore raise
-            differ = _differences(folder / "state", abstract)
+            differ = _differences(item, abstract)
             if differ:
                 raise UserError(
                     f"{folder} does not fit this configuration (config.lora, config.llm or the "
@@ -168,11 +157,10 @@ class Checkpoints:
             return
         if is_main_process():
             folder = self._directory / str(step)
-            number, beside = 0, self._directory / f"{_UNREADABLE}{step}"
-            while beside.exists():
-                number += 1
-                beside = self._directory / f"{_UNREADABLE}{step}_{number}"
-            folder.rename(beside)
+            beside = self._directory / f"{_UNREADABLE}{step}"
+            others = (beside.with_name(f"{beside.name}_{n}") for n in itertools.count(1))
+            paths = itertools.chain([beside], others)
+            folder.rename(next(path for path in paths if not path.exists()))
         barrier("checkpoint set aside")
         self._manager.reload()
 
@@ -211,19 +199,6 @@ def checksum(tree) -> jax.Array:
         return jax.lax.bitcast_convert_type(array, width).astype("uint32").sum(dtype="uint32")
 
     return sum(map(bits, jax.tree.leaves(tree)), jnp.uint32(0))
-
-
-class _LatestAndLowestLoss:
-    """An orbax preservation policy: the latest `keep` and the lowest loss."""
-
-    def __init__(self, keep: int, loss_of_step: dict[int, float]):
-        self._keep, self._loss_of_step = keep, loss_of_step
-
-    def should_preserve(self, checkpoints: Sequence, *, context) -> Sequence[bool]:
-        steps = [one.step for one in checkpoints]
-        kept = set(sorted(steps)[-self._keep :])
-        kept.add(min(steps, key=lambda step: self._loss_of_step.get(step, math.inf)))
-        return [step in kept for step in steps]
 
 
 def _saved_loss(folder: Path) -> float:

@@ -57,14 +57,10 @@ def build_examples(
     targets: str,
     max_tokens: int,
 ) -> Examples:
-    """Examples of a split.
+    """Examples of a split: users' sequences ('all') or histories with targets ('last').
 
-    Args:
-      sequences: users' sequences ('all') or histories with targets ('last').
-      tokens: the tokenised catalogue.
-      compressed: the compressed trie of these tokens.
-      targets: one of TARGETS.
-      max_tokens: budget of a row, prefix included; the model's longest sequence.
+    `compressed` is the compressed trie of the catalogue's `tokens`; a row has at most max_tokens,
+    the prefix included.
 
     Raises:
       UserError: unknown targets, a title that does not fit the budget, or no example.
@@ -97,8 +93,7 @@ def row_of_example(examples: Examples, sequences: ItemSequences) -> np.ndarray:
 def _pieces(sequences: ItemSequences, tokens: TitleTokens, max_tokens: int):
     """Cuts every row into consecutive pieces that fit the budget; pieces of one title are dropped.
 
-    Returns:
-      (pieces Ragged of items, first int64 [R]: flat position of each piece's first item).
+    Returns (items of the pieces, first int64 [R]: the flat position of each piece's first item).
     """
     lengths = tokens.titles.lengths[sequences.items]
     ends = np.concatenate([[0], np.cumsum(lengths)])
@@ -117,8 +112,8 @@ def _pieces(sequences: ItemSequences, tokens: TitleTokens, max_tokens: int):
         start, stop = end[end < stop], stop[end < stop]
     first, last = np.concatenate(cuts, axis=1)
     order = np.argsort(first)
-    order = order[(last - first)[order] > 1]
     first, counts = first[order], (last - first)[order]
+    first, counts = first[counts > 1], counts[counts > 1]
     return Ragged.from_lengths(sequences.items[ranges(first, counts)], counts), first
 
 
@@ -128,42 +123,34 @@ def _supervise(
     """Positions, labels, CF rows and decisions of the supervised titles of each piece."""
     ids, starts = row_tokens(tokens, pieces)
     row_of_item = np.repeat(np.arange(len(pieces)), pieces.lengths)
-    items, rows = pieces.values[supervised], row_of_item[supervised]
-    title_start = starts.values[supervised]  # within the row
-    title_length = tokens.titles.lengths[items]
-    num_rows = len(pieces)
+    items, row = pieces.values[supervised], row_of_item[supervised]  # of every supervised title
 
-    def per_row(values, row_of_value):
-        return Ragged.from_lengths(values, np.bincount(row_of_value, minlength=num_rows))
+    def per_row(values, per_title):
+        """Values of which every title has so many, by rows."""
+        lengths = np.bincount(np.repeat(row, per_title), minlength=len(pieces))
+        return Ragged.from_lengths(values, lengths)
 
-    position_row = np.repeat(rows, title_length)
-    position = ranges(title_start - 1, title_length)
-    label = ids.values[ids.offsets[position_row] + position + 1]
-    titles_per_row = np.bincount(rows, minlength=num_rows)
-    positions_before = np.cumsum(title_length) - title_length
-    row_first_title = np.cumsum(titles_per_row) - titles_per_row
-    first_position = positions_before[row_first_title[rows]]
-    in_row = positions_before - first_position  # supervised positions before the title, in its row
+    lengths = tokens.titles.lengths[items]
+    position = ranges(starts.values[supervised] - 1, lengths)
+    positions = per_row(position.astype(np.int32), lengths)
+    label = ids.values[np.repeat(ids.offsets[row], lengths) + position + 1]
+    cf_position = per_row(ranges(first, pieces.lengths)[supervised], 1)
 
-    per_title = decisions.position.take(items)
-    title_of_decision = np.repeat(np.arange(items.size), per_title.lengths)
-    decision_row = rows[title_of_decision]
-    cf_position = np.repeat(first, pieces.lengths) + ranges(
-        np.zeros(num_rows, np.int64), pieces.lengths
-    )
+    # The supervised titles before a title in its row, and their positions.
+    title = np.arange(items.size) - cf_position.offsets[row]
+    before = np.cumsum(lengths) - lengths - positions.offsets[row]
+    decided = decisions.position.take(items)
+    counts = decided.lengths
+    position_of_decision = np.repeat(before, counts) + decided.values
     return Examples(
         tokens=ids,
-        position=per_row(position.astype(np.int32), position_row),
-        label=per_row(label, position_row),
-        cf_position=per_row(cf_position[supervised], rows),
+        position=positions,
+        label=per_row(label, lengths),
+        cf_position=cf_position,
         decisions=RaggedDecisions(
-            position=per_row(
-                (in_row[title_of_decision] + per_title.values).astype(np.int32), decision_row
-            ),
-            title=per_row(
-                (title_of_decision - row_first_title[decision_row]).astype(np.int32), decision_row
-            ),
-            node=per_row(decisions.node.take(items).values, decision_row),
-            child=per_row(decisions.child.take(items).values, decision_row),
+            position=per_row(position_of_decision.astype(np.int32), counts),
+            title=per_row(np.repeat(title, counts).astype(np.int32), counts),
+            node=per_row(decisions.node.take(items).values, counts),
+            child=per_row(decisions.child.take(items).values, counts),
         ),
     )

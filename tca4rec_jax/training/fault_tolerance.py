@@ -1,5 +1,6 @@
 """Fault tolerance of a training run: stop signals, a watchdog, checks of the work directory."""
 
+import contextlib
 import faulthandler
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -27,34 +29,23 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or none can be read; says which, why and what to do."""
 
 
-class StopSignal:
+@contextlib.contextmanager
+def stop_signal() -> Iterator[Callable[[int], bool]]:
     """Notices SIGTERM, which Slurm, Kubernetes and preempted machines send before SIGKILL.
 
-    A single process handles the signal itself. In a job of several, JAX tells every process that
-    one was signalled, and all of them stop at a step that they agree on.
+    The block gets a function to ask once a step: whether to stop now, with so many steps done. A
+    single process handles the signal itself. In a job of several, JAX tells every process that one
+    was signalled, and all of them stop at a step that they agree on.
     """
-
-    def __init__(self):
-        self._received = False
-        self._several = is_multiprocess()
-
-    def __enter__(self):
-        if not self._several:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_):
-        if not self._several:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def _note(self, *_):
-        self._received = True
-
-    def requested(self, step: int) -> bool:
-        """Whether to stop now, with `step` steps done; ask once per step."""
-        if self._several:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._received
+    if is_multiprocess():
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    received = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
+    try:
+        yield lambda step: received.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class Watchdog:
@@ -86,22 +77,17 @@ class Watchdog:
         while not self._over.wait(min(self._seconds / 4, 5.0)):
             if time.monotonic() - self._since > self._seconds:
                 faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
-                print(
+                message = (
                     f"{self._name}: step {self._step} was not done after {self._seconds:g} s "
                     "(training.watchdog_seconds): the stacks of all threads are above; start "
-                    "again, it goes on from the last checkpoint",
-                    file=sys.__stderr__,
-                    flush=True,
+                    "again, it goes on from the last checkpoint"
                 )
+                print(message, file=sys.__stderr__, flush=True)
                 os._exit(HUNG)
 
 
 def check_folder(folder: Path, num_bytes: int) -> None:
-    """Makes sure that files of so many bytes can be written to a folder, which is created.
-
-    Raises:
-      UserError: it can't be created or written to, or lacks the room.
-    """
+    """Makes a folder. Raises UserError if files of so many bytes can't be written to it."""
     probe = folder / f".probe_{jax.process_index()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

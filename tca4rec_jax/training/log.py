@@ -13,27 +13,15 @@ from tca4rec_jax.training.state import Metrics
 
 
 class TrainingLog:
-    """Appends one JSON line per step; on resume drops the lines after the checkpoint.
+    """Appends one JSON line per step, from step `start` on; later ones that are there are dropped.
 
-    In a job of several processes only the first one writes and shows the bar; all of them have the
-    same values.
-
-    Args:
-      path: the file.
-      start: the first step that will be logged.
-      total_steps: the run's number of steps.
-      ideal_seconds_per_token: a token's useful FLOPs at the devices' peak, for the MFU.
-      name: label of the progress bar.
+    In a job of several processes only the first one writes and shows the bar, called `name`; all of
+    them have the same values. `ideal_seconds_per_token` is a token's useful FLOPs at the devices'
+    peak, for the MFU.
     """
 
     def __init__(
-        self,
-        path: Path,
-        *,
-        start: int,
-        total_steps: int,
-        ideal_seconds_per_token: float,
-        name: str,
+        self, path: Path, *, start: int, total_steps: int, ideal_seconds_per_token: float, name: str
     ):
         self._path, self._file = path, None
         if is_main_process():
@@ -44,8 +32,7 @@ class TrainingLog:
         self._bar = tqdm(total=total_steps, initial=start, desc=name, unit="step", disable=disable)
         self._ideal_seconds_per_token = ideal_seconds_per_token
         self._window: list[float] = []  # losses since `mean_loss` was asked
-        self._tokens: list[int] = []
-        self._seconds: list[float] = []
+        self._sizes: list[tuple[int, float]] = []  # tokens and seconds of each step
         self._began = time.perf_counter()
 
     def __enter__(self):
@@ -80,8 +67,7 @@ class TrainingLog:
             mfu=f"{mfu:.2f}",
         )
         self._window.append(metrics.loss)
-        self._tokens.append(tokens)
-        self._seconds.append(seconds)
+        self._sizes.append((tokens, seconds))
         return metrics
 
     def mean_loss(self) -> float:
@@ -92,9 +78,9 @@ class TrainingLog:
 
     def summary(self) -> str:
         """The median speed of this process' steps (most compile nothing); '' without steps."""
-        if not self._seconds:
+        if not self._sizes:
             return ""
-        seconds, tokens = np.array(self._seconds), np.array(self._tokens)
+        tokens, seconds = np.array(self._sizes).T
         speed = float(np.median(tokens / seconds))
         return (
             f"{np.median(seconds):.2f} s a step, {speed:.0f} tokens/s, "

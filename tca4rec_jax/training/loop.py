@@ -13,7 +13,7 @@ from tca4rec_jax.distributed.multihost import check_processes_agree
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.batches import Batch, Batches
 from tca4rec_jax.training.checkpoint import Checkpoints
-from tca4rec_jax.training.fault_tolerance import Stopped, StopSignal, Watchdog
+from tca4rec_jax.training.fault_tolerance import Stopped, Watchdog, stop_signal
 from tca4rec_jax.training.log import TrainingLog
 from tca4rec_jax.training.state import Metrics, TrainState
 from tca4rec_jax.training.throughput import Peak, ProfilerWindow
@@ -28,13 +28,12 @@ class LoopOptions:
     """Where and how long the loop runs.
 
     Attributes:
-      directory: the log (`log.jsonl`) and the profile (`profile/`) are written there.
+      directory: of the run, named like it; for the log (`log.jsonl`) and the profile (`profile/`).
       total_steps: the number of updates, those before a resume included.
       checkpoint_every: the number of steps from one checkpoint to the next.
       identity: JSON-serialisable, saved with every checkpoint: what must be equal when the run goes
         on (the objective, say).
       flops_per_token: useful ones; the log's MFU compares them with `peak`.
-      name: of the run, in the progress bar and in messages.
       profile_steps: jax.profiler records steps [first, last).
       watchdog_seconds: a step that takes longer ends the process (Watchdog); 0: no limit.
       describe: an example's number -> its row and user, for messages.
@@ -46,7 +45,6 @@ class LoopOptions:
     identity: dict
     flops_per_token: float
     peak: Peak
-    name: str = "train"
     profile_steps: tuple[int, int] = (0, 0)
     watchdog_seconds: float = 0.0
     describe: Callable[[int], str] = "example {}".format
@@ -64,11 +62,8 @@ def run_loop(
     Resume order: the run's own latest readable checkpoint, else the given state.  Step n reads
     batch n, so the data position is the step.  Metrics of step n are fetched after step n + 1 is
     dispatched.  All processes of a job call this alike; the first writes the log: JSON lines, one
-    per step: step, loss, nll_per_title, grad_norm, tokens (without padding), seconds, mfu.
-
-    Args:
-      train_step: halts if its loss or gradient is not finite: see make_train_step.
-      checkpoints: closed in the end.
+    per step: step, loss, nll_per_title, grad_norm, tokens (without padding), seconds, mfu. The
+    checkpoints are closed in the end.
 
     Raises:
       FloatingPointError: a loss or gradient that is not finite; names the step and the rows. The
@@ -77,25 +72,25 @@ def run_loop(
       UserError: the checkpoint has another identity; names what differs.
       CheckpointError: a checkpoint can't be written; the one before is intact.
     """
-    total, every = options.total_steps, options.checkpoint_every
+    directory, total = options.directory, options.total_steps
     with checkpoints:
         state = _resumed(state, checkpoints, options)
         start = done = int(state.step)
         batches.fill_cache(start, total)
         log = TrainingLog(
-            options.directory / "log.jsonl",
+            directory / "log.jsonl",
             start=start,
             total_steps=total,
             ideal_seconds_per_token=options.flops_per_token / options.peak.flops,
-            name=options.name,
+            name=directory.name,
         )
-        watchdog = Watchdog(options.watchdog_seconds, options.name, start)
-        profile = ProfilerWindow(options.directory / "profile", *options.profile_steps)
+        watchdog = Watchdog(options.watchdog_seconds, directory.name, start)
+        profile = ProfilerWindow(directory / "profile", *options.profile_steps)
         progress = _Progress(train_step, batches, checkpoints, options, log, watchdog, start)
-        with StopSignal() as stop, watchdog, log, profile:
+        with stop_signal() as stop_requested, watchdog, log, profile:
             pending = None  # the step whose metrics are not fetched yet
             for step, batch in enumerate(batches.iterator(start, total), start):
-                if stop.requested(step):
+                if stop_requested(step):
                     break
                 profile.at(step, state)
                 state, metrics = train_step(state, batch)
@@ -104,7 +99,7 @@ def run_loop(
                     progress.finish(*pending, state)
                 pending = step, metrics
                 checkpoints.check()
-                if done % every == 0 and done < total:
+                if done % options.checkpoint_every == 0 and done < total:
                     progress.finish(*pending, state)
                     pending = None  # no checkpoint before its loss was seen to be finite
                     progress.save(state, done)
@@ -115,19 +110,18 @@ def run_loop(
             checkpoints.close()
     if done < total:
         raise Stopped(
-            f"SIGTERM: stopped after step {done} of {total}, which is saved in "
-            f"{options.directory}; the same command goes on from there"
+            f"SIGTERM: stopped after step {done} of {total}, which is saved in {directory}; the "
+            "same command goes on from there"
         )
     if summary := log.summary():
-        peak = options.peak
-        logging.info("%s: %s of %.3g FLOP/s (%s)", options.name, summary, peak.flops, peak.source)
+        logging.info("%s: %s of %.3g FLOP/s (%s)", directory.name, summary, *options.peak)
     return state
 
 
 def _resumed(state: TrainState, checkpoints: Checkpoints, options: LoopOptions) -> TrainState:
     """The latest readable checkpoint; `state` if there is none. Raises UserError as `run_loop`."""
     latest = checkpoints.latest_step
-    check_processes_agree(str(latest).encode().ljust(16), f"checkpoints in {options.directory}")
+    check_processes_agree(str(latest), f"checkpoints in {options.directory}")
     if latest is None:
         return state
     state, position = checkpoints.restore(state)
@@ -169,7 +163,7 @@ class _Progress:
         """
         metrics = self.log.write(step, metrics, self.batches.tokens(step))
         self.watchdog.progress(step + 1)
-        if math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm):
+        if _finite(metrics):
             return
         if step > self.saved:
             self.save(state._replace(step=-1 - state.step), step)
@@ -188,7 +182,7 @@ class _Progress:
         rows, bad = self.batches.rows(step), []
         for row in range(rows.size):
             halted, metrics = self.train_step(halted, self.batches.alone(step, row))
-            if not (math.isfinite(float(metrics.loss)) and math.isfinite(float(metrics.grad_norm))):
+            if not _finite(metrics):
                 bad.append(row)
         if not bad:
             return f"no row alone is to blame, the batch is {self._listed(rows)}"
@@ -197,7 +191,10 @@ class _Progress:
         return f"to blame is {self._listed(rows[bad])}"
 
     def _listed(self, examples: np.ndarray) -> str:
+        named = "; ".join(map(self.options.describe, examples[:_NAMED].tolist()))
         more = examples.size - _NAMED
-        return "; ".join(map(self.options.describe, examples[:_NAMED].tolist())) + (
-            f" and {more} more" if more > 0 else ""
-        )
+        return f"{named} and {more} more" if more > 0 else named
+
+
+def _finite(metrics: Metrics) -> bool:
+    return math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)

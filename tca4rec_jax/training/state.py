@@ -6,7 +6,6 @@ A checkpoint holds a `TrainState`, so inference reads this module and `checkpoin
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -35,11 +34,6 @@ class Metrics(NamedTuple):
     grad_norm: Any
 
 
-def init_state(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-
 def in_dtype(params: Tree, dtype: str | None) -> Tree:
     """The parameters rounded to the dtype that the model computes in; unchanged for None."""
     return params if dtype is None else jax.tree.map(lambda p: p.astype(dtype), params)
@@ -48,22 +42,16 @@ def in_dtype(params: Tree, dtype: str | None) -> Tree:
 def make_schedule(*, learning_rate: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Linear warm-up, then linear decay to zero."""
     warmup = min(warmup_steps, max(total_steps - 1, 0))
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(learning_rate / max(warmup, 1), learning_rate, warmup),
-            optax.linear_schedule(learning_rate, 0.0, max(total_steps - warmup, 1)),
-        ],
-        [warmup],
-    )
+    up = optax.linear_schedule(learning_rate / max(warmup, 1), learning_rate, warmup)
+    down = optax.linear_schedule(learning_rate, 0.0, max(total_steps - warmup, 1))
+    return optax.join_schedules([up, down], [warmup])
 
 
 def make_optimizer(
     *, learning_rate: float, warmup_steps: int, total_steps: int, weight_decay: float, clip: float
 ) -> optax.GradientTransformation:
     """AdamW on `make_schedule`; gradients are clipped by norm."""
-    schedule = make_schedule(
-        learning_rate=learning_rate, warmup_steps=warmup_steps, total_steps=total_steps
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay)
-    )
+    steps = {"warmup_steps": warmup_steps, "total_steps": total_steps}
+    schedule = make_schedule(learning_rate=learning_rate, **steps)
+    adamw = optax.adamw(schedule, weight_decay=weight_decay)
+    return optax.chain(optax.clip_by_global_norm(clip), adamw)

@@ -4,9 +4,11 @@ Model FLOPs utilisation (MFU) = useful FLOPs / seconds / peak FLOPs. Useful are 
 needs (DecoderConfig.flops_per_token) for real tokens: neither padding nor recomputation counts.
 """
 
+import contextlib
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +33,7 @@ DATASHEET_PEAKS = {
 _SIZE, _CALLS = 1024, 12  # of the measured products: 2 GFLOP each
 
 
-@dataclass(frozen=True)
-class Peak:
+class Peak(NamedTuple):
     """FLOP/s of all devices of a mesh together, and where the number is from."""
 
     flops: float
@@ -53,21 +54,18 @@ def measured_peak(mesh: Mesh, dtype: str) -> float:
     Takes a fraction of a second on two CPU cores.
     """
 
+    rows = PartitionSpec(mesh.axis_names)
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows)
     def product(x, w):
         return jnp.dot(x, w, preferred_element_type=x.dtype)
 
-    rows = PartitionSpec(mesh.axis_names)
-    run = jax.jit(
-        jax.shard_map(
-            product, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows, check_vma=False
-        )
-    )
-    x = jnp.ones((_SIZE * mesh.size, _SIZE), dtype)
-    w = jnp.ones((_SIZE, _SIZE), dtype)
+    x, w = jnp.ones((_SIZE * mesh.size, _SIZE), dtype), jnp.ones((_SIZE, _SIZE), dtype)
     seconds = []
     for _ in range(_CALLS):
         began = time.perf_counter()
-        jax.block_until_ready(run(x, w))
+        jax.block_until_ready(product(x, w))
         seconds.append(time.perf_counter() - began)
     return 2 * _SIZE**3 * mesh.size / min(seconds)
 
@@ -78,30 +76,21 @@ def mean_context(lengths: np.ndarray) -> float:
     return float(np.sum(lengths * (lengths + 1) / 2) / np.sum(lengths))
 
 
-class ProfilerWindow:
+class ProfilerWindow(contextlib.ExitStack):
     """Records steps [first, last) with jax.profiler; nothing if the window is empty."""
 
     def __init__(self, directory: Path, first: int, last: int):
-        self._directory, self._first, self._last = directory, first, last
-        self._running = False
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._stop()
+        super().__init__()
+        self._directory, self._steps, self._running = directory, range(first, last), False
 
     def at(self, step: int, state) -> None:
         """Call before `step` is dispatched; `state` is what it starts from."""
-        if self._first <= step < self._last and not self._running:
-            jax.block_until_ready(state)  # the steps before are not in the window
-            jax.profiler.start_trace(self._directory)
-            self._running = True
-        elif step >= self._last and self._running:
-            jax.block_until_ready(state)
-            self._stop()
-
-    def _stop(self) -> None:
+        if (step in self._steps) == self._running:
+            return
+        jax.block_until_ready(state)  # no step is half inside
+        self._running = not self._running
         if self._running:
-            jax.profiler.stop_trace()
-            self._running = False
+            jax.profiler.start_trace(self._directory)
+            self.callback(jax.profiler.stop_trace)
+        else:
+            self.close()

@@ -1,8 +1,11 @@
 """When a process joins others, and what it does alone."""
 
+import socket
+
 import jax
 import numpy as np
 import pytest
+from forked import Script
 
 from tca4rec_jax.distributed import multihost
 
@@ -85,3 +88,30 @@ def test_parts_of_all_processes_make_every_row_once(monkeypatch):
         multihost.gather_process_rows(10 * parts[2], 8), 10 * np.arange(8)
     )
     assert gathered[0].shape == (3,)  # padded to the largest part
+
+
+BARRIERS = """
+import sys, time
+from tca4rec_jax.distributed.multihost import barrier, join_job, leave_job
+index = int(sys.argv[2])
+join_job(sys.argv[1], 2, index)
+for _ in range(3):
+    began = time.monotonic()
+    time.sleep(0.5 * index)
+    barrier("the same name", seconds=30)
+    assert time.monotonic() - began > 0.3
+leave_job()
+print("done")
+"""
+
+
+def test_barriers_of_one_name_wait_each_time(tmp_path):
+    path = tmp_path / "barriers.py"
+    path.write_text(BARRIERS)
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        coordinator = f"localhost:{one.getsockname()[1]}"
+    both = [Script([str(path), coordinator, index], {}, devices=1) for index in "01"]
+    for done in [script.completed(60) for script in both]:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("done\n")

@@ -21,7 +21,7 @@ from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.recommenders import TITLE
 from tca4rec_jax.training.batches import Batch
-from tca4rec_jax.training.state import TRAINED, Metrics, init_state, make_optimizer
+from tca4rec_jax.training.state import TRAINED, Metrics, TrainState, make_optimizer
 from tca4rec_jax.training.step import make_train_step
 
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
@@ -82,7 +82,7 @@ def one_step(sizes, softmax, kind="lora", config=CONFIG, dense=False, first_laye
     optimizer = make_optimizer(
         learning_rate=1.0, warmup_steps=0, total_steps=9, weight_decay=0.0, clip=1e9
     )
-    before = init_state(trained, optimizer)
+    before = TrainState(jnp.int32(0), trained, optimizer.init(trained))
     state, base = jax.device_put((before, base), tree_shardings(mesh, config, (before, base)))
     table = np.random.default_rng(2).normal(size=(ITEMS, WIDTH)).astype(np.float32)
     items = CFItems() if dense else CFItems(table, table[:, 0])

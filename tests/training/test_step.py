@@ -19,7 +19,7 @@ from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.recommenders import TITLE
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
-from tca4rec_jax.training.state import TRAINED, init_state, make_optimizer
+from tca4rec_jax.training.state import TRAINED, TrainState, make_optimizer
 from tca4rec_jax.training.step import make_train_step
 
 VOCABULARY = 128
@@ -56,7 +56,7 @@ def inputs():
     adapters = jax.tree.map(lambda a: a + 0.05, adapters)
     decoder = Decoder(config, init_params(config, jax.random.key(0)), lora=lora, adapters=adapters)
     examples = build_examples(split, tokens, trie.compress(), targets="all", max_tokens=24)
-    batches = Batches.create(examples, store, batch_size=4, seed=0, buckets=(16, 24))
+    batches = Batches(examples, store, batch_size=4, seed=0, buckets=(16, 24))
     return decoder, trie, split, examples, batches
 
 
@@ -151,7 +151,7 @@ def trained(inputs, mesh, steps, alpha=0.3, kind="lora", dtype=None):
     optimizer = make_optimizer(
         learning_rate=1e-2, warmup_steps=2, total_steps=steps, weight_decay=0.01, clip=1.0
     )
-    state = init_state(jax.tree.map(jnp.copy, params), optimizer)
+    state = TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
     items = CFItems(jnp.asarray(batches.store.item_table), None)
     objective = objective_of(alpha)
     state, base, items, arrays, objective = replicate(mesh, (state, base, items, arrays, objective))
@@ -211,7 +211,7 @@ def test_alpha_changes_without_recompilation(inputs):
     optimizer = make_optimizer(
         learning_rate=1e-2, warmup_steps=2, total_steps=6, weight_decay=0.01, clip=1.0
     )
-    state = init_state(jax.tree.map(jnp.copy, adapters), optimizer)
+    state = TrainState(jnp.int32(0), jax.tree.map(jnp.copy, adapters), optimizer.init(adapters))
     items = CFItems(jnp.asarray(batches.store.item_table), None)
     mesh = make_mesh(1)
     for alpha in (0.1, 0.9):

@@ -43,7 +43,7 @@ from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples, row_of_example
 from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
 from tca4rec_jax.training.loop import LoopOptions, run_loop
-from tca4rec_jax.training.state import init_state, make_optimizer
+from tca4rec_jax.training.state import TrainState, make_optimizer
 from tca4rec_jax.training.step import make_train_step
 from tca4rec_jax.training.throughput import Peak
 
@@ -115,14 +115,14 @@ def run(
     adapters = init_adapters(config, lora, jax.random.key(1))
     decoder = Decoder(config, make_params(config), lora=lora, adapters=adapters)
     examples = build_examples(split, tokens, compressed, targets="all", max_tokens=32)
-    batches = Batches.create(
+    batches = Batches(
         examples, store, batch_size=BATCH, seed=0, buckets=(32,), local_rows=local_rows(mesh, BATCH)
     )
     optimizer = make_optimizer(
         learning_rate=1e-2, warmup_steps=2, total_steps=STEPS, weight_decay=0.01, clip=1.0
     )
     graph, params, base = nnx.split(decoder, nnx.LoRAParam, ...)
-    state = init_state(params, optimizer)
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
     state, base = (put(tree, tree_shardings(mesh, config, tree)) for tree in (state, base))
     items, trie = cf_arrays(mesh, CFItems(store.item_table), compressed)
     items, trie = put((items, trie), cf_shardings(mesh, items, trie))
