@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tca4rec_jax import fileio
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.distributed.sharding import make_mesh
 from tca4rec_jax.llm.config import DecoderConfig
@@ -102,7 +101,7 @@ def test_a_full_disk_is_named(states, monkeypatch):
     def no_room(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fileio.os, "replace", no_room)
+    monkeypatch.setattr(activation_cache.Path, "replace", no_room)
     with pytest.raises(OSError, match=r"make room, or set training.cache_hidden_states=False"):
         states.fill(TOKENS, BATCHES, batch_size=2)
 
