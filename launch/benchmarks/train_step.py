@@ -113,7 +113,7 @@ def ours(inputs: Inputs):
         architecture, params = load_weights(
             case.weights, dtype, sharding=lambda *_: replicated(mesh)
         )
-    lora, adapters = read_peft_adapter(Path(case.exported) / "adapters")
+    lora, adapters = read_peft_adapter(Path(case.exported) / "adapters", architecture)
     options = DecoderOptions(attention=case.attention)
     decoder = Decoder(architecture, params, lora=lora, adapters=adapters, options=options)
     graph, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)

@@ -71,7 +71,8 @@ def case(request, tmp_path_factory):
     golden = goldens.read_model(name) if seed is GOLDEN else goldens.tiny_model(name, seed)
     folder = tmp_path_factory.mktemp(name)
     goldens.write_files(folder, golden)
-    return Case(golden, *load_weights(folder), *read_peft_adapter(folder))
+    config, params = load_weights(folder)
+    return Case(golden, config, params, *read_peft_adapter(folder, config))
 
 
 @jit
