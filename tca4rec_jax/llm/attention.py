@@ -71,11 +71,18 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return rotated.astype(x.dtype)
 
 
-def _grouped(q: jax.Array, num_kv_heads: int) -> jax.Array:
-    """[..., Qh, H] -> [..., Kv, G, H], scaled by H**-0.5."""
-    *leading, heads, head_dim = q.shape
-    grouped = q.reshape(*leading, num_kv_heads, heads // num_kv_heads, head_dim)
-    return grouped * head_dim**-0.5
+# One transpose of q, k, v and the output, so that no product needs one of the much larger scores.
+def _heads_first(q_BxSxQhxH: jax.Array, num_kv_heads: int) -> jax.Array:
+    """[B, S, Qh, H] -> [B, Kv, G, S, H], scaled by H**-0.5."""
+    *leading, heads, head_dim = q_BxSxQhxH.shape
+    grouped = q_BxSxQhxH.reshape(*leading, num_kv_heads, heads // num_kv_heads, head_dim)
+    return (grouped * head_dim**-0.5).transpose(0, 2, 3, 1, 4)
+
+
+def _heads_last(out_BxKvxGxSxH: jax.Array) -> jax.Array:
+    """[B, Kv, G, S, H] -> [B, S, Qh, H]."""
+    batch, _, _, length, head_dim = out_BxKvxGxSxH.shape
+    return out_BxKvxGxSxH.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, head_dim)
 
 
 def _product(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -114,23 +121,16 @@ def causal_attention(
             *qkv, is_causal=True, local_window_size=before, implementation="cudnn"
         )
     length, num_kv_heads = k_BxSxKvxH.shape[1:3]
-    # One transpose of q, k and v, so that no product needs one of the much larger scores.
-    q_BxKvxGxSxH = _grouped(q_BxSxQhxH, num_kv_heads).transpose(0, 2, 3, 1, 4)
+    q_BxKvxGxSxH = _heads_first(q_BxSxQhxH, num_kv_heads)
     k_BxKvxSxH, v_BxKvxSxH = k_BxSxKvxH.swapaxes(1, 2), v_BxSxKvxH.swapaxes(1, 2)
     outputs = []
     for start in range(0, length, block):
         stop = min(start + block, length)
         first = max(0, start - window + 1) if isinstance(window, int) else 0
-        outputs.append(
-            _attend_block(
-                q_BxKvxGxSxH[:, :, :, start:stop],
-                k_BxKvxSxH[:, :, first:stop],
-                v_BxKvxSxH[:, :, first:stop],
-                window,
-            )
-        )
-    out_BxKvxGxSxH = jnp.concatenate(outputs, axis=3)
-    return out_BxKvxGxSxH.transpose(0, 3, 1, 2, 4).reshape(q_BxSxQhxH.shape)
+        q = q_BxKvxGxSxH[:, :, :, start:stop]
+        k, v = k_BxKvxSxH[:, :, first:stop], v_BxKvxSxH[:, :, first:stop]
+        outputs.append(_attend_block(q, k, v, window))
+    return _heads_last(jnp.concatenate(outputs, axis=3))
 
 
 @jax.custom_vjp
@@ -189,8 +189,8 @@ def splash_attention(
 ) -> jax.Array:
     """`causal_attention` by the kernel for TPUs, which skips blocks that are masked as a whole.
 
-    The compiler does not partition it: every device must hold its rows and all heads.
-    interpret: runs the kernel on other devices, slowly.
+    The compiler does not partition it: every device must hold its rows and all heads. `interpret`
+    runs the kernel on other devices, slowly.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -198,9 +198,9 @@ def splash_attention(
     padded = -(-length // 128) * 128  # the padding comes last: no real token sees it
     block = next(size for size in (512, 256, 128) if padded % size == 0)
     shape = (padded, padded)
-    mask = (
-        splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), 0)
-    )
+    mask: Any = splash.CausalMask(shape)
+    if window is not None:
+        mask = splash.LocalMask(shape, (window - 1, 0), 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     blocks: dict[str, Any] = {f"block_{name}": block for name in names}
     kernel = splash.make_splash_mha_single_device(
@@ -251,13 +251,12 @@ def cached_attention(
         filler attends to is undefined.
       window: as in `causal_attention`.
     """
-    kv_heads = new_kv[0].shape[2]
-    # [B, Kv, T, H] each, and one transpose of q, so that no product needs one of the scores.
+    # [B, Kv, T, H] each.
     keys, values = zip(
         *((k.swapaxes(1, 2), v.swapaxes(1, 2)) for k, v in (prompt_kv, pool_kv, new_kv)),
         strict=True,
     )
-    q_BxKvxGxTuxH = _grouped(q_BxTuxQhxH, kv_heads).transpose(0, 2, 3, 1, 4)
+    q_BxKvxGxTuxH = _heads_first(q_BxTuxQhxH, new_kv[0].shape[2])
     queries = _merge_groups(q_BxKvxGxTuxH)
     prompt_size, pool_size = keys[0].shape[2], keys[1].shape[2]
 
@@ -271,8 +270,7 @@ def cached_attention(
     weights = _merge_groups(jax.nn.softmax(weights, axis=-1).astype(values[0].dtype))
     parts = jnp.split(weights, [prompt_size, prompt_size + pool_size], axis=-1)
     summed = [jnp.einsum("bkqt,bkth->bkqh", *pair) for pair in zip(parts, values, strict=True)]
-    out = summed[0] + summed[1] + summed[2]
-    return out.reshape(q_BxKvxGxTuxH.shape).transpose(0, 3, 1, 2, 4).reshape(q_BxTuxQhxH.shape)
+    return _heads_last((summed[0] + summed[1] + summed[2]).reshape(q_BxKvxGxTuxH.shape))
 
 
 def _visible_in_cache(

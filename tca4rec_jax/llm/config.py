@@ -185,33 +185,26 @@ class DecoderConfig:
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every base parameter by '/'-joined path; layers are stacked on axis 0."""
-        shapes: dict[str, tuple[int, ...]] = {
-            "embedding": (self.vocab_size, self.hidden_size),
-            "final_norm": (self.hidden_size,),
-            "layers/attn_norm": (self.num_layers, self.hidden_size),
-            "layers/mlp_norm": (self.num_layers, self.hidden_size),
-        }
-        for name, shape in self.projection_shapes.items():
-            for suffix, stored in self._stored_shapes(*shape).items():
-                shapes[f"layers/{name}{suffix}"] = (self.num_layers, *stored)
-            if name in self.biases:
-                shapes[f"layers/{name}_bias"] = (self.num_layers, shape[1])
-        if self.post_norms:
-            for name in ("attn_post_norm", "mlp_post_norm"):
-                shapes[f"layers/{name}"] = (self.num_layers, self.hidden_size)
-        if self.qk_norm:
-            shapes["layers/q_norm"] = shapes["layers/k_norm"] = (self.num_layers, self.head_dim)
+        hidden, head = (self.hidden_size,), (self.head_dim,)
+        layer: dict[str, tuple[int, ...]] = {"attn_norm": hidden, "mlp_norm": hidden}
+        for name, (inputs, outputs) in self.projection_shapes.items():
+            stored = self._stored_shapes(inputs, outputs)
+            layer |= {name + suffix: shape for suffix, shape in stored.items()}
+            layer |= {f"{name}_bias": (outputs,)} if name in self.biases else {}
+        layer |= {"attn_post_norm": hidden, "mlp_post_norm": hidden} if self.post_norms else {}
+        layer |= {"q_norm": head, "k_norm": head} if self.qk_norm else {}
+        shapes = {"embedding": (self.vocab_size, self.hidden_size), "final_norm": hidden}
+        shapes |= {f"layers/{name}": (self.num_layers, *shape) for name, shape in layer.items()}
         if not self.tie_embeddings:
             shapes["lm_head"] = (self.hidden_size, self.vocab_size)
         return shapes
 
     def _stored_shapes(self, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
         """What one layer's projection is stored as, by what is added to its path."""
-        if self.quantised == "int8":
-            return {"": (inputs, outputs), "_scale": (outputs,)}
         if self.quantised == "nf4":
             return {"": (inputs // 2, outputs), "_group_scale": (inputs // GROUP, outputs)}
-        return {"": (inputs, outputs)}
+        scale = {"_scale": (outputs,)} if self.quantised == "int8" else {}
+        return {"": (inputs, outputs), **scale}
 
     def flops_per_token(
         self,

@@ -35,10 +35,7 @@ Attention = Callable[..., jax.Array]
 
 
 class PrefixStates(NamedTuple):
-    """Right-padded prompts after a decoder's frozen prefix: its first layers, without adapters.
-
-    Decoders that share these layers go on from the same states.
-    """
+    """Right-padded prompts after a decoder's frozen prefix, for decoders that share its layers."""
 
     x: jax.Array  # [B, S, D]
     kv: KVCache  # [layers, B, S, Kv, H]
@@ -104,18 +101,15 @@ class Decoder(nnx.Module):
                 f" all layers; those of this {config.family} differ: use 'xla'"
             )
         self.config, self.lora, self.options = config, lora, options
-        layers = {p.removeprefix("layers/"): v for p, v in params.items() if "/" in p}
         self.embedding = nnx.Param(params["embedding"])
         self.final_norm = nnx.Param(params["final_norm"])
         if not config.tie_embeddings:
             self.lm_head = nnx.Param(params["lm_head"])
-        self.layers = nnx.Dict({name: nnx.Param(value) for name, value in layers.items()})
-        self.adapters = nnx.Dict(
-            {
-                name: nnx.Dict({part: nnx.LoRAParam(value) for part, value in adapter.items()})
-                for name, adapter in (adapters or {}).items()
-            }
-        )
+        layers = {p.removeprefix("layers/"): nnx.Param(v) for p, v in params.items() if "/" in p}
+        self.layers = nnx.Dict(layers)
+        self.adapters: nnx.Dict = nnx.Dict()
+        for name, adapter in (adapters or {}).items():
+            self.adapters[name] = nnx.Dict({p: nnx.LoRAParam(v) for p, v in adapter.items()})
 
     @property
     def frozen_layers(self) -> int:
@@ -153,9 +147,9 @@ class Decoder(nnx.Module):
         return self._final_states(x, lengths_B)
 
     def frozen_prefix(self, tokens_BxS: jax.Array) -> jax.Array:
-        """States [B, S, D] after the frozen prefix, the layers below lora.first_layer.
+        """States [B, S, D] after the frozen prefix, undefined after a row's end.
 
-        States after a row's end are undefined. Raises UserError as `hidden`.
+        Raises UserError as `hidden`.
         """
         x = self._embed_sequences(tokens_BxS)
         return self._run_causal(x, keep_kv=False, stop=self.frozen_layers)[0]
@@ -228,9 +222,7 @@ class Decoder(nnx.Module):
           tokens_BxMxE: int32; the first `count_BxM` of each beam are real, the rest is padding.
           prompt, prompt_lengths_B: of `prefill`; one prompt for all beams of a user.
           beams: the tokens that the beams have read so far.
-          kept_Tp: int32, ascending indices into B * M * E of the tokens that run: all real ones,
-            at most `per_user` (static) of each user. Indices past the end are padding. None runs
-            all tokens.
+          kept_Tp, per_user: as in `packing`, of all real tokens; None runs all tokens.
 
         Returns:
           (hidden states [B, M, E, D], or [Tp, D] of `kept_Tp`; those of padding are undefined,

@@ -72,8 +72,7 @@ def init_paths(batch: int, beams: int, capacity: int) -> BeamPaths:
 def append_tokens(paths: BeamPaths, count_BxM: jax.Array, most: int) -> tuple[jax.Array, BeamPaths]:
     """Takes slots for the next `count` (int32, at most `most` = E) tokens of each beam.
 
-    Returns:
-      (slot int32 [B, M, E] of each token, the capacity for filler; the new paths).
+    Returns (int32 [B, M, E], the slot of each token, the capacity for filler; the new paths).
     """
     capacity = paths.position_BxSl.shape[1]
     real_BxMxE = jnp.arange(most)[None, None, :] < count_BxM[:, :, None]
@@ -106,13 +105,15 @@ def scatter_cache(cache: BeamCache, new: NewTokens) -> BeamCache:
 
 def pad_new_tokens(new: NewTokens, per_user: int) -> NewTokens:
     """The same tokens with filler up to `per_user` for each user; the filler goes nowhere."""
-    added = per_user - new.slot_BxTu.shape[1]
-    wider = ((0, 0), (0, 0), (0, added), (0, 0), (0, 0))
-    return NewTokens(
-        KVCache(*(jnp.pad(values, wider) for values in new.kv)),
-        jnp.pad(new.slot_BxTu, ((0, 0), (0, added)), constant_values=jnp.iinfo(jnp.int32).max),
-        new.paths,
-    )
+    kv = jax.tree.map(lambda values: _pad(values, 2, per_user), new.kv)
+    slot_BxTu = _pad(new.slot_BxTu, 1, per_user, jnp.iinfo(jnp.int32).max)
+    return NewTokens(kv, slot_BxTu, new.paths)
+
+
+def _pad(array: jax.Array, axis: int, size: int, value: int = 0) -> jax.Array:
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, size - array.shape[axis])
+    return jnp.pad(array, widths, constant_values=value)
 
 
 def gather_beams(cache: BeamCache, beam_BxM: jax.Array) -> BeamCache:
@@ -126,16 +127,11 @@ def gather_beams(cache: BeamCache, beam_BxM: jax.Array) -> BeamCache:
 
 def grow_cache(cache: BeamCache, capacity: int) -> BeamCache:
     """The cache with its pools enlarged to `capacity` slots."""
-
-    def pad(array, axis):
-        widths = [(0, 0)] * array.ndim
-        widths[axis] = (0, capacity - array.shape[axis])
-        return jnp.pad(array, widths)
-
     paths = cache.paths._replace(
-        position_BxSl=pad(cache.paths.position_BxSl, 1), seen_BxMxSl=pad(cache.paths.seen_BxMxSl, 2)
+        position_BxSl=_pad(cache.paths.position_BxSl, 1, capacity),
+        seen_BxMxSl=_pad(cache.paths.seen_BxMxSl, 2, capacity),
     )
-    return BeamCache(jax.tree.map(lambda values: pad(values, 2), cache.kv), paths)
+    return BeamCache(jax.tree.map(lambda values: _pad(values, 2, capacity), cache.kv), paths)
 
 
 class Packing(NamedTuple):
@@ -159,19 +155,20 @@ def pack(x_BxMxE: jax.Array, kept_Tp: jax.Array) -> jax.Array:
 def packing(shape: tuple[int, ...], kept_Tp: jax.Array | None, per_user: int) -> Packing:
     """How tokens of shape [B, M, E] are packed.
 
-    Args:
-      kept_Tp: int32, indices into B * M * E of the tokens that run, ascending, at most `per_user`
-        (Tu) of each user; indices past the end are padding. None: all tokens run.
+    kept_Tp: int32, ascending indices into B * M * E of the tokens that run, at most `per_user` (Tu)
+    of each user; indices past the end are padding. None: all tokens run.
     """
     batch, beams, most = shape
     of_user = beams * most
     if kept_Tp is None:
         index = jnp.broadcast_to(jnp.arange(of_user)[None, :], (batch, of_user))
-
-        def flatten(x):
-            return x.reshape(batch, of_user, *x.shape[3:])
-
-        return Packing(flatten, _same, _same, index // most, index % most)
+        return Packing(
+            pack=lambda x: x.reshape(batch, of_user, *x.shape[3:]),
+            by_user=lambda x: x,
+            from_users=lambda x: x,
+            beam_BxTu=index // most,
+            position_BxTu=index % most,
+        )
     user_Tp = kept_Tp // of_user
     rank_Tp = jnp.arange(kept_Tp.shape[0]) - jnp.searchsorted(kept_Tp, user_Tp * of_user)
     row_Tp = user_Tp * per_user + rank_Tp  # in [B * Tu]
@@ -188,7 +185,3 @@ def packing(shape: tuple[int, ...], kept_Tp: jax.Array | None, per_user: int) ->
     beam_BxTu = kept_BxTu // most % beams
     beam_BxTu = jnp.where(index.reshape(batch, per_user) < count, beam_BxTu, -1)
     return Packing(lambda x: pack(x, kept_Tp), by_user, from_users, beam_BxTu, kept_BxTu % most)
-
-
-def _same(x: jax.Array) -> jax.Array:
-    return x

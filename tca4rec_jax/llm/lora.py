@@ -57,16 +57,14 @@ def adapter_shapes(config: DecoderConfig, lora: LoRAConfig) -> dict[str, dict[st
 
     Raises UserError if `targets` matches no projection or `first_layer` leaves no layer.
     """
-    if lora.first_layer >= config.num_layers:
+    layers = config.num_layers
+    if lora.first_layer >= layers:
         raise UserError(
-            f"LoRA first_layer is {lora.first_layer}, but the model has layers 0 to "
-            f"{config.num_layers - 1}: nothing would be trained"
+            f"LoRA first_layer is {lora.first_layer}, but the model has layers 0 to {layers - 1}:"
+            " nothing would be trained"
         )
     shapes = {
-        name: {
-            "a": (config.num_layers, inputs, lora.rank),
-            "b": (config.num_layers, lora.rank, outputs),
-        }
+        name: {"a": (layers, inputs, lora.rank), "b": (layers, lora.rank, outputs)}
         for name, (inputs, outputs) in config.projection_shapes.items()
         if re.fullmatch(lora.targets, name)
     }
@@ -86,9 +84,8 @@ def init_adapters(config: DecoderConfig, lora: LoRAConfig, key: jax.Array) -> Ad
     adapters = {}
     for index, (name, shapes) in enumerate(adapter_shapes(config, lora).items()):
         bound = shapes["a"][1] ** -0.5
-        a = jax.random.uniform(
-            jax.random.fold_in(key, index), shapes["a"], jnp.float32, -bound, bound
-        )
+        key_a = jax.random.fold_in(key, index)
+        a = jax.random.uniform(key_a, shapes["a"], jnp.float32, -bound, bound)
         adapters[name] = {"a": a, "b": jnp.zeros(shapes["b"], jnp.float32)}
     return adapters
 
@@ -159,7 +156,8 @@ def _low_rank(x: jax.Array, a: jax.Array, b: list[jax.Array]) -> list[jax.Array]
 
 def _low_rank_forward(x, a, b):
     low = checkpoint_name(x @ a, "low_rank")
-    return [part @ b_i for part, b_i in zip(_parts(low, b), b, strict=True)], (x, low, a, b)
+    parts = jnp.split(low, len(b), axis=-1)
+    return [part @ b_i for part, b_i in zip(parts, b, strict=True)], (x, low, a, b)
 
 
 def _low_rank_backward(saved, d_out):
@@ -168,16 +166,12 @@ def _low_rank_backward(saved, d_out):
         [jnp.einsum("...o,ro->...r", d, b_i) for d, b_i in zip(d_out, b, strict=True)], axis=-1
     )
     d_x = jnp.einsum("...r,ir->...i", d_low, a)
-    d_b = [_sum_of_products(part, d) for part, d in zip(_parts(low, b), d_out, strict=True)]
+    parts = jnp.split(low, len(b), axis=-1)
+    d_b = [_sum_of_products(part, d) for part, d in zip(parts, d_out, strict=True)]
     return d_x, _sum_of_products(d_low, x).T, d_b
 
 
 _low_rank.defvjp(_low_rank_forward, _low_rank_backward)
-
-
-def _parts(low: jax.Array, b: Sequence[jax.Array]) -> list[jax.Array]:
-    """low [..., sum of ranks] cut up as its B are."""
-    return jnp.split(low, len(b), axis=-1)
 
 
 def _sum_of_products(left: jax.Array, right: jax.Array) -> jax.Array:

@@ -2,15 +2,7 @@
 
 from pathlib import Path
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-)
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tca4rec_jax.errors import UserError
@@ -81,12 +73,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     kinds = file.field("tokenizer.ggml.token_type")
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
     tokenizer.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, kind in zip(tokens, kinds, strict=True)
-            if kind == CONTROL
-        ]
+        [AddedToken(token, special=True, normalized=False) for token in control]
     )
     special = {
         name: tokens[file.field(key)] for name, key in SPECIAL_TOKENS.items() if key in file.fields
