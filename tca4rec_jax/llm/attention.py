@@ -101,10 +101,8 @@ def causal_attention(
 ) -> jax.Array:
     """Causal attention over right-padded sequences -> [B, S, Qh, H].
 
-    window: a token sees itself and the `window - 1` tokens before it; None: all tokens before it.
-      It may be traced (layers that differ in their window) only for 'xla'.
-    implementation: one of ATTENTION_KERNELS; 'cudnn' and 'splash' are fused kernels for NVIDIA GPUs
-      and TPUs (see `check_implementation`).
+    window: None for no limit; traced (layers that differ in it) only for 'xla'. implementation: one
+    of ATTENTION_KERNELS; 'cudnn' and 'splash' are fused kernels (see `check_implementation`).
 
     Queries run in blocks. A block reads the keys up to its own end, which saves the upper triangle,
     and from its window on, if that is an int. Padding needs no mask: it comes after every real
@@ -243,13 +241,9 @@ def cached_attention(
 ) -> jax.Array:
     """Attention of a user's Tu new tokens to prompt, pool and each other -> [B, Tu, Qh, H].
 
-    Args:
-      new_kv: keys and values [B, Tu, Kv, H] of the new tokens.
-      prompt_kv: [B, S, Kv, H], one prompt for all beams of a user; visible up to its length.
-      pool_kv: [B, Sl, Kv, H]; of the pool a token sees the slots that its beam has seen.
-      packed: the beam and position of each new token; it sees those of its beam up to itself. What
-        filler attends to is undefined.
-      window: as in `causal_attention`.
+    A token sees its user's prompt (keys and values [B, S, Kv, H]) up to its length, of the pool
+    [B, Sl, Kv, H] the slots that its beam has seen, and of the new tokens [B, Tu, Kv, H] those of
+    its beam up to itself. What filler attends to is undefined.
     """
     # [B, Kv, T, H] each.
     keys, values = zip(

@@ -35,19 +35,14 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 @dataclass(frozen=True)
 class Layer:
-    """The parameters of one layer and the operations that use them.
-
-    Attributes:
-      weights: by name, as DecoderConfig.parameter_shapes without 'layers/' and the layer axis.
-      adapters: {projection: {'a': [in, R], 'b': [R, out]}}; empty in a layer without adapters.
-      dropout_key_B: a key for each row, for the adapters' dropout; None: no dropout.
-    """
+    """The parameters of one layer and the operations that use them."""
 
     config: DecoderConfig
-    weights: dict[str, jax.Array]
+    weights: dict[str, jax.Array]  # as in parameter_shapes, without 'layers/' and the layer axis
     lora: LoRAConfig | None
+    # {projection: {'a': [in, R], 'b': [R, out]}}; empty in a layer without adapters.
     adapters: dict[str, dict[str, jax.Array]]
-    dropout_key_B: jax.Array | None
+    dropout_key_B: jax.Array | None  # a key for each row; None: no dropout
 
     def norm(self, x: jax.Array, name: str) -> jax.Array:
         """RMS norm of x over its last axis, in the dtype of x."""
@@ -98,8 +93,7 @@ def attention_block(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """norm -> q, k, v -> rotation -> attention -> output projection.
 
-    Returns:
-      ([..., D], to be added to x; the rotated (k, v), each [..., Kv, H]).
+    Returns ([..., D], to be added to x; the rotated (k, v), each [..., Kv, H]).
     """
     config = layer.config
     q, k, v = (

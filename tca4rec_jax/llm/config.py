@@ -96,22 +96,6 @@ class DecoderConfig:
 
     What families add is in the fields with a default; a parameter exists if it is in
     `parameter_shapes`.
-
-    Attributes:
-      rope_scaling: None, or how the rotary frequencies are changed.
-      biases: the projections that add a bias ('q_proj', ...).
-      qk_norm: whether each head of q and k is normalised (RMS) before the rotation.
-      sliding_window: a token sees itself and the `sliding_window - 1` tokens before; None: all.
-      full_layers: numbers of the layers that see everything in spite of sliding_window.
-      local_rope_theta: that of the layers with a sliding window, which then have no rope_scaling;
-        None: as the others.
-      norm_offset: added to the weight of every norm.
-      post_norms: whether what attention and feed-forward add is normalised first.
-      embedding_scale: multiplies the embeddings of tokens, not the head.
-      query_pre_attn_scalar: scores are divided by its root; None: by head_dim's.
-      activation: of the gate, a key of blocks.ACTIVATIONS.
-      quantised: how the projections are stored, a key of SCALES; '': as floats.
-      family: the model_type that Hugging Face files carry; changes nothing that is computed.
     """
 
     vocab_size: int
@@ -125,33 +109,31 @@ class DecoderConfig:
     rms_norm_eps: float = 1e-5
     tie_embeddings: bool = False
     max_positions: int = 2048
-    rope_scaling: RopeScaling | None = None
-    biases: tuple[str, ...] = ()
-    qk_norm: bool = False
-    sliding_window: int | None = None
-    full_layers: tuple[int, ...] = ()
+    rope_scaling: RopeScaling | None = None  # how the rotary frequencies are changed
+    biases: tuple[str, ...] = ()  # the projections that add a bias ('q_proj', ...)
+    qk_norm: bool = False  # each head of q and k is normalised (RMS) before the rotation
+    sliding_window: int | None = None  # a token sees itself and the `sliding_window - 1` before it
+    full_layers: tuple[int, ...] = ()  # those that see everything in spite of sliding_window
+    # Of the layers with a sliding window, which then have no rope_scaling; None: as the others.
     local_rope_theta: float | None = None
-    norm_offset: float = 0.0
-    post_norms: bool = False
-    embedding_scale: float = 1.0
-    query_pre_attn_scalar: float | None = None
-    activation: str = "silu"
-    quantised: str = ""
-    family: str = "llama"
+    norm_offset: float = 0.0  # added to the weight of every norm
+    post_norms: bool = False  # what attention and feed-forward add is normalised first
+    embedding_scale: float = 1.0  # multiplies the embeddings of tokens, not the head
+    query_pre_attn_scalar: float | None = None  # scores are divided by its root; None: head_dim's
+    activation: str = "silu"  # of the gate, a key of blocks.ACTIVATIONS
+    quantised: str = ""  # how the projections are stored, a key of SCALES; '': as floats
+    family: str = "llama"  # model_type of the Hugging Face files; changes nothing that is computed
 
     def __post_init__(self):
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads"
-                f" ({self.num_kv_heads})"
-            )
-        if self.head_dim < 2 or self.head_dim % 2:
+        sizes = list(vars(self).items())[:7]  # the fields without a default
+        for name, size in [*sizes, ("sliding_window", self.sliding_window)]:
+            if size is not None and size < 1:
+                raise UserError(f"{name} must be at least 1, got {size}")
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        if heads % kv_heads:
+            raise UserError(f"num_heads ({heads}) must be a multiple of num_kv_heads ({kv_heads})")
+        if self.head_dim % 2:
             raise UserError(f"head_dim must be even for rotary positions, got {self.head_dim}")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise UserError(f"sliding_window must be at least 1, got {self.sliding_window}")
         if self.quantised and self.quantised not in SCALES:
             raise UserError(
                 f"llm.quantise is {self.quantised!r}: expected one of {', '.join(SCALES)} or ''"

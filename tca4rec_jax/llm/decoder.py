@@ -130,13 +130,11 @@ class Decoder(nnx.Module):
         frozen_BxSxD: jax.Array | None = None,
         dropout_key_B: jax.Array | None = None,
     ) -> jax.Array:
-        """Hidden states [B, S, D] after the final norm of right-padded sequences.
+        """Hidden states [B, S, D] after the final norm of right-padded sequences (int32).
 
-        Args:
-          tokens_BxS: int32, at positions 0..S-1.
-          lengths_B: int32; states at and after a row's length are zero.
-          frozen_BxSxD: the `frozen_prefix` of these tokens; only the layers above it then run.
-          dropout_key_B: switches the adapters' dropout on; each key alone determines its row's.
+        States at and after a row's length are zero. Of `frozen_BxSxD`, the `frozen_prefix` of these
+        tokens, only the layers above it run. `dropout_key_B` switches the adapters' dropout on;
+        each key alone determines its row's.
 
         Raises UserError if S exceeds config.max_positions.
         """
@@ -165,7 +163,7 @@ class Decoder(nnx.Module):
         """
         tied = self.config.tie_embeddings
         pattern, axis = ("...d,vd->...v", 0) if tied else ("...d,dv->...v", 1)
-        head = self.embedding[...] if tied else self.lm_head[...]
+        head = (self.embedding if tied else self.lm_head)[...]
         if tokens_U is not None:
             # Of the device's part of a ShardedWeight, so that these columns alone are gathered.
             head = jax.tree.map(lambda part: jnp.take(part, tokens_U, axis=axis), head)
@@ -249,7 +247,7 @@ class Decoder(nnx.Module):
         x, positions = self._embed(packed.pack(tokens_BxMxE)), packed.pack(positions_BxMxE)
         x, new = self._run_layers(x, positions, attend, keep_kv=True)
         hidden = self._final_norm(x)
-        new = KVCache(*(jax.vmap(packed.by_user)(values) for values in new))
+        new = jax.tree.map(jax.vmap(packed.by_user), new)
         slot_BxMxE, paths = append_tokens(paths, count_BxM, shape[2])
         nowhere = beams.kv.k.shape[2]
         slot_BxTu = packed.by_user(packed.pack(slot_BxMxE))

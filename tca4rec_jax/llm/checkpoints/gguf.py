@@ -44,14 +44,13 @@ class GGUFFile(gguf.GGUFReader):
             super().__init__(self.path)
         except (ValueError, IndexError, KeyError) as error:
             raise UserError(
-                f"{path}: not a readable GGUF file ({error}); fetch it again"
+                f"{path}: not a readable GGUF file ({error}), fetch it again"
             ) from error
 
     def field(self, name: str, default: Any = None) -> Any:
         """The value of a metadata field. Raises UserError if it is absent and has no default."""
-        entry = self.fields.get(name)
-        if entry is not None:
-            return entry.contents()
+        if name in self.fields:
+            return self.fields[name].contents()
         if default is None:
             raise UserError(f"{self.path}: metadata field {name!r} is missing")
         return default
@@ -95,22 +94,19 @@ def read_config(file: GGUFFile) -> DecoderConfig:
         return file.field(f"{architecture}.{name}", default)
 
     hidden, heads = meta("embedding_length"), meta("attention.head_count")
-    vocabulary = len(file.field("tokenizer.ggml.tokens"))
-    head_dim, theta = meta("attention.key_length", hidden // heads), meta("rope.freq_base", 10000.0)
     names = {tensor.name for tensor in file.tensors}
     config = DecoderConfig(
-        vocab_size=meta("vocab_size", vocabulary),
+        vocab_size=meta("vocab_size", len(file.field("tokenizer.ggml.tokens"))),
         hidden_size=hidden,
         intermediate_size=meta("feed_forward_length"),
         num_layers=meta("block_count"),
         num_heads=heads,
         num_kv_heads=meta("attention.head_count_kv", heads),
-        head_dim=head_dim,
-        rope_theta=theta,
+        head_dim=meta("attention.key_length", hidden // heads),
+        rope_theta=meta("rope.freq_base", 10000.0),
         rms_norm_eps=meta("attention.layer_norm_rms_epsilon"),
         tie_embeddings="output.weight" not in names,
         max_positions=meta("context_length"),
-        rope_scaling=_rope_scaling(file, architecture, head_dim, theta),
         qk_norm=architecture == "qwen3",
         family=architecture,
     )
@@ -118,27 +114,24 @@ def read_config(file: GGUFFile) -> DecoderConfig:
     with_all = _param_paths(dataclasses.replace(config, biases=projections))
     stored = {with_all[name].path for name in names & with_all.keys()}
     biases = tuple(name for name in projections if f"layers/{name}_bias" in stored)
-    return dataclasses.replace(config, biases=biases)
+    return dataclasses.replace(config, biases=biases, rope_scaling=_rope_scaling(file, config))
 
 
-def _rope_scaling(
-    file: GGUFFile, architecture: str, head_dim: int, theta: float
-) -> RopeScaling | None:
+def _rope_scaling(file: GGUFFile, config: DecoderConfig) -> RopeScaling | None:
     """None, 'linear' from the metadata, or 'llama3' from the tensor of divisors."""
-    kind = file.field(f"{architecture}.rope.scaling.type", "none")
+    kind = file.field(f"{config.family}.rope.scaling.type", "none")
     if kind == "linear":
-        return RopeScaling(kind, file.field(f"{architecture}.rope.scaling.factor"))
+        return RopeScaling(kind, file.field(f"{config.family}.rope.scaling.factor"))
     if kind != "none":
-        raise UserError(
-            f"{file.path}: rope.scaling.type is {kind!r}, supported are none and linear"
-        )
-    divisors = [tensor.data for tensor in file.tensors if tensor.name == ROPE_DIVISORS]
-    if not divisors:
+        raise UserError(f"{file.path}: rope.scaling.type is {kind!r}, known are none and linear")
+    divisors = next((t.data for t in file.tensors if t.name == ROPE_DIVISORS), None)
+    if divisors is None:
         return None
     # The slowest pair is divided by the whole factor; every Llama has the other three settings.
-    scaling = RopeScaling("llama3", float(np.max(divisors[0])))
-    plain, scaled = (rotary_frequencies(head_dim, theta, s) for s in (None, scaling))
-    if divisors[0].shape != plain.shape or not np.allclose(plain / scaled, divisors[0], rtol=1e-4):
+    scaling = RopeScaling("llama3", float(np.max(divisors)))
+    sizes = config.head_dim, config.rope_theta
+    expected = rotary_frequencies(*sizes) / rotary_frequencies(*sizes, scaling)
+    if divisors.shape != expected.shape or not np.allclose(expected, divisors, rtol=1e-4):
         raise UserError(f"{file.path}: {ROPE_DIVISORS} is not the rotary scaling of Llama 3.1")
     return scaling
 

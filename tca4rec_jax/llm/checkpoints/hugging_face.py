@@ -18,15 +18,8 @@ TOP_MODULES = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "l
 LAYER_MODULES = {
     "attn_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "o_proj": "self_attn.o_proj",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-    "gate_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "down_proj": "mlp.down_proj",
+    **{n: f"self_attn.{n}" for n in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")},
+    **{n: f"mlp.{n}" for n in ("gate_proj", "up_proj", "down_proj")},
 }
 # Of a model with post_norms, where they have the other families' names.
 POST_NORM_MODULES = {
