@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import rich
 from rich.table import Table
 
 from tca4rec_jax.fileio import atomic_path, write_text
@@ -19,42 +20,34 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Cell = str | int | float | Interval | None
+Rows = Mapping[str, Mapping[str, Cell]]
+"""A table: {row label: {column: value}}."""
 
 
-def markdown_table(
-    rows: Mapping[str, Mapping[str, Cell]], *, first_column: str = "", digits: int = 4
-) -> str:
-    """A table {row label: {column: value}} as Markdown; a missing value is '-'.
-
-    Raises:
-      ValueError: there are no rows.
-    """
-    check_rows(rows)
-    columns = _columns(rows)
-    lines = [[first_column, *columns], ["---", *["---:"] * len(columns)]]
-    for label, row in rows.items():
-        lines.append([label, *(_format_cell(row.get(column), digits) for column in columns)])
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+def markdown_table(rows: Rows, *, first_column: str = "", digits: int = 4) -> str:
+    """The table as Markdown; a missing value is '-'. Raises ValueError if there are no rows."""
+    header, *lines = _lines(rows, first_column, digits)
+    ruled = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in ruled]
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
-def console_table(
-    rows: Mapping[str, Mapping[str, Cell]],
-    *,
-    title: str,
-    first_column: str = "",
-    digits: int = 4,
-) -> Table:
+def console_table(rows: Rows, *, title: str, first_column: str = "", digits: int = 4) -> Table:
     """The same table for rich's console. Raises ValueError if there are no rows."""
-    check_rows(rows)
-    columns = _columns(rows)
+    header, *lines = _lines(rows, first_column, digits)
     table = Table(title=title, title_justify="left")
-    table.add_column(first_column, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for label, row in rows.items():
-        table.add_row(label, *(_format_cell(row.get(column), digits) for column in columns))
+    for number, column in enumerate(header):
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+    for line in lines:
+        table.add_row(*line)
     return table
+
+
+def show_table(rows: Rows, *, title: str, first_column: str) -> str:
+    """Prints the table and returns it as Markdown below its title."""
+    table = console_table(rows, title=title, first_column=first_column)
+    rich.console.Console(width=160).print(table)
+    return f"{title}\n\n{markdown_table(rows, first_column=first_column)}"
 
 
 def write_results(path: Path, results: Mapping) -> None:
@@ -79,20 +72,23 @@ def check_rows(rows: Mapping) -> None:
         raise ValueError("a table or picture of results needs at least one row")
 
 
-def _format_cell(value: Cell, digits: int = 4) -> str:
-    """One table cell: an interval as 'mean [low, high]', a float with `digits`, None as '-'."""
+def _lines(rows: Rows, first_column: str, digits: int) -> list[list[str]]:
+    """The header, with the columns of all rows in order of first appearance, and the cells."""
+    check_rows(rows)
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = [[first_column, *columns]]
+    for label, row in rows.items():
+        lines.append([label, *(_cell(row.get(column), digits) for column in columns)])
+    return lines
+
+
+def _cell(value: Cell, digits: int) -> str:
+    """An interval as 'mean [low, high]', a float with `digits`, None as '-'."""
     if value is None:
         return "-"
     if isinstance(value, Interval):
         return f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
-    if isinstance(value, float | np.floating):
-        return f"{value:.{digits}f}"
-    return str(value)
-
-
-def _columns(rows: Mapping[str, Mapping[str, Cell]]) -> list[str]:
-    """The columns of all rows in order of first appearance."""
-    return list(dict.fromkeys(column for row in rows.values() for column in row))
+    return f"{value:.{digits}f}" if isinstance(value, float | np.floating) else str(value)
 
 
 def _plain(value, keys: tuple[str, ...]):
@@ -101,12 +97,10 @@ def _plain(value, keys: tuple[str, ...]):
         value = value._asdict()
     if isinstance(value, Mapping):
         return {str(key): _plain(inner, (*keys, str(key))) for key, inner in value.items()}
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [_plain(inner, (*keys, str(index))) for index, inner in enumerate(value)]
-    if isinstance(value, np.generic):
-        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"result {'.'.join(keys)} is {value}, not a finite number")
     if value is None or isinstance(value, str | bool | int | float):

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import rich
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -32,7 +31,7 @@ from tca4rec_jax.evaluation.report import examples_text, plot_metrics, plot_trai
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import read_json_lines, write_text
 from tca4rec_jax.metrics import bootstrap_intervals, paired_differences, ranking_metrics
-from tca4rec_jax.reporting import Cell, console_table, markdown_table, write_results
+from tca4rec_jax.reporting import Cell, show_table, write_results
 
 SHOWN = ("hr@1", "hr@3", "hr@5", "hr@10", "ndcg@3", "ndcg@5", "ndcg@10")
 
@@ -41,11 +40,8 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
     """Evaluates everything in config.evaluation and writes the reports; returns results.json.
 
     Several processes share the rows; every one of them gets the results, the first writes them.
-
-    Raises:
-      FileNotFoundError: a part of the work directory or an LLM run is missing.
-      UserError: two rows of the table with one label, a difference of labels that are not in the
-        table, or inputs that do not fit.
+    Raises FileNotFoundError if a part of the work directory or an LLM run is missing, UserError for
+    labels as `table_labels` or inputs that do not fit.
     """
     labels = table_labels(config.evaluation)
     experiment = Experiment(config, workdir)
@@ -65,11 +61,7 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
 
 
 def table_labels(evaluation: ConfigDict) -> list[str]:
-    """The labels of the table's rows in order.
-
-    Raises:
-      UserError: a label that stands twice, or a difference of one that is not in the table.
-    """
+    """The labels of the table's rows; UserError if one is twice or a difference names another."""
     labels = [POPULAR, CF, *(label for label, _, _ in evaluation.variants)]
     for label in labels:
         if labels.count(label) > 1:
@@ -77,8 +69,7 @@ def table_labels(evaluation: ConfigDict) -> list[str]:
                 f"evaluation.variants: the label {label!r} stands for two rows of the table "
                 f"({POPULAR!r} and {CF!r} are always among them); give each variant its own"
             )
-    unknown = {label for pair in evaluation.differences for label in pair} - set(labels)
-    if unknown:
+    if unknown := {label for pair in evaluation.differences for label in pair} - set(labels):
         raise UserError(
             f"evaluation.differences names {sorted(unknown)}; the table has {sorted(labels)}"
         )
@@ -89,16 +80,13 @@ def summarise(
     experiment: Experiment, rows: EvaluationRows, rankings: Mapping[str, ModelRanking]
 ) -> dict:
     """Everything that results.json holds; metrics are intervals over the rows."""
-    config = experiment.config
-    tied_R = rows.sequences.tied
+    config, tied_R = experiment.config, rows.sequences.tied
     return {
         "rows": len(rows),
         "tied_rows": int(tied_R.sum()),
         "split": config.evaluation.split,
         "items": experiment.data.catalogue.num_items,
-        "models": {
-            label: _model_metrics(config, ranking, tied_R) for label, ranking in rankings.items()
-        },
+        "models": {label: _model_metrics(config, one, tied_R) for label, one in rankings.items()},
         "differences": {
             f"{a} - {b}": _difference(config, rankings[a], rankings[b])
             for a, b in config.evaluation.differences
@@ -123,8 +111,7 @@ def _model_metrics(config: ConfigDict, ranking: ModelRanking, tied_R: np.ndarray
 def _likelihoods(config: ConfigDict, ranking: ModelRanking) -> dict | None:
     """NLL per title at every temperature and at the best of them."""
     temperatures = config.evaluation.temperatures
-    best = ranking.best_nll(temperatures)
-    if best is None:
+    if (best := ranking.best_nll(temperatures)) is None:
         return None
     values = {f"temperature {t:g}": ranking.nll_RxT[:, i] for i, t in enumerate(temperatures)}
     values["best"] = best[1]
@@ -149,21 +136,15 @@ def _write_tables(workdir: Path, results: dict) -> None:
         "NLL of its title at the model's best temperature"
     )
     models = {label: _model_cells(metrics) for label, metrics in results["models"].items()}
-    console = rich.console.Console(width=160)
-    console.print(console_table(models, title=title, first_column="model"))
-    text = f"{title}\n\n{markdown_table(models, first_column='model')}"
+    text = show_table(models, title=title, first_column="model")
     if results["differences"]:
+        shown = {"NDCG@10": "ndcg@10", "HR@10": "hr@10", "NLL (lower is better)": "nll per title"}
         differences = {
-            label: {
-                "NDCG@10": one["ndcg@10"],
-                "HR@10": one["hr@10"],
-                "NLL (lower is better)": one.get("nll per title"),
-            }
+            label: {column: one.get(name) for column, name in shown.items()}
             for label, one in results["differences"].items()
         }
         heading = "Paired differences (95% bootstrap interval)"
-        console.print(console_table(differences, title=heading, first_column="difference"))
-        text += f"\n{heading}\n\n{markdown_table(differences, first_column='difference')}"
+        text += "\n" + show_table(differences, title=heading, first_column="difference")
     write_results(workdir / "results.json", results)
     write_text(workdir / "results.md", text)
 
@@ -189,7 +170,7 @@ def _plot(workdir: Path, results: dict, evaluation: ConfigDict) -> None:
     curves = {name: read_json_lines(workdir / "llm" / name / "log.jsonl") for name in names}
     if any(curves.values()):
         keys = ("loss", "nll_per_title", "grad_norm")
-        plot_training_curves(workdir / "training.png", curves, keys=keys)
+        plot_training_curves(workdir / "training.png", curves, keys)
 
 
 def _write_examples(
@@ -206,7 +187,5 @@ def _write_examples(
         order_R[: config.evaluation.examples].tolist(),
     )
     write_text(workdir / "examples.md", examples)
-    console = rich.console.Console(width=160)
-    console.print(examples, markup=False, highlight=False)
     files = "results.json, results.md, results.png, training.png, examples.md"
-    console.print(f"Written to {workdir}: {files}", highlight=False)
+    print(f"{examples}\nWritten to {workdir}: {files}")

@@ -7,7 +7,6 @@ Prompts run once for all lambdas. Written below the work directory: sweep_<run>.
 from collections.abc import Sequence
 from pathlib import Path
 
-import rich
 from ml_collections import ConfigDict
 
 from tca4rec_jax.distributed.multihost import is_main_process
@@ -17,7 +16,7 @@ from tca4rec_jax.evaluation.report import plot_sweep
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.metrics import paired_differences, ranking_metrics
-from tca4rec_jax.reporting import console_table, markdown_table, write_results
+from tca4rec_jax.reporting import show_table, write_results
 
 METRICS = ("hr@10", "ndcg@10")
 _LLM_ALONE = "lambda = 0"
@@ -28,17 +27,10 @@ def sweep_guidance(
 ) -> dict:
     """Ranks the evaluated rows with one LLM run at several guidances; writes the reports.
 
-    Args:
-      config: the experiment's config.
-      workdir: its work directory.
-      name: the LLM run below workdir/llm, '' for the pretrained LLM.
-      guidances: each at least 0; 0 is always among them.
-
-    Returns:
-      {'rows', 'models': {label: metrics}, 'differences': {label: ..}}, also in sweep_<run>.json.
-
-    Raises:
-      FileNotFoundError, UserError: a missing part of the work directory, or a negative guidance.
+    `name` is the run below workdir/llm, '' the pretrained LLM. Guidances are at least 0, and 0 is
+    always among them. Returns {'rows', 'models': {label: metrics}, 'differences': {label: ..}}, as
+    in sweep_<run>.json. Raises FileNotFoundError for a missing part of the work directory,
+    UserError for a negative guidance.
     """
     experiment = Experiment(config, workdir)
     rows = EvaluationRows.of(experiment)
@@ -74,9 +66,9 @@ def _report(path: Path, title: str, labels: dict[str, float], results: dict) -> 
         label: {metric.upper(): one[metric] for metric in METRICS} | differences.get(label, {})
         for label, one in models.items()
     }
-    rich.console.Console(width=160).print(console_table(table, title=title, first_column="score"))
+    write_text(
+        path.with_name(f"{path.name}.md"), show_table(table, title=title, first_column="score")
+    )
     write_results(path.with_name(f"{path.name}.json"), results)
-    text = f"{title}\n\n{markdown_table(table, first_column='score')}"
-    write_text(path.with_name(f"{path.name}.md"), text)
     curve = {guidance: models[label] for label, guidance in labels.items()}
     plot_sweep(path.with_name(f"{path.name}.png"), curve, METRICS, baseline=(CF, models[CF]))

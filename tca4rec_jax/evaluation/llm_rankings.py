@@ -8,12 +8,13 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from tca4rec_jax.config import score_weights
-from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.engine import SearchJob, SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter
@@ -37,12 +38,8 @@ def rank_llms(
 ) -> dict[str, ModelRanking]:
     """The rankings of LLM runs by label; those of an earlier evaluation are read, others are made.
 
-    Runs that share their lower layers rank the rows together, others one after the other.
-
-    Args:
-      experiment: the config and the work directory.
-      rows: the rows to rank.
-      variants: {LLM run, or '' for the pretrained LLM: {label: guidance}}.
+    `variants` are {LLM run, or '' for the pretrained LLM: {label: guidance}}. Runs with a frozen
+    prefix rank the rows together, others one after the other.
     """
     rankings: dict[str, ModelRanking] = {}
     caches: dict[str, _RankingCache] = {}
@@ -189,19 +186,11 @@ def _search(
 def _search_rows(experiment: Experiment, rows: EvaluationRows, *, guided: bool) -> SearchRows:
     """The prompts, filters and targets of the rows, and with guidance their CF vectors."""
     config = experiment.config
-    cf, cf_items = None, DENSE
+    guidance: dict[str, Any] = {}
     if guided:
         store = experiment.cf_store(config.evaluation.split, rows.position_R)
-        cf_items = CFItems(store.item_table, store.item_bias)
-
-        def cf(rows_B: np.ndarray) -> np.ndarray:
-            return store.read(rows.position_R[rows_B])
-
-    allowed = ItemFilter.from_config(config.decoding, experiment.data.catalogue)
-    return SearchRows(
-        experiment.prompts(rows.history_RxH),
-        cf=cf,
-        cf_items=cf_items,
-        allowed=allowed.masks(rows.histories),
-        target_R=rows.target_R,
-    )
+        items = CFItems(store.item_table, store.item_bias)
+        guidance = {"cf": lambda rows_B: store.read(rows.position_R[rows_B]), "cf_items": items}
+    filter_ = ItemFilter.from_config(config.decoding, experiment.data.catalogue)
+    prompts, allowed = experiment.prompts(rows.history_RxH), filter_.masks(rows.histories)
+    return SearchRows(prompts, allowed=allowed, target_R=rows.target_R, **guidance)

@@ -102,21 +102,14 @@ def rank_cf_models(experiment: Experiment, rows: EvaluationRows) -> dict[str, Mo
     """'Most popular' and the CF model of the logits store; several processes share the rows."""
     mine = process_rows(len(rows))
     position_R, target_R = rows.position_R[mine], rows.target_R[mine]
-    store = experiment.cf_store(experiment.config.evaluation.split, position_R)
-    num_items = experiment.data.catalogue.num_items
-    popular_I = popularity_logits(experiment.data.splits["train_sequences"], num_items)
-    stored = LazyRows(
-        (len(mine), store.width), lambda start, stop: store.read(position_R[start:stop])
-    )
-    sources: dict[str, tuple[np.ndarray | LazyRows, CFItems]] = {
-        POPULAR: (np.broadcast_to(popular_I, (len(mine), num_items)), DENSE),
-        CF: (stored, CFItems(store.item_table, store.item_bias)),
-    }
-    temperatures = experiment.config.evaluation.temperatures
-    leaf_of_item = experiment.trie.leaf_of_item
+    config, shape = experiment.config.evaluation, (len(mine), experiment.data.catalogue.num_items)
+    store = experiment.cf_store(config.split, position_R)
+    popular_I = popularity_logits(experiment.data.splits["train_sequences"], shape[1])
+    stored = LazyRows((len(mine), store.width), lambda *part: store.read(position_R[slice(*part)]))
+    common = experiment.trie.leaf_of_item, target_R, config.temperatures
     rankings = {
-        label: full_ranking(cf_RxD, items, leaf_of_item, target_R, temperatures)
-        for label, (cf_RxD, items) in sources.items()
+        POPULAR: full_ranking(np.broadcast_to(popular_I, shape), DENSE, *common),
+        CF: full_ranking(stored, CFItems(store.item_table, store.item_bias), *common),
     }
     return {label: gather_process_rows(one, len(rows)) for label, one in rankings.items()}
 
@@ -132,18 +125,9 @@ def full_ranking(
 ) -> ModelRanking:
     """Ranks the whole catalogue for every row by CF logits, in blocks of rows on the device.
 
-    A title scores as its best item; its probability is the sum of its items' probabilities.
-
-    Args:
-      cf_RxD: float32, user vectors; the logits [R, I] if `items` is DENSE.
-      items: the item side of the CF logits.
-      leaf_of_item: int [I], the title of each item, 0..Q-1.
-      target_R: int, each row's target item.
-      temperatures: of the NLL.
-      batch_size: rows of a block; 0 takes as many as bound its memory.
-
-    Raises:
-      ValueError: CF logits that contain NaN.
+    A title (`leaf_of_item`, 0..Q-1) scores as its best item; its probability is the sum of its
+    items' probabilities. `cf` are user vectors, or the logits [R, I] if `items` is DENSE. Blocks
+    have `batch_size` rows; 0 takes as many as bound their memory. Raises ValueError for NaN.
     """
     num_items, num_titles = len(leaf_of_item), int(leaf_of_item.max()) + 1
     temperature_T = np.asarray(temperatures, np.float32)
@@ -154,9 +138,8 @@ def full_ranking(
     batch_size = batch_size or max(_LOGITS_AT_ONCE // num_items, 1)
     blocks = map_batches(rank, cf_RxD, target_R.astype(np.int32), batch_size=batch_size)
     ranking = ModelRanking(*blocks)
-    bad_R = np.isnan(ranking.nll_RxT).any(axis=1)
-    if bad_R.any():  # NaN compares false with everything: it would rank as the best
-        raise ValueError(f"row {int(np.argmax(bad_R))}: the CF logits contain NaN")
+    for row, _ in np.argwhere(np.isnan(ranking.nll_RxT)):  # compares false: it would rank first
+        raise ValueError(f"row {row}: the CF logits contain NaN")
     return ranking
 
 

@@ -17,22 +17,17 @@ CF_METRICS = ("hr@1", "hr@3", "hr@5", "hr@10", "hr@20", "ndcg@3", "ndcg@5", "ndc
 
 
 def plot_training_curves(
-    path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]], *, keys: Sequence[str] = ()
+    path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]], keys: Sequence[str]
 ) -> None:
-    """A PNG with one panel per quantity and one line per run.
+    """A PNG with one panel per quantity of `keys` that was recorded, and one line per run.
 
-    Args:
-      curves: {run: [{'step': .., 'loss': .., ...}, ...]}; a record may lack a quantity.
-      keys: the quantities to draw; all numeric ones but 'step' if empty.
-
-    Raises:
-      ValueError: there is nothing to draw, or a record has no 'step'.
+    Curves are {run: [{'step': .., 'loss': .., ...}, ...]}; a record may lack a quantity. Raises
+    ValueError if there is nothing to draw or a record has no 'step'.
     """
     records = [record for curve in curves.values() for record in curve]
     if any("step" not in record for record in records):
         raise ValueError("every record of a training curve needs a 'step'")
-    numeric = [k for r in records for k, v in r.items() if isinstance(v, int | float)]
-    keys = list(keys) or [key for key in dict.fromkeys(numeric) if key != "step"]
+    keys = [key for key in keys if any(key in record for record in records)]
     if not keys:
         raise ValueError(f"the training curves {list(curves)} hold no quantity to draw")
     figure, panels = _panels(len(keys), 5.0 * len(keys), 3.6)
@@ -43,7 +38,6 @@ def plot_training_curves(
                 # A dot where there is a single point: a line would be invisible.
                 panel.plot(*zip(*points, strict=True), "o-" if len(points) < 2 else "-", label=name)
         panel.set(xlabel="step", ylabel=key)
-        panel.grid(alpha=0.3)
     panels[0].legend()
     save_figure(path, figure)
 
@@ -53,24 +47,19 @@ def plot_metrics(
 ) -> None:
     """A PNG with one panel per metric: each model's mean and interval as a horizontal bar.
 
-    Raises:
-      ValueError: no model or metric, or a model lacks one of the metrics.
+    Raises ValueError if there is no model or metric, or a model lacks one of the metrics.
     """
     check_rows(rows)
     missing = [(label, m) for label, row in rows.items() for m in metrics if m not in row]
     if missing or not metrics:
         raise ValueError(f"nothing to draw: metrics {list(metrics)}, missing {missing}")
-    labels = list(rows)
-    size = 2.2 + 3.4 * len(metrics), 1.2 + 0.35 * len(labels)
-    figure, panels = _panels(len(metrics), *size, sharey=True)
+    size = 2.2 + 3.4 * len(metrics), 1.2 + 0.35 * len(rows)
+    figure, panels = _panels(len(metrics), *size, bars=True)
     for panel, metric in zip(panels, metrics, strict=True):
-        means = np.array([rows[label][metric].mean for label in labels])
-        low = np.array([rows[label][metric].low for label in labels])
-        high = np.array([rows[label][metric].high for label in labels])
+        means, low, high = np.array([row[metric] for row in rows.values()]).T
         errors = np.maximum(np.stack([means - low, high - means]), 0)
-        panel.barh(labels, means, xerr=errors, color="C0", alpha=0.7, capsize=3)
+        panel.barh(list(rows), means, xerr=errors, color="C0", alpha=0.7, capsize=3)
         panel.set(xlabel=f"{metric} (95% interval)")
-        panel.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
     save_figure(path, figure)
 
@@ -82,28 +71,20 @@ def plot_sweep(
     *,
     baseline: tuple[str, Mapping[str, Interval]],
 ) -> None:
-    """A PNG with one panel per metric over lambda.
+    """A PNG with one panel per metric over lambda, a baseline (label, {metric: ..}) dashed.
 
-    Args:
-      path: the file.
-      curve: {lambda: {metric: its interval}}.
-      metrics: the metrics to draw.
-      baseline: (label, {metric: its interval}) of a model, drawn as a dashed line.
-
-    Raises:
-      ValueError: there is nothing to draw.
+    Raises ValueError if there is nothing to draw.
     """
     check_rows(curve)
-    values = np.array(sorted(curve))
+    values = sorted(curve)
     figure, panels = _panels(len(metrics), 4.6 * len(metrics), 3.4)
     for panel, metric in zip(panels, metrics, strict=True):
-        means, low, high = np.array([curve[value][metric] for value in values.tolist()]).T[:3]
+        means, low, high = np.array([curve[value][metric] for value in values]).T
         panel.fill_between(values, low, high, alpha=0.2)
         panel.plot(values, means, "o-", label="LLM and CF model")
         panel.axhline(baseline[1][metric].mean, color="C1", linestyle="--", label=baseline[0])
         panel.set_xscale("symlog", linthresh=0.25)
         panel.set(xlabel="lambda", ylabel=f"{metric} (95% interval)")
-        panel.grid(alpha=0.3)
     panels[0].legend()
     save_figure(path, figure)
 
@@ -119,27 +100,18 @@ def examples_text(
 ) -> str:
     """Examples in Markdown: history, recommendations of each model, and the item that came next.
 
-    Args:
-      titles: the title of each item.
-      history_RxH: int, oldest first, -1 for padding.
-      recommended: {model: items int [R, M], best first, -1 for none}.
-      target_R: int, the item that came next.
-      rows: the rows to show.
-      top: the number of recommendations shown for each model.
+    Of the given rows; all arrays hold items, histories oldest first, -1 for none. `recommended` are
+    {model: int [R, M], best first}, of which the first `top` are shown.
     """
-
-    def names(items: np.ndarray) -> list[str]:
-        return [titles[item] for item in items.tolist() if item >= 0]
-
     parts = []
     for number, row in enumerate(rows, start=1):
         target = int(target_R[row])
         lines = [f"### Example {number} (row {row})", "", "History, oldest first:", ""]
-        lines += [f"- {name}" for name in names(history_RxH[row])]
+        lines += [f"- {titles[item]}" for item in history_RxH[row] if item >= 0]
         for model, items_RxM in recommended.items():
-            items_M = np.asarray(items_RxM[row])
             lines += ["", f"{model} recommends:", ""]
-            for place, item in enumerate(items_M[items_M >= 0][:top].tolist(), start=1):
+            best_M = [item for item in items_RxM[row] if item >= 0][:top]
+            for place, item in enumerate(best_M, start=1):
                 mark = " **(what came next)**" if item == target else ""
                 lines.append(f"{place}. {titles[item]}{mark}")
         lines += ["", f"What came next: **{titles[target]}**", ""]
@@ -155,7 +127,6 @@ def write_cf_report(directory: Path, metrics: Mapping) -> None:
         for model, subsets in metrics["results"].items()
         for subset, values in subsets.items()
     }
-    profiles = metrics["profiles"]
     character = {
         model: {
             "coverage@10": values["coverage@10"],
@@ -163,7 +134,7 @@ def write_cf_report(directory: Path, metrics: Mapping) -> None:
             "best beta": f"{values['best_beta']:g}",
             **{f"entropy, beta {beta}": nats for beta, nats in values["entropy"].items()},
         }
-        for model, values in profiles.items()
+        for model, values in metrics["profiles"].items()
     }
     text = [
         "# CF models, ranking the whole catalogue\n",
@@ -179,12 +150,13 @@ def write_cf_report(directory: Path, metrics: Mapping) -> None:
     _plot_cf_models(directory / "report.png", metrics)
 
 
-def _panels(
-    count: int, width: float, height: float, *, sharey: bool = False
-) -> tuple[Figure, np.ndarray]:
-    """A figure of this size in inches, and its panels side by side."""
+def _panels(count: int, width: float, height: float, bars: bool = False):
+    """A figure of this size in inches, and its panels side by side; `bars` share their labels."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, count, squeeze=False, sharey=sharey)[0]
+    panels = figure.subplots(1, count, squeeze=False, sharey=bars)[0]
+    for panel in panels:
+        panel.grid(axis="x" if bars else "both", alpha=0.3)
+    return figure, panels
 
 
 def _plot_cf_models(path: Path, metrics: Mapping) -> None:
@@ -201,7 +173,5 @@ def _plot_cf_models(path: Path, metrics: Mapping) -> None:
         panel.set(xlabel="CF temperature beta", ylabel=f"{name}, nats", xscale="log")
     lowest = min(min(values["nll"].values()) for values in metrics["profiles"].values())
     likelihood.set_ylim(0.8 * lowest, 2.5 * lowest)  # far too sharp a softmax would hide the rest
-    for panel in (quality, entropy, likelihood):
-        panel.grid(alpha=0.3)
     quality.legend()
     save_figure(path, figure)

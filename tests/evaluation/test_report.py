@@ -24,20 +24,21 @@ def test_pictures_are_drawn(tmp_path):
         "alpha=0": [{"step": s, "loss": 3.0 / s, "when": "now"} for s in range(1, 6)],
         "alpha=0.5": [{"step": 1, "loss": 2.0, "entropy": 1.0}],
     }
-    plot_training_curves(tmp_path / "loss.png", curves)
+    keys = ("loss", "entropy", "grad_norm")
+    plot_training_curves(tmp_path / "loss.png", curves, keys)
     plot_metrics(tmp_path / "metrics.png", ROWS, ["ndcg@10"])
     assert drawn(tmp_path / "loss.png")
     assert drawn(tmp_path / "metrics.png")
-    # loss and entropy side by side, and nothing for the text field
+    # loss and entropy side by side, and nothing for what no run recorded
     height, width = imread(tmp_path / "loss.png").shape[:2]
     assert width == pytest.approx(2 * 5.0 / 3.6 * height, rel=0.02)
 
 
 def test_pictures_of_nothing_are_errors(tmp_path):
     with pytest.raises(ValueError, match="no quantity"):
-        plot_training_curves(tmp_path / "x.png", {"a": []})
+        plot_training_curves(tmp_path / "x.png", {"a": []}, ("loss",))
     with pytest.raises(ValueError, match="needs a 'step'"):
-        plot_training_curves(tmp_path / "x.png", {"a": [{"loss": 1.0}]})
+        plot_training_curves(tmp_path / "x.png", {"a": [{"loss": 1.0}]}, ("loss",))
     with pytest.raises(ValueError, match=r"missing \[\('SASRec', 'hr@1'\)"):
         plot_metrics(tmp_path / "x.png", ROWS, ["hr@1"])
     with pytest.raises(ValueError, match="at least one row"):
