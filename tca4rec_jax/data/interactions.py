@@ -13,19 +13,14 @@ from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.data.tables import read_table
 from tca4rec_jax.errors import UserError
 
-INTERACTION_COLUMNS = {"user": "user", "item": "item", "timestamp": "timestamp"}
-ITEM_COLUMNS = {"item": "item", "title": "title"}
-
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
     """n interactions.
 
     Attributes:
-      user: int32 [n], an index into `user_ids`.
-      item: int32 [n], an index into the catalogue.
+      user, item: int32 [n], indices into the sorted `user_ids` and the catalogue.
       timestamp: int64 [n], at least 0; any unit, only order and equality count.
-      user_ids: sorted.
     """
 
     user: np.ndarray
@@ -41,9 +36,7 @@ class Interactions:
         return Interactions(self.user[rows], self.item[rows], self.timestamp[rows], self.user_ids)
 
 
-def read_items(
-    path: Path, columns: Mapping[str, str] = ITEM_COLUMNS, max_title_length: int = 0
-) -> Catalogue:
+def read_items(path: Path, columns: Mapping[str, str], max_title_length: int = 0) -> Catalogue:
     """The catalogue, in the order of the file; raises as `read_table` and `catalogue_of` do."""
     table = read_table(path, columns)
     return catalogue_of(path, table.ids("item"), table.titles("title"), max_title_length)
@@ -60,9 +53,7 @@ def catalogue_of(
         raise UserError(f"{path}: {error}") from error
 
 
-def read_interactions(
-    path: Path, catalogue: Catalogue, columns: Mapping[str, str] = INTERACTION_COLUMNS
-) -> Interactions:
+def read_interactions(path: Path, catalogue: Catalogue, columns: Mapping[str, str]) -> Interactions:
     """Interactions in the order of the file; raises as `read_table` and `Table` do."""
     table = read_table(path, columns)
     user, user_ids = pd.factorize(pd.Series(table.ids("user"), dtype=object), sort=True)
@@ -109,37 +100,33 @@ def build_splits(
             f"history_length={history_length}"
         )
     ordered = order_by_time(interactions, seed)
-    by_user = np.argsort(ordered.user, kind="stable")  # position in by_user -> place in time
-    user = ordered.user[by_user]
-    new_user = np.flatnonzero(np.diff(user, prepend=-1))
-    before = np.arange(len(user)) - np.repeat(new_user, np.diff(new_user, append=len(user)))
+    place = np.argsort(ordered.user, kind="stable")  # in time, of every interaction in by_user
+    by_user = ordered.take(place)
+    new_user = np.flatnonzero(np.diff(by_user.user, prepend=-1))
+    before = np.arange(len(place)) - np.repeat(new_user, np.diff(new_user, append=len(place)))
     targets = np.flatnonzero(before >= min_history)
-    targets = targets[np.argsort(by_user[targets])]
+    targets = targets[np.argsort(place[targets])]
     first, second = _boundaries(len(targets), split, min_history)
 
-    def rows_of(targets_R):
-        lengths = np.minimum(before[targets_R], history_length) + 1
-        return _gather(ordered, by_user, targets_R + 1 - lengths, lengths)
+    def rows(starts_R, lengths_R):
+        positions = Ragged.from_lengths(ranges(starts_R, lengths_R), lengths_R)
+        found = by_user.take(positions.values)
+        user_R = by_user.user[starts_R]
+        return ItemSequences(user_R, found.item, positions.offsets, found.timestamp)
 
-    training = by_user < by_user[targets[first]]  # strictly before the first validation target
+    def rows_of(targets_R):
+        lengths_R = np.minimum(before[targets_R], history_length) + 1
+        return rows(targets_R + 1 - lengths_R, lengths_R)
+
+    training = place < place[targets[first]]  # strictly before the first validation target
     counts = np.add.reduceat(training.astype(np.int64), new_user)
     kept = counts >= 2  # a user's training interactions come first in his block of by_user
     return {
-        "train_sequences": _gather(ordered, by_user, new_user[kept], counts[kept]),
+        "train_sequences": rows(new_user[kept], counts[kept]),
         "train": rows_of(targets[:first]),
         "validation": rows_of(targets[first:second]),
         "test": rows_of(targets[second:]),
     }
-
-
-def _gather(
-    ordered: Interactions, by_user: np.ndarray, starts_R: np.ndarray, lengths_R: np.ndarray
-) -> ItemSequences:
-    """Rows by_user[start:start + length], all of one user each."""
-    rows = Ragged.from_lengths(by_user[ranges(starts_R, lengths_R)], lengths_R)
-    chosen = ordered.take(rows.values)
-    user = ordered.user[by_user[starts_R]]
-    return ItemSequences(user, chosen.item, rows.offsets, chosen.timestamp)
 
 
 def _boundaries(num_rows: int, split: tuple[float, ...], min_history: int) -> tuple[int, int]:

@@ -17,6 +17,8 @@ from tca4rec_jax.data.interactions import (
 
 CATALOGUE = Catalogue(("a", "b", "c"), ("Apple", "Bean", "Cherry"))
 ROWS = pd.DataFrame({"user": ["u", "v", "u"], "item": ["b", "a", "c"], "timestamp": [30, 10, 20]})
+COLUMNS = {name: name for name in ROWS}
+ITEM_COLUMNS = {"item": "item", "title": "title"}
 
 
 def _write(frame, path):
@@ -28,7 +30,7 @@ def _write(frame, path):
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
 def test_interactions_are_read_from_every_format(tmp_path, suffix):
-    read = read_interactions(_write(ROWS, tmp_path / f"x{suffix}"), CATALOGUE)
+    read = read_interactions(_write(ROWS, tmp_path / f"x{suffix}"), CATALOGUE, COLUMNS)
     assert read.user.tolist() == [0, 1, 0]
     assert read.item.tolist() == [1, 0, 2]
     assert read.timestamp.tolist() == [30, 10, 20]
@@ -61,7 +63,7 @@ def test_whole_numbers_are_ids_and_dates_are_times_in_parquet(tmp_path):
             "timestamp": pd.to_datetime(["2020-01-02", "2020-01-01"], utc=True),
         }
     )
-    read = read_interactions(_write(frame, tmp_path / "x.parquet"), catalogue)
+    read = read_interactions(_write(frame, tmp_path / "x.parquet"), catalogue, COLUMNS)
     assert read.item.tolist() == [1, 0]
     assert read.timestamp[0] - read.timestamp[1] == 24 * 3600 * 10**6
 
@@ -87,7 +89,7 @@ def test_whole_numbers_are_ids_and_dates_are_times_in_parquet(tmp_path):
 def test_bad_rows_are_named(tmp_path, column, values, message):
     path = _write(ROWS.assign(**{column: values}), tmp_path / "x.csv")
     with pytest.raises(ValueError, match=f"x.csv, {message}"):
-        read_interactions(path, CATALOGUE)
+        read_interactions(path, CATALOGUE, COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -102,39 +104,39 @@ def test_bad_rows_are_named(tmp_path, column, values, message):
 def test_bad_parquet_rows_are_named(tmp_path, column, values, message):
     path = _write(ROWS.assign(**{column: values}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=message):
-        read_interactions(path, CATALOGUE)
+        read_interactions(path, CATALOGUE, COLUMNS)
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
     path = _write(ROWS.rename(columns={"timestamp": "time"}), tmp_path / "x.csv")
     with pytest.raises(ValueError, match=r"no column \['timestamp'\].*'user', 'item', 'time'"):
-        read_interactions(path, CATALOGUE)
+        read_interactions(path, CATALOGUE, COLUMNS)
 
 
 def test_bad_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.csv does not exist"):
-        read_interactions(tmp_path / "none.csv", CATALOGUE)
+        read_interactions(tmp_path / "none.csv", CATALOGUE, COLUMNS)
     (tmp_path / "empty.csv").touch()
     with pytest.raises(ValueError, match="empty.csv is empty"):
-        read_interactions(tmp_path / "empty.csv", CATALOGUE)
+        read_interactions(tmp_path / "empty.csv", CATALOGUE, COLUMNS)
     (tmp_path / "header.csv").write_text("user,item,timestamp\n")
     with pytest.raises(ValueError, match="header.csv has a header but no rows"):
-        read_interactions(tmp_path / "header.csv", CATALOGUE)
+        read_interactions(tmp_path / "header.csv", CATALOGUE, COLUMNS)
     (tmp_path / "x.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(ValueError, match="x.parquet cannot be read as a .parquet file"):
-        read_interactions(tmp_path / "x.parquet", CATALOGUE)
+        read_interactions(tmp_path / "x.parquet", CATALOGUE, COLUMNS)
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match="must end in one of"):
-        read_interactions(tmp_path / "x.json", CATALOGUE)
+        read_interactions(tmp_path / "x.json", CATALOGUE, COLUMNS)
 
 
 def test_items_keep_the_order_of_the_file_and_titles_are_cleaned_and_cut(tmp_path):
     path = tmp_path / "items.csv"
     path.write_text('item,title\nz,"  Two\n words "\na,NA\n')
-    catalogue = read_items(path)
+    catalogue = read_items(path, ITEM_COLUMNS)
     assert catalogue.item_ids == ("z", "a")
     assert catalogue.titles == ("Two words", "NA")
-    assert read_items(path, max_title_length=4).titles == ("Two", "NA")
+    assert read_items(path, ITEM_COLUMNS, max_title_length=4).titles == ("Two", "NA")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_items_keep_the_order_of_the_file_and_titles_are_cleaned_and_cut(tmp_pat
 def test_bad_items_are_named(tmp_path, rows, message):
     (tmp_path / "items.csv").write_text("item,title\n" + rows)
     with pytest.raises(ValueError, match=message):
-        read_items(tmp_path / "items.csv")
+        read_items(tmp_path / "items.csv", ITEM_COLUMNS)
 
 
 def _interactions(triples):
