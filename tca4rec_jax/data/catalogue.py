@@ -25,8 +25,8 @@ class Catalogue:
     def __post_init__(self):
         if not self.item_ids:
             raise UserError("the catalogue has no items")
-        counts = f"{len(self.item_ids)} item ids but {len(self.titles)} titles"
-        if len(self.item_ids) != len(self.titles):
+        if len(self.titles) != self.num_items:
+            counts = f"{self.num_items} item ids but {len(self.titles)} titles"
             raise UserError(f"the catalogue has {counts}: every item needs exactly one title")
         surplus = np.flatnonzero(self._index.duplicated())
         if surplus.size:
@@ -56,8 +56,6 @@ class Catalogue:
     def content_hash(self) -> str:
         """SHA-256 (hex) of ids and titles in order; equal catalogues have equal hashes."""
         digest = hashlib.sha256(str(self.num_items).encode())
-        for text in (*self.item_ids, *self.titles):
-            data = text.encode()
-            digest.update(len(data).to_bytes(8, "little"))
-            digest.update(data)
+        for text in map(str.encode, (*self.item_ids, *self.titles)):
+            digest.update(len(text).to_bytes(8, "little") + text)
         return digest.hexdigest()

@@ -42,12 +42,9 @@ class ItemSequences(Rows):
     timestamps: np.ndarray
 
     def __post_init__(self):
-        for name, dtype, least in (
-            ("user", np.int32, 0),
-            ("items", np.int32, 0),
-            ("offsets", np.int64, 0),
-            ("timestamps", np.int64, UNKNOWN_TIME),
-        ):
+        for name in ("user", "items", "offsets", "timestamps"):
+            dtype = np.int32 if name in ("user", "items") else np.int64
+            least = UNKNOWN_TIME if name == "timestamps" else 0
             array = np.asarray(getattr(self, name))
             if array.ndim != 1 or not (array.size == 0 or np.issubdtype(array.dtype, np.integer)):
                 found = f"shape {array.shape} of {array.dtype}"
@@ -92,10 +89,9 @@ class ItemSequences(Rows):
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows must lie in 0..{len(self) - 1}")
-        items, times = (
-            Ragged(values, self.offsets).take(rows) for values in (self.items, self.timestamps)
-        )
-        return ItemSequences(self.user[rows], items.values, items.offsets, times.values)
+        flat = Ragged(np.arange(len(self.items)), self.offsets).take(rows)
+        items, timestamps = self.items[flat.values], self.timestamps[flat.values]
+        return ItemSequences(self.user[rows], items, flat.offsets, timestamps)
 
     def histories_and_targets(self, history_length: int) -> tuple[np.ndarray, np.ndarray]:
         """The items before each row's last one, int32 [R, history_length], and the last, int32 [R].
