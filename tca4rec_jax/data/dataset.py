@@ -98,7 +98,6 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
 
 
 def _source_files(config: DataConfig) -> dict[str, Path]:
-    """The input files by role."""
     files = config.inputs()
     if config.source == "published":
         return published_files(files["path"])
@@ -137,17 +136,13 @@ def _settings(config: DataConfig, files: dict[str, Path]) -> dict:
 
 
 def _check_same(data_dir: Path, settings: dict) -> None:
-    """Raises UserError unless data_dir holds data that was prepared with these settings."""
     try:
         stored = tfds_rec.read_metadata(data_dir)["settings"]
     except FileNotFoundError as error:
         message = f"{data_dir} is not empty and holds no prepared data; choose another folder"
         raise UserError(message) from error
-    differing = [
-        f"{name}: {stored.get(name)!r} there, {settings.get(name)!r} now"
-        for name in sorted({*stored, *settings})
-        if stored.get(name) != settings.get(name)
-    ]
+    pairs = {name: (stored.get(name), settings.get(name)) for name in sorted({*stored, *settings})}
+    differing = [f"{name}: {a!r} there, {b!r} now" for name, (a, b) in pairs.items() if a != b]
     if differing:
         raise UserError(
             f"{data_dir} was prepared otherwise ({'; '.join(differing)}). Models and logits in "

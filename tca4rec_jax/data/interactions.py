@@ -65,9 +65,8 @@ def read_interactions(path: Path, catalogue: Catalogue, columns: Mapping[str, st
 def order_by_time(interactions: Interactions, seed: int) -> Interactions:
     """Sorted by time, interactions of equal time in an order drawn from `seed`.
 
-    Users rate in bursts that share a timestamp. An order of these ties by item id would tell the
-    next item, so they are shuffled. The result depends on the seed and on the set of interactions,
-    not on the order in which the file held them.
+    Users rate in bursts that share a timestamp; if these were ordered by item id, that would tell
+    the next item. The order in which the file held them has no effect.
     """
     given = interactions
     canonical = given.take(np.lexsort((given.item, given.user, given.timestamp)))

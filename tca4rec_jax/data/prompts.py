@@ -83,13 +83,11 @@ def row_tokens(tokens: TitleTokens, items: Ragged) -> tuple[Ragged, Ragged]:
 
     The latter is int64, aligned with `items`.
     """
-    titles = tokens.titles.take(items.values)
-    ends = titles.offsets
-    before_row = np.repeat(ends[items.offsets[:-1]], items.lengths)
-    starts = Ragged(ends[:-1] - before_row + tokens.prefix.size, items.offsets)
-    prefix_offsets = tokens.prefix.size * np.arange(len(items) + 1)
-    prefixes = Ragged(np.tile(tokens.prefix, len(items)), prefix_offsets)
-    return prefixes.followed_by(Ragged(titles.values, ends[items.offsets])), starts
+    titles, size = tokens.titles.take(items.values), tokens.prefix.size
+    rows = Ragged(titles.values, titles.offsets[items.offsets])
+    starts = titles.offsets[:-1] - np.repeat(rows.offsets[:-1], items.lengths) + size
+    prefixes = Ragged(np.tile(tokens.prefix, len(items)), size * np.arange(len(items) + 1))
+    return prefixes.followed_by(rows), Ragged(starts, items.offsets)
 
 
 def keep_latest(tokens: TitleTokens, items: Ragged, budget: int, reserve: int = 0) -> Ragged:
@@ -97,8 +95,7 @@ def keep_latest(tokens: TitleTokens, items: Ragged, budget: int, reserve: int = 
 
     Raises UserError if the prefix and the last `reserve` items (at least one) do not fit.
     """
-    title_lengths = tokens.titles.lengths[items.values]
-    ends = np.concatenate([[0], np.cumsum(title_lengths)])
+    ends = np.concatenate([[0], np.cumsum(tokens.titles.lengths[items.values])])
     to_row_end = np.repeat(ends[items.offsets[1:]], items.lengths) - ends[:-1]
     fits = to_row_end + tokens.prefix.size <= budget
     first_to_stay = np.repeat(items.offsets[1:], items.lengths) - max(reserve, 1)
