@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from absl import logging
@@ -15,10 +16,9 @@ from tca4rec_jax.data.movielens import INTERACTIONS_FILE, ITEMS_FILE, read_movie
 from tca4rec_jax.data.published import published_files, read_published
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.data.tfds_rec import read as load
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choices
 from tca4rec_jax.fileio import atomic_path, file_sha256
 
-SOURCES = ("movielens_100k", "files", "published")
 _FORMAT = 1  # part of the fingerprint: raise it when the rows made from the same input change
 
 
@@ -44,7 +44,7 @@ class DataConfig:
     history_length, min_history, split and seed have no effect on 'published', whose rows are made.
     """
 
-    source: str = "movielens_100k"
+    source: Literal["movielens_100k", "files", "published"] = "movielens_100k"
     path: str | None = None
     interactions: str | None = None
     catalogue: str | None = None
@@ -59,8 +59,7 @@ class DataConfig:
     max_title_length: int = 100
 
     def __post_init__(self):
-        if self.source not in SOURCES:
-            raise UserError(f"data.source must be one of {list(SOURCES)}, got {self.source!r}")
+        check_choices(self, "data.")
         object.__setattr__(self, "split", tuple(float(part) for part in self.split))
 
     def inputs(self) -> dict[str, Path]:

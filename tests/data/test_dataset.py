@@ -144,7 +144,7 @@ def test_tfds_and_its_data_source_see_the_same_rows(good_config, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"source": "netflix"}, "data.source must be one of"),
+        ({"source": "netflix"}, "data.source is 'netflix': expected one of"),
         ({"source": "published"}, "needs data.path"),
         ({"source": "files", "catalogue": "x"}, "needs data.interactions and data.catalogue"),
     ],
