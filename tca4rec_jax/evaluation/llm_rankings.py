@@ -3,6 +3,7 @@
 Axis letters: R rows, B rows of a batch, I items, M beams and places of a list, T temperatures.
 """
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -43,11 +44,9 @@ def rank_llms(
     """
     rankings: dict[str, ModelRanking] = {}
     caches: dict[str, _RankingCache] = {}
-    weights = {
-        name: [score_weights(experiment.config, guidance) for guidance in guidances.values()]
-        for name, guidances in variants.items()
-    }
+    weights: dict[str, list[ScoreWeights]] = {}
     for name, labels in variants.items():
+        weights[name] = [score_weights(experiment.config, one) for one in labels.values()]
         cache = _RankingCache.of(experiment, rows, name, weights[name])
         if all_processes(cache.is_valid()):
             logging.info("Lists of an earlier evaluation in %s", cache.path)
@@ -82,12 +81,9 @@ class _RankingCache:
         cls, experiment: Experiment, rows: EvaluationRows, name: str, weights: list[ScoreWeights]
     ) -> "_RankingCache":
         """The cache of an LLM run's rankings, one for each set of score weights."""
-
-        def digest() -> bytes:
-            return bytes.fromhex(fingerprint(_ingredients(experiment, rows, name, weights)))
-
-        identity = broadcast_from_main(digest, size=32).hex()
-        folder = experiment.workdir / "evaluation"
+        made_from = functools.partial(_ingredients, experiment, rows, name, weights)
+        digest = broadcast_from_main(lambda: bytes.fromhex(fingerprint(made_from())), size=32)
+        folder, identity = experiment.workdir / "evaluation", digest.hex()
         return cls(folder / f"{name or 'untrained'}_{identity[:8]}.npz", identity)
 
     def is_valid(self) -> bool:
@@ -153,7 +149,6 @@ def _search(
     file: ResultsFile | None,
 ) -> list[list[ModelRanking]]:
     """The rankings of each LLM run {run: score weights}; `file` resumes an interrupted search."""
-    config = experiment.config
     guided = any(one.guidance for of_run in weights.values() for one in of_run)
     searched = _search_rows(experiment, rows, guided=guided)
     label = "LLM " + ", ".join(name or "untrained" for name in weights)
@@ -161,19 +156,18 @@ def _search(
         [SearchJob(experiment.inference_decoder(name), weights[name]) for name in weights],
         searched,
         frozen_prefix=experiment.frozen_prefix,
-        temperatures=config.evaluation.temperatures,
+        temperatures=experiment.config.evaluation.temperatures,
         progress=label if is_main_process() else None,
         file=file,
     )
-    leaf_R = experiment.trie.leaf_of_item[rows.target_R]
     allowed_RxI = searched.allowed and searched.allowed(np.arange(len(rows)))
 
     def ranking(found: Recommendations, guided: bool) -> ModelRanking:
-        items_RxM = found.items(experiment.trie, config.decoding.beams, allowed_RxI)
+        items_RxM = found.items(experiment.trie, experiment.config.decoding.beams, allowed_RxI)
         return ModelRanking(
             items_RxM,
             rank_in_list(items_RxM, rows.target_R),
-            rank_in_list(found.leaves_RxM, leaf_R),
+            rank_in_list(found.leaves_RxM, experiment.trie.leaf_of_item[rows.target_R]),
             np.full_like(found.nll_RxT, np.nan) if guided else found.nll_RxT,
         )
 

@@ -72,7 +72,7 @@ def test_popularity_logits_are_smoothed_log_shares():
     counts = np.array([2, 2, 2, 1, 1, 1, 0]) + 1
     assert logits_I.dtype == np.float32
     np.testing.assert_allclose(np.exp(logits_I), counts / counts.sum(), rtol=1e-6)
-    with pytest.raises(ValueError, match="item index 5 is outside the catalogue of 5 items"):
+    with pytest.raises(ValueError, match="item index 5, but the CF model knows 5 items"):
         popularity_logits(SEQUENCES, 5)
 
 

@@ -23,12 +23,8 @@ Key = jax.Array | None
 class ModelConfig:
     """The architecture of a CF model: sizes of the data, then fields with a default, the user's.
 
-    Attributes:
-      num_items: catalogue size I.
-      history_length: the most items S of a history that the model reads.
-
-    Raises:
-      UserError: a size, the heads or the dropout are out of range.
+    The catalogue has I items; the model reads the last S of a history. Raises UserError if a size,
+    the heads or the dropout are out of range.
     """
 
     num_items: int
@@ -65,10 +61,7 @@ class CFModel(nnx.Module):
         self.config = config
 
     def user_vectors(self, history_BxS: jax.Array) -> jax.Array:
-        """float32 [B, D] from int32 items, oldest first, left padded with PAD_ITEM.
-
-        Of a model without an item table: the logits of all items, [B, I].
-        """
+        """float32 [B, D] from int32 items, oldest first, left padded; DENSE: the logits [B, I]."""
         raise NotImplementedError
 
     def items(self) -> CFItems:
@@ -106,20 +99,14 @@ class SequenceModel(CFModel):
         return TrainingQueries(hidden_BxQxD, target_BxQ, self.items())
 
 
-class Dropout(nnx.Module):
-    """Inverted dropout whose randomness is an argument, so that the module has no state."""
-
-    def __init__(self, rate: float):
-        self.rate = rate
-
-    def __call__(self, x: jax.Array, key: Key) -> jax.Array:
-        """x with a random share of its numbers set to zero; x itself without a key."""
-        if key is None or self.rate == 0.0:
-            return x
-        # Bytes are four times cheaper to draw than floats; the rate is exact to 1/256.
-        kept = round(256 * (1.0 - self.rate))
-        keep = jax.random.bits(key, x.shape, jnp.uint8) < kept
-        return jnp.where(keep, x * (256.0 / kept), 0.0)
+def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
+    """x with a random share of its numbers set to zero, the others scaled; x without a key."""
+    if key is None or rate == 0.0:
+        return x
+    # Bytes are four times cheaper to draw than floats; the rate is exact to 1/256.
+    kept = round(256 * (1.0 - rate))
+    keep = jax.random.bits(key, x.shape, jnp.uint8) < kept
+    return jnp.where(keep, x * (256.0 / kept), 0.0)
 
 
 def split_key(key: Key, count: int) -> list[Key]:
@@ -132,24 +119,23 @@ def attend(
     key_BxSxD: jax.Array,
     value_BxSxD: jax.Array,
     allowed_BxQxS: jax.Array,
-    heads: int,
-    dropout: Dropout,
-    dropout_key: Key,
+    config: Any,
+    key: Key,
 ) -> jax.Array:
     """Multi-head attention of projected queries over sources, float32 [B, Q, D].
 
-    `allowed` is bool, or broadcast to it; every query may attend to at least one source. `heads`
-    must divide D. The dropout is that of the attention weights.
+    `allowed` is bool, or broadcast to it; every query may attend to at least one source. The
+    config has `heads`, and `dropout` of the attention weights.
     """
 
     def split(x):
-        return x.reshape(*x.shape[:2], heads, -1)
+        return x.reshape(*x.shape[:2], config.heads, -1)
 
     query_BxQxNxH = split(query_BxQxD)
     query_BxQxNxH /= jnp.sqrt(query_BxQxNxH.shape[-1])
     scores_BxNxQxS = jnp.einsum("bqnh,bsnh->bnqs", query_BxQxNxH, split(key_BxSxD))
     scores_BxNxQxS = jnp.where(allowed_BxQxS[:, None], scores_BxNxQxS, -jnp.inf)
-    weights_BxNxQxS = dropout(jax.nn.softmax(scores_BxNxQxS, axis=-1), dropout_key)
+    weights_BxNxQxS = dropout(jax.nn.softmax(scores_BxNxQxS, axis=-1), config.dropout, key)
     attended_BxQxNxH = jnp.einsum("bnqs,bsnh->bqnh", weights_BxNxQxS, split(value_BxSxD))
     return attended_BxQxNxH.reshape(query_BxQxD.shape)
 

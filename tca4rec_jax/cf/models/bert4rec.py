@@ -53,24 +53,22 @@ class Block(nnx.Module):
     def __init__(self, config: BERT4RecConfig, *, rngs: nnx.Rngs):
         D = config.units
         linear = functools.partial(nnx.Linear, kernel_init=_INITIALIZER, rngs=rngs)
-        self.heads = config.heads
+        self.config = config
         self.query, self.key, self.value = linear(D, D), linear(D, D), linear(D, D)
         self.attended = linear(D, D)
         self.attention_norm = nnx.LayerNorm(D, rngs=rngs)
         self.inner, self.outer = linear(D, 4 * D), linear(4 * D, D)
         self.feed_forward_norm = nnx.LayerNorm(D, rngs=rngs)
-        self.dropout = base.Dropout(config.dropout)
 
     def __call__(self, x_BxLxD: jax.Array, real_BxL: jax.Array, key: Key) -> jax.Array:
         """The outputs, float32 [B, L, D]; `real_BxL` is False at padding, `key` is for dropout."""
-        keys = base.split_key(key, 3)
+        keys, rate = base.split_key(key, 3), self.config.dropout
         projected = self.query(x_BxLxD), self.key(x_BxLxD), self.value(x_BxLxD)
-        allowed_Bx1xL = real_BxL[:, None, :]
-        attended_BxLxD = base.attend(*projected, allowed_Bx1xL, self.heads, self.dropout, keys[0])
-        attended_BxLxD = self.dropout(self.attended(attended_BxLxD), keys[1])
+        attended_BxLxD = base.attend(*projected, real_BxL[:, None, :], self.config, keys[0])
+        attended_BxLxD = base.dropout(self.attended(attended_BxLxD), rate, keys[1])
         x_BxLxD = self.attention_norm(x_BxLxD + attended_BxLxD)
         forward_BxLxD = self.outer(jax.nn.gelu(self.inner(x_BxLxD)))
-        return self.feed_forward_norm(x_BxLxD + self.dropout(forward_BxLxD, keys[2]))
+        return self.feed_forward_norm(x_BxLxD + base.dropout(forward_BxLxD, rate, keys[2]))
 
 
 class BERT4Rec(base.CFModel):
@@ -89,7 +87,6 @@ class BERT4Rec(base.CFModel):
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.blocks)])
         self.output = nnx.Linear(config.units, config.units, kernel_init=_INITIALIZER, rngs=rngs)
         self.output_norm = nnx.LayerNorm(config.units, rngs=rngs)
-        self.dropout = base.Dropout(config.dropout)
 
     def hidden(self, items_BxL: jax.Array, masked_BxL: jax.Array, key: Key = None) -> jax.Array:
         """Outputs at every position, float32 [B, L, D]; the key is for dropout, in training.
@@ -100,7 +97,7 @@ class BERT4Rec(base.CFModel):
         x_BxLxD = self.item_table[...][jnp.maximum(items_BxL, 0)]
         x_BxLxD = jnp.where(masked_BxL[:, :, None], self.mask_vector[...][None], x_BxLxD)
         x_BxLxD = self.input_norm(x_BxLxD + self.position_table[...][None])
-        x_BxLxD = self.dropout(x_BxLxD, keys[0])
+        x_BxLxD = base.dropout(x_BxLxD, self.config.dropout, keys[0])
         real_BxL = (items_BxL != PAD_ITEM) | masked_BxL
         for number, block in enumerate(self.blocks, start=1):
             x_BxLxD = block(x_BxLxD, real_BxL, keys[number])

@@ -55,7 +55,6 @@ class Caser(base.SequenceModel):
         self.vertical = nnx.Linear(S, config.vertical, use_bias=False, rngs=rngs)
         filtered = S * config.horizontal + config.vertical * D
         self.output = nnx.Linear(filtered, D, rngs=rngs)
-        self.dropout = base.Dropout(config.dropout)
 
     def hidden(self, history_BxS: jax.Array, key: Key = None, last_only: bool = False) -> jax.Array:
         """The vector of each whole history, float32 [B, 1, D], whatever `last_only` says."""
@@ -67,7 +66,7 @@ class Caser(base.SequenceModel):
             strips = jnp.concatenate(shifts, axis=-1)  # [B, S - height + 1, height * D]
             found.append(jnp.max(jax.nn.relu(convolution(strips)), axis=1))
         found.append(self.vertical(jnp.swapaxes(image_BxSxD, 1, 2)).reshape(B, -1))
-        found_BxF = self.dropout(jnp.concatenate(found, axis=1), key)
+        found_BxF = base.dropout(jnp.concatenate(found, axis=1), self.config.dropout, key)
         return jax.nn.relu(self.output(found_BxF))[:, None]
 
     def items(self) -> CFItems:

@@ -69,7 +69,6 @@ class GRU4Rec(base.SequenceModel):
         self.item_table = base.normal_table(rngs, config.num_items, config.units)
         self.layers = nnx.List([GRULayer(config.units, rngs=rngs) for _ in range(config.layers)])
         self.output = nnx.Linear(config.units, config.units, rngs=rngs)
-        self.dropout = base.Dropout(config.dropout)
 
     def hidden(self, history_BxS: jax.Array, key: Key = None, last_only: bool = False) -> jax.Array:
         """The vectors after every position, or after the last one alone, float32 [B, Q, D]."""
@@ -77,6 +76,6 @@ class GRU4Rec(base.SequenceModel):
         real_BxS = history_BxS != PAD_ITEM
         x_BxSxD = self.item_table[...][jnp.maximum(history_BxS, 0)]
         for layer, layer_key in zip(self.layers, keys, strict=True):
-            x_BxSxD = layer(self.dropout(x_BxSxD, layer_key), real_BxS)
+            x_BxSxD = layer(base.dropout(x_BxSxD, self.config.dropout, layer_key), real_BxS)
         hidden_BxSxD = self.output(x_BxSxD)
         return hidden_BxSxD[:, -1:] if last_only else hidden_BxSxD

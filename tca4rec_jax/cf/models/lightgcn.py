@@ -50,8 +50,7 @@ class LightGCN(UserItemModel):
                 scale_Ex1 * items[-1][item_E], user_E, num_users, indices_are_sorted=True
             )
             to_item = jax.ops.segment_sum(scale_Ex1 * users[-1][user_E], item_E, num_items)
-            users.append(to_user)
-            items.append(to_item)
+            users, items = [*users, to_user], [*items, to_item]
         return users, items
 
     def user_vectors(self, history_BxS: jax.Array) -> jax.Array:

@@ -15,19 +15,14 @@ import numpy as np
 from flax import nnx
 
 from tca4rec_jax.cf.models.base import CFModel, Statistic
+from tca4rec_jax.cf.scoring import check_items
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import ItemSequences
-from tca4rec_jax.errors import UserError
 
 
 @dataclass(frozen=True)
 class PopularityConfig:
-    """The settings of the baseline.
-
-    Attributes:
-      num_items: catalogue size I.
-      history_length: None, no history is read.
-    """
+    """The catalogue has I items, and no history is read."""
 
     num_items: int
     history_length: ClassVar[None] = None
@@ -55,16 +50,10 @@ class Popularity(CFModel):
 
 
 def popularity_logits(sequences: ItemSequences, num_items: int) -> np.ndarray:
-    """log((count + 1) / sum(count + 1)) of every item, float32 [I].
+    """log((count + 1) / sum(count + 1)) of every item, float32 [I]; finite for items never seen.
 
-    One is added to each count so that an item never seen keeps a finite logit.
-
-    Raises:
-      ValueError: an item index outside 0..num_items-1.
+    Raises UserError for an item outside the catalogue.
     """
-    if len(sequences.items) and sequences.items.max() >= num_items:
-        raise UserError(
-            f"item index {sequences.items.max()} is outside the catalogue of {num_items} items"
-        )
+    check_items(sequences, num_items)
     count_I = np.bincount(sequences.items, minlength=num_items) + 1.0
     return np.log(count_I / count_I.sum()).astype(np.float32)

@@ -51,26 +51,25 @@ class Block(nnx.Module):
     def __init__(self, config: SASRecConfig, *, rngs: nnx.Rngs):
         D, initializer = config.units, nnx.initializers.xavier_uniform()
         linear = functools.partial(nnx.Linear, D, D, kernel_init=initializer, rngs=rngs)
-        self.heads = config.heads
+        self.config = config
         self.attention_norm = nnx.LayerNorm(D, epsilon=NORM_EPSILON, rngs=rngs)
         self.query, self.key, self.value = linear(), linear(), linear()
         self.feed_forward_norm = nnx.LayerNorm(D, epsilon=NORM_EPSILON, rngs=rngs)
         self.inner, self.outer = linear(), linear()
-        self.dropout = base.Dropout(config.dropout)
 
     def __call__(
         self, x_BxSxD: jax.Array, allowed_BxSxS: jax.Array, key: Key, last_only: bool
     ) -> jax.Array:
         """The outputs at the Q wanted positions: all of them, or the last one alone."""
-        keys = base.split_key(key, 3)
+        keys, rate = base.split_key(key, 3), self.config.dropout
         wanted = slice(-1, None) if last_only else slice(None)
         normed_BxQxD = self.attention_norm(x_BxSxD[:, wanted])
         projected = self.query(normed_BxQxD), self.key(x_BxSxD), self.value(x_BxSxD)
         allowed_BxQxS = allowed_BxSxS[:, wanted]
-        attended_BxQxD = base.attend(*projected, allowed_BxQxS, self.heads, self.dropout, keys[0])
+        attended_BxQxD = base.attend(*projected, allowed_BxQxS, self.config, keys[0])
         normed_BxQxD = self.feed_forward_norm(normed_BxQxD + attended_BxQxD)
-        inner_BxQxD = self.dropout(jax.nn.relu(self.inner(normed_BxQxD)), keys[1])
-        return normed_BxQxD + self.dropout(self.outer(inner_BxQxD), keys[2])
+        inner_BxQxD = base.dropout(jax.nn.relu(self.inner(normed_BxQxD)), rate, keys[1])
+        return normed_BxQxD + base.dropout(self.outer(inner_BxQxD), rate, keys[2])
 
 
 class SASRec(base.SequenceModel):
@@ -80,7 +79,6 @@ class SASRec(base.SequenceModel):
         self.config = config
         self.item_table = base.normal_table(rngs, config.num_items, config.units)
         self.position_table = base.normal_table(rngs, config.history_length, config.units)
-        self.dropout = base.Dropout(config.dropout)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.blocks)])
         self.final_norm = nnx.LayerNorm(config.units, epsilon=NORM_EPSILON, rngs=rngs)
 
@@ -90,7 +88,7 @@ class SASRec(base.SequenceModel):
         real_BxS = history_BxS != PAD_ITEM
         x_BxQxD = self.item_table[...][jnp.maximum(history_BxS, 0)] * jnp.sqrt(self.config.units)
         x_BxQxD = jnp.where(real_BxS[:, :, None], x_BxQxD, 0.0) + self.position_table[...][None]
-        x_BxQxD = self.dropout(x_BxQxD, keys[0])
+        x_BxQxD = base.dropout(x_BxQxD, self.config.dropout, keys[0])
         mask_padding = self.config.mask_padding
         allowed_BxSxS = _allowed(real_BxS if mask_padding else jnp.ones_like(real_BxS))
 
