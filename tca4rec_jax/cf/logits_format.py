@@ -18,7 +18,8 @@ a zarr array, whose chunks (shards here) are files of about a megabyte.
 Axis letters: E stored events, I items, D width, K kept logits.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,6 @@ _BLOCK_BYTES = 64 << 20  # what is copied or checked at once
 _CACHE_BYTES = 256 << 20
 
 StorePath = Path | str
-Describe = Callable[[int], str]  # index along an array's first axis -> its name in messages
 
 
 class LogitsStoreError(UserError):
@@ -150,121 +150,125 @@ def identity(sequences: ItemSequences, catalogue: Catalogue) -> dict:
     }
 
 
-def check_shapes(
-    path: StorePath,
-    shapes: Mapping[str, Sequence[int]],
-    sequences: ItemSequences,
-    catalogue: Catalogue,
-) -> str:
-    """Checks the shapes of a store's arrays, by name, against each other and the data.
+@dataclass(frozen=True)
+class ArrayChecks:
+    """The checks of a store's arrays. Errors name the array below `path` and the event or item.
 
-    Returns 'position' if the arrays hold every event, 'row' if they hold the last one of every row.
-    Raises LogitsStoreError naming `path`, the array, its size and what was expected.
+    Attributes:
+      path: of the store, or the user's file that it is made of.
+      sequences: the rows that the events belong to.
+      num_items: I.
+      events_per: 'position' if every event is stored, 'row' if only the last one of every row is.
     """
-    if kind_of(shapes) is None:
-        raise LogitsStoreError(
-            f"{path}: got the arrays {sorted(shapes)}; give either vectors with an item_table (and "
-            "perhaps an item_bias), or logits, or values with items and floor"
-        )
-    num_items, num_positions = catalogue.num_items, len(sequences.items)
-    expected = {  # by axis the sizes it may have; arrays with the same axis have the same size
-        "E": {len(sequences): "the last of each row", num_positions: "one per flat position"},
-        "I": {num_items: "the catalogue"},
-    }
-    for name, shape in shapes.items():
-        axes = _AXES[name]
-        if len(shape) != len(axes):
+
+    path: StorePath
+    sequences: ItemSequences
+    num_items: int
+    events_per: str
+
+    @classmethod
+    def of(
+        cls,
+        path: StorePath,
+        shapes: Mapping[str, Sequence[int]],
+        sequences: ItemSequences,
+        num_items: int,
+    ) -> "ArrayChecks":
+        """Checks the shapes of arrays, by name, against each other and the data.
+
+        Raises LogitsStoreError naming the array, its size and what was expected.
+        """
+        if kind_of(shapes) is None:
             raise LogitsStoreError(
-                f"{path}: {name} must have {len(axes)} axes, got shape {list(shape)}"
+                f"{path}: got the arrays {sorted(shapes)}; give either vectors with an item_table "
+                "(and perhaps an item_bias), or logits, or values with items and floor"
             )
-        for axis, size in zip(axes, shape, strict=True):
-            sizes = expected.setdefault(axis, {size: f"as {name}"})
-            if size not in sizes:
-                known = " or ".join(f"{count} ({what})" for count, what in sizes.items())
-                padding = axis == "I" and size == num_items + 1
-                hint = "; is one of them for padding? leave it out" if padding else ""
+        num_positions = len(sequences.items)
+        expected = {  # by axis the sizes it may have, the same for all arrays
+            "E": {len(sequences): "the last of each row", num_positions: "one per flat position"},
+            "I": {num_items: "the catalogue"},
+        }
+        for name, shape in shapes.items():
+            axes = _AXES[name]
+            if len(shape) != len(axes):
                 raise LogitsStoreError(
-                    f"{path}: {name} has {size} {_NOUNS[axis]}; expected {known}{hint}"
+                    f"{path}: {name} must have {len(axes)} axes, got shape {list(shape)}"
                 )
-            expected[axis] = {size: f"as {name}"}
-    return "position" if num_positions in expected["E"] else "row"
+            for axis, size in zip(axes, shape, strict=True):
+                sizes = expected.setdefault(axis, {size: f"as {name}"})
+                if size not in sizes:
+                    known = " or ".join(f"{count} ({what})" for count, what in sizes.items())
+                    padding = axis == "I" and size == num_items + 1
+                    hint = "; is one of them for padding? leave it out" if padding else ""
+                    raise LogitsStoreError(
+                        f"{path}: {name} has {size} {_NOUNS[axis]}; expected {known}{hint}"
+                    )
+                expected[axis] = {size: f"as {name}"}
+        return cls(
+            path, sequences, num_items, "position" if num_positions in expected["E"] else "row"
+        )
 
+    def values(self, name: str, start: int, block: np.ndarray) -> None:
+        """Checks a block of an array, from row `start` on.
 
-def row_names(name: str, sequences: ItemSequences, events_per: str) -> Describe:
-    """Names the rows of an array: 'item 7', 'event 7 (row 3 of the data, position 2)'."""
+        Raises LogitsStoreError for NaN or infinity, and for `items` outside the catalogue but -1.
+        """
+        of_items = name == "items"
+        bad = (block < -1) | (block >= self.num_items) if of_items else ~np.isfinite(block)
+        if not bad.any():
+            return
+        first = np.unravel_index(int(np.argmax(bad)), bad.shape)
+        where = f"{within(self.path, name)}: {self._row(name, start + int(first[0]))}"
+        if of_items:
+            raise LogitsStoreError(
+                f"{where} names item {block[first]}, expected -1 to {self.num_items - 1}"
+            )
+        column = f", column {first[1]}" if block.ndim == 2 else ""
+        raise LogitsStoreError(
+            f"{where}{column} is {block[first]}; CF logits must be finite. Find out why the CF "
+            "model gave this value (a diverged training, a division by zero, a number beyond the "
+            "dtype) and write the logits again; an item that must not be chosen gets a large "
+            "negative number, not -inf"
+        )
 
-    def describe(at: int) -> str:
+    def shards(self, name: str, array: ts.TensorStore, events: np.ndarray | None = None) -> None:
+        """Reads an open array, or only the shards of `events` (int [m]), and checks its values.
+
+        Raises LogitsStoreError for a shard that is missing or damaged, and as `values`.
+        """
+        layout: Any = array.chunk_layout
+        size: int = layout.read_chunk.shape[0]
+        num_rows, other_axes = array.shape[0], ".0" * (array.rank - 1)
+        every = range(-(-num_rows // size))
+        shards = list(every) if events is None else np.unique(events // size).tolist()
+        path = within(self.path, name)
+
+        def error(shard: int, what: str) -> LogitsStoreError:
+            rows = (shard * size, min((shard + 1) * size, num_rows) - 1)
+            first_to_last = " to ".join(self._row(name, row) for row in rows)
+            file = within(path, f"{shard}{other_axes}")
+            return unusable(f"{file}: this shard, {first_to_last}, is {what}")
+
+        if array.fill_value is not None:  # an array of another writer may leave out what is zero
+            found = {key.decode() for key in key_values(path).list().result()}
+            for shard in shards:
+                if f"{shard}{other_axes}" not in found:
+                    raise error(shard, "missing")
+        at_once = max(1, block_rows(array.shape) // size)
+        for some in (shards[at : at + at_once] for at in range(0, len(shards), at_once)):
+            reads = [array[at * size : min((at + 1) * size, num_rows)].read() for at in some]
+            for shard, read in zip(some, reads, strict=True):
+                try:
+                    block = read.result()
+                except (ValueError, OSError) as cause:
+                    raise error(shard, f"damaged or truncated ({cause})") from cause
+                self.values(name, shard * size, block)
+
+    def _row(self, name: str, at: int) -> str:
+        """'item 7', or 'event 7 (row 3 of the data, position 2)'."""
         if name in PER_ITEM:
             return f"item {at}"
-        if events_per == "row":
+        if self.events_per == "row":
             return f"event {at} (row {at} of the data)"
-        row = sequences.row_of(at)
-        return f"event {at} (row {row} of the data, position {at - sequences.offsets[row]})"
-
-    return describe
-
-
-def check_values(
-    path: StorePath,
-    start: int,
-    block: np.ndarray,
-    describe: Describe,
-    num_items: int | None = None,
-) -> None:
-    """Raises LogitsStoreError if a block of an array (from row `start` on) has NaN or infinity.
-
-    With `num_items` it is one of the array `items`, and must name items of the catalogue or -1.
-    """
-    of_items = num_items is not None
-    bad = (block < -1) | (block >= num_items) if of_items else ~np.isfinite(block)
-    if not bad.any():
-        return
-    first = np.unravel_index(int(np.argmax(bad)), bad.shape)
-    where, value = f"{path}: {describe(start + int(first[0]))}", block[first]
-    if num_items is not None:
-        raise LogitsStoreError(f"{where} names item {value}, expected -1 to {num_items - 1}")
-    column = f", column {first[1]}" if block.ndim == 2 else ""
-    raise LogitsStoreError(
-        f"{where}{column} is {value}; CF logits must be finite. Find out why the CF model gave "
-        "this value (a diverged training, a division by zero, a number beyond the dtype) and write "
-        "the logits again; an item that must not be chosen gets a large negative number, not -inf"
-    )
-
-
-def check_shards(
-    path: StorePath,
-    array: ts.TensorStore,
-    describe: Describe,
-    events: np.ndarray | None = None,
-    num_items: int | None = None,
-) -> None:
-    """Reads an open array and checks that all is there and sound, values as check_values does.
-
-    Only the shards of `events` (int [m]) are read; None reads all. Raises LogitsStoreError naming
-    the file and the event, row or item if a shard is missing or damaged, or a value wrong.
-    """
-    layout: Any = array.chunk_layout
-    size: int = layout.read_chunk.shape[0]
-    num_rows, other_axes = array.shape[0], ".0" * (array.rank - 1)
-    every = range(-(-num_rows // size))
-    shards = list(every) if events is None else np.unique(events // size).tolist()
-
-    def error(shard: int, what: str) -> LogitsStoreError:
-        first, last = shard * size, min((shard + 1) * size, num_rows) - 1
-        file = within(path, f"{shard}{other_axes}")
-        return unusable(f"{file}: this shard, {describe(first)} to {describe(last)}, is {what}")
-
-    if array.fill_value is not None:  # an array of another writer may leave out what is zero
-        found = {key.decode() for key in key_values(path).list().result()}
-        for shard in shards:
-            if f"{shard}{other_axes}" not in found:
-                raise error(shard, "missing")
-    at_once = max(1, block_rows(array.shape) // size)
-    for some in (shards[at : at + at_once] for at in range(0, len(shards), at_once)):
-        reads = [array[at * size : min((at + 1) * size, num_rows)].read() for at in some]
-        for shard, read in zip(some, reads, strict=True):
-            try:
-                block = read.result()
-            except (ValueError, OSError) as cause:
-                raise error(shard, f"damaged or truncated ({cause})") from cause
-            check_values(path, shard * size, block, describe, num_items)
+        row = self.sequences.row_of(at)
+        return f"event {at} (row {row} of the data, position {at - self.sequences.offsets[row]})"

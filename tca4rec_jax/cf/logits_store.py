@@ -19,15 +19,13 @@ from tca4rec_jax.cf.logits_format import (
     KINDS,
     MANIFEST,
     PER_ITEM,
+    ArrayChecks,
     LogitsStoreError,
     StorePath,
-    check_shapes,
-    check_shards,
     identity,
     key_values,
     kind_of,
     open_array,
-    row_names,
     store_path,
     unusable,
     within,
@@ -63,20 +61,21 @@ class LogitsStore:
     sequences: ItemSequences
 
     @classmethod
-    def of(cls, path: StorePath, manifest: dict, sequences: ItemSequences) -> "LogitsStore":
-        """Opens the arrays; only those over items are read and checked.
+    def of(cls, manifest: dict, checks: ArrayChecks) -> "LogitsStore":
+        """Opens the arrays below checks.path; only those over items are read and checked.
 
         Raises LogitsStoreError for an array that is missing, damaged or not of the manifest.
         """
+        path = checks.path
         known = [name for name in KINDS[manifest["kind"]] if name in manifest["arrays"]]
         arrays = {name: open_array(path, name, manifest) for name in known}
         per_item = {}
         for name in arrays.keys() & PER_ITEM:
-            array, names = arrays.pop(name), row_names(name, sequences, manifest["entries_per"])
-            check_shards(within(path, name), array, names)
+            array = arrays.pop(name)
+            checks.shards(name, array)
             per_item[name] = array.read().result()
         table, bias = map(per_item.get, PER_ITEM)
-        return cls(path, manifest, table, bias, arrays, sequences)
+        return cls(path, manifest, table, bias, arrays, checks.sequences)
 
     @property
     def kind(self) -> str:
@@ -167,16 +166,13 @@ def open_store(
                 f"{value}{_difference(path, sequences, catalogue)}; the logits were written for "
                 "other data"
             )
-    store = LogitsStore.of(path, manifest, sequences)
-    events_per = manifest["entries_per"]
-    found = check_shapes(path, manifest["arrays"], sequences, catalogue)
-    if found != events_per and len(sequences) != len(sequences.items):
+    checks = ArrayChecks.of(path, manifest["arrays"], sequences, catalogue.num_items)
+    if checks.events_per != (events_per := manifest["entries_per"]):
         raise LogitsStoreError(f"{path}: the events are not one per {events_per}")
+    store = LogitsStore.of(manifest, checks)
     events = None if positions is None else store.events_at(positions)
     for name, array in store.arrays.items():
-        names = row_names(name, sequences, events_per)
-        num_items = catalogue.num_items if name == "items" else None
-        check_shards(within(path, name), array, names, events, num_items)
+        checks.shards(name, array, events)
     return store
 
 

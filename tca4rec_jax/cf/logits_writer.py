@@ -7,7 +7,7 @@ Axis letters: R rows, n flat positions, m events of a block, I items, D width, K
 """
 
 import contextlib
-import functools
+import dataclasses
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -22,20 +22,16 @@ from tca4rec_jax.cf.logits_format import (
     IDS,
     KINDS,
     MANIFEST,
-    Describe,
+    ArrayChecks,
     LogitsStoreError,
     StorePath,
     block_rows,
     blocks,
-    check_shapes,
-    check_values,
     create_array,
     identity,
     key_values,
     kind_of,
-    row_names,
     store_path,
-    within,
 )
 from tca4rec_jax.cf.logits_store import LogitsStore, multiply_out
 from tca4rec_jax.cf.scoring import LazyRows, temperature_statistics
@@ -84,15 +80,14 @@ def write_store(
         raise LogitsStoreError(f"{named}: dtype is {dtype!r}, expected one of {DTYPES}")
     given = {name: array for name, array in arrays.items() if array is not None}
     shapes = {name: list(array.shape) for name, array in given.items()}
-    events_per = check_shapes(named, shapes, sequences, catalogue)
-    names_of = functools.partial(row_names, sequences=sequences, events_per=events_per)
-    shapes, parts = _contents(named, given, top_k, names_of("logits"))
+    checks = ArrayChecks.of(named, shapes, sequences, catalogue.num_items)
+    shapes, parts = _contents(given, top_k, checks)
     manifest = {
         "format": FORMAT,
         "kind": kind_of(shapes),
         "cf_model": cf_model,
         "history_length": history_length,
-        "entries_per": events_per,
+        "entries_per": checks.events_per,
         **identity(sequences, catalogue),
         "arrays": shapes,
         "dtype": dtype,
@@ -102,9 +97,9 @@ def write_store(
         for start, name, block in parts:
             with np.errstate(over="ignore"):
                 block = block.astype(targets[name].dtype.numpy_dtype)
-            check_values(within(named, name), start, block, names_of(name))
+            checks.values(name, start, block)
             targets[name][start : start + len(block)].write(block).result()
-        _complete(folder, manifest, sequences, catalogue)
+        _complete(manifest, dataclasses.replace(checks, path=folder), catalogue)
 
 
 def highest(logits_mxI: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -126,7 +121,7 @@ def highest(logits_mxI: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def _contents(
-    named: StorePath, arrays: Mapping, top_k: int | None, names: Describe
+    arrays: Mapping, top_k: int | None, checks: ArrayChecks
 ) -> tuple[dict[str, list[int]], Iterator[tuple[int, str, np.ndarray]]]:
     """The shapes of what arrays are stored as, and its blocks: (first row, array name, rows)."""
     if "values" in arrays or not top_k:
@@ -141,7 +136,7 @@ def _contents(
 
     def highest_parts():
         for start, block in blocks(logits):
-            check_values(within(named, "logits"), start, block, names)
+            checks.values("logits", start, block)
             for name, part in zip(KINDS["topk"], highest(block, shape[1]), strict=True):
                 yield start, name, part
 
@@ -171,23 +166,22 @@ def _new_folder(path: StorePath) -> Iterator[StorePath]:
         yield path
 
 
-def _complete(
-    folder: StorePath, manifest: dict, sequences: ItemSequences, catalogue: Catalogue
-) -> None:
+def _complete(manifest: dict, checks: ArrayChecks, catalogue: Catalogue) -> None:
     """Writes the ids, then the manifest with statistics of some of the written logits."""
     ids = io.BytesIO()
     np.savez_compressed(
         ids,
         item_ids=np.array(catalogue.item_ids, dtype=np.str_),
-        user=sequences.user,
-        items=sequences.items,
-        offsets=sequences.offsets,
+        user=checks.sequences.user,
+        items=checks.sequences.items,
+        offsets=checks.sequences.offsets,
     )
-    key_values(folder).write(IDS, ids.getvalue()).result()
-    store = LogitsStore.of(folder, manifest, sequences)
+    files = key_values(checks.path)
+    files.write(IDS, ids.getvalue()).result()
+    store = LogitsStore.of(manifest, checks)
     last = len(store.positions) - 1
     count = min(_SAMPLED, last + 1, block_rows((0, catalogue.num_items)))
     sample = store.positions[np.linspace(0, last, count).astype(np.int64)]
     statistics = temperature_statistics(store.logits(sample))
     text = json.dumps(manifest | {"temperature": statistics}, indent=2) + "\n"
-    key_values(folder).write(MANIFEST, text.encode()).result()
+    files.write(MANIFEST, text.encode()).result()
