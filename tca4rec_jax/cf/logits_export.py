@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tca4rec_jax.cf.logits_format import LogitsStoreError, block_rows, store_path, within
+from tca4rec_jax.cf.logits_format import LogitsStoreError, blocks, store_path, within
 from tca4rec_jax.cf.logits_store import LogitsStore, open_store
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.cf.scoring import LazyRows
@@ -78,14 +78,11 @@ def export_npy(output: Path, sources: Sequence[str], data: RecData, splits: Sequ
         raise LogitsStoreError(f"a .npy file is made of one store, got {sources}; mix them first")
     for split in splits:
         store = _opened(sources[0], split, data)
-        positions = store.positions
-        shape = (len(positions), data.catalogue.num_items)
+        rows = LazyRows(store.logits, store.positions, data.catalogue.num_items)
         with atomic_path(output / f"{split}.npy") as temporary:
-            logits_ExI = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
-            step = block_rows(shape)
-            for start in range(0, len(positions), step):
-                stop = start + step
-                logits_ExI[start:stop] = store.logits(positions[start:stop])
+            logits_ExI = np.lib.format.open_memmap(temporary, "w+", np.float32, rows.shape)
+            for start, block in blocks(rows):
+                logits_ExI[start : start + len(block)] = block
             logits_ExI.flush()
 
 
@@ -95,20 +92,18 @@ def _mixed_arrays(stores: Sequence[LogitsStore], scales: np.ndarray, dense: bool
     positions = min((store.positions for store in stores), key=len)
     if dense or any(store.item_table is None for store in stores):
 
-        def logits(start: int, stop: int) -> np.ndarray:
-            chosen = positions[start:stop]
-            return sum(scale * store.logits(chosen) for store, scale in scaled)
+        def logits(position_m: np.ndarray) -> np.ndarray:
+            return sum(scale * store.logits(position_m) for store, scale in scaled)
 
-        return {"logits": LazyRows((len(positions), stores[0].manifest["num_items"]), logits)}
+        return {"logits": LazyRows(logits, positions, stores[0].manifest["num_items"])}
 
-    def vectors(start: int, stop: int) -> np.ndarray:
-        chosen = positions[start:stop]
-        return np.concatenate([scale * store.read(chosen) for store, scale in scaled], axis=1)
+    def vectors(position_m: np.ndarray) -> np.ndarray:
+        return np.concatenate([scale * store.read(position_m) for store, scale in scaled], axis=1)
 
     table_IxD = np.concatenate([store.item_table for store in stores], axis=1)
     biases = [scale * store.item_bias for store, scale in scaled if store.item_bias is not None]
     return {
-        "vectors": LazyRows((len(positions), table_IxD.shape[1]), vectors),
+        "vectors": LazyRows(vectors, positions, table_IxD.shape[1]),
         "item_table": table_IxD,
         "item_bias": sum(biases) if biases else None,
     }

@@ -148,10 +148,10 @@ def _products(vectors, item_table, item_bias=None) -> LazyRows:
     table_IxD = np.asarray(item_table, np.float32)
     bias_I = None if item_bias is None else np.asarray(item_bias, np.float32)
 
-    def compute(start: int, stop: int) -> np.ndarray:
-        return multiply_out(np.asarray(vectors[start:stop], np.float32), table_IxD, bias_I)
+    def logits(vectors_mxD: np.ndarray) -> np.ndarray:
+        return multiply_out(np.asarray(vectors_mxD, np.float32), table_IxD, bias_I)
 
-    return LazyRows((vectors.shape[0], len(table_IxD)), compute)
+    return LazyRows(logits, vectors, len(table_IxD))
 
 
 @contextlib.contextmanager

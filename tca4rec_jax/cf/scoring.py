@@ -7,6 +7,7 @@ K recommended items, T temperatures.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,21 +48,25 @@ def entropy_and_nll_at_betas(
 
 @dataclass(frozen=True, eq=False)
 class LazyRows:
-    """Rows that are computed when they are sliced: as long as an array, never whole in memory.
+    """A function (float32 [m, columns]) of rows of `source`, [R, columns], computed when sliced.
 
-    `compute`: (start, stop) -> float32 [stop - start, columns].
+    So they are as long as an array, but never whole in memory.
     """
 
-    shape: tuple[int, int]
-    compute: Callable[[int, int], np.ndarray]
+    function: Callable[[Any], np.ndarray]
+    source: Any
+    columns: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(R, columns)."""
+        return len(self.source), self.columns
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return len(self.source)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """The rows of a slice without a step, float32."""
-        start, stop, _ = rows.indices(self.shape[0])
-        return self.compute(start, stop)
+        return self.function(self.source[rows])
 
 
 def host_items(model: CFModel) -> CFItems:
@@ -94,11 +99,9 @@ def user_vectors(
         raise ValueError(f"flat positions must lie in 0..{num_positions - 1}")
     program = functools.partial(_vectors, *nnx.split(model), FlatRows.of(sequences))
 
-    def compute(start: int, stop: int) -> np.ndarray:
-        return map_batches(program, positions[start:stop].astype(np.int32), batch_size=batch_size)
-
+    vectors = functools.partial(map_batches, program, batch_size=batch_size)
     columns = jax.eval_shape(program, np.zeros(1, np.int32)).shape[1]
-    return LazyRows((len(positions), columns), compute)
+    return LazyRows(vectors, positions.astype(np.int32), columns)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -105,7 +105,7 @@ def rank_cf_models(experiment: Experiment, rows: EvaluationRows) -> dict[str, Mo
     config, shape = experiment.config.evaluation, (len(mine), experiment.data.catalogue.num_items)
     store = experiment.cf_store(config.split, position_R)
     popular_I = popularity_logits(experiment.data.splits["train_sequences"], shape[1])
-    stored = LazyRows((len(mine), store.width), lambda *part: store.read(position_R[slice(*part)]))
+    stored = LazyRows(store.read, position_R, store.width)
     common = experiment.trie.leaf_of_item, target_R, config.temperatures
     rankings = {
         POPULAR: full_ranking(np.broadcast_to(popular_I, shape), DENSE, *common),
