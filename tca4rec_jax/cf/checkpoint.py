@@ -22,16 +22,15 @@ _Model = TypeVar("_Model", bound=CFModel)
 
 def save_model(path: Path | str, name: str, model: CFModel) -> None:
     """Writes the model, called `name` in MODELS."""
+    variables = {_name(keys): value[...] for keys, value in nnx.to_flat_state(nnx.state(model))}
     config = {"model": name, **dataclasses.asdict(model.config)}
-    arrays = {key: variable[...] for key, variable in _named_variables(model).items()}
-    write_arrays(path, arrays, json.dumps(config))
+    write_arrays(path, variables, json.dumps(config))
 
 
 def load_model(path: Path | str) -> tuple[str, CFModel]:
     """Reads what `save_model` wrote: (its name in MODELS, the model).
 
-    Raises UserError if the file is missing or damaged, or a parameter is missing, unknown or of
-    another shape (named).
+    Raises UserError if the file is missing or damaged, and as `filled`.
     """
     arrays, text = read_arrays(path)
     try:
@@ -41,26 +40,31 @@ def load_model(path: Path | str) -> tuple[str, CFModel]:
         config = kind.config(**fields)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a CF checkpoint ({error!r})") from error
-    abstract = nnx.eval_shape(lambda: kind.module(config, rngs=nnx.Rngs(0)))
-    variables = _named_variables(abstract)
-    missing, unknown = sorted(set(variables) - set(arrays)), sorted(set(arrays) - set(variables))
+    return name, filled(path, kind.module, config, arrays)
+
+
+def filled(
+    path: Path | str, module: type[_Model], config: Any, arrays: Mapping[str, np.ndarray]
+) -> _Model:
+    """A model with the arrays that a file has for its variables, by their dotted names.
+
+    Raises UserError for one that is missing, unknown or, if trained, of another shape (named).
+    """
+    graph, state = nnx.split(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))
+    variables = nnx.to_flat_state(state)
+    names = {_name(keys) for keys, _ in variables}
+    missing, unknown = sorted(names - set(arrays)), sorted(set(arrays) - names)
     if missing or unknown:
         raise UserError(f"{path}: missing parameters {missing}, unknown parameters {unknown}")
-    for key, variable in variables.items():
-        found = arrays[key].shape
-        if isinstance(variable, nnx.Param) and found != variable.shape:
-            raise UserError(f"{path}: {key} has shape {found}, the architecture {variable.shape}")
-    return name, filled(abstract, arrays)
-
-
-def filled(abstract: _Model, arrays: Mapping[str, np.ndarray]) -> _Model:
-    """The model of an abstract one (nnx.eval_shape) and its arrays by dotted names."""
-    graph, state = nnx.split(abstract)
-    variables = [
-        (path, variable.replace(jnp.asarray(arrays[_name(path)])))
-        for path, variable in nnx.to_flat_state(state)
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(variables))
+    values = []
+    for keys, variable in variables:
+        array = arrays[_name(keys)]
+        if isinstance(variable, nnx.Param) and array.shape != variable.shape:
+            raise UserError(
+                f"{path}: {_name(keys)} has shape {array.shape}, the architecture {variable.shape}"
+            )
+        values.append((keys, variable.replace(jnp.asarray(array))))
+    return nnx.merge(graph, nnx.from_flat_state(values))
 
 
 def write_arrays(path: Path | str, arrays: Mapping[str, Any], text: str) -> None:
@@ -78,10 +82,6 @@ def read_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], str]:
         raise UserError(
             f"{path} is not a CF checkpoint ({error}); run launch/train_cf.py"
         ) from error
-
-
-def _named_variables(model: CFModel) -> dict[str, nnx.Variable]:
-    return {_name(path): variable for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
 def _name(path: tuple) -> str:

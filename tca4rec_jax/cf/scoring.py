@@ -98,7 +98,6 @@ def user_vectors(
     if positions.size and (positions.min() < 0 or positions.max() >= num_positions):
         raise ValueError(f"flat positions must lie in 0..{num_positions - 1}")
     program = functools.partial(_vectors, *nnx.split(model), FlatRows.of(sequences))
-
     vectors = functools.partial(map_batches, program, batch_size=batch_size)
     columns = jax.eval_shape(program, np.zeros(1, np.int32)).shape[1]
     return LazyRows(vectors, positions.astype(np.int32), columns)
