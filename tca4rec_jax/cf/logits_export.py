@@ -4,7 +4,7 @@ The mixture's logit of an item is the sum over models of weight x logit / temper
 their softmaxes, each at its own temperature. Factorised stores combine into a factorised one, whose
 vectors and item tables are the models' own side by side; others combine into a dense one.
 
-Axis letters: E events, I items, D width.
+Axis letters: E events.
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ Files of a store: manifest.json has counts, hashes, the dtype, the CF model's na
 its softmax; ids.npz has the ids themselves, so that a mismatch can be told in words; each array is
 a zarr array, whose chunks (shards here) are files of about a megabyte.
 
-Axis letters: E stored events, I items, D width, K kept logits.
+Axis letters: E stored events, K kept logits.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
 """Anyone's CF logits into a store: NumPy arrays, or tables of (row, item, score).
 
-Axis letters: E events, I items, K most scores of an event.
+Axis letters: E events, K most scores of an event.
 """
 
 import zipfile

@@ -2,7 +2,7 @@
 
 logits_format.py says what a store is.
 
-Axis letters: m events read, I items, D width, K kept logits.
+Axis letters: m events read, K kept logits.
 """
 
 import io

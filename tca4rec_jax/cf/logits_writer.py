@@ -3,7 +3,7 @@
 On a disk it is written beside its path and renamed when complete; in a bucket its manifest is
 written last.
 
-Axis letters: R rows, n flat positions, m events of a block, I items, D width, K kept logits.
+Axis letters: m events of a block, K kept logits.
 """
 
 import contextlib
@@ -54,25 +54,16 @@ def write_store(
     source: Path | None = None,
     **arrays: np.ndarray | LazyRows | None,
 ) -> None:
-    """Writes a store and replaces `path`.
+    """Writes the store of some rows and a catalogue, and replaces `path` (a folder or a URL).
 
-    Args:
-      path: the directory or URL of the store.
-      sequences: the rows that the events belong to.
-      catalogue: the items, in the order of the item axis.
-      cf_model: the CF model's name, kept in the manifest.
-      history_length: the longest history an event depends on; None if the model has no limit.
-      dtype: of vectors, logits and values, one of DTYPES; the rest is float32.
-      top_k: keeps the highest logits of an event and one floor for the others, see `highest`; None
-        keeps all.
-      source: the file of the arrays, which errors then name instead of the store.
-      arrays: those of a kind of store (logits_format.py), for n flat positions or the last event of
-        R rows, whatever is sliced by rows (a memory map, scoring.LazyRows): they are copied block
-        by block.
+    `arrays` are those of a kind of store (logits_format.py), whatever is sliced by rows (a memory
+    map, scoring.LazyRows): they are copied block by block. `dtype` (of DTYPES) is that of vectors,
+    logits and values; the rest is float32. `top_k` keeps the highest logits of an event and one
+    floor for the others, see `highest`; None keeps all. The manifest keeps `cf_model`, the CF
+    model's name, and `history_length`, the longest history an event depends on (None: no limit).
 
-    Raises:
-      LogitsStoreError: arrays that do not fit each other, the rows or the catalogue; NaN or
-        infinite values.
+    Raises LogitsStoreError for arrays that do not fit each other, the rows or the catalogue, and
+    for NaN or infinite values; it names `source`, the file of the arrays, instead of the store.
     """
     path = store_path(path)
     named = source or path
@@ -92,7 +83,8 @@ def write_store(
         "arrays": shapes,
         "dtype": dtype,
     }
-    with _new_folder(path) as folder:
+    with atomic_path(path) if isinstance(path, Path) else contextlib.nullcontext(path) as folder:
+        key_values(folder).delete_range(ts.KvStore.KeyRange()).result()
         targets = {name: create_array(folder, name, manifest) for name in shapes}
         for start, name, block in parts:
             with np.errstate(over="ignore"):
@@ -152,18 +144,6 @@ def _products(vectors, item_table, item_bias=None) -> LazyRows:
         return multiply_out(np.asarray(vectors_mxD, np.float32), table_IxD, bias_I)
 
     return LazyRows(logits, vectors, len(table_IxD))
-
-
-@contextlib.contextmanager
-def _new_folder(path: StorePath) -> Iterator[StorePath]:
-    """Where a store is written: beside a path on a disk, renamed when complete; else the bucket."""
-    if isinstance(path, Path):
-        with atomic_path(path) as folder:
-            folder.mkdir()
-            yield folder
-    else:
-        key_values(path).delete_range(ts.KvStore.KeyRange()).result()
-        yield path
 
 
 def _complete(manifest: dict, checks: ArrayChecks, catalogue: Catalogue) -> None:

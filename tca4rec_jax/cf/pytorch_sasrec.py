@@ -3,8 +3,6 @@
 Checkpoints are read without PyTorch: the zip format of torch.save, and safetensors. The pickle
 inside the zip file can only build dictionaries of tensors: any other class it names is an error, so
 a hostile file runs no code.
-
-Axis letters: I items, S positions, D model.
 """
 
 import collections

@@ -1,7 +1,6 @@
 """User vectors of many positions, and how a CF model scores: rank, NLL, entropy, its profile.
 
-Axis letters: R rows, B rows of one batch, n flat positions, S history length, I items, D width,
-K recommended items, T temperatures.
+Axis letters: S history length, K recommended items, T temperatures.
 """
 
 import functools
@@ -135,10 +134,8 @@ def check_items(sequences: ItemSequences, num_items: int) -> None:
 class RowScores:
     """How a CF model scores the target of each row against the whole catalogue.
 
-    Attributes:
-      rank: int32 [R], 0-based (see tca4rec_jax.metrics).
-      nll: float32 [R], -log softmax(logits)[target] at temperature 1.
-      entropy: float32 [R], entropy in nats of softmax(logits) at temperature 1.
+    `rank` is int32 [R], 0-based (see tca4rec_jax.metrics); `nll` (-log of the target's share) and
+    `entropy` (in nats) are float32 [R], of softmax(logits) at temperature 1.
     """
 
     rank: np.ndarray
@@ -156,15 +153,12 @@ def score_rows(
 ) -> RowScores:
     """Ranks every item for every row; logits exist for one batch of `batch_size` rows at a time.
 
-    Args:
-      vector_RxD: user vectors, or the logits [R, I] where there is no item table.
-      items: the CF model's, see host_items.
-      target_R: the item that came next.
-      seen_RxS: items (or PAD_ITEM) that are left out of the ranking, the target never; they count
-        for NLL and entropy all the same. None leaves out none.
+    Without an item table (`items`, see host_items) the vectors are the logits [R, I]. The items in
+    `seen_RxS` (or PAD_ITEM) are left out of the ranking, unless they are the target, the item that
+    came next; they count for NLL and entropy all the same.
     """
-    columns = [vector_RxD, target_R.astype(np.int32), *([] if seen_RxS is None else [seen_RxS])]
     score = functools.partial(_score_batch, items)
+    columns = [vector_RxD, target_R.astype(np.int32), *([] if seen_RxS is None else [seen_RxS])]
     return RowScores(*map_batches(score, *columns, batch_size=batch_size))
 
 
