@@ -1,11 +1,8 @@
-"""The sizes of a catalogue's tries and CF logits, without a catalogue: shapes to compile for.
+"""The sizes of a catalogue's tries, without a catalogue: shapes to compile for.
 
 Titles of 9,913 office products (Amazon 2018, at most 100 characters, SmolLM2's tokens) give the
 proportions; what grows more slowly than the number of items does so with the exponents found
 between them and 20,669 toys.
-
-Axis letters: I items, N nodes of the compressed trie, F tokens of all edges, U tokens that some
-node chooses from, D CF width.
 """
 
 import dataclasses
@@ -16,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.trie import DeviceTrie, TrieSizes
 
 _MEASURED_ITEMS = 9913
@@ -47,11 +43,6 @@ class CatalogueSizes:
         """The number of choice tokens U, as measured tries grow with their items."""
         growth = self.items / _MEASURED_ITEMS
         return min(int(_CHOICES * growth**_CHOICE_EXPONENT), self.vocabulary)
-
-    def items_side(self, width: int) -> CFItems:
-        """Factorised CF logits: float32 item vectors [I, D] and no bias."""
-        table_IxD: Any = jax.ShapeDtypeStruct((self.items, width), jnp.float32)
-        return CFItems(table_IxD, None)
 
     def trie(self, *, score_edges: bool = False) -> DeviceTrie:
         """What DeviceTrie.of gives of the compressed trie."""

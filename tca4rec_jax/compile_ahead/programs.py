@@ -154,7 +154,8 @@ def train(experiment: AbstractExperiment, *, projected: bool = True) -> Lowered:
     """The training step; projected=False leaves the Collaborative Tokenizer out."""
     config, width = experiment.config, vector_width(experiment.config.cf)
     graph, state, base = experiment.initial_state()
-    items = experiment.sizes.items_side(width) if projected else None
+    table_IxD: Any = jax.ShapeDtypeStruct((experiment.sizes.items, width), jnp.float32)
+    items = CFItems(table_IxD, None) if projected else None
     step = TrainStep(experiment, graph, state, base, items)
     hidden = None
     if experiment.caches_hidden_states:

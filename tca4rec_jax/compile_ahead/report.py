@@ -9,9 +9,8 @@ from tca4rec_jax.compile_ahead.programs import AbstractExperiment
 
 _GiB = 2.0**30
 LEGEND = (
-    "per device and run; at least: every kernel at the data sheet's FLOP/s or bandwidth; links: "
-    "the collectives at its\ninterconnect bandwidth; compiler: the cycles a TPU's compiler expects "
-    "at the data sheet's clock"
+    "per device and run; by the data sheet: at least: every kernel at its FLOP/s or bandwidth, "
+    "links: the collectives\nat its interconnect bandwidth, compiler: a TPU compiler's cycles"
 )
 
 

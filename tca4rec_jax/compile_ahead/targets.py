@@ -68,15 +68,12 @@ _SLICES = {"v5e": _SLICES_2D, "v6e": _SLICES_2D, "v5p": _SLICES_3D}
 
 @dataclass(frozen=True)
 class Target:
-    """A machine: its name, chip (None: this machine's CPU) and number of devices.
-
-    topology is the compiler's name of a slice or of machines of GPUs: '4x4', '1x1x8'.
-    """
+    """A machine."""
 
     name: str
-    chip: Chip | None
+    chip: Chip | None  # None: this machine's CPU
     num_devices: int
-    topology: str = ""
+    topology: str = ""  # the compiler's name of the slice, or of machines of GPUs: '4x4', '1x1x8'
 
     @classmethod
     def parse(cls, name: str) -> "Target":
@@ -86,9 +83,9 @@ class Target:
         if family == "cpu":
             return cls(name, None, count)
         if family not in CHIPS:
+            known = ", ".join(CHIPS)
             raise UserError(
-                f"target {name!r}: expected cpu or one of {', '.join(CHIPS)} with a number, "
-                "such as v5e-16 or h100-8"
+                f"target {name!r}: expected cpu, or a number with one of {known}: v5e-16"
             )
         if family in _SLICES:
             per_chip = 2 if family == "v5p" else 1
@@ -103,11 +100,6 @@ class Target:
                 raise UserError(f"target {name!r}: give 1 to 8 GPUs, or a multiple of 8")
             shape = (1, machines, count // machines)
         return cls(name, CHIPS[family], math.prod(shape), "x".join(map(str, shape)))
-
-    @property
-    def family(self) -> str:
-        """The name without its number of chips: 'v5e' of 'v5e-16'."""
-        return self.name.split("-")[0]
 
     @property
     def platform(self) -> str:
@@ -126,17 +118,15 @@ class Target:
                 raise UserError(f"target {self.name}: this process has {len(cores)} CPU devices")
             return cores[: self.num_devices]
         _load_compiler(self.platform)
+        family, name = self.name.split("-")[0], ""
+        options: dict[str, Any]
         if self.platform == "tpu":
-            alone = {"chips_per_host_bounds": (1, 1, 1)} if self.num_devices == 1 else {}
-            described = topologies.get_topology_desc(
-                platform="tpu", topology_name=f"{self.family}:{self.topology}", **alone
-            )
+            name = f"{family}:{self.topology}"
+            options = {"chips_per_host_bounds": (1, 1, 1)} if self.num_devices == 1 else {}
         else:
-            config = Path(__file__).with_name(f"{self.family}.txtpb").read_text("utf-8")
-            described = topologies.get_topology_desc(
-                "", "cuda", topology=self.topology, target_config=config
-            )
-        return described.devices
+            described = Path(__file__).with_name(f"{family}.txtpb").read_text("utf-8")
+            options = {"topology": self.topology, "target_config": described}
+        return topologies.get_topology_desc(name, self.platform, **options).devices
 
     @property
     def compiler_options(self) -> dict[str, Any]:
