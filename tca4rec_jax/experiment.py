@@ -142,11 +142,6 @@ class Experiment:
             **self.config.mesh, batch=training.batch_size, prompts=inference.batch_size
         )
 
-    @property
-    def platform(self) -> str:
-        """The devices' platform, as JAX names it."""
-        return jax.default_backend()
-
     @cached_property
     def pretrained(self) -> tuple[DecoderConfig, dict[str, jax.Array]]:
         """The architecture and the pretrained weights, by path, on the mesh.
@@ -178,7 +173,7 @@ class Experiment:
         Raises UserError for an unknown llm.train, llm.attention, ..., for quantised weights that
         should be trained, and as `pretrained`.
         """
-        _check_llm(self.config, self.platform)
+        _check_llm(self.config, self.mesh.devices.flat[0].platform)
         llm = self.config.llm
         architecture, params = self.pretrained
         options = build(DecoderOptions, llm)

@@ -50,11 +50,6 @@ class AbstractExperiment(Experiment):
     workdir: Path = Path()
 
     @property
-    def platform(self) -> str:
-        """The target's platform, as JAX names it."""
-        return {"cuda": "gpu"}.get(self.target.platform, self.target.platform)
-
-    @property
     def architecture_name(self) -> str:
         """The name of the architecture: llm.architecture, or that of the weights."""
         return self.config.llm.architecture or Path(self.config.llm.weights).name
