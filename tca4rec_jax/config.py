@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_dict
 from tca4rec_jax.cf.settings import MODEL_FIELDS
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.decoding.beam_search import ScoreWeights
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.sections import SECTIONS, Field, fields_of, required
 
 SHORT_NAMES = {name: f"objective.{name}" for name in ("alpha", "beta", "tau", "form", "softmax")}
@@ -72,8 +72,7 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"training.{name} is {config.training[name]}: expected at least 1")
     for name, field in config_fields().items():
         value = config_value(config, name)
-        if field.choices and value not in field.choices:
-            raise UserError(f"{name} is {value!r}: expected one of {field.choices}")
+        check_choice(name, value, field.choices or (value,))
     for section, kinds in SECTIONS.items():
         for kind in kinds:
             build(kind, config_value(config, section), **dict.fromkeys(required(kind), 1))

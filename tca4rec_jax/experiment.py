@@ -39,7 +39,7 @@ from tca4rec_jax.distributed.sharding import (
     put,
     tree_shardings,
 )
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.fileio import file_sha256
 from tca4rec_jax.llm.attention import check_implementation
 from tca4rec_jax.llm.checkpoints.loading import load_weights
@@ -287,8 +287,7 @@ class Experiment:
 def _check_llm(config: ConfigDict, platform: str) -> None:
     """Raises UserError for fields of config.llm that are unknown or do not go together."""
     llm = config.llm
-    if llm.train not in TRAINED:
-        raise UserError(f"llm.train is {llm.train!r}: expected one of {', '.join(TRAINED)}")
+    check_choice("llm.train", llm.train, TRAINED)
     if llm.quantise and llm.train == "full":
         raise UserError(
             f"llm.quantise is {llm.quantise!r}, but quantised weights cannot be trained: give"

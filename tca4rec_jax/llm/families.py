@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 
 GEMMA = "gemma3_text"
@@ -52,9 +52,8 @@ def decoder_config(fields: dict[str, Any]) -> DecoderConfig:
     Raises UserError for another architecture, or naming a field that is missing, malformed or at a
     value that is not supported.
     """
-    family = fields.get("model_type")
-    if family not in FAMILIES:
-        raise UserError(f"model_type {family!r}, supported are {', '.join(FAMILIES)}")
+    family = str(fields.get("model_type"))
+    check_choice("model_type", family, FAMILIES)
     missing = [name for name in REQUIRED if fields.get(name) is None]
     if missing:
         raise UserError(f"field {missing[0]!r} is missing")
@@ -93,8 +92,7 @@ def _gemma_fields(config: PreTrainedConfig) -> dict[str, Any]:
 
 def _rope_fields(rope: dict[str, Any]) -> dict[str, Any]:
     kind = rope["rope_type"]
-    if kind not in ROPE_FIELDS:
-        raise UserError(f"rope_type is {kind!r}, supported are {', '.join(ROPE_FIELDS)}")
+    check_choice("rope_type", kind, ROPE_FIELDS)
     for name in rope.keys() - {"rope_type", "type", "rope_theta", *ROPE_FIELDS[kind]}:
         if (name, rope[name]) != ("partial_rotary_factor", 1.0):
             raise UserError(f"rope field {name} is {rope[name]!r}, supported is none")
@@ -131,8 +129,7 @@ def config_fields(config: DecoderConfig) -> dict[str, object]:
 
     Raises UserError for what the config's family cannot express, by field.
     """
-    if config.family not in FAMILIES:
-        raise UserError(f"family {config.family!r}, supported are {', '.join(FAMILIES)}")
+    check_choice("family", config.family, FAMILIES)
     if config.family == GEMMA and config.query_pre_attn_scalar is None:
         config = dataclasses.replace(config, query_pre_attn_scalar=float(config.head_dim))
     declared = {field.name for field in dataclasses.fields(CONFIG_MAPPING[config.family])}

@@ -9,7 +9,7 @@ Neither the training loop, the training step, the decoder nor the beam search kn
 recommender it runs.
 """
 
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import check_choice
 from tca4rec_jax.recommenders.recipe import Recipe
 from tca4rec_jax.recommenders.title import TITLE
 
@@ -18,6 +18,5 @@ RECOMMENDERS: dict[str, Recipe] = {"title": TITLE}
 
 def recipe_of(name: str) -> Recipe:
     """The recipe of config.recommender.name. Raises UserError for a name without one."""
-    if name not in RECOMMENDERS:
-        raise UserError(f"recommender.name is {name!r}: expected one of {tuple(RECOMMENDERS)}")
+    check_choice("recommender.name", name, RECOMMENDERS)
     return RECOMMENDERS[name]

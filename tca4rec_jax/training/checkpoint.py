@@ -22,7 +22,7 @@ from absl import logging
 from etils import epath
 
 from tca4rec_jax.distributed.multihost import all_processes, barrier, is_main_process
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.training.fault_tolerance import CheckpointError
 from tca4rec_jax.training.state import TrainState
 
@@ -103,8 +103,7 @@ class Checkpoints:
           UserError: its parameters or optimiser have other shapes than `like`.
           CheckpointError: no checkpoint can be read.
         """
-        if which not in CHOICES:
-            raise UserError(f"inference.checkpoint is {which!r}: expected one of {CHOICES}")
+        check_choice("inference.checkpoint", which, CHOICES)
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
             raise FileNotFoundError(f"{self._directory}: no checkpoint; train first")

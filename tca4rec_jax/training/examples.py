@@ -20,7 +20,7 @@ from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.prompts import TitleTokens, keep_latest, row_tokens
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choice
 
 TARGETS = ("all", "last")
 
@@ -65,8 +65,7 @@ def build_examples(
     Raises:
       UserError: unknown targets, a title that does not fit the budget, or no example.
     """
-    if targets not in TARGETS:
-        raise UserError(f"training.targets is {targets!r}: expected one of {TARGETS}")
+    check_choice("training.targets", targets, TARGETS)
     if targets == "all":
         pieces, first = _pieces(sequences, tokens, max_tokens)
         supervised = np.ones(pieces.values.size, bool)

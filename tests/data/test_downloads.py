@@ -128,7 +128,7 @@ def test_fetch_file_is_for_assets_of_one_file(pip, wheel, tmp_path, monkeypatch)
 
 
 def test_unknown_asset_is_refused():
-    with pytest.raises(ValueError, match="unknown asset 'netflix'; known are"):
+    with pytest.raises(ValueError, match="asset is 'netflix': expected one of"):
         downloads.fetch("netflix")
 
 

@@ -214,7 +214,7 @@ def test_other_files_are_refused(tmp_path):
     _, config, params = load_golden("smollm2", tmp_path)
     tensors = gguf_tensors(config, params)
     other = write_gguf(tmp_path / "other.gguf", config, tensors, architecture="gemma3")
-    with pytest.raises(ValueError, match="'gemma3', supported are llama, qwen2, qwen3"):
+    with pytest.raises(ValueError, match="'gemma3': expected one of 'llama', 'qwen2', 'qwen3'"):
         load_weights(other)
     (tmp_path / "text.gguf").write_text("this is not a model, but it is long enough to look like")
     with pytest.raises(ValueError, match="text.gguf: not a readable GGUF file"):

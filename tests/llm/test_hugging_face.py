@@ -186,7 +186,7 @@ def test_sliding_windows(change, window, full_layers):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, r"config.json: model_type 'gpt2'"),
+        ({"model_type": "gpt2"}, r"config.json: model_type is 'gpt2'"),
         ({"rope_scaling": {"type": "linear"}}, "'factor'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
@@ -197,7 +197,7 @@ def test_sliding_windows(change, window, full_layers):
             "layer_types.*chunked_attention",
         ),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"model_type": "gemma2"}, "model_type 'gemma2', supported are .*gemma3_text"),
+        ({"model_type": "gemma2"}, "model_type is 'gemma2': expected one of .*gemma3_text"),
         (
             {"model_type": "gemma3_text", "final_logit_softcapping": 30.0},
             "final_logit_softcapping is 30.0",

@@ -168,7 +168,9 @@ def test_exports_are_floats(case, tmp_path, tokenizer):
 
 
 def test_what_cannot_be_quantised_is_named(tmp_path, tokenizer):
-    with pytest.raises(ValueError, match="llm.quantise is 'int3': expected one of int8, nf4"):
+    with pytest.raises(
+        ValueError, match="llm.quantise is 'int3': expected one of 'int8', 'nf4', ''"
+    ):
         dataclasses.replace(CONFIG, quantised="int3")
     with pytest.raises(ValueError, match="groups of 64, but down_proj has 96: use 'int8'"):
         dataclasses.replace(CONFIG, intermediate_size=96, quantised="nf4")

@@ -179,7 +179,7 @@ def test_another_recommender_is_a_choice_of_its_own_and_a_name(workdir, monkeypa
     codes = dataclasses.replace(RECOMMENDERS["title"], write_items=write_codes)
     config = make_config(workdir, "codes")
     config.recommender.name = "codes"
-    with pytest.raises(UserError, match="recommender.name is 'codes': expected one of title"):
+    with pytest.raises(UserError, match="recommender.name is 'codes': expected one of 'title'"):
         train(Experiment(config, workdir))
     monkeypatch.setitem(RECOMMENDERS, "codes", codes)
     experiment = Experiment(config, workdir)

@@ -6,7 +6,7 @@ Every folder, new or empty, is written atomically: it is there as a whole or not
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.fileio import atomic_path
 from tca4rec_jax.llm.checkpoints.hugging_face import (
     CONFIG,
@@ -78,8 +78,8 @@ def export_decoder(
     Raises UserError for another kind or dtype, a kind other than 'merged' for a decoder without
     adapters, and as `write_peft_adapter` and `write_hugging_face`.
     """
-    _check_one_of("kind", kind, LOADING)
-    _check_one_of("dtype", dtype, DTYPES)
+    check_choice("kind", kind, LOADING)
+    check_choice("dtype", dtype, DTYPES)
     params, adapters = decoder.arrays()
     lora = decoder.lora
     if kind != "merged" and lora is None:
@@ -114,7 +114,7 @@ def write_hugging_face(
     dtype that cannot hold their values, or a config that its family's config.json cannot express.
     """
     check_shapes("parameters", params, config.parameter_shapes)
-    _check_one_of("dtype", dtype, DTYPES)
+    check_choice("dtype", dtype, DTYPES)
     fields = config_fields(config) | {
         "dtype": dtype,  # transformers 5; older versions read torch_dtype
         "torch_dtype": dtype,
@@ -204,11 +204,6 @@ def check_vacant(folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: choose another or delete it")
-
-
-def _check_one_of(name: str, value: str, allowed: Iterable[str]) -> None:
-    if value not in allowed:
-        raise UserError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 @contextlib.contextmanager

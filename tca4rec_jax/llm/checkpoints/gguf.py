@@ -13,7 +13,7 @@ from typing import Any, Literal
 import gguf
 import numpy as np
 
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.llm.attention import rotary_frequencies
 from tca4rec_jax.llm.checkpoints.hugging_face import (
     Index,
@@ -85,10 +85,7 @@ def read_config(file: GGUFFile) -> DecoderConfig:
     that is not known here.
     """
     architecture = file.field("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise UserError(
-            f"{file.path}: architecture {architecture!r}, supported are {', '.join(ARCHITECTURES)}"
-        )
+    check_choice(f"{file.path}: architecture", architecture, ARCHITECTURES)
 
     def meta(name, default=None):
         return file.field(f"{architecture}.{name}", default)
