@@ -43,10 +43,8 @@ def rank_in_list(listed_RxM: np.ndarray, target_R: np.ndarray) -> np.ndarray:
       ValueError: shapes that do not fit, a negative target, an entry that a list holds twice.
     """
     if listed_RxM.ndim != 2 or target_R.shape != listed_RxM.shape[:1]:
-        raise ValueError(
-            f"expected lists [rows, places] and one target per row, got {listed_RxM.shape} and "
-            f"{target_R.shape}"
-        )
+        shapes = f"{listed_RxM.shape} and {target_R.shape}"
+        raise ValueError(f"expected lists [rows, places] and one target per row, got {shapes}")
     for row in np.flatnonzero(target_R < 0):
         raise ValueError(f"row {row}: target {target_R[row]} is not an index")
     sorted_RxM = np.sort(listed_RxM, axis=1)
@@ -142,23 +140,16 @@ def ranking_metrics(
 
 
 def paired_differences(
-    ranks_R: np.ndarray,
-    baseline_ranks_R: np.ndarray,
-    cutoffs: Sequence[int] = CUTOFFS,
-    *,
-    seed: int = 0,
+    ranks_R: np.ndarray, baseline_ranks_R: np.ndarray, *, seed: int = 0
 ) -> dict[str, Interval]:
-    """Mean differences (model - baseline) over the same rows, with paired bootstrap intervals.
+    """Mean differences (model - baseline) of 'hr@10' and 'ndcg@10', with paired intervals.
 
     An interval that contains 0 does not establish a difference. Raises ValueError if the two were
     not ranked over the same number of rows.
     """
     if ranks_R.shape != baseline_ranks_R.shape:
-        raise ValueError(
-            f"a paired difference needs the same rows in the same order, got {len(ranks_R)} and "
-            f"{len(baseline_ranks_R)} ranks"
-        )
-    baseline = metric_values(baseline_ranks_R, cutoffs)
-    values = metric_values(ranks_R, cutoffs).items()
-    differences = {name: value_R - baseline[name] for name, value_R in values}
+        sizes = f"{len(ranks_R)} and {len(baseline_ranks_R)} ranks"
+        raise ValueError(f"a difference needs the same rows in the same order, got {sizes}")
+    values, baseline = (metric_values(ranks, (10,)) for ranks in (ranks_R, baseline_ranks_R))
+    differences = {name: value_R - baseline[name] for name, value_R in values.items()}
     return bootstrap_intervals(differences, seed=seed)

@@ -85,9 +85,8 @@ def sampled_loss(
 def window_negatives(key: jax.Array, seen_BxW: jax.Array, count: int, num_items: int) -> jax.Array:
     """Uniform items outside each row of `seen` (PAD_ITEM is ignored), int32 [B, count].
 
-    A number k drawn from 0 .. (I - number of distinct seen items - 1) stands for the k-th unseen
-    item. Walking through the sorted seen items, each one not above the number so far moves it up
-    by one.
+    A number k below the number of unseen items stands for the k-th of them: of the sorted seen
+    items, each one not above the number so far moves it up by one.
     """
     sorted_BxW = jnp.sort(seen_BxW, axis=1)
     first_BxW = jnp.concatenate(
@@ -138,11 +137,10 @@ def user_negatives(
     The k-th unseen item is k plus the number of seen items that have at most k unseen ones below
     them, found by bisection.
     """
-    start_B, stop_B = seen.offsets[user_B], seen.offsets[user_B + 1]
+    ends = start_B, stop_B = seen.offsets[user_B], seen.offsets[user_B + 1]
     unseen_B = num_items - (stop_B - start_B)
     draw_BxN = jax.random.randint(key, (len(user_B), count), 0, unseen_B[:, None])
-    low_BxN = jnp.broadcast_to(start_B[:, None], draw_BxN.shape)
-    high_BxN = jnp.broadcast_to(stop_B[:, None], draw_BxN.shape)
+    low_BxN, high_BxN = (jnp.broadcast_to(end_B[:, None], draw_BxN.shape) for end_B in ends)
     for _ in range(max(num_items.bit_length(), 1)):
         middle_BxN = (low_BxN + high_BxN) // 2
         inside_BxN = low_BxN < high_BxN

@@ -82,13 +82,10 @@ class FitConfig(FitSchedule, LossConfig):
 
 @dataclass(frozen=True)
 class FitResult:
-    """The best model and how it came about.
+    """The model of the best epoch (1-based), and a dict of each.
 
-    Attributes:
-      model: with the parameters of the best epoch.
-      best_epoch: 1-based.
-      epochs: one dict per epoch: 'epoch', 'loss', what evaluate gave ('ndcg@10', 'hr@10', 'nll'),
-        'seconds' (since the start).
+    It has 'epoch', 'loss', what evaluate gave ('ndcg@10', 'hr@10', 'nll') and 'seconds' (since the
+    start).
     """
 
     model: CFModel
@@ -97,7 +94,7 @@ class FitResult:
 
 
 class _State(NamedTuple):
-    """What training goes on from: lists of arrays in the order of jax.tree.leaves."""
+    """What training goes on from; a file has its leaves in the order of jax.tree.leaves."""
 
     params: nnx.State
     optimizer: optax.OptState
@@ -128,14 +125,10 @@ def fit(
 ) -> FitResult:
     """Trains `model` on the users' sequences `train`; the model passed in is left unchanged.
 
-    Args:
-      model: a CF model with `queries`.
-      train: users' sequences of the training period; for targets 'last' histories with targets.
-      validation: histories with their target last; ranked in full after every epoch.
-      config: the loss and the schedule.
-      checkpoint: a file for the state, written now and then: a training of the same config and data
-        that was cut off goes on from it. It stays after the training.
-      evaluate: (model, validation) -> metrics of an epoch; 'ndcg@10' among them chooses the best.
+    `validation` (for targets 'last' `train` too) are histories with their target last: after every
+    epoch `evaluate` gives the metrics of these rows, and 'ndcg@10' chooses the best epoch. The file
+    `checkpoint` gets the state now and then: a training of the same config and data that was cut
+    off goes on from it. It stays after the training.
 
     Raises:
       UserError: an item the model does not know, no validation rows, or a catalogue so small that
@@ -192,16 +185,14 @@ def _rows_on_device(
         check_items(rows, num_items)
     if not len(validation):
         raise UserError("there are no validation rows: early stopping needs at least one")
-    flat = FlatRows.of(train)
     sampled = config.loss != "softmax"
-    if sampled and config.negatives_outside == "user":
-        return _Rows(flat, SeenByUser.of(train, num_items))
-    if sampled and num_items <= model.config.history_length + 1:
+    by_user = sampled and config.negatives_outside == "user"
+    if sampled and not by_user and num_items <= model.config.history_length + 1:
         raise UserError(
             f"the CF loss {config.loss!r} samples negatives outside the window, which {num_items} "
             "items cannot always provide; use 'softmax'"
         )
-    return _Rows(flat, None)
+    return _Rows(FlatRows.of(train), SeenByUser.of(train, num_items) if by_user else None)
 
 
 def _batches(rows: ItemSequences, history_length: int, config: FitConfig) -> Iterator[np.ndarray]:

@@ -43,13 +43,11 @@ class FlatRows(NamedTuple):
 
 
 class HistoryWindows(NamedTuple):
-    """What a CF model is trained on: the windows before B flat positions.
+    """What a CF model is trained on: the windows before B flat positions, int32.
 
-    Attributes:
-      history_BxS: int32, left padded with PAD_ITEM.
-      target_BxS: int32, the item after each one of the window: in the last column the one at the
-        flat position, PAD_ITEM before a row's first item, which an empty history predicts.
-      user_B: int32, only for models that know users by id.
+    Histories are left padded with PAD_ITEM. Targets are the items after each one of the window, in
+    the last column the one at the flat position; the first is predicted from an empty history, and
+    PAD_ITEM before it from nothing. The users are for models that know them by id.
     """
 
     history_BxS: jax.Array

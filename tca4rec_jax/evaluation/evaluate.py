@@ -120,7 +120,7 @@ def _likelihoods(config: ConfigDict, ranking: ModelRanking) -> dict | None:
 
 def _difference(config: ConfigDict, model: ModelRanking, baseline: ModelRanking) -> dict:
     """Paired differences (model - baseline) of metrics, and of NLL if both have one."""
-    differences = paired_differences(model.rank_R, baseline.rank_R, (10,), seed=config.seed)
+    differences = paired_differences(model.rank_R, baseline.rank_R, seed=config.seed)
     temperatures = config.evaluation.temperatures
     model_best, baseline_best = model.best_nll(temperatures), baseline.best_nll(temperatures)
     if model_best and baseline_best:

@@ -15,7 +15,7 @@ from tca4rec_jax.evaluation.rankings import CF, EvaluationRows, rank_cf_models
 from tca4rec_jax.evaluation.report import plot_sweep
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
-from tca4rec_jax.metrics import paired_differences, ranking_metrics
+from tca4rec_jax.metrics import Interval, paired_differences, ranking_metrics
 from tca4rec_jax.reporting import show_table, write_results
 
 METRICS = ("hr@10", "ndcg@10")
@@ -37,18 +37,18 @@ def sweep_guidance(
     labels = {f"lambda = {value:g}": value for value in sorted({0.0, *map(float, guidances)})}
     cf_ranking = rank_cf_models(experiment, rows)[CF]
     rankings = rank_llms(experiment, rows, {name: labels}) | {CF: cf_ranking}
+
+    def gain(label: str, other: str) -> Interval:
+        ranks = rankings[label].rank_R, rankings[other].rank_R
+        return paired_differences(*ranks, seed=config.seed)["ndcg@10"]
+
     results = {
         "rows": len(rows),
         "models": {
             label: ranking_metrics(one.rank_R, seed=config.seed) for label, one in rankings.items()
         },
         "differences": {
-            label: {
-                f"NDCG@10 - {other}": paired_differences(
-                    rankings[label].rank_R, rankings[other].rank_R, (10,), seed=config.seed
-                )["ndcg@10"]
-                for other in (_LLM_ALONE, CF)
-            }
+            label: {f"NDCG@10 - {other}": gain(label, other) for other in (_LLM_ALONE, CF)}
             for label in labels
         },
     }

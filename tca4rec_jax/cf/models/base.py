@@ -54,7 +54,7 @@ class CFModel(nnx.Module):
     """
 
     config: Any
-    item_table: nnx.Param
+    item_table: Any = None
     item_bias: Any = None
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
@@ -66,8 +66,8 @@ class CFModel(nnx.Module):
 
     def items(self) -> CFItems:
         """The item table [I, D] and the bias [I] or None; DENSE for a model without a table."""
-        bias = self.item_bias
-        return CFItems(self.item_table[...], None if bias is None else bias[...])
+        sides = (self.item_table, self.item_bias)
+        return CFItems(*(None if side is None else side[...] for side in sides))
 
     def queries(self, windows: HistoryWindows, last_only: bool, key: jax.Array) -> TrainingQueries:
         """What a gradient step supervises: all positions of the windows, or the last one alone."""

@@ -20,7 +20,6 @@ from flax import nnx
 
 from tca4rec_jax.cf.models.base import CFModel, ModelConfig, Statistic
 from tca4rec_jax.cf.windows import user_item_pairs
-from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
 _USERS_AT_ONCE = 1024
@@ -76,14 +75,10 @@ class ItemItem(CFModel):
 
         S = history_BxS.shape[1]
         same_BxSxS = history_BxS[:, :, None] == history_BxS[:, None, :]
-        earlier_SxS = np.tril(np.ones((S, S), bool), -1)
+        earlier_SxS = np.tri(S, k=-1, dtype=bool)
         counts_BxS = ~jnp.any(same_BxSxS & earlier_SxS[None], axis=2) & (history_BxS != PAD_ITEM)
         none_BxI = jnp.zeros((len(history_BxS), self.config.num_items))
         return jax.lax.scan(add, none_BxI, (jnp.maximum(history_BxS, 0).T, counts_BxS.T))[0]
-
-    def items(self) -> CFItems:
-        """No table: what `user_vectors` gives are the logits themselves."""
-        return DENSE
 
 
 class EASE(ItemItem):

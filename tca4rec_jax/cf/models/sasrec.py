@@ -106,9 +106,7 @@ class SASRec(base.SequenceModel):
 def _allowed(real_BxS: jax.Array) -> jax.Array:
     """Which keys a query may attend to, bool [B, S, S]: earlier items, and always itself.
 
-    A padding position attends to itself only so that no row of the softmax is empty; for an empty
-    history that makes the user vector a learnt constant.
+    So no row of the softmax is empty, and an empty history's user vector is a learnt constant.
     """
     S = real_BxS.shape[1]
-    causal_SxS = jnp.tril(jnp.ones((S, S), bool))
-    return (causal_SxS[None] & real_BxS[:, None, :]) | jnp.eye(S, dtype=bool)[None]
+    return (jnp.tri(S, dtype=bool)[None] & real_BxS[:, None, :]) | jnp.eye(S, dtype=bool)[None]
