@@ -60,7 +60,9 @@ def launch(
         try:
             validate(CONFIG.value)
             if DRY_RUN.value:
-                return print(_plan(name, reads, writes))
+                parts = [("reads", part) for part in reads] + [("writes", part) for part in writes]
+                lines = [f"  {verb} {path}" for verb, part in parts for path in _paths(part)]
+                return print(f"{name}: the config is valid", *lines, sep="\n")
             start()
             if run_on == "single_process" and is_multiprocess():
                 raise UserError("this script runs in one process: give --process_count=1")
@@ -95,14 +97,6 @@ def _parse_flags(name: str, argv: list[str]) -> list[str]:
         if "in get_config" in traceback.format_exc() and not by_user:
             raise  # a bug of the config file
         _end(f"{name}: {' '.join(message.split())}", 1)
-
-
-def _plan(name: str, reads: Sequence, writes: Sequence) -> str:
-    """What a dry run prints."""
-    lines = [f"{name}: the config is valid"]
-    for verb, parts in (("reads", reads), ("writes", writes)):
-        lines += [f"  {verb} {path}" for part in parts for path in _paths(part)]
-    return "\n".join(lines)
 
 
 def _paths(part: str | flags.FlagHolder) -> Sequence[str | Path]:

