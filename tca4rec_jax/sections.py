@@ -209,8 +209,7 @@ class Field(NamedTuple):
 def fields_of(kind: Any) -> Iterator[Field]:
     """The user's fields of a dataclass or NamedTuple, described by its docstring's Attributes.
 
-    An object stands for its class with its values as defaults. Fields without a default are none of
-    the user's: the data give them.
+    An object stands for its class with its values as defaults. The data give what has no default.
     """
     class_ = kind if isinstance(kind, type) else type(kind)
     hints, descriptions = typing.get_type_hints(class_), _descriptions(class_)
