@@ -17,13 +17,9 @@ def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
 def map_batches(program: Callable, *arrays: Any, batch_size: int) -> Any:
     """Runs a jitted program on the rows of arrays, one batch of a fixed size after another.
 
-    Args:
-      program: arrays of one batch [B, ...] -> an array or a tuple of arrays, [B, ...] each.
-      *arrays: [R, ...] each, whatever has a length and is sliced by rows.
-      batch_size: B, or R if that is smaller; the last batch is padded with zeros.
-
-    Returns:
-      What the program returns, as NumPy arrays [R, ...].
+    The program gives a tree of arrays [B, ...] for arrays [B, ...]. Those passed are [R, ...],
+    whatever has a length and is sliced by rows. B is `batch_size`, or R if that is smaller; the
+    last batch is padded with zeros. Returns the tree as NumPy arrays [R, ...].
     """
     num_rows = len(arrays[0])
     size = min(batch_size, max(num_rows, 1))

@@ -53,9 +53,8 @@ def show_table(rows: Rows, *, title: str, first_column: str) -> str:
 def write_results(path: Path, results: Mapping) -> None:
     """Writes results as JSON; intervals become {mean, low, high}, arrays become lists.
 
-    Raises:
-      ValueError: a number that is not finite (JSON has none), named by its keys.
-      TypeError: a value of another kind, named by its keys.
+    Raises ValueError for a number that is not finite (JSON has none), TypeError for a value of
+    another kind, both named by their keys.
     """
     write_text(path, json.dumps(_plain(results, ()), indent=2, allow_nan=False) + "\n")
 

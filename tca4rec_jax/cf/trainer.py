@@ -130,10 +130,8 @@ def fit(
     `checkpoint` gets the state now and then: a training of the same config and data that was cut
     off goes on from it. It stays after the training.
 
-    Raises:
-      UserError: an item the model does not know, no validation rows, or a catalogue so small that
-        no negative may be left to sample.
-      FloatingPointError: the loss became NaN or infinite.
+    Raises UserError for an item the model does not know, no validation rows, or a catalogue so
+    small that no negative may be left to sample; FloatingPointError if the loss is NaN or infinite.
     """
     rows = _rows_on_device(model, train, validation, config)
     graph, *states = nnx.split(model, nnx.Param, ...)

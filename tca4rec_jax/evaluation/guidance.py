@@ -42,33 +42,24 @@ def sweep_guidance(
         ranks = rankings[label].rank_R, rankings[other].rank_R
         return paired_differences(*ranks, seed=config.seed)["ndcg@10"]
 
-    results = {
-        "rows": len(rows),
-        "models": {
-            label: ranking_metrics(one.rank_R, seed=config.seed) for label, one in rankings.items()
-        },
-        "differences": {
-            label: {f"NDCG@10 - {other}": gain(label, other) for other in (_LLM_ALONE, CF)}
-            for label in labels
-        },
+    models = {
+        label: ranking_metrics(one.rank_R, seed=config.seed) for label, one in rankings.items()
     }
+    differences = {
+        label: {f"NDCG@10 - {other}": gain(label, other) for other in (_LLM_ALONE, CF)}
+        for label in labels
+    }
+    results = {"rows": len(rows), "models": models, "differences": differences}
     if is_main_process():
         shown = name or "untrained"
         title = f"{shown}: {len(rows)} {config.evaluation.split} rows, 95% bootstrap intervals"
-        _report(workdir / f"sweep_{shown}", title, labels, results)
+        table = {
+            label: {metric.upper(): one[metric] for metric in METRICS} | differences.get(label, {})
+            for label, one in models.items()
+        }
+        text = show_table(table, title=title, first_column="score")
+        write_text(workdir / f"sweep_{shown}.md", text)
+        write_results(workdir / f"sweep_{shown}.json", results)
+        curve = {guidance: models[label] for label, guidance in labels.items()}
+        plot_sweep(workdir / f"sweep_{shown}.png", curve, METRICS, baseline=(CF, models[CF]))
     return results
-
-
-def _report(path: Path, title: str, labels: dict[str, float], results: dict) -> None:
-    """Prints the table; writes path.json, .md and .png."""
-    models, differences = results["models"], results["differences"]
-    table = {
-        label: {metric.upper(): one[metric] for metric in METRICS} | differences.get(label, {})
-        for label, one in models.items()
-    }
-    write_text(
-        path.with_name(f"{path.name}.md"), show_table(table, title=title, first_column="score")
-    )
-    write_results(path.with_name(f"{path.name}.json"), results)
-    curve = {guidance: models[label] for label, guidance in labels.items()}
-    plot_sweep(path.with_name(f"{path.name}.png"), curve, METRICS, baseline=(CF, models[CF]))

@@ -58,9 +58,8 @@ class EvaluationRows:
     @property
     def histories(self) -> Ragged:
         """All items before each target, also those too old for the prompt."""
-        before_n = np.ones(len(self.sequences.items), bool)
-        before_n[self.sequences.last_positions] = False
-        return Ragged.from_lengths(self.sequences.items[before_n], self.sequences.lengths - 1)
+        before_n = np.delete(self.sequences.items, self.sequences.last_positions)
+        return Ragged.from_lengths(before_n, self.sequences.lengths - 1)
 
 
 def sample_rows(available: int, count: int, seed: int) -> np.ndarray:
