@@ -9,48 +9,40 @@ from typing import Any
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 
-_LLAMA_3: dict[str, Any] = {
-    "vocab_size": 128256, "num_kv_heads": 8, "rope_theta": 500000.0, "rms_norm_eps": 1e-5,
-    "max_positions": 131072,
-}  # fmt: skip
-_QWEN: dict[str, Any] = {"vocab_size": 151936, "rope_theta": 1e6, "rms_norm_eps": 1e-6}
+_LLAMA_3: dict[str, Any] = {"rope_theta": 500000.0, "rms_norm_eps": 1e-5, "max_positions": 131072}
+_QWEN: dict[str, Any] = {"rope_theta": 1e6, "rms_norm_eps": 1e-6}
 _QWEN_2 = _QWEN | {"biases": ("q_proj", "k_proj", "v_proj"), "family": "qwen2"}
+_TIED: dict[str, Any] = {"tie_embeddings": True}
 
+# Sizes: vocabulary, hidden, intermediate, layers, heads, key-value heads, of a head.
 ARCHITECTURES = {
     "llama-3.2-1b": DecoderConfig(
-        hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=32, head_dim=64,
-        tie_embeddings=True, rope_scaling=RopeScaling("llama3", 32.0), **_LLAMA_3,
+        128256, 2048, 8192, 16, 32, 8, 64,
+        rope_scaling=RopeScaling("llama3", 32.0), **_TIED, **_LLAMA_3,
     ),
     "llama-3.2-3b": DecoderConfig(
-        hidden_size=3072, intermediate_size=8192, num_layers=28, num_heads=24, head_dim=128,
-        tie_embeddings=True, rope_scaling=RopeScaling("llama3", 32.0), **_LLAMA_3,
+        128256, 3072, 8192, 28, 24, 8, 128,
+        rope_scaling=RopeScaling("llama3", 32.0), **_TIED, **_LLAMA_3,
     ),
     "llama-3.1-8b": DecoderConfig(
-        hidden_size=4096, intermediate_size=14336, num_layers=32, num_heads=32, head_dim=128,
-        rope_scaling=RopeScaling("llama3", 8.0), **_LLAMA_3,
+        128256, 4096, 14336, 32, 32, 8, 128, rope_scaling=RopeScaling("llama3", 8.0), **_LLAMA_3,
     ),
     "qwen2.5-0.5b": DecoderConfig(
-        hidden_size=896, intermediate_size=4864, num_layers=24, num_heads=14, num_kv_heads=2,
-        head_dim=64, tie_embeddings=True, max_positions=32768, **_QWEN_2,
+        151936, 896, 4864, 24, 14, 2, 64, max_positions=32768, **_TIED, **_QWEN_2,
     ),
     "qwen2.5-1.5b": DecoderConfig(
-        hidden_size=1536, intermediate_size=8960, num_layers=28, num_heads=12, num_kv_heads=2,
-        head_dim=128, tie_embeddings=True, max_positions=131072, **_QWEN_2,
+        151936, 1536, 8960, 28, 12, 2, 128, max_positions=131072, **_TIED, **_QWEN_2,
     ),
     "qwen2.5-7b": DecoderConfig(
-        hidden_size=3584, intermediate_size=18944, num_layers=28, num_heads=28, num_kv_heads=4,
-        head_dim=128, max_positions=131072, **_QWEN_2 | {"vocab_size": 152064},
+        152064, 3584, 18944, 28, 28, 4, 128, max_positions=131072, **_QWEN_2,
     ),
     "qwen3-4b": DecoderConfig(
-        hidden_size=2560, intermediate_size=9728, num_layers=36, num_heads=32, num_kv_heads=8,
-        head_dim=128, tie_embeddings=True, max_positions=32768, qk_norm=True, family="qwen3",
-        **_QWEN,
+        151936, 2560, 9728, 36, 32, 8, 128,
+        max_positions=32768, qk_norm=True, family="qwen3", **_TIED, **_QWEN,
     ),
     # The quickstart's.
     "smollm2-135m": DecoderConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_layers=30, num_heads=9,
-        num_kv_heads=3, head_dim=64, rope_theta=1e5, rms_norm_eps=1e-5, tie_embeddings=True,
-        max_positions=8192,
+        49152, 576, 1536, 30, 9, 3, 64, rope_theta=1e5, max_positions=8192, **_TIED,
     ),
 }  # fmt: skip
 

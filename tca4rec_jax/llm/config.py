@@ -196,13 +196,11 @@ class DecoderConfig:
     ) -> float:
         """Matrix-multiply FLOPs per token.
 
-        kind: 'forward' (2 per weight), 'lora' (forward and the gradient of the activations, 4 per
-        weight: the base weights have no gradient) or 'full' (6 per weight). `context` is the mean
+        kind: 'forward' (2 per weight), 'lora' (4: the base weights have no gradient; the adapters'
+        own FLOPs are not counted) or 'full' (6); ValueError for another. `context` is the mean
         number of keys a token attends to ((S + 1) / 2 for a causal sequence of S);
         `vocabulary_share` the share of the tokens whose vocabulary logits are computed; layers
-        below `first_layer` only run forward, or not at all if `prefix_cached`. The adapters' own
-        FLOPs are not counted.
-        Raises ValueError for another kind.
+        below `first_layer` only run forward, or not at all if `prefix_cached`.
         """
         factors = {"forward": (2, 1), "lora": (4, 3), "full": (6, 3)}
         if kind not in factors:

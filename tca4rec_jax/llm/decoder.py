@@ -249,9 +249,8 @@ class Decoder(nnx.Module):
         hidden = self._final_norm(x)
         new = jax.tree.map(jax.vmap(packed.by_user), new)
         slot_BxMxE, paths = append_tokens(paths, count_BxM, shape[2])
-        nowhere = beams.kv.k.shape[2]
         slot_BxTu = packed.by_user(packed.pack(slot_BxMxE))
-        slot_BxTu = jnp.where(packed.beam_BxTu >= 0, slot_BxTu, nowhere)
+        slot_BxTu = jnp.where(packed.beam_BxTu >= 0, slot_BxTu, beams.kv.k.shape[2])
         if kept_Tp is None:
             hidden = hidden.reshape(*shape, -1)
         return hidden, NewTokens(new, slot_BxTu, paths)
@@ -282,15 +281,12 @@ class Decoder(nnx.Module):
     def _run_causal(self, x_BxSxD: jax.Array, *, keep_kv: bool, **layers):
         # Prompts are short and need no backward pass.
         implementation = "xla" if keep_kv else self.options.attention
-        return self._run_layers(
-            x_BxSxD,
-            jnp.arange(x_BxSxD.shape[1])[None, :],
-            lambda q, k, v, layer, window: causal_attention(
-                q, k, v, window=window, implementation=implementation
-            ),
-            keep_kv=keep_kv,
-            **layers,
-        )
+
+        def attend(q, k, v, layer, window):
+            return causal_attention(q, k, v, window=window, implementation=implementation)
+
+        positions = jnp.arange(x_BxSxD.shape[1])[None, :]
+        return self._run_layers(x_BxSxD, positions, attend, keep_kv=keep_kv, **layers)
 
     def _run_layers(
         self,

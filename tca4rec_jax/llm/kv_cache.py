@@ -135,10 +135,7 @@ def grow_cache(cache: BeamCache, capacity: int) -> BeamCache:
 
 
 class Packing(NamedTuple):
-    """How the new tokens [B, M, E] of a call are packed, from `packing`.
-
-    `pack` gives the tokens that run: [Tp, ...], or [B, Tu, ...] if all of them do.
-    """
+    """How the new tokens of a call are packed: [Tp, ...], or [B, Tu, ...] if all of them run."""
 
     pack: Callable[[jax.Array], jax.Array]  # from [B, M, E, ...]
     by_user: Callable[[jax.Array], jax.Array]  # [Tp, ...] -> [B, Tu, ...], with filler at the end

@@ -93,9 +93,8 @@ def init_adapters(config: DecoderConfig, lora: LoRAConfig, key: jax.Array) -> Ad
 def merge_adapters(
     params: dict[str, jax.Array], adapters: Adapters, lora: LoRAConfig
 ) -> dict[str, jax.Array]:
-    """Parameters with W + (alpha / rank) A B in the place of every adapted W.
+    """Parameters with W + (alpha / rank) A B, summed in float32 and rounded to W's dtype.
 
-    The sum is made in float32 and rounded to W's dtype; other parameters are the same arrays.
     Raises ValueError for an adapter whose projection is missing or has another shape.
     """
     merged = dict(params)
@@ -122,8 +121,8 @@ def dropout(x: jax.Array, rate: float, key_B: jax.Array | None) -> jax.Array:
     """Inverted dropout of the adapters' input [B, ...]; x itself without keys (inference).
 
     Every row has a key of its own, so its mask does not depend on how rows are spread over devices.
-    Projections that read the same input share its dropped copy, which saves masks (most of the time
-    that dropout takes on CPU) and copies. (PEFT draws a mask for each projection.)
+    Projections that read the same input share its dropped copy (in PEFT each has its own), which
+    saves masks, most of the time that dropout takes on CPU.
     """
     if key_B is None or rate == 0:
         return x

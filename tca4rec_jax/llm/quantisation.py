@@ -5,11 +5,9 @@ levels, which are quantiles of a normal distribution, and a scale per output and
 inputs; the halves of a group share its bytes. Scales are float32: 8 and 4.5 bits per weight.
 Biases, norms, the embedding and the head are not quantised.
 
-Why not qwix (0.1.8, tried): its providers quantise module by module a model that holds floats; this
-decoder has stacks of layers and never holds their floats. Its functions of arrays store four bits
-in jnp.int4, of which XLA on CPU unpacks a scanned stack to two bytes a weight. They also look nf4's
-levels up one by one: compiled for a TPU v5e, this takes 11 bytes a weight of temporary memory, and
-the nested choices of `_level` none.
+Why not qwix (0.1.8, tried): its providers want a model that holds floats. Its functions of arrays
+store four bits in jnp.int4, of which XLA on CPU unpacks a scanned stack to two bytes a weight, and
+look nf4's levels up one by one: for a TPU v5e, 11 bytes a weight of temporary memory.
 
 Axis letters: L layers, I inputs, O outputs, G groups, C inputs of a group, J bytes of codes.
 """
@@ -57,13 +55,13 @@ def dequantise_params(
     kind = config.quantised
     if not kind:
         return config, params
-    config, stored = dataclasses.replace(config, quantised=""), params
-    params = {path: stored[path] for path in config.parameter_shapes}
-    for name in config.projection_shapes:
-        codes, scales = stored[f"layers/{name}"], stored[f"layers/{name}{SCALES[kind]}"]
-        layer = functools.partial(dequantise, kind, dtype=dtype)
-        params[f"layers/{name}"] = jax.jit(jax.vmap(layer))(codes, scales)
-    return config, params
+    floats = dataclasses.replace(config, quantised="")
+    layer = functools.partial(dequantise, kind, dtype=dtype)
+    projections = {
+        path: jax.jit(jax.vmap(layer))(params[path], params[path + SCALES[kind]])
+        for path in (f"layers/{name}" for name in config.projection_shapes)
+    }
+    return floats, {path: params[path] for path in floats.parameter_shapes} | projections
 
 
 def _to_int8(weight_IxO):

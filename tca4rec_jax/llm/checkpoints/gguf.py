@@ -157,19 +157,21 @@ def open_gguf(path: str | Path) -> StoredModel:
     return StoredModel(config, tensors, targets)
 
 
-def _read(tensor: gguf.ReaderTensor, permuted: int | None, index: Index) -> np.ndarray:
-    """A part of a tensor in float32; `permuted` is the head_dim if its rows are permuted."""
+def _read(tensor: gguf.ReaderTensor, head_dim: int | None, index: Index) -> np.ndarray:
+    """A part of a tensor in float32; head_dim: of rows that are permuted."""
     rows, *columns = index
-    data = tensor.data
-    data = data[rows] if permuted is None else data[rotary_order(len(data), permuted)[rows]]
-    return _dequantise(data, tensor.tensor_type)[:, *columns]
-
-
-def _dequantise(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    """float32 of some rows. gguf works on 16 rows at a time; of four in one its calls are fewer."""
+    data, kind = tensor.data, tensor.tensor_type
+    if head_dim is None:
+        data = data[rows]
+    else:  # rotary pairs lie side by side: their first halves come first
+        order = np.arange(len(data)).reshape(-1, head_dim // 2, 2).swapaxes(1, 2).ravel()
+        data = data[order[rows]]
     if data.ndim == 2 and len(data) % 4 == 0:
-        return gguf.dequantize(data.reshape(len(data) // 4, -1), kind).reshape(len(data), -1)
-    return gguf.dequantize(data, kind)
+        # gguf works on 16 rows at a time; of four in one its calls are fewer.
+        values = gguf.dequantize(data.reshape(len(data) // 4, -1), kind).reshape(len(data), -1)
+    else:
+        values = gguf.dequantize(data, kind)
+    return values[:, *columns]
 
 
 def _param_paths(config: DecoderConfig) -> dict[str, ParamPath]:
@@ -181,9 +183,3 @@ def _param_paths(config: DecoderConfig) -> dict[str, ParamPath]:
         module, kind = name.rsplit(".", 1)
         paths[f"{names[module]}.{kind}"] = target
     return paths
-
-
-def rotary_order(outputs: int, head_dim: int) -> np.ndarray:
-    """Rows of a matrix with rotary pairs side by side, listed as first halves, then second ones."""
-    pairs = np.arange(outputs).reshape(-1, head_dim // 2, 2)
-    return pairs.swapaxes(1, 2).ravel()
