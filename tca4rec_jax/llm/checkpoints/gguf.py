@@ -44,7 +44,7 @@ class GGUFFile(gguf.GGUFReader):
             super().__init__(self.path)
         except (ValueError, IndexError, KeyError) as error:
             raise UserError(
-                f"{path}: not a readable GGUF file ({error}), fetch it again"
+                f"{path}: not a readable GGUF file ({error}); fetch it again"
             ) from error
 
     def field(self, name: str, default: Any = None) -> Any:
