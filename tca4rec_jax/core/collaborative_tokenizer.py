@@ -14,7 +14,7 @@ below): every device sums its own items and the sparse results are joined.
 Axes: core/__init__.py; here P are all pairs of a batch and K all its decisions.
 """
 
-from functools import partial
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -44,13 +44,8 @@ def cf_logits(cf_PxD: jax.Array, items: CFItems) -> jax.Array:
     """
     if items.table_IxD is None:
         return cf_PxD.astype(jnp.float32)
-    logits_PxI = jnp.einsum(
-        "pd,id->pi",
-        cf_PxD,
-        items.table_IxD,
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
+    exact = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+    logits_PxI = jnp.einsum("pd,id->pi", cf_PxD, items.table_IxD, **exact)
     return logits_PxI if items.bias_I is None else logits_PxI + items.bias_I[None, :]
 
 
@@ -77,19 +72,15 @@ def node_log_mass(
 ) -> jax.Array:
     """log M(n) for every trie node, over the items that are here (all of them, or one shard's).
 
-    Args:
-      logits_PxI: CF logits, any float dtype (computed in float32).
-      beta: CF temperature, > 0.
+    The CF logits are of any float dtype (computed in float32), beta is their temperature, > 0.
 
     Returns:
       float32 [P, N], -inf for a node without items; p_cf(child | h) = exp(mass[child] - mass[h]).
     """
     scores_IxP = logits_PxI.T[trie.item_order].astype(jnp.float32) / beta
     leaf_mass_QxP = segment_logsumexp(scores_IxP, trie.ordered_leaf, trie.sizes.num_leaves)
-    below = None
-    levels = []
-    offsets = trie.sizes.level_offsets
-    for start, stop in reversed(list(zip(offsets[:-1], offsets[1:], strict=True))):
+    below, levels = None, []
+    for start, stop in reversed([*itertools.pairwise(trie.sizes.level_offsets)]):
         leaf = trie.leaf[start:stop]
         mass = leaf_mass_QxP[jnp.maximum(leaf, 0)]
         if below is not None:
@@ -112,8 +103,7 @@ def child_log_probs(
 
     Args:
       mass_PxN: float32, from `node_log_mass`.
-      pair_K: int32, the pair whose CF logits apply.
-      node_K: int32, the trie node of the prefix.
+      pair_K, node_K: int32, the pair whose CF logits apply, and the trie node of the prefix.
       axis_name: the mesh axis (or axes) that shards the items (inside shard_map), if one does.
 
     Returns:
@@ -152,15 +142,12 @@ def project(
 
     Args:
       cf_PxD: user vectors [P, D], or dense logits [P, I] if items.table_IxD is None; any float.
-      items: the item table (and bias) of factorised logits.
-      pair_K, node_K: int32, the pair and the trie node of each decision.
-      axis_name: the mesh axis (or axes) that shards the items (inside shard_map), if one does.
+      pair_K, node_K, axis_name: as in `child_log_probs`.
       pairs_at_once: size of a group; by default what fits a quarter of a gigabyte.
 
     Returns:
       float32 [K, C]: log p_cf of each node's children, -inf where there is none.
     """
-    pairs = cf_PxD.shape[0]
     num_items, num_nodes = trie.item_order.shape[0], trie.sizes.num_nodes
     if pairs_at_once is None:
         pairs_at_once = max(1, _PROJECTION_BYTES // (4 * (3 * num_items + 3 * num_nodes)))
@@ -172,11 +159,10 @@ def project(
         log_p_KxC = child_log_probs(mass_GxN, local_K, node_K, trie, axis_name)
         return inside_K, log_p_KxC
 
-    if pairs <= pairs_at_once:
+    if cf_PxD.shape[0] <= pairs_at_once:
         return group(cf_PxD, 0)[1]
-    groups = -(-pairs // pairs_at_once)
-    padded = jnp.pad(cf_PxD, ((0, groups * pairs_at_once - pairs), (0, 0)))
-    xs = padded.reshape(groups, pairs_at_once, -1), pairs_at_once * jnp.arange(groups)
+    groups = in_chunks(cf_PxD, pairs_at_once)
+    xs = groups, pairs_at_once * jnp.arange(len(groups))
 
     def fill(log_p_KxC, x):
         inside_K, of_group_KxC = group(*x)
@@ -184,6 +170,13 @@ def project(
 
     empty_KxC = jnp.full((node_K.size, trie.sizes.max_children), -jnp.inf, jnp.float32)
     return jax.lax.scan(fill, empty_KxC, xs)[0]
+
+
+def in_chunks(array: jax.Array, chunk: int) -> jax.Array:
+    """[n, ...] -> [chunks, chunk, ...], padded with zeros."""
+    chunks = -(-array.shape[0] // chunk)
+    widths = [(0, chunks * chunk - array.shape[0])] + [(0, 0)] * (array.ndim - 1)
+    return jnp.pad(array, widths).reshape(chunks, chunk, *array.shape[1:])
 
 
 def token_distributions(
@@ -206,20 +199,9 @@ def token_distributions(
     # Token by token, the node of a prefix of t tokens is that of level t.
     node_BxT = trie.paths_QxK[leaf_B, : length_B.max()]
     inside_BxT = np.arange(node_BxT.shape[1]) < length_B[:, None]
-    node_BxT = np.where(inside_BxT, node_BxT, 0)
-    return _dense_view(logits_BxI, node_BxT, inside_BxT, DeviceTrie.of(trie), beta, vocab_size)
-
-
-@partial(jax.jit, static_argnames="vocab_size")
-def _dense_view(logits_BxI, node_BxT, inside_BxT, trie, beta, vocab_size):
-    mass_BxN = node_log_mass(logits_BxI, trie, beta)
-
-    def one_row(mass_N, node_T, inside_T):
-        row_T = jnp.zeros_like(node_T)
-        tokens_TxC = trie.token[trie.children(node_T)[0]]
-        log_p_TxC = child_log_probs(mass_N[None, :], row_T, node_T, trie)
-        p_TxC = jnp.where(inside_T[:, None], jnp.exp(log_p_TxC), 0.0)
-        dense_TxV = jnp.zeros((node_T.size, vocab_size))
-        return dense_TxV.at[jnp.arange(node_T.size)[:, None], tokens_TxC].add(p_TxC)
-
-    return jax.vmap(one_row)(mass_BxN, node_BxT, inside_BxT)
+    row_K, place_K = np.nonzero(inside_BxT)
+    node_K, on_device = jnp.asarray(node_BxT[row_K, place_K]), DeviceTrie.of(trie)
+    log_p_KxC = jax.jit(project)(logits_BxI, DENSE, row_K, node_K, on_device, beta)
+    token_KxC = on_device.token[on_device.children(node_K)[0]]
+    p_BxTxV = jnp.zeros((*node_BxT.shape, vocab_size))
+    return p_BxTxV.at[row_K[:, None], place_K[:, None], token_KxC].add(jnp.exp(log_p_KxC))

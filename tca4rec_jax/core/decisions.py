@@ -51,22 +51,15 @@ class RaggedDecisions:
 
 
 def title_decisions(compressed: ItemTrie) -> RaggedDecisions:
-    """The decisions of each item's title: one title a row, one row an item.
-
-    Args:
-      compressed: from `ItemTrie.compress`. Positions count the title's tokens.
-    """
+    """The decisions of each item's title, of a compressed trie; positions count its tokens."""
     path_IxK = compressed.paths_QxK[compressed.leaf_of_item]
     next_IxK = np.concatenate([path_IxK[:, 1:], np.full_like(path_IxK[:, :1], -1)], axis=1)
     decided = (path_IxK >= 0) & (compressed.child_count[path_IxK] > 1)
     node, child = path_IxK[decided], next_IxK[decided]
     counts = decided.sum(axis=1)
-    return RaggedDecisions(
-        position=Ragged.from_lengths(compressed.depth[node], counts),
-        title=Ragged.from_lengths(np.zeros_like(node), counts),
-        node=Ragged.from_lengths(node, counts),
-        child=Ragged.from_lengths(child - compressed.child_start[node], counts),
-    )
+    position, child = compressed.depth[node], child - compressed.child_start[node]
+    fields = (position, np.zeros_like(node), node, child)
+    return RaggedDecisions(*(Ragged.from_lengths(field, counts) for field in fields))
 
 
 class Targets(NamedTuple):
@@ -90,10 +83,8 @@ class Targets(NamedTuple):
     def of_titles(cls, label_BxT: np.ndarray, weight_BxT: np.ndarray, decisions: Decisions):
         """One supervised title a row, from its first token on, for states [B, T, ...] of its own.
 
-        Args:
-          label_BxT: int32, the title's tokens, its end token included.
-          weight_BxT: float32, 0 for padding.
-          decisions: of the target items, `title_decisions(compressed).pad(items)`.
+        Labels are the title's tokens (int32), its end token included, with float32 weights, 0 for
+        padding; decisions those of the target items, `title_decisions(compressed).pad(items)`.
         """
         batch, length = label_BxT.shape
         position_BxT = np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length))

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.core import Array
-from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
+from tca4rec_jax.core.collaborative_tokenizer import CFItems, in_chunks, project
 from tca4rec_jax.core.decisions import Targets
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.errors import UserError, check_choices
@@ -123,12 +123,8 @@ def tca_loss(
       cf_BxPxD: for every supervised title the CF logits of all items [B, P, I], or user vectors.
       cf_items: the item side of user vectors, DENSE for logits; None leaves the projection out: the
         loss is plain next-token prediction, as with alpha = 0.
-      trie: of the compressed trie.
-      objective: see Objective.
+      trie: the compressed trie.
       project: collaborative_tokenizer.project, or its version for items that are sharded.
-
-    Returns:
-      Sums; the loss is total / positions.
     """
     labels, objective = _soft_labels(targets, cf_BxPxD, cf_items, trie, objective, project)
     if objective.softmax == "children":
@@ -189,9 +185,8 @@ def soft_label_loss(
 ) -> jax.Array:
     """The loss of each decision, float32 [K].
 
-    Args:
-      z_KxC: float32 LLM logits over tau of the children's tokens, finite.
-      log_normaliser_K: log of the softmax denominator over the allowed set (V or the children).
+    `z_KxC` are float32 LLM logits over tau of the children's tokens, finite, `log_normaliser_K` the
+    log of the softmax denominator over the allowed set (V or the children).
     """
     alpha = objective.alpha
     is_label_KxC = jnp.arange(z_KxC.shape[1])[None, :] == labels.child[:, None]
@@ -218,7 +213,7 @@ def vocabulary_loss_of_logits(
 
     Args:
       logits_NxV: float32 LLM logits at the supervised positions.
-      label_N: int32 next token; weight_N: float32, 0 for padding.
+      label_N, weight_N: int32 next token; float32, 0 for padding.
       labels: the decisions among the N positions.
 
     Returns:
@@ -241,11 +236,8 @@ def children_loss_of_logits(
 ) -> tuple[jax.Array, jax.Array]:
     """Soft NTP with the softmax over the trie's children (MSL, arXiv 2504.04178).
 
-    Forced positions have loss and gradient 0, so logits are needed at decisions only; the forced
-    positions still count in the denominator (the caller's).
-
-    Args:
-      logits_NxV: float32 LLM logits at the positions that the labels name.
+    Forced positions have loss and gradient 0, so logits (float32) are needed at decisions only; the
+    forced positions still count in the denominator (the caller's).
 
     Returns:
       (sum of the objective, sum of the negative log-likelihood over the children at tau).
@@ -268,11 +260,9 @@ def children_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """`children_loss_of_logits` of head(states), with the logits of `chunk` decisions at a time.
 
-    Args:
-      head: may know only the tokens that decisions choose from; labels.token counts in its last
-        axis.
-      states_KxD: the states before the decisions, in their order.
-      chunk: by default what fits 64 MiB of logits.
+    `head` may know only the tokens that decisions choose from: labels.token counts in its last
+    axis. The states are those before the decisions, in their order. By default a chunk is what fits
+    64 MiB of logits.
     """
     chunk = chunk or _default_chunk(head, states_KxD)
 
@@ -283,7 +273,7 @@ def children_loss(
     if states_KxD.shape[0] <= chunk:
         return loss(states_KxD, labels)
     # Padded with zeros: no weight, and no child is absent, so that no softmax is empty.
-    return _sum_over(loss, jax.tree.map(lambda a: _in_chunks(a, chunk), (states_KxD, labels)))
+    return _sum_over(loss, jax.tree.map(lambda a: in_chunks(a, chunk), (states_KxD, labels)))
 
 
 def vocabulary_loss(
@@ -317,20 +307,13 @@ def vocabulary_loss(
     if size <= chunk:
         return vocabulary_loss_of_logits(head(states_NxD), label_N, weight_N, labels, objective)
     labels = _sorted_by_position(labels, size, padding=chunk)
-    xs = jax.tree.map(lambda a: _in_chunks(a, chunk), (states_NxD, label_N, weight_N))
+    xs = jax.tree.map(lambda a: in_chunks(a, chunk), (states_NxD, label_N, weight_N))
     return _sum_over(loss, (*xs, chunk * jnp.arange(xs[0].shape[0])))
 
 
 def _default_chunk(head: Head, states_NxD: jax.Array) -> int:
     row = jax.ShapeDtypeStruct((1, states_NxD.shape[1]), states_NxD.dtype)
     return max(8, _LOGITS_BYTES // (4 * jax.eval_shape(head, row).shape[1]) // 8 * 8)
-
-
-def _in_chunks(array: jax.Array, chunk: int) -> jax.Array:
-    """[n, ...] -> [chunks, chunk, ...], padded with zeros."""
-    chunks = -(-array.shape[0] // chunk)
-    widths = [(0, chunks * chunk - array.shape[0])] + [(0, 0)] * (array.ndim - 1)
-    return jnp.pad(array, widths).reshape(chunks, chunk, *array.shape[1:])
 
 
 def _sorted_by_position(labels: SoftLabels, size: int, padding: int) -> SoftLabels:

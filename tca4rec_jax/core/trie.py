@@ -8,6 +8,7 @@ children merged into one edge of several tokens; its inner nodes are the decisio
 Axes: core/__init__.py; here L are the tokens of the longest title.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -48,15 +49,10 @@ class ItemTrie:
 
     @classmethod
     def build(cls, sequences: Ragged | Sequence[Sequence[int]]) -> "ItemTrie":
-        """Builds the token-by-token trie.
+        """Builds the token-by-token trie of each item's token ids (int), the end token included.
 
-        Args:
-          sequences: for each item its title's token ids, the end token included; a Ragged (values
-            integer, such as TitleTokens.titles) spares a large catalogue an array per item.
-
-        Raises:
-          ValueError: if there is no item, a sequence is empty or has a negative token, or one
-            sequence is a proper prefix of another (the end token is missing or not unique).
+        Raises ValueError if there is no item, a sequence is empty or has a negative token, or one
+        is a proper prefix of another (the end token is missing or not unique).
         """
         lengths_I, tokens_IxL = _padded(sequences)
         order_I = _lexicographic_order(tokens_IxL)
@@ -72,11 +68,9 @@ class ItemTrie:
         shared_Q = shared_I[is_new_I]
         swallowed_Q = np.flatnonzero(shared_Q[1:] >= lengths_Q[:-1])
         if swallowed_Q.size:
-            items = [
-                int(np.argmax(leaf_of_item == q)) for q in (swallowed_Q[0], swallowed_Q[0] + 1)
-            ]
+            item, longer = (np.argmax(leaf_of_item == q) for q in swallowed_Q[0] + np.arange(2))
             raise UserError(
-                f"the tokens of item {items[0]} are a prefix of those of item {items[1]}: "
+                f"the tokens of item {item} are a prefix of those of item {longer}: "
                 "end every title with an end token that occurs nowhere else in it"
             )
         return cls(tokens_QxL, lengths_Q, leaf_of_item, **_token_nodes(shared_Q, lengths_Q))
@@ -90,7 +84,7 @@ class ItemTrie:
         kept_N = (self.child_count != 1) | (self.parent < 0)
         ancestor_N = np.full(self.num_nodes, -1, np.int32)  # nearest kept proper ancestor
         level_N = np.zeros(self.num_nodes, np.int32)
-        for start, stop in zip(self.level_offsets[1:-1], self.level_offsets[2:], strict=True):
+        for start, stop in itertools.pairwise(self.level_offsets[1:]):
             parent = self.parent[start:stop]
             ancestor_N[start:stop] = np.where(kept_N[parent], parent, ancestor_N[parent])
             level_N[start:stop] = level_N[ancestor_N[start:stop]] + 1
@@ -155,8 +149,7 @@ class ItemTrie:
     def longest(self) -> np.ndarray:
         """int32 [N]: tokens of the longest sequence below each node."""
         longest_N = np.where(self.leaf >= 0, self.depth, 0).astype(np.int32)
-        levels = list(zip(self.level_offsets[1:-1], self.level_offsets[2:], strict=True))
-        for start, stop in reversed(levels):
+        for start, stop in reversed([*itertools.pairwise(self.level_offsets[1:])]):
             np.maximum.at(longest_N, self.parent[start:stop], longest_N[start:stop])
         return longest_N
 
@@ -259,9 +252,9 @@ class DeviceTrie:
         Args:
           trie: `ItemTrie.build(..).compress()`, or token by token for a search that asks for it.
           item_shards: into how many equal slices the item axis of the CF logits is sharded.
-            `item_order` and `ordered_leaf` then hold the shards one after the other: shard them
-            over the mesh axis of the logits and replicate the rest. The items are padded to a
-            multiple of item_shards; pad the logits alike, with any finite value.
+            `item_order` and `ordered_leaf` then hold the shards one after the other, to be sharded
+            over the mesh axis of the logits. The items are padded to a multiple of item_shards; pad
+            the logits alike, with any finite value.
           score_edges: forced tokens are scored too (softmax over the vocabulary), so a search reads
             the edges into leaves to their last token but one; else it never reads them.
         """
@@ -294,14 +287,9 @@ class DeviceTrie:
         return cls(**{name: jnp.asarray(array) for name, array in arrays.items()}, sizes=sizes)
 
     def children(self, node: jax.Array, count: int | None = None) -> tuple[jax.Array, jax.Array]:
-        """The children of nodes.
+        """(ids int32 [..., C], 0 where there is none; is_child bool [..., C]) of nodes [...].
 
-        Args:
-          node: int32 [...], node ids.
-          count: C, static: at least the most children of these nodes; sizes.max_children if None.
-
-        Returns:
-          (child int32 [..., C], 0 where there is none; is_child bool [..., C]).
+        `count` is C, static: at least the most children of these nodes, by default of all nodes.
         """
         offset_C = jnp.arange(self.sizes.max_children if count is None else count, dtype=jnp.int32)
         offset = jnp.expand_dims(offset_C, tuple(range(node.ndim)))
