@@ -16,10 +16,9 @@ from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
-from tca4rec_jax.data.tables import read_table
+from tca4rec_jax.data.tables import Table, read_table
 
 KEYS = ("row", "position", "user")
-_SHOWN = 5  # ids in a message
 
 
 def import_logits(
@@ -73,20 +72,27 @@ def _topk_arrays(
     user_ids: Sequence[str] | None,
 ) -> dict[str, Any]:
     """The arrays of a topk store from a table: values and items [E, K], floor [E]."""
-    key, number, item, score = _read_table(source, catalogue, user_ids)
+    key, table = _read_table(source)
+    item = table.indices("item", catalogue.find, f"the catalogue of {catalogue.num_items}")
+    score = pd.to_numeric(table["score"], errors="coerce").to_numpy(np.float64)
+    table.refuse("score", ~np.isfinite(score), "a finite number")
+    if key != "user" or user_ids == ():
+        number = table.integers(key)
+    elif user_ids is None:
+        raise LogitsStoreError(
+            f"{source}: the data do not say which user has which id, as they were prepared by an "
+            "earlier version: prepare them again in another folder"
+        )
+    else:
+        number = table.indices("user", pd.Index(user_ids).get_indexer, "the data")
     num_events = {
         "row": len(sequences),
         "position": len(sequences.items),
         "user": max(int(sequences.user.max()) + 1, len(user_ids or ())),
     }[key]
-    outside = np.unique(number[number >= num_events])
-    if outside.size:
-        raise LogitsStoreError(
-            f"{source}: {len(outside)} {key}s are not in the data, such as "
-            f"{outside[:_SHOWN].tolist()}; expected 0..{num_events - 1}"
-        )
+    table.refuse(key, number >= num_events, f"0..{num_events - 1}")
     order = np.lexsort((item, number))
-    number, item, score = number[order], item[order], score[order]
+    number, item, score = number[order], item[order], score[order].astype(np.float32)
     twice = (np.diff(number) == 0) & (np.diff(item) == 0)
     if twice.any():
         at = int(np.argmax(twice))
@@ -99,7 +105,7 @@ def _topk_arrays(
     if missing.size:
         raise LogitsStoreError(
             f"{source}: {len(missing)} of {len(needed)} {key}s have no score, such as "
-            f"{missing[:_SHOWN].tolist()}; give each at least one"
+            f"{missing[:5].tolist()}; give each at least one"
         )
     events = np.repeat(sequences.user, sequences.lengths) if key == "user" else needed
     width = int(counts_E.max())
@@ -150,29 +156,12 @@ def _map_member(source: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo)
     return np.memmap(source, dtype, "r", offset, shape, "F" if fortran else "C")
 
 
-def _read_table(source: Path, catalogue: Catalogue, user_ids: Sequence[str] | None):
-    """(name of the key column, its numbers, item indices, scores)."""
-    columns = {"item": "item", "score": "score"}
+def _read_table(source: Path) -> tuple[str, Table]:
+    """A table of scores, and which of KEYS it has."""
     for key in KEYS:
         try:
-            table = read_table(source, {key: key, **columns})
-            break
+            return key, read_table(source, {name: name for name in (key, "item", "score")})
         except ValueError as error:
             if f"has no column ['{key}']" not in str(error):
                 raise
-    else:
-        raise LogitsStoreError(f"{source} needs one of the columns {KEYS} besides item and score")
-    item = table.indices("item", catalogue.find, f"the catalogue of {catalogue.num_items}")
-    score = pd.to_numeric(table["score"], errors="coerce")
-    finite = np.isfinite(score.to_numpy(np.float64))
-    table.refuse("score", ~finite, "a finite number")
-    if key != "user" or user_ids == ():
-        number = table.integers(key)
-    elif user_ids is None:
-        raise LogitsStoreError(
-            f"{source}: the data do not say which user has which id, as they were prepared by an "
-            "earlier version: prepare them again in another folder"
-        )
-    else:
-        number = table.indices("user", pd.Index(user_ids).get_indexer, "the data")
-    return key, number, item, score.to_numpy(np.float32)
+    raise LogitsStoreError(f"{source} needs one of the columns {KEYS} besides item and score")

@@ -67,8 +67,7 @@ class LogitsStore:
         Raises LogitsStoreError for an array that is missing, damaged or not of the manifest.
         """
         path = checks.path
-        known = [name for name in KINDS[manifest["kind"]] if name in manifest["arrays"]]
-        arrays = {name: open_array(path, name, manifest) for name in known}
+        arrays = {name: open_array(path, name, manifest) for name in manifest["arrays"]}
         per_item = {}
         for name in arrays.keys() & PER_ITEM:
             array = arrays.pop(name)
@@ -104,14 +103,15 @@ class LogitsStore:
         events_m = self.events_at(flat_positions)
         if not events_m.size:
             return np.zeros((0, self.width), np.float32)
-        pending = [array[events_m].read() for array in self.arrays.values()]
-        read = [np.asarray(future.result()) for future in pending]
+        pending = {name: array[events_m].read() for name, array in self.arrays.items()}
+        read = {name: np.asarray(future.result()) for name, future in pending.items()}
         if self.kind == "topk":
-            values_mxK, items_mxK, floor_m = read
+            values_mxK, items_mxK, floor_m = (read[name] for name in KINDS["topk"])
             logits_mxI = np.repeat(floor_m[:, None], self.width + 1, axis=1)
             np.put_along_axis(logits_mxI, items_mxK, values_mxK, axis=1)
             return logits_mxI[:, :-1]  # item -1 is nothing
-        return read[0].astype(np.float32, copy=False)
+        (rows,) = read.values()
+        return rows.astype(np.float32, copy=False)
 
     def logits(self, flat_positions: np.ndarray) -> np.ndarray:
         """CF logits of all items, float32 [m, I], multiplied out on the host; as `read`."""
@@ -233,13 +233,11 @@ def _difference(path: StorePath, sequences: ItemSequences, catalogue: Catalogue)
 
 
 def _items_differ(there: list[str], here: list[str]) -> str:
-    lost, added = set(there) - set(here), set(here) - set(there)
-    parts = [
-        f"{len(ids)} items only {where}, such as {sorted(ids)[:_SHOWN]}"
-        for ids, where in ((lost, "there"), (added, "in the data"))
-        if ids
-    ]
-    if parts:
-        return "; ".join(parts)
+    lost, added = sorted(set(there) - set(here)), sorted(set(here) - set(there))
+    if lost or added:
+        return (
+            f"{len(lost)} items only there, such as {lost[:_SHOWN]}; {len(added)} items only in "
+            f"the data, such as {added[:_SHOWN]}"
+        )
     at = next(at for at, item in enumerate(there) if item != here[at])
     return f"the same ids in another order: item {at} is {there[at]!r} there, {here[at]!r} here"

@@ -121,10 +121,8 @@ def store_logits(settings: CFSettings, model: CFModel, data: RecData, workdir: P
         )
 
 
-def evaluate_model(
-    model: CFModel, data: RecData, filter_seen: bool = False
-) -> dict[str, dict[str, float]]:
-    """Full ranking of the validation and test rows, and of the tied and untied test rows."""
+def evaluate_model(model: CFModel, data: RecData, filter_seen: bool) -> dict[str, dict]:
+    """{subset: metrics}, full ranking: validation, test, and its rows tied and untied in time."""
     results = {}
     for split in ("validation", "test"):
         rows, seen_RxS = data.splits[split], None

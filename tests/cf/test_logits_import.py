@@ -87,7 +87,7 @@ def test_a_table_of_users_means_the_ids_of_the_data(tmp_path):
     ("changes", "message"),
     [
         ({"item": list("dbxc")}, r"row 3: 1 items are not in the catalogue of 4, such as \['x'\]"),
-        ({"row": [2, 0, 0, 7]}, r"1 rows are not in the data, such as \[7\]; expected 0\.\.2"),
+        ({"row": [2, 0, 0, 7]}, r"row 4: row is '7', expected 0\.\.2"),
         ({"row": [0, 0, 0, 0]}, r"2 of 3 rows have no score, such as \[1, 2\]"),
         ({"item": list("dbbc")}, "row 0 has two scores for item 'b'"),
         ({"score": [0.5, "inf", 1, 1]}, "row 2: score is 'inf', expected a finite number"),
