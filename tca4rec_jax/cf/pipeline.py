@@ -25,16 +25,11 @@ from tca4rec_jax.cf.logits_store import open_store, split_path
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
-from tca4rec_jax.cf.scoring import (
-    check_history_length,
-    host_items,
-    profile,
-    score_targets,
-    user_vectors,
-)
+from tca4rec_jax.cf.scoring import host_items, profile, score_targets, user_vectors
 from tca4rec_jax.cf.settings import CFSettings
 from tca4rec_jax.cf.trainer import fit
 from tca4rec_jax.data.sequences import ItemSequences, RecData
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import file_sha256, fingerprint, write_text
 from tca4rec_jax.metrics import CUTOFFS, mean_metrics
 from tca4rec_jax.reporting import console_table
@@ -53,7 +48,12 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
     out of range and a history longer than the model's.
     """
     settings = CFSettings.of(config, data)
-    check_history_length(history_length, settings.architecture.history_length)
+    available = settings.architecture.history_length  # None: of any length
+    if available is not None and not 1 <= history_length <= available:
+        raise UserError(
+            f"the history is {history_length} items long, but the CF model reads 1 to {available}; "
+            "train the CF model with a longer history_length or shorten the history"
+        )
     directory = Path(workdir) / "cf"
     identity = _identity(settings, data)
     if (found := _complete_run(directory, settings, identity, data)) is not None:

@@ -106,17 +106,8 @@ def user_vectors(
 def _vectors(graph, state, rows, position_B):
     model = nnx.merge(graph, state)
     length = model.config.history_length or 1  # a model that reads no history has None
-    windows = windows_at(rows, position_B, length)
-    return model.user_vectors(windows.history_BxS).astype(jnp.float32)
-
-
-def check_history_length(wanted: int, available: int | None) -> None:
-    """Raises UserError if a CF model cannot read as much history as is asked for (None: any)."""
-    if available is not None and not 1 <= wanted <= available:
-        raise UserError(
-            f"the history is {wanted} items long, but the CF model reads 1 to {available}; train "
-            "the CF model with a longer history_length or shorten the history"
-        )
+    history_BxS = windows_at(rows, position_B, length).history_BxS
+    return model.user_vectors(history_BxS).astype(jnp.float32)
 
 
 def check_items(sequences: ItemSequences, num_items: int) -> None:
