@@ -1,4 +1,6 @@
-"""Trains the LLM: python launch/train.py --config=configs/quickstart.py:alpha=0.1 --workdir=runs/x
+"""Trains the LLM of a run, with the CF model's logits in its soft labels.
+
+    python launch/train.py --config=configs/quickstart.py:alpha=0.1 --workdir=runs/x
 
 Needs prepare_data and train_cf in the same work directory; goes on from its own last checkpoint.
 Writes WORKDIR/llm/<run>/: checkpoints, log.jsonl, config.json.

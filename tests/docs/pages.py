@@ -10,7 +10,8 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # Programs that a shell block may call: each is a function that writes down its arguments.
-_RECORDED = ("python", "bash", "hf", ".venv/bin/python", ".venv/bin/mkdocs", "sbatch")
+_RECORDED = ("python", "bash", "hf", "pip", "tca4rec", "sbatch")
+_RECORDED += (".venv/bin/python", ".venv/bin/mkdocs")
 
 
 def code_blocks(text: str, language: str) -> list[str]:

@@ -12,7 +12,7 @@ from tca4rec_jax.config import SHORT_NAMES, apply_argument, config_value, defaul
 
 _DEFINED = re.compile(r"DEFINE_(?:\w+)\(\s*\"(\w+)\"")
 # Flags of other programs that the pages call or mention.
-_FOREIGN = {"--local-dir", "--no-deps", "--strict", "--config-file", "--nodes"}
+_FOREIGN = {"--local-dir", "--no-deps", "--strict", "--config-file", "--nodes", "--upgrade"}
 
 
 def _flags(script) -> set[str]:
@@ -28,6 +28,8 @@ ALL_FLAGS = set().union(*map(_flags, (pages.ROOT / "launch").rglob("*.py"))) | {
 def problems_of_command(words: list[str]) -> list[str]:
     """What is wrong with a command: a missing script, an unknown flag, field or value."""
     program, *arguments = words
+    if program == "tca4rec":
+        program, arguments = "python", [f"launch/{arguments[0]}.py", *arguments[1:]]
     if program.endswith("python") and arguments[0] == "-m":
         return []
     files = [a for a in arguments if re.match(r"(launch|configs|docs|tests|\.ci)/", a)]
@@ -152,6 +154,8 @@ def test_the_short_names_are_fields():
         "python launch/train.py --config=configs/quickstart.py --config.training.steps=many",
         "for s in train no_such_script; do python launch/$s.py; done",
         "bash launch/no_such_script.sh",
+        "tca4rec no_such_script --workdir=x",
+        "tca4rec train --no_such_flag=1",
     ],
 )
 def test_a_wrong_command_is_found(command):
