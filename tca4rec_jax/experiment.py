@@ -170,8 +170,8 @@ class Experiment:
     def decoder(self) -> Decoder:
         """The pretrained decoder, with fresh adapters (which change nothing) if they are trained.
 
-        Raises UserError for an unknown llm.train, llm.attention, ..., for quantised weights that
-        should be trained, and as `pretrained`.
+        Raises UserError for an unknown llm.train, an llm.attention that does not run here, quantised
+        weights that should be trained, and as `pretrained`.
         """
         _check_llm(self.config, self.mesh.devices.flat[0].platform)
         llm = self.config.llm

@@ -111,12 +111,9 @@ def load_batches(experiment: Experiment) -> Batches:
         cache=cache,
     )
     logging.info(
-        "%d examples, %d supervised titles, %d batches an epoch of shapes %s, %.1f%% padding",
-        len(examples),
-        len(examples.cf_position.values),
-        batches.per_epoch,
-        batches.shapes,
-        100 * batches.padding_share,
+        f"{len(examples)} examples, {examples.cf_position.values.size} supervised titles, "
+        f"{batches.per_epoch} batches an epoch of shapes {batches.shapes}, "
+        f"{100 * batches.padding_share:.1f}% padding"
     )
     batches.store = experiment.cf_store(split, batches.cf_positions(training.steps))
     return batches

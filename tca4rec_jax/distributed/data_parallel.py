@@ -17,6 +17,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from tca4rec_jax.distributed.sharding import RULES, MeshAxes, axis_names
 
+_shard_map = functools.partial(jax.shard_map, check_vma=False)
+
 
 @dataclass(frozen=True)
 class DataParallel:
@@ -46,25 +48,17 @@ class DataParallel:
 
     def __call__(self, function: Callable, in_specs, out_specs) -> Callable:
         """The function of each device's rows; specs may name the axes of the rows only."""
-        return jax.shard_map(
-            function,
-            mesh=self.mesh,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            axis_names=set(self.mesh.axis_names) - self.automatic,
-            check_vma=False,
+        names = set(self.mesh.axis_names) - self.automatic
+        return _shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names
         )
 
     def on_own_part(self, function: Callable, in_specs, out_specs) -> Callable:
         """Inside: a function of each device's own part of arrays that the other axes split too."""
         if not self.automatic:
             return function
-        return jax.shard_map(
-            function,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            axis_names=self.automatic,
-            check_vma=False,
+        return _shard_map(
+            function, in_specs=in_specs, out_specs=out_specs, axis_names=self.automatic
         )
 
     def manual_part(self, spec: PartitionSpec) -> PartitionSpec:
@@ -115,14 +109,10 @@ class ShardedWeight:
 
     A model computes with it as with an array and does not know that it is split. The gradient is
     summed over the axes that split the weight, and split. Under remat it is put together again.
-
-    Attributes:
-      part: the array; a loop over layers takes its leading axis away.
-      spec: how the mesh splits the weight, by its last axes.
     """
 
-    part: jax.Array
-    spec: PartitionSpec
+    part: jax.Array  # a loop over layers takes its leading axis away
+    spec: PartitionSpec  # how the mesh splits the weight, by its last axes
     on_rows: DataParallel
 
     @classmethod

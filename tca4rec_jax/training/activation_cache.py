@@ -109,7 +109,7 @@ class ActivationCache:
             missing_N[number] = not all(self._has(tokens[row]) for row in new)
             seen |= new
         chosen_N = np.frombuffer(broadcast_from_main(missing_N.tobytes, missing_N.size), bool)
-        return [batch for batch, chosen in zip(batches, chosen_N, strict=True) if chosen]
+        return list(itertools.compress(batches, chosen_N))
 
     def _has(self, tokens_S: np.ndarray) -> bool:
         path = self._path(tokens_S)

@@ -214,19 +214,18 @@ def _read_data(folder: Path):
 
 def _differences(folder: epath.Path, abstract: TrainState) -> str:
     """The arrays whose shapes differ from those wanted; '' if none do, or if it is unreadable."""
+
+    def shapes(tree) -> dict[str, tuple[int, ...]]:
+        leaves, name = jax.tree.leaves_with_path(tree), jax.tree_util.keystr
+        return {name(path, simple=True, separator="/"): tuple(a.shape) for path, a in leaves}
+
     try:
-        saved = ocp.StandardCheckpointHandler().metadata(folder)
-        saved = {name: tuple(one.shape) for name, one in _flat(saved.tree).items()}
+        saved = shapes(ocp.StandardCheckpointHandler().metadata(folder).tree)
     except Exception:
         return ""
-    wanted = {name: tuple(one.shape) for name, one in _flat(abstract).items()}
-    differ = [name for name in {**wanted, **saved} if saved.get(name) != wanted.get(name)]
+    wanted = shapes(abstract)
+    differ = [name for name in wanted | saved if saved.get(name) != wanted.get(name)]
     return "; ".join(
         f"{name} is {saved.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}"
         for name in differ[:5]
     )
-
-
-def _flat(tree) -> dict:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -88,23 +88,16 @@ def run_loop(
         profile = ProfilerWindow(directory / "profile", *options.profile_steps)
         progress = _Progress(train_step, batches, checkpoints, options, log, watchdog, start)
         with stop_signal() as stop_requested, watchdog, log, profile:
-            pending = None  # the step whose metrics are not fetched yet
             for step, batch in enumerate(batches.iterator(start, total), start):
                 if stop_requested(step):
                     break
                 profile.at(step, state)
                 state, metrics = train_step(state, batch)
-                done = step + 1
-                if pending is not None:
-                    progress.finish(*pending, state)
-                pending = step, metrics
+                progress.finish(state)
+                progress.pending, done = (step, metrics), step + 1
                 checkpoints.check()
                 if done % options.checkpoint_every == 0 and done < total:
-                    progress.finish(*pending, state)
-                    pending = None  # no checkpoint before its loss was seen to be finite
                     progress.save(state, done)
-            if pending is not None:
-                progress.finish(*pending, state)
             if done > progress.saved:
                 progress.save(state, done)
             checkpoints.close()
@@ -139,7 +132,7 @@ def _resumed(state: TrainState, checkpoints: Checkpoints, options: LoopOptions) 
 
 @dataclasses.dataclass
 class _Progress:
-    """Finishes and saves the steps of a loop; `saved` is the step of the newest checkpoint."""
+    """Finishes and saves the steps of a loop."""
 
     train_step: TrainStep
     batches: Batches
@@ -147,20 +140,25 @@ class _Progress:
     options: LoopOptions
     log: TrainingLog
     watchdog: Watchdog
-    saved: int
+    saved: int  # the step of the newest checkpoint
+    pending: tuple[int, Metrics] | None = None  # the step whose metrics are not fetched yet
 
     def save(self, state: TrainState, step: int) -> None:
-        """Starts a checkpoint of `state`, after `step` updates."""
+        """Starts a checkpoint of `state`, after `step` updates whose loss was seen to be finite."""
+        self.finish(state)
         position = {"identity": self.options.identity, "next_batch": step}
         self.checkpoints.save(state, position, self.log.mean_loss())
         self.watchdog.progress(step)
         self.saved = step
 
-    def finish(self, step: int, metrics: Metrics, state: TrainState) -> None:
-        """Waits for a step and logs it; `state` is the one after this step or the next.
+    def finish(self, state: TrainState) -> None:
+        """Waits for the pending step and logs it; `state` is the one after this step or the next.
 
         Raises FloatingPointError as `run_loop`.
         """
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
         metrics = self.log.write(step, metrics, self.batches.tokens(step))
         self.watchdog.progress(step + 1)
         if _finite(metrics):

@@ -5,7 +5,6 @@ Axes: core/__init__.py.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,14 +46,8 @@ def make_train_step(
     """
     shardings = jax.tree.map(lambda array: array.sharding, (state, base))
     state_specs, base_specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
-    loss_and_gradients = _loss_and_gradients(
-        graph,
-        batch_loss,
-        DataParallel(mesh),
-        params_specs=state_specs.params,
-        base_specs=base_specs,
-        compute_dtype=compute_dtype,
-    )
+    specs = state_specs.params, base_specs
+    loss_and_gradients = _loss_and_gradients(graph, batch_loss, mesh, specs, compute_dtype)
 
     @functools.partial(
         jax.jit,
@@ -89,20 +82,15 @@ def make_train_step(
 
 
 def _loss_and_gradients(
-    graph: nnx.GraphDef,
-    batch_loss: Callable[..., Loss],
-    on_rows: DataParallel,
-    *,
-    params_specs: Any,
-    base_specs: Any,
-    compute_dtype: str | None,
+    graph: nnx.GraphDef, batch_loss: Callable, mesh: Mesh, specs: tuple, compute_dtype: str | None
 ) -> Callable:
     """(params, base, batch, row_B, cf_items, trie, objective, key) -> (Loss, gradients of params).
 
-    Every device differentiates the *sum* of its rows' losses (no gradient of anything in `base` is
-    computed). Sums and gradients are then added up over all rows, so shards of unequal size average
-    exactly.
+    `specs` are those of params and base. Every device differentiates the *sum* of its rows' losses
+    (no gradient of anything in `base` is computed). Sums and gradients are then added up over all
+    rows, so shards of unequal size average exactly.
     """
+    on_rows, (params_specs, base_specs) = DataParallel(mesh), specs
     sharded = functools.partial(jax.tree.map, functools.partial(ShardedWeight.wrap, on_rows))
 
     def sums_and_gradients(params, base, batch, row_B, cf_items, trie, objective, key):
@@ -124,7 +112,7 @@ def _loss_and_gradients(
         loss_specs = jax.tree.map(lambda _: PartitionSpec(), loss)
         return on_rows.sum((loss, gradients), (loss_specs, params_specs))
 
-    params_parts, base_parts = jax.tree.map(on_rows.manual_part, (params_specs, base_specs))
+    params_parts, base_parts = jax.tree.map(on_rows.manual_part, specs)
     everywhere = PartitionSpec()
     return on_rows(
         sums_and_gradients,
