@@ -144,10 +144,7 @@ class Experiment:
 
     @cached_property
     def pretrained(self) -> tuple[DecoderConfig, dict[str, jax.Array]]:
-        """The architecture and the pretrained weights, by path, on the mesh.
-
-        The weights are in llm.dtype under adapters; in float32 if they are trained themselves, so
-        that small updates are not rounded away.
+        """The architecture and the pretrained weights, by path, on the mesh, in `stored_dtype`.
 
         Raises UserError if prompt.max_tokens exceeds the longest sequence of the model.
         """
@@ -170,7 +167,7 @@ class Experiment:
     def decoder(self) -> Decoder:
         """The pretrained decoder, with fresh adapters (which change nothing) if they are trained.
 
-        Raises UserError for an unknown llm.train, an llm.attention that does not run here, quantised
+        Raises UserError for an unknown llm.train, llm.attention that does not run here, quantised
         weights that should be trained, and as `pretrained`.
         """
         _check_llm(self.config, self.mesh.devices.flat[0].platform)
@@ -186,7 +183,7 @@ class Experiment:
 
     @property
     def stored_dtype(self) -> str:
-        """The dtype of the pretrained weights."""
+        """The pretrained weights' dtype; float32 if trained, or small updates were rounded away."""
         return self.config.llm.dtype if self.config.llm.train == "lora" else "float32"
 
     @property

@@ -30,9 +30,8 @@ _IDENTITY = ("recommender", "llm", "lora", "prompt", "objective")  # sections of
 def train(experiment: Experiment) -> TrainState:
     """Trains the LLM of an experiment, or goes on training it; `run_loop` says what is written.
 
-    Raises:
-      UserError: a field out of range, inputs that do not fit each other, a folder that can't be
-        written to, or processes that were not given the same; before any step.
+    Raises UserError, before any step, for a field out of range, inputs that do not fit each other,
+    a folder that can't be written to, or processes that were not given the same.
     """
     config, directory = experiment.config, experiment.directory
     training, split = config.training, training_split(experiment)
@@ -122,10 +121,8 @@ def load_batches(experiment: Experiment) -> Batches:
 class TrainStep:
     """The jitted update with all that it takes besides a state and a batch, on the mesh.
 
-    Args:
-      graph, state, base: from Experiment.initial_state.
-      items: the item side of the CF logits. None leaves the projection of the CF logits out of the
-        step, which is then plain next-token prediction whatever objective.alpha is.
+    `graph`, `state` and `base` are from Experiment.initial_state. Without the item side of the CF
+    logits the step is plain next-token prediction, whatever objective.alpha is.
     """
 
     def __init__(

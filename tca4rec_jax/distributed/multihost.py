@@ -28,10 +28,8 @@ def join_job(coordinator: str = "", count: int = 0, index: int = -1) -> None:
 
     Either all three arguments are given (`coordinator` is host:port of process 0), or none and
     `detect_cluster` finds the job. Otherwise, and with count = 1 alone, this is a plain single
-    process and nothing happens.
-
-    Raises:
-      UserError: some of the three are missing or out of range, or Kubernetes's client is missing.
+    process and nothing happens. Raises UserError if some of the three are missing or out of range,
+    or Kubernetes's client is missing.
     """
     initialize = functools.partial(
         jax.distributed.initialize, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
@@ -67,8 +65,8 @@ def detect_cluster(environment: Mapping[str, str]) -> str:
 
     jax.distributed.initialize then finds the coordinator by itself. No network is used.
     """
-    slurm = ("SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
-    if all(name in environment for name in slurm) and int(environment.get("SLURM_NTASKS", 1)) > 1:
+    slurm = {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"} <= environment.keys()
+    if slurm and int(environment.get("SLURM_NTASKS", 1)) > 1:
         return "Slurm"
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES", "")
     if "," in hosts:

@@ -72,15 +72,9 @@ class Rules:
         return axis_names(getattr(self, axis))
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
-        """The PartitionSpec of an array with these logical axes.
-
-        Raises:
-          ValueError: two of the axes are split over the same mesh axis.
-        """
-        for (axis, names), (other, taken) in itertools.combinations(
-            [(axis, set(self.mesh_axes(axis))) for axis in axes], 2
-        ):
-            for name in names & taken:
+        """An array's PartitionSpec; raises ValueError if a mesh axis splits two of its axes."""
+        for axis, other in itertools.combinations(axes, 2):
+            for name in set(self.mesh_axes(axis)) & set(self.mesh_axes(other)):
                 raise ValueError(
                     f"an array of {tuple(axes)}: {axis!r} and {other!r} are both split over the "
                     f"mesh axis {name!r}; change one of these rules"
@@ -103,11 +97,8 @@ def make_mesh(
 ) -> Mesh:
     """The mesh of these sizes; data = -1 takes all devices that the other two axes leave.
 
-    Args:
-      devices: all devices by default; a single process leaves out those the mesh does not need.
-
-    Raises:
-      UserError: sizes that are not positive, or do not fit the number of devices.
+    A single process leaves out devices that the mesh does not need. Raises UserError for sizes that
+    are not positive, or do not fit the number of devices (all of JAX by default).
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -126,20 +117,16 @@ def make_mesh(
             f"mesh {sizes} is of {count} devices, there are {len(devices)}: set mesh.data=-1 for "
             "all of them"
         )
-    types = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(
-        tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices[:count]
-    )
+    types, devices = (AxisType.Auto,) * len(MESH_AXES), devices[:count]
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
 
 
 def mesh_for_batches(data: int, fsdp: int, tensor: int, *, batch: int, prompts: int) -> Mesh:
     """`make_mesh` for batches of these sizes (rows of a training batch, rows of a beam search).
 
     On CPU, data = -1 takes the largest number of cores that divides both; XLA uses the remaining
-    cores inside the devices. (On accelerators the config's author has counted the devices.)
-
-    Raises:
-      UserError: as `make_mesh`.
+    cores inside the devices. (On accelerators the config's author has counted the devices.) Raises
+    UserError as `make_mesh`.
     """
     on_one_host = jax.default_backend() == "cpu" and jax.process_count() == 1
     if on_one_host and data == -1 and min(fsdp, tensor) > 0:
@@ -162,10 +149,7 @@ def sharding_of(
 
     A dimension that does not divide evenly is replicated: splitting it would cost padding and
     communication at each use. `units` is {logical axis: its number of indivisible units (heads)},
-    by default its size.
-
-    Raises:
-      ValueError: as `Rules.spec`, or not one axis for each dimension.
+    by default its size. Raises ValueError as `Rules.spec`, or without an axis for each dimension.
     """
     if len(axes) != len(shape):
         raise ValueError(f"logical axes {tuple(axes)} of an array of shape {tuple(shape)}")

@@ -41,16 +41,11 @@ class ActivationCache:
     """A folder with one file per row of tokens: its hidden states [S, D], named by the tokens.
 
     A file holds the bare numbers in the decoder's dtype; one of another size counts as missing.
-
-    Attributes:
-      directory: made by `fill`; for several processes one that all of them see.
-      decoder: its layers below lora.first_layer are the frozen prefix.
-      mesh: of the decoder.
     """
 
-    directory: Path
-    decoder: Decoder
-    mesh: Mesh
+    directory: Path  # made by `fill`; for several processes one that all of them see
+    decoder: Decoder  # its layers below lora.first_layer are the frozen prefix
+    mesh: Mesh  # of the decoder
 
     def fill(
         self, tokens: Ragged, batches: Sequence[tuple[np.ndarray, int]], batch_size: int
@@ -137,22 +132,18 @@ class ActivationCache:
 @partial(jax.jit, static_argnums=(2, 3))
 def _run_prefix(state: nnx.State, tokens_BxS: jax.Array, mesh: Mesh, graph: nnx.GraphDef):
     """Hidden states [B, S, D] after the frozen prefix."""
+
+    def run(state, tokens_BxS):
+        return nnx.merge(graph, state).frozen_prefix(tokens_BxS)
+
     on_rows = DataParallel(mesh, "prompts")
-    run = on_rows(
-        lambda state, tokens: nnx.merge(graph, state).frozen_prefix(tokens),
-        in_specs=(PartitionSpec(), on_rows.rows),
-        out_specs=on_rows.rows,
-    )
-    return run(state, tokens_BxS)
+    return on_rows(run, (PartitionSpec(), on_rows.rows), on_rows.rows)(state, tokens_BxS)
 
 
 def cache_key(llm: Mapping, layers: int, weights: Path) -> str:
     """A name for everything besides the tokens that hidden states depend on.
 
-    Args:
-      llm: config.llm.
-      layers: the number of layers of the frozen prefix.
-      weights: the file of the weights, or their folder.
+    That is: config.llm, the number of layers of the frozen prefix, the file or folder of weights.
     """
     files = sorted(weights.iterdir()) if weights.is_dir() else [weights]
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -82,11 +82,9 @@ class Batches:
 
     Every example is in the smallest bucket (tokens) that holds it; UserError if none does.
 
-    Args:
-      store: the CF logits, needed once a batch is gathered; `cf_positions` says which are read.
-      batch_size: rows of a batch, over all processes.
-      local_rows: int64, ascending: the rows of a batch that this process makes; all by default.
-      cache: the activation cache, if hidden states are read from it.
+    The store of CF logits is needed once a batch is gathered (`cf_positions` says which are read),
+    a cache if hidden states are read from it. A batch has batch_size rows over all processes, and
+    this one makes local_rows of it (int64, ascending; all by default).
 
     Attributes:
       bucket_of_example: int, index into `shapes`.
@@ -156,12 +154,10 @@ class Batches:
 
     def alone(self, index: int, row: int) -> Batch:
         """Batch `index` with one of its rows only; the others are padding."""
-        kept = self._local_rows == row
-        batch = jax.tree.map(
-            lambda a: np.where(kept.reshape(-1, *[1] * (a.ndim - 1)), a, a.dtype.type(0)),
-            self(index),
-        )
-        batch.length_B[~kept] = 1
+        batch, others = self(index), self._local_rows != row
+        for array in jax.tree.leaves(batch):
+            array[others] = 0
+        batch.length_B[others] = 1
         return batch
 
     def fill_cache(self, start: int, stop: int) -> None:

@@ -119,11 +119,9 @@ class Checkpoints:
                 if data.get("checksum", 0) in (0, int(checksum(state))):  # old ones have none
                     return restored
                 problem = "its values are not those that were saved"
-            logging.warning(
-                "%s cannot be read (%s): the checkpoint before it is taken instead",
-                self._directory / str(step),
-                problem or "by another process",
-            )
+            message = "%s cannot be read (%s): the checkpoint before it is taken instead"
+            folder = self._directory / str(step)
+            logging.warning(message, folder, problem or "by another process")
             self._set_aside(step)
         raise CheckpointError(
             f"{self._directory}: none of the checkpoints {sorted(steps)} can be read; delete the "

@@ -29,21 +29,15 @@ TARGETS = ("all", "last")
 class Examples:
     """R examples.
 
-    Attributes:
-      tokens: int32, prompt and titles.
-      position: int32, the positions whose next token is supervised.
-      label: int32, aligned with `position`: that next token.
-      cf_position: int64, one per supervised title: its flat position in the ItemSequences, which is
-        its row in the CF logits store.
-      decisions: of the supervised titles; positions are indices into `position`, titles into
-        `cf_position`.
+    The `cf_position` of a supervised title is its flat position in the ItemSequences, which is its
+    row in the CF logits store.
     """
 
-    tokens: Ragged
-    position: Ragged
-    label: Ragged
-    cf_position: Ragged
-    decisions: RaggedDecisions
+    tokens: Ragged  # int32, prompt and titles
+    position: Ragged  # int32, the positions whose next token is supervised
+    label: Ragged  # int32, aligned with `position`: that next token
+    cf_position: Ragged  # int64, one per supervised title
+    decisions: RaggedDecisions  # of these titles, by index into `position` and `cf_position`
 
     def __len__(self) -> int:
         return len(self.tokens)

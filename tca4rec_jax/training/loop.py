@@ -27,27 +27,18 @@ _NAMED = 8  # offending rows that a message lists
 class LoopOptions:
     """Where and how long the loop runs.
 
-    Attributes:
-      directory: of the run, named like it; for the log (`log.jsonl`) and the profile (`profile/`).
-      total_steps: the number of updates, those before a resume included.
-      checkpoint_every: the number of steps from one checkpoint to the next.
-      identity: JSON-serialisable, saved with every checkpoint: what must be equal when the run goes
-        on (the objective, say).
-      flops_per_token: useful ones; the log's MFU compares them with `peak`.
-      profile_steps: jax.profiler records steps [first, last).
-      watchdog_seconds: a step that takes longer ends the process (Watchdog); 0: no limit.
-      describe: an example's number -> its row and user, for messages.
+    The `identity` (JSON) is saved with every checkpoint: what must be equal when the run goes on.
     """
 
-    directory: Path
-    total_steps: int
-    checkpoint_every: int
+    directory: Path  # of the run, named like it: for the log (log.jsonl) and the profile (profile/)
+    total_steps: int  # the number of updates, those before a resume included
+    checkpoint_every: int  # steps
     identity: dict
-    flops_per_token: float
+    flops_per_token: float  # useful ones; the log's MFU compares them with `peak`
     peak: Peak
-    profile_steps: tuple[int, int] = (0, 0)
-    watchdog_seconds: float = 0.0
-    describe: Callable[[int], str] = "example {}".format
+    profile_steps: tuple[int, int] = (0, 0)  # jax.profiler records steps [first, last)
+    watchdog_seconds: float = 0.0  # a step that takes longer ends the process; 0: no limit
+    describe: Callable[[int], str] = "example {}".format  # an example's row and user
 
 
 def run_loop(
