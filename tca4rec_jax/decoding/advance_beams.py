@@ -153,8 +153,7 @@ class EdgeReader:
         if not self.vocabulary:
             return self.model.head(self.trie.choice)(hidden_D) / self.temperature, zeros, zeros
         logits_V = self.model.head()(hidden_D) / self.temperature
-        norm = jax.nn.logsumexp(logits_V, axis=-1)
-        next_log_p = zeros
+        norm, next_log_p = jax.nn.logsumexp(logits_V, axis=-1), zeros
         if next_token is not None:
             next_logit = jnp.take_along_axis(logits_V, next_token[..., None], axis=-1)[..., 0]
             next_log_p = jnp.minimum(next_logit - norm, 0.0)

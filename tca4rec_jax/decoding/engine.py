@@ -76,8 +76,7 @@ class BatchedSearch:
     """Runs beam search over many rows.
 
     All of one process share their compiled programs: another set of adapters, temperature or
-    guidance (where there are CF logits) compiles nothing new, and the search is compiled once for
-    prompts of every length.
+    guidance compiles nothing new, and the search is compiled once for prompts of every length.
     """
 
     def __init__(
@@ -194,8 +193,7 @@ class _Pass:
             row = int(np.argmax(bad_R))
             raise UserError(
                 f"row {row}: a prompt of {prompt_R[row]} tokens, expected 1..{limit_R[row]} (the "
-                "largest bucket, and room for a title in the positions of the model): lower "
-                "prompt.max_tokens"
+                "largest bucket, and room for a title in the positions): lower prompt.max_tokens"
             )
 
     def dispatch(self, done_R: np.ndarray, frozen_prefix: int) -> Iterator[tuple]:
@@ -218,9 +216,8 @@ class _Pass:
                 continue
             width = self.buckets[np.searchsorted(self.buckets, lengths_R[rows_B[0]])]
             texts, users = self._batch(rows_B, int(width))
-            prefix = None
-            if frozen_prefix and len(self.jobs) > 1:
-                state, program = models[0]
+            prefix, (state, program) = None, models[0]
+            if frozen_prefix and len(models) > 1:
                 prefix = read_prefix(state, texts.tokens_BxS, program=program, layers=frozen_prefix)
             for number, (state, program) in enumerate(models):
                 args = state, texts, prefix, search.trie, self.temperatures
@@ -234,17 +231,15 @@ class _Pass:
     def _batch(self, rows_B: np.ndarray, width: int) -> tuple[Texts, Users]:
         """A batch on the devices; one that is not full repeats its rows."""
         search, rows = self.search, self.rows
-        padded_B = np.resize(rows_B, search.batch_size)
-        padded_B = padded_B[local_rows(search.mesh, search.batch_size, "prompts")]
+        here_B = local_rows(search.mesh, search.batch_size, "prompts")
+        padded_B = np.resize(rows_B, search.batch_size)[here_B]
         texts = Texts(
             self.texts.pad(padded_B, width, 0).astype(np.int32),
             rows.prompts.lengths[padded_B].astype(np.int32),
             jax.tree.map(lambda field: field[padded_B], self.scored),
         )
-        users = Users(
-            rows.cf(padded_B).astype(np.float32) if rows.cf and self.guidance > 0 else None,
-            rows.allowed(padded_B) if rows.allowed else None,
-        )
+        cf = rows.cf(padded_B).astype(np.float32) if rows.cf and self.guidance > 0 else None
+        users = Users(cf, rows.allowed and rows.allowed(padded_B))
         return shard_batch(search.mesh, (texts, users), "prompts")
 
 

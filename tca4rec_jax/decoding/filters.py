@@ -19,7 +19,7 @@ from tca4rec_jax.errors import UserError
 class ItemFilter:
     """The items that may be recommended (bool), to a user perhaps without those of the history.
 
-    Histories are left out by item: another item with the same title stays.
+    Another item with the title of one in the history stays.
     """
 
     allowed_I: np.ndarray
@@ -40,10 +40,7 @@ class ItemFilter:
         return cls(allowed_I, decoding.exclude_history)
 
     def masks(self, histories: Ragged) -> Callable[[np.ndarray], np.ndarray] | None:
-        """Of rows with these whole histories: row numbers int64 [B] -> bool [B, I].
-
-        None if everything is allowed.
-        """
+        """Of rows with these whole histories: rows int64 [B] -> bool [B, I]; None allows all."""
         if self.allowed_I.all() and not self.exclude_history:
             return None
 

@@ -42,10 +42,9 @@ def scored_titles(
     """
     tokens_RxF = trie.tokens_QxL[trie.leaf_of_item[item_R]]
     if config.vocabulary:
-        weight_RxF = (tokens_RxF >= 0).astype(np.float32)
-        column_F = np.arange(tokens_RxF.shape[1], dtype=np.int32)
-        position_RxF = np.where(tokens_RxF >= 0, column_F, 0)
-        scored = ScoredTokens(position_RxF, np.maximum(tokens_RxF, 0), weight_RxF)
+        inside_RxF, column_F = tokens_RxF >= 0, np.arange(tokens_RxF.shape[1], dtype=np.int32)
+        position_RxF, label_RxF = np.where(inside_RxF, column_F, 0), np.maximum(tokens_RxF, 0)
+        scored = ScoredTokens(position_RxF, label_RxF, inside_RxF.astype(np.float32))
     else:
         made = title_decisions(trie.compress()).pad(item_R)
         scored = ScoredTokens(made.position, made.child, made.weight, made.node)

@@ -76,16 +76,14 @@ class Recommender:
     def recommend(self, histories: Sequence, k: int = 10, *, progress: str | None = None) -> list:
         """The best k items after one history, or after each of several, best first.
 
-        Args:
-          histories: items, oldest first; or a sequence of such histories.
-          progress: label of a progress bar.
+        A history is a sequence of items, oldest first. `progress` is the label of a progress bar.
 
         Returns:
           For one history a list of Recommended, for several a list of such lists; shorter than k
           only if fewer items may be recommended. A score is a log-probability, guidance included.
 
-        Raises UserError: no history, an empty one, an unknown item (with what is spelt like it),
-        k < 1.
+        Raises UserError for no history, an empty one, an unknown item (with what is spelt like it),
+        or k < 1.
         """
         if k < 1:
             raise UserError(f"k must be at least 1, got {k}")
@@ -126,11 +124,8 @@ class Recommender:
         return self._experiment.inference_decoder(self._name)
 
     def _rows(self, names: Sequence[Sequence[str]], allowed: ItemFilter) -> SearchRows:
-        """The rows of a search for histories of item ids or titles.
-
-        Prompts take the latest data.history_length items, the CF model as many as it reads, and the
-        filter the whole history.
-        """
+        # Prompts take the latest data.history_length items, the CF model as many as it reads, and
+        # the filter the whole history.
         if isinstance(names, str) or not len(names):
             raise UserError("give a history: a list of item ids or titles, or a list of such lists")
         rows = [self._items(history, f"history {row}") for row, history in enumerate(names)]

@@ -6,8 +6,7 @@ to compile and to run, never what it finds.
 
 import math
 
-# A call of the LLM with fewer tokens is hardly faster: it waits for the weights.
-FEWEST_TOKENS = 40
+FEWEST_TOKENS = 40  # A call with fewer is hardly faster: it waits for the weights.
 # At most this many tokens per beam of a user in one call: longer edges take several calls, and the
 # attention of a call has less filler.
 TOKENS_PER_BEAM = 2
@@ -16,10 +15,8 @@ TOKENS_PER_BEAM = 2
 CALL_SIZES = (5 / 4, 3 / 4, 3 / 8, 1 / 8)
 # Users have unequal shares of a call: attention makes room for so many times the mean.
 UNEVEN_SHARE = 1.6
-# Slots per beam of the first, smallest pool; the next ones are four times larger each.
-FIRST_POOL_SLOTS = 8
-# Children of the smallest expansion of a step; the next ones are eight times larger each.
-FIRST_CHILDREN = 16
+FIRST_POOL_SLOTS = 8  # per beam, of the smallest pool; the next are four times larger each
+FIRST_CHILDREN = 16  # of the smallest expansion of a step; the next are eight times larger each
 
 
 def call_sizes(batch: int, beams: int, edge_chunk: int) -> list[tuple[int, int]]:
