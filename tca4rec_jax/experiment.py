@@ -163,6 +163,11 @@ class Experiment:
             )
         return architecture, params
 
+    @property
+    def architecture(self) -> DecoderConfig:
+        """The LLM's architecture, quantised as configured."""
+        return self.pretrained[0]
+
     @cached_property
     def decoder(self) -> Decoder:
         """The pretrained decoder, with fresh adapters (which change nothing) if they are trained.
@@ -207,9 +212,8 @@ class Experiment:
         A token attends to `context` keys on average; `supervised` is the share of tokens whose next
         token is supervised.
         """
-        architecture, _ = self.pretrained
         vocabulary = self.config.objective.softmax == "vocabulary"
-        return architecture.flops_per_token(
+        return self.architecture.flops_per_token(
             self.config.llm.train,
             context=context,
             vocabulary_share=supervised if vocabulary else 0.0,
@@ -275,9 +279,8 @@ class Experiment:
 
     def compute(self, function: Callable, *args):
         """function(*args), jitted; a leaf of a parameter's path lives where the parameter does."""
-        architecture, _ = self.pretrained
         shapes = jax.eval_shape(function, *args)
-        shardings = tree_shardings(self.mesh, architecture, shapes)
+        shardings = tree_shardings(self.mesh, self.architecture, shapes)
         return jax.jit(function, out_shardings=shardings)(*args)
 
 

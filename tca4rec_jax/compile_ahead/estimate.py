@@ -76,9 +76,11 @@ class Estimate:
 def compile_for(lowered: Lowered, program: str, target: Target) -> Estimate:
     """Compiles a lowered program; a program too large for the memory gives an Estimate too."""
     available = target.chip.memory if target.chip else _host_memory() / target.num_devices
+    # Without a GPU no kernel can be timed.
+    options: dict[str, Any] = {"xla_gpu_autotune_level": 0} if target.platform == "cuda" else {}
     began = time.perf_counter()
     try:
-        compiled = _compiled(lowered, target.compiler_options)
+        compiled = _compiled(lowered, options)
     except jax.errors.JaxRuntimeError as error:
         found = re.search(r"(?:\(|Used )([\d.]+)([BKMGT])(?:\) exceeds available| of)", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not found:
@@ -98,7 +100,7 @@ def compile_for(lowered: Lowered, program: str, target: Target) -> Estimate:
     return Estimate(program, target, memory, sum(memory), available, analyse(text), seconds, text)
 
 
-def _compiled(lowered: Lowered, options: dict[str, str | bool]) -> jax.stages.Compiled:
+def _compiled(lowered: Lowered, options: dict[str, Any]) -> jax.stages.Compiled:
     try:
         return lowered.compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:

@@ -104,11 +104,6 @@ class AbstractExperiment(Experiment):
         return self.put(shapes, sharding.tree_shardings(self.mesh, self.architecture, shapes))
 
     @property
-    def architecture(self) -> DecoderConfig:
-        """The LLM's architecture, quantised as configured."""
-        return self.pretrained[0]
-
-    @property
     def parameters(self) -> int:
         """The number of the LLM's parameters, without adapters."""
         unquantised = dataclasses.replace(self.architecture, quantised="")

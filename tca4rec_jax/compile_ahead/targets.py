@@ -128,11 +128,6 @@ class Target:
             options = {"topology": self.topology, "target_config": described}
         return topologies.get_topology_desc(name, self.platform, **options).devices
 
-    @property
-    def compiler_options(self) -> dict[str, Any]:
-        """Options of XLA: without a GPU no kernel can be timed."""
-        return {"xla_gpu_autotune_level": 0} if self.platform == "cuda" else {}
-
 
 def _load_compiler(platform: str) -> None:
     """Makes a platform's compiler known to JAX; call before JAX's first use of a device."""

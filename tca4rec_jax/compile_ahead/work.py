@@ -111,15 +111,11 @@ class _Walk:
             elif kind not in _FREE and not kind.endswith("-done"):
                 if kind in _HOST or _HOST_CALL.search(one.attributes):
                     self.work.host_transfers.append(f"{one.opcode} {one.name}")
-                self._kernel(one, times)
-
-    def _kernel(self, one: Instruction, times: float) -> None:
-        body: list[Instruction] = []
-        result = self._inline(one, body, times)
-        flops = sum(map(_product_flops, body))
-        cycles = float(hlo.first(r'"estimated_cycles":"(\d+)"', one.attributes) or 0)
-        traffic = _traffic(one, body, result)
-        self.work.kernels.append(Kernel(one.name, flops, traffic, cycles, times))
+                body: list[Instruction] = []
+                result = self._inline(one, body, times)
+                flops, traffic = sum(map(_product_flops, body)), _traffic(one, body, result)
+                cycles = float(hlo.first(r'"estimated_cycles":"(\d+)"', one.attributes) or 0)
+                self.work.kernels.append(Kernel(one.name, flops, traffic, cycles, times))
 
     def _inline(self, one: Instruction, body: list[Instruction], times: float) -> Instruction:
         """Adds to `body` what a kernel runs, with its operands in place of parameters; its result.
