@@ -60,8 +60,12 @@ def test_a_missing_compiler_is_an_error_with_the_line_to_run(monkeypatch, tmp_pa
     Target.parse("cpu").devices()
 
 
-def test_ci_installs_the_tpu_compiler_with_that_line():
-    assert install_line("tpu") in (ROOT / ".ci" / "run").read_text()
+def test_ci_installs_the_tpu_compiler_of_that_line():
+    folder, wheel = install_line("tpu").split()[-2:]
+    assert f"\n{wheel} " in (ROOT / "launch" / "locks" / "tpu.txt").read_text()
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert f"{folder} " in ci
+    assert "--requirement=launch/locks/tpu.txt" in ci
 
 
 def test_products_that_triton_finds_no_tiles_for_are_left_to_cublas():
