@@ -245,11 +245,8 @@ def cached_attention(
     [B, Sl, Kv, H] the slots that its beam has seen, and of the new tokens [B, Tu, Kv, H] those of
     its beam up to itself. What filler attends to is undefined.
     """
-    # [B, Kv, T, H] each.
-    keys, values = zip(
-        *((k.swapaxes(1, 2), v.swapaxes(1, 2)) for k, v in (prompt_kv, pool_kv, new_kv)),
-        strict=True,
-    )
+    seen = zip(prompt_kv, pool_kv, new_kv, strict=True)
+    keys, values = ([x.swapaxes(1, 2) for x in parts] for parts in seen)  # [B, Kv, T, H] each
     q_BxKvxGxTuxH = _heads_first(q_BxTuxQhxH, new_kv[0].shape[2])
     queries = _merge_groups(q_BxKvxGxTuxH)
     prompt_size, pool_size = keys[0].shape[2], keys[1].shape[2]

@@ -79,15 +79,12 @@ class RopeScaling:
     original_max_position_embeddings: int = 8192
 
     def __post_init__(self):
-        if self.kind not in ("linear", "llama3"):
-            raise UserError(f"rope scaling must be 'linear' or 'llama3', got {self.kind!r}")
+        check_choice("rope scaling", self.kind, ("linear", "llama3"))
         if self.factor <= 0:
             raise UserError(f"rope scaling factor must be above 0, got {self.factor}")
-        if self.high_freq_factor <= self.low_freq_factor:
-            raise UserError(
-                f"high_freq_factor ({self.high_freq_factor}) must be above low_freq_factor"
-                f" ({self.low_freq_factor})"
-            )
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if high <= low:
+            raise UserError(f"high_freq_factor ({high}) must be above low_freq_factor ({low})")
 
 
 @dataclass(frozen=True)

@@ -320,10 +320,7 @@ class Decoder(nnx.Module):
         if self.options.remat != "none":
             policy = SAVE_PRODUCTS if self.options.remat == "products" else None
             run_layer = jax.checkpoint(run_layer, policy=policy, prevent_cse=False)
-        adapters = {
-            name: {part: value[...] for part, value in adapter.items()}
-            for name, adapter in self.adapters.items()
-        }
+        adapters = {n: {p: v[...] for p, v in parts.items()} for n, parts in self.adapters.items()}
         # The frozen prefix runs without adapters, so that nothing in it is differentiated.
         first, stop = self.frozen_layers, config.num_layers if stop is None else stop
         bounds, kv_parts = sorted({start, stop, min(max(first, start), stop)}), []
