@@ -186,27 +186,21 @@ class ArrayChecks:
         num_positions = len(sequences.items)
         expected = {  # by axis the sizes it may have, the same for all arrays
             "E": {len(sequences): "the last of each row", num_positions: "one per flat position"},
-            "I": {num_items: "the catalogue"},
+            "I": {num_items: "the catalogue, without an item for padding"},
         }
         for name, shape in shapes.items():
-            axes = _AXES[name]
-            if len(shape) != len(axes):
-                raise LogitsStoreError(
-                    f"{path}: {name} must have {len(axes)} axes, got shape {list(shape)}"
-                )
-            for axis, size in zip(axes, shape, strict=True):
+            if len(shape) != (rank := len(_AXES[name])):
+                raise LogitsStoreError(f"{path}: {name} must have {rank} axes, got shape {shape}")
+            for axis, size in zip(_AXES[name], shape, strict=True):
                 sizes = expected.setdefault(axis, {size: f"as {name}"})
                 if size not in sizes:
                     known = " or ".join(f"{count} ({what})" for count, what in sizes.items())
-                    padding = axis == "I" and size == num_items + 1
-                    hint = "; is one of them for padding? leave it out" if padding else ""
                     raise LogitsStoreError(
-                        f"{path}: {name} has {size} {_NOUNS[axis]}; expected {known}{hint}"
+                        f"{path}: {name} has {size} {_NOUNS[axis]}; expected {known}"
                     )
-                expected[axis] = {size: f"as {name}"}
-        return cls(
-            path, sequences, num_items, "position" if num_positions in expected["E"] else "row"
-        )
+                expected[axis] = {size: sizes[size]}
+        events_per = "position" if num_positions in expected["E"] else "row"
+        return cls(path, sequences, num_items, events_per)
 
     def values(self, name: str, start: int, block: np.ndarray) -> None:
         """Checks a block of an array, from row `start` on.

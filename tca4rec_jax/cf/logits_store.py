@@ -47,8 +47,7 @@ class LogitsStore:
     Attributes:
       path: its directory or URL.
       manifest: what manifest.json says; `manifest["cf_model"]` names the CF model.
-      item_table: float32 [I, D], None for a dense or topk store.
-      item_bias: float32 [I] or None.
+      item_table, item_bias: float32 [I, D] and [I], or None; both None if dense or topk.
       arrays: the arrays per event, by name.
       sequences: the rows that the store is of.
     """
@@ -193,8 +192,7 @@ def multiply_out(
 
 def read_manifest(path: StorePath) -> dict:
     """What manifest.json says; raises LogitsStoreError if there is none or not a complete one."""
-    file = within(path, MANIFEST)
-    found = key_values(path).read(MANIFEST).result()
+    file, found = within(path, MANIFEST), key_values(path).read(MANIFEST).result()
     if found.state != "value":
         raise unusable(f"there are no CF logits at {path} (no {MANIFEST})")
     try:
@@ -203,7 +201,7 @@ def read_manifest(path: StorePath) -> dict:
         raise unusable(f"{file} is not JSON ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise unusable(f"{file}: expected a manifest of format {FORMAT}")
-    if not set(manifest) >= _FIELDS or kind_of(set(manifest["arrays"])) != manifest.get("kind"):
+    if not set(manifest) >= _FIELDS or kind_of(manifest["arrays"]) != manifest.get("kind"):
         raise unusable(f"{file} is incomplete")
     return manifest
 
