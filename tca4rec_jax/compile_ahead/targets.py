@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.training.throughput import DATASHEET_PEAKS
 
 ROOT = Path(__file__).parents[2]
@@ -80,13 +80,9 @@ class Target:
         """Raises UserError for a name that is no machine, with those that are."""
         found = re.fullmatch(r"([a-z0-9]+?)(?:-(\d+))?", name)
         family, count = (found[1], int(found[2] or 1)) if found else (name, 1)
+        check_choice(f"target {name!r} (give v5e-16, say): its machine", family, ("cpu", *CHIPS))
         if family == "cpu":
             return cls(name, None, count)
-        if family not in CHIPS:
-            known = ", ".join(CHIPS)
-            raise UserError(
-                f"target {name!r}: expected cpu, or a number with one of {known}: v5e-16"
-            )
         if family in _SLICES:
             per_chip = 2 if family == "v5p" else 1
             slices = {math.prod(shape) * per_chip: shape for shape in _SLICES[family]}
