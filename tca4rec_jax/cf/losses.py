@@ -89,12 +89,9 @@ def window_negatives(key: jax.Array, seen_BxW: jax.Array, count: int, num_items:
     items, each one not above the number so far moves it up by one.
     """
     sorted_BxW = jnp.sort(seen_BxW, axis=1)
-    first_BxW = jnp.concatenate(
-        [sorted_BxW[:, :1] != PAD_ITEM, sorted_BxW[:, 1:] != sorted_BxW[:, :-1]], axis=1
-    )
-    # A repeated item or padding moves nothing: it is set beyond every item.
-    blocked_BxW = jnp.where(first_BxW & (sorted_BxW != PAD_ITEM), sorted_BxW, num_items)
-    blocked_BxW = jnp.sort(blocked_BxW, axis=1)
+    # A repeated item or padding, which is sorted first, moves nothing: it is set beyond every item.
+    other_BxW = jnp.diff(sorted_BxW, axis=1, prepend=PAD_ITEM) != 0
+    blocked_BxW = jnp.sort(jnp.where(other_BxW, sorted_BxW, num_items), axis=1)
     unseen_B = num_items - jnp.sum(blocked_BxW < num_items, axis=1)
     draw_BxN = jax.random.randint(key, (len(seen_BxW), count), 0, unseen_B[:, None])
     for column in range(seen_BxW.shape[1]):

@@ -25,15 +25,8 @@ from absl import logging
 from flax import nnx
 from tqdm import tqdm
 
+from tca4rec_jax.cf import losses
 from tca4rec_jax.cf.checkpoint import read_arrays, write_arrays
-from tca4rec_jax.cf.losses import (
-    LossConfig,
-    SeenByUser,
-    sampled_loss,
-    softmax_loss,
-    user_negatives,
-    window_negatives,
-)
 from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.scoring import check_items, score_targets
 from tca4rec_jax.cf.windows import FlatRows, windows_at
@@ -72,12 +65,12 @@ class FitSchedule:
 
 
 @dataclass(frozen=True)
-class FitConfig(FitSchedule, LossConfig):
+class FitConfig(FitSchedule, losses.LossConfig):
     """How a CF model is trained: see LossConfig and FitSchedule."""
 
     def __post_init__(self):
         FitSchedule.__post_init__(self)
-        LossConfig.__post_init__(self)
+        losses.LossConfig.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -105,7 +98,7 @@ class _Rows(NamedTuple):
     """The training data on the device."""
 
     flat: FlatRows
-    seen: SeenByUser | None
+    seen: losses.SeenByUser | None
 
 
 def evaluate(model: CFModel, rows: ItemSequences) -> dict[str, float]:
@@ -190,7 +183,7 @@ def _rows_on_device(
             f"the CF loss {config.loss!r} samples negatives outside the window, which {num_items} "
             "items cannot always provide; use 'softmax'"
         )
-    return _Rows(FlatRows.of(train), SeenByUser.of(train, num_items) if by_user else None)
+    return _Rows(FlatRows.of(train), losses.SeenByUser.of(train, num_items) if by_user else None)
 
 
 def _batches(rows: ItemSequences, history_length: int, config: FitConfig) -> Iterator[np.ndarray]:
@@ -230,8 +223,8 @@ def _run_epoch(graph, config, constants, rows, carry, position_TxB, key):
         updates, state = optimizer.update(gradients, state, params)
         return (optax.apply_updates(params, updates), state), batch_loss
 
-    carry, losses = jax.lax.scan(step, carry, (position_TxB, jnp.arange(len(position_TxB))))
-    return carry, losses.mean()
+    carry, loss_T = jax.lax.scan(step, carry, (position_TxB, jnp.arange(len(position_TxB))))
+    return carry, loss_T.mean()
 
 
 def batch_loss_of(
@@ -251,16 +244,16 @@ def batch_loss_of(
     supervised_BxP = queries.target_BxP != PAD_ITEM
     target_BxP = jnp.maximum(queries.target_BxP, 0)
     if config.loss == "softmax":
-        loss_BxP = softmax_loss(queries, target_BxP)
+        loss_BxP = losses.softmax_loss(queries, target_BxP)
     else:
         count, num_items = target_BxP.shape[1] * config.negatives, len(queries.items.table_IxD)
         if rows.seen is not None:
-            drawn = user_negatives(negative_key, rows.seen, windows.user_B, count, num_items)
+            drawn = losses.user_negatives(negative_key, rows.seen, windows.user_B, count, num_items)
         else:
-            seen = [windows.history_BxS, windows.target_BxS[:, -1:]]
-            drawn = window_negatives(negative_key, jnp.concatenate(seen, axis=1), count, num_items)
+            seen_BxW = jnp.concatenate([windows.history_BxS, windows.target_BxS[:, -1:]], axis=1)
+            drawn = losses.window_negatives(negative_key, seen_BxW, count, num_items)
         negative_BxPxN = drawn.reshape(*target_BxP.shape, config.negatives)
-        loss_BxP = sampled_loss(config.loss, queries, target_BxP, negative_BxPxN)
+        loss_BxP = losses.sampled_loss(config.loss, queries, target_BxP, negative_BxPxN)
     return jnp.sum(loss_BxP * supervised_BxP) / jnp.maximum(jnp.sum(supervised_BxP), 1)
 
 

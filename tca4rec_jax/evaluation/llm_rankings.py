@@ -20,12 +20,7 @@ from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.engine import SearchJob, SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile
-from tca4rec_jax.distributed.multihost import (
-    all_processes,
-    broadcast_from_main,
-    is_main_process,
-    is_multiprocess,
-)
+from tca4rec_jax.distributed import multihost
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import file_sha256, fingerprint, write_npz
@@ -48,7 +43,7 @@ def rank_llms(
     for name, labels in variants.items():
         weights[name] = [score_weights(experiment.config, one) for one in labels.values()]
         cache = _RankingCache.of(experiment, rows, name, weights[name])
-        if all_processes(cache.is_valid()):
+        if multihost.all_processes(cache.is_valid()):
             logging.info("Lists of an earlier evaluation in %s", cache.path)
             rankings |= zip(labels, cache.read(), strict=True)
         else:
@@ -56,13 +51,13 @@ def rank_llms(
     groups = [list(caches)] if experiment.frozen_prefix and caches else [[name] for name in caches]
     for names in groups:
         file = None
-        if not is_multiprocess():
+        if not multihost.is_multiprocess():
             identity = fingerprint([caches[name].identity for name in names])
             file = ResultsFile(experiment.workdir / "evaluation" / "unfinished.npz", identity)
         searches = {name: weights[name] for name in names}
         for name, made in zip(names, _search(experiment, rows, searches, file), strict=True):
             rankings |= zip(variants[name], made, strict=True)
-            if is_main_process():
+            if multihost.is_main_process():
                 caches[name].write(made)
         if file is not None:
             file.remove()
@@ -82,7 +77,9 @@ class _RankingCache:
     ) -> "_RankingCache":
         """The cache of an LLM run's rankings, one for each set of score weights."""
         made_from = functools.partial(_ingredients, experiment, rows, name, weights)
-        digest = broadcast_from_main(lambda: bytes.fromhex(fingerprint(made_from())), size=32)
+        digest = multihost.broadcast_from_main(
+            lambda: bytes.fromhex(fingerprint(made_from())), size=32
+        )
         folder, identity = experiment.workdir / "evaluation", digest.hex()
         return cls(folder / f"{name or 'untrained'}_{identity[:8]}.npz", identity)
 
@@ -157,7 +154,7 @@ def _search(
         searched,
         frozen_prefix=experiment.frozen_prefix,
         temperatures=experiment.config.evaluation.temperatures,
-        progress=label if is_main_process() else None,
+        progress=label if multihost.is_main_process() else None,
         file=file,
     )
     allowed_RxI = searched.allowed and searched.allowed(np.arange(len(rows)))
