@@ -26,7 +26,6 @@ from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.training.fault_tolerance import CheckpointError
 from tca4rec_jax.training.state import TrainState
 
-CHOICES = ("last", "lowest_training_loss")
 _UNREADABLE = "unreadable_"  # before the step in the name of a directory that was set aside
 
 
@@ -93,7 +92,7 @@ class Checkpoints:
             self._manager.check_for_errors()
 
     def restore(self, like: TrainState, which: str = "last") -> tuple[TrainState, dict]:
-        """The checkpoint that `which` (CHOICES) says, and the data position saved with it.
+        """The 'last' checkpoint or that of 'lowest_training_loss', and its data position.
 
         It comes onto the shardings of `like`, whatever devices it was written on. One that cannot
         be read is named in a warning and set aside (if `writable`), and the one before it is taken.
@@ -103,15 +102,13 @@ class Checkpoints:
           UserError: its parameters or optimiser have other shapes than `like`.
           CheckpointError: no checkpoint can be read.
         """
-        check_choice("inference.checkpoint", which, CHOICES)
+        check_choice("inference.checkpoint", which, ("last", "lowest_training_loss"))
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
             raise FileNotFoundError(f"{self._directory}: no checkpoint; train first")
         if which == "lowest_training_loss":
             steps.sort(key=lambda step: self._loss_of_step[step])
-        abstract = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
-        )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         for step in steps:
             restored, problem = self._read(step, abstract)
             if all_processes(restored is not None) and restored:

@@ -22,8 +22,6 @@ from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.errors import UserError, check_choice
 
-TARGETS = ("all", "last")
-
 
 @dataclass(frozen=True, eq=False)
 class Examples:
@@ -54,12 +52,10 @@ def build_examples(
     """Examples of a split: users' sequences ('all') or histories with targets ('last').
 
     `compressed` is the compressed trie of the catalogue's `tokens`; a row has at most max_tokens,
-    the prefix included.
-
-    Raises:
-      UserError: unknown targets, a title that does not fit the budget, or no example.
+    the prefix included. Raises UserError for unknown targets, a title that does not fit, or if
+    there is no example.
     """
-    check_choice("training.targets", targets, TARGETS)
+    check_choice("training.targets", targets, ("all", "last"))
     if targets == "all":
         pieces, first = _pieces(sequences, tokens, max_tokens)
         supervised = np.ones(pieces.values.size, bool)

@@ -49,11 +49,7 @@ def peak_flops(mesh: Mesh, dtype: str) -> Peak:
 
 
 def measured_peak(mesh: Mesh, dtype: str) -> float:
-    """FLOP/s of matrix products [1024, 1024] run by all devices at once: the best of a few calls.
-
-    Takes a fraction of a second on two CPU cores.
-    """
-
+    """FLOP/s of matrix products [1024, 1024] on all devices at once: the best of a few calls."""
     rows = PartitionSpec(mesh.axis_names)
 
     @jax.jit
