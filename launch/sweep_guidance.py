@@ -9,7 +9,7 @@ Needs what launch/evaluate.py needs of that run. Writes WORKDIR/sweep_<run>.json
 from absl import flags
 
 from tca4rec_jax.config import run_name
-from tca4rec_jax.evaluation.guidance import sweep_guidance
+from tca4rec_jax.evaluation.evaluate import sweep_guidance
 from tca4rec_jax.launching import DEFINE_floats, launch
 
 _GUIDANCES = DEFINE_floats("guidances", "0,0.25,0.5,1,2,4,100", "Values of lambda.")

@@ -9,9 +9,9 @@ the files, an interrupted one goes on. WORKDIR/cf/report.md and .png describe th
 
 import rich
 
-from tca4rec_jax.cf.pipeline import results_table, run_cf
+from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.data.dataset import load
-from tca4rec_jax.evaluation.report import write_cf_report
+from tca4rec_jax.evaluation.report import results_table, write_cf_report
 from tca4rec_jax.launching import launch
 
 

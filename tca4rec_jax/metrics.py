@@ -36,11 +36,8 @@ def rank_in_batch(scores_BxI: jax.Array, target_B: jax.Array) -> jax.Array:
 def rank_in_list(listed_RxM: np.ndarray, target_R: np.ndarray) -> np.ndarray:
     """The 0-based rank of each row's target in its list, int32 [R]; -1 if it is not there.
 
-    The lists (-1 where one is shorter) hold items, or for metrics by title trie leaves; the targets
-    are of the same kind.
-
-    Raises:
-      ValueError: shapes that do not fit, a negative target, an entry that a list holds twice.
+    The lists (-1 where one is shorter) hold items, or for metrics by title trie leaves, and so do
+    the targets. Raises ValueError for shapes that do not fit, negative targets, repeated entries.
     """
     if listed_RxM.ndim != 2 or target_R.shape != listed_RxM.shape[:1]:
         shapes = f"{listed_RxM.shape} and {target_R.shape}"
@@ -102,18 +99,15 @@ def bootstrap_intervals(
     """Means over rows with percentile bootstrap intervals of coverage `level`.
 
     All metrics {name: float [R]} share the resampled rows: R drawn with replacement, `resamples`
-    times. The same seed and R draw the same rows.
-
-    Raises:
-      ValueError: no metric, no rows, different numbers of rows, a value that is not finite, or
-        arguments out of range.
+    times; the same seed and R draw the same rows. Raises ValueError for no metric, no rows,
+    different numbers of rows, a value that is not finite, or arguments out of range.
     """
     sizes = {name: np.shape(column) for name, column in values.items()}
-    if len(set(sizes.values())) != 1:
-        raise ValueError(f"expected at least one metric, all over the same rows, got {sizes}")
+    if len(set(sizes.values())) != 1 or any(
+        len(size) != 1 or not size[0] for size in sizes.values()
+    ):
+        raise ValueError(f"expected metrics over the same rows, at least one row, got {sizes}")
     values_RxJ = np.stack([np.asarray(column, np.float64) for column in values.values()], axis=-1)
-    if values_RxJ.ndim != 2 or len(values_RxJ) == 0:
-        raise ValueError(f"expected one value per row and at least one row, got {sizes}")
     for row, column in np.argwhere(~np.isfinite(values_RxJ)):
         raise ValueError(f"row {row}: {list(values)[column]} is {values_RxJ[row, column]}")
     if resamples < 1 or not 0 < level < 1:

@@ -100,12 +100,10 @@ def window_negatives(key: jax.Array, seen_BxW: jax.Array, count: int, num_items:
 
 
 class SeenByUser(NamedTuple):
-    """The distinct items of every training user, for drawing others.
+    """The distinct items of every training user, for drawing others; int32.
 
-    Attributes:
-      gap_E: int32, users one after the other: an item minus its rank among the user's sorted
-        items, which is the number of unseen items below it.
-      offsets: int32 [U + 1], where each user's part of `gap_E` begins.
+    The gap of an item is its number minus its rank among the user's sorted items, the number of
+    unseen items below it; `offsets` [U + 1] say where each user's part of `gap_E` begins.
     """
 
     gap_E: jax.Array

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 from flax import nnx
-from rich.table import Table
 
 from tca4rec_jax.cf.checkpoint import save_model
 from tca4rec_jax.cf.logits_store import open_store, split_path
@@ -32,7 +31,6 @@ from tca4rec_jax.data.sequences import ItemSequences, RecData
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import file_sha256, fingerprint, write_text
 from tca4rec_jax.metrics import CUTOFFS, mean_metrics
-from tca4rec_jax.reporting import console_table
 
 REPORTED = (*CUTOFFS, 20)
 
@@ -40,12 +38,9 @@ REPORTED = (*CUTOFFS, 20)
 def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int) -> dict:
     """Trains and stores, or finds a complete run of the same config and data.
 
-    `config` is `config.cf` (settings.py); the model must be able to read `history_length` items.
-
-    Returns the contents of metrics.json: 'results' is {model: {subset: {'hr@K', 'ndcg@K', 'nll',
-    'entropy', 'rows'}}} of the subsets validation, test, 'test, tied' and 'test, untied';
-    'profiles' is {model: what scoring.profile gives for the test rows}. Raises UserError for values
-    out of range and a history longer than the model's.
+    `config` is `config.cf` (settings.py). Returns the contents of metrics.json: 'results' is
+    {model: what evaluate_model gives}, 'profiles' {model: what scoring.profile gives for the test
+    rows}. Raises UserError for values out of range and a `history_length` beyond the model's.
     """
     settings = CFSettings.of(config, data)
     available = settings.architecture.history_length  # None: of any length
@@ -91,11 +86,10 @@ def trained_model(settings: CFSettings, data: RecData, directory: Path) -> tuple
     config = settings.training
     if weights := settings.fields.weights:
         return read_sasrec(weights, settings.architecture), {"weights": weights}
-    last = config is not None and config.targets == "last"
-    train = data.splits["train" if last else "train_sequences"]
-    fresh = _fresh(settings, train)
     if config is None:
-        return fresh, {}
+        return _fresh(settings, data.splits["train_sequences"]), {}
+    train = data.splits["train" if config.targets == "last" else "train_sequences"]
+    fresh = _fresh(settings, train)
     checkpoint = directory / "training.npz"
     fitted = fit(fresh, train, data.splits["validation"], config, checkpoint=checkpoint)
     return fitted.model, {"best_epoch": fitted.best_epoch, "epochs": fitted.epochs}
@@ -122,7 +116,10 @@ def store_logits(settings: CFSettings, model: CFModel, data: RecData, workdir: P
 
 
 def evaluate_model(model: CFModel, data: RecData, filter_seen: bool) -> dict[str, dict]:
-    """{subset: metrics}, full ranking: validation, test, and its rows tied and untied in time."""
+    """Full rankings: {subset: {'hr@K', 'ndcg@K', 'nll', 'entropy', 'rows'}}.
+
+    Subsets are validation, test, 'test, tied' and 'test, untied': its rows by `tied`.
+    """
     results = {}
     for split in ("validation", "test"):
         rows, seen_RxS = data.splits[split], None
@@ -140,19 +137,6 @@ def evaluate_model(model: CFModel, data: RecData, filter_seen: bool) -> dict[str
                     results[name][field] = float(getattr(scores, field)[chosen_R].mean())
                 results[name]["rows"] = count
     return results
-
-
-def results_table(metrics: Mapping) -> Table:
-    """The results of `run_cf` as a table of what fits 80 columns; metrics.json has the rest."""
-    columns = {"HR@10": "hr@10", "NDCG@10": "ndcg@10", "NLL": "nll", "entropy": "entropy"}
-    rows = {
-        f"{model}, {subset}": {"rows": values["rows"]}
-        | {column: values[name] for column, name in columns.items()}
-        for model, subsets in metrics["results"].items()
-        for subset, values in subsets.items()
-    }
-    title = "CF models, ranking the whole catalogue"
-    return console_table(rows, title=title, first_column="model, rows")
 
 
 def _fresh(settings: CFSettings, train: ItemSequences) -> CFModel:

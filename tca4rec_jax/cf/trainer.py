@@ -75,11 +75,7 @@ class FitConfig(FitSchedule, losses.LossConfig):
 
 @dataclass(frozen=True)
 class FitResult:
-    """The model of the best epoch (1-based), and a dict of each.
-
-    It has 'epoch', 'loss', what evaluate gave ('ndcg@10', 'hr@10', 'nll') and 'seconds' (since the
-    start).
-    """
+    """The model of the best epoch (1-based); by epoch its number, loss, metrics and seconds."""
 
     model: CFModel
     best_epoch: int

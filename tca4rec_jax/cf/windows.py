@@ -20,12 +20,10 @@ from tca4rec_jax.errors import UserError
 
 
 class FlatRows(NamedTuple):
-    """ItemSequences on the device.
+    """ItemSequences on the device, int32 [n] each.
 
-    Attributes:
-      items_n: int32 [n].
-      row_starts_n: int32 [n], the first flat position of each position's row.
-      user_n: int32 [n], its user, 0..U-1 in the order of ItemSequences.user.
+    Of each flat position its item, the first position of its row, and its user, 0..U-1 in the
+    order of ItemSequences.user.
     """
 
     items_n: jax.Array
@@ -56,12 +54,9 @@ class HistoryWindows(NamedTuple):
 
 
 class TrainingQueries(NamedTuple):
-    """What a CF model answers in training: logit = vector . item row + bias.
+    """What a CF model answers in training: float32 vectors . item rows + bias are the logits.
 
-    Attributes:
-      vector_BxPxD: float32.
-      target_BxP: int32, the item each vector should score highest; PAD_ITEM: not supervised.
-      items: float32 table [I, D], and the bias [I] or None.
+    Targets are int32, the item that each vector should score highest; PAD_ITEM: not supervised.
     """
 
     vector_BxPxD: jax.Array

@@ -63,6 +63,12 @@ class Ragged(Rows):
         padded[inside] = self.values[(self.offsets[rows_B][:, None] + column)[inside]]
         return padded
 
+    def latest(self, rows_B: np.ndarray, width: int, fill: int) -> np.ndarray:
+        """[B, width]: the last values of the given rows, filled up with `fill` on the left."""
+        flat = self.offsets[rows_B + 1][:, None] + np.arange(-width, 0)
+        inside = flat >= self.offsets[rows_B][:, None]
+        return np.where(inside, self.values[np.maximum(flat, 0)], self.values.dtype.type(fill))
+
 
 def ranges(starts_R: np.ndarray, lengths_R: np.ndarray) -> np.ndarray:
     """int64: start, start + 1, .. for `length` steps, of every row, one after the other."""

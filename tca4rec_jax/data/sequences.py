@@ -57,11 +57,9 @@ class ItemSequences(Rows):
         offsets, num_rows, num_items = self.offsets, len(self.user), len(self.items)
         if len(offsets) != num_rows + 1:
             raise ValueError(f"{num_rows} rows need {num_rows + 1} offsets, got {len(offsets)}")
-        if offsets[0] != 0 or offsets[-1] != num_items:
-            raise ValueError(
-                f"offsets must run from 0 to the number of items {num_items}, got "
-                f"{offsets[0]} to {offsets[-1]}"
-            )
+        if (offsets[0], offsets[-1]) != (0, num_items):
+            ends = f"{offsets[0]} to {offsets[-1]}"
+            raise ValueError(f"offsets run from 0 to the number of items {num_items}, not {ends}")
         if len(self.timestamps) != num_items:
             raise ValueError(f"{num_items} items but {len(self.timestamps)} timestamps")
         if num_rows and self.lengths.min() < 1:
@@ -100,12 +98,9 @@ class ItemSequences(Rows):
         """
         if history_length < 1:
             raise UserError(f"history_length must be at least 1, got {history_length}")
-        last = self.last_positions
-        flat = last[:, None] + np.arange(-history_length, 0)[None, :]
-        inside = flat >= self.offsets[:-1][:, None]
-        history = np.full(flat.shape, PAD_ITEM, np.int32)
-        history[inside] = self.items[flat[inside]]
-        return history, self.items[last]
+        rows = Ragged(self.items, self.offsets)
+        latest = rows.latest(np.arange(len(self)), history_length + 1, PAD_ITEM)
+        return latest[:, :-1], latest[:, -1]
 
     def content_hash(self) -> str:
         """SHA-256 (hex) of users, items, row boundaries and timestamps."""

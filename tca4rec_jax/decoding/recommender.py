@@ -130,7 +130,7 @@ class Recommender:
             raise UserError("give a history: a list of item ids or titles, or a list of such lists")
         rows = [self._items(history, f"history {row}") for row, history in enumerate(names)]
         histories = Ragged.from_lengths(np.concatenate(rows), np.array(list(map(len, rows))))
-        config, latest = self._experiment.config, partial(_latest, histories)
+        config, latest = self._experiment.config, partial(histories.latest, fill=PAD_ITEM)
         history_RxS = latest(np.arange(len(rows)), config.data.history_length)
         return SearchRows(
             self._experiment.prompts(history_RxS),
@@ -155,13 +155,6 @@ class Recommender:
                 raise UserError(f"{what}: {names[at]!r} is no item id and no title{hint}")
             items[at] = item
         return items
-
-
-def _latest(histories: Ragged, rows_B: np.ndarray, length: int) -> np.ndarray:
-    """int32 [B, length]: the latest items of rows, oldest first, padded on the left."""
-    flat_BxS = histories.offsets[rows_B + 1][:, None] + np.arange(-length, 0)
-    inside_BxS = flat_BxS >= histories.offsets[rows_B][:, None]
-    return np.where(inside_BxS, histories.values[np.maximum(flat_BxS, 0)], np.int32(PAD_ITEM))
 
 
 class _CFModel(NamedTuple):

@@ -5,12 +5,13 @@ Written below the work directory:
                              statistic can be computed
   evaluation/unfinished.npz  where an interrupted evaluation goes on
   results.json, results.md, results.png, training.png, examples.md
+  sweep_<run>.json, .md, .png of `sweep_guidance`
 
 Axis letters: R rows.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 
 from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.evaluation import report
 from tca4rec_jax.evaluation.llm_rankings import rank_llms
 from tca4rec_jax.evaluation.rankings import (
     CF,
@@ -27,13 +29,13 @@ from tca4rec_jax.evaluation.rankings import (
     ModelRanking,
     rank_cf_models,
 )
-from tca4rec_jax.evaluation.report import examples_text, plot_metrics, plot_training_curves
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import read_json_lines, write_text
-from tca4rec_jax.metrics import bootstrap_intervals, paired_differences, ranking_metrics
+from tca4rec_jax.metrics import Interval, bootstrap_intervals, paired_differences, ranking_metrics
 from tca4rec_jax.reporting import Cell, show_table, write_results
 
 SHOWN = ("hr@1", "hr@3", "hr@5", "hr@10", "ndcg@3", "ndcg@5", "ndcg@10")
+DRAWN = ("hr@10", "ndcg@10")
 
 
 def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
@@ -57,6 +59,49 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
         _write_tables(workdir, results)
         _plot(workdir, results, config.evaluation)
         _write_examples(experiment, rows, rankings)
+    return results
+
+
+def sweep_guidance(
+    config: ConfigDict, workdir: Path, name: str, guidances: Sequence[float]
+) -> dict:
+    """Ranks the rows with one LLM run at several weights of the CF model; writes the reports.
+
+    score = log P_LLM + lambda * log p_cf: at lambda = 0, always among the guidances (none may be
+    negative), the LLM ranks, for large lambda the CF model. Prompts run once for all of them.
+    `name` is the run below workdir/llm, '' the pretrained LLM. Returns {'rows', 'models': {label:
+    metrics}, 'differences': {label: ..}}, as in sweep_<run>.json. Raises as `evaluate_run`.
+    """
+    experiment = Experiment(config, workdir)
+    rows = EvaluationRows.of(experiment)
+    labels = {f"lambda = {value:g}": value for value in sorted({0.0, *map(float, guidances)})}
+    cf_ranking = rank_cf_models(experiment, rows)[CF]
+    rankings = rank_llms(experiment, rows, {name: labels}) | {CF: cf_ranking}
+
+    def gain(label: str, other: str) -> Interval:
+        ranks = rankings[label].rank_R, rankings[other].rank_R
+        return paired_differences(*ranks, seed=config.seed)["ndcg@10"]
+
+    models = {
+        label: ranking_metrics(one.rank_R, seed=config.seed) for label, one in rankings.items()
+    }
+    differences = {
+        label: {f"NDCG@10 - {other}": gain(label, other) for other in ("lambda = 0", CF)}
+        for label in labels
+    }
+    results = {"rows": len(rows), "models": models, "differences": differences}
+    if is_main_process():
+        shown = name or "untrained"
+        title = f"{shown}: {len(rows)} {config.evaluation.split} rows, 95% bootstrap intervals"
+        table = {
+            label: {metric.upper(): one[metric] for metric in DRAWN} | differences.get(label, {})
+            for label, one in models.items()
+        }
+        text = show_table(table, title=title, first_column="score")
+        write_text(workdir / f"sweep_{shown}.md", text)
+        write_results(workdir / f"sweep_{shown}.json", results)
+        curve = {guidance: models[label] for label, guidance in labels.items()}
+        report.plot_sweep(workdir / f"sweep_{shown}.png", curve, DRAWN, baseline=(CF, models[CF]))
     return results
 
 
@@ -165,12 +210,12 @@ def _model_cells(metrics: dict) -> dict[str, Cell]:
 def _plot(workdir: Path, results: dict, evaluation: ConfigDict) -> None:
     """Draws results.png, and training.png if there is a training log."""
     by_item = {label: metrics["by item"] for label, metrics in results["models"].items()}
-    plot_metrics(workdir / "results.png", by_item, ("hr@10", "ndcg@10"))
+    report.plot_metrics(workdir / "results.png", by_item, DRAWN)
     names = dict.fromkeys(name for _, name, _ in evaluation.variants if name)
     curves = {name: read_json_lines(workdir / "llm" / name / "log.jsonl") for name in names}
     if any(curves.values()):
         keys = ("loss", "nll_per_title", "grad_norm")
-        plot_training_curves(workdir / "training.png", curves, keys)
+        report.plot_training_curves(workdir / "training.png", curves, keys)
 
 
 def _write_examples(
@@ -179,7 +224,7 @@ def _write_examples(
     """Prints and writes examples.md: what every model but the most popular recommends to some."""
     config, workdir = experiment.config, experiment.workdir
     order_R = np.random.default_rng(config.seed).permutation(len(rows))
-    examples = examples_text(
+    examples = report.examples_text(
         experiment.data.catalogue.titles,
         rows.history_RxH,
         {label: one.items_RxM for label, one in rankings.items() if label != POPULAR},

@@ -43,9 +43,10 @@ def rank_llms(
     for name, labels in variants.items():
         weights[name] = [score_weights(experiment.config, one) for one in labels.values()]
         cache = _RankingCache.of(experiment, rows, name, weights[name])
-        if multihost.all_processes(cache.is_valid()):
+        found = cache.read()
+        if multihost.all_processes(bool(found)):
             logging.info("Lists of an earlier evaluation in %s", cache.path)
-            rankings |= zip(labels, cache.read(), strict=True)
+            rankings |= zip(labels, found, strict=True)
         else:
             caches[name] = cache
     groups = [list(caches)] if experiment.frozen_prefix and caches else [[name] for name in caches]
@@ -83,16 +84,13 @@ class _RankingCache:
         folder, identity = experiment.workdir / "evaluation", digest.hex()
         return cls(folder / f"{name or 'untrained'}_{identity[:8]}.npz", identity)
 
-    def is_valid(self) -> bool:
-        """Whether the file is there and was made from the same things."""
-        if not self.path.exists():
-            return False
-        with np.load(self.path) as saved:
-            return str(saved["identity"]) == self.identity
-
     def read(self) -> list[ModelRanking]:
-        """The rankings in the order of their score weights."""
+        """The rankings in the order of their score weights; none if made from other things."""
+        if not self.path.exists():
+            return []
         with np.load(self.path) as saved:
+            if str(saved["identity"]) != self.identity:
+                return []
             fields = [saved[field] for field in ModelRanking._fields]
         return [ModelRanking(*one) for one in zip(*fields, strict=True)]
 

@@ -28,13 +28,10 @@ _LOGITS_AT_ONCE = 1 << 24  # 64 MiB of float32 bound the memory of a full rankin
 
 @dataclass(frozen=True, eq=False)
 class EvaluationRows:
-    """The rows of `evaluation.split` that are ranked.
+    """The rows of `evaluation.split` that are ranked, and nothing but them in `sequences`.
 
-    Attributes:
-      sequences: these rows alone.
-      position_R: int64, the flat position of each target in the split.
-      history_RxH: int32, the prompts' items, oldest first, padded on the left with PAD_ITEM.
-      target_R: int32, the items that came next.
+    Of each row the flat position of its target in the split (int64), the prompt's items, oldest
+    first, padded on the left with PAD_ITEM (int32), and the item that came next (int32).
     """
 
     sequences: ItemSequences

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from rich.table import Table
 
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.metrics import Interval
-from tca4rec_jax.reporting import check_rows, markdown_table, save_figure
+from tca4rec_jax.reporting import Rows, check_rows, console_table, markdown_table, save_figure
 
 CF_METRICS = ("hr@1", "hr@3", "hr@5", "hr@10", "hr@20", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg@20")
+CF_TITLE = "CF models, ranking the whole catalogue"
 
 
 def plot_training_curves(
@@ -71,11 +73,7 @@ def plot_sweep(
     *,
     baseline: tuple[str, Mapping[str, Interval]],
 ) -> None:
-    """A PNG with one panel per metric over lambda, a baseline (label, {metric: ..}) dashed.
-
-    Raises ValueError if there is nothing to draw.
-    """
-    check_rows(curve)
+    """A PNG with one panel per metric over lambda, a baseline (label, {metric: ..}) dashed."""
     values = sorted(curve)
     figure, panels = _panels(len(metrics), 4.6 * len(metrics), 3.4)
     for panel, metric in zip(panels, metrics, strict=True):
@@ -119,14 +117,15 @@ def examples_text(
     return "\n".join(parts)
 
 
+def results_table(metrics: Mapping) -> Table:
+    """The results of `run_cf` as a table of what fits 80 columns; metrics.json has the rest."""
+    columns = {"HR@10": "hr@10", "NDCG@10": "ndcg@10", "NLL": "nll", "entropy": "entropy"}
+    return console_table(_cf_rows(metrics, columns), title=CF_TITLE, first_column="model, rows")
+
+
 def write_cf_report(directory: Path, metrics: Mapping) -> None:
     """Writes report.md and report.png of what `cf.pipeline.run_cf` returns."""
-    ranking = {
-        f"{model}, {subset}": {"rows": values["rows"]}
-        | {name.upper(): values[name] for name in CF_METRICS}
-        for model, subsets in metrics["results"].items()
-        for subset, values in subsets.items()
-    }
+    ranking = _cf_rows(metrics, {name.upper(): name for name in CF_METRICS})
     character = {
         model: {
             "coverage@10": values["coverage@10"],
@@ -137,7 +136,7 @@ def write_cf_report(directory: Path, metrics: Mapping) -> None:
         for model, values in metrics["profiles"].items()
     }
     text = [
-        "# CF models, ranking the whole catalogue\n",
+        f"# {CF_TITLE}\n",
         markdown_table(ranking, first_column="model, rows"),
         "What the Collaborative Tokenizer will see, on the test rows. Coverage: share of the items "
         "that are among anyone's first ten. Popularity: training interactions of the first tens, "
@@ -148,6 +147,16 @@ def write_cf_report(directory: Path, metrics: Mapping) -> None:
     ]
     write_text(directory / "report.md", "\n".join(text))
     _plot_cf_models(directory / "report.png", metrics)
+
+
+def _cf_rows(metrics: Mapping, columns: Mapping[str, str]) -> Rows:
+    """The results of `run_cf` with the given columns {heading: metric}."""
+    return {
+        f"{model}, {subset}": {"rows": values["rows"]}
+        | {heading: values[name] for heading, name in columns.items()}
+        for model, subsets in metrics["results"].items()
+        for subset, values in subsets.items()
+    }
 
 
 def _panels(count: int, width: float, height: float, bars: bool = False):

@@ -12,14 +12,13 @@ from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.models.popularity import Popularity, PopularityConfig, popularity_logits
 from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.cf.models.sasrec import SASRecConfig
-from tca4rec_jax.cf.pipeline import results_table
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
 from tca4rec_jax.cf.scoring import profile, user_vectors
 from tca4rec_jax.cf.settings import CFSettings
 from tca4rec_jax.config import default_config, movielens_config
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
-from tca4rec_jax.evaluation.report import write_cf_report
+from tca4rec_jax.evaluation.report import results_table, write_cf_report
 
 CONFIG = {
     "model": "sasrec",

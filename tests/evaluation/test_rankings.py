@@ -142,7 +142,7 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
         return _RankingCache.of(experiment, rows, name, weights)
 
     kept = cache()
-    assert not kept.is_valid()
+    assert not kept.read()
     rng = np.random.default_rng(0)
     rankings = [
         ModelRanking(rng.integers(0, 6, (2, 3)), *rng.integers(0, 9, (2, 2)), rng.random((2, 5)))
@@ -150,13 +150,13 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
     ]
     kept.write(rankings)
     assert cache() == kept
-    assert cache().is_valid()
+    assert cache().read()
     for one, read in zip(rankings, cache().read(), strict=True):
         for values, saved in zip(one, read, strict=True):
             np.testing.assert_array_equal(values, saved)
 
     def assert_changed(**arguments):
-        assert not cache(**arguments).is_valid(), arguments
+        assert not cache(**arguments).read(), arguments
 
     assert_changed(guidances=(0.0, 0.5))
     assert_changed(name="")
@@ -168,10 +168,10 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
     experiment.config.objective.beta *= 2
     assert_changed()
     experiment.config.objective.beta /= 2
-    assert cache().is_valid()
+    assert cache().read()
 
     experiment.store.vectors[0] += 1  # of another row
-    assert cache().is_valid()
+    assert cache().read()
     experiment.store.vectors[5, 0] += 1
     assert_changed()
     experiment.store.vectors[5, 0] -= 1
