@@ -102,12 +102,12 @@ def window_negatives(key: jax.Array, seen_BxW: jax.Array, count: int, num_items:
 class SeenByUser(NamedTuple):
     """The distinct items of every training user, for drawing others; int32.
 
-    The gap of an item is its number minus its rank among the user's sorted items, the number of
-    unseen items below it; `offsets` [U + 1] say where each user's part of `gap_E` begins.
+    The gap of an item is its number minus its rank among the user's sorted items: how many unseen
+    items are below it.
     """
 
-    gap_E: jax.Array
-    offsets: jax.Array
+    gap_E: jax.Array  # users one after the other
+    offsets: jax.Array  # [U + 1], where each user's part of `gap_E` begins
 
     @classmethod
     def of(cls, sequences: ItemSequences, num_items: int) -> "SeenByUser":

@@ -178,14 +178,10 @@ def _score_batch(items, vector_BxD, target_B, seen_BxS=None):
 def profile(model: CFModel, rows: ItemSequences, count_I: np.ndarray) -> dict:
     """Describes a CF model beyond its accuracy, on rows whose last item is the target.
 
-    `count_I` has each item's interactions in the training period (int).
-
-    Returns:
-      'coverage@10': share of the catalogue that is among anyone's first ten.
-      'popularity@10': mean training interactions of the first tens, over the mean of the targets: 1
-        recommends things as popular as those chosen.
-      'entropy', 'nll': {beta: nats}, of the softmax at that CF temperature, and of the target.
-      'best_beta': the beta of BETAS with the lowest NLL: where this model is calibrated best.
+    'coverage@10' is the share of the catalogue among anyone's first ten; 'popularity@10' the mean
+    training interactions (`count_I`, int) of the first tens over that of the targets; 'entropy' and
+    'nll' (of the target) are {beta: nats} of the softmax at that CF temperature; 'best_beta' is the
+    beta of BETAS with the lowest NLL: where this model is calibrated best.
     """
     vector_RxD = user_vectors(model, rows, rows.last_positions)
     target_R = rows.items[rows.last_positions]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,14 +82,6 @@ class FitResult:
     epochs: list[dict[str, float]]
 
 
-class _State(NamedTuple):
-    """What training goes on from; a file has its leaves in the order of jax.tree.leaves."""
-
-    params: nnx.State
-    optimizer: optax.OptState
-    best: nnx.State
-
-
 class _Rows(NamedTuple):
     """The training data on the device."""
 
@@ -129,18 +121,17 @@ def fit(
     run_epoch = functools.partial(_run_epoch, graph, compiled, constants, rows)
     # An epoch donates what it is given, and the caller keeps the model passed in.
     params = jax.tree.map(jnp.copy, params)
-    state = _State(params, _optimizer(config).init(params), params)
+    fresh = params, _optimizer(config).init(params), params
     hashes = [rows.content_hash() for rows in (train, validation)]
     identity = fingerprint([dataclasses.asdict(config), repr(model.config), hashes])
-    state, epochs = _resume(checkpoint, state, identity)
+    (params, optimizer, best_params), epochs = _resume(checkpoint, fresh, identity)
     batches = _batches(train, model.config.history_length, config)
     batches = itertools.islice(batches, len(epochs), None)
     best = max(epochs, key=lambda record: record["ndcg@10"])["epoch"] if epochs else 0
     start = time.perf_counter() - (epochs[-1]["seconds"] if epochs else 0.0)
 
     key = jax.random.key(config.seed)
-    carry: tuple[Any, Any] = (state.params, state.optimizer)
-    best_params, saved = state.best, time.perf_counter()
+    carry, saved = (params, optimizer), time.perf_counter()
     progress = tqdm(range(len(epochs) + 1, config.max_epochs + 1), desc="CF", unit="epoch")
     for epoch in progress:
         if best and epoch - 1 - best >= config.patience:
@@ -157,7 +148,7 @@ def fit(
             best, best_params = epoch, jax.tree.map(jnp.copy, carry[0])
         progress.set_postfix(loss=f"{loss:.3f}", ndcg10=f"{scores['ndcg@10']:.4f}", best=best)
         if checkpoint is not None and time.perf_counter() - saved > _SAVE_SECONDS:
-            _save(checkpoint, _State(*carry, best_params), identity, epochs)
+            _save(checkpoint, (*carry, best_params), identity, epochs)
             saved = time.perf_counter()
     progress.close()
     return FitResult(nnx.merge(graph, best_params, constants), best, epochs)
@@ -253,12 +244,13 @@ def batch_loss_of(
     return jnp.sum(loss_BxP * supervised_BxP) / jnp.maximum(jnp.sum(supervised_BxP), 1)
 
 
-def _save(path: Path, state: _State, identity: str, epochs: list[dict]) -> None:
+def _save(path: Path, state: tuple, identity: str, epochs: list[dict]) -> None:
+    """Writes what training goes on from: (parameters, optimizer, best parameters), and its log."""
     leaves = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(state))}
     write_arrays(path, leaves, json.dumps({"identity": identity, "epochs": epochs}))
 
 
-def _resume(path: Path | None, fresh: _State, identity: str) -> tuple[_State, list[dict]]:
+def _resume(path: Path | None, fresh: tuple, identity: str) -> tuple[tuple, list[dict]]:
     """The state and epochs of a training that was cut off, or the fresh ones."""
     if path is None or not path.exists():
         return fresh, []

@@ -20,15 +20,11 @@ from tca4rec_jax.errors import UserError
 
 
 class FlatRows(NamedTuple):
-    """ItemSequences on the device, int32 [n] each.
-
-    Of each flat position its item, the first position of its row, and its user, 0..U-1 in the
-    order of ItemSequences.user.
-    """
+    """ItemSequences on the device, int32."""
 
     items_n: jax.Array
-    row_starts_n: jax.Array
-    user_n: jax.Array
+    row_starts_n: jax.Array  # the first flat position of each position's row
+    user_n: jax.Array  # 0..U-1 in the order of ItemSequences.user
 
     @classmethod
     def of(cls, sequences: ItemSequences) -> "FlatRows":
@@ -54,13 +50,10 @@ class HistoryWindows(NamedTuple):
 
 
 class TrainingQueries(NamedTuple):
-    """What a CF model answers in training: float32 vectors . item rows + bias are the logits.
+    """What a CF model answers in training: logit = vector . item row + bias."""
 
-    Targets are int32, the item that each vector should score highest; PAD_ITEM: not supervised.
-    """
-
-    vector_BxPxD: jax.Array
-    target_BxP: jax.Array
+    vector_BxPxD: jax.Array  # float32
+    target_BxP: jax.Array  # int32, the item to score highest; PAD_ITEM: not supervised
     items: CFItems
 
 

@@ -28,18 +28,12 @@ class ItemSequences(Rows):
     In the splits train, validation and test the last item of a row is the target and the items
     before it are the history. Raises ValueError for arrays that do not fit together, an empty row,
     a negative item or user, or a timestamp below UNKNOWN_TIME.
-
-    Attributes:
-      user: int32 [R], the user of each row (a user may own several rows).
-      items: int32 [n], item indices 0..I-1.
-      offsets: int64 [R + 1].
-      timestamps: int64 [n], seconds, UNKNOWN_TIME where not known.
     """
 
-    user: np.ndarray
-    items: np.ndarray
-    offsets: np.ndarray
-    timestamps: np.ndarray
+    user: np.ndarray  # int32 [R], the user of each row (a user may own several rows)
+    items: np.ndarray  # int32 [n], item indices 0..I-1
+    offsets: np.ndarray  # int64 [R + 1]
+    timestamps: np.ndarray  # int64 [n], seconds, UNKNOWN_TIME where not known
 
     def __post_init__(self):
         for name in ("user", "items", "offsets", "timestamps"):

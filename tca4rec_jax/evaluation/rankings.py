@@ -28,16 +28,12 @@ _LOGITS_AT_ONCE = 1 << 24  # 64 MiB of float32 bound the memory of a full rankin
 
 @dataclass(frozen=True, eq=False)
 class EvaluationRows:
-    """The rows of `evaluation.split` that are ranked, and nothing but them in `sequences`.
+    """The rows of `evaluation.split` that are ranked."""
 
-    Of each row the flat position of its target in the split (int64), the prompt's items, oldest
-    first, padded on the left with PAD_ITEM (int32), and the item that came next (int32).
-    """
-
-    sequences: ItemSequences
-    position_R: np.ndarray
-    history_RxH: np.ndarray
-    target_R: np.ndarray
+    sequences: ItemSequences  # these rows alone
+    position_R: np.ndarray  # int64, the flat position of each target in the split
+    history_RxH: np.ndarray  # int32, the prompts' items, oldest first, padded left with PAD_ITEM
+    target_R: np.ndarray  # int32, the items that came next
 
     @classmethod
     def of(cls, experiment: Experiment) -> "EvaluationRows":
@@ -69,17 +65,13 @@ def sample_rows(available: int, count: int, seed: int) -> np.ndarray:
 class ModelRanking(NamedTuple):
     """One model on the evaluated rows.
 
-    Attributes:
-      items_RxM: int32, the best items, best first, -1 where there are no more.
-      rank_R: int32, 0-based rank of the target item, -1 if it is not among the ranked items.
-      title_rank_R: int32, the same among distinct titles: items that share one count as one.
-      nll_RxT: float32, -log P(target's title) at each of evaluation.temperatures; NaN for guided
-        scores, which are no distribution.
+    `nll` is float32, -log P(target's title) at each of evaluation.temperatures; NaN for guided
+    scores, which are no distribution.
     """
 
-    items_RxM: np.ndarray
-    rank_R: np.ndarray
-    title_rank_R: np.ndarray
+    items_RxM: np.ndarray  # int32, the best items, best first, -1 where there are no more
+    rank_R: np.ndarray  # int32, 0-based rank of the target item, -1 if it is not ranked
+    title_rank_R: np.ndarray  # int32, the same among distinct titles, each one place of the list
     nll_RxT: np.ndarray
 
     def best_nll(self, temperatures: tuple[float, ...]) -> tuple[float, np.ndarray] | None:
@@ -125,13 +117,9 @@ def full_ranking(
     items' probabilities. `cf` are user vectors, or the logits [R, I] if `items` is DENSE. Blocks
     have `batch_size` rows; 0 takes as many as bound their memory. Raises ValueError for NaN.
     """
-    num_items, num_titles = len(leaf_of_item), int(leaf_of_item.max()) + 1
-    temperature_T = np.asarray(temperatures, np.float32)
-
-    def rank(cf_BxD: np.ndarray, target_B: np.ndarray):
-        return _rank_block(cf_BxD, items, leaf_of_item, target_B, temperature_T, num_titles)
-
-    batch_size = batch_size or max(_LOGITS_AT_ONCE // num_items, 1)
+    num_titles, temperature_T = int(leaf_of_item.max()) + 1, np.asarray(temperatures, np.float32)
+    rank = partial(_rank_block, num_titles, items, leaf_of_item, temperature_T)
+    batch_size = batch_size or max(_LOGITS_AT_ONCE // len(leaf_of_item), 1)
     blocks = map_batches(rank, cf_RxD, target_R.astype(np.int32), batch_size=batch_size)
     ranking = ModelRanking(*blocks)
     for row, _ in np.argwhere(np.isnan(ranking.nll_RxT)):  # compares false: it would rank first
@@ -139,8 +127,8 @@ def full_ranking(
     return ranking
 
 
-@partial(jax.jit, static_argnames="num_titles")
-def _rank_block(cf_BxD, items: CFItems, leaf_of_item, target_B, temperature_T, num_titles: int):
+@partial(jax.jit, static_argnums=0)
+def _rank_block(num_titles: int, items: CFItems, leaf_of_item, temperature_T, cf_BxD, target_B):
     logits_BxI = cf_logits(cf_BxD, items)
     _, best_BxM = jax.lax.top_k(logits_BxI, min(max(CUTOFFS), logits_BxI.shape[1]))
     title_BxQ = jnp.full((len(target_B), num_titles), -jnp.inf)

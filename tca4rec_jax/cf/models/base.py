@@ -48,12 +48,9 @@ class CFModel(nnx.Module):
     The vector of a position is a function of the items before it and of nothing else, so logits are
     causal by construction and unseen users are like any other; bpr_mf.py says what that means for
     models that know users by id.
-
-    Attributes:
-      config: a ModelConfig; of a model that reads no history `history_length` is None.
     """
 
-    config: Any
+    config: Any  # a ModelConfig; of a model that reads no history `history_length` is None
     item_table: Any = None
     item_bias: Any = None
 

@@ -17,18 +17,12 @@ from tca4rec_jax.cf.models.sasrec import SASRec, SASRecConfig
 
 @dataclasses.dataclass(frozen=True)
 class ModelKind:
-    """A CF model by name.
+    """A CF model by name."""
 
-    Attributes:
-      label: for tables and manifests.
-      module, config: its NNX module and the dataclass of its architecture.
-      training: what its training supervises, as its paper has it; None if it is not trained.
-    """
-
-    label: str
+    label: str  # for tables and manifests
     module: type[CFModel]
-    config: type[Any]
-    training: LossConfig | None = None
+    config: type[Any]  # the dataclass of its architecture
+    training: LossConfig | None = None  # as its paper has it; None if it is not trained
 
 
 _BY_USER = LossConfig("bpr", targets="window", negatives_outside="user")
