@@ -34,9 +34,7 @@ def entropy_and_nll(logits_BxI: jax.Array, target_B: jax.Array) -> tuple[jax.Arr
 
 
 @jax.jit
-def entropy_and_nll_at_betas(
-    logits_BxI: jax.Array, target_B: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _at_betas(logits_BxI, target_B):
     """entropy_and_nll of logits / beta for every beta of BETAS; float32 [B, T] each."""
     betas_T = jnp.asarray(BETAS, jnp.float32)
     entropy_TxB, nll_TxB = jax.lax.map(
@@ -47,12 +45,9 @@ def entropy_and_nll_at_betas(
 
 @dataclass(frozen=True, eq=False)
 class LazyRows:
-    """A function (float32 [m, columns]) of rows of `source`, [R, columns], computed when sliced.
+    """A function of the R rows of `source`, computed when sliced: never whole in memory."""
 
-    So they are as long as an array, but never whole in memory.
-    """
-
-    function: Callable[[Any], np.ndarray]
+    function: Callable[[Any], np.ndarray]  # of m rows, float32 [m, columns]
     source: Any
     columns: int
 
@@ -123,15 +118,11 @@ def check_items(sequences: ItemSequences, num_items: int) -> None:
 
 @dataclass(frozen=True)
 class RowScores:
-    """How a CF model scores the target of each row against the whole catalogue.
+    """How a CF model scores the target of each row; the softmax is at temperature 1."""
 
-    `rank` is int32 [R], 0-based (see tca4rec_jax.metrics); `nll` (-log of the target's share) and
-    `entropy` (in nats) are float32 [R], of softmax(logits) at temperature 1.
-    """
-
-    rank: np.ndarray
-    nll: np.ndarray
-    entropy: np.ndarray
+    rank: np.ndarray  # int32 [R], 0-based, in the whole catalogue (see tca4rec_jax.metrics)
+    nll: np.ndarray  # float32 [R], -log of the target's share
+    entropy: np.ndarray  # float32 [R], in nats
 
 
 def score_rows(
@@ -201,12 +192,12 @@ def profile(model: CFModel, rows: ItemSequences, count_I: np.ndarray) -> dict:
 def _describe(items, vector_BxD, target_B):
     logits_BxI = cf_logits(vector_BxD, items)
     _, best_BxK = jax.lax.top_k(logits_BxI, min(TOP, logits_BxI.shape[1]))
-    return best_BxK, *entropy_and_nll_at_betas(logits_BxI, target_B)
+    return best_BxK, *_at_betas(logits_BxI, target_B)
 
 
 def temperature_statistics(logits_mxI: np.ndarray) -> dict:
     """What the CF temperature beta will mean: spread of some logits, entropy at every beta."""
-    entropy_mxT, _ = entropy_and_nll_at_betas(logits_mxI, np.zeros(len(logits_mxI), np.int32))
+    entropy_mxT, _ = _at_betas(logits_mxI, np.zeros(len(logits_mxI), np.int32))
     return {
         "sampled_entries": len(logits_mxI),
         "mean": float(logits_mxI.mean(dtype=np.float64)),

@@ -51,17 +51,11 @@ class CFFields:
 
 @dataclasses.dataclass(frozen=True)
 class CFSettings:
-    """`config.cf` for some data.
+    """`config.cf` for some data."""
 
-    Attributes:
-      fields: those that every model shares.
-      architecture: the config of the model's module.
-      training: how it is trained; None if it is not.
-    """
-
-    fields: CFFields
-    architecture: Any
-    training: FitConfig | None
+    fields: CFFields  # those that every model shares
+    architecture: Any  # the config of the model's module
+    training: FitConfig | None  # None if it is not trained
 
     @classmethod
     def of(cls, config: Mapping, data: RecData) -> "CFSettings":

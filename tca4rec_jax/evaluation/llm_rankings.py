@@ -51,10 +51,9 @@ def rank_llms(
             caches[name] = cache
     groups = [list(caches)] if experiment.frozen_prefix and caches else [[name] for name in caches]
     for names in groups:
-        file = None
-        if not multihost.is_multiprocess():
-            identity = fingerprint([caches[name].identity for name in names])
-            file = ResultsFile(experiment.workdir / "evaluation" / "unfinished.npz", identity)
+        identity = fingerprint([caches[name].identity for name in names])
+        unfinished = ResultsFile(experiment.workdir / "evaluation" / "unfinished.npz", identity)
+        file = None if multihost.is_multiprocess() else unfinished
         searches = {name: weights[name] for name in names}
         for name, made in zip(names, _search(experiment, rows, searches, file), strict=True):
             rankings |= zip(variants[name], made, strict=True)

@@ -37,8 +37,7 @@ class Popularity(CFModel):
 
     def fit_statistics(self, sequences: ItemSequences) -> None:
         """Counts the training interactions."""
-        logits_I = popularity_logits(sequences, self.config.num_items)
-        self.item_bias = Statistic(jnp.asarray(logits_I))
+        self.item_bias = Statistic(jnp.asarray(popularity_logits(sequences, self.config.num_items)))
 
     def user_vectors(self, history_BxS: jax.Array) -> jax.Array:
         """Zeros, float32 [B, 1]."""
