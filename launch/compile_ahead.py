@@ -44,7 +44,7 @@ def compile_target(target: Target) -> dict:
         estimates.append(estimate)
         if _HLO.value:
             write_text(Path(_HLO.value) / f"{name}_{program}.hlo", estimate.hlo)
-    rows = report.table(estimates)
+    rows = {one.program: report.row(one) for one in estimates}
     if _MARKDOWN.value:
         print(markdown_table(rows, first_column="program", digits=2))
     else:

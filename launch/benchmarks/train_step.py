@@ -94,7 +94,7 @@ def ours(inputs: Inputs):
     from tca4rec_jax.core.collaborative_tokenizer import CFItems
     from tca4rec_jax.core.objective import Objective
     from tca4rec_jax.core.trie import DeviceTrie
-    from tca4rec_jax.distributed.sharding import make_mesh, replicate, replicated, shard_batch
+    from tca4rec_jax.distributed.sharding import make_mesh, put, replicated, shard_batch
     from tca4rec_jax.llm.checkpoints.export import read_peft_adapter
     from tca4rec_jax.llm.checkpoints.loading import load_weights
     from tca4rec_jax.llm.config import DecoderOptions
@@ -108,7 +108,9 @@ def ours(inputs: Inputs):
     dtype = jax.numpy.dtype(case.dtype)
     if case.architecture:
         architecture, params = random_weights(case.architecture)
-        params = replicate(mesh, {path: value.astype(dtype) for path, value in params.items()})
+        params = put(
+            {path: value.astype(dtype) for path, value in params.items()}, replicated(mesh)
+        )
     else:
         architecture, params = load_weights(
             case.weights, dtype, sharding=lambda *_: replicated(mesh)
@@ -132,7 +134,9 @@ def ours(inputs: Inputs):
     )
     objective = jax.tree.map(np.float32, objective)
     state = TrainState(np.int32(0), adapters, optimizer.init(adapters))
-    state, base, items, trie, objective = replicate(mesh, (state, base, items, trie, objective))
+    state, base, items, trie, objective = put(
+        (state, base, items, trie, objective), replicated(mesh)
+    )
     update = make_train_step(graph, state, base, optimizer, TITLE.loss, mesh=mesh, seed=0)
 
     def step(number: int) -> float:

@@ -50,8 +50,7 @@ class CatalogueSizes:
         sizes = {
             "choice": self.choices,
             "edge_tokens": int(_TOKENS_PER_EDGE * nodes),
-            "item_order": self.items,
-            "ordered_leaf": self.items,
+            **dict.fromkeys(("item_order", "ordered_leaf"), self.items),
         }
         arrays: dict[str, Any] = {
             field.name: jax.ShapeDtypeStruct((sizes.get(field.name, nodes),), jnp.int32)

@@ -67,10 +67,8 @@ class AbstractExperiment(Experiment):
     def pretrained(self) -> tuple[DecoderConfig, dict[str, Any]]:
         """The LLM: its architecture and the shapes of its parameters, with their shardings."""
         llm = self.config.llm
-        if llm.architecture is None and (Path(llm.weights) / CONFIG).is_file():
-            found = read_config(llm.weights)
-        else:
-            found = architecture(self.architecture_name)
+        is_here = llm.architecture is None and (Path(llm.weights) / CONFIG).is_file()
+        found = read_config(llm.weights) if is_here else architecture(self.architecture_name)
         num_layers = llm.num_layers or found.num_layers
         found = dataclasses.replace(found, num_layers=num_layers, quantised=llm.quantise or "")
         params = {}
@@ -112,8 +110,7 @@ class AbstractExperiment(Experiment):
     @property
     def trained_parameters(self) -> int:
         """The number of parameters that training updates."""
-        _, state, _ = self.initial_state()
-        return sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        return sum(leaf.size for leaf in jax.tree.leaves(self.initial_state()[1].params))
 
     @property
     def weight_bytes(self) -> int:

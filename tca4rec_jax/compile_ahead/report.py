@@ -30,12 +30,8 @@ def heading(experiment: AbstractExperiment) -> str:
     )
 
 
-def table(estimates: Sequence[Estimate]) -> dict[str, dict[str, object]]:
-    """One row per program, for one device and one run of the program."""
-    return {estimate.program: _row(estimate) for estimate in estimates}
-
-
-def _row(estimate: Estimate) -> dict[str, object]:
+def row(estimate: Estimate) -> dict[str, object]:
+    """A program's row of the table, for one device and one run."""
     memory, work = estimate.memory, estimate.work
     collectives = [
         f"{found['count']:.0f} {kind} {decimal(int(found['bytes']))}"

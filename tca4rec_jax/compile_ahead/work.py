@@ -92,7 +92,7 @@ def analyse(text: str) -> Work:
 class _Walk:
     def __init__(self, computations: dict[str, Computation], partitions: int):
         self.computations, self.partitions, self.work = computations, partitions, Work()
-        self.fused_collectives: set[tuple] = set()
+        self.fused: set[tuple] = set()
 
     def computation(self, name: str, times: float) -> None:
         """Adds the work of a computation that runs `times`."""
@@ -136,11 +136,8 @@ class _Walk:
             else:
                 operands = [linked[operand.name] for operand in inner.operands]
                 linked[inner.name] = self._inline(inner._replace(operands=operands), body, times)
-            if (
-                kind in _COLLECTIVES
-                and (identity := _identity(inner)) not in self.fused_collectives
-            ):
-                self.fused_collectives.add(identity)
+            if kind in _COLLECTIVES and (identity := _identity(inner)) not in self.fused:
+                self.fused.add(identity)
                 scattered = name.startswith("all-reduce-scatter")
                 self._collective("reduce-scatter" if scattered else kind, inner, times)
             if inner.is_root:

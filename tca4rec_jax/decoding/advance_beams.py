@@ -17,15 +17,9 @@ import jax.numpy as jnp
 
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.decoding.search_sizes import call_sizes
+from tca4rec_jax.llm import kv_cache
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.kv_cache import (
-    BeamCache,
-    KVCache,
-    NewTokens,
-    pack,
-    pad_new_tokens,
-    scatter_cache,
-)
+from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens
 
 
 class Prompts(NamedTuple):
@@ -83,7 +77,7 @@ class EdgeReader:
             branches = [partial(self._call, node_BxM, *size, most_per_user) for size in sizes]
             # The cache is written outside: a branch that returned the pools would copy them.
             read_BxM, scores, new = jax.lax.switch(smallest, branches, read_BxM, scores, cache)
-            return read_BxM, scores, scatter_cache(cache, new), calls + 1
+            return read_BxM, scores, kv_cache.scatter_cache(cache, new), calls + 1
 
         zeros_BxM = jnp.zeros((batch, beams))
         scores = EdgeScores(jnp.zeros((batch, beams, trie.choice.shape[0])), zeros_BxM, zeros_BxM)
@@ -130,7 +124,7 @@ class EdgeReader:
         hidden_TpxD, new = self.model.extend(
             token_at(column_BxMxE), count_BxM, kv, length_B, cache, kept_Tp, per_user
         )
-        next_Tp = pack(token_at(column_BxMxE + 1), kept_Tp)
+        next_Tp = kv_cache.pack(token_at(column_BxMxE + 1), kept_Tp)
         choice_TpxU, norm_Tp, next_log_p_Tp = self._scores(hidden_TpxD, next_Tp)
         edge_length_BxMx1 = trie.edge_length[node_BxM][:, :, None]
         is_forced_BxMxE = kept_BxMxE & (column_BxMxE + 1 < edge_length_BxMx1)
@@ -143,7 +137,7 @@ class EdgeReader:
             jnp.where(ends_BxM, norm_Tp[last_BxM], scores.norm_BxM),
             scores.forced_BxM + jnp.sum(jnp.where(is_forced_BxMxE, forced_BxMxE, 0.0), axis=2),
         )
-        return read_BxM + count_BxM, scores, pad_new_tokens(new, padded)
+        return read_BxM + count_BxM, scores, kv_cache.pad_new_tokens(new, padded)
 
     def _scores(
         self, hidden_D: jax.Array, next_token: jax.Array | None = None

@@ -81,18 +81,12 @@ class ScoreWeights(NamedTuple):
     The score of a finished hypothesis is
     sum over tokens (log P_LLM(token; logits / temperature) + guidance * log p_cf(token; beta))
     divided by (number of tokens, end token included) ** length_penalty.
-
-    Attributes:
-      guidance: weight of the Collaborative Tokenizer's distribution, lambda; at least 0.
-      beta: temperature of the CF logits, above 0.
-      temperature: of the LLM's logits, above 0.
-      length_penalty: exponent of the length; 0 compares sums of log-probabilities, 1 means.
     """
 
-    guidance: float = 0.0
-    beta: float = 1.0
-    temperature: float = 1.0
-    length_penalty: float = 0.0
+    guidance: float = 0.0  # lambda, at least 0
+    beta: float = 1.0  # temperature of the CF logits, above 0
+    temperature: float = 1.0  # of the LLM's logits, above 0
+    length_penalty: float = 0.0  # at least 0; 0 compares sums of log-probabilities, 1 means
 
     def check(self) -> "ScoreWeights":
         """Returns itself; raises UserError for values the search is not defined for."""
@@ -143,9 +137,8 @@ def beam_search(
       allowed_BxI: bool, leaves items out: the result is that of a trie of the allowed items alone,
         whatever the score; a title is a candidate while one of its items is allowed.
 
-    Returns:
-      The `config.beams` best titles of each user, all different, or fewer if the search found
-      fewer. Equal scores keep the order in which they were found.
+    Returns up to `config.beams` titles of each user, the best that were found, all different. Equal
+    scores keep the order in which they were found.
     """
     log_mass_BxN, alive_BxN = None, None
     if allowed_BxI is not None:

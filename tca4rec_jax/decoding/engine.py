@@ -7,7 +7,6 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -30,26 +29,14 @@ from tca4rec_jax.decoding.search_programs import (
     read_prompts,
     search_batch,
 )
+from tca4rec_jax.distributed import sharding
 from tca4rec_jax.distributed.multihost import gather_to_host
-from tca4rec_jax.distributed.sharding import (
-    check_batch_size,
-    local_rows,
-    put,
-    replicate,
-    shard_batch,
-    tree_shardings,
-)
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.decoder import Decoder
 
 _LLM_ALONE = ScoreWeights()
-
-
-class SearchJob(NamedTuple):
-    """A model that searches (on the mesh or not), and the sets of score weights to search with."""
-
-    decoder: Decoder
-    weights: Sequence[ScoreWeights]
+# A model (on the mesh or not), and the sets of weights to search with.
+SearchJob = tuple[Decoder, Sequence[ScoreWeights]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +62,8 @@ class SearchRows:
 class BatchedSearch:
     """Runs beam search over many rows.
 
-    All of one process share their compiled programs: another set of adapters, temperature or
-    guidance compiles nothing new, and the search is compiled once for prompts of every length.
+    All of one process share their compiled programs: other adapters, temperatures or guidance
+    compile nothing new.
     """
 
     def __init__(
@@ -90,17 +77,16 @@ class BatchedSearch:
     ):
         """Prepares an `ItemTrie.build`; raises UserError for a bad batch size, or no bucket.
 
-        Args:
-          mesh: its axis 'data' shares the rows of a batch, the others the model.
-          batch_size: rows per call, a multiple of the devices along 'data'.
-          buckets: padded lengths of the texts, or how many to derive from their lengths. Reading
-            prompts is compiled once for every length, the search for the longest.
+        The mesh's axis 'data' shares the rows of a batch (batch_size divides over it), the others
+        the model. buckets: padded lengths of the texts, or how many to derive from their lengths;
+        reading prompts is compiled once for every length, the search for the longest.
         """
-        check_batch_size(mesh, batch_size, "batch_size", "prompts")
+        sharding.check_batch_size(mesh, batch_size, "batch_size", "prompts")
         if (buckets < 1) if isinstance(buckets, int) else not buckets:
             raise UserError(f"need at least one bucket, got {buckets!r}")
         self.config, self.mesh, self.batch_size, self.buckets = config, mesh, batch_size, buckets
-        self.host_trie, self.trie = trie, replicate(mesh, config.device_trie(trie))
+        self.host_trie, on_mesh = trie, sharding.replicated(mesh)
+        self.trie = sharding.put(config.device_trie(trie), on_mesh)
 
     def recommend(
         self,
@@ -111,7 +97,7 @@ class BatchedSearch:
         progress: str | None = "Recommending",
     ) -> Recommendations:
         """The best titles for every row: `sweep` of one model with one set of weights."""
-        ((found,),) = self.sweep([SearchJob(decoder, [weights])], rows, progress=progress)
+        ((found,),) = self.sweep([(decoder, [weights])], rows, progress=progress)
         return found
 
     def sweep(
@@ -134,8 +120,7 @@ class BatchedSearch:
           progress: label of a progress bar; None shows none.
           file: where to resume from and, from time to time, save the results so far.
 
-        Returns:
-          For each job the results by each of its weights; every process of several has all rows.
+        Returns for each job the results by each of its weights, all rows in every process.
 
         Raises UserError for a prompt that is empty, longer than the largest bucket, or that leaves
         the model no room for a title; guidance without CF vectors; a temperature not above 0.
@@ -143,7 +128,7 @@ class BatchedSearch:
         temperatures = () if rows.target_R is None else temperatures
         one_pass = _Pass(self, jobs, rows, temperatures)
         num_rows, sizes = len(rows.prompts), (self.config.beams, len(temperatures))
-        results = [[Recommendations.empty(num_rows, *sizes) for _ in job.weights] for job in jobs]
+        results = [[Recommendations.empty(num_rows, *sizes) for _ in sets] for _, sets in jobs]
         done_R = np.zeros(num_rows, bool) if file is None else file.read(results)
         with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
             bar.update(int(done_R.sum()))
@@ -174,7 +159,7 @@ class _Pass:
         """Raises UserError as `BatchedSearch.sweep`."""
         self.search, self.jobs, self.rows = search, jobs, rows
         self.temperatures = np.array(temperatures, np.float32)
-        self.guidance = max(one.check().guidance for job in jobs for one in job.weights)
+        self.guidance = max(one.check().guidance for _, sets in jobs for one in sets)
         self.texts, self.scored = rows.prompts, None
         if rows.target_R is not None:
             titles, self.scored = scored_titles(search.host_trie, rows.target_R, search.config)
@@ -185,7 +170,7 @@ class _Pass:
             raise UserError(f"guidance is {self.guidance}, but there are no CF logits for it")
         if min(temperatures, default=1.0) <= 0:
             raise UserError(f"temperatures must be above 0, got {tuple(temperatures)}")
-        positions = min(job.decoder.config.max_positions for job in jobs)
+        positions = min(decoder.config.max_positions for decoder, _ in jobs)
         largest_R = self.buckets.max(initial=0) - (text_R - prompt_R)
         limit_R = np.minimum(positions - search.trie.sizes.longest_path, largest_R)
         bad_R = (prompt_R < 1) | (prompt_R > limit_R)
@@ -203,11 +188,12 @@ class _Pass:
         """
         search, mesh, lengths_R = self.search, self.search.mesh, self.texts.lengths
         capacity = int(self.buckets.max(initial=0))
-        cf_items = replicate(mesh, self.rows.cf_items) if self.guidance > 0 else DENSE
+        cf_items = self.rows.cf_items if self.guidance > 0 else DENSE
+        cf_items = sharding.put(cf_items, sharding.replicated(mesh))
         models = []
         for decoder, _ in self.jobs:
             graph, state = nnx.split(decoder)
-            state = put(state, tree_shardings(mesh, decoder.config, state))
+            state = sharding.put(state, sharding.tree_shardings(mesh, decoder.config, state))
             models.append((state, SearchProgram(mesh, graph, search.config)))
         order_R = np.argsort(-lengths_R, kind="stable")
         for start in range(0, len(order_R), search.batch_size):
@@ -223,7 +209,7 @@ class _Pass:
                 args = state, texts, prefix, search.trie, self.temperatures
                 prompts, nll_BxT = read_prompts(*args, program=program, capacity=capacity)
                 args = state, prompts, users, cf_items, search.trie
-                weights = (jax.tree.map(np.float32, one) for one in self.jobs[number].weights)
+                weights = (jax.tree.map(np.float32, one) for one in self.jobs[number][1])
                 found = [(*search_batch(*args, one, program=program), nll_BxT) for one in weights]
                 del prompts, args  # so that no more than two prompts' keys and values are held
                 yield rows_B, number, found
@@ -231,7 +217,7 @@ class _Pass:
     def _batch(self, rows_B: np.ndarray, width: int) -> tuple[Texts, Users]:
         """A batch on the devices; one that is not full repeats its rows."""
         search, rows = self.search, self.rows
-        here_B = local_rows(search.mesh, search.batch_size, "prompts")
+        here_B = sharding.local_rows(search.mesh, search.batch_size, "prompts")
         padded_B = np.resize(rows_B, search.batch_size)[here_B]
         texts = Texts(
             self.texts.pad(padded_B, width, 0).astype(np.int32),
@@ -240,7 +226,7 @@ class _Pass:
         )
         cf = rows.cf(padded_B).astype(np.float32) if rows.cf and self.guidance > 0 else None
         users = Users(cf, rows.allowed and rows.allowed(padded_B))
-        return shard_batch(search.mesh, (texts, users), "prompts")
+        return sharding.shard_batch(search.mesh, (texts, users), "prompts")
 
 
 def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:

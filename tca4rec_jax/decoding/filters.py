@@ -69,7 +69,5 @@ def read_items(path: str | Path, catalogue: Catalogue) -> np.ndarray:
     found = catalogue.find(ids.values())
     for number, item in zip(ids, found, strict=True):
         if item < 0:
-            raise UserError(
-                f"{path}, line {number}: {ids[number]!r} is no item id of the catalogue"
-            )
+            raise UserError(f"{path}, line {number}: the catalogue has no item {ids[number]!r}")
     return found

@@ -37,8 +37,7 @@ def scored_titles(
 ) -> tuple[Ragged, ScoredTokens]:
     """The titles of items of a token-by-token trie, prepared for `title_nll`.
 
-    Returns:
-      (int32 tokens of each title that the LLM reads after the prompt; the scored tokens).
+    Returns (int32 tokens of each title that the LLM reads after the prompt, the scored tokens).
     """
     tokens_RxF = trie.tokens_QxL[trie.leaf_of_item[item_R]]
     if config.vocabulary:

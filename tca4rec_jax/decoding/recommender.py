@@ -76,11 +76,9 @@ class Recommender:
     def recommend(self, histories: Sequence, k: int = 10, *, progress: str | None = None) -> list:
         """The best k items after one history, or after each of several, best first.
 
-        A history is a sequence of items, oldest first. `progress` is the label of a progress bar.
-
-        Returns:
-          For one history a list of Recommended, for several a list of such lists; shorter than k
-          only if fewer items may be recommended. A score is a log-probability, guidance included.
+        A history is a sequence of items, oldest first. Returns a list of Recommended for one, a
+        list of such lists for several; shorter than k only if fewer items may be recommended. A
+        score is a log-probability, guidance included. `progress` is the label of a progress bar.
 
         Raises UserError for no history, an empty one, an unknown item (with what is spelt like it),
         or k < 1.

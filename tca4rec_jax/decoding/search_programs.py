@@ -92,8 +92,7 @@ def read_prompts(
     Keys and values get room for `capacity` tokens, so that one compiled search goes on from prompts
     of every length; it looks at the prompts' own tokens only.
 
-    Returns:
-      (prompts; -log P float32 [B, T] of the scored titles at temperatures, [B, 0] without titles).
+    Returns (prompts, -log P float32 [B, T] of the scored titles; [B, 0] without titles).
     """
 
     def read(model, texts, prefix, trie, temperature_T):
@@ -123,8 +122,7 @@ def prefill_prompts(
 ) -> tuple[jax.Array, Prompts]:
     """Reads prompts of `length_B` tokens and the tokens after them; traceable.
 
-    Returns:
-      (states [B, 1 + K, D]: at each prompt's last token, and `after` so many more; the prompts).
+    Returns (states [B, 1 + K, D] at each prompt's last token and `after` so many more, prompts).
     """
     after_BxA = jnp.zeros_like(length_B)[:, None]
     if after_BxK is not None:

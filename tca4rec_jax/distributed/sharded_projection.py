@@ -6,8 +6,8 @@ few masses that decisions ask for are joined, never logits.
 """
 
 import dataclasses
-import functools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -60,16 +60,11 @@ def project_shards(
     axes = _item_axes(on_rows)
     if not axes:
         return project(cf_PxD, items, pair_K, node_K, trie, beta)
-    is_dense = items.table_IxD is None
-    if is_dense:
-        missing = trie.item_order.shape[0] - cf_PxD.shape[1]
-        cf_PxD = jnp.pad(cf_PxD, ((0, 0), (0, missing)))
-    everywhere = PartitionSpec()
+    everywhere = cf_spec = PartitionSpec()
+    if items.table_IxD is None:  # cf_PxD are logits
+        cf_PxD = jnp.pad(cf_PxD, ((0, 0), (0, trie.item_order.shape[0] - cf_PxD.shape[1])))
+        cf_spec = PartitionSpec(None, axes)
     items_specs, trie_specs = _specs(axes, items, trie)
-    cf_spec = PartitionSpec(None, axes) if is_dense else everywhere
-    on_shard = on_rows.on_own_part(
-        functools.partial(project, axis_name=axes),
-        in_specs=(cf_spec, items_specs, everywhere, everywhere, trie_specs, everywhere),
-        out_specs=everywhere,
-    )
+    in_specs = cf_spec, items_specs, everywhere, everywhere, trie_specs, everywhere
+    on_shard = on_rows.on_own_part(partial(project, axis_name=axes), in_specs, everywhere)
     return on_shard(cf_PxD, items, pair_K, node_K, trie, beta)

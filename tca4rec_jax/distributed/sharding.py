@@ -199,11 +199,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def replicate(mesh: Mesh, tree: Any) -> Any:
-    """A copy of every array of a tree on each device of the mesh."""
-    return put(tree, replicated(mesh))
-
-
 def put(tree: Any, shardings: Any) -> Any:
     """jax.device_put of a tree whose arrays every process holds completely.
 

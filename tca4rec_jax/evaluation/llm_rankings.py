@@ -17,7 +17,7 @@ from absl import logging
 from tca4rec_jax.config import score_weights
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.decoding.beam_search import ScoreWeights
-from tca4rec_jax.decoding.engine import SearchJob, SearchRows
+from tca4rec_jax.decoding.engine import SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile
 from tca4rec_jax.distributed import multihost
@@ -147,7 +147,7 @@ def _search(
     searched = _search_rows(experiment, rows, guided=guided)
     label = "LLM " + ", ".join(name or "untrained" for name in weights)
     results = experiment.search().sweep(
-        [SearchJob(experiment.inference_decoder(name), weights[name]) for name in weights],
+        [(experiment.inference_decoder(name), weights[name]) for name in weights],
         searched,
         frozen_prefix=experiment.frozen_prefix,
         temperatures=experiment.config.evaluation.temperatures,

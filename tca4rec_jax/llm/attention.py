@@ -8,6 +8,7 @@ tokens, Sl slots of the pool. Keys are never repeated for the query heads that s
 and softmax are float32.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,10 +25,7 @@ MASKED = -1e30
 
 
 def check_implementation(name: str, platform: str, dtype: str) -> None:
-    """Raises UserError if training cannot use llm.attention `name` here.
-
-    platform: of the devices, as jax names it; dtype: of the activations.
-    """
+    """Raises UserError if llm.attention `name` can't train in this dtype on this jax platform."""
     if name == "cudnn" and (platform != "gpu" or dtype not in ("bfloat16", "float16")):
         raise UserError(
             "llm.attention is 'cudnn', which needs an NVIDIA GPU and llm.dtype bfloat16 or float16,"
@@ -141,11 +139,9 @@ def _attend_block(
 
 def _masked_scores(q, k, window):
     """float32 [B, Kv, G * Q, T] of the last Q of T positions."""
-    batch, kv_heads, groups, queries, _ = q.shape
-    keys = k.shape[2]
-    scores = _product("bkqh,bkth->bkqt", _merge_groups(q), k)
+    queries, keys = q.shape[3], k.shape[2]
+    scores = _product("bkqh,bkth->bkqt", _merge_groups(q), k).reshape(*q.shape[:4], keys)
     visible = _visible(jnp.arange(keys - queries, keys), jnp.arange(keys), window)
-    scores = scores.reshape(batch, kv_heads, groups, queries, keys)
     return _merge_groups(jnp.where(visible[None, None, None], scores, MASKED))
 
 
@@ -224,15 +220,14 @@ def _visible(queries_Q: jax.Array, keys_T: jax.Array, window: int | jax.Array | 
 
 def _merge_groups(x: jax.Array) -> jax.Array:
     """[B, Kv, G, Q, ...] -> [B, Kv, G * Q, ...]."""
-    batch, kv_heads, groups, queries, last = x.shape
-    return x.reshape(batch, kv_heads, groups * queries, last)
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
 def cached_attention(
     q_BxTuxQhxH: jax.Array,
-    new_kv: tuple[jax.Array, jax.Array],
-    prompt_kv: tuple[jax.Array, jax.Array],
-    pool_kv: tuple[jax.Array, jax.Array],
+    new_kv: Sequence[jax.Array],
+    prompt_kv: Sequence[jax.Array],
+    pool_kv: Sequence[jax.Array],
     prompt_lengths_B: jax.Array,
     paths: BeamPaths,
     packed: Packing,

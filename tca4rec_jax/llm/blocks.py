@@ -64,9 +64,8 @@ class Layer:
         if adapted and self.lora is not None:
             dropped_x = dropout(x, self.lora.dropout, fold_in(self.dropout_key_B, site))
             deltas = lora_deltas(dropped_x, [self.adapters[name] for name in adapted], self.lora)
-            outputs |= {
-                name: outputs[name] + delta for name, delta in zip(adapted, deltas, strict=True)
-            }
+            for name, delta in zip(adapted, deltas, strict=True):
+                outputs[name] += delta
         return list(outputs.values())
 
     def _linear(self, x: jax.Array, name: str) -> jax.Array:

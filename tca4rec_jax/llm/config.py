@@ -164,8 +164,10 @@ class DecoderConfig:
         hidden, head = (self.hidden_size,), (self.head_dim,)
         layer: dict[str, tuple[int, ...]] = {"attn_norm": hidden, "mlp_norm": hidden}
         for name, (inputs, outputs) in self.projection_shapes.items():
-            stored = self._stored_shapes(inputs, outputs)
-            layer |= {name + suffix: shape for suffix, shape in stored.items()}
+            layer[name] = inputs // 2 if self.quantised == "nf4" else inputs, outputs
+            if self.quantised:
+                scale = (outputs,) if self.quantised == "int8" else (inputs // GROUP, outputs)
+                layer[name + SCALES[self.quantised]] = scale
             layer |= {f"{name}_bias": (outputs,)} if name in self.biases else {}
         layer |= {"attn_post_norm": hidden, "mlp_post_norm": hidden} if self.post_norms else {}
         layer |= {"q_norm": head, "k_norm": head} if self.qk_norm else {}
@@ -174,13 +176,6 @@ class DecoderConfig:
         if not self.tie_embeddings:
             shapes["lm_head"] = (self.hidden_size, self.vocab_size)
         return shapes
-
-    def _stored_shapes(self, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-        """What one layer's projection is stored as, by what is added to its path."""
-        if self.quantised == "nf4":
-            return {"": (inputs // 2, outputs), "_group_scale": (inputs // GROUP, outputs)}
-        scale = {"_scale": (outputs,)} if self.quantised == "int8" else {}
-        return {"": (inputs, outputs), **scale}
 
     def flops_per_token(
         self,

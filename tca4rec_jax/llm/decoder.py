@@ -17,17 +17,11 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.llm import kv_cache
 from tca4rec_jax.llm.attention import cached_attention, causal_attention, rotary_tables
 from tca4rec_jax.llm.blocks import SAVE_PRODUCTS, Layer, Rope, decoder_layer, rms_norm
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions, check_shapes
-from tca4rec_jax.llm.kv_cache import (
-    BeamCache,
-    KVCache,
-    NewTokens,
-    append_tokens,
-    init_paths,
-    packing,
-)
+from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens
 from tca4rec_jax.llm.lora import Adapters, LoRAConfig, adapter_shapes, fold_in
 
 # blocks.Attend with two keywords: layer, its number, and window, its sliding window or None.
@@ -101,6 +95,7 @@ class Decoder(nnx.Module):
                 f" all layers; those of this {config.family} differ: use 'xla'"
             )
         self.config, self.lora, self.options = config, lora, options
+        self.frozen_layers = lora.first_layer if lora else 0  # the frozen prefix
         self.embedding = nnx.Param(params["embedding"])
         self.final_norm = nnx.Param(params["final_norm"])
         if not config.tie_embeddings:
@@ -110,11 +105,6 @@ class Decoder(nnx.Module):
         self.adapters: nnx.Dict = nnx.Dict()
         for name, adapter in (adapters or {}).items():
             self.adapters[name] = nnx.Dict({p: nnx.LoRAParam(v) for p, v in adapter.items()})
-
-    @property
-    def frozen_layers(self) -> int:
-        """The number of layers in the frozen prefix, the layers below lora.first_layer."""
-        return self.lora.first_layer if self.lora else 0
 
     def arrays(self) -> tuple[dict[str, jax.Array], Adapters]:
         """(base parameters by path, adapters), as the constructor takes them."""
@@ -152,14 +142,10 @@ class Decoder(nnx.Module):
         x = self._embed_sequences(tokens_BxS)
         return self._run_causal(x, keep_kv=False, stop=self.frozen_layers)[0]
 
-    def logits(self, hidden_D: jax.Array, tokens_U: jax.Array | None = None) -> jax.Array:
-        """Logits of the vocabulary, or of some tokens: hidden [..., D] -> float32 [..., V or U]."""
-        return self.head(tokens_U)(hidden_D)
-
     def head(self, tokens_U: jax.Array | None = None) -> Callable[[jax.Array], jax.Array]:
-        """`logits` as a function of the hidden states, for calls in a loop.
+        """Logits, of the vocabulary or some tokens: hidden [..., D] -> float32 [..., V or U].
 
-        The head's matrix (its columns of `tokens_U`, if given) is prepared once.
+        A function, for calls in a loop: the head's matrix (or its columns) is prepared once.
         """
         tied = self.config.tie_embeddings
         pattern, axis = ("...d,vd->...v", 0) if tied else ("...d,dv->...v", 1)
@@ -197,7 +183,7 @@ class Decoder(nnx.Module):
         config = self.config
         shape = (batch, config.num_layers, capacity, config.num_kv_heads, config.head_dim)
         zeros = jnp.zeros(shape, self.embedding.dtype)
-        return BeamCache(KVCache(zeros, zeros), init_paths(batch, beams, capacity))
+        return BeamCache(KVCache(zeros, zeros), kv_cache.init_paths(batch, beams, capacity))
 
     def extend(
         self,
@@ -206,8 +192,8 @@ class Decoder(nnx.Module):
         prompt: KVCache,
         prompt_lengths_B: jax.Array,
         beams: BeamCache,
-        kept_Tp: jax.Array | None = None,
-        per_user: int = 0,
+        kept_Tp: jax.Array,
+        per_user: int,
     ) -> tuple[jax.Array, NewTokens]:
         """Runs up to E more tokens of each of the M beams of each user.
 
@@ -216,43 +202,30 @@ class Decoder(nnx.Module):
         itself. `scatter_cache` then puts the new tokens into the cache, and drops those that do not
         fit into their user's pool: see `grow_cache`.
 
-        Args:
-          tokens_BxMxE: int32; the first `count_BxM` of each beam are real, the rest is padding.
-          prompt, prompt_lengths_B: of `prefill`; one prompt for all beams of a user.
-          beams: the tokens that the beams have read so far.
-          kept_Tp, per_user: as in `packing`, of all real tokens; None runs all tokens.
+        The first `count_BxM` tokens (int32) of each beam are real: those that kept_Tp and per_user
+        name to `packing`. prompt, prompt_lengths_B: of `prefill`, one for all beams of a user.
 
-        Returns:
-          (hidden states [B, M, E, D], or [Tp, D] of `kept_Tp`; those of padding are undefined,
-          the new tokens for `scatter_cache`).
+        Returns (hidden states [Tp, D], undefined at padding; new tokens for `scatter_cache`).
         """
-        shape, paths = tokens_BxMxE.shape, beams.paths
+        most, paths = tokens_BxMxE.shape[2], beams.paths
         starts_BxM = prompt_lengths_B[:, None] + paths.length_BxM
-        positions_BxMxE = starts_BxM[:, :, None] + jnp.arange(shape[2])[None, None, :]
-        packed = packing(shape, kept_Tp, per_user)
+        positions_BxMxE = starts_BxM[:, :, None] + jnp.arange(most)[None, None, :]
+        packed = kv_cache.packing(tokens_BxMxE.shape, kept_Tp, per_user)
 
         def attend(q, k, v, layer, window):
-            attended = cached_attention(
-                packed.by_user(q),
-                (packed.by_user(k), packed.by_user(v)),
-                KVCache(*(_at_layer(values, layer) for values in prompt)),
-                KVCache(*(_at_layer(values, layer, axis=1) for values in beams.kv)),
-                prompt_lengths_B,
-                paths,
-                packed,
-                window=window,
-            )
-            return packed.from_users(attended)
+            q, *new_kv = map(packed.by_user, (q, k, v))
+            prompt_kv = [_at_layer(values, layer) for values in prompt]
+            pool_kv = [_at_layer(values, layer, axis=1) for values in beams.kv]
+            seen = new_kv, prompt_kv, pool_kv, prompt_lengths_B, paths, packed
+            return packed.from_users(cached_attention(q, *seen, window=window))
 
         x, positions = self._embed(packed.pack(tokens_BxMxE)), packed.pack(positions_BxMxE)
         x, new = self._run_layers(x, positions, attend, keep_kv=True)
         hidden = self._final_norm(x)
         new = jax.tree.map(jax.vmap(packed.by_user), new)
-        slot_BxMxE, paths = append_tokens(paths, count_BxM, shape[2])
+        slot_BxMxE, paths = kv_cache.append_tokens(paths, count_BxM, most)
         slot_BxTu = packed.by_user(packed.pack(slot_BxMxE))
         slot_BxTu = jnp.where(packed.beam_BxTu >= 0, slot_BxTu, beams.kv.k.shape[2])
-        if kept_Tp is None:
-            hidden = hidden.reshape(*shape, -1)
         return hidden, NewTokens(new, slot_BxTu, paths)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:

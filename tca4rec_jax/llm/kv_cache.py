@@ -135,7 +135,7 @@ def grow_cache(cache: BeamCache, capacity: int) -> BeamCache:
 
 
 class Packing(NamedTuple):
-    """How the new tokens of a call are packed: [Tp, ...], or [B, Tu, ...] if all of them run."""
+    """How the new tokens of a call are packed."""
 
     pack: Callable[[jax.Array], jax.Array]  # from [B, M, E, ...]
     by_user: Callable[[jax.Array], jax.Array]  # [Tp, ...] -> [B, Tu, ...], with filler at the end
@@ -149,27 +149,17 @@ def pack(x_BxMxE: jax.Array, kept_Tp: jax.Array) -> jax.Array:
     return x_BxMxE.reshape(-1, *x_BxMxE.shape[3:]).at[kept_Tp].get(mode="clip")
 
 
-def packing(shape: tuple[int, ...], kept_Tp: jax.Array | None, per_user: int) -> Packing:
+def packing(shape: tuple[int, ...], kept_Tp: jax.Array, per_user: int) -> Packing:
     """How tokens of shape [B, M, E] are packed.
 
     kept_Tp: int32, ascending indices into B * M * E of the tokens that run, at most `per_user` (Tu)
-    of each user; indices past the end are padding. None: all tokens run.
+    of each user; indices past the end are padding.
     """
-    batch, beams, most = shape
+    (batch, beams, most), count = shape, kept_Tp.shape[0]
     of_user = beams * most
-    if kept_Tp is None:
-        index = jnp.broadcast_to(jnp.arange(of_user)[None, :], (batch, of_user))
-        return Packing(
-            pack=lambda x: x.reshape(batch, of_user, *x.shape[3:]),
-            by_user=lambda x: x,
-            from_users=lambda x: x,
-            beam_BxTu=index // most,
-            position_BxTu=index % most,
-        )
     user_Tp = kept_Tp // of_user
-    rank_Tp = jnp.arange(kept_Tp.shape[0]) - jnp.searchsorted(kept_Tp, user_Tp * of_user)
+    rank_Tp = jnp.arange(count) - jnp.searchsorted(kept_Tp, user_Tp * of_user)
     row_Tp = user_Tp * per_user + rank_Tp  # in [B * Tu]
-    count = kept_Tp.shape[0]
     index = jnp.full(batch * per_user, count).at[row_Tp].set(jnp.arange(count), mode="drop")
 
     def by_user(x):
@@ -179,6 +169,6 @@ def packing(shape: tuple[int, ...], kept_Tp: jax.Array | None, per_user: int) ->
         return x.reshape(-1, *x.shape[2:]).at[row_Tp].get(mode="clip")
 
     kept_BxTu = by_user(kept_Tp)
-    beam_BxTu = kept_BxTu // most % beams
-    beam_BxTu = jnp.where(index.reshape(batch, per_user) < count, beam_BxTu, -1)
+    is_real_BxTu = index.reshape(batch, per_user) < count
+    beam_BxTu = jnp.where(is_real_BxTu, kept_BxTu // most % beams, -1)
     return Packing(lambda x: pack(x, kept_Tp), by_user, from_users, beam_BxTu, kept_BxTu % most)

@@ -59,19 +59,12 @@ def abstract_batch(
         return jax.ShapeDtypeStruct((rows, *sizes), dtype)
 
     position, decision = of(np.int32, shape.positions), of(np.int32, shape.decisions)
-    targets = Targets(
-        position=position,
-        label=position,
-        weight=of(np.float32, shape.positions),
-        title_weight=of(np.float32, shape.titles),
-        decisions=Decisions(
-            decision, decision, decision, decision, of(np.float32, shape.decisions)
-        ),
-    )
+    decisions = Decisions._make([*[decision] * 4, of(np.float32, shape.decisions)])
+    weights = of(np.float32, shape.positions), of(np.float32, shape.titles)
     return Batch(
         tokens_BxS=of(np.int32, shape.tokens),
         length_B=of(np.int32),
-        targets=targets,
+        targets=Targets(position, position, *weights, decisions),
         cf_BxPxD=of(np.float32, shape.titles, cf_width),
         frozen_BxSxD=cached and of(cached[1], shape.tokens, cached[0]),
     )
@@ -84,11 +77,8 @@ class Batches:
 
     The store of CF logits is needed once a batch is gathered (`cf_positions` says which are read),
     a cache if hidden states are read from it. A batch has batch_size rows over all processes, and
-    this one makes local_rows of it (int64, ascending; all by default).
-
-    Attributes:
-      bucket_of_example: int, index into `shapes`.
-      shapes: BatchShape of each bucket, the shortest first.
+    this one makes local_rows of it (int64, ascending; all by default). `shapes` are those of the
+    buckets, the shortest first, `bucket_of_example` (int) indices into them.
     """
 
     def __init__(
@@ -107,11 +97,9 @@ class Batches:
         self._local_rows = np.arange(batch_size) if local_rows is None else local_rows
         longest = examples.tokens.lengths.max()
         widths = np.unique(np.minimum(buckets, round_up(longest, 8)))
-        if longest > widths[-1]:
-            raise UserError(
-                f"an example has {longest} tokens, the largest of "
-                f"training.buckets is {widths[-1]}: add a larger one"
-            )
+        if longest > (widest := widths[-1]):
+            largest = f"the largest of training.buckets is {widest}"
+            raise UserError(f"an example has {longest} tokens, {largest}: add a larger one")
         bucket = np.searchsorted(widths, examples.tokens.lengths)
         used, self.bucket_of_example = np.unique(bucket, return_inverse=True)
         self.shapes = [_bucket_shape(examples, bucket == b, int(widths[b])) for b in used]

@@ -80,10 +80,8 @@ def row_of_example(examples: Examples, sequences: ItemSequences) -> np.ndarray:
 
 
 def _pieces(sequences: ItemSequences, tokens: TitleTokens, max_tokens: int):
-    """Cuts every row into consecutive pieces that fit the budget; pieces of one title are dropped.
-
-    Returns (items of the pieces, first int64 [R]: the flat position of each piece's first item).
-    """
+    """(Items of consecutive pieces that fit the budget, the flat position of each one's first);
+    pieces of one title are dropped."""
     lengths = tokens.titles.lengths[sequences.items]
     ends = np.concatenate([[0], np.cumsum(lengths)])
     budget = max_tokens - tokens.prefix.size
@@ -106,16 +104,13 @@ def _pieces(sequences: ItemSequences, tokens: TitleTokens, max_tokens: int):
     return Ragged.from_lengths(sequences.items[ranges(first, counts)], counts), first
 
 
-def _supervise(
-    pieces, first, supervised, tokens: TitleTokens, decisions: RaggedDecisions
-) -> Examples:
+def _supervise(pieces, first, supervised, tokens, decisions: RaggedDecisions) -> Examples:
     """Positions, labels, CF rows and decisions of the supervised titles of each piece."""
     ids, starts = row_tokens(tokens, pieces)
     row_of_item = np.repeat(np.arange(len(pieces)), pieces.lengths)
     items, row = pieces.values[supervised], row_of_item[supervised]  # of every supervised title
 
     def per_row(values, per_title):
-        """Values of which every title has so many, by rows."""
         lengths = np.bincount(np.repeat(row, per_title), minlength=len(pieces))
         return Ragged.from_lengths(values, lengths)
 

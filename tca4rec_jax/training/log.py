@@ -60,11 +60,9 @@ class TrainingLog:
                 message = f"{error.strerror}; make room and start again, the checkpoints are kept"
                 raise OSError(error.errno, message, str(self._path)) from error
         self._bar.update()
-        self._bar.set_postfix(
-            loss=f"{metrics.loss:.3f}",
-            nll=f"{metrics.nll_per_title:.2f}",
-            tokens_s=f"{tokens / seconds:.0f}",
-            mfu=f"{mfu:.2f}",
+        self._bar.set_postfix_str(
+            f"loss={metrics.loss:.3f}, nll={metrics.nll_per_title:.2f}, "
+            f"tokens_s={tokens / seconds:.0f}, mfu={mfu:.2f}"
         )
         self._window.append(metrics.loss)
         self._sizes.append((tokens, seconds))
@@ -82,7 +80,5 @@ class TrainingLog:
             return ""
         tokens, seconds = np.array(self._sizes).T
         speed = float(np.median(tokens / seconds))
-        return (
-            f"{np.median(seconds):.2f} s a step, {speed:.0f} tokens/s, "
-            f"MFU {self._ideal_seconds_per_token * speed:.2f}"
-        )
+        mfu = self._ideal_seconds_per_token * speed
+        return f"{np.median(seconds):.2f} s a step, {speed:.0f} tokens/s, MFU {mfu:.2f}"

@@ -56,12 +56,9 @@ def run_loop(
     per step: step, loss, nll_per_title, grad_norm, tokens (without padding), seconds, mfu. The
     checkpoints are closed in the end.
 
-    Raises:
-      FloatingPointError: a loss or gradient that is not finite; names the step and the rows. The
-        state before that step is saved.
-      Stopped: on SIGTERM, after the current step is done and its state saved.
-      UserError: the checkpoint has another identity; names what differs.
-      CheckpointError: a checkpoint can't be written; the one before is intact.
+    Raises FloatingPointError for a loss or gradient that is not finite, naming step and rows: the
+    state before is saved; Stopped on SIGTERM, after the current step is saved; UserError for a
+    checkpoint of another identity; CheckpointError if none can be written: the last is intact.
     """
     directory, total = options.directory, options.total_steps
     with checkpoints:

@@ -57,9 +57,8 @@ def make_train_step(
     )
     def train_step(state: TrainState, base, batch, cf_items, trie, objective):
         running = state.step >= 0
-        key = jax.random.fold_in(
-            jax.random.key(seed), jnp.where(running, state.step, -1 - state.step)
-        )
+        step = jnp.where(running, state.step, -1 - state.step)
+        key = jax.random.fold_in(jax.random.key(seed), step)
         row_B = jnp.arange(batch.length_B.shape[0], dtype=jnp.int32)
         loss, gradients = loss_and_gradients(
             state.params, base, batch, row_B, cf_items, trie, objective, key
@@ -68,13 +67,10 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: g / positions, gradients)
         updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = Metrics(
-            loss.total / positions,
-            loss.nll / jnp.maximum(loss.titles, 1.0),
-            optax.global_norm(gradients),
-        )
+        nll = loss.nll / jnp.maximum(loss.titles, 1.0)
+        metrics = Metrics(loss.total / positions, nll, optax.global_norm(gradients))
         good = running & jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
-        halted = state._replace(step=jnp.where(running, -1 - state.step, state.step))
+        halted = state._replace(step=-1 - step)
         updated = TrainState(state.step + 1, params, opt_state)
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), updated, halted), metrics
 
@@ -97,15 +93,9 @@ def _loss_and_gradients(
         def total(params):
             weights = sharded(in_dtype(params, compute_dtype), params_specs)
             decoder = nnx.merge(graph, weights, sharded(base, base_specs))
-            loss = batch_loss(
-                decoder,
-                batch,
-                cf_items,
-                trie,
-                objective,
-                dropout_key_B=jax.vmap(jax.random.fold_in, (None, 0))(key, row_B),
-                project=functools.partial(project_shards, on_rows),
-            )
+            key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_B)
+            given = {"dropout_key_B": key_B, "project": functools.partial(project_shards, on_rows)}
+            loss = batch_loss(decoder, batch, cf_items, trie, objective, **given)
             return loss.total, loss
 
         (_, loss), gradients = jax.value_and_grad(total, has_aux=True)(params)
@@ -114,8 +104,5 @@ def _loss_and_gradients(
 
     params_parts, base_parts = jax.tree.map(on_rows.manual_part, specs)
     everywhere = PartitionSpec()
-    return on_rows(
-        sums_and_gradients,
-        in_specs=(params_parts, base_parts, *[on_rows.rows] * 2, *[everywhere] * 4),
-        out_specs=(everywhere, params_parts),
-    )
+    in_specs = params_parts, base_parts, *[on_rows.rows] * 2, *[everywhere] * 4
+    return on_rows(sums_and_gradients, in_specs, (everywhere, params_parts))

@@ -45,7 +45,7 @@ def prompts(batch, length, seed=0):
 
 @nnx.jit
 def _full_logits(decoder, tokens_BxS, lengths_B):
-    return decoder.logits(decoder.hidden(tokens_BxS, lengths_B))
+    return decoder.head()(decoder.hidden(tokens_BxS, lengths_B))
 
 
 def _logsumexp(values):

@@ -13,7 +13,7 @@ from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding import likelihood
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-from tca4rec_jax.decoding.engine import BatchedSearch, SearchJob, SearchRows, bucket_lengths
+from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows, bucket_lengths
 from tca4rec_jax.decoding.likelihood import scored_titles
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile
 from tca4rec_jax.decoding.search_programs import (
@@ -23,7 +23,7 @@ from tca4rec_jax.decoding.search_programs import (
     read_prompts,
     search_batch,
 )
-from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch
+from tca4rec_jax.distributed.sharding import make_mesh, put, replicated, shard_batch
 
 SEQUENCES = oracle.with_end(oracle.WORDS)
 TRIE = ItemTrie.build(SEQUENCES)
@@ -102,7 +102,7 @@ def test_the_search_is_split_over_the_devices_without_communication(decoder):
     weights = ScoreWeights(0.5, 1.0, 1.0, 0.0)
     tokens_BxS = prompts.followed_by(titles).pad(np.arange(8), 24, 0)
     texts, users = shard_batch(mesh, (Texts(tokens_BxS, lengths, scored), Users(cf_logits)))
-    state, trie = replicate(mesh, (state, CONFIG.device_trie(TRIE)))
+    state, trie = put((state, CONFIG.device_trie(TRIE)), replicated(mesh))
     program, compiled_texts = SearchProgram(mesh, graph, CONFIG), []
 
     def run(function, *args, **more):
@@ -128,7 +128,7 @@ def test_a_sweep_equals_its_searches_one_by_one(decoder):
     search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
     sweep = [ScoreWeights(guidance=value) for value in (0.0, 1.0, 100.0)]
     rows = SearchRows(prompts, cf_RxI.__getitem__)
-    (found,) = search.sweep([SearchJob(decoder, sweep)], rows, progress=None)
+    (found,) = search.sweep([(decoder, sweep)], rows, progress=None)
     for weights, one in zip(sweep, found, strict=True):
         alone = search.recommend(decoder, rows, weights, progress=None)
         np.testing.assert_array_equal(one.leaves_RxM, alone.leaves_RxM)
@@ -169,8 +169,8 @@ def test_models_that_share_layers_find_what_each_finds_alone(decoder):
     cf_RxI = np.random.default_rng(4).normal(size=(rows, len(SEQUENCES))).astype(np.float32)
     search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
     jobs = [
-        SearchJob(decoder, [ScoreWeights()]),
-        SearchJob(other, [ScoreWeights(), ScoreWeights(guidance=1.0)]),
+        (decoder, [ScoreWeights()]),
+        (other, [ScoreWeights(), ScoreWeights(guidance=1.0)]),
     ]
     search_rows = SearchRows(prompts, cf_RxI.__getitem__, target_R=np.arange(rows))
     together = search.sweep(jobs, search_rows, frozen_prefix=1, progress=None)
@@ -188,7 +188,7 @@ def test_an_interrupted_sweep_goes_on_from_its_file(decoder, tmp_path):
     prompts = ragged_prompts(rows, 12)
     cf_RxI = np.random.default_rng(7).normal(size=(rows, len(SEQUENCES))).astype(np.float32)
     search = BatchedSearch(TRIE, CONFIG, mesh=make_mesh(2), batch_size=4, buckets=1)
-    jobs = [SearchJob(decoder, [ScoreWeights(guidance=value) for value in (0.0, 1.0)])]
+    jobs = [(decoder, [ScoreWeights(guidance=value) for value in (0.0, 1.0)])]
 
     def sweep(identity, stop_after=None):
         seen.clear()
@@ -219,7 +219,7 @@ def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, mask, monk
     target_R = np.arange(rows) % len(SEQUENCES)
     config = SearchConfig(beams=3, mask=mask)
     search = BatchedSearch(TRIE, config, mesh=make_mesh(2), batch_size=6, buckets=2)
-    temperatures, jobs = (1.0, 2.5), [SearchJob(decoder, [ScoreWeights()])]
+    temperatures, jobs = (1.0, 2.5), [(decoder, [ScoreWeights()])]
 
     def sweep(target_R):
         search_rows = SearchRows(prompts, target_R=target_R)
@@ -320,7 +320,7 @@ def test_what_cannot_be_recommended_from_is_an_error(decoder):
     prompt = Ragged.from_lengths(np.ones(8, np.int32), np.array([8]))
     with pytest.raises(ValueError, match=r"row 0: a prompt of 8 tokens, expected 1\.\.[1-7] "):
         search.sweep(  # the title is read after the prompt
-            [SearchJob(decoder, [ScoreWeights()])], SearchRows(prompt, target_R=np.array([longest]))
+            [(decoder, [ScoreWeights()])], SearchRows(prompt, target_R=np.array([longest]))
         )
     with pytest.raises(ValueError, match="no CF logits"):
         search.recommend(decoder, SearchRows(prompts), ScoreWeights(guidance=1.0))

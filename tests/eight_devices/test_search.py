@@ -13,7 +13,7 @@ from tca4rec_jax.core.collaborative_tokenizer import DENSE
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-from tca4rec_jax.decoding.engine import BatchedSearch, SearchJob, SearchRows
+from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows
 from tca4rec_jax.decoding.likelihood import scored_titles
 from tca4rec_jax.decoding.search_programs import (
     SearchProgram,
@@ -22,7 +22,7 @@ from tca4rec_jax.decoding.search_programs import (
     read_prompts,
     search_batch,
 )
-from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch, tree_shardings
+from tca4rec_jax.distributed.sharding import make_mesh, put, replicated, shard_batch, tree_shardings
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 
@@ -61,7 +61,7 @@ def found(sizes, mask="before_softmax", heads=(8, 8)):
     texts, users = Texts(tokens_BxS, LENGTH_B, scored), Users(CF)
     texts, users = shard_batch(mesh, (texts, users), "prompts")
     state = jax.device_put(state, tree_shardings(mesh, decoder.config, state))
-    trie = replicate(mesh, config.device_trie(TRIE))
+    trie = put(config.device_trie(TRIE), replicated(mesh))
     search = SearchProgram(mesh, graph, config)
     prompts, nll = read_prompts(
         state, texts, None, trie, np.ones(1, np.float32), program=search, capacity=CAPACITY
@@ -114,7 +114,7 @@ def test_a_batched_search_puts_everything_in_place():
     layers = jax.tree.map(lambda leaf: leaf.at[1:].multiply(1.5), state["layers"])
     other = nnx.merge(graph, nnx.State(dict(state) | {"layers": layers}))
     search = BatchedSearch(TRIE, CONFIG, mesh=mesh, batch_size=ROWS, buckets=(TOKENS,))
-    both = [SearchJob(one, [ScoreWeights(0.5)]) for one in (decoder, other)]
+    both = [(one, [ScoreWeights(0.5)]) for one in (decoder, other)]
     rows = SearchRows(PROMPTS, CF.__getitem__)
     (result,), (of_other,) = search.sweep(both, rows, frozen_prefix=1, progress=None)
     expected_leaves, expected_scores, *_ = found((1, 1, 1))

@@ -15,7 +15,7 @@ from tca4rec_jax.core.decisions import Decisions, Targets
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.distributed.sharded_projection import cf_arrays, cf_shardings
-from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch, tree_shardings
+from tca4rec_jax.distributed.sharding import make_mesh, put, replicated, shard_batch, tree_shardings
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
@@ -90,7 +90,7 @@ def one_step(sizes, softmax, kind="lora", config=CONFIG, dense=False, first_laye
     items, trie = jax.device_put((items, trie), cf_shardings(mesh, items, trie))
     step = make_train_step(graph, state, base, optimizer, TITLE.loss, mesh=mesh, seed=0)
     objective = Objective(0.3, 0.7, 1.3, "cross_entropy", softmax)
-    objective = replicate(mesh, jax.tree.map(jnp.float32, objective))
+    objective = put(jax.tree.map(jnp.float32, objective), replicated(mesh))
     args = state, base, shard_batch(mesh, make_batch(dense)), items, trie, objective
     program = step.lower(*args).compile()
     state, metrics = program(*args)

@@ -23,9 +23,12 @@ prefill = jax.jit(Decoder.prefill)
 
 @functools.partial(jax.jit, static_argnames="per_user")
 def extend(decoder, tokens, count, prompt, lengths, cache, kept=None, per_user=0):
-    """(hidden, the cache with what was read)."""
+    """(hidden, the cache with what was read); without kept, all tokens run: [B, M, E, D]."""
+    packed = kept is not None
+    if not packed:
+        kept, per_user = jnp.arange(tokens.size), tokens[0].size
     hidden, new = decoder.extend(tokens, count, prompt, lengths, cache, kept, per_user)
-    return hidden, scatter_cache(cache, new)
+    return hidden if packed else hidden.reshape(*tokens.shape, -1), scatter_cache(cache, new)
 
 
 CONFIG = DecoderConfig(
@@ -153,19 +156,18 @@ def test_extend_keeps_a_sharded_batch_where_it_is():
     cache = decoder.init_beam_cache(2, 3, 18)
     expected = extend(decoder, edge, count, prompt, lengths, cache)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    rows, caches = NamedSharding(mesh, P("data")), NamedSharding(mesh, P(None, "data"))
-    decoder = jax.device_put(decoder, NamedSharding(mesh, P()))
-    arguments = (
-        jax.device_put(edge, rows),
-        jax.device_put(count, rows),
-        jax.device_put(prompt, caches),
-        jax.device_put(lengths, rows),
-        jax.device_put(cache, rows),
+    rows = P("data")
+    specs = P(), rows, rows, P(None, "data"), rows, rows
+    arguments = tuple(
+        jax.device_put(value, NamedSharding(mesh, spec))
+        for value, spec in zip((decoder, edge, count, prompt, lengths, cache), specs, strict=True)
     )
-    program = extend.lower(decoder, *arguments).compile()
+    # As a search does: each device runs the call of its own users.
+    split = jax.shard_map(extend, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    program = jax.jit(split).lower(*arguments).compile()
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert f" {collective}(" not in program.as_text()
-    result = extend(decoder, *arguments)
+    result = program(*arguments)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), result, expected)
 
 
@@ -215,7 +217,7 @@ def gradient_program(options, first_layer=0):
             decoder = nnx.merge(graph, adapters, base)
             keys = None if dropout_key is None else jax.random.split(dropout_key, len(tokens))
             hidden = decoder.hidden(tokens, lengths, dropout_key_B=keys)
-            return jax.nn.logsumexp(decoder.logits(hidden), axis=-1).mean()
+            return jax.nn.logsumexp(decoder.head()(hidden), axis=-1).mean()
 
         return jax.value_and_grad(loss)(adapters)
 
@@ -340,7 +342,7 @@ def test_flops_per_token_counts_the_products_of_a_step(kind):
 
     def loss(params, base):
         decoder = nnx.merge(graph, params, base)
-        return decoder.logits(decoder.hidden(tokens, np.array([12, 12]))).sum()
+        return decoder.head()(decoder.hidden(tokens, np.array([12, 12]))).sum()
 
     step = loss if kind == "forward" else jax.grad(loss)
     # So few queries all attend to every key, masked or not.
@@ -407,6 +409,6 @@ def test_bfloat16_weights_stay_close():
     tokens, lengths = random_tokens((2, 9)), np.array([9, 9])
     hidden = half.hidden(tokens, lengths)
     assert hidden.dtype == jnp.bfloat16
-    assert half.logits(hidden).dtype == jnp.float32
+    assert half.head()(hidden).dtype == jnp.float32
     reference = make_decoder().hidden(tokens, lengths)
     np.testing.assert_allclose(hidden.astype(jnp.float32), reference, atol=0.15)

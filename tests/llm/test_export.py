@@ -67,7 +67,7 @@ def logits_of(config, params, lora=None, adapters=None):
 
 @jax.jit
 def forward(decoder, tokens):
-    return decoder.logits(decoder.hidden(tokens, jnp.array([13, 13])))
+    return decoder.head()(decoder.hidden(tokens, jnp.array([13, 13])))
 
 
 def assert_same_trees(a, b):

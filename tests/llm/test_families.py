@@ -77,7 +77,7 @@ def case(request, tmp_path_factory):
 
 @jit
 def logits_of(decoder, tokens, lengths):
-    return decoder.logits(decoder.hidden(tokens, lengths))
+    return decoder.head()(decoder.hidden(tokens, lengths))
 
 
 def assert_close(values, expected, tolerance=1e-4):
@@ -108,13 +108,14 @@ def test_cache_token_by_token(case):
 
     @jit
     def extend(tokens, cache):
-        hidden, new = decoder.extend(tokens, jnp.ones((2, 2), int), prompt, lengths, cache)
+        ones, every = jnp.ones((2, 2), int), jnp.arange(4)
+        hidden, new = decoder.extend(tokens, ones, prompt, lengths, cache, every, 2)
         return hidden, scatter_cache(cache, new)
 
     for step in range(8):
         now = tokens[np.arange(2), lengths + step]
         hidden, cache = extend(np.tile(now[:, None, None], (1, 2, 1)), cache)
-        logits = np.asarray(decoder.logits(hidden))[:, :, 0]
+        logits = np.asarray(decoder.head()(hidden)).reshape(2, 2, -1)
         for row in range(2):
             expected = case.golden["cached_logits"][row, lengths[row] + step]
             assert_close(logits[row], np.tile(expected, (2, 1)))
@@ -128,7 +129,7 @@ def test_adapters_and_their_gradients(case, tmp_path):
 
     def loss(adapters):
         decoder = nnx.merge(graph, adapters, base)
-        logits = decoder.logits(decoder.hidden(tokens, WHOLE))
+        logits = decoder.head()(decoder.hidden(tokens, WHOLE))
         log_p = jax.nn.log_softmax(logits[:, :-1])
         log_p = jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[:, :, 0]
         return -jnp.mean(log_p, where=supervised), logits

@@ -127,7 +127,7 @@ def test_fresh_adapters_change_nothing(tmp_path):
 
     @jax.jit
     def logits(tokens):
-        return decoder.logits(
+        return decoder.head()(
             decoder.hidden(
                 tokens, np.array([13, 13]), dropout_key_B=jax.random.split(jax.random.key(0))
             )
@@ -228,7 +228,7 @@ def test_smollm2_predicts_what_pytorch_predicts(smollm2_path):
     decoder = Decoder(*load_weights(smollm2_path))
     predict = jax.jit(
         lambda decoder, tokens, lengths: jax.nn.log_softmax(
-            decoder.logits(decoder.hidden(tokens, lengths)[np.arange(tokens.shape[0]), lengths - 1])
+            decoder.head()(decoder.hidden(tokens, lengths)[np.arange(tokens.shape[0]), lengths - 1])
         )
     )
     cases = json.loads((GOLDENS / "smollm2_top5.json").read_text("utf-8"))["predictions"]

@@ -1,6 +1,7 @@
 """Quantised projections: what is stored, the decoder against one of their floats, exports."""
 
 import dataclasses
+import functools
 
 import gguf
 import jax
@@ -80,7 +81,7 @@ def test_every_weight_is_the_nearest_that_can_be_said(kind, bits):
 
 @jax.jit
 def logits_of(decoder):
-    return decoder.logits(decoder.hidden(TOKENS, LENGTHS))
+    return decoder.head()(decoder.hidden(TOKENS, LENGTHS))
 
 
 def test_the_decoder_equals_the_plain_one_of_dequantised_weights(case):
@@ -93,7 +94,9 @@ def test_the_decoder_equals_the_plain_one_of_dequantised_weights(case):
         _, prompt = jax.jit(Decoder.prefill)(decoder, TOKENS, LENGTHS)
         cache = decoder.init_beam_cache(2, 1, 2)
         edge, count = TOKENS[:, None, :2], np.full((2, 1), 2)
-        results.append(jax.jit(Decoder.extend)(decoder, edge, count, prompt, LENGTHS, cache)[0])
+        extend = jax.jit(functools.partial(Decoder.extend, per_user=2))
+        args = decoder, edge, count, prompt, LENGTHS, cache, jnp.arange(4)
+        results.append(extend(*args)[0])
     np.testing.assert_allclose(*results, atol=1e-5)
 
 
@@ -104,7 +107,7 @@ def adapter_gradient(decoder, remat):
     def loss(adapters, base):
         decoder = nnx.merge(graph, adapters, base)
         decoder.options = DecoderOptions(remat=remat)
-        logits = decoder.logits(decoder.hidden(TOKENS, LENGTHS))
+        logits = decoder.head()(decoder.hidden(TOKENS, LENGTHS))
         return jax.nn.logsumexp(logits, axis=-1).mean()
 
     return jax.jit(jax.grad(loss)), adapters, base

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from absl import logging
 
-from tca4rec_jax.distributed.sharding import make_mesh, replicate
+from tca4rec_jax.distributed.sharding import make_mesh, put, replicated
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.fault_tolerance import CheckpointError, check_folder
 from tca4rec_jax.training.state import TrainState
@@ -15,7 +15,7 @@ from tca4rec_jax.training.state import TrainState
 
 def state(step, rows=5):
     params = {"a": jnp.full((rows, 2), float(step)), "b": jnp.sin(jnp.arange(20_000.0))}
-    return replicate(make_mesh(), TrainState(jnp.int32(step), params, (jnp.int32(step),)))
+    return put(TrainState(jnp.int32(step), params, (jnp.int32(step),)), replicated(make_mesh()))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
-from tca4rec_jax.distributed.sharding import make_mesh, replicate, shard_batch
+from tca4rec_jax.distributed.sharding import make_mesh, put, replicated, shard_batch
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
@@ -65,7 +65,7 @@ loss_of = nnx.jit(TITLE.loss)
 
 @nnx.jit
 def full_logits(decoder, tokens_BxS, length_B):
-    return decoder.logits(decoder.hidden(tokens_BxS, length_B))
+    return decoder.head()(decoder.hidden(tokens_BxS, length_B))
 
 
 def dense_loss(decoder, trie, examples, store, rows, alpha, beta, tau, form, softmax):
@@ -154,7 +154,9 @@ def trained(inputs, mesh, steps, alpha=0.3, kind="lora", dtype=None):
     state = TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
     items = CFItems(jnp.asarray(batches.store.item_table), None)
     objective = objective_of(alpha)
-    state, base, items, arrays, objective = replicate(mesh, (state, base, items, arrays, objective))
+    state, base, items, arrays, objective = put(
+        (state, base, items, arrays, objective), replicated(mesh)
+    )
     step = make_train_step(
         graph,
         state,
@@ -215,7 +217,7 @@ def test_alpha_changes_without_recompilation(inputs):
     items = CFItems(jnp.asarray(batches.store.item_table), None)
     mesh = make_mesh(1)
     for alpha in (0.1, 0.9):
-        args = replicate(mesh, (state, base, items, arrays, objective_of(alpha)))
+        args = put((state, base, items, arrays, objective_of(alpha)), replicated(mesh))
         args = (args[0], args[1], shard_batch(mesh, batches(0)), *args[2:])
         state, _ = step(*args)
     assert step._cache_size() == before

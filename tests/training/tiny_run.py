@@ -30,7 +30,7 @@ from tca4rec_jax.distributed.sharding import (
     local_rows,
     make_mesh,
     put,
-    replicate,
+    replicated,
     shard_batch,
     tree_shardings,
 )
@@ -127,7 +127,7 @@ def run(
     items, trie = cf_arrays(mesh, CFItems(store.item_table), compressed)
     items, trie = put((items, trie), cf_shardings(mesh, items, trie))
     objective = Objective(0.3, 1.0, 1.0, "cross_entropy", "children")
-    objective = replicate(mesh, jax.tree.map(jnp.float32, objective))
+    objective = put(jax.tree.map(jnp.float32, objective), replicated(mesh))
     step = make_train_step(
         graph,
         state,
