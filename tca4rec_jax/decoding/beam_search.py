@@ -81,12 +81,18 @@ class ScoreWeights(NamedTuple):
     The score of a finished hypothesis is
     sum over tokens (log P_LLM(token; logits / temperature) + guidance * log p_cf(token; beta))
     divided by (number of tokens, end token included) ** length_penalty.
+
+    Attributes:
+      guidance: weight of the Collaborative Tokenizer's distribution, lambda; at least 0.
+      beta: temperature of the CF logits, above 0.
+      temperature: of the LLM's logits, above 0.
+      length_penalty: exponent of the length; 0 compares sums of log-probabilities, 1 means.
     """
 
-    guidance: float = 0.0  # lambda, at least 0
-    beta: float = 1.0  # temperature of the CF logits, above 0
-    temperature: float = 1.0  # of the LLM's logits, above 0
-    length_penalty: float = 0.0  # at least 0; 0 compares sums of log-probabilities, 1 means
+    guidance: float = 0.0
+    beta: float = 1.0
+    temperature: float = 1.0
+    length_penalty: float = 0.0
 
     def check(self) -> "ScoreWeights":
         """Returns itself; raises UserError for values the search is not defined for."""

@@ -191,10 +191,11 @@ class _Pass:
         cf_items = self.rows.cf_items if self.guidance > 0 else DENSE
         cf_items = sharding.put(cf_items, sharding.replicated(mesh))
         models = []
-        for decoder, _ in self.jobs:
+        for decoder, sets in self.jobs:
             graph, state = nnx.split(decoder)
             state = sharding.put(state, sharding.tree_shardings(mesh, decoder.config, state))
-            models.append((state, SearchProgram(mesh, graph, search.config)))
+            program, weights = SearchProgram(mesh, graph, search.config), list(sets)
+            models.append((state, program, jax.tree.map(np.float32, weights)))
         order_R = np.argsort(-lengths_R, kind="stable")
         for start in range(0, len(order_R), search.batch_size):
             rows_B = order_R[start : start + search.batch_size]
@@ -202,14 +203,13 @@ class _Pass:
                 continue
             width = self.buckets[np.searchsorted(self.buckets, lengths_R[rows_B[0]])]
             texts, users = self._batch(rows_B, int(width))
-            prefix, (state, program) = None, models[0]
+            prefix, (state, program, _) = None, models[0]
             if frozen_prefix and len(models) > 1:
                 prefix = read_prefix(state, texts.tokens_BxS, program=program, layers=frozen_prefix)
-            for number, (state, program) in enumerate(models):
+            for number, (state, program, weights) in enumerate(models):
                 args = state, texts, prefix, search.trie, self.temperatures
                 prompts, nll_BxT = read_prompts(*args, program=program, capacity=capacity)
                 args = state, prompts, users, cf_items, search.trie
-                weights = (jax.tree.map(np.float32, one) for one in self.jobs[number][1])
                 found = [(*search_batch(*args, one, program=program), nll_BxT) for one in weights]
                 del prompts, args  # so that no more than two prompts' keys and values are held
                 yield rows_B, number, found
