@@ -28,7 +28,7 @@ from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.dataset import load as load_data
 from tca4rec_jax.data.downloads import ASSETS, fetch_file
-from tca4rec_jax.data.prompts import TitleTokens
+from tca4rec_jax.data.prompts import TitleTokens, check_vocabulary
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.decoding.engine import BatchedSearch
@@ -42,7 +42,7 @@ from tca4rec_jax.distributed.sharding import (
 from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.fileio import file_sha256
 from tca4rec_jax.llm.attention import check_implementation
-from tca4rec_jax.llm.checkpoints.loading import load_weights
+from tca4rec_jax.llm.checkpoints.loading import load_weights, read_architecture
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
@@ -95,8 +95,14 @@ class Experiment:
 
     @cached_property
     def items(self) -> TitleTokens:
-        """The catalogue's items as tokens."""
-        return self.recipe.write_items(self.data.catalogue, self.tokenizer, self.config)
+        """The catalogue's items as tokens.
+
+        Raises UserError, before any weight is read, for tokens beyond the LLM's vocabulary.
+        """
+        items = self.recipe.write_items(self.data.catalogue, self.tokenizer, self.config)
+        vocab_size = read_architecture(self.weights_path).vocab_size
+        check_vocabulary(items, self.data.catalogue.item_ids, vocab_size)
+        return items
 
     def prompts(self, history_RxH: np.ndarray) -> Ragged:
         """int32 tokens of the prompts for histories, int32, padded on the left with PAD_ITEM."""

@@ -1,23 +1,19 @@
 """Catalogues of any size for the benchmarks: titles that branch as real ones do, semantic ids."""
 
-from functools import partial
-
 import numpy as np
 
 from tca4rec_jax.data.downloads import fetch, fetch_file
 from tca4rec_jax.data.movielens import read_movielens
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.llm.tokenizer import load_tokenizer
+from tca4rec_jax.llm.tokenizer import load_tokenizer, text_encoder
 
 
 def movielens_titles() -> Ragged:
     """The MovieLens-100K titles as SmolLM2 tokens, the end token included (int32)."""
     catalogue, _ = read_movielens(fetch("movielens-100k"), max_title_length=100)
-    encode = partial(
-        load_tokenizer(fetch_file("smollm2-135m-instruct")).encode, add_special_tokens=False
-    )
-    return tokenise_titles(catalogue.titles, encode, PromptTemplate(""), bos=None).titles
+    encoder = text_encoder(load_tokenizer(fetch_file("smollm2-135m-instruct")), "never")
+    return tokenise_titles(catalogue.titles, encoder, PromptTemplate()).titles
 
 
 def sample_titles(real: Ragged, count: int, seed: int) -> Ragged:

@@ -41,7 +41,7 @@ from tca4rec_jax.data.published import read_published
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.launching import start
 from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens, append_tokens, init_paths, pack
-from tca4rec_jax.llm.tokenizer import load_tokenizer
+from tca4rec_jax.llm.tokenizer import load_tokenizer, text_encoder
 from tca4rec_jax.reporting import console_table, write_results
 
 _PART = flags.DEFINE_enum("part", "generate", ["generate", "trie"], "What is measured.")
@@ -80,10 +80,8 @@ def write_inputs(folder: Path) -> None:
     architecture, params = load_weights(path, jnp.float32)
     write_hugging_face(folder / "llm", architecture, params, tokenizer, dtype="float32")
     data = read_published(_DATA.value, max_title_length=100)
-    encode = partial(tokenizer.encode, add_special_tokens=False)
-    titles = tokenise_titles(
-        data.catalogue.titles, encode, PromptTemplate(_PREFIX.value), tokenizer.bos_token_id
-    )
+    encoder, template = text_encoder(tokenizer, "known"), PromptTemplate(_PREFIX.value)
+    titles = tokenise_titles(data.catalogue.titles, encoder, template)
     rows = np.random.default_rng(0).choice(len(data.splits["test"]), _USERS.value, replace=False)
     history_RxH, _ = data.splits["test"].take(np.sort(rows)).histories_and_targets(10)
     prompt = prompts(titles, history_RxH, architecture.max_positions)

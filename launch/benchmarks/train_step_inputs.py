@@ -1,7 +1,7 @@
 """What every contestant of train_step.py trains on: rows, batches, and random CF logits."""
 
 import dataclasses
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.published import read_published
 from tca4rec_jax.llm.lora import LoRAConfig
-from tca4rec_jax.llm.tokenizer import load_tokenizer
+from tca4rec_jax.llm.tokenizer import load_tokenizer, text_encoder
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
 
@@ -70,8 +70,9 @@ class Inputs:
     def titles(self):
 
         tokenizer = load_tokenizer(Path(self.case.weights))
-        encode = partial(tokenizer.encode, add_special_tokens=False)
-        return tokenise_titles(self.data.catalogue.titles, encode, TEMPLATE, tokenizer.bos_token_id)
+        return tokenise_titles(
+            self.data.catalogue.titles, text_encoder(tokenizer, "known"), TEMPLATE
+        )
 
     @cached_property
     def data(self):

@@ -1,14 +1,15 @@
 """Histories and titles as token ids.
 
-A prompt is `prefix`, then one piece per title: `before_title`, the title, `end`.  Every piece is
+A prompt is `prefix`, then one piece per title: `before_title`, the title, `end`. Every piece is
 tokenised on its own and the ids are concatenated, so a title has the same tokens inside a history
 and as the target, and the trie holds exactly what the model is asked to generate.
 
 Axis letter: H history items.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -24,14 +25,32 @@ class PromptTemplate:
     Attributes:
       prefix: before the first title.
       before_title: before every title, tokenised with it.
-      end: after every title, a single token; it ends the title in the trie.
+      end: after every title, a single token or the text of a control token; it ends the title in
+        the trie.
+      bos: whether a prompt begins with the tokenizer's BOS token: 'added' where the tokenizer adds
+        it to a text, 'known' wherever it has one, 'never'.
       max_tokens: of a prompt; the latest titles that fit are kept.
     """
 
     prefix: str = ""
     before_title: str = " "
     end: str = "\n"
+    bos: Literal["added", "known", "never"] = "added"
     max_tokens: int = 256
+
+
+class TextEncoder(NamedTuple):
+    """How a tokenizer makes ids of the texts of a prompt.
+
+    Attributes:
+      inside: of a text that follows other text.
+      first: of a text that begins a prompt, with the BOS token if prompts have one.
+      control: the ids of control tokens, by their text.
+    """
+
+    inside: Callable[[str], list[int]]
+    first: Callable[[str], list[int]]
+    control: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,34 +67,49 @@ class TitleTokens:
 
 
 def tokenise_titles(
-    titles: Sequence[str],
-    encode: Callable[[str], list[int]],
-    template: PromptTemplate,
-    bos: int | None,
+    titles: Sequence[str], encoder: TextEncoder, template: PromptTemplate
 ) -> TitleTokens:
     """Tokenises a catalogue's titles once, for histories, targets and the trie alike.
 
-    `encode` makes ids of a text, without special tokens; `bos` is the id that begins every prompt.
-    Raises UserError if `end` is not one token, or a title contains it or has no tokens.
+    Raises UserError if `end` is not one token, or a title contains it or a control token, or has no
+    tokens.
     """
-    end = encode(template.end)
+    control = encoder.control
+    end = [control[template.end]] if template.end in control else encoder.inside(template.end)
     if len(end) != 1:
+        known = f" or a control token ({', '.join([*control][:3])} ..)" if control else ""
         raise UserError(
-            f"prompt.end {template.end!r} is {len(end)} tokens of this tokenizer; choose a single "
-            "one, such as a line break"
+            f"prompt.end {template.end!r} is {len(end)} tokens of this tokenizer: choose a text of "
+            f"one token, such as a line break{known}"
         )
-    encoded = [encode(template.before_title + title) for title in titles]
+    reserved = {token: text for text, token in control.items()} | {end[0]: "prompt.end"}
+    encoded = [encoder.inside(template.before_title + title) for title in titles]
     for item, ids in enumerate(encoded):
         if not titles[item].strip() or not ids:
             raise UserError(f"item {item} has an empty title; give it one or drop it")
-        if end[0] in ids:
+        if found := reserved.keys() & ids:
             raise UserError(
-                f"item {item}: its title {titles[item]!r} contains prompt.end {template.end!r}"
+                f"item {item}: its title {titles[item]!r} contains {reserved[min(found)]} as this "
+                "tokenizer reads it: change the title"
             )
     values = np.concatenate([np.asarray(ids + end, np.int32) for ids in encoded])
     lengths = np.array([len(ids) + 1 for ids in encoded])
-    prefix = ([] if bos is None else [bos]) + (encode(template.prefix) if template.prefix else [])
-    return TitleTokens(np.asarray(prefix, np.int32), Ragged.from_lengths(values, lengths))
+    prefix = np.asarray(encoder.first(template.prefix), np.int32)
+    return TitleTokens(prefix, Ragged.from_lengths(values, lengths))
+
+
+def check_vocabulary(tokens: TitleTokens, item_ids: Sequence[str], vocab_size: int) -> None:
+    """Raises UserError naming an item, or the prompt, with a token that the LLM does not have."""
+    values = np.concatenate([tokens.titles.values, tokens.prefix])
+    beyond = np.flatnonzero(values >= vocab_size)
+    if beyond.size:
+        at = int(beyond[0])
+        in_title = at < tokens.titles.values.size
+        where = f"item {item_ids[tokens.titles.row_of(at)]!r}" if in_title else "prompt.prefix"
+        raise UserError(
+            f"{where} has token {values[at]}, but the LLM's vocabulary is {vocab_size} tokens: its "
+            "tokenizer and its weights do not belong together"
+        )
 
 
 def row_tokens(tokens: TitleTokens, items: Ragged) -> tuple[Ragged, Ragged]:

@@ -1,10 +1,25 @@
-"""The tokenizer that a GGUF file describes (byte-level BPE, special tokens), or a folder's own."""
+"""The tokenizer that a GGUF file describes (byte-level BPE, special tokens), or a folder's own.
 
+`text_encoder` is what a prompt takes of it.
+"""
+
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from tca4rec_jax.data.prompts import TextEncoder
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
 
@@ -39,12 +54,13 @@ SPECIAL_TOKENS = {
     "unk_token": "tokenizer.ggml.unknown_token_id",
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
+ADD_BOS = "tokenizer.ggml.add_bos_token"
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a GGUF file or a Hugging Face folder.
 
-    The tokenizer of a GGUF file adds no special tokens to a text.
+    That of a GGUF file adds the BOS token to a text if the file says so, and nothing else.
 
     Raises UserError if a file's tokenizer is not byte-level BPE or its pre-tokenizer is not in
     PRE_TOKENIZERS, or if a folder has no tokenizer.
@@ -80,6 +96,66 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     special = {
         name: tokens[file.field(key)] for name, key in SPECIAL_TOKENS.items() if key in file.fields
     }
+    # Where the file does not say: as llama.cpp.
+    if "bos_token" in special and file.field(ADD_BOS, pre_tokenizer == "llama-bpe"):
+        bos = special["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], special_tokens=[(bos, vocabulary[bos])]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
     )
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerBase, bos: str) -> TextEncoder:
+    """A prompt's encoder: a text never becomes a control token, nor gets a space that it lacks.
+
+    SentencePiece tokenizers (Llama 2, Mistral) put a space before a text; here only before the
+    first one of a prompt. `bos` is as in PromptTemplate.
+
+    Raises UserError for a tokenizer in Python, which has no such settings.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json: save the folder's "
+            "tokenizer with transformers' AutoTokenizer.save_pretrained"
+        )
+    first, inside = (_plain_text(tokenizer.backend_tokenizer) for _ in range(2))
+    for part in _parts(inside.normalizer):
+        if isinstance(part, normalizers.Prepend):
+            part.prepend = ""
+    for part in _parts(inside.pre_tokenizer):
+        if isinstance(part, pre_tokenizers.Metaspace):
+            part.prepend_scheme = "never"
+        if isinstance(part, pre_tokenizers.ByteLevel):
+            part.add_prefix_space = False
+    known = [] if tokenizer.bos_token is None else [tokenizer.bos_token_id]
+    added = [token for token in tokenizer("")["input_ids"][:1] if token in known]
+    begin = {"known": known, "added": added, "never": []}[bos]
+    return TextEncoder(
+        inside=lambda text: inside.encode(text, add_special_tokens=False).ids,
+        first=lambda text: begin + first.encode(text, add_special_tokens=False).ids,
+        control={
+            str(token): index
+            for index, token in tokenizer.added_tokens_decoder.items()
+            if token.special and index != tokenizer.unk_token_id
+        },
+    )
+
+
+def _plain_text(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy to which the text of a control token is text, of any length."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _parts(part: normalizers.Normalizer | pre_tokenizers.PreTokenizer | None) -> Iterator:
+    """The steps of a sequence, however nested, or the one step."""
+    if isinstance(part, normalizers.Sequence | pre_tokenizers.Sequence):
+        for inner in part:
+            yield from _parts(inner)
+    elif part is not None:
+        yield part

@@ -5,7 +5,6 @@ published recommenders of titles are settings of it (docs/recommenders.md).
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -24,6 +23,7 @@ from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.tokenizer import text_encoder
 from tca4rec_jax.recommenders.recipe import Recipe
 from tca4rec_jax.training import examples
 from tca4rec_jax.training.state import TRAINED
@@ -36,9 +36,8 @@ def write_items(
     catalogue: Catalogue, tokenizer: PreTrainedTokenizerBase, config: ConfigDict
 ) -> TitleTokens:
     """Titles as text, between prompt.before_title and prompt.end."""
-    encode = partial(tokenizer.encode, add_special_tokens=False)
     template = build(PromptTemplate, config.prompt)
-    return tokenise_titles(catalogue.titles, encode, template, tokenizer.bos_token_id)
+    return tokenise_titles(catalogue.titles, text_encoder(tokenizer, template.bos), template)
 
 
 def show_history(items: TitleTokens, history_RxH: np.ndarray, config: ConfigDict) -> Ragged:

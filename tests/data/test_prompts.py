@@ -5,12 +5,15 @@ import pytest
 
 from tca4rec_jax.data.prompts import (
     PromptTemplate,
+    TextEncoder,
+    check_vocabulary,
     keep_latest,
     prompts,
     row_tokens,
     tokenise_titles,
 )
 from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.errors import UserError
 
 TITLES = ("a", "bb", "ccc")
 TEMPLATE = PromptTemplate(prefix="P:", before_title=" ", end="\n")
@@ -21,13 +24,16 @@ def encode(text):
     return [ord(character) for character in text]
 
 
+LETTERS = TextEncoder(encode, lambda text: encode("^" + text), {"</s>": 2, "é": ord("é")})
+
+
 def decode(ids):
     return "".join(chr(i) for i in ids)
 
 
 @pytest.fixture
 def tokens():
-    return tokenise_titles(TITLES, encode, TEMPLATE, bos=ord("^"))
+    return tokenise_titles(TITLES, LETTERS, TEMPLATE)
 
 
 def test_rows_are_prefix_and_titles(tokens):
@@ -60,12 +66,28 @@ def test_a_budget_that_cannot_hold_the_target_is_named(tokens):
     [
         (("a", "  "), TEMPLATE, "item 1 has an empty title"),
         (("a", "b\nc"), TEMPLATE, "item 1: its title"),
-        (("a",), PromptTemplate("P:", " ", "--"), "prompt.end '--' is 2 tokens"),
+        (("a", "Café"), TEMPLATE, "item 1: its title 'Café' contains é"),
+        (("a",), PromptTemplate("P:", " ", "--"), "prompt.end '--' is 2 tokens .*control.*</s>"),
     ],
 )
 def test_bad_titles_and_templates_are_named(titles, template, message):
     with pytest.raises(ValueError, match=message):
-        tokenise_titles(titles, encode, template, bos=None)
+        tokenise_titles(titles, LETTERS, template)
+
+
+def test_a_control_token_may_end_titles(tokens):
+    ended = tokenise_titles(TITLES, LETTERS, PromptTemplate("P:", " ", "</s>"))
+    assert [ids[-1] for ids in (ended.titles[0], ended.titles[1])] == [2, 2]
+    assert decode(ended.titles[1][:-1]) == " bb"
+
+
+def test_tokens_beyond_the_vocabulary_are_named(tokens):
+    check_vocabulary(tokens, ("x", "y", "z"), ord("c") + 1)
+    with pytest.raises(UserError, match="item 'z' has token 99, .* vocabulary is 99 tokens: its"):
+        check_vocabulary(tokens, ("x", "y", "z"), ord("c"))
+    letters = TextEncoder(encode, lambda text: encode("~" + text))
+    with pytest.raises(UserError, match=r"prompt\.prefix has token 126"):
+        check_vocabulary(tokenise_titles(TITLES, letters, TEMPLATE), ("x", "y", "z"), 126)
 
 
 def test_an_empty_history_is_an_error(tokens):

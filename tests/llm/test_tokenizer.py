@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
-from tokenizers import pre_tokenizers
-from transformers import Qwen2Tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import CanineTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from tca4rec_jax.llm.tokenizer import load_tokenizer
+from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.llm.tokenizer import load_tokenizer, text_encoder
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 
@@ -47,10 +50,14 @@ TEXTS = (
 MERGES = ["1 9", "i e", "Ġ S", "t o", "to r", "1 2", "12 3"]
 
 
-def write_tokenizer(path, pre, vocabulary=()):
+def write_tokenizer(path, pre, vocabulary=(), *, bos=None):
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
+    if "<s>" in vocabulary:
+        writer.add_bos_token_id(vocabulary.index("<s>"))
+    if bos is not None:
+        writer.add_add_bos_token(bos)
     if vocabulary:
         writer.add_token_list(list(vocabulary))
         writer.add_token_types([1] * len(vocabulary))
@@ -90,3 +97,102 @@ def test_unknown_pre_tokenizer_is_refused(tmp_path):
     path = write_tokenizer(tmp_path / "other.gguf", "tekken")
     with pytest.raises(ValueError, match=r"other.gguf.*'tekken'; known are.*'smollm'"):
         load_tokenizer(path)
+
+
+def test_a_file_says_whether_a_bos_begins_a_text(tmp_path):
+    vocabulary, keys = byte_level_vocabulary("<s>"), ("qwen2", "llama-bpe")
+    for pre, said, added in [(keys[0], None, 0), (keys[1], None, 1), (keys[0], True, 1)]:
+        path = write_tokenizer(tmp_path / "x.gguf", pre, vocabulary, bos=said)
+        tokenizer = load_tokenizer(path)
+        bos = [vocabulary.index("<s>")] * added
+        assert tokenizer("a")["input_ids"] == [*bos, vocabulary.index("a")]
+        assert text_encoder(tokenizer, "added").first("") == bos
+        assert text_encoder(tokenizer, "known").first("") == [vocabulary.index("<s>")]
+        assert text_encoder(tokenizer, "never").first("") == []
+
+
+def test_a_prompt_of_smollm2_is_text(tokenizer):
+    encoder = text_encoder(tokenizer, "added")
+    strike = encoder.inside(" Strike <|im_end|> Two")
+    assert strike[:1] == tokenizer(" Strike")["input_ids"]
+    assert not set(strike) & set(encoder.control.values())
+    assert tokenizer.decode(strike) == " Strike <|im_end|> Two"
+    assert encoder.control["<|im_end|>"] == 2
+    # No BOS, as the file says; a text by itself has the same tokens as ever.
+    assert encoder.first("Movies") == tokenizer("Movies")["input_ids"]
+    assert text_encoder(tokenizer, "known").first("Movies")[0] == tokenizer.bos_token_id
+
+
+SPECIAL = ["<unk>", "<s>", "</s>"]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+SAID = "Movies one person watched, in order:\n"
+WATCHED = ("Toy Story (1995)", "Heat </s> 2", "Fargo (1996)")
+
+
+def sentencepiece_bpe():
+    """As Llama 2 and Mistral: a space before a text, words across spaces, bytes of what is rare."""
+    learner, spaces = Tokenizer(models.BPE()), normalizers.Replace(" ", "▁")
+    learner.normalizer = normalizers.Sequence([spaces, normalizers.Replace("\n", "")])
+    trainer = trainers.BpeTrainer(vocab_size=90, show_progress=False)
+    learner.train_from_iterator([SAID, *WATCHED], trainer)
+    learned = json.loads(learner.to_str())["model"]
+    words = [*SPECIAL, *BYTES, *learned["vocab"]]
+    backend = Tokenizer(
+        models.BPE(
+            {word: number for number, word in enumerate(words)},
+            [tuple(merge) for merge in learned["merges"]],
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=True,
+        )
+    )
+    backend.add_special_tokens(SPECIAL)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
+    backend.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
+    return backend
+
+
+def sentencepiece_unigram(scheme):
+    """As T5 and newer exports of Llama 2: the space is the pre-tokenizer's."""
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Metaspace(prepend_scheme=scheme)]
+    )
+    trainer = trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
+    )
+    backend.train_from_iterator([SAID, *WATCHED], trainer)
+    return backend
+
+
+@pytest.mark.parametrize(
+    "backend", [sentencepiece_bpe(), sentencepiece_unigram("first")], ids=["bpe", "unigram"]
+)
+def test_pieces_of_sentencepiece_are_those_of_the_whole_prompt(backend):
+    named = dict(zip(("unk_token", "bos_token", "eos_token"), SPECIAL, strict=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **named)
+    assert len(tokenizer.encode("\n", add_special_tokens=False)) == 2  # a space before it
+    encoder = text_encoder(tokenizer, "added")
+    titles = [title for title in WATCHED if "</s>" not in title]
+    items = tokenise_titles(titles, encoder, PromptTemplate(SAID))
+    pieces = np.concatenate([items.prefix, items.titles.values]).tolist()
+    assert pieces == tokenizer("".join([SAID, *(f" {title}\n" for title in titles)]))["input_ids"]
+    assert encoder.first("")[:1] == ([1] if isinstance(backend.model, models.BPE) else [])
+    ended = tokenise_titles(titles, encoder, PromptTemplate(SAID, end="</s>"))
+    assert ended.titles[0].tolist() == [*items.titles[0][:-1], 2]
+
+
+def test_a_control_token_in_a_title_is_text_or_refused():
+    """A Unigram model takes any text that is in its vocabulary."""
+    tokenizers = [PreTrainedTokenizerFast(tokenizer_object=one, unk_token="<unk>")
+                  for one in (sentencepiece_bpe(), sentencepiece_unigram("always"))]  # fmt: skip
+    bpe, unigram = (text_encoder(tokenizer, "added") for tokenizer in tokenizers)
+    items = tokenise_titles(WATCHED, bpe, PromptTemplate(SAID))
+    assert not set(items.titles.values) & set(bpe.control.values())
+    with pytest.raises(UserError, match="item 1: its title 'Heat </s> 2' contains </s> as this"):
+        tokenise_titles(WATCHED, unigram, PromptTemplate(SAID))
+
+
+def test_a_tokenizer_in_python_is_refused():
+    with pytest.raises(UserError, match="CanineTokenizer has no tokenizer.json"):
+        text_encoder(CanineTokenizer(), "added")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.core.trie import ItemTrie
-from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
+from tca4rec_jax.data.prompts import PromptTemplate, TextEncoder, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.training.examples import build_examples
 
@@ -18,7 +18,7 @@ def encode(text):
 
 @pytest.fixture
 def tokens():
-    return tokenise_titles(TITLES, encode, TEMPLATE, bos=None)
+    return tokenise_titles(TITLES, TextEncoder(encode, encode), TEMPLATE)
 
 
 def sequences(*rows):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import string
 
 import jax
@@ -220,3 +221,22 @@ def test_imported_logits_train_to_the_same_parameters(workdir, tmp_path):
         np.testing.assert_allclose(a, c, atol=1e-4)
     other = trained("popularity", "")
     assert not all(np.allclose(a, b, atol=1e-3) for a, b in zip(dense, other, strict=True))
+
+
+def test_tokens_beyond_the_vocabulary_are_refused_before_weights_are_read(
+    workdir, tmp_path, monkeypatch
+):
+    """Titles end with a 'z', token 27."""
+    shutil.copytree(workdir / "model", tmp_path / "model")
+    fields = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(fields | {"vocab_size": 10}))
+    monkeypatch.setattr("tca4rec_jax.experiment.load_weights", None)  # not to be called
+    config = make_config(workdir, "small", weights=str(tmp_path / "model"))
+    beyond = r"item '0' has token 27, but the LLM's vocabulary is 10 tokens"
+    for use in (
+        lambda: train(Experiment(config, workdir)),
+        lambda: evaluate_run(config, workdir),
+        lambda: Recommender(Experiment(config, workdir), "").recommend(["0"]),
+    ):
+        with pytest.raises(UserError, match=beyond):
+            use()

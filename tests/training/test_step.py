@@ -10,7 +10,7 @@ from flax import nnx
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
-from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
+from tca4rec_jax.data.prompts import PromptTemplate, TextEncoder, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.distributed.sharding import make_mesh, put, replicated, shard_batch
 from tca4rec_jax.llm.config import DecoderConfig
@@ -39,9 +39,8 @@ class ArrayStore:
 @pytest.fixture(scope="module")
 def inputs():
     rng = np.random.default_rng(0)
-    tokens = tokenise_titles(
-        TITLES, lambda text: [ord(c) for c in text], PromptTemplate("P"), bos=None
-    )
+    letters = TextEncoder(*2 * [lambda text: [ord(c) for c in text]])
+    tokens = tokenise_titles(TITLES, letters, PromptTemplate("P"))
     trie = ItemTrie.build(tokens.titles)
     rows = [rng.integers(0, len(TITLES), n) for n in (9, 4, 2, 7, 5)]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])

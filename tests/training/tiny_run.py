@@ -22,7 +22,7 @@ from flax import nnx
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import ItemTrie
-from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
+from tca4rec_jax.data.prompts import PromptTemplate, TextEncoder, tokenise_titles
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.distributed.multihost import join_job, leave_job
 from tca4rec_jax.distributed.sharded_projection import cf_arrays, cf_shardings
@@ -102,8 +102,8 @@ def run(
       options: of LoopOptions.
     """
     mesh, split, folder = make_mesh(*mesh), sequences(), Path(folder)
-    template = PromptTemplate("P")
-    tokens = tokenise_titles(TITLES, lambda text: [ord(c) for c in text], template, bos=None)
+    letters = TextEncoder(*2 * [lambda text: [ord(c) for c in text]])
+    tokens = tokenise_titles(TITLES, letters, PromptTemplate("P"))
     compressed = ItemTrie.build(tokens.titles).compress()
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(split.items.size, 4)).astype(np.float32)

@@ -18,14 +18,24 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.llm.checkpoints.gguf import open_gguf
-from tca4rec_jax.llm.checkpoints.hugging_face import Index, StoredTensor, is_transposed, open_folder
+from tca4rec_jax.llm.checkpoints import gguf, hugging_face
+from tca4rec_jax.llm.checkpoints.hugging_face import Index, StoredTensor, is_transposed
 from tca4rec_jax.llm.config import SCALES, DecoderConfig, check_shapes
 from tca4rec_jax.llm.quantisation import quantise
 
 PIECE_BYTES = 16 << 20
 # JAX on CPU uses host memory without a copy if it is aligned to so many bytes.
 ALIGNMENT = 64
+
+
+def read_architecture(path: str | Path) -> DecoderConfig:
+    """The architecture of a Hugging Face folder or a GGUF file, without its tensors.
+
+    Raises UserError as `hugging_face.read_config`, `GGUFFile` and `gguf.read_config`.
+    """
+    if Path(path).is_dir():
+        return hugging_face.read_config(path)
+    return gguf.read_config(gguf.GGUFFile(path))
 
 
 def load_weights(
@@ -49,7 +59,9 @@ def load_weights(
       UserError: as `open_folder` and `open_gguf`; more layers than there are, a config that cannot
         be quantised so, or every tensor that is missing, unknown or of another shape, by name.
     """
-    config, tensors, targets = open_folder(path) if Path(path).is_dir() else open_gguf(path)
+    config, tensors, targets = (
+        hugging_face.open_folder(path) if Path(path).is_dir() else gguf.open_gguf(path)
+    )
     try:
         if num_layers > config.num_layers:
             raise UserError(f"num_layers is {num_layers}, but the model has {config.num_layers}")
