@@ -6,7 +6,6 @@ installed too: `configs/quickstart.py:debug`, or only `quickstart:debug`.
 """
 
 import ast
-import os
 import runpy
 import sys
 from pathlib import Path
@@ -21,8 +20,6 @@ def main() -> None:
     if command in ("-h", "--help", "help"):
         print(_help())
     elif command in SCRIPTS:
-        # "PyTorch was not found": it is not needed.
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         sys.argv = [str(SCRIPTS[command]), *_with_shipped_config(arguments)]
         runpy.run_path(sys.argv[0], run_name="__main__")
     else:

@@ -11,7 +11,6 @@ prefill (of the prompts), search (beam search after them). Exit status: 0 all fi
 import sys
 from pathlib import Path
 
-import rich
 from absl import app, flags
 
 from tca4rec_jax.compile_ahead import report
@@ -22,7 +21,7 @@ from tca4rec_jax.config import validate
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.launching import CONFIG, DRY_RUN
-from tca4rec_jax.reporting import console_table, markdown_table, write_results
+from tca4rec_jax.reporting import markdown_table, show, show_table, write_results
 
 _TARGET = flags.DEFINE_list("target", None, "The machines to compile for, of one platform.")
 _PROGRAMS = flags.DEFINE_list("programs", list(PROGRAMS), f"Some of {', '.join(PROGRAMS)}.")
@@ -37,7 +36,7 @@ def compile_target(target: Target) -> dict:
     """Compiles and reports for one target; everything that was found."""
     name = target.name
     experiment = AbstractExperiment(CONFIG.value, target=target, num_items=_ITEMS.value)
-    rich.print(report.heading(experiment))
+    show(*report.heading(experiment))
     estimates = []
     for program in _PROGRAMS.value:
         estimate = compile_for(PROGRAMS[program](experiment), program, target)
@@ -46,20 +45,20 @@ def compile_target(target: Target) -> dict:
             write_text(Path(_HLO.value) / f"{name}_{program}.hlo", estimate.hlo)
     rows = {one.program: report.row(one) for one in estimates}
     if _MARKDOWN.value:
-        print(markdown_table(rows, first_column="program", digits=2))
+        show(*markdown_table(rows, first_column="program", digits=2).splitlines())
     else:
-        rich.console.Console(width=170).print(console_table(rows, title="", digits=2))
-    print(report.LEGEND)
+        show_table(rows, title="", digits=2)
+    show(*report.LEGEND)
     found = report.as_json(estimates, experiment)
     if _COMPARE.value and "train" in _PROGRAMS.value:
         plain = compile_for(train(experiment, projected=False), "train", target)
         ours = estimates[_PROGRAMS.value.index("train")]
         found["compared"] = report.compared(ours, plain)
-        print(found["compared"])
+        show(found["compared"])
     for estimate in estimates:
         if advice := report.advice(estimate, experiment):
-            print(advice)
-    print(f"{name}: {'fits' if found['fits'] else 'does not fit'}\n")
+            show(advice)
+    show(f"{name}: {'fits' if found['fits'] else 'does not fit'}", "")
     return found
 
 
@@ -70,11 +69,11 @@ def main(argv):
         validate(CONFIG.value)
         targets = [Target.parse(name) for name in _TARGET.value]
         if DRY_RUN.value:
-            print(f"compile_ahead: the config is valid\n  compiles for {', '.join(_TARGET.value)}")
+            show("compile_ahead: the config is valid", f"  compiles for {', '.join(_TARGET.value)}")
             return
         found = [compile_target(target) for target in targets]
     except UserError as error:
-        print(f"compile_ahead: {error}", file=sys.stderr)
+        show(f"compile_ahead: {error}", error=True)
         sys.exit(2)
     if _JSON.value:
         write_results(Path(_JSON.value), {"targets": found})

@@ -2,10 +2,13 @@
 
     python launch/export.py --config=configs/quickstart.py:alpha=0.3 --workdir=runs/x \\
         --format=merged --output=exported [--dtype=bfloat16]
+    python launch/export.py ... --format=peft --base_model=meta-llama/Llama-3.2-3B
 
 Needs the run's checkpoints from train. Writes the new folder OUTPUT: with `peft` the adapters, with
 `merged` the whole model, with `base` the model without adapters, which `peft` is loaded on.
 """
+
+from pathlib import Path
 
 from absl import flags
 
@@ -13,8 +16,10 @@ from tca4rec_jax.config import run_name
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.launching import launch
 from tca4rec_jax.llm.checkpoints.export import DTYPES, LOADING, check_vacant, export_decoder
+from tca4rec_jax.reporting import show
 
 _FORMAT = flags.DEFINE_enum("format", None, list(LOADING), "What is written.", required=True)
+_BASE_MODEL = flags.DEFINE_string("base_model", None, "What peft's adapters name as their base.")
 _OUTPUT = flags.DEFINE_string("output", None, "A new or empty folder.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the weights; adapters are float32.")
 
@@ -29,9 +34,14 @@ def export(config, workdir):
         run.tokenizer,
         kind=_FORMAT.value,
         dtype=_DTYPE.value,
-        base_model=config.llm.weights,
+        base_model=_BASE_MODEL.value or _base_model(config.llm.weights),
     )
-    print(f"{_OUTPUT.value}\nload it with {how_to_load}")
+    show(_OUTPUT.value, f"load it with {how_to_load}")
+
+
+def _base_model(weights: str) -> str | None:
+    """The weights' folder; a file, or a name of ours, is nothing that peft could load."""
+    return weights if Path(weights).is_dir() else None
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tca4rec_jax.cf.logits_store import open_store, split_path
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.sequences import SPLITS
 from tca4rec_jax.launching import launch
+from tca4rec_jax.reporting import show
 
 _SOURCE = flags.DEFINE_string("source", None, "A file.", required=True)
 _SPLIT = flags.DEFINE_enum("split", None, SPLITS, "What the logits are for.", required=True)
@@ -39,8 +40,8 @@ def main(config, workdir):
         top_k=config.cf.top_k,
     )
     manifest = open_store(path, sequences, data.catalogue).manifest
-    print(f"{path}: {manifest['kind']}, one event per {manifest['entries_per']}")
-    print(f"entropy of the softmax, nats by beta: {manifest['temperature']['entropy_nats']}")
+    show(f"{path}: {manifest['kind']}, one event per {manifest['entries_per']}")
+    show(f"entropy of the softmax, nats by beta: {manifest['temperature']['entropy_nats']}")
 
 
 if __name__ == "__main__":

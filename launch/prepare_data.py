@@ -5,15 +5,13 @@
 A second run with the same settings reuses the files; with other settings it stops and says so.
 """
 
-import rich
-
 from tca4rec_jax.data.dataset import prepare, summarise
 from tca4rec_jax.launching import launch
-from tca4rec_jax.reporting import console_table
+from tca4rec_jax.reporting import show, show_table
 
 LEGEND = (
-    "a row's last item is its target; tied: the target shares its time with the item\nbefore it; "
-    "repeated: the target is in its own history; seen users: in train_sequences"
+    "a row's last item is its target; tied: the target shares its time with the item",
+    "before it; repeated: the target is in its own history; seen users: in train_sequences",
 )
 
 
@@ -32,8 +30,8 @@ def main(config, workdir):
         for split, counts in summary["splits"].items()
     }
     title = f"{summary['items']:,} items, {summary['distinct_titles']:,} distinct titles"
-    rich.print(console_table(rows, title=title, first_column="split"))
-    print(LEGEND)
+    show_table(rows, title=title, first_column="split")
+    show(*LEGEND)
 
 
 if __name__ == "__main__":

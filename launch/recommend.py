@@ -10,9 +10,6 @@ LLM run below WORKDIR/llm, --untrained takes the LLM as it came. Filters: --conf
 deny= (files of item ids), exclude_history=true.
 """
 
-import json
-
-import rich
 from absl import flags
 
 from tca4rec_jax.config import run_name
@@ -21,6 +18,7 @@ from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.launching import launch
+from tca4rec_jax.reporting import show
 
 _ITEMS = flags.DEFINE_multi_string("item", [], "One item of the history; repeat it, oldest first.")
 _INPUT = flags.DEFINE_string("input", None, "A .jsonl or .csv file of histories.")
@@ -43,7 +41,7 @@ def recommend(config, workdir):
         recommend_file(recommender, _INPUT.value, _OUTPUT.value, k=_K.value, settings=settings)
         return
     for place, one in enumerate(recommender.recommend(_ITEMS.value, _K.value), start=1):
-        rich.print(f"{place:3d}  {one.score:9.4f}  {one.item_id}  {json.dumps(one.title)}")
+        show(f"{place:3d}  {one.score:9.4f}  {one.item_id}  {one.title}")
 
 
 if __name__ == "__main__":

@@ -77,4 +77,3 @@ checkout=".venv/lib/python$have/site-packages/tca4rec_jax.pth"
 export PYTHONUNBUFFERED=1
 # Without bytecode on disk every process compiles what it imports: 8 s of a script's first 14.
 unset PYTHONDONTWRITEBYTECODE
-export TRANSFORMERS_NO_ADVISORY_WARNINGS=1  # "PyTorch was not found": it is not needed

@@ -7,11 +7,9 @@ popularity. Needs WORKDIR/data (launch/prepare_data.py). A second run with the s
 the files, an interrupted one goes on. WORKDIR/cf/report.md and .png describe the model.
 """
 
-import rich
-
 from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.data.dataset import load
-from tca4rec_jax.evaluation.report import results_table, write_cf_report
+from tca4rec_jax.evaluation.report import show_cf_results, write_cf_report
 from tca4rec_jax.launching import launch
 
 
@@ -20,7 +18,7 @@ def main(config, workdir):
     data = load(workdir / "data")
     metrics = run_cf(config.cf, data, workdir, history_length=config.data.history_length)
     write_cf_report(workdir / "cf", metrics)
-    rich.print(results_table(metrics))
+    show_cf_results(metrics)
 
 
 if __name__ == "__main__":

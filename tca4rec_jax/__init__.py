@@ -4,6 +4,10 @@ The names below are the public ones; each is imported when it is first asked for
 """
 
 import importlib
+import os
+
+# "PyTorch was not found", says transformers otherwise at every start; it is not needed.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _HOME = {
     "ItemTrie": "core.trie",

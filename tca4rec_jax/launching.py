@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import io
 import logging as standard_logging
 import os
 import sys
@@ -22,6 +23,7 @@ from tca4rec_jax.distributed import multihost
 from tca4rec_jax.distributed.multihost import is_main_process, is_multiprocess
 from tca4rec_jax.distributed.sharding import use_cpu_cores
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.reporting import plain_text, show
 from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)
@@ -62,7 +64,7 @@ def launch(
             if DRY_RUN.value:
                 parts = [("reads", part) for part in reads] + [("writes", part) for part in writes]
                 lines = [f"  {verb} {path}" for verb, part in parts for path in _paths(part)]
-                return print(f"{name}: the config is valid", *lines, sep="\n")
+                return show(f"{name}: the config is valid", *lines)
             start()
             if run_on == "single_process" and is_multiprocess():
                 raise UserError("this script runs in one process: give --process_count=1")
@@ -141,14 +143,14 @@ def _why(error: Exception) -> str:
 def _end(message: str, status: int, *, together: bool = False) -> NoReturn:
     """Ends the process: one of several at once, as an orderly exit waits, or all together."""
     if is_multiprocess():
-        print(f"[process {jax.process_index()}] {message}", file=sys.stderr, flush=True)
+        show(f"[process {jax.process_index()}] {message}", error=True)
         sys.stdout.flush()
         try:
             if together:
                 multihost.leave_job()
         finally:
             os._exit(status)
-    print(message, file=sys.stderr)
+    show(message, error=True)
     sys.exit(status)
 
 
@@ -172,8 +174,10 @@ def start() -> None:
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     handler = logging.get_absl_handler()
-    handler.setFormatter(standard_logging.Formatter("%(message)s"))
+    handler.setFormatter(_PlainText("%(message)s"))
     handler.addFilter(is_ours_or_a_warning)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a title may have what a locale lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     keep_freed_pages()
     collect_garbage_rarely()
     use_cpu_cores()
@@ -183,6 +187,11 @@ def start() -> None:
     multihost.join_job(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
     if not is_main_process():
         logging.set_verbosity(logging.WARNING)
+
+
+class _PlainText(standard_logging.Formatter):
+    def format(self, record: standard_logging.LogRecord) -> str:
+        return "\n".join(map(plain_text, super().format(record).split("\n")))
 
 
 def is_ours_or_a_warning(record: standard_logging.LogRecord) -> bool:

@@ -1,17 +1,22 @@
-"""Tables for the console and for Markdown, results as JSON, and pictures as PNG.
+"""What is shown to people: lines and tables on the console, Markdown, JSON, pictures as PNG.
 
-Files are written atomically: a run that is cut off leaves no half-written report.
+The scripts print through `show` and `show_table`, so that nothing a user wrote (titles, labels,
+names of files) is taken for markup or obeyed by a terminal. Files are written atomically: a run
+that is cut off leaves no half-written report.
 """
 
 import json
 import math
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import rich
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tca4rec_jax.fileio import atomic_path, write_text
 from tca4rec_jax.metrics import Interval
@@ -22,6 +27,27 @@ if TYPE_CHECKING:
 Cell = str | int | float | Interval | None
 Rows = Mapping[str, Mapping[str, Cell]]
 """A table: {row label: {column: value}}."""
+# Control characters, line breaks, what turns the direction of text, halves of a UTF-16 pair.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def plain_text(text: str) -> str:
+    """The text as one line that a terminal shows and does not obey: an escape as '\\x1b'."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def picture_text(text: str) -> str:
+    """The text as matplotlib shows it: no formula between dollars, nor an underscore that hides."""
+    text = plain_text(text).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def show(*lines: str, error: bool = False) -> None:
+    """Prints lines as they are, but for what `plain_text` replaces; to stderr if `error`."""
+    for line in lines:
+        print(plain_text(line), file=sys.stderr if error else sys.stdout, flush=error)
 
 
 def markdown_table(rows: Rows, *, first_column: str = "", digits: int = 4) -> str:
@@ -32,22 +58,20 @@ def markdown_table(rows: Rows, *, first_column: str = "", digits: int = 4) -> st
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
-def console_table(rows: Rows, *, title: str, first_column: str = "", digits: int = 4) -> Table:
-    """The same table for rich's console. Raises ValueError if there are no rows."""
+def show_table(rows: Rows, *, title: str, first_column: str = "", digits: int = 4) -> str:
+    """Prints a title and the table, in lines as long as they are if the output is no terminal.
+
+    Returns them as Markdown. Raises ValueError if there are no rows.
+    """
     header, *lines = _lines(rows, first_column, digits)
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(header):
+    table = Table()
+    for number, column in enumerate(map(Text, header)):
         table.add_column(column, justify="right" if number else "left", no_wrap=not number)
     for line in lines:
-        table.add_row(*line)
-    return table
-
-
-def show_table(rows: Rows, *, title: str, first_column: str) -> str:
-    """Prints the table and returns it as Markdown below its title."""
-    table = console_table(rows, title=title, first_column=first_column)
-    rich.console.Console(width=160).print(table)
-    return f"{title}\n\n{markdown_table(rows, first_column=first_column)}"
+        table.add_row(*map(Text, line))
+    show(title)
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+    return f"{title}\n\n{markdown_table(rows, first_column=first_column, digits=digits)}"
 
 
 def write_results(path: Path, results: Mapping) -> None:
@@ -78,7 +102,7 @@ def _lines(rows: Rows, first_column: str, digits: int) -> list[list[str]]:
     lines = [[first_column, *columns]]
     for label, row in rows.items():
         lines.append([label, *(_cell(row.get(column), digits) for column in columns)])
-    return lines
+    return [list(map(plain_text, line)) for line in lines]
 
 
 def _cell(value: Cell, digits: int) -> str:

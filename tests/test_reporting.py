@@ -1,14 +1,19 @@
 """Tables, and results as JSON."""
 
-import io
 import json
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from tca4rec_jax.metrics import Interval
-from tca4rec_jax.reporting import console_table, markdown_table, write_results
+from tca4rec_jax.reporting import (
+    markdown_table,
+    picture_text,
+    plain_text,
+    show,
+    show_table,
+    write_results,
+)
 
 ROWS = {
     "SASRec": {"ndcg@10": Interval(0.058, 0.05, 0.0661), "users/s": 812.0},
@@ -25,11 +30,40 @@ def test_markdown_table_has_every_column_and_dashes_for_gaps():
     ]
 
 
-def test_console_table_shows_the_same_cells():
-    out = io.StringIO()
-    Console(file=out, width=120).print(console_table(ROWS, title="Test rows", digits=3))
+def test_the_console_shows_the_same_cells(capsys):
+    markdown = show_table(ROWS, title="Test rows", digits=3)
+    assert markdown == "Test rows\n\n" + markdown_table(ROWS, digits=3)
+    shown = capsys.readouterr().out
     for cell in ("Test rows", "SASRec", "0.058 [0.050, 0.066]", "812.000", "60"):
-        assert cell in out.getvalue()
+        assert cell in shown
+
+
+WRITTEN = ("Abbey Road [remastered]", "[/disc 1]", ":fire:", "Amélie 🔥", r"[b]\n $x_1$", "x" * 300)
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+def test_what_a_user_wrote_is_shown_as_it_is(text, capsys):
+    show(text)
+    assert capsys.readouterr().out == text + "\n"
+    show_table({text: {text: text}}, title=text)
+    assert capsys.readouterr().out.count(text) == 4
+    assert plain_text(text) == text
+
+
+def test_control_characters_are_shown_and_not_obeyed(capsys):
+    text = "\x1b[31mred\x1b\x07 \r\n\x9b2J\u202eabc\ud800"
+    seen = r"\x1b[31mred\x1b\x07 \r\n\x9b2J\u202eabc\ud800"
+    show(text)
+    show_table({text: {text: text}}, title=text)
+    shown = capsys.readouterr().out
+    assert shown.count(seen) == 5
+    assert all(character.isprintable() or character == "\n" for character in shown)
+    assert seen in markdown_table({text: {"a": 1}})
+
+
+def test_labels_in_pictures_are_no_formulas():
+    assert picture_text(r"$5 and $\frac$") == r"\$5 and \$\frac\$"
+    assert picture_text("_hidden").strip() == "_hidden"
 
 
 def test_results_survive_the_way_through_json(tmp_path):
@@ -56,4 +90,4 @@ def test_a_table_without_rows_is_an_error():
     with pytest.raises(ValueError, match="at least one row"):
         markdown_table({})
     with pytest.raises(ValueError, match="at least one row"):
-        console_table({}, title="none")
+        show_table({}, title="none")

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import rich
 from absl import app, flags
 from flax import nnx
 
@@ -40,7 +39,7 @@ from tca4rec_jax.data.published import read_published
 from tca4rec_jax.data.sequences import ItemSequences, RecData
 from tca4rec_jax.launching import CONFIG, WORKDIR, start
 from tca4rec_jax.metrics import ndcg
-from tca4rec_jax.reporting import console_table, write_results
+from tca4rec_jax.reporting import show_table, write_results
 
 _WHAT = flags.DEFINE_enum("what", "accuracy", ["accuracy", "speed", "store"], "What is measured.")
 _MODELS = flags.DEFINE_list(
@@ -253,7 +252,7 @@ def main(argv):
     start()
     table = {"accuracy": accuracy, "speed": speed, "store": store}[_WHAT.value]()
     digits = 4 if _WHAT.value == "accuracy" else 3
-    rich.print(console_table(table, title=_WHAT.value, digits=digits))
+    show_table(table, title=_WHAT.value, digits=digits)
     if _OUTPUT.value:
         write_results(Path(_OUTPUT.value), table)
 

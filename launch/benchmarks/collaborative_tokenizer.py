@@ -36,7 +36,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import rich
 from absl import app, flags
 from catalogues import movielens_titles, sample_titles
 from measuring import cf_distributions_loop, memory_mb, prefixes, restart_peak, run_alone
@@ -44,7 +43,7 @@ from measuring import cf_distributions_loop, memory_mb, prefixes, restart_peak, 
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.launching import CONFIG, WORKDIR, keep_freed_pages, start
-from tca4rec_jax.reporting import console_table, write_results
+from tca4rec_jax.reporting import show_table, write_results
 
 _ITEMS = flags.DEFINE_list("items", ["10000", "100000", "1000000"], "Sizes of the catalogue.")
 _VOCABULARIES = flags.DEFINE_list("vocabularies", ["49152", "128256"], "Sizes of the vocabulary.")
@@ -279,13 +278,13 @@ def main(argv):
             began = time.perf_counter()
             trie = ItemTrie.build(titles)
             built = time.perf_counter() - began
-            rich.print(f"{count} items: {trie.num_nodes} trie nodes, built in {built:.2f} s")
+            print(f"{count} items: {trie.num_nodes} trie nodes, built in {built:.2f} s")
             for vocabulary in map(int, _VOCABULARIES.value):
                 for name in CONTESTANTS:
                     if name == "dense JAX" and 4 * _BATCH.value * titles.lengths.max() * count > (
                         DENSE_LIMIT_BYTES
                     ):
-                        rich.print(f"{name} is left out: one of its masks has over 4 GiB")
+                        print(f"{name} is left out: one of its masks has over 4 GiB")
                         continue
                     case = Case(
                         name, str(path), vocabulary, _BATCH.value, _PROMPT.value, _REPEATS.value
@@ -298,12 +297,11 @@ def main(argv):
                     )
                     if found:
                         results[f"{count} items, V = {vocabulary}, {name}"] = found
-                        rich.print(f"{count} items, V = {vocabulary}, {name}: {found['ms']:.0f} ms")
+                        print(f"{count} items, V = {vocabulary}, {name}: {found['ms']:.0f} ms")
     if CONFIG.value:
         found = training_overhead(CONFIG.value, Path(WORKDIR.value), _STEPS.value)
         results["training step"] = found
-    table = console_table(results, title="Projection and loss", digits=3)
-    rich.console.Console(width=140).print(table)
+    show_table(results, title="Projection and loss", digits=3)
     if _OUTPUT.value:
         write_results(Path(_OUTPUT.value), results)
 

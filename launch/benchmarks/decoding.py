@@ -29,7 +29,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import rich
 from absl import app, flags
 from catalogues import movielens_titles, sample_titles, semantic_ids
 from measuring import HUGE_PAGES, Contestant, share_the_gpu
@@ -42,7 +41,7 @@ from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.launching import start
 from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens, append_tokens, init_paths, pack
 from tca4rec_jax.llm.tokenizer import load_tokenizer, text_encoder
-from tca4rec_jax.reporting import console_table, write_results
+from tca4rec_jax.reporting import show_table, write_results
 
 _PART = flags.DEFINE_enum("part", "generate", ["generate", "trie"], "What is measured.")
 _DATA = flags.DEFINE_string("data", None, "A folder in the published layout.")
@@ -86,7 +85,7 @@ def write_inputs(folder: Path) -> None:
     history_RxH, _ = data.splits["test"].take(np.sort(rows)).histories_and_targets(10)
     prompt = prompts(titles, history_RxH, architecture.max_positions)
     tokens = prompt.lengths
-    rich.print(f"{len(rows)} users, prompts of {tokens.mean():.0f} tokens ({tokens.max()} at most)")
+    print(f"{len(rows)} users, prompts of {tokens.mean():.0f} tokens ({tokens.max()} at most)")
     for name, ragged in (("titles", titles.titles), ("prompts", prompt)):
         np.savez(folder / f"{name}.npz", values=ragged.values, offsets=ragged.offsets)
 
@@ -214,7 +213,7 @@ def compare_generate() -> dict:
             for case, one in contestants.items():
                 if one.failure is None and one.step(number):
                     took = one.steps[-1]["seconds"] / one.steps[-1]["users"]
-                    rich.print(f"{case}, round {number}: {took:.3f} s per user")
+                    print(f"{case}, round {number}: {took:.3f} s per user")
         for one in contestants.values():
             one.end()
 
@@ -223,7 +222,7 @@ def compare_generate() -> dict:
 
     for case, one in contestants.items():
         if one.failure:
-            rich.print(f"{case} is left out: {one.failure}")
+            print(f"{case} is left out: {one.failure}")
             continue
         seconds = np.array(of_rounds(case, "seconds"))
         results[case] = {"s per user": float(seconds.sum() / sum(of_rounds(case, "users")))}
@@ -318,7 +317,7 @@ def measure_trie() -> dict:
         trie_ms = milliseconds_per_call(partial(without, free_hidden, trie))
         row = {"items": count, "ms per step": llm_ms, "of the trie": trie_ms}
         results[f"{name}, {count:,} items"] = row | {"share": trie_ms / llm_ms}
-        rich.print(f"{name}, {count} items: {llm_ms:.1f} ms per step, {trie_ms:.2f} of the trie")
+        print(f"{name}, {count} items: {llm_ms:.1f} ms per step, {trie_ms:.2f} of the trie")
     return results
 
 
@@ -345,10 +344,10 @@ def main(argv):
     if not results:
         sys.exit("nothing was measured")
     title = "Constrained decoding" if _PART.value == "generate" else "The trie in a step"
-    rich.console.Console(width=140).print(console_table(results, title=title, digits=3))
+    show_table(results, title=title, digits=3)
     if _OUTPUT.value:
         write_results(Path(_OUTPUT.value), results)
-        rich.print(json.dumps(results, indent=2))
+        print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

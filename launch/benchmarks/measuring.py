@@ -9,8 +9,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import rich
-
 from tca4rec_jax.data.ragged import Ragged
 
 # glibc keeps the pages of freed arrays; by default each large one is mapped and faulted in again.
@@ -33,7 +31,7 @@ def run_alone(script: str, case: dict, label: str, *, pages_reused: bool) -> dic
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["killed"])[-1]
-        rich.print(f"{label} is left out: {last}")
+        print(f"{label} is left out: {last}")
         return None
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -38,7 +38,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import rich
 from absl import app, flags
 from measuring import (
     HUGE_PAGES,
@@ -63,7 +62,7 @@ from train_step_inputs import (
 
 from tca4rec_jax.data.downloads import fetch_file
 from tca4rec_jax.launching import start
-from tca4rec_jax.reporting import console_table, write_results
+from tca4rec_jax.reporting import show_table, write_results
 from tca4rec_jax.training.throughput import mean_context
 
 _DATA = flags.DEFINE_string("data", None, "Folder of a data set in the published layout.")
@@ -211,11 +210,11 @@ def measure(cases: list[Case]) -> dict[str, list[dict]]:
     for number in range(cases[0].steps):
         for name, one in contestants.items():
             if one.failure is None and one.step(number) and name != CEILING:
-                rich.print(f"{name}, step {number}: {one.steps[-1]['seconds']:.2f} s")
+                print(f"{name}, step {number}: {one.steps[-1]['seconds']:.2f} s")
     for name, one in contestants.items():
         one.end()
         if one.failure:
-            rich.print(f"{name} is left out: {one.failure}")
+            print(f"{name} is left out: {one.failure}")
     return {name: one.steps for name, one in contestants.items() if one.failure is None}
 
 
@@ -307,7 +306,7 @@ def main(argv):
             numbers[dtype] = measure(cases)
             rows |= table(numbers[dtype], architecture, dtype, _WARM_UP.value)
     title = f"LoRA step, batch {_BATCH.value}, {architecture.num_layers} layers"
-    rich.console.Console(width=140).print(console_table(rows, title=title, digits=3))
+    show_table(rows, title=title, digits=3)
     if _OUTPUT.value:
         write_results(Path(_OUTPUT.value), {"table": rows, "steps": numbers})
 

@@ -10,12 +10,13 @@ from tca4rec_jax.compile_ahead.programs import AbstractExperiment
 _GiB = 2.0**30
 LEGEND = (
     "per device and run; by the data sheet: at least: every kernel at its FLOP/s or bandwidth, "
-    "links: the collectives\nat its interconnect bandwidth, compiler: a TPU compiler's cycles"
+    "links: the collectives",
+    "at its interconnect bandwidth, compiler: a TPU compiler's cycles",
 )
 
 
-def heading(experiment: AbstractExperiment) -> str:
-    """The run and the machine in two lines."""
+def heading(experiment: AbstractExperiment) -> tuple[str, str]:
+    """The run and the machine, in a line each."""
     config, architecture, target = experiment.config, experiment.architecture, experiment.target
     shape = experiment.batch_shape
     mesh = " x ".join(f"{name} {size}" for name, size in experiment.mesh.shape.items())
@@ -25,8 +26,8 @@ def heading(experiment: AbstractExperiment) -> str:
         f"{experiment.architecture_name}, {experiment.parameters / 1e9:.2f} billion parameters in "
         f"{architecture.num_layers} layers, {experiment.trained_parameters / 1e6:.1f} million "
         f"trained ({config.llm.train}), {config.llm.dtype}; batch {config.training.batch_size} x "
-        f"{shape.tokens} tokens, {experiment.num_items:,} items\n"
-        f"{target.name}: {target.num_devices} x {kind}{topology}, mesh {mesh}"
+        f"{shape.tokens} tokens, {experiment.num_items:,} items",
+        f"{target.name}: {target.num_devices} x {kind}{topology}, mesh {mesh}",
     )
 
 

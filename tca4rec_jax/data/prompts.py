@@ -104,8 +104,8 @@ def check_vocabulary(tokens: TitleTokens, item_ids: Sequence[str], vocab_size: i
     beyond = np.flatnonzero(values >= vocab_size)
     if beyond.size:
         at = int(beyond[0])
-        in_title = at < tokens.titles.values.size
-        where = f"item {item_ids[tokens.titles.row_of(at)]!r}" if in_title else "prompt.prefix"
+        item = int(tokens.titles.row_of(at))
+        where = f"item {item_ids[item]!r}" if item < len(item_ids) else "prompt.prefix"
         raise UserError(
             f"{where} has token {values[at]}, but the LLM's vocabulary is {vocab_size} tokens: its "
             "tokenizer and its weights do not belong together"

@@ -67,7 +67,8 @@ def recommend_file(
     if done:
         logging.info("%s holds %d of the %d rows: going on", output, done, len(rows))
     with (
-        output.open("a", encoding="utf-8") as file,
+        # Half a UTF-16 pair, which JSON can hold and UTF-8 can't, is escaped.
+        output.open("a", encoding="utf-8", errors="backslashreplace") as file,
         tqdm(total=len(rows), initial=done, desc="Recommending", unit="row") as bar,
     ):
         for start in range(done, len(rows), chunk):

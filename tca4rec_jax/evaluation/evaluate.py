@@ -32,7 +32,7 @@ from tca4rec_jax.evaluation.rankings import (
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import read_json_lines, write_text
 from tca4rec_jax.metrics import Interval, bootstrap_intervals, paired_differences, ranking_metrics
-from tca4rec_jax.reporting import Cell, show_table, write_results
+from tca4rec_jax.reporting import Cell, show, show_table, write_results
 
 SHOWN = ("hr@1", "hr@3", "hr@5", "hr@10", "ndcg@3", "ndcg@5", "ndcg@10")
 DRAWN = ("hr@10", "ndcg@10")
@@ -233,4 +233,4 @@ def _write_examples(
     )
     write_text(workdir / "examples.md", examples)
     files = "results.json, results.md, results.png, training.png, examples.md"
-    print(f"{examples}\nWritten to {workdir}: {files}")
+    show(*examples.split("\n"), f"Written to {workdir}: {files}")

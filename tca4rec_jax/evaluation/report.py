@@ -8,11 +8,18 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.metrics import Interval
-from tca4rec_jax.reporting import Rows, check_rows, console_table, markdown_table, save_figure
+from tca4rec_jax.reporting import (
+    Rows,
+    check_rows,
+    markdown_table,
+    picture_text,
+    plain_text,
+    save_figure,
+    show_table,
+)
 
 CF_METRICS = ("hr@1", "hr@3", "hr@5", "hr@10", "hr@20", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg@20")
 CF_TITLE = "CF models, ranking the whole catalogue"
@@ -35,10 +42,12 @@ def plot_training_curves(
     figure, panels = _panels(len(keys), 5.0 * len(keys), 3.6)
     for panel, key in zip(panels, keys, strict=True):
         for name, curve in curves.items():
+            label = picture_text(name)
             points = [(record["step"], record[key]) for record in curve if key in record]
             if points:
                 # A dot where there is a single point: a line would be invisible.
-                panel.plot(*zip(*points, strict=True), "o-" if len(points) < 2 else "-", label=name)
+                line = "o-" if len(points) < 2 else "-"
+                panel.plot(*zip(*points, strict=True), line, label=label)
         panel.set(xlabel="step", ylabel=key)
     panels[0].legend()
     save_figure(path, figure)
@@ -60,7 +69,8 @@ def plot_metrics(
     for panel, metric in zip(panels, metrics, strict=True):
         means, low, high = np.array([row[metric] for row in rows.values()]).T
         errors = np.maximum(np.stack([means - low, high - means]), 0)
-        panel.barh(list(rows), means, xerr=errors, color="C0", alpha=0.7, capsize=3)
+        labels = list(map(picture_text, rows))
+        panel.barh(labels, means, xerr=errors, color="C0", alpha=0.7, capsize=3)
         panel.set(xlabel=f"{metric} (95% interval)")
     panels[0].invert_yaxis()
     save_figure(path, figure)
@@ -105,22 +115,22 @@ def examples_text(
     for number, row in enumerate(rows, start=1):
         target = int(target_R[row])
         lines = [f"### Example {number} (row {row})", "", "History, oldest first:", ""]
-        lines += [f"- {titles[item]}" for item in history_RxH[row] if item >= 0]
+        lines += [f"- {plain_text(titles[item])}" for item in history_RxH[row] if item >= 0]
         for model, items_RxM in recommended.items():
-            lines += ["", f"{model} recommends:", ""]
+            lines += ["", f"{plain_text(model)} recommends:", ""]
             best_M = [item for item in items_RxM[row] if item >= 0][:top]
             for place, item in enumerate(best_M, start=1):
                 mark = " **(what came next)**" if item == target else ""
-                lines.append(f"{place}. {titles[item]}{mark}")
-        lines += ["", f"What came next: **{titles[target]}**", ""]
+                lines.append(f"{place}. {plain_text(titles[item])}{mark}")
+        lines += ["", f"What came next: **{plain_text(titles[target])}**", ""]
         parts.append("\n".join(lines))
     return "\n".join(parts)
 
 
-def results_table(metrics: Mapping) -> Table:
-    """The results of `run_cf` as a table of what fits 80 columns; metrics.json has the rest."""
+def show_cf_results(metrics: Mapping) -> None:
+    """Prints of the results of `run_cf` what fits 80 columns; metrics.json has the rest."""
     columns = {"HR@10": "hr@10", "NDCG@10": "ndcg@10", "NLL": "nll", "entropy": "entropy"}
-    return console_table(_cf_rows(metrics, columns), title=CF_TITLE, first_column="model, rows")
+    show_table(_cf_rows(metrics, columns), title=CF_TITLE, first_column="model, rows")
 
 
 def write_cf_report(directory: Path, metrics: Mapping) -> None:

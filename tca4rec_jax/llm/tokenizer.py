@@ -6,6 +6,7 @@
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import (
     AddedToken,
@@ -152,10 +153,10 @@ def _plain_text(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _parts(part: normalizers.Normalizer | pre_tokenizers.PreTokenizer | None) -> Iterator:
-    """The steps of a sequence, however nested, or the one step."""
+def _parts(part: Any) -> Iterator:
+    """The steps of a normalizer or pre-tokenizer: those of a sequence, however nested."""
     if isinstance(part, normalizers.Sequence | pre_tokenizers.Sequence):
-        for inner in part:
+        for inner in iter(part):
             yield from _parts(inner)
     elif part is not None:
         yield part

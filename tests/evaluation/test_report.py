@@ -34,6 +34,22 @@ def test_pictures_are_drawn(tmp_path):
     assert width == pytest.approx(2 * 5.0 / 3.6 * height, rel=0.02)
 
 
+def test_a_label_is_drawn_as_it_is_spelt(tmp_path, monkeypatch):
+    """Not as a formula (this one is an error), nor left out of the legend."""
+    figures, label = [], r"_cheap, $5 to $\frac"
+    save = "tca4rec_jax.evaluation.report.save_figure"
+    monkeypatch.setattr(save, lambda path, figure: figures.append(figure))
+    plot_metrics(tmp_path / "x.png", {label: ROWS["SASRec"]}, ["ndcg@10"])
+    plot_training_curves(tmp_path / "y.png", {label: [{"step": 1, "loss": 2.0}]}, ("loss",))
+    for figure in figures:
+        figure.canvas.draw()
+    bars, curves = (figure.axes[0] for figure in figures)
+    (entry,) = curves.get_legend().get_texts()
+    for text in (bars.get_yticklabels()[0], entry):
+        words, formula = text._preprocess_math(text.get_text())
+        assert (words.strip(), formula) == (label, False)
+
+
 def test_pictures_of_nothing_are_errors(tmp_path):
     with pytest.raises(ValueError, match="no quantity"):
         plot_training_curves(tmp_path / "x.png", {"a": []}, ("loss",))

@@ -3,6 +3,7 @@
 What transformers and PEFT make of them is in test_families.
 """
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -194,6 +195,20 @@ def test_checkpoint_config_and_tokenizer(tmp_path, tokenizer):
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again.encode("star</s>wars") == tokenizer.encode("star</s>wars")
     assert again.pad_token_id == 2
+
+
+def test_transformers_4_knows_what_is_written_of_a_tokenizer(tmp_path, tokenizer):
+    """Release 4.57 refuses the class TokenizersBackend and a list of extra_special_tokens."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<think>"]})
+    write_hugging_face(tmp_path, TIED, make_params(TIED), tokenizer, dtype="bfloat16")
+    fields = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert fields["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert fields["additional_special_tokens"] == ["<think>"]
+    assert "extra_special_tokens" not in fields
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.encode("a<think>b") == tokenizer.encode("a<think>b")
+    assert again.extra_special_tokens == ["<think>"]
 
 
 def test_a_decoder_is_exported_in_every_format(tmp_path, tokenizer):

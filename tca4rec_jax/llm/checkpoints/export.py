@@ -40,6 +40,7 @@ LOADING = {
     "base": "transformers.AutoModelForCausalLM.from_pretrained({folder!r})",
 }
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 # Fields of PEFT's LoraConfig that change what an adapter computes, at the only values known here.
 PLAIN_LORA = {
@@ -63,7 +64,7 @@ def export_decoder(
     *,
     kind: str,
     dtype: str,
-    base_model: str,
+    base_model: str | None,
 ) -> str:
     """Writes a trained decoder; returns one line on how to load it.
 
@@ -73,7 +74,8 @@ def export_decoder(
       kind: 'peft' (the adapters), 'merged' (one model, adapters included) or 'base' (the model that
         the adapters were trained on).
       dtype: of the tensors of 'merged' and 'base'; one of DTYPES. Adapters are float32.
-      base_model: name of the base model, kept in the adapters' config.
+      base_model: the base model's name on the Hub or its folder, for the adapters' config; None if
+        it has none that PEFT could load.
 
     Raises UserError for another kind or dtype, a kind other than 'merged' for a decoder without
     adapters, and as `write_peft_adapter` and `write_hugging_face`.
@@ -129,6 +131,7 @@ def write_hugging_face(
     with _new_folder(folder) as new:
         _write(new / CONFIG, fields, new / WEIGHTS, tensors, dtype)
         tokenizer.save_pretrained(new)
+        _let_transformers_4_open(new / TOKENIZER_CONFIG)
 
 
 def write_peft_adapter(
@@ -137,12 +140,12 @@ def write_peft_adapter(
     lora: LoRAConfig,
     adapters: Adapters,
     *,
-    base_model: str,
+    base_model: str | None,
 ) -> None:
     """Writes adapter_config.json and adapter_model.safetensors (float32), as PEFT lays them out.
 
     PEFT then has adapters in the layers from `lora.first_layer` on, and only there. base_model:
-    what PEFT's `base_model_name_or_path` says.
+    PEFT's `base_model_name_or_path`.
 
     Raises UserError for a folder that holds something, or adapters of other projections or shapes
     than `lora` gives them.
@@ -197,6 +200,16 @@ def read_peft_adapter(folder: str | Path, config: DecoderConfig) -> tuple[LoRACo
     for name, (projection, part, layer) in targets.items():
         adapters[projection][part][layer] = tensors[name].read((slice(None), slice(None))).T
     return lora, jax.tree.map(jnp.asarray, adapters)
+
+
+def _let_transformers_4_open(path: Path) -> None:
+    """Renames what transformers 5 writes of a tokenizer that belongs to no model."""
+    fields = read_json(path)
+    if fields["tokenizer_class"] == "TokenizersBackend":
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if "extra_special_tokens" in fields:
+        fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_vacant(folder: str | Path) -> None:
