@@ -152,6 +152,7 @@ def test_an_installed_package_is_used_from_any_folder(installed):
     file, message = out.splitlines()
     assert "/venv/lib/" in file
     assert "does not exist" in message
+    assert "PyTorch was not found" not in err
 
 
 @pytest.mark.slow

@@ -14,8 +14,10 @@ from tca4rec_jax.launching import is_ours_or_a_warning
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import jax.numpy as jnp
+from absl import logging
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.launching import launch
+from tca4rec_jax.reporting import show
 
 def run(config, workdir):
     {body}
@@ -38,6 +40,7 @@ def completed(tmp_path, body, *flags):
         ("raise FloatingPointError('step 3: the loss is nan')", "script: step 3: the loss is nan"),
         ("raise FileNotFoundError('no such run')", "script: no such run"),
         ("open(workdir / 'absent')", "No such file or directory"),
+        (r"raise UserError('[/b]\x1b[2J is\nno id')", r"script: [/b]\x1b[2J is\nno id"),
     ],
 )
 def test_an_error_of_the_user_ends_in_one_line(tmp_path, body, line):
@@ -135,6 +138,13 @@ def test_a_dry_run_says_what_is_read_and_written_and_touches_nothing(
     bad = Script([*command, config + ",tau=0"], dict(os.environ)).completed()
     assert bad.returncode in (1, 2)
     assert bad.stderr.strip().endswith("objective.tau is 0.0: a temperature must be above 0")
+
+
+def test_what_a_user_wrote_is_logged_and_printed_as_it_is(tmp_path):
+    body = r"logging.warning('reading %s', '[/b] é\x1b[2J'); show('[/b] é\x1b[2J')"
+    done = completed(tmp_path, body)
+    assert done.stderr.splitlines()[-1] == r"reading [/b] é\x1b[2J"
+    assert done.stdout == r"[/b] é\x1b[2J" + "\n"
 
 
 def test_log_lines_are_shown_by_where_their_module_lies():

@@ -354,6 +354,9 @@ def test_the_script(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[0] == str(output)
     assert "PeftModel.from_pretrained" in done.stdout.splitlines()[1]
+    # The base is a name of ours, which PEFT would look for on the Hub.
+    adapter_config = json.loads((output / "adapter_config.json").read_text())
+    assert adapter_config["base_model_name_or_path"] is None
     lora, adapters = read_peft_adapter(output, run.pretrained[0])
     assert lora.rank == run.config.lora.rank
     exported = jax.tree.map(  # those below the first adapted layer are not in the file
