@@ -68,7 +68,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """
     if Path(path).is_dir():
         try:
-            return AutoTokenizer.from_pretrained(path, local_files_only=True)
+            return AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: no tokenizer that transformers can read ({error})") from error
     file = GGUFFile(path)

@@ -180,7 +180,7 @@ def test_item_lists_that_do_not_fit_are_errors(run, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"items\.txt does not exist"):
         ItemFilter.from_config(fields, catalogue)
     path.write_text("i1\n\nnone\n")
-    with pytest.raises(ValueError, match=r"items\.txt, line 3: 'none' is no item id"):
+    with pytest.raises(ValueError, match=r"items\.txt, line 3: the catalogue has no item 'none'"):
         ItemFilter.from_config(fields, catalogue)
     path.write_text("\n")
     with pytest.raises(ValueError, match=r"items\.txt lists no item"):
@@ -197,12 +197,14 @@ def test_item_lists_that_do_not_fit_are_errors(run, tmp_path):
 def test_a_file_is_recommended_for_and_resumed(run, tmp_path):
     recommender, settings = Recommender(run, "any"), {"run": "any"}
     source, output = tmp_path / "in.jsonl", tmp_path / "out" / "out.jsonl"
-    rows = [{"user": user, "history": [f"i{user}", "i4"]} for user in range(5)]
+    name = "Zo\u00eb \ud83d"  # half of a UTF-16 pair, which UTF-8 does not have
+    rows = [{"user": user, "name": name, "history": [f"i{user}", "i4"]} for user in range(5)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recommend_file(recommender, source, output, k=3, settings=settings, chunk=2)
     whole = output.read_text()
     lines = [json.loads(line) for line in whole.splitlines()]
     assert [line["user"] for line in lines] == list(range(5))
+    assert (lines[0]["name"], "Zoë" in whole) == (name, True)
     alone = recommender.recommend(["i3", "i4"], k=3)
     assert lines[3]["items"] == [one.item_id for one in alone]
     assert lines[3]["scores"] == pytest.approx([one.score for one in alone], abs=1e-4)

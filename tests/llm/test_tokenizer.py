@@ -193,6 +193,15 @@ def test_a_control_token_in_a_title_is_text_or_refused():
         tokenise_titles(WATCHED, unigram, PromptTemplate(SAID))
 
 
+def test_the_code_of_a_folder_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    (tmp_path / "own.py").write_text("raise SystemExit('run')\n")
+    fields = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"no tokenizer that transformers can read"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_tokenizer_in_python_is_refused():
     with pytest.raises(UserError, match="CanineTokenizer has no tokenizer.json"):
         text_encoder(CanineTokenizer(), "added")
