@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import CanineTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers import CanineTokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.errors import UserError
@@ -165,28 +165,48 @@ def sentencepiece_unigram(scheme):
     return backend
 
 
-@pytest.mark.parametrize(
-    "backend", [sentencepiece_bpe(), sentencepiece_unigram("first")], ids=["bpe", "unigram"]
-)
-def test_pieces_of_sentencepiece_are_those_of_the_whole_prompt(backend):
+def of_backend(backend):
     named = dict(zip(("unk_token", "bos_token", "eos_token"), SPECIAL, strict=True))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **named)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **named)
+
+
+def llama(backend):
+    """As transformers 5 makes one of Llama 2's files."""
+    model = json.loads(backend.to_str())["model"]
+    tokenizer = LlamaTokenizer(model["vocab"], [tuple(merge) for merge in model["merges"]])
+    tokenizer.backend_tokenizer.post_processor = backend.post_processor
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("made", "bos"),
+    [
+        (of_backend(sentencepiece_bpe()), [1]),
+        (llama(sentencepiece_bpe()), [1]),
+        (of_backend(sentencepiece_unigram("first")), []),
+    ],
+    ids=["bpe", "llama", "unigram"],
+)
+def test_pieces_of_sentencepiece_are_those_of_the_whole_prompt(made, bos, tmp_path):
+    made.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     assert len(tokenizer.encode("\n", add_special_tokens=False)) == 2  # a space before it
     encoder = text_encoder(tokenizer, "added")
     titles = [title for title in WATCHED if "</s>" not in title]
     items = tokenise_titles(titles, encoder, PromptTemplate(SAID))
     pieces = np.concatenate([items.prefix, items.titles.values]).tolist()
     assert pieces == tokenizer("".join([SAID, *(f" {title}\n" for title in titles)]))["input_ids"]
-    assert encoder.first("")[:1] == ([1] if isinstance(backend.model, models.BPE) else [])
+    assert encoder.first("") == bos
     ended = tokenise_titles(titles, encoder, PromptTemplate(SAID, end="</s>"))
     assert ended.titles[0].tolist() == [*items.titles[0][:-1], 2]
 
 
 def test_a_control_token_in_a_title_is_text_or_refused():
     """A Unigram model takes any text that is in its vocabulary."""
-    tokenizers = [PreTrainedTokenizerFast(tokenizer_object=one, unk_token="<unk>")
-                  for one in (sentencepiece_bpe(), sentencepiece_unigram("always"))]  # fmt: skip
-    bpe, unigram = (text_encoder(tokenizer, "added") for tokenizer in tokenizers)
+    bpe, unigram = (
+        text_encoder(of_backend(backend), "added")
+        for backend in (sentencepiece_bpe(), sentencepiece_unigram("always"))
+    )
     items = tokenise_titles(WATCHED, bpe, PromptTemplate(SAID))
     assert not set(items.titles.values) & set(bpe.control.values())
     with pytest.raises(UserError, match="item 1: its title 'Heat </s> 2' contains </s> as this"):
