@@ -5,11 +5,13 @@ it, in the same order as each other and as the steps on the mesh. In a single pr
 communicated.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +21,15 @@ from jax.experimental import multihost_utils
 
 from tca4rec_jax.batching import pad_rows
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.lease import only_writer
 
+# Variables that hold the number of processes, by what sets them.
+_COUNTED_BY = {
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpirun",
+    "PMIX_SIZE": "mpirun",
+    "WORLD_SIZE": "torchrun",
+}
 _HEARTBEAT_SECONDS = 30  # a process silent for this long counts as dead, and the others end
 
 
@@ -29,7 +39,7 @@ def join_job(coordinator: str = "", count: int = 0, index: int = -1) -> None:
     Either all three arguments are given (`coordinator` is host:port of process 0), or none and
     `detect_cluster` finds the job. Otherwise, and with count = 1 alone, this is a plain single
     process and nothing happens. Raises UserError if some of the three are missing or out of range,
-    or Kubernetes's client is missing.
+    if Kubernetes's client is missing, or under mpirun or torchrun.
     """
     initialize = functools.partial(
         jax.distributed.initialize, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
@@ -53,6 +63,12 @@ def join_job(coordinator: str = "", count: int = 0, index: int = -1) -> None:
             )
         logging.info("Joining the other processes (%s)", name)
         initialize()
+    elif several := next((name for name in _COUNTED_BY if int(os.environ.get(name) or 1) > 1), ""):
+        raise UserError(
+            f"{several}={os.environ[several]}: {_COUNTED_BY[several]} has started several "
+            "processes, which do not find each other by themselves: give --coordinator=HOST:PORT, "
+            "--process_count and --process_index, or --process_count=1 if each is on its own"
+        )
     else:
         return
     process = jax.process_index(), jax.process_count()
@@ -105,6 +121,14 @@ def barrier(name: str, seconds: float = 600) -> None:
         from orbax.checkpoint import multihost  # slow to import, and most scripts do without it
 
         multihost.get_barrier_sync_fn()(key=name, timeout_ms=int(1000 * seconds))
+
+
+@contextlib.contextmanager
+def only_writing_job(path: Path) -> Iterator[None]:
+    """`lease.only_writer` of a job: the main process holds the lease, the others wait for it."""
+    with only_writer(path) if is_main_process() else contextlib.nullcontext():
+        barrier(f"lease of {path}")
+        yield
 
 
 def all_processes(flag: bool) -> bool:

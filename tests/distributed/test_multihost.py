@@ -58,6 +58,16 @@ def test_a_plain_process_tries_nothing(monkeypatch):
             multihost.join_job(*wrong)
 
 
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE"])
+def test_under_mpirun_and_torchrun_processes_do_not_train_one_run_each(monkeypatch, name):
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(ValueError, match=f"{name}=2: .* has started several processes"):
+        multihost.join_job()
+    multihost.join_job(count=1)
+    monkeypatch.setenv(name, "1")
+    multihost.join_job()
+
+
 def test_a_pod_that_cannot_count_its_fellows_says_what_to_do(monkeypatch):
     for name, value in POD.items():
         monkeypatch.setenv(name, value)
