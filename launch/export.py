@@ -15,7 +15,9 @@ from absl import flags
 from tca4rec_jax.config import run_name
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.launching import launch
+from tca4rec_jax.lease import only_writer
 from tca4rec_jax.llm.checkpoints.export import DTYPES, LOADING, check_vacant, export_decoder
+from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.reporting import show
 
 _FORMAT = flags.DEFINE_enum("format", None, list(LOADING), "What is written.", required=True)
@@ -27,15 +29,20 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the weights; adapters
 def export(config, workdir):
     """Loads the run's checkpoint and writes what --format says to --output."""
     check_vacant(_OUTPUT.value)  # loading takes long
-    run = Experiment(config, workdir)
-    how_to_load = export_decoder(
-        _OUTPUT.value,
-        run.trained_decoder(run_name(config)),
-        run.tokenizer,
-        kind=_FORMAT.value,
-        dtype=_DTYPE.value,
-        base_model=_BASE_MODEL.value or _base_model(config.llm.weights),
-    )
+    experiment, name = Experiment(config, workdir), run_name(config)
+    run = experiment.check_run(name)
+    inputs = {"format": _FORMAT.value, "dtype": _DTYPE.value, "run": run.made_from.inputs}
+    inputs |= {"run.name": name, "run.step": experiment.run_step(name)}
+    with only_writer(_OUTPUT.value):
+        how_to_load = export_decoder(
+            _OUTPUT.value,
+            experiment.trained_decoder(name),
+            experiment.tokenizer,
+            kind=_FORMAT.value,
+            dtype=_DTYPE.value,
+            base_model=_BASE_MODEL.value or _base_model(config.llm.weights),
+            made_from=Provenance("export", "launch/export.py", inputs),
+        )
     show(_OUTPUT.value, f"load it with {how_to_load}")
 
 
@@ -45,4 +52,4 @@ def _base_model(weights: str) -> str | None:
 
 
 if __name__ == "__main__":
-    launch(export, "export", reads=["llm", "run"], writes=[_OUTPUT])
+    launch(export, "export", reads=["data", "llm", "run"], writes=[_OUTPUT])

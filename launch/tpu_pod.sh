@@ -73,7 +73,11 @@ PYTHON=\$(~/.local/bin/uv python find 3.12) JAX_EXTRA=tpu bash launch/setup.sh"
     ;;
   run)
     [ $# -gt 0 ] || { echo "tpu_pod: run needs a script, such as launch/train.py" >&2; exit 2; }
-    on_workers all "cd $folder; nohup .venv/bin/python$(printf ' %q' "$@") > run.log 2>&1 < /dev/null &
+    on_workers all "cd $folder
+if kill -0 \$(cat run.pid 2>/dev/null) 2>/dev/null; then
+  echo tpu_pod: a run of \$(hostname) is going on, process \$(cat run.pid): stop it first >&2; exit 1
+fi
+nohup .venv/bin/python$(printf ' %q' "$@") > run.log 2>&1 < /dev/null &
 echo \$! > run.pid"
     ;;
   tail) on_workers "${WORKER:-0}" "tail -n 100 -F $folder/run.log" ;;

@@ -38,6 +38,14 @@ def default_config() -> ConfigDict:
     return config
 
 
+def saved_config(fields: Mapping[str, Any]) -> ConfigDict:
+    """The config whose fields a JSON file has; those that it lacks have their defaults."""
+    config = default_config()
+    with config.ignore_type():  # JSON has no tuples
+        config.update(ConfigDict(dict(fields)))
+    return config
+
+
 @cache
 def config_fields() -> dict[str, Field]:
     """By dotted name; of several dataclasses with a field of one name the first one has it."""

@@ -3,27 +3,27 @@
 Layout of a work directory (each part is written by the launch script named after it):
   data/                 prepare_data
   cf/logits/<split>/    train_cf
-  llm/<run>/            train: checkpoints/, log.jsonl, config.json (the config that the run began
-                        with), profile/ if training.profile_steps asks for it
+  llm/<run>/            train: training/run_folder.py says what is in it
   llm/hidden_states_<key>/  train, with training.cache_hidden_states
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from tca4rec_jax.cf.logits_store import LogitsStore, open_store, split_path
-from tca4rec_jax.config import build, run_name
+from tca4rec_jax.config import build, default_config, run_name, saved_config
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.dataset import load as load_data
@@ -32,6 +32,7 @@ from tca4rec_jax.data.prompts import TitleTokens, check_vocabulary
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.decoding.engine import BatchedSearch
+from tca4rec_jax.distributed.multihost import check_processes_agree
 from tca4rec_jax.distributed.sharded_projection import cf_arrays
 from tca4rec_jax.distributed.sharding import (
     mesh_for_batches,
@@ -40,7 +41,7 @@ from tca4rec_jax.distributed.sharding import (
     tree_shardings,
 )
 from tca4rec_jax.errors import UserError, check_choice
-from tca4rec_jax.fileio import file_sha256
+from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.llm.attention import check_implementation
 from tca4rec_jax.llm.checkpoints.loading import load_weights, read_architecture
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions
@@ -49,6 +50,14 @@ from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 from tca4rec_jax.recommenders import Recipe, recipe_of
 from tca4rec_jax.training.checkpoint import Checkpoints
+from tca4rec_jax.training.run_folder import RunFolder
+from tca4rec_jax.training.run_inputs import (
+    data_inputs,
+    inference_inputs,
+    tokenizer_content,
+    training_inputs,
+    weights_content,
+)
 from tca4rec_jax.training.state import TRAINED, TrainState, in_dtype, make_optimizer
 
 
@@ -63,6 +72,13 @@ class Experiment:
     config: ConfigDict
     workdir: Path
 
+    @classmethod
+    def of_run(cls, workdir: Path, name: str) -> "Experiment":
+        """With the config that a run was trained with, but the mesh of the devices here."""
+        config = saved_config(RunFolder.of(workdir, name).config)
+        config.mesh = default_config().mesh
+        return cls(config, workdir)
+
     @cached_property
     def data(self) -> RecData:
         """The prepared data set: splits and catalogue."""
@@ -75,13 +91,10 @@ class Experiment:
         return fetch_file(weights) if weights in ASSETS else Path(weights)
 
     @cached_property
-    def weights_identity(self) -> str | dict[str, str]:
-        """The name of a pinned download, or the SHA-256 of every file of the user's own weights."""
-        if self.config.llm.weights in ASSETS:
-            return self.config.llm.weights
-        path = self.weights_path
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        return {file.name: file_sha256(file) for file in files if file.is_file()}
+    def weights_identity(self) -> str:
+        """SHA-256 (hex) of the LLM's weights."""
+        name, path = self.config.llm.weights, self.weights_path
+        return ASSETS[name].files[path.name] if name in ASSETS else weights_content(path)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -138,7 +151,7 @@ class Experiment:
     @property
     def directory(self) -> Path:
         """The folder of the LLM run that the config trains."""
-        return self.workdir / "llm" / run_name(self.config)
+        return RunFolder.of(self.workdir, run_name(self.config)).path
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -246,20 +259,66 @@ class Experiment:
             params = self.compute(partial(in_dtype, dtype=self.compute_dtype), params)
         return nnx.merge(graph, params, base)
 
+    @cached_property
+    def inference_inputs(self) -> dict[str, Any]:
+        """What the lists of a trained LLM depend on, besides the run's checkpoint: provenance."""
+        return inference_inputs(
+            self.config,
+            weights=self.weights_identity,
+            tokenizer=tokenizer_content(self.weights_path),
+            catalogue=self.data.catalogue.content_hash(),
+        )
+
+    @property
+    def training_inputs(self) -> dict[str, Any]:
+        """What the checkpoints of the config's run depend on: provenance."""
+        fields = self.inference_inputs | training_inputs(self.config)
+        return fields | data_inputs(self.config, self.data, self.workdir)
+
+    def check_run(self, name: str, *, guided: bool = False) -> RunFolder:
+        """The folder of a run whose LLM may be taken for lists, with guidance or without.
+
+        Nothing big is loaded. Training rows or CF logits that have changed since are said in a
+        warning: the checkpoint is of those before.
+
+        Raises FileNotFoundError for a run that was not trained, UserError for one that was trained
+        for other inputs than those here now, or that is unfinished (unless inference.unfinished).
+        """
+        config, run = self.config, RunFolder.of(self.workdir, name)
+        now = self.inference_inputs
+        if guided and config.decoding.beta is None:
+            now = now | {"objective.beta": config.objective.beta}
+        run.check(now, unfinished=config.inference.unfinished)
+        check_processes_agree(
+            fingerprint([run.made_from.fingerprint, now]), f"{run.path} or weights"
+        )
+        try:
+            trained_with = self.of_run(self.workdir, name).config
+            data = data_inputs(trained_with, self.data, self.workdir)
+            changed = run.made_from.differences(data)
+        except UserError as error:
+            changed = [str(error)]
+        if changed:
+            logging.warning(f"{run.path}: since it was trained, {'; '.join(changed)}")
+        return run
+
+    def run_step(self, name: str) -> int:
+        """The step of the checkpoint that inference.checkpoint chooses of a run."""
+        folder = RunFolder.of(self.workdir, name).checkpoints
+        with Checkpoints(folder, writable=False) as checkpoints:
+            return checkpoints.steps(self.config.inference.checkpoint)[0]
+
     def trained_decoder(self, name: str) -> Decoder:
         """The decoder with the checkpoint of a run (inference.checkpoint), in llm.dtype.
 
-        Raises FileNotFoundError if the run was not trained, UserError if it had other adapters than
-        the config.
+        Raises as `check_run`, before the weights are loaded, and UserError for a checkpoint of
+        another run.
         """
-        directory = self.workdir / "llm" / name / "checkpoints"
-        if not directory.is_dir():
-            raise FileNotFoundError(f"{directory}: no such run; train it with --config.run={name}")
-        if self.config.llm.train == "lora":
-            _check_adapters(directory.parent / "config.json", self.config.lora)
+        run = self.check_run(name)
         graph, state, base = self.initial_state()
-        with Checkpoints(directory, writable=False) as checkpoints:
-            state, _ = checkpoints.restore(state, self.config.inference.checkpoint)
+        with Checkpoints(run.checkpoints, writable=False) as checkpoints:
+            state, position = checkpoints.restore(state, self.config.inference.checkpoint)
+        run.check_checkpoint(position)
         return self.decoder_from(graph, state, base)
 
     def inference_decoder(self, name: str) -> Decoder:
@@ -305,14 +364,3 @@ def _check_llm(config: ConfigDict, platform: str) -> None:
             f"llm.attention is {llm.attention!r}, a kernel that takes all heads of a row: set "
             "mesh.tensor=1, or llm.attention=xla"
         )
-
-
-def _check_adapters(began_with: Path, lora: ConfigDict) -> None:
-    """Raises UserError if a run was trained with other adapters; their dropout does not matter."""
-    trained = json.loads(began_with.read_text())["lora"] if began_with.exists() else {}
-    for name in sorted(set(trained) - {"dropout"}):
-        if trained[name] != lora.get(name):
-            raise UserError(
-                f"{began_with}: the run was trained with lora.{name}={trained[name]}, but the "
-                f"config says {lora.get(name)}: give --config.lora.{name}={trained[name]}"
-            )

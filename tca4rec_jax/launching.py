@@ -5,6 +5,7 @@ import gc
 import io
 import logging as standard_logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -185,6 +186,8 @@ def start() -> None:
         jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     multihost.join_job(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
+    if not is_multiprocess():  # there JAX watches for it
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # leases end, scratch goes
     if not is_main_process():
         logging.set_verbosity(logging.WARNING)
 

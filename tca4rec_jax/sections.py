@@ -146,11 +146,13 @@ class InferenceFields(NamedTuple):
       checkpoint: 'last', or 'lowest_training_loss': by the mean loss since the checkpoint before.
       batch_size: prompts per call, over all devices.
       buckets: how many padded lengths of prompts there are, each compiled once.
+      unfinished: take a run that has not all of its training.steps yet.
     """
 
     checkpoint: Literal["last", "lowest_training_loss"] = "last"
     batch_size: int = 16
     buckets: int = 2
+    unfinished: bool = False
 
 
 class EvaluationFields(NamedTuple):

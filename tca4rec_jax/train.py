@@ -9,22 +9,22 @@ from jax.stages import Lowered
 from tca4rec_jax.config import validate
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective
-from tca4rec_jax.distributed.multihost import barrier, check_processes_agree, is_main_process
+from tca4rec_jax.distributed.multihost import check_processes_agree, only_writing_job
 from tca4rec_jax.distributed.sharded_projection import cf_shardings
 from tca4rec_jax.distributed.sharding import check_batch_size, local_rows, replicated, shard_batch
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.fileio import write_text
-from tca4rec_jax.training.activation_cache import ActivationCache, cache_key
-from tca4rec_jax.training.batches import Batch, Batches
+from tca4rec_jax.provenance import Provenance
+from tca4rec_jax.training.activation_cache import ActivationCache
+from tca4rec_jax.training.batches import Batch, Batches, NoLogits
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import row_of_example
 from tca4rec_jax.training.fault_tolerance import check_folder
 from tca4rec_jax.training.loop import LoopOptions, run_loop
+from tca4rec_jax.training.run_folder import COMMAND, RunFolder, inputs_of
+from tca4rec_jax.training.run_inputs import llm_inputs, training_split
 from tca4rec_jax.training.state import Metrics, TrainState
 from tca4rec_jax.training.step import make_train_step
 from tca4rec_jax.training.throughput import mean_context, peak_flops
-
-_IDENTITY = ("recommender", "llm", "lora", "prompt", "objective")  # sections of the config
 
 
 def train(experiment: Experiment) -> TrainState:
@@ -34,10 +34,22 @@ def train(experiment: Experiment) -> TrainState:
     a folder that can't be written to, or processes that were not given the same.
     """
     config, directory = experiment.config, experiment.directory
-    training, split = config.training, training_split(experiment)
     check_folder(directory, num_bytes=0)
     check_processes_agree(config.to_json_best_effort(), "config (or flags)")
     validate(config)
+    with only_writing_job(directory):
+        return _train(experiment)
+
+
+def _train(experiment: Experiment) -> TrainState:
+    config, training = experiment.config, experiment.config.training
+    split = training_split(config)
+
+    # What the run is made from, and the one that is there.
+    run = RunFolder(experiment.directory)
+    made_from = Provenance("LLM run", COMMAND, experiment.training_inputs)
+    check_processes_agree(made_from.fingerprint, "data, CF logits or weights")
+    run.begin(made_from, config.to_json_best_effort(indent=2))
 
     # Examples, batches, and the CF logits that the batches read.
     batches = load_batches(experiment)
@@ -46,23 +58,16 @@ def train(experiment: Experiment) -> TrainState:
     graph, state, base = experiment.initial_state()
     step = TrainStep(experiment, graph, state, base, batches.cf_items)
 
-    # The folder of the run: room for a checkpoint, the config that the run began with.
-    check_folder(directory, num_bytes=sum(a.nbytes for a in jax.tree.leaves(state)))
-    began_with = directory / "config.json"
-    if is_main_process() and not began_with.exists():
-        write_text(began_with, config.to_json_best_effort(indent=2))
-    barrier("config.json")
-    text = began_with.read_text() if began_with.exists() else ""
-    check_processes_agree(text, str(began_with))
+    check_folder(run.path, num_bytes=sum(a.nbytes for a in jax.tree.leaves(state)))
 
     # The loop.
     sequences = experiment.data.splits[split]
     examples, row_R = batches.examples, row_of_example(batches.examples, sequences)
     options = LoopOptions(
-        directory=directory,
+        directory=run.path,
         total_steps=training.steps,
         checkpoint_every=training.checkpoint_every,
-        identity=_identity(experiment, batches),
+        inputs=inputs_of(made_from),
         flops_per_token=experiment.flops_per_token(
             context=mean_context(examples.tokens.lengths),
             supervised=examples.position.values.size / examples.tokens.values.size,
@@ -75,14 +80,8 @@ def train(experiment: Experiment) -> TrainState:
             f"(user {sequences.user[row_R[example]]}, example {example})"
         ),
     )
-    checkpoints = Checkpoints(directory / "checkpoints", keep=training.keep_checkpoints)
+    checkpoints = Checkpoints(run.checkpoints, keep=training.keep_checkpoints)
     return run_loop(step, state, batches, checkpoints, options)
-
-
-def training_split(experiment: Experiment) -> str:
-    """The split whose rows are trained on."""
-    every = experiment.config.training.targets == "all"
-    return "train_sequences" if every else "train"
 
 
 def load_batches(experiment: Experiment) -> Batches:
@@ -92,15 +91,17 @@ def load_batches(experiment: Experiment) -> Batches:
     """
     config, training, mesh = experiment.config, experiment.config.training, experiment.mesh
     check_batch_size(mesh, training.batch_size, "training.batch_size")
-    split = training_split(experiment)
+    split = training_split(config)
     examples = experiment.recipe.build_examples(
         experiment.data.splits[split], experiment.items, experiment.compressed_trie, config
     )
     cache = None
     if experiment.caches_hidden_states:
-        key = cache_key(config.llm.to_dict(), experiment.frozen_prefix, experiment.weights_path)
-        folder = experiment.workdir / "llm" / f"hidden_states_{key}"
-        cache = ActivationCache(folder, experiment.decoder, mesh)
+        prefix = {"layers": experiment.frozen_prefix}
+        inputs = prefix | llm_inputs(config, experiment.weights_identity)
+        made_from = Provenance("hidden states", "launch/train.py", inputs)
+        folder = RunFolder.hidden_states(experiment.workdir, made_from)
+        cache = ActivationCache(folder, experiment.decoder, mesh, made_from)
     batches = Batches(
         examples,
         batch_size=training.batch_size,
@@ -114,7 +115,10 @@ def load_batches(experiment: Experiment) -> Batches:
         f"{batches.per_epoch} batches an epoch of shapes {batches.shapes}, "
         f"{100 * batches.padding_share:.1f}% padding"
     )
-    batches.store = experiment.cf_store(split, batches.cf_positions(training.steps))
+    if config.objective.alpha > 0:
+        batches.store = experiment.cf_store(split, batches.cf_positions(training.steps))
+    else:
+        batches.store = NoLogits(experiment.data.catalogue.num_items)
     return batches
 
 
@@ -157,16 +161,3 @@ class TrainStep:
     def lower(self, state: TrainState, batch: Batch) -> Lowered:
         """The lowered update of a state and a batch on the mesh, which may be abstract."""
         return self._program.lower(state, self._base, batch, *self._inputs)
-
-
-def _identity(experiment: Experiment, batches: Batches) -> dict:
-    """The settings, besides the number of steps, that a run's checkpoints depend on."""
-    config = experiment.config
-    fields = {name: config[name].to_dict() for name in _IDENTITY}
-    return fields | {
-        "targets": config.training.targets,
-        "batch_size": config.training.batch_size,
-        "buckets": [shape.tokens for shape in batches.shapes],
-        "examples": len(batches.examples),
-        "seed": config.seed,
-    }

@@ -7,8 +7,10 @@ Axis letters: m events read, K kept logits.
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -32,6 +34,7 @@ from tca4rec_jax.cf.logits_format import (
 )
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.fileio import fingerprint
 
 _FIELDS = {"history_length", "entries_per", "rows_hash", "catalogue_hash", "cf_model", "arrays"}
 _SHOWN = 3  # differing ids in a message
@@ -204,6 +207,13 @@ def read_manifest(path: StorePath) -> dict:
     if not set(manifest) >= _FIELDS or kind_of(manifest["arrays"]) != manifest.get("kind"):
         raise unusable(f"{file} is incomplete")
     return manifest
+
+
+def content_of(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of what a manifest says of the logits: another model's have another."""
+    return fingerprint(
+        {name: manifest[name] for name in (*sorted(_FIELDS), "dtype", "temperature")}
+    )
 
 
 def _difference(path: StorePath, sequences: ItemSequences, catalogue: Catalogue) -> str:

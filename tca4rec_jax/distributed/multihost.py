@@ -27,7 +27,6 @@ from tca4rec_jax.lease import only_writer
 _COUNTED_BY = {
     "OMPI_COMM_WORLD_SIZE": "mpirun",
     "PMI_SIZE": "mpirun",
-    "PMIX_SIZE": "mpirun",
     "WORLD_SIZE": "torchrun",
 }
 _HEARTBEAT_SECONDS = 30  # a process silent for this long counts as dead, and the others end

@@ -42,16 +42,18 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
     """Evaluates everything in config.evaluation and writes the reports; returns results.json.
 
     Several processes share the rows; every one of them gets the results, the first writes them.
-    Raises FileNotFoundError if a part of the work directory or an LLM run is missing, UserError for
-    labels as `table_labels` or inputs that do not fit.
+    Raises FileNotFoundError if a part of the work directory is missing, UserError for labels as
+    `table_labels` or inputs that do not fit, and as Experiment.check_run before any work.
     """
     labels = table_labels(config.evaluation)
     experiment = Experiment(config, workdir)
-    rows = EvaluationRows.of(experiment)
-    logging.info("Evaluating %d of the %s rows", len(rows), config.evaluation.split)
     variants: dict[str, dict[str, float]] = {}
     for label, name, guidance in config.evaluation.variants:
         variants.setdefault(name, {})[label] = guidance
+    for name in filter(None, variants):
+        experiment.check_run(name, guided=any(variants[name].values()))
+    rows = EvaluationRows.of(experiment)
+    logging.info("Evaluating %d of the %s rows", len(rows), config.evaluation.split)
     rankings = rank_cf_models(experiment, rows) | rank_llms(experiment, rows, variants)
     rankings = {label: rankings[label] for label in labels}
     results = summarise(experiment, rows, rankings)
@@ -69,10 +71,13 @@ def sweep_guidance(
 
     score = log P_LLM + lambda * log p_cf: at lambda = 0, always among the guidances (none may be
     negative), the LLM ranks, for large lambda the CF model. Prompts run once for all of them.
-    `name` is the run below workdir/llm, '' the pretrained LLM. Returns {'rows', 'models': {label:
-    metrics}, 'differences': {label: ..}}, as in sweep_<run>.json. Raises as `evaluate_run`.
+    `name` is the run below workdir/llm, '' the pretrained LLM. Returns {'rows', 'step' (of the
+    checkpoint), 'models': {label: metrics}, 'differences': {label: ..}}, as in
+    sweep_<run>.json. Raises as `evaluate_run`.
     """
     experiment = Experiment(config, workdir)
+    if name:
+        experiment.check_run(name, guided=any(guidances))
     rows = EvaluationRows.of(experiment)
     labels = {f"lambda = {value:g}": value for value in sorted({0.0, *map(float, guidances)})}
     cf_ranking = rank_cf_models(experiment, rows)[CF]
@@ -89,7 +94,8 @@ def sweep_guidance(
         label: {f"NDCG@10 - {other}": gain(label, other) for other in ("lambda = 0", CF)}
         for label in labels
     }
-    results = {"rows": len(rows), "models": models, "differences": differences}
+    step = experiment.run_step(name) if name else 0
+    results = {"rows": len(rows), "step": step, "models": models, "differences": differences}
     if is_main_process():
         shown = name or "untrained"
         title = f"{shown}: {len(rows)} {config.evaluation.split} rows, 95% bootstrap intervals"
@@ -124,13 +130,19 @@ def table_labels(evaluation: ConfigDict) -> list[str]:
 def summarise(
     experiment: Experiment, rows: EvaluationRows, rankings: Mapping[str, ModelRanking]
 ) -> dict:
-    """Everything that results.json holds; metrics are intervals over the rows."""
+    """Everything that results.json holds; metrics are intervals over the rows.
+
+    `runs` has the step of the checkpoint that was taken of each run.
+    """
     config, tied_R = experiment.config, rows.sequences.tied
     return {
         "rows": len(rows),
         "tied_rows": int(tied_R.sum()),
         "split": config.evaluation.split,
         "items": experiment.data.catalogue.num_items,
+        "runs": {
+            name: experiment.run_step(name) for _, name, _ in config.evaluation.variants if name
+        },
         "models": {label: _model_metrics(config, one, tied_R) for label, one in rankings.items()},
         "differences": {
             f"{a} - {b}": _difference(config, rankings[a], rankings[b])

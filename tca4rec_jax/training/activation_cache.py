@@ -7,9 +7,10 @@ They are computed once, for this training and for every other one in the same wo
 Axes: core/__init__.py; here N are batches.
 """
 
+import contextlib
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,11 +30,9 @@ from tca4rec_jax.distributed.multihost import (
     is_main_process,
 )
 from tca4rec_jax.distributed.sharding import local_rows, shard_batch
-from tca4rec_jax.fileio import atomic_path, fingerprint
+from tca4rec_jax.fileio import atomic_path
 from tca4rec_jax.llm.decoder import Decoder
-
-# Fields of config.llm that change how the prefix runs, not its hidden states.
-_HOW_IT_RUNS = ("attention", "remat")
+from tca4rec_jax.provenance import Provenance
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +45,7 @@ class ActivationCache:
     directory: Path  # made by `fill`; for several processes one that all of them see
     decoder: Decoder  # its layers below lora.first_layer are the frozen prefix
     mesh: Mesh  # of the decoder
+    made_from: Provenance  # everything that the numbers depend on besides the tokens
 
     def fill(
         self, tokens: Ragged, batches: Sequence[tuple[np.ndarray, int]], batch_size: int
@@ -55,9 +55,14 @@ class ActivationCache:
         `batches` has (rows int64 [at most batch_size], padded length). Whole batches run, as in
         training, so that an interrupted call and the next one end with the same numbers as an
         uninterrupted call. All processes of a job call this alike. Raises OSError naming a file
-        that can't be written.
+        that can't be written, StaleError for a folder of other hidden states.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
+        if any(self.directory.iterdir()):
+            Provenance.load(self.directory).check(self.made_from.inputs, self.directory)
+        elif is_main_process():
+            with _explained(self.directory):
+                self.made_from.save(self.directory)
         batches = self._missing(tokens, batches)
         graph, state = nnx.split(self.decoder)
         local = local_rows(self.mesh, batch_size, "prompts")
@@ -113,12 +118,8 @@ class ActivationCache:
 
     def _write(self, tokens_S: np.ndarray, states_SxD: np.ndarray) -> None:
         path = self._path(tokens_S)
-        try:
-            with atomic_path(path) as temporary:
-                np.ascontiguousarray(states_SxD).tofile(temporary)
-        except OSError as error:  # a failed write does not say of what
-            message = f"{error.strerror}; make room, or set training.cache_hidden_states=False"
-            raise OSError(error.errno, message, str(path)) from error
+        with _explained(path), atomic_path(path) as temporary:
+            np.ascontiguousarray(states_SxD).tofile(temporary)
 
     def _path(self, tokens_S: np.ndarray) -> Path:
         tokens_S = np.ascontiguousarray(tokens_S, np.int32)
@@ -127,6 +128,15 @@ class ActivationCache:
     @property
     def _dtype(self) -> np.dtype:
         return self.decoder.embedding[...].dtype
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # a failed write does not say of what
+        message = f"{error.strerror}; make room, or set training.cache_hidden_states=False"
+        raise OSError(error.errno, message, str(path)) from error
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -138,14 +148,3 @@ def _run_prefix(state: nnx.State, tokens_BxS: jax.Array, mesh: Mesh, graph: nnx.
 
     on_rows = DataParallel(mesh, "prompts")
     return on_rows(run, (PartitionSpec(), on_rows.rows), on_rows.rows)(state, tokens_BxS)
-
-
-def cache_key(llm: Mapping, layers: int, weights: Path) -> str:
-    """A name for everything besides the tokens that hidden states depend on.
-
-    That is: config.llm, the number of layers of the frozen prefix, the file or folder of weights.
-    """
-    files = sorted(weights.iterdir()) if weights.is_dir() else [weights]
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    fields = {name: value for name, value in llm.items() if name not in _HOW_IT_RUNS}
-    return fingerprint({"llm": fields, "layers": layers, "files": stats})[:16]

@@ -70,6 +70,19 @@ def abstract_batch(
     )
 
 
+class NoLogits:
+    """In place of CF logits where none are read (alpha = 0): zeros of one column."""
+
+    item_bias = None
+
+    def __init__(self, num_items: int):
+        self.item_table = np.zeros((num_items, 1), np.float32)
+
+    def read(self, positions_m: np.ndarray) -> np.ndarray:
+        """float32 [m, 1]."""
+        return np.zeros((len(positions_m), 1), np.float32)
+
+
 class Batches:
     """All batches of any number of passes over the examples, by number.
 
@@ -84,7 +97,7 @@ class Batches:
     def __init__(
         self,
         examples: Examples,
-        store: LogitsStore | None = None,
+        store: LogitsStore | NoLogits | None = None,
         *,
         batch_size: int,
         seed: int,

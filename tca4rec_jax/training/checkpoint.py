@@ -72,6 +72,14 @@ class Checkpoints:
         """The step of the newest checkpoint, readable or not."""
         return self._manager.latest_step()
 
+    def steps(self, which: str = "last") -> list[int]:
+        """The steps of all checkpoints, first the one that `which` says."""
+        check_choice("inference.checkpoint", which, ("last", "lowest_training_loss"))
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if which == "lowest_training_loss":
+            steps.sort(key=lambda step: self._loss_of_step[step])
+        return steps
+
     def save(self, state: TrainState, data_position: dict, loss: float = math.inf) -> None:
         """Starts saving; returns before the files are complete.
 
@@ -102,12 +110,9 @@ class Checkpoints:
           UserError: its parameters or optimiser have other shapes than `like`.
           CheckpointError: no checkpoint can be read.
         """
-        check_choice("inference.checkpoint", which, ("last", "lowest_training_loss"))
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = self.steps(which)
         if not steps:
             raise FileNotFoundError(f"{self._directory}: no checkpoint; train first")
-        if which == "lowest_training_loss":
-            steps.sort(key=lambda step: self._loss_of_step[step])
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         for step in steps:
             restored, problem = self._read(step, abstract)

@@ -24,14 +24,14 @@ class TrainingLog:
         self, path: Path, *, start: int, total_steps: int, ideal_seconds_per_token: float, name: str
     ):
         self._path, self._file = path, None
+        kept = [line for line in read_json_lines(path) if line["step"] < start]
+        self._loss_of_step = {line["step"]: line["loss"] for line in kept}
         if is_main_process():
-            kept = [line for line in read_json_lines(path) if line["step"] < start]
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a", buffering=1)
         disable = None if is_main_process() else True
         self._bar = tqdm(total=total_steps, initial=start, desc=name, unit="step", disable=disable)
         self._ideal_seconds_per_token = ideal_seconds_per_token
-        self._window: list[float] = []  # losses since `mean_loss` was asked
         self._sizes: list[tuple[int, float]] = []  # tokens and seconds of each step
         self._began = time.perf_counter()
 
@@ -64,15 +64,20 @@ class TrainingLog:
             f"loss={metrics.loss:.3f}, nll={metrics.nll_per_title:.2f}, "
             f"tokens_s={tokens / seconds:.0f}, mfu={mfu:.2f}"
         )
-        self._window.append(metrics.loss)
+        self._loss_of_step[step] = metrics.loss
         self._sizes.append((tokens, seconds))
         return metrics
 
-    def mean_loss(self) -> float:
-        """The mean of the finite losses since the last call; infinite if there are none."""
-        finite = [loss for loss in self._window if np.isfinite(loss)]
-        self._window = []
-        return float(np.mean(finite)) if finite else float("inf")
+    def mean_loss(self, step: int, every: int) -> float:
+        """The mean of the finite losses of the steps that a checkpoint after `step` steps ends.
+
+        They begin at the last multiple of `every`, whether the run was interrupted since or not;
+        infinite if a loss is not in the log.
+        """
+        steps = range((step - 1) // every * every, step)
+        losses = np.array([self._loss_of_step.get(one, np.inf) for one in steps])
+        finite = losses[~np.isnan(losses)]
+        return float(np.mean(finite)) if finite.size else float("inf")
 
     def summary(self) -> str:
         """The median speed of this process' steps (most compile nothing); '' without steps."""

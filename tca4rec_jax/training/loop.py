@@ -1,7 +1,6 @@
 """The training loop: batches in, checkpoints and a log out; it resumes where it stopped."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +24,12 @@ _NAMED = 8  # offending rows that a message lists
 
 @dataclasses.dataclass(frozen=True)
 class LoopOptions:
-    """Where and how long the loop runs.
-
-    The `identity` (JSON) is saved with every checkpoint: what must be equal when the run goes on.
-    """
+    """Where and how long the loop runs."""
 
     directory: Path  # of the run, named like it: for the log (log.jsonl) and the profile (profile/)
     total_steps: int  # the number of updates, those before a resume included
     checkpoint_every: int  # steps
-    identity: dict
+    inputs: str  # what the run is made from (provenance), saved with every checkpoint
     flops_per_token: float  # useful ones; the log's MFU compares them with `peak`
     peak: Peak
     profile_steps: tuple[int, int] = (0, 0)  # jax.profiler records steps [first, last)
@@ -58,7 +54,7 @@ def run_loop(
 
     Raises FloatingPointError for a loss or gradient that is not finite, naming step and rows: the
     state before is saved; Stopped on SIGTERM, after the current step is saved; UserError for a
-    checkpoint of another identity; CheckpointError if none can be written: the last is intact.
+    checkpoint of other inputs; CheckpointError if none can be written: the last is intact.
     """
     directory, total = options.directory, options.total_steps
     with checkpoints:
@@ -106,13 +102,9 @@ def _resumed(state: TrainState, checkpoints: Checkpoints, options: LoopOptions) 
     if latest is None:
         return state
     state, position = checkpoints.restore(state)
-    saved = position["identity"]
-    wanted = json.loads(json.dumps(options.identity))  # tuples become lists, as in the file
-    differ = [key for key in wanted if saved.get(key) != wanted[key]]
-    if differ:
-        values = "; ".join(f"{key} was {saved.get(key)}, now {wanted[key]}" for key in differ)
+    if position["inputs"] != options.inputs:
         raise UserError(
-            f"{options.directory} was trained otherwise ({values}): give this run another name "
+            f"{options.directory}: the checkpoint is of another run: give this one another name "
             "with --config.run, or delete the directory"
         )
     return state
@@ -134,8 +126,11 @@ class _Progress:
     def save(self, state: TrainState, step: int) -> None:
         """Starts a checkpoint of `state`, after `step` updates whose loss was seen to be finite."""
         self.finish(state)
-        position = {"identity": self.options.identity, "next_batch": step}
-        self.checkpoints.save(state, position, self.log.mean_loss())
+        position = {"inputs": self.options.inputs, "next_batch": step}
+        every, last = self.options.checkpoint_every, self.options.total_steps
+        regular = step % every == 0 or step == last  # another is only there if it was interrupted
+        loss = self.log.mean_loss(step, every) if regular else math.inf
+        self.checkpoints.save(state, position, loss)
         self.watchdog.progress(step)
         self.saved = step
 

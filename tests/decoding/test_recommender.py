@@ -54,6 +54,7 @@ def run(tmp_path_factory):
         trie=ItemTrie.build(SEQUENCES),
         mesh=make_mesh(2),
         inference_decoder=lambda name: oracle.tiny_decoder(),
+        check_run=lambda name, guided: None,
     )
     return experiment
 

@@ -52,18 +52,21 @@ def test_results_hold_every_metric_of_every_model():
     tied_R = np.arange(20) < 6
     rows = EvaluationRows(SimpleNamespace(tied=tied_R), None, None, np.zeros(20, np.int32))
     data = SimpleNamespace(catalogue=SimpleNamespace(num_items=30))
-    results = summarise(SimpleNamespace(config=config, data=data), rows, rankings)
+    experiment = SimpleNamespace(config=config, data=data, run_step={"run": 850}.get)
+    results = summarise(experiment, rows, rankings)
 
     assert list(results) == [
         "rows",
         "tied_rows",
         "split",
         "items",
+        "runs",
         "models",
         "differences",
         "config",
     ]
     assert (results["rows"], results["tied_rows"], results["items"]) == (20, 6, 30)
+    assert results["runs"] == {"run": 850}
     assert list(results["models"]) == ["Most popular", "CF model", "LLM", "guided"]
     for label, metrics in results["models"].items():
         assert list(metrics) == [

@@ -83,7 +83,13 @@ def test_a_script_runs_on_all_workers_with_its_arguments_as_they_were(tmp_path):
     python.chmod(0o755)
     subprocess.run(["bash", "-c", remote + "\nwait"], cwd=tmp_path, check=True, timeout=60)
     assert (tmp_path / "tca4rec_jax" / "run.log").read_text().splitlines() == TRAIN
-    assert (tmp_path / "tca4rec_jax" / "run.pid").read_text().strip().isdigit()
+    pid = tmp_path / "tca4rec_jax" / "run.pid"
+    assert pid.read_text().strip().isdigit()
+    pid.write_text(f"{os.getpid()}\n")  # a run that is going on
+    again = subprocess.run(["bash", "-c", remote], cwd=tmp_path, capture_output=True, timeout=60)
+    assert again.returncode == 1
+    assert f"process {os.getpid()}: stop it first" in again.stderr.decode()
+    assert pid.read_text() == f"{os.getpid()}\n"
 
 
 def test_install_ships_this_commit_and_makes_the_environment():

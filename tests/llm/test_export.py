@@ -20,6 +20,7 @@ from forked import Script
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
+from tca4rec_jax.data.dataset import prepare
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.checkpoints.export import (
     export_decoder,
@@ -30,7 +31,9 @@ from tca4rec_jax.llm.checkpoints.export import (
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, merge_adapters
+from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.training.checkpoint import Checkpoints
+from tca4rec_jax.training.run_folder import COMMAND, RunFolder, inputs_of
 
 ROOT = Path(__file__).parents[2]
 # Heads and kv heads differ, head_dim is no power of two.
@@ -342,14 +345,20 @@ def test_the_script(tmp_path):
     spec = importlib.util.spec_from_file_location("quickstart", config_file)
     quickstart = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(quickstart)
-    run = Experiment(quickstart.get_config("debug,run=fresh"), tmp_path)
+    run = Experiment(quickstart.get_config("debug,alpha=0.0,run=fresh"), tmp_path)
+    prepare(run.config.data, tmp_path / "data")
+    made_from = Provenance("LLM run", COMMAND, run.training_inputs)
+    RunFolder(run.directory).begin(made_from, run.config.to_json_best_effort())
     _, state, _ = run.initial_state()
-    checkpoints = Checkpoints(run.directory / "checkpoints")
-    checkpoints.save(state, {})
-    checkpoints.close()
+    with Checkpoints(run.directory / "checkpoints") as checkpoints:
+        checkpoints.save(state._replace(step=state.step + 1), {"inputs": inputs_of(made_from)})
     output = tmp_path / "exported"
-    command = [f"{ROOT}/launch/export.py", f"--config={config_file}:debug,run=fresh"]
+    command = [f"{ROOT}/launch/export.py", f"--config={config_file}:debug,alpha=0.0,run=fresh"]
     command += [f"--workdir={tmp_path}", "--format=peft", f"--output={output}"]
+    done = Script(command, {}).completed()
+    assert done.returncode == 1
+    assert "llm/fresh is unfinished, it has 1 of " in done.stderr
+    command.append("--config.inference.unfinished=true")
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[0] == str(output)
@@ -364,6 +373,7 @@ def test_the_script(tmp_path):
         nnx.to_pure_dict(state.params)["adapters"],
     )
     assert_same_trees(adapters, exported)
+    assert Provenance.load(output).inputs["run.step"] == 1
     done = Script(command, {}).completed()
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("choose another or delete it")

@@ -12,8 +12,9 @@ from tca4rec_jax.distributed.sharding import make_mesh
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
+from tca4rec_jax.provenance import FILE, Provenance, StaleError
 from tca4rec_jax.training import activation_cache
-from tca4rec_jax.training.activation_cache import ActivationCache, cache_key
+from tca4rec_jax.training.activation_cache import ActivationCache
 
 CONFIG = DecoderConfig(61, 32, 48, 3, 4, 2, 8, max_positions=64)
 LORA = LoRAConfig(rank=2, dropout=0.5, first_layer=2)
@@ -31,11 +32,12 @@ def decoder():
 
 @pytest.fixture
 def states(decoder, tmp_path):
-    return ActivationCache(tmp_path / "states", decoder, make_mesh())
+    made_from = Provenance("hidden states", "launch/train.py", {"layers": 2})
+    return ActivationCache(tmp_path / "states", decoder, make_mesh(), made_from)
 
 
 def contents(states):
-    return {path.name: path.read_bytes() for path in states.directory.iterdir()}
+    return {p.name: p.read_bytes() for p in states.directory.iterdir() if p.name != FILE}
 
 
 def test_loss_and_gradient_from_kept_states_are_those_of_the_whole_decoder(decoder, states):
@@ -106,15 +108,12 @@ def test_a_full_disk_is_named(states, monkeypatch):
         states.fill(TOKENS, BATCHES, batch_size=2)
 
 
-def test_other_layers_or_weights_have_another_folder(tmp_path):
-    weights = tmp_path / "weights.gguf"
-    weights.write_bytes(b"one")
-    llm = {"dtype": "float32"}
-    names = [cache_key(llm, 2, weights), cache_key(llm, 3, weights)]
-    names.append(cache_key({"dtype": "bfloat16"}, 2, weights))
-    assert cache_key(llm, 2, weights) == names[0]
-    assert cache_key({"dtype": "float32", "attention": "splash"}, 2, weights) == names[0]
-    weights.write_bytes(b"other")
-    (tmp_path / "tokenizer.json").write_text("{}")
-    names += [cache_key(llm, 2, weights), cache_key(llm, 2, tmp_path)]
-    assert len(set(names)) == 5
+def test_a_folder_of_other_hidden_states_is_refused(states):
+    states.fill(TOKENS, BATCHES, batch_size=2)
+    states.fill(TOKENS, BATCHES, batch_size=2)
+    other = dataclasses.replace(states, made_from=Provenance("hidden states", "x", {"layers": 3}))
+    with pytest.raises(StaleError, match="layers was 2, is 3"):
+        other.fill(TOKENS, BATCHES, batch_size=2)
+    (states.directory / FILE).unlink()
+    with pytest.raises(StaleError, match="does not say what it was made from"):
+        states.fill(TOKENS, BATCHES, batch_size=2)

@@ -85,7 +85,7 @@ def trained(monkeypatch, tmp_path):
             tmp_path,
             total_steps=6,
             checkpoint_every=100,
-            identity={},
+            inputs="",
             flops_per_token=3.0,
             peak=Peak(24.0, "measured"),
             profile_steps=profile_steps,

@@ -147,7 +147,7 @@ def run(
             directory=folder,
             total_steps=steps,
             checkpoint_every=every,
-            identity={},
+            inputs="",
             flops_per_token=1.0,
             peak=Peak(1e9, "measured"),
             describe=lambda example: f"row {row_R[example]} (user {split.user[row_R[example]]})",

@@ -31,6 +31,7 @@ from tca4rec_jax.llm.decoder import Decoder, check_adapters
 from tca4rec_jax.llm.families import config_fields
 from tca4rec_jax.llm.lora import Adapters, LoRAConfig, adapter_shapes, merge_adapters
 from tca4rec_jax.llm.quantisation import dequantise_params
+from tca4rec_jax.provenance import Provenance
 
 DTYPES = ("float32", "bfloat16", "float16")
 # What can be exported -> how to load it.
@@ -65,6 +66,7 @@ def export_decoder(
     kind: str,
     dtype: str,
     base_model: str | None,
+    made_from: Provenance | None = None,
 ) -> str:
     """Writes a trained decoder; returns one line on how to load it.
 
@@ -76,6 +78,7 @@ def export_decoder(
       dtype: of the tensors of 'merged' and 'base'; one of DTYPES. Adapters are float32.
       base_model: the base model's name on the Hub or its folder, for the adapters' config; None if
         it has none that PEFT could load.
+      made_from: written with it.
 
     Raises UserError for another kind or dtype, a kind other than 'merged' for a decoder without
     adapters, and as `write_peft_adapter` and `write_hugging_face`.
@@ -86,16 +89,19 @@ def export_decoder(
     lora = decoder.lora
     if kind != "merged" and lora is None:
         raise UserError(f"every weight was trained, without adapters: give 'merged', not {kind!r}")
-    if kind == "peft" and lora is not None:
-        write_peft_adapter(folder, decoder.config, lora, adapters, base_model=base_model)
-    else:
-        # In the wider dtype, so that a weight is rounded once.
-        wider = jnp.promote_types(decoder.embedding.dtype, dtype)
-        config, params = dequantise_params(decoder.config, params, wider)
-        if kind == "merged" and lora is not None:
-            params = {path: value.astype(wider) for path, value in params.items()}
-            params = merge_adapters(params, adapters, lora)
-        write_hugging_face(folder, config, params, tokenizer, dtype=dtype)
+    with _new_folder(folder) as new:
+        if kind == "peft" and lora is not None:
+            write_peft_adapter(new, decoder.config, lora, adapters, base_model=base_model)
+        else:
+            # In the wider dtype, so that a weight is rounded once.
+            wider = jnp.promote_types(decoder.embedding.dtype, dtype)
+            config, params = dequantise_params(decoder.config, params, wider)
+            if kind == "merged" and lora is not None:
+                params = {path: value.astype(wider) for path, value in params.items()}
+                params = merge_adapters(params, adapters, lora)
+            write_hugging_face(new, config, params, tokenizer, dtype=dtype)
+        if made_from is not None:
+            made_from.save(new)
     return LOADING[kind].format(folder=str(folder))
 
 

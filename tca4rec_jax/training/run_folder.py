@@ -1,0 +1,147 @@
+"""The folder of an LLM run: what the run was made from, how far it is, who may take it.
+
+provenance.json   what the checkpoints depend on
+config.json       the config of the latest training
+checkpoints/, log.jsonl, profile/
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from tca4rec_jax.distributed.multihost import is_main_process
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import write_text
+from tca4rec_jax.provenance import Provenance
+
+COMMAND = "launch/train.py under another --config.run"
+STEPS = "training.steps"  # the one input that may change while the run goes on
+_HIDDEN_STATES = "hidden_states_"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """One LLM run."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, workdir: Path, name: str) -> "RunFolder":
+        """The LLM run of that name, which need not be there."""
+        return cls(workdir / "llm" / name)
+
+    @classmethod
+    def all(cls, workdir: Path) -> list["RunFolder"]:
+        """The LLM runs of a work directory, by name."""
+        folders = sorted((workdir / "llm").glob("[!.]*/"))
+        return [cls(path) for path in folders if not path.name.startswith(_HIDDEN_STATES)]
+
+    @staticmethod
+    def hidden_states(workdir: Path, made_from: Provenance) -> Path:
+        """The folder of hidden states that LLM runs share."""
+        return workdir / "llm" / f"{_HIDDEN_STATES}{made_from.fingerprint[:16]}"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def trained_steps(self) -> int:
+        """The step of the newest checkpoint; 0 if there is none."""
+        names = (path.name for path in self.checkpoints.glob("[0-9]*/"))
+        return max((int(name) for name in names if name.isdigit()), default=0)
+
+    @property
+    def steps(self) -> int:
+        """How many steps the run is to have. Raises StaleError as `made_from`."""
+        return self.made_from.inputs.get(STEPS, 0)
+
+    @property
+    def made_from(self) -> Provenance:
+        """What the checkpoints depend on; StaleError if the folder does not say."""
+        return Provenance.load(self.path)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config of the latest training. Raises FileNotFoundError, or UserError if damaged."""
+        path = self.path / "config.json"
+        try:
+            config = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} does not exist: {self._how_to_train}") from None
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}): {self._how_to_train}") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{path} is damaged (no fields): {self._how_to_train}")
+        return config
+
+    def begin(self, made_from: Provenance, config: str) -> None:
+        """Writes down what is trained from now on. All processes of a job call it.
+
+        A run without checkpoints begins. One that has some goes on, and must have been made from
+        the same: UserError (StaleError) if not, or if it has more steps already. Another number of
+        steps in all is said in a warning, as it changes the schedule of the learning rate.
+        """
+        if trained := self.trained_steps:
+            before = self.made_from
+            before.check({k: v for k, v in made_from.inputs.items() if k != STEPS}, self.path)
+            was, steps = before.inputs.get(STEPS), made_from.inputs[STEPS]
+            if steps < trained:
+                raise UserError(
+                    f"{self.path} has {trained} steps, but {STEPS} is {steps}: give at least "
+                    f"{trained}, or another --config.run"
+                )
+            if steps != was:
+                logging.warning(
+                    f"{self.path}: {STEPS} was {was}, is {steps}: after step {trained} the "
+                    f"learning rate follows the schedule of {steps} steps"
+                )
+        if is_main_process():
+            made_from.save(self.path)
+            write_text(self.path / "config.json", config)
+
+    def check(self, now: Mapping[str, Any], *, unfinished: bool = False) -> None:
+        """Refuses a run that is not what a reader takes it for, before anything is loaded.
+
+        Args:
+          now: the inputs that inference depends on, as they are here now.
+          unfinished: whether a run that has not all its steps may be taken.
+
+        Raises FileNotFoundError for a run without checkpoints, StaleError for one that was made
+        from other inputs, UserError for an unfinished one.
+        """
+        trained = self.trained_steps
+        if not trained:
+            raise FileNotFoundError(
+                f"{self.path}: no such run, or no checkpoint of it: {self._how_to_train}"
+            )
+        self.made_from.check(now, self.path)
+        if trained < self.steps and not unfinished:
+            raise UserError(
+                f"{self.path} is unfinished, it has {trained} of {self.steps} steps: go on with "
+                f"launch/train.py --config.run={self.path.name}, or take it as it is with "
+                "--config.inference.unfinished=true"
+            )
+
+    def check_checkpoint(self, position: Mapping[str, Any]) -> None:
+        """Raises UserError for a checkpoint (its data position) that another run has written."""
+        if position.get("inputs") != inputs_of(self.made_from):
+            raise UserError(
+                f"{self.checkpoints} is of another run than {self.path / 'provenance.json'}: "
+                "put back what was there, or train anew under another --config.run"
+            )
+
+    @property
+    def _how_to_train(self) -> str:
+        return f"train it with launch/train.py --config.run={self.path.name}"
+
+
+def inputs_of(made_from: Provenance) -> str:
+    """What a checkpoint says that it was made from: the fingerprint of all inputs but the steps."""
+    inputs = {name: value for name, value in made_from.inputs.items() if name != STEPS}
+    return dataclasses.replace(made_from, inputs=inputs).fingerprint

@@ -1,0 +1,95 @@
+"""What LLM runs are made from, by the names that their provenance has.
+
+How and where they are made (kernels, the mesh, what is kept for the backward pass) is no input.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tca4rec_jax.cf.logits_store import content_of, read_manifest, split_path
+from tca4rec_jax.data.downloads import content_hash
+from tca4rec_jax.data.sequences import RecData
+from tca4rec_jax.fileio import fingerprint
+from tca4rec_jax.llm.checkpoints.hugging_face import CONFIG
+from tca4rec_jax.llm.config import DecoderOptions
+
+# Of config.llm: the weights count by their content.
+_NO_INPUTS = {"weights", "architecture", *(one.name for one in dataclasses.fields(DecoderOptions))}
+# How the names of a tokenizer's files begin in a Hugging Face folder.
+_TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "spiece")
+
+
+def weights_content(path: Path) -> str:
+    """SHA-256 (hex) of an LLM's file, or of the files of a folder that hold weights or shapes."""
+    if not path.is_dir():
+        return content_hash(path)
+    return _content(path, lambda file: file.suffix == ".safetensors" or file.name == CONFIG)
+
+
+def tokenizer_content(path: Path) -> str:
+    """SHA-256 (hex) of a folder's tokenizer; '' if it is in the file of the weights."""
+    return _content(path, lambda file: file.name.startswith(_TOKENIZER)) if path.is_dir() else ""
+
+
+def _content(folder: Path, chosen: Callable[[Path], bool]) -> str:
+    files = sorted(file for file in folder.iterdir() if file.is_file() and chosen(file))
+    return fingerprint({file.name: content_hash(file) for file in files})
+
+
+def llm_inputs(config: ConfigDict, weights: str) -> dict[str, Any]:
+    """What the LLM computes as it came; `weights` is `weights_content` of its file or folder."""
+    fields = {name: value for name, value in config.llm.items() if name not in _NO_INPUTS}
+    return {"llm": fields, "weights": weights}
+
+
+def inference_inputs(
+    config: ConfigDict, *, weights: str, tokenizer: str, catalogue: str
+) -> dict[str, Any]:
+    """What lists of a trained LLM depend on, besides its checkpoint; the rest are hashes."""
+    inputs = llm_inputs(config, weights) | {
+        "recommender": config.recommender.to_dict(),
+        "prompt": config.prompt.to_dict(),
+        "data.history_length": config.data.history_length,
+        "tokenizer": tokenizer,
+        "catalogue": catalogue,
+    }
+    if config.llm.train == "lora":
+        adapters = {name: value for name, value in config.lora.items() if name != "dropout"}
+        inputs["lora"] = adapters
+    return inputs
+
+
+def training_inputs(config: ConfigDict) -> dict[str, Any]:
+    """The fields that a run's checkpoints depend on, besides `inference_inputs`."""
+    training = ("targets", "batch_size", "buckets", "steps")
+    inputs = {
+        "objective": config.objective.to_dict(),
+        "optimizer": config.optimizer.to_dict(),
+        "training": {name: config.training[name] for name in training},
+        "seed": config.seed,
+    }
+    if config.llm.train == "lora":
+        inputs["lora.dropout"] = config.lora.dropout
+    return inputs
+
+
+def data_inputs(config: ConfigDict, data: RecData, workdir: Path) -> dict[str, Any]:
+    """The rows that are trained on and, if they are read (alpha > 0), their CF logits.
+
+    Raises LogitsStoreError if the CF logits are missing or of another format.
+    """
+    split = training_split(config)
+    inputs = {"training rows": data.splits[split].content_hash()}
+    if config.objective.alpha > 0:
+        manifest = read_manifest(split_path(config.cf.logits, workdir, split))
+        inputs["CF logits"] = content_of(manifest)
+    return inputs
+
+
+def training_split(config: ConfigDict) -> str:
+    """The split whose rows are trained on."""
+    return "train_sequences" if config.training.targets == "all" else "train"
