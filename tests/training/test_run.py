@@ -232,6 +232,7 @@ def test_tokens_beyond_the_vocabulary_are_refused_before_weights_are_read(
     (tmp_path / "model" / "config.json").write_text(json.dumps(fields | {"vocab_size": 10}))
     monkeypatch.setattr("tca4rec_jax.experiment.load_weights", None)  # not to be called
     config = make_config(workdir, "small", weights=str(tmp_path / "model"))
+    config.evaluation.variants = (("untrained", "", 0.0),)
     beyond = r"item '0' has token 27, but the LLM's vocabulary is 10 tokens"
     for use in (
         lambda: train(Experiment(config, workdir)),
