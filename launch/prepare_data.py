@@ -10,8 +10,8 @@ from tca4rec_jax.launching import launch
 from tca4rec_jax.reporting import show, show_table
 
 LEGEND = (
-    "a row's last item is its target; tied: the target shares its time with the item",
-    "before it; repeated: the target is in its own history; seen users: in train_sequences",
+    "a row's last item is its target; tied: the target shares its time with the item before",
+    "it (?: not known); repeated: the target is in its own history; seen users: in train_sequences",
 )
 
 
@@ -23,7 +23,7 @@ def main(config, workdir):
             "rows": f"{counts['rows']:,}",
             "users": f"{counts['users']:,}",
             "length": f"{counts['mean_length']:.1f}",
-            "tied": f"{counts['tied']:.1%}",
+            "tied": "?" if counts["tied"] is None else f"{counts['tied']:.1%}",
             "repeated": f"{counts['repeated']:.1%}",
             "seen users": f"{counts['seen_users']:.1%}",
         }

@@ -16,6 +16,7 @@ from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.data.table_files import MissingColumns
 from tca4rec_jax.data.tables import Table, read_table
 
 KEYS = ("row", "position", "user")
@@ -74,8 +75,13 @@ def _topk_arrays(
     """The arrays of a topk store from a table: values and items [E, K], floor [E]."""
     key, table = _read_table(source)
     item = table.indices("item", catalogue.find, f"the catalogue of {catalogue.num_items}")
-    score = pd.to_numeric(table["score"], errors="coerce").to_numpy(np.float64)
-    table.refuse("score", ~np.isfinite(score), "a finite number")
+    score = table.numbers("score")
+    if floor is not None:
+        table.refuse(
+            "score",
+            ~(score >= floor),
+            f"at least the floor {floor}, or items without a score would rank above",
+        )
     if key != "user" or user_ids == ():
         number = table.integers(key)
     elif user_ids is None:
@@ -92,7 +98,7 @@ def _topk_arrays(
     }[key]
     table.refuse(key, number >= num_events, f"0..{num_events - 1}")
     order = np.lexsort((item, number))
-    number, item, score = number[order], item[order], score[order].astype(np.float32)
+    number, item, score = number[order], item[order], score[order]
     twice = (np.diff(number) == 0) & (np.diff(item) == 0)
     if twice.any():
         at = int(np.argmax(twice))
@@ -161,7 +167,7 @@ def _read_table(source: Path) -> tuple[str, Table]:
     for key in KEYS:
         try:
             return key, read_table(source, {name: name for name in (key, "item", "score")})
-        except ValueError as error:
-            if f"has no column ['{key}']" not in str(error):
+        except MissingColumns as error:
+            if error.missing != [key]:
                 raise
     raise LogitsStoreError(f"{source} needs one of the columns {KEYS} besides item and score")

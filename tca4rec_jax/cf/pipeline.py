@@ -127,7 +127,7 @@ def evaluate_model(model: CFModel, data: RecData, filter_seen: bool) -> dict[str
             seen_RxS, _ = rows.histories_and_targets(max(int(rows.lengths.max()) - 1, 1))
         scores = score_targets(model, rows, seen_RxS)
         subsets = {split: np.ones(len(rows), bool)}
-        if split == "test":
+        if split == "test" and rows.tied.any():
             # Among tied interactions the order is arbitrary, so they are also reported apart.
             subsets |= {"test, tied": rows.tied, "test, untied": ~rows.tied}
         for name, chosen_R in subsets.items():

@@ -11,10 +11,16 @@ import numpy as np
 from absl import logging
 
 from tca4rec_jax.data import downloads, tfds_rec
-from tca4rec_jax.data.interactions import build_splits, read_interactions, read_items
+from tca4rec_jax.data.interactions import (
+    build_splits,
+    read_interactions,
+    read_items,
+    treat_duplicates,
+)
 from tca4rec_jax.data.movielens import INTERACTIONS_FILE, ITEMS_FILE, read_movielens
 from tca4rec_jax.data.published import published_files, read_published
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
+from tca4rec_jax.data.tables import Reading
 from tca4rec_jax.data.tfds_rec import read as load
 from tca4rec_jax.errors import UserError, check_choices
 from tca4rec_jax.fileio import atomic_path, file_sha256
@@ -31,8 +37,9 @@ class DataConfig:
         tables `interactions` and `items`) or 'published' (the layout of the published data sets
         in the folder `path`).
       path: a folder, see source.
-      interactions: CSV, TSV or Parquet file with a user, an item and a timestamp per row.
-      catalogue: CSV, TSV or Parquet file with an item and a title per row.
+      interactions: CSV, TSV, JSON-lines or Parquet file with a user, an item and a timestamp per
+        row.
+      catalogue: CSV, TSV, JSON-lines or Parquet file with an item and a title per row.
       user_column, item_column, timestamp_column, title_column: names of the columns in those two
         files (the item's column has one name in both).
       history_length: the most items before a target.
@@ -40,8 +47,12 @@ class DataConfig:
       split: fractions of the rows in train, validation and test, in time order.
       seed: of the order of interactions that share a timestamp.
       max_title_length: titles are cut to so many characters; 0 keeps them whole.
+      encoding: of the text files of 'files'.
+      drop_invalid: leave out rows of 'files' that cannot be used, and log how many and why.
+      drop_duplicates: keep one of the interactions of a user, an item and a time.
 
-    history_length, min_history, split and seed have no effect on 'published', whose rows are made.
+    history_length, min_history, split, seed and drop_duplicates have no effect on 'published',
+    whose rows are made.
     """
 
     source: Literal["movielens_100k", "files", "published"] = "movielens_100k"
@@ -57,6 +68,9 @@ class DataConfig:
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     seed: int = 0
     max_title_length: int = 100
+    encoding: str = "utf-8"
+    drop_invalid: bool = False
+    drop_duplicates: bool = False
 
     def __post_init__(self):
         check_choices(self, "data.")
@@ -116,10 +130,12 @@ def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
         catalogue, interactions = read_movielens(files["catalogue"].parent, config.max_title_length)
     else:
         columns = {"item": config.item_column, "title": config.title_column}
-        catalogue = read_items(files["catalogue"], columns, config.max_title_length)
+        reading = Reading(config.encoding, config.drop_invalid)
+        catalogue = read_items(files["catalogue"], columns, config.max_title_length, reading)
         columns = {"user": config.user_column, "item": config.item_column}
         columns["timestamp"] = config.timestamp_column
-        interactions = read_interactions(files["interactions"], catalogue, columns)
+        interactions = read_interactions(files["interactions"], catalogue, columns, reading)
+    interactions = treat_duplicates(interactions, config.drop_duplicates)
     settings = ("history_length", "min_history", "split", "seed")
     splits = build_splits(interactions, **{name: getattr(config, name) for name in settings})
     return RecData(catalogue, splits, interactions.user_ids)
@@ -136,7 +152,8 @@ def _settings(config: DataConfig, files: dict[str, Path]) -> dict:
 
 def _check_same(data_dir: Path, settings: dict) -> None:
     try:
-        stored = tfds_rec.read_metadata(data_dir)["settings"]
+        defaults = json.loads(json.dumps(asdict(DataConfig())))  # of fields that came later
+        stored = defaults | tfds_rec.read_metadata(data_dir)["settings"]
     except FileNotFoundError as error:
         message = f"{data_dir} is not empty and holds no prepared data; choose another folder"
         raise UserError(message) from error
@@ -152,7 +169,8 @@ def _check_same(data_dir: Path, settings: dict) -> None:
 def summarise(data: RecData) -> dict:
     """{'items', 'distinct_titles', 'splits': {name: counts}}, JSON-able.
 
-    Of a split's rows, tied is the share whose target shares its time with the item before it,
+    Of a split's rows, tied is the share whose target shares its time with the item before it (None
+    if the data have no two times in a row),
     repeated that whose target is among the items before it, seen_users that whose user has rows in
     train_sequences.
     """
@@ -164,7 +182,7 @@ def summarise(data: RecData) -> dict:
     }
 
 
-def _counts(sequences: ItemSequences, trained: np.ndarray) -> dict[str, int | float]:
+def _counts(sequences: ItemSequences, trained: np.ndarray) -> dict[str, int | float | None]:
     target_of_item = np.repeat(sequences.items[sequences.last_positions], sequences.lengths)
     is_target = (sequences.items == target_of_item).astype(np.int64)
     repeated = np.add.reduceat(is_target, sequences.offsets[:-1]) > 1  # once as the target itself
@@ -173,7 +191,7 @@ def _counts(sequences: ItemSequences, trained: np.ndarray) -> dict[str, int | fl
         "users": len(np.unique(sequences.user)),
         "interactions": len(sequences.items),
         "mean_length": float(sequences.lengths.mean()),
-        "tied": float(sequences.tied.mean()),
+        "tied": float(sequences.tied.mean()) if sequences.has_times else None,
         "repeated": float(repeated.mean()),
         "seen_users": float(np.isin(sequences.user, trained).mean()),
     }

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from absl import logging
 
 from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.odd_titles import odd_titles
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
-from tca4rec_jax.data.tables import read_table
+from tca4rec_jax.data.tables import STRICT, Reading, Table, read_rows
 from tca4rec_jax.errors import UserError
 
 
@@ -33,30 +35,68 @@ class Interactions:
         return Interactions(self.user[rows], self.item[rows], self.timestamp[rows], self.user_ids)
 
 
-def read_items(path: Path, columns: Mapping[str, str], max_title_length: int = 0) -> Catalogue:
-    """The catalogue, in the order of the file; raises as `read_table` and `catalogue_of` do."""
-    table = read_table(path, columns)
-    return catalogue_of(path, table.ids("item"), table.titles("title"), max_title_length)
+def read_items(
+    path: Path,
+    columns: Mapping[str, str],
+    max_title_length: int = 0,
+    reading: Reading = STRICT,
+) -> Catalogue:
+    """The catalogue, in the order of the file; raises as `read_rows` and `catalogue_of` do."""
+
+    def read(table: Table) -> Catalogue:
+        ids, titles = table.ids("item"), table.titles("title")
+        table.refuse("item", pd.Series(ids).duplicated(), "an id that no earlier row has")
+        return catalogue_of(path, ids, titles, max_title_length)
+
+    return read_rows(path, columns, read, reading)
 
 
 def catalogue_of(
     path: Path, item_ids: np.ndarray, titles: Iterable[str], max_length: int
 ) -> Catalogue:
-    """A Catalogue whose errors name the file; titles are cut if `max_length` is not 0."""
+    """A Catalogue whose errors name the file; titles are cut if `max_length` is not 0.
+
+    What is odd about the titles is logged.
+    """
+    if max_length < 0:
+        raise UserError(f"data.max_title_length is {max_length}: expected at least 0")
+    whole = tuple(titles)
+    cut = tuple(title[: max_length or None].strip() for title in whole)
     try:
-        titles = tuple(title[: max_length or None].strip() for title in titles)
-        return Catalogue(tuple(item_ids), titles)
+        catalogue = Catalogue(tuple(item_ids), cut)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
+    for note in odd_titles(whole, cut):
+        logging.warning("%s: %s", path, note)
+    return catalogue
 
 
-def read_interactions(path: Path, catalogue: Catalogue, columns: Mapping[str, str]) -> Interactions:
-    """Interactions in the order of the file; raises as `read_table` and `Table` do."""
-    table = read_table(path, columns)
-    user, user_ids = pd.factorize(pd.Series(table.ids("user"), dtype=object), sort=True)
-    item = table.indices("item", catalogue.find, f"the catalogue of {catalogue.num_items}")
-    timestamp = table.integers("timestamp")
-    return Interactions(user.astype(np.int32), item, timestamp, tuple(user_ids))
+def read_interactions(
+    path: Path,
+    catalogue: Catalogue,
+    columns: Mapping[str, str],
+    reading: Reading = STRICT,
+) -> Interactions:
+    """Interactions in the order of the file; raises as `read_rows` does."""
+
+    def read(table: Table) -> Interactions:
+        user, user_ids = pd.factorize(pd.Series(table.ids("user"), dtype=object), sort=True)
+        item = table.indices("item", catalogue.find, f"the catalogue of {catalogue.num_items}")
+        return Interactions(user.astype(np.int32), item, table.times("timestamp"), tuple(user_ids))
+
+    return read_rows(path, columns, read, reading)
+
+
+def treat_duplicates(interactions: Interactions, drop: bool) -> Interactions:
+    """Drops, or only counts, those of a user, an item and a time that stand earlier; logs them."""
+    columns = (interactions.user, interactions.item, interactions.timestamp)
+    repeated = pd.DataFrame(dict(enumerate(columns))).duplicated().to_numpy()
+    if count := int(repeated.sum()):
+        done = "dropped" if drop else "kept (data.drop_duplicates=true drops them)"
+        logging.warning(
+            "%d of %d interactions are exact duplicates: %s", count, len(repeated), done
+        )
+    return interactions.take(~repeated) if drop and count else interactions
 
 
 def order_by_time(interactions: Interactions, seed: int) -> Interactions:

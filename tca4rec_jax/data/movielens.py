@@ -46,7 +46,7 @@ def read_movielens(folder: Path, max_title_length: int = 0) -> tuple[Catalogue, 
     path = folder / ITEMS_FILE
     columns = {"item": "item_id", "title": "movie_title", "year": "release_year"}
     table = read_table(path, columns)
-    titles = map(readable_title, table.titles("title"), table["year"])
+    titles = map(readable_title, table.titles("title"), table.texts("year"))
     catalogue = catalogue_of(path, table.ids("item"), titles, max_title_length)
     columns = {"user": "user_id", "item": "item_id", "timestamp": "timestamp"}
     return catalogue, read_interactions(folder / INTERACTIONS_FILE, catalogue, columns)

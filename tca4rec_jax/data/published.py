@@ -18,7 +18,8 @@ from tca4rec_jax.errors import UserError
 
 ITEMS_FILE = "item.csv"
 SPLIT_FILES = {"train": "train*.csv", "validation": "valid*.csv", "test": "test*.csv"}
-_LIST = r"\[\s*\d+(?:\s*,\s*\d+)*\s*\]"
+_LIST = r"\[\s*\d{1,9}(?:\s*,\s*\d{1,9})*\s*\]"
+_MOST = 2**31 - 1  # users are int32
 
 
 def published_files(folder: Path) -> dict[str, Path]:
@@ -65,7 +66,7 @@ def _read_catalogue(path: Path, max_title_length: int) -> Catalogue:
 def _read_rows(path: Path, catalogue: Catalogue) -> ItemSequences:
     table = read_table(path, {name: name for name in ("uid", "iid", "hist_id", "timestamp")})
     target = table.integers("iid")
-    text = table["hist_id"]
+    text = table.texts("hist_id")
     bad = ~text.str.fullmatch(_LIST).to_numpy(bool)
     table.refuse("hist_id", bad, "a list of item numbers such as [12, 7]")
     lengths = text.str.count(",").to_numpy(np.int64) + 1
@@ -81,5 +82,7 @@ def _read_rows(path: Path, catalogue: Catalogue) -> ItemSequences:
             f"{rows.values[at]}, but {ITEMS_FILE} has the iids 1..{catalogue.num_items}"
         )
     timestamps = np.full(rows.values.size, UNKNOWN_TIME, np.int64)
-    timestamps[last] = table.integers("timestamp")
-    return ItemSequences(table.integers("uid"), rows.values - 1, rows.offsets, timestamps)
+    timestamps[last] = table.times("timestamp")
+    return ItemSequences(
+        table.integers("uid", most=_MOST), rows.values - 1, rows.offsets, timestamps
+    )

@@ -43,11 +43,11 @@ class ItemSequences(Rows):
             if array.ndim != 1 or not (array.size == 0 or np.issubdtype(array.dtype, np.integer)):
                 found = f"shape {array.shape} of {array.dtype}"
                 raise ValueError(f"{name} must be a one-dimensional array of integers, got {found}")
-            array = np.ascontiguousarray(array, dtype)
-            if array.size and array.min() < least:
-                at = int(np.argmax(array < least))
-                raise UserError(f"{name}[{at}] is {array[at]}, expected at least {least}")
-            object.__setattr__(self, name, array)
+            most = np.iinfo(dtype).max
+            if array.size and (array.min() < least or array.max() > most):
+                at = int(np.argmax((array < least) | (array > most)))
+                raise UserError(f"{name}[{at}] is {array[at]}, expected {least}..{most}")
+            object.__setattr__(self, name, np.ascontiguousarray(array, dtype))
         offsets, num_rows, num_items = self.offsets, len(self.user), len(self.items)
         if len(offsets) != num_rows + 1:
             raise ValueError(f"{num_rows} rows need {num_rows + 1} offsets, got {len(offsets)}")
@@ -67,6 +67,13 @@ class ItemSequences(Rows):
     def last_positions(self) -> np.ndarray:
         """int64 [R], the flat position of each row's last item (the target)."""
         return self.offsets[1:] - 1
+
+    @property
+    def has_times(self) -> bool:
+        """Whether the time of any item before a target is known."""
+        known = self.timestamps != UNKNOWN_TIME
+        known[self.last_positions] = False
+        return bool(known.any())
 
     @property
     def tied(self) -> np.ndarray:

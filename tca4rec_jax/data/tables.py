@@ -1,131 +1,252 @@
-"""CSV, TSV, Parquet and RecBole files as columns of text and whole numbers.
+"""The columns of a table as ids, titles, whole numbers and times.
 
-Every error names the file, the column and the row, counted from 1, the header not included.
+Every error names the file, the row, counted from 1 (the header not included), and the column.
 """
 
-import csv
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from absl import logging
 
+from tca4rec_jax.data.table_files import read_columns, shown
 from tca4rec_jax.errors import UserError
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
-_PARQUET = (".parquet", ".pq")
+_CONTROL = r"[\x00-\x08\x0a-\x1f\x7f\x{85}\x{2028}\x{2029}]"  # all of them but the tab
+_ROUNDED = r"^[+-]?\d(\.\d+[eE]\+?|[eE]\+)\d+$"  # 1.23457E+12
+_WHOLE = r"^[1-8]?\d{1,18}(\.0*)?$"  # int64 holds it
+_DATE = r"^\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?$"
+_EXACT = {16: 11, 32: 24, 64: 53}  # bits of a float -> those of its significand
+_UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}
+_LATEST = 50  # times the least of a unit: the years 1973 to 2128
+_Rows = TypeVar("_Rows")
+
+
+class Reading(NamedTuple):
+    """How a table is read: the encoding of a text file; whether rows that cannot be used are an
+    error, or left out and logged."""
+
+    encoding: str = "utf-8"
+    drop_invalid: bool = False
+
+
+STRICT = Reading()
+
+
+class BadRows(UserError):
+    """Rows of a table that cannot be used: bool [n]."""
+
+    def __init__(self, message: str, bad_n: np.ndarray):
+        super().__init__(message)
+        self.bad_n = bad_n
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Columns of a file with n rows; `names` has their names in the file by those used here."""
+    """Columns of a file with n rows; `names` has their names in the file by those used here.
+
+    Its methods raise BadRows for rows that cannot be used, and UserError for a column of a type
+    that cannot.
+    """
 
     path: Path
     names: Mapping[str, str]
-    frame: pd.DataFrame
+    columns: Mapping[str, pa.Array]
+    row_n: np.ndarray  # int64 [n], in the file, from 1
 
-    def __getitem__(self, column: str) -> pd.Series:
-        return self.frame[column]
+    def without(self, bad_n: np.ndarray) -> "Table":
+        """The table without some of its rows."""
+        kept = pa.array(~bad_n)
+        columns = {name: values.filter(kept) for name, values in self.columns.items()}
+        return replace(self, columns=columns, row_n=self.row_n[~bad_n])
 
-    def refuse(self, column: str, bad_n: np.ndarray, expected: str) -> None:
-        """Raises UserError for the first bad row."""
+    def refuse(self, column: str, bad_n: np.ndarray | pa.Array, expected: str) -> None:
+        """Raises BadRows, naming the first of them."""
+        bad_n = np.asarray(bad_n, bool)
         if bad_n.any():
             at = int(np.argmax(bad_n))
-            value = self[column].iloc[at]
-            value = value.item() if isinstance(value, np.generic) else value
-            raise UserError(
-                f"{self.path}, row {at + 1}: {self.names[column]} is {value!r}, expected "
-                f"{expected} ({int(bad_n.sum())} such rows of {len(bad_n)})"
+            value = shown(self.columns[column][at].as_py())
+            raise BadRows(
+                f"{self.path}, row {self.row_n[at]}: {self.names[column]} is {value}, expected "
+                f"{expected} ({int(bad_n.sum())} such rows of {len(bad_n)})",
+                bad_n,
             )
 
     def ids(self, column: str) -> np.ndarray:
         """Ids as text (object [n]); whole numbers of a Parquet file become their digits."""
-        values = self[column]
-        self.refuse(column, values.isna().to_numpy(), "an id")
-        if pd.api.types.is_float_dtype(values):
-            fractional = (values != values.round()).to_numpy(bool)
-            self.refuse(column, fractional, "text or a whole number")
-            values = values.astype(np.int64)
-        text = values.astype(str).str.strip()
-        self.refuse(column, (text == "").to_numpy(bool), "an id")
-        return text.to_numpy(object)
+        text = pc.utf8_trim_whitespace(self._text(column, "an id"))
+        self.refuse(column, pc.equal(text, ""), "an id")
+        bad_n = pc.match_substring_regex(text, _CONTROL + r"|\t")
+        self.refuse(column, bad_n, "an id in one line, without control characters")
+        expected = "the whole id: a spreadsheet or a float has rounded this one"
+        self.refuse(column, pc.match_substring_regex(text, _ROUNDED), expected)
+        gap_n = pc.match_substring_regex(text, r"^-?\d+\.0+$")
+        if pc.any(gap_n).as_py():
+            whole = pc.replace_substring_regex(text, r"\.0+$", "")
+            bad_n = pc.and_(gap_n, pc.is_in(whole, value_set=pc.unique(text)))
+            expected = "one form of an id, as the column has it without .0 too"
+            self.refuse(column, bad_n, expected)
+        return text.to_numpy(zero_copy_only=False)
 
     def indices(
         self, column: str, find: Callable[[np.ndarray], np.ndarray], among: str
     ) -> np.ndarray:
-        """find(ids), int [n]; raises UserError for ids that are not found, whose index is -1."""
+        """find(ids), int [n]; raises BadRows for ids that are not found, whose index is -1."""
         ids = self.ids(column)
         found = find(ids)
         unknown = list(dict.fromkeys(ids[found < 0]))
         if unknown:
-            raise UserError(
-                f"{self.path}, row {int(np.argmax(found < 0)) + 1}: {len(unknown)} {column}s are "
-                f"not in {among}, such as {unknown[:5]}"
+            raise BadRows(
+                f"{self.path}, row {self.row_n[np.argmax(found < 0)]}: {len(unknown)} {column}s "
+                f"are not in {among}, such as {unknown[:5]}",
+                found < 0,
             )
         return found
 
     def titles(self, column: str) -> np.ndarray:
         """Titles as text (object [n]), runs of white space made one space; none may be empty."""
-        text = self[column].fillna("").astype(str).str.split().str.join(" ")
+        text = pc.utf8_trim_whitespace(self._text(column, "a title"))
         expected = "a title (give it one or leave the item out)"
-        self.refuse(column, (text == "").to_numpy(bool), expected)
-        return text.to_numpy(object)
+        self.refuse(column, pc.equal(text, ""), expected)
+        bad_n = pc.match_substring_regex(text, _CONTROL)
+        self.refuse(column, bad_n, "a title in one line, without control characters")
+        return np.array([" ".join(title.split()) for title in text.to_pylist()], object)
 
-    def integers(self, column: str, least: int = 0) -> np.ndarray:
-        """Whole numbers (int64 [n]); a date column of a Parquet file becomes microseconds."""
-        values = self[column]
-        if pd.api.types.is_datetime64_any_dtype(values):
-            self.refuse(column, values.isna().to_numpy(), "a date")
-            if values.dt.tz is not None:
-                values = values.dt.tz_convert(None)
-            return values.to_numpy("datetime64[us]").astype(np.int64)
-        numbers = pd.to_numeric(values, errors="coerce")
+    def texts(self, column: str) -> pd.Series:
+        """Text as it stands in the file ([n] of str)."""
+        return self._text(column, "text").to_pandas()
+
+    def integers(self, column: str, least: int = 0, most: int = 2**62) -> np.ndarray:
+        """Whole numbers, least..most: int64 [n]."""
         expected = f"a whole number of at least {least}"
-        if not pd.api.types.is_integer_dtype(numbers) or numbers.isna().any():
-            as_float = numbers.to_numpy(np.float64, na_value=np.nan)
-            whole = np.isfinite(as_float) & (np.abs(as_float) < 2.0**62)
-            self.refuse(column, ~whole | (np.where(whole, as_float, 0.0) % 1 != 0), expected)
-            numbers = pd.Series(as_float)
-        array = numbers.to_numpy().astype(np.int64)
-        self.refuse(column, array < least, expected)
-        return array
+        if most < 2**62:
+            expected += f" and at most {most}"
+        text = pc.utf8_trim_whitespace(self._text(column, expected))
+        self.refuse(column, pc.invert(pc.match_substring_regex(text, _WHOLE)), expected)
+        text = pc.replace_substring_regex(text, r"\.0*$", "")
+        numbers = text.cast(pa.int64()).to_numpy()
+        self.refuse(column, (numbers < least) | (numbers > most), expected)
+        return numbers
+
+    def numbers(self, column: str) -> np.ndarray:
+        """Finite numbers: float32 [n]."""
+        values, types = self.columns[column], pa.types
+        if any(one(values.type) for one in (types.is_floating, types.is_integer, types.is_decimal)):
+            values = values.cast(pa.float64(), safe=False)
+        else:
+            values = pd.to_numeric(self.texts(column), errors="coerce")
+        with np.errstate(over="ignore"):
+            numbers = np.asarray(values, np.float64).astype(np.float32)
+        self.refuse(column, ~np.isfinite(numbers), "a finite number that float32 holds")
+        return numbers
+
+    def times(self, column: str) -> np.ndarray:
+        """Times since 1970 in one unit: int64 [n]. Dates, and text such as 2024-05-31T12:00:00Z,
+        become microseconds."""
+        values = self.columns[column]
+        if pa.types.is_date(values.type) or pa.types.is_timestamp(values.type):
+            self.refuse(column, values.is_null(), "a date")
+            zone = getattr(values.type, "tz", None)
+            values = values.cast(pa.timestamp("us", zone), safe=False)
+            times = values.cast(pa.int64()).to_numpy()
+        elif pc.match_substring_regex(text := self._text(column, "a time"), _DATE)[0].as_py():
+            times = self._dates(column, text)
+        else:
+            times = self.integers(column)
+        self.refuse(column, times < 0, "a time since 1970")
+        self._check_unit(column, times)
+        return times
+
+    def _check_unit(self, column: str, times: np.ndarray) -> None:
+        """Refuses times of another unit than most, if all of them are times of some unit."""
+        least = np.array(list(_UNITS.values()))[:, None]
+        of_unit = (times >= least) & (times < _LATEST * least)
+        if (of_unit.any(axis=0) | (times == 0)).all():
+            most = int(np.argmax(of_unit.sum(axis=1)))
+            expected = f"{list(_UNITS)[most]} since 1970, as most rows have"
+            self.refuse(column, ~of_unit[most] & (times > 0), expected)
+
+    def _dates(self, column: str, text: pa.Array) -> np.ndarray:
+        """Microseconds, int64 [n], of ISO 8601 dates; without a zone they are UTC."""
+        expected = "a date and time such as 2024-05-31T12:00:00Z, as row 1 has"
+        self.refuse(column, pc.invert(pc.match_substring_regex(text, _DATE)), expected)
+        zoned_n = np.asarray(pc.match_substring_regex(text, r":.*(Z|[+-]\d\d:?\d\d)$"), bool)
+        self.refuse(column, zoned_n != zoned_n[0], expected + ", all with a zone or none")
+        dates = pd.to_datetime(text.to_pandas(), format="ISO8601", utc=True, errors="coerce")
+        self.refuse(column, dates.isna().to_numpy(), expected)
+        return dates.dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
+
+    def _text(self, column: str, expected: str) -> pa.Array:
+        """A column of text or whole numbers as text, without a missing value."""
+        values = self.columns[column]
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        self.refuse(column, values.is_null(), expected)
+        kind = values.type
+        if pa.types.is_floating(kind):
+            values = self._whole(column, values)
+        elif pa.types.is_decimal(kind):
+            values = pc.replace_substring_regex(values.cast(pa.string()), r"\.0+$", "")
+            self.refuse(column, pc.match_substring(values, "."), "text or a whole number")
+        elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            bad_n = np.array([not _is_utf8(value) for value in values.to_pylist()])
+            self.refuse(column, bad_n, "text in UTF-8")
+        elif not any(is_kind(kind) for is_kind in _TEXT):
+            raise UserError(
+                f"{self.path}: the column {self.names[column]} holds {kind}, expected text or "
+                "whole numbers; store it as text"
+            )
+        return values.cast(pa.large_string())
+
+    def _whole(self, column: str, values: pa.Array) -> pa.Array:
+        """The whole numbers of a column of floats, none so large that the float has rounded it."""
+        numbers = values.cast(pa.float64()).to_numpy()
+        whole_n = np.isfinite(numbers) & (numbers == np.rint(numbers))
+        self.refuse(column, ~whole_n, "text or a whole number")
+        bits = _EXACT[values.type.bit_width]
+        expected = f"a number below 2**{bits}, from where {values.type} rounds: store it as text"
+        self.refuse(column, np.abs(numbers) >= 2.0**bits, expected)
+        return pa.array(numbers.astype(np.int64))
 
 
-def read_table(path: Path, names: Mapping[str, str]) -> Table:
-    """Some columns (name here -> name in the file); text files give text, nothing is guessed.
-
-    A file is a .csv, .tsv, .parquet, .pq, or RecBole's .inter or .item (tab separated, no quotes,
-    column names of the form name:type). Raises FileNotFoundError, or UserError for an unknown kind
-    of file, an empty file or a missing column.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist (expected a file with {list(names)})")
-    frame = _read(path)
-    missing = [name for name in names.values() if name not in frame.columns]
-    if missing:
-        raise UserError(
-            f"{path} has no column {missing}; its columns are {list(map(str, frame.columns))}. "
-            f"Rename them, or say which ones to use for {list(names)} in the data config"
-        )
-    if frame.empty:
-        raise UserError(f"{path} has a header but no rows")
-    return Table(path, names, pd.DataFrame({here: frame[name] for here, name in names.items()}))
+_TEXT = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_integer,
+)
 
 
-def _read(path: Path) -> pd.DataFrame:
-    suffix = path.suffix.lower()
-    if suffix not in (*_SEPARATORS, *_PARQUET):
-        raise UserError(f"{path} must end in one of {[*_SEPARATORS, *_PARQUET]}")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty: expected a header and rows")
+def _is_utf8(value: bytes) -> bool:
     try:
-        if suffix in _PARQUET:
-            return pd.read_parquet(path)
-        recbole = suffix in (".inter", ".item")
-        quoting = csv.QUOTE_NONE if recbole else csv.QUOTE_MINIMAL
-        options = {"dtype": str, "keep_default_na": False, "index_col": False, "quoting": quoting}
-        frame = pd.read_csv(path, sep=_SEPARATORS[suffix], encoding="utf-8-sig", **options)
-    except (ValueError, OSError) as error:  # pandas and pyarrow parser errors are ValueErrors
-        raise UserError(f"{path} cannot be read as a {suffix} file: {error}") from error
-    return frame.rename(columns=lambda name: name.partition(":")[0]) if recbole else frame
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def read_table(path: Path, names: Mapping[str, str], encoding: str = "utf-8") -> Table:
+    """Some columns (name here -> name in the file) of a file; raises as `read_columns` does."""
+    found = read_columns(path, list(names.values()), encoding)
+    columns = {here: found[name].combine_chunks() for here, name in names.items()}
+    return Table(path, names, columns, np.arange(1, found.num_rows + 1))
+
+
+def read_rows(
+    path: Path, names: Mapping[str, str], read: Callable[[Table], _Rows], reading: Reading
+) -> _Rows:
+    """read(the table); raises as `read_table` and the methods of Table do."""
+    table = read_table(path, names, reading.encoding)
+    while True:
+        try:
+            return read(table)
+        except BadRows as error:
+            if not reading.drop_invalid or error.bad_n.all():
+                raise
+            logging.warning("Dropped %d rows: %s", error.bad_n.sum(), error)
+            table = table.without(error.bad_n)

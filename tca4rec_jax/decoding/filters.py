@@ -12,6 +12,7 @@ import numpy as np
 
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.table_files import read_text
 from tca4rec_jax.errors import UserError
 
 
@@ -62,7 +63,7 @@ def read_items(path: str | Path, catalogue: Catalogue) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist (a file with one item id per line)")
-    lines = map(str.strip, path.read_text("utf-8").splitlines())
+    lines = map(str.strip, read_text(path).splitlines())
     ids = {number: line for number, line in enumerate(lines, start=1) if line}
     if not ids:
         raise UserError(f"{path} lists no item: expected one item id per line")

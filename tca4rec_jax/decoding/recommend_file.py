@@ -5,15 +5,14 @@ with the items separated by '|'; every other field is copied to the output, whic
 row, in order: those fields and "items", "titles", "scores".
 """
 
-import csv
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from absl import logging
 from tqdm import tqdm
 
+from tca4rec_jax.data.table_files import kind_of, read_columns, read_json_objects
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import file_sha256, write_text
@@ -22,18 +21,18 @@ from tca4rec_jax.fileio import file_sha256, write_text
 def read_histories(path: str | Path) -> list[dict]:
     """The rows of a file, each with its "history", a list of item ids or titles.
 
-    Raises FileNotFoundError, or UserError naming file and line.
+    Raises FileNotFoundError, or UserError naming file and row.
     """
     path = Path(path)
+    kind = kind_of(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist (expected .jsonl or .csv with histories)")
-    if path.suffix not in (".jsonl", ".csv"):
-        raise UserError(f"{path} must end in .jsonl or .csv")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(_jsonl(path, file) if path.suffix == ".jsonl" else csv.DictReader(file))
+    if kind not in (".jsonl", ".csv"):
+        raise UserError(f"{path} must end in .jsonl or .csv (perhaps in .gz after it)")
+    rows = read_json_objects(path) if kind == ".jsonl" else read_columns(path).to_pylist()
     for number, row in enumerate(rows, start=1):
         history = row.get("history")
-        if path.suffix == ".csv" and history:
+        if kind == ".csv" and history:
             row["history"] = history = [item.strip() for item in history.split("|")]
         if not (isinstance(history, list) and {*map(type, history)} == {str}):
             raise UserError(
@@ -81,19 +80,6 @@ def recommend_file(
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             bar.update(len(part))
-
-
-def _jsonl(path: Path, file) -> Iterator[dict]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise UserError(f'{path}, line {number}: expected an object {{"history": [...]}}')
-        yield row
 
 
 def _lines_done(output: Path, settings: str) -> int:

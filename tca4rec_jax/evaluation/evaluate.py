@@ -159,7 +159,7 @@ def _model_metrics(config: ConfigDict, ranking: ModelRanking, tied_R: np.ndarray
         "by title": ranking_metrics(ranking.title_rank_R, seed=config.seed),
     }
     for part, chosen_R in (("tied", tied_R), ("untied", ~tied_R)):
-        if chosen_R.any():
+        if chosen_R.any() and not chosen_R.all():
             part_ranks = ranking.rank_R[chosen_R]
             metrics[f"by item, {part} rows"] = ranking_metrics(part_ranks, (10,), seed=config.seed)
     return metrics | {"nll per title": _likelihoods(config, ranking)}

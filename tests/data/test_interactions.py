@@ -95,7 +95,7 @@ def test_bad_rows_are_named(tmp_path, column, values, message):
 @pytest.mark.parametrize(
     ("column", "values", "message"),
     [
-        ("timestamp", [1.0, np.nan, 2.0], "row 2: timestamp is nan"),
+        ("timestamp", [1.0, np.nan, 2.0], "row 2: timestamp is None"),
         ("timestamp", pd.to_datetime(["2020-01-02", None, "2020-01-01"]), "row 2: .* a date"),
         ("item", ["a", None, "b"], "row 2: item is .*, expected an id"),
         ("item", [1.5, 2.0, 3.0], "row 1: item is 1.5, expected text or a whole number"),
@@ -123,7 +123,7 @@ def test_bad_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="header.csv has a header but no rows"):
         read_interactions(tmp_path / "header.csv", CATALOGUE, COLUMNS)
     (tmp_path / "x.parquet").write_bytes(b"not parquet at all")
-    with pytest.raises(ValueError, match="x.parquet cannot be read as a .parquet file"):
+    with pytest.raises(ValueError, match="x.parquet cannot be read as a Parquet file"):
         read_interactions(tmp_path / "x.parquet", CATALOGUE, COLUMNS)
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match="must end in one of"):
@@ -132,7 +132,7 @@ def test_bad_files_are_refused(tmp_path):
 
 def test_items_keep_the_order_of_the_file_and_titles_are_cleaned_and_cut(tmp_path):
     path = tmp_path / "items.csv"
-    path.write_text('item,title\nz,"  Two\n words "\na,NA\n')
+    path.write_text('item,title\nz,"  Two\t words "\na,NA\n')
     catalogue = read_items(path, ITEM_COLUMNS)
     assert catalogue.item_ids == ("z", "a")
     assert catalogue.titles == ("Two words", "NA")
@@ -143,7 +143,10 @@ def test_items_keep_the_order_of_the_file_and_titles_are_cleaned_and_cut(tmp_pat
     ("rows", "message"),
     [
         ("a,Apple\nb,  \n", r"items.csv, row 2: title is '  ', expected a title"),
-        ("a,Apple\nb,Bean\na,Again\n", r"items.csv: item id 'a' occurs more than once"),
+        (
+            "a,Apple\nb,Bean\na,Again\n",
+            "items.csv, row 3: item is 'a', expected an id that no earlier",
+        ),
         ("a,Apple\n,Bean\n", r"items.csv, row 2: item is '', expected an id"),
     ],
 )

@@ -227,7 +227,7 @@ def test_a_file_is_recommended_for_and_resumed(run, tmp_path):
         ("in.jsonl", '{"history": [1]}\n', r"row 1: history is \[1\]"),
         ("in.jsonl", "{\n", "line 1 is not JSON"),
         ("in.csv", "user\n7\n", "row 1: history is None"),
-        ("in.csv", "user,history\n", "has no rows"),
+        ("in.csv", "user,history\n", "no rows"),
     ],
 )
 def test_unusable_files_are_errors(tmp_path, name, text, message):

@@ -1,0 +1,260 @@
+"""Files of rows, read strictly into Arrow columns: nothing in them is guessed, mended or dropped.
+
+A row is counted from 1, the header not included, a line from 1. Kinds of file, by their suffix
+(that of a text file may be followed by .gz):
+
+  .csv, .tsv       RFC 4180: a field with a separator, a quote or a line break is quoted whole, and
+                   a quote in it is doubled
+  .inter, .item    RecBole: tab separated, a quote is a character, column names are name:type
+  .jsonl           an object per line
+  .parquet, .pq
+"""
+
+import bisect
+import csv
+import functools
+import gzip
+import io
+import json
+import re
+import reprlib
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from tca4rec_jax.errors import UserError
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
+_UNQUOTED = (".inter", ".item")
+_PARQUET = (".parquet", ".pq")
+KINDS = (*_SEPARATORS, ".jsonl", *_PARQUET)
+_BLOCK = 1 << 26  # bytes that Arrow parses at a time: no row may be longer
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = 100
+shown = _repr.repr  # of a value in a message, not too long
+
+_LINE_BREAK = re.compile(rb"\r\n|\r|\n")
+
+
+class MissingColumns(UserError):
+    """Columns that a file does not have."""
+
+    def __init__(self, message: str, missing: list[str]):
+        super().__init__(message)
+        self.missing = missing
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that says how a file is read, without .gz."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """The text of a file, perhaps .gz, without a byte order mark.
+
+    Raises UserError, naming the line, for bytes that are not of the encoding, and for NUL.
+    """
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix.lower() == ".gz" else data
+        text = data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}, line {_line(data[: error.start])}: byte {data[error.start]:#04x} is not "
+            f"{encoding}; save the file as UTF-8 (iconv -f cp1252 -t utf-8 OLD > NEW), or set "
+            "data.encoding (cp1252, utf-16 ...) for a table of data.source=files"
+        ) from error
+    except LookupError as error:
+        raise UserError(f"data.encoding: {error}; expected a name such as cp1252") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if (at := text.find("\0")) >= 0:
+        line = _line(text[:at].encode("utf-8", "replace"))
+        raise UserError(f"{path}, line {line}: a NUL character; expected text in {encoding}")
+    return text
+
+
+def read_json_objects(path: Path, encoding: str = "utf-8") -> list[dict]:
+    """The objects of a JSON-lines file; empty lines are skipped. Raises UserError for the rest."""
+    rows = []
+    for number, line in enumerate(io.StringIO(read_text(path, encoding)), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: expected an object such as {{...}}")
+        rows.append(row)
+    return rows
+
+
+def read_columns(
+    path: Path, columns: Sequence[str] | None = None, encoding: str = "utf-8"
+) -> pa.Table:
+    """Some columns of a table file (default: all), in its order of rows; text files give text.
+
+    Raises FileNotFoundError, or UserError for an unknown kind of file, a damaged or an empty one, a
+    missing column, a column name that occurs twice, or a row with other fields than the header.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist (expected a file with {columns or 'rows'})")
+    kind = kind_of(path)
+    if kind not in KINDS:
+        raise UserError(f"{path} must end in one of {', '.join(KINDS)} (a text file also in .gz)")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty: expected a header and rows")
+    select = functools.partial(_select, path, columns)
+    if kind in _PARQUET:
+        table = _read_parquet(path, select)
+    elif kind == ".jsonl":
+        table = _read_jsonl(path, select, encoding)
+    else:
+        table = _read_delimited(path, kind, select, encoding)
+    if not table.num_rows:
+        raise UserError(f"{path} has a header but no rows")
+    return table
+
+
+def _select(path: Path, columns: Sequence[str] | None, names: list[str]) -> list[str]:
+    """The columns to read of those that a file has."""
+    columns = names if columns is None else columns
+    if missing := [name for name in columns if name not in names]:
+        raise MissingColumns(
+            f"{path} has no column {missing}; its columns are {names}. Rename them, or say in the "
+            "data config which ones to use",
+            missing,
+        )
+    if twice := [name for name in columns if names.count(name) > 1]:
+        raise UserError(
+            f"{path} has more than one column {twice[0]!r}: rename or remove the others"
+        )
+    return list(dict.fromkeys(columns))
+
+
+_Select = Callable[[list[str]], list[str]]
+
+
+def _read_parquet(path: Path, select: _Select) -> pa.Table:
+    try:
+        with pa.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            names = select(file.schema_arrow.names)
+            return file.read(columns=names).select(names)
+    except UserError:
+        raise
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as a Parquet file: {_one_line(error)}") from error
+
+
+def _read_jsonl(path: Path, select: _Select, encoding: str) -> pa.Table:
+    rows = read_json_objects(path, encoding)
+    names = select(list(dict.fromkeys(name for row in rows for name in row)))
+    return pa.table(
+        {name: _json_column(path, name, [row.get(name) for row in rows]) for name in names}
+    )
+
+
+def _json_column(path: Path, name: str, values: list) -> pa.Array:
+    if (array := _arrow(values)) is not None:
+        return array
+    row = bisect.bisect(range(len(values)), False, key=lambda n: _arrow(values[:n]) is None)
+    raise UserError(
+        f"{path}, row {row}: {name} is {shown(values[row - 1])}, expected text or a whole number "
+        "below 2**63, as in the rows before"
+    )
+
+
+def _arrow(values: list) -> pa.Array | None:
+    """None if they have no common type."""
+    try:
+        return pa.array(values)
+    except (ValueError, OverflowError, pa.ArrowException):
+        return None
+
+
+def _read_delimited(path: Path, kind: str, select: _Select, encoding: str) -> pa.Table:
+    """Arrow's reader, which is lenient about quotes, after a check of the quotes."""
+    separator, quoted = _SEPARATORS[kind], kind not in _UNQUOTED
+    text = read_text(path, encoding)
+    data = text.encode()
+    if quoted:
+        _check_quotes(path, data, separator)
+    header = _header(path, text, separator, quoted)
+    names = header if quoted else [name.partition(":")[0] for name in header]
+    chosen = {header[names.index(name)]: name for name in select(names)}
+    wrong: list[pyarrow.csv.InvalidRow] = []
+
+    def refuse(row: pyarrow.csv.InvalidRow) -> str:
+        wrong.append(row)
+        return "error"
+
+    parse = pyarrow.csv.ParseOptions(
+        delimiter=separator,
+        quote_char='"' if quoted else False,
+        newlines_in_values=quoted,
+        invalid_row_handler=refuse,
+    )
+    convert = pyarrow.csv.ConvertOptions(
+        include_columns=list(chosen), column_types=dict.fromkeys(chosen, pa.large_string())
+    )
+    read = pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK)
+    try:
+        table = pyarrow.csv.read_csv(pa.py_buffer(data), read, parse, convert)
+    except (ValueError, pa.ArrowException) as error:
+        if not wrong:
+            raise UserError(
+                f"{path} cannot be read as a {kind} file: {_one_line(error)}"
+            ) from error
+        row = wrong[0]
+        raise UserError(
+            f"{path}, row {row.number - 1} has {row.actual_columns} fields, the header "
+            f"{row.expected_columns}: {shown(row.text)}; a field with {separator!r} in it must be "
+            "in double quotes"
+        ) from error
+    return table.rename_columns(list(chosen.values()))
+
+
+def _header(path: Path, text: str, separator: str, quoted: bool) -> list[str]:
+    lines = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=separator,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )
+    try:
+        return next(filter(None, lines), [])
+    except csv.Error as error:
+        raise UserError(f"{path}, line 1: {error}; expected a header") from error
+
+
+def _check_quotes(path: Path, data: bytes, separator: str) -> None:
+    """Raises UserError for a quote that is neither around a field nor doubled in a quoted one."""
+    if b'"' not in data:
+        return
+    end = _quoting(separator).match(data).end()  # type: ignore[union-attr]  # it matches b""
+    if end < len(data):
+        field = data[end : end + 60].decode("utf-8", "replace")
+        raise UserError(
+            f"{path}, line {_line(data[:end])}: the quotes of the field that begins with {field!r} "
+            "do not close, or stand inside it: write the whole field in double quotes and every "
+            "quote in it twice"
+        )
+
+
+@functools.cache
+def _quoting(separator: str) -> re.Pattern[bytes]:
+    """Matches as many fields as are quoted by RFC 4180, or not at all and without a quote."""
+    field = rb'(?:"(?:[^"]++|"")*+"|[^"\r\n%b]*+)' % separator.encode()
+    return re.compile(rb"(?:%b(?:%b|\r\n|[\r\n]|\Z))*+" % (field, separator.encode()))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _line(before: bytes) -> int:
+    return len(_LINE_BREAK.findall(before)) + 1
