@@ -91,6 +91,7 @@ def test_a_table_of_users_means_the_ids_of_the_data(tmp_path):
         ({"row": [0, 0, 0, 0]}, r"2 of 3 rows have no score, such as \[1, 2\]"),
         ({"item": list("dbbc")}, "row 0 has two scores for item 'b'"),
         ({"score": [0.5, "inf", 1, 1]}, "row 2: score is 'inf', expected a finite number"),
+        ({"score": [0.5, "1e39", 1, 1]}, "row 2: score is '1e39', expected a finite number"),
         ({"score": ["much", 1, 1, 1]}, "row 1: score is 'much', expected a finite number"),
     ],
 )
@@ -99,6 +100,12 @@ def test_a_table_that_does_not_fit_names_the_row_or_the_ids(tmp_path, changes, m
     with pytest.raises(ValueError, match=rf"scores\.csv.*{message}"):
         imported(tmp_path / "scores.csv", tmp_path)
     assert not (tmp_path / "store").exists()
+
+
+def test_a_floor_above_a_listed_score_is_refused(tmp_path):
+    TABLE.to_csv(tmp_path / "scores.csv", index=False)
+    with pytest.raises(UserError, match="row 1: score is '0.5', expected at least the floor 1.0"):
+        imported(tmp_path / "scores.csv", tmp_path, floor=1.0)
 
 
 def test_a_table_without_a_key_column(tmp_path):

@@ -1,5 +1,6 @@
 """prepare and load: round trip, reuse, refusal; and the whole launcher in its own process."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import pytest
 from forked import Script
 
 from tca4rec_jax.data import dataset, downloads, tfds_rec
+from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.dataset import summarise
+from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 
 ROOT = Path(__file__).parents[2]
 
@@ -185,9 +188,6 @@ def test_movielens_comes_from_the_download_or_a_folder(tmp_path, monkeypatch):
 
 
 def test_summary_counts(tmp_path):
-    from tca4rec_jax.data.catalogue import Catalogue
-    from tca4rec_jax.data.sequences import ItemSequences, RecData
-
     def split(users, rows, times):
         return ItemSequences(
             np.array(users),
@@ -213,6 +213,23 @@ def test_summary_counts(tmp_path):
         "repeated": 0.5,
         "seen_users": 0.5,
     }
+
+
+def test_ties_are_unknown_where_only_the_targets_have_a_time():
+    rows = ItemSequences([0, 0], [0, 1, 1, 0], [0, 2, 4], [-1, 5, -1, 5])
+    data = RecData(Catalogue(("a", "b"), ("A", "B")), dict.fromkeys(SPLITS, rows))
+    assert {counts["tied"] for counts in summarise(data)["splits"].values()} == {None}
+
+
+def test_a_field_that_came_later_does_not_make_data_another(good_config, tmp_path):
+    dataset.prepare(good_config, tmp_path / "data")
+    path = next((tmp_path / "data").rglob("metadata.json"))
+    metadata = json.loads(path.read_text())
+    del metadata["settings"]["drop_duplicates"]
+    path.write_text(json.dumps(metadata))
+    dataset.prepare(good_config, tmp_path / "data")
+    with pytest.raises(ValueError, match="prepared otherwise .drop_duplicates: False there, True"):
+        dataset.prepare({**good_config, "drop_duplicates": True}, tmp_path / "data")
 
 
 CONFIG_FILE = """

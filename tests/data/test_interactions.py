@@ -13,7 +13,9 @@ from tca4rec_jax.data.interactions import (
     order_by_time,
     read_interactions,
     read_items,
+    treat_duplicates,
 )
+from tca4rec_jax.data.tables import Reading
 
 CATALOGUE = Catalogue(("a", "b", "c"), ("Apple", "Bean", "Cherry"))
 ROWS = pd.DataFrame({"user": ["u", "v", "u"], "item": ["b", "a", "c"], "timestamp": [30, 10, 20]})
@@ -137,6 +139,8 @@ def test_items_keep_the_order_of_the_file_and_titles_are_cleaned_and_cut(tmp_pat
     assert catalogue.item_ids == ("z", "a")
     assert catalogue.titles == ("Two words", "NA")
     assert read_items(path, ITEM_COLUMNS, max_title_length=4).titles == ("Two", "NA")
+    with pytest.raises(ValueError, match="max_title_length is -3: expected at least 0"):
+        read_items(path, ITEM_COLUMNS, max_title_length=-3)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +158,31 @@ def test_bad_items_are_named(tmp_path, rows, message):
     (tmp_path / "items.csv").write_text("item,title\n" + rows)
     with pytest.raises(ValueError, match=message):
         read_items(tmp_path / "items.csv", ITEM_COLUMNS)
+
+
+def test_rows_that_cannot_be_used_are_left_out_on_request(tmp_path, caplog):
+    path = tmp_path / "items.csv"
+    path.write_text("item,title\na,Apple\nb,\na,Again\n,Bean\nc,Cherry\n")
+    catalogue = read_items(path, ITEM_COLUMNS, reading=Reading(drop_invalid=True))
+    assert catalogue == Catalogue(("a", "c"), ("Apple", "Cherry"))
+    assert [note.partition(":")[0] for note in caplog.messages] == ["Dropped 1 rows"] * 3
+    assert "items.csv, row 3: item is 'a'" in caplog.messages[2]  # its row in the file
+    path = tmp_path / "x.csv"
+    path.write_text("user,item,timestamp\nu,a,1\nu,b,2\nv,c,\nv,a,9\n")
+    read = read_interactions(path, catalogue, COLUMNS, Reading(drop_invalid=True))
+    assert (read.user_ids, read.timestamp.tolist()) == (("u", "v"), [1, 9])
+    path.write_text("user,item,timestamp\nu,z,1\n")
+    with pytest.raises(ValueError, match="row 1: 1 items are not in"):
+        read_interactions(path, catalogue, COLUMNS, Reading(drop_invalid=True))
+
+
+def test_exact_duplicates_are_counted_or_dropped(caplog):
+    given = _interactions([(0, 1, 5), (0, 1, 6), (0, 1, 5), (1, 1, 5), (0, 1, 5)])
+    assert treat_duplicates(given, drop=False) is given
+    assert _triples(treat_duplicates(given, drop=True)) == [(0, 1, 5), (0, 1, 6), (1, 1, 5)]
+    count = "2 of 5 interactions are exact duplicates: "
+    kept = "kept (data.drop_duplicates=true drops them)"
+    assert caplog.messages == [count + kept, count + "dropped"]
 
 
 def _interactions(triples):

@@ -48,6 +48,8 @@ def test_titles_are_cut(tmp_path):
         ("test_1.csv", HEADER + "9,1,0,[],5,5\n", r"row 1: hist_id is '\[\]', expected a list"),
         ("test_1.csv", HEADER + '9,1,2,"[1, x]",5,5\n', "row 1: hist_id is"),
         ("test_1.csv", HEADER + "9,1,1,[1],5,\n", "row 1: timestamp is ''"),
+        ("test_1.csv", HEADER + "4294967297,1,1,[1],5,5\n", "row 1: uid is .* at most 2147483647"),
+        ("test_1.csv", HEADER + "9,1,1,[9999999999],5,5\n", r"row 1: hist_id is '\[99"),
         ("test_1.csv", HEADER, "has a header but no rows"),
         ("test_1.csv", "", "test_1.csv is empty"),
         ("test_2.csv", HEADER, r"exactly one file test\*.csv, it holds"),

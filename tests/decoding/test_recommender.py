@@ -142,7 +142,7 @@ def test_unusable_histories_are_errors(run, histories, message):
 
 
 def test_filters_leave_out_history_and_lists(run, tmp_path):
-    (tmp_path / "allow.txt").write_text("i2\ni4\n\ni6\ni7\n")
+    (tmp_path / "allow.txt").write_text("\ufeffi2\ni4\n\ni6\ni7\n")
     (tmp_path / "deny.txt").write_text("i7\n")
     config = run.config.copy_and_resolve_references()
     config.decoding.allow, config.decoding.deny = (
@@ -228,6 +228,8 @@ def test_a_file_is_recommended_for_and_resumed(run, tmp_path):
         ("in.jsonl", "{\n", "line 1 is not JSON"),
         ("in.csv", "user\n7\n", "row 1: history is None"),
         ("in.csv", "user,history\n", "no rows"),
+        ("in.csv", "user,history\n7,Matrix, The\n", "row 1 has 3 fields, the header 2"),
+        ("in.csv", 'user,history\n7,"Heat\n8,Up\n', "line 2: the quotes"),
     ],
 )
 def test_unusable_files_are_errors(tmp_path, name, text, message):
