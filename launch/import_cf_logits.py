@@ -4,8 +4,9 @@
         --split=train_sequences --source=mine.npy
 
 Needs WORKDIR/data. A .npy or .npz array is [rows or flat positions, items], the items in the order
-of the catalogue; a .csv, .tsv or .parquet file has the columns item (its id), score and one of row,
-position and user (the user's id). Writes config.cf.logits/SPLIT (default WORKDIR/cf/logits/SPLIT).
+of the catalogue; a .csv, .tsv, .jsonl or .parquet file has the columns item (its id), score and one
+of row, position and user (the user's id). Writes config.cf.logits/SPLIT (default
+WORKDIR/cf/logits/SPLIT).
 """
 
 from absl import flags

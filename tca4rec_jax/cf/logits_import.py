@@ -39,15 +39,15 @@ def import_logits(
     its order, without a row for padding. Files are memory-mapped (an .npz file if it is not
     compressed).
 
-    A table (.csv, .tsv, .parquet) has the columns `item`, `score` and one of KEYS, and becomes a
-    topk store. `item` is an item id of the catalogue. `row` counts the rows of the split from 0 and
-    scores the last event of each; `position` is a flat position (every event of every row); `user`
-    is a user id of the data and gives the same logits to every event of the user's rows, whether or
-    not they come from the user's future.
+    A table (.csv, .tsv, .jsonl, .parquet) has the columns `item`, `score` and one of KEYS, and
+    becomes a topk store. `item` is an item id of the catalogue. `row` counts the rows of the split
+    from 0 and scores the last event of each; `position` is a flat position (every event of every
+    row); `user` is a user id of the data and gives the same logits to every event of the user's
+    rows, whether or not they come from the user's future.
 
     `floor` is the logit of the items that an event of a table has no score for, by default its
-    lowest score; `user_ids` are those of RecData, for a table of users; `options` are those of
-    write_store (cf_model, history_length, dtype, top_k).
+    lowest score, and above none; `user_ids` are those of RecData, for a table of users; `options`
+    are those of write_store (cf_model, history_length, dtype, top_k).
 
     Raises LogitsStoreError or ValueError, naming the file and the row or the ids: no such file, not
     arrays of numbers or a table, a number of rows or columns that does not fit (the message gives

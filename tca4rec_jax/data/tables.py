@@ -19,6 +19,15 @@ from tca4rec_jax.errors import UserError
 
 _CONTROL = r"[\x00-\x08\x0a-\x1f\x7f\x{85}\x{2028}\x{2029}]"  # all of them but the tab
 _ROUNDED = r"^[+-]?\d(\.\d+[eE]\+?|[eE]\+)\d+$"  # 1.23457E+12
+_NO_ID = {  # pattern -> what is expected
+    "^$": "an id",
+    _CONTROL + r"|\t": "an id in one line, without control characters",
+    _ROUNDED: "the whole id: a spreadsheet or a float has rounded this one",
+}
+_NO_TITLE = {
+    "^$": "a title (give it one or leave the item out)",
+    _CONTROL: "a title in one line, without control characters",
+}
 _WHOLE = r"^[1-8]?\d{1,18}(\.0*)?$"  # int64 holds it
 _DATE = r"^\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?$"
 _EXACT = {16: 11, 32: 24, 64: 53}  # bits of a float -> those of its significand
@@ -79,12 +88,7 @@ class Table:
 
     def ids(self, column: str) -> np.ndarray:
         """Ids as text (object [n]); whole numbers of a Parquet file become their digits."""
-        text = pc.utf8_trim_whitespace(self._text(column, "an id"))
-        self.refuse(column, pc.equal(text, ""), "an id")
-        bad_n = pc.match_substring_regex(text, _CONTROL + r"|\t")
-        self.refuse(column, bad_n, "an id in one line, without control characters")
-        expected = "the whole id: a spreadsheet or a float has rounded this one"
-        self.refuse(column, pc.match_substring_regex(text, _ROUNDED), expected)
+        text = self._line(column, _NO_ID)
         gap_n = pc.match_substring_regex(text, r"^-?\d+\.0+$")
         if pc.any(gap_n).as_py():
             whole = pc.replace_substring_regex(text, r"\.0+$", "")
@@ -110,11 +114,7 @@ class Table:
 
     def titles(self, column: str) -> np.ndarray:
         """Titles as text (object [n]), runs of white space made one space; none may be empty."""
-        text = pc.utf8_trim_whitespace(self._text(column, "a title"))
-        expected = "a title (give it one or leave the item out)"
-        self.refuse(column, pc.equal(text, ""), expected)
-        bad_n = pc.match_substring_regex(text, _CONTROL)
-        self.refuse(column, bad_n, "a title in one line, without control characters")
+        text = self._line(column, _NO_TITLE)
         return np.array([" ".join(title.split()) for title in text.to_pylist()], object)
 
     def texts(self, column: str) -> pd.Series:
@@ -180,6 +180,13 @@ class Table:
         dates = pd.to_datetime(text.to_pandas(), format="ISO8601", utc=True, errors="coerce")
         self.refuse(column, dates.isna().to_numpy(), expected)
         return dates.dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
+
+    def _line(self, column: str, wrong: Mapping[str, str]) -> pa.Array:
+        """Text without white space around it; `wrong` has what it must not match."""
+        text = pc.utf8_trim_whitespace(self._text(column, wrong["^$"]))
+        for pattern, expected in wrong.items():
+            self.refuse(column, pc.match_substring_regex(text, pattern), expected)
+        return text
 
     def _text(self, column: str, expected: str) -> pa.Array:
         """A column of text or whole numbers as text, without a missing value."""
