@@ -82,6 +82,7 @@ def test_content_hash_depends_on_every_array():
         ([0, 1], [1, 2], [0, 2], [0, 0], "3 offsets"),
         ([0, 1], [1, 2], [0, 2, 2], [0, 0], "row 1 has no item"),
         ([0], [1, -1], [0, 2], [0, 0], r"items\[1\] is -1"),
+        ([2**32 + 1], [1, 2], [0, 2], [0, 0], r"user\[0\] is 4294967297, expected 0..2147483647"),
         ([0], [1, 2], [0, 2], [0], "2 items but 1 timestamps"),
         ([0], [1, 2], [0, 2], [0, -5], r"timestamps\[1\] is -5"),
         ([0], [1.5, 2.0], [0, 2], [0, 0], "items must be a one-dimensional array of integers"),
