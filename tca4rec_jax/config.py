@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict, config_dict
 
 from tca4rec_jax.cf.settings import MODEL_FIELDS
-from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.decoding.beam_search import ScoreWeights
-from tca4rec_jax.errors import UserError, check_choice
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.ranges import check
 from tca4rec_jax.sections import SECTIONS, Field, fields_of, required
 
 SHORT_NAMES = {name: f"objective.{name}" for name in ("alpha", "beta", "tau", "form", "softmax")}
@@ -75,17 +75,11 @@ def validate(config: ConfigDict) -> None:
             "inference.checkpoint is 'best': no checkpoint is chosen by validation yet; give "
             "'last', or 'lowest_training_loss'"
         )
-    for name in ("batch_size", "steps", "checkpoint_every", "keep_checkpoints"):
-        if config.training[name] < 1:
-            raise UserError(f"training.{name} is {config.training[name]}: expected at least 1")
     for name, field in config_fields().items():
-        value = config_value(config, name)
-        check_choice(name, value, field.choices or (value,))
-    for section, kinds in SECTIONS.items():
+        check(name, config_value(config, name), field.annotation)
+    for section, kinds in SECTIONS.items():  # what several fields have to do with each other
         for kind in kinds:
             build(kind, config_value(config, section), **dict.fromkeys(required(kind), 1))
-    build(Objective, config.objective).check()
-    score_weights(config, guidance=0.0)
 
 
 def movielens_config() -> ConfigDict:

@@ -6,10 +6,8 @@ of them.
 
 import inspect
 import re
-import types
-import typing
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from tca4rec_jax.cf.settings import MODEL_FIELDS, CFFields
 from tca4rec_jax.cf.trainer import FitSchedule
@@ -19,6 +17,22 @@ from tca4rec_jax.data.prompts import PromptTemplate
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.llm.config import DecoderOptions
 from tca4rec_jax.llm.lora import LoRAConfig
+from tca4rec_jax.ranges import (
+    Buckets,
+    Count,
+    FolderName,
+    LocalPath,
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+    Seed,
+    Span,
+    Temperature,
+    Temperatures,
+    annotations,
+    plain_type,
+)
 
 
 class RunFields(NamedTuple):
@@ -29,8 +43,8 @@ class RunFields(NamedTuple):
       run: the name of the LLM run below WORKDIR/llm; by default after alpha, as in alpha_0.1.
     """
 
-    seed: int = 0
-    run: str | None = None
+    seed: Seed = 0
+    run: FolderName | None = None
 
 
 class MeshFields(NamedTuple):
@@ -42,9 +56,9 @@ class MeshFields(NamedTuple):
       tensor: devices that share the heads and the feed-forward width of one copy.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Annotated[int, Range("at least 1, or -1", lambda n: n >= 1 or n == -1)] = -1
+    fsdp: Count = 1
+    tensor: Count = 1
 
 
 class LLMFields(NamedTuple):
@@ -60,9 +74,9 @@ class LLMFields(NamedTuple):
       train: 'lora' trains adapters, 'full' every weight, in float32.
     """
 
-    weights: str = "smollm2-135m-instruct"
+    weights: LocalPath = "smollm2-135m-instruct"
     architecture: str | None = None
-    num_layers: int | None = None
+    num_layers: Count | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantise: Literal["int8", "nf4"] | None = None
     train: Literal["lora", "full"] = "lora"
@@ -88,10 +102,10 @@ class OptimizerFields(NamedTuple):
       clip: the largest norm of a gradient.
     """
 
-    learning_rate: float = 1e-4
-    warmup_steps: int = 20
-    weight_decay: float = 0.01
-    clip: float = 1.0
+    learning_rate: Positive = 1e-4
+    warmup_steps: Natural = 20
+    weight_decay: NotNegative = 0.01
+    clip: Positive = 1.0
 
 
 class TrainingFields(NamedTuple):
@@ -113,14 +127,14 @@ class TrainingFields(NamedTuple):
     """
 
     targets: Literal["all", "last"] = "all"
-    batch_size: int = 16
-    steps: int = 1000
-    buckets: tuple[int, ...] = (64, 128, 192, 256)
-    checkpoint_every: int = 100
-    keep_checkpoints: int = 2
-    watchdog_seconds: float = 1800.0
+    batch_size: Count = 16
+    steps: Count = 1000
+    buckets: Buckets = (64, 128, 192, 256)
+    checkpoint_every: Count = 100
+    keep_checkpoints: Count = 2
+    watchdog_seconds: NotNegative = 1800.0
     cache_hidden_states: bool = False
-    profile_steps: tuple[int, int] | None = None
+    profile_steps: Span | None = None
 
 
 class DecodingFields(NamedTuple):
@@ -133,10 +147,10 @@ class DecodingFields(NamedTuple):
       deny: a text file, one item id per line: these are not recommended.
     """
 
-    beta: float | None = None
+    beta: Temperature | None = None
     exclude_history: bool = False
-    allow: str | None = None
-    deny: str | None = None
+    allow: LocalPath | None = None
+    deny: LocalPath | None = None
 
 
 class InferenceFields(NamedTuple):
@@ -150,8 +164,8 @@ class InferenceFields(NamedTuple):
     """
 
     checkpoint: Literal["last", "lowest_training_loss"] = "last"
-    batch_size: int = 16
-    buckets: int = 2
+    batch_size: Count = 16
+    buckets: Count = 2
     unfinished: bool = False
 
 
@@ -170,10 +184,10 @@ class EvaluationFields(NamedTuple):
     """
 
     split: Literal["train_sequences", "train", "validation", "test"] = "test"
-    rows: int = 400
-    examples: int = 5
-    temperatures: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
-    variants: tuple[tuple[str, str, float], ...] = (("LLM, untrained", "", 0.0),)
+    rows: Natural = 400
+    examples: Natural = 5
+    temperatures: Temperatures = (1.0, 1.25, 1.5, 2.0, 3.0)
+    variants: tuple[tuple[str, str, NotNegative], ...] = (("LLM, untrained", "", 0.0),)
     differences: tuple[tuple[str, str], ...] = ()
 
 
@@ -199,12 +213,12 @@ _INTERNAL = {"guidance", "edge_chunk", "renormalise"}
 
 
 class Field(NamedTuple):
-    """A field of a section: `default` is None if not set, `choices` () unless they are few."""
+    """A field of a section: `default` is None if not set, `annotation` says type and range."""
 
     name: str
     default: Any
     type: type
-    choices: tuple
+    annotation: Any
     description: str
 
 
@@ -214,21 +228,12 @@ def fields_of(kind: Any) -> Iterator[Field]:
     An object stands for its class with its values as defaults. The data give what has no default.
     """
     class_ = kind if isinstance(kind, type) else type(kind)
-    hints, descriptions = typing.get_type_hints(class_), _descriptions(class_)
+    hints, descriptions = annotations(class_), _descriptions(class_)
     for name, parameter in inspect.signature(class_).parameters.items():
         default = parameter.default if class_ is kind else getattr(kind, name)
         if name not in _INTERNAL and not callable(default):  # as the marker of no default is
-            yield Field(name, default, *_type_and_choices(hints[name]), descriptions[name])
-
-
-def _type_and_choices(hint: Any) -> tuple[type, tuple]:
-    """(type of the values, all values or none) of an annotation; `X | None` is an X or None."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        type_, choices = _type_and_choices(typing.get_args(hint)[0])
-        return type_, (*choices, None) if choices else ()
-    if typing.get_origin(hint) is Literal:
-        return type(typing.get_args(hint)[0]), typing.get_args(hint)
-    return typing.get_origin(hint) or hint, ()
+            hint = hints[name]
+            yield Field(name, default, plain_type(hint), hint, descriptions[name])
 
 
 def required(kind: Any) -> list[str]:

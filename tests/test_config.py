@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.architectures import ARCHITECTURES, architecture
 from tca4rec_jax.llm.lora import LoRAConfig
 from tca4rec_jax.metrics import CUTOFFS
+from tca4rec_jax.ranges import range_words
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
@@ -87,7 +89,7 @@ def test_the_temperature_of_guidance_is_that_of_the_objective_unless_told():
     assert score_weights(config, 1.0) == ScoreWeights(1.0, 2.0, 1.0, 0.0)
     config = apply_argument(config, "decoding.beta=3")
     assert score_weights(config, 1.0).beta == 3.0
-    with pytest.raises(UserError, match="above 0"):
+    with pytest.raises(UserError, match="temperature is 0.0: expected 0.000001 to"):
         score_weights(apply_argument(config, "decoding.temperature=0"), 1.0)
 
 
@@ -185,16 +187,67 @@ def test_unknown_keys_and_wrong_types_are_errors(arg):
         ("data.source=mail", "data.source"),
         ("cf.model=svd", "cf.model is 'svd'"),
         ("cf.sasrec.loss=mse", "cf.sasrec.loss is 'mse': expected one of"),
-        ("cf.bert4rec.heads=3", "3 heads do not divide 64 units"),
-        ("cf.lightgcn.negatives=0", "negatives must be at least 1"),
+        ("cf.bert4rec.heads=3", "heads is 3: expected a divisor of its 64 units"),
+        ("cf.lightgcn.negatives=0", "cf.lightgcn.negatives is 0: expected at least 1"),
         ("llm.quantise=int2", "llm.quantise is 'int2'"),
         ("inference.checkpoint=best", "no checkpoint is chosen by validation yet"),
         ("inference.checkpoint=first", "inference.checkpoint is 'first': expected one of"),
+        ("llm.dtype=bf16", "llm.dtype is 'bf16': expected one of"),
+        ("llm.attention=flash", "llm.attention is 'flash': expected one of"),
+        ("evaluation.split=tests", "evaluation.split is 'tests': expected one of"),
+        ("optimizer.clip=0", "optimizer.clip is 0.0: expected above 0"),
+        ("seed=4294967296", "seed is 4294967296: expected 0 to 4294967295"),
+        ("beta=1e-39", "objective.beta is 1e-39: expected 0.000001 to"),
+        ("training.buckets=()", r"training.buckets is \(\): expected ascending"),
+        ("training.buckets=(128,64)", r"training.buckets is \(128, 64\): expected ascending"),
+        ("training.buckets=(0,64)", r"training.buckets is \(0, 64\): expected at least 1"),
+        ("training.buckets=(64.5,)", "expected a whole number"),
+        ("training.profile_steps=(3,3)", "profile_steps is .*: expected ascending"),
+        ("training.profile_steps=(3,)", "profile_steps is .*: expected 2 values"),
+        ("data.split=(.8,.2,0)", "data.split is .*: expected three above 0 that sum to 1"),
+        ("data.split=(.8,.1,.2)", "data.split is .*: expected three above 0 that sum to 1"),
+        ("data.split=(.8,.2)", "data.split is .*: expected 3 values"),
+        ("data.min_history=11", "data.min_history is 11: expected at most data.history_length, 10"),
+        ("data.path=gs://bucket/x", "data.path is 'gs://bucket/x': expected a local path"),
+        ("evaluation.temperatures=()", "evaluation.temperatures is .*: expected at least one"),
+        ("evaluation.variants=(('a',),)", "evaluation.variants is .*: expected 3 values"),
+        ("evaluation.variants=(('a','b',-1.),)", "evaluation.variants is .*: expected at least 0"),
+        ("lora.targets='('", r"lora.targets is '\(': expected a regular expression"),
+        ("prompt.end=''", "prompt.end is '': expected a text that is not empty"),
+        ("run=../x", "run is '../x': expected the name of a folder"),
+        ("run=..", "run is '..': expected the name of a folder"),
     ],
 )
 def test_a_value_out_of_range_is_named(arg, message):
     with pytest.raises(UserError, match=message):
         validate(apply_argument(default_config(), arg))
+
+
+NUMBERS = {name: field for name, field in config_fields().items() if field.type in (int, float)}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_a_range(name):
+    bad = {int: [-2], float: [-2.0, math.nan, math.inf]}[NUMBERS[name].type]
+    for value in bad:
+        config = default_config()
+        config.update_from_flattened_dict({name: value})
+        with pytest.raises(UserError, match=f"^{name} is {value}: expected "):
+            validate(config)
+
+
+def test_every_other_field_has_a_range_or_takes_anything():
+    rest = {name: field for name, field in config_fields().items() if name not in NUMBERS}
+    anything = {name for name, field in rest.items() if not range_words(field.annotation)}
+    assert {name for name in anything if rest[name].type is not bool} == {
+        "cf.logits",  # a folder or a URL
+        "llm.architecture",  # checked where the names are
+        "recommender.name",
+        "prompt.prefix",
+        "prompt.before_title",
+        "evaluation.variants",
+        "evaluation.differences",
+    }
 
 
 def test_every_field_is_described_with_the_default_that_it_has():

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md: every field of a run, its default and what it is.
+"""Writes docs/configuration.md: every field of a run, its default, its range and what it is.
 
     .venv/bin/python docs/mkdocs/make_configuration.py
 
@@ -8,6 +8,7 @@ tests/docs/test_generated.py fails if the page is older than the dataclasses.
 from pathlib import Path
 
 from tca4rec_jax.config import SHORT_NAMES, config_fields
+from tca4rec_jax.ranges import range_words
 
 PAGE = Path(__file__).parents[1] / "configuration.md"
 HEAD = """\
@@ -26,7 +27,7 @@ python launch/train.py --config=configs/quickstart.py:debug --workdir=runs/x   #
 ```
 
 The argument after the colon is a list of `debug`, dotted fields and short names ({short}).
-An unknown field is an error.
+An unknown field, or a value out of its range, is an error before anything is read.
 """
 
 
@@ -39,12 +40,12 @@ def page() -> str:
         if group != section:
             section = group
             heading = f"`{group}`" if group else "The run"
-            text += f"\n## {heading}\n\n| field | default | |\n| --- | --- | --- |\n"
+            text += f"\n## {heading}\n\n| field | default | values | |\n| --- | --- | --- | --- |\n"
         shown = "not set" if field.default is None else f"`{field.default!r}`"
         if "|" in shown:  # which would end the cell
             shown = f"<code>{shown.strip('`').replace('|', '&#124;')}</code>"
         sentence = field.description.replace("|", "\\|")
-        text += f"| `{name}` | {shown} | {sentence} |\n"
+        text += f"| `{name}` | {shown} | {range_words(field.annotation)} | {sentence} |\n"
     return text
 
 

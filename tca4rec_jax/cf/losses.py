@@ -19,7 +19,8 @@ import optax
 from tca4rec_jax.cf.windows import TrainingQueries, user_item_pairs
 from tca4rec_jax.core.collaborative_tokenizer import cf_logits
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
-from tca4rec_jax.errors import UserError, check_choices
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.ranges import Count, NotNegative, check_fields
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,13 @@ class LossConfig:
     """
 
     loss: Literal["softmax", "bce", "bpr"] = "softmax"
-    negatives: int = 1
+    negatives: Count = 1
     negatives_outside: Literal["window", "user"] = "window"
     targets: Literal["all", "window", "last"] = "all"
-    regularisation: float = 0.0
+    regularisation: NotNegative = 0.0
 
     def __post_init__(self):
-        check_choices(self, "the CF model's ")
-        if self.negatives < 1 or not self.regularisation >= 0:
-            raise UserError(
-                "the CF model's negatives must be at least 1, its regularisation at least 0, got "
-                f"{self.negatives} and {self.regularisation}"
-            )
+        check_fields(self, "the CF model's ")
 
 
 def softmax_loss(queries: TrainingQueries, target_BxP: jax.Array) -> jax.Array:

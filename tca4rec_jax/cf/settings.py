@@ -6,14 +6,15 @@ dataclasses say (MODEL_FIELDS), so another model runs as its paper has it.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from tca4rec_jax.cf.models.registry import MODELS, ModelKind
 from tca4rec_jax.cf.trainer import FitConfig
 from tca4rec_jax.data.sequences import RecData
-from tca4rec_jax.errors import UserError, check_choice
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.ranges import Count, LocalPath, check_fields, one_of
 
 MODEL_FIELDS = {
     name: tuple(filter(None, (kind.config, kind.training))) for name, kind in MODELS.items()
@@ -35,16 +36,16 @@ class CFFields:
       top_k: keep so many logits per row and a floor; by default all.
     """
 
-    model: str = "sasrec"
-    weights: str | None = None
-    history_length: int = 10
+    model: Annotated[str, one_of(MODELS)] = "sasrec"
+    weights: LocalPath | None = None
+    history_length: Count = 10
     filter_seen: bool = False
     logits: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    top_k: int | None = None
+    top_k: Count | None = None
 
     def __post_init__(self):
-        check_choice("cf.model", self.model, MODELS)
+        check_fields(self, "cf.")
         if self.weights and self.model != "sasrec":
             raise UserError("cf.weights reads PyTorch checkpoints of cf.model 'sasrec' only")
 

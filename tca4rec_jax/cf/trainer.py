@@ -34,6 +34,7 @@ from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.metrics import mean_metrics
+from tca4rec_jax.ranges import Count, Positive, Seed, check_fields
 
 _SAVE_SECONDS = 20.0
 
@@ -50,27 +51,19 @@ class FitSchedule:
       seed: of the windows' order, dropout and negatives.
     """
 
-    learning_rate: float = 1e-3
-    batch_size: int = 256
-    max_epochs: int = 40
-    patience: int = 6
-    seed: int = 0
+    learning_rate: Positive = 1e-3
+    batch_size: Count = 256
+    max_epochs: Count = 40
+    patience: Count = 6
+    seed: Seed = 0
 
     def __post_init__(self):
-        for name in ("batch_size", "max_epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise UserError(f"cf.{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise UserError(f"cf.learning_rate must be positive, got {self.learning_rate}")
+        check_fields(self, "cf.")
 
 
 @dataclass(frozen=True)
 class FitConfig(FitSchedule, losses.LossConfig):
     """How a CF model is trained: see LossConfig and FitSchedule."""
-
-    def __post_init__(self):
-        FitSchedule.__post_init__(self)
-        losses.LossConfig.__post_init__(self)
 
 
 @dataclass(frozen=True)

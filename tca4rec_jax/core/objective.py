@@ -26,7 +26,7 @@ from tca4rec_jax.core import Array
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, in_chunks, project
 from tca4rec_jax.core.decisions import Targets
 from tca4rec_jax.core.trie import DeviceTrie
-from tca4rec_jax.errors import UserError, check_choices
+from tca4rec_jax.ranges import Share, Temperature, check_fields
 
 _LOGITS_BYTES = 64 << 20  # of the logits that exist at once, by default
 
@@ -44,7 +44,7 @@ class Objective:
     """What is optimised; a pytree whose numbers may be traced and follow a schedule.
 
     Attributes:
-      alpha: weight of the CF distribution in the soft label, 0 to 1.
+      alpha: weight of the CF distribution in the soft label.
       beta: temperature of the CF logits.
       tau: temperature of the LLM's logits.
       form: 'log_expectation' is what the published code computes, 'cross_entropy' what the paper
@@ -52,20 +52,15 @@ class Objective:
       softmax: over the whole vocabulary, or over the children of the trie's node (MSL).
     """
 
-    alpha: float = 0.1
-    beta: float = 1.0
-    tau: float = 1.0
+    alpha: Share = 0.1
+    beta: Temperature = 1.0
+    tau: Temperature = 1.0
     form: Literal["log_expectation", "cross_entropy"] = "log_expectation"
     softmax: Literal["vocabulary", "children"] = "vocabulary"
 
     def check(self) -> "Objective":
         """Returns itself; raises UserError naming the field that is out of range."""
-        if not 0.0 <= self.alpha <= 1.0:
-            raise UserError(f"objective.alpha is {self.alpha}: a share, give 0 to 1")
-        for name in ("beta", "tau"):
-            if not (value := getattr(self, name)) > 0.0:
-                raise UserError(f"objective.{name} is {value}: a temperature must be above 0")
-        check_choices(self, "objective.")
+        check_fields(self, "objective.")
         return self
 
 

@@ -22,8 +22,9 @@ from tca4rec_jax.data.published import published_files, read_published
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.data.tables import Reading
 from tca4rec_jax.data.tfds_rec import read as load
-from tca4rec_jax.errors import UserError, check_choices
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import atomic_path, file_sha256
+from tca4rec_jax.ranges import Count, Fractions, LocalPath, Natural, Seed, Text, check_fields
 
 _FORMAT = 1  # part of the fingerprint: raise it when the rows made from the same input change
 
@@ -56,24 +57,29 @@ class DataConfig:
     """
 
     source: Literal["movielens_100k", "files", "published"] = "movielens_100k"
-    path: str | None = None
-    interactions: str | None = None
-    catalogue: str | None = None
-    user_column: str = "user"
-    item_column: str = "item"
-    timestamp_column: str = "timestamp"
-    title_column: str = "title"
-    history_length: int = 10
-    min_history: int | None = None
-    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    seed: int = 0
-    max_title_length: int = 100
+    path: LocalPath | None = None
+    interactions: LocalPath | None = None
+    catalogue: LocalPath | None = None
+    user_column: Text = "user"
+    item_column: Text = "item"
+    timestamp_column: Text = "timestamp"
+    title_column: Text = "title"
+    history_length: Count = 10
+    min_history: Count | None = None
+    split: Fractions = (0.8, 0.1, 0.1)
+    seed: Seed = 0
+    max_title_length: Natural = 100
     encoding: str = "utf-8"
     drop_invalid: bool = False
     drop_duplicates: bool = False
 
     def __post_init__(self):
-        check_choices(self, "data.")
+        check_fields(self, "data.")
+        if self.min_history and self.min_history > self.history_length:
+            raise UserError(
+                f"data.min_history is {self.min_history}: expected at most data.history_length, "
+                f"{self.history_length}"
+            )
         object.__setattr__(self, "split", tuple(float(part) for part in self.split))
 
     def inputs(self) -> dict[str, Path]:

@@ -127,14 +127,10 @@ def build_splits(
     train_sequences holds, for every user with two or more of them, all interactions before the
     first validation target (those of users without any row included).
 
-    Raises UserError if the settings are out of range or leave a split without rows.
+    `DataConfig` says the ranges of the settings. Raises UserError if they leave a split without
+    rows.
     """
     min_history = history_length if min_history is None else min_history
-    if not 1 <= min_history <= history_length:
-        raise UserError(
-            f"expected 1 <= min_history <= history_length, got min_history={min_history} and "
-            f"history_length={history_length}"
-        )
     ordered = order_by_time(interactions, seed)
     place = np.argsort(ordered.user, kind="stable")  # in time, of every interaction in by_user
     by_user = ordered.take(place)
@@ -167,8 +163,6 @@ def build_splits(
 
 def _boundaries(num_rows: int, split: tuple[float, ...], min_history: int) -> tuple[int, int]:
     """Where validation and test begin among the rows in time order."""
-    if len(split) != 3 or min(split) <= 0 or abs(sum(split) - 1) > 1e-6:
-        raise UserError(f"split must be three fractions above 0 that sum to 1, got {tuple(split)}")
     first, second = round(num_rows * split[0]), round(num_rows * (split[0] + split[1]))
     if not 0 < first < second < num_rows:
         raise UserError(

@@ -16,6 +16,7 @@ import numpy as np
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.ranges import Count, Text
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class PromptTemplate:
 
     prefix: str = ""
     before_title: str = " "
-    end: str = "\n"
+    end: Text = "\n"
     bos: Literal["added", "known", "never"] = "added"
-    max_tokens: int = 256
+    max_tokens: Count = 256
 
 
 class TextEncoder(NamedTuple):

@@ -25,9 +25,9 @@ from tca4rec_jax.core.collaborative_tokenizer import node_log_mass
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.decoding.advance_beams import EdgeReader, EdgeScores, Prompts
 from tca4rec_jax.decoding.search_sizes import children_bounds, pool_capacities
-from tca4rec_jax.errors import UserError, check_choices
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.kv_cache import BeamCache, gather_beams, grow_cache
+from tca4rec_jax.ranges import Count, NotNegative, Temperature, check_fields
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,14 @@ class SearchConfig:
     Raises UserError for a value outside these.
     """
 
-    beams: int = 10
+    beams: Count = 10
     mask: Literal["before_softmax", "after_softmax"] = "before_softmax"
     rules: Literal["exact", "huggingface"] = "exact"
-    edge_chunk: int = 8
+    edge_chunk: Count = 8
     renormalise: bool = True
 
     def __post_init__(self):
-        if self.beams < 1 or self.edge_chunk < 1:
-            raise UserError(f"beams and edge_chunk must be at least 1, got {self}")
-        check_choices(self, "decoding.")
+        check_fields(self, "decoding.")
 
     @property
     def compress(self) -> bool:
@@ -83,22 +81,20 @@ class ScoreWeights(NamedTuple):
     divided by (number of tokens, end token included) ** length_penalty.
 
     Attributes:
-      guidance: weight of the Collaborative Tokenizer's distribution, lambda; at least 0.
-      beta: temperature of the CF logits, above 0.
-      temperature: of the LLM's logits, above 0.
+      guidance: weight of the Collaborative Tokenizer's distribution, lambda.
+      beta: temperature of the CF logits.
+      temperature: of the LLM's logits.
       length_penalty: exponent of the length; 0 compares sums of log-probabilities, 1 means.
     """
 
-    guidance: float = 0.0
-    beta: float = 1.0
-    temperature: float = 1.0
-    length_penalty: float = 0.0
+    guidance: NotNegative = 0.0
+    beta: Temperature = 1.0
+    temperature: Temperature = 1.0
+    length_penalty: NotNegative = 0.0
 
     def check(self) -> "ScoreWeights":
-        """Returns itself; raises UserError for values the search is not defined for."""
-        if min(self.guidance, self.length_penalty) < 0 or min(self.beta, self.temperature) <= 0:
-            ranges = "guidance and length_penalty must be at least 0, beta and temperature above 0"
-            raise UserError(f"{ranges}, got {self}")
+        """Returns itself; raises UserError for a value out of range."""
+        check_fields(self)
         return self
 
 

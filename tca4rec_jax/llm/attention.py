@@ -100,7 +100,7 @@ def causal_attention(
     """Causal attention over right-padded sequences -> [B, S, Qh, H].
 
     window: None for no limit; traced (layers that differ in it) only for 'xla'. implementation: one
-    of ATTENTION_KERNELS; 'cudnn' and 'splash' are fused kernels (see `check_implementation`).
+    llm.attention: 'cudnn' and 'splash' are fused kernels (see `check_implementation`).
 
     Queries run in blocks. A block reads the keys up to its own end, which saves the upper triangle,
     and from its window on, if that is an int. Padding needs no mask: it comes after every real

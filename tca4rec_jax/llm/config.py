@@ -3,9 +3,10 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tca4rec_jax.errors import UserError, check_choice
+from tca4rec_jax.ranges import check_fields
 
 # Which tensor axis is which, in the words a sharding module maps to mesh axes. The first pattern
 # that matches the whole '/'-joined path of a parameter wins. 'heads' is the flattened Qh*H axis,
@@ -32,8 +33,6 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 # How projections can be quantised (quantisation.py) -> what is added to their paths for the scales.
 SCALES = {"int8": "_scale", "nf4": "_group_scale"}
 GROUP = 64  # inputs that share a scale in nf4
-
-ATTENTION_KERNELS = ("xla", "cudnn", "splash")
 
 
 def logical_axes(path: str) -> tuple[str | None, ...]:
@@ -222,9 +221,8 @@ class DecoderOptions:
         run a model whose layers differ in their sliding window.
     """
 
-    remat: str = "products"
-    attention: str = "xla"
+    remat: Literal["none", "products", "full"] = "products"
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
 
     def __post_init__(self):
-        check_choice("llm.remat", self.remat, ("none", "products", "full"))
-        check_choice("llm.attention", self.attention, ATTENTION_KERNELS)
+        check_fields(self, "llm.")

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.ranges import Count, Natural, Positive, Rate, Regex, check_fields
 
 Adapters = dict[str, dict[str, jax.Array]]
 
@@ -32,19 +33,14 @@ class LoRAConfig:
         training step costs three quarters.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.05
-    targets: str = r"(q|k|v|o)_proj"
-    first_layer: int = 0
+    rank: Count = 8
+    alpha: Positive = 16.0
+    dropout: Rate = 0.05
+    targets: Regex = r"(q|k|v|o)_proj"
+    first_layer: Natural = 0
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise UserError(f"LoRA rank must be at least 1, got {self.rank}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"LoRA dropout must be in [0, 1), got {self.dropout}")
-        if self.first_layer < 0:
-            raise UserError(f"LoRA first_layer must be at least 0, got {self.first_layer}")
+        check_fields(self, "lora.")
 
     @property
     def scale(self) -> float:
@@ -60,8 +56,8 @@ def adapter_shapes(config: DecoderConfig, lora: LoRAConfig) -> dict[str, dict[st
     layers = config.num_layers
     if lora.first_layer >= layers:
         raise UserError(
-            f"LoRA first_layer is {lora.first_layer}, but the model has layers 0 to {layers - 1}:"
-            " nothing would be trained"
+            f"lora.first_layer is {lora.first_layer}: expected at most {layers - 1}, the model's "
+            "last layer, or nothing would be trained"
         )
     shapes = {
         name: {"a": (layers, inputs, lora.rank), "b": (layers, lora.rank, outputs)}
@@ -70,8 +66,8 @@ def adapter_shapes(config: DecoderConfig, lora: LoRAConfig) -> dict[str, dict[st
     }
     if not shapes:
         raise UserError(
-            f"LoRA targets {lora.targets!r} matched no projection;"
-            f" there are {', '.join(config.projection_shapes)}"
+            f"lora.targets is {lora.targets!r}: expected to match a projection, one of "
+            f"{', '.join(config.projection_shapes)}"
         )
     return shapes
 

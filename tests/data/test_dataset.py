@@ -149,6 +149,7 @@ def test_tfds_and_its_data_source_see_the_same_rows(good_config, tmp_path):
     [
         ({"source": "netflix"}, "data.source is 'netflix': expected one of"),
         ({"source": "published"}, "needs data.path"),
+        ({"min_history": 11}, "min_history is 11: expected at most data.history_length, 10"),
         ({"source": "files", "catalogue": "x"}, "needs data.interactions and data.catalogue"),
     ],
 )

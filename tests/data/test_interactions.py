@@ -281,18 +281,8 @@ def test_nothing_of_training_is_later_than_validation_and_test():
     assert target_times["validation"].max() < target_times["test"].min()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"split": (0.8, 0.2, 0.0)}, "three fractions above 0"),
-        ({"split": (0.8, 0.1)}, "three fractions"),
-        ({"split": (0.8, 0.1, 0.2)}, "sum to 1"),
-        ({"min_history": 4}, "min_history <= history_length"),
-        ({"min_history": 0}, "1 <= min_history"),
-        ({"history_length": 11}, "0 interactions have 11 or more of their user before them"),
-    ],
-)
-def test_settings_out_of_range_are_refused(changes, message):
+def test_settings_that_leave_no_rows_are_refused():
     interactions = _interactions([(0, item, item) for item in range(10)])
+    message = "0 interactions have 11 or more of their user before them"
     with pytest.raises(ValueError, match=message):
-        build_splits(interactions, **{"history_length": 3, **changes})
+        build_splits(interactions, history_length=11)

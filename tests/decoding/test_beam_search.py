@@ -299,7 +299,7 @@ def test_unusable_settings_are_errors():
         SearchConfig(rules="loose")
     with pytest.raises(ValueError, match="at least 1"):
         SearchConfig(beams=0)
-    with pytest.raises(ValueError, match="temperature above 0"):
+    with pytest.raises(ValueError, match="temperature is 0.0: expected 0.000001 to"):
         ScoreWeights(temperature=0.0).check()
     with pytest.raises(ValueError, match="guidance"):
         ScoreWeights(guidance=-1.0).check()

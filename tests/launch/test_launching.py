@@ -137,7 +137,7 @@ def test_a_dry_run_says_what_is_read_and_written_and_touches_nothing(
     assert not workdir.exists()
     bad = Script([*command, config + ",tau=0"], dict(os.environ)).completed()
     assert bad.returncode in (1, 2)
-    assert bad.stderr.strip().endswith("objective.tau is 0.0: a temperature must be above 0")
+    assert bad.stderr.strip().endswith("objective.tau is 0.0: expected 0.000001 to 1000000")
 
 
 def test_what_a_user_wrote_is_logged_and_printed_as_it_is(tmp_path):

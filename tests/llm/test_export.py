@@ -273,7 +273,7 @@ def test_every_wrong_tensor_is_named(tmp_path, change, message):
         (lambda f: f.pop("r"), "field 'r' is missing"),
         (lambda f: f.update(use_dora=True), "only plain LoRA"),
         (lambda f: f.update(target_modules="all-linear"), "target_modules is 'all-linear'"),
-        (lambda f: f.update(r=0), "rank must be at least 1"),
+        (lambda f: f.update(r=0), "rank is 0: expected at least 1"),
         (lambda f: f.update(layers_to_transform=[0, 2]), r"layers_to_transform is \[0, 2\]"),
     ],
 )

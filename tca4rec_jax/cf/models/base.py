@@ -15,6 +15,7 @@ from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.ranges import Count, check_fields
 
 Key = jax.Array | None
 
@@ -27,19 +28,15 @@ class ModelConfig:
     the heads or the dropout are out of range.
     """
 
-    num_items: int
-    history_length: int
+    num_items: Count
+    history_length: Count
 
     def __post_init__(self):
         model, values = type(self).__name__.removesuffix("Config"), vars(self)
-        for name in ("num_items", "history_length", "units", "blocks", "heads"):
-            if values.get(name, 1) < 1:
-                raise UserError(f"{model}: {name} must be at least 1, got {values[name]}")
+        check_fields(self, f"{model}'s ")
         units, heads = values.get("units", 1), values.get("heads", 1)
         if units % heads:
-            raise UserError(f"{model}: {heads} heads do not divide {units} units")
-        if not 0.0 <= values.get("dropout", 0.0) < 1.0:
-            raise UserError(f"{model}: dropout must be in [0, 1), got {values['dropout']}")
+            raise UserError(f"{model}'s heads is {heads}: expected a divisor of its {units} units")
 
 
 class CFModel(nnx.Module):

@@ -24,6 +24,7 @@ from tca4rec_jax.cf.models import base
 from tca4rec_jax.cf.models.base import Key
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries
 from tca4rec_jax.data.sequences import PAD_ITEM
+from tca4rec_jax.ranges import Count, Rate, Share
 
 _INITIALIZER = nnx.initializers.truncated_normal(0.02)
 
@@ -40,11 +41,11 @@ class BERT4RecConfig(base.ModelConfig):
       masked: share of a window's positions that the Cloze task masks.
     """
 
-    units: int = 64
-    blocks: int = 2
-    heads: int = 2
-    dropout: float = 0.1
-    masked: float = 0.3
+    units: Count = 64
+    blocks: Count = 2
+    heads: Count = 2
+    dropout: Rate = 0.1
+    masked: Share = 0.3
 
 
 class Block(nnx.Module):

@@ -17,6 +17,7 @@ from tca4rec_jax.cf.models import base
 from tca4rec_jax.cf.windows import HistoryWindows, TrainingQueries, user_item_pairs
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+from tca4rec_jax.ranges import Count
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class BPRMFConfig(base.ModelConfig):
       units: width D.
     """
 
-    num_users: int
-    units: int = 64
+    num_users: Count
+    units: Count = 64
 
 
 class UserItemModel(base.CFModel):

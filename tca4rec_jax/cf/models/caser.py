@@ -21,6 +21,7 @@ from flax import nnx
 from tca4rec_jax.cf.models import base
 from tca4rec_jax.cf.models.base import Key
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.ranges import Count, Rate
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class CaserConfig(base.ModelConfig):
       dropout: probability, applied to the filters' outputs.
     """
 
-    units: int = 64
-    horizontal: int = 16
-    vertical: int = 4
-    dropout: float = 0.5
+    units: Count = 64
+    horizontal: Count = 16
+    vertical: Count = 4
+    dropout: Rate = 0.5
 
 
 class Caser(base.SequenceModel):

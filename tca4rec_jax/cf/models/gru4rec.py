@@ -17,6 +17,7 @@ from flax import nnx
 from tca4rec_jax.cf.models import base
 from tca4rec_jax.cf.models.base import Key
 from tca4rec_jax.data.sequences import PAD_ITEM
+from tca4rec_jax.ranges import Count, Rate
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class GRU4RecConfig(base.ModelConfig):
       dropout: probability, applied to the input and between the layers.
     """
 
-    units: int = 64
-    layers: int = 1
-    dropout: float = 0.3
+    units: Count = 64
+    layers: Count = 1
+    dropout: Rate = 0.3
 
 
 class GRULayer(nnx.Module):

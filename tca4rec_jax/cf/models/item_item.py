@@ -21,6 +21,7 @@ from flax import nnx
 from tca4rec_jax.cf.models.base import CFModel, ModelConfig, Statistic
 from tca4rec_jax.cf.windows import user_item_pairs
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+from tca4rec_jax.ranges import Count, NotNegative, Positive
 
 _USERS_AT_ONCE = 1024
 
@@ -33,7 +34,7 @@ class EASEConfig(ModelConfig):
       regularisation: added to the diagonal of X'X; larger is smoother.
     """
 
-    regularisation: float = 250.0
+    regularisation: Positive = 250.0
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class ItemKNNConfig(ModelConfig):
       regularisation: added to the denominator of the cosine (shrinkage).
     """
 
-    neighbours: int = 100
-    regularisation: float = 10.0
+    neighbours: Count = 100
+    regularisation: NotNegative = 10.0
 
 
 class ItemItem(CFModel):

@@ -21,6 +21,7 @@ from tca4rec_jax.cf.models.base import history_rows
 from tca4rec_jax.cf.models.bpr_mf import BPRMFConfig, UserItemModel
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM
+from tca4rec_jax.ranges import Natural
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class LightGCNConfig(BPRMFConfig):
       layers: layers of propagation.
     """
 
-    layers: int = 3
+    layers: Natural = 3
 
 
 class LightGCN(UserItemModel):

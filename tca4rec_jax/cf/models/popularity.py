@@ -18,13 +18,14 @@ from tca4rec_jax.cf.models.base import CFModel, Statistic
 from tca4rec_jax.cf.scoring import check_items
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.ranges import Count
 
 
 @dataclass(frozen=True)
 class PopularityConfig:
     """The catalogue has I items, and no history is read."""
 
-    num_items: int
+    num_items: Count
     history_length: ClassVar[None] = None
 
 

@@ -21,6 +21,7 @@ from flax import nnx
 from tca4rec_jax.cf.models import base
 from tca4rec_jax.cf.models.base import Key
 from tca4rec_jax.data.sequences import PAD_ITEM
+from tca4rec_jax.ranges import Count, Rate
 
 NORM_EPSILON = 1e-8
 
@@ -38,10 +39,10 @@ class SASRecConfig(base.ModelConfig):
         every block, but attended to. It matters only for histories shorter than history_length.
     """
 
-    units: int = 64
-    blocks: int = 2
-    heads: int = 1
-    dropout: float = 0.5
+    units: Count = 64
+    blocks: Count = 2
+    heads: Count = 1
+    dropout: Rate = 0.5
     mask_padding: bool = True
 
 
