@@ -25,6 +25,7 @@ from tca4rec_jax.core import Array
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 
 _PROJECTION_BYTES = 256 << 20  # bounds the temporaries of one group of pairs
+_LARGEST_SCORE = 1e30  # of an item's |logit| / beta; sums and differences of such stay finite
 
 
 class CFItems(NamedTuple):
@@ -72,12 +73,15 @@ def node_log_mass(
 ) -> jax.Array:
     """log M(n) for every trie node, over the items that are here (all of them, or one shard's).
 
-    The CF logits are of any float dtype (computed in float32), beta is their temperature, > 0.
+    The CF logits are of any float dtype (computed in float32), beta is their temperature, > 0. An
+    item is left out by -inf alone, not by a finite logit whose quotient overflows.
 
     Returns:
       float32 [P, N], -inf for a node without items; p_cf(child | h) = exp(mass[child] - mass[h]).
     """
-    scores_IxP = logits_PxI.T[trie.item_order].astype(jnp.float32) / beta
+    logits_IxP = logits_PxI.T[trie.item_order].astype(jnp.float32)
+    scores_IxP = jnp.clip(logits_IxP / beta, -_LARGEST_SCORE, _LARGEST_SCORE)
+    scores_IxP = jnp.where(logits_IxP > -jnp.inf, scores_IxP, -jnp.inf)
     leaf_mass_QxP = segment_logsumexp(scores_IxP, trie.ordered_leaf, trie.sizes.num_leaves)
     below, levels = None, []
     for start, stop in reversed([*itertools.pairwise(trie.sizes.level_offsets)]):

@@ -102,7 +102,7 @@ class SearchResult(NamedTuple):
     """The titles that a search found, best first."""
 
     leaves_BxM: jax.Array  # int32, -1 where there are no more
-    scores_BxM: jax.Array  # float32, -inf where there are no more
+    scores_BxM: jax.Array  # float32, -inf where there are no more; NaN for a user of broken scores
     calls: jax.Array  # int32 scalar, calls of the LLM after the prompt
 
 
@@ -119,6 +119,7 @@ class _State(NamedTuple):
     beams: _Beams
     cache: BeamCache  # the tokens before each unfinished hypothesis' edge
     calls: jax.Array
+    broken_B: jax.Array  # whether a score that decides was NaN or infinite
 
 
 def beam_search(
@@ -175,9 +176,10 @@ class _Search:
         root_BxM, empty_BxM = jnp.zeros(shape, jnp.int32), jnp.full(shape, -jnp.inf)
         nothing = _Beams(root_BxM, empty_BxM, jnp.full_like(root_BxM, -1), empty_BxM)
         scores, zero_Bx1 = self.reader.after_prompts(), jnp.zeros((batch, 1))
-        first, _ = self._expand(sizes.root_children, nothing, scores, root_BxM[:, :1], zero_Bx1)
+        node_Bx1 = root_BxM[:, :1]
+        first, _, broken_B = self._expand(sizes.root_children, nothing, scores, node_Bx1, zero_Bx1)
         cache = self.reader.model.init_beam_cache(batch, beams, capacities[0])
-        return self._run_from(_State(first, cache, jnp.int32(0)), capacities)
+        return self._run_from(_State(first, cache, jnp.int32(0), broken_B), capacities)
 
     def _run_from(self, state: _State, capacities: list[int]) -> SearchResult:
         """To the end; a pool that runs out of slots grows to the next capacity."""
@@ -191,7 +193,8 @@ class _Search:
             return jnp.all(state.cache.paths.used_B + jnp.sum(run_BxM, axis=1) <= capacity)
 
         state = jax.lax.while_loop(lambda s: unfinished(s) & fits(s), self._step, state)
-        result = SearchResult(state.beams.leaf_BxM, state.beams.score_BxM, state.calls)
+        scores_BxM = jnp.where(state.broken_B[:, None], jnp.nan, state.beams.score_BxM)
+        result = SearchResult(state.beams.leaf_BxM, scores_BxM, state.calls)
         if not larger:
             return result
 
@@ -210,17 +213,20 @@ class _Search:
         bounds = children_bounds(self.trie.sizes.inner_children)
         branches = [partial(self._expand, bound) for bound in bounds]
         smallest = jnp.searchsorted(jnp.array(bounds), most)
-        beams, beam_BxM = jax.lax.switch(smallest, branches, state.beams, scores, node, total)
-        return _State(beams, gather_beams(cache, beam_BxM), state.calls + calls)
+        args = state.beams, scores, node, total
+        beams, beam_BxM, broken_B = jax.lax.switch(smallest, branches, *args)
+        broken_B |= state.broken_B | ~jnp.all(jnp.isfinite(scores.forced_BxM), axis=1)
+        return _State(beams, gather_beams(cache, beam_BxM), state.calls + calls, broken_B)
 
     def _expand(
         self, children: int, beams: _Beams, scores: EdgeScores, node: jax.Array, total: jax.Array
-    ) -> tuple[_Beams, jax.Array]:
+    ) -> tuple[_Beams, jax.Array, jax.Array]:
         """The best hypotheses among the children (at most `children` each) of nodes, edges read.
 
-        Returns (beams, int32 [B, M]: the beam that each unfinished hypothesis goes on from).
+        Returns (beams, int32 [B, M]: the beam that each unfinished hypothesis goes on from, bool
+        [B]: whether the log-probability of a child is not finite).
         """
-        child_BxMxC, log_p_BxMxC = self._child_log_probs(children, scores, node)
+        child_BxMxC, log_p_BxMxC, broken_B = self._child_log_probs(children, scores, node)
         ends_BxMxC = self.trie.run_length[child_BxMxC] == 0
         candidates = [child_BxMxC, total[:, :, None] + log_p_BxMxC, ends_BxMxC]
         if self.config.compress and self.config.vocabulary:  # titles just read to their end
@@ -229,12 +235,15 @@ class _Search:
             candidates = [jnp.concatenate(x, axis=2) for x in zip(candidates, more, strict=True)]
         flat = (x.reshape(node.shape[0], -1) for x in candidates)
         beams, chosen_BxM = self._select(beams, *flat)
-        return beams, chosen_BxM // candidates[0].shape[2]
+        return beams, chosen_BxM // candidates[0].shape[2], broken_B
 
     def _child_log_probs(
         self, children: int, scores: EdgeScores, node_BxM: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """(child ids, log-probabilities of the step to them) [B, M, C]; -inf: no such child."""
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(child ids, log-probabilities of the step to them) [B, M, C]; -inf: no such child.
+
+        The third, bool [B], says whether that of a child is not finite.
+        """
         trie = self.trie
         child_BxMxC, valid_BxMxC = trie.children(node_BxM, children)
         counted_BxMxC = valid_BxMxC
@@ -254,8 +263,10 @@ class _Search:
             log_cf_BxMxC = _per_user(self.log_mass_BxN, child_BxMxC) - node_mass_BxM[:, :, None]
             log_cf_BxMxC = jnp.minimum(log_cf_BxMxC, 0.0)
             log_p_BxMxC += jnp.where(guidance > 0, guidance * log_cf_BxMxC, 0.0)
+        broken_B = jnp.any(valid_BxMxC & ~jnp.isfinite(log_p_BxMxC), axis=(1, 2))
         # A log-probability above 0 is rounding; the bound of `_select` relies on there being none.
-        return child_BxMxC, jnp.where(valid_BxMxC, jnp.minimum(log_p_BxMxC, 0.0), -jnp.inf)
+        log_p_BxMxC = jnp.where(valid_BxMxC, jnp.minimum(log_p_BxMxC, 0.0), -jnp.inf)
+        return child_BxMxC, log_p_BxMxC, broken_B
 
     def _select(
         self, beams: _Beams, child_BxX: jax.Array, total_BxX: jax.Array, ends_BxX: jax.Array

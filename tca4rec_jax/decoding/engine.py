@@ -33,6 +33,7 @@ from tca4rec_jax.distributed import sharding
 from tca4rec_jax.distributed.multihost import gather_to_host
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.ranges import Temperature, check
 
 _LLM_ALONE = ScoreWeights()
 # A model (on the mesh or not), and the sets of weights to search with.
@@ -123,7 +124,8 @@ class BatchedSearch:
         Returns for each job the results by each of its weights, all rows in every process.
 
         Raises UserError for a prompt that is empty, longer than the largest bucket, or that leaves
-        the model no room for a title; guidance without CF vectors; a temperature not above 0.
+        the model no room for a title; guidance without CF vectors; a temperature out of range;
+        FloatingPointError, naming a row, for scores that are not finite.
         """
         temperatures = () if rows.target_R is None else temperatures
         one_pass = _Pass(self, jobs, rows, temperatures)
@@ -138,6 +140,7 @@ class BatchedSearch:
                 arrays = map(jax.tree.leaves, (results[number], gather_to_host(found)))
                 for array, values in zip(*arrays, strict=True):
                     array[rows_B] = values[: len(rows_B)]
+                    _check_scores(array[rows_B], rows_B)
                 if number == len(jobs) - 1:
                     done_R[rows_B] = True
                     if file is not None:
@@ -168,8 +171,8 @@ class _Pass:
         self.buckets = bucket_lengths(text_R, given) if isinstance(given, int) else np.sort(given)
         if self.guidance > 0 and rows.cf is None:
             raise UserError(f"guidance is {self.guidance}, but there are no CF logits for it")
-        if min(temperatures, default=1.0) <= 0:
-            raise UserError(f"temperatures must be above 0, got {tuple(temperatures)}")
+        for one in temperatures:
+            check("temperature", one, Temperature)
         positions = min(decoder.config.max_positions for decoder, _ in jobs)
         largest_R = self.buckets.max(initial=0) - (text_R - prompt_R)
         limit_R = np.minimum(positions - search.trie.sizes.longest_path, largest_R)
@@ -227,6 +230,16 @@ class _Pass:
         cf = rows.cf(padded_B).astype(np.float32) if rows.cf and self.guidance > 0 else None
         users = Users(cf, rows.allowed and rows.allowed(padded_B))
         return sharding.shard_batch(search.mesh, (texts, users), "prompts")
+
+
+def _check_scores(values_BxX: np.ndarray, rows_B: np.ndarray) -> None:
+    broken_B = np.isnan(values_BxX).any(axis=1)
+    if broken_B.any():
+        raise FloatingPointError(
+            f"row {rows_B[np.argmax(broken_B)]}: the LLM's scores are not finite: its weights hold "
+            "NaN or infinities, or are too large for llm.dtype, or a title has a token that is not "
+            "in its vocabulary"
+        )
 
 
 def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:
