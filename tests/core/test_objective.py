@@ -9,14 +9,19 @@ import optax
 import pytest
 from absl.testing import parameterized
 
+from tca4rec_jax.core.collaborative_tokenizer import DENSE
+from tca4rec_jax.core.decisions import Targets, title_decisions
 from tca4rec_jax.core.objective import (
     Objective,
     SoftLabels,
     children_loss,
     children_loss_of_logits,
+    of_logits,
+    tca_loss,
     vocabulary_loss,
     vocabulary_loss_of_logits,
 )
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.errors import UserError
 
 N, V, C = 6, 11, 4
@@ -214,3 +219,42 @@ def test_a_child_that_the_cf_model_rules_out_is_still_a_child():
         _, same_nll = children_loss_of_logits(logits_NxV, labels, objective)
         assert jnp.isfinite(total)
         np.testing.assert_array_equal(nll, same_nll)
+
+
+LOWEST, HIGHEST = np.finfo(np.float32).min, np.finfo(np.float32).max
+
+
+@pytest.mark.parametrize("form", ["log_expectation", "cross_entropy"])
+@pytest.mark.parametrize("softmax", ["vocabulary", "children"])
+@pytest.mark.parametrize(
+    "cf_logits_I",
+    [
+        [LOWEST, 0.0, 1.0, LOWEST, 2.0],  # all that is below the child [1, 2]
+        [LOWEST] * 5,
+        [HIGHEST, LOWEST, HIGHEST, 0.0, LOWEST],
+    ],
+)
+def test_whatever_finite_cf_logits_come_in_the_loss_is_bounded_below(form, softmax, cf_logits_I):
+    """An item that the CF model blocks may be the target, and beta may make its logit overflow."""
+    words = [[1, 2], [1, 3], [4], [1, 2], [1, 3, 4]]
+    trie = ItemTrie.build([[*word, 0] for word in words]).compress()
+    label_BxT = np.array([[*word, 0, 0, 0][:4] for word in words], np.int32)
+    weight_BxT = (np.arange(4) < np.array([[len(word) + 1] for word in words])).astype(np.float32)
+    decisions = title_decisions(trie).pad(np.arange(len(words)))
+    targets = Targets.of_titles(label_BxT, weight_BxT, decisions)
+    cf_BxPxI = jnp.tile(jnp.array(cf_logits_I), (len(words), 1, 1))
+    z_BxTxV = np.random.default_rng(0).normal(0, 2, (*label_BxT.shape, 6)).astype(np.float32)
+    on_device, objective = DeviceTrie.of(trie), Objective(0.5, 0.5, form=form, softmax=softmax)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_of(lift):
+        """The loss if every label's logit is raised so much."""
+        z = z_BxTxV + lift * jax.nn.one_hot(label_BxT, 6)
+        return tca_loss(z, of_logits, targets, cf_BxPxI, DENSE, on_device, objective).total
+
+    for lift in (0.0, 5.0, 50.0, 1e4):
+        loss, slope = loss_of(lift)
+        assert 0.0 <= loss < np.inf
+        assert np.isfinite(slope)
+    assert slope >= 0.0  # where it is certain of the label, nothing is paid for raising it

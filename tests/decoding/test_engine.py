@@ -24,6 +24,7 @@ from tca4rec_jax.decoding.search_programs import (
     search_batch,
 )
 from tca4rec_jax.distributed.sharding import make_mesh, put, replicated, shard_batch
+from tca4rec_jax.llm.decoder import Decoder
 
 SEQUENCES = oracle.with_end(oracle.WORDS)
 TRIE = ItemTrie.build(SEQUENCES)
@@ -324,3 +325,32 @@ def test_what_cannot_be_recommended_from_is_an_error(decoder):
         )
     with pytest.raises(ValueError, match="no CF logits"):
         search.recommend(decoder, SearchRows(prompts), ScoreWeights(guidance=1.0))
+
+
+@pytest.mark.parametrize("mask", ["before_softmax", "after_softmax"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"final_norm": 0},
+        {"embedding": 9},  # a token inside titles and of some prompts
+        {"layers/q_proj": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_an_error_that_names_the_row(decoder, mask, broken, value):
+    params, _ = decoder.arrays()
+    ((path, at),) = broken.items()
+    params = params | {path: params[path].at[at].set(value)}
+    search = BatchedSearch(TRIE, SearchConfig(beams=5, mask=mask), mesh=make_mesh(1), batch_size=2)
+    prompts = Ragged.from_lengths(np.array([1, 2, 3, 1], np.int32), np.array([2, 2]))
+    with pytest.raises(FloatingPointError, match="row 0: the LLM's scores are not finite"):
+        search.recommend(Decoder(decoder.config, params), SearchRows(prompts), progress=None)
+
+
+def test_a_token_beyond_the_vocabulary_is_an_error_that_names_the_row(decoder):
+    beyond = [*SEQUENCES, [1, oracle.VOCABULARY, oracle.END]]
+    search = BatchedSearch(ItemTrie.build(beyond), CONFIG, mesh=make_mesh(1), batch_size=2)
+    prompts = Ragged.from_lengths(np.array([1, 2], np.int32), np.array([1, 1]))
+    with pytest.raises(FloatingPointError, match="row 0: .*not in its vocabulary"):
+        search.recommend(decoder, SearchRows(prompts), progress=None)
