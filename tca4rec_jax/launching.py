@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -24,11 +24,32 @@ from tca4rec_jax.distributed import multihost
 from tca4rec_jax.distributed.multihost import is_main_process, is_multiprocess
 from tca4rec_jax.distributed.sharding import use_cpu_cores
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.ranges import LocalPath, expected, plain_type
 from tca4rec_jax.reporting import plain_text, show
 from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
 
+
+class _Parser(flags.ArgumentParser):
+    def __init__(self, annotation: Any):
+        self._annotation = annotation
+
+    def parse(self, argument: Any) -> Any:
+        kind = plain_type(self._annotation)
+        value = kind(argument) if kind is not tuple else [float(x) for x in argument.split(",")]
+        if words := expected(self._annotation, value):
+            raise ValueError(f"expected {words}")
+        return value
+
+
+def DEFINE(
+    name: str, annotation: Any, default: Any, help_: str, *, required: bool = False
+) -> flags.FlagHolder[Any]:
+    """A flag whose type and range an annotation says; of a tuple, numbers separated by commas."""
+    return flags.DEFINE(_Parser(annotation), name, default, help_, required=required)
+
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's parts are read and written.")
+WORKDIR = DEFINE("workdir", LocalPath, None, "Where the run's parts are read and written.")
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config, say what is read and written.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of process 0.")
@@ -155,24 +176,14 @@ def _end(message: str, status: int, *, together: bool = False) -> NoReturn:
     sys.exit(status)
 
 
-class _FloatsParser(flags.ListParser):
-    def parse(self, argument):
-        return [float(number) for number in super().parse(argument)]
-
-
-def DEFINE_floats(name: str, default: str | None, help_: str) -> flags.FlagHolder[list[float]]:
-    """A flag of numbers separated by commas."""
-    serializer = flags.CsvListSerializer(",")
-    return flags.DEFINE(_FloatsParser(), name, default, help_, serializer=serializer)
-
-
 def start() -> None:
     """The settings of a process, before any use of a device; joins the other processes of the job.
 
     What XLA compiles is kept for the next run: in JAX_COMPILATION_CACHE_DIR, by default in the
     cache of downloads. Raises UserError as `multihost.join_job` does.
     """
-    logging.set_verbosity(logging.INFO)
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     handler = logging.get_absl_handler()
     handler.setFormatter(_PlainText("%(message)s"))

@@ -89,7 +89,7 @@ _NUMBERS = {
 
 def check(name: str, value: object, annotation: Any) -> None:
     """Raises UserError, in one line, for a value that is not what the annotation says."""
-    if words := _expected(annotation, value):
+    if words := expected(annotation, value):
         raise UserError(f"{name} is {value!r}: expected {words}")
 
 
@@ -125,20 +125,20 @@ def range_words(annotation: Any) -> str:
     return range_words(args[0]) if origin in (Union, UnionType) else ""
 
 
-def _expected(annotation: Any, value: Any) -> str:
+def expected(annotation: Any, value: Any) -> str:
     """What an annotation says a value must be; '' if it is."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         ranges = (one.words for one in args[1:] if not one.holds(value))
-        return _expected(args[0], value) or next(ranges, "")
+        return expected(args[0], value) or next(ranges, "")
     if origin in (Union, UnionType):
-        return "" if value is None and NoneType in args else _expected(args[0], value)
+        return "" if value is None and NoneType in args else expected(args[0], value)
     if origin is Literal:
         return "" if value in args else one_of(args).words
     if origin is tuple:
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(value) != len(kinds):
             return f"{len(kinds)} values"
-        return next(filter(None, map(_expected, kinds, value)), "")
+        return next(filter(None, map(expected, kinds, value)), "")
     words, holds = _NUMBERS.get(annotation, ("", lambda value: True))
     return "" if holds(value) and not isinstance(value, bool) else words

@@ -16,8 +16,12 @@ SCRIPT = """
 import jax.numpy as jnp
 from absl import logging
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.launching import launch
+from tca4rec_jax.launching import DEFINE, launch
+from tca4rec_jax.ranges import Count, Share
 from tca4rec_jax.reporting import show
+
+K = DEFINE("k", Count, 10, "A number.")
+SHARES = DEFINE("shares", tuple[Share, ...], "0,0.5", "Several.")
 
 def run(config, workdir):
     {body}
@@ -51,6 +55,20 @@ def test_an_error_of_the_user_ends_in_one_line(tmp_path, body, line):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_an_error_of_the_user_shows_its_traceback_if_asked(tmp_path):
+    flags = f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}", "--verbosity=1"
+    done = completed(tmp_path, "raise UserError('for users')", *flags)
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("script: for users\n")
+
+
+def test_flags_have_the_type_of_their_annotation(tmp_path):
+    body = "print(K.value, SHARES.value)"
+    assert completed(tmp_path, body).stdout == "10 [0.0, 0.5]\n"
+    flags = f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}", "--shares=1", "--k=2"
+    assert completed(tmp_path, body, *flags).stdout == "2 [1.0]\n"
+
+
 @pytest.mark.parametrize(
     ("body", "line"),
     [
@@ -75,6 +93,10 @@ def test_a_bug_shows_its_traceback(tmp_path, body, line):
         (["--config=C", "--no_such_flag=1"], "Unknown command line flag 'no_such_flag'"),
         (["--config=absent.py"], "No such file or directory: 'absent.py'"),
         ([], "--config must have a value"),
+        (["--config=C", "--workdir=gs://bucket/x"], "expected a local path, not a URL"),
+        (["--config=C", "--k=0"], "flag --k=0: expected at least 1"),
+        (["--config=C", "--k=many"], "flag --k=many: "),
+        (["--config=C", "--shares=0,2"], "flag --shares=0,2: expected 0 to 1"),
     ],
 )
 def test_a_bad_flag_ends_in_one_line(tmp_path, flags, message):
