@@ -20,7 +20,7 @@ from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.config import validate
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import write_text
-from tca4rec_jax.launching import CONFIG, DEFINE, DRY_RUN
+from tca4rec_jax.launching import CONFIG, DRY_RUN, DEFINE_field
 from tca4rec_jax.ranges import LocalPath
 from tca4rec_jax.reporting import markdown_table, show, show_table, write_results
 
@@ -28,8 +28,8 @@ _TARGET = flags.DEFINE_list("target", None, "The machines to compile for, of one
 _PROGRAMS = flags.DEFINE_list("programs", list(PROGRAMS), f"Some of {', '.join(PROGRAMS)}.")
 _ITEMS = flags.DEFINE_integer("items", 10_000, "Size of the catalogue.", lower_bound=10)
 _COMPARE = flags.DEFINE_enum("compare", None, ["plain"], "Also the step without the CF part.")
-_JSON = DEFINE("json", LocalPath, None, "A file for everything that was found.")
-_HLO = DEFINE("hlo", LocalPath, None, "A folder for the programs' optimised HLO.")
+_JSON = DEFINE_field("json", LocalPath, None, "A file for everything that was found.")
+_HLO = DEFINE_field("hlo", LocalPath, None, "A folder for the programs' optimised HLO.")
 _MARKDOWN = flags.DEFINE_bool("markdown", False, "The table as Markdown.")
 
 

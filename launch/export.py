@@ -14,7 +14,7 @@ from absl import flags
 
 from tca4rec_jax.config import run_name
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.launching import DEFINE, launch
+from tca4rec_jax.launching import DEFINE_field, launch
 from tca4rec_jax.lease import only_writer
 from tca4rec_jax.llm.checkpoints.export import DTYPES, LOADING, check_vacant, export_decoder
 from tca4rec_jax.provenance import Provenance
@@ -23,7 +23,7 @@ from tca4rec_jax.reporting import show
 
 _FORMAT = flags.DEFINE_enum("format", None, list(LOADING), "What is written.", required=True)
 _BASE_MODEL = flags.DEFINE_string("base_model", None, "What peft's adapters name as their base.")
-_OUTPUT = DEFINE("output", LocalPath, None, "A new or empty folder.", required=True)
+_OUTPUT = DEFINE_field("output", LocalPath, None, "A new or empty folder.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the weights; adapters are float32.")
 
 

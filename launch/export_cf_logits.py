@@ -19,19 +19,21 @@ from tca4rec_jax.cf.logits_export import export_npy, export_stores
 from tca4rec_jax.cf.logits_format import DTYPES
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.sequences import SPLITS
-from tca4rec_jax.launching import DEFINE, launch
+from tca4rec_jax.launching import DEFINE_field, launch
 from tca4rec_jax.ranges import Count, LocalPath, Temperature, check
 
 _OUTPUT = flags.DEFINE_string("output", None, "A folder (or the URL of a bucket).", required=True)
 _FORMAT = flags.DEFINE_enum("format", "store", ["store", "npy"], "What is written.")
 _SPLITS = flags.DEFINE_list("splits", list(SPLITS), "Which splits.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the stores.")
-_TOP_K = DEFINE("top_k", Count, None, "Logits kept per event, and a floor; all by default.")
+_TOP_K = DEFINE_field("top_k", Count, None, "Logits kept per event, and a floor; default: all.")
 _DENSE = flags.DEFINE_bool("dense", False, "Multiply factorised stores out.")
 _MIX = flags.DEFINE_list("mix", [], "Folders of stores to combine, instead of the run's.")
-_WEIGHTS = DEFINE("weights", tuple[float, ...], None, "One per folder of --mix; 1 if left out.")
-_TEMPERATURES = DEFINE(
-    "temperatures", tuple[Temperature, ...], None, "One per folder of --mix; 1 if left out."
+_WEIGHTS = DEFINE_field(
+    "weights", tuple[float, ...], None, "One per folder of --mix; 1 if left out."
+)
+_TEMPERATURES = DEFINE_field(
+    "temperatures", tuple[Temperature, ...], None, "One per folder of --mix; default: 1."
 )
 
 

@@ -15,14 +15,14 @@ from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.logits_store import open_store, split_path
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.sequences import SPLITS
-from tca4rec_jax.launching import DEFINE, launch
+from tca4rec_jax.launching import DEFINE_field, launch
 from tca4rec_jax.ranges import LocalPath
 from tca4rec_jax.reporting import show
 
-_SOURCE = DEFINE("source", LocalPath, None, "A file.", required=True)
+_SOURCE = DEFINE_field("source", LocalPath, None, "A file.", required=True)
 _SPLIT = flags.DEFINE_enum("split", None, SPLITS, "What the logits are for.", required=True)
 _NAME = flags.DEFINE_string("name", "imported", "The CF model's name, for the manifest.")
-_FLOOR = DEFINE("floor", float, None, "A table: the logit of items without a score.")
+_FLOOR = DEFINE_field("floor", float, None, "A table: the logit of items without a score.")
 
 
 def main(config, workdir):

@@ -17,15 +17,15 @@ from tca4rec_jax.decoding.recommend_file import recommend_file
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.launching import DEFINE, launch
+from tca4rec_jax.launching import DEFINE_field, launch
 from tca4rec_jax.ranges import Count, LocalPath, NotNegative
 from tca4rec_jax.reporting import show
 
 _ITEMS = flags.DEFINE_multi_string("item", [], "One item of the history; repeat it, oldest first.")
-_INPUT = DEFINE("input", LocalPath, None, "A .jsonl or .csv file of histories.")
-_OUTPUT = DEFINE("output", LocalPath, None, "The .jsonl file to write.")
-_K = DEFINE("k", Count, 10, "Items in a list.")
-_GUIDANCE = DEFINE("guidance", NotNegative, 0.0, "Weight of the CF model at inference.")
+_INPUT = DEFINE_field("input", LocalPath, None, "A .jsonl or .csv file of histories.")
+_OUTPUT = DEFINE_field("output", LocalPath, None, "The .jsonl file to write.")
+_K = DEFINE_field("k", Count, 10, "Items in a list.")
+_GUIDANCE = DEFINE_field("guidance", NotNegative, 0.0, "Weight of the CF model at inference.")
 _UNTRAINED = flags.DEFINE_bool("untrained", False, "Use the LLM as it came.")
 
 

@@ -10,10 +10,10 @@ from absl import flags
 
 from tca4rec_jax.config import run_name
 from tca4rec_jax.evaluation.evaluate import sweep_guidance
-from tca4rec_jax.launching import DEFINE, launch
+from tca4rec_jax.launching import DEFINE_field, launch
 from tca4rec_jax.ranges import NotNegative
 
-_GUIDANCES = DEFINE(
+_GUIDANCES = DEFINE_field(
     "guidances", tuple[NotNegative, ...], "0,0.25,0.5,1,2,4,100", "Values of lambda."
 )
 _UNTRAINED = flags.DEFINE_bool("untrained", False, "Use the pretrained LLM.")

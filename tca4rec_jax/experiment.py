@@ -46,7 +46,7 @@ from tca4rec_jax.llm.attention import check_implementation
 from tca4rec_jax.llm.checkpoints.loading import load_weights, read_architecture
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
+from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, init_adapters, merge_adapters
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 from tca4rec_jax.recommenders import Recipe, recipe_of
 from tca4rec_jax.training.checkpoint import Checkpoints
@@ -165,22 +165,28 @@ class Experiment:
     def pretrained(self) -> tuple[DecoderConfig, dict[str, jax.Array]]:
         """The architecture and the pretrained weights, by path, on the mesh, in `stored_dtype`.
 
-        Raises UserError if prompt.max_tokens exceeds the longest sequence of the model.
+        Raises UserError, before any weight is read, for prompts longer than the longest sequence of
+        the model, or adapters that fit none of its layers.
         """
         llm = self.config.llm
-        architecture, params = load_weights(
+
+        def check(architecture: DecoderConfig) -> None:
+            if self.config.prompt.max_tokens > architecture.max_positions:
+                raise UserError(
+                    f"prompt.max_tokens is {self.config.prompt.max_tokens}: expected at most "
+                    f"{architecture.max_positions}, the positions of {llm.weights}"
+                )
+            if llm.train == "lora":
+                adapter_shapes(architecture, build(LoRAConfig, self.config.lora))
+
+        return load_weights(
             self.weights_path,
             jnp.dtype(self.stored_dtype),
             sharding=partial(parameter_sharding, self.mesh),
             quantised=llm.quantise or "",
             num_layers=llm.num_layers or 0,
+            check=check,
         )
-        if self.config.prompt.max_tokens > architecture.max_positions:
-            raise UserError(
-                f"prompt.max_tokens is {self.config.prompt.max_tokens}, but {llm.weights} has "
-                f"positions for {architecture.max_positions}: shorten the history"
-            )
-        return architecture, params
 
     @property
     def architecture(self) -> DecoderConfig:

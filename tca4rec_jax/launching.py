@@ -41,7 +41,7 @@ class _Parser(flags.ArgumentParser):
         return value
 
 
-def DEFINE(
+def DEFINE_field(
     name: str, annotation: Any, default: Any, help_: str, *, required: bool = False
 ) -> flags.FlagHolder[Any]:
     """A flag whose type and range an annotation says; of a tuple, numbers separated by commas."""
@@ -49,7 +49,7 @@ def DEFINE(
 
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)
-WORKDIR = DEFINE("workdir", LocalPath, None, "Where the run's parts are read and written.")
+WORKDIR = DEFINE_field("workdir", LocalPath, None, "Where the run's parts are read and written.")
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config, say what is read and written.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of process 0.")

@@ -95,20 +95,12 @@ def load_batches(experiment: Experiment) -> Batches:
     examples = experiment.recipe.build_examples(
         experiment.data.splits[split], experiment.items, experiment.compressed_trie, config
     )
-    cache = None
-    if experiment.caches_hidden_states:
-        prefix = {"layers": experiment.frozen_prefix}
-        inputs = prefix | llm_inputs(config, experiment.weights_identity)
-        made_from = Provenance("hidden states", "launch/train.py", inputs)
-        folder = RunFolder.hidden_states(experiment.workdir, made_from)
-        cache = ActivationCache(folder, experiment.decoder, mesh, made_from)
     batches = Batches(
         examples,
         batch_size=training.batch_size,
         seed=config.seed,
         buckets=training.buckets,
         local_rows=local_rows(mesh, training.batch_size),
-        cache=cache,
     )
     logging.info(
         f"{len(examples)} examples, {examples.cf_position.values.size} supervised titles, "
@@ -119,6 +111,12 @@ def load_batches(experiment: Experiment) -> Batches:
         batches.store = experiment.cf_store(split, batches.cf_positions(training.steps))
     else:
         batches.store = NoLogits(experiment.data.catalogue.num_items)
+    if experiment.caches_hidden_states:  # last: the decoder reads the weights
+        prefix = {"layers": experiment.frozen_prefix}
+        inputs = prefix | llm_inputs(config, experiment.weights_identity)
+        made_from = Provenance("hidden states", "launch/train.py", inputs)
+        folder = RunFolder.hidden_states(experiment.workdir, made_from)
+        batches.cache = ActivationCache(folder, experiment.decoder, mesh, made_from)
     return batches
 
 

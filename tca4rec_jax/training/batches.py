@@ -105,7 +105,7 @@ class Batches:
         local_rows: np.ndarray | None = None,
         cache: ActivationCache | None = None,
     ):
-        self.examples, self.store, self._cache = examples, store, cache
+        self.examples, self.store, self.cache = examples, store, cache
         self._batch_size, self._seed = batch_size, seed
         self._local_rows = np.arange(batch_size) if local_rows is None else local_rows
         longest = examples.tokens.lengths.max()
@@ -163,10 +163,10 @@ class Batches:
 
     def fill_cache(self, start: int, stop: int) -> None:
         """Fills the activation cache, if there is one, for batches start .. stop-1."""
-        if self._cache is not None:
+        if self.cache is not None:
             rows = map(self.rows, range(start, stop))
             batches = [(rows_B, self._shape(rows_B).tokens) for rows_B in rows]
-            self._cache.fill(self.examples.tokens, batches, self._batch_size)
+            self.cache.fill(self.examples.tokens, batches, self._batch_size)
 
     def _shape(self, rows: np.ndarray) -> BatchShape:
         return self.shapes[self.bucket_of_example[rows[0]]]
@@ -196,7 +196,7 @@ class Batches:
                 decisions=examples.decisions.pad(rows, shape.decisions),
             ),
             cf_BxPxD=cf_BxPxD,
-            frozen_BxSxD=self._cache and self._cache.read(examples.tokens, rows, shape.tokens),
+            frozen_BxSxD=self.cache and self.cache.read(examples.tokens, rows, shape.tokens),
         )
         batch = jax.tree.map(partial(pad_rows, rows=self._local_rows.size), batch)
         batch.length_B[rows.size :] = 1  # a row of no tokens has no softmax

@@ -71,20 +71,22 @@ def run_loop(
         watchdog = Watchdog(options.watchdog_seconds, directory.name, start)
         profile = ProfilerWindow(directory / "profile", *options.profile_steps)
         progress = _Progress(train_step, batches, checkpoints, options, log, watchdog, start)
-        with stop_signal() as stop_requested, watchdog, log, profile:
-            for step, batch in enumerate(batches.iterator(start, total), start):
-                if stop_requested(step):
-                    break
-                profile.at(step, state)
-                state, metrics = train_step(state, batch)
+        with stop_signal() as stop_requested, log, profile:
+            with watchdog:
+                for step, batch in enumerate(batches.iterator(start, total), start):
+                    if stop_requested(step):
+                        break
+                    profile.at(step, state)
+                    state, metrics = train_step(state, batch)
+                    progress.finish(state)
+                    progress.pending, done = (step, metrics), step + 1
+                    checkpoints.check()
+                    if done % options.checkpoint_every == 0 and done < total:
+                        progress.save(state, done)
                 progress.finish(state)
-                progress.pending, done = (step, metrics), step + 1
-                checkpoints.check()
-                if done % options.checkpoint_every == 0 and done < total:
-                    progress.save(state, done)
             if done > progress.saved:
                 progress.save(state, done)
-            checkpoints.close()
+            checkpoints.close()  # takes as long as it takes to write
     if done < total:
         raise Stopped(
             f"SIGTERM: stopped after step {done} of {total}, which is saved in {directory}; the "
@@ -163,6 +165,7 @@ class _Progress:
         rows, bad = self.batches.rows(step), []
         for row in range(rows.size):
             halted, metrics = self.train_step(halted, self.batches.alone(step, row))
+            self.watchdog.progress(step)
             if not _finite(metrics):
                 bad.append(row)
         if not bad:

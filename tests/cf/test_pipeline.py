@@ -183,7 +183,7 @@ def test_the_report_has_tables_and_a_picture(tmp_path, data):
     [
         ({"model": "svd"}, "cf.model is 'svd'"),
         ({"sasrec.loss": "mse"}, "loss is 'mse'"),
-        ({"sasrec.heads": 3}, "3 heads do not divide 8 units"),
+        ({"sasrec.heads": 3}, "heads is 3: expected a divisor of its 8 units"),
         ({"history_length": 3}, "history is 4 items long, but the CF model reads 1 to 3"),
     ],
 )

@@ -16,12 +16,12 @@ SCRIPT = """
 import jax.numpy as jnp
 from absl import logging
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.launching import DEFINE, launch
+from tca4rec_jax.launching import DEFINE_field, launch
 from tca4rec_jax.ranges import Count, Share
 from tca4rec_jax.reporting import show
 
-K = DEFINE("k", Count, 10, "A number.")
-SHARES = DEFINE("shares", tuple[Share, ...], "0,0.5", "Several.")
+K = DEFINE_field("k", Count, 10, "A number.")
+SHARES = DEFINE_field("shares", tuple[Share, ...], "0,0.5", "Several.")
 
 def run(config, workdir):
     {body}
