@@ -41,11 +41,17 @@ def one_of(choices: Collection) -> Range:
     return Range(f"one of {', '.join(map(repr, choices))}", lambda value: value in choices)
 
 
-def _is_regex(text: str) -> bool:
-    try:
-        return bool(re.compile(text))
-    except re.error:
-        return False
+def _accepted_by(function: Callable, error: type[Exception]) -> Callable[[Any], bool]:
+    """Whether a function takes a value without this error."""
+
+    def holds(value: Any) -> bool:
+        try:
+            function(value)
+        except error:
+            return False
+        return True
+
+    return holds
 
 
 def _ascending(numbers: Sequence) -> bool:
@@ -71,7 +77,10 @@ Buckets = Annotated[
     tuple[Count, ...], Range("ascending, at least one", lambda n: n and _ascending(n))
 ]
 Text = Annotated[str, Range("a text that is not empty", bool)]
-Regex = Annotated[str, Range("a regular expression", _is_regex)]
+Regex = Annotated[str, Range("a regular expression", _accepted_by(re.compile, re.error))]
+Encoding = Annotated[
+    str, Range("a text encoding, such as cp1252", _accepted_by("".encode, LookupError))
+]
 LocalPath = Annotated[str, Range("a local path, not a URL", lambda path: "://" not in path)]
 FolderName = Annotated[
     str,

@@ -213,6 +213,7 @@ def test_unknown_keys_and_wrong_types_are_errors(arg):
         ("evaluation.variants=(('a',),)", "evaluation.variants is .*: expected 3 values"),
         ("evaluation.variants=(('a','b',-1.),)", "evaluation.variants is .*: expected at least 0"),
         ("lora.targets='('", r"lora.targets is '\(': expected a regular expression"),
+        ("data.encoding=latin1000", "data.encoding is 'latin1000': expected a text encoding"),
         ("prompt.end=''", "prompt.end is '': expected a text that is not empty"),
         ("run=../x", "run is '../x': expected the name of a folder"),
         ("run=..", "run is '..': expected the name of a folder"),

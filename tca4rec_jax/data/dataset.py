@@ -24,7 +24,16 @@ from tca4rec_jax.data.tables import Reading
 from tca4rec_jax.data.tfds_rec import read as load
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import atomic_path, file_sha256
-from tca4rec_jax.ranges import Count, Fractions, LocalPath, Natural, Seed, Text, check_fields
+from tca4rec_jax.ranges import (
+    Count,
+    Encoding,
+    Fractions,
+    LocalPath,
+    Natural,
+    Seed,
+    Text,
+    check_fields,
+)
 
 _FORMAT = 1  # part of the fingerprint: raise it when the rows made from the same input change
 
@@ -69,7 +78,7 @@ class DataConfig:
     split: Fractions = (0.8, 0.1, 0.1)
     seed: Seed = 0
     max_title_length: Natural = 100
-    encoding: str = "utf-8"
+    encoding: Encoding = "utf-8"
     drop_invalid: bool = False
     drop_duplicates: bool = False
 
