@@ -21,6 +21,7 @@ import reprlib
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -85,13 +86,19 @@ def read_json_objects(path: Path, encoding: str = "utf-8") -> list[dict]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_json_object)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: expected an object such as {{...}}")
         rows.append(row)
     return rows
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a name occurs twice in an object")
+    return found
 
 
 def read_columns(

@@ -301,6 +301,9 @@ def test_json_lines(tmp_path):
     path.write_text(line % (7, 1) + '{"title": "Up", "timestamp": 2}\n')
     with pytest.raises(UserError, match="row 2: item is None, expected an id"):
         read(path)
+    path.write_text(line % (7, 1) + '{"item": "b", "item": "a"}\n')
+    with pytest.raises(UserError, match="line 2 is not JSON: a name occurs twice"):
+        read(path)
     path.write_text(line % (7, 1) + "{" * 100_000)
     with pytest.raises(UserError, match="line 2 is not JSON"):
         read(path)
