@@ -3,21 +3,17 @@
 import dataclasses
 import json
 import shutil
-import string
 
 import jax
 import numpy as np
-import pandas as pd
 import pytest
 from flax import nnx
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tiny_workdir import ITEMS, make_config, make_workdir
 
 from tca4rec_jax.cf.logits_export import export_npy, export_stores
 from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.pipeline import run_cf
-from tca4rec_jax.config import default_config
-from tca4rec_jax.data.dataset import load, prepare
+from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.prompts import TitleTokens
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.recommender import Recommender
@@ -25,70 +21,18 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import read_json_lines
-from tca4rec_jax.llm.checkpoints.export import export_decoder, write_hugging_face
+from tca4rec_jax.llm.checkpoints.export import export_decoder
 from tca4rec_jax.llm.checkpoints.loading import load_weights
-from tca4rec_jax.llm.config import DecoderConfig
-from tca4rec_jax.llm.decoder import init_params
 from tca4rec_jax.recommenders import RECOMMENDERS
 from tca4rec_jax.train import train
 from tca4rec_jax.training.log import TrainingLog
 
-ITEMS = 12
-
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Data, the logits of popularity, and a random Llama with a tokenizer of letters."""
     path = tmp_path_factory.mktemp("run")
-    rng = np.random.default_rng(0)
-    pd.DataFrame(
-        {
-            "user": np.repeat(np.arange(40), 8),
-            "item": rng.integers(0, ITEMS, 320),
-            "timestamp": np.arange(320),
-        }
-    ).to_csv(path / "interactions.csv", index=False)
-    titles = [
-        f"{string.ascii_lowercase[item]}{string.ascii_lowercase[item % 3]}" for item in range(ITEMS)
-    ]
-    pd.DataFrame({"item": range(ITEMS), "title": titles}).to_csv(path / "items.csv", index=False)
-    letters = models.BPE(
-        vocab={c: i for i, c in enumerate("\x00Ġ" + string.ascii_lowercase)}, merges=[]
-    )
-    tokenizer = Tokenizer(letters)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    architecture = DecoderConfig(32, 64, 64, 2, 4, 2, 16, max_positions=64)
-    write_hugging_face(
-        path / "model",
-        architecture,
-        init_params(architecture, jax.random.key(0)),
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer),
-        dtype="float32",
-    )
-    config = make_config(path, "any")
-    prepare(config.data, path / "data")
-    run_cf({"model": "popularity"}, load(path / "data"), path, history_length=4)
+    make_workdir(path)
     return path
-
-
-def make_config(workdir, name, **llm):
-    config = default_config()
-    config.run = name
-    config.data.source = "files"
-    config.data.interactions = str(workdir / "interactions.csv")
-    config.data.catalogue = str(workdir / "items.csv")
-    config.data.history_length = 4
-    config.llm.weights = str(workdir / "model")
-    config.llm.update(llm)
-    config.prompt.update({"prefix": "q", "before_title": " ", "end": "z", "max_tokens": 32})
-    config.training.update({"steps": 5, "batch_size": 4, "buckets": (32,), "checkpoint_every": 2})
-    config.optimizer.update({"learning_rate": 1e-2, "warmup_steps": 1})
-    config.decoding.beams = 3
-    config.evaluation.update({"rows": 4, "examples": 1})
-    config.inference.update({"batch_size": 4, "buckets": 1})
-    config.evaluation.variants = (("untrained", "", 0.0), ("trained", name, 0.0))
-    return config
 
 
 def losses(run):

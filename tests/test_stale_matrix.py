@@ -1,0 +1,225 @@
+"""What an artefact was made from, changed: every reader notices before any work.
+
+And what does not matter is in nobody's way. Each row changes one field of the config or one thing
+in the work directory; the folder is a copy, so moving one is no change.
+"""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from absl import logging
+from tiny_workdir import make_config, make_workdir
+
+from tca4rec_jax.cf.pipeline import run_cf
+from tca4rec_jax.config import config_value
+from tca4rec_jax.data.dataset import load, prepare
+from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.evaluation.evaluate import evaluate_run, sweep_guidance
+from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.provenance import FILE, StaleError
+from tca4rec_jax.train import train
+
+RUN = "done"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A work directory with a trained run."""
+    path = tmp_path_factory.mktemp("made")
+    make_workdir(path)
+    train(Experiment(make_config(path, RUN), path))
+    return path
+
+
+@pytest.fixture
+def workdir(made, tmp_path, monkeypatch):
+    """A copy of it, in which no reader may come as far as to load weights."""
+    monkeypatch.setattr("tca4rec_jax.experiment.load_weights", None)
+    return shutil.copytree(made, tmp_path / "copy")
+
+
+READERS = {
+    "train": train,
+    "evaluate": lambda experiment: evaluate_run(experiment.config, experiment.workdir),
+    "sweep": lambda experiment: sweep_guidance(experiment.config, experiment.workdir, RUN, [0]),
+    "recommend": lambda experiment: Recommender(experiment, RUN),
+    "export": lambda experiment: experiment.trained_decoder(RUN),
+}
+INFERENCE = {  # field: another value; every reader notices
+    "llm.num_layers": 1,
+    "llm.dtype": "bfloat16",
+    "llm.quantise": "int8",
+    "llm.train": "full",
+    "lora.rank": 4,
+    "lora.alpha": 3.0,
+    "lora.targets": "q_proj",
+    "lora.first_layer": 1,
+    "prompt.prefix": "r",
+    "prompt.before_title": "",
+    "prompt.end": "y",
+    "prompt.max_tokens": 24,
+    "data.history_length": 3,
+}
+TRAINING = {  # training notices; lists do not depend on it
+    "lora.dropout": 0.3,
+    "objective.alpha": 0.2,
+    "objective.beta": 2.0,
+    "objective.tau": 2.0,
+    "objective.form": "cross_entropy",
+    "objective.softmax": "children",
+    "optimizer.learning_rate": 0.5,
+    "optimizer.warmup_steps": 3,
+    "optimizer.weight_decay": 0.5,
+    "optimizer.clip": 0.5,
+    "training.targets": "last",
+    "training.batch_size": 8,
+    "training.buckets": (16, 32),
+    "seed": 1,
+}
+NO_MATTER = {  # nobody minds
+    "mesh.fsdp": 2,
+    "llm.attention": "splash",
+    "llm.remat": "full",
+    "llm.architecture": "qwen3-4b",
+    "training.checkpoint_every": 3,
+    "training.keep_checkpoints": 1,
+    "training.watchdog_seconds": 5.0,
+    "training.profile_steps": (1, 2),
+    "training.cache_hidden_states": True,
+    "inference.batch_size": 2,
+    "inference.checkpoint": "lowest_training_loss",
+    "decoding.beams": 5,
+    "evaluation.rows": 3,
+    "evaluation.split": "validation",
+}
+
+
+def changed(workdir, field, value):
+    """The run's experiment with one field changed."""
+    config = make_config(workdir, RUN)
+    section, _, name = field.rpartition(".")
+    config_value(config, section)[name] = value
+    return Experiment(config, workdir)
+
+
+def assert_refused(make_experiment, readers, said):
+    for reader in readers:
+        with pytest.raises(StaleError) as refused:
+            READERS[reader](make_experiment())
+        assert said in str(refused.value), reader
+        assert "LLM run" in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("field", INFERENCE)
+def test_a_field_of_inference_is_noticed_by_every_reader_of_a_run(workdir, field):
+    value = INFERENCE[field]
+    assert_refused(lambda: changed(workdir, field, value), READERS, f"{field} was ")
+
+
+@pytest.mark.parametrize("field", TRAINING)
+def test_a_field_of_training_is_noticed_by_training(workdir, field):
+    experiment = changed(workdir, field, TRAINING[field])
+    assert_refused(lambda: experiment, ["train"], f"{field} was ")
+    experiment.check_run(RUN)
+
+
+@pytest.mark.parametrize("field", NO_MATTER)
+def test_what_does_not_matter_is_in_nobodys_way(workdir, field):
+    experiment = changed(workdir, field, NO_MATTER[field])
+    run = experiment.check_run(RUN, guided=True)
+    assert run.made_from.differences(experiment.training_inputs) == []
+
+
+def test_beta_matters_to_a_guided_list(workdir):
+    experiment = changed(workdir, "objective.beta", 2.0)
+    experiment.check_run(RUN)
+    with pytest.raises(StaleError, match="objective.beta was 1.0, is 2.0"):
+        Recommender(experiment, RUN, guidance=1.0)
+    experiment.config.decoding.beta = 2.0
+    experiment.check_run(RUN, guided=True)
+
+
+def other_weights(workdir):
+    path = workdir / "model" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def other_tokenizer(workdir):
+    path = workdir / "model" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"q"', '"Q"'))
+
+
+def other_title(workdir):
+    items = pd.read_csv(workdir / "items.csv")
+    items.loc[3, "title"] = "zz"
+    items.to_csv(workdir / "items.csv", index=False)
+    prepare_anew(workdir)
+
+
+def other_interactions(workdir):
+    rows = pd.read_csv(workdir / "interactions.csv")
+    rows.loc[0, "item"] = (rows.loc[0, "item"] + 1) % 12
+    rows.to_csv(workdir / "interactions.csv", index=False)
+    prepare_anew(workdir)
+
+
+def prepare_anew(workdir):
+    shutil.rmtree(workdir / "data")
+    prepare(make_config(workdir, RUN).data, workdir / "data")
+    other_cf_model(workdir, "popularity")
+
+
+def other_cf_model(workdir, model="item_knn"):
+    run_cf({"model": model}, load(workdir / "data"), workdir, history_length=4)
+
+
+@pytest.mark.parametrize(
+    ("change", "readers", "said"),
+    [
+        (other_weights, READERS, "weights was "),
+        (other_tokenizer, READERS, "tokenizer was "),
+        (other_title, READERS, "catalogue was "),
+        (other_interactions, ["train"], "training rows was "),
+        (other_cf_model, ["train"], "CF logits was "),
+    ],
+)
+def test_other_content_is_noticed(workdir, change, readers, said):
+    change(workdir)
+    assert_refused(lambda: Experiment(make_config(workdir, RUN), workdir), readers, said)
+
+
+@pytest.mark.parametrize("change", [other_interactions, other_cf_model])
+def test_lists_of_a_run_whose_training_data_were_replaced_say_so(workdir, change, caplog):
+    change(workdir)
+    logging.use_absl_handler()
+    with caplog.at_level("WARNING", logger="absl"):
+        Experiment(make_config(workdir, RUN), workdir).check_run(RUN)
+    assert "llm/done: since it was trained, " in caplog.text
+
+
+def test_an_unfinished_run_is_taken_by_nobody_who_does_not_ask_for_it(workdir):
+    path = workdir / "llm" / RUN / FILE
+    record = json.loads(path.read_text())
+    record["inputs"]["training.steps"] = 6
+    path.write_text(json.dumps(record))
+    config = make_config(workdir, RUN)
+    for reader in READERS.keys() - {"train"}:
+        with pytest.raises(ValueError, match=r"is unfinished, it has 5 of 6 steps: go on with"):
+            READERS[reader](Experiment(config, workdir))
+    config.inference.unfinished = True
+    Experiment(config, workdir).check_run(RUN)
+
+
+def test_a_run_without_checkpoints_or_record_is_refused(workdir):
+    experiment = Experiment(make_config(workdir, RUN), workdir)
+    with pytest.raises(FileNotFoundError, match="llm/other: no such run, or no checkpoint of it"):
+        experiment.trained_decoder("other")
+    (workdir / "llm" / RUN / FILE).unlink()
+    for reader in READERS.values():
+        with pytest.raises(StaleError, match="llm/done does not say what it was made from"):
+            reader(experiment)
