@@ -48,7 +48,7 @@ def make_workdir(path):
     )
     config = make_config(path, "any")
     prepare(config.data, path / "data")
-    run_cf({"model": "popularity"}, load(path / "data"), path, history_length=4)
+    run_cf(config.cf, load(path / "data"), path, history_length=4)
 
 
 def make_config(workdir, name, **llm):
@@ -58,6 +58,7 @@ def make_config(workdir, name, **llm):
     config.data.interactions = str(workdir / "interactions.csv")
     config.data.catalogue = str(workdir / "items.csv")
     config.data.history_length = 4
+    config.cf.model = "popularity"
     config.llm.weights = str(workdir / "model")
     config.llm.update(llm)
     config.prompt.update({"prefix": "q", "before_title": " ", "end": "z", "max_tokens": 32})
