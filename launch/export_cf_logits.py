@@ -39,7 +39,7 @@ _TEMPERATURES = DEFINE_field(
 
 def main(config, workdir):
     """Writes the stores of the run, or the mixture of --mix, to --output."""
-    data = load(workdir / "data")
+    data = load(workdir / "data", config.data)
     sources = _MIX.value or [config.cf.logits or str(workdir / "cf" / "logits")]
     if _FORMAT.value == "npy":
         check("--output", _OUTPUT.value, LocalPath)

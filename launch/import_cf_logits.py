@@ -27,7 +27,7 @@ _FLOOR = DEFINE_field("floor", float, None, "A table: the logit of items without
 
 def main(config, workdir):
     """Writes the store of --split and says what it holds."""
-    data = load(workdir / "data")
+    data = load(workdir / "data", config.data)
     path = split_path(config.cf.logits, workdir, _SPLIT.value)
     sequences = data.splits[_SPLIT.value]
     import_logits(
@@ -37,7 +37,7 @@ def main(config, workdir):
         data.catalogue,
         floor=_FLOOR.value,
         user_ids=data.user_ids,
-        cf_model=_NAME.value,
+        name=_NAME.value,
         dtype=config.cf.dtype,
         top_k=config.cf.top_k,
     )

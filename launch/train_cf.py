@@ -15,7 +15,7 @@ from tca4rec_jax.launching import launch
 
 def main(config, workdir):
     """Trains the CF model, writes its logits and prints its metrics."""
-    data = load(workdir / "data")
+    data = load(workdir / "data", config.data)
     metrics = run_cf(config.cf, data, workdir, history_length=config.data.history_length)
     write_cf_report(workdir / "cf", metrics)
     show_cf_results(metrics)

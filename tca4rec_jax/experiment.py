@@ -22,7 +22,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from tca4rec_jax.cf.logits_store import LogitsStore, open_store, split_path
+from tca4rec_jax.cf.logits_store import LogitsStore, check_one_model, open_store, split_path
+from tca4rec_jax.cf.settings import store_inputs
 from tca4rec_jax.config import build, default_config, run_name, saved_config
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
@@ -81,8 +82,8 @@ class Experiment:
 
     @cached_property
     def data(self) -> RecData:
-        """The prepared data set: splits and catalogue."""
-        return load_data(self.workdir / "data")
+        """The prepared data set: splits and catalogue. Raises StaleError if config.data differs."""
+        return load_data(self.workdir / "data", self.config.data)
 
     @cached_property
     def weights_path(self) -> Path:
@@ -141,12 +142,25 @@ class Experiment:
         return cf_arrays(self.mesh, items, self.compressed_trie)
 
     def cf_store(self, split: str, positions: np.ndarray | None = None) -> LogitsStore:
-        """The CF logits of a split, checked against it.
+        """The CF logits of a split, checked against it and config.cf; raises as `open_store`.
 
         Only the shards of `positions` (flat, those that will be read) are read and checked.
         """
-        path = split_path(self.config.cf.logits, self.workdir, split)
-        return open_store(path, self.data.splits[split], self.data.catalogue, positions=positions)
+        return open_store(
+            split_path(self.config.cf.logits, self.workdir, split),
+            self.data.splits[split],
+            self.data.catalogue,
+            positions=positions,
+            cf=store_inputs(self.config.cf),
+        )
+
+    def cf_model(self, *splits: str) -> str:
+        """What tells the CF model of the splits' stores from others; raises if they have several.
+
+        LogitsStoreError: one is missing, or they are not of one CF model.
+        """
+        logits = self.config.cf.logits
+        return check_one_model(*(split_path(logits, self.workdir, split) for split in splits))
 
     @property
     def directory(self) -> Path:

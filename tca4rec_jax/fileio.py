@@ -1,11 +1,15 @@
 """Files that are there whole or not at all, and the fingerprint of what something was made from."""
 
 import contextlib
+import glob
 import hashlib
 import json
+import os
+import platform
 import shutil
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +20,58 @@ import numpy as np
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed onto it when the block ends without an error.
 
-    The block writes a file or makes a folder there. After an error nothing is left of it, and what
-    stood at `path` stands as before. The folder around `path` is made if it is missing. A folder at
-    `path` is replaced: the caller knows that it may be. Raises OSError if it cannot be written.
+    The block writes a file, which replaces one, or makes a folder, which replaces nothing but an
+    empty folder. It is on the disk before it is renamed, so that a crash leaves the old or the new.
+    After an error nothing is left of it. The folder around `path` is made if it is missing. Raises
+    OSError if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    _remove_abandoned(path.parent)
+    unique = f"{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    temporary = path.with_name(f".{path.name}.{unique}.partial")
     try:
         yield temporary
-        if temporary.is_dir() and path.exists():
-            path.rename(old := temporary.with_suffix(".old"))
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(path)
+        for written in (temporary, *temporary.rglob("*")):
+            sync(written)
+        temporary.replace(path)
+        sync(path.parent)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file's bytes, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@cache
+def _remove_abandoned(folder: Path) -> None:
+    """Removes, once in a process, what killed processes of this host left in a folder."""
+    for scratch in folder.glob(f".*.{glob.escape(platform.node())}.*.partial"):
+        if not _is_alive(scratch.suffixes[-3].removeprefix(".")):
+            remove(scratch)
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError):  # another user's; not a name of ours
+        pass
+    return True
+
+
+def remove(path: Path) -> None:
+    """Deletes a file or a folder with all that is in it, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -62,7 +62,16 @@ class Provenance:
     def from_json(cls, text: str, where: Path | str) -> "Provenance":
         """Raises StaleError, naming `where`, for a text that `to_json` did not write."""
         try:
-            return cls(**json.loads(text))
+            fields = json.loads(text)
+        except ValueError as error:
+            raise StaleError(f"{where} is damaged ({error}): make it anew") from error
+        return cls.from_fields(fields, where)
+
+    @classmethod
+    def from_fields(cls, fields: Any, where: Path | str) -> "Provenance":
+        """From what `dataclasses.asdict` gave and a JSON file kept; raises as `from_json`."""
+        try:
+            return cls(**fields)
         except (TypeError, ValueError) as error:
             raise StaleError(f"{where} is damaged ({error}): make it anew") from error
 

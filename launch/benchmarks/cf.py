@@ -28,6 +28,7 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
+from tca4rec_jax.cf.logits_format import Origin
 from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.cf.models.registry import MODELS
@@ -218,7 +219,7 @@ def store() -> dict:
 
 def _store_case(path, rows, catalogue, arrays, *, dtype, top_k) -> dict:
     began = time.perf_counter()
-    write_store(path, rows, catalogue, **arrays, cf_model="random", dtype=dtype, top_k=top_k)
+    write_store(path, rows, catalogue, **arrays, origin=Origin("random"), dtype=dtype, top_k=top_k)
     written = time.perf_counter()
     opened = open_store(path, rows, catalogue)
     ready = time.perf_counter()

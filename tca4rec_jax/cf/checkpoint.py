@@ -1,4 +1,4 @@
-"""A trained CF model as one .npz file: its name and architecture, and its arrays by name."""
+"""A trained CF model as one .npz file: its name, architecture, provenance, and arrays by name."""
 
 import dataclasses
 import json
@@ -15,31 +15,37 @@ from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import write_npz
+from tca4rec_jax.provenance import Provenance, StaleError
 
-_TEXT = "config"
+_TEXT, _MADE_FROM = "config", "made_from"
 _Model = TypeVar("_Model", bound=CFModel)
 
 
-def save_model(path: Path | str, name: str, model: CFModel) -> None:
+def save_model(path: Path | str, name: str, model: CFModel, made_from: Provenance) -> None:
     """Writes the model, called `name` in MODELS."""
     variables = {_name(keys): value[...] for keys, value in nnx.to_flat_state(nnx.state(model))}
     config = {"model": name, **dataclasses.asdict(model.config)}
-    write_arrays(path, variables, json.dumps(config))
+    write_arrays(path, variables, json.dumps(config | {_MADE_FROM: dataclasses.asdict(made_from)}))
 
 
-def load_model(path: Path | str) -> tuple[str, CFModel]:
+def load_model(path: Path | str, now: Mapping[str, Any] | None = None) -> tuple[str, CFModel]:
     """Reads what `save_model` wrote: (its name in MODELS, the model).
 
-    Raises UserError if the file is missing or damaged, and as `filled`.
+    Raises UserError if the file is missing or damaged, and as `filled`; StaleError if the model was
+    made from other inputs than those of `now`.
     """
     arrays, text = read_arrays(path)
     try:
         fields = json.loads(text)
+        made_from = fields.pop(_MADE_FROM, None)
         name = fields.pop("model", "sasrec")
         kind = MODELS[name]
         config = kind.config(**fields)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a CF checkpoint ({error!r})") from error
+    if made_from is None:
+        raise StaleError(f"{path} does not say what it was made from: run launch/train_cf.py again")
+    Provenance.from_fields(made_from, path).check(now or {}, path)
     return name, filled(path, kind.module, config, arrays)
 
 

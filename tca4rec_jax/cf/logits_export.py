@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from tca4rec_jax.cf.logits_format import LogitsStoreError, blocks, store_path, within
+from tca4rec_jax.cf.logits_format import (
+    EXPORT,
+    LogitsStoreError,
+    Origin,
+    blocks,
+    store_path,
+    within,
+)
 from tca4rec_jax.cf.logits_store import LogitsStore, open_store
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.cf.scoring import LazyRows
@@ -53,18 +60,12 @@ def export_stores(
     scales = np.asarray(weights, np.float32) / np.asarray(temperatures, np.float32)
     for split in splits:
         stores = [_opened(source, split, data) for source in sources]
-        lengths = [store.manifest["history_length"] for store in stores]
-        names = [
-            f"{weight:g} x {store.manifest['cf_model']} / {temperature:g}"
-            for store, weight, temperature in zip(stores, weights, temperatures, strict=True)
-        ]
         write_store(
             within(store_path(output), split),
             data.splits[split],
             data.catalogue,
+            _mixed_origin([store.manifest for store in stores], weights, temperatures),
             **_mixed_arrays(stores, scales, dense),
-            cf_model=" + ".join(names),
-            history_length=max((length for length in lengths if length is not None), default=None),
             **options,
         )
 
@@ -84,6 +85,26 @@ def export_npy(output: Path, sources: Sequence[str], data: RecData, splits: Sequ
             for start, block in blocks(rows):
                 logits_ExI[start : start + len(block)] = block
             logits_ExI.flush()
+
+
+def _mixed_origin(
+    manifests: Sequence[dict], weights: Sequence[float], temperatures: Sequence[float]
+) -> Origin:
+    def mixed(field: str) -> str:
+        mixture = zip(manifests, weights, temperatures, strict=True)
+        return " + ".join(
+            f"{weight:g} x {manifest[field]} / {temperature:g}"
+            for manifest, weight, temperature in mixture
+        )
+
+    lengths = [manifest["history_length"] for manifest in manifests]
+    return Origin(
+        mixed("cf_model"),
+        model=mixed("model"),
+        history_length=max((length for length in lengths if length is not None), default=None),
+        made_by=EXPORT,
+        inputs={"values": [manifest["content_hash"] for manifest in manifests]},
+    )
 
 
 def _mixed_arrays(stores: Sequence[LogitsStore], scales: np.ndarray, dense: bool) -> dict[str, Any]:

@@ -11,15 +11,17 @@ event, or the last event of every row alone, which predicts the row's target.
     topk         values [E, K], items [E, K],    the highest logits, the items that they belong to
                  floor [E]                       (-1: none), and one logit for all other items
 
-Files of a store: manifest.json has counts, hashes, the dtype, the CF model's name and statistics of
-its softmax; ids.npz has the ids themselves, so that a mismatch can be told in words; each array is
-a zarr array, whose chunks (shards here) are files of about a megabyte.
+Files of a store: manifest.json has counts, hashes, the dtype, the CF model's name, what the logits
+were made from and statistics of their softmax. It names the folder beside it of the values:
+ids.npz has the ids themselves, so that a mismatch can be told in words; each array is a zarr array,
+whose chunks (shards here) are files of about a megabyte. A new store is written into a new folder;
+then the manifest, replaced in one piece, names that one, and the old folder is deleted.
 
 Axis letters: E stored events, K kept logits.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ import tensorstore as ts
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.provenance import Provenance
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, IDS = "manifest.json", "ids.npz"
 DTYPES = ("float32", "bfloat16", "float16")
 KINDS = {
@@ -47,10 +50,42 @@ _BLOCK_BYTES = 64 << 20  # what is copied or checked at once
 _CACHE_BYTES = 256 << 20
 
 StorePath = Path | str
+TRAIN_CF = "launch/train_cf.py"
+IMPORT = "launch/import_cf_logits.py"
+EXPORT = "launch/export_cf_logits.py"
 
 
 class LogitsStoreError(UserError):
     """CF logits that are missing or damaged, or that do not fit the data they are used with."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose logits a store holds.
+
+    Attributes:
+      cf_model: the CF model's name, for people.
+      model: what tells the model from all others: stores of one `model` go together. By default
+        its name.
+      history_length: the longest history that an event depends on; None: no limit.
+      made_by: TRAIN_CF, IMPORT or EXPORT.
+      inputs: what the logits were made from, see Provenance.
+    """
+
+    cf_model: str
+    model: str = ""
+    history_length: int | None = None
+    made_by: str = IMPORT
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a manifest."""
+        return {
+            "cf_model": self.cf_model,
+            "model": self.model or self.cf_model,
+            "history_length": self.history_length,
+            "made_from": asdict(Provenance("CF logits store", self.made_by, self.inputs)),
+        }
 
 
 def unusable(what: str) -> LogitsStoreError:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tca4rec_jax.cf.logits_format import LogitsStoreError, StorePath
+from tca4rec_jax.cf.logits_format import IMPORT, LogitsStoreError, Origin, StorePath
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.data.table_files import MissingColumns
 from tca4rec_jax.data.tables import Table, read_table
+from tca4rec_jax.fileio import file_sha256
 
 KEYS = ("row", "position", "user")
 
@@ -28,6 +29,7 @@ def import_logits(
     sequences: ItemSequences,
     catalogue: Catalogue,
     *,
+    name: str = "imported",
     floor: float | None = None,
     user_ids: Sequence[str] | None = (),
     **options,
@@ -45,9 +47,9 @@ def import_logits(
     row); `user` is a user id of the data and gives the same logits to every event of the user's
     rows, whether or not they come from the user's future.
 
-    `floor` is the logit of the items that an event of a table has no score for, by default its
-    lowest score, and above none; `user_ids` are those of RecData, for a table of users; `options`
-    are those of write_store (cf_model, history_length, dtype, top_k).
+    `name` is the CF model's: stores of one name go together. `floor` is the logit of the items that
+    an event of a table has no score for, by default its lowest score, and above none; `user_ids`
+    are those of RecData, for a table of users; `options` are those of write_store (dtype, top_k).
 
     Raises LogitsStoreError or ValueError, naming the file and the row or the ids: no such file, not
     arrays of numbers or a table, a number of rows or columns that does not fit (the message gives
@@ -61,8 +63,9 @@ def import_logits(
         arrays = _read_arrays(source)
     else:
         arrays = _topk_arrays(source, sequences, catalogue, floor, user_ids)
-    options = {"cf_model": "imported", **options}
-    write_store(path, sequences, catalogue, source=source, **arrays, **options)
+    inputs = {"file": file_sha256(source), "floor": floor, **options}
+    origin = Origin(name, model=f"imported: {name}", made_by=IMPORT, inputs=inputs)
+    write_store(path, sequences, catalogue, origin, source=source, **arrays, **options)
 
 
 def _topk_arrays(

@@ -21,6 +21,7 @@ from tca4rec_jax.cf.logits_format import (
     KINDS,
     MANIFEST,
     PER_ITEM,
+    TRAIN_CF,
     ArrayChecks,
     LogitsStoreError,
     StorePath,
@@ -34,9 +35,10 @@ from tca4rec_jax.cf.logits_format import (
 )
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
-from tca4rec_jax.fileio import fingerprint
+from tca4rec_jax.provenance import Provenance
 
 _FIELDS = {"history_length", "entries_per", "rows_hash", "catalogue_hash", "cf_model", "arrays"}
+_FIELDS |= {"model", "made_from", "folder", "content_hash"}
 _SHOWN = 3  # differing ids in a message
 
 
@@ -49,7 +51,8 @@ class LogitsStore:
 
     Attributes:
       path: its directory or URL.
-      manifest: what manifest.json says; `manifest["cf_model"]` names the CF model.
+      manifest: what manifest.json says; `manifest["cf_model"]` names the CF model,
+        `manifest["content_hash"]` is the SHA-256 of all values.
       item_table, item_bias: float32 [I, D] and [I], or None; both None if dense or topk.
       arrays: the arrays per event, by name.
       sequences: the rows that the store is of.
@@ -63,13 +66,12 @@ class LogitsStore:
     sequences: ItemSequences
 
     @classmethod
-    def of(cls, manifest: dict, checks: ArrayChecks) -> "LogitsStore":
+    def of(cls, path: StorePath, manifest: dict, checks: ArrayChecks) -> "LogitsStore":
         """Opens the arrays below checks.path; only those over items are read and checked.
 
         Raises LogitsStoreError for an array that is missing, damaged or not of the manifest.
         """
-        path = checks.path
-        arrays = {name: open_array(path, name, manifest) for name in manifest["arrays"]}
+        arrays = {name: open_array(checks.path, name, manifest) for name in manifest["arrays"]}
         per_item = {}
         for name in arrays.keys() & PER_ITEM:
             array = arrays.pop(name)
@@ -149,29 +151,35 @@ def open_store(
     catalogue: Catalogue,
     *,
     positions: np.ndarray | None = None,
+    cf: Mapping[str, Any] | None = None,
 ) -> LogitsStore:
     """Opens the store that was written for these rows and this catalogue and checks it, values too.
 
     Of arrays per event only the shards of `positions` (int64 [m], what this process will read) are
-    read and checked; None checks all.
+    read and checked; None checks all. `cf` is what settings.store_inputs gives: a store that
+    launch/train_cf.py made from others is stale.
 
     Raises LogitsStoreError if there is no store, it is damaged, its counts or hashes are not those
     of the data, or a value is NaN or infinite. The message names the file, the row, what was
-    expected and what to do.
+    expected and what to do. Raises StaleError if it was made from others than `cf`.
     """
     path = store_path(path)
     manifest = read_manifest(path)
+    made_from = made_from_of(path, manifest)
+    if cf is not None and made_from.command == TRAIN_CF:
+        made_from.check({"cf": cf}, path)
+    folder = within(path, manifest["folder"])
     for field, value in identity(sequences, catalogue).items():
         if manifest.get(field) != value:
             raise unusable(
                 f"{within(path, MANIFEST)}: {field} is {manifest.get(field)}, but the data has "
-                f"{value}{_difference(path, sequences, catalogue)}; the logits were written for "
+                f"{value}{_difference(folder, sequences, catalogue)}; the logits were written for "
                 "other data"
             )
-    checks = ArrayChecks.of(path, manifest["arrays"], sequences, catalogue.num_items)
+    checks = ArrayChecks.of(folder, manifest["arrays"], sequences, catalogue.num_items)
     if checks.events_per != (events_per := manifest["entries_per"]):
         raise LogitsStoreError(f"{path}: the events are not one per {events_per}")
-    store = LogitsStore.of(manifest, checks)
+    store = LogitsStore.of(path, manifest, checks)
     events = None if positions is None else store.events_at(positions)
     for name, array in store.arrays.items():
         checks.shards(name, array, events)
@@ -204,16 +212,35 @@ def read_manifest(path: StorePath) -> dict:
         raise unusable(f"{file} is not JSON ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise unusable(f"{file}: expected a manifest of format {FORMAT}")
+    if "writing" in manifest and "folder" not in manifest:
+        raise unusable(f"{path} is being written, or was when the writer was ended")
     if not set(manifest) >= _FIELDS or kind_of(manifest["arrays"]) != manifest.get("kind"):
         raise unusable(f"{file} is incomplete")
     return manifest
 
 
-def content_of(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of what a manifest says of the logits: another model's have another."""
-    return fingerprint(
-        {name: manifest[name] for name in (*sorted(_FIELDS), "dtype", "temperature")}
-    )
+def made_from_of(path: StorePath, manifest: Mapping) -> Provenance:
+    """What the logits were made from; raises StaleError if the manifest is damaged."""
+    return Provenance.from_fields(manifest["made_from"], within(path, MANIFEST))
+
+
+def check_one_model(*paths: StorePath) -> str:
+    """The `model` (see Origin) of stores that are used together, as their manifests say.
+
+    Raises LogitsStoreError if one is missing or of another CF model than the first.
+    """
+    first, *others = ((path, read_manifest(path)) for path in paths)
+    made_from = made_from_of(*first)
+    for path, manifest in others:
+        if manifest["model"] != first[1]["model"]:
+            differing = made_from.differences(made_from_of(path, manifest).inputs)[:_SHOWN]
+            raise LogitsStoreError(
+                f"{path} holds the logits of {manifest['cf_model']!r}, {first[0]} those of "
+                f"{first[1]['cf_model']!r}{' (' * bool(differing)}{'; '.join(differing)}"
+                f"{')' * bool(differing)}: stores that are used together must be of one CF model; "
+                f"write both with {TRAIN_CF}, or import both under one --name"
+            )
+    return first[1]["model"]
 
 
 def _difference(path: StorePath, sequences: ItemSequences, catalogue: Catalogue) -> str:

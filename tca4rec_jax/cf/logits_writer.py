@@ -1,17 +1,20 @@
 """Writes a CF logits store (logits_format.py says what that is).
 
-On a disk it is written beside its path and renamed when complete; in a bucket its manifest is
-written last.
+Until the new manifest stands at its place, in one piece, the store before can be read. Nothing is
+deleted but what this module wrote. Of several writers of one store at once the last to begin wins.
 
 Axis letters: m events of a block, K kept logits.
 """
 
 import contextlib
-import dataclasses
+import hashlib
 import io
 import json
+import re
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorstore as ts
@@ -24,6 +27,7 @@ from tca4rec_jax.cf.logits_format import (
     MANIFEST,
     ArrayChecks,
     LogitsStoreError,
+    Origin,
     StorePath,
     block_rows,
     blocks,
@@ -32,38 +36,41 @@ from tca4rec_jax.cf.logits_format import (
     key_values,
     kind_of,
     store_path,
+    within,
 )
 from tca4rec_jax.cf.logits_store import LogitsStore, multiply_out
 from tca4rec_jax.cf.scoring import LazyRows, temperature_statistics
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
-from tca4rec_jax.fileio import atomic_path
+from tca4rec_jax.fileio import fingerprint, remove
 
 _SAMPLED = 256  # events that the statistics are made of
+_OURS = {"format", "rows_hash", "catalogue_hash"}  # a manifest with these fields is a store's
+_FOLDER = re.compile("values_[0-9a-f]{8}")
+_OF_FORMAT_1 = {IDS, *(name for names in KINDS.values() for name in names)}
 
 
 def write_store(
     path: StorePath,
     sequences: ItemSequences,
     catalogue: Catalogue,
+    origin: Origin,
     *,
-    cf_model: str,
-    history_length: int | None = None,
     dtype: str = "float32",
     top_k: int | None = None,
     source: Path | None = None,
     **arrays: np.ndarray | LazyRows | None,
 ) -> None:
-    """Writes the store of some rows and a catalogue, and replaces `path` (a folder or a URL).
+    """Writes the store of some rows and a catalogue, and replaces the one at `path`, if any.
 
     `arrays` are those of a kind of store (logits_format.py), whatever is sliced by rows (a memory
     map, scoring.LazyRows): they are copied block by block. `dtype` (of DTYPES) is that of vectors,
     logits and values; the rest is float32. `top_k` keeps the highest logits of an event and one
-    floor for the others, see `highest`; None keeps all. The manifest keeps `cf_model`, the CF
-    model's name, and `history_length`, the longest history an event depends on (None: no limit).
+    floor for the others, see `highest`; None keeps all.
 
-    Raises LogitsStoreError for arrays that do not fit each other, the rows or the catalogue, and
-    for NaN or infinite values; it names `source`, the file of the arrays, instead of the store.
+    Raises LogitsStoreError for a `path` with something else than a store, arrays that do not fit
+    each other, the rows or the catalogue, and NaN or infinite values; it names `source`, the file
+    of the arrays, instead of the store.
     """
     path = store_path(path)
     named = source or path
@@ -76,22 +83,35 @@ def write_store(
     manifest = {
         "format": FORMAT,
         "kind": kind_of(shapes),
-        "cf_model": cf_model,
-        "history_length": history_length,
+        **origin.fields(),
         "entries_per": checks.events_per,
         **identity(sequences, catalogue),
         "arrays": shapes,
         "dtype": dtype,
     }
-    with atomic_path(path) if isinstance(path, Path) else contextlib.nullcontext(path) as folder:
-        key_values(folder).delete_range(ts.KvStore.KeyRange()).result()
+    with _replaced(path, manifest) as folder:
         targets = {name: create_array(folder, name, manifest) for name in shapes}
+        hashes = {name: hashlib.sha256() for name in shapes}
         for start, name, block in parts:
             with np.errstate(over="ignore"):
                 block = block.astype(targets[name].dtype.numpy_dtype)
             checks.values(name, start, block)
+            hashes[name].update(block.tobytes())
             targets[name][start : start + len(block)].write(block).result()
-        _complete(manifest, dataclasses.replace(checks, path=folder), catalogue)
+        digests = {name: hashes[name].hexdigest() for name in shapes}
+        manifest["content_hash"] = fingerprint([dtype, shapes, digests])
+        checks = ArrayChecks(folder, sequences, catalogue.num_items, checks.events_per)
+        _write_ids(folder, sequences, catalogue)
+        manifest["temperature"] = _statistics(LogitsStore.of(path, manifest, checks))
+
+
+def made_by(path: StorePath) -> str | None:
+    """The script that wrote the store at `path`, '' for one of before; None if nothing is there.
+
+    Raises LogitsStoreError if something else is there.
+    """
+    manifest = _Place.of(store_path(path)).manifest
+    return manifest.get("made_from", {"command": ""})["command"] if manifest else None
 
 
 def highest(logits_mxI: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -146,22 +166,105 @@ def _products(vectors, item_table, item_bias=None) -> LazyRows:
     return LazyRows(logits, vectors, len(table_IxD))
 
 
-def _complete(manifest: dict, checks: ArrayChecks, catalogue: Catalogue) -> None:
-    """Writes the ids, then the manifest with statistics of some of the written logits."""
+def _write_ids(folder: StorePath, sequences: ItemSequences, catalogue: Catalogue) -> None:
     ids = io.BytesIO()
     np.savez_compressed(
         ids,
         item_ids=np.array(catalogue.item_ids, dtype=np.str_),
-        user=checks.sequences.user,
-        items=checks.sequences.items,
-        offsets=checks.sequences.offsets,
+        user=sequences.user,
+        items=sequences.items,
+        offsets=sequences.offsets,
     )
-    files = key_values(checks.path)
-    files.write(IDS, ids.getvalue()).result()
-    store = LogitsStore.of(manifest, checks)
+    key_values(folder).write(IDS, ids.getvalue()).result()
+
+
+def _statistics(store: LogitsStore) -> dict:
+    """Those of some of the written logits."""
     last = len(store.positions) - 1
-    count = min(_SAMPLED, last + 1, block_rows((0, catalogue.num_items)))
+    count = min(_SAMPLED, last + 1, block_rows((0, store.manifest["num_items"])))
     sample = store.positions[np.linspace(0, last, count).astype(np.int64)]
-    statistics = temperature_statistics(store.logits(sample))
-    text = json.dumps(manifest | {"temperature": statistics}, indent=2) + "\n"
-    files.write(MANIFEST, text.encode()).result()
+    return temperature_statistics(store.logits(sample))
+
+
+class _Place(NamedTuple):
+    """What is at the path of a store: its manifest ({} if there is none), and the names there."""
+
+    path: StorePath
+    text: bytes | None
+    generation: bytes
+    manifest: dict
+    names: set[str]
+
+    @classmethod
+    def of(cls, path: StorePath) -> "_Place":
+        """Raises LogitsStoreError if it is neither empty nor a store."""
+        if isinstance(path, Path) and path.exists() and not path.is_dir():
+            raise LogitsStoreError(f"{path} is a file; choose another place for the CF logits")
+        files = key_values(path)
+        found = files.read(MANIFEST).result()
+        text = found.value if found.state == "value" else None
+        names = {key.decode().partition("/")[0] for key in files.list().result()}
+        try:
+            manifest = json.loads(text or "{}")
+        except ValueError:
+            manifest = {}
+        others = sorted(name for name in names if not _FOLDER.fullmatch(name))
+        if others and not (isinstance(manifest, dict) and set(manifest) >= _OURS):
+            raise LogitsStoreError(
+                f"{path} holds something other than CF logits ({', '.join(others[:3])}) and "
+                "is not replaced: choose another place, or empty it"
+            )
+        return cls(path, text, found.stamp.generation, manifest, names)
+
+    def write_manifest(self, text: bytes | None, generation: bytes) -> bytes:
+        """Replaces the manifest of that generation, or deletes it; returns the new generation.
+
+        Raises LogitsStoreError if another process has replaced it.
+        """
+        written = key_values(self.path).write(MANIFEST, text, if_equal=generation).result()
+        if not written.generation:
+            raise LogitsStoreError(
+                f"{self.path}: another process has begun to write this store: let it end, then "
+                "start again if these are the logits that you want"
+            )
+        return written.generation
+
+    def delete(self, name: str) -> None:
+        """Deletes a file or a folder."""
+        if isinstance(self.path, Path):
+            return remove(self.path / name)
+        for first, end in ((name, f"{name}\0"), (f"{name}/", f"{name}0")):  # "0" follows "/"
+            key_values(self.path).delete_range(ts.KvStore.KeyRange(first, end)).result()
+
+
+@contextlib.contextmanager
+def _replaced(path: StorePath, manifest: dict) -> Iterator[StorePath]:
+    """A new folder for the values of a store; after the block, the manifest at `path` names it.
+
+    After an error what was at `path` is there as before.
+    """
+    place, name = _Place.of(path), f"values_{uuid.uuid4().hex[:8]}"
+    # Now no writer that began before can replace the manifest: what it has written is deleted.
+    begun = _json((place.manifest or manifest) | {"writing": name})
+    generation = place.write_manifest(begun, place.generation)
+    old = place.manifest.get("folder")
+    try:
+        for other in place.names - {old}:
+            if _FOLDER.fullmatch(other):
+                place.delete(other)
+        yield within(path, name)
+        place.write_manifest(_json(manifest | {"folder": name}), generation)
+    except BaseException:
+        place.delete(name)
+        place.write_manifest(place.text, generation)  # or it says that another writer has begun
+        if isinstance(path, Path) and not place.names:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+    of_format_1 = place.names & _OF_FORMAT_1 if place.manifest.get("format") == 1 else set()
+    for other in {old} if old else of_format_1:
+        place.delete(other)
+
+
+def _json(manifest: dict) -> bytes:
+    return (json.dumps(manifest, indent=2) + "\n").encode()

@@ -9,7 +9,6 @@ Layout written below a work directory:
   cf/metrics.json        written last: it stands for a complete run
 """
 
-import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -20,17 +19,19 @@ from absl import logging
 from flax import nnx
 
 from tca4rec_jax.cf.checkpoint import save_model
+from tca4rec_jax.cf.logits_format import TRAIN_CF, LogitsStoreError, Origin
 from tca4rec_jax.cf.logits_store import open_store, split_path
-from tca4rec_jax.cf.logits_writer import write_store
+from tca4rec_jax.cf.logits_writer import made_by, write_store
 from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
 from tca4rec_jax.cf.scoring import host_items, profile, score_targets, user_vectors
-from tca4rec_jax.cf.settings import CFSettings
+from tca4rec_jax.cf.settings import CFSettings, model_inputs
 from tca4rec_jax.cf.trainer import fit
-from tca4rec_jax.data.sequences import ItemSequences, RecData
+from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.fileio import file_sha256, fingerprint, write_text
+from tca4rec_jax.fileio import fingerprint, write_text
 from tca4rec_jax.metrics import CUTOFFS, mean_metrics
+from tca4rec_jax.provenance import Provenance
 
 REPORTED = (*CUTOFFS, 20)
 
@@ -40,7 +41,8 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
 
     `config` is `config.cf` (settings.py). Returns the contents of metrics.json: 'results' is
     {model: what evaluate_model gives}, 'profiles' {model: what scoring.profile gives for the test
-    rows}. Raises UserError for values out of range and a `history_length` beyond the model's.
+    rows}. Raises UserError for values out of range, a `history_length` beyond the model's, and
+    places of stores that hold something else, such as imported logits.
     """
     settings = CFSettings.of(config, data)
     available = settings.architecture.history_length  # None: of any length
@@ -50,16 +52,19 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
             "train the CF model with a longer history_length or shorten the history"
         )
     directory = Path(workdir) / "cf"
-    identity = _identity(settings, data)
-    if (found := _complete_run(directory, settings, identity, data)) is not None:
+    made_from = made_from_of(config, data)
+    origin = _origin(settings, made_from)
+    identity = fingerprint([origin.inputs, settings.fields.filter_seen])
+    _check_places(settings, workdir)
+    if (found := _complete_run(directory, settings, identity, origin, data)) is not None:
         logging.info("CF: %s holds a complete run of this config and data", directory)
         return found
     (directory / "metrics.json").unlink(missing_ok=True)
 
     began = time.perf_counter()
     model, training = trained_model(settings, data, directory)
-    save_model(directory / "checkpoint.npz", settings.fields.model, model)
-    store_logits(settings, model, data, workdir)
+    save_model(directory / "checkpoint.npz", settings.fields.model, model, made_from)
+    store_logits(settings, model, origin, data, workdir)
     train = data.splits["train_sequences"]
     baseline = CFSettings.of({"model": "popularity"}, data)
     models = {baseline.kind.label: _fresh(baseline, train), settings.kind.label: model}
@@ -95,7 +100,30 @@ def trained_model(settings: CFSettings, data: RecData, directory: Path) -> tuple
     return fitted.model, {"best_epoch": fitted.best_epoch, "epochs": fitted.epochs}
 
 
-def store_logits(settings: CFSettings, model: CFModel, data: RecData, workdir: Path) -> None:
+def made_from_of(config: Mapping, data: RecData) -> Provenance:
+    """What a model of `config.cf` is made from; its fingerprint is the `model` of its stores."""
+    inputs = {
+        "cf": model_inputs(config),
+        "catalogue": data.catalogue.content_hash(),
+        "rows": {split: sequences.content_hash() for split, sequences in data.splits.items()},
+    }
+    return Provenance("CF model", TRAIN_CF, inputs)
+
+
+def _origin(settings: CFSettings, made_from: Provenance) -> Origin:
+    fields = settings.fields
+    return Origin(
+        settings.kind.label,
+        model=made_from.fingerprint,
+        history_length=settings.architecture.history_length,
+        made_by=TRAIN_CF,
+        inputs={**made_from.inputs, "cf.dtype": fields.dtype, "cf.top_k": fields.top_k},
+    )
+
+
+def store_logits(
+    settings: CFSettings, model: CFModel, origin: Origin, data: RecData, workdir: Path
+) -> None:
     """Writes the logits of every split to its store."""
     fields = settings.fields
     table_IxD, bias_I = host_items(model)
@@ -107,9 +135,8 @@ def store_logits(settings: CFSettings, model: CFModel, data: RecData, workdir: P
             split_path(fields.logits, workdir, split),
             sequences,
             data.catalogue,
+            origin,
             **({"logits": rows} if table_IxD is None else factorised),
-            cf_model=settings.kind.label,
-            history_length=settings.architecture.history_length,
             dtype=fields.dtype,
             top_k=fields.top_k,
         )
@@ -147,20 +174,19 @@ def _fresh(settings: CFSettings, train: ItemSequences) -> CFModel:
     return model
 
 
-def _identity(settings: CFSettings, data: RecData) -> str:
-    weights = Path(settings.fields.weights or "")
-    return fingerprint(
-        [
-            dataclasses.asdict(settings),
-            data.catalogue.content_hash(),
-            {split: sequences.content_hash() for split, sequences in data.splits.items()},
-            file_sha256(weights) if weights.is_file() else "",
-        ]
-    )
+def _check_places(settings: CFSettings, workdir: Path) -> None:
+    """Raises UserError if a split's store would replace what this script has not written."""
+    for split in SPLITS:
+        path = split_path(settings.fields.logits, workdir, split)
+        if (script := made_by(path)) not in (None, TRAIN_CF):
+            raise LogitsStoreError(
+                f"{path} was written by {script or 'an earlier version'} and is not replaced: give "
+                "this CF model another folder with --config.cf.logits=, or delete that one"
+            )
 
 
 def _complete_run(
-    directory: Path, settings: CFSettings, identity: str, data: RecData
+    directory: Path, settings: CFSettings, identity: str, origin: Origin, data: RecData
 ) -> dict | None:
     """The metrics of a complete run, or None: there is none, or one of its stores is damaged."""
     try:
@@ -169,7 +195,9 @@ def _complete_run(
             return None
         for split, sequences in data.splits.items():
             path = split_path(settings.fields.logits, directory.parent, split)
-            open_store(path, sequences, data.catalogue)
+            store = open_store(path, sequences, data.catalogue)
+            if store.manifest["model"] != origin.model:
+                return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return metrics

@@ -6,6 +6,7 @@ dataclasses say (MODEL_FIELDS), so another model runs as its paper has it.
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from tca4rec_jax.cf.models.registry import MODELS, ModelKind
 from tca4rec_jax.cf.trainer import FitConfig
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import file_sha256
 from tca4rec_jax.ranges import Count, LocalPath, check_fields, one_of
 
 MODEL_FIELDS = {
@@ -76,6 +78,26 @@ class CFSettings:
     def kind(self) -> ModelKind:
         """The model's entry in MODELS."""
         return MODELS[self.fields.model]
+
+
+def model_inputs(config: Mapping) -> dict[str, Any]:
+    """The fields of `config.cf` that the trained model depends on, see Provenance.
+
+    Weights that are read instead of training stand as the SHA-256 of their file.
+    """
+    fields, kind = CFFields(**_fields_of(CFFields, config)), MODELS[config["model"]]
+    own = dict(config.get(fields.model, {}))
+    kinds = [kind.config, *([FitConfig] if kind.training else [])]
+    shared = {name: value for kind in kinds for name, value in _fields_of(kind, config).items()}
+    weights = fields.weights and file_sha256(Path(fields.weights))
+    model = {fields.model: own} if own else {}
+    return {"model": fields.model, "weights": weights, **shared, **model}
+
+
+def store_inputs(config: Mapping) -> dict[str, Any]:
+    """The fields of `config.cf` that the logits of launch/train_cf.py depend on."""
+    fields = CFFields(**_fields_of(CFFields, config))
+    return model_inputs(config) | {"dtype": fields.dtype, "top_k": fields.top_k}
 
 
 def vector_width(config: Mapping) -> int:

@@ -1,9 +1,8 @@
 """The prepared data of a run: read from its source once, kept as TFDS files, and its summary."""
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,9 +20,9 @@ from tca4rec_jax.data.movielens import INTERACTIONS_FILE, ITEMS_FILE, read_movie
 from tca4rec_jax.data.published import published_files, read_published
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.data.tables import Reading
-from tca4rec_jax.data.tfds_rec import read as load
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import atomic_path, file_sha256
+from tca4rec_jax.provenance import Provenance, StaleError, flatten
 from tca4rec_jax.ranges import (
     Count,
     Encoding,
@@ -35,7 +34,9 @@ from tca4rec_jax.ranges import (
     check_fields,
 )
 
-_FORMAT = 1  # part of the fingerprint: raise it when the rows made from the same input change
+_FORMAT = 1  # part of the provenance: raise it when the rows made from the same input change
+_COMMAND = "launch/prepare_data.py in another work directory, or after deleting the folder"
+_PLACES = ("path", "interactions", "catalogue")
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,33 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
     """
     config, data_dir = DataConfig(**data_config), Path(data_dir)
     files = _source_files(config)
-    settings = _settings(config, files)
+    contents = {f"SHA-256 of {role}": file_sha256(path) for role, path in files.items()}
+    made_from = Provenance("data set", _COMMAND, _fields(config) | contents)
     if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
-        _check_same(data_dir, settings)
+        try:
+            data = _read(data_dir, made_from.inputs)
+        except FileNotFoundError as error:
+            message = f"{data_dir} is not empty and holds no prepared data; choose another folder"
+            raise UserError(message) from error
         logging.info("Reusing the prepared data in %s", data_dir)
-        return load(data_dir)
+        return data
     data = _read_source(config, files)
     with atomic_path(data_dir) as temporary:
         temporary.mkdir()
-        tfds_rec.write(data, temporary, settings)
+        tfds_rec.write(data, temporary)
+        made_from.save(temporary)
     return data
+
+
+def load(data_dir: str | os.PathLike, data_config: Mapping | None = None) -> RecData:
+    """The data that `prepare` wrote; a split is read when it is first asked for.
+
+    Raises FileNotFoundError if there are none, StaleError if they were prepared otherwise than
+    `data_config` (config.data) now says, wherever the source lies; UserError if they, or a split,
+    are damaged.
+    """
+    now = {} if data_config is None else _fields(DataConfig(**data_config))
+    return _read(Path(data_dir), now)
 
 
 def _source_files(config: DataConfig) -> dict[str, Path]:
@@ -156,29 +174,22 @@ def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
     return RecData(catalogue, splits, interactions.user_ids)
 
 
-def _settings(config: DataConfig, files: dict[str, Path]) -> dict:
-    """What the rows depend on: the config without the files' paths, and the files' SHA-256."""
-    settings = asdict(config) | {"format": _FORMAT}
-    for name in ("path", "interactions", "catalogue"):
-        del settings[name]
-    settings |= {f"SHA-256 of {role}": file_sha256(path) for role, path in files.items()}
-    return json.loads(json.dumps(settings))  # tuples become lists, as in the stored metadata
+def _fields(config: DataConfig) -> dict:
+    """The fields of the config that the rows depend on: all but where the source lies."""
+    fields = {name: value for name, value in asdict(config).items() if name not in _PLACES}
+    return {"data": fields, "format": _FORMAT}
 
 
-def _check_same(data_dir: Path, settings: dict) -> None:
+def _read(data_dir: Path, now: Mapping) -> RecData:
+    """The prepared data, if they were made from the inputs of `now`."""
+    data = tfds_rec.read(data_dir)
     try:
-        defaults = json.loads(json.dumps(asdict(DataConfig())))  # of fields that came later
-        stored = defaults | tfds_rec.read_metadata(data_dir)["settings"]
-    except FileNotFoundError as error:
-        message = f"{data_dir} is not empty and holds no prepared data; choose another folder"
-        raise UserError(message) from error
-    pairs = {name: (stored.get(name), settings.get(name)) for name in sorted({*stored, *settings})}
-    differing = [f"{name}: {a!r} there, {b!r} now" for name, (a, b) in pairs.items() if a != b]
-    if differing:
-        raise UserError(
-            f"{data_dir} was prepared otherwise ({'; '.join(differing)}). Models and logits in "
-            "the same workdir belong to it: choose another workdir, or delete the folder"
-        )
+        made_from = Provenance.load(data_dir)
+    except StaleError as error:
+        raise StaleError(f"{error}: make it anew with {_COMMAND}") from error
+    defaults = dict(flatten(_fields(DataConfig())))  # of fields that came later
+    replace(made_from, inputs=defaults | dict(made_from.inputs)).check(now, data_dir)
+    return data
 
 
 def summarise(data: RecData) -> dict:

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from tca4rec_jax.cf.checkpoint import load_model
+from tca4rec_jax.cf.settings import model_inputs
 from tca4rec_jax.config import score_weights
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.ragged import Ragged
@@ -161,12 +162,9 @@ class _CFModel(NamedTuple):
                 f"guidance needs CF logits of new histories, but there is no CF model at {path}: "
                 "train it with launch/train_cf.py, or set guidance to 0"
             )
-        model: Any = load_model(path)[1]
-        if model.config.num_items != experiment.data.catalogue.num_items:
-            raise UserError(
-                f"{path} knows {model.config.num_items} items, the catalogue has "
-                f"{experiment.data.catalogue.num_items}: run launch/train_cf.py again"
-            )
+        catalogue_hash = experiment.data.catalogue.content_hash()
+        now = {"cf": model_inputs(experiment.config.cf), "catalogue": catalogue_hash}
+        model: Any = load_model(path, now)[1]
         items = nnx.jit(lambda model: model.items())(model)
         vectors = nnx.jit(lambda model, history_BxS: model.user_vectors(history_BxS))
         return cls(partial(vectors, model), items, model.config.history_length or 1)

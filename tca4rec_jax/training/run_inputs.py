@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tca4rec_jax.cf.logits_store import content_of, read_manifest, split_path
+from tca4rec_jax.cf.logits_store import read_manifest, split_path
 from tca4rec_jax.data.downloads import content_hash
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.fileio import fingerprint
@@ -86,7 +86,7 @@ def data_inputs(config: ConfigDict, data: RecData, workdir: Path) -> dict[str, A
     inputs = {"training rows": data.splits[split].content_hash()}
     if config.objective.alpha > 0:
         manifest = read_manifest(split_path(config.cf.logits, workdir, split))
-        inputs["CF logits"] = content_of(manifest)
+        inputs["CF logits"] = manifest["content_hash"]
     return inputs
 
 

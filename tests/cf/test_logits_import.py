@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from tca4rec_jax.cf.logits_export import export_npy, export_stores
-from tca4rec_jax.cf.logits_format import LogitsStoreError
+from tca4rec_jax.cf.logits_format import LogitsStoreError, Origin
 from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.logits_writer import write_store
@@ -129,7 +129,7 @@ def two_stores(tmp_path, dense):
             arrays = {"logits": full[1]}
         sources.append(str(tmp_path / f"model{number}"))
         path = f"{sources[-1]}/train"
-        write_store(path, ROWS, CATALOGUE, **arrays, cf_model=f"M{number}", history_length=3)
+        write_store(path, ROWS, CATALOGUE, **arrays, origin=Origin(f"M{number}", history_length=3))
     return sources, full
 
 

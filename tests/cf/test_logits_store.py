@@ -7,7 +7,7 @@ import pytest
 import tensorstore as ts
 
 from tca4rec_jax.cf import logits_format
-from tca4rec_jax.cf.logits_format import LogitsStoreError
+from tca4rec_jax.cf.logits_format import LogitsStoreError, Origin
 from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.logits_writer import write_store
@@ -41,7 +41,7 @@ def factorised(rng):
 @pytest.fixture
 def store_path(tmp_path, factorised):
     path = tmp_path / "store"
-    write_store(path, ROWS, CATALOGUE, **factorised, cf_model="SASRec", history_length=10)
+    write_store(path, ROWS, CATALOGUE, **factorised, origin=Origin("SASRec", history_length=10))
     return path
 
 
@@ -50,8 +50,13 @@ def edit_manifest(path, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def array_at(path, name):
+    """The folder of an array of the store at a path."""
+    return next(path.glob("values_*")) / name
+
+
 def overwrite(path, name, index, value):
-    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{path / name}/"}}
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{array_at(path, name)}/"}}
     ts.open(spec, open=True).result()[index].write(value).result()
 
 
@@ -74,7 +79,7 @@ def test_dense_round_trip_over_chunks_and_blocks(tmp_path, rng, monkeypatch, chu
     monkeypatch.setattr(logits_format, "_CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(logits_format, "_BLOCK_BYTES", 4 * NUM_ITEMS * 2)
     logits = rng.normal(size=(NUM_POSITIONS, NUM_ITEMS))
-    write_store(tmp_path / "dense", ROWS, CATALOGUE, logits=logits, cf_model="mine")
+    write_store(tmp_path / "dense", ROWS, CATALOGUE, logits=logits, origin=Origin("mine"))
     store = open_store(tmp_path / "dense", ROWS, CATALOGUE)
     assert store.kind == "dense"
     assert store.item_table is None
@@ -85,7 +90,7 @@ def test_dense_round_trip_over_chunks_and_blocks(tmp_path, rng, monkeypatch, chu
 
 def test_one_event_per_row_stands_for_the_last_items(tmp_path, rng):
     logits = rng.normal(size=(3, NUM_ITEMS)).astype(np.float32)
-    write_store(tmp_path / "rows", ROWS, CATALOGUE, logits=logits, cf_model="mine")
+    write_store(tmp_path / "rows", ROWS, CATALOGUE, logits=logits, origin=Origin("mine"))
     store = open_store(tmp_path / "rows", ROWS, CATALOGUE)
     np.testing.assert_array_equal(store.read(ROWS.last_positions[[2, 0]]), logits[[2, 0]])
     with pytest.raises(LogitsStoreError, match="flat position 4 lies earlier in row 1"):
@@ -99,29 +104,12 @@ def test_positions_outside_the_rows_are_errors(store_path, position):
         store.read(np.array([0, position]))
 
 
-def test_a_store_replaces_the_one_before_and_leaves_nothing_beside(store_path, factorised):
-    changed = factorised | {"vectors": -factorised["vectors"]}
-    write_store(store_path, ROWS, CATALOGUE, **changed, cf_model="SASRec")
-    store = open_store(store_path, ROWS, CATALOGUE)
-    np.testing.assert_array_equal(store.read(np.arange(9)), changed["vectors"])
-    assert [file.name for file in store_path.parent.iterdir()] == ["store"]
-
-
-def test_a_failed_write_keeps_the_store_before(store_path, factorised):
-    bad = factorised | {"vectors": np.full((NUM_POSITIONS, WIDTH), np.nan, np.float32)}
-    with pytest.raises(LogitsStoreError, match="finite"):
-        write_store(store_path, ROWS, CATALOGUE, **bad, cf_model="SASRec")
-    store = open_store(store_path, ROWS, CATALOGUE)
-    np.testing.assert_array_equal(store.read(np.arange(9)), factorised["vectors"])
-    assert [file.name for file in store_path.parent.iterdir()] == ["store"]
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_writing_a_value_that_is_not_finite_names_file_and_row(tmp_path, factorised, value):
     factorised["vectors"][5, 2] = value
     message = r"store/vectors: event 5 \(row 1 of the data, position 1\), column 2 is"
     with pytest.raises(LogitsStoreError, match=message):
-        write_store(tmp_path / "store", ROWS, CATALOGUE, **factorised, cf_model="SASRec")
+        write_store(tmp_path / "store", ROWS, CATALOGUE, **factorised, origin=Origin("SASRec"))
     assert not (tmp_path / "store").exists()
 
 
@@ -131,7 +119,7 @@ def test_what_float32_cannot_hold_is_reported(tmp_path):
     with pytest.raises(
         LogitsStoreError, match=r"logits: event 2 \(row 2 of the data\), column 1 is"
     ):
-        write_store(tmp_path / "store", ROWS, CATALOGUE, logits=logits, cf_model="mine")
+        write_store(tmp_path / "store", ROWS, CATALOGUE, logits=logits, origin=Origin("mine"))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +162,7 @@ def test_a_store_with_other_row_counts_says_both(store_path):
 
 
 def test_a_damaged_store_is_an_error_that_names_the_file(store_path):
-    shutil.rmtree(store_path / "vectors")
+    shutil.rmtree(array_at(store_path, "vectors"))
     with pytest.raises(LogitsStoreError, match="vectors cannot be opened"):
         open_store(store_path, ROWS, CATALOGUE)
     edit_manifest(store_path, kind="sparse")
@@ -209,7 +197,9 @@ def test_arrays_of_another_shape_than_the_manifest_says(store_path):
 )
 def test_arrays_that_do_not_fit_are_errors(tmp_path, factorised, changes, message):
     with pytest.raises(LogitsStoreError, match=message):
-        write_store(tmp_path / "store", ROWS, CATALOGUE, **(factorised | changes), cf_model="x")
+        write_store(
+            tmp_path / "store", ROWS, CATALOGUE, **(factorised | changes), origin=Origin("x")
+        )
 
 
 @pytest.mark.parametrize("rows", [3, NUM_POSITIONS])
@@ -250,12 +240,12 @@ def test_importing_a_missing_file(tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_other_dtypes_round_trip_bit_equal(tmp_path, rng, factorised, dtype):
     logits = rng.normal(size=(NUM_POSITIONS, NUM_ITEMS)).astype(jnp.dtype(dtype))
-    write_store(tmp_path / "s", ROWS, CATALOGUE, logits=logits, dtype=dtype, cf_model="mine")
+    write_store(tmp_path / "s", ROWS, CATALOGUE, logits=logits, dtype=dtype, origin=Origin("mine"))
     store = open_store(tmp_path / "s", ROWS, CATALOGUE)
     got = store.read(np.array([4, 0]))
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, logits[[4, 0]].astype(np.float32))
-    write_store(tmp_path / "f", ROWS, CATALOGUE, **factorised, dtype=dtype, cf_model="mine")
+    write_store(tmp_path / "f", ROWS, CATALOGUE, **factorised, dtype=dtype, origin=Origin("mine"))
     store = open_store(tmp_path / "f", ROWS, CATALOGUE)
     np.testing.assert_array_equal(store.item_table, factorised["item_table"])  # stays float32
     expected = factorised["vectors"].astype(jnp.dtype(dtype)).astype(np.float32)
@@ -267,14 +257,16 @@ def test_what_the_dtype_cannot_hold_is_reported(tmp_path):
     logits[1, 4] = 1e5
     with pytest.raises(LogitsStoreError, match=r"event 1 \(row 1 of the data\), column 4 is inf"):
         write_store(
-            tmp_path / "s", ROWS, CATALOGUE, logits=logits, dtype="float16", cf_model="mine"
+            tmp_path / "s", ROWS, CATALOGUE, logits=logits, dtype="float16", origin=Origin("mine")
         )
     with pytest.raises(LogitsStoreError, match="dtype is 'int8'"):
-        write_store(tmp_path / "s", ROWS, CATALOGUE, logits=logits, dtype="int8", cf_model="mine")
+        write_store(
+            tmp_path / "s", ROWS, CATALOGUE, logits=logits, dtype="int8", origin=Origin("mine")
+        )
 
 
 def test_top_k_keeps_the_highest_and_the_mass_of_the_others(tmp_path, rng, factorised):
-    write_store(tmp_path / "s", ROWS, CATALOGUE, **factorised, top_k=2, cf_model="mine")
+    write_store(tmp_path / "s", ROWS, CATALOGUE, **factorised, top_k=2, origin=Origin("mine"))
     store = open_store(tmp_path / "s", ROWS, CATALOGUE)
     assert store.kind == "topk"
     assert store.item_table is None
@@ -287,14 +279,14 @@ def test_top_k_keeps_the_highest_and_the_mass_of_the_others(tmp_path, rng, facto
         assert len(np.unique(np.delete(got[row], kept))) == 1
     np.testing.assert_allclose(np.exp(got).sum(1), np.exp(full).sum(1), rtol=1e-5)
     every = factorised | {"vectors": factorised["vectors"]}
-    write_store(tmp_path / "s", ROWS, CATALOGUE, **every, top_k=99, cf_model="mine")
+    write_store(tmp_path / "s", ROWS, CATALOGUE, **every, top_k=99, origin=Origin("mine"))
     kept = open_store(tmp_path / "s", ROWS, CATALOGUE).read(np.arange(9))
     np.testing.assert_allclose(kept, full, rtol=1e-5)
 
 
 def test_a_top_k_store_with_an_item_outside_the_catalogue(tmp_path):
     arrays = {"values": np.ones((3, 2)), "items": np.array([[0, 1]] * 3), "floor": np.zeros(3)}
-    write_store(tmp_path / "s", ROWS, CATALOGUE, **arrays, cf_model="mine")
+    write_store(tmp_path / "s", ROWS, CATALOGUE, **arrays, origin=Origin("mine"))
     overwrite(tmp_path / "s", "items", (1, 1), NUM_ITEMS)
     with pytest.raises(
         LogitsStoreError,
@@ -307,7 +299,7 @@ def test_a_top_k_store_with_an_item_outside_the_catalogue(tmp_path):
 def sharded(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(logits_format, "_CHUNK_BYTES", 4 * NUM_ITEMS * 2)  # two events a shard
     logits = rng.normal(size=(NUM_POSITIONS, NUM_ITEMS)).astype(np.float32)
-    write_store(tmp_path / "s", ROWS, CATALOGUE, logits=logits, cf_model="mine")
+    write_store(tmp_path / "s", ROWS, CATALOGUE, logits=logits, origin=Origin("mine"))
     return tmp_path / "s", logits
 
 
@@ -316,7 +308,7 @@ SHARD = r"logits/2\.0: this shard, event 4 \(row 1 of the data, position 0\) to 
 
 def test_a_truncated_shard_names_its_file_and_rows(sharded):
     path, _ = sharded
-    with (path / "logits" / "2.0").open("r+b") as file:
+    with (array_at(path, "logits") / "2.0").open("r+b") as file:
         file.truncate(20)
     with pytest.raises(LogitsStoreError, match=SHARD + ".*damaged or truncated"):
         open_store(path, ROWS, CATALOGUE)
@@ -324,45 +316,31 @@ def test_a_truncated_shard_names_its_file_and_rows(sharded):
 
 def test_a_missing_shard_names_its_file_and_rows(sharded):
     path, _ = sharded
-    (path / "logits" / "2.0").unlink()
+    (array_at(path, "logits") / "2.0").unlink()
     with pytest.raises(LogitsStoreError, match=SHARD + ".*is missing"):
         open_store(path, ROWS, CATALOGUE)
 
 
 def test_an_array_without_a_fill_value_may_leave_out_shards_of_zeros(sharded):
     path, logits = sharded
-    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{path}/logits/"}}
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{array_at(path, 'logits')}/"}}
     metadata = {"dtype": "<f4", "shape": logits.shape, "chunks": [2, NUM_ITEMS]}
     spec |= {"metadata": metadata, "delete_existing": True, "create": True}
     zeros = np.zeros_like(logits)
     ts.open(spec).result().write(zeros).result()
-    (path / "logits" / "0.0").unlink(missing_ok=True)
+    (array_at(path, "logits") / "0.0").unlink(missing_ok=True)
     np.testing.assert_array_equal(open_store(path, ROWS, CATALOGUE).read(np.arange(9)), zeros)
 
 
 def test_a_reader_of_some_rows_needs_only_their_shards(sharded):
     path, logits = sharded
     for shard in ("0.0", "2.0", "4.0"):
-        (path / "logits" / shard).unlink()
+        (array_at(path, "logits") / shard).unlink()
     positions = np.array([6, 3])
     store = open_store(path, ROWS, CATALOGUE, positions=positions)
     np.testing.assert_array_equal(store.read(positions), logits[positions])
     with pytest.raises(LogitsStoreError, match=r"logits/4\.0.*missing"):
         open_store(path, ROWS, CATALOGUE, positions=np.array([6, 8]))
-
-
-def test_a_url_is_written_in_place_manifest_last(tmp_path, factorised):
-    url = f"file://{tmp_path}/bucket/store"
-    for sign in (1, -1):
-        arrays = factorised | {"vectors": sign * factorised["vectors"]}
-        write_store(url, ROWS, CATALOGUE, **arrays, cf_model="SASRec")
-        store = open_store(url, ROWS, CATALOGUE)
-        np.testing.assert_array_equal(store.read(np.arange(9)), arrays["vectors"])
-    bad = factorised | {"vectors": np.full((NUM_POSITIONS, WIDTH), np.nan, np.float32)}
-    with pytest.raises(LogitsStoreError, match="vectors: event 0"):
-        write_store(url, ROWS, CATALOGUE, **bad, cf_model="SASRec")
-    with pytest.raises(LogitsStoreError, match="no CF logits at file://"):
-        open_store(url, ROWS, CATALOGUE)
 
 
 def test_a_mismatch_says_which_ids_differ(store_path):
@@ -389,7 +367,7 @@ def test_a_mismatch_says_which_ids_differ(store_path):
 
 def test_the_manifest_says_what_beta_will_mean(tmp_path):
     logits = np.log(np.tile([0.5, 0.25, 0.25, 1e-30, 1e-30, 1e-30], (3, 1)))
-    write_store(tmp_path / "s", ROWS, CATALOGUE, logits=logits, cf_model="mine")
+    write_store(tmp_path / "s", ROWS, CATALOGUE, logits=logits, origin=Origin("mine"))
     statistics = open_store(tmp_path / "s", ROWS, CATALOGUE).manifest["temperature"]
     assert statistics["sampled_entries"] == 3
     assert statistics["entropy_nats"]["1"] == pytest.approx(1.5 * np.log(2), rel=1e-5)

@@ -19,6 +19,7 @@ from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.cf.scoring import host_items, user_vectors
 from tca4rec_jax.cf.trainer import FitConfig, evaluate, fit
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+from tca4rec_jax.provenance import Provenance
 
 NUM_ITEMS, NUM_USERS = 9, 12
 SMALL = {"units": 8, "blocks": 1, "layers": 1, "heads": 2, "history_length": 4, "dropout": 0.0}
@@ -63,7 +64,8 @@ def test_every_model_is_causal_and_survives_its_checkpoint(name, tmp_path):
     table, bias = host_items(model)
     assert before.shape[1] == (NUM_ITEMS if table is None else table.shape[1])
     assert bias is None or bias.shape == (NUM_ITEMS,)
-    save_model(tmp_path / "model.npz", name, model)
+    made_from = Provenance("CF model", "launch/train_cf.py", {})
+    save_model(tmp_path / "model.npz", name, model, made_from)
     loaded_name, loaded = load_model(tmp_path / "model.npz")
     assert loaded_name == name
     np.testing.assert_array_equal(user_vectors(loaded, train, positions)[:], before)

@@ -7,17 +7,20 @@ from flax import nnx
 
 from tca4rec_jax.cf import pipeline
 from tca4rec_jax.cf.checkpoint import load_model
-from tca4rec_jax.cf.logits_store import open_store
+from tca4rec_jax.cf.logits_format import LogitsStoreError
+from tca4rec_jax.cf.logits_import import import_logits
+from tca4rec_jax.cf.logits_store import check_one_model, open_store
 from tca4rec_jax.cf.models.popularity import Popularity, PopularityConfig, popularity_logits
 from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.cf.models.sasrec import SASRecConfig
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
 from tca4rec_jax.cf.scoring import profile, user_vectors
-from tca4rec_jax.cf.settings import CFSettings
+from tca4rec_jax.cf.settings import CFSettings, store_inputs
 from tca4rec_jax.config import default_config, movielens_config
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.evaluation.report import show_cf_results, write_cf_report
+from tca4rec_jax.provenance import StaleError
 
 CONFIG = {
     "model": "sasrec",
@@ -246,3 +249,73 @@ def test_the_table_fits_80_columns(tmp_path, data, capsys):
     text = capsys.readouterr().out
     assert "test, untied" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_imported_logits_are_never_replaced_by_training(tmp_path, data, monkeypatch):
+    np.save(tmp_path / "mine.npy", np.zeros((20, 12), np.float32))
+    path = tmp_path / "cf" / "logits" / "train"
+    import_logits(tmp_path / "mine.npy", path, data.splits["train"], data.catalogue)
+    monkeypatch.setattr(pipeline, "trained_model", lambda *a: pytest.fail("it trains"))
+    message = r"logits/train was written by launch/import_cf_logits\.py .*--config\.cf\.logits="
+    with pytest.raises(LogitsStoreError, match=message):
+        run_cf({"model": "popularity"}, data, tmp_path, history_length=4)
+
+
+def test_a_place_that_holds_something_else_is_refused_before_training(tmp_path, data, monkeypatch):
+    (tmp_path / "home" / "train").mkdir(parents=True)
+    (tmp_path / "home" / "train" / "thesis.txt").write_text("mine")
+    monkeypatch.setattr(pipeline, "trained_model", lambda *a: pytest.fail("it trains"))
+    config = {"model": "popularity", "logits": str(tmp_path / "home")}
+    with pytest.raises(LogitsStoreError, match=r"something other than CF logits \(thesis\.txt\)"):
+        run_cf(config, data, tmp_path, history_length=4)
+
+
+def test_stores_that_are_used_together_are_of_one_model(tmp_path, data):
+    for seed in (0, 1):
+        config = CONFIG | {"seed": seed, "logits": str(tmp_path / str(seed))}
+        run_cf(config, data, tmp_path, history_length=4)
+    stores = [tmp_path / "0" / "train", tmp_path / "0" / "test", tmp_path / "1" / "test"]
+    assert check_one_model(*stores[:2]) == check_one_model(stores[0])
+    with pytest.raises(
+        LogitsStoreError, match=r"1/test holds .* \(cf\.seed was 0, is 1\): .* of one"
+    ):
+        check_one_model(*stores)
+    np.save(tmp_path / "mine.npy", np.zeros((20, 12), np.float32))
+    import_logits(tmp_path / "mine.npy", stores[1], data.splits["test"], data.catalogue)
+    with pytest.raises(LogitsStoreError, match="0/test holds the logits of 'imported', .*'SASRec'"):
+        check_one_model(*stores[:2])
+
+
+STORE_FIELDS = {
+    "model": "gru4rec",
+    "history_length": 5,
+    "sasrec.units": 16,
+    "sasrec.loss": "bce",
+    "batch_size": 4,
+    "max_epochs": 2,
+    "seed": 1,
+    "dtype": "bfloat16",
+    "top_k": 3,
+}
+
+
+def test_a_store_of_other_cf_settings_is_stale_and_what_does_not_matter_is_not(tmp_path, data):
+    run_cf(CONFIG, data, tmp_path, history_length=4)
+    rows = data.splits["test"]
+
+    def opened(changes):
+        cf = store_inputs(cf_config(CONFIG | changes))
+        open_store(tmp_path / "cf/logits/test", rows, data.catalogue, cf=cf)
+
+    for harmless in ({}, {"filter_seen": True}, {"logits": "elsewhere"}, {"gru4rec.units": 16}):
+        opened(harmless)
+    for field, value in STORE_FIELDS.items():
+        with pytest.raises(StaleError, match=rf"cf\.{field} was .*, is {value!r}"):
+            opened({field: value})
+
+
+def test_an_imported_store_is_compared_with_no_cf_settings(tmp_path, data):
+    np.save(tmp_path / "mine.npy", np.zeros((20, 12), np.float32))
+    rows = data.splits["test"]
+    import_logits(tmp_path / "mine.npy", tmp_path / "s", rows, data.catalogue)
+    open_store(tmp_path / "s", rows, data.catalogue, cf=store_inputs(cf_config(CONFIG)))

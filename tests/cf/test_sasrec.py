@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -9,7 +10,9 @@ from tca4rec_jax.cf.checkpoint import load_model, save_model
 from tca4rec_jax.cf.models.base import dropout
 from tca4rec_jax.cf.models.sasrec import SASRec, SASRecConfig
 from tca4rec_jax.data.sequences import PAD_ITEM
+from tca4rec_jax.provenance import Provenance, StaleError
 
+MADE_FROM = Provenance("CF model", "launch/train_cf.py", {"catalogue": "a" * 64})
 CONFIG = SASRecConfig(num_items=12, history_length=5, units=8, blocks=2, heads=2, dropout=0.2)
 HISTORIES = np.array([[PAD_ITEM, PAD_ITEM, 3, 0, 11], [1, 2, 3, 4, 5], [PAD_ITEM] * 5], np.int32)
 
@@ -101,11 +104,25 @@ def test_an_impossible_architecture_is_an_error_that_names_the_field(field, valu
 
 def test_checkpoint_gives_the_same_vectors_back(tmp_path):
     model = make_model(seed=3)
-    save_model(tmp_path / "sasrec.npz", "sasrec", model)
+    save_model(tmp_path / "sasrec.npz", "sasrec", model, MADE_FROM)
     name, restored = load_model(tmp_path / "sasrec.npz")
     assert name == "sasrec"
     assert restored.config == CONFIG
     np.testing.assert_array_equal(restored.user_vectors(HISTORIES), model.user_vectors(HISTORIES))
+
+
+def test_a_model_of_another_catalogue_or_of_before_is_refused(tmp_path):
+    path = tmp_path / "sasrec.npz"
+    save_model(path, "sasrec", make_model(), MADE_FROM)
+    load_model(path, {"catalogue": "a" * 64})
+    with pytest.raises(StaleError, match=r"catalogue was a+, is b+\. .*with launch/train_cf\.py"):
+        load_model(path, {"catalogue": "b" * 64})
+    arrays = dict(np.load(path))
+    fields = json.loads(str(arrays["config"]))
+    del fields["made_from"]
+    np.savez(path, **(arrays | {"config": json.dumps(fields)}))
+    with pytest.raises(StaleError, match=r"does not say .*: run launch/train_cf\.py again"):
+        load_model(path)
 
 
 def test_a_damaged_checkpoint_is_an_error_that_names_the_file(tmp_path):
@@ -115,7 +132,7 @@ def test_a_damaged_checkpoint_is_an_error_that_names_the_file(tmp_path):
     path.write_bytes(b"PK not a zip")
     with pytest.raises(ValueError, match=r"sasrec\.npz is not a CF checkpoint"):
         load_model(path)
-    save_model(path, "sasrec", make_model())
+    save_model(path, "sasrec", make_model(), MADE_FROM)
     arrays = dict(np.load(path))
     np.savez(path, **(arrays | {"item_table": np.zeros((3, 8), np.float32)}))
     with pytest.raises(ValueError, match=r"item_table has shape \(3, 8\)"):

@@ -15,6 +15,7 @@ from tca4rec_jax.data import dataset, downloads, tfds_rec
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.dataset import summarise
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
+from tca4rec_jax.provenance import StaleError
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,17 +75,23 @@ def test_files_may_move_but_not_change(good_config, tmp_path):
     good_config["catalogue"] = str(moved)
     assert _same(dataset.prepare(good_config, tmp_path / "data"), prepared)
     moved.write_text(moved.read_text().replace("Title 1 ", "Other "))
-    with pytest.raises(
-        ValueError, match="prepared otherwise.*SHA-256 of catalogue.*another workdir"
-    ):
+    with pytest.raises(StaleError, match="SHA-256 of catalogue was .*another work directory"):
         dataset.prepare(good_config, tmp_path / "data")
 
 
 def test_other_settings_are_refused_with_the_difference(good_config, tmp_path):
     dataset.prepare(good_config, tmp_path / "data")
     good_config.history_length = 2
-    with pytest.raises(ValueError, match="history_length: 3 there, 2 now"):
-        dataset.prepare(good_config, tmp_path / "data")
+    for read in (dataset.prepare, lambda config, folder: dataset.load(folder, config)):
+        with pytest.raises(StaleError, match=r"data\.history_length was 3, is 2"):
+            read(good_config, tmp_path / "data")
+
+
+def test_data_of_before_are_refused_with_the_command_that_makes_them(good_config, tmp_path):
+    dataset.prepare(good_config, tmp_path / "data")
+    (tmp_path / "data" / "provenance.json").unlink()
+    with pytest.raises(StaleError, match=r"provenance\.json\): make it anew with .*prepare_data"):
+        dataset.load(tmp_path / "data")
 
 
 def test_a_folder_with_other_files_is_left_alone(good_config, tmp_path):
@@ -96,7 +103,7 @@ def test_a_folder_with_other_files_is_left_alone(good_config, tmp_path):
 
 
 def test_a_failure_leaves_nothing_behind(config, good_config, tmp_path, monkeypatch):
-    def fail(data, scratch, settings):
+    def fail(data, scratch):
         (scratch / "half").touch()
         raise OSError("disk full")
 
@@ -224,12 +231,12 @@ def test_ties_are_unknown_where_only_the_targets_have_a_time():
 
 def test_a_field_that_came_later_does_not_make_data_another(good_config, tmp_path):
     dataset.prepare(good_config, tmp_path / "data")
-    path = next((tmp_path / "data").rglob("metadata.json"))
-    metadata = json.loads(path.read_text())
-    del metadata["settings"]["drop_duplicates"]
-    path.write_text(json.dumps(metadata))
+    path = tmp_path / "data" / "provenance.json"
+    fields = json.loads(path.read_text())
+    del fields["inputs"]["data.drop_duplicates"]
+    path.write_text(json.dumps(fields))
     dataset.prepare(good_config, tmp_path / "data")
-    with pytest.raises(ValueError, match="prepared otherwise .drop_duplicates: False there, True"):
+    with pytest.raises(StaleError, match="data.drop_duplicates was False, is True"):
         dataset.prepare({**good_config, "drop_duplicates": True}, tmp_path / "data")
 
 
@@ -264,5 +271,5 @@ def test_the_launcher_prepares_prints_and_never_imports_tensorflow(good_config, 
     refused = Script(again, {}).completed()
     assert refused.returncode == 1
     assert "prepare_data:" in refused.stderr
-    assert "history_length: 3 there, 2 now" in refused.stderr
+    assert "history_length was 3, is 2" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -11,6 +11,7 @@ from flax import nnx
 
 from tca4rec_jax.cf.checkpoint import save_model
 from tca4rec_jax.cf.models.popularity import Popularity, PopularityConfig
+from tca4rec_jax.cf.settings import model_inputs
 from tca4rec_jax.config import default_config
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.catalogue import Catalogue
@@ -23,6 +24,7 @@ from tca4rec_jax.decoding.recommend_file import read_histories, recommend_file
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.distributed.sharding import make_mesh
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.provenance import Provenance, StaleError
 
 SEQUENCES = oracle.with_end(oracle.WORDS)
 TITLES = [" ".join(map(str, word)) for word in oracle.WORDS]
@@ -44,12 +46,16 @@ def run(tmp_path_factory):
     times = np.zeros(len(BOUGHT), np.int64)
     offsets = np.array([0, len(BOUGHT)])
     cf_model.fit_statistics(ItemSequences(np.array([0]), np.array(BOUGHT), offsets, times))
-    save_model(workdir / "cf" / "checkpoint.npz", "popularity", cf_model)
+    config.cf.model = "popularity"
+    catalogue = Catalogue(tuple(IDS), tuple(TITLES))
+    inputs = {"cf": model_inputs(config.cf), "catalogue": catalogue.content_hash()}
+    made_from = Provenance("CF model", "launch/train_cf.py", inputs)
+    save_model(workdir / "cf" / "checkpoint.npz", "popularity", cf_model, made_from)
     flat = np.concatenate(SEQUENCES).astype(np.int32)
     titles = Ragged.from_lengths(flat, [len(title) for title in SEQUENCES])
     experiment = Experiment(config, workdir)
     vars(experiment).update(
-        data=SimpleNamespace(catalogue=Catalogue(tuple(IDS), tuple(TITLES))),
+        data=SimpleNamespace(catalogue=catalogue),
         items=TitleTokens(np.array([5], np.int32), titles),
         trie=ItemTrie.build(SEQUENCES),
         mesh=make_mesh(2),
@@ -126,6 +132,18 @@ def test_unusable_candidates_are_errors(run, candidates, message):
 def test_guidance_without_a_cf_model_is_an_error(run, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no CF model at .*checkpoint\.npz"):
         Recommender(changed(run, workdir=tmp_path), "any", guidance=1.0)
+
+
+def test_guidance_by_a_cf_model_of_another_catalogue_or_other_settings_is_refused(run):
+    reversed_ = Catalogue(tuple(IDS[::-1]), tuple(TITLES[::-1]))
+    other = changed(run, data=SimpleNamespace(catalogue=reversed_))
+    with pytest.raises(StaleError, match=r"checkpoint\.npz.* catalogue was .*launch/train_cf\.py"):
+        Recommender(other, "any", guidance=1.0)
+    config = copy.deepcopy(run.config)
+    config.cf.model = "ease"
+    with pytest.raises(StaleError, match=r"cf\.model was 'popularity', is 'ease'"):
+        Recommender(changed(run, config=config), "any", guidance=1.0)
+    Recommender(other, "any")  # without guidance it does not matter
 
 
 @pytest.mark.parametrize(

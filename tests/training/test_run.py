@@ -141,18 +141,20 @@ def test_another_recommender_is_a_choice_of_its_own_and_a_name(workdir, monkeypa
 def test_imported_logits_train_to_the_same_parameters(workdir, tmp_path):
     """SASRec's logits as it stores them, multiplied out, and by way of a .npy file."""
     data, split, own = load(workdir / "data"), "train_sequences", str(tmp_path / "own")
-    sasrec = {"model": "sasrec", "units": 8, "max_epochs": 2, "logits": own}
+    sasrec = make_config(workdir, "own").cf
+    sasrec.update(model="sasrec", max_epochs=2, logits=own)
+    sasrec.sasrec.units = 8
     run_cf(sasrec, data, tmp_path, history_length=4)
     whole = {"weights": [1.0], "temperatures": [1.0], "dtype": "float32", "top_k": 0}
     export_stores(str(tmp_path / "dense"), [own], data, [split], dense=True, **whole)
     export_npy(tmp_path, [own], data, [split])
     place = tmp_path / "imported" / split
-    import_logits(
-        tmp_path / f"{split}.npy", place, data.splits[split], data.catalogue, cf_model="mine"
-    )
+    import_logits(tmp_path / f"{split}.npy", place, data.splits[split], data.catalogue, name="mine")
 
     def trained(name, logits):
         config = make_config(workdir, name)
+        if name == "own":  # the others are not by launch/train_cf.py
+            config.cf = sasrec
         config.cf.logits, config.objective.alpha = logits, 0.9
         state = train(Experiment(config, workdir))
         return [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]

@@ -1,5 +1,5 @@
 """The TFDS builder, in a package directory of its own as TFDS asks for."""
 
-from tca4rec_jax.data.tfds_rec.builder import RecSequences, read, read_metadata, write
+from tca4rec_jax.data.tfds_rec.builder import RecSequences, read, write
 
-__all__ = ["RecSequences", "read", "read_metadata", "write"]
+__all__ = ["RecSequences", "read", "write"]

@@ -26,12 +26,12 @@ _READ_AT_ONCE = 8192
 
 
 class RecSequences(tfds.core.GeneratorBasedBuilder):
-    """Builder of the data set `rec_sequences`: `data`, and JSON-able settings in its metadata."""
+    """Builder of the data set `rec_sequences`."""
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, data: RecData, settings: dict, **kwargs):
-        self._data, self._settings = data, settings
+    def __init__(self, *, data: RecData, **kwargs):
+        self._data = data
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -44,7 +44,6 @@ class RecSequences(tfds.core.GeneratorBasedBuilder):
             "item_ids": list(self._data.catalogue.item_ids),
             "titles": list(self._data.catalogue.titles),
             "user_ids": list(self._data.user_ids or ()),
-            "settings": self._settings,
         }
         return self.dataset_info_from_configs(
             description="Rows of items, oldest first, and the catalogue they index.",
@@ -67,16 +66,11 @@ class RecSequences(tfds.core.GeneratorBasedBuilder):
             yield row, {"user": sequences.user[row], "items": items, "timestamps": timestamps}
 
 
-def write(data: RecData, data_dir: str | os.PathLike, settings: dict) -> None:
+def write(data: RecData, data_dir: str | os.PathLike) -> None:
     """Writes the data set below data_dir (as rec_sequences/1.0.0)."""
     files = {"data_dir": str(data_dir), "file_format": "array_record"}
     with _quiet():
-        RecSequences(data=data, settings=settings, **files).download_and_prepare()
-
-
-def read_metadata(data_dir: str | os.PathLike) -> dict:
-    """The metadata: item_ids, titles, settings. Raises as `read` does."""
-    return dict(_open(data_dir).info.metadata)
+        RecSequences(data=data, **files).download_and_prepare()
 
 
 def read(data_dir: str | os.PathLike) -> RecData:
