@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from tca4rec_jax.cf.checkpoint import load_model, save_model
+from tca4rec_jax.cf.models import item_item
 from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.models.bert4rec import BERT4Rec, BERT4RecConfig, _masked_positions
 from tca4rec_jax.cf.models.bpr_mf import BPRMF, BPRMFConfig
@@ -19,6 +20,7 @@ from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.cf.scoring import host_items, user_vectors
 from tca4rec_jax.cf.trainer import FitConfig, evaluate, fit
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.provenance import Provenance
 
 NUM_ITEMS, NUM_USERS = 9, 12
@@ -208,6 +210,21 @@ def test_item_knn_keeps_the_nearest_neighbours():
             cosines[other] = x[:, item] @ x[:, other] / (norms + 1.0)
         cosines[cosines < np.sort(cosines)[-3]] = 0
         np.testing.assert_allclose(model.weights[...][:, item], cosines, atol=1e-6)
+
+
+def test_item_item_models_take_their_items_in_blocks_and_say_what_memory_they_need(monkeypatch):
+    rows = rows_of()
+    for kind, config in ((EASE, EASEConfig), (ItemKNN, ItemKNNConfig)):
+        whole, blocks = (kind(config(NUM_ITEMS, 4), rngs=nnx.Rngs(0)) for _ in range(2))
+        whole.fit_statistics(rows)
+        with monkeypatch.context() as patch:
+            patch.setattr(item_item, "_ITEMS_AT_ONCE", 2)
+            blocks.fit_statistics(rows)
+        np.testing.assert_array_equal(whole.weights[...], blocks.weights[...])
+        huge = kind(config(1_000_000, 4), rngs=nnx.Rngs(0))
+        needed = f"{kind.__name__} of 1,000,000 items takes {kind.bytes_per_pair}000.0 GB"
+        with pytest.raises(UserError, match=needed):
+            huge.fit_statistics(rows)
 
 
 def test_lightgcn_folds_a_history_in_as_a_new_node_of_the_graph():
