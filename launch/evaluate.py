@@ -15,4 +15,5 @@ if __name__ == "__main__":
         run_on="all_processes",
         reads=["data", "cf", "cf_logits", "llm", "evaluated_runs"],
         writes=["reports"],
+        config_of="any_run",
     )

@@ -1,6 +1,6 @@
 """Writes a trained LLM for PEFT or transformers:
 
-    python launch/export.py --config=configs/quickstart.py:alpha=0.3 --workdir=runs/x \\
+    python launch/export.py --workdir=runs/x --run=aligned \\
         --format=merged --output=exported [--dtype=bfloat16]
     python launch/export.py ... --format=peft --base_model=meta-llama/Llama-3.2-3B
 
@@ -53,4 +53,5 @@ def _base_model(weights: str) -> str | None:
 
 
 if __name__ == "__main__":
-    launch(export, "export", reads=["data", "llm", "run"], writes=[_OUTPUT])
+    reads = ["data", "llm", "run"]
+    launch(export, "export", reads=reads, writes=[_OUTPUT], config_of="run")

@@ -1,13 +1,13 @@
 """Recommends items: after one history, or for a file of histories.
 
-    python launch/recommend.py --config=configs/quickstart.py:run=aligned \\
-        --workdir=runs/quickstart --item="Toy Story (1995)" --item="Fargo (1996)"
+    python launch/recommend.py --workdir=runs/quickstart --run=aligned \\
+        --item="Toy Story (1995)" --item="Fargo (1996)"
     python launch/recommend.py ... --input=histories.jsonl --output=recommended.jsonl
 
 Items are ids or titles, oldest first. A file is .jsonl ({"history": [...]}) or .csv (a column
-`history`, items separated by '|'); interrupted, the same command goes on. --config.run names the
-LLM run below WORKDIR/llm, --untrained takes the LLM as it came. Filters: --config.decoding.allow=,
-deny= (files of item ids), exclude_history=true.
+`history`, items separated by '|'); interrupted, the same command goes on. --run names the LLM run
+below WORKDIR/llm, whose config is taken where there is no --config; --untrained takes the LLM as it
+came. Filters: --config.decoding.allow=, deny= (files of item ids), exclude_history=true.
 """
 
 from absl import flags
@@ -46,4 +46,5 @@ def recommend(config, workdir):
 
 
 if __name__ == "__main__":
-    launch(recommend, "recommend", reads=["data", "cf", "llm", "run", _INPUT], writes=[_OUTPUT])
+    reads = ["data", "cf", "llm", "run", _INPUT]
+    launch(recommend, "recommend", reads=reads, writes=[_OUTPUT], config_of="run")

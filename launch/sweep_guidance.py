@@ -1,7 +1,7 @@
 """Ranks with one LLM run at several weights of the CF model (guidance, lambda); table and picture.
 
-    python launch/sweep_guidance.py --config=configs/quickstart.py:run=aligned \\
-        --workdir=runs/quickstart --guidances=0,0.25,0.5,1,2,4,100
+    python launch/sweep_guidance.py --workdir=runs/quickstart --run=aligned \\
+        --guidances=0,0.25,0.5,1,2,4,100
 
 Needs what launch/evaluate.py needs of that run. Writes WORKDIR/sweep_<run>.json, .md and .png.
 """
@@ -32,4 +32,5 @@ if __name__ == "__main__":
         run_on="all_processes",
         reads=["data", "cf", "cf_logits", "llm", "run"],
         writes=["reports"],
+        config_of="run",
     )

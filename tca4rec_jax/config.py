@@ -41,9 +41,15 @@ def default_config() -> ConfigDict:
 def saved_config(fields: Mapping[str, Any]) -> ConfigDict:
     """The config whose fields a JSON file has; those that it lacks have their defaults."""
     config = default_config()
-    with config.ignore_type():  # JSON has no tuples
-        config.update(ConfigDict(dict(fields)))
+    config.update(_with_tuples(fields))
     return config
+
+
+def _with_tuples(value: Any) -> Any:
+    """A value of a JSON file, which has no tuples, as a config has it."""
+    if isinstance(value, Mapping):
+        return {name: _with_tuples(one) for name, one in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 @cache

@@ -75,10 +75,8 @@ class Experiment:
 
     @classmethod
     def of_run(cls, workdir: Path, name: str) -> "Experiment":
-        """With the config that a run was trained with, but the mesh of the devices here."""
-        config = saved_config(RunFolder.of(workdir, name).config)
-        config.mesh = default_config().mesh
-        return cls(config, workdir)
+        """With `config_of_run` of a run."""
+        return cls(config_of_run(RunFolder.of(workdir, name)), workdir)
 
     @cached_property
     def data(self) -> RecData:
@@ -367,6 +365,16 @@ class Experiment:
         shapes = jax.eval_shape(function, *args)
         shardings = tree_shardings(self.mesh, self.architecture, shapes)
         return jax.jit(function, out_shardings=shardings)(*args)
+
+
+def config_of_run(run: RunFolder) -> ConfigDict:
+    """The config that a run was trained with, but the mesh of the devices here.
+
+    Raises FileNotFoundError, or UserError if it is damaged.
+    """
+    config = saved_config(run.config)
+    config.update(run=run.path.name, mesh=default_config().mesh)
+    return config
 
 
 def _check_llm(config: ConfigDict, platform: str) -> None:

@@ -1,5 +1,6 @@
 """What the launch scripts share: their flags, the settings of a process, errors in one line."""
 
+import argparse
 import ctypes
 import gc
 import io
@@ -17,6 +18,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from tca4rec_jax import run_config
 from tca4rec_jax.config import build, run_name, validate
 from tca4rec_jax.data.dataset import DataConfig
 from tca4rec_jax.data.downloads import default_cache_dir
@@ -24,9 +26,10 @@ from tca4rec_jax.distributed import multihost
 from tca4rec_jax.distributed.multihost import is_main_process, is_multiprocess
 from tca4rec_jax.distributed.sharding import use_cpu_cores
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.ranges import LocalPath, expected, plain_type
+from tca4rec_jax.ranges import FolderName, LocalPath, expected, plain_type
 from tca4rec_jax.reporting import plain_text, show
 from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
+from tca4rec_jax.training.run_folder import RunFolder
 
 
 class _Parser(flags.ArgumentParser):
@@ -50,6 +53,7 @@ def DEFINE_field(
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lock_config=True)
 WORKDIR = DEFINE_field("workdir", LocalPath, None, "Where the run's parts are read and written.")
+RUN = DEFINE_field("run", FolderName, None, "An LLM run of the work directory: config.run.")
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config, say what is read and written.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of process 0.")
@@ -67,12 +71,17 @@ def launch(
     run_on: Literal["single_process", "main_process", "all_processes"] = "single_process",
     reads: Sequence[str | flags.FlagHolder] = (),
     writes: Sequence[str | flags.FlagHolder] = (),
+    config_of: Literal["run", "any_run"] | None = None,
 ) -> None:
     """Calls run(config, workdir) with the flags; --dry_run says what it would read and write.
 
     `reads` and `writes` are names in `_paths`, or flags that hold a path. Of several processes
     'all_processes' run together, or the others wait for the 'main_process', or it is an error to
     start more than one ('single_process').
+
+    Without --config a script that starts from a trained run takes the config that it was trained
+    with: `config_of` the 'run' of --run, or the only one that is there; or of 'any_run', the first
+    of --runs or the latest. Flags --config.x.y= change it.
 
     An error of the user's input ends the process with status 1 and one line, a bug with its
     traceback, a stop signal with status 143. In a job of several processes the others then end too.
@@ -105,22 +114,47 @@ def launch(
             _end(f"{name}: {_why(error)}", 1)
 
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=partial(_parse_flags, name))
+    app.run(main, flags_parser=partial(_parse_flags, name, config_of))
 
 
-def _parse_flags(name: str, argv: list[str]) -> list[str]:
+def _parse_flags(name: str, config_of: str | None, argv: list[str]) -> list[str]:
     """The arguments that are no flags; a bad flag or config field ends the process in one line."""
     for flag in flags.FLAGS.get_flags_for_module(__name__):  # for --help
         flags.FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
-        arguments = flags.FLAGS(argv)
+        arguments = flags.FLAGS(_with_config_of_run(argv, config_of) if config_of else argv)
         getattr(CONFIG.value, "run", None)  # raises for a file that cannot be read
+        if RUN.value:
+            CONFIG.value.run = RUN.value
         return arguments
-    except (flags.Error, AttributeError, OSError) as error:
+    except (flags.Error, AttributeError, OSError, UserError) as error:
         _, by_user, message = str(error).rpartition("UserError: ")  # after the file's traceback
         if "in get_config" in traceback.format_exc() and not by_user:
             raise  # a bug of the config file
         _end(f"{name}: {' '.join(message.split())}", 1)
+
+
+def _with_config_of_run(argv: list[str], config_of: str) -> list[str]:
+    """The arguments, with the --config of a trained run if they have none; see `launch`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("config", "workdir", "run", "runs"):
+        parser.add_argument(f"--{flag}", f"-{flag}")
+    given, _ = parser.parse_known_args(argv)
+    if given.config or not given.workdir:
+        return argv
+    workdir = Path(given.workdir)
+    trained = {
+        run.path.name: run.config_path for run in RunFolder.all(workdir) if run.trained_steps
+    }
+    run = given.run or ""
+    if not run and (config_of == "any_run" or len(trained) == 1):
+        latest = sorted(trained, key=lambda name: trained[name].stat().st_mtime, reverse=True)
+        named = [name for name in (given.runs or "").split(",") if name in trained]
+        run = [*named, *latest, ""][0]
+    if run not in trained:
+        there = f"{workdir} has {', '.join(trained)}" if trained else f"{workdir} has none yet"
+        raise UserError(f"give a trained run with --run ({there}), or a --config")
+    return [argv[0], f"--config={run_config.__file__}:{workdir / 'llm' / run}", *argv[1:]]
 
 
 def _paths(part: str | flags.FlagHolder) -> Sequence[str | Path]:

@@ -67,9 +67,14 @@ class RunFolder:
         return Provenance.load(self.path)
 
     @property
+    def config_path(self) -> Path:
+        """The file of the config of the latest training."""
+        return self.path / "config.json"
+
+    @property
     def config(self) -> dict[str, Any]:
         """The config of the latest training. Raises FileNotFoundError, or UserError if damaged."""
-        path = self.path / "config.json"
+        path = self.config_path
         try:
             config = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
@@ -103,7 +108,7 @@ class RunFolder:
                 )
         if is_main_process():
             made_from.save(self.path)
-            write_text(self.path / "config.json", config)
+            write_text(self.config_path, config)
 
     def check(self, now: Mapping[str, Any], *, unfinished: bool = False) -> None:
         """Refuses a run that is not what a reader takes it for, before anything is loaded.

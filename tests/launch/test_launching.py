@@ -9,7 +9,9 @@ import pytest
 from forked import Script
 
 import tca4rec_jax
+from tca4rec_jax.config import default_config
 from tca4rec_jax.launching import is_ours_or_a_warning
+from tca4rec_jax.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -26,13 +28,13 @@ SHARES = DEFINE_field("shares", tuple[Share, ...], "0,0.5", "Several.")
 def run(config, workdir):
     {body}
 
-launch(run, "script")
+launch(run, "script", config_of={config_of!r})
 """
 
 
-def completed(tmp_path, body, *flags):
+def completed(tmp_path, body, *flags, config_of=None):
     path = tmp_path / "script.py"
-    path.write_text(SCRIPT.format(body=body))
+    path.write_text(SCRIPT.format(body=body, config_of=config_of))
     flags = flags or (f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}/run")
     return Script([str(path), *flags], dict(os.environ)).completed()
 
@@ -67,6 +69,44 @@ def test_flags_have_the_type_of_their_annotation(tmp_path):
     assert completed(tmp_path, body).stdout == "10 [0.0, 0.5]\n"
     flags = f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}", "--shares=1", "--k=2"
     assert completed(tmp_path, body, *flags).stdout == "2 [1.0]\n"
+
+
+def trained_run(workdir, name, alpha):
+    folder = RunFolder.of(workdir, name)
+    (folder.checkpoints / "3").mkdir(parents=True)
+    config = default_config()
+    config.update(objective={"alpha": alpha}, mesh={"tensor": 7}, run=None)
+    config.training.buckets = (8, 16)
+    folder.config_path.write_text(config.to_json_best_effort())
+    os.utime(folder.config_path, (alpha, alpha))
+    return folder
+
+
+def test_a_script_that_starts_from_a_run_takes_its_config(tmp_path):
+    body = "print(config.run, config.objective.alpha, config.training.buckets, config.mesh.tensor)"
+    workdir = f"--workdir={tmp_path}"
+    refused = completed(tmp_path, body, workdir, config_of="run")
+    assert "script: give a trained run with --run" in refused.stderr
+    assert "has none yet" in refused.stderr
+    trained_run(tmp_path, "old", 0.25)
+    done = completed(tmp_path, body, workdir, config_of="run")
+    assert (done.stdout, done.stderr) == ("old 0.25 (8, 16) 1\n", "")
+    trained_run(tmp_path, "new", 0.5)
+    refused = completed(tmp_path, body, workdir, config_of="run")
+    assert refused.stderr.endswith(f"({tmp_path} has new, old), or a --config\n")
+    refused = completed(tmp_path, body, workdir, "--run=other", config_of="any_run")
+    assert refused.stderr.endswith(f"({tmp_path} has new, old), or a --config\n")
+    change = "--config.training.buckets=(32,)"
+    done = completed(tmp_path, body, workdir, "--run=old", change, config_of="run")
+    assert done.stdout == "old 0.25 (32,) 1\n"
+    assert completed(tmp_path, body, workdir, config_of="any_run").stdout.startswith("new 0.5")
+    given = f"--config={ROOT}/configs/quickstart.py"
+    done = completed(tmp_path, body, workdir, given, "--run=mine", config_of="run")
+    assert done.stdout.startswith("mine 0.9")
+    (tmp_path / "llm" / "old" / "config.json").write_text("{")
+    damaged = completed(tmp_path, body, workdir, "--run=old", config_of="run")
+    assert "config.json is damaged" in damaged.stderr
+    assert len(damaged.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
