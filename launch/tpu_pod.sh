@@ -10,8 +10,9 @@
 #
 # --dry_run prints the commands instead of running them. Variables: ZONE (needed), PROJECT (gcloud's
 # by default), ACCELERATOR (v5litepod-16; v5p-8, v6e-16, ... as gcloud names them), SPOT=1 for a
-# preemptible slice. WORKDIR and weights must lie where every worker sees them, for instance a
-# Filestore share or a bucket mounted with gcsfuse. Example:
+# preemptible slice. WORKDIR and weights must lie where every worker sees them, for instance on a
+# Filestore share. A bucket mounted with gcsfuse will not do for WORKDIR (docs/scaling.md), it is good
+# for weights. Example:
 #
 #   export ZONE=us-west4-a ACCELERATOR=v5litepod-16
 #   bash launch/tpu_pod.sh create pod && bash launch/tpu_pod.sh install pod
@@ -29,6 +30,10 @@ accelerator="${ACCELERATOR:-v5litepod-16}"
 where=(--zone="${ZONE:?set ZONE, for instance ZONE=us-west4-a}" ${PROJECT:+--project="$PROJECT"})
 folder=tca4rec_jax # in every worker's home
 archive="/tmp/$name-tca4rec_jax.tar.gz"
+
+# In the folder: whether the process of run.pid is still there, and not another one of its number.
+# shellcheck disable=SC2016  # the worker expands it
+running='pid="$(cat run.pid 2>/dev/null)" && [ "$(readlink "/proc/$pid/cwd")" = "$(pwd -P)" ]'
 
 on_workers() { # WORKERS COMMAND
   do_it gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="$1" --command="$2"
@@ -74,14 +79,15 @@ PYTHON=\$(~/.local/bin/uv python find 3.12) JAX_EXTRA=tpu bash launch/setup.sh"
   run)
     [ $# -gt 0 ] || { echo "tpu_pod: run needs a script, such as launch/train.py" >&2; exit 2; }
     on_workers all "cd $folder
-if kill -0 \$(cat run.pid 2>/dev/null) 2>/dev/null; then
-  echo tpu_pod: a run of \$(hostname) is going on, process \$(cat run.pid): stop it first >&2; exit 1
+if $running; then
+  echo tpu_pod: a run of \$(hostname) is going on, process \$pid: stop it first >&2; exit 1
 fi
-nohup .venv/bin/python$(printf ' %q' "$@") > run.log 2>&1 < /dev/null &
+nohup .venv/bin/python$(printf ' %q' "$@") >> run.log 2>&1 < /dev/null &
 echo \$! > run.pid"
     ;;
   tail) on_workers "${WORKER:-0}" "tail -n 100 -F $folder/run.log" ;;
-  stop) on_workers all "kill -TERM \$(cat $folder/run.pid)" ;;
+  stop) on_workers all "cd $folder
+if $running; then kill -TERM \$pid; else echo tpu_pod: nothing runs on \$(hostname); fi" ;;
   delete) do_it gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet ;;
   *) echo "tpu_pod: unknown command $command" >&2; exit 2 ;;
 esac

@@ -16,7 +16,7 @@ from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.training.activation_cache import ActivationCache
 from tca4rec_jax.training.batches import Batch, Batches, NoLogits
-from tca4rec_jax.training.checkpoint import Checkpoints
+from tca4rec_jax.training.checkpoint import Checkpoints, checkpoints_to_fit
 from tca4rec_jax.training.examples import row_of_example
 from tca4rec_jax.training.fault_tolerance import check_folder
 from tca4rec_jax.training.loop import LoopOptions, run_loop
@@ -58,7 +58,9 @@ def _train(experiment: Experiment) -> TrainState:
     graph, state, base = experiment.initial_state()
     step = TrainStep(experiment, graph, state, base, batches.cf_items)
 
-    check_folder(run.path, num_bytes=sum(a.nbytes for a in jax.tree.leaves(state)))
+    count = checkpoints_to_fit(training, run.saved_steps)
+    num_bytes = count * sum(a.nbytes for a in jax.tree.leaves(state))
+    check_folder(run.path, num_bytes, f"the {count} checkpoints to come that it holds at a time")
 
     # The loop.
     sequences = experiment.data.splits[split]

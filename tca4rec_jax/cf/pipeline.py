@@ -81,6 +81,7 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
         "training": training,
         "seconds": time.perf_counter() - began,
     }
+    _warn_of_a_weak_model(metrics["results"], baseline.kind.label, settings.kind.label)
     write_text(directory / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     (directory / "training.npz").unlink(missing_ok=True)
     return metrics
@@ -164,6 +165,17 @@ def evaluate_model(model: CFModel, data: RecData, filter_seen: bool) -> dict[str
                     results[name][field] = float(getattr(scores, field)[chosen_R].mean())
                 results[name]["rows"] = count
     return results
+
+
+def _warn_of_a_weak_model(results: Mapping[str, dict], baseline: str, label: str) -> None:
+    popular, own = (results[name]["validation"]["hr@10"] for name in (baseline, label))
+    if own < popular:
+        logging.warning(
+            "CF: %s has an HR@10 of %.4f on the validation rows, %r has %.4f: it was trained too "
+            "little, or read (cf.weights) with another catalogue or other settings, such as "
+            "cf.sasrec.norm",
+            *(label, own, baseline, popular),
+        )
 
 
 def _fresh(settings: CFSettings, train: ItemSequences) -> CFModel:

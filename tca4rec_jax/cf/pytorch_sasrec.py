@@ -15,6 +15,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from absl import logging
 from safetensors.numpy import load_file
 
 from tca4rec_jax.cf.checkpoint import filled
@@ -40,7 +41,8 @@ def read_sasrec(path: Path | str, config: SASRecConfig) -> SASRec:
 
     Its attention has an output projection, which ours has not: with one head it is folded into the
     value projection, which gives the same outputs. Row 0 of the item table, padding, is dropped.
-    The model has `mask_padding=False`, as that code does.
+    The model has `mask_padding=False`, as that code does. Its layer norms stand where `config.norm`
+    says: a state dict does not tell, and today's code has two ways of its own.
 
     Raises UserError for an unreadable file, a config of more than one head, a tensor that is
     missing, left over or of another shape (named, with the fields of config.cf to set).
@@ -80,6 +82,13 @@ def _arrays(path, tensors: dict[str, np.ndarray], config: SASRecConfig) -> dict[
 
     arrays["item_table"] = take("item_emb.weight", config.num_items + 1, D)[1:]
     padded = np.shape(tensors.get("pos_emb.weight", 0)) == (length + 1, D)  # position 0
+    if padded and config.norm == "original":
+        logging.warning(
+            "%s has a row of positions for padding, as revisions of 2024 and later write, most of "
+            "which have other layer norms: if it was trained by one with norm_first, set "
+            "cf.sasrec.norm to 'pre' (True) or 'post' (False, its default)",
+            path,
+        )
     arrays["position_table"] = take("pos_emb.weight", length + padded, D)[-length:]
     norm("final_norm", "last_layernorm")
     for block in range(config.blocks):

@@ -30,6 +30,7 @@ _COUNTED_BY = {
     "WORLD_SIZE": "torchrun",
 }
 _HEARTBEAT_SECONDS = 30  # a process silent for this long counts as dead, and the others end
+_LONGEST_WAIT = 2 * 3600  # seconds, of hosts for one that reads its files slowly, but lives
 
 
 def join_job(coordinator: str = "", count: int = 0, index: int = -1) -> None:
@@ -110,10 +111,10 @@ def is_main_process() -> bool:
     return not is_multiprocess() or jax.process_index() == 0
 
 
-def barrier(name: str, seconds: float = 600) -> None:
+def barrier(name: str, seconds: float = _LONGEST_WAIT) -> None:
     """Returns when every process has called it; raises after `seconds`. Names may be used again.
 
-    It goes over the coordinator's network: a device collective would time out where processes
+    If another process dies meanwhile, this one ends after the heartbeat's half a minute. It goes over the coordinator's network: a device collective would time out where processes
     arrive minutes apart.
     """
     if is_multiprocess():
@@ -140,6 +141,7 @@ def all_processes(flag: bool) -> bool:
 def broadcast_from_main(compute: Callable[[], bytes], size: int) -> bytes:
     """Calls compute() in process 0 only and returns its `size` bytes in every process."""
     value = np.frombuffer(compute(), np.uint8) if is_main_process() else np.zeros(size, np.uint8)
+    barrier("computed by the first process")
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(value), np.uint8))
 
 
@@ -148,6 +150,7 @@ def check_processes_agree(text: str, what: str) -> None:
     if not is_multiprocess():
         return
     digest = hashlib.sha256(text.encode()).digest()
+    barrier(what)  # what comes before may take minutes longer on one host: reading, hashing
     digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
     differ = np.flatnonzero((digests != digests[0]).any(axis=1))
     if differ.size:

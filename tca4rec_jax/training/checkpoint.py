@@ -189,6 +189,16 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or ["no message"])[0][:300]
 
 
+def checkpoints_to_fit(training, there: Sequence[int]) -> int:
+    """How many more checkpoints the disk must hold, at the moment when they are the most.
+
+    Those are the latest, the one of the lowest loss and the one that is being written, less those
+    that are `there`; a run that saves less often never has so many. `training` is config.training.
+    """
+    saves = math.ceil((training.steps - max(there, default=0)) / training.checkpoint_every)
+    return max(min(training.keep_checkpoints + 2 - len(there), saves), 0)
+
+
 @jax.jit
 def checksum(tree) -> jax.Array:
     """uint32: the sum of all bit patterns, which any flipped bit changes; the same on any mesh."""

@@ -86,20 +86,29 @@ class Watchdog:
                 os._exit(HUNG)
 
 
-def check_folder(folder: Path, num_bytes: int) -> None:
-    """Makes a folder. Raises UserError if files of so many bytes can't be written to it."""
+def check_folder(folder: Path, num_bytes: int, what: str = "") -> None:
+    """Makes a folder. Raises UserError if `what`, of so many bytes, can't be written to it.
+
+    Nor is one good that can't rename a folder with its contents, as flat buckets can't (gcsfuse):
+    checkpoints and stores are written beside and renamed into place.
+    """
     probe = folder / f".probe_{jax.process_index()}"
+    moved = probe.with_name(f"{probe.name}_renamed")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"\0" * 4096)
-        probe.unlink()
+        for left in (probe, moved):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        (probe / "inside").mkdir(parents=True)
+        (probe / "inside" / "file").write_bytes(b"\0" * 4096)
+        probe.rename(moved)
+        shutil.rmtree(moved)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written to ({error.strerror}): give another --workdir"
+            f"{folder} cannot be written to, or folders in it not be renamed ({error.strerror}): "
+            "give another --workdir"
         ) from error
     if free < num_bytes:
         raise UserError(
-            f"{folder} has room for {free / 1e9:.2f} GB, a checkpoint takes {num_bytes / 1e9:.2f} "
-            "GB: make room, or give another --workdir"
+            f"{folder} has room for {free / 1e9:.2f} GB, {what} take {num_bytes / 1e9:.2f} GB: "
+            "make room, or give another --workdir"
         )

@@ -51,10 +51,15 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def saved_steps(self) -> list[int]:
+        """The steps of all checkpoints."""
+        names = (path.name for path in self.checkpoints.glob("[0-9]*/"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    @property
     def trained_steps(self) -> int:
         """The step of the newest checkpoint; 0 if there is none."""
-        names = (path.name for path in self.checkpoints.glob("[0-9]*/"))
-        return max((int(name) for name in names if name.isdigit()), default=0)
+        return max(self.saved_steps, default=0)
 
     @property
     def steps(self) -> int:

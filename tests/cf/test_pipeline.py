@@ -130,7 +130,7 @@ def test_filtering_seen_items_can_only_lift_the_target(tmp_path, data):
     assert filtered > kept
 
 
-def test_pytorch_weights_are_read_instead_of_training(tmp_path):
+def test_pytorch_weights_are_read_instead_of_training(tmp_path, caplog):
     titles = tuple(f"title {item}" for item in range(11))
 
     def rows(seed):
@@ -146,6 +146,11 @@ def test_pytorch_weights_are_read_instead_of_training(tmp_path):
     config = {"sasrec.units": 8, "history_length": 5, "weights": str(checkpoint)}
     metrics = run_cf(config, data, tmp_path, history_length=5)
     assert metrics["training"] == {"weights": str(checkpoint)}
+    popular, own = (one["validation"]["hr@10"] for one in metrics["results"].values())
+    assert (own < popular) == ("CF: SASRec has an HR@10 of" in caplog.text)
+    weak = {name: {"validation": {"hr@10": hr}} for name, hr in (("a", 0.2), ("b", 0.1))}
+    pipeline._warn_of_a_weak_model(weak, "a", "b")
+    assert "CF: b has an HR@10 of 0.1000 on the validation rows, 'a' has 0.2000" in caplog.text
     _, saved = load_model(tmp_path / "cf/checkpoint.npz")
     model = read_sasrec(checkpoint, SASRecConfig(11, 5, 8, 2, 1))
     test = data.splits["test"]

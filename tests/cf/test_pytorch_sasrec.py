@@ -75,3 +75,71 @@ def test_damaged_files_are_errors_that_name_the_file(tmp_path):
 def test_what_does_not_fit_names_the_field(changes, message):
     with pytest.raises(ValueError, match=message):
         read_sasrec(CHECKPOINT, dataclasses.replace(CONFIG, **changes))
+
+
+def normed(x, tensors, name):
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + 1e-8) * tensors[f"{name}.weight"] + tensors[
+        f"{name}.bias"
+    ]
+
+
+def attended(x, tensors, name):
+    """torch.nn.MultiheadAttention of one head, each position over itself and those before."""
+    weights = np.split(tensors[f"{name}.in_proj_weight"], 3)
+    biases = np.split(tensors[f"{name}.in_proj_bias"], 3)
+    query, key, value = (x @ w.T + b for w, b in zip(weights, biases, strict=True))
+    out = np.zeros_like(x)
+    for place in range(len(x)):
+        scores = key[: place + 1] @ query[place] / np.sqrt(x.shape[1])
+        shares = np.exp(scores - scores.max())
+        out[place] = shares @ value[: place + 1] / shares.sum()
+    return out @ tensors[f"{name}.out_proj.weight"].T + tensors[f"{name}.out_proj.bias"]
+
+
+def fed_forward(x, tensors, name):
+    for layer, activation in (("conv1", lambda y: np.maximum(y, 0)), ("conv2", lambda y: y)):
+        kernel, bias = (tensors[f"{name}.{layer}.{part}"] for part in ("weight", "bias"))
+        x = activation(x @ kernel[:, :, 0].T + bias)
+    return x
+
+
+def todays_vector(tensors, history, norm_first):
+    """The last output of the reference repository's model of today for a padded history (0)."""
+    real = history != 0
+    places = np.arange(1, len(history) + 1) * real
+    item_table, D = tensors["item_emb.weight"], CONFIG.units
+    x = item_table[history] * np.sqrt(D) * real[:, None] + tensors["pos_emb.weight"][places]
+    for block in range(CONFIG.blocks):
+        attention, forward = f"attention_layers.{block}", f"forward_layers.{block}"
+        first, second = f"attention_layernorms.{block}", f"forward_layernorms.{block}"
+        if norm_first:
+            x = x + attended(normed(x, tensors, first), tensors, attention)
+            x = x + fed_forward(normed(x, tensors, second), tensors, forward)
+        else:
+            x = normed(x + attended(x, tensors, attention), tensors, first)
+            x = normed(x + fed_forward(x, tensors, forward), tensors, second)
+    return normed(x, tensors, "last_layernorm")[-1]
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_the_reference_repository_of_today_is_read_where_the_norm_is_stated(tmp_path, norm, caplog):
+    tensors, random = read_state_dict(CHECKPOINT), np.random.default_rng(0)
+    tensors["pos_emb.weight"] = np.pad(tensors["pos_emb.weight"], ((1, 0), (0, 0)))
+    drawn = {
+        name: np.float32(value + random.normal(scale=0.3, size=value.shape))
+        for name, value in tensors.items()
+        if not name.endswith("_emb.weight")
+    }
+    tensors |= drawn
+    path = tmp_path / "today.safetensors"
+    save_file(tensors, path)
+    histories = np.load(GOLDENS / "pytorch_sasrec.npz")["histories"]
+    expected = np.stack([todays_vector(tensors, row, norm == "pre") for row in histories])
+
+    model = read_sasrec(path, dataclasses.replace(CONFIG, norm=norm))
+    np.testing.assert_allclose(model.user_vectors(histories - 1), expected, atol=1e-4)
+    assert not caplog.records
+    original = read_sasrec(path, CONFIG)
+    assert np.abs(original.user_vectors(histories - 1) - expected).max() > 0.1
+    assert "today.safetensors has a row of positions for padding" in caplog.text

@@ -115,13 +115,38 @@ print("done")
 """
 
 
-def test_barriers_of_one_name_wait_each_time(tmp_path):
-    path = tmp_path / "barriers.py"
-    path.write_text(BARRIERS)
+def two_processes(path, text):
+    """What two processes that run a script of this text have printed."""
+    path.write_text(text)
     with socket.socket() as one:
         one.bind(("localhost", 0))
         coordinator = f"localhost:{one.getsockname()[1]}"
     both = [Script([str(path), coordinator, index], {}, devices=1) for index in "01"]
-    for done in [script.completed(60) for script in both]:
+    return [script.completed(60) for script in both]
+
+
+def test_barriers_of_one_name_wait_each_time(tmp_path):
+    for done in two_processes(tmp_path / "barriers.py", BARRIERS):
         assert done.returncode == 0, done.stderr
         assert done.stdout.endswith("done\n")
+
+
+DEAD = """
+import os, sys
+from tca4rec_jax.distributed import multihost
+multihost._HEARTBEAT_SECONDS = 3
+index = int(sys.argv[2])
+multihost.join_job(sys.argv[1], 2, index)
+multihost.barrier("both are there")
+if index == 1:
+    os._exit(9)
+multihost.check_processes_agree("text", "flags")
+print("went on")
+"""
+
+
+def test_a_process_does_not_wait_for_one_that_has_died(tmp_path):
+    waiting, dead = two_processes(tmp_path / "dead.py", DEAD)
+    assert dead.returncode == 9
+    assert waiting.returncode not in (0, 9)
+    assert "went on" not in waiting.stdout

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tca4rec_jax.training.fault_tolerance import STOPPED
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), *(ROOT / "launch").glob("*.sbatch")])
 TRAIN = ["launch/train.py", "--config=configs/x.py:chips=16,alpha=0.1", "--workdir=/mnt/a b"]
@@ -71,25 +73,47 @@ def test_a_tpu_slice_is_created_with_the_image_of_its_kind():
     assert "--dry_run" in bash("tpu_pod.sh").stderr
 
 
+def remote_command(*arguments):
+    """What the workers would run."""
+    return words(dry_run("tpu_pod.sh", *arguments, ZONE="here"))[-1].removeprefix("--command=")
+
+
 def test_a_script_runs_on_all_workers_with_its_arguments_as_they_were(tmp_path):
     found = words(dry_run("tpu_pod.sh", "run", "pod", *TRAIN, ZONE="here"))
     assert found[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod"]
     assert "--worker=all" in found
-    remote = found[-1].removeprefix("--command=")
-    # Run what the workers would, with a Python that writes down its arguments.
+    remote = remote_command("run", "pod", *TRAIN)
+    # Run it with a Python that writes down its arguments.
     python = tmp_path / "tca4rec_jax" / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     python.chmod(0o755)
     subprocess.run(["bash", "-c", remote + "\nwait"], cwd=tmp_path, check=True, timeout=60)
-    assert (tmp_path / "tca4rec_jax" / "run.log").read_text().splitlines() == TRAIN
-    pid = tmp_path / "tca4rec_jax" / "run.pid"
+    log, pid = (tmp_path / "tca4rec_jax" / f"run.{name}" for name in ("log", "pid"))
+    assert log.read_text().splitlines() == TRAIN
     assert pid.read_text().strip().isdigit()
-    pid.write_text(f"{os.getpid()}\n")  # a run that is going on
-    again = subprocess.run(["bash", "-c", remote], cwd=tmp_path, capture_output=True, timeout=60)
-    assert again.returncode == 1
-    assert f"process {os.getpid()}: stop it first" in again.stderr.decode()
-    assert pid.read_text() == f"{os.getpid()}\n"
+    pid.write_text(f"{os.getpid()}\n")  # after a reboot the number may be another process's
+    subprocess.run(["bash", "-c", remote + "\nwait"], cwd=tmp_path, check=True, timeout=60)
+    assert log.read_text().splitlines() == TRAIN + TRAIN
+
+
+def test_a_run_that_goes_on_is_not_started_again_and_is_what_stop_ends(tmp_path):
+    folder = tmp_path / "tca4rec_jax"
+    folder.mkdir()
+
+    def remote(*arguments):
+        command = ["bash", "-c", remote_command(*arguments)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    with subprocess.Popen(["sleep", "60"], cwd=folder) as run:
+        (folder / "run.pid").write_text(f"{run.pid}\n")
+        again = remote("run", "pod", *TRAIN)
+        assert again.returncode == 1
+        assert f"process {run.pid}: stop it first" in again.stderr
+        assert (folder / "run.pid").read_text() == f"{run.pid}\n"
+        assert remote("stop", "pod").returncode == 0
+        assert run.wait(10) == -15
+    assert "nothing runs" in remote("stop", "pod").stdout
 
 
 def test_install_ships_this_commit_and_makes_the_environment():
@@ -105,9 +129,9 @@ def test_install_ships_this_commit_and_makes_the_environment():
 
 @pytest.mark.parametrize(
     ("command", "expected"),
-    [("tail", "tail -n 100 -F"), ("stop", "kill -TERM"), ("delete", "--force")],
+    [("tail", "tail -n 100 -F"), ("delete", "--force")],
 )
-def test_tail_stop_and_delete(command, expected):
+def test_tail_and_delete(command, expected):
     assert expected in " ".join(words(dry_run("tpu_pod.sh", command, "pod", ZONE="here")))
 
 
@@ -119,6 +143,15 @@ def test_the_jobset_is_filled_in():
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert jobset["spec"]["network"]["enableDNSHostnames"] is True
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert jobset["spec"]["failurePolicy"]["rules"] == [
+        {
+            "action": "RestartJobSetAndIgnoreMaxRestarts",
+            "onJobFailureReasons": ["PodFailurePolicy"],
+        }
+    ]
+    preempted, stopped = job["podFailurePolicy"]["rules"]
+    assert preempted["onPodConditions"] == [{"type": "DisruptionTarget"}]
+    assert stopped["onExitCodes"]["values"] == [STOPPED]
     assert job["parallelism"] == job["completions"] == 2
     pod = job["template"]["spec"]
     assert pod["nodeSelector"] == {

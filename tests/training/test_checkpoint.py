@@ -1,14 +1,17 @@
 """Which checkpoints are kept and read, and folders that can't hold any."""
 
+import errno
 import os
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 from absl import logging
 
 from tca4rec_jax.distributed.sharding import make_mesh, put, replicated
-from tca4rec_jax.training.checkpoint import Checkpoints
+from tca4rec_jax.sections import TrainingFields
+from tca4rec_jax.training.checkpoint import Checkpoints, checkpoints_to_fit
 from tca4rec_jax.training.fault_tolerance import CheckpointError, check_folder
 from tca4rec_jax.training.state import TrainState
 
@@ -121,15 +124,39 @@ def test_other_shapes_are_no_damage(folder):
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"file/run cannot be written to \(Not a directory\)"):
+    with pytest.raises(ValueError, match=r"file/run cannot be written to, .*\(Not a directory\)"):
         check_folder(tmp_path / "file" / "run", 0)
     if os.path.isdir("/proc/self"):  # a file system that nobody writes to, root neither
         with pytest.raises(ValueError, match=r"/proc/self/run cannot be written to"):
-            check_folder(type(tmp_path)("/proc/self/run"), 0)
+            check_folder(Path("/proc/self/run"), 0)
     check_folder(tmp_path / "run", 1000)
     assert os.listdir(tmp_path / "run") == []
-    with pytest.raises(ValueError, match=r"a checkpoint takes .* GB: make room"):
-        check_folder(tmp_path / "run", 10**18)
+    with pytest.raises(ValueError, match=r"3 checkpoints take 1000000000.00 GB: make room"):
+        check_folder(tmp_path / "run", 10**18, "3 checkpoints")
+
+
+def test_a_folder_in_which_folders_cannot_be_renamed_is_refused(tmp_path, monkeypatch):
+    def rename(*_):
+        raise OSError(errno.EMFILE, "Too many open files")  # as gcsfuse on a flat bucket does
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(ValueError, match=r"run cannot .* be renamed \(Too many open files\)"):
+        check_folder(tmp_path / "run", 0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "keep", "there", "expected"),
+    [
+        (1000, 2, [], 4),  # two latest, the lowest loss, the one being written
+        (1000, 2, [700, 800, 900], 1),
+        (1000, 5, [], 7),
+        (250, 5, [], 3),  # at 100, 200 and the end
+        (1000, 2, [1000], 0),
+    ],
+)
+def test_the_room_is_that_of_all_checkpoints_that_will_be_there(steps, keep, there, expected):
+    training = TrainingFields(steps=steps, checkpoint_every=100, keep_checkpoints=keep)
+    assert checkpoints_to_fit(training, there) == expected
 
 
 def test_a_save_that_fails_without_a_message_is_explained(folder, monkeypatch):

@@ -5,14 +5,16 @@ position; the CF logit of an item is the inner product of the user vector with t
 the embedding table (one table for inputs and outputs, without a row for padding).
 
 The blocks are those of the original: the query is layer-normed, key and value are not, the residual
-comes from the normed query, the feed-forward is as wide as the model. Two things differ: padding
-is masked out of the attention, and histories may be empty (`mask_padding`).
+comes from the normed query, the feed-forward is as wide as the model. `norm` has the two variants
+of today's PyTorch code. Two things differ: padding is masked out of the attention, and histories
+may be empty (`mask_padding`).
 
 Axis letters: B batch, S positions of a history, Q those that are asked for, I items, D model.
 """
 
 import functools
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +37,19 @@ class SASRecConfig(base.ModelConfig):
       blocks: transformer blocks.
       heads: attention heads; must divide `units`.
       dropout: probability, applied to the input, the attention weights and the feed-forward.
-      mask_padding: False does as the published PyTorch code: padding positions are zeroed after
-        every block, but attended to. It matters only for histories shorter than history_length.
+      norm: where the layer norms of a block stand. 'original': over the query, which the residual
+        keeps, and over the attention's output. 'pre': over what goes into the attention and into
+        the feed-forward. 'post': over both sums with the residual.
+      mask_padding: False does as the published PyTorch code: padding positions are zero in the
+        input (of 'original' after every block, too), but attended to. It matters only for histories
+        shorter than history_length.
     """
 
     units: Count = 64
     blocks: Count = 2
     heads: Count = 1
     dropout: Rate = 0.5
+    norm: Literal["original", "pre", "post"] = "original"
     mask_padding: bool = True
 
 
@@ -62,15 +69,28 @@ class Block(nnx.Module):
         self, x_BxSxD: jax.Array, allowed_BxSxS: jax.Array, key: Key, last_only: bool
     ) -> jax.Array:
         """The outputs at the Q wanted positions: all of them, or the last one alone."""
-        keys, rate = base.split_key(key, 3), self.config.dropout
+        keys, rate, norm = base.split_key(key, 3), self.config.dropout, self.config.norm
         wanted = slice(-1, None) if last_only else slice(None)
-        normed_BxQxD = self.attention_norm(x_BxSxD[:, wanted])
-        projected = self.query(normed_BxQxD), self.key(x_BxSxD), self.value(x_BxSxD)
+        source_BxSxD = self.attention_norm(x_BxSxD) if norm == "pre" else x_BxSxD
+        query_BxQxD = source_BxSxD[:, wanted]
+        if norm == "original":
+            query_BxQxD = self.attention_norm(query_BxQxD)
+        projected = self.query(query_BxQxD), self.key(source_BxSxD), self.value(source_BxSxD)
         allowed_BxQxS = allowed_BxSxS[:, wanted]
         attended_BxQxD = base.attend(*projected, allowed_BxQxS, self.config, keys[0])
-        normed_BxQxD = self.feed_forward_norm(normed_BxQxD + attended_BxQxD)
-        inner_BxQxD = base.dropout(jax.nn.relu(self.inner(normed_BxQxD)), rate, keys[1])
-        return normed_BxQxD + base.dropout(self.outer(inner_BxQxD), rate, keys[2])
+
+        def feed_forward(x_BxQxD):
+            inner_BxQxD = base.dropout(jax.nn.relu(self.inner(x_BxQxD)), rate, keys[1])
+            return base.dropout(self.outer(inner_BxQxD), rate, keys[2])
+
+        if norm == "pre":
+            x_BxQxD = x_BxSxD[:, wanted] + attended_BxQxD
+            return x_BxQxD + feed_forward(self.feed_forward_norm(x_BxQxD))
+        if norm == "post":
+            x_BxQxD = self.attention_norm(query_BxQxD + attended_BxQxD)
+            return self.feed_forward_norm(x_BxQxD + feed_forward(x_BxQxD))
+        x_BxQxD = self.feed_forward_norm(query_BxQxD + attended_BxQxD)
+        return x_BxQxD + feed_forward(x_BxQxD)
 
 
 class SASRec(base.SequenceModel):
@@ -93,15 +113,16 @@ class SASRec(base.SequenceModel):
         mask_padding = self.config.mask_padding
         allowed_BxSxS = _allowed(real_BxS if mask_padding else jnp.ones_like(real_BxS))
 
-        def masked(x_BxQxD):
-            if mask_padding:
-                return x_BxQxD
-            return jnp.where(real_BxS[:, -x_BxQxD.shape[1] :, None], x_BxQxD, 0.0)
+        def zeroed(x_BxQxD, needed):
+            real_BxQ = real_BxS[:, -x_BxQxD.shape[1] :]
+            return jnp.where(real_BxQ[:, :, None], x_BxQxD, 0.0) if needed else x_BxQxD
 
+        x_BxQxD = zeroed(x_BxQxD, not mask_padding)
         for number, block in enumerate(self.blocks, start=1):
             last_alone = last_only and number == len(self.blocks)
-            x_BxQxD = block(masked(x_BxQxD), allowed_BxSxS, keys[number], last_alone)
-        return self.final_norm(masked(x_BxQxD))
+            x_BxQxD = block(x_BxQxD, allowed_BxSxS, keys[number], last_alone)
+            x_BxQxD = zeroed(x_BxQxD, not mask_padding and self.config.norm == "original")
+        return self.final_norm(x_BxQxD)
 
 
 def _allowed(real_BxS: jax.Array) -> jax.Array:
