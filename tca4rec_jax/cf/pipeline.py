@@ -69,19 +69,20 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
     baseline = CFSettings.of({"model": "popularity"}, data)
     models = {baseline.kind.label: _fresh(baseline, train), settings.kind.label: model}
     count_I = np.bincount(train.items, minlength=data.catalogue.num_items)
+    results = {
+        label: evaluate_model(model, data, settings.fields.filter_seen)
+        for label, model in models.items()
+    }
+    _warn_of_a_weak_model(results, baseline.kind.label, settings.kind.label)
     metrics = {
         "identity": identity,
-        "results": {
-            label: evaluate_model(model, data, settings.fields.filter_seen)
-            for label, model in models.items()
-        },
+        "results": results,
         "profiles": {
             label: profile(model, data.splits["test"], count_I) for label, model in models.items()
         },
         "training": training,
         "seconds": time.perf_counter() - began,
     }
-    _warn_of_a_weak_model(metrics["results"], baseline.kind.label, settings.kind.label)
     write_text(directory / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     (directory / "training.npz").unlink(missing_ok=True)
     return metrics

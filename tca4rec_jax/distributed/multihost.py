@@ -114,8 +114,9 @@ def is_main_process() -> bool:
 def barrier(name: str, seconds: float = _LONGEST_WAIT) -> None:
     """Returns when every process has called it; raises after `seconds`. Names may be used again.
 
-    If another process dies meanwhile, this one ends after the heartbeat's half a minute. It goes over the coordinator's network: a device collective would time out where processes
-    arrive minutes apart.
+    If another process dies meanwhile, this one ends after the heartbeat's half a minute. It goes
+    over the coordinator's network: a device collective would time out where processes arrive
+    minutes apart.
     """
     if is_multiprocess():
         from orbax.checkpoint import multihost  # slow to import, and most scripts do without it

@@ -106,7 +106,7 @@ def test_adapters_on_quantised_weights_are_trained_and_recommend(workdir):
     with pytest.raises(ValueError, match=r"llm/nf4: .* lora.alpha was 16.0, is 32.0"):
         Experiment(config, workdir).trained_decoder("nf4")
     (workdir / "llm" / "blocked").write_text("")
-    with pytest.raises(ValueError, match=r"llm/blocked cannot be written to, .*\((File exists|Not a directory)\)"):
+    with pytest.raises(ValueError, match=r"llm/blocked cannot be written to, "):
         train(Experiment(make_config(workdir, "blocked"), workdir))
     with pytest.raises(ValueError, match="llm.quantise is 'nf4', but quantised weights cannot"):
         Experiment(make_config(workdir, "x", quantise="nf4", train="full"), workdir).initial_state()
