@@ -22,7 +22,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from tca4rec_jax.cf.logits_store import LogitsStore, check_one_model, open_store, split_path
+from tca4rec_jax.cf.logits_store import (
+    LogitsStore,
+    check_one_model,
+    is_store,
+    open_store,
+    split_path,
+)
 from tca4rec_jax.cf.settings import store_inputs
 from tca4rec_jax.config import build, default_config, run_name, saved_config
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
@@ -57,6 +63,7 @@ from tca4rec_jax.training.run_inputs import (
     inference_inputs,
     tokenizer_content,
     training_inputs,
+    training_split,
     weights_content,
 )
 from tca4rec_jax.training.state import TRAINED, TrainState, in_dtype, make_optimizer
@@ -140,25 +147,23 @@ class Experiment:
         return cf_arrays(self.mesh, items, self.compressed_trie)
 
     def cf_store(self, split: str, positions: np.ndarray | None = None) -> LogitsStore:
-        """The CF logits of a split, checked against it and config.cf; raises as `open_store`.
+        """The CF logits of a split, checked against it and config.cf.
 
-        Only the shards of `positions` (flat, those that will be read) are read and checked.
+        Only the shards of `positions` (flat, those that will be read) are read and checked. Raises
+        as `open_store`, and LogitsStoreError if they are of another CF model than those, if any,
+        that the config trains on.
         """
+        of = partial(split_path, self.config.cf.logits, self.workdir)
+        trained_on = of(training_split(self.config))
+        if is_store(trained_on):
+            check_one_model(trained_on, of(split))
         return open_store(
-            split_path(self.config.cf.logits, self.workdir, split),
+            of(split),
             self.data.splits[split],
             self.data.catalogue,
             positions=positions,
             cf=store_inputs(self.config.cf),
         )
-
-    def cf_model(self, *splits: str) -> str:
-        """What tells the CF model of the splits' stores from others; raises if they have several.
-
-        LogitsStoreError: one is missing, or they are not of one CF model.
-        """
-        logits = self.config.cf.logits
-        return check_one_model(*(split_path(logits, self.workdir, split) for split in splits))
 
     @property
     def directory(self) -> Path:

@@ -7,11 +7,14 @@ in the work directory; the folder is a copy, so moving one is no change.
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 from absl import logging
-from tiny_workdir import make_config, make_workdir
+from tiny_workdir import ITEMS, make_config, make_workdir
 
+from tca4rec_jax.cf.logits_format import LogitsStoreError
+from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.config import config_value
 from tca4rec_jax.data.dataset import load, prepare
@@ -225,3 +228,13 @@ def test_a_run_without_checkpoints_or_record_is_refused(workdir):
     for reader in READERS.values():
         with pytest.raises(StaleError, match="llm/done does not say what it was made from"):
             reader(experiment)
+
+
+def test_evaluated_logits_of_another_cf_model_than_the_trained_ones_are_refused(workdir, tmp_path):
+    data = load(workdir / "data")
+    rows, place = data.splits["test"], workdir / "cf" / "logits" / "test"
+    np.save(tmp_path / "mine.npy", np.zeros((len(rows), ITEMS), np.float32))
+    import_logits(tmp_path / "mine.npy", place, rows, data.catalogue, name="mine")
+    for reader in ("evaluate", "sweep"):
+        with pytest.raises(LogitsStoreError, match="test holds .* of 'mine', .*'most popul"):
+            READERS[reader](Experiment(make_config(workdir, RUN), workdir))

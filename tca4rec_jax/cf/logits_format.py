@@ -138,6 +138,9 @@ def open_array(folder: StorePath, name: str, manifest: Mapping) -> ts.TensorStor
     context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
     try:
         array = ts.open(_zarr(path), open=True, read=True, context=context).result()
+        if array.fill_value is not None:  # a shard that is missing is an error, not NaN
+            spec = _zarr(path) | {"fill_missing_data_reads": False}
+            array = ts.open(spec, open=True, read=True, context=context).result()
     except (ValueError, OSError) as error:
         raise unusable(f"{path} cannot be opened ({error})") from error
     found = f"{array.dtype.name} of shape {list(array.shape)}"
@@ -147,7 +150,7 @@ def open_array(folder: StorePath, name: str, manifest: Mapping) -> ts.TensorStor
 
 
 def create_array(folder: StorePath, name: str, manifest: Mapping) -> ts.TensorStore:
-    """A new array. What is never written reads as NaN (or -1), so that a lost shard is noticed."""
+    """A new array. It has a fill value, so that a lost shard is noticed."""
     shape, dtype = manifest["arrays"][name], ts.dtype(_dtype_of(name, manifest))
     row_bytes = dtype.numpy_dtype.itemsize * int(np.prod(shape[1:]))
     shard_rows = max(1, min(shape[0], _CHUNK_BYTES // max(row_bytes, 1)))

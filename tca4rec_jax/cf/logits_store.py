@@ -102,13 +102,18 @@ class LogitsStore:
 
         Returns float32 [m, D] user vectors of a factorised store, otherwise [m, I] logits. Raises
         LogitsStoreError for a position outside the rows, or one that is not the last of its row
-        although the store holds only those.
+        although the store holds only those, and for a store that was replaced since it was opened.
         """
         events_m = self.events_at(flat_positions)
         if not events_m.size:
             return np.zeros((0, self.width), np.float32)
         pending = {name: array[events_m].read() for name, array in self.arrays.items()}
-        read = {name: np.asarray(future.result()) for name, future in pending.items()}
+        try:
+            read = {name: np.asarray(future.result()) for name, future in pending.items()}
+        except (ValueError, OSError) as error:
+            raise LogitsStoreError(
+                f"{self.path} was replaced or damaged while it was read ({error}): start again"
+            ) from error
         if self.kind == "topk":
             values_mxK, items_mxK, floor_m = (read[name] for name in KINDS["topk"])
             logits_mxI = np.repeat(floor_m[:, None], self.width + 1, axis=1)
@@ -201,6 +206,11 @@ def multiply_out(
     return logits_mxI if item_bias_I is None else logits_mxI + item_bias_I[None, :]
 
 
+def is_store(path: StorePath) -> bool:
+    """Whether a manifest is at a path."""
+    return key_values(path).read(MANIFEST).result().state == "value"
+
+
 def read_manifest(path: StorePath) -> dict:
     """What manifest.json says; raises LogitsStoreError if there is none or not a complete one."""
     file, found = within(path, MANIFEST), key_values(path).read(MANIFEST).result()
@@ -224,8 +234,8 @@ def made_from_of(path: StorePath, manifest: Mapping) -> Provenance:
     return Provenance.from_fields(manifest["made_from"], within(path, MANIFEST))
 
 
-def check_one_model(*paths: StorePath) -> str:
-    """The `model` (see Origin) of stores that are used together, as their manifests say.
+def check_one_model(*paths: StorePath) -> None:
+    """Checks the `model` (see Origin) of stores that are used together, as their manifests say.
 
     Raises LogitsStoreError if one is missing or of another CF model than the first.
     """
@@ -233,14 +243,15 @@ def check_one_model(*paths: StorePath) -> str:
     made_from = made_from_of(*first)
     for path, manifest in others:
         if manifest["model"] != first[1]["model"]:
-            differing = made_from.differences(made_from_of(path, manifest).inputs)[:_SHOWN]
+            inputs = made_from_of(path, manifest).inputs
+            common = {name: inputs[name] for name in inputs.keys() & made_from.inputs}
+            differing = sorted(made_from.differences(common))[:_SHOWN] or ["of another origin"]
             raise LogitsStoreError(
                 f"{path} holds the logits of {manifest['cf_model']!r}, {first[0]} those of "
-                f"{first[1]['cf_model']!r}{' (' * bool(differing)}{'; '.join(differing)}"
-                f"{')' * bool(differing)}: stores that are used together must be of one CF model; "
-                f"write both with {TRAIN_CF}, or import both under one --name"
+                f"{first[1]['cf_model']!r} ({'; '.join(differing)}): stores that are used together "
+                f"must be of one CF model; write both with {TRAIN_CF}, or import both under one "
+                "--name"
             )
-    return first[1]["model"]
 
 
 def _difference(path: StorePath, sequences: ItemSequences, catalogue: Catalogue) -> str:

@@ -1,7 +1,8 @@
 """Writes a CF logits store (logits_format.py says what that is).
 
 Until the new manifest stands at its place, in one piece, the store before can be read. Nothing is
-deleted but what this module wrote. Of several writers of one store at once the last to begin wins.
+deleted but what this module wrote. Of writers at once into one place one is refused: on a disk the
+last to begin, by its lease; in a bucket the others, when they are about to replace the manifest.
 
 Axis letters: m events of a block, K kept logits.
 """
@@ -43,6 +44,7 @@ from tca4rec_jax.cf.scoring import LazyRows, temperature_statistics
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.fileio import fingerprint, remove
+from tca4rec_jax.lease import only_writer
 
 _SAMPLED = 256  # events that the statistics are made of
 _OURS = {"format", "rows_hash", "catalogue_hash"}  # a manifest with these fields is a store's
@@ -70,7 +72,7 @@ def write_store(
 
     Raises LogitsStoreError for a `path` with something else than a store, arrays that do not fit
     each other, the rows or the catalogue, and NaN or infinite values; it names `source`, the file
-    of the arrays, instead of the store.
+    of the arrays, instead of the store. Raises LeaseError if another process writes there.
     """
     path = store_path(path)
     named = source or path
@@ -89,7 +91,7 @@ def write_store(
         "arrays": shapes,
         "dtype": dtype,
     }
-    with _replaced(path, manifest) as folder:
+    with only_writer(path), _replaced(path, manifest) as folder:
         targets = {name: create_array(folder, name, manifest) for name in shapes}
         hashes = {name: hashlib.sha256() for name in shapes}
         for start, name, block in parts:

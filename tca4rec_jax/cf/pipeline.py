@@ -30,6 +30,7 @@ from tca4rec_jax.cf.trainer import fit
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import fingerprint, write_text
+from tca4rec_jax.lease import only_writer
 from tca4rec_jax.metrics import CUTOFFS, mean_metrics
 from tca4rec_jax.provenance import Provenance
 
@@ -41,8 +42,8 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
 
     `config` is `config.cf` (settings.py). Returns the contents of metrics.json: 'results' is
     {model: what evaluate_model gives}, 'profiles' {model: what scoring.profile gives for the test
-    rows}. Raises UserError for values out of range, a `history_length` beyond the model's, and
-    places of stores that hold something else, such as imported logits.
+    rows}. Raises UserError for values out of range, a `history_length` beyond the model's, places
+    of stores that hold something else, such as imported logits, and another process that trains.
     """
     settings = CFSettings.of(config, data)
     available = settings.architecture.history_length  # None: of any length
@@ -56,12 +57,22 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
     origin = _origin(settings, made_from)
     identity = fingerprint([origin.inputs, settings.fields.filter_seen])
     _check_places(settings, workdir)
-    if (found := _complete_run(directory, settings, identity, origin, data)) is not None:
-        logging.info("CF: %s holds a complete run of this config and data", directory)
-        return found
-    (directory / "metrics.json").unlink(missing_ok=True)
+    with only_writer(directory):
+        if (found := _complete_run(directory, settings, identity, origin, data)) is not None:
+            logging.info("CF: %s holds a complete run of this config and data", directory)
+            return found
+        (directory / "metrics.json").unlink(missing_ok=True)
+        metrics = {"identity": identity} | _run(settings, made_from, origin, data, workdir)
+        write_text(directory / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        (directory / "training.npz").unlink(missing_ok=True)
+    return metrics
 
-    began = time.perf_counter()
+
+def _run(
+    settings: CFSettings, made_from: Provenance, origin: Origin, data: RecData, workdir: Path
+) -> dict:
+    """Trains and stores; returns the rest of metrics.json."""
+    directory, began = Path(workdir) / "cf", time.perf_counter()
     model, training = trained_model(settings, data, directory)
     save_model(directory / "checkpoint.npz", settings.fields.model, model, made_from)
     store_logits(settings, model, origin, data, workdir)
@@ -74,8 +85,7 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
         for label, model in models.items()
     }
     _warn_of_a_weak_model(results, baseline.kind.label, settings.kind.label)
-    metrics = {
-        "identity": identity,
+    return {
         "results": results,
         "profiles": {
             label: profile(model, data.splits["test"], count_I) for label, model in models.items()
@@ -83,9 +93,6 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
         "training": training,
         "seconds": time.perf_counter() - began,
     }
-    write_text(directory / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    (directory / "training.npz").unlink(missing_ok=True)
-    return metrics
 
 
 def trained_model(settings: CFSettings, data: RecData, directory: Path) -> tuple[CFModel, dict]:

@@ -22,6 +22,7 @@ from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.data.tables import Reading
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import atomic_path, file_sha256
+from tca4rec_jax.lease import only_writer
 from tca4rec_jax.provenance import Provenance, StaleError, flatten
 from tca4rec_jax.ranges import (
     Count,
@@ -110,7 +111,8 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
 
     Raises TypeError for a key that is no field of DataConfig, FileNotFoundError for a missing file,
     UserError for bad settings or input, a failed download, or a data_dir with something else: data
-    made otherwise (the message says what differs) or other files. Nothing is overwritten.
+    made otherwise (the message says what differs) or other files, or that another process writes.
+    Nothing is overwritten.
     """
     config, data_dir = DataConfig(**data_config), Path(data_dir)
     files = _source_files(config)
@@ -125,7 +127,7 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
         logging.info("Reusing the prepared data in %s", data_dir)
         return data
     data = _read_source(config, files)
-    with atomic_path(data_dir) as temporary:
+    with only_writer(data_dir), atomic_path(data_dir) as temporary:
         temporary.mkdir()
         tfds_rec.write(data, temporary)
         made_from.save(temporary)

@@ -17,6 +17,7 @@ from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.logits_writer import made_by, write_store
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
+from tca4rec_jax.lease import LeaseError
 
 CATALOGUE = Catalogue(tuple("abcd"), tuple("ABCD"))
 ROWS = ItemSequences(np.arange(3), np.arange(3), np.arange(4), np.full(3, -1))
@@ -137,12 +138,25 @@ def test_a_store_of_the_earlier_format_is_refused_by_readers_and_replaced_by_wri
     assert len(set(names_at(place))) == 2
 
 
-def test_of_two_writers_at_once_the_last_to_begin_wins_and_the_other_says_so(place):
+def test_of_two_writers_at_once_one_wins_and_the_other_says_so(place):
     write(place, 1.0)
-    with pytest.raises(LogitsStoreError, match="another process has begun to write this store"):
-        write(place, 2.0, before=lambda: write(place, 3.0))
-    assert value_at(place) == 3.0
+    if isinstance(place, Path):  # a lease: the second is refused at once
+        with pytest.raises(LeaseError, match="is being written by process"):
+            write(place, 2.0, before=lambda: write(place, 3.0))
+        assert value_at(place) == 1.0
+    else:  # the first is refused when it is about to replace the manifest
+        with pytest.raises(LogitsStoreError, match="another process has begun to write this store"):
+            write(place, 2.0, before=lambda: write(place, 3.0))
+        assert value_at(place) == 3.0
     assert len(set(names_at(place))) == 2
+
+
+def test_a_reader_of_a_store_that_is_replaced_is_told(place):
+    write(place, 1.0)
+    store = open_store(place, ROWS, CATALOGUE, positions=np.zeros(0, np.int64))
+    write(place, 2.0)
+    with pytest.raises(LogitsStoreError, match="was replaced or damaged while it was read"):
+        store.read(np.arange(3))
 
 
 def test_a_store_is_exported_onto_itself(place):

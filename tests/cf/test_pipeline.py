@@ -280,7 +280,7 @@ def test_stores_that_are_used_together_are_of_one_model(tmp_path, data):
         config = CONFIG | {"seed": seed, "logits": str(tmp_path / str(seed))}
         run_cf(config, data, tmp_path, history_length=4)
     stores = [tmp_path / "0" / "train", tmp_path / "0" / "test", tmp_path / "1" / "test"]
-    assert check_one_model(*stores[:2]) == check_one_model(stores[0])
+    check_one_model(*stores[:2])
     with pytest.raises(
         LogitsStoreError, match=r"1/test holds .* \(cf\.seed was 0, is 1\): .* of one"
     ):

@@ -44,6 +44,19 @@ def good_config(config):
     return config
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """(config, folder) of prepared data that no test changes."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "items.csv").write_text("item,title\n" + "".join(f"{i},T{i}\n" for i in range(9)))
+    rows = [f"{n % 3},{n % 7},{n}\n" for n in range(60)]
+    (folder / "rows.csv").write_text("user,item,timestamp\n" + "".join(rows))
+    config = {"source": "files", "history_length": 3, "catalogue": str(folder / "items.csv")}
+    config["interactions"] = str(folder / "rows.csv")
+    dataset.prepare(config, folder / "data")
+    return config, folder / "data"
+
+
 def _same(left, right):
     sides = [(side.catalogue, side.user_ids) for side in (left, right)]
     return sides[0] == sides[1] and all(
@@ -85,6 +98,28 @@ def test_other_settings_are_refused_with_the_difference(good_config, tmp_path):
     for read in (dataset.prepare, lambda config, folder: dataset.load(folder, config)):
         with pytest.raises(StaleError, match=r"data\.history_length was 3, is 2"):
             read(good_config, tmp_path / "data")
+
+
+OTHER = {
+    "source": "movielens_100k",
+    "user_column": "u",
+    "item_column": "i",
+    "timestamp_column": "t",
+    "title_column": "name",
+    "min_history": 1,
+    "split": (0.6, 0.2, 0.2),
+    "seed": 1,
+    "max_title_length": 50,
+}
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_later_steps_refuse_data_that_another_config_would_have_made(small, field):
+    config, data_dir = small
+    with pytest.raises(StaleError, match=rf"data\.{field} was .*with launch/prepare_data\.py"):
+        dataset.load(data_dir, {**config, field: OTHER[field]})
+    for place in ("path", "interactions", "catalogue"):
+        dataset.load(data_dir, {**config, place: "elsewhere"})
 
 
 def test_data_of_before_are_refused_with_the_command_that_makes_them(good_config, tmp_path):
