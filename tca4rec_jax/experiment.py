@@ -186,23 +186,13 @@ class Experiment:
         the model, or adapters that fit none of its layers.
         """
         llm = self.config.llm
-
-        def check(architecture: DecoderConfig) -> None:
-            if self.config.prompt.max_tokens > architecture.max_positions:
-                raise UserError(
-                    f"prompt.max_tokens is {self.config.prompt.max_tokens}: expected at most "
-                    f"{architecture.max_positions}, the positions of {llm.weights}"
-                )
-            if llm.train == "lora":
-                adapter_shapes(architecture, build(LoRAConfig, self.config.lora))
-
+        _check_fits(self.config, read_architecture(self.weights_path))
         return load_weights(
             self.weights_path,
             jnp.dtype(self.stored_dtype),
             sharding=partial(parameter_sharding, self.mesh),
             quantised=llm.quantise or "",
             num_layers=llm.num_layers or 0,
-            check=check,
         )
 
     @property
@@ -380,6 +370,20 @@ def config_of_run(run: RunFolder) -> ConfigDict:
     config = saved_config(run.config)
     config.update(run=run.path.name, mesh=default_config().mesh)
     return config
+
+
+def _check_fits(config: ConfigDict, architecture: DecoderConfig) -> None:
+    """Raises UserError for prompts or adapters that do not fit an architecture."""
+    longest = architecture.max_positions
+    if config.prompt.max_tokens > longest:
+        raise UserError(
+            f"prompt.max_tokens is {config.prompt.max_tokens}: expected at most {longest}, the "
+            f"positions of {config.llm.weights}"
+        )
+    if config.llm.train == "lora":
+        layers = config.llm.num_layers or architecture.num_layers
+        architecture = dataclasses.replace(architecture, num_layers=layers)
+        adapter_shapes(architecture, build(LoRAConfig, config.lora))
 
 
 def _check_llm(config: ConfigDict, platform: str) -> None:

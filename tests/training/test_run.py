@@ -169,6 +169,35 @@ def test_imported_logits_train_to_the_same_parameters(workdir, tmp_path):
     assert not all(np.allclose(a, b, atol=1e-3) for a, b in zip(dense, other, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"training.buckets": (8,)}, "the largest of training.buckets is 8"),
+        ({"cf.logits": "absent"}, "there are no CF logits"),
+        ({"training.batch_size": 3, "mesh.data": 2}, "training.batch_size is 3"),
+        ({"training.keep_checkpoints": 0}, "training.keep_checkpoints is 0: expected at least 1"),
+        ({"seed": -1}, "seed is -1: expected 0 to"),
+        ({"optimizer.clip": 0.0}, "optimizer.clip is 0.0: expected above 0"),
+        (
+            {"prompt.max_tokens": 65, "training.buckets": (128,)},
+            "prompt.max_tokens is 65: expected at most 64",
+        ),
+        ({"lora.first_layer": 2}, "lora.first_layer is 2: expected at most 1"),
+        ({"lora.targets": "query"}, "lora.targets is 'query': expected to match"),
+        ({"training.buckets": (8,), "lora.first_layer": 1}, "the largest of training.buckets"),
+    ],
+)
+def test_what_needs_no_weights_is_refused_before_they_are_read(
+    workdir, monkeypatch, fields, message
+):
+    monkeypatch.setattr("tca4rec_jax.experiment.load_weights", None)  # not to be called
+    config = make_config(workdir, "refused")
+    config.training.cache_hidden_states = True
+    config.update_from_flattened_dict(fields)
+    with pytest.raises((UserError, FileNotFoundError), match=message):
+        train(Experiment(config, workdir))
+
+
 def test_tokens_beyond_the_vocabulary_are_refused_before_weights_are_read(
     workdir, tmp_path, monkeypatch
 ):

@@ -12,7 +12,7 @@ import pytest
 
 from tca4rec_jax.distributed.sharding import make_mesh
 from tca4rec_jax.fileio import read_json_lines
-from tca4rec_jax.training import throughput
+from tca4rec_jax.training import loop, throughput
 from tca4rec_jax.training.log import TrainingLog
 from tca4rec_jax.training.loop import LoopOptions, run_loop
 from tca4rec_jax.training.state import Metrics, TrainState
@@ -45,6 +45,12 @@ class FourTokenBatches:
 
     def fill_cache(self, start, stop):
         pass
+
+    def rows(self, index):
+        return np.arange(3)
+
+    def alone(self, index, row):
+        return row
 
     def iterator(self, start, stop):
         return iter([None] * (stop - start))
@@ -110,6 +116,40 @@ def test_the_log_has_real_tokens_and_mfu(trained):
 def test_the_profiler_records_its_window(trained, tmp_path, window, stopped_after):
     calls, _ = trained(window)
     assert calls == [("start", tmp_path / "profile", window[0]), ("stop", stopped_after)]
+
+
+def test_the_watchdog_hears_of_every_row_that_is_tried_and_not_of_the_last_save(
+    monkeypatch, tmp_path
+):
+    """A broken step of many rows, and a last checkpoint that is slow to write, are no hang."""
+    noted = []
+
+    class Noted(contextlib.nullcontext):
+        def progress(self, step):
+            noted.append(step)
+
+        def __exit__(self, *_):
+            noted.append("over")
+
+    class Saves(NoCheckpoints):
+        def close(self):
+            noted.append("written")
+
+    def run(loss):
+        def step(state, _):
+            return state._replace(step=state.step + 1), Metrics(*[loss] * 3)
+
+        options = LoopOptions(tmp_path, 2, 100, "", 3.0, Peak(24.0, "measured"))
+        state = TrainState(jnp.zeros((), jnp.int32), {}, ())
+        run_loop(step, state, FourTokenBatches(), Saves(), options)
+
+    monkeypatch.setattr(loop, "Watchdog", lambda *_: Noted())
+    run(1.0)
+    assert noted[-3:] == ["over", 2, "written"]
+    noted.clear()
+    with pytest.raises(FloatingPointError, match="every row of the batch is to blame"):
+        run(np.nan)
+    assert noted.count(0) == 3  # once for each row that was tried
 
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path):

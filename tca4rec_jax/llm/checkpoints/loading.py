@@ -45,7 +45,6 @@ def load_weights(
     sharding: Callable[[DecoderConfig, str], Sharding] | None = None,
     quantised: str = "",
     num_layers: int = 0,
-    check: Callable[[DecoderConfig], None] = lambda config: None,
 ) -> tuple[DecoderConfig, dict[str, jax.Array]]:
     """Config and parameters (by path) of a Hugging Face folder or a GGUF file.
 
@@ -55,7 +54,6 @@ def load_weights(
       quantised: how the projections are stored, a key of config.SCALES, or '' for floats. A layer's
         matrix is quantised on the first device before the next one is read.
       num_layers: read so many layers only, from the first; 0 reads all.
-      check: is called with the config before any tensor is read.
 
     Raises:
       UserError: as `open_folder` and `open_gguf`; more layers than there are, a config that cannot
@@ -73,7 +71,6 @@ def load_weights(
         stored = dataclasses.replace(config, quantised=quantised)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    check(stored)
     sources: dict[str, list[StoredTensor]] = {}
     for name, target in targets.items():
         sources.setdefault(target.path, []).append(tensors[name])
