@@ -99,8 +99,7 @@ class Experiment:
     @cached_property
     def weights_identity(self) -> str:
         """SHA-256 (hex) of the LLM's weights."""
-        name, path = self.config.llm.weights, self.weights_path
-        return ASSETS[name].files[path.name] if name in ASSETS else weights_content(path)
+        return weights_content(self.config.llm.weights)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -278,7 +277,7 @@ class Experiment:
         return inference_inputs(
             self.config,
             weights=self.weights_identity,
-            tokenizer=tokenizer_content(self.weights_path),
+            tokenizer=tokenizer_content(self.config.llm.weights),
             catalogue=self.data.catalogue.content_hash(),
         )
 

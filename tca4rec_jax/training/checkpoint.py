@@ -33,12 +33,17 @@ class Checkpoints:
     """The checkpoints of one run: the latest `keep`, and the one of the lowest training loss.
 
     If `writable`, the directory is created and what a killed process has left half-written removed;
-    else it is only read, and nothing set aside.
+    else it is only read, and nothing set aside. Raises UserError for a path that orbax cannot read.
     """
 
     def __init__(self, directory: str | Path, keep: int = 2, *, writable: bool = True):
         self._directory, self._writable = Path(directory).absolute(), writable
         self._keep, self._loss_of_step = keep, {}
+        if writable and "[" in str(self._directory):  # orbax takes it for a pattern and loses files
+            raise UserError(
+                f"{self._directory}: checkpoints below a path with '[' cannot be read again: give "
+                "another --workdir or --config.run"
+            )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self,
             create=writable,

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tca4rec_jax.cf.logits_store import read_manifest, split_path
-from tca4rec_jax.data.downloads import content_hash
+from tca4rec_jax.data.downloads import ASSETS, content_hash
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.llm.checkpoints.hugging_face import CONFIG
@@ -23,15 +23,23 @@ _NO_INPUTS = {"weights", "architecture", *(one.name for one in dataclasses.field
 _TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "spiece")
 
 
-def weights_content(path: Path) -> str:
-    """SHA-256 (hex) of an LLM's file, or of the files of a folder that hold weights or shapes."""
+def weights_content(weights: str) -> str:
+    """SHA-256 (hex) of an LLM's file, or of the files of a folder that hold weights or shapes.
+
+    `weights` is config.llm.weights; a pinned download need not be there.
+    """
+    if weights in ASSETS:
+        (digest,) = ASSETS[weights].files.values()
+        return digest
+    path = Path(weights)
     if not path.is_dir():
         return content_hash(path)
     return _content(path, lambda file: file.suffix == ".safetensors" or file.name == CONFIG)
 
 
-def tokenizer_content(path: Path) -> str:
+def tokenizer_content(weights: str) -> str:
     """SHA-256 (hex) of a folder's tokenizer; '' if it is in the file of the weights."""
+    path = Path(weights)
     return _content(path, lambda file: file.name.startswith(_TOKENIZER)) if path.is_dir() else ""
 
 

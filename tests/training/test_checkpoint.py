@@ -10,6 +10,7 @@ import pytest
 from absl import logging
 
 from tca4rec_jax.distributed.sharding import make_mesh, put, replicated
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.sections import TrainingFields
 from tca4rec_jax.training.checkpoint import Checkpoints, checkpoints_to_fit
 from tca4rec_jax.training.fault_tolerance import CheckpointError, check_folder
@@ -167,3 +168,9 @@ def test_a_save_that_fails_without_a_message_is_explained(folder, monkeypatch):
         monkeypatch.setattr(checkpoints._manager, "save", fail)
         with pytest.raises(CheckpointError, match=r"OSError: no message\)\. The last .* is step 5"):
             checkpoints.save(state(6), {"next_batch": 6}, 1.5)
+
+
+@pytest.mark.parametrize("name", ["run [2]", "[draft"])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"path with '\[' cannot be read again"):
+        Checkpoints(tmp_path / name)
