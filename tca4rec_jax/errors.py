@@ -1,6 +1,8 @@
 """The errors that speak to the user."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -11,3 +13,29 @@ def check_choice(name: str, value: object, choices: Iterable) -> None:
     """Raises UserError, naming the choices, if a value is none of them."""
     if value not in choices:
         raise UserError(f"{name} is {value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+@contextlib.contextmanager
+def reading(path: Path | str, kind: str, *, remedy: str = "fetch it again") -> Iterator[None]:
+    """Around the parsing of a file of some `kind` ('GGUF file') that may be damaged or hostile.
+
+    Whatever its content makes a library raise becomes a UserError of one line that names the file.
+    """
+    try:
+        yield
+    except UserError as error:
+        line = one_line(error)
+        raise type(error)(line if str(path) in line else f"{path}: {line}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or one_line(error)}") from error
+    except Exception as error:  # parsers raise anything
+        why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: not a readable {kind} ({one_line(why)}); {remedy}") from error
+
+
+def one_line(text: object, longest: int = 1000) -> str:
+    """What a file or a library says as one line, cut."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= longest else f"{line[:longest]} ..."

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and the fingerprint of what something was made from."""
+"""Files that are there whole or not at all, that may be damaged when read, and fingerprints."""
 
 import contextlib
 import glob
@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from tca4rec_jax.errors import UserError, reading
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -23,7 +25,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The block writes a file, which replaces one, or makes a folder, which replaces nothing but an
     empty folder. It is on the disk before it is renamed, so that a crash leaves the old or the new.
     After an error nothing is left of it. The folder around `path` is made if it is missing. Raises
-    OSError if it cannot be written.
+    OSError, with the path (a full disk does not say of what), if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path.parent)
@@ -35,6 +37,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             sync(written)
         temporary.replace(path)
         sync(path.parent)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         remove(temporary)
 
@@ -84,6 +90,35 @@ def write_npz(path: Path, **arrays: Any) -> None:
     """Writes an uncompressed .npz file atomically."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
+
+
+def check_room(folder: Path, num_bytes: int, what: str) -> None:
+    """Raises UserError if the disk of a folder, made if it is missing, lacks room for so much."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise UserError(
+            f"{folder} has room for {free / 1e9:.2f} GB, {what} take {num_bytes / 1e9:.2f} GB: "
+            "make room, or write elsewhere"
+        )
+
+
+def read_npz(path: Path, *, remedy: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file. Raises UserError naming it if it is missing or damaged."""
+    with reading(path, ".npz file", remedy=remedy), np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("it holds something that is no array")
+        return arrays
+
+
+def read_json(path: Path, *, remedy: str = "fetch it again") -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError naming it if it is missing or is no object."""
+    with reading(path, "JSON file", remedy=remedy):
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise UserError(f"expected an object in braces, got {type(content).__name__}")
+        return content
 
 
 def read_json_lines(path: Path) -> list[dict]:

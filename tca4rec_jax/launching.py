@@ -61,6 +61,7 @@ _PROCESS_COUNT = flags.DEFINE_integer("process_count", 0, "How many processes th
 _PROCESS_INDEX = flags.DEFINE_integer("process_index", -1, "Which of them this is, from 0.")
 
 _PACKAGE = Path(__file__).parent
+_MOST_PROGRAM_BYTES = 4 << 30  # the least recently used ones make room
 _LONGEST_WAIT = 24 * 3600  # seconds, of the other processes for what the first one does alone
 
 
@@ -227,8 +228,7 @@ def start() -> None:
     keep_freed_pages()
     collect_garbage_rarely()
     use_cpu_cores()
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # JAX adds it
-        jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "compiled"))
+    keep_programs(default_cache_dir() / "programs")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     multihost.join_job(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
     if not is_multiprocess():  # there JAX watches for it
@@ -240,6 +240,26 @@ def start() -> None:
 class _PlainText(standard_logging.Formatter):
     def format(self, record: standard_logging.LogRecord) -> str:
         return "\n".join(map(plain_text, super().format(record).split("\n")))
+
+
+def keep_programs(folder: Path) -> None:
+    """Lets JAX keep what it compiles in a folder, unless JAX_COMPILATION_CACHE_DIR is set.
+
+    It runs what it finds there: the folder has to be the user's own, and private.
+    """
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # JAX adds it
+        return
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to another user")
+        folder.chmod(0o700)
+    except OSError as error:
+        logging.warning("Compiled programs are not kept: %s", error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if jax.config.jax_compilation_cache_max_size == -1:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_max_size", _MOST_PROGRAM_BYTES)
 
 
 def is_ours_or_a_warning(record: standard_logging.LogRecord) -> bool:

@@ -82,12 +82,15 @@ Encoding = Annotated[
     str, Range("a text encoding, such as cp1252", _accepted_by("".encode, LookupError))
 ]
 LocalPath = Annotated[str, Range("a local path, not a URL", lambda path: "://" not in path)]
-FolderName = Annotated[
-    str,
-    Range(
-        "the name of a folder",
-        lambda name: not {"/", "\0"} & {*name} and name not in ("", ".", ".."),
-    ),
+
+
+def _is_folder_name(name: str) -> bool:
+    return not {"/", "\0"} & {*name} and name not in ("", ".", "..")
+
+
+FolderName = Annotated[str, Range("the name of a folder", _is_folder_name)]
+FolderNameOrEmpty = Annotated[
+    str, Range("the name of a folder, or ''", lambda name: not name or _is_folder_name(name))
 ]
 
 _NUMBERS = {

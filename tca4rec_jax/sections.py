@@ -21,6 +21,7 @@ from tca4rec_jax.ranges import (
     Buckets,
     Count,
     FolderName,
+    FolderNameOrEmpty,
     LocalPath,
     Natural,
     NotNegative,
@@ -187,7 +188,9 @@ class EvaluationFields(NamedTuple):
     rows: Natural = 400
     examples: Natural = 5
     temperatures: Temperatures = (1.0, 1.25, 1.5, 2.0, 3.0)
-    variants: tuple[tuple[str, str, NotNegative], ...] = (("LLM, untrained", "", 0.0),)
+    variants: tuple[tuple[str, FolderNameOrEmpty, NotNegative], ...] = (
+        ("LLM, untrained", "", 0.0),
+    )
     differences: tuple[tuple[str, str], ...] = ()
 
 

@@ -22,6 +22,7 @@ from tca4rec_jax.config import (
     validate,
 )
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.architectures import ARCHITECTURES, architecture
 from tca4rec_jax.llm.lora import LoRAConfig
@@ -82,6 +83,18 @@ def test_a_published_config_evaluates_as_published(path):
 def test_the_run_is_named_by_alpha_unless_told():
     assert run_name(apply_argument(default_config(), "alpha=0.5")) == "alpha_0.5"
     assert run_name(apply_argument(default_config(), "run=mine,alpha=1")) == "mine"
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", "."])
+def test_a_run_does_not_leave_its_work_directory(name):
+    with pytest.raises(UserError, match="run is .* expected a plain name"):
+        validate(apply_argument(default_config(), f"run={name}"))
+    config = default_config()
+    config.evaluation.variants = (("LLM", name, 0.0),)
+    with pytest.raises(UserError, match="run is .* expected a plain name"):
+        validate(config)
+    with pytest.raises(UserError, match="run is .* expected a plain name"):
+        Recommender.load("work", name)
 
 
 def test_the_temperature_of_guidance_is_that_of_the_objective_unless_told():

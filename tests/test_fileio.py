@@ -1,5 +1,6 @@
 """Files are replaced whole or not at all; fingerprints depend on values, not on their order."""
 
+import errno
 import os
 import platform
 import subprocess
@@ -8,7 +9,17 @@ import numpy as np
 import pytest
 
 from tca4rec_jax import fileio
-from tca4rec_jax.fileio import atomic_path, file_sha256, fingerprint, write_npz, write_text
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import (
+    atomic_path,
+    check_room,
+    file_sha256,
+    fingerprint,
+    read_json,
+    read_npz,
+    write_npz,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_when_it_is_complete(tmp_path):
@@ -92,3 +103,41 @@ def test_arrays_are_read_as_they_were_written(tmp_path):
             np.testing.assert_array_equal(saved[name], values)
             assert saved[name].dtype == values.dtype
     assert [file.name for file in path.parent.iterdir()] == ["arrays.npz"]
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    for error in (OSError(errno.ENOSPC, "No space left on device"), OSError("9 of 10 written")):
+        path = tmp_path / "a.npz"
+        with pytest.raises(OSError, match=r"No space|9 of 10") as raised, atomic_path(path):
+            raise error
+        assert raised.value.filename == str(tmp_path / "a.npz")
+    check_room(tmp_path / "new", 10, "a file")
+    with pytest.raises(UserError, match=r"new has room for .*, a file takes 1000000000\.00 GB"):
+        check_room(tmp_path / "new", 10**18, "a file")
+
+
+def test_damaged_arrays_are_errors_that_name_the_file(tmp_path):
+    path = tmp_path / "a.npz"
+    with pytest.raises(UserError, match=r"a\.npz: no such file"):
+        read_npz(path, remedy="")
+    write_npz(path, a=np.arange(1000))
+    content = path.read_bytes()
+    for cut in (0, 100, len(content) - 30):
+        path.write_bytes(content[:cut])
+        with pytest.raises(UserError, match=r"a\.npz: not a readable \.npz file .*; make it anew"):
+            read_npz(path, remedy="make it anew")
+    np.savez(path, a=np.array([{}]))
+    with pytest.raises(UserError, match=r"a\.npz: not a readable .*allow_pickle"):
+        read_npz(path, remedy="")
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_npz(path, remedy="")["a"], np.arange(1000))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"]
+)
+def test_damaged_json_is_an_error_that_names_the_file(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"a\.json: (not a readable JSON|expected an object)"):
+        read_json(path)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,11 +12,12 @@ from flax import nnx
 
 from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.models.registry import MODELS
-from tca4rec_jax.errors import UserError
-from tca4rec_jax.fileio import write_npz
+from tca4rec_jax.errors import UserError, reading
+from tca4rec_jax.fileio import read_npz, write_npz
 from tca4rec_jax.provenance import Provenance, StaleError
 
 _TEXT, _MADE_FROM = "config", "made_from"
+_REMEDY = "run launch/train_cf.py"
 _Model = TypeVar("_Model", bound=CFModel)
 
 
@@ -35,14 +35,12 @@ def load_model(path: Path | str, now: Mapping[str, Any] | None = None) -> tuple[
     made from other inputs than those of `now`.
     """
     arrays, text = read_arrays(path)
-    try:
+    with reading(path, "CF checkpoint", remedy=_REMEDY):
         fields = json.loads(text)
         made_from = fields.pop(_MADE_FROM, None)
         name = fields.pop("model", "sasrec")
         kind = MODELS[name]
         config = kind.config(**fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a CF checkpoint ({error!r})") from error
     if made_from is None:
         raise StaleError(f"{path} does not say what it was made from: run launch/train_cf.py again")
     Provenance.from_fields(made_from, path).check(now or {}, path)
@@ -80,14 +78,9 @@ def write_arrays(path: Path | str, arrays: Mapping[str, Any], text: str) -> None
 
 def read_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], str]:
     """What `write_arrays` wrote; raises UserError naming the file if it cannot be read."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+    with reading(path, "CF checkpoint", remedy=_REMEDY):
+        arrays = read_npz(Path(path), remedy=_REMEDY)
         return arrays, str(arrays.pop(_TEXT))
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is not a CF checkpoint ({error}); run launch/train_cf.py"
-        ) from error
 
 
 def _name(path: tuple) -> str:

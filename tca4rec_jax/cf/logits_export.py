@@ -7,6 +7,7 @@ vectors and item tables are the models' own side by side; others combine into a 
 Axis letters: E events.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tca4rec_jax.cf.logits_store import LogitsStore, open_store
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.cf.scoring import LazyRows
 from tca4rec_jax.data.sequences import RecData
-from tca4rec_jax.fileio import atomic_path
+from tca4rec_jax.fileio import atomic_path, check_room
 
 
 def export_stores(
@@ -73,18 +74,25 @@ def export_stores(
 def export_npy(output: Path, sources: Sequence[str], data: RecData, splits: Sequence[str]) -> None:
     """Writes output/<split>.npy, float32 [E, I], of the one source.
 
-    Raises LogitsStoreError for several sources, or a store that is missing or does not fit.
+    Raises LogitsStoreError for several sources, or a store that is missing or does not fit,
+    UserError before anything is written if the disk lacks room, OSError if it is full after all.
     """
     if len(sources) != 1:
         raise LogitsStoreError(f"a .npy file is made of one store, got {sources}; mix them first")
-    for split in splits:
-        store = _opened(sources[0], split, data)
-        rows = LazyRows(store.logits, store.positions, data.catalogue.num_items)
-        with atomic_path(output / f"{split}.npy") as temporary:
-            logits_ExI = np.lib.format.open_memmap(temporary, "w+", np.float32, rows.shape)
-            for start, block in blocks(rows):
-                logits_ExI[start : start + len(block)] = block
-            logits_ExI.flush()
+    stores = {split: _opened(sources[0], split, data) for split in splits}
+    rows_of = {
+        split: LazyRows(store.logits, store.positions, data.catalogue.num_items)
+        for split, store in stores.items()
+    }
+    num_bytes = 4 * sum(math.prod(rows.shape) for rows in rows_of.values())
+    check_room(output, num_bytes, "float32 logits")
+    for split, rows in rows_of.items():
+        # Not through a memory map: on a disk that is full after all it ends the process.
+        with atomic_path(output / f"{split}.npy") as temporary, temporary.open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": rows.shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for _, block in blocks(rows):
+                file.write(np.ascontiguousarray(block, "<f4").data)
 
 
 def _mixed_origin(

@@ -88,10 +88,12 @@ class Origin:
         }
 
 
+REMEDY = "run launch/train_cf.py for this data, or import your own logits for it again"
+
+
 def unusable(what: str) -> LogitsStoreError:
     """The error of a store that has to be written again: what is wrong, and how."""
-    remedy = "run launch/train_cf.py for this data, or import your own logits for it again"
-    return LogitsStoreError(f"{what}; {remedy}")
+    return LogitsStoreError(f"{what}; {REMEDY}")
 
 
 def store_path(path: Path | str) -> StorePath:

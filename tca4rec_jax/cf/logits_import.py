@@ -18,6 +18,7 @@ from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.data.table_files import MissingColumns
 from tca4rec_jax.data.tables import Table, read_table
+from tca4rec_jax.errors import reading
 from tca4rec_jax.fileio import file_sha256
 
 KEYS = ("row", "position", "user")
@@ -129,7 +130,7 @@ def _topk_arrays(
 
 def _read_arrays(source: Path) -> dict[str, Any]:
     """The arrays of a file by the names that `write_store` knows."""
-    try:
+    with reading(source, f"{source.suffix} array of CF logits", remedy="save it with numpy.save"):
         if source.suffix == ".npy":
             arrays: dict[str, Any] = {"logits": np.lib.format.open_memmap(source, mode="r")}
         else:
@@ -138,11 +139,6 @@ def _read_arrays(source: Path) -> dict[str, Any]:
                     member.filename.removesuffix(".npy"): _map_member(source, archive, member)
                     for member in archive.infolist()
                 }
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise LogitsStoreError(
-            f"{source} cannot be read as a {source.suffix} array of CF logits ({error}); "
-            "save it with numpy.save"
-        ) from error
     for name, array in arrays.items():
         if array.dtype.kind not in "fiu":
             raise LogitsStoreError(f"{source}: {name} is of {array.dtype}, expected floating point")

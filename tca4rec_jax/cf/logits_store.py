@@ -16,11 +16,13 @@ import numpy as np
 import tensorstore as ts
 
 from tca4rec_jax.cf.logits_format import (
+    DTYPES,
     FORMAT,
     IDS,
     KINDS,
     MANIFEST,
     PER_ITEM,
+    REMEDY,
     TRAIN_CF,
     ArrayChecks,
     LogitsStoreError,
@@ -35,7 +37,9 @@ from tca4rec_jax.cf.logits_format import (
 )
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.provenance import Provenance
+from tca4rec_jax.ranges import FolderName, check
 
 _FIELDS = {"history_length", "entries_per", "rows_hash", "catalogue_hash", "cf_model", "arrays"}
 _FIELDS |= {"model", "made_from", "folder", "content_hash"}
@@ -216,17 +220,22 @@ def read_manifest(path: StorePath) -> dict:
     file, found = within(path, MANIFEST), key_values(path).read(MANIFEST).result()
     if found.state != "value":
         raise unusable(f"there are no CF logits at {path} (no {MANIFEST})")
-    try:
+    with reading(file, "manifest of CF logits", remedy=REMEDY):
         manifest = json.loads(found.value)
-    except ValueError as error:
-        raise unusable(f"{file} is not JSON ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise unusable(f"{file}: expected a manifest of format {FORMAT}")
-    if "writing" in manifest and "folder" not in manifest:
-        raise unusable(f"{path} is being written, or was when the writer was ended")
-    if not set(manifest) >= _FIELDS or kind_of(manifest["arrays"]) != manifest.get("kind"):
-        raise unusable(f"{file} is incomplete")
-    return manifest
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise unusable(f"expected a manifest of format {FORMAT}")
+        if "writing" in manifest and "folder" not in manifest:
+            raise unusable(f"{path} is being written, or was when the writer was ended")
+        sizes = [size for shape in manifest["arrays"].values() for size in shape]
+        if (
+            not set(manifest) >= _FIELDS
+            or kind_of(manifest["arrays"]) != manifest["kind"]
+            or manifest.get("dtype", "float32") not in DTYPES
+            or any(type(size) is not int or size < 0 for size in sizes)
+        ):
+            raise unusable("it is incomplete")
+        check("folder", manifest["folder"], FolderName)
+        return manifest
 
 
 def made_from_of(path: StorePath, manifest: Mapping) -> Provenance:
@@ -255,13 +264,16 @@ def check_one_model(*paths: StorePath) -> None:
 
 
 def _difference(path: StorePath, sequences: ItemSequences, catalogue: Catalogue) -> str:
-    """' (...)': in words what differs; empty if the store does not have its ids."""
+    """' (...)': in words what differs; empty if the store's ids are missing or damaged."""
     found = key_values(path).read(IDS).result()
     if found.state != "value":
         return ""
-    with np.load(io.BytesIO(found.value), allow_pickle=False) as ids:
-        there, here = ids["item_ids"].tolist(), list(catalogue.item_ids)
-        user, items, offsets = ids["user"], ids["items"], ids["offsets"]
+    try:
+        with reading(within(path, IDS), ".npz file"), np.load(io.BytesIO(found.value)) as ids:
+            there, here = ids["item_ids"].tolist(), list(catalogue.item_ids)
+            user, items, offsets = ids["user"], ids["items"], ids["offsets"]
+    except UserError:
+        return ""
     if here != there:
         return f" ({_items_differ(there, here)})"
     common = min(len(user), len(sequences))

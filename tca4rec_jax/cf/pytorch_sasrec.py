@@ -2,13 +2,16 @@
 
 Checkpoints are read without PyTorch: the zip format of torch.save, and safetensors. The pickle
 inside the zip file can only build dictionaries of tensors: any other class it names is an error, so
-a hostile file runs no code.
+a hostile file runs no code. Tensors are views of storages, and each storage is read once: a file
+takes no more memory than it has bytes.
 """
 
 import collections
 import dataclasses
 import io
+import math
 import pickle
+import pickletools
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from safetensors.numpy import load_file
 
 from tca4rec_jax.cf.checkpoint import filled
 from tca4rec_jax.cf.models.sasrec import SASRec, SASRecConfig
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, reading
 
 _STORAGES = {
     "DoubleStorage": np.float64,
@@ -34,6 +37,8 @@ _STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+_FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
+_KIND, _REMEDY = "PyTorch checkpoint", "save model.state_dict() again, or as safetensors"
 
 
 def read_sasrec(path: Path | str, config: SASRecConfig) -> SASRec:
@@ -65,7 +70,9 @@ def _arrays(path, tensors: dict[str, np.ndarray], config: SASRecConfig) -> dict[
     def take(name, *shape):
         if name not in tensors:
             raise UserError(f"{path} is no SASRec of {needed_by}: {name} is missing")
-        tensor = np.asarray(tensors.pop(name), np.float32)
+        if (tensor := tensors.pop(name)).dtype not in _FLOATS:
+            raise UserError(f"{path}: {name} is of {tensor.dtype}, expected floating point")
+        tensor = np.asarray(tensor, np.float32)
         if tensor.shape != shape:
             raise UserError(
                 f"{path}: {name} has shape {tensor.shape}, expected {shape} for {needed_by}"
@@ -121,29 +128,46 @@ def read_state_dict(path: Path | str) -> dict[str, np.ndarray]:
     that names anything but tensors and dictionaries.
     """
     path = Path(path)
-    try:
+    with reading(path, _KIND, remedy=_REMEDY):
         if path.suffix == ".safetensors":
             return load_file(path)
-        with zipfile.ZipFile(path) as archive:
-            (name,) = (n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl")
-            folder = name.removesuffix("data.pkl")
-            order = f"{folder}byteorder"
-            if order in archive.namelist() and archive.read(order) != b"little":
-                raise UserError("it is big-endian")
-            state = _TensorUnpickler(archive, folder, archive.read(name)).load()
+        state = _unpickled(path)
+        for key in ("state_dict", "model_state_dict", "model"):
+            if isinstance(state, dict) and isinstance(state.get(key), dict):
+                state = state[key]
+        if not isinstance(state, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, np.ndarray)
+            for name, tensor in state.items()
+        ):
+            raise UserError("it holds no state dict; save model.state_dict()")
+        return dict(state)
+
+
+def _unpickled(path: Path) -> Any:
+    """What the pickle in the zip file of torch.save describes."""
+    try:
+        archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise UserError(
-            f"{path} is not a zip file as torch.save has written since PyTorch 1.6; save it again "
-            "with a newer PyTorch, or as safetensors"
+            f"it is not a zip file as torch.save has written since PyTorch 1.6 ({error}); {_REMEDY}"
         ) from error
-    except Exception as error:  # a damaged pickle may raise anything
-        raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({error})") from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, np.ndarray) for v in state.values()):
-        raise UserError(f"{path} holds no state dict; save model.state_dict()")
-    return dict(state)
+    with archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
+                raise UserError(f"{member.filename} is compressed, or larger than the file")
+        names = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+        if len(names) != 1:
+            raise UserError(f"it holds {len(names)} files data.pkl, expected one")
+        folder = names[0].removesuffix("data.pkl")
+        order = f"{folder}byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
+            raise UserError("it is big-endian")
+        data = archive.read(names[0])
+        for opcode, argument, _ in pickletools.genops(data):
+            # Python makes room for as many objects as the highest number that one is put under.
+            if opcode.name.endswith("PUT") and int(str(argument)) > len(data):
+                raise UserError(f"its pickle numbers an object {argument}")
+        return _TensorUnpickler(archive, folder, data).load()
 
 
 class _TensorUnpickler(pickle.Unpickler):
@@ -152,6 +176,7 @@ class _TensorUnpickler(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, folder: str, data: bytes):
         super().__init__(io.BytesIO(data))
         self._archive, self._folder = archive, folder
+        self._storages: dict[tuple, np.ndarray] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """What the pickle may name; raises UserError for anything else."""
@@ -172,18 +197,27 @@ class _TensorUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: tuple) -> np.ndarray:
         """The numbers of a storage, a file in the archive."""
         kind, dtype, key, _, count = pid
-        if kind != "storage":
-            raise UserError(f"it refers to a {kind}, expected a storage")
-        storage = np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), dtype)
+        if kind != "storage" or dtype not in _STORAGES.values():
+            raise UserError(f"it refers to a {kind} of {dtype}, expected a storage of numbers")
+        if key not in self._storages:
+            self._storages[key] = np.frombuffer(
+                self._archive.read(f"{self._folder}data/{key}"), np.uint8
+            )
+        storage = self._storages[key].view(dtype)
         if len(storage) < count:
             raise UserError(f"storage {key} has {len(storage)} of {count} numbers")
         return storage
 
 
 def _tensor(storage, offset, size, stride, *_):
-    """A copy of a strided view; raises UserError if it reaches beyond the storage."""
+    """A strided view of a storage; raises UserError if it reaches beyond."""
+    numbers = (offset, *size, *stride)
+    if not isinstance(storage, np.ndarray) or not all(
+        type(number) is int and 0 <= number < 2**63 for number in numbers
+    ):
+        raise UserError(f"a tensor's offset, sizes and strides are {numbers}, expected at least 0")
     reach = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    if 0 not in size and (min((offset, *stride)) < 0 or reach >= len(storage)):
+    if 0 not in size and max(reach, math.prod(size) - 1) >= len(storage):
         raise UserError(f"a tensor of shape {tuple(size)} reaches beyond its storage")
     strides = [step * storage.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)

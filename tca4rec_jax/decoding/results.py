@@ -4,15 +4,18 @@ Axes: core/__init__.py; here T are temperatures, n the items of all rows.
 """
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.fileio import write_npz
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import read_npz, write_npz
 
 
 class Recommendations(NamedTuple):
@@ -50,6 +53,20 @@ class Recommendations(NamedTuple):
         return rows.pad(np.arange(len(rows)), width, -1)[:, :count]
 
 
+def read_cache(path: Path, identity: str, names: Collection[str]) -> dict[str, np.ndarray]:
+    """The arrays of these names in an .npz file of this `identity`; {} if there is none such.
+
+    One that is damaged, as after a crash, is named in a warning: what it held is made anew.
+    """
+    try:
+        saved = read_npz(path, remedy="it is made anew") if path.exists() else {}
+    except UserError as error:
+        logging.warning("%s", error)
+        return {}
+    is_whole = str(saved.get("identity")) == identity and saved.keys() >= {*names}
+    return {name: saved[name] for name in names} if is_whole else {}
+
+
 class ResultsFile:
     """The file from which an interrupted search of a single process is resumed."""
 
@@ -59,15 +76,16 @@ class ResultsFile:
         self._written = time.monotonic()
 
     def read(self, results: Any) -> np.ndarray:
-        """Fills a tree of arrays [R, ..]; returns the rows that are done, bool [R]."""
+        """Fills a tree of arrays [R, ..]; returns the rows that are done, bool [R].
+
+        A damaged file counts as none, with a warning.
+        """
         arrays = jax.tree.leaves(results)
-        if self._path.exists():
-            with np.load(self._path) as saved:
-                if str(saved["identity"]) == self._identity:
-                    for number, array in enumerate(arrays):
-                        array[...] = saved[f"array_{number}"]
-                    return saved["done_R"]
-        return np.zeros(len(arrays[0]), bool)
+        names = [f"array_{number}" for number in range(len(arrays))]
+        saved = read_cache(self._path, self._identity, [*names, "done_R"])
+        for name, array in zip(names, arrays, strict=True) if saved else ():
+            array[...] = saved[name]
+        return saved.get("done_R", np.zeros(len(arrays[0]), bool))
 
     def write(self, results: Any, done_R: np.ndarray) -> None:
         """Saves the arrays, if `every_seconds` have passed since the last time."""

@@ -19,7 +19,7 @@ from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.engine import SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter
-from tca4rec_jax.decoding.results import Recommendations, ResultsFile
+from tca4rec_jax.decoding.results import Recommendations, ResultsFile, read_cache
 from tca4rec_jax.distributed import multihost
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.experiment import Experiment
@@ -85,13 +85,8 @@ class _RankingCache:
 
     def read(self) -> list[ModelRanking]:
         """The rankings in the order of their score weights; none if made from other things."""
-        if not self.path.exists():
-            return []
-        with np.load(self.path) as saved:
-            if str(saved["identity"]) != self.identity:
-                return []
-            fields = [saved[field] for field in ModelRanking._fields]
-        return [ModelRanking(*one) for one in zip(*fields, strict=True)]
+        saved = read_cache(self.path, self.identity, ModelRanking._fields)
+        return [ModelRanking(*one) for one in zip(*saved.values(), strict=True)]
 
     def write(self, rankings: Sequence[ModelRanking]) -> None:
         """Replaces the file."""

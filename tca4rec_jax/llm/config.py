@@ -3,10 +3,10 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from tca4rec_jax.errors import UserError, check_choice
-from tca4rec_jax.ranges import check_fields
+from tca4rec_jax.ranges import Count, Positive, Range, check_fields
 
 # Which tensor axis is which, in the words a sharding module maps to mesh axes. The first pattern
 # that matches the whole '/'-joined path of a parameter wins. 'heads' is the flattened Qh*H axis,
@@ -33,6 +33,10 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 # How projections can be quantised (quantisation.py) -> what is added to their paths for the scales.
 SCALES = {"int8": "_scale", "nf4": "_group_scale"}
 GROUP = 64  # inputs that share a scale in nf4
+_SHOWN = 12  # arrays in a message
+
+# No decoder has more; the tensors of each are named before any is read.
+Layers = Annotated[int, Range("1 to 1000", lambda n: 1 <= n <= 1000)]
 
 
 def logical_axes(path: str) -> tuple[str | None, ...]:
@@ -49,8 +53,8 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
 def check_shapes(
     what: str, arrays: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raises UserError naming every array (anything with a shape) that is missing, unknown or of
-    another shape."""
+    """Raises UserError naming the first arrays (anything with a shape) that are missing, unknown or
+    of another shape."""
     problems = [f"missing {name}" for name in expected if name not in arrays]
     problems += [f"unknown {name}" for name in arrays if name not in expected]
     problems += [
@@ -58,6 +62,8 @@ def check_shapes(
         for name, shape in expected.items()
         if name in arrays and tuple(arrays[name].shape) != shape
     ]
+    if len(problems) > _SHOWN:
+        problems[_SHOWN:] = [f"and {len(problems) - _SHOWN} more"]
     if problems:
         raise UserError(f"{what} do not fit the config: " + "; ".join(problems))
 
@@ -71,16 +77,14 @@ class RopeScaling:
     `high_freq_factor` times, and blends in between (Llama 3.1).
     """
 
-    kind: str
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+    kind: Literal["linear", "llama3"]
+    factor: Positive
+    low_freq_factor: Positive = 1.0
+    high_freq_factor: Positive = 4.0
+    original_max_position_embeddings: Count = 8192
 
     def __post_init__(self):
-        check_choice("rope scaling", self.kind, ("linear", "llama3"))
-        if self.factor <= 0:
-            raise UserError(f"rope scaling factor must be above 0, got {self.factor}")
+        check_fields(self, "rope scaling ")
         low, high = self.low_freq_factor, self.high_freq_factor
         if high <= low:
             raise UserError(f"high_freq_factor ({high}) must be above low_freq_factor ({low})")
@@ -94,21 +98,23 @@ class DecoderConfig:
     `parameter_shapes`.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-5
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_layers: Layers
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    rope_theta: Positive = 10000.0
+    rms_norm_eps: Positive = 1e-5
     tie_embeddings: bool = False
-    max_positions: int = 2048
+    max_positions: Count = 2048
     rope_scaling: RopeScaling | None = None  # how the rotary frequencies are changed
     biases: tuple[str, ...] = ()  # the projections that add a bias ('q_proj', ...)
     qk_norm: bool = False  # each head of q and k is normalised (RMS) before the rotation
-    sliding_window: int | None = None  # a token sees itself and the `sliding_window - 1` before it
+    sliding_window: Count | None = (
+        None  # a token sees itself and the `sliding_window - 1` before it
+    )
     full_layers: tuple[int, ...] = ()  # those that see everything in spite of sliding_window
     # Of the layers with a sliding window, which then have no rope_scaling; None: as the others.
     local_rope_theta: float | None = None
@@ -121,10 +127,7 @@ class DecoderConfig:
     family: str = "llama"  # model_type of the Hugging Face files; changes nothing that is computed
 
     def __post_init__(self):
-        sizes = list(vars(self).items())[:7]  # the fields without a default
-        for name, size in [*sizes, ("sliding_window", self.sliding_window)]:
-            if size is not None and size < 1:
-                raise UserError(f"{name} must be at least 1, got {size}")
+        check_fields(self)
         heads, kv_heads = self.num_heads, self.num_kv_heads
         if heads % kv_heads:
             raise UserError(f"num_heads ({heads}) must be a multiple of num_kv_heads ({kv_heads})")

@@ -12,7 +12,8 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tca4rec_jax.errors import UserError, check_choice
-from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
+from tca4rec_jax.llm.config import DecoderConfig, Layers, RopeScaling
+from tca4rec_jax.ranges import check
 
 GEMMA = "gemma3_text"
 # By model_type. SmolLM and SmolLM2 are Llamas, Qwen2.5 is a Qwen2.
@@ -57,6 +58,8 @@ def decoder_config(fields: dict[str, Any]) -> DecoderConfig:
     missing = [name for name in REQUIRED if fields.get(name) is None]
     if missing:
         raise UserError(f"field {missing[0]!r} is missing")
+    # Before transformers lists the type of each.
+    check("num_hidden_layers", fields["num_hidden_layers"], Layers)
     try:
         config = CONFIG_MAPPING[family](**fields)
     except (StrictDataclassError, KeyError, TypeError, ValueError) as error:

@@ -21,7 +21,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tca4rec_jax.data.prompts import TextEncoder
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
 
 # tokenizer.ggml.token_type of tokens that text never produces.
@@ -64,15 +64,17 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     That of a GGUF file adds the BOS token to a text if the file says so, and nothing else.
 
     Raises UserError if a file's tokenizer is not byte-level BPE or its pre-tokenizer is not in
-    PRE_TOKENIZERS, or if a folder has no tokenizer.
+    PRE_TOKENIZERS, or if a folder has no tokenizer. No code in a folder is ever run.
     """
-    if Path(path).is_dir():
-        try:
+    with reading(path, "tokenizer"):
+        if Path(path).is_dir():
             return AutoTokenizer.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: no tokenizer that transformers can read ({error})") from error
+        return _gguf_tokenizer(path)
+
+
+def _gguf_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     file = GGUFFile(path)
     model = file.field("tokenizer.ggml.model")
     pre_tokenizer = file.field("tokenizer.ggml.pre")

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from tca4rec_jax.distributed.multihost import is_multiprocess
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import check_room
 
 # Exit statuses of a run that was asked to stop (as a shell reports SIGTERM), and of a hung run.
 STOPPED, HUNG = 128 + signal.SIGTERM, 75
@@ -101,14 +102,9 @@ def check_folder(folder: Path, num_bytes: int, what: str = "") -> None:
         (probe / "inside" / "file").write_bytes(b"\0" * 4096)
         probe.rename(moved)
         shutil.rmtree(moved)
-        free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written to, or folders in it not be renamed ({error.strerror}): "
             "give another --workdir"
         ) from error
-    if free < num_bytes:
-        raise UserError(
-            f"{folder} has room for {free / 1e9:.2f} GB, {what} take {num_bytes / 1e9:.2f} GB: "
-            "make room, or give another --workdir"
-        )
+    check_room(folder, num_bytes, what)

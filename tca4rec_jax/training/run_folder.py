@@ -6,7 +6,6 @@ checkpoints/, log.jsonl, profile/
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from absl import logging
 
 from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.fileio import write_text
+from tca4rec_jax.fileio import read_json, write_text
 from tca4rec_jax.provenance import Provenance
+from tca4rec_jax.ranges import FolderName, check
 
 COMMAND = "launch/train.py under another --config.run"
 STEPS = "training.steps"  # the one input that may change while the run goes on
@@ -31,7 +31,8 @@ class RunFolder:
 
     @classmethod
     def of(cls, workdir: Path, name: str) -> "RunFolder":
-        """The LLM run of that name, which need not be there."""
+        """The LLM run of that name, which need not be there; UserError if it leads elsewhere."""
+        check("run", name, FolderName)
         return cls(workdir / "llm" / name)
 
     @classmethod
@@ -80,15 +81,9 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """The config of the latest training. Raises FileNotFoundError, or UserError if damaged."""
         path = self.config_path
-        try:
-            config = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path} does not exist: {self._how_to_train}") from None
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}): {self._how_to_train}") from error
-        if not isinstance(config, dict):
-            raise UserError(f"{path} is damaged (no fields): {self._how_to_train}")
-        return config
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist: {self._how_to_train}")
+        return read_json(path, remedy=self._how_to_train)
 
     def begin(self, made_from: Provenance, config: str) -> None:
         """Writes down what is trained from now on. All processes of a job call it.

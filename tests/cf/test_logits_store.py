@@ -13,6 +13,7 @@ from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.errors import UserError
 
 CATALOGUE = Catalogue(tuple("abcdef"), tuple("ABCDEF"))
 ROWS = ItemSequences(
@@ -166,10 +167,10 @@ def test_a_damaged_store_is_an_error_that_names_the_file(store_path):
     with pytest.raises(LogitsStoreError, match="vectors cannot be opened"):
         open_store(store_path, ROWS, CATALOGUE)
     edit_manifest(store_path, kind="sparse")
-    with pytest.raises(LogitsStoreError, match=r"manifest\.json is incomplete"):
+    with pytest.raises(LogitsStoreError, match=r"manifest\.json: it is incomplete"):
         open_store(store_path, ROWS, CATALOGUE)
     (store_path / "manifest.json").write_text("{")
-    with pytest.raises(LogitsStoreError, match=r"manifest\.json is not JSON"):
+    with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest of CF logits"):
         open_store(store_path, ROWS, CATALOGUE)
 
 
@@ -233,7 +234,7 @@ def test_importing_what_does_not_fit_names_the_users_file(tmp_path, logits, mess
 
 
 def test_importing_a_missing_file(tmp_path):
-    with pytest.raises(LogitsStoreError, match=r"mine\.npy cannot be read"):
+    with pytest.raises(UserError, match=r"mine\.npy: no such file"):
         import_logits(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)
 
 

@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from tca4rec_jax.cf.models.sasrec import SASRecConfig
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec, read_state_dict
+from tca4rec_jax.errors import UserError
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CHECKPOINT = GOLDENS / "pytorch_sasrec.pt"
@@ -44,7 +45,7 @@ def repacked(path, **changes):
 
 def test_a_pickle_that_names_anything_else_runs_no_code(tmp_path, capsys):
     path = repacked(tmp_path / "hostile.pt", **{"data.pkl": pickle.dumps(Hostile())})
-    with pytest.raises(ValueError, match=r"hostile\.pt .* names builtins\.print"):
+    with pytest.raises(ValueError, match=r"hostile\.pt: it names builtins\.print"):
         read_state_dict(path)
     assert "code ran" not in capsys.readouterr().out
 
@@ -52,11 +53,11 @@ def test_a_pickle_that_names_anything_else_runs_no_code(tmp_path, capsys):
 def test_damaged_files_are_errors_that_name_the_file(tmp_path):
     path = tmp_path / "old.pt"
     path.write_bytes(b"\x80\x02}q\x00.")
-    with pytest.raises(ValueError, match=r"old\.pt is not a zip file"):
+    with pytest.raises(ValueError, match=r"old\.pt: it is not a zip file"):
         read_state_dict(path)
-    with pytest.raises(ValueError, match=r"nowhere\.pt cannot be read"):
+    with pytest.raises(ValueError, match=r"nowhere\.pt: no such file"):
         read_state_dict(tmp_path / "nowhere.pt")
-    with pytest.raises(ValueError, match=r"short\.pt .*storage 0 has 1 of"):
+    with pytest.raises(ValueError, match=r"short\.pt: storage 0 has 1 of"):
         read_state_dict(repacked(tmp_path / "short.pt", **{"0": b"\0\0\0\0"}))
     with pytest.raises(ValueError, match="holds no state dict"):
         read_state_dict(repacked(tmp_path / "list.pt", **{"data.pkl": pickle.dumps([1])}))
@@ -143,3 +144,58 @@ def test_the_reference_repository_of_today_is_read_where_the_norm_is_stated(tmp_
     original = read_sasrec(path, CONFIG)
     assert np.abs(original.user_vectors(histories - 1) - expected).max() > 0.1
     assert "today.safetensors has a row of positions for padding" in caplog.text
+
+
+def pickled(offset=0, size=(2, 2), stride=(2, 1)):
+    """A state dict of the tensor 'w', whose storage is the golden checkpoint's first."""
+
+    def value(one):
+        return pickle.dumps(one, 2)[2:-1]
+
+    storage = b"(" + value("storage") + b"ctorch\nFloatStorage\n"
+    storage += value("0") + value("cpu") + value(96) + b"tQ"
+    numbers = value(offset) + value(size) + value(stride)
+    rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + numbers + b"tR"
+    return b"\x80\x02}" + value("w") + rebuilt + b"s."
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"stride": (-8, 8)},
+        {"stride": (-(10**9), 10**9)},
+        {"stride": (2**62, 2**62)},
+        {"stride": (2.0, 1.0)},
+        {"size": (10**12,), "stride": (0,)},
+        {"size": (-1, -1)},
+        {"size": (0, 2**63), "stride": (1, 1)},
+        {"size": (2, 2, 2)},
+        {"size": (97,), "stride": (1,)},
+        {"offset": -1},
+        {"offset": 93},
+        {"offset": 2**63},
+    ],
+)
+def test_no_tensor_reaches_outside_of_its_storage(tmp_path, numbers):
+    path = tmp_path / "hostile.pt"
+    with pytest.raises(UserError, match=r"hostile\.pt: "):
+        read_state_dict(repacked(path, **{"data.pkl": pickled(**numbers)}))
+
+
+def test_a_file_takes_no_more_memory_than_it_has_bytes(tmp_path):
+    path = repacked(tmp_path / "a.pt", **{"data.pkl": pickled(92)})
+    expected = read_state_dict(CHECKPOINT)["item_emb.weight"].ravel()[92:]
+    np.testing.assert_array_equal(read_state_dict(path)["w"].ravel(), expected)
+    many = b"".join(pickled()[3:-1].replace(b"w", bytes([at])) for at in b"abc")
+    path = repacked(tmp_path / "many.pt", **{"data.pkl": b"\x80\x02}" + many + b"."})
+    first, *others = read_state_dict(path).values()
+    assert len(others) == 2
+    assert all(np.shares_memory(first, other) for other in others)
+    numbered = b"\x80\x02}r\xff\xff\xff\x7f."
+    with pytest.raises(UserError, match="its pickle numbers an object 2147483647"):
+        read_state_dict(repacked(path, **{"data.pkl": numbered}))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", pickled())
+        archive.writestr("a/data/0", bytes(1 << 20))
+    with pytest.raises(UserError, match=r"data\.pkl is compressed"):
+        read_state_dict(path)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import struct
+import time
 from pathlib import Path
 
 import gguf
@@ -10,6 +12,7 @@ import make_decoder_golden as goldens
 import numpy as np
 import pytest
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.attention import rotary_frequencies
 from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
 from tca4rec_jax.llm.checkpoints.loading import load_weights
@@ -188,6 +191,56 @@ def test_arrays_of_the_metadata_are_those_that_gguf_reads(tmp_path):
     cut.write_bytes(path.read_bytes()[: path.read_bytes().index(b"zw") + 1])
     with pytest.raises(ValueError, match=r"cut\.gguf: not a readable GGUF file"):
         GGUFFile(cut)
+
+
+@pytest.mark.parametrize("kind", [0, 4, 8, 9])  # bytes, numbers, strings, arrays
+def test_an_array_that_claims_more_than_the_file_holds_is_refused_at_once(tmp_path, kind):
+    name = b"general.architecture"
+    path = tmp_path / "hostile.gguf"
+    for count in (10**5, 2**40, 2**64 - 1):
+        array = struct.pack("<IIQ", 9, kind, count)
+        path.write_bytes(
+            struct.pack("<IIQQQ", gguf.GGUF_MAGIC, 3, 0, 1, len(name)) + name + array + bytes(64)
+        )
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"hostile\.gguf: not a readable GGUF file"):
+            GGUFFile(path)
+        assert time.monotonic() - began < 0.5
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (b"token_embd.weight", 2**32 + 16, "not a readable GGUF file"),  # the first size
+        (b"output_norm.weight", 1 << 63, "not a readable GGUF file"),
+        (b"llama.block_count", 2**31, "num_layers is 2147483648, expected at most 1000"),
+        (b"llama.embedding_length", 0, "hidden_size must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_numbers_of_the_header_are_checked(tmp_path, field, value, message):
+    _, config, params = load_golden("smollm2", tmp_path)
+    path = write_gguf(tmp_path / "a.gguf", config, gguf_tensors(config, params))
+    content = bytearray(path.read_bytes())
+    at = content.index(field)
+    width = 4 if field.startswith(b"llama") else 8
+    at += len(field) + 4  # after the type, or the number of axes
+    content[at : at + width] = value.to_bytes(width, "little")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_weights(path)
+
+
+def test_tensors_lie_one_after_the_other(tmp_path):
+    """A type of half the size leaves a gap, and would be read from the right bytes wrongly."""
+    _, config, params = load_golden("smollm2", tmp_path)
+    path = write_gguf(tmp_path / "a.gguf", config, gguf_tensors(config, params))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 16
+    assert content[at] == gguf.GGMLQuantizationType.F32
+    content[at] = gguf.GGMLQuantizationType.F16
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.gguf: .* lies at byte \d+, expected \d+"):
+        load_weights(path)
 
 
 def test_every_wrong_tensor_is_named(tmp_path):

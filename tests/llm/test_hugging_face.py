@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load, save_file
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.checkpoints import hugging_face, loading
 from tca4rec_jax.llm.checkpoints.hugging_face import read_config
 from tca4rec_jax.llm.checkpoints.loading import load_weights
@@ -41,7 +42,7 @@ def weights():
 
 
 def write_folder(folder, weights, fields=FIELDS, shards=1):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(fields))
     names = sorted(weights)
     if shards == 1:
@@ -234,16 +235,81 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path, weights):
 
 def test_files_that_cannot_be_read_are_named(tmp_path, weights):
     folder = write_folder(tmp_path / "model", weights)
-    with pytest.raises(ValueError, match="no tokenizer"):
+    with pytest.raises(ValueError, match="not a readable tokenizer"):
         load_tokenizer(folder)
     (folder / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ValueError, match=r"model.safetensors: not a readable"):
         load_weights(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"model.safetensors: not a readable"):
+    with pytest.raises(ValueError, match=r"model.safetensors: no such file"):
         load_weights(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json: not readable as JSON"):
+    with pytest.raises(ValueError, match=r"config.json: not a readable JSON file"):
         read_config(folder)
     with pytest.raises(ValueError, match=r"config.json: no such file"):
         read_config(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["../model/model-1.safetensors", "{folder}/model-1.safetensors"])
+def test_an_index_does_not_leave_its_folder(tmp_path, weights, name):
+    folder = write_folder(tmp_path / "model", weights, shards=2)
+    path = folder / "model.safetensors.index.json"
+    index = path.read_text().replace("model-1.safetensors", name.format(folder=folder))
+    path.write_text(index)
+    with pytest.raises(UserError, match=r"index\.json: '.*model-1.* leads to .* copy it there"):
+        load_weights(folder)
+
+
+@pytest.mark.parametrize(
+    "index", ["[]", "{}", '{"weight_map": 1}', '{"weight_map": {"a": 1}}', "["]
+)
+def test_a_malformed_index_is_named(tmp_path, weights, index):
+    folder = write_folder(tmp_path / "model", weights, shards=2)
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json: "):
+        load_weights(folder)
+
+
+def test_links_lead_to_the_blobs_of_a_cache_of_the_hub_and_nowhere_else(tmp_path, weights):
+    folder = write_folder(tmp_path / "models--a" / "snapshots" / "b", weights, shards=2)
+    file = folder / "model-1.safetensors"
+    for place, refused in (("models--a/blobs", False), ("models--a/other", True)):
+        (tmp_path / place).mkdir()
+        file.resolve().rename(tmp_path / place / "1234")
+        file.unlink(missing_ok=True)
+        file.symlink_to(tmp_path / place / "1234")
+        if refused:
+            with pytest.raises(UserError, match=r"model-1\.safetensors' leads to"):
+                load_weights(folder)
+        else:
+            jax.tree.map(np.testing.assert_array_equal, load_weights(folder)[1], ours(weights))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_attention_heads": 0, "head_dim": None},
+        {"hidden_size": "16"},
+        {"rms_norm_eps": float("nan")},
+        {"rope_scaling": [1]},
+        {"max_position_embeddings": 0},
+    ],
+)
+def test_a_malformed_config_is_refused_in_one_line(tmp_path, weights, changes):
+    folder = write_folder(tmp_path / "model", weights, FIELDS | changes)
+    with pytest.raises(UserError, match=r"config\.json: ") as error:
+        load_weights(folder)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_folder_runs_no_code(tmp_path, weights, tokenizer):
+    folder = write_folder(tmp_path / "model", weights)
+    tokenizer.save_pretrained(folder)
+    fields = json.loads((folder / "tokenizer_config.json").read_text())
+    fields |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    with pytest.raises(UserError, match="not a readable tokenizer"):
+        load_tokenizer(folder)
+    assert not (tmp_path / "ran").exists()

@@ -6,6 +6,7 @@ Every folder, new or empty, is written atomically: it is there as a whole or not
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,13 @@ import numpy as np
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
-from tca4rec_jax.errors import UserError, check_choice
-from tca4rec_jax.fileio import atomic_path
+from tca4rec_jax.errors import UserError, check_choice, reading
+from tca4rec_jax.fileio import atomic_path, read_json
 from tca4rec_jax.llm.checkpoints.hugging_face import (
     CONFIG,
     WEIGHTS,
     is_transposed,
     param_paths,
-    read_json,
     stored_tensors,
 )
 from tca4rec_jax.llm.config import DecoderConfig, check_shapes
@@ -188,13 +188,9 @@ def read_peft_adapter(folder: str | Path, config: DecoderConfig) -> tuple[LoRACo
     """
     path = Path(folder) / ADAPTER_CONFIG
     fields = read_json(path)
-    try:
+    with reading(path, "config of an adapter"):
         lora = _lora_config(fields, config)
         shapes = adapter_shapes(config, lora)
-    except KeyError as error:
-        raise UserError(f"{path}: field {error} is missing") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: {error}") from error
     path = path.with_name(ADAPTER_TENSORS)
     tensors, targets = stored_tensors(path), _adapter_targets(config, lora)
     expected = {n: shapes[name][part][:0:-1] for n, (name, part, _) in targets.items()}
@@ -251,12 +247,15 @@ def _lora_config(fields: dict[str, Any], config: DecoderConfig) -> LoRAConfig:
     changed = {k: fields[k] for k, plain in PLAIN_LORA.items() if fields.get(k, plain) != plain}
     if changed:
         raise UserError(f"only plain LoRA can be read, but {changed}")
+    missing = [name for name in ("target_modules", "r", "lora_alpha") if name not in fields]
+    if missing:
+        raise UserError(f"field {missing[0]!r} is missing")
     targets, known = fields["target_modules"], list(config.projection_shapes)
     if not isinstance(targets, list) or not targets or not set(targets) <= set(known):
         raise UserError(f"target_modules is {targets!r}, expected a list of {known}")
     layers = fields.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else sorted(layers or range(config.num_layers))
-    if layers != list(range(layers[0], config.num_layers)):
+    if layers[0] < 0 or layers != list(range(layers[0], config.num_layers)):
         raise UserError(f"layers_to_transform is {layers}, expected all from some layer on")
     return LoRAConfig(
         rank=fields["r"],
@@ -280,4 +279,4 @@ def _write(
             if not np.isfinite(written[name]).all():
                 raise UserError(f"{name} has values that are not finite as {dtype}")
     save_file(written, weights, metadata={"format": "pt"})
-    weights.chmod(0o644)  # save_file makes it private
+    shutil.copymode(config, weights)  # save_file makes it private, whatever the umask is

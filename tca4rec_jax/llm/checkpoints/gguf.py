@@ -13,7 +13,7 @@ from typing import Any, Literal
 import gguf
 import numpy as np
 
-from tca4rec_jax.errors import UserError, check_choice
+from tca4rec_jax.errors import UserError, check_choice, reading
 from tca4rec_jax.llm.attention import rotary_frequencies
 from tca4rec_jax.llm.checkpoints.hugging_face import (
     Index,
@@ -30,22 +30,21 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3")
 PERMUTED = ("layers/q_proj", "layers/k_proj", "layers/q_proj_bias", "layers/k_proj_bias")
 # What Llama 3.1 and later divide their rotary frequencies by.
 ROPE_DIVISORS = "rope_freqs.weight"
+KIND = "GGUF file"
+_MOST_STRINGS = 1 << 24  # of an array: no vocabulary has so many
 
 
 class GGUFFile(gguf.GGUFReader):
     """The metadata (`fields`) and the mapped tensors (`tensors`) of a GGUF file."""
 
     def __init__(self, path: str | Path):
-        """Raises UserError if the file is missing or not a GGUF file."""
+        """Raises UserError if it is missing, not a GGUF file, or claims more than it holds."""
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"{path}: no such GGUF file")
-        try:
+        with reading(path, KIND):
             super().__init__(self.path)
-        except (ValueError, IndexError, KeyError) as error:
-            raise UserError(
-                f"{path}: not a readable GGUF file ({error}); fetch it again"
-            ) from error
+            self._check_places()
 
     def field(self, name: str, default: Any = None) -> Any:
         """The value of a metadata field. Raises UserError if it is absent and has no default."""
@@ -55,25 +54,49 @@ class GGUFFile(gguf.GGUFReader):
             raise UserError(f"{self.path}: metadata field {name!r} is missing")
         return default
 
+    def _check_places(self) -> None:
+        """Raises ValueError unless the tensors fill the file one after the other, with zeros up to
+        the alignment: one whose type or shape is damaged would be read as other numbers."""
+        end = self.data_offset
+        for tensor in self.tensors:
+            if (
+                not 0 <= tensor.data_offset - end < self.alignment
+                or self.data[end : tensor.data_offset].any()
+            ):
+                raise ValueError(f"{tensor.name} lies at byte {tensor.data_offset}, expected {end}")
+            end = tensor.data_offset + tensor.n_bytes
+        if len(self.data) - end >= self.alignment or self.data[end:].any():
+            raise ValueError(f"its last tensor ends at byte {end} of {len(self.data)}")
+
+    def _get(self, offset, dtype, count=1, override_order=None):
+        """As gguf's, which returns fewer numbers where the file ends."""
+        numbers = super()._get(offset, dtype, count, override_order)
+        if len(numbers) < count:
+            raise ValueError(f"{count} numbers at byte {offset} reach beyond its end")
+        return numbers
+
     def _get_field_parts(self, orig_offs: int, raw_type: int):
         """As gguf's, which takes seconds: it slices the mapped file for every word of the
         vocabulary. Here an array of strings or numbers is read in one go."""
+        if raw_type != gguf.GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
         kind, count = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
         start = orig_offs + 12
         order: Literal["little", "big"] = "little" if self.byte_order == "I" else "big"
-        if raw_type != gguf.GGUFValueType.ARRAY or kind[0] == gguf.GGUFValueType.ARRAY:
+        if kind[0] == gguf.GGUFValueType.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
         if kind[0] == gguf.GGUFValueType.STRING:
-            data, parts, end = self.data.data, [], start
-            for _ in range(int(count[0])):
-                if end >= len(data):
-                    raise IndexError("it is cut short")
+            data, end = self.data.data, start
+            parts: list[Any] = []
+            for _ in range(min(int(count[0]), _MOST_STRINGS + 1)):
                 begin = end + 8
                 end = begin + int.from_bytes(data[end:begin], order)
+                if max(begin, end) > len(data) or len(parts) == _MOST_STRINGS:
+                    raise ValueError(f"{count[0]} strings at byte {start} reach beyond its end")
                 parts.append(data[begin:end])
         else:
             values = self._get(start, self.gguf_scalar_to_np[kind[0]], count[0])
-            parts, end = list(values[:, None]), start + values.nbytes
+            parts, end = [values], start + values.nbytes
         types = [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType(kind[0])]
         return end - orig_offs, [kind, count, *parts], list(range(2, 2 + len(parts))), types
 
@@ -139,22 +162,23 @@ def open_gguf(path: str | Path) -> StoredModel:
     Raises UserError as `GGUFFile` and `read_config`, and naming a tensor of another type.
     """
     file = GGUFFile(path)
-    config = read_config(file)
-    targets, tensors = _param_paths(config), {}
-    for tensor in file.tensors:
-        if tensor.name == ROPE_DIVISORS:
-            continue
-        shape = tuple(int(size) for size in reversed(tensor.shape))  # listed fastest axis first
-        target = targets.get(tensor.name)
-        permuted = config.family == "llama" and target is not None and target.path in PERMUTED
-        read = partial(_read, tensor, config.head_dim if permuted else None)
-        tensors[tensor.name] = StoredTensor(shape, read)
-    for tensor in {tensor.tensor_type: tensor for tensor in file.tensors}.values():
-        try:
-            gguf.dequantize(tensor.data[:1], tensor.tensor_type)
-        except NotImplementedError as error:
-            raise UserError(f"{path}: {tensor.name}: {error}") from error
-    return StoredModel(config, tensors, targets)
+    with reading(path, KIND):
+        config = read_config(file)
+        targets, tensors = _param_paths(config), {}
+        for tensor in file.tensors:
+            if tensor.name == ROPE_DIVISORS:
+                continue
+            shape = tuple(int(size) for size in reversed(tensor.shape))  # listed fastest axis first
+            target = targets.get(tensor.name)
+            permuted = config.family == "llama" and target is not None and target.path in PERMUTED
+            read = partial(_read, tensor, config.head_dim if permuted else None)
+            tensors[tensor.name] = StoredTensor(shape, read)
+        for tensor in {tensor.tensor_type: tensor for tensor in file.tensors}.values():
+            try:
+                gguf.dequantize(tensor.data[:1], tensor.tensor_type)
+            except NotImplementedError as error:
+                raise UserError(f"{tensor.name}: {error}") from error
+        return StoredModel(config, tensors, targets)
 
 
 def _read(tensor: gguf.ReaderTensor, head_dim: int | None, index: Index) -> np.ndarray:

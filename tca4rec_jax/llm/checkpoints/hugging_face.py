@@ -1,15 +1,15 @@
 """The names of Hugging Face's tensors, and the tensors of a folder (config.json, safetensors)."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, reading
+from tca4rec_jax.fileio import read_json
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.families import decoder_config
 
@@ -73,31 +73,41 @@ def read_config(folder: str | Path) -> DecoderConfig:
     """
     path = Path(folder) / CONFIG
     fields = read_json(path)
-    try:
+    with reading(path, "config of a decoder"):
         return decoder_config(fields)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def open_folder(folder: str | Path) -> StoredModel:
     """A folder's model: one file or a sharded index; float32, bfloat16 or float16.
 
-    Raises UserError as `read_config` and `stored_tensors`.
+    Raises UserError as `read_config`, `stored_tensors`, and for an index that leaves the folder.
     """
     folder = Path(folder)
     config = read_config(folder)
     tensors: dict[str, StoredTensor] = {}
-    files = [WEIGHTS]
-    if (folder / INDEX).is_file():
-        files = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-    for file in files:
-        tensors |= stored_tensors(folder / file)
+    for file in _shards(folder) if (folder / INDEX).is_file() else [folder / WEIGHTS]:
+        tensors |= stored_tensors(file)
     # A tied head written twice, or the rotary tables that old checkpoints hold.
     redundant = [name for name in tensors if name.endswith("inv_freq")]
     redundant += ["lm_head.weight"] if config.tie_embeddings else []
     for name in redundant:
         tensors.pop(name, None)
     return StoredModel(config, tensors, param_paths(config))
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files that an index names: in its folder, or where a cache of the Hub links to."""
+    index, root = folder / INDEX, folder.resolve()
+    roots = [root, *([root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [])]
+    with reading(index, "index of safetensors files"):
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        for name in names:
+            real = (folder / name).resolve()
+            if Path(name).name != name or real.parent not in roots:
+                raise UserError(
+                    f"{name!r} leads to {real}: expected a file in {root}, copy it there"
+                )
+        return [folder / name for name in names]
 
 
 def param_paths(config: DecoderConfig) -> dict[str, ParamPath]:
@@ -122,17 +132,12 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
     Raises UserError for an unreadable file, and naming a tensor that is not one of FLOATS.
     """
     stored = {}
-    try:
-        with safe_open(file, framework="np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                tensor = tensors.get_slice(name)
-                if tensor.get_dtype() not in FLOATS:
-                    raise UserError(
-                        f"{file}: {name} is {tensor.get_dtype()}, supported are {', '.join(FLOATS)}"
-                    )
-                stored[name] = StoredTensor(tuple(tensor.get_shape()), partial(_read, file, name))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: not a readable safetensors file ({error})") from error
+    with reading(file, "safetensors file"), safe_open(file, framework="np") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - not a mapping
+            tensor = tensors.get_slice(name)
+            if (dtype := tensor.get_dtype()) not in FLOATS:
+                raise UserError(f"{name} is {dtype}, supported are {', '.join(FLOATS)}")
+            stored[name] = StoredTensor(tuple(tensor.get_shape()), partial(_read, file, name))
     return stored
 
 
@@ -140,13 +145,3 @@ def _read(file: Path, name: str, index: Index) -> np.ndarray:
     # Opened for each piece: the pages that a map has read count as memory until it is closed.
     with safe_open(file, framework="np") as tensors:
         return tensors.get_slice(name)[index]
-
-
-def read_json(path: Path) -> dict:
-    """The content of a JSON file. Raises UserError with its name."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from error

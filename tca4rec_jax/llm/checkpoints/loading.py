@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.llm.checkpoints import gguf, hugging_face
 from tca4rec_jax.llm.checkpoints.hugging_face import Index, StoredTensor, is_transposed
 from tca4rec_jax.llm.config import SCALES, DecoderConfig, check_shapes
@@ -35,7 +35,8 @@ def read_architecture(path: str | Path) -> DecoderConfig:
     """
     if Path(path).is_dir():
         return hugging_face.read_config(path)
-    return gguf.read_config(gguf.GGUFFile(path))
+    with reading(path, gguf.KIND):
+        return gguf.read_config(gguf.GGUFFile(path))
 
 
 def load_weights(
@@ -62,15 +63,13 @@ def load_weights(
     config, tensors, targets = (
         hugging_face.open_folder(path) if Path(path).is_dir() else gguf.open_gguf(path)
     )
-    try:
+    with reading(path, "model"):
         if num_layers > config.num_layers:
             raise UserError(f"num_layers is {num_layers}, but the model has {config.num_layers}")
         shapes = {name: target.tensor_shape(config) for name, target in targets.items()}
         check_shapes("tensors", tensors, shapes)
         config = dataclasses.replace(config, num_layers=num_layers or config.num_layers)
         stored = dataclasses.replace(config, quantised=quantised)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
     sources: dict[str, list[StoredTensor]] = {}
     for name, target in targets.items():
         sources.setdefault(target.path, []).append(tensors[name])
