@@ -87,13 +87,13 @@ def test_the_run_is_named_by_alpha_unless_told():
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", "."])
 def test_a_run_does_not_leave_its_work_directory(name):
-    with pytest.raises(UserError, match="run is .* expected a plain name"):
+    with pytest.raises(UserError, match="is .*: expected .*the name of a folder"):
         validate(apply_argument(default_config(), f"run={name}"))
     config = default_config()
     config.evaluation.variants = (("LLM", name, 0.0),)
-    with pytest.raises(UserError, match="run is .* expected a plain name"):
+    with pytest.raises(UserError, match="is .*: expected .*the name of a folder"):
         validate(config)
-    with pytest.raises(UserError, match="run is .* expected a plain name"):
+    with pytest.raises(UserError, match="is .*: expected .*the name of a folder"):
         Recommender.load("work", name)
 
 

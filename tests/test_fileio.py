@@ -111,9 +111,9 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
         with pytest.raises(OSError, match=r"No space|9 of 10") as raised, atomic_path(path):
             raise error
         assert raised.value.filename == str(tmp_path / "a.npz")
-    check_room(tmp_path / "new", 10, "a file")
-    with pytest.raises(UserError, match=r"new has room for .*, a file takes 1000000000\.00 GB"):
-        check_room(tmp_path / "new", 10**18, "a file")
+    check_room(tmp_path / "new", 10, "files")
+    with pytest.raises(UserError, match=r"new has room for .*, files take 1000000000\.00 GB"):
+        check_room(tmp_path / "new", 10**18, "files")
 
 
 def test_damaged_arrays_are_errors_that_name_the_file(tmp_path):

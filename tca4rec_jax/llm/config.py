@@ -112,9 +112,7 @@ class DecoderConfig:
     rope_scaling: RopeScaling | None = None  # how the rotary frequencies are changed
     biases: tuple[str, ...] = ()  # the projections that add a bias ('q_proj', ...)
     qk_norm: bool = False  # each head of q and k is normalised (RMS) before the rotation
-    sliding_window: Count | None = (
-        None  # a token sees itself and the `sliding_window - 1` before it
-    )
+    sliding_window: Count | None = None  # a token sees so many keys, the last one its own
     full_layers: tuple[int, ...] = ()  # those that see everything in spite of sliding_window
     # Of the layers with a sliding window, which then have no rope_scaling; None: as the others.
     local_rope_theta: float | None = None

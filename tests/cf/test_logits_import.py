@@ -1,3 +1,7 @@
+import resource
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -174,3 +178,28 @@ def test_logits_that_leave_as_npy_come_back_bit_equal(tmp_path):
     assert same.mean() > 0.8
     with pytest.raises(ValueError, match="mix them first"):
         export_npy(tmp_path / "out", sources * 2, DATA, ["train"])
+
+
+def test_logits_as_npy_on_a_full_disk_are_an_error_that_names_the_file(tmp_path, monkeypatch):
+    sources = two_stores(tmp_path, False)[0][1:]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (140, limits[1]))  # the header is of 128 bytes
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            export_npy(tmp_path / "out", sources, DATA, ["train"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.filename == str(tmp_path / "out" / "train.npy")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=95))
+    with pytest.raises(UserError, match=r"out has room for 0\.00 GB, float32 logits take"):
+        export_npy(tmp_path / "out", sources, DATA, ["train"])
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_a_truncated_file_of_logits_is_an_error_that_names_it(tmp_path, suffix):
+    path = tmp_path / f"logits{suffix}"
+    (np.save if suffix == ".npy" else np.savez)(path, np.zeros((6, 4)))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=rf"logits\{suffix}: not a readable .* save it with numpy"):
+        imported(path, tmp_path)

@@ -24,6 +24,7 @@ from tca4rec_jax.decoding.search_programs import (
     search_batch,
 )
 from tca4rec_jax.distributed.sharding import make_mesh, put, replicated, shard_batch
+from tca4rec_jax.fileio import write_npz
 from tca4rec_jax.llm.decoder import Decoder
 
 SEQUENCES = oracle.with_end(oracle.WORDS)
@@ -354,3 +355,20 @@ def test_a_token_beyond_the_vocabulary_is_an_error_that_names_the_row(decoder):
     prompts = Ragged.from_lengths(np.array([1, 2], np.int32), np.array([1, 1]))
     with pytest.raises(FloatingPointError, match="row 0: .*not in its vocabulary"):
         search.recommend(decoder, SearchRows(prompts), progress=None)
+
+
+def test_damaged_results_are_made_anew(tmp_path, caplog):
+    path, results = tmp_path / "unfinished.npz", (np.zeros((2, 3)), np.zeros(2))
+    ResultsFile(path, "one", every_seconds=0).write((np.ones((2, 3)), np.ones(2)), np.ones(2, bool))
+    content = path.read_bytes()
+    for cut in (0, 30, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:cut])
+        assert not ResultsFile(path, "one").read(results).any()
+        assert not any(array.any() for array in results)
+        assert "unfinished.npz: not a readable .npz file" in caplog.text
+        caplog.clear()
+    write_npz(path, identity="one", done_R=np.ones(2, bool))
+    assert not ResultsFile(path, "one").read(results).any()
+    path.write_bytes(content)
+    assert ResultsFile(path, "one").read(results).all()
+    assert all(array.all() for array in results)

@@ -15,6 +15,7 @@ from tca4rec_jax.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
+import jax
 import jax.numpy as jnp
 from absl import logging
 from tca4rec_jax.errors import UserError
@@ -32,11 +33,11 @@ launch(run, "script", config_of={config_of!r})
 """
 
 
-def completed(tmp_path, body, *flags, config_of=None):
+def completed(tmp_path, body, *flags, config_of=None, environment=None):
     path = tmp_path / "script.py"
     path.write_text(SCRIPT.format(body=body, config_of=config_of))
     flags = flags or (f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}/run")
-    return Script([str(path), *flags], dict(os.environ)).completed()
+    return Script([str(path), *flags], environment or dict(os.environ)).completed()
 
 
 @pytest.mark.parametrize(
@@ -220,3 +221,22 @@ def test_log_lines_are_shown_by_where_their_module_lies():
     assert not shown(jax.__file__)
     assert shown(jax.__file__, logging.WARNING)
     assert not shown(f"{package}_notes.py")
+
+
+def test_programs_are_kept_in_a_private_folder_of_bounded_size(tmp_path):
+    body = """print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)
+    (jnp.zeros(3) + 1).block_until_ready()"""
+    folder = tmp_path / "cache" / "programs"
+    environment = dict(os.environ) | {"TCA4REC_CACHE": str(tmp_path / "cache")}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    for mode in (0o700, 0o777):  # the second one was opened to others
+        done = completed(tmp_path, body, environment=environment)
+        assert done.stdout.splitlines()[-1] == f"{folder} {4 << 30}"
+        assert folder.stat().st_mode & 0o777 == 0o700
+        folder.chmod(mode)
+    (tmp_path / "file").touch()
+    environment["TCA4REC_CACHE"] = str(tmp_path / "file")
+    done = completed(tmp_path, body, environment=environment)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "None -1"
+    assert "Compiled programs are not kept: " in done.stderr

@@ -213,8 +213,8 @@ def test_an_array_that_claims_more_than_the_file_holds_is_refused_at_once(tmp_pa
     [
         (b"token_embd.weight", 2**32 + 16, "not a readable GGUF file"),  # the first size
         (b"output_norm.weight", 1 << 63, "not a readable GGUF file"),
-        (b"llama.block_count", 2**31, "num_layers is 2147483648, expected at most 1000"),
-        (b"llama.embedding_length", 0, "hidden_size must be a whole number of at least 1, got 0"),
+        (b"llama.block_count", 2**31, "num_layers is 2147483648: expected 1 to 1000"),
+        (b"llama.embedding_length", 0, "hidden_size is 0: expected at least 1"),
     ],
 )
 def test_numbers_of_the_header_are_checked(tmp_path, field, value, message):
