@@ -264,7 +264,7 @@ def _replaced(path: StorePath, manifest: dict) -> Iterator[StorePath]:
                 path.rmdir()
         raise
     of_format_1 = place.names & _OF_FORMAT_1 if place.manifest.get("format") == 1 else set()
-    for other in {old} if old else of_format_1:
+    for other in {old} & place.names if old else of_format_1:
         place.delete(other)
 
 

@@ -301,15 +301,3 @@ def test_a_malformed_config_is_refused_in_one_line(tmp_path, weights, changes):
     with pytest.raises(UserError, match=r"config\.json: ") as error:
         load_weights(folder)
     assert len(str(error.value).splitlines()) == 1
-
-
-def test_a_folder_runs_no_code(tmp_path, weights, tokenizer):
-    folder = write_folder(tmp_path / "model", weights)
-    tokenizer.save_pretrained(folder)
-    fields = json.loads((folder / "tokenizer_config.json").read_text())
-    fields |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
-    with pytest.raises(UserError, match="not a readable tokenizer"):
-        load_tokenizer(folder)
-    assert not (tmp_path / "ran").exists()
