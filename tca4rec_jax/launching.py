@@ -245,7 +245,8 @@ class _PlainText(standard_logging.Formatter):
 def keep_programs(folder: Path) -> None:
     """Lets JAX keep what it compiles in a folder, unless JAX_COMPILATION_CACHE_DIR is set.
 
-    It runs what it finds there: the folder has to be the user's own, and private.
+    It runs what it finds there: the folder has to be the user's own, and private. It holds at most
+    _MOST_PROGRAM_BYTES, or JAX_COMPILATION_CACHE_MAX_SIZE.
     """
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # JAX adds it
         return
