@@ -9,7 +9,7 @@ import tensorstore as ts
 from tca4rec_jax.cf import logits_format
 from tca4rec_jax.cf.logits_format import LogitsStoreError, Origin
 from tca4rec_jax.cf.logits_import import import_logits
-from tca4rec_jax.cf.logits_store import open_store
+from tca4rec_jax.cf.logits_store import made_from_of, open_store, read_manifest
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
@@ -172,6 +172,34 @@ def test_a_damaged_store_is_an_error_that_names_the_file(store_path):
     (store_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest of CF logits"):
         open_store(store_path, ROWS, CATALOGUE)
+
+
+def test_a_manifest_does_not_leave_its_folder(store_path, factorised):
+    victim = store_path.parent / "victim"
+    victim.mkdir()
+    edit_manifest(store_path, folder="../victim")
+    with pytest.raises(UserError, match=r"manifest\.json: folder is '\.\./victim': expected"):
+        open_store(store_path, ROWS, CATALOGUE)
+    write_store(store_path, ROWS, CATALOGUE, **factorised, origin=Origin("SASRec"))
+    assert victim.is_dir()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arrays": None},
+        {"arrays": {"logits": [9, "6"]}, "kind": "dense"},
+        {"dtype": "object"},
+        {"folder": 1},
+        {"made_from": 1},
+        {"format": [1]},
+    ],
+)
+def test_a_malformed_manifest_is_refused_in_one_line(store_path, changes):
+    edit_manifest(store_path, **changes)
+    with pytest.raises(UserError, match=r"manifest\.json") as error:
+        made_from_of(store_path, read_manifest(store_path))
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_arrays_of_another_shape_than_the_manifest_says(store_path):
