@@ -106,7 +106,7 @@ def test_a_script_that_starts_from_a_run_takes_its_config(tmp_path):
     assert done.stdout.startswith("mine 0.9")
     (tmp_path / "llm" / "old" / "config.json").write_text("{")
     damaged = completed(tmp_path, body, workdir, "--run=old", config_of="run")
-    assert "config.json is damaged" in damaged.stderr
+    assert "config.json: not a readable JSON file" in damaged.stderr
     assert len(damaged.stderr.splitlines()) == 1
 
 
