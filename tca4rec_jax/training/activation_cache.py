@@ -58,7 +58,7 @@ class ActivationCache:
         that can't be written, StaleError for a folder of other hidden states.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        if any(self.directory.iterdir()):
+        if any(self.directory.glob("[!.]*")):  # not what another process begins to write
             Provenance.load(self.directory).check(self.made_from.inputs, self.directory)
         elif is_main_process():
             with _explained(self.directory):

@@ -281,6 +281,12 @@ def test_nothing_of_training_is_later_than_validation_and_test():
     assert target_times["validation"].max() < target_times["test"].min()
 
 
+def test_one_user_of_one_moment_has_rows():
+    splits = build_splits(_interactions([(0, item, 5) for item in range(10)]), history_length=2)
+    assert all(len(rows) for rows in splits.values())
+    assert splits["test"].tied.all()
+
+
 def test_settings_that_leave_no_rows_are_refused():
     interactions = _interactions([(0, item, item) for item in range(10)])
     message = "0 interactions have 11 or more of their user before them"

@@ -219,11 +219,18 @@ def test_search_ends_when_no_hypothesis_can_enter_the_result(decoder):
 
 
 @pytest.mark.parametrize("mask", ["before_softmax", "after_softmax"])
-def test_one_item(decoder, mask):
-    sequences = [[3, 4, oracle.END]]
+@pytest.mark.parametrize(
+    "sequences",
+    [
+        [[3, 4, oracle.END]],
+        [[3, 4, oracle.END]] * 3,  # one title
+        [[3, oracle.END], [3, 4, oracle.END]],  # the one begins the other
+    ],
+)
+def test_catalogues_smaller_than_the_beams(decoder, mask, sequences):
     trie = ItemTrie.build(sequences)
     config, weights = SearchConfig(beams=3, mask=mask), ScoreWeights(guidance=1.0)
-    cf_logits = np.ones((BATCH, 1), np.float32)
+    cf_logits = np.ones((BATCH, len(sequences)), np.float32)
     result = oracle.run_search(decoder, trie, TOKENS, LENGTHS, cf_logits, weights, config)
     expected = expected_lists(decoder, config, weights, cf_logits, sequences)
     assert_exhaustive(result, expected, trie, 3)

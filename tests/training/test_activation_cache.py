@@ -90,6 +90,23 @@ def test_an_interrupted_call_goes_on_with_the_same_numbers(states, monkeypatch):
     assert len(ran) == 2
 
 
+def test_two_trainings_may_fill_one_folder(states, tmp_path, monkeypatch):
+    alone = dataclasses.replace(states, directory=tmp_path / "alone")
+    alone.fill(TOKENS, BATCHES, batch_size=2)
+    states.directory.mkdir()
+    (states.directory / ".provenance.json.elsewhere.1.0.partial").touch()
+    write, others = ActivationCache._write, [dataclasses.replace(states)]
+
+    def meanwhile(*args):
+        if others:
+            others.pop().fill(TOKENS, BATCHES, batch_size=2)
+        write(*args)
+
+    monkeypatch.setattr(ActivationCache, "_write", meanwhile)
+    states.fill(TOKENS, BATCHES, batch_size=2)
+    assert contents(alone).items() <= contents(states).items()
+
+
 def test_states_have_the_dtype_of_the_decoder(states, decoder):
     graph, state = nnx.split(decoder)
     half = nnx.merge(graph, jax.tree.map(lambda x: x.astype("bfloat16"), state))
