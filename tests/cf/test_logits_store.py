@@ -252,7 +252,7 @@ def test_importing_a_users_logits(tmp_path, rng, rows):
             r"mine\.npy/logits: event 0 \(row 0 of the data\), column 0 is nan",
         ),
         (np.full((3, NUM_ITEMS), "x"), r"mine\.npy: logits is of <U1, expected floating point"),
-        (np.full((3, NUM_ITEMS), {}), r"mine\.npy cannot be read .*Python objects"),
+        (np.full((3, NUM_ITEMS), {}), r"mine\.npy: not a readable .*Python objects"),
     ],
 )
 def test_importing_what_does_not_fit_names_the_users_file(tmp_path, logits, message):
