@@ -19,6 +19,7 @@ from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.config import config_value
 from tca4rec_jax.data.dataset import load, prepare
 from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run, sweep_guidance
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.provenance import FILE, StaleError
@@ -81,6 +82,19 @@ TRAINING = {  # training notices; lists do not depend on it
     "training.buckets": (16, 32),
     "seed": 1,
 }
+DATA = {  # whoever reads the prepared data notices
+    "data.history_length": 3,
+    "data.min_history": 1,
+    "data.split": (0.6, 0.2, 0.2),
+    "data.seed": 1,
+    "data.max_title_length": 1,
+    "data.title_column": "name",
+}
+CF = {  # whoever reads CF logits notices
+    "cf.model": "item_knn",
+    "cf.dtype": "float16",
+    "cf.top_k": 3,
+}
 NO_MATTER = {  # nobody minds
     "mesh.fsdp": 2,
     "llm.attention": "splash",
@@ -99,6 +113,18 @@ NO_MATTER = {  # nobody minds
 }
 
 
+def train_another(experiment):
+    experiment.config.run = "another"
+    return train(experiment)
+
+
+READERS_OF_DATA = READERS | {
+    "another run": train_another,
+    "train_cf": lambda experiment: experiment.data,  # as launch/train_cf.py loads them
+}
+READERS_OF_LOGITS = ("another run", "evaluate", "sweep")
+
+
 def changed(workdir, field, value):
     """The run's experiment with one field changed."""
     config = make_config(workdir, RUN)
@@ -108,10 +134,10 @@ def changed(workdir, field, value):
 
 
 def assert_refused(make_experiment, readers, said):
-    for reader in readers:
-        with pytest.raises(StaleError) as refused:
-            READERS[reader](make_experiment())
-        assert said in str(refused.value), reader
+    for name in readers:
+        with pytest.raises(UserError) as refused:
+            READERS_OF_DATA[name](make_experiment())
+        assert said in str(refused.value), name
         assert "\n" not in str(refused.value)
 
 
@@ -126,6 +152,23 @@ def test_a_field_of_training_is_noticed_by_training(workdir, field):
     experiment = changed(workdir, field, TRAINING[field])
     assert_refused(lambda: experiment, ["train"], f"{field} was ")
     experiment.check_run(RUN)
+
+
+@pytest.mark.parametrize("field", DATA)
+def test_other_settings_than_the_data_were_prepared_with_are_noticed(workdir, field):
+    value = DATA[field]
+    assert_refused(lambda: changed(workdir, field, value), READERS_OF_DATA, f"{field} was ")
+
+
+@pytest.mark.parametrize("field", CF)
+def test_other_settings_than_the_cf_logits_were_made_with_are_noticed(workdir, field):
+    value = CF[field]
+    assert_refused(lambda: changed(workdir, field, value), READERS_OF_LOGITS, f"{field} was ")
+
+
+def test_a_cf_model_of_other_settings_guides_nobody(workdir):
+    with pytest.raises(StaleError, match="cf.model was 'popularity', is 'item_knn'"):
+        Recommender(changed(workdir, "cf.model", "item_knn"), RUN, guidance=1.0)
 
 
 @pytest.mark.parametrize("field", NO_MATTER)
