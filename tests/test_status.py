@@ -96,7 +96,7 @@ def test_damaged_parts_are_shown_as_such(workdir):
     (workdir / "[red]" / FILE).write_text("{")
     shutil.rmtree(workdir / "data")
     found = states(workdir)
-    assert "manifest.json is not JSON" in found["cf/logits/test"]
+    assert "logits/test/manifest.json: not" in found["cf/logits/test"]
     assert "config.json is damaged" in found["llm/named"]
     assert "is damaged" in found["[red]"]
     assert "data" not in found
