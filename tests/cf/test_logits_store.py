@@ -257,7 +257,7 @@ def test_importing_a_users_logits(tmp_path, rng, rows):
 )
 def test_importing_what_does_not_fit_names_the_users_file(tmp_path, logits, message):
     np.save(tmp_path / "mine.npy", logits)
-    with pytest.raises(LogitsStoreError, match=message):
+    with pytest.raises(ValueError, match=message):
         import_logits(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)
     assert not (tmp_path / "store").exists()
 
