@@ -97,8 +97,8 @@ def test_damaged_parts_are_shown_as_such(workdir):
     shutil.rmtree(workdir / "data")
     found = states(workdir)
     assert "logits/test/manifest.json: not" in found["cf/logits/test"]
-    assert "config.json is damaged" in found["llm/named"]
-    assert "is damaged" in found["[red]"]
+    assert "llm/named/config.json: not" in found["llm/named"]
+    assert "provenance.json" in found["[red]"]
     assert "data" not in found
     assert "there are no prepared data" in found["cf/logits/train"]
 
