@@ -257,6 +257,8 @@ def _replaced(path: StorePath, manifest: dict) -> Iterator[StorePath]:
         yield within(path, name)
         place.write_manifest(_json(manifest | {"folder": name}), generation)
     except BaseException:
+        if _Place.of(path).manifest.get("folder") == name:  # the error came after the last write
+            raise
         place.delete(name)
         place.write_manifest(place.text, generation)  # or it says that another writer has begun
         if isinstance(path, Path) and not place.names:

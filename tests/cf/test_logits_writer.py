@@ -99,6 +99,20 @@ def test_after_an_error_all_is_as_before(place, error):
     assert value_at(place) == 1.0
 
 
+def test_an_error_after_the_manifest_is_in_place_leaves_the_new_store(place, monkeypatch):
+    write(place, 1.0)
+    write_manifest = logits_writer._Place.write_manifest
+
+    def no_answer(self, text, generation):
+        written = write_manifest(self, text, generation)
+        return written if b'"writing"' in text else pytest.fail("no answer")
+
+    monkeypatch.setattr(logits_writer._Place, "write_manifest", no_answer)
+    with pytest.raises(pytest.fail.Exception, match="no answer"):
+        write(place, 2.0)
+    assert value_at(place) == 2.0
+
+
 @pytest.mark.parametrize("name", ["thesis.txt", "vectors/0.0", "manifest.json"])
 def test_what_is_no_store_is_never_replaced(place, name):
     files = logits_format.key_values(place)
