@@ -2,6 +2,7 @@
 
 import json
 import random
+import tempfile
 import time
 from pathlib import Path
 
@@ -200,9 +201,17 @@ def _write_again_and_again(place: str) -> None:
         Path(f"{place}.written").touch()
 
 
-def test_whenever_a_writer_is_killed_there_is_a_store(tmp_path):
+@pytest.fixture
+def memory(tmp_path):
+    """A folder in memory, where there is one: nothing waits for a disk."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else tmp_path) as folder:
+        yield Path(folder)
+
+
+def test_whenever_a_writer_is_killed_there_is_a_store(memory):
     for number in range(20):
-        place, written = tmp_path / str(number), tmp_path / f"{number}.written"
+        place, written = memory / str(number), memory / f"{number}.written"
         writer = forked.start(_write_again_and_again, str(place))
         while not written.exists() and writer.is_alive():
             time.sleep(0.005)
