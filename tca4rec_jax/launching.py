@@ -2,10 +2,12 @@
 
 import argparse
 import ctypes
+import difflib
 import gc
 import io
 import logging as standard_logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -19,7 +21,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from tca4rec_jax import run_config
-from tca4rec_jax.config import build, run_name, validate
+from tca4rec_jax.config import SHORT_NAMES, build, config_fields, run_name, validate
 from tca4rec_jax.data.dataset import DataConfig
 from tca4rec_jax.data.downloads import default_cache_dir
 from tca4rec_jax.distributed import multihost
@@ -123,6 +125,7 @@ def _parse_flags(name: str, config_of: str | None, argv: list[str]) -> list[str]
     for flag in flags.FLAGS.get_flags_for_module(__name__):  # for --help
         flags.FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
+        _check_names_of_fields(argv)
         arguments = flags.FLAGS(_with_config_of_run(argv, config_of) if config_of else argv)
         getattr(CONFIG.value, "run", None)  # raises for a file that cannot be read
         if RUN.value:
@@ -133,6 +136,16 @@ def _parse_flags(name: str, config_of: str | None, argv: list[str]) -> list[str]
         if "in get_config" in traceback.format_exc() and not by_user:
             raise  # a bug of the config file
         _end(f"{name}: {' '.join(message.split())}", 1)
+
+
+def _check_names_of_fields(argv: list[str]) -> None:
+    """Raises UserError for a --config.x.y that is no field; absl's own errors differ by level."""
+    for name in re.findall(r"^--?config\.([\w.]+)", "\n".join(argv), re.MULTILINE):
+        if name not in config_fields():
+            near = difflib.get_close_matches(name, config_fields(), n=1)
+            near = [SHORT_NAMES[name]] if name in SHORT_NAMES else near
+            hint = f"; did you mean --config.{near[0]}?" if near else ""
+            raise UserError(f"there is no field --config.{name}{hint}")
 
 
 def _with_config_of_run(argv: list[str], config_of: str) -> list[str]:

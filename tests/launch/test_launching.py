@@ -129,7 +129,10 @@ def test_a_bug_shows_its_traceback(tmp_path, body, line):
     ("flags", "message"),
     [
         (["--config=C:colour=red"], "config argument 'colour=red': expected 'debug' or"),
-        (["--config=C", "--config.training.stepz=3"], 'Did you mean "steps"'),
+        (["--config=C", "--config.training.stepz=3"], "did you mean --config.training.steps?"),
+        (["--config=C", "--config.trainig.steps=3"], "did you mean --config.training.steps?"),
+        (["--config=C", "--config.steps=3"], "did you mean --config.training.steps?"),
+        (["--config=C", "--config.colour", "red"], "there is no field --config.colour"),
         (["--config=C", "--config.training.steps=many"], "--config.training.steps=many"),
         (["--config=C", "--no_such_flag=1"], "Unknown command line flag 'no_such_flag'"),
         (["--config=absent.py"], "No such file or directory: 'absent.py'"),
