@@ -1,16 +1,33 @@
 """Evaluates CF models and LLM runs on the same rows and writes tables, pictures and examples.
 
     python launch/evaluate.py --config=configs/quickstart.py --workdir=runs/quickstart
+    python launch/evaluate.py ... --runs=plain,aligned,untrained --guidance=0,1 --name=guided
 
-Needs prepare_data, train_cf and the LLM runs that config.evaluation.variants names.
+Needs prepare_data, train_cf and the LLM runs: those of --runs, or of config.evaluation.variants, or
+all that are finished. Writes WORKDIR/results.json, .md and .png, or with --name the same files in
+WORKDIR/results/NAME.
 """
 
+from absl import flags
+
 from tca4rec_jax.evaluation.evaluate import evaluate_run
-from tca4rec_jax.launching import launch
+from tca4rec_jax.launching import DEFINE_field, launch
+from tca4rec_jax.ranges import FolderName, NotNegative
+
+_RUNS = flags.DEFINE_list("runs", [], "LLM runs; 'untrained' is the pretrained LLM.")
+_GUIDANCE = DEFINE_field("guidance", tuple[NotNegative, ...], None, "Weights of the CF model.")
+_NAME = DEFINE_field("name", FolderName, None, "Of the results; those of that name are replaced.")
+
+
+def evaluate(config, workdir):
+    """Evaluates what the flags or the config say."""
+    guidances, name = _GUIDANCE.value or (), _NAME.value or ""
+    evaluate_run(config, workdir, runs=_RUNS.value, guidances=guidances, name=name)
+
 
 if __name__ == "__main__":
     launch(
-        evaluate_run,
+        evaluate,
         "evaluate",
         run_on="all_processes",
         reads=["data", "cf", "cf_logits", "llm", "evaluated_runs"],

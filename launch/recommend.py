@@ -36,10 +36,7 @@ def recommend(config, workdir):
     name = "" if _UNTRAINED.value else run_name(config)
     recommender = Recommender(Experiment(config, workdir), name, guidance=_GUIDANCE.value)
     if _INPUT.value:
-        fields = ("recommender", "llm", "prompt", "decoding", "lora")
-        settings = {field: config[field].to_dict() for field in fields}
-        settings |= {"run": name, "workdir": str(workdir), "guidance": _GUIDANCE.value}
-        recommend_file(recommender, _INPUT.value, _OUTPUT.value, k=_K.value, settings=settings)
+        recommend_file(recommender, _INPUT.value, _OUTPUT.value, k=_K.value)
         return
     for place, one in enumerate(recommender.recommend(_ITEMS.value, _K.value), start=1):
         show(f"{place:3d}  {one.score:9.4f}  {one.item_id}  {one.title}")

@@ -98,6 +98,7 @@ def movielens_config() -> ConfigDict:
     config.lora.update(rank=16, alpha=32.0, dropout=0.0, targets="(q|k|v|o|gate|up|down)_proj")
     config.objective.update(alpha=0.5, softmax="children", form="cross_entropy")
     config.training.buckets = (128, 256)
+    config.decoding.exclude_history = False  # as the published numbers were made
     return config
 
 
@@ -131,6 +132,7 @@ def published_config(weights: str, arg: str, *, tensor: Mapping[int, int]) -> Co
     config.training.update(targets="last", batch_size=batch_size, steps=10 * 10_000 // batch_size)
     config.training.buckets = (128, 192, 256, 384, 512)
     config.decoding.update(mask="after_softmax", rules="huggingface", length_penalty=1.0)
+    config.decoding.exclude_history = False
     config.inference.batch_size = batch_size
     config.evaluation.rows = 0
     return apply_argument(config, ",".join(part for part in settings if part not in chips))

@@ -39,6 +39,7 @@ from tca4rec_jax.data.prompts import TitleTokens, check_vocabulary
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.decoding.engine import BatchedSearch
+from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.distributed.multihost import check_processes_agree
 from tca4rec_jax.distributed.sharded_projection import cf_arrays
 from tca4rec_jax.distributed.sharding import (
@@ -145,6 +146,11 @@ class Experiment:
         """The CF items and the compressed trie as the training step takes them, on the host."""
         return cf_arrays(self.mesh, items, self.compressed_trie)
 
+    @cached_property
+    def item_filter(self) -> ItemFilter:
+        """Which items may be recommended. Raises as ItemFilter.from_config."""
+        return ItemFilter.from_config(self.config.decoding, self.data)
+
     def cf_store(self, split: str, positions: np.ndarray | None = None) -> LogitsStore:
         """The CF logits of a split, checked against it and config.cf.
 
@@ -172,10 +178,8 @@ class Experiment:
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
         """The device mesh of training and inference."""
-        training, inference = self.config.training, self.config.inference
-        return mesh_for_batches(
-            **self.config.mesh, batch=training.batch_size, prompts=inference.batch_size
-        )
+        batch, prompts = self.config.training.batch_size, self.config.inference.batch_size
+        return mesh_for_batches(**self.config.mesh, batch=batch, prompts=prompts)
 
     @cached_property
     def pretrained(self) -> tuple[DecoderConfig, dict[str, jax.Array]]:
@@ -287,6 +291,11 @@ class Experiment:
         fields = self.inference_inputs | training_inputs(self.config)
         return fields | data_inputs(self.config, self.data, self.workdir)
 
+    @property
+    def runs(self) -> dict[str, RunFolder]:
+        """The LLM runs of the work directory, by name."""
+        return {run.path.name: run for run in RunFolder.all(self.workdir)}
+
     def check_run(self, name: str, *, guided: bool = False) -> RunFolder:
         """The folder of a run whose LLM may be taken for lists, with guidance or without.
 
@@ -301,13 +310,11 @@ class Experiment:
         if guided and config.decoding.beta is None:
             now = now | {"objective.beta": config.objective.beta}
         run.check(now, unfinished=config.inference.unfinished)
-        check_processes_agree(
-            fingerprint([run.made_from.fingerprint, now]), f"{run.path} or weights"
-        )
+        inputs = fingerprint([run.made_from.fingerprint, now])
+        check_processes_agree(inputs, f"{run.path} or weights")
         try:
             trained_with = self.of_run(self.workdir, name).config
-            data = data_inputs(trained_with, self.data, self.workdir)
-            changed = run.made_from.differences(data)
+            changed = run.made_from.differences(data_inputs(trained_with, self.data, self.workdir))
         except UserError as error:
             changed = [str(error)]
         if changed:

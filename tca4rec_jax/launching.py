@@ -181,7 +181,7 @@ def _paths(part: str | flags.FlagHolder) -> Sequence[str | Path]:
         return list(inputs.values()) or ["MovieLens-100K, downloaded"]
     if part == "evaluated_runs":
         runs = dict.fromkeys(run for _, run, _ in config.evaluation.variants if run)
-        return [workdir / "llm" / run for run in runs]
+        return [workdir / "llm" / run for run in runs or "*"]
     places = {
         "data": workdir / "data",
         "cf": workdir / "cf",

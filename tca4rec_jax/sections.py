@@ -143,13 +143,14 @@ class DecodingFields(NamedTuple):
 
     Attributes:
       beta: temperature of the CF logits in guidance; by default objective.beta.
-      exclude_history: never recommend what the user already has.
+      exclude_history: never recommend what the user already has; by default if no user of the
+        training data has an item twice.
       allow: a text file, one item id per line: nothing else is recommended.
       deny: a text file, one item id per line: these are not recommended.
     """
 
     beta: Temperature | None = None
-    exclude_history: bool = False
+    exclude_history: bool | None = None
     allow: LocalPath | None = None
     deny: LocalPath | None = None
 
@@ -175,22 +176,23 @@ class EvaluationFields(NamedTuple):
 
     Attributes:
       split: whose rows are ranked.
-      rows: sampled with the seed; 0 takes all.
+      rows: how many are sampled; 0 takes all.
+      seed: of the sample and of the intervals, whatever the training's seed is.
       examples: how many rows examples.md shows.
       temperatures: of the LLM's logits; the likelihood of the target is reported at the best of
         them for each model.
       variants: (label, LLM run or '' for the untrained LLM, weight of the CF model) of each row of
-        the table.
-      differences: pairs of labels whose difference is reported with its interval.
+        the table; by default all finished runs and the untrained LLM, alone.
+      differences: pairs of labels whose difference is reported with its interval; by default, and
+        with the flag --runs, each with what it is naturally compared to.
     """
 
     split: Literal["train_sequences", "train", "validation", "test"] = "test"
     rows: Natural = 400
+    seed: Seed = 0
     examples: Natural = 5
     temperatures: Temperatures = (1.0, 1.25, 1.5, 2.0, 3.0)
-    variants: tuple[tuple[str, FolderNameOrEmpty, NotNegative], ...] = (
-        ("LLM, untrained", "", 0.0),
-    )
+    variants: tuple[tuple[str, FolderNameOrEmpty, NotNegative], ...] = ()
     differences: tuple[tuple[str, str], ...] = ()
 
 

@@ -16,13 +16,14 @@ from tiny_workdir import ITEMS, make_config, make_workdir
 from tca4rec_jax.cf.logits_format import LogitsStoreError
 from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.pipeline import run_cf
-from tca4rec_jax.config import config_value
+from tca4rec_jax.config import config_value, score_weights
 from tca4rec_jax.data.dataset import load, prepare
+from tca4rec_jax.decoding.list_inputs import list_inputs
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run, sweep_guidance
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.provenance import FILE, StaleError
+from tca4rec_jax.provenance import FILE, Provenance, StaleError
 from tca4rec_jax.train import train
 
 RUN = "done"
@@ -185,6 +186,33 @@ def test_beta_matters_to_a_guided_list(workdir):
         Recommender(experiment, RUN, guidance=1.0)
     experiment.config.decoding.beta = 2.0
     experiment.check_run(RUN, guided=True)
+
+
+LISTS = {  # lists depend on it, whether of an evaluation or in a file
+    "decoding.beams": 5,
+    "decoding.mask": "after_softmax",
+    "decoding.temperature": 2.0,
+    "decoding.length_penalty": 1.0,
+    "decoding.exclude_history": True,
+    "decoding.deny": "deny.txt",
+    "decoding.beta": 2.0,
+    "inference.checkpoint": "lowest_training_loss",
+}
+FIELDS = INFERENCE | LISTS | NO_MATTER
+
+
+@pytest.mark.parametrize("field", sorted(FIELDS.keys() - {"data.history_length"}))
+def test_what_lists_depend_on_is_noticed(workdir, monkeypatch, field):
+    (workdir / "deny.txt").write_text("3\n")
+    monkeypatch.chdir(workdir)
+    monkeypatch.setattr(Experiment, "run_step", lambda self, _: self.config.inference.checkpoint)
+
+    def inputs(experiment):
+        return list_inputs(experiment, RUN, [score_weights(experiment.config, 1.0)])
+
+    made_from = Provenance("lists", "", inputs(Experiment(make_config(workdir, RUN), workdir)))
+    found = made_from.differences(inputs(changed(workdir, field, FIELDS[field])))
+    assert bool(found) == (field in INFERENCE | LISTS), found
 
 
 def other_weights(workdir):

@@ -64,6 +64,14 @@ class ItemSequences(Rows):
         return self.items[self.offsets[:-1][row] : self.offsets[1:][row]]
 
     @property
+    def repeat_items(self) -> bool:
+        """Whether a row has an item twice."""
+        row_n = self.row_of(np.arange(self.items.size))
+        order_n = np.lexsort((self.items, row_n))
+        row_n, item_n = row_n[order_n], self.items[order_n]
+        return bool(np.any((row_n[1:] == row_n[:-1]) & (item_n[1:] == item_n[:-1])))
+
+    @property
     def last_positions(self) -> np.ndarray:
         """int64 [R], the flat position of each row's last item (the target)."""
         return self.offsets[1:] - 1

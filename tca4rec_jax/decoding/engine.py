@@ -3,10 +3,12 @@
 Axes: core/__init__.py; here W are distinct widths.
 """
 
+import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -36,6 +38,7 @@ from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.ranges import Temperature, check
 
 _LLM_ALONE = ScoreWeights()
+_SMALLEST_BUCKET = 16  # tokens, of those that do not depend on the prompts of one call
 # A model (on the mesh or not), and the sets of weights to search with.
 SearchJob = tuple[Decoder, Sequence[ScoreWeights]]
 
@@ -58,6 +61,24 @@ class SearchRows:
     cf_items: CFItems = DENSE
     allowed: Callable[[np.ndarray], np.ndarray] | None = None
     target_R: np.ndarray | None = None
+
+
+class BatchSizes(NamedTuple):
+    """The shapes that a search is compiled for."""
+
+    batch_size: int
+    buckets: tuple[int, ...]  # padded lengths of texts
+
+    def rounded(self, longest: int) -> "BatchSizes":
+        """Of a few sizes, so that calls with other prompts compile nothing new.
+
+        Buckets are 16, 24, 32, 48, 64 .. up to `longest`, the room of any prompt.
+        """
+        largest = max(-(-longest // 8) * 8, *self.buckets)
+        powers = (_SMALLEST_BUCKET << n for n in range(largest.bit_length()))
+        sizes = [size for power in powers for size in (power, power * 3 // 2) if size < largest]
+        at = np.searchsorted(sizes, self.buckets)
+        return self._replace(buckets=tuple(sorted({(*sizes, largest)[one] for one in at})))
 
 
 class BatchedSearch:
@@ -88,6 +109,24 @@ class BatchedSearch:
         self.config, self.mesh, self.batch_size, self.buckets = config, mesh, batch_size, buckets
         self.host_trie, on_mesh = trie, sharding.replicated(mesh)
         self.trie = sharding.put(config.device_trie(trie), on_mesh)
+
+    def sizes(self, lengths_R: np.ndarray) -> BatchSizes:
+        """What suits prompts of these lengths: no batch that is mostly filler.
+
+        The batch is the smallest that holds all prompts, of 1, 2, 4 .. times as many rows as
+        devices share it, or the search's own.
+        """
+        parts = sharding.smallest_batch(self.mesh, "prompts")
+        parts <<= max(-(-len(lengths_R) // parts) - 1, 0).bit_length()
+        given = self.buckets
+        buckets = bucket_lengths(lengths_R, given).tolist() if isinstance(given, int) else given
+        return BatchSizes(min(parts, self.batch_size), tuple(buckets))
+
+    def of_sizes(self, sizes: BatchSizes) -> "BatchedSearch":
+        """The same search, compiled for other shapes."""
+        other = copy.copy(self)
+        other.batch_size, other.buckets = sizes
+        return other
 
     def recommend(
         self,

@@ -4,6 +4,7 @@ The search masks the trie and drops nothing from a finished list: a user gets as
 catalogue of the allowed items holds.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.data.table_files import read_text
 from tca4rec_jax.errors import UserError
 
@@ -27,18 +29,27 @@ class ItemFilter:
     exclude_history: bool = False
 
     @classmethod
-    def from_config(cls, decoding, catalogue: Catalogue) -> "ItemFilter":
+    def from_config(cls, decoding, data: RecData) -> "ItemFilter":
         """From config.decoding: `exclude_history`, and `allow` and `deny`, files of item ids.
 
-        Raises as `read_items`, and UserError if no item is left.
+        Whether histories are excluded is by default what the training data show: whether anybody
+        has an item twice. Raises as `read_items`, and UserError if no item is left.
         """
+        catalogue, exclude_history = data.catalogue, decoding.exclude_history
         allowed_I = np.full(catalogue.num_items, not decoding.allow)
         for path, value in ((decoding.allow, True), (decoding.deny, False)):
             if path:
                 allowed_I[read_items(path, catalogue)] = value
         if not allowed_I.any():
             raise UserError("the allow- and deny-lists leave no item that may be recommended")
-        return cls(allowed_I, decoding.exclude_history)
+        if exclude_history is None:
+            exclude_history = not data.splits["train_sequences"].repeat_items
+        return cls(allowed_I, exclude_history)
+
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of which items are allowed and whether histories are excluded."""
+        flags = np.append(self.allowed_I, self.exclude_history)
+        return hashlib.sha256(flags.astype(bool).tobytes()).hexdigest()
 
     def masks(self, histories: Ragged) -> Callable[[np.ndarray], np.ndarray] | None:
         """Of rows with these whole histories: rows int64 [B] -> bool [B, I]; None allows all."""

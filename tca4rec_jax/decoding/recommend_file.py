@@ -16,6 +16,10 @@ from tca4rec_jax.data.table_files import kind_of, read_columns, read_json_object
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import file_sha256, write_text
+from tca4rec_jax.lease import only_writer
+from tca4rec_jax.provenance import FILE, Provenance
+
+COMMAND = "launch/recommend.py and another --output"
 
 
 def read_histories(path: str | Path) -> list[dict]:
@@ -50,19 +54,37 @@ def recommend_file(
     output: str | Path,
     *,
     k: int,
-    settings: dict,
     chunk: int = 256,
 ) -> None:
     """Writes lists of k items for every row of `source`, `chunk` rows at a time.
 
-    It goes on where `output` ends. `settings`, all that the lists depend on besides the input, are
-    kept in OUTPUT.settings.json. Raises as `read_histories`, and UserError for an `output` that was
-    begun with other settings or input.
+    It goes on where `output` ends; what the lists were made from is in OUTPUT.provenance.json. All
+    parts are searched with programs of one shape. Raises as `read_histories`, and before anything
+    is loaded or written UserError for a history with an unknown item, StaleError for an `output`
+    that was begun from other inputs, LeaseError if another process writes it.
     """
     source, output = Path(source), Path(output)
     rows = read_histories(source)
-    settings = settings | {"k": k, "SHA-256 of the input": file_sha256(source)}
-    done = _lines_done(output, json.dumps(settings, indent=2) + "\n")
+    for number, row in enumerate(rows, start=1):
+        recommender.find(row["history"], f"{source}, row {number}")
+    inputs = recommender.inputs | {"k": k, "histories": file_sha256(source)}
+    made_from = Provenance("file of recommendations", COMMAND, inputs)
+    with only_writer(output):
+        _go_on(recommender, rows, output, made_from, k=k, chunk=chunk)
+
+
+def _go_on(
+    recommender: Recommender,
+    rows: list[dict],
+    output: Path,
+    made_from: Provenance,
+    *,
+    k: int,
+    chunk: int,
+) -> None:
+    """Writes the lists of the rows that `output` lacks."""
+    done = _lines_done(output, made_from)
+    sizes = recommender.sizes([row["history"] for row in rows], k)
     if done:
         logging.info("%s holds %d of the %d rows: going on", output, done, len(rows))
     with (
@@ -72,7 +94,7 @@ def recommend_file(
     ):
         for start in range(done, len(rows), chunk):
             part = rows[start : start + chunk]
-            lists = recommender.recommend([row["history"] for row in part], k)
+            lists = recommender.recommend([row["history"] for row in part], k, sizes=sizes)
             for row, found in zip(part, lists, strict=True):
                 row["items"] = [one.item_id for one in found]
                 row["titles"] = [one.title for one in found]
@@ -82,17 +104,18 @@ def recommend_file(
             bar.update(len(part))
 
 
-def _lines_done(output: Path, settings: str) -> int:
-    """Complete lines of an earlier run with the same settings; cuts an incomplete line off."""
-    settings_path = output.with_name(output.name + ".settings.json")
+def _lines_done(output: Path, made_from: Provenance) -> int:
+    """Complete lines that were made from the same inputs; cuts an incomplete line off."""
+    path = output.with_name(f"{output.name}.{FILE}")
     if not output.exists():
-        write_text(settings_path, settings)
+        write_text(path, made_from.to_json())
         return 0
-    if not settings_path.is_file() or settings_path.read_text("utf-8") != settings:
+    if not path.is_file():
         raise UserError(
-            f"{output} exists and was made from another input or with other settings (see "
-            f"{settings_path.name}): choose another --output or delete it"
+            f"{output} exists and does not say what it was made from (no {path.name}): choose "
+            "another --output, or delete it"
         )
+    Provenance.from_json(path.read_text("utf-8"), path).check(made_from.inputs, output)
     data = output.read_bytes()
     os.truncate(output, data.rfind(b"\n") + 1)
     return data.count(b"\n")

@@ -23,10 +23,14 @@ from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
 from tca4rec_jax.decoding.beam_search import SearchConfig
-from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows
+from tca4rec_jax.decoding.engine import BatchedSearch, BatchSizes, SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter
+from tca4rec_jax.decoding.list_inputs import list_inputs
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.fileio import file_sha256
+
+_PROMPTS_AT_ONCE = 1024  # of a file whose lengths are counted
 
 
 class Recommended(NamedTuple):
@@ -50,11 +54,11 @@ class Recommender:
         Raises FileNotFoundError or UserError as Experiment.check_run, for guidance without the CF
         model that was trained, or for a filter that does not fit the catalogue.
         """
-        config, self._experiment, self._name = experiment.config, experiment, name
-        self._weights = score_weights(config, guidance)
+        self._experiment, self._name = experiment, name
+        self._weights = score_weights(experiment.config, guidance)
         if name:
             experiment.check_run(name, guided=guidance > 0)
-        self._filter = ItemFilter.from_config(config.decoding, experiment.data.catalogue)
+        self._filter = experiment.item_filter
         self._cf = _CFModel.load(experiment) if guidance > 0 else None
         self._search = cache(experiment.search)
 
@@ -65,12 +69,21 @@ class Recommender:
             raise UserError("give a run, or make Recommender(Experiment(config, workdir), '')")
         return cls(Experiment.of_run(Path(workdir), name), name, guidance=guidance)
 
-    def recommend(self, histories: Sequence, k: int = 10, *, progress: str | None = None) -> list:
+    def recommend(
+        self,
+        histories: Sequence,
+        k: int = 10,
+        *,
+        sizes: BatchSizes | None = None,
+        progress: str | None = None,
+    ) -> list:
         """The best k items after one history, or after each of several, best first.
 
         A history is a sequence of items, oldest first. Returns a list of Recommended for one, a
         list of such lists for several; shorter than k only if fewer items may be recommended. A
         score is a log-probability, guidance included. `progress` is the label of a progress bar.
+        `sizes` are those of many histories that are passed in parts; by default the call has a
+        batch for its histories, of one of a few sizes that are each compiled once.
 
         Raises UserError for no history, an empty one, an unknown item (with what is spelt like it),
         or k < 1.
@@ -79,13 +92,16 @@ class Recommender:
             raise UserError(f"k must be at least 1, got {k}")
         single = not isinstance(histories, str) and len(histories) and isinstance(histories[0], str)
         rows = self._rows([histories] if single else histories, self._filter)
-        search = self._search(max(k, self._experiment.config.decoding.beams))
+        search = self._search_of(k)
+        if sizes is None:
+            sizes = search.sizes(rows.prompts.lengths)
+            sizes = sizes.rounded(self._experiment.config.prompt.max_tokens)
+        search = search.of_sizes(sizes)
         found = search.recommend(self._decoder, rows, self._weights, progress=progress)
-        allowed_RxI = rows.allowed and rows.allowed(np.arange(len(rows.prompts)))
         trie, catalogue = self._experiment.trie, self._experiment.data.catalogue
         item_ids, titles = catalogue.item_ids, catalogue.titles
         lists = []
-        for row, items_X in enumerate(found.items(trie, k, allowed_RxI)):
+        for row, items_X in enumerate(found.items(trie, k, rows.allowed)):
             score_of = dict(zip(found.leaves_RxM[row], found.scores_RxM[row].tolist(), strict=True))
             items = items_X[items_X >= 0].tolist()
             scores = (score_of[leaf] for leaf in trie.leaf_of_item[items])
@@ -93,12 +109,27 @@ class Recommender:
             lists.append(list(map(Recommended, *names, scores)))
         return lists[0] if single else lists
 
+    def sizes(self, histories: Sequence[Sequence[str]], k: int) -> BatchSizes:
+        """The `sizes` that suit all of many histories, for `recommend` of their parts."""
+        starts = range(0, len(histories), _PROMPTS_AT_ONCE)
+        parts = (histories[start : start + _PROMPTS_AT_ONCE] for start in starts)
+        lengths = [self._rows(part, self._filter).prompts.lengths for part in parts]
+        return self._search_of(k).sizes(np.concatenate(lengths))
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the lists depend on besides the histories: provenance."""
+        inputs = list_inputs(self._experiment, self._name, [self._weights])
+        if self._cf is not None:
+            inputs["CF model"] = file_sha256(_CFModel.path(self._experiment))
+        return inputs
+
     def score(self, history: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
         """Exact scores float32 [candidates] of given items, to re-rank another system's list.
 
         They are those of the whole catalogue, without filters. Raises UserError as `recommend`.
         """
-        items, trie = self._items(candidates, "candidates"), self._experiment.trie
+        items, trie = self.find(candidates, "candidates"), self._experiment.trie
         rows = self._rows([history], ItemFilter(np.isin(np.arange(trie.num_items), items)))
         # A beam for each candidate: none is ever dropped, and the prefixes that their titles share
         # are computed once.
@@ -109,6 +140,9 @@ class Recommender:
         is_leaf_XxM = found.leaves_RxM[0] == trie.leaf_of_item[items][:, None]
         return found.scores_RxM[0, np.argmax(is_leaf_XxM, axis=1)]
 
+    def _search_of(self, k: int) -> BatchedSearch:
+        return self._search(max(k, self._experiment.config.decoding.beams))
+
     @cached_property
     def _decoder(self):
         return self._experiment.inference_decoder(self._name)
@@ -118,7 +152,7 @@ class Recommender:
         # the filter the whole history.
         if isinstance(names, str) or not len(names):
             raise UserError("give a history: a list of item ids or titles, or a list of such lists")
-        rows = [self._items(history, f"history {row}") for row, history in enumerate(names)]
+        rows = [self.find(history, f"history {row}") for row, history in enumerate(names)]
         histories = Ragged.from_lengths(np.concatenate(rows), np.array(list(map(len, rows))))
         config, latest = self._experiment.config, partial(histories.latest, fill=PAD_ITEM)
         history_RxS = latest(np.arange(len(rows)), config.data.history_length)
@@ -134,7 +168,11 @@ class Recommender:
         titles = self._experiment.data.catalogue.titles
         return {title: item for item, title in reversed(list(enumerate(titles)))}
 
-    def _items(self, names: Sequence[str], what: str) -> np.ndarray:
+    def find(self, names: Sequence[str], what: str) -> np.ndarray:
+        """The items int32 of a history or of candidates, by id or title; nothing is loaded.
+
+        Raises UserError, beginning with `what`, for none or an unknown one.
+        """
         if isinstance(names, str) or not len(names):
             raise UserError(f"{what} is {names!r}: expected a list of item ids or titles")
         items = self._experiment.data.catalogue.find(names)
@@ -154,9 +192,13 @@ class _CFModel(NamedTuple):
     items: CFItems
     history_length: int  # items that it reads; 1 if it reads none
 
+    @staticmethod
+    def path(experiment: Experiment) -> Path:
+        return experiment.workdir / "cf" / "checkpoint.npz"
+
     @classmethod
     def load(cls, experiment: Experiment) -> "_CFModel":
-        path = experiment.workdir / "cf" / "checkpoint.npz"
+        path = cls.path(experiment)
         if not path.is_file():
             raise FileNotFoundError(
                 f"guidance needs CF logits of new histories, but there is no CF model at {path}: "

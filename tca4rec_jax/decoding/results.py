@@ -4,7 +4,7 @@ Axes: core/__init__.py; here T are temperatures, n the items of all rows.
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import read_npz, write_npz
+
+_ROWS_AT_ONCE = 1024  # whose allowed items are in memory
 
 
 class Recommendations(NamedTuple):
@@ -35,18 +37,27 @@ class Recommendations(NamedTuple):
         )
 
     def items(
-        self, trie: ItemTrie, count: int, allowed_RxI: np.ndarray | None = None
+        self,
+        trie: ItemTrie,
+        count: int,
+        allowed: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
         """int32 [R, count]: the items of the titles in turn, -1 where there are no more.
 
         Items that share a title follow one another in catalogue order; those that are not
-        `allowed` (bool) are passed over.
+        `allowed` (row numbers int64 [B] -> bool [B, I]) are passed over.
         """
         row_n, place_n = np.nonzero(self.leaves_RxM >= 0)
         of_leaf = trie.items_by_leaf.take(self.leaves_RxM[row_n, place_n])
         item_n, row_n = of_leaf.values, np.repeat(row_n, of_leaf.lengths)
-        if allowed_RxI is not None:
-            kept_n = allowed_RxI[row_n, item_n]
+        if allowed is not None:
+            ends = np.searchsorted(row_n, np.arange(0, len(self.leaves_RxM), _ROWS_AT_ONCE)[1:])
+            parts = zip(np.split(row_n, ends), np.split(item_n, ends), strict=True)
+            kept = []
+            for part_n, of_part_n in parts:
+                rows_B, place_n = np.unique(part_n, return_inverse=True)
+                kept.append(allowed(rows_B)[place_n, of_part_n] if rows_B.size else [])
+            kept_n = np.concatenate(kept).astype(bool)
             item_n, row_n = item_n[kept_n], row_n[kept_n]
         rows = Ragged.from_lengths(item_n, np.bincount(row_n, minlength=len(self.leaves_RxM)))
         width = max(count, rows.lengths.max(initial=0))

@@ -233,9 +233,14 @@ def shard_batch(mesh: Mesh, tree: Any, axis: str = "batch") -> Any:
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), tree)
 
 
+def smallest_batch(mesh: Mesh, axis: str = "batch") -> int:
+    """The rows of a batch with one row for each of the devices that share it."""
+    return math.prod(mesh.shape[name] for name in RULES.mesh_axes(axis))
+
+
 def check_batch_size(mesh: Mesh, batch_size: int, field: str, axis: str = "batch") -> None:
     """Raises UserError, naming the field, if the batch does not divide over the mesh."""
-    parts = math.prod(mesh.shape[name] for name in RULES.mesh_axes(axis))
+    parts = smallest_batch(mesh, axis)
     if batch_size < 1 or batch_size % parts:
         raise UserError(
             f"{field} is {batch_size}, but must be a multiple of the {parts} devices "

@@ -4,12 +4,14 @@ Written below the work directory:
   evaluation/<run>_*.npz     recommended items and ranks of each row, kept so that any other
                              statistic can be computed
   evaluation/unfinished.npz  where an interrupted evaluation goes on
-  results.json, results.md, results.png, training.png, examples.md
+  results.json, results.md, results.png, training.png, examples.md; those of an evaluation with
+                             a name in results/<name>
   sweep_<run>.json, .md, .png of `sweep_guidance`
 
 Axis letters: R rows.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +21,15 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from tca4rec_jax.distributed.multihost import is_main_process
-from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation import report
+from tca4rec_jax.evaluation.comparison import (
+    UNTRAINED,
+    Comparison,
+    check_same_comparison,
+    comparison,
+    inputs_of,
+    results_folder,
+)
 from tca4rec_jax.evaluation.llm_rankings import rank_llms
 from tca4rec_jax.evaluation.rankings import (
     CF,
@@ -32,105 +41,117 @@ from tca4rec_jax.evaluation.rankings import (
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import read_json_lines, write_text
 from tca4rec_jax.metrics import Interval, bootstrap_intervals, paired_differences, ranking_metrics
+from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.reporting import Cell, show, show_table, write_results
 
+COMMAND = "launch/evaluate.py"
 SHOWN = ("hr@1", "hr@3", "hr@5", "hr@10", "ndcg@3", "ndcg@5", "ndcg@10")
 DRAWN = ("hr@10", "ndcg@10")
 
 
-def evaluate_run(config: ConfigDict, workdir: Path) -> dict:
-    """Evaluates everything in config.evaluation and writes the reports; returns results.json.
+def evaluate_run(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    runs: Sequence[str] = (),
+    guidances: Sequence[float] = (),
+    name: str = "",
+) -> dict:
+    """Evaluates what `comparison` says and writes the reports; returns results.json.
 
-    Several processes share the rows; every one of them gets the results, the first writes them.
-    Raises FileNotFoundError if a part of the work directory is missing, UserError for labels as
-    `table_labels` or inputs that do not fit, and as Experiment.check_run before any work.
+    They are written to the work directory, or with a `name` to results/<name> in it. Several
+    processes share the rows; every one of them gets the results, the first writes them.
+
+    Raises FileNotFoundError if a part of the work directory is missing, UserError for inputs that
+    do not fit; before any work as `comparison`, and UserError if no name is given and the reports
+    there are of another comparison.
     """
-    labels = table_labels(config.evaluation)
     experiment = Experiment(config, workdir)
-    variants: dict[str, dict[str, float]] = {}
-    for label, name, guidance in config.evaluation.variants:
-        variants.setdefault(name, {})[label] = guidance
-    for name in filter(None, variants):
-        experiment.check_run(name, guided=any(variants[name].values()))
+    compared = comparison(experiment, runs, guidances)
     rows = EvaluationRows.of(experiment)
+    made_from = Provenance("evaluation", COMMAND, inputs_of(experiment, rows, compared))
+    folder = results_folder(workdir, name)
+    if not name:
+        check_same_comparison(folder / "results.json", made_from)
     logging.info("Evaluating %d of the %s rows", len(rows), config.evaluation.split)
-    rankings = rank_cf_models(experiment, rows) | rank_llms(experiment, rows, variants)
-    rankings = {label: rankings[label] for label in labels}
-    results = summarise(experiment, rows, rankings)
+    rankings = rank_cf_models(experiment, rows) | rank_llms(experiment, rows, compared.guidances)
+    rankings = {label: rankings[label] for label in compared.labels}
+    results = summarise(experiment, rows, rankings, compared)
+    results["provenance"] = dataclasses.asdict(made_from)
     if is_main_process():
-        _write_tables(workdir, results)
-        _plot(workdir, results, config.evaluation)
-        _write_examples(experiment, rows, rankings)
+        _write_tables(folder, results)
+        curves = {
+            run: read_json_lines(workdir / "llm" / run / "log.jsonl") for run in results["runs"]
+        }
+        _plot(folder, results, curves)
+        _write_examples(folder, experiment, rows, rankings)
     return results
 
 
 def sweep_guidance(
-    config: ConfigDict, workdir: Path, name: str, guidances: Sequence[float]
+    config: ConfigDict, workdir: Path, run: str, guidances: Sequence[float], *, name: str = ""
 ) -> dict:
     """Ranks the rows with one LLM run at several weights of the CF model; writes the reports.
 
     score = log P_LLM + lambda * log p_cf: at lambda = 0, always among the guidances (none may be
     negative), the LLM ranks, for large lambda the CF model. Prompts run once for all of them.
-    `name` is the run below workdir/llm, '' the pretrained LLM. Returns {'rows', 'step' (of the
-    checkpoint), 'models': {label: metrics}, 'differences': {label: ..}}, as in
-    sweep_<run>.json. Raises as `evaluate_run`.
+    `run` is below workdir/llm, '' the pretrained LLM. Returns {'rows', 'step' (of the checkpoint),
+    'models': {label: metrics}, 'differences': {label: ..}, 'provenance'}, as in sweep_<run>.json.
+    `name` and what is raised are as in `evaluate_run`.
     """
     experiment = Experiment(config, workdir)
-    if name:
-        experiment.check_run(name, guided=any(guidances))
-    rows = EvaluationRows.of(experiment)
+    if run:
+        experiment.check_run(run, guided=any(guidances))
+    rows, shown = EvaluationRows.of(experiment), run or UNTRAINED
     labels = {f"lambda = {value:g}": value for value in sorted({0.0, *map(float, guidances)})}
+    compared = Comparison(tuple((label, run, value) for label, value in labels.items()), ())
+    made_from = Provenance("sweep", COMMAND, inputs_of(experiment, rows, compared))
+    path = results_folder(workdir, name) / f"sweep_{shown}.json"
+    if not name:
+        check_same_comparison(path, made_from)
     cf_ranking = rank_cf_models(experiment, rows)[CF]
-    rankings = rank_llms(experiment, rows, {name: labels}) | {CF: cf_ranking}
+    rankings = rank_llms(experiment, rows, compared.guidances) | {CF: cf_ranking}
 
     def gain(label: str, other: str) -> Interval:
         ranks = rankings[label].rank_R, rankings[other].rank_R
-        return paired_differences(*ranks, seed=config.seed)["ndcg@10"]
+        return paired_differences(*ranks, seed=config.evaluation.seed)["ndcg@10"]
 
     models = {
-        label: ranking_metrics(one.rank_R, seed=config.seed) for label, one in rankings.items()
+        label: ranking_metrics(one.rank_R, seed=config.evaluation.seed)
+        for label, one in rankings.items()
     }
     differences = {
         label: {f"NDCG@10 - {other}": gain(label, other) for other in ("lambda = 0", CF)}
         for label in labels
     }
-    step = experiment.run_step(name) if name else 0
-    results = {"rows": len(rows), "step": step, "models": models, "differences": differences}
+    results = {
+        "rows": len(rows),
+        "step": experiment.run_step(run) if run else 0,
+        "models": models,
+        "differences": differences,
+        "provenance": dataclasses.asdict(made_from),
+    }
     if is_main_process():
-        shown = name or "untrained"
         title = f"{shown}: {len(rows)} {config.evaluation.split} rows, 95% bootstrap intervals"
         table = {
             label: {metric.upper(): one[metric] for metric in DRAWN} | differences.get(label, {})
             for label, one in models.items()
         }
         text = show_table(table, title=title, first_column="score")
-        write_text(workdir / f"sweep_{shown}.md", text)
-        write_results(workdir / f"sweep_{shown}.json", results)
+        write_text(path.with_suffix(".md"), text)
+        write_results(path, results)
         curve = {guidance: models[label] for label, guidance in labels.items()}
-        report.plot_sweep(workdir / f"sweep_{shown}.png", curve, DRAWN, baseline=(CF, models[CF]))
+        report.plot_sweep(path.with_suffix(".png"), curve, DRAWN, baseline=(CF, models[CF]))
     return results
 
 
-def table_labels(evaluation: ConfigDict) -> list[str]:
-    """The labels of the table's rows; UserError if one is twice or a difference names another."""
-    labels = [POPULAR, CF, *(label for label, _, _ in evaluation.variants)]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UserError(
-                f"evaluation.variants: the label {label!r} stands for two rows of the table "
-                f"({POPULAR!r} and {CF!r} are always among them); give each variant its own"
-            )
-    if unknown := {label for pair in evaluation.differences for label in pair} - set(labels):
-        raise UserError(
-            f"evaluation.differences names {sorted(unknown)}; the table has {sorted(labels)}"
-        )
-    return labels
-
-
 def summarise(
-    experiment: Experiment, rows: EvaluationRows, rankings: Mapping[str, ModelRanking]
+    experiment: Experiment,
+    rows: EvaluationRows,
+    rankings: Mapping[str, ModelRanking],
+    compared: Comparison,
 ) -> dict:
-    """Everything that results.json holds; metrics are intervals over the rows.
+    """Everything that results.json holds but its provenance; metrics are intervals over the rows.
 
     `runs` has the step of the checkpoint that was taken of each run.
     """
@@ -140,13 +161,11 @@ def summarise(
         "tied_rows": int(tied_R.sum()),
         "split": config.evaluation.split,
         "items": experiment.data.catalogue.num_items,
-        "runs": {
-            name: experiment.run_step(name) for _, name, _ in config.evaluation.variants if name
-        },
+        "runs": {name: experiment.run_step(name) for name in compared.guidances if name},
         "models": {label: _model_metrics(config, one, tied_R) for label, one in rankings.items()},
         "differences": {
             f"{a} - {b}": _difference(config, rankings[a], rankings[b])
-            for a, b in config.evaluation.differences
+            for a, b in compared.differences
         },
         "config": json.loads(config.to_json_best_effort()),
     }
@@ -155,13 +174,15 @@ def summarise(
 def _model_metrics(config: ConfigDict, ranking: ModelRanking, tied_R: np.ndarray) -> dict:
     """Metrics by item, by title, over the rows with and without tied timestamps, and the NLL."""
     metrics = {
-        "by item": ranking_metrics(ranking.rank_R, seed=config.seed),
-        "by title": ranking_metrics(ranking.title_rank_R, seed=config.seed),
+        "by item": ranking_metrics(ranking.rank_R, seed=config.evaluation.seed),
+        "by title": ranking_metrics(ranking.title_rank_R, seed=config.evaluation.seed),
     }
     for part, chosen_R in (("tied", tied_R), ("untied", ~tied_R)):
         if chosen_R.any() and not chosen_R.all():
             part_ranks = ranking.rank_R[chosen_R]
-            metrics[f"by item, {part} rows"] = ranking_metrics(part_ranks, (10,), seed=config.seed)
+            metrics[f"by item, {part} rows"] = ranking_metrics(
+                part_ranks, (10,), seed=config.evaluation.seed
+            )
     return metrics | {"nll per title": _likelihoods(config, ranking)}
 
 
@@ -172,21 +193,21 @@ def _likelihoods(config: ConfigDict, ranking: ModelRanking) -> dict | None:
         return None
     values = {f"temperature {t:g}": ranking.nll_RxT[:, i] for i, t in enumerate(temperatures)}
     values["best"] = best[1]
-    return bootstrap_intervals(values, seed=config.seed) | {"best temperature": best[0]}
+    return bootstrap_intervals(values, seed=config.evaluation.seed) | {"best temperature": best[0]}
 
 
 def _difference(config: ConfigDict, model: ModelRanking, baseline: ModelRanking) -> dict:
     """Paired differences (model - baseline) of metrics, and of NLL if both have one."""
-    differences = paired_differences(model.rank_R, baseline.rank_R, seed=config.seed)
+    differences = paired_differences(model.rank_R, baseline.rank_R, seed=config.evaluation.seed)
     temperatures = config.evaluation.temperatures
     model_best, baseline_best = model.best_nll(temperatures), baseline.best_nll(temperatures)
     if model_best and baseline_best:
         nll = {"nll per title": model_best[1] - baseline_best[1]}
-        differences |= bootstrap_intervals(nll, seed=config.seed)
+        differences |= bootstrap_intervals(nll, seed=config.evaluation.seed)
     return differences
 
 
-def _write_tables(workdir: Path, results: dict) -> None:
+def _write_tables(folder: Path, results: dict) -> None:
     """Prints the tables; writes results.json and results.md."""
     title = (
         f"{results['rows']} {results['split']} rows, each ranked over {results['items']} items; "
@@ -202,8 +223,8 @@ def _write_tables(workdir: Path, results: dict) -> None:
         }
         heading = "Paired differences (95% bootstrap interval)"
         text += "\n" + show_table(differences, title=heading, first_column="difference")
-    write_results(workdir / "results.json", results)
-    write_text(workdir / "results.md", text)
+    write_results(folder / "results.json", results)
+    write_text(folder / "results.md", text)
 
 
 def _model_cells(metrics: dict) -> dict[str, Cell]:
@@ -219,23 +240,24 @@ def _model_cells(metrics: dict) -> dict[str, Cell]:
     return cells
 
 
-def _plot(workdir: Path, results: dict, evaluation: ConfigDict) -> None:
+def _plot(folder: Path, results: dict, curves: Mapping[str, list[dict]]) -> None:
     """Draws results.png, and training.png if there is a training log."""
     by_item = {label: metrics["by item"] for label, metrics in results["models"].items()}
-    report.plot_metrics(workdir / "results.png", by_item, DRAWN)
-    names = dict.fromkeys(name for _, name, _ in evaluation.variants if name)
-    curves = {name: read_json_lines(workdir / "llm" / name / "log.jsonl") for name in names}
+    report.plot_metrics(folder / "results.png", by_item, DRAWN)
     if any(curves.values()):
         keys = ("loss", "nll_per_title", "grad_norm")
-        report.plot_training_curves(workdir / "training.png", curves, keys)
+        report.plot_training_curves(folder / "training.png", curves, keys)
 
 
 def _write_examples(
-    experiment: Experiment, rows: EvaluationRows, rankings: Mapping[str, ModelRanking]
+    folder: Path,
+    experiment: Experiment,
+    rows: EvaluationRows,
+    rankings: Mapping[str, ModelRanking],
 ) -> None:
     """Prints and writes examples.md: what every model but the most popular recommends to some."""
-    config, workdir = experiment.config, experiment.workdir
-    order_R = np.random.default_rng(config.seed).permutation(len(rows))
+    config = experiment.config
+    order_R = np.random.default_rng(config.evaluation.seed).permutation(len(rows))
     examples = report.examples_text(
         experiment.data.catalogue.titles,
         rows.history_RxH,
@@ -243,6 +265,6 @@ def _write_examples(
         rows.target_R,
         order_R[: config.evaluation.examples].tolist(),
     )
-    write_text(workdir / "examples.md", examples)
+    write_text(folder / "examples.md", examples)
     files = "results.json, results.md, results.png, training.png, examples.md"
-    show(*examples.split("\n"), f"Written to {workdir}: {files}")
+    show(*examples.split("\n"), f"Written to {folder}: {files}")

@@ -3,7 +3,6 @@
 Axis letters: R rows, B rows of a batch, I items, M beams and places of a list, T temperatures.
 """
 
-import functools
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -18,13 +17,14 @@ from tca4rec_jax.config import score_weights
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.engine import SearchRows
-from tca4rec_jax.decoding.filters import ItemFilter
+from tca4rec_jax.decoding.list_inputs import list_inputs
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile, read_cache
 from tca4rec_jax.distributed import multihost
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.fileio import file_sha256, fingerprint, write_npz
+from tca4rec_jax.fileio import fingerprint, write_npz
 from tca4rec_jax.metrics import rank_in_list
+from tca4rec_jax.provenance import Provenance
 
 _ROWS_AT_ONCE = 1024  # of a CF logits store whose content is hashed
 
@@ -69,19 +69,22 @@ class _RankingCache:
     """An .npz file with the rankings of one LLM run, stacked, and what they were made from."""
 
     path: Path
-    identity: str
+    made_from: Provenance
+
+    @property
+    def identity(self) -> str:
+        """One name for all that the rankings depend on."""
+        return self.made_from.fingerprint
 
     @classmethod
     def of(
         cls, experiment: Experiment, rows: EvaluationRows, name: str, weights: list[ScoreWeights]
     ) -> "_RankingCache":
         """The cache of an LLM run's rankings, one for each set of score weights."""
-        made_from = functools.partial(_ingredients, experiment, rows, name, weights)
-        digest = multihost.broadcast_from_main(
-            lambda: bytes.fromhex(fingerprint(made_from())), size=32
-        )
-        folder, identity = experiment.workdir / "evaluation", digest.hex()
-        return cls(folder / f"{name or 'untrained'}_{identity[:8]}.npz", identity)
+        inputs = ranking_inputs(experiment, rows, name, weights)
+        made_from = Provenance("evaluation list", "launch/evaluate.py", inputs)
+        file = f"{name or 'untrained'}_{made_from.fingerprint[:8]}.npz"
+        return cls(experiment.workdir / "evaluation" / file, made_from)
 
     def read(self) -> list[ModelRanking]:
         """The rankings in the order of their score weights; none if made from other things."""
@@ -91,33 +94,21 @@ class _RankingCache:
     def write(self, rankings: Sequence[ModelRanking]) -> None:
         """Replaces the file."""
         fields = ModelRanking(*map(np.stack, zip(*rankings, strict=True)))._asdict()
-        write_npz(self.path, identity=self.identity, **fields)
+        provenance = self.made_from.to_json()
+        write_npz(self.path, identity=self.identity, provenance=provenance, **fields)
 
 
-def _ingredients(
+def ranking_inputs(
     experiment: Experiment, rows: EvaluationRows, name: str, weights: list[ScoreWeights]
-) -> dict[str, object]:
-    """Everything that the rankings of an LLM run depend on, JSON-serialisable."""
-    config, catalogue = experiment.config, experiment.data.catalogue
-    allowed_I = ItemFilter.from_config(config.decoding, catalogue).allowed_I
-    log = experiment.workdir / "llm" / name / "log.jsonl"
-    return {
-        "recommender": config.recommender.to_dict(),
-        "llm": config.llm.to_dict(),
-        "weights": experiment.weights_identity,
-        "lora": config.lora.to_dict() if name else None,
-        "prompt": config.prompt.to_dict(),
-        "decoding": config.decoding.to_dict(),
-        "allowed": hashlib.sha256(allowed_I.tobytes()).hexdigest(),
-        "score weights": weights,
-        "temperatures": config.evaluation.temperatures,
-        "training log": file_sha256(log) if name else "",
-        "checkpoint": config.inference.checkpoint,
-        "cf": _cf_content(experiment, rows) if any(one.guidance for one in weights) else "",
+) -> dict[str, Any]:
+    """What the rankings of an LLM run, or of '' the pretrained LLM, depend on: provenance."""
+    inputs = list_inputs(experiment, name, weights) | {
+        "evaluation.temperatures": experiment.config.evaluation.temperatures,
         "rows": rows.sequences.content_hash(),
-        "history_length": config.data.history_length,
-        "catalogue": catalogue.content_hash(),
     }
+    if any(one.guidance for one in weights):
+        inputs["CF logits of the rows"] = _cf_content(experiment, rows)
+    return inputs
 
 
 def _cf_content(experiment: Experiment, rows: EvaluationRows) -> str:
@@ -149,10 +140,9 @@ def _search(
         progress=label if multihost.is_main_process() else None,
         file=file,
     )
-    allowed_RxI = searched.allowed and searched.allowed(np.arange(len(rows)))
 
     def ranking(found: Recommendations, guided: bool) -> ModelRanking:
-        items_RxM = found.items(experiment.trie, experiment.config.decoding.beams, allowed_RxI)
+        items_RxM = found.items(experiment.trie, experiment.config.decoding.beams, searched.allowed)
         return ModelRanking(
             items_RxM,
             rank_in_list(items_RxM, rows.target_R),
@@ -174,6 +164,6 @@ def _search_rows(experiment: Experiment, rows: EvaluationRows, *, guided: bool) 
         store = experiment.cf_store(config.evaluation.split, rows.position_R)
         items = CFItems(store.item_table, store.item_bias)
         guidance = {"cf": lambda rows_B: store.read(rows.position_R[rows_B]), "cf_items": items}
-    filter_ = ItemFilter.from_config(config.decoding, experiment.data.catalogue)
-    prompts, allowed = experiment.prompts(rows.history_RxH), filter_.masks(rows.histories)
+    prompts = experiment.prompts(rows.history_RxH)
+    allowed = experiment.item_filter.masks(rows.histories)
     return SearchRows(prompts, allowed=allowed, target_R=rows.target_R, **guidance)

@@ -37,10 +37,10 @@ class EvaluationRows:
 
     @classmethod
     def of(cls, experiment: Experiment) -> "EvaluationRows":
-        """Samples `evaluation.rows` rows with the config's seed; 0 takes all."""
+        """Samples `evaluation.rows` rows with `evaluation.seed`; 0 takes all."""
         config = experiment.config
         split = experiment.data.splits[config.evaluation.split]
-        index_R = sample_rows(len(split), config.evaluation.rows, config.seed)
+        index_R = sample_rows(len(split), config.evaluation.rows, config.evaluation.seed)
         sequences = split.take(index_R)
         history_RxH, target_R = sequences.histories_and_targets(config.data.history_length)
         return cls(sequences, split.last_positions[index_R], history_RxH, target_R)
@@ -94,10 +94,13 @@ def rank_cf_models(experiment: Experiment, rows: EvaluationRows) -> dict[str, Mo
     store = experiment.cf_store(config.split, position_R)
     popular_I = popularity_logits(experiment.data.splits["train_sequences"], shape[1])
     stored = LazyRows(store.read, position_R, store.width)
+    masks = experiment.item_filter.masks(rows.histories)
+    allowed = masks and LazyRows(masks, mine, shape[1])
     common = experiment.trie.leaf_of_item, target_R, config.temperatures
+    items = CFItems(store.item_table, store.item_bias)
     rankings = {
-        POPULAR: full_ranking(np.broadcast_to(popular_I, shape), DENSE, *common),
-        CF: full_ranking(stored, CFItems(store.item_table, store.item_bias), *common),
+        POPULAR: full_ranking(np.broadcast_to(popular_I, shape), DENSE, *common, allowed=allowed),
+        CF: full_ranking(stored, items, *common, allowed=allowed),
     }
     return {label: gather_process_rows(one, len(rows)) for label, one in rankings.items()}
 
@@ -109,18 +112,22 @@ def full_ranking(
     target_R: np.ndarray,
     temperatures: tuple[float, ...],
     *,
+    allowed: np.ndarray | LazyRows | None = None,
     batch_size: int = 0,
 ) -> ModelRanking:
     """Ranks the whole catalogue for every row by CF logits, in blocks of rows on the device.
 
     A title (`leaf_of_item`, 0..Q-1) scores as its best item; its probability is the sum of its
-    items' probabilities. `cf` are user vectors, or the logits [R, I] if `items` is DENSE. Blocks
-    have `batch_size` rows; 0 takes as many as bound their memory. Raises ValueError for NaN.
+    items' probabilities. `cf` are user vectors, or the logits [R, I] if `items` is DENSE. Only
+    `allowed` items (bool [R, I]; None allows all) are ranked, as in a search; the probabilities are
+    those of the whole catalogue. Blocks have `batch_size` rows; 0 takes as many as bound their
+    memory. Raises ValueError for NaN.
     """
     num_titles, temperature_T = int(leaf_of_item.max()) + 1, np.asarray(temperatures, np.float32)
     rank = partial(_rank_block, num_titles, items, leaf_of_item, temperature_T)
     batch_size = batch_size or max(_LOGITS_AT_ONCE // len(leaf_of_item), 1)
-    blocks = map_batches(rank, cf_RxD, target_R.astype(np.int32), batch_size=batch_size)
+    arrays = [cf_RxD, target_R.astype(np.int32), *([] if allowed is None else [allowed])]
+    blocks = map_batches(rank, *arrays, batch_size=batch_size)
     ranking = ModelRanking(*blocks)
     for row, _ in np.argwhere(np.isnan(ranking.nll_RxT)):  # compares false: it would rank first
         raise ValueError(f"row {row}: the CF logits contain NaN")
@@ -128,13 +135,24 @@ def full_ranking(
 
 
 @partial(jax.jit, static_argnums=0)
-def _rank_block(num_titles: int, items: CFItems, leaf_of_item, temperature_T, cf_BxD, target_B):
+def _rank_block(
+    num_titles: int, items: CFItems, leaf_of_item, temperature_T, cf_BxD, target_B, allowed_BxI=None
+):
     logits_BxI = cf_logits(cf_BxD, items)
-    _, best_BxM = jax.lax.top_k(logits_BxI, min(max(CUTOFFS), logits_BxI.shape[1]))
+    ranked_BxI = logits_BxI if allowed_BxI is None else jnp.where(allowed_BxI, logits_BxI, -jnp.inf)
+    _, best_BxM = jax.lax.top_k(ranked_BxI, min(max(CUTOFFS), logits_BxI.shape[1]))
     title_BxQ = jnp.full((len(target_B), num_titles), -jnp.inf)
-    title_BxQ = title_BxQ.at[:, leaf_of_item].max(logits_BxI)
+    title_BxQ = title_BxQ.at[:, leaf_of_item].max(ranked_BxI)
     target_title_B = leaf_of_item[target_B]
     same_title_BxI = leaf_of_item[None, :] == target_title_B[:, None]
+    rank_B = rank_in_batch(ranked_BxI, target_B)
+    title_rank_B = rank_in_batch(title_BxQ, target_title_B)
+    if allowed_BxI is not None:
+        best_BxM = jnp.where(jnp.take_along_axis(allowed_BxI, best_BxM, axis=1), best_BxM, -1)
+        allowed_B = jnp.take_along_axis(allowed_BxI, target_B[:, None], axis=1)[:, 0]
+        rank_B = jnp.where(allowed_B, rank_B, -1)
+        allowed_B = jnp.any(allowed_BxI & same_title_BxI, axis=1)
+        title_rank_B = jnp.where(allowed_B, title_rank_B, -1)
 
     def title_nll(temperature):
         z_BxI = logits_BxI / temperature
@@ -143,7 +161,7 @@ def _rank_block(num_titles: int, items: CFItems, leaf_of_item, temperature_T, cf
 
     return (
         best_BxM,
-        rank_in_batch(logits_BxI, target_B),
-        rank_in_batch(title_BxQ, target_title_B),
+        rank_B,
+        title_rank_B,
         jax.lax.map(title_nll, temperature_T).T,
     )

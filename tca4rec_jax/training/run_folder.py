@@ -68,6 +68,16 @@ class RunFolder:
         return self.made_from.inputs.get(STEPS, 0)
 
     @property
+    def unfinished(self) -> str:
+        """How far it is, in words; '' for a finished run."""
+        try:
+            steps = self.steps
+        except UserError as error:
+            return str(error)
+        trained = self.trained_steps
+        return "" if 0 < steps <= trained else f"{trained} of {steps} steps"
+
+    @property
     def made_from(self) -> Provenance:
         """What the checkpoints depend on; StaleError if the folder does not say."""
         return Provenance.load(self.path)

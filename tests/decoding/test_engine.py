@@ -270,12 +270,12 @@ def test_items_left_out_are_as_if_the_catalogue_had_never_held_them(decoder, mas
     expected = recommend(smaller, cf_RxI[:, kept])
     np.testing.assert_allclose(found.scores_RxM, expected.scores_RxM, atol=1e-4)
     np.testing.assert_array_equal(
-        found.items(TRIE, 6, allowed_RxI), kept[expected.items(smaller, 6)]
+        found.items(TRIE, 6, allowed_RxI.__getitem__), kept[expected.items(smaller, 6)]
     )
     # A row of its own: only one title is left for it.
     allowed_RxI[0] = np.arange(len(SEQUENCES)) == 5
     alone = recommend(TRIE, cf_RxI, allowed=allowed_RxI.__getitem__)
-    assert alone.items(TRIE, 3, allowed_RxI)[0].tolist() == [5, -1, -1]
+    assert alone.items(TRIE, 3, allowed_RxI.__getitem__)[0].tolist() == [5, -1, -1]
     np.testing.assert_array_equal(alone.leaves_RxM[1:], found.leaves_RxM[1:])
 
 

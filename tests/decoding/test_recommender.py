@@ -19,11 +19,14 @@ from tca4rec_jax.data.prompts import TitleTokens
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.decoding.beam_search import ScoreWeights
+from tca4rec_jax.decoding.engine import BatchSizes
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.decoding.recommend_file import read_histories, recommend_file
 from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.decoding.search_programs import read_prompts, search_batch
 from tca4rec_jax.distributed.sharding import make_mesh
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.lease import LeaseError, only_writer
 from tca4rec_jax.provenance import Provenance, StaleError
 
 SEQUENCES = oracle.with_end(oracle.WORDS)
@@ -41,6 +44,7 @@ def run(tmp_path_factory):
     config.inference.batch_size = 2
     config.inference.buckets = 1
     config.data.history_length = 3
+    config.decoding.exclude_history = False
     workdir = tmp_path_factory.mktemp("run")
     cf_model = Popularity(PopularityConfig(len(IDS)), rngs=nnx.Rngs(0))
     times = np.zeros(len(BOUGHT), np.int64)
@@ -61,13 +65,18 @@ def run(tmp_path_factory):
         mesh=make_mesh(2),
         inference_decoder=lambda name: oracle.tiny_decoder(),
         check_run=lambda name, guided: None,
+        inference_inputs={"weights": "digest"},
+        run_step=lambda name: 5,
     )
+    for name in ("any", "other"):
+        Provenance("LLM run", "", {"name": name}).save(workdir / "llm" / name)
     return experiment
 
 
 def changed(experiment, **parts):
     """The experiment with other parts."""
     other = copy.copy(experiment)
+    vars(other).pop("item_filter", None)  # is made of other parts
     vars(other).update(parts)
     return other
 
@@ -174,6 +183,18 @@ def test_filters_leave_out_history_and_lists(run, tmp_path):
     ]  # fmt: skip
 
 
+def test_histories_are_left_out_where_nobody_has_an_item_twice(run):
+    decoding = default_config().decoding
+    for items, expected in (([0, 1, 2, 1], True), ([0, 1, 1, 1], False)):
+        rows = ItemSequences(np.arange(2), np.array(items), np.array([0, 2, 4]), np.zeros(4, int))
+        splits = {"train_sequences": rows}
+        data = SimpleNamespace(catalogue=run.data.catalogue, splits=splits)
+        for said in (None, True, False):
+            decoding.exclude_history = said
+            found = ItemFilter.from_config(decoding, data).exclude_history
+            assert found is (expected if said is None else said)
+
+
 def test_the_whole_history_is_left_out_not_only_what_the_prompt_holds(run):
     config = run.config.copy_and_resolve_references()
     config.decoding.exclude_history = True
@@ -193,33 +214,33 @@ def test_the_whole_history_is_left_out_not_only_what_the_prompt_holds(run):
 
 
 def test_item_lists_that_do_not_fit_are_errors(run, tmp_path):
-    catalogue = run.data.catalogue
+    data = run.data
     path = tmp_path / "items.txt"
     fields = SimpleNamespace(exclude_history=False, allow=str(path), deny="")
     with pytest.raises(FileNotFoundError, match=r"items\.txt does not exist"):
-        ItemFilter.from_config(fields, catalogue)
+        ItemFilter.from_config(fields, data)
     path.write_text("i1\n\nnone\n")
     with pytest.raises(ValueError, match=r"items\.txt, line 3: the catalogue has no item 'none'"):
-        ItemFilter.from_config(fields, catalogue)
+        ItemFilter.from_config(fields, data)
     path.write_text("\n")
     with pytest.raises(ValueError, match=r"items\.txt lists no item"):
-        ItemFilter.from_config(fields, catalogue)
+        ItemFilter.from_config(fields, data)
     path.write_text("\n".join(IDS))
     fields.deny = fields.allow
     with pytest.raises(ValueError, match="leave no item"):
-        ItemFilter.from_config(fields, catalogue)
+        ItemFilter.from_config(fields, data)
     histories = Ragged.from_lengths(np.zeros(1, np.int32), [1])
     fields.allow = fields.deny = ""
-    assert ItemFilter.from_config(fields, catalogue).masks(histories) is None
+    assert ItemFilter.from_config(fields, data).masks(histories) is None
 
 
 def test_a_file_is_recommended_for_and_resumed(run, tmp_path):
-    recommender, settings = Recommender(run, "any"), {"run": "any"}
+    recommender = Recommender(run, "any")
     source, output = tmp_path / "in.jsonl", tmp_path / "out" / "out.jsonl"
     name = "Zo\u00eb \ud83d"  # half of a UTF-16 pair, which UTF-8 does not have
     rows = [{"user": user, "name": name, "history": [f"i{user}", "i4"]} for user in range(5)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recommend_file(recommender, source, output, k=3, settings=settings, chunk=2)
+    recommend_file(recommender, source, output, k=3, chunk=2)
     whole = output.read_text()
     lines = [json.loads(line) for line in whole.splitlines()]
     assert [line["user"] for line in lines] == list(range(5))
@@ -229,13 +250,66 @@ def test_a_file_is_recommended_for_and_resumed(run, tmp_path):
     assert lines[3]["scores"] == pytest.approx([one.score for one in alone], abs=1e-4)
     cut = whole.splitlines(keepends=True)
     output.write_text("".join(cut[:2]) + cut[2][:7])  # killed while it wrote the third line
-    recommend_file(recommender, source, output, k=3, settings=settings, chunk=2)
+    recommend_file(recommender, source, output, k=3, chunk=2)
     assert output.read_text() == whole
-    with pytest.raises(ValueError, match="with other settings"):
-        recommend_file(recommender, source, output, k=2, settings=settings)
+    with pytest.raises(StaleError, match=r"out\.jsonl: .* k was 3, is 2\. .* another --output"):
+        recommend_file(recommender, source, output, k=2)
+    with pytest.raises(StaleError, match=r"run.made_from was \w{12}, is \w{12}"):
+        recommend_file(Recommender(run, "other"), source, output, k=3)
+    with only_writer(output), pytest.raises(LeaseError, match=r"out\.jsonl is being written by"):
+        recommend_file(recommender, source, output, k=3)
     table = tmp_path / "in.csv"
     table.write_text("user,history\n7,i1 | 9\n")
     assert read_histories(table) == [{"user": "7", "history": ["i1", "9"]}]
+
+
+def test_all_histories_of_a_file_are_known_before_anything_is_loaded(run, tmp_path):
+    def load(name):
+        raise AssertionError("loaded")
+
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"history": ["i1"]}\n' * 5 + '{"history": ["i4", "nope"]}\n')
+    recommender = Recommender(changed(run, inference_decoder=load), "any")
+    with pytest.raises(ValueError, match=r"in\.jsonl, row 6: 'nope' is no item id and no title"):
+        recommend_file(recommender, source, output, k=3, chunk=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_parts_of_a_file_are_searched_with_one_program(run, tmp_path):
+    source = tmp_path / "in.jsonl"
+    histories = [["i0"], ["i1"], ["i4", "i6"], ["i11", "i4"], ["i4", "i6", "i11"]]
+    source.write_text("".join(json.dumps({"history": row}) + "\n" for row in histories))
+    config = run.config.copy_and_resolve_references()
+    config.decoding.beams = 5  # not compiled yet
+    recommender = Recommender(changed(run, config=config), "any")
+    before = read_prompts._cache_size(), search_batch._cache_size()
+    recommend_file(recommender, source, tmp_path / "out.jsonl", k=3, chunk=1)
+    after = read_prompts._cache_size(), search_batch._cache_size()
+    assert after == (before[0] + 1, before[1] + 1)
+
+
+def test_one_request_costs_one_request(run, monkeypatch):
+    config = run.config.copy_and_resolve_references()
+    config.inference.batch_size = 64
+    recommender, shapes = Recommender(changed(run, config=config), "any"), []
+    pad = Ragged.pad
+    monkeypatch.setattr(
+        Ragged,
+        "pad",
+        lambda self, rows_B, width, fill: (
+            shapes.append((len(rows_B), width)) or pad(self, rows_B, width, fill)
+        ),
+    )
+    for rows, expected in ((1, 2), (2, 2), (3, 4), (9, 16)):  # the mesh has two devices
+        shapes.clear()
+        recommender.recommend([["i0"]] * rows, k=3)
+        assert shapes[0] == (expected, 16)
+
+
+def test_sizes_of_calls_are_few():
+    sizes = {BatchSizes(1, (length,)).rounded(250).buckets for length in range(8, 257, 8)}
+    assert sizes == {(n,) for n in (16, 24, 32, 48, 64, 96, 128, 192, 256)}
+    assert BatchSizes(4, (8, 16, 40, 300)).rounded(250) == (4, (16, 48, 300))
 
 
 @pytest.mark.parametrize(

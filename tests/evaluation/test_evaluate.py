@@ -1,4 +1,4 @@
-"""The table's labels, and what results.json holds."""
+"""What results.json holds."""
 
 from types import SimpleNamespace
 
@@ -6,55 +6,30 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.config import default_config
-from tca4rec_jax.errors import UserError
-from tca4rec_jax.evaluation.evaluate import summarise, table_labels
+from tca4rec_jax.evaluation.comparison import Comparison
+from tca4rec_jax.evaluation.evaluate import summarise
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.metrics import mean_metrics
-
-
-def make_evaluation(variants, differences=()):
-    evaluation = default_config().evaluation
-    evaluation.variants, evaluation.differences = variants, differences
-    return evaluation
-
-
-def test_the_table_begins_with_what_every_model_is_compared_to():
-    variants = (("LLM", "run", 0.0), ("guided", "run", 1.0))
-    evaluation = make_evaluation(variants, (("guided", "CF model"),))
-    assert table_labels(evaluation) == ["Most popular", "CF model", "LLM", "guided"]
-
-
-@pytest.mark.parametrize("label", ["LLM", "CF model", "Most popular"])
-def test_two_rows_of_one_label_are_refused(label):
-    variants = (("LLM", "run", 0.0), (label, "other", 0.0))
-    with pytest.raises(UserError, match=f"evaluation.variants: the label '{label}' .* two rows"):
-        table_labels(make_evaluation(variants))
-
-
-def test_a_difference_of_what_is_not_in_the_table_is_refused():
-    evaluation = make_evaluation((("LLM", "run", 0.0),), (("LLM", "aligned"),))
-    with pytest.raises(UserError, match=r"evaluation.differences names \['aligned'\]"):
-        table_labels(evaluation)
 
 
 @pytest.mark.parametrize("tied", [6, 0])
 def test_results_hold_every_metric_of_every_model(tied):
     rng = np.random.default_rng(0)
     config = default_config()
-    config.evaluation.variants = (("LLM", "run", 0.0), ("guided", "run", 1.0))
-    config.evaluation.differences = (("LLM", "CF model"), ("guided", "CF model"))
+    variants = (("LLM", "run", 0.0), ("guided", "run", 1.0))
+    compared = Comparison(variants, (("LLM", "CF model"), ("guided", "CF model")))
     temperatures = len(config.evaluation.temperatures)
 
     def ranking(guided=False):
         nll_RxT = np.full((20, temperatures), np.nan) if guided else rng.random((20, temperatures))
         return ModelRanking(rng.integers(0, 30, (20, 3)), *rng.integers(-1, 12, (2, 20)), nll_RxT)
 
-    rankings = {label: ranking(label == "guided") for label in table_labels(config.evaluation)}
+    rankings = {label: ranking(label == "guided") for label in compared.labels}
     tied_R = np.arange(20) < tied
     rows = EvaluationRows(SimpleNamespace(tied=tied_R), None, None, np.zeros(20, np.int32))
     data = SimpleNamespace(catalogue=SimpleNamespace(num_items=30))
     experiment = SimpleNamespace(config=config, data=data, run_step={"run": 850}.get)
-    results = summarise(experiment, rows, rankings)
+    results = summarise(experiment, rows, rankings, compared)
 
     assert list(results) == [
         "rows",

@@ -8,14 +8,18 @@ from jax.nn import logsumexp
 
 from tca4rec_jax.config import default_config, score_weights
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
+from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.evaluation.llm_rankings import _RankingCache
 from tca4rec_jax.evaluation.rankings import (
     EvaluationRows,
     ModelRanking,
+    _rank_block,
     full_ranking,
     sample_rows,
 )
+from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.provenance import Provenance
 
 LEAF_OF_ITEM = np.array([3, 0, 1, 1, 2, 0, 4, 5, 5, 5, 6, 7, 8])
 TEMPERATURES = (1.0, 1.5, 3.0)
@@ -67,6 +71,37 @@ def test_blocks_of_rows_rank_as_the_whole_matrix(kind):
                 np.testing.assert_array_equal(getattr(ranking, field), values, err_msg=field)
 
 
+def test_a_filter_holds_for_full_rankings():
+    rng = np.random.default_rng(1)
+    logits_RxI = rng.integers(-9, 9, (40, LEAF_OF_ITEM.size)).astype(np.float32)
+    target_R = rng.integers(0, LEAF_OF_ITEM.size, 40)
+    allowed_RxI = rng.random(logits_RxI.shape) < 0.5
+    args = logits_RxI, DENSE, LEAF_OF_ITEM, target_R, TEMPERATURES
+    whole, found = full_ranking(*args), full_ranking(*args, allowed=allowed_RxI, batch_size=7)
+    np.testing.assert_array_equal(found.nll_RxT, whole.nll_RxT)  # of the whole catalogue
+    for row, (logits_I, target) in enumerate(zip(logits_RxI, target_R, strict=True)):
+        listed = np.argsort(-logits_I, kind="stable")
+        listed = listed[allowed_RxI[row, listed]]
+        np.testing.assert_array_equal(found.items_RxM[row], [*listed, *[-1] * 10][:10])
+        assert found.rank_R[row] == ([*listed].index(target) if target in listed else -1)
+        titles = list(dict.fromkeys(LEAF_OF_ITEM[listed]))
+        best = {q: logits_I[allowed_RxI[row] & (q == LEAF_OF_ITEM)].max() for q in titles}
+        titles.sort(key=lambda q: (-best[q], q))
+        title = LEAF_OF_ITEM[target]
+        assert found.title_rank_R[row] == (titles.index(title) if title in titles else -1)
+
+
+def test_a_block_takes_little_more_memory_than_its_logits():
+    rows, items = 512, 8192
+    block = np.zeros((rows, 4), np.float32), np.zeros(rows, np.int32)
+    args = np.arange(items), np.float32([1, 2]), *block
+    table = CFItems(np.zeros((items, 4), np.float32))
+    allowed = np.ones((rows, items), bool)
+    for more in ((), (allowed,)):
+        compiled = _rank_block.lower(items, table, *args, *more).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 8 * rows * items * 4
+
+
 def test_logits_that_contain_nan_are_refused():
     logits_RxI = np.zeros((3, LEAF_OF_ITEM.size), np.float32)
     logits_RxI[1, 4] = np.nan
@@ -83,6 +118,21 @@ def test_rows_are_sampled_in_order_and_without_replacement():
         np.testing.assert_array_equal(sample_rows(50, count, seed=1), np.arange(50))
 
 
+def test_rows_do_not_depend_on_the_seed_of_training(experiment):
+    rows = rows_of(*([1, 2, 0] for _ in range(50)))
+    experiment.data.splits = {"test": rows.sequences}
+    experiment.config.evaluation.rows = 20
+
+    def positions():
+        return EvaluationRows.of(experiment).position_R.tolist()
+
+    first = positions()
+    experiment.config.seed = 1
+    assert positions() == first
+    experiment.config.evaluation.seed = 1
+    assert positions() != first
+
+
 def test_nll_is_told_at_the_temperature_that_suits_a_model_best():
     nll_RxT = np.array([[3.0, 1.0, 2.0], [4.0, 2.0, 1.5]], np.float32)
     lists = np.zeros((2, 1), int), np.zeros(2, int), np.zeros(2, int)
@@ -96,23 +146,24 @@ def test_nll_is_told_at_the_temperature_that_suits_a_model_best():
 def experiment(tmp_path):
     """What a ranking depends on, in memory; the CF logits store holds vectors of one item each."""
     config = default_config()
-    (tmp_path / "llm" / "run").mkdir(parents=True)
-    (tmp_path / "llm" / "run" / "log.jsonl").write_text("{}\n")
+    config.decoding.exclude_history = False
+    Provenance("LLM run", "", {"seed": 0}).save(tmp_path / "llm" / "run")
     store = SimpleNamespace(
         vectors=np.eye(8, 4, dtype=np.float32),
         item_table=np.ones((6, 4), np.float32),
         item_bias=None,
     )
     store.read = lambda positions: store.vectors[positions]
-    catalogue = SimpleNamespace(num_items=6, content_hash=lambda: "catalogue")
-    return SimpleNamespace(
-        config=config,
-        workdir=tmp_path,
-        weights_identity={"model.gguf": "its digest"},
+    catalogue = Catalogue(tuple("abcdef"), tuple("ABCDEF"))
+    made = Experiment(config, tmp_path)
+    vars(made).update(
+        inference_inputs={"weights": "their digest", "lora": {"rank": 8}},
         data=SimpleNamespace(catalogue=catalogue),
         store=store,
         cf_store=lambda split, positions: store,
+        run_step=lambda name: 5,
     )
+    return made
 
 
 def rows_of(*items, history_length=2):
@@ -162,13 +213,28 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
     assert_changed(name="")
     assert_changed(rows=rows_of([5, 1, 2, 0], [3, 4, 1]))
     assert_changed(rows=rows_of([1, 2, 0], [3, 4, 2]))
-    experiment.config.data.history_length += 1
-    assert_changed()
-    experiment.config.data.history_length -= 1
     experiment.config.objective.beta *= 2
     assert_changed()
     experiment.config.objective.beta /= 2
     assert cache().read()
+    vars(experiment)["run_step"] = lambda name: 4
+    assert_changed()
+    vars(experiment)["run_step"] = lambda name: 5
+    made_from = Provenance.load(experiment.workdir / "llm" / "run")
+    Provenance("LLM run", "", {"seed": 1}).save(experiment.workdir / "llm" / "run")
+    assert_changed()
+    made_from.save(experiment.workdir / "llm" / "run")
+    (experiment.workdir / "deny.txt").write_text("a\n")
+    experiment.config.decoding.deny = str(experiment.workdir / "deny.txt")
+    for item in "ab":  # the contents of the list count
+        (experiment.workdir / "deny.txt").write_text(item)
+        vars(experiment).pop("item_filter")
+        assert_changed()
+    experiment.config.decoding.deny = None
+    vars(experiment).pop("item_filter")
+    assert cache().read()
+    with np.load(kept.path) as saved:
+        assert Provenance.from_json(str(saved["provenance"]), kept.path) == kept.made_from
 
     experiment.store.vectors[0] += 1  # of another row
     assert cache().read()
@@ -181,5 +247,7 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
     experiment.store.item_table = 2 * experiment.store.item_table
     assert cache(guidances=(0.0,)) == alone
 
-    experiment.weights_identity = {"model.gguf": "another digest"}
+    experiment.config.objective.beta *= 2  # matters to guidance alone
+    assert cache(guidances=(0.0,)) == alone
+    vars(experiment)["inference_inputs"] = {"weights": "another digest"}
     assert cache(guidances=(0.0,)) != alone
