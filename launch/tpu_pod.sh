@@ -29,7 +29,7 @@ shift 2
 accelerator="${ACCELERATOR:-v5litepod-16}"
 where=(--zone="${ZONE:?set ZONE, for instance ZONE=us-west4-a}" ${PROJECT:+--project="$PROJECT"})
 folder=tca4rec_jax # in every worker's home
-archive="/tmp/$name-tca4rec_jax.tar.gz"
+archive="$name-tca4rec_jax.tar.gz" # in the worker's home; here in .git: /tmp is everybody's
 
 # In the folder: whether the process of run.pid is still there, and not another one of its number.
 # shellcheck disable=SC2016  # the worker expands it
@@ -68,8 +68,9 @@ case "$command" in
     [ -n "$dry_run" ] || wait_until_active
     ;;
   install)
-    do_it git archive --format=tar.gz --output="$archive" HEAD
-    do_it gcloud compute tpus tpu-vm scp "$archive" "$name:$archive" "${where[@]}" --worker=all
+    packed="$(git rev-parse --git-dir)/$archive"
+    do_it git archive --format=tar.gz --output="$packed" HEAD
+    do_it gcloud compute tpus tpu-vm scp "$packed" "$name:$archive" "${where[@]}" --worker=all
     # The images carry CPython 3.10; uv brings a newer one.
     on_workers all "set -e; python3 -m pip install --quiet --user uv
 mkdir -p $folder; tar -xzf $archive -C $folder; cd $folder

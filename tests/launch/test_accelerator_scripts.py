@@ -121,7 +121,9 @@ def test_install_ships_this_commit_and_makes_the_environment():
     archive, copy, install = map(words, lines)
     assert archive[:2] == ["git", "archive"]
     assert copy[4] == "scp"
-    assert copy[5] in archive[3]
+    assert archive[3] == f"--output={copy[5]}"
+    assert not copy[5].startswith("/tmp/pod-")
+    assert copy[6] == "pod:pod-tca4rec_jax.tar.gz"
     assert "JAX_EXTRA=tpu bash launch/setup.sh" in install[-1]
     for command in (copy, install):
         assert {"--worker=all", "--zone=here", "--project=mine"} <= set(command)
