@@ -1,5 +1,6 @@
-"""Rows in batches of one static shape, so that a jitted program is compiled once."""
+"""Rows in batches of few static shapes, so that each is compiled once."""
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -30,3 +31,23 @@ def map_batches(program: Callable, *arrays: Any, batch_size: int) -> Any:
         outputs = jax.tree.map(np.asarray, program(*padded))
         parts.append(jax.tree.map(operator.itemgetter(slice(len(batch[0]))), outputs))
     return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
+
+
+def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` padded lengths, multiples of eight, with the least padding in all."""
+    width_W, rows_W = np.unique(-(-lengths_R // 8) * 8, return_counts=True)
+    below = np.concatenate([[0], np.cumsum(rows_W)])
+
+    @functools.cache
+    def best(stop: int, count: int) -> tuple[int, tuple[int, ...]]:
+        """(padded length of all rows, the buckets) of the first `stop` widths."""
+        if not stop:
+            return 0, ()
+        options = []
+        for start in range(stop if count > 1 else 1):
+            length, buckets = best(start, count - 1)
+            length += width_W[stop - 1] * (below[stop] - below[start])
+            options.append((length, (*buckets, width_W[stop - 1])))
+        return min(options, key=lambda option: option[0])
+
+    return np.array(best(width_W.size, count)[1], np.int64)

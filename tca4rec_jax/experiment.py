@@ -190,6 +190,7 @@ class Experiment:
         """
         llm = self.config.llm
         _check_fits(self.config, read_architecture(self.weights_path))
+        logging.info("Loading the LLM's weights from %s", self.weights_path)
         return load_weights(
             self.weights_path,
             jnp.dtype(self.stored_dtype),

@@ -92,14 +92,14 @@ def write_npz(path: Path, **arrays: Any) -> None:
         np.savez(file, **arrays)
 
 
-def check_room(folder: Path, num_bytes: int, what: str) -> None:
+def check_room(folder: Path, num_bytes: int, what: str, otherwise: str = "write elsewhere") -> None:
     """Raises UserError if the disk of a folder, made if it is missing, lacks room for so much."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise UserError(
             f"{folder} has room for {free / 1e9:.2f} GB, {what} take {num_bytes / 1e9:.2f} GB: "
-            "make room, or write elsewhere"
+            f"make room, or {otherwise}"
         )
 
 

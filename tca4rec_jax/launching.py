@@ -21,7 +21,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from tca4rec_jax import run_config
-from tca4rec_jax.config import SHORT_NAMES, build, config_fields, run_name, validate
+from tca4rec_jax.compilations import announce_compilations
+from tca4rec_jax.config import SHORT_NAMES, build, config_fields, doubts, run_name, validate
 from tca4rec_jax.data.dataset import DataConfig
 from tca4rec_jax.data.downloads import default_cache_dir
 from tca4rec_jax.distributed import multihost
@@ -100,6 +101,8 @@ def launch(
                 lines = [f"  {verb} {path}" for verb, part in parts for path in _paths(part)]
                 return show(f"{name}: the config is valid", *lines)
             start()
+            for doubt in doubts(CONFIG.value):
+                logging.warning(doubt)
             if run_on == "single_process" and is_multiprocess():
                 raise UserError("this script runs in one process: give --process_count=1")
             if run_on == "all_processes" or is_main_process():
@@ -240,6 +243,7 @@ def start() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     keep_freed_pages()
     collect_garbage_rarely()
+    announce_compilations()
     use_cpu_cores()
     keep_programs(default_cache_dir() / "programs")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -73,9 +73,7 @@ Fractions = Annotated[
 ]
 Temperatures = Annotated[tuple[Temperature, ...], Range("at least one", bool)]
 Span = Annotated[tuple[Natural, Natural], Range("ascending", _ascending)]
-Buckets = Annotated[
-    tuple[Count, ...], Range("ascending, at least one", lambda n: n and _ascending(n))
-]
+Buckets = Annotated[tuple[Count, ...], Range("ascending", _ascending)]
 Text = Annotated[str, Range("a text that is not empty", bool)]
 Regex = Annotated[str, Range("a regular expression", _accepted_by(re.compile, re.error))]
 Encoding = Annotated[

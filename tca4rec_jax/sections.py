@@ -117,7 +117,8 @@ class TrainingFields(NamedTuple):
         per row, as published.
       batch_size: examples per step, over all devices.
       steps: how many.
-      buckets: padded lengths of an example, in tokens, each compiled once.
+      buckets: padded lengths of an example, in tokens, each compiled once; none, (): the four with
+        the least padding of the data.
       checkpoint_every: steps between checkpoints.
       keep_checkpoints: the latest so many are kept, and the one of the lowest loss.
       watchdog_seconds: a step that takes longer is taken for hung and ends the process; 0: none is.

@@ -106,8 +106,9 @@ def ours(folder: Path, case: str):
     """users -> (leaves, scores), compiled."""
     import jax
 
+    from tca4rec_jax.batching import bucket_lengths
     from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-    from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows, bucket_lengths
+    from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows
     from tca4rec_jax.distributed.sharding import make_mesh
     from tca4rec_jax.llm.checkpoints.loading import load_weights
     from tca4rec_jax.llm.decoder import Decoder

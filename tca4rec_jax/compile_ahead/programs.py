@@ -123,7 +123,7 @@ class AbstractExperiment(Experiment):
     def batch_shape(self) -> BatchShape:
         """The sizes of the longest bucket, full to the last token."""
         training = self.config.training
-        tokens = max(training.buckets)
+        tokens = max(training.buckets, default=self.config.prompt.max_tokens)
         if training.targets == "last":
             return BatchShape(tokens, round_up(TITLE_TOKENS, 8), 1, round_up(DECISIONS, 8))
         titles = tokens // _TOKENS_PER_TITLE

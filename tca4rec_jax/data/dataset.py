@@ -116,6 +116,7 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
     """
     config, data_dir = DataConfig(**data_config), Path(data_dir)
     files = _source_files(config)
+    logging.info("Reading %s", ", ".join(map(str, files.values())))
     contents = {f"SHA-256 of {role}": file_sha256(path) for role, path in files.items()}
     made_from = Provenance("data set", _COMMAND, _fields(config) | contents)
     if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):

@@ -21,6 +21,7 @@ from tca4rec_jax.fileio import file_sha256, fingerprint, write_text
 
 CACHE_VARIABLE = "TCA4REC_CACHE"
 _LARGE = 1 << 20  # bytes of a file whose SHA-256 is worth keeping
+_SLOW = 1 << 30  # bytes of a file that takes seconds
 
 
 class DownloadError(UserError):
@@ -84,6 +85,8 @@ def content_hash(path: Path) -> str:
     kept = default_cache_dir() / "sha256" / fingerprint([str(path.resolve()), *touched])
     if kept.is_file():
         return kept.read_text("utf-8")
+    if stat.st_size > _SLOW:
+        logging.info("Computing the SHA-256 of %s (%.1f GB)", path, stat.st_size / 1e9)
     digest = file_sha256(path)
     with contextlib.suppress(OSError):  # a cache that cannot be written to
         write_text(kept, digest)

@@ -4,7 +4,6 @@ Axes: core/__init__.py; here W are distinct widths.
 """
 
 import copy
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from tca4rec_jax.batching import bucket_lengths
 from tca4rec_jax.core import Array
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.core.trie import ItemTrie
@@ -279,23 +279,3 @@ def _check_scores(values_BxX: np.ndarray, rows_B: np.ndarray) -> None:
             "NaN or infinities, or are too large for llm.dtype, or a title has a token that is not "
             "in its vocabulary"
         )
-
-
-def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` padded lengths, multiples of eight, with the least padding in all."""
-    width_W, rows_W = np.unique(-(-lengths_R // 8) * 8, return_counts=True)
-    below = np.concatenate([[0], np.cumsum(rows_W)])
-
-    @functools.cache
-    def best(stop: int, count: int) -> tuple[int, tuple[int, ...]]:
-        """(padded length of all rows, the buckets) of the first `stop` widths."""
-        if not stop:
-            return 0, ()
-        options = []
-        for start in range(stop if count > 1 else 1):
-            length, buckets = best(start, count - 1)
-            length += width_W[stop - 1] * (below[stop] - below[start])
-            options.append((length, (*buckets, width_W[stop - 1])))
-        return min(options, key=lambda option: option[0])
-
-    return np.array(best(width_W.size, count)[1], np.int64)

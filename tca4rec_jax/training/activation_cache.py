@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
@@ -30,9 +31,11 @@ from tca4rec_jax.distributed.multihost import (
     is_main_process,
 )
 from tca4rec_jax.distributed.sharding import local_rows, shard_batch
-from tca4rec_jax.fileio import atomic_path
+from tca4rec_jax.fileio import atomic_path, check_room
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.provenance import Provenance
+
+_WITHOUT = "give --config.training.cache_hidden_states=false"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,8 @@ class ActivationCache:
         `batches` has (rows int64 [at most batch_size], padded length). Whole batches run, as in
         training, so that an interrupted call and the next one end with the same numbers as an
         uninterrupted call. All processes of a job call this alike. Raises OSError naming a file
-        that can't be written, StaleError for a folder of other hidden states.
+        that can't be written, StaleError for a folder of other hidden states; UserError, before
+        anything runs, for a disk without room for them.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         if any(self.directory.glob("[!.]*")):  # not what another process begins to write
@@ -64,6 +68,7 @@ class ActivationCache:
             with _explained(self.directory):
                 self.made_from.save(self.directory)
         batches = self._missing(tokens, batches)
+        self._check_room(tokens, batches)
         graph, state = nnx.split(self.decoder)
         local = local_rows(self.mesh, batch_size, "prompts")
 
@@ -111,6 +116,17 @@ class ActivationCache:
         chosen_N = np.frombuffer(broadcast_from_main(missing_N.tobytes, missing_N.size), bool)
         return list(itertools.compress(batches, chosen_N))
 
+    def _check_room(self, tokens: Ragged, batches: Sequence[tuple[np.ndarray, int]]) -> None:
+        """Says what the rows of batches will take on the disk; UserError if it is not there."""
+        if not batches:
+            return
+        rows = np.unique(np.concatenate([rows for rows, _ in batches]))
+        numbers = int(tokens.lengths[rows].sum()) * self.decoder.config.hidden_size
+        num_bytes = numbers * self._dtype.itemsize
+        what = f"hidden states of {rows.size} rows"
+        logging.info(f"{what} take {num_bytes / 1e9:.2f} GB in {self.directory}")
+        check_room(self.directory, num_bytes, what, _WITHOUT)
+
     def _has(self, tokens_S: np.ndarray) -> bool:
         path = self._path(tokens_S)
         size = tokens_S.size * self.decoder.config.hidden_size * self._dtype.itemsize
@@ -135,7 +151,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:  # a failed write does not say of what
-        message = f"{error.strerror}; make room, or set training.cache_hidden_states=False"
+        message = f"{error.strerror}; make room, or {_WITHOUT}"
         raise OSError(error.errno, message, str(path)) from error
 
 

@@ -18,13 +18,15 @@ import grain
 import jax
 import numpy as np
 
-from tca4rec_jax.batching import pad_rows
+from tca4rec_jax.batching import bucket_lengths, pad_rows
 from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.decisions import Decisions, Targets
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.activation_cache import ActivationCache
 from tca4rec_jax.training.examples import Examples
+
+_BUCKETS = 4  # chosen from the data: each is compiled, which takes about a minute
 
 
 class Batch(NamedTuple):
@@ -86,7 +88,8 @@ class NoLogits:
 class Batches:
     """All batches of any number of passes over the examples, by number.
 
-    Every example is in the smallest bucket (tokens) that holds it; UserError if none does.
+    Every example is in the smallest bucket (tokens) that holds it; UserError if none does. Without
+    buckets the four with the least padding are taken.
 
     The store of CF logits is needed once a batch is gathered (`cf_positions` says which are read),
     a cache if hidden states are read from it. A batch has batch_size rows over all processes, and
@@ -109,6 +112,7 @@ class Batches:
         self._batch_size, self._seed = batch_size, seed
         self._local_rows = np.arange(batch_size) if local_rows is None else local_rows
         longest = examples.tokens.lengths.max()
+        buckets = buckets or bucket_lengths(examples.tokens.lengths, _BUCKETS).tolist()
         widths = np.unique(np.minimum(buckets, round_up(longest, 8)))
         if longest > (widest := widths[-1]):
             largest = f"the largest of training.buckets is {widest}"

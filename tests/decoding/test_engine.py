@@ -8,12 +8,13 @@ import oracle
 import pytest
 from flax import nnx
 
+from tca4rec_jax.batching import bucket_lengths
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding import likelihood
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows, bucket_lengths
+from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows
 from tca4rec_jax.decoding.likelihood import scored_titles
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile
 from tca4rec_jax.decoding.search_programs import (

@@ -1,6 +1,8 @@
 """Cached hidden states: what they replace, and what a stopped run leaves."""
 
 import dataclasses
+import logging
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.distributed.sharding import make_mesh
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
@@ -38,6 +41,18 @@ def states(decoder, tmp_path):
 
 def contents(states):
     return {p.name: p.read_bytes() for p in states.directory.iterdir() if p.name != FILE}
+
+
+def test_room_on_the_disk_is_asked_for_before_anything_runs(states, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="absl")
+    states.fill(TOKENS, BATCHES[:2], batch_size=2)
+    num_bytes = TOKENS.lengths[[0, 1, 3, 4]].sum() * CONFIG.hidden_size * 4
+    assert f"hidden states of 4 rows take {num_bytes / 1e9:.2f} GB in" in caplog.text
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 100))
+    monkeypatch.setattr(activation_cache, "_run_prefix", None)
+    with pytest.raises(UserError, match="of 1 rows take 0.00 GB: make room, or give --config.trai"):
+        states.fill(TOKENS, BATCHES, batch_size=2)
+    states.fill(TOKENS, BATCHES[:2], batch_size=2)  # all are there: nothing is asked
 
 
 def test_loss_and_gradient_from_kept_states_are_those_of_the_whole_decoder(decoder, states):
@@ -121,7 +136,9 @@ def test_a_full_disk_is_named(states, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(activation_cache.Path, "replace", no_room)
-    with pytest.raises(OSError, match=r"make room, or set training.cache_hidden_states=False"):
+    with pytest.raises(
+        OSError, match=r"make room, or give --config.training.cache_hidden_states=false"
+    ):
         states.fill(TOKENS, BATCHES, batch_size=2)
 
 

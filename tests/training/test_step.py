@@ -181,6 +181,14 @@ def test_training_lowers_the_loss_and_compiles_once_per_bucket(inputs):
     assert step._cache_size() == 2
 
 
+def test_buckets_are_chosen_from_the_data(inputs):
+    *_, examples, given = inputs
+    chosen = Batches(examples, batch_size=1, seed=0, buckets=())
+    best = Batches(examples, batch_size=1, seed=0, buckets=(8, 16, 24))
+    assert [shape.tokens for shape in chosen.shapes] == [shape.tokens for shape in best.shapes]
+    assert chosen.padding_share == best.padding_share
+
+
 def test_two_devices_train_like_one(inputs):
     _, one, losses_one = trained(inputs, make_mesh(1), steps=4)
     _, two, losses_two = trained(inputs, make_mesh(2), steps=4)

@@ -1,0 +1,41 @@
+"""Says what is compiled, while it is: the longest waits in which nothing else is shown."""
+
+import threading
+
+import jax
+from absl import logging
+
+_LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_SILENCE = 2.0  # seconds: what is compiled, or read from JAX's cache, in less is not said
+
+
+def announce_compilations() -> None:
+    """Logs the name of every program that is still being compiled after two seconds."""
+    jax.monitoring.register_event_duration_secs_listener(_Announcer())
+
+
+class _Announcer:
+    """Hears when JAX has lowered a program, which it compiles next, and when it has compiled it."""
+
+    def __init__(self):
+        self._timers: dict[int, threading.Timer] = {}  # by thread
+
+    def __call__(self, event: str, duration_secs: float, **about: str | int) -> None:
+        if event not in (_LOWERED, _COMPILED):
+            return
+        thread = threading.get_ident()
+        if (last := self._timers.pop(thread, None)) is not None:
+            last.cancel()
+        if event == _LOWERED:
+            name = (
+                str(about.get("fun_name"))
+                .removeprefix("jit_")
+                .removeprefix("jit(")
+                .removesuffix(")")
+            )
+            message = f"Compiling {name}: up to a minute or two, once; kept for later commands"
+            timer = threading.Timer(_SILENCE, logging.info, [message])
+            timer.daemon = True
+            timer.start()
+            self._timers[thread] = timer
