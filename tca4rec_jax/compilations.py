@@ -1,5 +1,6 @@
 """Says what is compiled, while it is: the longest waits in which nothing else is shown."""
 
+import re
 import threading
 
 import jax
@@ -28,12 +29,7 @@ class _Announcer:
         if (last := self._timers.pop(thread, None)) is not None:
             last.cancel()
         if event == _LOWERED:
-            name = (
-                str(about.get("fun_name"))
-                .removeprefix("jit_")
-                .removeprefix("jit(")
-                .removesuffix(")")
-            )
+            name = re.sub(r"^jit[_(]|\)$", "", str(about.get("fun_name")))
             message = f"Compiling {name}: up to a minute or two, once; kept for later commands"
             timer = threading.Timer(_SILENCE, logging.info, [message])
             timer.daemon = True
