@@ -124,10 +124,11 @@ def read_json(path: Path, *, remedy: str = "fetch it again") -> dict[str, Any]:
 def read_json_lines(path: Path) -> list[dict]:
     """The lines of a JSON-lines file; none if it is missing; a half-written end is left out."""
     lines: list[dict] = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+    text = path.read_text("utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
+            lines.append({**json.loads(line)})
+        except (TypeError, ValueError):
             break
     return lines
 

@@ -63,7 +63,7 @@ class Provenance:
         """Raises StaleError, naming `where`, for a text that `to_json` did not write."""
         try:
             fields = json.loads(text)
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise StaleError(f"{where} is damaged ({error}): make it anew") from error
         return cls.from_fields(fields, where)
 
@@ -72,7 +72,7 @@ class Provenance:
         """From what `dataclasses.asdict` gave and a JSON file kept; raises as `from_json`."""
         try:
             return cls(**fields)
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise StaleError(f"{where} is damaged ({error}): make it anew") from error
 
     def save(self, folder: Path) -> None:

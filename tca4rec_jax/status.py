@@ -1,7 +1,5 @@
 """What a work directory holds: each artefact, what it was made from, and why it is stale."""
 
-import json
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +12,9 @@ from tca4rec_jax.cf.logits_format import MANIFEST, identity
 from tca4rec_jax.cf.logits_store import made_from_of, read_manifest
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.sequences import SPLITS, RecData
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.fileio import read_json
 from tca4rec_jax.lease import holder_of
 from tca4rec_jax.provenance import FILE, Provenance
 from tca4rec_jax.reporting import Cell
@@ -170,19 +169,21 @@ class Status:
 
 def _of_npz(path: Path) -> Provenance | None:
     try:
-        with np.load(path) as arrays:
+        with reading(path, ".npz file"), np.load(path) as arrays:
             text = str(arrays["provenance"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except UserError:
         return None
     return Provenance.from_json(text, path)
 
 
 def _of_json(path: Path) -> Provenance | None:
     try:
-        fields = json.loads(path.read_text("utf-8"))
-        fields = fields if path.name.endswith(f".{FILE}") else fields["provenance"]
-        return Provenance(**fields)
-    except (OSError, ValueError, KeyError, TypeError):
+        with reading(path, "JSON file"):
+            fields = read_json(path)
+            return Provenance(
+                **(fields if path.name.endswith(f".{FILE}") else fields["provenance"])
+            )
+    except UserError:
         return None
 
 

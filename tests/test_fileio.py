@@ -16,6 +16,7 @@ from tca4rec_jax.fileio import (
     file_sha256,
     fingerprint,
     read_json,
+    read_json_lines,
     read_npz,
     write_npz,
     write_text,
@@ -141,3 +142,9 @@ def test_damaged_json_is_an_error_that_names_the_file(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"a\.json: (not a readable JSON|expected an object)"):
         read_json(path)
+
+
+@pytest.mark.parametrize("end", [b'{"a": ', b"3", b"[1]", b"\0\xff\xfe"])
+def test_a_damaged_end_of_json_lines_is_left_out(tmp_path, end):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n' + end + b"\n")
+    assert read_json_lines(tmp_path / "a.jsonl") == [{"a": 1}]

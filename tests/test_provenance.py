@@ -63,7 +63,12 @@ def test_no_record_is_an_error(tmp_path):
         Provenance.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"artefact": "x"}', '{"more": 1}'])
+NO_INPUTS = '{"artefact": "x", "command": "y", "inputs": 1}'
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"artefact": "x"}', '{"more": 1}', "[" * 10**5, NO_INPUTS]
+)
 def test_a_damaged_record_is_an_error_that_names_the_file(tmp_path, text):
     (tmp_path / FILE).write_text(text)
     with pytest.raises(StaleError, match=FILE):

@@ -31,7 +31,7 @@ from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.scoring import check_items, score_targets
 from tca4rec_jax.cf.windows import FlatRows, windows_at
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.metrics import mean_metrics
 from tca4rec_jax.ranges import Count, Positive, Seed, check_fields
@@ -248,13 +248,15 @@ def _resume(path: Path | None, fresh: tuple, identity: str) -> tuple[tuple, list
     if path is None or not path.exists():
         return fresh, []
     try:
-        leaves, text = read_arrays(path)
-        record = json.loads(text)
-    except ValueError as error:
+        with reading(path, "CF training"):
+            leaves, text = read_arrays(path)
+            record = json.loads(text)
+            if record["identity"] != identity:
+                return fresh, []
+            ordered = [jnp.asarray(leaves[str(number)]) for number in range(len(leaves))]
+            state, epochs = jax.tree.unflatten(jax.tree.structure(fresh), ordered), record["epochs"]
+    except UserError as error:
         logging.warning("CF: %s; training starts from scratch", error)
         return fresh, []
-    if record["identity"] != identity:
-        return fresh, []
-    logging.info("CF: going on after epoch %d of %s", len(record["epochs"]), path)
-    ordered = [jnp.asarray(leaves[str(number)]) for number in range(len(leaves))]
-    return jax.tree.unflatten(jax.tree.structure(fresh), ordered), record["epochs"]
+    logging.info("CF: going on after epoch %d of %s", len(epochs), path)
+    return state, epochs
