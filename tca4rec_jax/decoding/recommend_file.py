@@ -94,7 +94,11 @@ def _go_on(
     ):
         for start in range(done, len(rows), chunk):
             part = rows[start : start + chunk]
-            lists = recommender.recommend([row["history"] for row in part], k, sizes=sizes)
+            try:
+                lists = recommender.recommend([row["history"] for row in part], k, sizes=sizes)
+            except FloatingPointError as error:  # it counts the rows of this part, from 0
+                where = f"{output}, of the rows from {start + 1} on"
+                raise FloatingPointError(f"{where}: {error}") from error
             for row, found in zip(part, lists, strict=True):
                 row["items"] = [one.item_id for one in found]
                 row["titles"] = [one.title for one in found]

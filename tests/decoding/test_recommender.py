@@ -263,6 +263,21 @@ def test_a_file_is_recommended_for_and_resumed(run, tmp_path):
     assert read_histories(table) == [{"user": "7", "history": ["i1", "9"]}]
 
 
+def test_a_part_of_a_file_whose_scores_are_not_finite_is_named(run, tmp_path, monkeypatch):
+    recommender = Recommender(run, "any")
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"history": ["i1"]}\n' * 4)
+    recommend_file(recommender, source, output, k=3, chunk=2)
+    output.write_text("".join(output.read_text().splitlines(keepends=True)[:2]))
+
+    def broken(*_, **__):
+        raise FloatingPointError("row 0: nan")
+
+    monkeypatch.setattr(recommender, "recommend", broken)
+    with pytest.raises(FloatingPointError, match=r"out.jsonl, of the rows from 3 on: row 0: nan"):
+        recommend_file(recommender, source, output, k=3, chunk=2)
+
+
 def test_all_histories_of_a_file_are_known_before_anything_is_loaded(run, tmp_path):
     def load(name):
         raise AssertionError("loaded")
