@@ -1,10 +1,31 @@
-"""docs/trust.md: every test that it names is there."""
+"""docs/trust.md: it has every finding, and every test that it names is there."""
 
 import re
 
 import pages
 
 TRUST = (pages.ROOT / "docs" / "trust.md").read_text()
+
+NUMBERS = {
+    "A": range(1, 6),
+    "B": range(1, 21),
+    "C": range(1, 18),
+    "D": range(1, 8),
+    "newcomer ": range(1, 7),
+    "newcomer hurts ": range(1, 15),
+    "public B0": (1, 2, 3, 4, 5, 6, 8, 9),
+    "public B": (10, 11, 12, 13, 16, 18, 19, 21, 22, 24, 26, 27, 28),
+}
+FINDINGS = {*"EFGHIJ"} | {f"{name}{n}" for name, numbers in NUMBERS.items() for n in numbers}
+
+
+def named_findings(text):
+    """Those of the first column; `public B06, B21 (a part)` are public B06 and public B21."""
+    for row in re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE):
+        group = ""
+        for *words, number in map(str.split, re.sub(r"\(.*?\)", "", row).split(",")):
+            group = " ".join(words) or group
+            yield f"{group} {number}".strip()
 
 
 def named_tests(text):
@@ -23,6 +44,10 @@ def missing(text):
         if not there:
             found.append(f"{file}::{name}")
     return found
+
+
+def test_every_finding_has_a_row():
+    assert FINDINGS - {*named_findings(TRUST)} == set()
 
 
 def test_every_test_that_the_page_names_is_there():
