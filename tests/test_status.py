@@ -54,6 +54,11 @@ def test_everything_is_there_and_nothing_stale(workdir):
     hidden = {f"llm/{path.name}" for path in (workdir / "llm").glob("hidden_states_*")}
     assert len(hidden) == 1
     assert stores | hidden | {"data", "cf/checkpoint.npz", "llm/named", "[red]"} <= set(rows)
+    lists = [path for path in rows if path.startswith("evaluation/named_")]
+    assert [rows[path]["what"] for path in (*lists, "results.json")] == [
+        "evaluation list",
+        "evaluation",
+    ]
     assert not [path for path, cells in rows.items() if "stale" in cells["state"]]
     assert rows["llm/named"]["made from"] == f"{rows_weights(workdir)}, alpha 0.1"
     assert rows["llm/named"]["state"] == "5 steps"
@@ -87,6 +92,9 @@ def test_a_run_says_who_trains_it_and_trained_anew_makes_its_exports_stale(workd
     record["inputs"] |= {"training.steps": 9, "seed": 7}
     path.write_text(json.dumps(record))
     found = states(workdir)
+    lists = [state for path, state in found.items() if path.startswith("evaluation/named_")]
+    for state in (*lists, found["results.json"]):
+        assert "which no run is now" in state
     assert "run.seed was 0, is 7" in found["[red]"]
 
 
