@@ -6,6 +6,7 @@ works on every one of them. The fields and their defaults are those of sections.
 """
 
 import ast
+import dataclasses
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar
@@ -14,9 +15,13 @@ from ml_collections import ConfigDict, config_dict
 
 from tca4rec_jax.cf.settings import MODEL_FIELDS
 from tca4rec_jax.decoding.beam_search import ScoreWeights
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, check_choice
+from tca4rec_jax.llm.attention import check_implementation
+from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes
 from tca4rec_jax.ranges import check
 from tca4rec_jax.sections import SECTIONS, Field, fields_of, required
+from tca4rec_jax.training.state import TRAINED
 
 SHORT_NAMES = {name: f"objective.{name}" for name in ("alpha", "beta", "tau", "form", "softmax")}
 SHORT_NAMES |= {"targets": "training.targets", "steps": "training.steps"}
@@ -97,6 +102,37 @@ def doubts(config: ConfigDict) -> list[str]:
             "no movies, say what they are with --config.prompt.prefix in every step"
         ]
     return []
+
+
+def check_fits(config: ConfigDict, architecture: DecoderConfig) -> None:
+    """Raises UserError for prompts or adapters that do not fit an architecture."""
+    longest = architecture.max_positions
+    if config.prompt.max_tokens > longest:
+        raise UserError(
+            f"prompt.max_tokens is {config.prompt.max_tokens}: expected at most {longest}, the "
+            f"positions of {config.llm.weights}"
+        )
+    if config.llm.train == "lora":
+        layers = config.llm.num_layers or architecture.num_layers
+        architecture = dataclasses.replace(architecture, num_layers=layers)
+        adapter_shapes(architecture, build(LoRAConfig, config.lora))
+
+
+def check_llm(config: ConfigDict, platform: str) -> None:
+    """Raises UserError for fields of config.llm that are unknown or do not go together."""
+    llm = config.llm
+    check_choice("llm.train", llm.train, TRAINED)
+    if llm.quantise and llm.train == "full":
+        raise UserError(
+            f"llm.quantise is {llm.quantise!r}, but quantised weights cannot be trained: give"
+            " llm.train=lora, or leave llm.quantise empty"
+        )
+    check_implementation(llm.attention, platform, llm.dtype)
+    if llm.attention != "xla" and config.mesh.tensor > 1:
+        raise UserError(
+            f"llm.attention is {llm.attention!r}, a kernel that takes all heads of a row: set "
+            "mesh.tensor=1, or llm.attention=xla"
+        )
 
 
 def movielens_config() -> ConfigDict:

@@ -30,7 +30,14 @@ from tca4rec_jax.cf.logits_store import (
     split_path,
 )
 from tca4rec_jax.cf.settings import store_inputs
-from tca4rec_jax.config import build, default_config, run_name, saved_config
+from tca4rec_jax.config import (
+    build,
+    check_fits,
+    check_llm,
+    default_config,
+    run_name,
+    saved_config,
+)
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.dataset import load as load_data
@@ -48,13 +55,12 @@ from tca4rec_jax.distributed.sharding import (
     put,
     tree_shardings,
 )
-from tca4rec_jax.errors import UserError, check_choice
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import fingerprint
-from tca4rec_jax.llm.attention import check_implementation
 from tca4rec_jax.llm.checkpoints.loading import load_weights, read_architecture
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes, init_adapters, merge_adapters
+from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 from tca4rec_jax.recommenders import Recipe, recipe_of
 from tca4rec_jax.training.checkpoint import Checkpoints
@@ -67,7 +73,7 @@ from tca4rec_jax.training.run_inputs import (
     training_split,
     weights_content,
 )
-from tca4rec_jax.training.state import TRAINED, TrainState, in_dtype, make_optimizer
+from tca4rec_jax.training.state import TrainState, in_dtype, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,7 +195,7 @@ class Experiment:
         the model, or adapters that fit none of its layers.
         """
         llm = self.config.llm
-        _check_fits(self.config, read_architecture(self.weights_path))
+        check_fits(self.config, read_architecture(self.weights_path))
         logging.info("Loading the LLM's weights from %s", self.weights_path)
         return load_weights(
             self.weights_path,
@@ -211,7 +217,7 @@ class Experiment:
         Raises UserError for an unknown llm.train, llm.attention that does not run here, quantised
         weights that should be trained, and as `pretrained`.
         """
-        _check_llm(self.config, self.mesh.devices.flat[0].platform)
+        check_llm(self.config, self.mesh.devices.flat[0].platform)
         llm = self.config.llm
         architecture, params = self.pretrained
         options = build(DecoderOptions, llm)
@@ -377,34 +383,3 @@ def config_of_run(run: RunFolder) -> ConfigDict:
     config = saved_config(run.config)
     config.update(run=run.path.name, mesh=default_config().mesh)
     return config
-
-
-def _check_fits(config: ConfigDict, architecture: DecoderConfig) -> None:
-    """Raises UserError for prompts or adapters that do not fit an architecture."""
-    longest = architecture.max_positions
-    if config.prompt.max_tokens > longest:
-        raise UserError(
-            f"prompt.max_tokens is {config.prompt.max_tokens}: expected at most {longest}, the "
-            f"positions of {config.llm.weights}"
-        )
-    if config.llm.train == "lora":
-        layers = config.llm.num_layers or architecture.num_layers
-        architecture = dataclasses.replace(architecture, num_layers=layers)
-        adapter_shapes(architecture, build(LoRAConfig, config.lora))
-
-
-def _check_llm(config: ConfigDict, platform: str) -> None:
-    """Raises UserError for fields of config.llm that are unknown or do not go together."""
-    llm = config.llm
-    check_choice("llm.train", llm.train, TRAINED)
-    if llm.quantise and llm.train == "full":
-        raise UserError(
-            f"llm.quantise is {llm.quantise!r}, but quantised weights cannot be trained: give"
-            " llm.train=lora, or leave llm.quantise empty"
-        )
-    check_implementation(llm.attention, platform, llm.dtype)
-    if llm.attention != "xla" and config.mesh.tensor > 1:
-        raise UserError(
-            f"llm.attention is {llm.attention!r}, a kernel that takes all heads of a row: set "
-            "mesh.tensor=1, or llm.attention=xla"
-        )

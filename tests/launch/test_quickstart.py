@@ -145,7 +145,7 @@ def test_a_finished_run_trains_no_more_and_evaluation_reports(workdir, evaluated
     assert log_lines(workdir, "plain") == before
     done = start("train", workdir, "debug,run=plain,alpha=0.25").completed()
     assert done.returncode == 1
-    assert "trained otherwise" in done.stderr
+    assert "objective.alpha was 0.9, is 0.25" in done.stderr
     results = evaluated
     assert set(results["models"]) >= {"Most popular", "CF model", "LLM, untrained"}
     for model in results["models"].values():

@@ -211,7 +211,7 @@ def test_tokens_beyond_the_vocabulary_are_refused_before_weights_are_read(
     beyond = r"item '0' has token 27, but the LLM's vocabulary is 10 tokens"
     for use in (
         lambda: train(Experiment(config, workdir)),
-        lambda: evaluate_run(config, workdir),
+        lambda: evaluate_run(config, workdir, name="small"),
         lambda: Recommender(Experiment(config, workdir), "").recommend(["0"]),
     ):
         with pytest.raises(UserError, match=beyond):
