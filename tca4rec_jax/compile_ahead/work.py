@@ -112,37 +112,45 @@ class _Walk:
                 if kind in _HOST or _HOST_CALL.search(one.attributes):
                     self.work.host_transfers.append(f"{one.opcode} {one.name}")
                 body: list[Instruction] = []
-                result = self._inline(one, body, times)
-                flops, traffic = sum(map(_product_flops, body)), _traffic(one, body, result)
+                result, flops = self._inline(one, body, times)
+                traffic = _traffic(one, body, result)
                 cycles = float(hlo.first(r'"estimated_cycles":"(\d+)"', one.attributes) or 0)
                 self.work.kernels.append(Kernel(one.name, flops, traffic, cycles, times))
 
-    def _inline(self, one: Instruction, body: list[Instruction], times: float) -> Instruction:
-        """Adds to `body` what a kernel runs, with its operands in place of parameters; its result.
+    def _inline(
+        self, one: Instruction, body: list[Instruction], times: float
+    ) -> tuple[Instruction, float]:
+        """Adds to `body` what a kernel runs, with its operands in place of parameters.
 
         A TPU also puts collectives into fusions: one that runs beside other work stands in several
         (its start, its end, what it runs beside); one whose result is split at once is called
-        all-reduce-scatter.
+        all-reduce-scatter. Links carry what such a fusion inside another reads: it stays as it is.
+
+        Returns (the result, the FLOPs of the products).
         """
         if one.opcode not in ("fusion", "call", "async-start"):
             body.append(one)
-            return one
-        name, result = one.called("calls|to_apply"), one
+            return one, _product_flops(one)
+        name, result, flops = one.called("calls|to_apply"), one, 0.0
         linked: dict[str, Instruction] = {}
         for inner in self.computations[name]:
             kind = inner.opcode.removesuffix("-start")
             if kind == "parameter":
                 linked[inner.name] = one.operands[int(inner.literal)]
             else:
-                operands = [linked[operand.name] for operand in inner.operands]
-                linked[inner.name] = self._inline(inner._replace(operands=operands), body, times)
+                inner = inner._replace(operands=[linked[each.name] for each in inner.operands])
+                carried = _is_collective(inner)
+                made, products = self._inline(inner, [] if carried else body, times)
+                body += [inner] if carried else []
+                linked[inner.name] = inner if carried else made
+                flops += products
             if kind in _COLLECTIVES and (identity := _identity(inner)) not in self.fused:
                 self.fused.add(identity)
                 scattered = name.startswith("all-reduce-scatter")
                 self._collective("reduce-scatter" if scattered else kind, inner, times)
             if inner.is_root:
                 result = linked[inner.name]
-        return result
+        return result, flops
 
     def _costliest_branch(self, one: Instruction, times: float) -> None:
         names = hlo.names(hlo.first(r"branch_computations=\{([^}]*)\}", one.attributes))

@@ -158,6 +158,35 @@ frontend_attributes={{chain_id="{1}"}}
     assert [one.bytes for one in work.collectives] == [64, 64]
 
 
+def test_what_links_carry_inside_a_fusion_is_no_traffic():
+    """A TPU's collective that starts beside a product: a fusion of its own inside the fusion."""
+    text = """HloModule one, num_partitions=2
+
+%start (p: f32[1024]) -> f32[2048] {
+  %p = f32[1024]{0} parameter(0)
+  ROOT %gathered = f32[2048]{0} custom-call(%p), custom_call_target="x"
+}
+
+%beside (x: f32[1024], y: f32[8,8]) -> (f32[2048], f32[8,8]) {
+  %x = f32[1024]{0} parameter(0)
+  %y = f32[8,8]{1,0} parameter(1)
+  %async = f32[2048]{0} fusion(%x), kind=kCustom, calls=%start, \
+backend_config={"custom_fusion":"AsyncCollectiveStart"}
+  %dot = f32[8,8]{1,0} dot(%y, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %both = (f32[2048]{0}, f32[8,8]{1,0}) tuple(%async, %dot)
+}
+
+ENTRY %main (x: f32[1024], y: f32[8,8]) -> (f32[2048], f32[8,8]) {
+  %x = f32[1024]{0} parameter(0)
+  %y = f32[8,8]{1,0} parameter(1)
+  ROOT %fusion = (f32[2048]{0}, f32[8,8]{1,0}) fusion(%x, %y), kind=kOutput, calls=%beside
+}
+""".replace("\\\n", "")
+    work = analyse(text)
+    assert work.flops == 2 * 8**3
+    assert work.bytes == 2 * 4 * 8 * 8  # the product's operand and result
+
+
 def test_types_and_what_is_no_hlo():
     assert type_bytes("(f32[2,3]{1,0}, pred[], s4[10]{0}, token[])") == 24 + 1 + 5
     assert type_bytes("f8e4m3fn[16]{0}") == 16
