@@ -54,7 +54,7 @@ class Script:
     def __init__(self, command: Sequence[str], environment: dict[str, str], devices: int = 0):
         """command: script, arguments; devices: of the process on CPU, 0: one for every core."""
         self._command, self._folder = command, tempfile.TemporaryDirectory()
-        self._process = start(_run, command, environment, devices, self._folder.name)
+        self._process = start(run, command, environment, devices, self._folder.name)
         self.pid = self._process.pid
 
     def wait(self, seconds: float = 300) -> int:
@@ -76,7 +76,7 @@ class Script:
         )
 
 
-def _run(command: Sequence[str], environment: dict[str, str], devices: int, folder: str) -> None:
+def run(command: Sequence[str], environment: dict[str, str], devices: int, folder: str) -> None:
     for name in ("stdout", "stderr"):
         file = open(Path(folder, name), "w", buffering=1)  # noqa: SIM115 - the process' own
         os.dup2(file.fileno(), getattr(sys, f"__{name}__").fileno())

@@ -189,7 +189,7 @@ def test_recommending_with_a_trained_run_and_sweeping_its_guidance(workdir):
     [
         ("debug,alpha=1.5", "objective.alpha is 1.5"),
         ("debug,training.batch_size=3,mesh.data=2", "training.batch_size is 3"),
-        ("debug,prompt.max_tokens=10000", "prompt.max_tokens is 10000"),
+        ("debug,prompt.max_tokens=10000,training.buckets=(16384,)", "prompt.max_tokens is 10000"),
         ("debug,prompt.max_tokens=20", "the budget is 20 with a prefix"),
     ],
 )
