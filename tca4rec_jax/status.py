@@ -32,10 +32,11 @@ class _Artefact(NamedTuple):
     stale: str  # why; '' if it is not
     command: str
     state: str = "up to date"
+    whole: bool = True  # or it was interrupted: the command goes on
 
     def cells(self) -> dict[str, Cell]:
         stale = f"stale: {self.stale}" if self.stale else self.state
-        command = self.command if self.stale or self.state != "up to date" else None
+        command = None if self.whole and not self.stale else self.command
         return {"what": self.what, "made from": self.made_from, "state": stale, _MADE_ANEW: command}
 
 
@@ -108,19 +109,20 @@ class Status:
 
     def _runs(self) -> Iterator[_Artefact]:
         for run in RunFolder.all(self._workdir):
-            name, described = run.path.name, "?"
+            name, described, whole = run.path.name, "?", False
             try:
                 experiment = Experiment.of_run(self._workdir, name)
                 config = experiment.config
                 described = f"{config.llm.weights}, alpha {config.objective.alpha:g}"
                 stale = "; ".join(run.made_from.differences(experiment.training_inputs))
                 done, steps = run.trained_steps, run.steps
-                state = f"{done} of {steps} steps" if done < steps else f"{steps} steps"
+                whole = done >= steps
+                state = f"{steps} steps" if whole else f"{done} of {steps} steps"
             except (OSError, UserError) as error:
                 stale, state = str(error), ""
             command = f"launch/train.py --config.run={name}"
             state = _written(run.path, state)
-            yield _Artefact(run.path, "LLM run", described, stale, command, state)
+            yield _Artefact(run.path, "LLM run", described, stale, command, state, whole)
 
     def _reports(self) -> Iterator[_Artefact]:
         """Single files: lists of an evaluation, results, files of recommendations."""

@@ -62,6 +62,7 @@ def test_everything_is_there_and_nothing_stale(workdir):
     assert not [path for path, cells in rows.items() if "stale" in cells["state"]]
     assert rows["llm/named"]["made from"] == f"{rows_weights(workdir)}, alpha 0.1"
     assert rows["llm/named"]["state"] == "5 steps"
+    assert {cells["made anew with"] for cells in rows.values()} == {None}
     assert rows["[red]"]["made from"] == "named"
 
 
@@ -92,6 +93,7 @@ def test_a_run_says_who_trains_it_and_trained_anew_makes_its_exports_stale(workd
     record["inputs"] |= {"training.steps": 9, "seed": 7}
     path.write_text(json.dumps(record))
     found = states(workdir)
+    assert Status(workdir).rows()["llm/named"]["made anew with"] is not None
     lists = [state for path, state in found.items() if path.startswith("evaluation/named_")]
     for state in (*lists, found["results.json"]):
         assert "which no run is now" in state
