@@ -149,6 +149,17 @@ def movielens_config() -> ConfigDict:
     return config
 
 
+def beauty_config() -> ConfigDict:
+    """Amazon Beauty (2014, 5-core) as most published tables have it: sequences without times, leave
+    one out, histories of 50. The data lie in Beauty.inter.json, or where --config.data.interactions
+    says."""
+    config = default_config()
+    config.data.update(source="sequences", interactions="Beauty.inter.json")
+    config.data.update(split_by="leave_one_out", history_length=50)
+    config.cf.history_length = 50
+    return config
+
+
 def published_cf(config: ConfigDict) -> None:
     """The published preprocessed data and the SASRec that the published code trains on them."""
     config.data.source = "published"

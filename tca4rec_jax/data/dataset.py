@@ -10,15 +10,18 @@ import numpy as np
 from absl import logging
 
 from tca4rec_jax.data import downloads, tfds_rec
+from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.interactions import (
-    build_splits,
+    Interactions,
     read_interactions,
     read_items,
+    read_items_without_titles,
     treat_duplicates,
 )
 from tca4rec_jax.data.movielens import INTERACTIONS_FILE, ITEMS_FILE, read_movielens
 from tca4rec_jax.data.published import published_files, read_published
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
+from tca4rec_jax.data.splits import build_splits
 from tca4rec_jax.data.tables import Reading
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import atomic_path, file_sha256
@@ -38,6 +41,12 @@ from tca4rec_jax.ranges import (
 _FORMAT = 1  # part of the provenance: raise it when the rows made from the same input change
 _COMMAND = "launch/prepare_data.py in another work directory, or after deleting the folder"
 _PLACES = ("path", "interactions", "catalogue")
+_ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # by source: needed, optional
+    "movielens_100k": ((), ("path",)),
+    "files": (("interactions", "catalogue"), ()),
+    "sequences": (("interactions",), ("catalogue",)),
+    "published": (("path",), ()),
+}
 
 
 @dataclass(frozen=True)
@@ -46,28 +55,32 @@ class DataConfig:
 
     Attributes:
       source: 'movielens_100k' (downloaded, or the files in the folder `path`), 'files' (the
-        tables `interactions` and `items`) or 'published' (the layout of the published data sets
-        in the folder `path`).
+        tables `interactions` and `catalogue`), 'sequences' (the same without times: the
+        interactions of a user stand in their order; often JSON) or 'published' (the layout of the
+        published data sets in the folder `path`).
       path: a folder, see source.
       interactions: CSV, TSV, JSON-lines or Parquet file with a user, an item and a timestamp per
-        row.
-      catalogue: CSV, TSV, JSON-lines or Parquet file with an item and a title per row.
+        row; of 'sequences' also JSON, {user: [item, ..]}, oldest first.
+      catalogue: CSV, TSV, JSON-lines or Parquet file with an item and a title per row, or JSON,
+        {item: title}; without one an item's title is its id ('sequences' only).
       user_column, item_column, timestamp_column, title_column: names of the columns in those two
         files (the item's column has one name in both).
+      split_by: 'time' (chronological over all users together) or 'leave_one_out' (of every user
+        the last item is the target of test, the last but one that of validation).
       history_length: the most items before a target.
-      min_history: the fewest; by default history_length.
-      split: fractions of the rows in train, validation and test, in time order.
+      min_history: the fewest; by default history_length, of 'leave_one_out' 1.
+      split: fractions of the rows in train, validation and test, in time order ('time').
       seed: of the order of interactions that share a timestamp.
       max_title_length: titles are cut to so many characters; 0 keeps them whole.
-      encoding: of the text files of 'files'.
-      drop_invalid: leave out rows of 'files' that cannot be used, and log how many and why.
+      encoding: of the text files of 'files' and 'sequences'.
+      drop_invalid: leave out rows of these that cannot be used, and log how many and why.
       drop_duplicates: keep one of the interactions of a user, an item and a time.
 
     history_length, min_history, split, seed and drop_duplicates have no effect on 'published',
-    whose rows are made.
+    whose rows are made; seed and drop_duplicates none on 'sequences'.
     """
 
-    source: Literal["movielens_100k", "files", "published"] = "movielens_100k"
+    source: Literal["movielens_100k", "files", "sequences", "published"] = "movielens_100k"
     path: LocalPath | None = None
     interactions: LocalPath | None = None
     catalogue: LocalPath | None = None
@@ -75,6 +88,7 @@ class DataConfig:
     item_column: Text = "item"
     timestamp_column: Text = "timestamp"
     title_column: Text = "title"
+    split_by: Literal["time", "leave_one_out"] = "time"
     history_length: Count = 10
     min_history: Count | None = None
     split: Fractions = (0.8, 0.1, 0.1)
@@ -91,15 +105,22 @@ class DataConfig:
                 f"data.min_history is {self.min_history}: expected at most data.history_length, "
                 f"{self.history_length}"
             )
+        fixed = {"sequences": "leave_one_out", "published": "time"}
+        if self.split_by != fixed.get(self.source, self.split_by):
+            why = "no times" if self.source == "sequences" else "splits of their own"
+            raise UserError(
+                f"data.split_by is {self.split_by!r}: data.source={self.source} has {why}, "
+                f"expected {fixed[self.source]!r}"
+            )
         object.__setattr__(self, "split", tuple(float(part) for part in self.split))
 
     def inputs(self) -> dict[str, Path]:
         """The user's folder or files by field, {} if there are none; UserError if one is needed."""
-        roles = ("interactions", "catalogue") if self.source == "files" else ("path",)
-        given = {role: Path(value) for role in roles if (value := getattr(self, role))}
-        if len(given) < len(roles) and self.source != "movielens_100k":
-            needed = " and ".join(f"data.{role}" for role in roles)
-            raise UserError(f"data.source={self.source} needs {needed}")
+        needed, optional = _ROLES[self.source]
+        given = {role: Path(value) for role in needed + optional if (value := getattr(self, role))}
+        if not given.keys() >= set(needed):
+            fields = " and ".join(f"data.{role}" for role in needed)
+            raise UserError(f"data.source={self.source} needs {fields}")
         return given
 
 
@@ -117,7 +138,11 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
     config, data_dir = DataConfig(**data_config), Path(data_dir)
     files = _source_files(config)
     logging.info("Reading %s", ", ".join(map(str, files.values())))
-    contents = {f"SHA-256 of {role}": file_sha256(path) for role, path in files.items()}
+    contents: dict[str, str | None] = {
+        f"SHA-256 of {role}": file_sha256(path) for role, path in files.items()
+    }
+    if config.source == "sequences":
+        contents.setdefault("SHA-256 of catalogue", None)  # made without titles
     made_from = Provenance("data set", _COMMAND, _fields(config) | contents)
     if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
         try:
@@ -165,16 +190,24 @@ def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
     if config.source == "movielens_100k":
         catalogue, interactions = read_movielens(files["catalogue"].parent, config.max_title_length)
     else:
-        columns = {"item": config.item_column, "title": config.title_column}
-        reading = Reading(config.encoding, config.drop_invalid)
-        catalogue = read_items(files["catalogue"], columns, config.max_title_length, reading)
-        columns = {"user": config.user_column, "item": config.item_column}
-        columns["timestamp"] = config.timestamp_column
-        interactions = read_interactions(files["interactions"], catalogue, columns, reading)
+        catalogue, interactions = _read_tables(config, files)
     interactions = treat_duplicates(interactions, config.drop_duplicates)
-    settings = ("history_length", "min_history", "split", "seed")
+    settings = ("split_by", "history_length", "min_history", "split", "seed")
     splits = build_splits(interactions, **{name: getattr(config, name) for name in settings})
     return RecData(catalogue, splits, interactions.user_ids)
+
+
+def _read_tables(config: DataConfig, files: Mapping[str, Path]) -> tuple[Catalogue, Interactions]:
+    reading = Reading(config.encoding, config.drop_invalid)
+    columns = {"user": config.user_column, "item": config.item_column}
+    if "catalogue" in files:
+        titles = {"item": config.item_column, "title": config.title_column}
+        catalogue = read_items(files["catalogue"], titles, config.max_title_length, reading)
+    else:
+        catalogue = read_items_without_titles(files["interactions"], columns, reading)
+    if config.source == "files":
+        columns["timestamp"] = config.timestamp_column
+    return catalogue, read_interactions(files["interactions"], catalogue, columns, reading)
 
 
 def _fields(config: DataConfig) -> dict:

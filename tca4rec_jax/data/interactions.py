@@ -1,4 +1,4 @@
-"""Interactions (user, item, time) from files, and the chronological splits made of them."""
+"""Interactions (user, item, time) and items from tables."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ from absl import logging
 
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.odd_titles import odd_titles
-from tca4rec_jax.data.ragged import Ragged, ranges
-from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.data.sequences import UNKNOWN_TIME
 from tca4rec_jax.data.tables import STRICT, Reading, Table, read_rows
 from tca4rec_jax.errors import UserError
 
@@ -21,14 +20,20 @@ class Interactions:
     """n interactions.
 
     Attributes:
-      user, item: int32 [n], indices into the sorted `user_ids` and the catalogue.
-      timestamp: int64 [n], at least 0; any unit, only order and equality count.
+      user, item: int32 [n], indices into `user_ids` and the catalogue.
+      timestamp: int64 [n], at least 0; any unit, only order and equality count. UNKNOWN_TIME in
+        all of them: the interactions of a user stand in their order, oldest first.
     """
 
     user: np.ndarray
     item: np.ndarray
     timestamp: np.ndarray
     user_ids: tuple[str, ...] = ()
+
+    @property
+    def has_times(self) -> bool:
+        """Whether the times are known."""
+        return bool(np.any(self.timestamp != UNKNOWN_TIME))
 
     def take(self, rows: np.ndarray) -> "Interactions":
         """Some of the interactions, of the same users."""
@@ -71,24 +76,51 @@ def catalogue_of(
     return catalogue
 
 
+def read_items_without_titles(
+    path: Path, columns: Mapping[str, str], reading: Reading = STRICT
+) -> Catalogue:
+    """The items of a file of interactions, in the order in which they first occur.
+
+    An item's title is its id. Raises as `read_rows` does.
+    """
+
+    def read(table: Table) -> Catalogue:
+        ids = tuple(dict.fromkeys(table.ids("item")))
+        return Catalogue(ids, ids)
+
+    return read_rows(path, columns, read, reading)
+
+
 def read_interactions(
     path: Path,
     catalogue: Catalogue,
     columns: Mapping[str, str],
     reading: Reading = STRICT,
 ) -> Interactions:
-    """Interactions in the order of the file; raises as `read_rows` does."""
+    """Interactions in the order of the file, without times if `columns` has no 'timestamp'.
+
+    Users are numbered in the order of their ids, without times as the file has them. Raises as
+    `read_rows` does.
+    """
+    timed = "timestamp" in columns
 
     def read(table: Table) -> Interactions:
-        user, user_ids = pd.factorize(pd.Series(table.ids("user"), dtype=object), sort=True)
+        user_n = pd.Series(table.ids("user"), dtype=object)
+        user, user_ids = pd.factorize(user_n, sort=timed)
         item = table.indices("item", catalogue.find, f"the catalogue of {catalogue.num_items}")
-        return Interactions(user.astype(np.int32), item, table.times("timestamp"), tuple(user_ids))
+        times = table.times("timestamp") if timed else np.full(len(item), UNKNOWN_TIME)
+        return Interactions(user.astype(np.int32), item, times, tuple(user_ids))
 
     return read_rows(path, columns, read, reading)
 
 
 def treat_duplicates(interactions: Interactions, drop: bool) -> Interactions:
-    """Drops, or only counts, those of a user, an item and a time that stand earlier; logs them."""
+    """Drops, or only counts, those of a user, an item and a time that stand earlier; logs them.
+
+    Without times none is known to be one.
+    """
+    if not interactions.has_times:
+        return interactions
     columns = (interactions.user, interactions.item, interactions.timestamp)
     repeated = pd.DataFrame(dict(enumerate(columns))).duplicated().to_numpy()
     if count := int(repeated.sum()):
@@ -97,77 +129,3 @@ def treat_duplicates(interactions: Interactions, drop: bool) -> Interactions:
             "%d of %d interactions are exact duplicates: %s", count, len(repeated), done
         )
     return interactions.take(~repeated) if drop and count else interactions
-
-
-def order_by_time(interactions: Interactions, seed: int) -> Interactions:
-    """Sorted by time, interactions of equal time in an order drawn from `seed`.
-
-    Users rate in bursts that share a timestamp; if these were ordered by item id, that would tell
-    the next item. The order in which the file held them has no effect.
-    """
-    given = interactions
-    canonical = given.take(np.lexsort((given.item, given.user, given.timestamp)))
-    shuffled = canonical.take(np.random.default_rng(seed).permutation(len(given.user)))
-    return shuffled.take(np.argsort(shuffled.timestamp, kind="stable"))
-
-
-def build_splits(
-    interactions: Interactions,
-    *,
-    history_length: int = 10,
-    min_history: int | None = None,
-    split: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    seed: int = 0,
-) -> dict[str, ItemSequences]:
-    """The four splits, chronological over all users together.
-
-    A row is an interaction (the target) with the up to `history_length` interactions of its user
-    before it; interactions with fewer than `min_history` (default: history_length) before them
-    give no row. The rows are ordered by the time of their target and cut in three by `split`.
-    train_sequences holds, for every user with two or more of them, all interactions before the
-    first validation target (those of users without any row included).
-
-    `DataConfig` says the ranges of the settings. Raises UserError if they leave a split without
-    rows.
-    """
-    min_history = history_length if min_history is None else min_history
-    ordered = order_by_time(interactions, seed)
-    place = np.argsort(ordered.user, kind="stable")  # in time, of every interaction in by_user
-    by_user = ordered.take(place)
-    new_user = np.flatnonzero(np.diff(by_user.user, prepend=-1))
-    before = np.arange(len(place)) - np.repeat(new_user, np.diff(new_user, append=len(place)))
-    targets = np.flatnonzero(before >= min_history)
-    targets = targets[np.argsort(place[targets])]
-    first, second = _boundaries(len(targets), split, min_history)
-
-    def rows(starts_R, lengths_R):
-        positions = Ragged.from_lengths(ranges(starts_R, lengths_R), lengths_R)
-        found = by_user.take(positions.values)
-        user_R = by_user.user[starts_R]
-        return ItemSequences(user_R, found.item, positions.offsets, found.timestamp)
-
-    def rows_of(targets_R):
-        lengths_R = np.minimum(before[targets_R], history_length) + 1
-        return rows(targets_R + 1 - lengths_R, lengths_R)
-
-    training = place < place[targets[first]]  # strictly before the first validation target
-    counts = np.add.reduceat(training.astype(np.int64), new_user)
-    kept = counts >= 2  # a user's training interactions come first in his block of by_user
-    return {
-        "train_sequences": rows(new_user[kept], counts[kept]),
-        "train": rows_of(targets[:first]),
-        "validation": rows_of(targets[first:second]),
-        "test": rows_of(targets[second:]),
-    }
-
-
-def _boundaries(num_rows: int, split: tuple[float, ...], min_history: int) -> tuple[int, int]:
-    """Where validation and test begin among the rows in time order."""
-    first, second = round(num_rows * split[0]), round(num_rows * (split[0] + split[1]))
-    if not 0 < first < second < num_rows:
-        raise UserError(
-            f"{num_rows} interactions have {min_history} or more of their user before them, too "
-            f"few to fill train, validation and test by {tuple(split)}; use more data or a smaller "
-            "min_history (or history_length)"
-        )
-    return first, second

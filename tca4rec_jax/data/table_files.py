@@ -7,6 +7,7 @@ A row is counted from 1, the header not included, a line from 1. Kinds of file, 
                    a quote in it is doubled
   .inter, .item    RecBole: tab separated, a quote is a character, column names are name:type
   .jsonl           an object per line
+  .json            of two columns: an object {first: second} or {first: [second, ..]}
   .parquet, .pq
 """
 
@@ -19,6 +20,7 @@ import json
 import re
 import reprlib
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,9 +97,39 @@ def read_json_objects(path: Path, encoding: str = "utf-8") -> list[dict]:
     return rows
 
 
+def read_key_values(path: Path, encoding: str = "utf-8") -> list[tuple[str, str, int]]:
+    """(key, value, place among the key's values, from 1) of {key: value} or {key: [value, ..]}.
+
+    Raises FileNotFoundError; UserError for a file that is no such JSON, naming the key of a value
+    that is neither text nor a whole number.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    text = read_text(path, encoding)
+    try:
+        found = json.loads(text, object_pairs_hook=_json_object)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected one JSON object such as {{...}}")
+    rows = []
+    for key, values in found.items():
+        for place, value in enumerate(values if isinstance(values, list) else [values], start=1):
+            if not isinstance(value, str | int) or isinstance(value, bool):
+                raise UserError(
+                    f"{path}: value {place} of {shown(key)} is {shown(value)}, expected text or a "
+                    "whole number"
+                )
+            rows.append((key, str(value), place))
+    if not rows:
+        raise UserError(f"{path} has no values")
+    return rows
+
+
 def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) < len(pairs):
-        raise ValueError("a name occurs twice in an object")
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"a name occurs twice in an object: {shown(name)}")
     return found
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import logging
 
-from tca4rec_jax.data.table_files import read_columns, shown
+from tca4rec_jax.data.table_files import kind_of, read_columns, read_key_values, shown
 from tca4rec_jax.errors import UserError
 
 _CONTROL = r"[\x00-\x08\x0a-\x1f\x7f\x{85}\x{2028}\x{2029}]"  # all of them but the tab
@@ -74,6 +74,10 @@ class Table:
         columns = {name: values.filter(kept) for name, values in self.columns.items()}
         return replace(self, columns=columns, row_n=self.row_n[~bad_n])
 
+    def place(self, at: int) -> str:
+        """What an error calls a row."""
+        return f"row {self.row_n[at]}"
+
     def refuse(self, column: str, bad_n: np.ndarray | pa.Array, expected: str) -> None:
         """Raises BadRows, naming the first of them."""
         bad_n = np.asarray(bad_n, bool)
@@ -81,7 +85,7 @@ class Table:
             at = int(np.argmax(bad_n))
             value = shown(self.columns[column][at].as_py())
             raise BadRows(
-                f"{self.path}, row {self.row_n[at]}: {self.names[column]} is {value}, expected "
+                f"{self.path}, {self.place(at)}: {self.names[column]} is {value}, expected "
                 f"{expected} ({int(bad_n.sum())} such rows of {len(bad_n)})",
                 bad_n,
             )
@@ -106,7 +110,7 @@ class Table:
         unknown = list(dict.fromkeys(ids[found < 0]))
         if unknown:
             raise BadRows(
-                f"{self.path}, row {self.row_n[np.argmax(found < 0)]}: {len(unknown)} {column}s "
+                f"{self.path}, {self.place(int(np.argmax(found < 0)))}: {len(unknown)} {column}s "
                 f"are not in {among}, such as {unknown[:5]}",
                 found < 0,
             )
@@ -237,8 +241,29 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
+@dataclass(frozen=True, eq=False)
+class KeyedTable(Table):
+    """The values of a JSON object under their keys, the first column; `row_n` counts the values of
+    one key from 1."""
+
+    def place(self, at: int) -> str:
+        """What an error calls a row."""
+        key, values = next(iter(self.columns.items()))
+        return f"value {self.row_n[at]} of the {key} {shown(values[at].as_py())}"
+
+
 def read_table(path: Path, names: Mapping[str, str], encoding: str = "utf-8") -> Table:
-    """Some columns (name here -> name in the file) of a file; raises as `read_columns` does."""
+    """Some columns (name here -> name in the file) of a file; raises as `read_columns` does.
+
+    A .json has two, the keys and their values; raises UserError if `names` has others.
+    """
+    if kind_of(path) == ".json":
+        if len(names) != 2:
+            wanted = ", ".join(names)
+            raise UserError(f"{path}: a JSON object has keys and values, not {wanted}; use a table")
+        keys, values, row_n = zip(*read_key_values(path, encoding), strict=True)
+        arrays = (pa.array(column, pa.large_string()) for column in (keys, values))
+        return KeyedTable(path, names, dict(zip(names, arrays, strict=True)), np.array(row_n))
     found = read_columns(path, list(names.values()), encoding)
     columns = {here: found[name].combine_chunks() for here, name in names.items()}
     return Table(path, names, columns, np.arange(1, found.num_rows + 1))

@@ -106,6 +106,7 @@ OTHER = {
     "item_column": "i",
     "timestamp_column": "t",
     "title_column": "name",
+    "split_by": "leave_one_out",
     "min_history": 1,
     "split": (0.6, 0.2, 0.2),
     "seed": 1,
@@ -192,6 +193,12 @@ def test_tfds_and_its_data_source_see_the_same_rows(good_config, tmp_path):
         ({"source": "netflix"}, "data.source is 'netflix': expected one of"),
         ({"source": "published"}, "needs data.path"),
         ({"min_history": 11}, "min_history is 11: expected at most data.history_length, 10"),
+        ({"source": "sequences", "split_by": "leave_one_out"}, "needs data.interactions$"),
+        ({"source": "sequences"}, "'time': data.source=sequences has no times, expected 'leave_"),
+        (
+            {"source": "published", "split_by": "leave_one_out"},
+            "data.source=published has splits of their own, expected 'time'",
+        ),
         ({"source": "files", "catalogue": "x"}, "needs data.interactions and data.catalogue"),
     ],
 )
@@ -228,6 +235,34 @@ def test_movielens_comes_from_the_download_or_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "fetch", None)
     again = dataset.prepare({**config, "path": str(folder)}, tmp_path / "b")
     assert _same(again, data)
+
+
+def test_sequences_are_prepared_and_their_titles_count(tmp_path):
+    sequences, titles = tmp_path / "x.json", tmp_path / "titles.json"
+    sequences.write_text(json.dumps({"u": [3, 1, 2, 9], "v": [1, 2], "w": [9, 3, 1]}))
+    titles.write_text(json.dumps({item: f"Title {item}" for item in (1, 2, 3, 9)}))
+    config = {"source": "sequences", "split_by": "leave_one_out", "interactions": str(sequences)}
+    data = dataset.prepare(config, tmp_path / "data")
+    assert data.catalogue == Catalogue(("3", "1", "2", "9"), ("3", "1", "2", "9"))
+    rows = {
+        name: [rows[r].tolist() for r in range(len(rows))] for name, rows in data.splits.items()
+    }
+    assert rows == {
+        "train_sequences": [[0, 1], [1, 2]],
+        "train": [[0, 1], [1, 2]],
+        "validation": [[0, 1, 2], [3, 0]],
+        "test": [[0, 1, 2, 3], [3, 0, 1]],
+    }
+    assert data.user_ids == ("u", "v", "w")
+    assert summarise(data)["splits"]["test"]["tied"] is None
+    assert _same(dataset.load(tmp_path / "data", config), data)
+    titled = {**config, "catalogue": str(titles)}
+    with pytest.raises(StaleError, match="SHA-256 of catalogue was None"):
+        dataset.prepare(titled, tmp_path / "data")
+    named = dataset.prepare(titled, tmp_path / "named")
+    assert named.catalogue.titles == ("Title 1", "Title 2", "Title 3", "Title 9")
+    with pytest.raises(StaleError, match="SHA-256 of catalogue was .*, is None"):
+        dataset.prepare(config, tmp_path / "named")
 
 
 def test_summary_counts(tmp_path):

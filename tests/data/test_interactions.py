@@ -1,21 +1,19 @@
-"""Reading interactions and items, their order, and the splits against a plain Python oracle."""
+"""Reading interactions and items."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.interactions import (
     Interactions,
-    build_splits,
-    order_by_time,
     read_interactions,
     read_items,
+    read_items_without_titles,
     treat_duplicates,
 )
 from tca4rec_jax.data.tables import Reading
+from tca4rec_jax.errors import UserError
 
 CATALOGUE = Catalogue(("a", "b", "c"), ("Apple", "Bean", "Cherry"))
 ROWS = pd.DataFrame({"user": ["u", "v", "u"], "item": ["b", "a", "c"], "timestamp": [30, 10, 20]})
@@ -127,9 +125,9 @@ def test_bad_files_are_refused(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(ValueError, match="x.parquet cannot be read as a Parquet file"):
         read_interactions(tmp_path / "x.parquet", CATALOGUE, COLUMNS)
-    (tmp_path / "x.json").write_text("{}")
+    (tmp_path / "x.txt").write_text("{}")
     with pytest.raises(ValueError, match="must end in one of"):
-        read_interactions(tmp_path / "x.json", CATALOGUE, COLUMNS)
+        read_interactions(tmp_path / "x.txt", CATALOGUE, COLUMNS)
 
 
 def test_items_keep_the_order_of_the_file_and_titles_are_cleaned_and_cut(tmp_path):
@@ -195,100 +193,53 @@ def _triples(interactions):
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-TRIPLES = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 12)), min_size=1, max_size=60
+PAIRS = {"user": "user", "item": "item"}
+
+
+def test_sequences_and_titles_are_read_from_json(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"v": [7, "b"], "none": [], "u": ["b", "7", "b"]}')
+    catalogue = read_items_without_titles(path, PAIRS)
+    assert catalogue == Catalogue(("7", "b"), ("7", "b"))
+    read = read_interactions(path, catalogue, PAIRS)
+    assert (read.user_ids, read.user.tolist()) == (("v", "u"), [0, 0, 1, 1, 1])
+    assert read.item.tolist() == [0, 1, 1, 0, 1]
+    assert not read.has_times
+    assert treat_duplicates(read, drop=True) is read
+    titles = tmp_path / "titles.json"
+    titles.write_text('{"b": "Two  words", "7": "Se7en"}')
+    assert read_items(titles, ITEM_COLUMNS) == Catalogue(("b", "7"), ("Two words", "Se7en"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"u": ["a", "z"]}', r"value 2 of the user 'u': 1 items are not in .* such as \['z'\]"),
+        ('{"u": ["a"], "v": ["b", ""]}', "value 2 of the user 'v': item is '', expected an id"),
+        ('{"u": ["a"], " ": ["b"]}', "value 1 of the user ' ': user is ' ', expected an id"),
+        ('{"u": ["a", null]}', "value 2 of 'u' is None, expected text or a whole number"),
+        ('{"u": [1.0]}', "value 1 of 'u' is 1.0, expected text"),
+        ('{"u": [["a"]]}', r"value 1 of 'u' is \['a'\], expected text"),
+        ('{"u": true}', "value 1 of 'u' is True, expected text"),
+        ('{"u": ["a"], "u": ["b"]}', "is not JSON: a name occurs twice in an object: 'u'"),
+        ('[["a"]]', "expected one JSON object"),
+        ('{"u": ["a"', "is not JSON"),
+        ("{}", "has no values"),
+    ],
 )
+def test_bad_sequences_are_refused_naming_the_user(tmp_path, text, message):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"x.json.*{message}"):
+        read_interactions(path, CATALOGUE, PAIRS)
 
 
-@settings(max_examples=50, deadline=None)
-@given(TRIPLES, st.integers(0, 5), st.randoms(use_true_random=False))
-def test_order_is_by_time_and_independent_of_the_order_in_the_file(triples, seed, random):
-    ordered = _triples(order_by_time(_interactions(triples), seed))
-    assert sorted(ordered) == sorted(triples)
-    assert [t for *_, t in ordered] == sorted(t for *_, t in triples)
-    random.shuffle(triples)
-    assert _triples(order_by_time(_interactions(triples), seed)) == ordered
-
-
-def test_ties_are_shuffled_not_sorted_by_item():
-    triples = [(0, item, 7) for item in range(200)]
-    order = order_by_time(_interactions(triples), seed=0).item
-    ascending = np.mean(np.diff(order) > 0)
-    assert 0.35 < ascending < 0.65  # sorted by item it would be 1
-    assert order.tolist() != order_by_time(_interactions(triples), seed=1).item.tolist()
-
-
-def _oracle(triples, history_length, min_history, split):
-    """The splits as lists of (user, items, timestamps); `triples` already in time order."""
-    rows, seen = [], {}
-    for place, (user, item, timestamp) in enumerate(triples):
-        past = seen.setdefault(user, [])
-        past.append((item, timestamp))
-        if len(past) > min_history:
-            rows.append((place, user, past[-history_length - 1 :]))
-    first, second = round(len(rows) * split[0]), round(len(rows) * (split[0] + split[1]))
-    period = {}
-    for user, item, timestamp in triples[: rows[first][0]]:
-        period.setdefault(user, []).append((item, timestamp))
-    return {
-        "train_sequences": [(u, past) for u, past in sorted(period.items()) if len(past) > 1],
-        "train": [(u, list(past)) for _, u, past in rows[:first]],
-        "validation": [(u, list(past)) for _, u, past in rows[first:second]],
-        "test": [(u, list(past)) for _, u, past in rows[second:]],
-    }
-
-
-@pytest.mark.parametrize(("history_length", "min_history"), [(3, None), (3, 1), (5, 2), (1, 1)])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_splits_equal_the_oracle(history_length, min_history, seed):
-    rng = np.random.default_rng(seed)
-    shape = 150
-    triples = np.stack(
-        [rng.integers(0, 6, shape), rng.integers(0, 30, shape), rng.integers(0, 60, shape)], 1
-    )
-    interactions = _interactions(triples)
-    split = (0.7, 0.2, 0.1)
-    built = build_splits(
-        interactions, history_length=history_length, min_history=min_history, split=split, seed=3
-    )
-    ordered = _triples(order_by_time(interactions, 3))
-    expected = _oracle(ordered, history_length, min_history or history_length, split)
-    for name, sequences in built.items():
-        bounds = zip(sequences.offsets[:-1], sequences.offsets[1:], strict=True)
-        rows = [
-            (
-                int(sequences.user[r]),
-                list(
-                    zip(
-                        sequences.items[a:b].tolist(),
-                        sequences.timestamps[a:b].tolist(),
-                        strict=True,
-                    )
-                ),
-            )
-            for r, (a, b) in enumerate(bounds)
-        ]
-        assert rows == expected[name], name
-
-
-def test_nothing_of_training_is_later_than_validation_and_test():
-    rng = np.random.default_rng(0)
-    triples = np.stack([rng.integers(0, 5, 200), rng.integers(0, 9, 200), rng.permutation(200)], 1)
-    built = build_splits(_interactions(triples), history_length=4)
-    target_times = {name: s.timestamps[s.last_positions] for name, s in built.items()}
-    assert built["train_sequences"].timestamps.max() < target_times["validation"].min()
-    assert target_times["train"].max() < target_times["validation"].min()
-    assert target_times["validation"].max() < target_times["test"].min()
-
-
-def test_one_user_of_one_moment_has_rows():
-    splits = build_splits(_interactions([(0, item, 5) for item in range(10)]), history_length=2)
-    assert all(len(rows) for rows in splits.values())
-    assert splits["test"].tied.all()
-
-
-def test_settings_that_leave_no_rows_are_refused():
-    interactions = _interactions([(0, item, item) for item in range(10)])
-    message = "0 interactions have 11 or more of their user before them"
-    with pytest.raises(ValueError, match=message):
-        build_splits(interactions, history_length=11)
+def test_json_has_two_columns_and_bad_titles_are_named(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": "Apple", "b": " "}')
+    with pytest.raises(UserError, match="value 1 of the item 'b': title is ' ', expected a title"):
+        read_items(path, ITEM_COLUMNS)
+    kept = read_items(path, ITEM_COLUMNS, reading=Reading(drop_invalid=True))
+    assert kept.item_ids == ("a",)
+    with pytest.raises(UserError, match="keys and values, not user, item, timestamp"):
+        read_interactions(path, CATALOGUE, COLUMNS)

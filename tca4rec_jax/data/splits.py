@@ -1,0 +1,144 @@
+"""The splits that are made of interactions: by time over all users, or by leaving one out.
+
+Axis letters: n interactions, sorted by user, then time; U users who have some; R rows.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from tca4rec_jax.data.interactions import Interactions
+from tca4rec_jax.data.ragged import Ragged, ranges
+from tca4rec_jax.data.sequences import SPLITS, ItemSequences
+from tca4rec_jax.errors import UserError
+
+
+def order_by_time(interactions: Interactions, seed: int) -> Interactions:
+    """Sorted by time, interactions of equal time in an order drawn from `seed`.
+
+    Users rate in bursts that share a timestamp; if these were ordered by item id, that would tell
+    the next item. The order in which the file held them has no effect. Without times they are
+    returned as given.
+    """
+    if not interactions.has_times:
+        return interactions
+    given = interactions
+    canonical = given.take(np.lexsort((given.item, given.user, given.timestamp)))
+    shuffled = canonical.take(np.random.default_rng(seed).permutation(len(given.user)))
+    return shuffled.take(np.argsort(shuffled.timestamp, kind="stable"))
+
+
+class _Cut(NamedTuple):
+    """Which interactions are the targets of the splits, in the order of their rows, and how many of
+    each user, the oldest ones, are for training: int64."""
+
+    train_R: np.ndarray
+    validation_R: np.ndarray
+    test_R: np.ndarray
+    training_U: np.ndarray
+
+
+def build_splits(
+    interactions: Interactions,
+    *,
+    split_by: str = "time",
+    history_length: int = 10,
+    min_history: int | None = None,
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+) -> dict[str, ItemSequences]:
+    """The four splits.
+
+    A row is an interaction (the target) with the up to `history_length` interactions of its user
+    before it; interactions with fewer than `min_history` before them give no row. train_sequences
+    holds the training interactions of every user with two or more of them.
+
+    split_by 'time' is chronological over all users together: the rows are ordered by the time of
+    their target and cut in three by `split`; what is before the first validation target is for
+    training (of users without any row, too). min_history is by default history_length.
+
+    split_by 'leave_one_out' cuts every user's interactions: the last is the target of test, the
+    last but one that of validation, the rest is for training. Rows are ordered by user, then time.
+    Users too short for a validation row are only trained on, which is logged. min_history is by
+    default 1.
+
+    `DataConfig` says the ranges of the settings. Raises UserError if they leave a split without
+    rows, or for split_by 'time' without times.
+    """
+    by_time = split_by == "time"
+    if by_time and not interactions.has_times:
+        raise UserError(
+            "data without times have no order over all users: set data.split_by=leave_one_out"
+        )
+    if min_history is None:
+        min_history = history_length if by_time else 1
+    ordered = order_by_time(interactions, seed)
+    place_n = np.argsort(ordered.user, kind="stable")  # in time, of every interaction in by_user
+    by_user = ordered.take(place_n)
+    start_U = np.flatnonzero(np.diff(by_user.user, prepend=-1))
+    count_U = np.diff(start_U, append=len(place_n))
+    before_n = np.arange(len(place_n)) - np.repeat(start_U, count_U)
+    if by_time:
+        cut = _cut_by_time(place_n, before_n, start_U, min_history, split)
+    else:
+        cut = _leave_one_out(before_n, start_U, count_U, min_history)
+
+    def rows(starts_R, lengths_R):
+        positions = Ragged.from_lengths(ranges(starts_R, lengths_R), lengths_R)
+        found = by_user.take(positions.values)
+        user_R = by_user.user[starts_R]
+        return ItemSequences(user_R, found.item, positions.offsets, found.timestamp)
+
+    def rows_of(targets_R):
+        lengths_R = np.minimum(before_n[targets_R], history_length) + 1
+        return rows(targets_R + 1 - lengths_R, lengths_R)
+
+    kept_U = cut.training_U >= 2
+    train_sequences = rows(start_U[kept_U], cut.training_U[kept_U])
+    return dict(zip(SPLITS, (train_sequences, *map(rows_of, cut[:3])), strict=True))
+
+
+def _cut_by_time(
+    place_n: np.ndarray,
+    before_n: np.ndarray,
+    start_U: np.ndarray,
+    min_history: int,
+    split: tuple[float, float, float],
+) -> _Cut:
+    targets_R = np.flatnonzero(before_n >= min_history)
+    targets_R = targets_R[np.argsort(place_n[targets_R])]
+    count = len(targets_R)
+    first, second = round(count * split[0]), round(count * (split[0] + split[1]))
+    if not 0 < first < second < count:
+        raise UserError(
+            f"{count} interactions have {min_history} or more of their user before them, too "
+            f"few to fill train, validation and test by {tuple(split)}; use more data or a smaller "
+            "min_history (or history_length)"
+        )
+    training_n = place_n < place_n[targets_R[first]]  # strictly before the first validation target
+    training_U = np.add.reduceat(training_n.astype(np.int64), start_U)
+    return _Cut(targets_R[:first], targets_R[first:second], targets_R[second:], training_U)
+
+
+def _leave_one_out(
+    before_n: np.ndarray, start_U: np.ndarray, count_U: np.ndarray, min_history: int
+) -> _Cut:
+    long_U = count_U >= min_history + 2
+    if short := int((~long_U).sum()):
+        logging.warning(
+            "%d of %d users have fewer than %d interactions (min_history before one for validation "
+            "and one for test): they are only trained on",
+            *(short, len(long_U), min_history + 2),
+        )
+    training_U = count_U - 2 * long_U
+    training_n = before_n < np.repeat(training_U, count_U)
+    train_R = np.flatnonzero(training_n & (before_n >= min_history))
+    if not (train_R.size and long_U.any()):
+        raise UserError(
+            f"the most interactions of a user are {count_U.max()}, too few to leave one out for "
+            f"validation, one for test, and train on one with {min_history} before it; use more "
+            "data or a smaller min_history"
+        )
+    last_R = (start_U + count_U)[long_U] - 1
+    return _Cut(train_R, last_R - 1, last_R, training_U)
