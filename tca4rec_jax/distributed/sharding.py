@@ -28,7 +28,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig, logical_axes
 
 MESH_AXES = ("data", "fsdp", "tensor")
-_PARTS = ("layers", "adapters", "embedding", "lm_head", "final_norm")  # of a decoder
+_PARTS = ("projector", "layers", "adapters", "embedding", "lm_head", "final_norm")  # of a decoder
 MeshAxes = str | tuple[str, ...] | None
 
 

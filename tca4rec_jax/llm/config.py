@@ -28,6 +28,8 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layers/(o|down)_proj_(bias|scale)", ("layers", "norm")),
     (r"adapters/(q|k|v|o|gate|up|down)_proj/a", ("layers", "adapter", "rank")),
     (r"adapters/(q|k|v|o|gate|up|down)_proj/b", ("layers", "rank", "adapter")),
+    (r"projector/layers/weight_\d+", (None, "embed")),
+    (r"projector/layers/bias_\d+", ("norm",)),
 )
 
 # How projections can be quantised (quantisation.py) -> what is added to their paths for the scales.

@@ -23,9 +23,12 @@ from tca4rec_jax.llm.blocks import SAVE_PRODUCTS, Layer, Rope, decoder_layer, rm
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions, check_shapes
 from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens
 from tca4rec_jax.llm.lora import Adapters, LoRAConfig, adapter_shapes, fold_in
+from tca4rec_jax.llm.projector import Projector, ProjectorParam, SoftTokens
 
 # blocks.Attend with two keywords: layer, its number, and window, its sliding window or None.
 Attention = Callable[..., jax.Array]
+
+_PREFIX_READ = "soft tokens of sequences whose frozen prefix has run without them"
 
 
 class PrefixStates(NamedTuple):
@@ -76,9 +79,12 @@ class Decoder(nnx.Module):
         *,
         lora: LoRAConfig | None = None,
         adapters: Adapters | None = None,
+        projector: Projector | None = None,
         options: DecoderOptions = DecoderOptions(),  # noqa: B008 - frozen
     ):
         """params: by path as in `config.parameter_shapes`; adapters: as `lora.init_adapters`.
+
+        With a projector the decoder reads soft tokens.
 
         Raises UserError naming parameters or adapters that are missing, unknown or of another
         shape, or if options.attention cannot run the config; ValueError if only one of lora and
@@ -105,10 +111,11 @@ class Decoder(nnx.Module):
         self.adapters: nnx.Dict = nnx.Dict()
         for name, adapter in (adapters or {}).items():
             self.adapters[name] = nnx.Dict({p: nnx.LoRAParam(v) for p, v in adapter.items()})
+        self.projector = nnx.data(projector)
 
     def arrays(self) -> tuple[dict[str, jax.Array], Adapters]:
         """(base parameters by path, adapters), as the constructor takes them."""
-        adapters, base = nnx.state(self, nnx.LoRAParam, ...)
+        adapters, _, base = nnx.state(self, nnx.LoRAParam, ProjectorParam, ...)
         params = {"/".join(map(str, path)): value[...] for path, value in nnx.to_flat_state(base)}
         return params, nnx.to_pure_dict(adapters).get("adapters", {})
 
@@ -117,20 +124,25 @@ class Decoder(nnx.Module):
         tokens_BxS: jax.Array,
         lengths_B: jax.Array,
         *,
+        soft: SoftTokens | None = None,
         frozen_BxSxD: jax.Array | None = None,
         dropout_key_B: jax.Array | None = None,
     ) -> jax.Array:
         """Hidden states [B, S, D] after the final norm of right-padded sequences (int32).
 
-        States at and after a row's length are zero. Of `frozen_BxSxD`, the `frozen_prefix` of these
-        tokens, only the layers above it run. `dropout_key_B` switches the adapters' dropout on;
-        each key alone determines its row's.
+        States at and after a row's length are zero. `soft`, projected, stands in the place of some
+        tokens' embeddings. Of `frozen_BxSxD`, the `frozen_prefix` of these tokens, only the layers
+        above it run. `dropout_key_B` switches the adapters' dropout on; each key alone determines
+        its row's.
 
-        Raises UserError if S exceeds config.max_positions.
+        Raises UserError if S exceeds config.max_positions; ValueError for soft tokens without a
+        projector, or with a frozen prefix, which has read other embeddings.
         """
         x, start = frozen_BxSxD, self.frozen_layers
         if x is None:
-            x, start = self._embed_sequences(tokens_BxS), 0
+            x, start = self._embed_sequences(tokens_BxS, soft), 0
+        elif soft is not None:
+            raise ValueError(_PREFIX_READ)
         x, _ = self._run_causal(x, keep_kv=False, dropout_key_B=dropout_key_B, start=start)
         return self._final_states(x, lengths_B)
 
@@ -159,22 +171,29 @@ class Decoder(nnx.Module):
         )
 
     def prefill(
-        self, tokens_BxS: jax.Array, lengths_B: jax.Array, *, prefix: PrefixStates | None = None
+        self,
+        tokens_BxS: jax.Array,
+        lengths_B: jax.Array,
+        *,
+        soft: SoftTokens | None = None,
+        prefix: PrefixStates | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """`hidden` together with the keys and values [L, B, S, Kv, H] of right-padded prompts.
 
         prefix: what `prefill_prefix` gave for these prompts, by a decoder that shares the layers;
-        only the layers above then run.
+        only the layers above then run. Raises as `hidden`.
         """
         if prefix is None:
-            x, kv = self._run_causal(self._embed_sequences(tokens_BxS), keep_kv=True)
+            x, kv = self._run_causal(self._embed_sequences(tokens_BxS, soft), keep_kv=True)
+        elif soft is not None:
+            raise ValueError(_PREFIX_READ)
         else:
             x, kv = self._run_causal(prefix.x, keep_kv=True, start=prefix.kv.k.shape[0])
             kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), prefix.kv, kv)
         return self._final_states(x, lengths_B), kv
 
     def prefill_prefix(self, tokens_BxS: jax.Array, layers: int) -> PrefixStates:
-        """The first `layers` (static) of a prefill of right-padded prompts."""
+        """The first `layers` (static) of a prefill of right-padded prompts without soft tokens."""
         x = self._embed_sequences(tokens_BxS)
         return PrefixStates(*self._run_causal(x, keep_kv=True, stop=layers))
 
@@ -233,14 +252,19 @@ class Decoder(nnx.Module):
         scale = self.config.embedding_scale
         return embedded if scale == 1 else embedded * jnp.asarray(scale, embedded.dtype)
 
-    def _embed_sequences(self, tokens_BxS: jax.Array) -> jax.Array:
+    def _embed_sequences(self, tokens_BxS: jax.Array, soft: SoftTokens | None = None) -> jax.Array:
         length = tokens_BxS.shape[1]
         if length > self.config.max_positions:
             raise UserError(
                 f"sequences of {length} tokens exceed max_positions={self.config.max_positions};"
                 " shorten the history or the titles"
             )
-        return self._embed(tokens_BxS)
+        x_BxSxD = self._embed(tokens_BxS)
+        if soft is None:
+            return x_BxSxD
+        if self.projector is None:
+            raise ValueError("soft tokens need a decoder with a projector")
+        return self.projector.put(x_BxSxD, soft)
 
     def _final_norm(self, x: jax.Array) -> jax.Array:
         config = self.config

@@ -56,7 +56,7 @@ def build_examples(
 
 
 def trainable(config: ConfigDict) -> Any:
-    """The adapters, or every weight (llm.train)."""
+    """The adapters, or every weight (llm.train), and the projector."""
     return TRAINED[config.llm.train]
 
 
@@ -73,6 +73,7 @@ def loss(
     hidden_BxSxD = decoder.hidden(
         batch.tokens_BxS,
         batch.length_B,
+        soft=batch.soft,
         frozen_BxSxD=batch.frozen_BxSxD,
         dropout_key_B=dropout_key_B,
     )

@@ -23,6 +23,7 @@ from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.decisions import Decisions, Targets
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.llm.projector import SoftTokens
 from tca4rec_jax.training.activation_cache import ActivationCache
 from tca4rec_jax.training.examples import Examples
 
@@ -38,6 +39,7 @@ class Batch(NamedTuple):
     cf_BxPxD: Any  # float32, CF user vectors (factorised) or item logits (dense)
     # Cached hidden states after the frozen prefix, in the LLM's dtype; None: the prefix runs too.
     frozen_BxSxD: Any = None
+    soft: SoftTokens | None = None
 
 
 class BatchShape(NamedTuple):

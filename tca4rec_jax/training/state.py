@@ -3,23 +3,32 @@
 A checkpoint holds a `TrainState`, so inference reads this module and `checkpoint`, not the loop.
 """
 
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import optax
 from flax import nnx
 
+from tca4rec_jax.llm.projector import ProjectorParam
+
 Tree = TypeVar("Tree")
 
-# The parameters that are trained, by config.llm.train: a filter of nnx.split.
-TRAINED = {"lora": nnx.LoRAParam, "full": nnx.Param}
+# The parameters that training may change, by config.llm.train: a filter of nnx.split. Those of a
+# part whose own section says so stay as they are all the same.
+TRAINED = {
+    "lora": nnx.Any(nnx.LoRAParam, ProjectorParam),
+    "full": nnx.Any(nnx.Param, ProjectorParam),
+}
+# A part of a decoder that is not pretrained -> the section of the config whose `train` it has.
+SECTION_OF_PART = {"adapters": "lora", "projector": "projector"}
 
 
 class TrainState(NamedTuple):
     """What changes from step to step, and what a checkpoint holds."""
 
     step: jax.Array  # int32, updates done; -1 - updates in a run that has halted
-    params: nnx.State  # the trained parameters, float32: the adapters or every weight
+    params: nnx.State  # float32: adapters or every weight, and all else that is not pretrained
     optimizer: optax.OptState
 
 
@@ -48,10 +57,40 @@ def make_schedule(*, learning_rate: float, warmup_steps: int, total_steps: int) 
 
 
 def make_optimizer(
-    *, learning_rate: float, warmup_steps: int, total_steps: int, weight_decay: float, clip: float
+    *,
+    learning_rate: float,
+    warmup_steps: int,
+    total_steps: int,
+    weight_decay: float,
+    clip: float,
+    decay_of: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW on `make_schedule`; gradients are clipped by norm."""
+    """AdamW on `make_schedule`; gradients are clipped by norm.
+
+    `decay_of` is {part of the decoder: the weight decay of its parameters}, where it differs.
+    """
+
+    def decay(updates, params):
+        def of(path, update, param):
+            return update + (decay_of or {}).get(part_of(path), weight_decay) * param
+
+        return jax.tree.map_with_path(of, updates, params)
+
     steps = {"warmup_steps": warmup_steps, "total_steps": total_steps}
-    schedule = make_schedule(learning_rate=learning_rate, **steps)
-    adamw = optax.adamw(schedule, weight_decay=weight_decay)
+    rate = optax.scale_by_learning_rate(make_schedule(learning_rate=learning_rate, **steps))
+    adamw = optax.chain(optax.scale_by_adam(), optax.stateless(decay), rate)
     return optax.chain(optax.clip_by_global_norm(clip), adamw)
+
+
+def part_of(path: tuple) -> str:
+    """The part of the decoder ('adapters', 'layers', ..) that a leaf of its state belongs to."""
+    return next((str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)), "")
+
+
+def hold(params: Tree, parts: Collection[str]) -> Tree:
+    """The parameters, without a gradient of those in some parts: an optimizer leaves them alone."""
+
+    def of(path, leaf):
+        return jax.lax.stop_gradient(leaf) if part_of(path) in parts else leaf
+
+    return jax.tree.map_with_path(of, params) if parts else params

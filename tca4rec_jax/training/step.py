@@ -4,7 +4,7 @@ Axes: core/__init__.py.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from tca4rec_jax.core.objective import Loss
 from tca4rec_jax.distributed.data_parallel import DataParallel, ShardedWeight
 from tca4rec_jax.distributed.sharded_projection import project_shards
 from tca4rec_jax.distributed.sharding import replicated, row_sharding
-from tca4rec_jax.training.state import Metrics, TrainState, in_dtype
+from tca4rec_jax.training.state import Metrics, TrainState, hold, in_dtype
 
 
 def make_train_step(
@@ -29,13 +29,14 @@ def make_train_step(
     mesh: Mesh,
     seed: int,
     compute_dtype: str | None = None,
+    held: Collection[str] = (),
 ) -> jax.stages.Wrapped:
     """The jitted update (state, base, batch, cf_items, trie, objective) -> (state, Metrics).
 
     `state` and `base` say where their arrays live (arrays, or ShapeDtypeStructs with a sharding:
     sharding.tree_shardings); `cf_items` and `trie` live where cf_shardings says. The state is
     donated. `batch_loss` is a recipe's (recommenders.recipe). Trained parameters are rounded to
-    compute_dtype, if it is given, before use.
+    compute_dtype, if it is given, before use; those of the parts `held` have no gradient.
 
     The dropout of step n is a function of (seed, n, row of the batch): a resumed run repeats it, on
     any mesh.
@@ -47,7 +48,11 @@ def make_train_step(
     shardings = jax.tree.map(lambda array: array.sharding, (state, base))
     state_specs, base_specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
     specs = state_specs.params, base_specs
-    loss_and_gradients = _loss_and_gradients(graph, batch_loss, mesh, specs, compute_dtype)
+
+    def weights_of(params):
+        return in_dtype(hold(params, held), compute_dtype)
+
+    loss_and_gradients = _loss_and_gradients(graph, batch_loss, mesh, specs, weights_of)
 
     @functools.partial(
         jax.jit,
@@ -78,20 +83,21 @@ def make_train_step(
 
 
 def _loss_and_gradients(
-    graph: nnx.GraphDef, batch_loss: Callable, mesh: Mesh, specs: tuple, compute_dtype: str | None
+    graph: nnx.GraphDef, batch_loss: Callable, mesh: Mesh, specs: tuple, weights_of: Callable
 ) -> Callable:
     """(params, base, batch, row_B, cf_items, trie, objective, key) -> (Loss, gradients of params).
 
-    `specs` are those of params and base. Every device differentiates the *sum* of its rows' losses
-    (no gradient of anything in `base` is computed). Sums and gradients are then added up over all
-    rows, so shards of unequal size average exactly.
+    `specs` are those of params and base; `weights_of` makes what the decoder computes with of
+    params. Every device differentiates the *sum* of its rows' losses (no gradient of anything in
+    `base` is computed). Sums and gradients are then added up over all rows, so shards of unequal
+    size average exactly.
     """
     on_rows, (params_specs, base_specs) = DataParallel(mesh), specs
     sharded = functools.partial(jax.tree.map, functools.partial(ShardedWeight.wrap, on_rows))
 
     def sums_and_gradients(params, base, batch, row_B, cf_items, trie, objective, key):
         def total(params):
-            weights = sharded(in_dtype(params, compute_dtype), params_specs)
+            weights = sharded(weights_of(params), params_specs)
             decoder = nnx.merge(graph, weights, sharded(base, base_specs))
             key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_B)
             given = {"dropout_key_B": key_B, "project": functools.partial(project_shards, on_rows)}
