@@ -25,6 +25,7 @@ from tca4rec_jax.compilations import announce_compilations
 from tca4rec_jax.config import SHORT_NAMES, build, config_fields, doubts, run_name, validate
 from tca4rec_jax.data.dataset import DataConfig
 from tca4rec_jax.data.downloads import default_cache_dir
+from tca4rec_jax.data.item_vectors import embeddings_folder
 from tca4rec_jax.distributed import multihost
 from tca4rec_jax.distributed.multihost import is_main_process, is_multiprocess
 from tca4rec_jax.distributed.sharding import use_cpu_cores
@@ -191,6 +192,7 @@ def _paths(part: str | flags.FlagHolder) -> Sequence[str | Path]:
         "cf_logits": config.cf.logits or workdir / "cf" / "logits",
         "llm": config.llm.weights,
         "run": workdir / "llm" / run_name(config),
+        "item_embeddings": embeddings_folder(workdir),
         "reports": workdir,
     }
     return [places[part]]

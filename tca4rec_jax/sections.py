@@ -31,6 +31,7 @@ from tca4rec_jax.ranges import (
     Span,
     Temperature,
     Temperatures,
+    Text,
     annotations,
     plain_type,
 )
@@ -172,6 +173,24 @@ class InferenceFields(NamedTuple):
     unfinished: bool = False
 
 
+class EmbeddingFields(NamedTuple):
+    """The LLM's embeddings of items (launch/embed_items.py): its last hidden states, pooled.
+
+    Attributes:
+      text: of an item, with the fields {title} and {id}.
+      pooling: 'mean' of the states at the text's tokens, or that at the 'last' one.
+      max_tokens: of a text; the rest is cut.
+      batch_size: texts per call, over all devices.
+      buckets: how many padded lengths of texts there are, each compiled once.
+    """
+
+    text: Text = "{title}"
+    pooling: Literal["mean", "last"] = "mean"
+    max_tokens: Count = 256
+    batch_size: Count = 64
+    buckets: Count = 4
+
+
 class EvaluationFields(NamedTuple):
     """What launch/evaluate.py compares.
 
@@ -212,6 +231,7 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     "training": (TrainingFields,),
     "decoding": (DecodingFields, SearchConfig, ScoreWeights),
     "inference": (InferenceFields,),
+    "embedding": (EmbeddingFields,),
     "evaluation": (EvaluationFields,),
 }
 # A script's flag, a size of compiled programs, a choice of the caller.

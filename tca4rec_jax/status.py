@@ -11,6 +11,7 @@ from tca4rec_jax.cf.checkpoint import load_model
 from tca4rec_jax.cf.logits_format import MANIFEST, identity
 from tca4rec_jax.cf.logits_store import made_from_of, read_manifest
 from tca4rec_jax.data.dataset import load
+from tca4rec_jax.data.item_vectors import VECTORS, embeddings_folder
 from tca4rec_jax.data.sequences import SPLITS, RecData
 from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.experiment import Experiment
@@ -136,13 +137,18 @@ class Status:
                     yield self._described(path, made_from)
 
     def _folders(self) -> Iterator[_Artefact]:
-        """Hidden states and exports."""
+        """Hidden states, item embeddings and exports."""
         for file in sorted(self._workdir.rglob(FILE)):
             path, run = file.parent, RunFolder(file.parent)
             if path == self._workdir / "data" or run in RunFolder.all(self._workdir):
                 continue
             try:
-                yield self._described(path, Provenance.load(path))
+                found = self._described(path, Provenance.load(path))
+                if path == embeddings_folder(self._workdir):
+                    whole = (path / VECTORS).is_file()
+                    state = _written(path, "up to date" if whole else "interrupted")
+                    found = found._replace(state=state, whole=whole)
+                yield found
             except UserError as error:
                 yield _Artefact(path, "?", "?", str(error), "-")
 

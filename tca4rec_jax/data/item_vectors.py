@@ -1,0 +1,59 @@
+"""A vector for every item in a file: of launch/embed_items.py, or of the user's own making.
+
+Layout of what launch/embed_items.py writes below a work directory:
+  item_embeddings/embeddings.npy   float32 [I, D], the items in the catalogue's order
+  item_embeddings/provenance.json  what they were made from
+  item_embeddings/parts/           what an interrupted call has made so far
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.errors import UserError, reading
+from tca4rec_jax.provenance import FILE, Provenance
+
+EMBED_ITEMS = "launch/embed_items.py"
+VECTORS, PARTS = "embeddings.npy", "parts"
+
+
+def embeddings_folder(workdir: Path) -> Path:
+    """Where launch/embed_items.py writes."""
+    return workdir / "item_embeddings"
+
+
+def vectors_path(file: str | None, workdir: Path) -> Path:
+    """The file of a field that names one, by default the work directory's item embeddings."""
+    return Path(file) if file else embeddings_folder(workdir) / VECTORS
+
+
+def read_item_vectors(path: Path, catalogue: Catalogue) -> np.ndarray:
+    """The vectors of a .npy file, float32 [I, D]; of launch/embed_items.py or anyone else.
+
+    Raises UserError for a file that is missing, unreadable, no matrix of numbers, of another number
+    of items or with a number that is not finite, naming the item; StaleError for item embeddings
+    (those with a provenance.json beside them) of another catalogue.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of item vectors; {EMBED_ITEMS} makes embeddings")
+    if (path.parent / FILE).is_file():
+        Provenance.load(path.parent).check({"catalogue": catalogue.content_hash()}, path)
+    with reading(path, ".npy file"):
+        vectors_IxD = np.load(path, allow_pickle=False)
+    if vectors_IxD.ndim != 2 or vectors_IxD.dtype.kind != "f" or not vectors_IxD.size:
+        found = f"{vectors_IxD.dtype} of shape {vectors_IxD.shape}"
+        raise UserError(f"{path} is {found}: expected floating point [items, width]")
+    if len(vectors_IxD) != catalogue.num_items:
+        raise UserError(
+            f"{path} has vectors of {len(vectors_IxD)} items, the catalogue {catalogue.num_items}:"
+            " expected one for each item, in the catalogue's order"
+        )
+    vectors_IxD = vectors_IxD.astype(np.float32)
+    broken_I = ~np.isfinite(vectors_IxD).all(axis=1)
+    if broken_I.any():
+        item = int(np.argmax(broken_I))
+        raise UserError(
+            f"{path}: the vector of item {catalogue.item_ids[item]!r} (row {item}) is not finite"
+        )
+    return vectors_IxD
