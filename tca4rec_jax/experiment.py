@@ -273,7 +273,10 @@ class Experiment:
         params, base = parts
         step = self.compute(partial(jnp.zeros, (), jnp.int32))
         moments = self.compute(self.optimizer().init, params)
-        return graph, TrainState(step, params, moments), base
+        objective, tau = self.config.objective, None
+        if objective.temperature == "adaptive":
+            tau = self.compute(partial(jnp.full, (), objective.tau, jnp.float32))
+        return graph, TrainState(step, params, moments, tau), base
 
     def decoder_from(self, graph: nnx.GraphDef, state: TrainState, base: nnx.State) -> Decoder:
         """The decoder of a state, its trained weights rounded to `compute_dtype`."""

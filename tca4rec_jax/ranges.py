@@ -72,6 +72,7 @@ Fractions = Annotated[
     Range("three above 0 that sum to 1", lambda x: min(x) > 0 and abs(sum(x) - 1) <= 1e-6),
 ]
 Temperatures = Annotated[tuple[Temperature, ...], Range("at least one", bool)]
+Bounds = Annotated[tuple[Temperature, Temperature], Range("ascending", _ascending)]
 Span = Annotated[tuple[Natural, Natural], Range("ascending", _ascending)]
 Buckets = Annotated[tuple[Count, ...], Range("ascending", _ascending)]
 Text = Annotated[str, Range("a text that is not empty", bool)]

@@ -6,9 +6,10 @@ from absl import logging
 from flax import nnx
 from jax.stages import Lowered
 
-from tca4rec_jax.config import validate
+from tca4rec_jax.config import build, validate
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective
+from tca4rec_jax.core.temperature import check_eta
 from tca4rec_jax.distributed.multihost import check_processes_agree, only_writing_job
 from tca4rec_jax.distributed.sharded_projection import cf_shardings
 from tca4rec_jax.distributed.sharding import check_batch_size, local_rows, replicated, shard_batch
@@ -93,6 +94,9 @@ def load_batches(experiment: Experiment) -> Batches:
     """
     config, training, mesh = experiment.config, experiment.config.training, experiment.mesh
     check_batch_size(mesh, training.batch_size, "training.batch_size")
+    if config.objective.temperature == "adaptive":
+        children = experiment.compressed_trie.child_count
+        check_eta(config.objective.eta, int(children[int(children[0] == 1)]))
     split = training_split(config)
     examples = experiment.recipe.build_examples(
         experiment.data.splits[split], experiment.items, experiment.compressed_trie, config
@@ -150,7 +154,7 @@ class TrainStep:
         )
         items, trie = experiment.cf_arrays(items)
         items, trie = experiment.put((items, trie), cf_shardings(self._mesh, items, trie))
-        objective = jax.tree.map(jnp.float32, Objective(**config.objective).check())
+        objective = jax.tree.map(jnp.float32, build(Objective, config.objective).check())
         objective = experiment.put(objective, replicated(self._mesh))
         self._base, self._inputs = base, (items, trie, objective)
 

@@ -74,6 +74,8 @@ TRAINING = {  # training notices; lists do not depend on it
     "objective.tau": 2.0,
     "objective.form": "cross_entropy",
     "objective.softmax": "children",
+    "objective.scale_by_tau": True,
+    "objective.tau_bounds": (1.0, 2.0),
     "optimizer.learning_rate": 0.5,
     "optimizer.warmup_steps": 3,
     "optimizer.weight_decay": 0.5,

@@ -25,8 +25,10 @@ import jax.numpy as jnp
 from tca4rec_jax.core import Array
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, in_chunks, project
 from tca4rec_jax.core.decisions import Targets
+from tca4rec_jax.core.temperature import Moments
 from tca4rec_jax.core.trie import DeviceTrie
-from tca4rec_jax.ranges import Share, Temperature, check_fields
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.ranges import Bounds, Positive, Share, Temperature, check_fields
 
 _LOGITS_BYTES = 64 << 20  # of the logits that exist at once, by default
 
@@ -37,7 +39,10 @@ HeadOf = Callable[[jax.Array | None], Head]  # tokens [U], or None for the vocab
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["alpha", "beta", "tau"],
-    meta_fields=["form", "softmax"],
+    meta_fields=[
+        *("form", "softmax", "mean_over", "scale_by_tau"),
+        *("temperature", "eta", "tau_bounds", "tau_weight"),
+    ],
 )
 @dataclasses.dataclass(frozen=True)
 class Objective:
@@ -50,6 +55,15 @@ class Objective:
       form: 'log_expectation' is what the published code computes, 'cross_entropy' what the paper
         describes.
       softmax: over the whole vocabulary, or over the children of the trie's node (MSL).
+      mean_over: the loss is a mean over all supervised positions, or over the decisions alone, as
+        MSL's; only with softmax=children, where the others have no loss.
+      scale_by_tau: multiply the loss by tau, as MSL does: the size of a gradient then hardly
+        depends on it.
+      temperature: 'fixed' is tau; 'adaptive' begins with tau and follows the logits' moments (MSL,
+        core/temperature.py); only with softmax=children.
+      eta: of the adaptive tau: a share of the first tokens of titles.
+      tau_bounds: the least and the greatest tau that a batch may ask for.
+      tau_weight: of the newest batch in the running tau.
     """
 
     alpha: Share = 0.1
@@ -57,6 +71,26 @@ class Objective:
     tau: Temperature = 1.0
     form: Literal["log_expectation", "cross_entropy"] = "log_expectation"
     softmax: Literal["vocabulary", "children"] = "vocabulary"
+    mean_over: Literal["positions", "decisions"] = "positions"
+    scale_by_tau: bool = False
+    temperature: Literal["fixed", "adaptive"] = "fixed"
+    eta: Positive = 0.25
+    tau_bounds: Bounds = (1.5, 5.0)
+    tau_weight: Share = 0.05
+
+    def __post_init__(self):
+        for name, default in (("mean_over", "positions"), ("temperature", "fixed")):
+            value = getattr(self, name)
+            if value != default and self.softmax == "vocabulary":
+                raise UserError(
+                    f"objective.{name} is {value!r}, which is for objective.softmax=children: set "
+                    f"that, or objective.{name}={default}"
+                )
+
+    @property
+    def adapts(self) -> bool:
+        """Whether tau follows the logits."""
+        return self.temperature == "adaptive"
 
     def check(self) -> "Objective":
         """Returns itself; raises UserError naming the field that is out of range."""
@@ -68,9 +102,10 @@ class Loss(NamedTuple):
     """Sums over the supervised positions of a batch, float32; the loss is total / positions."""
 
     total: jax.Array  # the objective
-    positions: jax.Array  # supervised positions, the denominator
+    positions: jax.Array  # the denominator: supervised positions, or decisions (mean_over)
     nll: jax.Array  # negative log-likelihood of the labels under the same softmax
     titles: jax.Array  # supervised titles
+    moments: Moments | None = None  # of the logits, if tau follows them
 
 
 class SoftLabels(NamedTuple):
@@ -83,6 +118,7 @@ class SoftLabels(NamedTuple):
       token: int32 [K, C], where the children's tokens are among the logits.
       absent: bool [K, C], where there is no child.
       log_p_cf: float32 [K, C], log p_cf of the children; -inf where there is none.
+      first: bool [K], whether it is the first of a title, if tau follows the logits there.
     """
 
     position: jax.Array
@@ -91,6 +127,7 @@ class SoftLabels(NamedTuple):
     token: jax.Array
     absent: jax.Array
     log_p_cf: jax.Array
+    first: jax.Array | None = None
 
 
 def tca_loss(
@@ -125,12 +162,15 @@ def tca_loss(
     if objective.softmax == "children":
         decided_BxK = jnp.take_along_axis(targets.position, targets.decisions.position, axis=1)
         states_KxD = _states_at(states_BxSxD, decided_BxK)
-        total, nll = children_loss(head(trie.choice), states_KxD, labels, objective)
+        sums = children_loss(head(trie.choice), states_KxD, labels, objective)
     else:
         states_NxD = _states_at(states_BxSxD, targets.position)
         label_N, weight_N = jnp.ravel(targets.label), jnp.ravel(targets.weight)
-        total, nll = vocabulary_loss(head(None), states_NxD, label_N, weight_N, labels, objective)
-    return Loss(total, jnp.sum(targets.weight), nll, jnp.sum(targets.title_weight))
+        sums = vocabulary_loss(head(None), states_NxD, label_N, weight_N, labels, objective)
+    total, nll, *moments = sums
+    total = objective.tau * total if objective.scale_by_tau else total
+    counted = targets.weight if objective.mean_over == "positions" else targets.decisions.weight
+    return Loss(total, jnp.sum(counted), nll, jnp.sum(targets.title_weight), *moments)
 
 
 def of_logits(tokens_U: jax.Array | None) -> Head:
@@ -165,6 +205,7 @@ def _soft_labels(
         token=token_N[child_KxC],
         absent=~is_child_KxC,
         log_p_cf=log_p_cf_KxC,
+        first=node_K == trie.sizes.first_decision if objective.adapts else None,
     )
     return labels, objective
 
@@ -252,8 +293,10 @@ def children_loss(
     objective: Objective,
     *,
     chunk: int | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple:
     """`children_loss_of_logits` of head(states), with the logits of `chunk` decisions at a time.
+
+    Third come the Moments of the logits, if labels.first says where.
 
     `head` may know only the tokens that decisions choose from: labels.token counts in its last
     axis. The states are those before the decisions, in their order. By default a chunk is what fits
@@ -263,12 +306,21 @@ def children_loss(
 
     def loss(states_kxD, labels):
         labels = labels._replace(position=jnp.arange(states_kxD.shape[0]))
-        return children_loss_of_logits(head(states_kxD), labels, objective)
+        logits_kxU = head(states_kxD)
+        sums = children_loss_of_logits(logits_kxU, labels, objective)
+        return sums if labels.first is None else (*sums, _moments(logits_kxU, labels))
 
     if states_KxD.shape[0] <= chunk:
         return loss(states_KxD, labels)
     # Padded with zeros: no weight, and no child is absent, so that no softmax is empty.
     return _sum_over(loss, jax.tree.map(lambda a: in_chunks(a, chunk), (states_KxD, labels)))
+
+
+def _moments(logits_NxV: jax.Array, labels: SoftLabels) -> Moments:
+    assert labels.first is not None
+    z_KxC = logits_NxV[labels.position[:, None], labels.token]
+    weight_K = jnp.where(labels.first, labels.weight, 0.0)
+    return Moments.of(z_KxC, labels.absent, labels.child, weight_K)
 
 
 def vocabulary_loss(
@@ -324,10 +376,12 @@ def _sorted_by_position(labels: SoftLabels, size: int, padding: int) -> SoftLabe
     return arranged._replace(position=arrange(position_K, fill=size))
 
 
-def _sum_over(loss, xs) -> tuple[jax.Array, jax.Array]:
+def _sum_over(loss, xs) -> tuple:
     """Sums loss(*x) over the leading axis of xs; the backward pass computes each x again."""
 
     def add(sums, x):
         return jax.tree.map(jnp.add, sums, jax.checkpoint(loss)(*x)), None
 
-    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), xs)[0]
+    one = jax.tree.map(lambda a: a[0], xs)
+    zeros = jax.tree.map(lambda sum_: jnp.zeros(sum_.shape), jax.eval_shape(loss, *one))
+    return jax.lax.scan(add, zeros, xs)[0]

@@ -204,6 +204,11 @@ class TrieSizes:
         return self.level_offsets[-1]
 
     @property
+    def first_decision(self) -> int:
+        """The first node with several children of a compressed trie: the root, or its child."""
+        return int(self.root_children == 1)
+
+    @property
     def max_children(self) -> int:
         """The most children C of a node."""
         return max(self.root_children, self.inner_children)

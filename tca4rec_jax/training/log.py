@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -48,11 +49,12 @@ class TrainingLog:
 
         Raises OSError naming the log if it cannot be written (a full disk).
         """
-        metrics = Metrics(*map(float, metrics))
+        metrics = jax.tree.map(float, metrics)
         now = time.perf_counter()
         seconds, self._began = now - self._began, now
         mfu = self._ideal_seconds_per_token * tokens / seconds
-        line = {"step": step, **metrics._asdict(), "tokens": tokens, "seconds": seconds, "mfu": mfu}
+        logged = {name: value for name, value in metrics._asdict().items() if value is not None}
+        line = {"step": step, **logged, "tokens": tokens, "seconds": seconds, "mfu": mfu}
         if self._file:
             try:
                 self._file.write(json.dumps(line) + "\n")

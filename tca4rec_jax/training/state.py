@@ -30,6 +30,7 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32, updates done; -1 - updates in a run that has halted
     params: nnx.State  # float32: adapters or every weight, and all else that is not pretrained
     optimizer: optax.OptState
+    tau: jax.Array | None = None  # float32, the running temperature of objective.temperature
 
 
 class Metrics(NamedTuple):
@@ -41,6 +42,7 @@ class Metrics(NamedTuple):
     loss: Any
     nll_per_title: Any
     grad_norm: Any
+    tau: Any = None  # the step's, if it is adaptive
 
 
 def in_dtype(params: Tree, dtype: str | None) -> Tree:

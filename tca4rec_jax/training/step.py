@@ -3,6 +3,7 @@
 Axes: core/__init__.py.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection
 
@@ -12,7 +13,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from tca4rec_jax.core.objective import Loss
+from tca4rec_jax.core.objective import Loss, Objective
+from tca4rec_jax.core.temperature import adapted
+from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.distributed.data_parallel import DataParallel, ShardedWeight
 from tca4rec_jax.distributed.sharded_projection import project_shards
 from tca4rec_jax.distributed.sharding import replicated, row_sharding
@@ -65,6 +68,8 @@ def make_train_step(
         step = jnp.where(running, state.step, -1 - state.step)
         key = jax.random.fold_in(jax.random.key(seed), step)
         row_B = jnp.arange(batch.length_B.shape[0], dtype=jnp.int32)
+        if state.tau is not None:
+            objective = dataclasses.replace(objective, tau=state.tau)
         loss, gradients = loss_and_gradients(
             state.params, base, batch, row_B, cf_items, trie, objective, key
         )
@@ -73,13 +78,22 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         nll = loss.nll / jnp.maximum(loss.titles, 1.0)
-        metrics = Metrics(loss.total / positions, nll, optax.global_norm(gradients))
+        norm = optax.global_norm(gradients)
+        metrics = Metrics(loss.total / positions, nll, norm, state.tau)
         good = running & jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
         halted = state._replace(step=-1 - step)
-        updated = TrainState(state.step + 1, params, opt_state)
+        tau = None if state.tau is None else _adapted(state.tau, loss, trie, objective)
+        updated = TrainState(state.step + 1, params, opt_state, tau)
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), updated, halted), metrics
 
     return train_step
+
+
+def _adapted(tau: jax.Array, loss: Loss, trie: DeviceTrie, objective: Objective) -> jax.Array:
+    assert loss.moments is not None
+    children = trie.child_count[trie.sizes.first_decision]
+    bounds, weight = objective.tau_bounds, objective.tau_weight
+    return adapted(tau, loss.moments, children, eta=objective.eta, bounds=bounds, weight=weight)
 
 
 def _loss_and_gradients(

@@ -21,7 +21,7 @@ from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.recommenders import TITLE
 from tca4rec_jax.training.batches import Batch
-from tca4rec_jax.training.state import TRAINED, Metrics, TrainState, make_optimizer
+from tca4rec_jax.training.state import TRAINED, TrainState, make_optimizer
 from tca4rec_jax.training.step import make_train_step
 
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
@@ -69,7 +69,7 @@ def make_batch(dense=False):
 
 
 @functools.cache
-def one_step(sizes, softmax, kind="lora", config=CONFIG, dense=False, first_layer=0):
+def one_step(sizes, softmax, kind="lora", config=CONFIG, dense=False, first_layer=0, **adapts):
     """(metrics, a tenth of the gradient, the compiled program, the new state) of one step."""
     mesh = make_mesh(*sizes)
     params = init_params(config, jax.random.key(0))
@@ -82,19 +82,20 @@ def one_step(sizes, softmax, kind="lora", config=CONFIG, dense=False, first_laye
     optimizer = make_optimizer(
         learning_rate=1.0, warmup_steps=0, total_steps=9, weight_decay=0.0, clip=1e9
     )
-    before = TrainState(jnp.int32(0), trained, optimizer.init(trained))
+    tau = jnp.float32(1.3) if adapts else None
+    before = TrainState(jnp.int32(0), trained, optimizer.init(trained), tau)
     state, base = jax.device_put((before, base), tree_shardings(mesh, config, (before, base)))
     table = np.random.default_rng(2).normal(size=(ITEMS, WIDTH)).astype(np.float32)
     items = CFItems() if dense else CFItems(table, table[:, 0])
     items, trie = cf_arrays(mesh, items, catalogue())
     items, trie = jax.device_put((items, trie), cf_shardings(mesh, items, trie))
     step = make_train_step(graph, state, base, optimizer, TITLE.loss, mesh=mesh, seed=0)
-    objective = Objective(0.3, 0.7, 1.3, "cross_entropy", softmax)
+    objective = Objective(0.3, 0.7, 1.3, "cross_entropy", softmax, **adapts)
     objective = put(jax.tree.map(jnp.float32, objective), replicated(mesh))
     args = state, base, shard_batch(mesh, make_batch(dense)), items, trie, objective
     program = step.lower(*args).compile()
     state, metrics = program(*args)
-    return Metrics(*map(float, metrics)), adam_state(state).mu, program.as_text(), state
+    return jax.tree.map(float, metrics), adam_state(state).mu, program.as_text(), state
 
 
 def adam_state(state):
@@ -107,7 +108,8 @@ def check_against_one_device(sizes, *case, **kwargs):
     metrics, gradients, _, state = one_step(sizes, *case, **kwargs)
     expected_metrics, expected, *_ = one_step((1, 1, 1), *case, **kwargs)
     assert expected_metrics.grad_norm > 0.01
-    np.testing.assert_allclose(metrics, expected_metrics, rtol=1e-5)
+    both = map(jax.tree.leaves, (metrics, expected_metrics))
+    np.testing.assert_allclose(*both, rtol=1e-5)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * largest)
@@ -119,6 +121,16 @@ def check_against_one_device(sizes, *case, **kwargs):
 def test_every_mesh_has_the_loss_and_gradient_of_one_device(sizes, softmax):
     """With the dropout of the adapters, which belongs to rows and not to devices."""
     check_against_one_device(sizes, softmax)
+
+
+def test_an_adaptive_tau_is_that_of_one_device():
+    how = {"temperature": "adaptive", "tau_weight": 1.0, "tau_bounds": (-99.0, 99.0)}
+    state, one = (
+        check_against_one_device(sizes, "children", scale_by_tau=True, **how)
+        for sizes in ((2, 2, 2), (1, 1, 1))
+    )
+    assert 0.01 < abs(one.tau) < 99.0
+    np.testing.assert_allclose(state.tau, one.tau, rtol=1e-5)
 
 
 def test_layers_below_the_first_adapted_one():

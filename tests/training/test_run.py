@@ -39,12 +39,8 @@ def losses(run):
     return [line["loss"] for line in read_json_lines(run.directory / "log.jsonl")]
 
 
-@pytest.mark.slow
-def test_full_fine_tuning_goes_on_is_evaluated_and_exported(workdir, monkeypatch, tmp_path):
-    whole = Experiment(make_config(workdir, "whole", train="full"), workdir)
-    expected = train(whole)
-
-    config = make_config(workdir, "stopped", train="full")
+def stopped_and_gone_on(config, workdir, monkeypatch):
+    """(the experiment, its last state) of a run that was stopped after three steps."""
     run, write = Experiment(config, workdir), TrainingLog.write
 
     def write_or_stop(log, step, *args):
@@ -52,13 +48,38 @@ def test_full_fine_tuning_goes_on_is_evaluated_and_exported(workdir, monkeypatch
             raise KeyboardInterrupt
         return write(log, step, *args)
 
-    monkeypatch.setattr(TrainingLog, "write", write_or_stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(run)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLog, "write", write_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(run)
     assert len(losses(run)) == 3
     run = Experiment(config, workdir)
-    state = train(run)
+    return run, train(run)
+
+
+def test_an_adaptive_tau_goes_on_where_it_was(workdir, monkeypatch):
+    configs = [make_config(workdir, name) for name in ("adaptive", "adaptive_stopped")]
+    for config in configs:
+        config.objective.update(softmax="children", temperature="adaptive", scale_by_tau=True)
+        config.objective.update(mean_over="decisions", tau=1.5, tau_weight=0.5, eta=0.9)
+        config.objective.tau_bounds = (0.01, 5.0)
+    expected = train(whole := Experiment(configs[0], workdir))
+    run, state = stopped_and_gone_on(configs[1], workdir, monkeypatch)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    logs = [read_json_lines(one.directory / "log.jsonl") for one in (whole, run)]
+    taus, again = ([line["tau"] for line in log] for log in logs)
+    assert taus == again
+    assert taus[0] == 1.5
+    assert len({*taus}) == len(taus)  # it moves in every step
+
+
+@pytest.mark.slow
+def test_full_fine_tuning_goes_on_is_evaluated_and_exported(workdir, monkeypatch, tmp_path):
+    whole = Experiment(make_config(workdir, "whole", train="full"), workdir)
+    expected = train(whole)
+
+    config = make_config(workdir, "stopped", train="full")
+    run, state = stopped_and_gone_on(config, workdir, monkeypatch)
     assert losses(run) == losses(whole)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 

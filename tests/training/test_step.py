@@ -135,24 +135,27 @@ def test_without_cf_items_the_loss_is_that_of_alpha_zero(inputs, form, softmax):
         loss_of(decoder, batch, items, arrays, Objective(alpha, 0.8, 1.7, form, softmax))
         for items, alpha in ((None, 0.3), (CFItems(jnp.asarray(batches.store.item_table)), 0.0))
     )
-    np.testing.assert_allclose(plain, zero, rtol=1e-6)
+    np.testing.assert_allclose(jax.tree.leaves(plain), jax.tree.leaves(zero), rtol=1e-6)
 
 
-def objective_of(alpha):
-    objective = Objective(alpha, 1.0, 1.0, "cross_entropy", "children")
+def objective_of(alpha, **fields):
+    objective = Objective(alpha, 1.0, 1.0, "cross_entropy", "children", **fields)
     return jax.tree.map(jnp.float32, objective)
 
 
-def trained(inputs, mesh, steps, alpha=0.3, kind="lora", dtype=None):
+def trained(
+    inputs, mesh, steps, alpha=0.3, kind="lora", dtype=None, learning_rate=1e-2, **objective_fields
+):
     decoder, trie, _, _, batches = inputs
     arrays = DeviceTrie.of(trie.compress())
     graph, params, base = nnx.split(decoder, TRAINED[kind], ...)
     optimizer = make_optimizer(
-        learning_rate=1e-2, warmup_steps=2, total_steps=steps, weight_decay=0.01, clip=1.0
+        learning_rate=learning_rate, warmup_steps=2, total_steps=steps, weight_decay=0.01, clip=1.0
     )
-    state = TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
+    objective = objective_of(alpha, **objective_fields)
+    tau = jnp.copy(objective.tau) if objective.adapts else None
+    state = TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params), tau)
     items = CFItems(jnp.asarray(batches.store.item_table), None)
-    objective = objective_of(alpha)
     state, base, items, arrays, objective = put(
         (state, base, items, arrays, objective), replicated(mesh)
     )
@@ -228,6 +231,31 @@ def test_alpha_changes_without_recompilation(inputs):
         args = (args[0], args[1], shard_batch(mesh, batches(0)), *args[2:])
         state, _ = step(*args)
     assert step._cache_size() == before
+
+
+def test_an_adaptive_tau_is_the_running_mean_of_what_the_batches_ask_for(inputs):
+    """Of a decoder that hardly learns, whose logits are the same in every step."""
+    decoder, trie, _, examples, batches = inputs
+    how = {"eta": 0.6, "tau_bounds": (0.01, 9.0), "tau_weight": 0.3, "learning_rate": 1e-12}
+    _, state, _ = trained(inputs, make_mesh(2), steps=3, temperature="adaptive", **how)
+    compressed = trie.compress()
+    first = compressed.token[compressed.parent == 1]  # every title begins with the same space
+    tau, c = 1.0, np.log(0.6 * first.size)
+    for index in range(3):
+        logits, targets = [], []
+        for r in batches.rows(index):
+            ids = examples.tokens[r]
+            z_SxV = np.asarray(full_logits(decoder, ids[None], jnp.array([ids.size])))[0]
+            label = examples.label[r]
+            begins = 1 + np.flatnonzero(np.concatenate([[True], label[:-1] == ord("\n")]))
+            logits.append(z_SxV[examples.position[r][begins]][:, first].ravel())
+            targets.append(z_SxV[examples.position[r][begins], label[begins]])
+        z, z_target = np.concatenate(logits, dtype=float), np.concatenate(targets, dtype=float)
+        d = z_target.mean() - z.mean()
+        asked = (d + np.sqrt(max(d**2 - 2 * c * z.var(), 0))) / (2 * c)
+        tau += 0.3 * (np.clip(asked, 0.01, 9.0) - tau)
+    np.testing.assert_allclose(state.tau, tau, rtol=1e-4)
+    assert state.tau != pytest.approx(1.0, abs=0.01)
 
 
 def test_the_schedule_warms_up_and_ends_at_zero():
