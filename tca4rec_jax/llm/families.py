@@ -41,6 +41,7 @@ KNOWN_VALUES = {
 }
 QKV = ("q_proj", "k_proj", "v_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+QK_NORM = ("qwen3", GEMMA)
 FULL, SLIDING = "full_attention", "sliding_attention"  # layer_types
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # Fields of rope_parameters, which are RopeScaling's, by rope_type.
@@ -72,7 +73,7 @@ def decoder_config(fields: dict[str, Any]) -> DecoderConfig:
         head_dim=getattr(config, "head_dim", None)
         or config.hidden_size // config.num_attention_heads,
         biases=_biases(config),
-        qk_norm=family in ("qwen3", GEMMA),
+        qk_norm=family in QK_NORM,
         family=family,
         **_window_fields(config),
         **(_gemma_fields(config) if family == GEMMA else _rope_fields(config.rope_parameters)),
@@ -83,12 +84,17 @@ def _gemma_fields(config: PreTrainedConfig) -> dict[str, Any]:
     local = _rope_fields(config.rope_parameters[SLIDING])
     if local["rope_scaling"] is not None:
         raise UserError(f"rope_type of {SLIDING} is {local['rope_scaling'].kind!r}, not default")
-    return _rope_fields(config.rope_parameters[FULL]) | {
-        "local_rope_theta": local["rope_theta"],
+    rope = _rope_fields(config.rope_parameters[FULL]) | {"local_rope_theta": local["rope_theta"]}
+    return rope | gemma_blocks(config.hidden_size, float(config.query_pre_attn_scalar))
+
+
+def gemma_blocks(hidden_size: int, query_pre_attn_scalar: float) -> dict[str, Any]:
+    """Fields of DecoderConfig: what a layer of every Gemma 3 has that those of others lack."""
+    return {
         "norm_offset": 1.0,
         "post_norms": True,
-        "embedding_scale": config.hidden_size**0.5,
-        "query_pre_attn_scalar": float(config.query_pre_attn_scalar),
+        "embedding_scale": hidden_size**0.5,
+        "query_pre_attn_scalar": query_pre_attn_scalar,
         "activation": "gelu_tanh",
     }
 

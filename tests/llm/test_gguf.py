@@ -15,7 +15,7 @@ import pytest
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.attention import rotary_frequencies
 from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
-from tca4rec_jax.llm.checkpoints.loading import load_weights
+from tca4rec_jax.llm.checkpoints.loading import load_weights, read_architecture
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
@@ -26,7 +26,9 @@ LAYER_NAMES = {
     "attn_norm": "attn_norm", "mlp_norm": "ffn_norm", "q_proj": "attn_q", "k_proj": "attn_k",
     "v_proj": "attn_v", "o_proj": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
+    "attn_post_norm": "post_attention_norm", "mlp_post_norm": "post_ffw_norm",
 }  # fmt: skip
+ARCHITECTURES = {"gemma3_text": "gemma3"}  # where it is not the family's name
 TOP_NAMES = {"embedding": "token_embd", "final_norm": "output_norm", "lm_head": "output"}
 
 
@@ -39,7 +41,7 @@ def gguf_tensors(config, params):
     """The tensors that llama.cpp's converter writes for a decoder."""
     tensors = {}
     for path, value in params.items():
-        value = np.asarray(value)
+        value = np.asarray(value) + np.float32(config.norm_offset * path.endswith("_norm"))
         if path in TOP_NAMES:
             tensors[f"{TOP_NAMES[path]}.weight"] = value.T if path == "lm_head" else value
             continue
@@ -61,9 +63,11 @@ def gguf_tensors(config, params):
     return tensors
 
 
-def write_gguf(path, config, tensors, *, kinds=None, architecture=None):
-    """kinds: tensor name -> how its float32 values, or its bytes, are stored."""
-    writer = gguf.GGUFWriter(str(path), architecture or config.family)
+def write_gguf(path, config, tensors, *, kinds=None, architecture=None, more=None):
+    """kinds: tensor name -> how its float32 values, or its bytes, are stored; more: metadata, by
+    the writer's methods."""
+    architecture = architecture or ARCHITECTURES.get(config.family, config.family)
+    writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.max_positions)
     writer.add_embedding_length(config.hidden_size)
@@ -76,6 +80,10 @@ def write_gguf(path, config, tensors, *, kinds=None, architecture=None):
     if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(config.rope_scaling.factor)
+    if config.sliding_window is not None:
+        writer.add_sliding_window(config.sliding_window)
+    for name, value in (more or {}).items():
+        getattr(writer, f"add_{name}")(value)
     writer.add_vocab_size(config.vocab_size)
     writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
     for name, value in tensors.items():
@@ -104,6 +112,39 @@ def test_the_same_as_from_hugging_face(tmp_path, name):
     loaded, again = load_weights(path)
     assert loaded == as_stored(config)
     assert_same_trees(again, params)
+
+
+@pytest.mark.parametrize("pattern", [2, [True, False]])
+def test_gemma3_is_the_same_as_from_hugging_face(tmp_path, pattern):
+    """But for its queries, which a file of this size scales by the head, and the norms' last bit:
+    their offset was added."""
+    golden, config, params = load_golden("gemma3", tmp_path)
+    config = dataclasses.replace(config, query_pre_attn_scalar=float(config.head_dim))
+    more = {"sliding_window_pattern": pattern, "rope_freq_base_swa": config.local_rope_theta}
+    tensors = gguf_tensors(config, params)
+    loaded, again = load_weights(write_gguf(tmp_path / "model.gguf", config, tensors, more=more))
+    assert loaded == as_stored(config)
+    assert params.keys() == again.keys()
+    for name, value in params.items():
+        np.testing.assert_allclose(again[name], value, atol=2e-7 * name.endswith("_norm"))
+    decoder = Decoder(dataclasses.replace(loaded, query_pre_attn_scalar=20.0), again)
+    logits = decoder.head()(decoder.hidden(golden["tokens"], np.array([13, 13])))
+    np.testing.assert_allclose(logits, golden["logits"], atol=1e-5, rtol=1e-5)
+
+
+def test_gemma3_as_llama_cpp_takes_it_where_the_file_is_silent(tmp_path):
+    _, config, _ = load_golden("gemma3", tmp_path)
+    fields = {"rope_scaling": None, "sliding_window": 512, "local_rope_theta": 10000.0}
+    # By layers: those that see everything, and 8 a head or 16 / 4 heads.
+    expected = {12: ((5, 11), 8.0), 62: (tuple(range(5, 62, 6)), 4.0)}
+    for layers, (full_layers, scalar) in expected.items():
+        fields |= {"num_layers": layers, "full_layers": full_layers}
+        large = dataclasses.replace(config, **fields, query_pre_attn_scalar=scalar)
+        loaded = read_architecture(write_gguf(tmp_path / "a.gguf", large, {}))
+        assert loaded == as_stored(large)
+    capped = write_gguf(tmp_path / "b.gguf", large, {}, more={"final_logit_softcapping": 30.0})
+    with pytest.raises(UserError, match=r"final_logit_softcapping is not supported"):
+        read_architecture(capped)
 
 
 def test_rotary_scaling_of_llama3(tmp_path):
@@ -266,8 +307,9 @@ def test_every_wrong_tensor_is_named(tmp_path):
 def test_other_files_are_refused(tmp_path):
     _, config, params = load_golden("smollm2", tmp_path)
     tensors = gguf_tensors(config, params)
-    other = write_gguf(tmp_path / "other.gguf", config, tensors, architecture="gemma3")
-    with pytest.raises(ValueError, match="'gemma3': expected one of 'llama', 'qwen2', 'qwen3'"):
+    other = write_gguf(tmp_path / "other.gguf", config, tensors, architecture="gemma2")
+    known = "'llama', 'qwen2', 'qwen3', 'gemma3'"
+    with pytest.raises(ValueError, match=f"'gemma2': expected one of {known}"):
         load_weights(other)
     (tmp_path / "text.gguf").write_text("this is not a model, but it is long enough to look like")
     with pytest.raises(ValueError, match="text.gguf: not a readable GGUF file"):

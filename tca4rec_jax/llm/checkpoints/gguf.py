@@ -1,8 +1,8 @@
-"""The tensors of a GGUF file of a Llama or Qwen.
+"""The tensors of a GGUF file of a Llama, Qwen or Gemma 3.
 
 Quantised tensors are dequantised with NumPy, some rows at a time. A Llama GGUF stores the rows of q
 and k permuted for interleaved rotary pairs; they are put back into the halves that
-`attention.rotate` expects.
+`attention.rotate` expects. A Gemma's has the offset of its norms added in; it is taken off.
 """
 
 import dataclasses
@@ -23,9 +23,13 @@ from tca4rec_jax.llm.checkpoints.hugging_face import (
     param_paths,
 )
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
+from tca4rec_jax.llm.families import GEMMA, QK_NORM, gemma_blocks
 
-# Architectures that are this decoder; a Mistral's file says 'llama'.
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+# Architectures that are this decoder, and their families; a Mistral's file says 'llama'.
+FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": GEMMA}
+# llama.cpp's constants of Gemma 3, where the metadata is silent: every sixth layer sees everything,
+# the others rotate by this base; the 27B, of so many layers, scales its queries otherwise.
+GEMMA_PATTERN, GEMMA_LOCAL_THETA, GEMMA_27B_LAYERS = 6, 10000.0, 62
 # What a Llama's file holds with its rows permuted.
 PERMUTED = ("layers/q_proj", "layers/k_proj", "layers/q_proj_bias", "layers/k_proj_bias")
 # What Llama 3.1 and later divide their rotary frequencies by.
@@ -104,11 +108,10 @@ class GGUFFile(gguf.GGUFReader):
 def read_config(file: GGUFFile) -> DecoderConfig:
     """The architecture in the metadata.
 
-    Raises UserError for one that is not in ARCHITECTURES, or scales its rotary positions in a way
-    that is not known here.
+    Raises UserError for one that is not in FAMILIES, or computes something that is not known here.
     """
     architecture = file.field("general.architecture")
-    check_choice(f"{file.path}: architecture", architecture, ARCHITECTURES)
+    check_choice(f"{file.path}: architecture", architecture, FAMILIES)
 
     def meta(name, default=None):
         return file.field(f"{architecture}.{name}", default)
@@ -127,9 +130,11 @@ def read_config(file: GGUFFile) -> DecoderConfig:
         rms_norm_eps=meta("attention.layer_norm_rms_epsilon"),
         tie_embeddings="output.weight" not in names,
         max_positions=meta("context_length"),
-        qk_norm=architecture == "qwen3",
-        family=architecture,
+        qk_norm=FAMILIES[architecture] in QK_NORM,
+        family=FAMILIES[architecture],
     )
+    if config.family == GEMMA:
+        config = dataclasses.replace(config, **_gemma_fields(file, config))
     projections = tuple(config.projection_shapes)
     with_all = _param_paths(dataclasses.replace(config, biases=projections))
     stored = {with_all[name].path for name in names & with_all.keys()}
@@ -137,11 +142,27 @@ def read_config(file: GGUFFile) -> DecoderConfig:
     return dataclasses.replace(config, biases=biases, rope_scaling=_rope_scaling(file, config))
 
 
+def _gemma_fields(file: GGUFFile, config: DecoderConfig) -> dict[str, Any]:
+    if file.field("gemma3.final_logit_softcapping", 0.0):
+        raise UserError(f"{file.path}: gemma3.final_logit_softcapping is not supported")
+    pattern = file.field("gemma3.attention.sliding_window_pattern", GEMMA_PATTERN)
+    if isinstance(pattern, int):
+        pattern = [(layer + 1) % pattern > 0 for layer in range(config.num_layers)]
+    wide = config.num_layers == GEMMA_27B_LAYERS
+    scalar = config.hidden_size / config.num_heads if wide else float(config.head_dim)
+    return gemma_blocks(config.hidden_size, scalar) | {
+        "sliding_window": file.field("gemma3.attention.sliding_window"),
+        "full_layers": tuple(layer for layer, slides in enumerate(pattern) if not slides),
+        "local_rope_theta": file.field("gemma3.rope.freq_base_swa", GEMMA_LOCAL_THETA),
+    }
+
+
 def _rope_scaling(file: GGUFFile, config: DecoderConfig) -> RopeScaling | None:
     """None, 'linear' from the metadata, or 'llama3' from the tensor of divisors."""
-    kind = file.field(f"{config.family}.rope.scaling.type", "none")
+    prefix = f"{file.field('general.architecture')}.rope.scaling"
+    kind = file.field(f"{prefix}.type", "none")
     if kind == "linear":
-        return RopeScaling(kind, file.field(f"{config.family}.rope.scaling.factor"))
+        return RopeScaling(kind, file.field(f"{prefix}.factor"))
     if kind != "none":
         raise UserError(f"{file.path}: rope.scaling.type is {kind!r}, known are none and linear")
     divisors = next((t.data for t in file.tensors if t.name == ROPE_DIVISORS), None)
@@ -170,8 +191,10 @@ def open_gguf(path: str | Path) -> StoredModel:
                 continue
             shape = tuple(int(size) for size in reversed(tensor.shape))  # listed fastest axis first
             target = targets.get(tensor.name)
-            permuted = config.family == "llama" and target is not None and target.path in PERMUTED
-            read = partial(_read, tensor, config.head_dim if permuted else None)
+            path = "" if target is None else target.path
+            permuted = config.family == "llama" and path in PERMUTED
+            offset = config.norm_offset if path.endswith("_norm") else 0.0
+            read = partial(_read, tensor, config.head_dim if permuted else None, offset)
             tensors[tensor.name] = StoredTensor(shape, read)
         for tensor in {tensor.tensor_type: tensor for tensor in file.tensors}.values():
             try:
@@ -181,8 +204,10 @@ def open_gguf(path: str | Path) -> StoredModel:
         return StoredModel(config, tensors, targets)
 
 
-def _read(tensor: gguf.ReaderTensor, head_dim: int | None, index: Index) -> np.ndarray:
-    """A part of a tensor in float32; head_dim: of rows that are permuted."""
+def _read(
+    tensor: gguf.ReaderTensor, head_dim: int | None, offset: float, index: Index
+) -> np.ndarray:
+    """A part of a tensor in float32, less the offset; head_dim: of rows that are permuted."""
     rows, *columns = index
     data, kind = tensor.data, tensor.tensor_type
     if head_dim is None:
@@ -195,13 +220,14 @@ def _read(tensor: gguf.ReaderTensor, head_dim: int | None, index: Index) -> np.n
         values = gguf.dequantize(data.reshape(len(data) // 4, -1), kind).reshape(len(data), -1)
     else:
         values = gguf.dequantize(data, kind)
-    return values[:, *columns]
+    values = values[:, *columns]
+    return values - np.float32(offset) if offset else values
 
 
 def _param_paths(config: DecoderConfig) -> dict[str, ParamPath]:
     """GGUF tensor name -> its parameter and layer, layers in order."""
-    architecture = gguf.MODEL_ARCH[config.family.upper()]
-    names = gguf.get_tensor_name_map(architecture, config.num_layers)
+    (architecture,) = (name for name, family in FAMILIES.items() if family == config.family)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_layers)
     paths = {}
     for name, target in param_paths(config).items():
         module, kind = name.rsplit(".", 1)
