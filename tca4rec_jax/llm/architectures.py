@@ -8,6 +8,7 @@ from typing import Any
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
+from tca4rec_jax.llm.families import GEMMA, gemma_blocks
 
 _LLAMA_3: dict[str, Any] = {"rope_theta": 500000.0, "rms_norm_eps": 1e-5, "max_positions": 131072}
 _QWEN: dict[str, Any] = {"rope_theta": 1e6, "rms_norm_eps": 1e-6}
@@ -39,6 +40,11 @@ ARCHITECTURES = {
     "qwen3-4b": DecoderConfig(
         151936, 2560, 9728, 36, 32, 8, 128,
         max_positions=32768, qk_norm=True, family="qwen3", **_TIED, **_QWEN,
+    ),
+    "gemma-3-270m": DecoderConfig(
+        262144, 640, 2048, 18, 4, 1, 256, rope_theta=1e6, local_rope_theta=1e4, rms_norm_eps=1e-6,
+        max_positions=32768, sliding_window=512, full_layers=(5, 11, 17), qk_norm=True,
+        family=GEMMA, **_TIED, **gemma_blocks(640, 256.0),
     ),
     # The quickstart's.
     "smollm2-135m": DecoderConfig(

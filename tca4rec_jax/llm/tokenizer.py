@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file describes (byte-level BPE, special tokens), or a folder's own.
+"""The tokenizer that a GGUF file describes (BPE of bytes or of SentencePiece), or a folder's own.
 
 `text_encoder` is what a prompt takes of it.
 """
@@ -24,8 +24,8 @@ from tca4rec_jax.data.prompts import TextEncoder
 from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
 
-# tokenizer.ggml.token_type of tokens that text never produces.
-CONTROL = 3
+# tokenizer.ggml.token_type: of plain text; what text never produces; what is never taken apart.
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 # How text is cut into words, within which the BPE merges: by GPT-2's pattern, or by one that keeps
 # at most so many digits together.
 GPT2_WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -56,6 +56,7 @@ SPECIAL_TOKENS = {
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
 ADD_BOS = "tokenizer.ggml.add_bos_token"
+SPACE = "▁"  # SentencePiece's
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -63,8 +64,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
     That of a GGUF file adds the BOS token to a text if the file says so, and nothing else.
 
-    Raises UserError if a file's tokenizer is not byte-level BPE or its pre-tokenizer is not in
-    PRE_TOKENIZERS, or if a folder has no tokenizer. No code in a folder is ever run.
+    Raises UserError if a file's tokenizer is neither SentencePiece's BPE nor a byte-level one whose
+    pre-tokenizer is in PRE_TOKENIZERS, or if a folder has no tokenizer. No code in a folder is ever
+    run.
     """
     with reading(path, "tokenizer"):
         if Path(path).is_dir():
@@ -76,13 +78,38 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 def _gguf_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     file = GGUFFile(path)
-    model = file.field("tokenizer.ggml.model")
-    pre_tokenizer = file.field("tokenizer.ggml.pre")
-    if model != "gpt2" or pre_tokenizer not in PRE_TOKENIZERS:
+    model, pre_tokenizer = (file.field(f"tokenizer.ggml.{name}", "") for name in ("model", "pre"))
+    if model != "llama" and (model != "gpt2" or pre_tokenizer not in PRE_TOKENIZERS):
         raise UserError(
-            f"{path}: tokenizer {model!r} with pre-tokenizer {pre_tokenizer!r}; known are 'gpt2'"
-            f" with {', '.join(map(repr, PRE_TOKENIZERS))}"
+            f"{path}: tokenizer {model!r} with pre-tokenizer {pre_tokenizer!r}; known are 'llama',"
+            f" and 'gpt2' with {', '.join(map(repr, PRE_TOKENIZERS))}"
         )
+    tokens, kinds = (file.field(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
+    tokenizer = _sentencepiece(file) if model == "llama" else _byte_level(file, pre_tokenizer)
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=kind == CONTROL, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind in (CONTROL, USER_DEFINED)
+        ]
+    )
+    special = {
+        name: tokens[file.field(key)] for name, key in SPECIAL_TOKENS.items() if key in file.fields
+    }
+    # Where the file does not say: as llama.cpp.
+    by_default = model == "llama" or pre_tokenizer == "llama-bpe"
+    if "bos_token" in special and file.field(ADD_BOS, by_default):
+        bos = special["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], special_tokens=[(bos, tokens.index(bos))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
+    )
+
+
+def _byte_level(file: GGUFFile, pre_tokenizer: str) -> Tokenizer:
+    """A BPE of bytes by its merges, as GPT-2's."""
     tokens = file.field("tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in file.field("tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -93,23 +120,40 @@ def _gguf_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if pre_tokenizer == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = file.field("tokenizer.ggml.token_type")
-    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in control]
+    return tokenizer
+
+
+def _sentencepiece(file: GGUFFile) -> Tokenizer:
+    """A BPE as SentencePiece's: of two neighbours that make a piece, those of the highest score are
+    joined first; what is in no piece becomes its bytes."""
+    tokens, kinds, scores = (
+        file.field(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type", "scores")
     )
-    special = {
-        name: tokens[file.field(key)] for name, key in SPECIAL_TOKENS.items() if key in file.fields
-    }
-    # Where the file does not say: as llama.cpp.
-    if "bos_token" in special and file.field(ADD_BOS, pre_tokenizer == "llama-bpe"):
-        bos = special["bos_token"]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[bos, "$A"], special_tokens=[(bos, vocabulary[bos])]
+    pieces = zip(scores, tokens, kinds, strict=True)
+    scored = {token: score for score, token, kind in pieces if kind == NORMAL}
+    merges = [
+        (piece[:at], piece[at:])
+        for piece in sorted(scored, key=scored.__getitem__, reverse=True)
+        for at in range(1, len(piece))
+        if piece[:at] in scored and piece[at:] in scored
+    ]
+    tokenizer = Tokenizer(
+        models.BPE(
+            {token: index for index, token in enumerate(tokens)},
+            merges,
+            unk_token=tokens[file.field(SPECIAL_TOKENS["unk_token"], 0)],
+            byte_fallback=True,
+            fuse_unk=True,
         )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
     )
+    prefixed = file.field("tokenizer.ggml.add_space_prefix", True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+        SPACE, prepend_scheme="first" if prefixed else "never", split=False
+    )
+    bytes_and_spaces = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    strip = [decoders.Strip(" ", 1, 0)] * prefixed
+    tokenizer.decoder = decoders.Sequence([*bytes_and_spaces, *strip])
+    return tokenizer
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase, bos: str) -> TextEncoder:

