@@ -14,7 +14,8 @@ def get_config(arg=""):
     config.data.interactions = "interactions.csv"  # user, item, timestamp
     config.data.catalogue = "items.csv"  # item, title
     # config.data.user_column = "customer"  # if a column has another name
-    config.prompt.prefix = "What one person chose, in order:\n"  # what the LLM reads first
+    # what the LLM reads first, and where the history and the target stand
+    config.prompt.templates = ("What one person chose, in order:\n{history}\n{target}",)
     config.training.buckets = ()  # padded lengths: chosen from the data
     config.training.batch_size = 4
     config.training.steps = 500

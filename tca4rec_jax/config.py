@@ -26,7 +26,7 @@ from tca4rec_jax.training.state import TRAINED
 SHORT_NAMES = {name: f"objective.{name}" for name in ("alpha", "beta", "tau", "form", "softmax")}
 SHORT_NAMES |= {"targets": "training.targets", "steps": "training.steps"}
 SHORT_NAMES |= {"seed": "seed", "run": "run"}
-MOVIES = "Movies one person watched, in order:\n"
+MOVIES = "Movies one person watched, in order:\n{history}\n{target}"
 
 _Kind = TypeVar("_Kind")
 
@@ -96,10 +96,11 @@ def validate(config: ConfigDict) -> None:
 
 def doubts(config: ConfigDict) -> list[str]:
     """What is allowed, but most likely not meant: a line each."""
-    if config.prompt.prefix == MOVIES and config.data.source != "movielens_100k":
+    if MOVIES in config.prompt.templates and config.data.source != "movielens_100k":
         return [
-            f"prompt.prefix is {MOVIES!r}, with data.source={config.data.source}: if the items are "
-            "no movies, say what they are with --config.prompt.prefix in every step"
+            f"prompt.templates is {config.prompt.templates}, with data.source={config.data.source}"
+            ": if the items are no movies, say what they are with --config.prompt.templates in "
+            "every step"
         ]
     return []
 
@@ -141,7 +142,7 @@ def movielens_config() -> ConfigDict:
     # The loss is calibrated: beta = 1 takes the logits as they are.
     config.cf.sasrec.update(loss="softmax", dropout=0.3)
     # Its tokenizer adds no BOS; the published numbers were made with one.
-    config.prompt.update(prefix=MOVIES, bos="known")
+    config.prompt.update(templates=(MOVIES,), bos="known")
     config.lora.update(rank=16, alpha=32.0, dropout=0.0, targets="(q|k|v|o|gate|up|down)_proj")
     config.objective.update(alpha=0.5, softmax="children", form="cross_entropy")
     config.training.buckets = (128, 256)

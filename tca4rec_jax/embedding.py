@@ -26,8 +26,8 @@ from tqdm import tqdm
 from tca4rec_jax.batching import bucket_lengths
 from tca4rec_jax.core import Array
 from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.item_tokens import TextEncoder
 from tca4rec_jax.data.item_vectors import EMBED_ITEMS, PARTS, VECTORS, embeddings_folder
-from tca4rec_jax.data.prompts import TextEncoder
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.distributed import sharding
 from tca4rec_jax.distributed.data_parallel import DataParallel

@@ -42,8 +42,8 @@ from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.dataset import load as load_data
 from tca4rec_jax.data.downloads import ASSETS, fetch_file
-from tca4rec_jax.data.prompts import TitleTokens, check_vocabulary
-from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.item_tokens import ItemTokens, check_vocabulary
+from tca4rec_jax.data.prompts import Prompts
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.decoding.filters import ItemFilter
@@ -119,7 +119,7 @@ class Experiment:
         return recipe_of(self.config.recommender.name)
 
     @cached_property
-    def items(self) -> TitleTokens:
+    def items(self) -> ItemTokens:
         """The catalogue's items as tokens.
 
         Raises UserError, before any weight is read, for tokens beyond the LLM's vocabulary.
@@ -129,8 +129,8 @@ class Experiment:
         check_vocabulary(items, self.data.catalogue.item_ids, vocab_size)
         return items
 
-    def prompts(self, history_RxH: np.ndarray) -> Ragged:
-        """int32 tokens of the prompts for histories, int32, padded on the left with PAD_ITEM."""
+    def prompts(self, history_RxH: np.ndarray) -> Prompts:
+        """The prompts for histories, int32, padded on the left with PAD_ITEM."""
         return self.recipe.show_history(self.items, history_RxH, self.config)
 
     def search(self, beams: int | None = None) -> BatchedSearch:
@@ -141,7 +141,7 @@ class Experiment:
     @cached_property
     def trie(self) -> ItemTrie:
         """The trie of the items' tokens, one token an edge."""
-        return ItemTrie.build(self.items.titles)
+        return ItemTrie.build(self.items.written)
 
     @cached_property
     def compressed_trie(self) -> ItemTrie:

@@ -76,6 +76,7 @@ Bounds = Annotated[tuple[Temperature, Temperature], Range("ascending", _ascendin
 Span = Annotated[tuple[Natural, Natural], Range("ascending", _ascending)]
 Buckets = Annotated[tuple[Count, ...], Range("ascending", _ascending)]
 Text = Annotated[str, Range("a text that is not empty", bool)]
+Texts = Annotated[tuple[Text, ...], Range("at least one text", bool)]
 Regex = Annotated[str, Range("a regular expression", _accepted_by(re.compile, re.error))]
 Encoding = Annotated[
     str, Range("a text encoding, such as cp1252", _accepted_by("".encode, LookupError))

@@ -13,7 +13,7 @@ from tca4rec_jax.cf.settings import MODEL_FIELDS, CFFields
 from tca4rec_jax.cf.trainer import FitSchedule
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.data.dataset import DataConfig
-from tca4rec_jax.data.prompts import PromptTemplate
+from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.llm.config import DecoderOptions
 from tca4rec_jax.llm.lora import LoRAConfig
@@ -91,7 +91,7 @@ class RecommenderFields(NamedTuple):
       name: of its five choices, a key of recommenders.RECOMMENDERS.
     """
 
-    name: str = "title"
+    name: str = "generative"
 
 
 class OptimizerFields(NamedTuple):

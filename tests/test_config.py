@@ -112,9 +112,9 @@ def test_the_temperature_of_guidance_is_that_of_the_objective_unless_told():
     [
         ("training.buckets=(64,128),steps=3", {"training.buckets": (64, 128), "training.steps": 3}),
         ("training.buckets=[64]", {"training.buckets": (64,)}),
-        ('prompt.prefix="a, b",seed=2', {"prompt.prefix": "a, b", "seed": 2}),
-        ("prompt.prefix='it\\'s, \"so\"'", {"prompt.prefix": 'it\'s, "so"'}),
-        ("prompt.prefix=User's,seed=2", {"prompt.prefix": "User's", "seed": 2}),
+        ('prompt.separator="a, b",seed=2', {"prompt.separator": "a, b", "seed": 2}),
+        ("prompt.separator='it\\'s, \"so\"'", {"prompt.separator": 'it\'s, "so"'}),
+        ("prompt.separator=User's,seed=2", {"prompt.separator": "User's", "seed": 2}),
         ("prompt.end='\\n'", {"prompt.end": "\n"}),
         ("lora.targets=(q|k)_proj", {"lora.targets": "(q|k)_proj"}),
         ("decoding.exclude_history=true", {"decoding.exclude_history": True}),
@@ -179,7 +179,7 @@ def test_whatever_repr_writes_is_read(settings):
         "steps=0.5",
         "steps=None",
         "training.buckets=(64",
-        "prompt.prefix='a",
+        "prompt.separator='a",
         "decoding.exclude_history=yes",
     ],
 )
@@ -227,7 +227,10 @@ def test_unknown_keys_and_wrong_types_are_errors(arg):
         ("evaluation.variants=(('a','b',-1.),)", "evaluation.variants is .*: expected at least 0"),
         ("lora.targets='('", r"lora.targets is '\(': expected a regular expression"),
         ("data.encoding=latin1000", "data.encoding is 'latin1000': expected a text encoding"),
-        ("prompt.end=''", "prompt.end is '': expected a text that is not empty"),
+        ("prompt.item=''", "prompt.item is '': expected a text that is not empty"),
+        ("prompt.templates=()", r"prompt.templates is \(\): expected at least one"),
+        ("prompt.templates=('{history}',)", "{history} once, then {target} once, at its end"),
+        ("prompt.item='{title'", "prompt.item has '{title': expected '}'"),
         ("run=../x", "run is '../x': expected the name of a folder"),
         ("run=..", "run is '..': expected the name of a folder"),
     ],
@@ -257,8 +260,10 @@ def test_every_other_field_has_a_range_or_takes_anything():
         "cf.logits",  # a folder or a URL
         "llm.architecture",  # checked where the names are
         "recommender.name",
-        "prompt.prefix",
-        "prompt.before_title",
+        "prompt.separator",
+        "prompt.target",
+        "prompt.end",
+        "prompt.placeholder",
         "evaluation.variants",
         "evaluation.differences",
     }

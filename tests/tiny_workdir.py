@@ -61,7 +61,8 @@ def make_config(workdir, name, **llm):
     config.cf.model = "popularity"
     config.llm.weights = str(workdir / "model")
     config.llm.update(llm)
-    config.prompt.update({"prefix": "q", "before_title": " ", "end": "z", "max_tokens": 32})
+    config.prompt.update({"templates": ("q{history}z{target}",), "separator": "z", "end": "z"})
+    config.prompt.max_tokens = 32
     config.training.update({"steps": 5, "batch_size": 4, "buckets": (32,), "checkpoint_every": 2})
     config.optimizer.update({"learning_rate": 1e-2, "warmup_steps": 1})
     config.decoding.beams = 3

@@ -3,9 +3,10 @@
 import numpy as np
 
 from tca4rec_jax.data.downloads import fetch, fetch_file
+from tca4rec_jax.data.item_tokens import tokenise_items
 from tca4rec_jax.data.movielens import read_movielens
-from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
 from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.llm.tokenizer import load_tokenizer, text_encoder
 
 
@@ -13,7 +14,7 @@ def movielens_titles() -> Ragged:
     """The MovieLens-100K titles as SmolLM2 tokens, the end token included (int32)."""
     catalogue, _ = read_movielens(fetch("movielens-100k"), max_title_length=100)
     encoder = text_encoder(load_tokenizer(fetch_file("smollm2-135m-instruct")), "never")
-    return tokenise_titles(catalogue.titles, encoder, PromptTemplate()).titles
+    return tokenise_items(catalogue.columns, encoder, PromptTemplate()).written
 
 
 def sample_titles(real: Ragged, count: int, seed: int) -> Ragged:

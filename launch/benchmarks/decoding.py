@@ -35,9 +35,11 @@ from measuring import HUGE_PAGES, Contestant, share_the_gpu
 
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.downloads import fetch_file
-from tca4rec_jax.data.prompts import PromptTemplate, prompts, tokenise_titles
+from tca4rec_jax.data.item_tokens import tokenise_items
+from tca4rec_jax.data.prompts import prompts
 from tca4rec_jax.data.published import read_published
 from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.launching import start
 from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens, append_tokens, init_paths, pack
 from tca4rec_jax.llm.tokenizer import load_tokenizer, text_encoder
@@ -79,14 +81,15 @@ def write_inputs(folder: Path) -> None:
     architecture, params = load_weights(path, jnp.float32)
     write_hugging_face(folder / "llm", architecture, params, tokenizer, dtype="float32")
     data = read_published(_DATA.value, max_title_length=100)
-    encoder, template = text_encoder(tokenizer, "known"), PromptTemplate(_PREFIX.value)
-    titles = tokenise_titles(data.catalogue.titles, encoder, template)
+    encoder = text_encoder(tokenizer, "known")
+    template = PromptTemplate((_PREFIX.value + "{history}\n{target}",))
+    items = tokenise_items(data.catalogue.columns, encoder, template)
     rows = np.random.default_rng(0).choice(len(data.splits["test"]), _USERS.value, replace=False)
     history_RxH, _ = data.splits["test"].take(np.sort(rows)).histories_and_targets(10)
-    prompt = prompts(titles, history_RxH, architecture.max_positions)
+    prompt = prompts(items, history_RxH, architecture.max_positions).tokens
     tokens = prompt.lengths
     print(f"{len(rows)} users, prompts of {tokens.mean():.0f} tokens ({tokens.max()} at most)")
-    for name, ragged in (("titles", titles.titles), ("prompts", prompt)):
+    for name, ragged in (("titles", items.written), ("prompts", prompt)):
         np.savez(folder / f"{name}.npz", values=ragged.values, offsets=ragged.offsets)
 
 

@@ -98,7 +98,7 @@ def ours(inputs: Inputs):
     from tca4rec_jax.llm.checkpoints.loading import load_weights
     from tca4rec_jax.llm.config import DecoderOptions
     from tca4rec_jax.llm.decoder import Decoder
-    from tca4rec_jax.recommenders import TITLE
+    from tca4rec_jax.recommenders import GENERATIVE
     from tca4rec_jax.training.state import TrainState, make_optimizer
     from tca4rec_jax.training.step import make_train_step
 
@@ -136,7 +136,7 @@ def ours(inputs: Inputs):
     state, base, items, trie, objective = put(
         (state, base, items, trie, objective), replicated(mesh)
     )
-    update = make_train_step(graph, state, base, optimizer, TITLE.loss, mesh=mesh, seed=0)
+    update = make_train_step(graph, state, base, optimizer, GENERATIVE.loss, mesh=mesh, seed=0)
 
     def step(number: int) -> float:
         nonlocal state

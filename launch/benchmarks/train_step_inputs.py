@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from tca4rec_jax.core.trie import ItemTrie
-from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
+from tca4rec_jax.data.item_tokens import ItemTokens, tokenise_items
 from tca4rec_jax.data.published import read_published
+from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.llm.lora import LoRAConfig
 from tca4rec_jax.llm.tokenizer import load_tokenizer, text_encoder
 from tca4rec_jax.training.batches import Batches
@@ -18,7 +19,7 @@ ALPHA, BETA, TAU, FORM = 0.1, 1.0, 4.5, "log_expectation"
 LORA = LoRAConfig(rank=8, alpha=16.0, dropout=0.0, targets="(q|k|v|o)_proj")
 OPTIMIZER = {"learning_rate": 1e-3, "warmup_steps": 2}
 WEIGHT_DECAY, CLIP = 0.01, 1.0
-TEMPLATE = PromptTemplate("Products one person bought, in order:\n")
+TEMPLATE = PromptTemplate(("Products one person bought, in order:\n{history}\n{target}",))
 MAX_TOKENS, BUCKETS = 512, tuple(range(64, 513, 16))
 
 
@@ -67,12 +68,9 @@ class Inputs:
     case: Case
 
     @cached_property
-    def titles(self):
-
-        tokenizer = load_tokenizer(Path(self.case.weights))
-        return tokenise_titles(
-            self.data.catalogue.titles, text_encoder(tokenizer, "known"), TEMPLATE
-        )
+    def items(self) -> ItemTokens:
+        encoder = text_encoder(load_tokenizer(Path(self.case.weights)), "known")
+        return tokenise_items(self.data.catalogue.columns, encoder, TEMPLATE)
 
     @cached_property
     def data(self):
@@ -80,13 +78,13 @@ class Inputs:
 
     @cached_property
     def compressed(self) -> ItemTrie:
-        return ItemTrie.build(self.titles.titles).compress()
+        return ItemTrie.build(self.items.written).compress()
 
     @cached_property
     def batches(self) -> Batches:
         split = self.data.splits["train"]
         examples = build_examples(
-            split, self.titles, self.compressed, targets="last", max_tokens=MAX_TOKENS
+            split, self.items, self.compressed, targets="last", max_tokens=MAX_TOKENS
         )
         store = RandomCF(self.data.catalogue.num_items, split.items.size)
         return Batches(examples, store, batch_size=self.case.batch, seed=0, buckets=BUCKETS)

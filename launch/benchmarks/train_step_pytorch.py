@@ -38,7 +38,7 @@ def pytorch(inputs: Inputs):
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=WEIGHT_DECAY)
     schedule = make_schedule(**OPTIMIZER, total_steps=case.steps)
-    batches, titles = inputs.batches, inputs.titles.titles
+    batches, titles = inputs.batches, inputs.items.written
     examples = batches.examples
     targets = inputs.data.splits["train"].items[examples.cf_position.values]
     plain = case.contestant.startswith("PyTorch, plain")

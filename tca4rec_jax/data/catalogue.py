@@ -2,8 +2,9 @@
 
 import functools
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -15,19 +16,22 @@ from tca4rec_jax.errors import UserError
 class Catalogue:
     """Items in a fixed order; an item's index (0..I-1) is its position.
 
-    Two items may share a title (different ids): they then share a leaf of the trie. Raises
-    UserError for no items, a number of titles that differs, a duplicated id or an empty title.
+    Two items may share a title (different ids): they then share a leaf of the trie. `attributes`
+    has other texts of every item by their name, '' where an item has none. Raises UserError for no
+    items, a number of titles or attributes that differs, a duplicated id or an empty title.
     """
 
     item_ids: tuple[str, ...]
     titles: tuple[str, ...]
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         if not self.item_ids:
             raise UserError("the catalogue has no items")
-        if len(self.titles) != self.num_items:
-            counts = f"{self.num_items} item ids but {len(self.titles)} titles"
-            raise UserError(f"the catalogue has {counts}: every item needs exactly one title")
+        for name, texts in self.columns.items():
+            if len(texts) != self.num_items:
+                counts = f"{self.num_items} item ids but {len(texts)} {name}s"
+                raise UserError(f"the catalogue has {counts}: every item needs exactly one {name}")
         surplus = np.flatnonzero(self._index.duplicated())
         if surplus.size:
             raise UserError(
@@ -45,6 +49,11 @@ class Catalogue:
         """I."""
         return len(self.item_ids)
 
+    @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """The texts of every item, by the name that a prompt template has for them."""
+        return {"title": self.titles, **self.attributes}
+
     @functools.cached_property
     def _index(self) -> pd.Index:
         return pd.Index(self.item_ids, dtype=object)
@@ -54,8 +63,10 @@ class Catalogue:
         return self._index.get_indexer(pd.Index(item_ids, dtype=object)).astype(np.int32)
 
     def content_hash(self) -> str:
-        """SHA-256 (hex) of ids and titles in order; equal catalogues have equal hashes."""
+        """SHA-256 (hex) of ids, titles and attributes in order; of equal catalogues it is equal."""
         digest = hashlib.sha256(str(self.num_items).encode())
-        for text in map(str.encode, (*self.item_ids, *self.titles)):
+        attributes = ((name, *texts) for name, texts in sorted(self.attributes.items()))
+        texts = itertools.chain(self.item_ids, self.titles, *attributes)
+        for text in map(str.encode, texts):
             digest.update(len(text).to_bytes(8, "little") + text)
         return digest.hexdigest()

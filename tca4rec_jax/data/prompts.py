@@ -1,157 +1,139 @@
-"""Histories and titles as token ids.
+"""Rows of tokens: histories between the words of a prompt template, with or without a target.
 
-A prompt is `prefix`, then one piece per title: `before_title`, the title, `end`. Every piece is
-tokenised on its own and the ids are concatenated, so a title has the same tokens inside a history
-and as the target, and the trie holds exactly what the model is asked to generate.
+A row is a lead and an item, again and again: what leads to the first item is the template's text
+before the history, to the target its text after the history, to every other item the separator.
 
-Axis letter: H history items.
+Axis letters: R rows, H history items, I items.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.item_tokens import ItemTokens
+from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import PAD_ITEM
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.ranges import Count, Text
+
+USER = -2  # in place of an item: the placeholder carries the user's vector
 
 
-@dataclass(frozen=True)
-class PromptTemplate:
-    """The words around the titles, and how long a prompt may be.
-
-    Attributes:
-      prefix: before the first title.
-      before_title: before every title, tokenised with it.
-      end: after every title, a single token or the text of a control token; it ends the title in
-        the trie.
-      bos: whether a prompt begins with the tokenizer's BOS token: 'added' where the tokenizer adds
-        it to a text, 'known' wherever it has one, 'never'.
-      max_tokens: of a prompt; the latest titles that fit are kept.
-    """
-
-    prefix: str = ""
-    before_title: str = " "
-    end: Text = "\n"
-    bos: Literal["added", "known", "never"] = "added"
-    max_tokens: Count = 256
-
-
-class TextEncoder(NamedTuple):
-    """How a tokenizer makes ids of the texts of a prompt.
+class Prompts(NamedTuple):
+    """R prompts.
 
     Attributes:
-      inside: of a text that follows other text.
-      first: of a text that begins a prompt, with the BOS token if prompts have one.
-      control: the ids of control tokens, by their text.
+      tokens: int32 Ragged [R].
+      slots: int32 Ragged [R], what the vectors of a row's placeholders are of, in their order: an
+        item, or USER.
     """
 
-    inside: Callable[[str], list[int]]
-    first: Callable[[str], list[int]]
-    control: Mapping[str, int] = {}
+    tokens: Ragged
+    slots: Ragged
 
 
-@dataclass(frozen=True, eq=False)
-class TitleTokens:
-    """The tokenised catalogue.
+class Rows(NamedTuple):
+    """R rows of tokens.
 
     Attributes:
-      prefix: int32 [any], tokens before the first title (may be empty).
-      titles: int32 Ragged [I], every title's tokens, the end token included.
+      prompts: their tokens and slots, targets included.
+      starts: int64 Ragged [R], where each item, the target too, begins in its row.
     """
 
-    prefix: np.ndarray
-    titles: Ragged
+    prompts: Prompts
+    starts: Ragged
 
 
-def tokenise_titles(
-    titles: Sequence[str], encoder: TextEncoder, template: PromptTemplate
-) -> TitleTokens:
-    """Tokenises a catalogue's titles once, for histories, targets and the trie alike.
-
-    Raises UserError if `end` is not one token, or a title contains it or a control token, or has no
-    tokens.
-    """
-    control = encoder.control
-    end = [control[template.end]] if template.end in control else encoder.inside(template.end)
-    if len(end) != 1:
-        known = f" or a control token ({', '.join([*control][:3])} ..)" if control else ""
-        raise UserError(
-            f"prompt.end {template.end!r} is {len(end)} tokens of this tokenizer: choose a text of "
-            f"one token, such as a line break{known}"
-        )
-    reserved = {token: text for text, token in control.items()} | {end[0]: "prompt.end"}
-    encoded = [encoder.inside(template.before_title + title) for title in titles]
-    for item, ids in enumerate(encoded):
-        if not titles[item].strip() or not ids:
-            raise UserError(f"item {item} has an empty title; give it one or drop it")
-        if found := reserved.keys() & ids:
-            raise UserError(
-                f"item {item}: its title {titles[item]!r} contains {reserved[min(found)]} as this "
-                "tokenizer reads it: change the title"
-            )
-    values = np.concatenate([np.asarray(ids + end, np.int32) for ids in encoded])
-    lengths = np.array([len(ids) + 1 for ids in encoded])
-    prefix = np.asarray(encoder.first(template.prefix), np.int32)
-    return TitleTokens(prefix, Ragged.from_lengths(values, lengths))
-
-
-def check_vocabulary(tokens: TitleTokens, item_ids: Sequence[str], vocab_size: int) -> None:
-    """Raises UserError naming an item, or the prompt, with a token that the LLM does not have."""
-    values = np.concatenate([tokens.titles.values, tokens.prefix])
-    beyond = np.flatnonzero(values >= vocab_size)
-    if beyond.size:
-        at = int(beyond[0])
-        item = int(tokens.titles.row_of(at))
-        where = f"item {item_ids[item]!r}" if item < len(item_ids) else "prompt.prefix"
-        raise UserError(
-            f"{where} has token {values[at]}, but the LLM's vocabulary is {vocab_size} tokens: its "
-            "tokenizer and its weights do not belong together"
-        )
-
-
-def row_tokens(tokens: TitleTokens, items: Ragged) -> tuple[Ragged, Ragged]:
-    """Prefix and titles of each row's items, int32 [R]; and where each title begins in its row.
-
-    The latter is int64, aligned with `items`.
-    """
-    titles, size = tokens.titles.take(items.values), tokens.prefix.size
-    rows = Ragged(titles.values, titles.offsets[items.offsets])
-    starts = titles.offsets[:-1] - np.repeat(rows.offsets[:-1], items.lengths) + size
-    prefixes = Ragged(np.tile(tokens.prefix, len(items)), size * np.arange(len(items) + 1))
-    return prefixes.followed_by(rows), Ragged(starts, items.offsets)
-
-
-def keep_latest(tokens: TitleTokens, items: Ragged, budget: int, reserve: int = 0) -> Ragged:
-    """Drops the oldest items of each row, whole, until prefix and titles fit `budget` tokens.
-
-    Raises UserError if the prefix and the last `reserve` items (at least one) do not fit.
-    """
-    ends = np.concatenate([[0], np.cumsum(tokens.titles.lengths[items.values])])
-    to_row_end = np.repeat(ends[items.offsets[1:]], items.lengths) - ends[:-1]
-    fits = to_row_end + tokens.prefix.size <= budget
-    first_to_stay = np.repeat(items.offsets[1:], items.lengths) - max(reserve, 1)
-    lost = np.flatnonzero(~fits & (np.arange(fits.size) >= first_to_stay))
-    if lost.size:
-        raise UserError(
-            f"row {items.row_of(lost[0])} needs {to_row_end[lost[0]] + tokens.prefix.size} tokens "
-            f"for the prompt prefix and its last {max(reserve, 1)} titles, the budget is {budget}: "
-            "raise prompt.max_tokens or shorten the titles (data.max_title_length)"
-        )
-    kept = np.add.reduceat(fits, items.offsets[:-1]) if fits.size else np.zeros(0, np.int64)
-    return Ragged.from_lengths(items.values[fits], kept)
-
-
-def prompts(tokens: TitleTokens, history_RxH: np.ndarray, budget: int) -> Ragged:
-    """int32 Ragged [R]: prompts of at most `budget` tokens, cut at the left by whole titles.
+def prompts(tokens: ItemTokens, history_RxH: np.ndarray, budget: int) -> Prompts:
+    """Prompts of the first template, of at most `budget` tokens: the latest items that fit.
 
     Histories are item indices, oldest first, padded on the left with PAD_ITEM; UserError if empty.
     """
     inside = history_RxH != PAD_ITEM
-    items = Ragged.from_lengths(history_RxH[inside], inside.sum(axis=1))
-    if (items.lengths == 0).any():
-        raise UserError(f"row {int(np.argmin(items.lengths))} has an empty history")
-    return row_tokens(tokens, keep_latest(tokens, items, budget))[0]
+    history = Ragged.from_lengths(history_RxH[inside], inside.sum(axis=1))
+    if (history.lengths == 0).any():
+        raise UserError(f"row {int(np.argmin(history.lengths))} has an empty history")
+    none_R = np.full(len(history), len(tokens.written))  # in place of a target
+    items = history.followed_by(Ragged(none_R, np.arange(len(history) + 1)))
+    template_R = np.zeros(len(history), np.int64)
+    return row_tokens(tokens, keep_latest(tokens, items, template_R, budget), template_R).prompts
+
+
+def keep_latest(tokens: ItemTokens, items: Ragged, template_R: np.ndarray, budget: int) -> Ragged:
+    """Drops the oldest items of each row, whole, until its tokens fit `budget`.
+
+    `items` and `template_R` are as in `row_tokens`. Raises UserError if the last item of a history
+    and its target do not fit.
+    """
+    lead_n, piece_n = _lead_and_piece(tokens, items, template_R)
+    lengths = tokens.pieces.tokens.lengths
+    lead_length_n, length_n = lengths[lead_n], lengths[piece_n]
+    ends = np.concatenate([[0], np.cumsum(lead_length_n + length_n)])
+    to_row_end_n = np.repeat(ends[items.offsets[1:]], items.lengths) - ends[:-1] - lead_length_n
+    to_row_end_n += np.repeat(tokens.before.lengths[template_R], items.lengths)
+    fits_n = to_row_end_n <= budget
+    shortest_R = to_row_end_n[items.offsets[1:] - 2]
+    if shortest_R.size and shortest_R.max() > budget:
+        row = int(np.argmax(shortest_R))
+        raise UserError(
+            f"row {row} needs {shortest_R[row]} tokens with one item in its history, the budget is "
+            f"{budget}: raise prompt.max_tokens or shorten the titles (data.max_title_length)"
+        )
+    kept = np.add.reduceat(fits_n, items.offsets[:-1]) if fits_n.size else np.zeros(0, np.int64)
+    return Ragged.from_lengths(items.values[fits_n], kept)
+
+
+def row_tokens(tokens: ItemTokens, items: Ragged, template_R: np.ndarray) -> Rows:
+    """Rows from the items of their histories and, the last of each, their targets.
+
+    Args:
+      items: int Ragged [R], each row of two at least; the target of a row without one is I.
+      template_R: int, the prompt template of each row.
+    """
+    entries = np.stack(_lead_and_piece(tokens, items, template_R), axis=1).ravel()
+    flat = tokens.pieces.tokens.take(entries)
+    rows = Ragged(flat.values, flat.offsets[2 * items.offsets])
+    starts = flat.offsets[1::2] - np.repeat(rows.offsets[:-1], items.lengths)
+    placed = np.flatnonzero(flat.values == tokens.placeholder)
+    carried = np.stack([np.full(items.values.size, USER), items.values], axis=1).ravel()
+    slots = carried[flat.row_of(placed)].astype(np.int32)
+    prompts = Prompts(rows, Ragged(slots, np.searchsorted(placed, rows.offsets)))
+    return Rows(prompts, Ragged(starts, items.offsets))
+
+
+def check_sequences(tokens: ItemTokens) -> None:
+    """Raises UserError unless every item of a history may be a target (training.targets=all).
+
+    The tokens after an item must not depend on whether it is shown or written, nor those before it
+    on whether it is the last one.
+    """
+    pieces, count = tokens.pieces, len(tokens.shown)
+    shown = tokens.shown.followed_by(pieces.tokens.take(np.full(count, pieces.separator)))
+    long = (tokens.written.lengths > shown.lengths).any()
+    start = ranges(shown.offsets[:-1], tokens.written.lengths)
+    reasons = {
+        "prompt.templates has several": len(tokens.before) > 1,
+        "a template's text between {history} and {target} is not prompt.separator": (
+            not np.array_equal(tokens.after[0], tokens.separator)
+        ),
+        "{user} is a vector that knows all items of a row": tokens.placeholder in tokens.before[0],
+        "prompt.item and prompt.separator do not begin with prompt.target and prompt.end": (
+            long or not np.array_equal(shown.values[start], tokens.written.values)
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UserError(f"{reason}: set training.targets=last")
+
+
+def _lead_and_piece(
+    tokens: ItemTokens, items: Ragged, template_R: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What leads to every item and the item itself, as indices into `tokens.pieces`."""
+    first, last = items.offsets[:-1], items.offsets[1:] - 1
+    pieces = tokens.pieces
+    lead_n = np.full(items.values.size, pieces.separator)
+    lead_n[first] = pieces.before + template_R
+    lead_n[last] = pieces.after + template_R
+    piece_n = pieces.shown + items.values.astype(np.int64)
+    piece_n[last] += pieces.written - pieces.shown
+    return lead_n, piece_n

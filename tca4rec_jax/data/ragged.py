@@ -1,5 +1,6 @@
 """Rows of unequal length in one flat array, and their padded views."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,12 @@ class Ragged(Rows):
     def from_lengths(cls, values: np.ndarray, lengths_R: np.ndarray) -> "Ragged":
         """Rows of these lengths (int), one after the other in values [n]."""
         return cls(values, np.concatenate([[0], np.cumsum(lengths_R, dtype=np.int64)]))
+
+    @classmethod
+    def stack(cls, parts: Sequence["Ragged"]) -> "Ragged":
+        """The rows of several Raggeds, one after the other."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        return cls.from_lengths(np.concatenate([part.values for part in parts]), lengths)
 
     def __getitem__(self, row: int) -> np.ndarray:
         return self.values[self.offsets[:-1][row] : self.offsets[1:][row]]

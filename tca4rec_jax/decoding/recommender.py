@@ -157,7 +157,7 @@ class Recommender:
         config, latest = self._experiment.config, partial(histories.latest, fill=PAD_ITEM)
         history_RxS = latest(np.arange(len(rows)), config.data.history_length)
         return SearchRows(
-            self._experiment.prompts(history_RxS),
+            self._experiment.prompts(history_RxS).tokens,
             self._cf and (lambda rows_B: self._cf.vectors(latest(rows_B, self._cf.history_length))),
             self._cf.items if self._cf else DENSE,
             allowed=allowed.masks(histories),

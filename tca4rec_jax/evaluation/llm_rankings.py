@@ -164,6 +164,6 @@ def _search_rows(experiment: Experiment, rows: EvaluationRows, *, guided: bool) 
         store = experiment.cf_store(config.evaluation.split, rows.position_R)
         items = CFItems(store.item_table, store.item_bias)
         guidance = {"cf": lambda rows_B: store.read(rows.position_R[rows_B]), "cf_items": items}
-    prompts = experiment.prompts(rows.history_RxH)
+    prompts = experiment.prompts(rows.history_RxH).tokens
     allowed = experiment.item_filter.masks(rows.histories)
     return SearchRows(prompts, allowed=allowed, target_R=rows.target_R, **guidance)

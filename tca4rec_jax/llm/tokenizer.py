@@ -20,7 +20,7 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from tca4rec_jax.data.prompts import TextEncoder
+from tca4rec_jax.data.item_tokens import TextEncoder
 from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
 
@@ -181,14 +181,17 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase, bos: str) -> TextEncoder:
     known = [] if tokenizer.bos_token is None else [tokenizer.bos_token_id]
     added = [token for token in tokenizer("")["input_ids"][:1] if token in known]
     begin = {"known": known, "added": added, "never": []}[bos]
+    control = {
+        str(token): index
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.special and index != tokenizer.unk_token_id
+    }
+    roles = tokenizer.special_tokens_map.values()
     return TextEncoder(
         inside=lambda text: inside.encode(text, add_special_tokens=False).ids,
         first=lambda text: begin + first.encode(text, add_special_tokens=False).ids,
-        control={
-            str(token): index
-            for index, token in tokenizer.added_tokens_decoder.items()
-            if token.special and index != tokenizer.unk_token_id
-        },
+        control=control,
+        spare=[text for text in control if text not in roles],
     )
 
 

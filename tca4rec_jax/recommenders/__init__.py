@@ -1,8 +1,8 @@
 """LLM recommenders, each as the five choices that make one (docs/recommenders.md).
 
-To add one, write a file beside title.py with the choices that differ,
+To add one, write a file beside generative.py with the choices that differ,
 
-    CODES = dataclasses.replace(TITLE, write_items=write_codes)
+    CODES = dataclasses.replace(GENERATIVE, write_items=write_codes)
 
 give it a name in RECOMMENDERS, and write a config that names it (`config.recommender.name`).
 Neither the training loop, the training step, the decoder nor the beam search knows which
@@ -10,10 +10,10 @@ recommender it runs.
 """
 
 from tca4rec_jax.errors import check_choice
+from tca4rec_jax.recommenders.generative import GENERATIVE
 from tca4rec_jax.recommenders.recipe import Recipe
-from tca4rec_jax.recommenders.title import TITLE
 
-RECOMMENDERS: dict[str, Recipe] = {"title": TITLE}
+RECOMMENDERS: dict[str, Recipe] = {"generative": GENERATIVE}
 
 
 def recipe_of(name: str) -> Recipe:

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from tca4rec_jax.core.objective import Loss
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.prompts import TitleTokens
-from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.item_tokens import ItemTokens
+from tca4rec_jax.data.prompts import Prompts
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.training.examples import Examples
@@ -27,7 +27,7 @@ class Recipe:
       write_items: 1. How an item is written: (catalogue, tokenizer, config) -> the tokens of every
         item, no item's a prefix of another's; the trie is built of them.
       show_history: 2. How a history is shown: (item tokens, histories int32 [R, H] padded on the
-        left with PAD_ITEM, config) -> the prompts' tokens int32.
+        left with PAD_ITEM, config) -> the prompts.
       build_examples: 2. The same for training: (users' sequences, item tokens, compressed trie,
         config) -> the examples, with their targets and decisions.
       trainable: 3. What is trained: config -> the filter of nnx.split that picks the decoder's
@@ -38,9 +38,9 @@ class Recipe:
         that `show_history` has shown.
     """
 
-    write_items: Callable[[Catalogue, PreTrainedTokenizerBase, ConfigDict], TitleTokens]
-    show_history: Callable[[TitleTokens, np.ndarray, ConfigDict], Ragged]
-    build_examples: Callable[[ItemSequences, TitleTokens, ItemTrie, ConfigDict], Examples]
+    write_items: Callable[[Catalogue, PreTrainedTokenizerBase, ConfigDict], ItemTokens]
+    show_history: Callable[[ItemTokens, np.ndarray, ConfigDict], Prompts]
+    build_examples: Callable[[ItemSequences, ItemTokens, ItemTrie, ConfigDict], Examples]
     trainable: Callable[[ConfigDict], Any]
     loss: Callable[..., Loss]
     find_list: Callable[[ItemTrie, ConfigDict, jax.sharding.Mesh, int], BatchedSearch]

@@ -6,7 +6,7 @@ batches.py only gathers and pads.
 Which titles are targets, that is supervised (docs/method.md):
   'all':  rows are non-overlapping pieces of users' sequences, as many whole titles as fit the
           token budget; every title after a piece's first is a target.
-  'last': the published protocol, a row is a history and one target.
+  'last': the published protocol, a row is a history and one target; its prompt template is drawn.
 
 Axis letters: R examples, I items.
 """
@@ -17,7 +17,8 @@ import numpy as np
 
 from tca4rec_jax.core.decisions import RaggedDecisions, title_decisions
 from tca4rec_jax.core.trie import ItemTrie
-from tca4rec_jax.data.prompts import TitleTokens, keep_latest, row_tokens
+from tca4rec_jax.data.item_tokens import ItemTokens
+from tca4rec_jax.data.prompts import check_sequences, keep_latest, row_tokens
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.errors import UserError, check_choice
@@ -31,7 +32,8 @@ class Examples:
     row in the CF logits store.
     """
 
-    tokens: Ragged  # int32, prompt and titles
+    tokens: Ragged  # int32, prompt and target
+    slots: Ragged  # int32, what the placeholders among them carry, as of Prompts
     position: Ragged  # int32, the positions whose next token is supervised
     label: Ragged  # int32, aligned with `position`: that next token
     cf_position: Ragged  # int64, one per supervised title
@@ -43,34 +45,39 @@ class Examples:
 
 def build_examples(
     sequences: ItemSequences,
-    tokens: TitleTokens,
+    tokens: ItemTokens,
     compressed: ItemTrie,
     *,
     targets: str,
     max_tokens: int,
+    seed: int = 0,
 ) -> Examples:
     """Examples of a split: users' sequences ('all') or histories with targets ('last').
 
-    `compressed` is the compressed trie of the catalogue's `tokens`; a row has at most max_tokens,
-    the prefix included. Raises UserError for unknown targets, a title that does not fit, or if
-    there is no example.
+    `compressed` is the compressed trie of the catalogue's `tokens`; a row has at most max_tokens.
+    The templates are drawn from `seed`. Raises UserError for unknown targets, prompts that they do
+    not go with, a title that does not fit, or if there is no example.
     """
     check_choice("training.targets", targets, ("all", "last"))
     if targets == "all":
+        check_sequences(tokens)
         pieces, first = _pieces(sequences, tokens, max_tokens)
+        template_R = np.zeros(len(pieces), np.int64)
         supervised = np.ones(pieces.values.size, bool)
         supervised[pieces.offsets[:-1]] = False
     else:
         keep = sequences.lengths > 1
         rows = sequences if keep.all() else sequences.take(keep)
         ends = np.cumsum(sequences.lengths)[keep]
-        pieces = keep_latest(tokens, Ragged(rows.items, rows.offsets), max_tokens, reserve=2)
+        template_R = np.random.default_rng(seed).integers(len(tokens.before), size=len(rows))
+        pieces = keep_latest(tokens, Ragged(rows.items, rows.offsets), template_R, max_tokens)
         first = ends - pieces.lengths
         supervised = np.zeros(pieces.values.size, bool)
         supervised[pieces.offsets[1:] - 1] = True
     if not len(pieces):
         raise UserError("no training example: every row has a single item, so nothing precedes it")
-    return _supervise(pieces, first, supervised, tokens, title_decisions(compressed))
+    decisions = title_decisions(compressed)
+    return _supervise(pieces, first, supervised, tokens, template_R, decisions)
 
 
 def row_of_example(examples: Examples, sequences: ItemSequences) -> np.ndarray:
@@ -79,17 +86,17 @@ def row_of_example(examples: Examples, sequences: ItemSequences) -> np.ndarray:
     return sequences.row_of(first)
 
 
-def _pieces(sequences: ItemSequences, tokens: TitleTokens, max_tokens: int):
+def _pieces(sequences: ItemSequences, tokens: ItemTokens, max_tokens: int):
     """(Items of consecutive pieces that fit the budget, the flat position of each one's first);
     pieces of one title are dropped."""
-    lengths = tokens.titles.lengths[sequences.items]
+    lengths = tokens.shown.lengths[sequences.items] + tokens.separator.size
     ends = np.concatenate([[0], np.cumsum(lengths)])
-    budget = max_tokens - tokens.prefix.size
+    budget = max_tokens - tokens.before.values.size
     if lengths.size and lengths.max() > budget:
         item = int(sequences.items[int(np.argmax(lengths))])
         raise UserError(
             f"the title of item {item} has {lengths.max()} tokens, the budget is {max_tokens} with "
-            f"a prefix of {tokens.prefix.size}: raise prompt.max_tokens"
+            f"a prefix of {tokens.before.values.size}: raise prompt.max_tokens"
         )
     start, stop = sequences.offsets[:-1], sequences.offsets[1:]
     cuts = []
@@ -104,9 +111,11 @@ def _pieces(sequences: ItemSequences, tokens: TitleTokens, max_tokens: int):
     return Ragged.from_lengths(sequences.items[ranges(first, counts)], counts), first
 
 
-def _supervise(pieces, first, supervised, tokens, decisions: RaggedDecisions) -> Examples:
+def _supervise(
+    pieces, first, supervised, tokens, template_R, decisions: RaggedDecisions
+) -> Examples:
     """Positions, labels, CF rows and decisions of the supervised titles of each piece."""
-    ids, starts = row_tokens(tokens, pieces)
+    (ids, slots), starts = row_tokens(tokens, pieces, template_R)
     row_of_item = np.repeat(np.arange(len(pieces)), pieces.lengths)
     items, row = pieces.values[supervised], row_of_item[supervised]  # of every supervised title
 
@@ -114,7 +123,7 @@ def _supervise(pieces, first, supervised, tokens, decisions: RaggedDecisions) ->
         lengths = np.bincount(np.repeat(row, per_title), minlength=len(pieces))
         return Ragged.from_lengths(values, lengths)
 
-    lengths = tokens.titles.lengths[items]
+    lengths = tokens.written.lengths[items]
     position = ranges(starts.values[supervised] - 1, lengths)
     positions = per_row(position.astype(np.int32), lengths)
     label = ids.values[np.repeat(ids.offsets[row], lengths) + position + 1]
@@ -128,6 +137,7 @@ def _supervise(pieces, first, supervised, tokens, decisions: RaggedDecisions) ->
     position_of_decision = np.repeat(before, counts) + decided.values
     return Examples(
         tokens=ids,
+        slots=slots,
         position=positions,
         label=per_row(label, lengths),
         cf_position=cf_position,

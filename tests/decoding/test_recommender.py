@@ -15,7 +15,7 @@ from tca4rec_jax.cf.settings import model_inputs
 from tca4rec_jax.config import default_config
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.prompts import TitleTokens
+from tca4rec_jax.data.item_tokens import ItemTokens
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.decoding.beam_search import ScoreWeights
@@ -57,10 +57,11 @@ def run(tmp_path_factory):
     save_model(workdir / "cf" / "checkpoint.npz", "popularity", cf_model, made_from)
     flat = np.concatenate(SEQUENCES).astype(np.int32)
     titles = Ragged.from_lengths(flat, [len(title) for title in SEQUENCES])
+    first, none = (Ragged.from_lengths(np.full(n, 5, np.int32), np.array([n])) for n in (1, 0))
     experiment = Experiment(config, workdir)
     vars(experiment).update(
         data=SimpleNamespace(catalogue=catalogue),
-        items=TitleTokens(np.array([5], np.int32), titles),
+        items=ItemTokens(titles, titles, first, none, none.values),
         trie=ItemTrie.build(SEQUENCES),
         mesh=make_mesh(2),
         inference_decoder=lambda name: oracle.tiny_decoder(),

@@ -19,7 +19,7 @@ from tca4rec_jax.distributed.sharding import make_mesh, put, replicated, shard_b
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.recommenders import TITLE
+from tca4rec_jax.recommenders import GENERATIVE
 from tca4rec_jax.training.batches import Batch
 from tca4rec_jax.training.state import TRAINED, TrainState, make_optimizer
 from tca4rec_jax.training.step import make_train_step
@@ -89,7 +89,7 @@ def one_step(sizes, softmax, kind="lora", config=CONFIG, dense=False, first_laye
     items = CFItems() if dense else CFItems(table, table[:, 0])
     items, trie = cf_arrays(mesh, items, catalogue())
     items, trie = jax.device_put((items, trie), cf_shardings(mesh, items, trie))
-    step = make_train_step(graph, state, base, optimizer, TITLE.loss, mesh=mesh, seed=0)
+    step = make_train_step(graph, state, base, optimizer, GENERATIVE.loss, mesh=mesh, seed=0)
     objective = Objective(0.3, 0.7, 1.3, "cross_entropy", softmax, **adapts)
     objective = put(jax.tree.map(jnp.float32, objective), replicated(mesh))
     args = state, base, shard_batch(mesh, make_batch(dense)), items, trie, objective

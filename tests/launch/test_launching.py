@@ -114,7 +114,7 @@ def test_the_prompt_of_movies_is_not_taken_for_own_data_unnoticed(tmp_path):
     flags = [f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}"]
     assert completed(tmp_path, "pass", *flags).stderr == ""
     own = completed(tmp_path, "pass", *flags, "--config.data.source=files")
-    assert "prompt.prefix is 'Movies one person watched, in order:" in own.stderr
+    assert "prompt.templates is ('Movies one person watched, in order:" in own.stderr
     flags[0] = f"--config={ROOT}/configs/own_data.py"
     assert completed(tmp_path, "pass", *flags).stderr == ""
 

@@ -27,7 +27,7 @@ def tables(tmp_path):
         "data.interactions": tmp_path / "sales.csv",
         "data.catalogue": tmp_path / "goods.csv",
         "data.user_column": "customer",
-        "prompt.prefix": "'Sports goods one person bought, in order:'",
+        "prompt.templates": r"('Sports goods one person bought, in order:\n{history}\n{target}',)",
         "training.buckets": "()",
     }
     return ",".join(f"{name}={value}" for name, value in settings.items())
@@ -53,10 +53,10 @@ def test_the_steps_of_the_readme(tables, tmp_path):
     lines = step("recommend", "--run=aligned", "--item=Golf bag", "--guidance=1", "--k=3").stdout
     assert [line.split()[0] for line in lines.splitlines()] == ["1", "2", "3"]
     refused = Script(
-        [f"{ROOT}/launch/recommend.py", workdir, "--item=Golf bag", "--config.prompt.prefix=Other"],
+        [f"{ROOT}/launch/recommend.py", workdir, "--item=Golf bag", "--config.prompt.separator=Or"],
         dict(os.environ),
     ).completed()
     assert refused.returncode == 1
-    assert "prompt.prefix" in refused.stderr
+    assert "prompt.separator" in refused.stderr
     step("export", "--format=peft", f"--output={tmp_path}/exported")
     assert (tmp_path / "exported" / "adapter_config.json").is_file()

@@ -2,6 +2,7 @@
 and transformers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -12,7 +13,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import CanineTokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from tca4rec_jax.data.downloads import fetch
-from tca4rec_jax.data.prompts import PromptTemplate, tokenise_titles
+from tca4rec_jax.data.item_tokens import tokenise_items
+from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.tokenizer import load_tokenizer, text_encoder
 
@@ -151,6 +153,7 @@ def test_special_tokens_of_gemma3(gemma):
 SPECIAL = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 SAID = "Movies one person watched, in order:\n"
+SAYING = PromptTemplate((SAID + "{history}\n{target}",))
 WATCHED = ("Toy Story (1995)", "Heat </s> 2", "Fargo (1996)")
 
 
@@ -267,12 +270,12 @@ def test_pieces_of_sentencepiece_are_those_of_the_whole_prompt(made, bos, tmp_pa
     assert len(tokenizer.encode("\n", add_special_tokens=False)) == 2  # a space before it
     encoder = text_encoder(tokenizer, "added")
     titles = [title for title in WATCHED if "</s>" not in title]
-    items = tokenise_titles(titles, encoder, PromptTemplate(SAID))
-    pieces = np.concatenate([items.prefix, items.titles.values]).tolist()
+    items = tokenise_items({"title": titles}, encoder, SAYING)
+    pieces = np.concatenate([items.before[0], items.written.values]).tolist()
     assert pieces == tokenizer("".join([SAID, *(f" {title}\n" for title in titles)]))["input_ids"]
     assert encoder.first("") == bos
-    ended = tokenise_titles(titles, encoder, PromptTemplate(SAID, end="</s>"))
-    assert ended.titles[0].tolist() == [*items.titles[0][:-1], 2]
+    ended = tokenise_items({"title": titles}, encoder, replace(SAYING, end="</s>"))
+    assert ended.written[0].tolist() == [*items.written[0][:-1], 2]
 
 
 def test_a_control_token_in_a_title_is_text_or_refused():
@@ -281,10 +284,10 @@ def test_a_control_token_in_a_title_is_text_or_refused():
         text_encoder(of_backend(backend), "added")
         for backend in (sentencepiece_bpe(), sentencepiece_unigram("always"))
     )
-    items = tokenise_titles(WATCHED, bpe, PromptTemplate(SAID))
-    assert not set(items.titles.values) & set(bpe.control.values())
-    with pytest.raises(UserError, match="item 1: its title 'Heat </s> 2' contains </s> as this"):
-        tokenise_titles(WATCHED, unigram, PromptTemplate(SAID))
+    items = tokenise_items({"title": WATCHED}, bpe, SAYING)
+    assert not set(items.written.values) & set(bpe.control.values())
+    with pytest.raises(UserError, match="item 1: ' Heat </s> 2' contains </s> as this"):
+        tokenise_items({"title": WATCHED}, unigram, SAYING)
 
 
 def test_the_code_of_a_folder_is_not_run(tmp_path, monkeypatch):

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.core.trie import ItemTrie
-from tca4rec_jax.data.prompts import PromptTemplate, TextEncoder, tokenise_titles
+from tca4rec_jax.data.item_tokens import TextEncoder, tokenise_items
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.training.examples import build_examples
 
 TITLES = ("ab", "abc", "b", "ad", "ab")
-TEMPLATE = PromptTemplate(prefix="P", before_title=" ", end="\n")
+TEMPLATE = PromptTemplate(("P{history}\n{target}",))
 
 
 def encode(text):
@@ -18,7 +19,7 @@ def encode(text):
 
 @pytest.fixture
 def tokens():
-    return tokenise_titles(TITLES, TextEncoder(encode, encode), TEMPLATE)
+    return tokenise_items({"title": TITLES}, TextEncoder(encode, encode), TEMPLATE)
 
 
 def sequences(*rows):
@@ -31,9 +32,9 @@ def expected(rows, tokens, trie):
     """(tokens, positions, labels, decisions) of each row of (items, supervised from) by hand."""
     examples = []
     for items, first_supervised in rows:
-        ids, positions, labels, decisions = list(tokens.prefix), [], [], []
+        ids, positions, labels, decisions = list(tokens.before[0]), [], [], []
         for index, item in enumerate(items):
-            title = tokens.titles[item].tolist()
+            title = tokens.written[item].tolist()
             if index >= first_supervised:
                 node = 0
                 for offset, token in enumerate(title):
@@ -51,7 +52,7 @@ def expected(rows, tokens, trie):
 
 
 def check(examples, rows, tokens):
-    trie = ItemTrie.build(tokens.titles)
+    trie = ItemTrie.build(tokens.written)
     compressed = trie.compress()
     wanted = expected(rows, tokens, trie)
     assert len(examples) == len(wanted)
@@ -71,7 +72,7 @@ def check(examples, rows, tokens):
 
 def test_sequences_are_cut_by_whole_titles(tokens):
     split = sequences([0, 1, 2, 3, 4, 0], [2, 2])
-    compressed = ItemTrie.build(tokens.titles).compress()
+    compressed = ItemTrie.build(tokens.written).compress()
     examples = build_examples(split, tokens, compressed, targets="all", max_tokens=1 + 4 + 5 + 3)
     check(examples, [([0, 1, 2], 1), ([3, 4, 0], 1), ([2, 2], 1)], tokens)
     assert [examples.cf_position[r].tolist() for r in range(3)] == [[1, 2], [4, 5], [7]]
@@ -79,14 +80,14 @@ def test_sequences_are_cut_by_whole_titles(tokens):
 
 def test_last_keeps_the_target_and_the_latest_history(tokens):
     split = sequences([0, 1, 2, 3], [4], [2, 1])
-    compressed = ItemTrie.build(tokens.titles).compress()
+    compressed = ItemTrie.build(tokens.written).compress()
     examples = build_examples(split, tokens, compressed, targets="last", max_tokens=13)
     check(examples, [([1, 2, 3], 2), ([2, 1], 1)], tokens)
     assert [examples.cf_position[r].tolist() for r in range(2)] == [[3], [6]]
 
 
 def test_errors_name_what_is_wrong(tokens):
-    compressed = ItemTrie.build(tokens.titles).compress()
+    compressed = ItemTrie.build(tokens.written).compress()
     with pytest.raises(ValueError, match=r"title of item 1 has 5 tokens"):
         build_examples(sequences([0, 1]), tokens, compressed, targets="all", max_tokens=5)
     with pytest.raises(ValueError, match=r"training.targets is 'x'"):

@@ -18,7 +18,7 @@ from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.recommenders import TITLE
+from tca4rec_jax.recommenders import GENERATIVE
 from tca4rec_jax.training.batches import BatchShape, abstract_batch
 
 ROWS, POSITIONS, TITLES, ITEMS, WIDTH = 4, 240, 24, 3001, 64
@@ -43,7 +43,7 @@ def compiled_shapes(softmax):
 
     def loss(adapters, base, batch, table_IxD, trie, objective):
         decoder = nnx.merge(graph, adapters, base)
-        return TITLE.loss(decoder, batch, CFItems(table_IxD), trie, objective).total
+        return GENERATIVE.loss(decoder, batch, CFItems(table_IxD), trie, objective).total
 
     table = jax.ShapeDtypeStruct((ITEMS, WIDTH), jnp.float32)
     objective = Objective(0.3, 1.0, 1.0, "cross_entropy", softmax)

@@ -14,7 +14,7 @@ from tca4rec_jax.cf.logits_export import export_npy, export_stores
 from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.data.dataset import load
-from tca4rec_jax.data.prompts import TitleTokens
+from tca4rec_jax.data.item_tokens import ItemTokens
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
@@ -137,15 +137,17 @@ def write_codes(catalogue, tokenizer, config):
     """Items as codes of two tokens and an end; no title is read."""
     code = tokenizer.convert_tokens_to_ids
     values = [[code("abc"[i // 4]), code("defg"[i % 4]), code("z")] for i in range(ITEMS)]
+    nothing = Ragged.from_lengths(np.zeros(0, np.int32), np.array([0]))
     codes = Ragged.from_lengths(np.ravel(values).astype(np.int32), np.full(ITEMS, 3))
-    return TitleTokens(np.array([code("q")], np.int32), codes)
+    before = Ragged.from_lengths(np.array([code("q")], np.int32), np.array([1]))
+    return ItemTokens(codes, codes, before, nothing, nothing.values)
 
 
 def test_another_recommender_is_a_choice_of_its_own_and_a_name(workdir, monkeypatch):
-    codes = dataclasses.replace(RECOMMENDERS["title"], write_items=write_codes)
+    codes = dataclasses.replace(RECOMMENDERS["generative"], write_items=write_codes)
     config = make_config(workdir, "codes")
     config.recommender.name = "codes"
-    with pytest.raises(UserError, match="recommender.name is 'codes': expected one of 'title'"):
+    with pytest.raises(UserError, match="recommender.name is 'codes': expected one of 'gen"):
         train(Experiment(config, workdir))
     monkeypatch.setitem(RECOMMENDERS, "codes", codes)
     experiment = Experiment(config, workdir)
@@ -154,8 +156,8 @@ def test_another_recommender_is_a_choice_of_its_own_and_a_name(workdir, monkeypa
     assert len(losses(experiment)) == 5
     found = Recommender.load(workdir, "codes").recommend(["0", "3"], k=ITEMS)
     assert len({one.item_id for one in found}) == ITEMS
-    config.recommender.name = "title"
-    with pytest.raises(UserError, match="recommender.name was 'codes', is 'title'"):
+    config.recommender.name = "generative"
+    with pytest.raises(UserError, match="recommender.name was 'codes', is 'generative'"):
         train(Experiment(config, workdir))
 
 

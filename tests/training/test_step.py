@@ -10,13 +10,14 @@ from flax import nnx
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
-from tca4rec_jax.data.prompts import PromptTemplate, TextEncoder, tokenise_titles
+from tca4rec_jax.data.item_tokens import TextEncoder, tokenise_items
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.distributed.sharding import make_mesh, put, replicated, shard_batch
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.recommenders import TITLE
+from tca4rec_jax.recommenders import GENERATIVE
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.state import TRAINED, TrainState, make_optimizer
@@ -40,8 +41,8 @@ class ArrayStore:
 def inputs():
     rng = np.random.default_rng(0)
     letters = TextEncoder(*2 * [lambda text: [ord(c) for c in text]])
-    tokens = tokenise_titles(TITLES, letters, PromptTemplate("P"))
-    trie = ItemTrie.build(tokens.titles)
+    tokens = tokenise_items({"title": TITLES}, letters, PromptTemplate(("P{history}\n{target}",)))
+    trie = ItemTrie.build(tokens.written)
     rows = [rng.integers(0, len(TITLES), n) for n in (9, 4, 2, 7, 5)]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     flat = np.concatenate(rows)
@@ -59,7 +60,7 @@ def inputs():
     return decoder, trie, split, examples, batches
 
 
-loss_of = nnx.jit(TITLE.loss)
+loss_of = nnx.jit(GENERATIVE.loss)
 
 
 @nnx.jit
@@ -164,7 +165,7 @@ def trained(
         state,
         base,
         optimizer,
-        TITLE.loss,
+        GENERATIVE.loss,
         mesh=mesh,
         seed=0,
         compute_dtype=dtype,

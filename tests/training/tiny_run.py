@@ -22,8 +22,9 @@ from flax import nnx
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import ItemTrie
-from tca4rec_jax.data.prompts import PromptTemplate, TextEncoder, tokenise_titles
+from tca4rec_jax.data.item_tokens import TextEncoder, tokenise_items
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.distributed.multihost import join_job, leave_job
 from tca4rec_jax.distributed.sharded_projection import cf_arrays, cf_shardings
 from tca4rec_jax.distributed.sharding import (
@@ -37,7 +38,7 @@ from tca4rec_jax.distributed.sharding import (
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
-from tca4rec_jax.recommenders import TITLE
+from tca4rec_jax.recommenders import GENERATIVE
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples, row_of_example
@@ -103,8 +104,8 @@ def run(
     """
     mesh, split, folder = make_mesh(*mesh), sequences(), Path(folder)
     letters = TextEncoder(*2 * [lambda text: [ord(c) for c in text]])
-    tokens = tokenise_titles(TITLES, letters, PromptTemplate("P"))
-    compressed = ItemTrie.build(tokens.titles).compress()
+    tokens = tokenise_items({"title": TITLES}, letters, PromptTemplate(("P{history}\n{target}",)))
+    compressed = ItemTrie.build(tokens.written).compress()
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(split.items.size, 4)).astype(np.float32)
     table = rng.normal(size=(len(TITLES), 4)).astype(np.float32)
@@ -133,7 +134,7 @@ def run(
         state,
         base,
         optimizer,
-        TITLE.loss,
+        GENERATIVE.loss,
         mesh=mesh,
         seed=0,
     )

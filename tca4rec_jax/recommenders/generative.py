@@ -1,7 +1,7 @@
-"""The title recommender: an item is its title, a history the titles in their order.
+"""The generative recommender: it writes the next item, token by token.
 
 Its settings: `prompt`, `llm.train`, `lora`, `objective`, `training.targets`, `decoding`. Most
-published recommenders of titles are settings of it (docs/recommenders.md).
+published recommenders are settings of it (docs/recommenders.md).
 """
 
 from collections.abc import Callable
@@ -17,9 +17,10 @@ from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
 from tca4rec_jax.core.objective import Loss, Objective, tca_loss
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.prompts import PromptTemplate, TitleTokens, prompts, tokenise_titles
-from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.item_tokens import ItemTokens, tokenise_items
+from tca4rec_jax.data.prompts import Prompts, prompts
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.llm.decoder import Decoder
@@ -34,24 +35,28 @@ if TYPE_CHECKING:
 
 def write_items(
     catalogue: Catalogue, tokenizer: PreTrainedTokenizerBase, config: ConfigDict
-) -> TitleTokens:
-    """Titles as text, between prompt.before_title and prompt.end."""
+) -> ItemTokens:
+    """Titles and attributes as the texts of prompt.item and prompt.target say."""
     template = build(PromptTemplate, config.prompt)
-    return tokenise_titles(catalogue.titles, text_encoder(tokenizer, template.bos), template)
+    return tokenise_items(catalogue.columns, text_encoder(tokenizer, template.bos), template)
 
 
-def show_history(items: TitleTokens, history_RxH: np.ndarray, config: ConfigDict) -> Ragged:
-    """prompt.prefix and the latest titles that fit prompt.max_tokens."""
+def show_history(items: ItemTokens, history_RxH: np.ndarray, config: ConfigDict) -> Prompts:
+    """The first of prompt.templates around the latest items that fit prompt.max_tokens."""
     return prompts(items, history_RxH, config.prompt.max_tokens)
 
 
 def build_examples(
-    sequences: ItemSequences, items: TitleTokens, compressed: ItemTrie, config: ConfigDict
+    sequences: ItemSequences, items: ItemTokens, compressed: ItemTrie, config: ConfigDict
 ) -> examples.Examples:
     """Every title of a sequence as a target, or the last one (training.targets)."""
-    targets, max_tokens = config.training.targets, config.prompt.max_tokens
     return examples.build_examples(
-        sequences, items, compressed, targets=targets, max_tokens=max_tokens
+        sequences,
+        items,
+        compressed,
+        targets=config.training.targets,
+        max_tokens=config.prompt.max_tokens,
+        seed=config.seed,
     )
 
 
@@ -92,4 +97,4 @@ def find_list(
     return BatchedSearch(trie, searched, mesh=mesh, batch_size=batch_size, buckets=buckets)
 
 
-TITLE = Recipe(write_items, show_history, build_examples, trainable, loss, find_list)
+GENERATIVE = Recipe(write_items, show_history, build_examples, trainable, loss, find_list)

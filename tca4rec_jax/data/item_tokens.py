@@ -1,0 +1,243 @@
+"""The catalogue and the prompt templates as token ids.
+
+Every piece of a prompt (the text before a history, an item, a separator, the text after the
+history) is tokenised on its own and the ids are concatenated, so an item has the same tokens
+wherever it stands, and the trie holds exactly what the model is asked to generate.
+
+Axis letters: I items, T templates.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.templates import (
+    HISTORY,
+    USER,
+    VECTOR,
+    Parts,
+    PromptTemplate,
+    check_fields_of,
+    parse,
+)
+from tca4rec_jax.errors import UserError
+
+_RESERVED = re.compile("reserved|unused|extra")  # control tokens that are there to be given a use
+
+
+class TextEncoder(NamedTuple):
+    """How a tokenizer makes ids of the texts of a prompt.
+
+    Attributes:
+      inside: of a text that follows other text.
+      first: of a text that begins a prompt, with the BOS token if prompts have one.
+      control: the ids of control tokens, by their text.
+      spare: those of them that have no role, such as BOS or padding.
+    """
+
+    inside: Callable[[str], list[int]]
+    first: Callable[[str], list[int]]
+    control: Mapping[str, int] = {}
+    spare: Sequence[str] = ()
+
+
+class Pieces(NamedTuple):
+    """Everything that rows are made of, and which pieces are the first of their kind.
+
+    A row without a target has none of the item I, the last piece of the kind `written`.
+    """
+
+    tokens: Ragged
+    shown: int
+    written: int
+    before: int
+    after: int
+    separator: int
+
+
+@dataclass(frozen=True, eq=False)
+class ItemTokens:
+    """The tokenised items and prompt templates.
+
+    Attributes:
+      written: int32 Ragged [I], an item as it is generated, its end included.
+      shown: int32 Ragged [I], an item of a history.
+      before, after: int32 Ragged [T], the text before the history and between it and the target.
+      separator: int32 [any], between two items of a history.
+      placeholder: the token that carries vectors, if prompts have it; `written` never has it.
+    """
+
+    written: Ragged
+    shown: Ragged
+    before: Ragged
+    after: Ragged
+    separator: np.ndarray
+    placeholder: int | None = None
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """Of the rows of prompts.py."""
+        nothing, separator = (
+            Ragged.from_lengths(ids, np.array([ids.size]))
+            for ids in (self.separator[:0], self.separator)
+        )
+        kinds = (self.shown, self.written, nothing, self.before, self.after, separator)
+        shown, written, _, *around = np.cumsum([0, *map(len, kinds[:-1])]).tolist()
+        return Pieces(Ragged.stack(kinds), shown, written, *around)
+
+
+def tokenise_items(
+    columns: Mapping[str, Sequence[str]], encoder: TextEncoder, template: PromptTemplate
+) -> ItemTokens:
+    """Tokenises a catalogue once, for histories, targets and the trie alike.
+
+    `columns` has the texts of the I items, by the field of a template that shows them.
+
+    Raises UserError for a field that is not in `columns` or is empty for an item, an end or a
+    placeholder that is not one token, and an item that has no tokens or contains a control token,
+    its end or the placeholder.
+    """
+    shown, written = template.item_parts, template.target_parts
+    check_fields_of(shown, (*columns, VECTOR), "prompt.item")
+    check_fields_of(written, tuple(columns), "prompt.target")
+    end = one_token(template.end, "prompt.end", encoder) if template.end else None
+    placeholder = _placeholder(encoder, template) if template.carries_vectors else None
+    reserved = {token: text for text, token in encoder.control.items()}
+    reserved |= {} if placeholder is None else {placeholder: "prompt.placeholder"}
+    encoder = encoder._replace(inside=cache(encoder.inside))  # shown mostly as it is written
+
+    def words(parts: Parts, *, begin: bool = False) -> list[int]:
+        forbidden = {placeholder: "prompt.placeholder"}
+        segments, first = _segments(parts, encoder, placeholder), encoder.first
+        return _tokens(segments, "the prompt", {}, encoder, forbidden, first if begin else None)
+
+    def items(parts: Parts, end: int | None = None) -> Ragged:
+        segments = _segments(parts, encoder, placeholder)
+        forbidden = reserved if end is None else reserved | {end: "prompt.end"}
+        used = {field: columns[field] for _, field in parts if field in columns}
+        for field, texts in used.items():
+            empty = next((item for item, text in enumerate(texts) if not text.strip()), None)
+            if empty is not None:
+                raise UserError(
+                    f"item {empty} has no {field}, which prompt.item shows: give it one, drop the "
+                    f"item, or leave {{{field}}} out"
+                )
+        rows = []
+        for item, texts in enumerate(zip(*used.values(), strict=True)):
+            fields = dict(zip(used, texts, strict=True))
+            ids = _tokens(segments, f"item {item}", fields, encoder, forbidden)
+            rows.append(ids if end is None else [*ids, end])
+        return _ragged(rows)
+
+    around = [_around(text) for text in template.templates]
+    return ItemTokens(
+        written=items(written, end),
+        shown=items(shown),
+        before=_ragged([words(before, begin=True) for before, _ in around]),
+        after=_ragged([words(after) for _, after in around]),
+        separator=np.array(words([(template.separator, "")]), np.int32),
+        placeholder=placeholder,
+    )
+
+
+def one_token(text: str, name: str, encoder: TextEncoder) -> int:
+    """The token of a text, or of a control token's. Raises UserError, naming the field, if none."""
+    control = encoder.control
+    ids = [control[text]] if text in control else encoder.inside(text)
+    if len(ids) != 1:
+        known = f" or a control token ({', '.join([*control][:3])} ..)" if control else ""
+        raise UserError(
+            f"{name} {text!r} is {len(ids)} tokens of this tokenizer: choose a text of one token, "
+            f"such as a line break{known}"
+        )
+    return ids[0]
+
+
+def check_vocabulary(tokens: ItemTokens, item_ids: Sequence[str], vocab_size: int) -> None:
+    """Raises UserError naming an item, or the prompt, with a token that the LLM does not have."""
+    placeholder = [] if tokens.placeholder is None else [tokens.placeholder]
+    words = tokens.before.values, tokens.after.values, tokens.separator, np.array(placeholder, int)
+    prompt = Ragged.from_lengths(np.concatenate(words), np.array([sum(map(len, words))]))
+    for ragged in (tokens.written, tokens.shown, prompt):
+        beyond = np.flatnonzero(ragged.values >= vocab_size)
+        if beyond.size:
+            at = int(beyond[0])
+            item = int(ragged.row_of(at))
+            where = "the prompt" if ragged is prompt else f"item {item_ids[item]!r}"
+            raise UserError(
+                f"{where} has token {ragged.values[at]}, but the LLM's vocabulary is {vocab_size} "
+                "tokens: its tokenizer and its weights do not belong together"
+            )
+
+
+def _around(template: str) -> tuple[Parts, Parts]:
+    """The parts of a template before its history, and between that and its target."""
+    parts = parse(template, "prompt.templates")
+    at = [field for _, field in parts].index(HISTORY)
+    before, after = parts[: at + 1], parts[at + 1 :]
+    return [*before[:-1], (before[-1][0], "")], [*after[:-1], (after[-1][0], "")]
+
+
+def _placeholder(encoder: TextEncoder, template: PromptTemplate) -> int:
+    """The token that carries vectors."""
+    if template.placeholder:
+        return one_token(template.placeholder, "prompt.placeholder", encoder)
+    words = "".join((*template.templates, template.item, template.separator, template.end))
+    spare = [text for text in encoder.spare if text not in words]
+    if not spare:
+        raise UserError(
+            "the tokenizer reserves no control token for the vectors of a prompt: name in "
+            "prompt.placeholder a text of one token that no title has"
+        )
+    reserved = [text for text in spare if _RESERVED.search(text)]
+    return encoder.control[(reserved or spare)[-1]]
+
+
+def _segments(parts: Parts, encoder: TextEncoder, placeholder: int | None) -> list[int | Parts]:
+    """Texts with fields, and the tokens between them: control tokens and placeholders."""
+    segments: list[int | Parts] = []
+    texts: Parts = []
+    names = sorted(encoder.control, key=len, reverse=True)
+    pattern = re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
+    for text, field in parts:
+        for at, piece in enumerate(pattern.split(text) if pattern else [text]):
+            if at % 2:
+                segments += [texts, encoder.control[piece]]
+                texts = []
+            else:
+                texts.append((piece, ""))
+        if field in (VECTOR, USER) and placeholder is not None:
+            segments += [texts, placeholder]
+            texts = []
+        else:
+            texts.append(("", field))
+    return [*segments, texts]
+
+
+def _tokens(segments, where, fields, encoder, forbidden, first=None) -> list[int]:
+    """The tokens of segments, whose fields have these texts; `first` encodes the first text."""
+    ids: list[int] = []
+    for at, segment in enumerate(segments):
+        if isinstance(segment, int):
+            ids.append(segment)
+            continue
+        text = "".join(text + fields.get(field, "") for text, field in segment)
+        encode = encoder.inside if at or first is None else first
+        found = encode(text)
+        if bad := forbidden.keys() & found:
+            raise UserError(
+                f"{where}: {text!r} contains {forbidden[min(bad)]} as this tokenizer reads it: "
+                "change it"
+            )
+        ids += found
+    return ids
+
+
+def _ragged(rows: list[list[int]]) -> Ragged:
+    values = np.concatenate([np.asarray(ids, np.int32) for ids in rows])
+    return Ragged.from_lengths(values, np.array(list(map(len, rows))))

@@ -1,0 +1,103 @@
+"""Prompt templates: texts with fields in braces, as `str.format` writes them.
+
+A prompt is one of `templates` around a history; docs/data.md describes the fields.
+"""
+
+from dataclasses import dataclass
+from string import Formatter
+from typing import Literal
+
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.ranges import Count, Text, Texts
+
+HISTORY, TARGET, USER = "history", "target", "user"  # fields of a template
+VECTOR = "vector"  # a field of an item, beside its title and its attributes
+
+# A template's parts: a text and the field after it, '' after the last text.
+Parts = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The words around the items, how an item is written, and how long a prompt may be.
+
+    Attributes:
+      templates: each a text with {history} and, at its end, {target}; {user} is a token that
+        carries the user's CF vector. Training draws one of several for every row, lists take the
+        first.
+      item: how an item is shown in a history: {title}, any of data.attributes as {brand},
+        {vector} for a token that carries the item's CF vector.
+      separator: between two items of a history.
+      target: how an item is generated; by default as `item` without {vector}.
+      end: after a target, a text of one token, such as a line break or the text of a control
+        token; it ends the item in the trie. '' for none: then no item may begin another.
+      placeholder: the text of the token that carries vectors, which nothing else may contain; by
+        default a control token that the tokenizer reserves.
+      bos: whether a prompt begins with the tokenizer's BOS token: 'added' where the tokenizer adds
+        it to a text, 'known' wherever it has one, 'never'.
+      max_tokens: of a prompt; the latest items that fit are kept.
+
+    Raises UserError for a template without these fields, in another order, or with others.
+    """
+
+    templates: Texts = ("{history}\n{target}",)
+    item: Text = " {title}"
+    separator: str = "\n"
+    target: str = ""
+    end: str = "\n"
+    placeholder: str = ""
+    bos: Literal["added", "known", "never"] = "added"
+    max_tokens: Count = 256
+
+    def __post_init__(self):
+        for text in self.templates:
+            parts = parse(text, "prompt.templates")
+            check_fields_of(parts, (HISTORY, TARGET, USER), "prompt.templates")
+            fields = [field for _, field in parts if field != USER]
+            if fields != [HISTORY, TARGET]:
+                raise UserError(
+                    f"prompt.templates has {text!r}: expected {{history}} once, then {{target}} "
+                    "once, at its end"
+                )
+        if not any(field for _, field in self.target_parts):
+            raise UserError(f"prompt.item has {self.item!r}: expected a field, such as {{title}}")
+        if any(field == VECTOR for _, field in parse(self.target, "prompt.target")):
+            raise UserError("prompt.target has {vector}: only items of a history carry vectors")
+
+    @property
+    def item_parts(self) -> Parts:
+        """Of an item in a history."""
+        return parse(self.item, "prompt.item")
+
+    @property
+    def target_parts(self) -> Parts:
+        """Of an item that is generated, without its end."""
+        if self.target:
+            return parse(self.target, "prompt.target")
+        return parse(self.item.replace(f"{{{VECTOR}}}", "").rstrip(), "prompt.item")
+
+    @property
+    def carries_vectors(self) -> bool:
+        """Whether prompts have placeholders."""
+        fields = {field for text in (*self.templates, self.item) for _, field in parse(text, "")}
+        return bool(fields & {USER, VECTOR})
+
+
+def parse(text: str, where: str) -> Parts:
+    """The parts of a text. Raises UserError, naming the field `where`, for braces that are none."""
+    try:
+        parts = list(Formatter().parse(text))
+    except ValueError as error:
+        raise UserError(f"{where} has {text!r}: {error}; write a brace as {{{{ or }}}}") from error
+    for _, field, form, conversion in parts:
+        if field == "" or form or conversion:
+            raise UserError(f"{where} has {text!r}: expected the name of a field alone in braces")
+    return [(literal, field or "") for literal, field, _, _ in parts]
+
+
+def check_fields_of(parts: Parts, known: tuple[str, ...], where: str) -> None:
+    """Raises UserError for a field that is not known, and names those that are."""
+    for _, field in parts:
+        if field and field not in known:
+            names = ", ".join(f"{{{name}}}" for name in known)
+            raise UserError(f"{where} has {{{field}}}: the fields known there are {names}")
