@@ -173,7 +173,7 @@ class Experiment:
             self.data.splits[split],
             self.data.catalogue,
             positions=positions,
-            cf=store_inputs(self.config.cf),
+            cf=store_inputs(self.config.cf, self.workdir),
         )
 
     @property

@@ -92,13 +92,15 @@ class Provenance:
         return cls.from_json(path.read_text("utf-8"), path)
 
     def differences(self, now: Mapping[str, Any]) -> list[str]:
-        """In words, the inputs among those of `now` that were others when this was made."""
+        """In words, the inputs among those of `now` that were others when this was made.
+
+        One that is None says that something is not used: it need not have been recorded.
+        """
         here = Provenance(self.artefact, self.command, now).inputs
-        missing = object()
         return [
             f"{name} was {_shown(self.inputs.get(name, 'not recorded'))}, is {_shown(value)}"
             for name, value in here.items()
-            if self.inputs.get(name, missing) != value
+            if self.inputs.get(name) != value
         ]
 
     def check(self, now: Mapping[str, Any], where: Path | str) -> None:

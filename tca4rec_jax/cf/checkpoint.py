@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tca4rec_jax.cf.item_tables import frozen_fields, with_frozen_tables
 from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.fileio import read_npz, write_npz
 from tca4rec_jax.provenance import Provenance, StaleError
 
-_TEXT, _MADE_FROM = "config", "made_from"
+_TEXT, _MADE_FROM, _FROZEN = "config", "made_from", "frozen_items"
 _REMEDY = "run launch/train_cf.py"
 _Model = TypeVar("_Model", bound=CFModel)
 
@@ -24,7 +25,7 @@ _Model = TypeVar("_Model", bound=CFModel)
 def save_model(path: Path | str, name: str, model: CFModel, made_from: Provenance) -> None:
     """Writes the model, called `name` in MODELS."""
     variables = {_name(keys): value[...] for keys, value in nnx.to_flat_state(nnx.state(model))}
-    config = {"model": name, **dataclasses.asdict(model.config)}
+    config = {"model": name, _FROZEN: frozen_fields(model), **dataclasses.asdict(model.config)}
     write_arrays(path, variables, json.dumps(config | {_MADE_FROM: dataclasses.asdict(made_from)}))
 
 
@@ -38,23 +39,30 @@ def load_model(path: Path | str, now: Mapping[str, Any] | None = None) -> tuple[
     with reading(path, "CF checkpoint", remedy=_REMEDY):
         fields = json.loads(text)
         made_from = fields.pop(_MADE_FROM, None)
-        name = fields.pop("model", "sasrec")
+        name, frozen = fields.pop("model", "sasrec"), fields.pop(_FROZEN, {})
         kind = MODELS[name]
         config = kind.config(**fields)
     if made_from is None:
         raise StaleError(f"{path} does not say what it was made from: run launch/train_cf.py again")
     Provenance.from_fields(made_from, path).check(now or {}, path)
-    return name, filled(path, kind.module, config, arrays)
+
+    def fresh() -> CFModel:
+        model = kind.module(config, rngs=nnx.Rngs(0))
+        return with_frozen_tables(model, **frozen) if frozen else model
+
+    return name, filled(path, fresh, arrays)
 
 
 def filled(
-    path: Path | str, module: type[_Model], config: Any, arrays: Mapping[str, np.ndarray]
+    path: Path | str, fresh: Callable[[], _Model], arrays: Mapping[str, np.ndarray]
 ) -> _Model:
-    """A model with the arrays that a file has for its variables, by their dotted names.
+    """The model that `fresh` makes, with the arrays that a file has for its variables.
+
+    They have the variables' dotted names; `fresh` is traced, not run.
 
     Raises UserError for one that is missing, unknown or, if trained, of another shape (named).
     """
-    graph, state = nnx.split(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(fresh))
     variables = nnx.to_flat_state(state)
     names = {_name(keys) for keys, _ in variables}
     missing, unknown = sorted(names - set(arrays)), sorted(set(arrays) - names)

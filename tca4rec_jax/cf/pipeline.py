@@ -13,20 +13,24 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
 from flax import nnx
 
 from tca4rec_jax.cf.checkpoint import save_model
+from tca4rec_jax.cf.item_tables import freeze_tables, start_tables
 from tca4rec_jax.cf.logits_format import TRAIN_CF, LogitsStoreError, Origin
 from tca4rec_jax.cf.logits_store import open_store, split_path
 from tca4rec_jax.cf.logits_writer import made_by, write_store
 from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
 from tca4rec_jax.cf.scoring import host_items, profile, score_targets, user_vectors
-from tca4rec_jax.cf.settings import CFSettings, model_inputs
+from tca4rec_jax.cf.settings import CFSettings, item_inputs, model_inputs
 from tca4rec_jax.cf.trainer import fit
+from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.item_vectors import read_item_vectors, vectors_path
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import fingerprint, write_text
@@ -53,7 +57,7 @@ def run_cf(config: Mapping, data: RecData, workdir: Path, *, history_length: int
             "train the CF model with a longer history_length or shorten the history"
         )
     directory = Path(workdir) / "cf"
-    made_from = made_from_of(config, data)
+    made_from = made_from_of(config, data, workdir)
     origin = _origin(settings, made_from)
     identity = fingerprint([origin.inputs, settings.fields.filter_seen])
     _check_places(settings, workdir)
@@ -103,16 +107,32 @@ def trained_model(settings: CFSettings, data: RecData, directory: Path) -> tuple
     if config is None:
         return _fresh(settings, data.splits["train_sequences"]), {}
     train = data.splits["train" if config.targets == "last" else "train_sequences"]
-    fresh = _fresh(settings, train)
-    checkpoint = directory / "training.npz"
-    fitted = fit(fresh, train, data.splits["validation"], config, checkpoint=checkpoint)
+    fresh, checkpoint = _fresh(settings, train), directory / "training.npz"
+    items = _take_vectors(fresh, settings, data.catalogue, directory.parent)
+    rows = train, data.splits["validation"]
+    fitted = fit(fresh, *rows, config, checkpoint=checkpoint, made_from=items)
     return fitted.model, {"best_epoch": fitted.best_epoch, "epochs": fitted.epochs}
 
 
-def made_from_of(config: Mapping, data: RecData) -> Provenance:
+def _take_vectors(
+    model: CFModel, settings: CFSettings, catalogue: Catalogue, workdir: Path
+) -> dict[str, Any]:
+    """Makes the item tables of a fresh model of item vectors, if it should; what of (inputs)."""
+    fields, seed = settings.fields, settings.training.seed if settings.training else 0
+    if fields.takes_vectors:
+        path = vectors_path(fields.item_vectors, workdir)
+        vectors_IxE = read_item_vectors(path, catalogue)
+        if fields.item_init:
+            start_tables(model, vectors_IxE, fields.item_init, seed)
+        else:
+            freeze_tables(model, vectors_IxE, fields.item_adapter, seed)
+    return item_inputs(fields, workdir)
+
+
+def made_from_of(config: Mapping, data: RecData, workdir: Path) -> Provenance:
     """What a model of `config.cf` is made from; its fingerprint is the `model` of its stores."""
     inputs = {
-        "cf": model_inputs(config),
+        "cf": model_inputs(config, workdir),
         "catalogue": data.catalogue.content_hash(),
         "rows": {split: sequences.content_hash() for split, sequences in data.splits.items()},
     }

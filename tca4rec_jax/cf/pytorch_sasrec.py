@@ -19,6 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from absl import logging
+from flax import nnx
 from safetensors.numpy import load_file
 
 from tca4rec_jax.cf.checkpoint import filled
@@ -55,7 +56,8 @@ def read_sasrec(path: Path | str, config: SASRecConfig) -> SASRec:
     if config.heads != 1:
         raise UserError(f"cf.weights are read for one head, cf.sasrec.heads is {config.heads}")
     config = dataclasses.replace(config, mask_padding=False)
-    return filled(path, SASRec, config, _arrays(path, read_state_dict(path), config))
+    arrays = _arrays(path, read_state_dict(path), config)
+    return filled(path, lambda: SASRec(config, rngs=nnx.Rngs(0)), arrays)
 
 
 def _arrays(path, tensors: dict[str, np.ndarray], config: SASRecConfig) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from tca4rec_jax.cf.models.registry import MODELS, ModelKind
 from tca4rec_jax.cf.trainer import FitConfig
+from tca4rec_jax.data.item_vectors import vectors_content, vectors_path
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import file_sha256
@@ -36,6 +37,12 @@ class CFFields:
       logits: the folder or bucket of the stores; by default WORKDIR/cf/logits.
       dtype: of the stored logits.
       top_k: keep so many logits per row and a floor; by default all.
+      item_vectors: a .npy file [items, width] of the catalogue's items; by default those that
+        launch/embed_items.py writes in the work directory.
+      item_init: start the item table from the item vectors: their principal components, or
+        dimensions chosen at random, evenly spaced or by their variance; by default from noise.
+      item_table: 'frozen' keeps the item vectors, behind a trained adapter to the model's width.
+      item_adapter: of a frozen item table: a matrix, or two with a GELU between.
     """
 
     model: Annotated[str, one_of(MODELS)] = "sasrec"
@@ -45,11 +52,30 @@ class CFFields:
     logits: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     top_k: Count | None = None
+    item_vectors: LocalPath | None = None
+    item_init: Literal["pca", "random", "uniform", "variance"] | None = None
+    item_table: Literal["trained", "frozen"] = "trained"
+    item_adapter: Literal["linear", "mlp"] = "linear"
 
     def __post_init__(self):
         check_fields(self, "cf.")
         if self.weights and self.model != "sasrec":
             raise UserError("cf.weights reads PyTorch checkpoints of cf.model 'sasrec' only")
+        if self.item_init and self.item_table == "frozen":
+            raise UserError(
+                "cf.item_init starts a trained item table: give it or item_table=frozen"
+            )
+        if self.takes_vectors and (self.weights or not MODELS[self.model].training):
+            which = " that is read from cf.weights" if self.weights else ""
+            raise UserError(
+                "cf.item_init and cf.item_table=frozen need an item table that is trained: "
+                f"cf.model {self.model!r}{which} has none"
+            )
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether the model is made of item vectors."""
+        return bool(self.item_init) or self.item_table == "frozen"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +106,11 @@ class CFSettings:
         return MODELS[self.fields.model]
 
 
-def model_inputs(config: Mapping) -> dict[str, Any]:
+def model_inputs(config: Mapping, workdir: Path) -> dict[str, Any]:
     """The fields of `config.cf` that the trained model depends on, see Provenance.
 
-    Weights that are read instead of training stand as the SHA-256 of their file.
+    Weights that are read instead of training, and item vectors, stand as the SHA-256 of their file.
+    Raises UserError or FileNotFoundError if it is missing.
     """
     fields, kind = CFFields(**_fields_of(CFFields, config)), MODELS[config["model"]]
     own = dict(config.get(fields.model, {}))
@@ -91,13 +118,24 @@ def model_inputs(config: Mapping) -> dict[str, Any]:
     shared = {name: value for kind in kinds for name, value in _fields_of(kind, config).items()}
     weights = fields.weights and file_sha256(Path(fields.weights))
     model = {fields.model: own} if own else {}
-    return {"model": fields.model, "weights": weights, **shared, **model}
+    items = item_inputs(fields, workdir)
+    return {"model": fields.model, "weights": weights, **items, **shared, **model}
 
 
-def store_inputs(config: Mapping) -> dict[str, Any]:
+def item_inputs(fields: CFFields, workdir: Path) -> dict[str, Any]:
+    """What of the model comes from item vectors; None for what does not."""
+    path = vectors_path(fields.item_vectors, workdir) if fields.takes_vectors else None
+    return {
+        "item_vectors": path and vectors_content(path),
+        "item_init": fields.item_init,
+        "item_adapter": fields.item_adapter if fields.item_table == "frozen" else None,
+    }
+
+
+def store_inputs(config: Mapping, workdir: Path) -> dict[str, Any]:
     """The fields of `config.cf` that the logits of launch/train_cf.py depend on."""
     fields = CFFields(**_fields_of(CFFields, config))
-    return model_inputs(config) | {"dtype": fields.dtype, "top_k": fields.top_k}
+    return model_inputs(config, workdir) | {"dtype": fields.dtype, "top_k": fields.top_k}
 
 
 def vector_width(config: Mapping) -> int:

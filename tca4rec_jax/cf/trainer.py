@@ -12,10 +12,10 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,14 +95,16 @@ def fit(
     config: FitConfig,
     *,
     checkpoint: Path | None = None,
+    made_from: Mapping[str, Any] | None = None,
     evaluate: Callable[[CFModel, ItemSequences], dict[str, float]] = evaluate,
 ) -> FitResult:
     """Trains `model` on the users' sequences `train`; the model passed in is left unchanged.
 
     `validation` (for targets 'last' `train` too) are histories with their target last: after every
     epoch `evaluate` gives the metrics of these rows, and 'ndcg@10' chooses the best epoch. The file
-    `checkpoint` gets the state now and then: a training of the same config and data that was cut
-    off goes on from it. It stays after the training.
+    `checkpoint` gets the state now and then: a training of the same config and data, and a model
+    made from the same (inputs besides its config), that was cut off goes on from it. It stays after
+    the training.
 
     Raises UserError for an item the model does not know, no validation rows, or a catalogue so
     small that no negative may be left to sample; FloatingPointError if the loss is NaN or infinite.
@@ -116,7 +118,8 @@ def fit(
     params = jax.tree.map(jnp.copy, params)
     fresh = params, _optimizer(config).init(params), params
     hashes = [rows.content_hash() for rows in (train, validation)]
-    identity = fingerprint([dataclasses.asdict(config), repr(model.config), hashes])
+    model_of = [repr(model.config), made_from]
+    identity = fingerprint([dataclasses.asdict(config), model_of, hashes])
     (params, optimizer, best_params), epochs = _resume(checkpoint, fresh, identity)
     batches = _batches(train, model.config.history_length, config)
     batches = itertools.islice(batches, len(epochs), None)

@@ -12,6 +12,7 @@ import numpy as np
 
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.errors import UserError, reading
+from tca4rec_jax.fileio import file_sha256
 from tca4rec_jax.provenance import FILE, Provenance
 
 EMBED_ITEMS = "launch/embed_items.py"
@@ -35,8 +36,7 @@ def read_item_vectors(path: Path, catalogue: Catalogue) -> np.ndarray:
     of items or with a number that is not finite, naming the item; StaleError for item embeddings
     (those with a provenance.json beside them) of another catalogue.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file of item vectors; {EMBED_ITEMS} makes embeddings")
+    _check_there(path)
     if (path.parent / FILE).is_file():
         Provenance.load(path.parent).check({"catalogue": catalogue.content_hash()}, path)
     with reading(path, ".npy file"):
@@ -57,3 +57,14 @@ def read_item_vectors(path: Path, catalogue: Catalogue) -> np.ndarray:
             f"{path}: the vector of item {catalogue.item_ids[item]!r} (row {item}) is not finite"
         )
     return vectors_IxD
+
+
+def vectors_content(path: Path) -> str:
+    """SHA-256 (hex) of a file of item vectors. Raises UserError if it is missing."""
+    _check_there(path)
+    return file_sha256(path)
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of item vectors; {EMBED_ITEMS} makes embeddings")

@@ -205,7 +205,8 @@ class _CFModel(NamedTuple):
                 "train it with launch/train_cf.py, or set guidance to 0"
             )
         catalogue_hash = experiment.data.catalogue.content_hash()
-        now = {"cf": model_inputs(experiment.config.cf), "catalogue": catalogue_hash}
+        cf = model_inputs(experiment.config.cf, experiment.workdir)
+        now = {"cf": cf, "catalogue": catalogue_hash}
         model: Any = load_model(path, now)[1]
         items = nnx.jit(lambda model: model.items())(model)
         vectors = nnx.jit(lambda model, history_BxS: model.user_vectors(history_BxS))

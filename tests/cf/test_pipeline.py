@@ -309,7 +309,7 @@ def test_a_store_of_other_cf_settings_is_stale_and_what_does_not_matter_is_not(t
     rows = data.splits["test"]
 
     def opened(changes):
-        cf = store_inputs(cf_config(CONFIG | changes))
+        cf = store_inputs(cf_config(CONFIG | changes), tmp_path)
         open_store(tmp_path / "cf/logits/test", rows, data.catalogue, cf=cf)
 
     for harmless in ({}, {"filter_seen": True}, {"logits": "elsewhere"}, {"gru4rec.units": 16}):
@@ -323,4 +323,4 @@ def test_an_imported_store_is_compared_with_no_cf_settings(tmp_path, data):
     np.save(tmp_path / "mine.npy", np.zeros((20, 12), np.float32))
     rows = data.splits["test"]
     import_logits(tmp_path / "mine.npy", tmp_path / "s", rows, data.catalogue)
-    open_store(tmp_path / "s", rows, data.catalogue, cf=store_inputs(cf_config(CONFIG)))
+    open_store(tmp_path / "s", rows, data.catalogue, cf=store_inputs(cf_config(CONFIG), tmp_path))

@@ -52,7 +52,7 @@ def run(tmp_path_factory):
     cf_model.fit_statistics(ItemSequences(np.array([0]), np.array(BOUGHT), offsets, times))
     config.cf.model = "popularity"
     catalogue = Catalogue(tuple(IDS), tuple(TITLES))
-    inputs = {"cf": model_inputs(config.cf), "catalogue": catalogue.content_hash()}
+    inputs = {"cf": model_inputs(config.cf, workdir), "catalogue": catalogue.content_hash()}
     made_from = Provenance("CF model", "launch/train_cf.py", inputs)
     save_model(workdir / "cf" / "checkpoint.npz", "popularity", cf_model, made_from)
     flat = np.concatenate(SEQUENCES).astype(np.int32)

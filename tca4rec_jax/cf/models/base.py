@@ -5,7 +5,7 @@ dim.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,10 @@ class CFModel(nnx.Module):
     """
 
     config: Any  # a ModelConfig; of a model that reads no history `history_length` is None
-    item_table: Any = None
+    item_tables: ClassVar[tuple[str, ...]] = (
+        "item_table",
+    )  # those that item_tables.py may replace
+    item_table: Any = None  # of a trained model an nnx.Param [I, D], read as item_table[...]
     item_bias: Any = None
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
@@ -146,4 +149,4 @@ def history_rows(table_IxD: jax.Array, history_BxS: jax.Array) -> jax.Array:
 
 
 class Statistic(nnx.Variable):
-    """A constant that `fit_statistics` takes from the training data; saved, never trained."""
+    """A constant, such as `fit_statistics` takes from the training data; saved, never trained."""

@@ -44,6 +44,8 @@ class CaserConfig(base.ModelConfig):
 class Caser(base.SequenceModel):
     """The model; see the module's docstring."""
 
+    item_tables = ("input_table", "output_table")
+
     def __init__(self, config: CaserConfig, *, rngs: nnx.Rngs):
         self.config = config
         S, D = config.history_length, config.units
