@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict, config_dict
 
 from tca4rec_jax.cf.settings import MODEL_FIELDS
+from tca4rec_jax.data.templates import ITEM_FIELDS, PromptTemplate, check_fields_of
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.llm.attention import check_implementation
@@ -89,6 +90,10 @@ def validate(config: ConfigDict) -> None:
         )
     for name, field in config_fields().items():
         check(name, config_value(config, name), field.annotation)
+    template = build(PromptTemplate, config.prompt)
+    fields = (*ITEM_FIELDS, *config.data.attributes)
+    check_fields_of(template.item_parts, fields, "prompt.item")
+    check_fields_of(template.target_parts, fields, "prompt.target")
     for section, kinds in SECTIONS.items():  # what several fields have to do with each other
         for kind in kinds:
             build(kind, config_value(config, section), **dict.fromkeys(required(kind), 1))

@@ -91,6 +91,7 @@ TRAINING = {  # training notices; lists do not depend on it
 }
 DATA = {  # whoever reads the prepared data notices
     "data.history_length": 3,
+    "data.attributes": ("brand",),
     "data.split_by": "leave_one_out",
     "data.min_history": 1,
     "data.split": (0.6, 0.2, 0.2),

@@ -31,7 +31,9 @@ def make_workdir(path):
     titles = [
         f"{string.ascii_lowercase[item]}{string.ascii_lowercase[item % 3]}" for item in range(ITEMS)
     ]
-    pd.DataFrame({"item": range(ITEMS), "title": titles}).to_csv(path / "items.csv", index=False)
+    brands = [string.ascii_lowercase[-1 - item % 4] for item in range(ITEMS)]
+    items = {"item": range(ITEMS), "title": titles, "brand": brands}
+    pd.DataFrame(items).to_csv(path / "items.csv", index=False)
     letters = models.BPE(
         vocab={c: i for i, c in enumerate("\x00Ġ" + string.ascii_lowercase)}, merges=[]
     )

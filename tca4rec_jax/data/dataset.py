@@ -23,6 +23,7 @@ from tca4rec_jax.data.published import published_files, read_published
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.data.splits import build_splits
 from tca4rec_jax.data.tables import Reading
+from tca4rec_jax.data.templates import ITEM_FIELDS
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import atomic_path, file_sha256
 from tca4rec_jax.lease import only_writer
@@ -65,6 +66,8 @@ class DataConfig:
         {item: title}; without one an item's title is its id ('sequences' only).
       user_column, item_column, timestamp_column, title_column: names of the columns in those two
         files (the item's column has one name in both).
+      attributes: columns of the catalogue with other texts of an item, which prompts may show:
+        {brand} in prompt.item; of MovieLens year and category.
       split_by: 'time' (chronological over all users together) or 'leave_one_out' (of every user
         the last item is the target of test, the last but one that of validation).
       history_length: the most items before a target.
@@ -88,6 +91,7 @@ class DataConfig:
     item_column: Text = "item"
     timestamp_column: Text = "timestamp"
     title_column: Text = "title"
+    attributes: tuple[Text, ...] = ()
     split_by: Literal["time", "leave_one_out"] = "time"
     history_length: Count = 10
     min_history: Count | None = None
@@ -105,6 +109,14 @@ class DataConfig:
                 f"data.min_history is {self.min_history}: expected at most data.history_length, "
                 f"{self.history_length}"
             )
+        for name in self.attributes:
+            if name in ("item", *ITEM_FIELDS) or {*name} & {*"{}:!"}:
+                raise UserError(
+                    f"data.attributes has {name!r}: expected names of columns, without braces, "
+                    f"colons and exclamation marks, none of item, {', '.join(ITEM_FIELDS)}"
+                )
+        if self.attributes and self.source == "sequences" and not self.catalogue:
+            raise UserError("data.attributes needs data.catalogue")
         fixed = {"sequences": "leave_one_out", "published": "time"}
         if self.split_by != fixed.get(self.source, self.split_by):
             why = "no times" if self.source == "sequences" else "splits of their own"
@@ -186,9 +198,11 @@ def _source_files(config: DataConfig) -> dict[str, Path]:
 
 def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
     if config.source == "published":
-        return read_published(files["items"].parent, config.max_title_length)
+        return read_published(files["items"].parent, config.max_title_length, config.attributes)
     if config.source == "movielens_100k":
-        catalogue, interactions = read_movielens(files["catalogue"].parent, config.max_title_length)
+        catalogue, interactions = read_movielens(
+            files["catalogue"].parent, config.max_title_length, config.attributes
+        )
     else:
         catalogue, interactions = _read_tables(config, files)
     interactions = treat_duplicates(interactions, config.drop_duplicates)
@@ -202,6 +216,7 @@ def _read_tables(config: DataConfig, files: Mapping[str, Path]) -> tuple[Catalog
     columns = {"user": config.user_column, "item": config.item_column}
     if "catalogue" in files:
         titles = {"item": config.item_column, "title": config.title_column}
+        titles |= {name: name for name in config.attributes}
         catalogue = read_items(files["catalogue"], titles, config.max_title_length, reading)
     else:
         catalogue = read_items_without_titles(files["interactions"], columns, reading)

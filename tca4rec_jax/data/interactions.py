@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -46,18 +47,26 @@ def read_items(
     max_title_length: int = 0,
     reading: Reading = STRICT,
 ) -> Catalogue:
-    """The catalogue, in the order of the file; raises as `read_rows` and `catalogue_of` do."""
+    """The catalogue, in the order of the file; raises as `read_rows` and `catalogue_of` do.
+
+    `columns` beside 'item' and 'title' are attributes.
+    """
 
     def read(table: Table) -> Catalogue:
         ids, titles = table.ids("item"), table.titles("title")
         table.refuse("item", pd.Series(ids).duplicated(), "an id that no earlier row has")
-        return catalogue_of(path, ids, titles, max_title_length)
+        attributes = table.attributes(columns.keys() - {"item", "title"})
+        return catalogue_of(path, ids, titles, max_title_length, attributes)
 
     return read_rows(path, columns, read, reading)
 
 
 def catalogue_of(
-    path: Path, item_ids: np.ndarray, titles: Iterable[str], max_length: int
+    path: Path,
+    item_ids: np.ndarray,
+    titles: Iterable[str],
+    max_length: int,
+    attributes: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> Catalogue:
     """A Catalogue whose errors name the file; titles are cut if `max_length` is not 0.
 
@@ -68,7 +77,7 @@ def catalogue_of(
     whole = tuple(titles)
     cut = tuple(title[: max_length or None].strip() for title in whole)
     try:
-        catalogue = Catalogue(tuple(item_ids), cut)
+        catalogue = Catalogue(tuple(item_ids), cut, dict(attributes))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     for note in odd_titles(whole, cut):

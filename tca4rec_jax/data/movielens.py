@@ -4,14 +4,18 @@ The files store "Usual Suspects, The" and the year apart; an LLM knows "The Usua
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.interactions import Interactions, catalogue_of, read_interactions
 from tca4rec_jax.data.tables import read_table
+from tca4rec_jax.errors import check_choice
 
 INTERACTIONS_FILE = "ml-100k.inter"
 ITEMS_FILE = "ml-100k.item"
+
+ATTRIBUTES = {"year": "release_year", "category": "class"}  # by their columns
 
 _ARTICLES = "The|A|An|Le|La|Les|L'|Un|Une|Il|Lo|Gli|El|Los|Las|Der|Die|Das|Det|Den|De|Het|O|Os"
 _TRAILING_ARTICLE = re.compile(rf"^(.+), ({_ARTICLES})$")
@@ -41,12 +45,23 @@ def readable_title(title: str, year: str) -> str:
     return f"{readable} ({year})" if _YEAR.fullmatch(year) else readable
 
 
-def read_movielens(folder: Path, max_title_length: int = 0) -> tuple[Catalogue, Interactions]:
-    """What ml-100k.item and ml-100k.inter in a folder hold; raises as `read_interactions` does."""
+def read_movielens(
+    folder: Path, max_title_length: int = 0, attributes: Sequence[str] = ()
+) -> tuple[Catalogue, Interactions]:
+    """What ml-100k.item and ml-100k.inter in a folder hold; raises as `read_interactions` does.
+
+    The attributes are 'year' and 'category', the genres. Raises UserError for another one.
+    """
+    for name in attributes:
+        check_choice("data.attributes", name, ATTRIBUTES)
     path = folder / ITEMS_FILE
-    columns = {"item": "item_id", "title": "movie_title", "year": "release_year"}
+    columns = {"item": "item_id", "title": "movie_title"}
+    columns |= {name: ATTRIBUTES[name] for name in ("year", *attributes)}
     table = read_table(path, columns)
     titles = map(readable_title, table.titles("title"), table.texts("year"))
-    catalogue = catalogue_of(path, table.ids("item"), titles, max_title_length)
+    texts = table.attributes(attributes)
+    if "category" in texts:
+        texts["category"] = tuple(genres.replace(" ", ", ") for genres in texts["category"])
+    catalogue = catalogue_of(path, table.ids("item"), titles, max_title_length, texts)
     columns = {"user": "user_id", "item": "item_id", "timestamp": "timestamp"}
     return catalogue, read_interactions(folder / INTERACTIONS_FILE, catalogue, columns)

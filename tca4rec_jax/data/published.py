@@ -5,6 +5,7 @@ have one line per row: the user `uid`, the target `iid`, its `timestamp` and `hi
 the iids before it, oldest first. Item index = iid - 1. Only the targets have a time.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,19 +39,23 @@ def published_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def read_published(folder: Path | str, max_title_length: int = 0) -> RecData:
+def read_published(
+    folder: Path | str, max_title_length: int = 0, attributes: Sequence[str] = ()
+) -> RecData:
     """The catalogue and the splits; train_sequences holds the rows of train as they are.
+
+    `attributes` are other columns of item.csv.
 
     Raises FileNotFoundError or UserError, naming file and row, for files of another form.
     """
     files = published_files(Path(folder))
-    catalogue = _read_catalogue(files["items"], max_title_length)
+    catalogue = _read_catalogue(files["items"], max_title_length, attributes)
     splits = {name: _read_rows(files[name], catalogue) for name in SPLIT_FILES}
     return RecData(catalogue, {"train_sequences": splits["train"], **splits})
 
 
-def _read_catalogue(path: Path, max_title_length: int) -> Catalogue:
-    table = read_table(path, {name: name for name in ("iid", "rawid", "title")})
+def _read_catalogue(path: Path, max_title_length: int, attributes: Sequence[str]) -> Catalogue:
+    table = read_table(path, {name: name for name in ("iid", "rawid", "title", *attributes)})
     iid = table.integers("iid", least=1)
     order = np.argsort(iid, kind="stable")
     wrong = np.flatnonzero(iid[order] != np.arange(1, len(iid) + 1))
@@ -60,7 +65,11 @@ def _read_catalogue(path: Path, max_title_length: int) -> Catalogue:
             f"where {wrong[0] + 1} was expected (a duplicated or a missing iid)"
         )
     ids, titles = table.ids("rawid")[order], table.titles("title")[order]
-    return catalogue_of(path, ids, titles, max_title_length)
+    texts = {
+        name: tuple(map(texts.__getitem__, order))
+        for name, texts in table.attributes(attributes).items()
+    }
+    return catalogue_of(path, ids, titles, max_title_length, texts)
 
 
 def _read_rows(path: Path, catalogue: Catalogue) -> ItemSequences:

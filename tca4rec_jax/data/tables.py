@@ -3,7 +3,7 @@
 Every error names the file, the row, counted from 1 (the header not included), and the column.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -124,6 +124,23 @@ class Table:
     def texts(self, column: str) -> pd.Series:
         """Text as it stands in the file ([n] of str)."""
         return self._text(column, "text").to_pandas()
+
+    def attributes(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Columns of other texts by their name here, '' where a row has none; the texts of a list
+        stand with commas between them."""
+        return {name: tuple(self._attribute(name)) for name in names}
+
+    def _attribute(self, column: str) -> np.ndarray:
+        values = self.columns[column]
+        if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+            values = pc.binary_join(values.cast(pa.list_(pa.string())), ", ")
+        table = replace(self, columns={column: values})
+        here_n = values.is_valid().to_numpy(zero_copy_only=False)
+        texts_n = np.full(len(values), "", object)
+        texts_n[here_n] = [
+            " ".join(text.split()) for text in table.without(~here_n)._text(column, "").to_pylist()
+        ]
+        return texts_n
 
     def integers(self, column: str, least: int = 0, most: int = 2**62) -> np.ndarray:
         """Whole numbers, least..most: int64 [n]."""

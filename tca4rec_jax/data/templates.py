@@ -11,7 +11,8 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.ranges import Count, Text, Texts
 
 HISTORY, TARGET, USER = "history", "target", "user"  # fields of a template
-VECTOR = "vector"  # a field of an item, beside its title and its attributes
+VECTOR = "vector"
+ITEM_FIELDS = ("title", "id", VECTOR)  # beside the attributes, whose names these cannot be
 
 # A template's parts: a text and the field after it, '' after the last text.
 Parts = list[tuple[str, str]]
@@ -100,4 +101,5 @@ def check_fields_of(parts: Parts, known: tuple[str, ...], where: str) -> None:
     for _, field in parts:
         if field and field not in known:
             names = ", ".join(f"{{{name}}}" for name in known)
-            raise UserError(f"{where} has {{{field}}}: the fields known there are {names}")
+            hint = "" if where == "prompt.templates" else "; data.attributes names others"
+            raise UserError(f"{where} has {{{field}}}: the fields known there are {names}{hint}")

@@ -1,5 +1,6 @@
 """prepare and load: round trip, reuse, refusal; and the whole launcher in its own process."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -79,6 +80,20 @@ def test_column_names_are_settings(config, tmp_path):
     config.user_column = "reviewer"
     prepared = dataset.prepare(config, tmp_path / "data")
     assert len(prepared.splits["train"]) > 10
+
+
+def test_attributes_are_kept(good_config, tmp_path):
+    path = Path(good_config.catalogue)
+    rows = path.read_text().splitlines()
+    brands = ["brand", *("" if row < 2 else f"B {row}" for row in range(12))]
+    path.write_text("\n".join(f"{row},{brand}" for row, brand in zip(rows, brands, strict=True)))
+    plain = dataset.prepare(good_config, tmp_path / "plain").catalogue
+    good_config.attributes = ("brand",)
+    made = dataset.prepare(good_config, tmp_path / "data").catalogue
+    assert made.attributes["brand"] == tuple(brands[1:])
+    assert dataset.load(tmp_path / "data", good_config).catalogue == made
+    assert plain.content_hash() == dataclasses.replace(made, attributes={}).content_hash()
+    assert plain.content_hash() != made.content_hash()
 
 
 def test_files_may_move_but_not_change(good_config, tmp_path):
@@ -200,6 +215,17 @@ def test_tfds_and_its_data_source_see_the_same_rows(good_config, tmp_path):
             "data.source=published has splits of their own, expected 'time'",
         ),
         ({"source": "files", "catalogue": "x"}, "needs data.interactions and data.catalogue"),
+        ({"attributes": ("title",)}, "data.attributes has 'title': expected names of columns"),
+        ({"attributes": ("a:b",)}, "data.attributes has 'a:b': expected names of columns, without"),
+        (
+            {
+                "source": "sequences",
+                "split_by": "leave_one_out",
+                "interactions": "x",
+                "attributes": ("a",),
+            },
+            "data.attributes needs data.catalogue",
+        ),
     ],
 )
 def test_bad_configs_are_refused(values, message, tmp_path):

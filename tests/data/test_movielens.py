@@ -49,6 +49,15 @@ def test_the_files_are_read(tmp_path):
     assert read_movielens(tmp_path, max_title_length=5)[0].titles == ("Les M", "unkno")
 
 
+def test_year_and_genres_are_attributes(tmp_path):
+    items = "7\tMisérables, Les\t1995\tDrama Sci-Fi\n3\tunknown\t\tunknown\n"
+    _write(tmp_path, items, "196\t3\t3\t881250949\n")
+    catalogue, _ = read_movielens(tmp_path, attributes=("category", "year"))
+    assert catalogue.attributes == {"category": ("Drama, Sci-Fi", "unknown"), "year": ("1995", "")}
+    with pytest.raises(ValueError, match="data.attributes is 'brand': expected one of 'year', 'ca"):
+        read_movielens(tmp_path, attributes=("brand",))
+
+
 def test_an_empty_title_and_an_unknown_item_are_named(tmp_path):
     _write(tmp_path, "7\t\t1995\tDrama\n", "196\t7\t3\t881250949\n")
     with pytest.raises(ValueError, match=r"ml-100k\.item, row 1: movie_title is ''"):

@@ -122,7 +122,11 @@ def test_without_an_end_nothing_is_added():
         (("a", "b", "c"), {"end": "--"}, "prompt.end '--' is 2 tokens .*control.*</s>"),
         (("a", "b", "c"), {"item": "{brand}"}, "item 1 has no brand, which prompt.item shows"),
         (("a", "b", "c"), {"item": "{year}"}, "{year}: .* {title}, {brand}, {vector}"),
-        (("a", "b", "c"), {"target": "{year}"}, "prompt.target has {year}: .* {title}, {brand}$"),
+        (
+            ("a", "b", "c"),
+            {"target": "{year}"},
+            "prompt.target has {year}: .* {title}, {brand}; data.attrib",
+        ),
         (("a", "b?", "c"), {"item": "{title}{vector}", "placeholder": "?"}, "prompt.placeholder"),
         (
             ("a", "b", "c"),

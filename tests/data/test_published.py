@@ -17,6 +17,12 @@ def _write(folder, **changes):
         (folder / name).write_text(text)
 
 
+def test_other_columns_of_the_items_are_attributes(tmp_path):
+    _write(tmp_path)
+    catalogue = read_published(tmp_path, attributes=("mapping_iid",)).catalogue
+    assert catalogue.attributes == {"mapping_iid": ("B1", "B2", "B3")}
+
+
 def test_rows_are_history_and_target(tmp_path):
     _write(tmp_path)
     data = read_published(tmp_path)

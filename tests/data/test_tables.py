@@ -255,6 +255,19 @@ def test_columns_of_other_types_are_read_as_text(tmp_path, changes, expected):
     assert read(parquet(tmp_path, **changes))[0][1] == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["Acme", None], ("Acme", "")),
+        (pa.array([1995, None], pa.int32()), ("1995", "")),
+        ([["Up", "Heat"], None], ("Up, Heat", "")),
+    ],
+)
+def test_attributes_may_be_missing_or_lists(tmp_path, values, expected):
+    table = read_table(parquet(tmp_path, brand=values), {"brand": "brand"})
+    assert table.attributes(["brand"]) == {"brand": expected}
+
+
 def test_dates_are_microseconds(tmp_path):
     days = pa.array([1, 2], pa.date32())
     assert [time for *_, time in read(parquet(tmp_path, timestamp=days))] == [86400e6, 2 * 86400e6]

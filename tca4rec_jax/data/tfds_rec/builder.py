@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -40,11 +41,13 @@ class RecSequences(tfds.core.GeneratorBasedBuilder):
             "items": tfds.features.Tensor(shape=(None,), dtype=np.int32),
             "timestamps": tfds.features.Tensor(shape=(None,), dtype=np.int64),
         }
-        metadata = {
+        metadata: dict[str, Any] = {
             "item_ids": list(self._data.catalogue.item_ids),
             "titles": list(self._data.catalogue.titles),
             "user_ids": list(self._data.user_ids or ()),
         }
+        if self._data.catalogue.attributes:
+            metadata["attributes"] = dict(self._data.catalogue.attributes)
         return self.dataset_info_from_configs(
             description="Rows of items, oldest first, and the catalogue they index.",
             features=tfds.features.FeaturesDict(features),
@@ -80,7 +83,12 @@ def read(data_dir: str | os.PathLike) -> RecData:
     """
     builder = _open(data_dir)
     metadata = builder.info.metadata
-    catalogue = Catalogue(tuple(metadata["item_ids"]), tuple(metadata["titles"]))
+    attributes = metadata.get("attributes", {})
+    catalogue = Catalogue(
+        tuple(metadata["item_ids"]),
+        tuple(metadata["titles"]),
+        {name: tuple(texts) for name, texts in attributes.items()},
+    )
     user_ids = tuple(metadata["user_ids"]) if "user_ids" in metadata else None
     return RecData(catalogue, SplitReader(partial(_read_split, builder), catalogue), user_ids)
 
