@@ -142,7 +142,7 @@ def check_llm(config: ConfigDict, platform: str) -> None:
 
 
 def movielens_config() -> ConfigDict:
-    """MovieLens-100K with SmolLM2-135M on a few CPU cores: what configs/ of that pair share."""
+    """MovieLens-100K on a few CPU cores, with SmolLM2-135M unless told: what such configs share."""
     config = default_config()
     # The loss is calibrated: beta = 1 takes the logits as they are.
     config.cf.sasrec.update(loss="softmax", dropout=0.3)
@@ -163,6 +163,36 @@ def beauty_config() -> ConfigDict:
     config.data.update(source="sequences", interactions="Beauty.inter.json")
     config.data.update(split_by="leave_one_out", history_length=50)
     config.cf.history_length = 50
+    return config
+
+
+def quickstart_config() -> ConfigDict:
+    """`movielens_config` in minutes: what the quickstarts of several LLMs share."""
+    config = movielens_config()
+    config.training.cache_hidden_states = True  # of the layers below first_layer, for all trainings
+    config.objective.alpha = 0.9
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 10
+    config.training.batch_size = 2
+    config.training.steps = 250
+    config.training.checkpoint_every = 50
+    config.evaluation.rows = 700
+    config.inference.batch_size = 64  # calls of a search hold more tokens, and less padding
+    config.inference.buckets = 3
+    config.evaluation.variants = (
+        ("LLM, untrained", "", 0.0),
+        ("LLM, alpha = 0", "plain", 0.0),
+        ("LLM, alpha > 0", "aligned", 0.0),
+        ("LLM, alpha > 0, guided", "aligned", 1.0),
+    )
+    config.evaluation.differences = (
+        ("CF model", "Most popular"),
+        ("LLM, alpha = 0", "LLM, untrained"),
+        ("LLM, alpha > 0", "LLM, untrained"),
+        ("LLM, alpha > 0", "LLM, alpha = 0"),
+        ("LLM, alpha > 0, guided", "LLM, alpha > 0"),
+        ("LLM, alpha > 0, guided", "CF model"),
+    )
     return config
 
 
