@@ -8,7 +8,6 @@ Axes: core/__init__.py.
 """
 
 import itertools
-import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.item_tokens import TextEncoder
 from tca4rec_jax.data.item_vectors import EMBED_ITEMS, PARTS, VECTORS, embeddings_folder
 from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.templates import check_fields_of, parse
 from tca4rec_jax.distributed import sharding
 from tca4rec_jax.distributed.data_parallel import DataParallel
 from tca4rec_jax.distributed.multihost import (
@@ -100,14 +100,10 @@ def item_texts(template: str, catalogue: Catalogue) -> list[str]:
 
     Raises UserError for a template without a field, or with one that items do not have.
     """
-    columns = {"title": catalogue.titles, "id": catalogue.item_ids}
-    try:
-        fields = {name for _, name, *_ in string.Formatter().parse(template) if name is not None}
-    except ValueError as error:
-        raise UserError(f"embedding.text is {template!r}: {error}") from error
-    if not fields or fields - columns.keys():
-        known = ", ".join(f"{{{name}}}" for name in columns)
-        raise UserError(f"embedding.text is {template!r}: expected fields among {known}")
+    parts, columns = parse(template, "embedding.text"), catalogue.columns
+    check_fields_of(parts, tuple(columns), "embedding.text")
+    if not any(field for _, field in parts):
+        raise UserError(f"embedding.text has {template!r}: expected a field, such as {{title}}")
     rows = zip(*columns.values(), strict=True)
     return [template.format(**dict(zip(columns, row, strict=True))) for row in rows]
 

@@ -177,7 +177,7 @@ class EmbeddingFields(NamedTuple):
     """The LLM's embeddings of items (launch/embed_items.py): its last hidden states, pooled.
 
     Attributes:
-      text: of an item, with the fields {title} and {id}.
+      text: of an item, a template of {title} and the catalogue's attributes, such as {brand}.
       pooling: 'mean' of the states at the text's tokens, or that at the 'last' one.
       max_tokens: of a text; the rest is cut.
       batch_size: texts per call, over all devices.

@@ -13,9 +13,10 @@ from tiny_workdir import ITEMS, make_config, make_workdir
 
 from tca4rec_jax import embedding
 from tca4rec_jax.cf.pipeline import run_cf
+from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.dataset import load, prepare
 from tca4rec_jax.data.item_vectors import PARTS, VECTORS, read_item_vectors
-from tca4rec_jax.embedding import embed_items
+from tca4rec_jax.embedding import embed_items, item_texts
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import file_sha256
@@ -33,8 +34,9 @@ def made(tmp_path_factory):
     titles = [f"{letter}{letter * item}" for item, letter in enumerate("abcdefghijkl")]
     pd.DataFrame({"item": range(ITEMS), "title": titles}).to_csv(path / "items.csv", index=False)
     shutil.rmtree(path / "data")
-    prepare(make_config(path, "any").data, path / "data")
-    run_cf(make_config(path, "any").cf, load(path / "data"), path, history_length=4)
+    config = make_config(path, "any")
+    prepare(config.data, path / "data")
+    run_cf(config.cf, load(path / "data"), path, history_length=4)
     return path
 
 
@@ -46,8 +48,7 @@ def workdir(made, tmp_path, monkeypatch):
 
 def experiment_of(workdir, name="any", **fields):
     config = make_config(workdir, name)
-    config.llm.weights = str(workdir / "model")
-    config.embedding.update({"text": "{title}b{title}{id}", "batch_size": 4, "buckets": 2})
+    config.embedding.update({"text": "{title}b{title}", "batch_size": 4, "buckets": 2})
     config.embedding.update(fields)
     return Experiment(config, workdir)
 
@@ -57,8 +58,8 @@ def one_by_one(experiment, decoder, pool):
     config, catalogue = experiment.config, experiment.data.catalogue
     encoder = text_encoder(experiment.tokenizer, config.prompt.bos)
     vectors = []
-    for title, item_id in zip(catalogue.titles, catalogue.item_ids, strict=True):
-        tokens = np.array(encoder.inside(f"{title}b{title}{item_id}"), np.int32)
+    for title in catalogue.titles:
+        tokens = np.array(encoder.inside(f"{title}b{title}"), np.int32)
         states_1xSxD = decoder.hidden(tokens[None], np.array([tokens.size], np.int32))
         vectors.append(pool(np.asarray(states_1xSxD[0])))
     return np.stack(vectors)
@@ -73,6 +74,12 @@ def test_embeddings_are_those_of_single_texts(workdir, pooling):
     assert (found.dtype, found.shape) == (np.float32, (ITEMS, 64))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert {file.name for file in (workdir / "item_embeddings").iterdir()} == {VECTORS, FILE}
+
+
+def test_a_text_may_have_attributes():
+    catalogue = Catalogue(("7", "8"), ("Doll", "Kite"), {"brand": ("Ada", "")})
+    texts = item_texts("{title} by {brand}", catalogue)
+    assert texts == ["Doll by Ada", "Kite by "]
 
 
 def test_the_token_that_begins_a_prompt_is_read_but_not_pooled():
@@ -148,9 +155,9 @@ def test_other_inputs_replace_embeddings_but_not_a_users_file(workdir):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"text": "title"}, "embedding.text is 'title': expected fields among {title}, {id}"),
-        ({"text": "{title} {brand}"}, "expected fields among {title}, {id}"),
-        ({"text": "{title"}, "embedding.text is '{title': "),
+        ({"text": "title"}, "embedding.text has 'title': expected a field, such as {title}"),
+        ({"text": "{title} {year}"}, "{year}: the fields known there are {title}"),
+        ({"text": "{title"}, "embedding.text has '{title': "),
         ({"batch_size": 3}, "embedding.batch_size is 3, but must be a multiple"),
     ],
 )
@@ -217,7 +224,7 @@ from tiny_workdir import make_config
 
 def get_config(path):
     config = make_config(Path(path), "any")
-    config.embedding.update(text="{{title}}b{{title}}{{id}}", batch_size=4, buckets=2)
+    config.embedding.update(text="{{title}}b{{title}}", batch_size=4, buckets=2)
     return config
 """
 
