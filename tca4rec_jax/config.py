@@ -14,7 +14,12 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict, config_dict
 
 from tca4rec_jax.cf.settings import MODEL_FIELDS
-from tca4rec_jax.data.templates import ITEM_FIELDS, PromptTemplate, check_fields_of
+from tca4rec_jax.data.templates import (
+    ITEM_FIELDS,
+    PromptTemplate,
+    carried_vectors,
+    check_fields_of,
+)
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.llm.attention import check_implementation
@@ -125,9 +130,22 @@ def check_fits(config: ConfigDict, architecture: DecoderConfig) -> None:
 
 
 def check_llm(config: ConfigDict, platform: str) -> None:
-    """Raises UserError for fields of config.llm that are unknown or do not go together."""
-    llm = config.llm
+    """Raises UserError for fields of config.llm that are unknown or do not go together.
+
+    So do those of what else is trained.
+    """
+    llm, vectors = config.llm, carried_vectors(config.prompt)
     check_choice("llm.train", llm.train, TRAINED)
+    if llm.train == "lora" and not config.lora.train and not (vectors and config.projector.train):
+        raise UserError(
+            "nothing is trained: lora.train is False, and no projector that prompts need with "
+            "projector.train"
+        )
+    if vectors and config.training.cache_hidden_states:
+        raise UserError(
+            "training.cache_hidden_states keeps what layers make of texts alone, but prompts carry "
+            "vectors: give training.cache_hidden_states=false"
+        )
     if llm.quantise and llm.train == "full":
         raise UserError(
             f"llm.quantise is {llm.quantise!r}, but quantised weights cannot be trained: give"

@@ -45,6 +45,7 @@ from tca4rec_jax.data.downloads import ASSETS, fetch_file
 from tca4rec_jax.data.item_tokens import ItemTokens, check_vocabulary
 from tca4rec_jax.data.prompts import Prompts
 from tca4rec_jax.data.sequences import RecData
+from tca4rec_jax.data.templates import carried_vectors
 from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.distributed.multihost import check_processes_agree
@@ -61,8 +62,10 @@ from tca4rec_jax.llm.checkpoints.loading import load_weights, read_architecture
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
+from tca4rec_jax.llm.projector import Projector
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 from tca4rec_jax.recommenders import Recipe, recipe_of
+from tca4rec_jax.recommenders.vectors import first_projector, item_vectors
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.run_folder import RunFolder
 from tca4rec_jax.training.run_inputs import (
@@ -73,7 +76,7 @@ from tca4rec_jax.training.run_inputs import (
     training_split,
     weights_content,
 )
-from tca4rec_jax.training.state import TrainState, in_dtype, make_optimizer
+from tca4rec_jax.training.state import TrainState, held_parts, in_dtype, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,6 +135,11 @@ class Experiment:
     def prompts(self, history_RxH: np.ndarray) -> Prompts:
         """The prompts for histories, int32, padded on the left with PAD_ITEM."""
         return self.recipe.show_history(self.items, history_RxH, self.config)
+
+    @cached_property
+    def item_vectors(self) -> np.ndarray | None:
+        """float32 [I, C]: what placeholders of items carry; None if prompts have none."""
+        return item_vectors(self) if carried_vectors(self.config.prompt) else None
 
     def search(self, beams: int | None = None) -> BatchedSearch:
         """The search for lists, of decoding.beams beams by default."""
@@ -214,19 +222,24 @@ class Experiment:
     def decoder(self) -> Decoder:
         """The pretrained decoder, with fresh adapters (which change nothing) if they are trained.
 
-        Raises UserError for an unknown llm.train, llm.attention that does not run here, quantised
-        weights that should be trained, and as `pretrained`.
+        With a projector, too, if prompts have placeholders. Raises UserError for an unknown
+        llm.train, llm.attention that does not run here, quantised weights that should be trained,
+        and as `pretrained` and `first_projector`.
         """
+        return self._decoder(None if self.item_vectors is None else first_projector(self))
+
+    def _decoder(self, projector: Projector | None) -> Decoder:
         check_llm(self.config, self.mesh.devices.flat[0].platform)
         llm = self.config.llm
         architecture, params = self.pretrained
         options = build(DecoderOptions, llm)
         if llm.train == "full":
-            return Decoder(architecture, params, options=options)
+            return Decoder(architecture, params, projector=projector, options=options)
         lora = build(LoRAConfig, self.config.lora)
         key = jax.random.key(self.config.seed)
         adapters = self.compute(partial(init_adapters, architecture, lora), key)
-        return Decoder(architecture, params, lora=lora, adapters=adapters, options=options)
+        given = {"lora": lora, "adapters": adapters, "projector": projector}
+        return Decoder(architecture, params, **given, options=options)
 
     @property
     def stored_dtype(self) -> str:
@@ -240,8 +253,9 @@ class Experiment:
 
     @property
     def frozen_prefix(self) -> int:
-        """The number of the LLM's layers, from the first, that training leaves unchanged."""
-        return self.config.lora.first_layer if self.config.llm.train == "lora" else 0
+        """How many layers, from the first, are the same in every run: they read texts alone."""
+        changed = self.config.llm.train == "full" or carried_vectors(self.config.prompt)
+        return 0 if changed else self.config.lora.first_layer
 
     @property
     def caches_hidden_states(self) -> bool:
@@ -265,7 +279,12 @@ class Experiment:
 
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer of config.optimizer over training.steps updates."""
-        return make_optimizer(**self.config.optimizer, total_steps=self.config.training.steps)
+        decay_of = {"projector": self.config.projector.weight_decay}
+        return make_optimizer(
+            **self.config.optimizer,
+            total_steps=self.config.training.steps,
+            decay_of=decay_of | dict.fromkeys(held_parts(self.config), 0.0),
+        )
 
     def initial_state(self) -> tuple[nnx.GraphDef, TrainState, nnx.State]:
         """(graph, state, base) of the decoder, on the mesh; base holds the untrained parameters."""
@@ -293,12 +312,13 @@ class Experiment:
             weights=self.weights_identity,
             tokenizer=tokenizer_content(self.config.llm.weights),
             catalogue=self.data.catalogue.content_hash(),
+            vectors=self.item_vectors,
         )
 
     @property
     def training_inputs(self) -> dict[str, Any]:
         """What the checkpoints of the config's run depend on: provenance."""
-        fields = self.inference_inputs | training_inputs(self.config)
+        fields = self.inference_inputs | training_inputs(self.config, self.workdir)
         return fields | data_inputs(self.config, self.data, self.workdir)
 
     @property
@@ -354,18 +374,22 @@ class Experiment:
         """The LLM of a run without adapters: they are merged into float32 weights, which is faster.
 
         Weights of another dtype, or quantised, would round them away, so there the adapters stay.
-        '' is the pretrained LLM. Raises as `trained_decoder`.
+        '' is the pretrained LLM; it reads no vectors unless projector.weights is given. Raises as
+        `trained_decoder`.
         """
         llm = self.config.llm
         if name and (llm.dtype != "float32" or llm.quantise):
             return self.trained_decoder(name)
-        decoder = self.trained_decoder(name) if name else self.decoder
+        if name:
+            decoder = self.trained_decoder(name)
+        else:
+            decoder = self.decoder if self.config.projector.weights else self._decoder(None)
         params, adapters = decoder.arrays()
         params = in_dtype(params, self.compute_dtype)
         if name and decoder.lora is not None:
             params = merge_adapters(params, adapters, decoder.lora)
         params = self.put(params, tree_shardings(self.mesh, decoder.config, params))
-        return Decoder(decoder.config, params, options=decoder.options)
+        return Decoder(decoder.config, params, projector=decoder.projector, options=decoder.options)
 
     def put(self, tree, shardings):
         """Puts arrays, which every process has whole, on the mesh."""

@@ -17,6 +17,7 @@ from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.llm.config import DecoderOptions
 from tca4rec_jax.llm.lora import LoRAConfig
+from tca4rec_jax.llm.projector import ProjectorConfig
 from tca4rec_jax.ranges import (
     Buckets,
     Count,
@@ -84,6 +85,37 @@ class LLMFields(NamedTuple):
     train: Literal["lora", "full"] = "lora"
 
 
+class AdapterFields(NamedTuple):
+    """What becomes of the adapters.
+
+    Attributes:
+      train: whether training changes them, with llm.train=lora; those that stay as they are come
+        from training.start_from, or change nothing.
+    """
+
+    train: bool = True
+
+
+class ProjectorFields(NamedTuple):
+    """The projector of the CF vectors that the placeholders of prompts carry.
+
+    Attributes:
+      vectors: a .npy file of the items' vectors, in the order of the catalogue; by default those
+        of the CF logits.
+      weights: a projector.safetensors to begin with; by default it begins at random.
+      train: whether training changes it.
+      weight_decay: its own, decoupled.
+      curriculum: LLaRA's: a batch reads vectors with a probability that rises from 0 at the first
+        step to 1 at the last, else the placeholders' own embedding.
+    """
+
+    vectors: LocalPath | None = None
+    weights: LocalPath | None = None
+    train: bool = True
+    weight_decay: NotNegative = 1e-5
+    curriculum: bool = False
+
+
 class RecommenderFields(NamedTuple):
     """The recommender.
 
@@ -127,6 +159,7 @@ class TrainingFields(NamedTuple):
         lora.first_layer, in the work directory instead of running it again (llm.dtype, tokens x
         width: 0.6 MB a row of SmolLM2-135M).
       profile_steps: (first, last + 1) of the steps that jax.profiler records; by default none.
+      start_from: another LLM run: those of its parameters that this run has too are its first.
     """
 
     targets: Literal["all", "last"] = "all"
@@ -138,6 +171,7 @@ class TrainingFields(NamedTuple):
     watchdog_seconds: NotNegative = 1800.0
     cache_hidden_states: bool = False
     profile_steps: Span | None = None
+    start_from: FolderName | None = None
 
 
 class DecodingFields(NamedTuple):
@@ -223,7 +257,8 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     "cf": (CFFields, FitSchedule),
     **{f"cf.{model}": kinds for model, kinds in MODEL_FIELDS.items()},
     "llm": (LLMFields, DecoderOptions),
-    "lora": (LoRAConfig,),
+    "lora": (LoRAConfig, AdapterFields),
+    "projector": (ProjectorConfig, ProjectorFields),
     "recommender": (RecommenderFields,),
     "prompt": (PromptTemplate,),
     "objective": (Objective,),

@@ -1,5 +1,7 @@
 """Training an LLM: `train(experiment)`, to be read from top to bottom."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from absl import logging
@@ -10,20 +12,25 @@ from tca4rec_jax.config import build, validate
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.temperature import check_eta
+from tca4rec_jax.data.prompts import Prompts
+from tca4rec_jax.data.templates import USER, carried_vectors
 from tca4rec_jax.distributed.multihost import check_processes_agree, only_writing_job
 from tca4rec_jax.distributed.sharded_projection import cf_shardings
 from tca4rec_jax.distributed.sharding import check_batch_size, local_rows, replicated, shard_batch
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.provenance import Provenance
+from tca4rec_jax.recommenders.vectors import soft_rows
 from tca4rec_jax.training.activation_cache import ActivationCache
 from tca4rec_jax.training.batches import Batch, Batches, NoLogits
 from tca4rec_jax.training.checkpoint import Checkpoints, checkpoints_to_fit
+from tca4rec_jax.training.curriculum import Curriculum
 from tca4rec_jax.training.examples import row_of_example
 from tca4rec_jax.training.fault_tolerance import check_folder
 from tca4rec_jax.training.loop import LoopOptions, run_loop
 from tca4rec_jax.training.run_folder import COMMAND, RunFolder, inputs_of
 from tca4rec_jax.training.run_inputs import llm_inputs, training_split
-from tca4rec_jax.training.state import Metrics, TrainState
+from tca4rec_jax.training.state import Metrics, TrainState, held_parts
 from tca4rec_jax.training.step import make_train_step
 from tca4rec_jax.training.throughput import mean_context, peak_flops
 
@@ -57,6 +64,9 @@ def _train(experiment: Experiment) -> TrainState:
 
     # The state and the step, on the devices.
     graph, state, base = experiment.initial_state()
+    if training.start_from:
+        with Checkpoints(first_run(experiment).checkpoints, writable=False) as first:
+            state = state._replace(params=first.restore_common(state.params))
     step = TrainStep(experiment, graph, state, base, batches.cf_items)
 
     count = checkpoints_to_fit(training, run.saved_steps)
@@ -87,6 +97,23 @@ def _train(experiment: Experiment) -> TrainState:
     return run_loop(step, state, batches, checkpoints, options)
 
 
+def first_run(experiment: Experiment) -> RunFolder:
+    """The run whose parameters are the first of this one's (training.start_from).
+
+    Raises FileNotFoundError if it was not trained, UserError if it is unfinished, this very run, or
+    of other weights.
+    """
+    config, name = experiment.config, experiment.config.training.start_from
+    run = RunFolder.of(experiment.workdir, name)
+    if run.path == experiment.directory:
+        raise UserError(
+            f"training.start_from is {name!r}, this run itself: name another --config.run"
+        )
+    now = {"weights": experiment.weights_identity, "llm.num_layers": config.llm.num_layers}
+    run.check(now, unfinished=config.inference.unfinished)
+    return run
+
+
 def load_batches(experiment: Experiment) -> Batches:
     """The batches of the training split, with the CF logits that the run reads.
 
@@ -113,10 +140,7 @@ def load_batches(experiment: Experiment) -> Batches:
         f"{batches.per_epoch} batches an epoch of shapes {batches.shapes}, "
         f"{100 * batches.padding_share:.1f}% padding"
     )
-    if config.objective.alpha > 0:
-        batches.store = experiment.cf_store(split, batches.cf_positions(training.steps))
-    else:
-        batches.store = NoLogits(experiment.data.catalogue.num_items)
+    _read_cf(experiment, batches)
     if experiment.caches_hidden_states:  # last: the decoder reads the weights
         prefix = {"layers": experiment.frozen_prefix}
         inputs = prefix | llm_inputs(config, experiment.weights_identity)
@@ -124,6 +148,22 @@ def load_batches(experiment: Experiment) -> Batches:
         folder = RunFolder.hidden_states(experiment.workdir, made_from)
         batches.cache = ActivationCache(folder, experiment.decoder, mesh, made_from)
     return batches
+
+
+def _read_cf(experiment: Experiment, batches: Batches) -> None:
+    """Gives batches the CF logits that they read, and the vectors of placeholders."""
+    config, examples = experiment.config, batches.examples
+    batches.store = NoLogits(experiment.data.catalogue.num_items)
+    users: dict[str, Any] = {}
+    if config.objective.alpha > 0 or USER in carried_vectors(config.prompt):
+        positions = batches.cf_positions(config.training.steps)
+        store = experiment.cf_store(training_split(config), positions)
+        target_R = examples.cf_position.values[examples.cf_position.offsets[:-1]]
+        users = {"cf": lambda rows_B: store.read(target_R[rows_B]), "cf_items": store.cf_items}
+        batches.store = store if config.objective.alpha > 0 else batches.store
+    batches.soft = soft_rows(experiment, Prompts(examples.tokens, examples.slots), **users)
+    if config.projector.curriculum:
+        batches.curriculum = Curriculum(config.seed, config.training.steps)
 
 
 class TrainStep:
@@ -151,6 +191,7 @@ class TrainStep:
             mesh=self._mesh,
             seed=config.seed,
             compute_dtype=experiment.compute_dtype,
+            held=held_parts(config),
         )
         items, trie = experiment.cf_arrays(items)
         items, trie = experiment.put((items, trie), cf_shardings(self._mesh, items, trie))

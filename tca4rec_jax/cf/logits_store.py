@@ -35,6 +35,7 @@ from tca4rec_jax.cf.logits_format import (
     unusable,
     within,
 )
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.errors import UserError, reading
@@ -93,6 +94,11 @@ class LogitsStore:
     def width(self) -> int:
         """The width of what `read` gives: D of a factorised store, else I."""
         return self.manifest["num_items"] if self.item_table is None else self.item_table.shape[1]
+
+    @property
+    def cf_items(self) -> CFItems:
+        """The item side of what `read` gives."""
+        return CFItems(self.item_table, self.item_bias)
 
     @property
     def positions(self) -> np.ndarray:

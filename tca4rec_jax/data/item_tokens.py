@@ -22,6 +22,7 @@ from tca4rec_jax.data.templates import (
     VECTOR,
     Parts,
     PromptTemplate,
+    carried_vectors,
     check_fields_of,
     parse,
 )
@@ -106,7 +107,7 @@ def tokenise_items(
     check_fields_of(shown, (*columns, VECTOR), "prompt.item")
     check_fields_of(written, tuple(columns), "prompt.target")
     end = one_token(template.end, "prompt.end", encoder) if template.end else None
-    placeholder = _placeholder(encoder, template) if template.carries_vectors else None
+    placeholder = _placeholder(encoder, template) if carried_vectors(template) else None
     reserved = {token: text for text, token in encoder.control.items()}
     reserved |= {} if placeholder is None else {placeholder: "prompt.placeholder"}
     encoder = encoder._replace(inside=cache(encoder.inside))  # shown mostly as it is written

@@ -5,7 +5,7 @@ A prompt is one of `templates` around a history; docs/data.md describes the fiel
 
 from dataclasses import dataclass
 from string import Formatter
-from typing import Literal
+from typing import Any, Literal
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.ranges import Count, Text, Texts
@@ -77,11 +77,14 @@ class PromptTemplate:
             return parse(self.target, "prompt.target")
         return parse(self.item.replace(f"{{{VECTOR}}}", "").rstrip(), "prompt.item")
 
-    @property
-    def carries_vectors(self) -> bool:
-        """Whether prompts have placeholders."""
-        fields = {field for text in (*self.templates, self.item) for _, field in parse(text, "")}
-        return bool(fields & {USER, VECTOR})
+
+def carried_vectors(template: Any) -> set[str]:
+    """Whose vectors prompts carry: VECTOR for those of items, USER for those of users.
+
+    Of a PromptTemplate, or the section of a config that it is built from.
+    """
+    texts = (*template.templates, template.item)
+    return {field for text in texts for _, field in parse(text, "prompt")} & {USER, VECTOR}
 
 
 def parse(text: str, where: str) -> Parts:

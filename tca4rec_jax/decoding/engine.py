@@ -35,6 +35,7 @@ from tca4rec_jax.distributed import sharding
 from tca4rec_jax.distributed.multihost import gather_to_host
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.projector import SoftTokens
 from tca4rec_jax.ranges import Temperature, check
 
 _LLM_ALONE = ScoreWeights()
@@ -54,6 +55,7 @@ class SearchRows:
       allowed: row numbers int64 [B] -> bool [B, I], the items that may be recommended, as if the
         trie held no others. Pass the same to `Recommendations.items`.
       target_R: int, each row's target item, if the likelihood of its title is wanted.
+      soft: (row numbers int64 [B], their padded length) -> what their placeholders carry.
     """
 
     prompts: Ragged
@@ -61,6 +63,7 @@ class SearchRows:
     cf_items: CFItems = DENSE
     allowed: Callable[[np.ndarray], np.ndarray] | None = None
     target_R: np.ndarray | None = None
+    soft: Callable[[np.ndarray, int], SoftTokens] | None = None
 
 
 class BatchSizes(NamedTuple):
@@ -265,6 +268,7 @@ class _Pass:
             self.texts.pad(padded_B, width, 0).astype(np.int32),
             rows.prompts.lengths[padded_B].astype(np.int32),
             jax.tree.map(lambda field: field[padded_B], self.scored),
+            rows.soft and rows.soft(padded_B, width),
         )
         cf = rows.cf(padded_B).astype(np.float32) if rows.cf and self.guidance > 0 else None
         users = Users(cf, rows.allowed and rows.allowed(padded_B))

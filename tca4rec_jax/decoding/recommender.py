@@ -19,9 +19,10 @@ from flax import nnx
 from tca4rec_jax.cf.checkpoint import load_model
 from tca4rec_jax.cf.settings import model_inputs
 from tca4rec_jax.config import score_weights
-from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
+from tca4rec_jax.data.templates import USER, carried_vectors
 from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch, BatchSizes, SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter
@@ -29,6 +30,7 @@ from tca4rec_jax.decoding.list_inputs import list_inputs
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import file_sha256
+from tca4rec_jax.recommenders.vectors import soft_rows
 
 _PROMPTS_AT_ONCE = 1024  # of a file whose lengths are counted
 
@@ -59,7 +61,8 @@ class Recommender:
         if name:
             experiment.check_run(name, guided=guidance > 0)
         self._filter = experiment.item_filter
-        self._cf = _CFModel.load(experiment) if guidance > 0 else None
+        reads_users = USER in carried_vectors(experiment.config.prompt)
+        self._cf = _CFModel.load(experiment) if guidance > 0 or reads_users else None
         self._search = cache(experiment.search)
 
     @classmethod
@@ -156,12 +159,13 @@ class Recommender:
         histories = Ragged.from_lengths(np.concatenate(rows), np.array(list(map(len, rows))))
         config, latest = self._experiment.config, partial(histories.latest, fill=PAD_ITEM)
         history_RxS = latest(np.arange(len(rows)), config.data.history_length)
-        return SearchRows(
-            self._experiment.prompts(history_RxS).tokens,
-            self._cf and (lambda rows_B: self._cf.vectors(latest(rows_B, self._cf.history_length))),
-            self._cf.items if self._cf else DENSE,
-            allowed=allowed.masks(histories),
-        )
+        prompts, cf = self._experiment.prompts(history_RxS), self._cf
+        users: dict[str, Any] = {}
+        if cf is not None:
+            users["cf"] = lambda rows_B: cf.vectors(latest(rows_B, cf.history_length))
+            users["cf_items"] = cf.items
+        users["soft"] = soft_rows(self._experiment, prompts, **users)
+        return SearchRows(prompts.tokens, allowed=allowed.masks(histories), **users)
 
     @cached_property
     def _item_of_title(self) -> dict[str, int]:

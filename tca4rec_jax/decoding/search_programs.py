@@ -27,6 +27,7 @@ from tca4rec_jax.decoding.likelihood import ScoredTokens, title_nll
 from tca4rec_jax.distributed.data_parallel import DataParallel
 from tca4rec_jax.distributed.sharding import RULES, row_sharding, sharding_of
 from tca4rec_jax.llm.decoder import Decoder, PrefixStates
+from tca4rec_jax.llm.projector import SoftTokens
 
 _EVERYWHERE = PartitionSpec()
 _ROWS = RULES.spec(("prompts",))
@@ -58,6 +59,7 @@ class Texts(NamedTuple):
     tokens_BxS: Array  # int32, right-padded
     length_B: Array  # int32, of the prompts alone
     scored: ScoredTokens | None = None  # from `scored_titles`
+    soft: SoftTokens | None = None  # in the prompts; for models with a projector
 
 
 def prompts_sharding(mesh: Mesh, prompts: Prompts) -> Prompts:
@@ -96,9 +98,11 @@ def read_prompts(
     """
 
     def read(model, texts, prefix, trie, temperature_T):
-        tokens_BxS, length_B, scored = texts
+        tokens_BxS, length_B, scored, soft = texts
         after_BxK = None if scored is None else scored.position
-        states_BxKxD, prompts = prefill_prompts(model, tokens_BxS, length_B, after_BxK, prefix)
+        soft = soft if model.projector is not None else None
+        args = tokens_BxS, length_B, after_BxK, prefix, soft
+        states_BxKxD, prompts = prefill_prompts(model, *args)
         nll_BxT = jnp.zeros((length_B.shape[0], 0))
         if scored is not None:
             nll_BxT = title_nll(model, states_BxKxD[:, 1:], scored, trie, temperature_T)
@@ -119,6 +123,7 @@ def prefill_prompts(
     length_B: jax.Array,
     after_BxK: jax.Array | None = None,
     prefix: PrefixStates | None = None,
+    soft: SoftTokens | None = None,
 ) -> tuple[jax.Array, Prompts]:
     """Reads prompts of `length_B` tokens and the tokens after them; traceable.
 
@@ -128,7 +133,7 @@ def prefill_prompts(
     if after_BxK is not None:
         after_BxA = jnp.concatenate([after_BxA, after_BxK], axis=1)
     read_B = length_B + jnp.max(after_BxA, axis=1)
-    hidden_BxSxD, kv = model.prefill(tokens_BxS, read_B, prefix=prefix)
+    hidden_BxSxD, kv = model.prefill(tokens_BxS, read_B, soft=soft, prefix=prefix)
     index_BxAx1 = (length_B[:, None] - 1 + after_BxA)[:, :, None]
     states_BxAxD = jnp.take_along_axis(hidden_BxSxD, index_BxAx1, axis=1)
     return states_BxAxD, Prompts(states_BxAxD[:, :1], kv, length_B)

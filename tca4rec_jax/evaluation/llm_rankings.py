@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from tca4rec_jax.config import score_weights
-from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.data.templates import USER, carried_vectors
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.engine import SearchRows
 from tca4rec_jax.decoding.list_inputs import list_inputs
@@ -25,6 +25,7 @@ from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import fingerprint, write_npz
 from tca4rec_jax.metrics import rank_in_list
 from tca4rec_jax.provenance import Provenance
+from tca4rec_jax.recommenders.vectors import soft_rows
 
 _ROWS_AT_ONCE = 1024  # of a CF logits store whose content is hashed
 
@@ -106,7 +107,7 @@ def ranking_inputs(
         "evaluation.temperatures": experiment.config.evaluation.temperatures,
         "rows": rows.sequences.content_hash(),
     }
-    if any(one.guidance for one in weights):
+    if any(one.guidance for one in weights) or USER in carried_vectors(experiment.config.prompt):
         inputs["CF logits of the rows"] = _cf_content(experiment, rows)
     return inputs
 
@@ -157,13 +158,16 @@ def _search(
 
 
 def _search_rows(experiment: Experiment, rows: EvaluationRows, *, guided: bool) -> SearchRows:
-    """The prompts, filters and targets of the rows, and with guidance their CF vectors."""
+    """The prompts, filters and targets of the rows, and their CF vectors if they are read."""
     config = experiment.config
-    guidance: dict[str, Any] = {}
-    if guided:
+    users: dict[str, Any] = {}
+    prompts = experiment.prompts(rows.history_RxH)
+    if guided or USER in carried_vectors(config.prompt):
         store = experiment.cf_store(config.evaluation.split, rows.position_R)
-        items = CFItems(store.item_table, store.item_bias)
-        guidance = {"cf": lambda rows_B: store.read(rows.position_R[rows_B]), "cf_items": items}
-    prompts = experiment.prompts(rows.history_RxH).tokens
+        users = {
+            "cf": lambda rows_B: store.read(rows.position_R[rows_B]),
+            "cf_items": store.cf_items,
+        }
+    users["soft"] = soft_rows(experiment, prompts, **users)
     allowed = experiment.item_filter.masks(rows.histories)
-    return SearchRows(prompts, allowed=allowed, target_R=rows.target_R, **guidance)
+    return SearchRows(prompts.tokens, allowed=allowed, target_R=rows.target_R, **users)

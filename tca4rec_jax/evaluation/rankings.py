@@ -97,7 +97,7 @@ def rank_cf_models(experiment: Experiment, rows: EvaluationRows) -> dict[str, Mo
     masks = experiment.item_filter.masks(rows.histories)
     allowed = masks and LazyRows(masks, mine, shape[1])
     common = experiment.trie.leaf_of_item, target_R, config.temperatures
-    items = CFItems(store.item_table, store.item_bias)
+    items = store.cf_items
     rankings = {
         POPULAR: full_ranking(np.broadcast_to(popular_I, shape), DENSE, *common, allowed=allowed),
         CF: full_ranking(stored, items, *common, allowed=allowed),

@@ -82,12 +82,13 @@ def init_projector(
 class Projector(nnx.Module):
     """CF vectors [..., C] -> what the LLM's first layer reads, float32 [..., D]."""
 
-    def __init__(self, config: ProjectorConfig, params: Mapping[str, jax.Array], *, outputs: int):
-        """params: by name as `projector_shapes`; outputs: D.
+    def __init__(
+        self, config: ProjectorConfig, params: Mapping[str, jax.Array], inputs: int, outputs: int
+    ):
+        """params: by name as `projector_shapes`; inputs: C, outputs: D.
 
         Raises UserError naming parameters that are missing, unknown or of another shape.
         """
-        inputs = params["weight_0"].shape[0] if "weight_0" in params else 0
         check_shapes("projector's parameters", params, projector_shapes(config, inputs, outputs))
         self.config, self.inputs = config, inputs
         self.layers = nnx.Dict({name: ProjectorParam(value) for name, value in params.items()})

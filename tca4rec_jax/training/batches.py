@@ -10,7 +10,7 @@ Axis letters: B batch (or this process' rows of it), S sequence, T supervised po
 P supervised titles, K decisions, D CF vector (or I items where the store is dense) or model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from tca4rec_jax.core.decisions import Decisions, Targets
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.projector import SoftTokens
 from tca4rec_jax.training.activation_cache import ActivationCache
+from tca4rec_jax.training.curriculum import Curriculum
 from tca4rec_jax.training.examples import Examples
 
 _BUCKETS = 4  # chosen from the data: each is compiled, which takes about a minute
@@ -39,7 +40,7 @@ class Batch(NamedTuple):
     cf_BxPxD: Any  # float32, CF user vectors (factorised) or item logits (dense)
     # Cached hidden states after the frozen prefix, in the LLM's dtype; None: the prefix runs too.
     frozen_BxSxD: Any = None
-    soft: SoftTokens | None = None
+    soft: SoftTokens | None = None  # padding at position S
 
 
 class BatchShape(NamedTuple):
@@ -52,11 +53,16 @@ class BatchShape(NamedTuple):
 
 
 def abstract_batch(
-    rows: int, shape: BatchShape, cf_width: int, cached: tuple[int, np.dtype] | None = None
+    rows: int,
+    shape: BatchShape,
+    cf_width: int,
+    cached: tuple[int, np.dtype] | None = None,
+    soft: tuple[int, int] | None = None,
 ) -> Batch:
     """Shapes and dtypes of a whole batch, for compiling without data.
 
-    `cached` is (width, dtype) of cached hidden states, if the batch has them.
+    `cached` is (width, dtype) of cached hidden states, `soft` (number, width) of soft tokens, if
+    the batch has them.
     """
 
     def of(dtype, *sizes) -> Any:
@@ -71,6 +77,7 @@ def abstract_batch(
         targets=Targets(position, position, *weights, decisions),
         cf_BxPxD=of(np.float32, shape.titles, cf_width),
         frozen_BxSxD=cached and of(cached[1], shape.tokens, cached[0]),
+        soft=soft and SoftTokens(of(np.int32, soft[0]), of(np.float32, *soft)),
     )
 
 
@@ -94,9 +101,11 @@ class Batches:
     buckets the four with the least padding are taken.
 
     The store of CF logits is needed once a batch is gathered (`cf_positions` says which are read),
-    a cache if hidden states are read from it. A batch has batch_size rows over all processes, and
-    this one makes local_rows of it (int64, ascending; all by default). `shapes` are those of the
-    buckets, the shortest first, `bucket_of_example` (int) indices into them.
+    a cache if hidden states are read from it, `soft` (examples int64 [B], their padded length ->
+    SoftTokens) if prompts have placeholders; a curriculum leaves these out of some batches. A batch
+    has batch_size rows over all processes, and this one makes local_rows of it (int64, ascending;
+    all by default). `shapes` are those of the buckets, the shortest first, `bucket_of_example`
+    (int) indices into them.
     """
 
     def __init__(
@@ -111,6 +120,8 @@ class Batches:
         cache: ActivationCache | None = None,
     ):
         self.examples, self.store, self.cache = examples, store, cache
+        self.soft: Callable[[np.ndarray, int], SoftTokens] | None = None
+        self.curriculum: Curriculum | None = None
         self._batch_size, self._seed = batch_size, seed
         self._local_rows = np.arange(batch_size) if local_rows is None else local_rows
         longest = examples.tokens.lengths.max()
@@ -157,7 +168,11 @@ class Batches:
 
     def __call__(self, index: int) -> Batch:
         """This process' rows of batch `index`."""
-        return self.gather(self.rows(index))
+        batch = self.gather(self.rows(index))
+        if batch.soft is None or self.curriculum is None or self.curriculum.reads_vectors(index):
+            return batch
+        nowhere_BxL = np.full_like(batch.soft.position_BxL, batch.tokens_BxS.shape[1])
+        return batch._replace(soft=batch.soft._replace(position_BxL=nowhere_BxL))
 
     def alone(self, index: int, row: int) -> Batch:
         """Batch `index` with one of its rows only; the others are padding."""
@@ -203,6 +218,7 @@ class Batches:
             ),
             cf_BxPxD=cf_BxPxD,
             frozen_BxSxD=self.cache and self.cache.read(examples.tokens, rows, shape.tokens),
+            soft=self.soft and self.soft(rows, shape.tokens),
         )
         batch = jax.tree.map(partial(pad_rows, rows=self._local_rows.size), batch)
         batch.length_B[rows.size :] = 1  # a row of no tokens has no softmax

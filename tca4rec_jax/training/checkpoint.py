@@ -13,18 +13,21 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tca4rec_jax.distributed.multihost import all_processes, barrier, is_main_process
 from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.training.fault_tolerance import CheckpointError
-from tca4rec_jax.training.state import TrainState
+from tca4rec_jax.training.state import TrainState, Tree
 
 _UNREADABLE = "unreadable_"  # before the step in the name of a directory that was set aside
 
@@ -135,6 +138,34 @@ class Checkpoints:
             "folder to train from the start"
         )
 
+    def restore_common(self, params: Tree) -> Tree:
+        """Parameters, of which those that the last checkpoint has too are taken from it.
+
+        They come onto the shardings of `params`. Raises FileNotFoundError if there is no
+        checkpoint, UserError if it has none of them, or one of another shape.
+        """
+        if (step := self.latest_step) is None:
+            raise FileNotFoundError(f"{self._directory}: no checkpoint; train first")
+        folder = self._directory / str(step)
+        item = epath.Path(folder / "state")
+        here = {f"params/{name}": leaf for name, leaf in _by_name(params).items()}
+        saved = _by_name(ocp.StandardCheckpointHandler().metadata(item).tree)
+        common = {name: leaf for name, leaf in here.items() if name in saved}
+        if not common:
+            raise UserError(f"{folder} has none of the parameters that this run changes")
+        for name, leaf in common.items():
+            if tuple(saved[name].shape) != leaf.shape:
+                raise UserError(
+                    f"{folder}: {name} is {tuple(saved[name].shape)}, expected {leaf.shape}: start "
+                    "from a run of the same config.lora and config.projector"
+                )
+        wanted = unflatten_dict(jax.tree.map(ocp.utils.to_shape_dtype_struct, common), sep="/")
+        places = ocp.checkpoint_utils.construct_restore_args(wanted)
+        args = ocp.args.PyTreeRestore(wanted, restore_args=places, partial_restore=True)
+        found = ocp.PyTreeCheckpointHandler().restore(item, args=args)
+        leaves = here | flatten_dict(found, sep="/")
+        return jax.tree.unflatten(jax.tree.structure(params), [leaves[name] for name in here])
+
     def _read(self, step: int, abstract: TrainState) -> tuple[tuple[TrainState, dict] | None, str]:
         """((state, data), '') or (None, why not); no process waits for another."""
         folder, handler = self._directory / str(step), ocp.StandardCheckpointHandler()
@@ -229,18 +260,23 @@ def _read_data(folder: Path):
 
 def _differences(folder: epath.Path, abstract: TrainState) -> str:
     """The arrays whose shapes differ from those wanted; '' if none do, or if it is unreadable."""
-
-    def shapes(tree) -> dict[str, tuple[int, ...]]:
-        leaves, name = jax.tree.leaves_with_path(tree), jax.tree_util.keystr
-        return {name(path, simple=True, separator="/"): tuple(a.shape) for path, a in leaves}
-
     try:
-        saved = shapes(ocp.StandardCheckpointHandler().metadata(folder).tree)
+        saved = _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree)
     except Exception:
         return ""
-    wanted = shapes(abstract)
+    wanted = _shapes(abstract)
     differ = [name for name in wanted | saved if saved.get(name) != wanted.get(name)]
     return "; ".join(
         f"{name} is {saved.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}"
         for name in differ[:5]
     )
+
+
+def _by_name(tree) -> dict[str, Any]:
+    """The leaves of a tree by the names of their path, joined with '/'."""
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in _by_name(tree).items()}

@@ -4,18 +4,23 @@ How and where they are made (kernels, the mesh, what is kept for the backward pa
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from tca4rec_jax.cf.logits_store import read_manifest, split_path
 from tca4rec_jax.data.downloads import ASSETS, content_hash
 from tca4rec_jax.data.sequences import RecData
-from tca4rec_jax.fileio import fingerprint
+from tca4rec_jax.data.templates import USER, carried_vectors
+from tca4rec_jax.fileio import file_sha256, fingerprint
 from tca4rec_jax.llm.checkpoints.hugging_face import CONFIG
 from tca4rec_jax.llm.config import DecoderOptions
+from tca4rec_jax.llm.projector import ProjectorConfig
+from tca4rec_jax.training.run_folder import RunFolder
 
 # Of config.llm: the weights count by their content.
 _NO_INPUTS = {"weights", "architecture", *(one.name for one in dataclasses.fields(DecoderOptions))}
@@ -55,9 +60,17 @@ def llm_inputs(config: ConfigDict, weights: str) -> dict[str, Any]:
 
 
 def inference_inputs(
-    config: ConfigDict, *, weights: str, tokenizer: str, catalogue: str
+    config: ConfigDict,
+    *,
+    weights: str,
+    tokenizer: str,
+    catalogue: str,
+    vectors: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """What lists of a trained LLM depend on, besides its checkpoint; the rest are hashes."""
+    """What lists of a trained LLM depend on, besides its checkpoint; the rest are hashes.
+
+    `vectors` are those of items, float32 [I, C], if placeholders carry them.
+    """
     inputs = llm_inputs(config, weights) | {
         "recommender": config.recommender.to_dict(),
         "prompt": config.prompt.to_dict(),
@@ -66,13 +79,24 @@ def inference_inputs(
         "catalogue": catalogue,
     }
     if config.llm.train == "lora":
-        adapters = {name: value for name, value in config.lora.items() if name != "dropout"}
-        inputs["lora"] = adapters
+        inputs["lora"] = {n: v for n, v in config.lora.items() if n not in ("dropout", "train")}
+    if vectors is not None:
+        file = config.projector.weights
+        inputs |= {
+            "item vectors": hashlib.sha256(np.ascontiguousarray(vectors).data).hexdigest(),
+            "projector": {
+                n.name: config.projector[n.name] for n in dataclasses.fields(ProjectorConfig)
+            },
+            "projector.weights": file and file_sha256(Path(file)),
+        }
     return inputs
 
 
-def training_inputs(config: ConfigDict) -> dict[str, Any]:
-    """The fields that a run's checkpoints depend on, besides `inference_inputs`."""
+def training_inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """What a run's checkpoints depend on besides `inference_inputs` and the data.
+
+    Raises StaleError if training.start_from is no run.
+    """
     training = ("targets", "batch_size", "buckets", "steps")
     inputs = {
         "objective": config.objective.to_dict(),
@@ -81,18 +105,24 @@ def training_inputs(config: ConfigDict) -> dict[str, Any]:
         "seed": config.seed,
     }
     if config.llm.train == "lora":
-        inputs["lora.dropout"] = config.lora.dropout
+        inputs |= {f"lora.{name}": config.lora[name] for name in ("dropout", "train")}
+    if carried_vectors(config.prompt):
+        names = "train", "weight_decay", "curriculum"
+        inputs |= {f"projector.{name}": config.projector[name] for name in names}
+    if name := config.training.start_from:
+        first = RunFolder.of(workdir, name)
+        inputs["training.start_from"] = [first.made_from.fingerprint, first.trained_steps]
     return inputs
 
 
 def data_inputs(config: ConfigDict, data: RecData, workdir: Path) -> dict[str, Any]:
-    """The rows that are trained on and, if they are read (alpha > 0), their CF logits.
+    """The rows that are trained on and, if they are read, their CF logits and vectors.
 
     Raises LogitsStoreError if the CF logits are missing or of another format.
     """
     split = training_split(config)
     inputs = {"training rows": data.splits[split].content_hash()}
-    if config.objective.alpha > 0:
+    if config.objective.alpha > 0 or USER in carried_vectors(config.prompt):
         manifest = read_manifest(split_path(config.cf.logits, workdir, split))
         inputs["CF logits"] = manifest["content_hash"]
     return inputs

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import optax
 from flax import nnx
+from ml_collections import ConfigDict
 
 from tca4rec_jax.llm.projector import ProjectorParam
 
@@ -82,6 +83,11 @@ def make_optimizer(
     rate = optax.scale_by_learning_rate(make_schedule(learning_rate=learning_rate, **steps))
     adamw = optax.chain(optax.scale_by_adam(), optax.stateless(decay), rate)
     return optax.chain(optax.clip_by_global_norm(clip), adamw)
+
+
+def held_parts(config: ConfigDict) -> list[str]:
+    """The parts of a decoder, of those that are not pretrained, that training leaves alone."""
+    return [part for part, section in SECTION_OF_PART.items() if not config[section].train]
 
 
 def part_of(path: tuple) -> str:

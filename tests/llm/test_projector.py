@@ -27,7 +27,7 @@ SETTINGS = [ProjectorConfig(), PUBLISHED, ProjectorConfig(layers=1), ProjectorCo
 
 def make_projector(config):
     params = init_projector(config, INPUTS, CONFIG.hidden_size, jax.random.key(4))
-    return Projector(config, params, outputs=CONFIG.hidden_size)
+    return Projector(config, params, INPUTS, CONFIG.hidden_size)
 
 
 def by_hand(projector, vectors):
@@ -132,6 +132,6 @@ def test_soft_tokens_that_nothing_can_read():
 def test_parameters_of_another_shape():
     params = init_projector(PUBLISHED, INPUTS, 16, jax.random.key(0))
     with pytest.raises(UserError, match=r"weight_1 has shape \(7, 16\), expected \(7, 32\)"):
-        Projector(PUBLISHED, params, outputs=32)
+        Projector(PUBLISHED, params, INPUTS, 32)
     with pytest.raises(UserError, match="missing weight_1"):
-        Projector(PUBLISHED, {k: v for k, v in params.items() if k != "weight_1"}, outputs=16)
+        Projector(PUBLISHED, {k: v for k, v in params.items() if k != "weight_1"}, INPUTS, 16)

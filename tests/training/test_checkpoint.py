@@ -48,6 +48,27 @@ def restored(folder, which="last", **how):
     return int(found.step)
 
 
+def test_parameters_that_another_run_has_too(folder):
+    """Those that it lacks stay, those that only it has are left out; each where it belongs."""
+    place = replicated(make_mesh())
+    params = put({"a": jnp.zeros((5, 2)), "new": jnp.ones(3)}, place)
+    with Checkpoints(folder, writable=False) as checkpoints:
+        found = checkpoints.restore_common(params)
+        assert found.keys() == params.keys()
+        assert (found["a"] == 5.0).all()
+        assert found["a"].sharding == place
+        assert (found["new"] == 1.0).all()
+        with pytest.raises(UserError, match=r"params/a is \(5, 2\), expected \(4, 2\)"):
+            checkpoints.restore_common({"a": jnp.zeros((4, 2))})
+        with pytest.raises(UserError, match="none of the parameters"):
+            checkpoints.restore_common({"new": jnp.ones(3)})
+    with (
+        Checkpoints(folder / "none") as checkpoints,
+        pytest.raises(FileNotFoundError, match="no checkpoint; train first"),
+    ):
+        checkpoints.restore_common(params)
+
+
 def test_the_latest_and_the_lowest_training_loss_are_kept(folder):
     assert steps(folder) == [2, 4, 5]
     assert restored(folder) == 5

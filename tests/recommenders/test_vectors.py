@@ -1,0 +1,196 @@
+"""Vectors at the placeholders of prompts: whose they are, where they stand, what is refused."""
+
+import jax
+import numpy as np
+import pytest
+from tiny_workdir import ITEMS, make_config, make_workdir
+
+from tca4rec_jax.cf.pipeline import run_cf
+from tca4rec_jax.config import check_llm
+from tca4rec_jax.data.dataset import load
+from tca4rec_jax.data.prompts import USER, Prompts
+from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.provenance import StaleError
+from tca4rec_jax.recommenders.vectors import SoftRows, soft_rows
+from tca4rec_jax.train import first_run, load_batches, train
+from tca4rec_jax.training.curriculum import Curriculum
+
+WIDTH, TOKEN = 3, 9
+ITEM = np.arange(5 * WIDTH, dtype=np.float32).reshape(5, WIDTH) + 1
+USERS = -np.arange(3 * WIDTH, dtype=np.float32).reshape(3, WIDTH) - 1
+
+
+def ragged(*rows):
+    values = np.array([value for row in rows for value in row], np.int32)
+    return Ragged.from_lengths(values, np.array(list(map(len, rows))))
+
+
+def test_every_placeholder_carries_its_vector():
+    """Rows with three, none and one of them, in another order; the room is for four."""
+    tokens = ragged([TOKEN, 1, TOKEN, 2, TOKEN], [1, 2], [3, TOKEN])
+    slots = ragged([USER, 4, 0], [], [2])
+    soft = SoftRows(Prompts(tokens, slots), TOKEN, ITEM, 4, lambda rows_B: USERS[rows_B])
+    position, vector = soft(np.array([2, 0, 1]), width=8)
+    np.testing.assert_array_equal(position, [[1, 8, 8, 8], [0, 2, 4, 8], [8, 8, 8, 8]])
+    assert (position.dtype, vector.dtype) == (np.int32, np.float32)
+    zero = np.zeros(WIDTH)
+    np.testing.assert_array_equal(vector[0], [ITEM[2], zero, zero, zero])
+    np.testing.assert_array_equal(vector[1], [USERS[0], ITEM[4], ITEM[0], zero])
+    np.testing.assert_array_equal(vector[2], np.zeros((4, WIDTH)))
+
+
+def test_the_curriculum_is_a_function_of_seed_and_batch():
+    curriculum, steps = Curriculum(seed=3, steps=2000), np.arange(2000)
+    reads = np.array([curriculum.reads_vectors(step) for step in steps.tolist()])
+    backwards = [curriculum.reads_vectors(step) for step in reversed(steps.tolist())]
+    np.testing.assert_array_equal(reads, backwards[::-1])
+    assert not reads[0]
+    for quarter in range(4):
+        share = reads[quarter * 500 : (quarter + 1) * 500].mean()
+        assert share == pytest.approx((quarter + 0.5) / 4, abs=0.06)
+    other = [Curriculum(4, 2000).reads_vectors(step) for step in steps.tolist()]
+    assert not np.array_equal(reads, other)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vectors")
+    make_workdir(path)
+    run_cf(config_of(path).cf, load(path / "data"), path, history_length=4)
+    return path
+
+
+def config_of(workdir, **prompt):
+    config = make_config(workdir, "vectors")
+    config.cf.update(model="sasrec", max_epochs=1, history_length=4)
+    config.cf.sasrec.units = WIDTH
+    config.training.targets = "last"
+    config.prompt.update({"item": " {title}{vector}", "separator": "z", "placeholder": "y"})
+    config.prompt.update(prompt)
+    return config
+
+
+def test_batches_read_the_vectors_of_the_stores(workdir):
+    """At alpha = 0, too; the titles of the history are those that the vectors stand after."""
+    config = config_of(workdir, templates=("q{user}{history}z{target}",))
+    config.objective.alpha = 0.0
+    experiment = Experiment(config, workdir)
+    store = experiment.cf_store("train")
+    batches, token = load_batches(experiment), experiment.items.placeholder
+    batch, rows = batches(0), batches.rows(0)
+    assert batch.soft.vector_BxLxC.shape == (4, 4 + 1, WIDTH)
+    for number, row in enumerate(rows):
+        (target,) = batches.examples.cf_position[row]
+        history = experiment.data.splits["train"].items[:target]
+        at = np.flatnonzero(batch.tokens_BxS[number] == token)
+        np.testing.assert_array_equal(batch.soft.position_BxL[number, : at.size], at)
+        user, *items = batch.soft.vector_BxLxC[number, : at.size]
+        np.testing.assert_array_equal(user, store.read([target])[0])
+        np.testing.assert_array_equal(items, store.item_table[history[1 - at.size :]])
+
+
+def test_text_alone_at_first(workdir):
+    config = config_of(workdir)
+    config.projector.curriculum = True
+    config.training.steps = 50
+    batches = load_batches(Experiment(config, workdir))
+    reads = [batches.curriculum.reads_vectors(number) for number in range(50)]
+    assert len(set(reads)) == 2
+    for number in (reads.index(True), reads.index(False)):
+        batch = batches(number)
+        inside = batch.soft.position_BxL < batch.tokens_BxS.shape[1]
+        assert inside.any() == reads[number]
+        assert inside.sum() in (0, batches.examples.slots.lengths[batches.rows(number)].sum())
+
+
+def test_vectors_of_the_users_own(workdir, tmp_path):
+    own = np.random.default_rng(0).normal(size=(ITEMS, 5)).astype(np.float32)
+    np.save(tmp_path / "own.npy", own)
+    config = config_of(workdir)
+    config.projector.vectors = str(tmp_path / "own.npy")
+    experiment = Experiment(config, workdir)
+    soft = soft_rows(experiment, experiment.prompts(np.array([[-1, -1, 7, 2]], np.int32)))
+    np.testing.assert_array_equal(soft(np.array([0]), 16).vector_BxLxC[0, :2], own[[7, 2]])
+    hashed = experiment.inference_inputs["item vectors"]
+    np.save(tmp_path / "own.npy", -own)
+    assert Experiment(config, workdir).inference_inputs["item vectors"] != hashed
+    np.save(tmp_path / "own.npy", own[1:])
+    with pytest.raises(UserError, match=f"vectors of {ITEMS - 1} items, the catalogue {ITEMS}"):
+        Experiment(config, workdir).training_inputs  # noqa: B018
+    np.save(tmp_path / "own.npy", own)
+    config.prompt.templates = ("q{user}{history}z{target}",)
+    with pytest.raises(UserError, match=r"width 3, projector.vectors 5: .* leave \{user\} out"):
+        load_batches(Experiment(config, workdir))
+
+
+def test_logits_have_no_vectors(workdir):
+    config = config_of(workdir)
+    config.cf.model, config.cf.logits = "ease", str(workdir / "ease")
+    run_cf(config.cf, load(workdir / "data"), workdir / "other", history_length=4)
+    with pytest.raises(UserError, match=r"has logits only: .* projector.vectors=FILE.npy"):
+        Experiment(config, workdir).item_vectors  # noqa: B018
+
+
+def test_settings_that_do_not_go_together(workdir):
+    config = config_of(workdir)
+    check_llm(config, "cpu")
+    config.lora.train = False
+    check_llm(config, "cpu")
+    config.projector.train = False
+    with pytest.raises(UserError, match="nothing is trained: lora.train is False"):
+        check_llm(config, "cpu")
+    config.lora.train = True
+    check_llm(config, "cpu")
+    config.training.cache_hidden_states = True
+    with pytest.raises(UserError, match="prompts carry vectors: give training.cache_hidden_states"):
+        check_llm(config, "cpu")
+    config.prompt.item = " {title}"
+    check_llm(config, "cpu")
+    config.lora.train = False
+    with pytest.raises(UserError, match="nothing is trained"):
+        check_llm(config, "cpu")
+
+
+def test_layers_below_the_adapters_are_no_frozen_prefix(workdir):
+    config = config_of(workdir)
+    config.lora.first_layer = 1
+    assert Experiment(config, workdir).frozen_prefix == 0
+    config.prompt.item = " {title}"
+    assert Experiment(config, workdir).frozen_prefix == 1
+
+
+def test_two_stages(workdir):
+    """CoLLM's: adapters of texts alone, then the projector alone, whose run holds both."""
+    text = config_of(workdir, item=" {title}")
+    text.run = "text"
+    text.training.update(steps=2, checkpoint_every=2)
+    train(Experiment(text, workdir))
+    config = config_of(workdir)
+    config.run = "second"
+    config.training.update(steps=2, checkpoint_every=2, start_from="text")
+    config.lora.train = False
+    train(Experiment(config, workdir))
+    (_, first), decoder = (
+        Experiment.of_run(workdir, "text").trained_decoder("text").arrays(),
+        Experiment.of_run(workdir, "second").trained_decoder("second"),
+    )
+    jax.tree.map(np.testing.assert_array_equal, decoder.arrays()[1], first)
+    assert any(leaf.any() for leaf in jax.tree.leaves(first))
+    untrained = Experiment(config, workdir).decoder.projector
+    for ours, theirs in zip(
+        decoder.projector.layers.values(), untrained.layers.values(), strict=True
+    ):
+        assert np.abs(ours[...] - theirs[...]).max() > 1e-3
+    assert Experiment(config, workdir).training_inputs["training.start_from"][1] == 2
+
+
+def test_a_run_that_cannot_be_started_from(workdir):
+    config = config_of(workdir)
+    config.training.start_from = "nowhere"
+    with pytest.raises(StaleError, match="nowhere does not say what it was made from"):
+        Experiment(config, workdir).training_inputs  # noqa: B018
+    config.run = "nowhere"
+    with pytest.raises(UserError, match="this run itself: name another --config.run"):
+        first_run(Experiment(config, workdir))
