@@ -8,6 +8,7 @@ Axes: core/__init__.py; here E are new tokens of a beam in one call, Tp the toke
 X the B * M * E tokens before packing.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.core.trie import DeviceTrie
-from tca4rec_jax.decoding.search_sizes import call_sizes
+from tca4rec_jax.decoding.search_sizes import call_sizes, states_at_once
 from tca4rec_jax.llm import kv_cache
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens
@@ -143,12 +144,23 @@ class EdgeReader:
         self, hidden_D: jax.Array, next_token: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(choice logits [..., U], norm [...], log-probability of next_token [...])."""
-        zeros = jnp.zeros(hidden_D.shape[:-1])
+        count, *inner = hidden_D.shape[:-1]
+        zeros = jnp.zeros((count, *inner))
         if not self.vocabulary:
             return self.model.head(self.trie.choice)(hidden_D) / self.temperature, zeros, zeros
-        logits_V = self.model.head()(hidden_D) / self.temperature
-        norm, next_log_p = jax.nn.logsumexp(logits_V, axis=-1), zeros
-        if next_token is not None:
+        head = self.model.head()
+
+        def scores(inputs):
+            hidden_D, next_token = inputs
+            logits_V = head(hidden_D) / self.temperature
+            norm = jax.nn.logsumexp(logits_V, axis=-1)
             next_logit = jnp.take_along_axis(logits_V, next_token[..., None], axis=-1)[..., 0]
-            next_log_p = jnp.minimum(next_logit - norm, 0.0)
-        return jnp.take(logits_V, self.trie.choice, axis=-1), norm, next_log_p
+            choice_U = jnp.take(logits_V, self.trie.choice, axis=-1)
+            return choice_U, norm, jnp.minimum(next_logit - norm, 0.0)
+
+        inputs = hidden_D, zeros.astype(jnp.int32) if next_token is None else next_token
+        vocabulary = jax.eval_shape(head, hidden_D).shape[-1]
+        at_once = states_at_once(count, math.prod(inner) * vocabulary)
+        if at_once == count:
+            return scores(inputs)
+        return jax.lax.map(scores, inputs, batch_size=at_once)

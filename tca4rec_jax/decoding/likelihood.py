@@ -18,9 +18,8 @@ from tca4rec_jax.core.decisions import title_decisions
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.beam_search import SearchConfig
+from tca4rec_jax.decoding.search_sizes import states_at_once
 from tca4rec_jax.llm.decoder import Decoder
-
-_LOGITS_BYTES = 256 << 20  # bounds the vocabulary logits that exist at one time
 
 
 class ScoredTokens(NamedTuple):
@@ -78,10 +77,10 @@ def title_nll(
             states_BxD, label_B = inputs
             return _log_probs(head(states_BxD), label_B, temperature_T)
 
+        batch, scored_tokens, _ = states_BxKxD.shape
         vocabulary = jax.eval_shape(head, states_BxKxD).shape[-1]
-        at_once = max(1, _LOGITS_BYTES // (4 * vocabulary * states_BxKxD.shape[0]))
+        at_once = states_at_once(scored_tokens, batch * vocabulary)
         inputs = states_BxKxD.swapaxes(0, 1), scored.label.swapaxes(0, 1)
-        at_once = min(at_once, scored.label.shape[1])
         log_p_BxKxT = jax.lax.map(at_position, inputs, batch_size=at_once).swapaxes(0, 1)
     return -jnp.sum(jnp.where(scored.weight[:, :, None] > 0, log_p_BxKxT, 0.0), axis=1)
 

@@ -16,6 +16,7 @@ CALL_SIZES = (5 / 4, 3 / 4, 3 / 8, 1 / 8)
 # Users have unequal shares of a call: attention makes room for so many times the mean.
 UNEVEN_SHARE = 1.6
 FIRST_POOL_SLOTS = 8  # per beam, of the smallest pool; the next are four times larger each
+VOCABULARY_BYTES = 256 << 20  # bounds the vocabulary logits that exist at one time
 FIRST_CHILDREN = 16  # of the smallest expansion of a step; the next are eight times larger each
 
 
@@ -48,3 +49,8 @@ def children_bounds(largest: int) -> list[int]:
     """Numbers of children, ascending; a step takes the smallest that holds those of its nodes."""
     bounds = [bound for bound in (FIRST_CHILDREN << 3 * n for n in range(8)) if bound < largest]
     return [*bounds, largest]
+
+
+def states_at_once(states: int, logits: int) -> int:
+    """Of how many states, at least one, the float32 logits (so many each) exist at one time."""
+    return min(states, max(1, VOCABULARY_BYTES // (4 * logits)))

@@ -98,6 +98,20 @@ def test_calls_of_every_size_find_the_same(decoder, monkeypatch):
     np.testing.assert_allclose(found.scores_BxM, expected.scores_BxM, atol=1e-5)
 
 
+def test_a_large_vocabulary_is_scored_in_pieces(decoder, monkeypatch):
+    args = decoder, TRIE, TOKENS, LENGTHS, CF_LOGITS, ScoreWeights()
+    config = SearchConfig(beams=5, mask="after_softmax")
+    expected = oracle.run_search(*args, config)
+    monkeypatch.setattr(search_sizes, "VOCABULARY_BYTES", 4 * 3 * decoder.config.vocab_size)
+    assert search_sizes.states_at_once(40, decoder.config.vocab_size) == 3
+    oracle._search.clear_cache()
+    found = oracle.run_search(*args, config)
+    np.testing.assert_array_equal(found.leaves_BxM, expected.leaves_BxM)
+    np.testing.assert_allclose(found.scores_BxM, expected.scores_BxM, atol=1e-5)
+    monkeypatch.setattr(search_sizes, "VOCABULARY_BYTES", 1)
+    assert search_sizes.states_at_once(40, decoder.config.vocab_size) == 1
+
+
 def plain_search(by_prefix, beams, penalty):
     """Beam search without an early end: {prefix: {child prefix or finished title: total}}."""
     live, finished = [((), 0.0)], []

@@ -12,7 +12,7 @@ from tca4rec_jax.batching import bucket_lengths
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.decoding import likelihood
+from tca4rec_jax.decoding import search_sizes
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows
 from tca4rec_jax.decoding.likelihood import scored_titles
@@ -243,7 +243,7 @@ def test_the_likelihood_of_targets_equals_exhaustive_scoring(decoder, mask, monk
     # As many positions at once as memory allows: one, two, all of them.
     for logits in (1, 2 * 3 * oracle.VOCABULARY):
         with monkeypatch.context() as patch:
-            patch.setattr(likelihood, "_LOGITS_BYTES", 4 * logits)
+            patch.setattr(search_sizes, "VOCABULARY_BYTES", 4 * logits)
             read_prompts.clear_cache()
             np.testing.assert_allclose(sweep(target_R).nll_RxT, found.nll_RxT, rtol=1e-6)
 
