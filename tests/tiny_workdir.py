@@ -35,11 +35,12 @@ def make_workdir(path):
     items = {"item": range(ITEMS), "title": titles, "brand": brands}
     pd.DataFrame(items).to_csv(path / "items.csv", index=False)
     letters = models.BPE(
-        vocab={c: i for i, c in enumerate("\x00Ġ" + string.ascii_lowercase)}, merges=[]
+        vocab={c: i for i, c in enumerate("\x00Ġ" + string.ascii_lowercase + '".')}, merges=[]
     )
     tokenizer = Tokenizer(letters)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|end|>", "<|reserved|>"])
     architecture = DecoderConfig(32, 64, 64, 2, 4, 2, 16, max_positions=64)
     write_hugging_face(
         path / "model",

@@ -1,0 +1,40 @@
+"""Every kind of recommender has the loss of one device on meshes of eight."""
+
+import numpy as np
+import pytest
+from recommenders.kinds import KINDS, experiment_of, make_workdir_of
+from tiny_workdir import make_workdir
+
+from tca4rec_jax.train import TrainStep, load_batches
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny")
+    make_workdir(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_meshes_have_the_loss_of_one_device(kind, tiny, tmp_path):
+    workdir = tmp_path / "workdir"
+    make_workdir_of(kind, tiny, workdir)
+    alone, *others = (
+        first_losses(kind, workdir, *sizes) for sizes in ((1, 1, 1), (8, 1, 1), (2, 2, 2))
+    )
+    for found in others:
+        np.testing.assert_allclose(found, alone, rtol=1e-5)
+
+
+def first_losses(kind, workdir, data, fsdp, tensor):
+    """Of two steps: the second one's has the first one's gradient in it."""
+    mesh = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
+    experiment = experiment_of(kind, workdir, "any", training__batch_size=8, **mesh)
+    batches = load_batches(experiment)
+    graph, state, base = experiment.initial_state()
+    step = TrainStep(experiment, graph, state, base, batches.cf_items)
+    losses = []
+    for number in range(2):
+        state, metrics = step(state, batches(number))
+        losses.append(float(metrics.loss))
+    return losses

@@ -1,0 +1,84 @@
+"""Every kind of recommender: what it changes of the config of tests/tiny_workdir.py.
+
+test_every_kind.py, and eight_devices/test_every_kind.py, run each through all that a recommender
+has to show. A new kind is a row here.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+from tiny_workdir import make_config
+
+from tca4rec_jax.cf.pipeline import run_cf
+from tca4rec_jax.data.dataset import prepare
+from tca4rec_jax.experiment import Experiment
+
+
+def no_files(workdir: Path, config: ConfigDict) -> None:
+    """Most kinds need none."""
+
+
+class Kind(NamedTuple):
+    """Fields of the config by their dotted names; what writes further files, and names them."""
+
+    changes: Mapping[str, Any] = {}
+    write_files: Callable[[Path, ConfigDict], None] = no_files
+
+
+LAST = {"training.targets": "last"}
+INSTRUCTION = LAST | {
+    "prompt.templates": ("qa{history}.b{target}",),
+    "prompt.item": '"{title}"',
+    "prompt.separator": ".",
+    "prompt.end": "<|end|>",
+}
+KINDS = {
+    "titles": Kind(),
+    "bigrec": Kind(
+        INSTRUCTION
+        | {"decoding.mask": "after_softmax", "decoding.rules": "huggingface"}
+        | {"decoding.length_penalty": 1.0}
+    ),
+    "msl": Kind(LAST | {"objective.softmax": "children", "objective.tau": 4.5}),
+    "msl, adaptive tau": Kind(
+        LAST
+        | {"objective.softmax": "children", "objective.temperature": "adaptive"}
+        | {"objective.eta": 0.9, "objective.tau": 1.5, "objective.scale_by_tau": True}
+        | {"objective.mean_over": "decisions", "objective.form": "cross_entropy"}
+    ),
+    "tallrec, next title": Kind(INSTRUCTION | {"objective.form": "cross_entropy"}),
+    "attributes": Kind(
+        LAST
+        | {"data.attributes": ("brand",), "prompt.item": " {title}.{brand}"}
+        | {"prompt.target": " {title}"}
+    ),
+    "several templates": Kind(
+        LAST | {"prompt.templates": ("a{history}.{target}", "bc{history}de{target}")}
+    ),
+    "every weight": Kind({"llm.train": "full", "optimizer.learning_rate": 1e-3}),
+}
+
+
+def make_workdir_of(name: str, tiny: Path, workdir: Path) -> None:
+    """A copy of a tiny work directory, with the data and the files of a kind."""
+    shutil.copytree(tiny, workdir)
+    experiment = experiment_of(name, workdir, "any")
+    config = experiment.config
+    if any(field.startswith(("data.", "cf.")) for field in KINDS[name].changes):
+        shutil.rmtree(workdir / "data")
+        shutil.rmtree(workdir / "cf")
+        prepare(config.data, workdir / "data")
+        run_cf(config.cf, experiment.data, workdir, history_length=4)
+
+
+def experiment_of(name: str, workdir: Path, run: str, **changes: Any) -> Experiment:
+    """Of a kind in its work directory; `changes` are further fields, with __ for the dot."""
+    config, kind = make_config(workdir, run), KINDS[name]
+    config.objective.alpha = 0.5
+    kind.write_files(workdir, config)
+    dotted = {field.replace("__", "."): value for field, value in changes.items()}
+    config.update_from_flattened_dict(dict(kind.changes) | dotted)
+    return Experiment(config, workdir)

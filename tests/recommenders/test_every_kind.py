@@ -1,0 +1,124 @@
+"""Every kind of recommender in kinds.py is trained, stopped, evaluated, asked and exported."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from recommenders import brute_force
+from recommenders.kinds import KINDS, experiment_of, make_workdir_of
+from tiny_workdir import ITEMS, make_workdir
+
+from tca4rec_jax.config import build
+from tca4rec_jax.core.objective import Objective
+from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.evaluation.evaluate import evaluate_run
+from tca4rec_jax.llm.checkpoints.export import export_decoder
+from tca4rec_jax.train import load_batches, train
+from tca4rec_jax.training.log import TrainingLog
+
+HISTORIES = [["0", "3", "7"], ["5", "2"]]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny")
+    make_workdir(path)
+    return path
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def trained(request, tiny, tmp_path_factory):
+    """(kind, its experiment, the last state) of a kind with a trained run `whole`."""
+    workdir = tmp_path_factory.mktemp("kind") / "workdir"
+    make_workdir_of(request.param, tiny, workdir)
+    experiment = experiment_of(request.param, workdir, "whole")
+    return request.param, experiment, train(experiment)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_the_loss_is_that_of_brute_force(trained, alpha):
+    """alpha = 0 is the plain loss; alpha > 0 has the soft labels of a dictionary of prefixes."""
+    kind, whole, _ = trained
+    experiment = experiment_of(kind, whole.workdir, "fresh")
+    batches = load_batches(experiment)  # with CF logits, which must not matter at alpha = 0
+    experiment.config.objective.alpha = alpha
+    graph, state, base = experiment.initial_state()
+    decoder, batch = nnx.merge(graph, state.params, base), batches(0)
+    objective = jax.tree.map(jnp.float32, build(Objective, experiment.config.objective))
+    items, trie = experiment.cf_arrays(batches.cf_items)
+    found = nnx.jit(experiment.recipe.loss)(decoder, batch, items, trie, objective)
+    logits_BxSxV = nnx.jit(logits)(decoder, batch)
+    total, count = brute_force.loss(experiment, batches, 0, logits_BxSxV)
+    np.testing.assert_allclose(found.total, total, rtol=2e-5)
+    assert float(found.positions) == count
+
+
+def logits(decoder, batch):
+    hidden_BxSxD = decoder.hidden(batch.tokens_BxS, batch.length_B, soft=batch.soft)
+    return jax.vmap(decoder.head(None))(hidden_BxSxD)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_bit_equal(trained, monkeypatch):
+    kind, whole, expected = trained
+    write = TrainingLog.write
+
+    def write_or_stop(log, step, *args):
+        if step == 3:
+            raise KeyboardInterrupt
+        return write(log, step, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLog, "write", write_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(experiment_of(kind, whole.workdir, "stopped"))
+    state = train(experiment_of(kind, whole.workdir, "stopped"))
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+@pytest.mark.slow
+def test_lists_are_evaluated_with_and_without_guidance(trained):
+    kind, whole, _ = trained
+    variants = (("trained", "whole", 0.0), ("guided", "whole", 1.0))
+    experiment = experiment_of(kind, whole.workdir, "whole", evaluation__variants=variants)
+    evaluate_run(experiment.config, whole.workdir)
+    models = json.loads((whole.workdir / "results.json").read_text())["models"]
+    assert {label for label, *_ in variants} <= models.keys()
+
+
+@pytest.mark.slow
+def test_candidates_are_scored_as_they_are_in_a_guided_list(trained):
+    """Beams that hold every item: no candidate is dropped."""
+    kind, whole, _ = trained
+    changes = {"decoding__beams": ITEMS, "decoding__exclude_history": False}
+    changes |= {"decoding__rules": "exact", "decoding__length_penalty": 0.0}
+    experiment = experiment_of(kind, whole.workdir, "whole", **changes)
+    recommender = Recommender(experiment, "whole", guidance=1.0)
+    found = recommender.recommend(HISTORIES[0], k=ITEMS)
+    assert len({one.item_id for one in found}) == ITEMS
+    scores = recommender.score(HISTORIES[0], [one.item_id for one in found])
+    np.testing.assert_allclose(scores, [one.score for one in found], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_export_opened_again_gives_the_same_lists(trained, tmp_path):
+    kind, whole, _ = trained
+    export_decoder(
+        tmp_path / "merged",
+        whole.trained_decoder("whole"),
+        whole.tokenizer,
+        kind="merged",
+        dtype="float32",
+        base_model="",
+    )
+    weights = str(tmp_path / "merged")
+    opened = experiment_of(kind, whole.workdir, "opened", llm__weights=weights)
+    expected = Recommender(whole, "whole").recommend(HISTORIES, k=3)
+    found = Recommender(opened, "").recommend(HISTORIES, k=3)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [one.item_id for one in ours] == [one.item_id for one in theirs]
+        scores = ([one.score for one in items] for items in (ours, theirs))
+        np.testing.assert_allclose(*scores, atol=1e-4)
