@@ -19,11 +19,13 @@ from tca4rec_jax.data.templates import (
     PromptTemplate,
     carried_vectors,
     check_fields_of,
+    shows_ids,
 )
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.llm.attention import check_implementation
 from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.from_scratch import RANDOM
 from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes
 from tca4rec_jax.ranges import check
 from tca4rec_jax.sections import SECTIONS, Field, fields_of, required
@@ -136,15 +138,20 @@ def check_llm(config: ConfigDict, platform: str) -> None:
     """
     llm, vectors = config.llm, carried_vectors(config.prompt)
     check_choice("llm.train", llm.train, TRAINED)
-    if llm.train == "lora" and not config.lora.train and not (vectors and config.projector.train):
+    if llm.weights == RANDOM and llm.train != "full":
         raise UserError(
-            "nothing is trained: lora.train is False, and no projector that prompts need with "
-            "projector.train"
+            f"llm.weights is {RANDOM!r}, so every weight has to be trained: set llm.train=full"
         )
-    if vectors and config.training.cache_hidden_states:
+    trained = config.lora.train or (vectors and config.projector.train)
+    if llm.train == "lora" and not trained and not (shows_ids(config.prompt) and config.ids.train):
+        raise UserError(
+            "nothing is trained: lora.train is False, and no projector or new tokens that prompts "
+            "need with projector.train or ids.train"
+        )
+    if config.training.cache_hidden_states and (vectors or shows_ids(config.prompt)):
         raise UserError(
             "training.cache_hidden_states keeps what layers make of texts alone, but prompts carry "
-            "vectors: give training.cache_hidden_states=false"
+            "vectors or ids: give training.cache_hidden_states=false"
         )
     if llm.quantise and llm.train == "full":
         raise UserError(

@@ -42,11 +42,10 @@ from tca4rec_jax.distributed.multihost import (
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import atomic_path, check_room, remove
-from tca4rec_jax.llm.checkpoints.loading import read_architecture
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.tokenizer import text_encoder
 from tca4rec_jax.provenance import FILE, Provenance
-from tca4rec_jax.training.run_inputs import llm_inputs, tokenizer_content
+from tca4rec_jax.training.run_inputs import llm_inputs
 
 _PART_ROWS = 512  # items of one file of the parts
 
@@ -77,7 +76,7 @@ def embed_items(experiment: Experiment, run: str = "") -> Path:
     config, catalogue = experiment.config.embedding, experiment.data.catalogue
     folder, mesh = embeddings_folder(experiment.workdir), experiment.mesh
     sharding.check_batch_size(mesh, config.batch_size, "embedding.batch_size", "prompts")
-    longest = min(config.max_tokens, read_architecture(experiment.weights_path).max_positions)
+    longest = min(config.max_tokens, experiment.source.architecture.max_positions)
     encoder = text_encoder(experiment.tokenizer, experiment.config.prompt.bos)
     texts = tokenise(item_texts(config.text, catalogue), encoder, longest)
     made_from = Provenance("item embeddings", EMBED_ITEMS, _inputs(experiment, run))
@@ -130,8 +129,8 @@ def tokenise(texts: Sequence[str], encoder: TextEncoder, longest: int) -> Texts:
 
 def _inputs(experiment: Experiment, run: str) -> dict[str, Any]:
     config = experiment.config
-    inputs = llm_inputs(config, experiment.weights_identity) | {
-        "tokenizer": tokenizer_content(config.llm.weights),
+    inputs = llm_inputs(config, experiment.source.identity) | {
+        "tokenizer": experiment.source.tokenizer_identity,
         "catalogue": experiment.data.catalogue.content_hash(),
         "prompt.bos": config.prompt.bos,
         "embedding": {name: config.embedding[name] for name in ("text", "pooling", "max_tokens")},

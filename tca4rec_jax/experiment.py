@@ -41,11 +41,10 @@ from tca4rec_jax.config import (
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.dataset import load as load_data
-from tca4rec_jax.data.downloads import ASSETS, fetch_file
 from tca4rec_jax.data.item_tokens import ItemTokens, check_vocabulary
 from tca4rec_jax.data.prompts import Prompts
 from tca4rec_jax.data.sequences import RecData
-from tca4rec_jax.data.templates import carried_vectors
+from tca4rec_jax.data.templates import ID, carried_vectors
 from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.distributed.multihost import check_processes_agree
@@ -58,23 +57,24 @@ from tca4rec_jax.distributed.sharding import (
 )
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import fingerprint
-from tca4rec_jax.llm.checkpoints.loading import load_weights, read_architecture
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions
 from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.from_scratch import RANDOM, FromScratch, check_known
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
 from tca4rec_jax.llm.projector import Projector
-from tca4rec_jax.llm.tokenizer import load_tokenizer
+from tca4rec_jax.llm.sources import RandomLLM, StoredLLM
+from tca4rec_jax.llm.vocabulary import with_tokens
 from tca4rec_jax.recommenders import Recipe, recipe_of
+from tca4rec_jax.recommenders.ids import first_new_rows, item_ids
 from tca4rec_jax.recommenders.vectors import first_projector, item_vectors
+from tca4rec_jax.semantic_ids.ids import SemanticIds
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.run_folder import RunFolder
 from tca4rec_jax.training.run_inputs import (
     data_inputs,
     inference_inputs,
-    tokenizer_content,
     training_inputs,
     training_split,
-    weights_content,
 )
 from tca4rec_jax.training.state import TrainState, held_parts, in_dtype, make_optimizer
 
@@ -101,20 +101,33 @@ class Experiment:
         return load_data(self.workdir / "data", self.config.data)
 
     @cached_property
-    def weights_path(self) -> Path:
-        """A pinned download by name, or the user's own GGUF file or Hugging Face folder."""
-        weights = self.config.llm.weights
-        return fetch_file(weights) if weights in ASSETS else Path(weights)
+    def ids(self) -> SemanticIds | None:
+        """The items' semantic ids, if prompts show them. Raises UserError as `item_ids`."""
+        return item_ids(self)
 
     @cached_property
-    def weights_identity(self) -> str:
-        """SHA-256 (hex) of the LLM's weights."""
-        return weights_content(self.config.llm.weights)
+    def source(self) -> StoredLLM | RandomLLM:
+        """The LLM before training. Raises UserError for a random one and prompts without ids."""
+        llm = self.config.llm
+        if llm.weights != RANDOM:
+            return StoredLLM(llm.weights)
+        if self.ids is None:
+            raise UserError(
+                f"llm.weights is {RANDOM!r}: such an LLM knows the tokens of ids alone; set "
+                "prompt.item='{id}'"
+            )
+        return RandomLLM(build(FromScratch, llm.random), self.ids.tokens, self.config.seed)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The LLM's tokenizer."""
-        return load_tokenizer(self.weights_path)
+        """The LLM's tokenizer, to which every token of `ids` is one token."""
+        tokenizer = self.source.tokenizer
+        return tokenizer if self.ids is None else with_tokens(tokenizer, self.ids.tokens)
+
+    @cached_property
+    def new_tokens(self) -> range:
+        """The tokens of `ids` that the LLM lacks."""
+        return range(len(self.source.tokenizer), len(self.tokenizer))
 
     @property
     def recipe(self) -> Recipe:
@@ -125,11 +138,19 @@ class Experiment:
     def items(self) -> ItemTokens:
         """The catalogue's items as tokens.
 
-        Raises UserError, before any weight is read, for tokens beyond the LLM's vocabulary.
+        Raises UserError, before any weight is read, for tokens beyond the LLM's vocabulary, or
+        texts that an LLM from scratch does not know.
         """
-        items = self.recipe.write_items(self.data.catalogue, self.tokenizer, self.config)
-        vocab_size = read_architecture(self.weights_path).vocab_size
-        check_vocabulary(items, self.data.catalogue.item_ids, vocab_size)
+        catalogue = self.data.catalogue
+        if self.ids is not None:
+            columns = {**catalogue.attributes, ID: self.ids.texts}
+            catalogue = dataclasses.replace(catalogue, attributes=columns)
+        items = self.recipe.write_items(catalogue, self.tokenizer, self.config)
+        if isinstance(self.source, RandomLLM):
+            check_known(items, self.tokenizer)
+        vocab_size, new = self.source.architecture.vocab_size, self.new_tokens
+        vocab_size = max(vocab_size, new.stop) if new.start <= vocab_size else vocab_size
+        check_vocabulary(items, catalogue.item_ids, vocab_size)
         return items
 
     def prompts(self, history_RxH: np.ndarray) -> Prompts:
@@ -197,16 +218,14 @@ class Experiment:
 
     @cached_property
     def pretrained(self) -> tuple[DecoderConfig, dict[str, jax.Array]]:
-        """The architecture and the pretrained weights, by path, on the mesh, in `stored_dtype`.
+        """The architecture and the weights at first, by path, on the mesh, in `stored_dtype`.
 
         Raises UserError, before any weight is read, for prompts longer than the longest sequence of
         the model, or adapters that fit none of its layers.
         """
         llm = self.config.llm
-        check_fits(self.config, read_architecture(self.weights_path))
-        logging.info("Loading the LLM's weights from %s", self.weights_path)
-        return load_weights(
-            self.weights_path,
+        check_fits(self.config, self.source.architecture)
+        return self.source.load(
             jnp.dtype(self.stored_dtype),
             sharding=partial(parameter_sharding, self.mesh),
             quantised=llm.quantise or "",
@@ -220,7 +239,8 @@ class Experiment:
 
     @cached_property
     def decoder(self) -> Decoder:
-        """The pretrained decoder, with fresh adapters (which change nothing) if they are trained.
+        """The decoder at first, with fresh adapters (which change nothing) if they are trained, and
+        fresh rows of `new_tokens`.
 
         With a projector, too, if prompts have placeholders. Raises UserError for an unknown
         llm.train, llm.attention that does not run here, quantised weights that should be trained,
@@ -232,14 +252,14 @@ class Experiment:
         check_llm(self.config, self.mesh.devices.flat[0].platform)
         llm = self.config.llm
         architecture, params = self.pretrained
-        options = build(DecoderOptions, llm)
+        parts: dict[str, Any] = {"projector": projector, "new_rows": first_new_rows(self)}
+        parts["options"] = build(DecoderOptions, llm)
         if llm.train == "full":
-            return Decoder(architecture, params, projector=projector, options=options)
+            return Decoder(architecture, params, **parts)
         lora = build(LoRAConfig, self.config.lora)
         key = jax.random.key(self.config.seed)
         adapters = self.compute(partial(init_adapters, architecture, lora), key)
-        given = {"lora": lora, "adapters": adapters, "projector": projector}
-        return Decoder(architecture, params, **given, options=options)
+        return Decoder(architecture, params, lora=lora, adapters=adapters, **parts)
 
     @property
     def stored_dtype(self) -> str:
@@ -254,7 +274,8 @@ class Experiment:
     @property
     def frozen_prefix(self) -> int:
         """How many layers, from the first, are the same in every run: they read texts alone."""
-        changed = self.config.llm.train == "full" or carried_vectors(self.config.prompt)
+        changed = self.config.llm.train == "full" or self.new_tokens
+        changed = changed or carried_vectors(self.config.prompt)
         return 0 if changed else self.config.lora.first_layer
 
     @property
@@ -309,8 +330,9 @@ class Experiment:
         """What the lists of a trained LLM depend on, besides the run's checkpoint: provenance."""
         return inference_inputs(
             self.config,
-            weights=self.weights_identity,
-            tokenizer=tokenizer_content(self.config.llm.weights),
+            weights=self.source.identity,
+            tokenizer=self.source.tokenizer_identity,
+            ids=fingerprint(self.ids.texts) if self.ids else "",
             catalogue=self.data.catalogue.content_hash(),
             vectors=self.item_vectors,
         )
@@ -389,7 +411,8 @@ class Experiment:
         if name and decoder.lora is not None:
             params = merge_adapters(params, adapters, decoder.lora)
         params = self.put(params, tree_shardings(self.mesh, decoder.config, params))
-        return Decoder(decoder.config, params, projector=decoder.projector, options=decoder.options)
+        parts: dict[str, Any] = {"projector": decoder.projector, "new_rows": decoder.new_rows}
+        return Decoder(decoder.config, params, **parts, options=decoder.options)
 
     def put(self, tree, shardings):
         """Puts arrays, which every process has whole, on the mesh."""

@@ -16,6 +16,7 @@ from tca4rec_jax.data.dataset import DataConfig
 from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.llm.config import DecoderOptions
+from tca4rec_jax.llm.from_scratch import FromScratch
 from tca4rec_jax.llm.lora import LoRAConfig
 from tca4rec_jax.llm.projector import ProjectorConfig
 from tca4rec_jax.ranges import (
@@ -36,6 +37,7 @@ from tca4rec_jax.ranges import (
     annotations,
     plain_type,
 )
+from tca4rec_jax.semantic_ids.settings import IdsFields
 
 
 class RunFields(NamedTuple):
@@ -68,7 +70,8 @@ class LLMFields(NamedTuple):
     """The LLM and what of it is trained.
 
     Attributes:
-      weights: a name in data/downloads.py, a .gguf file or a Hugging Face folder.
+      weights: a name in data/downloads.py, a .gguf file or a Hugging Face folder; 'random': a new
+        decoder of the architecture `random`, which knows the tokens of semantic ids alone.
       architecture: a name in llm/architectures.py, to compile programs without weights; by default
         that in the folder `weights`, or the one that the name of `weights` begins with.
       num_layers: keep only the first layers; by default all.
@@ -257,10 +260,12 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     "cf": (CFFields, FitSchedule),
     **{f"cf.{model}": kinds for model, kinds in MODEL_FIELDS.items()},
     "llm": (LLMFields, DecoderOptions),
+    "llm.random": (FromScratch,),
     "lora": (LoRAConfig, AdapterFields),
     "projector": (ProjectorConfig, ProjectorFields),
     "recommender": (RecommenderFields,),
     "prompt": (PromptTemplate,),
+    "ids": (IdsFields,),
     "objective": (Objective,),
     "optimizer": (OptimizerFields,),
     "training": (TrainingFields,),

@@ -109,7 +109,7 @@ def first_run(experiment: Experiment) -> RunFolder:
         raise UserError(
             f"training.start_from is {name!r}, this run itself: name another --config.run"
         )
-    now = {"weights": experiment.weights_identity, "llm.num_layers": config.llm.num_layers}
+    now = {"weights": experiment.source.identity, "llm.num_layers": config.llm.num_layers}
     run.check(now, unfinished=config.inference.unfinished)
     return run
 
@@ -143,7 +143,7 @@ def load_batches(experiment: Experiment) -> Batches:
     _read_cf(experiment, batches)
     if experiment.caches_hidden_states:  # last: the decoder reads the weights
         prefix = {"layers": experiment.frozen_prefix}
-        inputs = prefix | llm_inputs(config, experiment.weights_identity)
+        inputs = prefix | llm_inputs(config, experiment.source.identity)
         made_from = Provenance("hidden states", "launch/train.py", inputs)
         folder = RunFolder.hidden_states(experiment.workdir, made_from)
         batches.cache = ActivationCache(folder, experiment.decoder, mesh, made_from)

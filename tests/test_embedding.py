@@ -122,7 +122,7 @@ def test_an_interrupted_call_goes_on_with_the_same_numbers(workdir, monkeypatch)
     embed_items(experiment)
     assert len(ran) == 1  # the two items of the last part
     assert path.read_bytes() == expected
-    monkeypatch.setattr("tca4rec_jax.experiment.load_weights", None)
+    monkeypatch.setattr("tca4rec_jax.llm.sources.load_weights", None)
     embed_items(experiment_of(workdir, batch_size=8))  # a complete one: nothing is loaded
     assert Status(workdir).rows()["item_embeddings"]["state"] == "up to date"
 
@@ -162,7 +162,7 @@ def test_other_inputs_replace_embeddings_but_not_a_users_file(workdir):
     ],
 )
 def test_wrong_settings_are_refused_before_weights_are_read(workdir, monkeypatch, fields, message):
-    monkeypatch.setattr("tca4rec_jax.experiment.load_weights", None)
+    monkeypatch.setattr("tca4rec_jax.llm.sources.load_weights", None)
     with pytest.raises(UserError) as error:
         embed_items(experiment_of(workdir, **fields))
     assert message in str(error.value)

@@ -9,7 +9,7 @@ from tca4rec_jax.fileio import file_sha256
 def identity(weights, workdir):
     config = default_config()
     config.llm.weights = str(weights)
-    return Experiment(config, workdir).weights_identity
+    return Experiment(config, workdir).source.identity
 
 
 def test_weights_are_known_by_their_content(tmp_path):

@@ -41,7 +41,7 @@ def made(tmp_path_factory):
 @pytest.fixture
 def workdir(made, tmp_path, monkeypatch):
     """A copy of it, in which no reader may come as far as to load weights."""
-    monkeypatch.setattr("tca4rec_jax.experiment.load_weights", None)
+    monkeypatch.setattr("tca4rec_jax.llm.sources.load_weights", None)
     return shutil.copytree(made, tmp_path / "copy")
 
 
@@ -72,6 +72,7 @@ INFERENCE = {  # field: another value; every reader notices
     "data.history_length": 3,
 }
 TRAINING = {  # training notices; lists do not depend on it
+    "llm.dropout": 0.1,
     "lora.dropout": 0.3,
     "objective.alpha": 0.2,
     "objective.beta": 2.0,
@@ -109,6 +110,8 @@ NO_MATTER = {  # nobody minds
     "llm.attention": "splash",
     "llm.remat": "full",
     "llm.architecture": "qwen3-4b",
+    "llm.random.num_layers": 3,
+    "ids.path": "ids.json",
     "training.checkpoint_every": 3,
     "training.keep_checkpoints": 1,
     "training.watchdog_seconds": 5.0,

@@ -2,7 +2,8 @@
 
 Titles of 9,913 office products (Amazon 2018, at most 100 characters, SmolLM2's tokens) give the
 proportions; what grows more slowly than the number of items does so with the exponents found
-between them and 20,669 toys.
+between them and 20,669 toys. Semantic ids are those of 12,101 beauty products (four levels of 256),
+the exponents found between them and 3,000 of these.
 """
 
 import dataclasses
@@ -15,55 +16,105 @@ import jax.numpy as jnp
 
 from tca4rec_jax.core.trie import DeviceTrie, TrieSizes
 
-_MEASURED_ITEMS = 9913
-_LEVELS = (1075, 2826, 3443, 2597, 1649, 892, 414, 132, 41, 9, 2)  # nodes below the root
-_ROOT_EXPONENT, _CHOICE_EXPONENT = 0.43, 0.65
-_CHOICES, _INNER_CHILDREN = 2873, 109
-_TOKENS_PER_EDGE = 9.5
-TITLE_TOKENS, DECISIONS = 71, 11  # the longest, the most
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a real catalogue."""
+
+    items: int
+    levels: tuple[int, ...]  # nodes of the compressed trie below the root
+    root_exponent: float
+    choices: int
+    choice_exponent: float
+    inner_children: int  # most children of a node below the root
+    tokens_per_edge: float
+    tokens: int  # of an item, at most
+    decisions: int  # of an item, at most
+    tokens_per_item: int  # of one in a sequence
+    decisions_per_item: int
+    # longest run, longest path, beam reads of TrieSizes; and the same if edges are scored.
+    reads: tuple[int, int, int]
+    scored_reads: tuple[int, int, int]
+
+
+TITLES = Measured(
+    items=9913,
+    levels=(1075, 2826, 3443, 2597, 1649, 892, 414, 132, 41, 9, 2),
+    root_exponent=0.43,
+    choices=2873,
+    choice_exponent=0.65,
+    inner_children=109,
+    tokens_per_edge=9.5,
+    tokens=71,
+    decisions=11,
+    tokens_per_item=12,
+    decisions_per_item=4,
+    reads=(20, 22, 112),
+    scored_reads=(70, 70, 309),
+)
+IDS = Measured(
+    items=12101,
+    levels=(197, 7916, 6066, 532),
+    root_exponent=0.12,
+    choices=933,
+    choice_exponent=0.19,
+    inner_children=199,
+    tokens_per_edge=2.2,
+    tokens=4,
+    decisions=4,
+    tokens_per_item=4,
+    decisions_per_item=3,
+    reads=(2, 3, 5),
+    scored_reads=(3, 3, 6),
+)
+ID_TOKENS = 4 * 256  # new tokens of the vocabulary
 
 
 @dataclass(frozen=True)
 class CatalogueSizes:
-    """Of a catalogue of `items` titles for a tokenizer of `vocabulary` tokens."""
+    """Of a catalogue of `items`, for a tokenizer of `vocabulary` tokens."""
 
     items: int
     vocabulary: int
+    measured: Measured = TITLES
 
     @property
     def levels(self) -> tuple[int, ...]:
         """Nodes of each level of the compressed trie."""
-        growth = self.items / _MEASURED_ITEMS
-        root = min(int(_LEVELS[0] * growth**_ROOT_EXPONENT), self.vocabulary, self.items)
-        below = max(sum(_LEVELS) * growth - root, 1) / sum(_LEVELS[1:])
-        return (1, root, *(max(1, int(size * below)) for size in _LEVELS[1:]))
+        measured, growth = self.measured.levels, self.items / self.measured.items
+        grown = int(measured[0] * growth**self.measured.root_exponent)
+        root = min(grown, self.vocabulary, self.items)
+        below = max(sum(measured) * growth - root, 1) / sum(measured[1:])
+        return (1, root, *(max(1, int(size * below)) for size in measured[1:]))
 
     @property
     def choices(self) -> int:
         """The number of choice tokens U, as measured tries grow with their items."""
-        growth = self.items / _MEASURED_ITEMS
-        return min(int(_CHOICES * growth**_CHOICE_EXPONENT), self.vocabulary)
+        growth = self.items / self.measured.items
+        grown = int(self.measured.choices * growth**self.measured.choice_exponent)
+        return min(grown, self.vocabulary)
 
     def trie(self, *, score_edges: bool = False) -> DeviceTrie:
         """What DeviceTrie.of gives of the compressed trie."""
-        nodes = sum(self.levels)
+        measured, nodes = self.measured, sum(self.levels)
         sizes = {
             "choice": self.choices,
-            "edge_tokens": int(_TOKENS_PER_EDGE * nodes),
+            "edge_tokens": int(measured.tokens_per_edge * nodes),
             **dict.fromkeys(("item_order", "ordered_leaf"), self.items),
         }
         arrays: dict[str, Any] = {
             field.name: jax.ShapeDtypeStruct((sizes.get(field.name, nodes),), jnp.int32)
             for field in dataclasses.fields(DeviceTrie)
         }
-        inner = int(_INNER_CHILDREN * self.items / _MEASURED_ITEMS)
+        inner = int(measured.inner_children * self.items / measured.items)
+        run, path, reads = measured.scored_reads if score_edges else measured.reads
         static = TrieSizes(
             num_leaves=self.items,
             level_offsets=tuple(itertools.accumulate(self.levels, initial=0)),
             root_children=self.levels[1],
             inner_children=max(1, min(inner, self.levels[1])),
-            longest_run=TITLE_TOKENS - 1 if score_edges else 20,
-            longest_path=TITLE_TOKENS - 1 if score_edges else 22,
-            beam_reads=309 if score_edges else 112,
+            longest_run=run,
+            longest_path=path,
+            beam_reads=reads,
         )
         return DeviceTrie(**arrays | {"sizes": static})

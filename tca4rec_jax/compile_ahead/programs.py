@@ -18,11 +18,12 @@ from flax import nnx
 from jax.stages import Lowered
 
 from tca4rec_jax.cf.settings import vector_width
-from tca4rec_jax.compile_ahead.catalogue import DECISIONS, TITLE_TOKENS, CatalogueSizes
+from tca4rec_jax.compile_ahead.catalogue import ID_TOKENS, IDS, TITLES, CatalogueSizes, Measured
 from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.config import build
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.core.trie import DeviceTrie
+from tca4rec_jax.data.templates import shows_ids
 from tca4rec_jax.decoding import search_programs
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.search_programs import SearchProgram, Texts, Users
@@ -31,10 +32,9 @@ from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.architectures import architecture
 from tca4rec_jax.llm.checkpoints.hugging_face import CONFIG, read_config
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
+from tca4rec_jax.llm.from_scratch import RANDOM, FromScratch
 from tca4rec_jax.train import TrainStep
 from tca4rec_jax.training.batches import BatchShape, abstract_batch, round_up
-
-_TOKENS_PER_TITLE, _DECISIONS_PER_TITLE = 12, 4  # of a sequence of titles
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,11 +64,18 @@ class AbstractExperiment(Experiment):
         return mesh
 
     @cached_property
+    def stored_architecture(self) -> DecoderConfig:
+        """The LLM's architecture: of its folder, if it is here, or by `architecture_name`."""
+        llm = self.config.llm
+        if llm.weights == RANDOM:
+            return build(FromScratch, llm.random).architecture(ID_TOKENS)
+        is_here = llm.architecture is None and (Path(llm.weights) / CONFIG).is_file()
+        return read_config(llm.weights) if is_here else architecture(self.architecture_name)
+
+    @cached_property
     def pretrained(self) -> tuple[DecoderConfig, dict[str, Any]]:
         """The LLM: its architecture and the shapes of its parameters, with their shardings."""
-        llm = self.config.llm
-        is_here = llm.architecture is None and (Path(llm.weights) / CONFIG).is_file()
-        found = read_config(llm.weights) if is_here else architecture(self.architecture_name)
+        llm, found = self.config.llm, self.stored_architecture
         num_layers = llm.num_layers or found.num_layers
         found = dataclasses.replace(found, num_layers=num_layers, quantised=llm.quantise or "")
         params = {}
@@ -82,7 +89,20 @@ class AbstractExperiment(Experiment):
     def sizes(self) -> CatalogueSizes:
         """The sizes of a catalogue that divides over the devices, as Experiment.cf_arrays pads."""
         items = round_up(self.num_items, self.mesh.size)
-        return CatalogueSizes(items, self.architecture.vocab_size)
+        vocabulary = max(self.architecture.vocab_size, self.new_tokens.stop)
+        return CatalogueSizes(items, vocabulary, self.measured)
+
+    @property
+    def measured(self) -> Measured:
+        """The catalogue that the sizes are derived from: of titles, or of ids."""
+        return IDS if shows_ids(self.config.prompt) else TITLES
+
+    @property
+    def new_tokens(self) -> range:
+        """Those of ids, if prompts have them, for an LLM that is not from scratch."""
+        first, config = self.stored_architecture.vocab_size, self.config
+        lacks = shows_ids(config.prompt) and config.llm.weights != RANDOM
+        return range(first, first + ID_TOKENS * lacks)
 
     def cf_arrays(self, items: CFItems | None) -> tuple[CFItems | None, DeviceTrie]:
         """The items and a trie of the catalogue's sizes, as shapes."""
@@ -125,9 +145,11 @@ class AbstractExperiment(Experiment):
         training = self.config.training
         tokens = max(training.buckets, default=self.config.prompt.max_tokens)
         if training.targets == "last":
-            return BatchShape(tokens, round_up(TITLE_TOKENS, 8), 1, round_up(DECISIONS, 8))
-        titles = tokens // _TOKENS_PER_TITLE
-        return BatchShape(tokens, tokens, titles, round_up(titles * _DECISIONS_PER_TITLE, 8))
+            most = round_up(self.measured.tokens, 8), 1, round_up(self.measured.decisions, 8)
+            return BatchShape(tokens, *most)
+        items = tokens // self.measured.tokens_per_item
+        decisions = round_up(items * self.measured.decisions_per_item, 8)
+        return BatchShape(tokens, tokens, items, decisions)
 
     @property
     def useful_flops(self) -> float:

@@ -11,8 +11,8 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.ranges import Count, Text, Texts
 
 HISTORY, TARGET, USER = "history", "target", "user"  # fields of a template
-VECTOR = "vector"
-ITEM_FIELDS = ("title", "id", VECTOR)  # beside the attributes, whose names these cannot be
+VECTOR, ID = "vector", "id"
+ITEM_FIELDS = ("title", ID, VECTOR)  # beside the attributes, whose names these cannot be
 
 # A template's parts: a text and the field after it, '' after the last text.
 Parts = list[tuple[str, str]]
@@ -26,8 +26,8 @@ class PromptTemplate:
       templates: each a text with {history} and, at its end, {target}; {user} is a token that
         carries the user's CF vector. Training draws one of several for every row, lists take the
         first.
-      item: how an item is shown in a history: {title}, any of data.attributes as {brand},
-        {vector} for a token that carries the item's CF vector.
+      item: how an item is shown in a history: {title}, any of data.attributes as {brand}, {id}
+        for its semantic id, {vector} for a token that carries its CF vector.
       separator: between two items of a history.
       target: how an item is generated; by default as `item` without {vector}.
       end: after a target, a text of one token, such as a line break or the text of a control
@@ -85,6 +85,12 @@ def carried_vectors(template: Any) -> set[str]:
     """
     texts = (*template.templates, template.item)
     return {field for text in texts for _, field in parse(text, "prompt")} & {USER, VECTOR}
+
+
+def shows_ids(template: Any) -> bool:
+    """Whether prompts have the items' semantic ids; `template` is as of `carried_vectors`."""
+    texts = template.item, template.target
+    return any(field == ID for text in texts for _, field in parse(text, "prompt"))
 
 
 def parse(text: str, where: str) -> Parts:

@@ -28,7 +28,8 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.config import DecoderConfig, logical_axes
 
 MESH_AXES = ("data", "fsdp", "tensor")
-_PARTS = ("projector", "layers", "adapters", "embedding", "lm_head", "final_norm")  # of a decoder
+# Of a decoder.
+_PARTS = ("projector", "new_rows", "layers", "adapters", "embedding", "lm_head", "final_norm")
 MeshAxes = str | tuple[str, ...] | None
 
 

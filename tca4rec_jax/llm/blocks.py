@@ -43,6 +43,7 @@ class Layer:
     # {projection: {'a': [in, R], 'b': [R, out]}}; empty in a layer without adapters.
     adapters: dict[str, dict[str, jax.Array]]
     dropout_key_B: jax.Array | None  # a key for each row; None: no dropout
+    dropout: float = 0.0  # of what each block adds; adapters have their own
 
     def norm(self, x: jax.Array, name: str) -> jax.Array:
         """RMS norm of x over its last axis, in the dtype of x."""
@@ -52,6 +53,10 @@ class Layer:
     def post_norm(self, y: jax.Array, name: str) -> jax.Array:
         """The norm of a block's output [..., D], in models that have one."""
         return self.norm(_save(y), name) if self.config.post_norms else y
+
+    def add(self, x: jax.Array, y: jax.Array, *, site: int) -> jax.Array:
+        """x plus a block's output y, [..., D] each, after dropout with a mask for each `site`."""
+        return x + dropout(y, self.dropout, fold_in(self.dropout_key_B, site))
 
     def project(self, x: jax.Array, *names: str, site: int) -> list[jax.Array]:
         """x [..., in] times each named matrix, with bias and adapter -> [..., out] each.
@@ -83,8 +88,8 @@ def decoder_layer(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """One layer on x [..., D] -> (its output [..., D], the rotated (k, v) [..., Kv, H])."""
     y, kv = attention_block(layer, x, rope, attend)
-    x = _save(x + y)
-    return x + mlp_block(layer, x), kv
+    x = _save(layer.add(x, y, site=4))
+    return layer.add(x, mlp_block(layer, x), site=5), kv
 
 
 def attention_block(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from tca4rec_jax.errors import UserError, check_choice
-from tca4rec_jax.ranges import Count, Positive, Range, check_fields
+from tca4rec_jax.ranges import Count, Positive, Range, Rate, check_fields
 
 # Which tensor axis is which, in the words a sharding module maps to mesh axes. The first pattern
 # that matches the whole '/'-joined path of a parameter wins. 'heads' is the flattened Qh*H axis,
@@ -28,6 +28,8 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layers/(o|down)_proj_(bias|scale)", ("layers", "norm")),
     (r"adapters/(q|k|v|o|gate|up|down)_proj/a", ("layers", "adapter", "rank")),
     (r"adapters/(q|k|v|o|gate|up|down)_proj/b", ("layers", "rank", "adapter")),
+    (r"new_rows/tables/embedding", (None, "embed")),
+    (r"new_rows/tables/lm_head", ("embed", None)),
     (r"projector/layers/weight_\d+", (None, "embed")),
     (r"projector/layers/bias_\d+", ("norm",)),
 )
@@ -214,7 +216,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """How the layers run, not what they compute.
+    """How the layers run in training; inference computes the same with any.
 
     Attributes:
       remat: what is saved for the backward pass: with 'none' every activation, with 'products' the
@@ -222,10 +224,13 @@ class DecoderOptions:
         and on CPU no slower), with 'full' only each layer's input.
       attention: of whole sequences: 'xla', 'cudnn' (GPU) or 'splash' (TPU); the two kernels cannot
         run a model whose layers differ in their sliding window.
+      dropout: probability of leaving out an entry of the embeddings and of what each block adds, in
+        training. Small models that are trained from scratch need it; adapters have their own.
     """
 
     remat: Literal["none", "products", "full"] = "products"
     attention: Literal["xla", "cudnn", "splash"] = "xla"
+    dropout: Rate = 0.0
 
     def __post_init__(self):
         check_fields(self, "llm.")

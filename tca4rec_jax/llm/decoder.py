@@ -22,8 +22,9 @@ from tca4rec_jax.llm.attention import cached_attention, causal_attention, rotary
 from tca4rec_jax.llm.blocks import SAVE_PRODUCTS, Layer, Rope, decoder_layer, rms_norm
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions, check_shapes
 from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens
-from tca4rec_jax.llm.lora import Adapters, LoRAConfig, adapter_shapes, fold_in
-from tca4rec_jax.llm.projector import Projector, ProjectorParam, SoftTokens
+from tca4rec_jax.llm.lora import Adapters, LoRAConfig, adapter_shapes, dropout, fold_in
+from tca4rec_jax.llm.projector import Projector, SoftTokens
+from tca4rec_jax.llm.vocabulary import NewRows
 
 # blocks.Attend with two keywords: layer, its number, and window, its sliding window or None.
 Attention = Callable[..., jax.Array]
@@ -80,11 +81,13 @@ class Decoder(nnx.Module):
         lora: LoRAConfig | None = None,
         adapters: Adapters | None = None,
         projector: Projector | None = None,
+        new_rows: NewRows | None = None,
         options: DecoderOptions = DecoderOptions(),  # noqa: B008 - frozen
     ):
         """params: by path as in `config.parameter_shapes`; adapters: as `lora.init_adapters`.
 
-        With a projector the decoder reads soft tokens.
+        With a projector the decoder reads soft tokens, with new rows it has more tokens than its
+        tables.
 
         Raises UserError naming parameters or adapters that are missing, unknown or of another
         shape, or if options.attention cannot run the config; ValueError if only one of lora and
@@ -111,11 +114,11 @@ class Decoder(nnx.Module):
         self.adapters: nnx.Dict = nnx.Dict()
         for name, adapter in (adapters or {}).items():
             self.adapters[name] = nnx.Dict({p: nnx.LoRAParam(v) for p, v in adapter.items()})
-        self.projector = nnx.data(projector)
+        self.projector, self.new_rows = nnx.data(projector), nnx.data(new_rows)
 
     def arrays(self) -> tuple[dict[str, jax.Array], Adapters]:
         """(base parameters by path, adapters), as the constructor takes them."""
-        adapters, _, base = nnx.state(self, nnx.LoRAParam, ProjectorParam, ...)
+        adapters, base, _ = nnx.state(self, nnx.LoRAParam, nnx.Param, ...)
         params = {"/".join(map(str, path)): value[...] for path, value in nnx.to_flat_state(base)}
         return params, nnx.to_pure_dict(adapters).get("adapters", {})
 
@@ -132,8 +135,7 @@ class Decoder(nnx.Module):
 
         States at and after a row's length are zero. `soft`, projected, stands in the place of some
         tokens' embeddings. Of `frozen_BxSxD`, the `frozen_prefix` of these tokens, only the layers
-        above it run. `dropout_key_B` switches the adapters' dropout on; each key alone determines
-        its row's.
+        above it run. `dropout_key_B` switches dropout on; each key alone determines its row's.
 
         Raises UserError if S exceeds config.max_positions; ValueError for soft tokens without a
         projector, or with a frozen prefix, which has read other embeddings.
@@ -141,6 +143,7 @@ class Decoder(nnx.Module):
         x, start = frozen_BxSxD, self.frozen_layers
         if x is None:
             x, start = self._embed_sequences(tokens_BxS, soft), 0
+            x = dropout(x, self.options.dropout, fold_in(dropout_key_B, self.config.num_layers))
         elif soft is not None:
             raise ValueError(_PREFIX_READ)
         x, _ = self._run_causal(x, keep_kv=False, dropout_key_B=dropout_key_B, start=start)
@@ -159,16 +162,22 @@ class Decoder(nnx.Module):
 
         A function, for calls in a loop: the head's matrix (or its columns) is prepared once.
         """
-        tied = self.config.tie_embeddings
+        tied, new_rows = self.config.tie_embeddings, self.new_rows
+        name = "embedding" if tied else "lm_head"
         pattern, axis = ("...d,vd->...v", 0) if tied else ("...d,dv->...v", 1)
-        head = (self.embedding if tied else self.lm_head)[...]
+        head = getattr(self, name)[...]
         if tokens_U is not None:
             # Of the device's part of a ShardedWeight, so that these columns alone are gathered.
             head = jax.tree.map(lambda part: jnp.take(part, tokens_U, axis=axis), head)
         head = jnp.asarray(head)
-        return lambda hidden_D: jnp.einsum(
-            pattern, hidden_D, head, preferred_element_type=jnp.float32
-        )
+        if new_rows is not None and tokens_U is not None:
+            head, new_rows = new_rows.columns(name, head, tokens_U), None
+
+        def logits(hidden_D: jax.Array) -> jax.Array:
+            old = jnp.einsum(pattern, hidden_D, head, preferred_element_type=jnp.float32)
+            return old if new_rows is None else new_rows.logits(name, old, hidden_D)
+
+        return logits
 
     def prefill(
         self,
@@ -249,6 +258,8 @@ class Decoder(nnx.Module):
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         embedded = jnp.take(self.embedding[...], tokens, axis=0)
+        if self.new_rows is not None:
+            embedded = self.new_rows.embed(embedded, tokens)
         scale = self.config.embedding_scale
         return embedded if scale == 1 else embedded * jnp.asarray(scale, embedded.dtype)
 
@@ -308,7 +319,8 @@ class Decoder(nnx.Module):
             weights, adapters, index = inputs
             if weights is None:
                 weights = jax.tree.map(lambda stack: _at_layer(stack, index), stacks)
-            layer = Layer(config, weights, self.lora, adapters, fold_in(dropout_key_B, index))
+            key_B = fold_in(dropout_key_B, index)
+            layer = Layer(config, weights, self.lora, adapters, key_B, self.options.dropout)
             window, layer_rope = self._window_and_rope(index, rope, local_rope)
             layer_attend = functools.partial(attend, layer=index, window=window)
             x, kv = decoder_layer(layer, x, layer_rope, layer_attend)

@@ -114,11 +114,11 @@ def fold_in(key_B: jax.Array | None, number: jax.Array | int) -> jax.Array | Non
 
 
 def dropout(x: jax.Array, rate: float, key_B: jax.Array | None) -> jax.Array:
-    """Inverted dropout of the adapters' input [B, ...]; x itself without keys (inference).
+    """Inverted dropout of x [B, ...]; x itself without keys (inference).
 
     Every row has a key of its own, so its mask does not depend on how rows are spread over devices.
-    Projections that read the same input share its dropped copy (in PEFT each has its own), which
-    saves masks, most of the time that dropout takes on CPU.
+    Adapters of projections that read the same input share its dropped copy (in PEFT each has its
+    own), which saves masks, most of the time that dropout takes on CPU.
     """
     if key_B is None or rate == 0:
         return x

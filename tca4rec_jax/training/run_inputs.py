@@ -5,7 +5,6 @@ How and where they are made (kernels, the mesh, what is kept for the backward pa
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +12,24 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tca4rec_jax.cf.logits_store import read_manifest, split_path
-from tca4rec_jax.data.downloads import ASSETS, content_hash
 from tca4rec_jax.data.sequences import RecData
-from tca4rec_jax.data.templates import USER, carried_vectors
-from tca4rec_jax.fileio import file_sha256, fingerprint
-from tca4rec_jax.llm.checkpoints.hugging_face import CONFIG
+from tca4rec_jax.data.templates import USER, carried_vectors, shows_ids
+from tca4rec_jax.fileio import file_sha256
 from tca4rec_jax.llm.config import DecoderOptions
 from tca4rec_jax.llm.projector import ProjectorConfig
 from tca4rec_jax.training.run_folder import RunFolder
 
-# Of config.llm: the weights count by their content.
-_NO_INPUTS = {"weights", "architecture", *(one.name for one in dataclasses.fields(DecoderOptions))}
-# How the names of a tokenizer's files begin in a Hugging Face folder.
-_TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "spiece")
-
-
-def weights_content(weights: str) -> str:
-    """SHA-256 (hex) of an LLM's file, or of the files of a folder that hold weights or shapes.
-
-    `weights` is config.llm.weights; a pinned download need not be there.
-    """
-    if weights in ASSETS:
-        (digest,) = ASSETS[weights].files.values()
-        return digest
-    path = Path(weights)
-    if not path.is_dir():
-        return content_hash(path)
-    return _content(path, lambda file: file.suffix == ".safetensors" or file.name == CONFIG)
-
-
-def tokenizer_content(weights: str) -> str:
-    """SHA-256 (hex) of a folder's tokenizer; '' if it is in the file of the weights."""
-    path = Path(weights)
-    return _content(path, lambda file: file.name.startswith(_TOKENIZER)) if path.is_dir() else ""
-
-
-def _content(folder: Path, chosen: Callable[[Path], bool]) -> str:
-    files = sorted(file for file in folder.iterdir() if file.is_file() and chosen(file))
-    return fingerprint({file.name: content_hash(file) for file in files})
+# Of config.llm: the weights count by their content, random ones by what they are made of.
+_NO_INPUTS = {
+    "weights",
+    "random",
+    "architecture",
+    *(one.name for one in dataclasses.fields(DecoderOptions)),
+}
 
 
 def llm_inputs(config: ConfigDict, weights: str) -> dict[str, Any]:
-    """What the LLM computes as it came; `weights` is `weights_content` of its file or folder."""
+    """What the LLM computes as it came; `weights` is its source's identity."""
     fields = {name: value for name, value in config.llm.items() if name not in _NO_INPUTS}
     return {"llm": fields, "weights": weights}
 
@@ -65,6 +40,7 @@ def inference_inputs(
     weights: str,
     tokenizer: str,
     catalogue: str,
+    ids: str,
     vectors: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """What lists of a trained LLM depend on, besides its checkpoint; the rest are hashes.
@@ -77,6 +53,7 @@ def inference_inputs(
         "data.history_length": config.data.history_length,
         "tokenizer": tokenizer,
         "catalogue": catalogue,
+        "ids": ids,
     }
     if config.llm.train == "lora":
         inputs["lora"] = {n: v for n, v in config.lora.items() if n not in ("dropout", "train")}
@@ -103,9 +80,12 @@ def training_inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "optimizer": config.optimizer.to_dict(),
         "training": {name: config.training[name] for name in training},
         "seed": config.seed,
+        "llm.dropout": config.llm.dropout,
     }
     if config.llm.train == "lora":
         inputs |= {f"lora.{name}": config.lora[name] for name in ("dropout", "train")}
+    if shows_ids(config.prompt):
+        inputs["ids.train"] = config.ids.train
     if carried_vectors(config.prompt):
         names = "train", "weight_decay", "curriculum"
         inputs |= {f"projector.{name}": config.projector[name] for name in names}

@@ -12,17 +12,18 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from tca4rec_jax.llm.projector import ProjectorParam
+from tca4rec_jax.llm.vocabulary import NewRow
 
 Tree = TypeVar("Tree")
 
 # The parameters that training may change, by config.llm.train: a filter of nnx.split. Those of a
 # part whose own section says so stay as they are all the same.
 TRAINED = {
-    "lora": nnx.Any(nnx.LoRAParam, ProjectorParam),
-    "full": nnx.Any(nnx.Param, ProjectorParam),
+    "lora": nnx.Any(nnx.LoRAParam, ProjectorParam, NewRow),
+    "full": nnx.Any(nnx.Param, ProjectorParam, NewRow),
 }
 # A part of a decoder that is not pretrained -> the section of the config whose `train` it has.
-SECTION_OF_PART = {"adapters": "lora", "projector": "projector"}
+SECTION_OF_PART = {"adapters": "lora", "projector": "projector", "new_rows": "ids"}
 
 
 class TrainState(NamedTuple):

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tca4rec_jax.llm.blocks import Layer
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions, logical_axes
 from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.kv_cache import gather_beams, grow_cache, scatter_cache
@@ -412,3 +413,32 @@ def test_bfloat16_weights_stay_close():
     assert half.head()(hidden).dtype == jnp.float32
     reference = make_decoder().hidden(tokens, lengths)
     np.testing.assert_allclose(hidden.astype(jnp.float32), reference, atol=0.15)
+
+
+def test_dropout_leaves_out_a_share_of_the_embeddings_and_of_what_blocks_add():
+    config = DecoderConfig(61, 512, 48, 2, 6, 2, 8)
+    params = init_params(config, jax.random.key(0))
+    options = DecoderOptions(remat="none", dropout=0.25)
+    decoder = Decoder(config, params, options=options)
+    tokens, lengths = np.arange(40).reshape(2, 20), np.array([20, 20])
+    keys = jax.random.split(jax.random.key(1))
+    dropped = decoder.hidden(tokens, lengths, dropout_key_B=keys)
+    plain = Decoder(config, params).hidden(tokens, lengths)
+    np.testing.assert_array_equal(decoder.hidden(tokens, lengths), plain)
+    assert not np.allclose(dropped, plain, atol=0.1)
+    other_row = decoder.hidden(tokens[::-1], lengths, dropout_key_B=keys[::-1])
+    np.testing.assert_array_equal(dropped, other_row[::-1])  # a row's mask is its own key's
+
+    # With nothing added by the layers the embeddings are left, some of them zero.
+    outputs = {name: params[name] for name in ("layers/o_proj", "layers/down_proj")}
+    idle = params | jax.tree.map(jnp.zeros_like, outputs)
+    states = Decoder(config, idle, options=options).hidden(tokens, lengths, dropout_key_B=keys)
+    assert np.mean(np.asarray(states) == 0) == pytest.approx(0.25, abs=0.01)
+
+    layer = Layer(config, {}, None, {}, keys, 0.25)
+    x, y = jnp.ones((2, 20, 512)), jnp.full((2, 20, 512), 3.0)
+    sites = [np.asarray(layer.add(x, y, site=site)) for site in (4, 5)]
+    for added in sites:
+        assert set(np.unique(added)) == {1.0, 5.0}
+        assert np.mean(added == 1) == pytest.approx(0.25, abs=0.01)
+    assert (sites[0] != sites[1]).any()

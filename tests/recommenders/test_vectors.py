@@ -144,7 +144,7 @@ def test_settings_that_do_not_go_together(workdir):
     config.lora.train = True
     check_llm(config, "cpu")
     config.training.cache_hidden_states = True
-    with pytest.raises(UserError, match="prompts carry vectors: give training.cache_hidden_states"):
+    with pytest.raises(UserError, match="prompts carry vectors or ids: give training"):
         check_llm(config, "cpu")
     config.prompt.item = " {title}"
     check_llm(config, "cpu")

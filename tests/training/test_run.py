@@ -213,7 +213,7 @@ def test_imported_logits_train_to_the_same_parameters(workdir, tmp_path):
 def test_what_needs_no_weights_is_refused_before_they_are_read(
     workdir, monkeypatch, fields, message
 ):
-    monkeypatch.setattr("tca4rec_jax.experiment.load_weights", None)  # not to be called
+    monkeypatch.setattr("tca4rec_jax.llm.sources.load_weights", None)  # not to be called
     config = make_config(workdir, "refused")
     config.training.cache_hidden_states = True
     config.update_from_flattened_dict(fields)
@@ -228,7 +228,7 @@ def test_tokens_beyond_the_vocabulary_are_refused_before_weights_are_read(
     shutil.copytree(workdir / "model", tmp_path / "model")
     fields = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(fields | {"vocab_size": 10}))
-    monkeypatch.setattr("tca4rec_jax.experiment.load_weights", None)  # not to be called
+    monkeypatch.setattr("tca4rec_jax.llm.sources.load_weights", None)  # not to be called
     config = make_config(workdir, "small", weights=str(tmp_path / "model"))
     config.evaluation.variants = (("untrained", "", 0.0),)
     beyond = r"item '0' has token 27, but the LLM's vocabulary is 10 tokens"

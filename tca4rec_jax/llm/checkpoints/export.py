@@ -5,6 +5,7 @@ Every folder, new or empty, is written atomically: it is there as a whole or not
 """
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -81,7 +82,7 @@ def export_decoder(
       made_from: written with it.
 
     Raises UserError for another kind or dtype, a kind other than 'merged' for a decoder without
-    adapters, and as `write_peft_adapter` and `write_hugging_face`.
+    adapters or with new rows, and as `write_peft_adapter` and `write_hugging_face`.
     """
     check_choice("kind", kind, LOADING)
     check_choice("dtype", dtype, DTYPES)
@@ -89,6 +90,11 @@ def export_decoder(
     lora = decoder.lora
     if kind != "merged" and lora is None:
         raise UserError(f"every weight was trained, without adapters: give 'merged', not {kind!r}")
+    if kind != "merged" and decoder.new_rows is not None:
+        raise UserError(
+            "the LLM has new tokens, whose rows adapters for serving cannot hold: give 'merged', "
+            f"not {kind!r}"
+        )
     with _new_folder(folder) as new:
         if kind == "peft" and lora is not None:
             write_peft_adapter(new, decoder.config, lora, adapters, base_model=base_model)
@@ -99,6 +105,9 @@ def export_decoder(
             if kind == "merged" and lora is not None:
                 params = {path: value.astype(wider) for path, value in params.items()}
                 params = merge_adapters(params, adapters, lora)
+            if decoder.new_rows is not None:
+                params = decoder.new_rows.merge(params)
+                config = dataclasses.replace(config, vocab_size=params["embedding"].shape[0])
             write_hugging_face(new, config, params, tokenizer, dtype=dtype)
         if made_from is not None:
             made_from.save(new)
