@@ -6,7 +6,6 @@ works on every one of them. The fields and their defaults are those of sections.
 """
 
 import ast
-import dataclasses
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar
@@ -126,8 +125,7 @@ def check_fits(config: ConfigDict, architecture: DecoderConfig) -> None:
             f"positions of {config.llm.weights}"
         )
     if config.llm.train == "lora":
-        layers = config.llm.num_layers or architecture.num_layers
-        architecture = dataclasses.replace(architecture, num_layers=layers)
+        architecture = architecture.first_layers(config.llm.num_layers or architecture.num_layers)
         adapter_shapes(architecture, build(LoRAConfig, config.lora))
 
 

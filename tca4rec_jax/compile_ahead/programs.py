@@ -77,7 +77,8 @@ class AbstractExperiment(Experiment):
         """The LLM: its architecture and the shapes of its parameters, with their shardings."""
         llm, found = self.config.llm, self.stored_architecture
         num_layers = llm.num_layers or found.num_layers
-        found = dataclasses.replace(found, num_layers=num_layers, quantised=llm.quantise or "")
+        found = found.first_layers(num_layers)
+        found = dataclasses.replace(found, quantised=llm.quantise or "")
         params = {}
         for path, shape in found.parameter_shapes.items():
             dtype = stored_dtype(found, path, jnp.dtype(self.stored_dtype))

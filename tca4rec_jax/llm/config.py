@@ -1,5 +1,6 @@
 """A decoder's architecture: sizes, parameter shapes, logical axes, FLOPs; how its layers run."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -147,6 +148,14 @@ class DecoderConfig:
             raise UserError(
                 f"biases of {unknown}; the projections are {', '.join(self.projection_shapes)}"
             )
+
+    def first_layers(self, count: int) -> "DecoderConfig":
+        """The config of its first layers only."""
+        full_layers = tuple(layer for layer in self.full_layers if layer < count)
+        changed: dict[str, Any] = {"num_layers": count, "full_layers": full_layers}
+        if len(full_layers) == count:
+            changed |= {"full_layers": (), "sliding_window": None}
+        return dataclasses.replace(self, **changed)
 
     @property
     def projection_shapes(self) -> dict[str, tuple[int, int]]:

@@ -29,7 +29,8 @@ def test_the_parameters_add_up_to_the_published_number(name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_transformers_can_express_it(name):
-    assert decoder_config(config_fields(architecture(name))) == architecture(name)
+    for config in (architecture(name), architecture(name).first_layers(2)):
+        assert decoder_config(config_fields(config)) == config
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known():

@@ -55,3 +55,11 @@ def test_impossible_sizes_are_refused(change, message):
 def test_impossible_rope_scaling_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         RopeScaling(*fields)
+
+
+def test_of_the_first_layers_only_those_that_are_there_see_everything():
+    config = DecoderConfig(8, 4, 4, 6, 2, 1, 2, sliding_window=3, full_layers=(0, 1, 4))
+    cut = {count: config.first_layers(count) for count in (2, 4, 6)}
+    assert (cut[2].num_layers, cut[2].sliding_window, cut[2].full_layers) == (2, None, ())
+    assert (cut[4].num_layers, cut[4].sliding_window, cut[4].full_layers) == (4, 3, (0, 1))
+    assert cut[6] == config

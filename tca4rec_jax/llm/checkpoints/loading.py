@@ -68,7 +68,7 @@ def load_weights(
             raise UserError(f"num_layers is {num_layers}, but the model has {config.num_layers}")
         shapes = {name: target.tensor_shape(config) for name, target in targets.items()}
         check_shapes("tensors", tensors, shapes)
-        config = dataclasses.replace(config, num_layers=num_layers or config.num_layers)
+        config = config.first_layers(num_layers or config.num_layers)
         stored = dataclasses.replace(config, quantised=quantised)
     sources: dict[str, list[StoredTensor]] = {}
     for name, target in targets.items():
