@@ -16,6 +16,7 @@ from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.dataset import load, prepare
 from tca4rec_jax.data.item_vectors import PARTS, VECTORS, read_item_vectors
+from tca4rec_jax.decoding import embedder
 from tca4rec_jax.embedding import embed_items, item_texts
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
@@ -102,7 +103,7 @@ def test_an_interrupted_call_goes_on_with_the_same_numbers(workdir, monkeypatch)
     path = embed_items(experiment)
     expected, folder = path.read_bytes(), path.parent
     shutil.rmtree(folder)
-    write, ran, pooled = embedding._Parts.write, [], embedding._pooled
+    write, ran, pooled = embedding._Parts.write, [], embedder._pooled
 
     def killed(parts, number, vectors):
         if number == 2:
@@ -118,7 +119,7 @@ def test_an_interrupted_call_goes_on_with_the_same_numbers(workdir, monkeypatch)
     row = Status(workdir).rows()["item_embeddings"]
     assert row["state"] == "interrupted"
     assert row["made anew with"] == "launch/embed_items.py"
-    monkeypatch.setattr(embedding, "_pooled", lambda *args: ran.append(1) or pooled(*args))
+    monkeypatch.setattr(embedder, "_pooled", lambda *args: ran.append(1) or pooled(*args))
     embed_items(experiment)
     assert len(ran) == 1  # the two items of the last part
     assert path.read_bytes() == expected

@@ -26,6 +26,7 @@ from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.data.templates import shows_ids
 from tca4rec_jax.decoding import search_programs
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.grounding import TitleIndex
 from tca4rec_jax.decoding.search_programs import SearchProgram, Texts, Users
 from tca4rec_jax.distributed import sharding
 from tca4rec_jax.experiment import Experiment
@@ -181,14 +182,20 @@ def prefill(experiment: AbstractExperiment) -> Lowered:
 
 
 def search(experiment: AbstractExperiment) -> Lowered:
-    """Beam search of a batch after the longest prompts, without guidance or filters."""
+    """The search of a batch after the longest prompts, without guidance or filters."""
     args, static = _prefill_arguments(experiment)
     prompts, _ = search_programs.read_prompts.eval_shape(*args, **static)
     places = search_programs.prompts_sharding(experiment.mesh, prompts)
     scalar: Any = jax.ShapeDtypeStruct((), jnp.float32)
     weights = experiment.put(ScoreWeights(*[scalar] * 4), sharding.replicated(experiment.mesh))
     state, _, _, trie, _ = args
-    args = (state, experiment.put(prompts, places), Users(), DENSE, trie, weights)
+    titles = None
+    if experiment.config.decoding.find == "grounding":
+        size = trie.sizes.num_leaves, experiment.architecture.hidden_size
+        vectors: Any = jax.ShapeDtypeStruct(size, jnp.float32)
+        end: Any = jax.ShapeDtypeStruct((), jnp.int32)
+        titles = experiment.put(TitleIndex(vectors, end), sharding.replicated(experiment.mesh))
+    args = (state, experiment.put(prompts, places), Users(), DENSE, trie, weights, titles)
     return search_programs.search_batch.lower(*args, program=static["program"])
 
 

@@ -42,6 +42,10 @@ class SearchConfig:
         only from among the best `beams` candidates of its step, and the search for a user ends when
         the best unfinished score over its *present* length is no better than the worst kept.
       edge_chunk: most tokens of one edge that a call of the LLM reads (compressed trie only).
+      find: a list is found by 'beams' over the trie, or by 'grounding': free text, then the titles
+        nearest to it (BIGRec).
+      grounding_beams: unfinished hypotheses of a free text.
+      grounding_tokens: most tokens of one.
       renormalise: whether a search among allowed items scores as a catalogue of these items alone
         would; False keeps the scores of the whole catalogue (and of its CF model).
 
@@ -52,6 +56,9 @@ class SearchConfig:
     mask: Literal["before_softmax", "after_softmax"] = "before_softmax"
     rules: Literal["exact", "huggingface"] = "exact"
     edge_chunk: Count = 8
+    find: Literal["beams", "grounding"] = "beams"
+    grounding_beams: Count = 4
+    grounding_tokens: Count = 32
     renormalise: bool = True
 
     def __post_init__(self):
@@ -66,6 +73,11 @@ class SearchConfig:
     def vocabulary(self) -> bool:
         """Whether the softmax is over the vocabulary, so that forced tokens count."""
         return self.mask == "after_softmax"
+
+    def most_reads(self, trie: DeviceTrie) -> int:
+        """The most tokens that the LLM reads after a prompt."""
+        longest = trie.sizes.longest_path
+        return max(longest, self.grounding_tokens) if self.find == "grounding" else longest
 
     def device_trie(self, trie: ItemTrie) -> DeviceTrie:
         """A trie from `ItemTrie.build` in the form that this search walks."""

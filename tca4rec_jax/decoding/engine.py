@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
@@ -21,6 +22,8 @@ from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.embedder import Embedder
+from tca4rec_jax.decoding.grounding import TitleIndex
 from tca4rec_jax.decoding.likelihood import scored_titles
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile
 from tca4rec_jax.decoding.search_programs import (
@@ -112,6 +115,7 @@ class BatchedSearch:
         self.config, self.mesh, self.batch_size, self.buckets = config, mesh, batch_size, buckets
         self.host_trie, on_mesh = trie, sharding.replicated(mesh)
         self.trie = sharding.put(config.device_trie(trie), on_mesh)
+        self._titles: WeakKeyDictionary[Decoder, TitleIndex] = WeakKeyDictionary()
 
     def sizes(self, lengths_R: np.ndarray) -> BatchSizes:
         """What suits prompts of these lengths: no batch that is mostly filler.
@@ -130,6 +134,14 @@ class BatchedSearch:
         other = copy.copy(self)
         other.batch_size, other.buckets = sizes
         return other
+
+    def _titles_of(self, decoder: Decoder, on_mesh: Decoder) -> TitleIndex | None:
+        """The catalogue as a model reads it, for grounding; made once for each model."""
+        if self.config.find == "grounding" and decoder not in self._titles:
+            embedder = Embedder(on_mesh, self.mesh, "last", self.batch_size)
+            index = TitleIndex.of(self.host_trie, embedder)
+            self._titles[decoder] = sharding.put(index, sharding.replicated(self.mesh))
+        return self._titles.get(decoder)
 
     def recommend(
         self,
@@ -217,7 +229,7 @@ class _Pass:
             check("temperature", one, Temperature)
         positions = min(decoder.config.max_positions for decoder, _ in jobs)
         largest_R = self.buckets.max(initial=0) - (text_R - prompt_R)
-        limit_R = np.minimum(positions - search.trie.sizes.longest_path, largest_R)
+        limit_R = np.minimum(positions - search.config.most_reads(search.trie), largest_R)
         bad_R = (prompt_R < 1) | (prompt_R > limit_R)
         if bad_R.any():
             row = int(np.argmax(bad_R))
@@ -240,7 +252,8 @@ class _Pass:
             graph, state = nnx.split(decoder)
             state = sharding.put(state, sharding.tree_shardings(mesh, decoder.config, state))
             program, weights = SearchProgram(mesh, graph, search.config), list(sets)
-            models.append((state, program, jax.tree.map(np.float32, weights)))
+            titles = search._titles_of(decoder, nnx.merge(graph, state))
+            models.append((state, program, jax.tree.map(np.float32, weights), titles))
         order_R = np.argsort(-lengths_R, kind="stable")
         for start in range(0, len(order_R), search.batch_size):
             rows_B = order_R[start : start + search.batch_size]
@@ -248,14 +261,16 @@ class _Pass:
                 continue
             width = self.buckets[np.searchsorted(self.buckets, lengths_R[rows_B[0]])]
             texts, users = self._batch(rows_B, int(width))
-            prefix, (state, program, _) = None, models[0]
+            prefix, (state, program, *_) = None, models[0]
             if frozen_prefix and len(models) > 1:
                 prefix = read_prefix(state, texts.tokens_BxS, program=program, layers=frozen_prefix)
-            for number, (state, program, weights) in enumerate(models):
+            for number, (state, program, weights, titles) in enumerate(models):
                 args = state, texts, prefix, search.trie, self.temperatures
                 prompts, nll_BxT = read_prompts(*args, program=program, capacity=capacity)
                 args = state, prompts, users, cf_items, search.trie
-                found = [(*search_batch(*args, one, program=program), nll_BxT) for one in weights]
+                found = [
+                    (*search_batch(*args, one, titles, program=program), nll_BxT) for one in weights
+                ]
                 del prompts, args  # so that no more than two prompts' keys and values are held
                 yield rows_B, number, found
 

@@ -18,7 +18,7 @@ from flax import nnx
 
 from tca4rec_jax.cf.checkpoint import load_model
 from tca4rec_jax.cf.settings import model_inputs
-from tca4rec_jax.config import score_weights
+from tca4rec_jax.config import build, score_weights
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
@@ -84,7 +84,8 @@ class Recommender:
 
         A history is a sequence of items, oldest first. Returns a list of Recommended for one, a
         list of such lists for several; shorter than k only if fewer items may be recommended. A
-        score is a log-probability, guidance included. `progress` is the label of a progress bar.
+        score is a log-probability, guidance included, or with decoding.find=grounding the distance,
+        scaled and negative. `progress` is the label of a progress bar.
         `sizes` are those of many histories that are passed in parts; by default the call has a
         batch for its histories, of one of a few sizes that are each compiled once.
 
@@ -136,8 +137,9 @@ class Recommender:
         rows = self._rows([history], ItemFilter(np.isin(np.arange(trie.num_items), items)))
         # A beam for each candidate: none is ever dropped, and the prefixes that their titles share
         # are computed once.
-        mask, mesh = self._experiment.config.decoding.mask, self._experiment.mesh
-        config = SearchConfig(len(items), mask, renormalise=False)
+        decoding, mesh = self._experiment.config.decoding, self._experiment.mesh
+        among_all = {"beams": len(items), "rules": "exact", "renormalise": False}
+        config = build(SearchConfig, decoding, **among_all)
         search = BatchedSearch(trie, config, mesh=mesh, batch_size=mesh.size)
         found = search.recommend(self._decoder, rows, self._weights, progress=None)
         is_leaf_XxM = found.leaves_RxM[0] == trie.leaf_of_item[items][:, None]

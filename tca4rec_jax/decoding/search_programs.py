@@ -23,6 +23,7 @@ from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.decoding.advance_beams import Prompts
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
+from tca4rec_jax.decoding.grounding import TitleIndex, ground
 from tca4rec_jax.decoding.likelihood import ScoredTokens, title_nll
 from tca4rec_jax.distributed.data_parallel import DataParallel
 from tca4rec_jax.distributed.sharding import RULES, row_sharding, sharding_of
@@ -154,16 +155,22 @@ def search_batch(
     cf_items: CFItems,
     trie: DeviceTrie,
     weights: ScoreWeights,
+    titles: TitleIndex | None = None,
     *,
     program: SearchProgram,
 ) -> tuple[jax.Array, jax.Array]:
-    """`beam_search` on every group of devices: (leaves int32, scores float32) [B, M]."""
+    """`beam_search`, or with an index of titles `ground`, on every group of devices.
 
-    def search(model, prompts, users, cf_items, trie, weights):
+    Returns (leaves int32, scores float32) [B, M].
+    """
+
+    def search(model, prompts, users, cf_items, trie, weights, titles):
         cf_BxI = None if users.cf_BxD is None else cf_logits(users.cf_BxD, cf_items)
         given = {"cf_logits_BxI": cf_BxI, "allowed_BxI": users.allowed_BxI}
+        if titles is not None:
+            return ground(model, prompts, titles, trie, weights, program.config, **given)
         result = beam_search(model, prompts, trie, weights, program.config, **given)
         return result.leaves_BxM, result.scores_BxM
 
-    args = state, prompts, users, cf_items, trie, weights
-    return program.run(search, args, (_PROMPTS, _ROWS, *[_EVERYWHERE] * 3), _ROWS)
+    args = state, prompts, users, cf_items, trie, weights, titles
+    return program.run(search, args, (_PROMPTS, _ROWS, *[_EVERYWHERE] * 4), _ROWS)

@@ -96,6 +96,14 @@ def test_every_program_of_full_fine_tuning_on_a_split_mesh(tiny_config):
     assert [report.row(one)[""] for one in found] == ["fits"] * len(PROGRAMS)
 
 
+def test_grounding_is_planned_with_the_titles_it_compares(tiny_config):
+    tiny_config.decoding.find = "grounding"
+    programs = experiment(tiny_config, "cpu-2", 100)
+    titles = programs.sizes.trie().sizes.num_leaves
+    (args, _), width = PROGRAMS["search"](programs).args_info, programs.architecture.hidden_size
+    assert (titles, width) in {leaf.shape for leaf in jax.tree.leaves(args)}
+
+
 def test_quantised_weights_are_planned_as_they_are_stored(tiny_config):
     floats = experiment(tiny_config, "cpu", 100)
     quantised = tiny_config.copy_and_resolve_references()

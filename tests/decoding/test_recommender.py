@@ -139,6 +139,17 @@ def test_unusable_candidates_are_errors(run, candidates, message):
         Recommender(run, "any").score(["i0"], candidates)
 
 
+def test_candidates_are_grounded_as_the_whole_catalogue_is(run):
+    config = run.config.copy_and_resolve_references()
+    config.decoding.update(find="grounding", grounding_tokens=4)
+    recommender = Recommender(changed(run, config=config), "any", guidance=2.0)
+    listed = recommender.recommend(["i4", "i2"], k=14)
+    scores = recommender.score(["i4", "i2"], IDS[:5])
+    score_of = {one.item_id: one.score for one in listed}
+    np.testing.assert_allclose(scores, [score_of[name] for name in IDS[:5]], atol=1e-5)
+    assert len({*scores.tolist()}) > 2
+
+
 def test_guidance_without_a_cf_model_is_an_error(run, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no CF model at .*checkpoint\.npz"):
         Recommender(changed(run, workdir=tmp_path), "any", guidance=1.0)

@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.decoding.embedder import Embedder, Texts
 from tca4rec_jax.distributed.sharding import make_mesh, tree_shardings
-from tca4rec_jax.embedding import Embedder, Texts
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 

@@ -123,6 +123,21 @@ def test_a_batched_search_puts_everything_in_place():
     assert np.abs(of_other.scores_RxM - result.scores_RxM).max() > 0.1
 
 
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
+def test_grounding_on_a_mesh_is_that_on_one_device(sizes):
+    config = dataclasses.replace(CONFIG, find="grounding", grounding_beams=2, grounding_tokens=3)
+    rows, shape = SearchRows(PROMPTS, CF.__getitem__), {"batch_size": ROWS, "buckets": (TOKENS,)}
+    one, many = (
+        BatchedSearch(TRIE, config, mesh=make_mesh(*mesh), **shape).recommend(
+            make_decoder(8, 8), rows, ScoreWeights(1.0), progress=None
+        )
+        for mesh in ((1, 1, 1), sizes)
+    )
+    np.testing.assert_array_equal(many.leaves_RxM, one.leaves_RxM)
+    np.testing.assert_allclose(many.scores_RxM, one.scores_RxM, atol=1e-5)
+    assert len(np.unique(one.leaves_RxM, axis=0)) > 1
+
+
 def groups_of(line):
     """The groups of devices of a collective, written as lists or as a reshaped range."""
     if "replica_groups={" in line:
