@@ -42,6 +42,9 @@ KINDS = {
         | {"decoding.mask": "after_softmax", "decoding.rules": "huggingface"}
         | {"decoding.length_penalty": 1.0}
     ),
+    "bigrec, grounded": Kind(
+        INSTRUCTION | {"decoding.find": "grounding", "decoding.grounding_tokens": 4}
+    ),
     "msl": Kind(LAST | {"objective.softmax": "children", "objective.tau": 4.5}),
     "msl, adaptive tau": Kind(
         LAST
