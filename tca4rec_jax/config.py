@@ -323,6 +323,7 @@ def shrink(config: ConfigDict) -> None:
     config.optimizer.warmup_steps = 2
     config.decoding.beams = 3
     config.inference.batch_size = 4
+    config.ids.rq_vae.epochs = 2
     config.evaluation.rows = 8
 
 

@@ -193,6 +193,7 @@ def _paths(part: str | flags.FlagHolder) -> Sequence[str | Path]:
         "llm": config.llm.weights,
         "run": workdir / "llm" / run_name(config),
         "item_embeddings": embeddings_folder(workdir),
+        "ids": config.ids.path or workdir / "ids",
         "reports": workdir,
     }
     return [places[part]]

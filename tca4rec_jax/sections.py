@@ -37,7 +37,8 @@ from tca4rec_jax.ranges import (
     annotations,
     plain_type,
 )
-from tca4rec_jax.semantic_ids.settings import IdsFields
+from tca4rec_jax.semantic_ids.rq_vae import RQVAEConfig
+from tca4rec_jax.semantic_ids.settings import IdsFields, Quantiser
 
 
 class RunFields(NamedTuple):
@@ -265,7 +266,8 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     "projector": (ProjectorConfig, ProjectorFields),
     "recommender": (RecommenderFields,),
     "prompt": (PromptTemplate,),
-    "ids": (IdsFields,),
+    "ids": (IdsFields, Quantiser),
+    "ids.rq_vae": (RQVAEConfig,),
     "objective": (Objective,),
     "optimizer": (OptimizerFields,),
     "training": (TrainingFields,),

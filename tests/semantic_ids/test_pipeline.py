@@ -1,0 +1,105 @@
+"""From item embeddings to WORKDIR/ids, on the tiny work directory."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_workdir
+
+from tca4rec_jax.config import build
+from tca4rec_jax.data.dataset import load
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.provenance import Provenance
+from tca4rec_jax.semantic_ids.ids import read_ids
+from tca4rec_jax.semantic_ids.pipeline import make_ids
+from tca4rec_jax.semantic_ids.rq_vae import RQVAEConfig
+from tca4rec_jax.semantic_ids.settings import Quantiser
+from tca4rec_jax.status import Status
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny")
+    tiny_workdir.make_workdir(path)
+    vectors = np.random.default_rng(0).normal(size=(tiny_workdir.ITEMS, 6)).astype(np.float32)
+    vectors[1] = vectors[0]
+    np.save(path / "vectors.npy", vectors)
+    return path
+
+
+def _make(workdir, path=None, rq_vae=(), **fields):
+    config = tiny_workdir.make_config(workdir, "any")
+    config.ids.update({"item_vectors": str(workdir / "vectors.npy"), "codes": (4, 4), **fields})
+    config.ids.rq_vae.update({"units": (8,), "width": 4, "epochs": 3, **dict(rq_vae)})
+    settings = build(Quantiser, config.ids), build(RQVAEConfig, config.ids.rq_vae)
+    data = load(workdir / "data")
+    return make_ids(data, workdir, *settings, path=path, cf=config.cf, beta=1.0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "rq_k_means"},
+        {"method": "balanced_rq_k_means"},
+        {"method": "rq_vae", "rq_vae": {"cf_weight": 0.1}},
+    ],
+)
+def test_ids_that_tell_all_items_apart(workdir, settings):
+    report = _make(workdir, **settings)
+    ids = read_ids(workdir / "ids" / "ids.json", load(workdir / "data").catalogue.item_ids)
+    assert len(set(ids.texts)) == tiny_workdir.ITEMS == report["ids"]
+    assert report["items with the embedding of another one"] == 2
+    assert report["sharing"]["quantiser"] >= 2
+    assert list(report["levels"])[:2] == ["a", "b"]
+    assert report["levels"]["a"]["left"] > 0
+    # Popularity is one distribution over all items: the unique ids resolve all of it.
+    assert report["cf"]["within ids"] == pytest.approx(0, abs=1e-5)
+    assert (workdir / "ids" / "report.png").is_file()
+    row = Status(workdir).rows()["ids"]
+    assert (row["what"], row["state"]) == ("semantic ids", "up to date")
+
+
+def test_the_same_inputs_are_found_and_others_made_anew(workdir):
+    first = _make(workdir, seed=1)
+    assert _make(workdir, seed=1)["seconds"] == first["seconds"]  # of the first call
+    assert _make(workdir, seed=2)["seconds"] != first["seconds"]
+    inputs = Provenance.load(workdir / "ids").inputs
+    assert {"item_vectors", "catalogue", "cf_logits", "ids.seed", "ids.codes"} <= set(inputs)
+
+
+def test_a_report_on_the_ids_of_others(workdir):
+    _make(workdir)
+    theirs = workdir / "theirs.json"
+    shutil.copy(workdir / "ids" / "ids.json", theirs)
+    made = json.loads((workdir / "ids" / "report.json").read_text())
+    report = _make(workdir, path=str(theirs))
+    assert report["path"] == str(theirs)
+    assert report["cf"] == made["cf"]
+    assert "sharing" not in report
+
+
+def test_without_cf_logits_the_report_leaves_them_out(workdir, tmp_path):
+    shutil.copytree(workdir / "data", tmp_path / "data")
+    shutil.copy(workdir / "vectors.npy", tmp_path)
+    shutil.copy(workdir / "interactions.csv", tmp_path)
+    report = _make(tmp_path, collisions="none")
+    assert "cf" not in report
+    assert report["items that share an id"] >= 2
+    with pytest.raises(UserError, match="cf_weight is 0.1: it needs the item vectors of factor"):
+        _make(tmp_path, method="rq_vae", rq_vae={"cf_weight": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"item_vectors": "nowhere.npy"}, "nowhere.npy: no such file of item vectors"),
+        ({"path": "nowhere.json"}, "ids.path: nowhere.json does not exist"),
+        ({"codes": ()}, "ids.codes is .*: expected 1 to 25 levels"),
+        ({"codes": (4, 0)}, "ids.codes is .*: expected at least 1"),
+        ({"rq_vae": {"learning_rate": 0.0}}, "ids.rq_vae.learning_rate is 0.0"),
+    ],
+)
+def test_refuses_before_any_work(workdir, changes, expected):
+    with pytest.raises(UserError, match=expected):
+        _make(workdir, **changes)
