@@ -45,16 +45,18 @@ def describe(ids: SemanticIds, cf: CFRows | None = None) -> dict[str, Any]:
     """The report: counts of items and ids, {level: its numbers}, and the CF model's entropy.
 
     A level's numbers: 'tokens' that are used, 'entropy' in nats and 'perplexity' of its tokens over
-    the items that have one, 'prefixes' different ones up to and with it; with `cf` also 'cf_nats',
-    the mean over the users of the information that its token gives about the CF model's item once
-    the tokens before it are known, and 'cf_share', that of the CF model's entropy.
+    the items that have one, 'prefixes' different ids cut after it; with `cf` also 'cf_nats', the
+    mean over the users of the information that its token gives about the CF model's item once the
+    tokens before it are known, and 'cf_share', that of the CF model's entropy.
     """
     trie = ItemTrie.build(ids.codes)
-    nodes_L, length_I = np.diff(trie.level_offsets)[1:], ids.codes.lengths
+    length_I = ids.codes.lengths
+    ended_L = np.cumsum(np.bincount(trie.lengths_Q))[:-1]  # ids that are shorter than this level
+    prefixes_L = np.diff(trie.level_offsets)[1:] + ended_L
     level_of_code = np.arange(ids.codes.values.size) - np.repeat(ids.codes.offsets[:-1], length_I)
     sizes_Q = np.diff(trie.items_by_leaf.offsets)
     levels = {}
-    for level, prefixes in enumerate(nodes_L):
+    for level, prefixes in enumerate(prefixes_L):
         used = np.unique(ids.codes.values[level_of_code == level], return_counts=True)[1]
         share = used / used.sum()
         entropy = float(-(share * np.log(share)).sum())
@@ -128,10 +130,13 @@ def lines_of(report: Mapping[str, Any]) -> list[str]:
     """What the table does not say: collisions, and what ids leave of the CF model's entropy."""
     shared, items = report["items that share an id"], report["items"]
     lines = [f"{items} items, {report['ids']} ids, {shared} items share theirs with another one."]
-    stages = report.get("sharing", {})
-    if stages:
-        counts = ", ".join(f"{count} after {stage}" for stage, count in stages.items())
-        lines.append(f"Items that share their codes: {counts}.")
+    if "sharing" in report:
+        stages = ", ".join(f"{stage} {count}" for stage, count in report["sharing"].items())
+        twins = report["items with the embedding of another one"]
+        lines.append(
+            f"Items that share their codes, after each stage: {stages}. {twins} items have the "
+            "embedding of another one."
+        )
     if "cf" in report:
         cf = report["cf"]
         lines.append(
@@ -149,7 +154,7 @@ def write_report(folder: Path, report: Mapping[str, Any], ids: SemanticIds) -> N
         *(f"{line}\n" for line in lines_of(report)),
         markdown_table(level_rows(report), first_column="level"),
         "Tokens: those in use, with the entropy and perplexity of their use by the items. "
-        "Prefixes: different ids up to this level. Distance left: mean squared distance of the "
+        "Prefixes: different ids, cut after this level. Distance left: mean squared distance of the "
         "embeddings from what the quantiser's codes so far stand for, relative to that from their "
         "mean. CF entropy resolved: what a level's token says about the CF model's next item once "
         "the tokens before it are known, a mean over users.\n",
@@ -176,12 +181,13 @@ def _plot(path: Path, report: Mapping[str, Any], ids: SemanticIds) -> None:
     panels[0].legend()
     panels[1].bar(list(levels), [values["prefixes"] for values in levels.values()], alpha=0.7)
     panels[1].axhline(report["items"], color="C1", linestyle="--", label="items")
-    panels[1].set(xlabel="level", ylabel="different prefixes")
-    panels[1].legend(loc="lower right")
+    panels[1].set(xlabel="level", ylabel="different prefixes", ylim=(0, 1.2 * report["items"]))
+    panels[1].legend(loc="upper left")
     if cf:
         nats = np.array([values["cf_nats"] for values in levels.values()])
         panels[2].bar(list(levels), nats, bottom=np.cumsum(nats) - nats, alpha=0.7)
         panels[2].axhline(cf["entropy"], color="C1", linestyle="--", label="the CF model's entropy")
         panels[2].set(xlabel="level", ylabel="CF entropy resolved, nats")
-        panels[2].legend(loc="lower right")
+        panels[2].set_ylim(0, 1.2 * cf["entropy"] + 1e-9)
+        panels[2].legend(loc="upper left")
     save_figure(path, figure)

@@ -94,6 +94,8 @@ def test_counts_of_a_level():
     )
     assert first["entropy"] == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
     assert second["perplexity"] == pytest.approx(2)
+    counted = SemanticIds.of([["<a_1>", "<b_0>"], ["<a_1>", "<b_1>"], ["<a_2>"]], list("abc"))
+    assert [level["prefixes"] for level in describe(counted)["levels"].values()] == [2, 3]
     assert "4 items, 3 ids, 2 items share theirs with another one." in lines_of(report)
 
 
