@@ -2,7 +2,7 @@
 
     python launch/train_cf.py --config=configs/quickstart.py --workdir=runs/quickstart
 
---config.cf.model= takes sasrec, gru4rec, caser, bert4rec, lightgcn, bpr_mf, ease, item_knn or
+--config.cf.model= takes sasrec, hstu, gru4rec, caser, bert4rec, lightgcn, bpr_mf, ease, item_knn or
 popularity. Needs WORKDIR/data (launch/prepare_data.py). A second run with the same settings reuses
 the files, an interrupted one goes on. WORKDIR/cf/report.md and .png describe the model.
 """

@@ -4,10 +4,11 @@ softmax: cross-entropy over the whole catalogue; its logits are calibrated at te
 bce: binary cross-entropy of the target and the mean over sampled negatives.
 bpr: -log sigmoid(target - negative), the mean over sampled negatives (arXiv 1205.2618).
 
-Axis letters: B batch, P supervised positions of a row, Q = B x P, N negatives of each, I items,
-D width, W seen items of a row, U users, E (user, item) pairs.
+Axis letters: B batch, P supervised positions of a row, Q = B x P, C of them, N negatives of each,
+I items, D width, W seen items of a row, U users, E (user, item) pairs.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -17,10 +18,13 @@ import numpy as np
 import optax
 
 from tca4rec_jax.cf.windows import TrainingQueries, user_item_pairs
-from tca4rec_jax.core.collaborative_tokenizer import cf_logits
+from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.ranges import Count, NotNegative, check_fields
+
+_CHUNK = 128  # positions whose logits are computed at a time
+_MOST_LOGITS = 1 << 23  # of a batch, beyond which they are: 32 MB
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class LossConfig:
       targets: 'all', every position of a window predicts the next item, and an epoch takes random
         windows until each item was a target about once; 'window', only the end of a window does,
         and an epoch takes the window of every item (slower by a factor of the history length);
+        'rows', every item of every row is a target once an epoch: rows are cut into windows, and a
+        batch holds windows of like lengths, as many as make up `batch_size` mean ones;
         'last', only the last item of every row is a target, the published protocol.
       regularisation: decoupled weight decay (AdamW's); 0 is Adam.
     """
@@ -43,19 +49,76 @@ class LossConfig:
     loss: Literal["softmax", "bce", "bpr"] = "softmax"
     negatives: Count = 1
     negatives_outside: Literal["window", "user"] = "window"
-    targets: Literal["all", "window", "last"] = "all"
+    targets: Literal["all", "window", "rows", "last"] = "all"
     regularisation: NotNegative = 0.0
 
     def __post_init__(self):
         check_fields(self, "the CF model's ")
 
 
-def softmax_loss(queries: TrainingQueries, target_BxP: jax.Array) -> jax.Array:
-    """Cross-entropy over the whole catalogue, float32 [B, P]."""
+def softmax_loss(
+    queries: TrainingQueries, target_BxP: jax.Array, supervised_BxP: jax.Array
+) -> jax.Array:
+    """Cross-entropy over the whole catalogue, summed over the supervised positions, float32 []."""
     vector_QxD = queries.vector_BxPxD.reshape(target_BxP.size, -1)
+    target_Q, supervised_Q = target_BxP.reshape(-1), supervised_BxP.reshape(-1)
+    table_IxD = queries.items.table_IxD
+    if table_IxD is not None and target_Q.size * table_IxD.shape[0] > _MOST_LOGITS:
+        return chunked_softmax_loss(vector_QxD, queries.items, target_Q, supervised_Q)
     logits_QxI = cf_logits(vector_QxD, queries.items)
-    loss_Q = optax.softmax_cross_entropy_with_integer_labels(logits_QxI, target_BxP.reshape(-1))
-    return loss_Q.reshape(target_BxP.shape)
+    loss_Q = optax.softmax_cross_entropy_with_integer_labels(logits_QxI, target_Q)
+    return jnp.sum(loss_Q.reshape(target_BxP.shape) * supervised_BxP)
+
+
+@jax.custom_vjp
+def chunked_softmax_loss(
+    vector_QxD: jax.Array, items: CFItems, target_Q: jax.Array, supervised_Q: jax.Array
+) -> jax.Array:
+    """The sum of `softmax_loss`, without logits of all positions or any of unsupervised ones.
+
+    A few positions at a time, while their logits are in the cache, give their loss and its
+    gradients, so that no logits are computed twice or kept.
+    """
+    return _loss_and_gradients(vector_QxD, items, target_Q, supervised_Q)[0]
+
+
+def _loss_and_gradients(vector_QxD, items, target_Q, supervised_Q):
+    """(The loss, its gradients with respect to the vectors and the items)."""
+    table_IxD = items.table_IxD
+    exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    order_Q = jnp.argsort(~supervised_Q, stable=True)  # the supervised positions come first
+    count = jnp.sum(supervised_Q)
+
+    def add_chunk(number, sums):
+        loss, vector_gradient_QxD, (table_gradient_IxD, bias_gradient_I) = sums
+        place_C = number * _CHUNK + jnp.arange(_CHUNK)
+        row_C = order_Q[jnp.minimum(place_C, order_Q.size - 1)]
+        weight_Cx1 = (place_C < count)[:, None].astype(jnp.float32)
+        logits_CxI = cf_logits(vector_QxD[row_C], items)
+        highest_Cx1 = jnp.max(logits_CxI, axis=1, keepdims=True)
+        share_CxI = jnp.exp(logits_CxI - highest_Cx1)
+        total_Cx1 = jnp.sum(share_CxI, axis=1, keepdims=True)
+        target_Cx1 = target_Q[row_C][:, None]
+        target_logit_Cx1 = jnp.take_along_axis(logits_CxI, target_Cx1, axis=1)
+        loss += jnp.sum(weight_Cx1 * (jnp.log(total_Cx1) + highest_Cx1 - target_logit_Cx1))
+        is_target_CxI = jnp.arange(logits_CxI.shape[1])[None, :] == target_Cx1
+        gradient_CxI = weight_Cx1 * (share_CxI / total_Cx1 - is_target_CxI)
+        table_gradient_IxD += exact(gradient_CxI.T, vector_QxD[row_C])
+        vector_gradient_QxD = vector_gradient_QxD.at[row_C].add(exact(gradient_CxI, table_IxD))
+        if bias_gradient_I is not None:
+            bias_gradient_I += jnp.sum(gradient_CxI, axis=0)
+        return loss, vector_gradient_QxD, CFItems(table_gradient_IxD, bias_gradient_I)
+
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), vector_QxD, items))
+    loss, *gradients = jax.lax.fori_loop(0, -(-count // _CHUNK), add_chunk, zeros)
+    return loss, gradients
+
+
+def _scaled_gradients(gradients, cotangent):
+    return *jax.tree.map(lambda gradient: gradient * cotangent, gradients), None, None
+
+
+chunked_softmax_loss.defvjp(_loss_and_gradients, _scaled_gradients)
 
 
 def sampled_loss(

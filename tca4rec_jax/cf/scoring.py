@@ -24,6 +24,8 @@ from tca4rec_jax.metrics import rank_in_batch
 BETAS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 """CF temperatures at which the softmax of CF logits is described."""
 TOP = 10
+NARROWEST = 16
+"""The least width to which the histories of a batch are padded, by models of any width."""
 
 
 def entropy_and_nll(logits_BxI: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -91,17 +93,29 @@ def user_vectors(
     positions = np.arange(num_positions) if positions is None else np.asarray(positions)
     if positions.size and (positions.min() < 0 or positions.max() >= num_positions):
         raise ValueError(f"flat positions must lie in 0..{num_positions - 1}")
-    program = functools.partial(_vectors, *nnx.split(model), FlatRows.of(sequences))
-    vectors = functools.partial(map_batches, program, batch_size=batch_size)
+    graph, state = nnx.split(model)
+    longest, flat = model.config.history_length or 1, FlatRows.of(sequences)  # None: reads none
+
+    def program(position_B, width=longest):
+        return _vectors(graph, width, state, flat, position_B)
+
+    def narrow(position_B):
+        """The program of the least width, 16 times a power of two, that holds all histories."""
+        needed = np.max(position_B - sequences.offsets[sequences.row_of(position_B)], initial=1)
+        width = NARROWEST << int(-(-needed // NARROWEST) - 1).bit_length()
+        return program(position_B, min(width, longest))
+
+    vectors = functools.partial(
+        map_batches, narrow if model.any_width else program, batch_size=batch_size
+    )
     columns = jax.eval_shape(program, np.zeros(1, np.int32)).shape[1]
     return LazyRows(vectors, positions.astype(np.int32), columns)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _vectors(graph, state, rows, position_B):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _vectors(graph, width, state, rows, position_B):
     model = nnx.merge(graph, state)
-    length = model.config.history_length or 1  # a model that reads no history has None
-    history_BxS = windows_at(rows, position_B, length).history_BxS
+    history_BxS = windows_at(rows, position_B, width).history_BxS
     return model.user_vectors(history_BxS).astype(jnp.float32)
 
 

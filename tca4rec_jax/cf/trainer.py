@@ -1,10 +1,11 @@
 """The trainer of CF models: jitted epochs, early stopping on full-ranking NDCG@10, resume.
 
 The interactions lie on the device once; a training batch is a set of flat positions whose windows
-are gathered inside the jitted program, and an epoch is one `lax.scan` over its batches.
+are gathered inside the jitted program, and an epoch is one `lax.scan` over its batches, or for
+targets 'rows', whose windows have several widths, one of each batch.
 
 Axis letters: B batch of windows, P supervised positions of a window, N negatives, D model, I items,
-n flat positions, T batches of an epoch.
+n flat positions, T batches, W windows of an epoch.
 """
 
 import dataclasses
@@ -25,11 +26,12 @@ from absl import logging
 from flax import nnx
 from tqdm import tqdm
 
+from tca4rec_jax.batching import bucket_lengths
 from tca4rec_jax.cf import losses
 from tca4rec_jax.cf.checkpoint import read_arrays, write_arrays
 from tca4rec_jax.cf.models.base import CFModel
-from tca4rec_jax.cf.scoring import check_items, score_targets
-from tca4rec_jax.cf.windows import FlatRows, windows_at
+from tca4rec_jax.cf.scoring import NARROWEST, check_items, score_targets
+from tca4rec_jax.cf.windows import FlatRows, cut_rows, windows_at
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.fileio import fingerprint
@@ -37,6 +39,7 @@ from tca4rec_jax.metrics import mean_metrics
 from tca4rec_jax.ranges import Count, Positive, Seed, check_fields
 
 _SAVE_SECONDS = 20.0
+_WIDTHS = 3  # of the windows of targets 'rows', each compiled once
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,14 @@ class _Rows(NamedTuple):
     seen: losses.SeenByUser | None
 
 
+class _Batches(NamedTuple):
+    """T batches of an epoch, whose windows are equally wide."""
+
+    width: int  # the most items before a target
+    number_T: np.ndarray  # int32, in the epoch
+    position_TxB: np.ndarray  # int32, where the windows end
+
+
 def evaluate(model: CFModel, rows: ItemSequences) -> dict[str, float]:
     """Means over the rows: 'ndcg@10', 'hr@10' over the whole catalogue, 'nll' of the target."""
     scores = score_targets(model, rows)
@@ -113,7 +124,7 @@ def fit(
     graph, *states = nnx.split(model, nnx.Param, ...)
     params, constants = states
     compiled = dataclasses.replace(config, seed=0, max_epochs=1, patience=1)  # whatever they are
-    run_epoch = functools.partial(_run_epoch, graph, compiled, constants, rows)
+    run_batches = functools.partial(_run_batches, graph, compiled, constants, rows)
     # An epoch donates what it is given, and the caller keeps the model passed in.
     params = jax.tree.map(jnp.copy, params)
     fresh = params, _optimizer(config).init(params), params
@@ -121,8 +132,10 @@ def fit(
     model_of = [repr(model.config), made_from]
     identity = fingerprint([dataclasses.asdict(config), model_of, hashes])
     (params, optimizer, best_params), epochs = _resume(checkpoint, fresh, identity)
-    batches = _batches(train, model.config.history_length, config)
-    batches = itertools.islice(batches, len(epochs), None)
+    make = _epochs_of_rows if config.targets == "rows" else _epochs
+    batches = itertools.islice(make(train, model, config), len(epochs), None)
+    if model.any_width and model.config.history_length > NARROWEST:
+        validation = validation.take(np.argsort(validation.lengths, kind="stable"))
     best = max(epochs, key=lambda record: record["ndcg@10"])["epoch"] if epochs else 0
     start = time.perf_counter() - (epochs[-1]["seconds"] if epochs else 0.0)
 
@@ -132,8 +145,11 @@ def fit(
     for epoch in progress:
         if best and epoch - 1 - best >= config.patience:
             break
-        carry, loss_of_epoch = run_epoch(carry, next(batches), jax.random.fold_in(key, epoch))
-        loss = float(loss_of_epoch)
+        epoch_key, losses_of_epoch = jax.random.fold_in(key, epoch), []
+        for width, *part in next(batches):
+            carry, part_loss = run_batches(width, carry, *part, epoch_key)
+            losses_of_epoch.append(part_loss)
+        loss = float(np.mean(jax.device_get(losses_of_epoch)))
         if not np.isfinite(loss):
             hint = f"lower cf.learning_rate ({config.learning_rate})"
             raise FloatingPointError(f"the CF loss is {loss} in epoch {epoch}; {hint}")
@@ -169,11 +185,11 @@ def _rows_on_device(
     return _Rows(FlatRows.of(train), losses.SeenByUser.of(train, num_items) if by_user else None)
 
 
-def _batches(rows: ItemSequences, history_length: int, config: FitConfig) -> Iterator[np.ndarray]:
-    """Shuffled flat positions of epochs, int32 [T, B]; what one leaves over opens the next one."""
-    every = config.targets != "last"
+def _epochs(rows: ItemSequences, model: CFModel, config: FitConfig) -> Iterator[list[_Batches]]:
+    """Shuffled flat positions of epochs; what one leaves over opens the next one."""
+    every, length = config.targets != "last", model.config.history_length
     positions = np.arange(len(rows.items)) if every else rows.last_positions
-    windows = len(positions) // (history_length if config.targets == "all" else 1)
+    windows = len(positions) // (length if config.targets == "all" else 1)
     batch_size = min(config.batch_size, len(positions))
     wanted = max(windows // batch_size, 1) * batch_size
     rng, left = np.random.default_rng(config.seed), np.empty(0, np.int32)
@@ -181,8 +197,41 @@ def _batches(rows: ItemSequences, history_length: int, config: FitConfig) -> Ite
         while len(left) < wanted:
             shuffled = positions[rng.permutation(len(positions))]
             left = np.concatenate([left, shuffled.astype(np.int32)])
-        yield left[:wanted].reshape(-1, batch_size)
+        position_TxB = left[:wanted].reshape(-1, batch_size)
+        yield [_Batches(length, np.arange(len(position_TxB), dtype=np.int32), position_TxB)]
         left = left[wanted:]
+
+
+def _epochs_of_rows(
+    rows: ItemSequences, model: CFModel, config: FitConfig
+) -> Iterator[list[_Batches]]:
+    """Epochs of the windows of all rows: batches of equally wide ones in random order.
+
+    The wider the windows, the fewer of them, so that every batch has about as many targets. The
+    last batch of a width is filled up with windows of the first.
+    """
+    longest = model.config.history_length
+    end_W, length_W = cut_rows(rows, longest)
+    widths = np.array([longest])
+    if model.any_width:
+        widths = np.unique(np.minimum(bucket_lengths(length_W, _WIDTHS), longest))
+    groups = []
+    for number, width in enumerate(widths.tolist()):
+        chosen_W = np.searchsorted(widths, length_W) == number
+        share = length_W.mean() / length_W[chosen_W].mean()
+        batch_size = min(max(round(config.batch_size * share), 1), int(chosen_W.sum()))
+        groups.append((width, end_W[chosen_W].astype(np.int32), batch_size))
+    rng = np.random.default_rng(config.seed)
+    while True:
+        batches: list[tuple[int, np.ndarray]] = []
+        for width, end_w, batch_size in groups:
+            filled = np.resize(rng.permutation(end_w), -(-len(end_w) // batch_size) * batch_size)
+            batches += [(width, batch_1xB) for batch_1xB in filled.reshape(-1, 1, batch_size)]
+        order = rng.permutation(len(batches))
+        yield [
+            _Batches(batches[at][0], np.array([n], np.int32), batches[at][1])
+            for n, at in enumerate(order)
+        ]
 
 
 def _optimizer(config: FitConfig) -> optax.GradientTransformation:
@@ -191,9 +240,9 @@ def _optimizer(config: FitConfig) -> optax.GradientTransformation:
     return optax.adam(config.learning_rate)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def _run_epoch(graph, config, constants, rows, carry, position_TxB, key):
-    """One epoch: (params, optimizer state) after it, and the mean of its batches' losses."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 4), donate_argnums=5)
+def _run_batches(graph, config, constants, rows, width, carry, number_T, position_TxB, key):
+    """Some batches: (params, optimizer state) after them, and the mean of their losses."""
     optimizer = _optimizer(config)
 
     def step(carry, batch):
@@ -201,12 +250,12 @@ def _run_epoch(graph, config, constants, rows, carry, position_TxB, key):
         position_B, number = batch
         batch_key = jax.random.fold_in(key, number)
         batch_loss, gradients = jax.value_and_grad(batch_loss_of)(
-            params, graph, constants, config, rows, position_B, batch_key
+            params, graph, constants, config, rows, width, position_B, batch_key
         )
         updates, state = optimizer.update(gradients, state, params)
         return (optax.apply_updates(params, updates), state), batch_loss
 
-    carry, loss_T = jax.lax.scan(step, carry, (position_TxB, jnp.arange(len(position_TxB))))
+    carry, loss_T = jax.lax.scan(step, carry, (position_TxB, number_T))
     return carry, loss_T.mean()
 
 
@@ -216,18 +265,19 @@ def batch_loss_of(
     constants: nnx.State,
     config: FitConfig,
     rows: _Rows,
+    width: int,
     position_B: jax.Array,
     key: jax.Array,
 ) -> jax.Array:
-    """Mean loss over the targets of the windows before flat positions, float32 []."""
+    """Mean loss over the targets of the windows of `width` before flat positions, float32 []."""
     model = nnx.merge(graph, params, constants)
-    windows = windows_at(rows.flat, position_B, model.config.history_length)
+    windows = windows_at(rows.flat, position_B, width)
     query_key, negative_key = jax.random.split(key)
-    queries = model.queries(windows, config.targets != "all", query_key)
+    queries = model.queries(windows, config.targets not in ("all", "rows"), query_key)
     supervised_BxP = queries.target_BxP != PAD_ITEM
     target_BxP = jnp.maximum(queries.target_BxP, 0)
     if config.loss == "softmax":
-        loss_BxP = losses.softmax_loss(queries, target_BxP)
+        loss = losses.softmax_loss(queries, target_BxP, supervised_BxP)
     else:
         count, num_items = target_BxP.shape[1] * config.negatives, len(queries.items.table_IxD)
         if rows.seen is not None:
@@ -237,7 +287,8 @@ def batch_loss_of(
             drawn = losses.window_negatives(negative_key, seen_BxW, count, num_items)
         negative_BxPxN = drawn.reshape(*target_BxP.shape, config.negatives)
         loss_BxP = losses.sampled_loss(config.loss, queries, target_BxP, negative_BxPxN)
-    return jnp.sum(loss_BxP * supervised_BxP) / jnp.maximum(jnp.sum(supervised_BxP), 1)
+        loss = jnp.sum(loss_BxP * supervised_BxP)
+    return loss / jnp.maximum(jnp.sum(supervised_BxP), 1)
 
 
 def _save(path: Path, state: tuple, identity: str, epochs: list[dict]) -> None:

@@ -5,7 +5,7 @@ precede it in its own row, oldest first, left padded with PAD_ITEM; the item at 
 predicts from the window.
 
 Axis letters: B batch of positions, S history length, L = S + 1, n flat positions, P supervised
-positions of a window, I items, D width, E (user, item) pairs.
+positions of a window, W windows, I items, D width, E (user, item) pairs.
 """
 
 from typing import NamedTuple
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.data.ragged import ranges
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError
 
@@ -63,6 +64,19 @@ def windows_at(rows: FlatRows, position_B: jax.Array, history_length: int) -> Hi
     inside_BxL = flat_BxL >= rows.row_starts_n[position_B][:, None]
     item_BxL = jnp.where(inside_BxL, rows.items_n[jnp.maximum(flat_BxL, 0)], PAD_ITEM)
     return HistoryWindows(item_BxL[:, :-1], item_BxL[:, 1:], rows.user_n[position_B])
+
+
+def cut_rows(sequences: ItemSequences, history_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows in which every item is a target once: int64 [W] each.
+
+    Rows are cut from their ends. Returns the flat positions at which windows end, and how many
+    targets each has, history_length but in the first window of a row.
+    """
+    counts_R = -(-sequences.lengths // history_length)
+    from_end_W = ranges(np.zeros_like(counts_R), counts_R) * history_length
+    end_W = np.repeat(sequences.last_positions, counts_R) - from_end_W
+    start_W = np.repeat(sequences.offsets[:-1], counts_R)
+    return end_W, np.minimum(end_W - start_W + 1, history_length)
 
 
 def users_of(sequences: ItemSequences) -> np.ndarray:

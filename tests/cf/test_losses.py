@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tca4rec_jax.cf import losses
 from tca4rec_jax.cf.losses import SeenByUser, sampled_loss, softmax_loss, user_negatives
 from tca4rec_jax.cf.windows import TrainingQueries
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
@@ -35,7 +36,46 @@ def test_losses_against_numpy(biased):
         np.testing.assert_allclose(sampled_loss(loss, queries, target, negative), values, rtol=1e-4)
     log_share = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     picked = np.take_along_axis(log_share, target[:, :, None], 2)[:, :, 0]
-    np.testing.assert_allclose(softmax_loss(queries, target), -picked, rtol=1e-4)
+    supervised = jnp.asarray(rng.random((2, 3)) < 0.5)
+    expected_sum = -picked[supervised].sum()
+    np.testing.assert_allclose(softmax_loss(queries, target, supervised), expected_sum, rtol=1e-4)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 11])
+def test_chunks_give_the_loss_and_gradients_of_the_whole_softmax(biased, count, monkeypatch):
+    monkeypatch.setattr(losses, "_CHUNK", 4)
+    rng = np.random.default_rng(count)
+    vector = jnp.asarray(5 * rng.normal(size=(11, 4)), jnp.float32)
+    table = jnp.asarray(rng.normal(size=(7, 4)), jnp.float32)
+    items = CFItems(table, jnp.asarray(rng.normal(size=7), jnp.float32) if biased else None)
+    target = jnp.asarray(rng.integers(0, 7, 11))
+    supervised = jnp.asarray(rng.permutation(11) < count)
+
+    def whole(vector, items):
+        queries = TrainingQueries(vector[None], None, items)
+        return softmax_loss(queries, target[None], supervised[None])
+
+    def chunks(vector, items):
+        return 3.0 * losses.chunked_softmax_loss(vector, items, target, supervised)
+
+    got = jax.value_and_grad(chunks, argnums=(0, 1))(vector, items)
+    expected = jax.value_and_grad(whole, argnums=(0, 1))(vector, items)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, 3.0 * theirs, atol=2e-5)
+
+
+def test_many_logits_are_computed_in_chunks(monkeypatch):
+    queries = TrainingQueries(jnp.ones((2, 3, 4)), None, CFItems(jnp.eye(7, 4), None))
+    target, supervised = jnp.ones((2, 3), int), jnp.ones((2, 3), bool)
+
+    def program():
+        return str(jax.make_jaxpr(lambda: softmax_loss(queries, target, supervised))())
+
+    few = program()
+    monkeypatch.setattr(losses, "_MOST_LOGITS", 41)
+    many = program()
+    assert ("custom_vjp" in few, "custom_vjp" in many) == (False, True)
 
 
 def test_user_negatives_are_uniform_over_what_the_user_never_had():

@@ -14,6 +14,7 @@ from tca4rec_jax.cf.models.bert4rec import BERT4Rec, BERT4RecConfig, _masked_pos
 from tca4rec_jax.cf.models.bpr_mf import BPRMF, BPRMFConfig
 from tca4rec_jax.cf.models.caser import Caser, CaserConfig
 from tca4rec_jax.cf.models.gru4rec import GRU4Rec, GRU4RecConfig
+from tca4rec_jax.cf.models.hstu import HSTU, HSTUConfig
 from tca4rec_jax.cf.models.item_item import EASE, EASEConfig, ItemKNN, ItemKNNConfig
 from tca4rec_jax.cf.models.lightgcn import LightGCN, LightGCNConfig
 from tca4rec_jax.cf.models.registry import MODELS
@@ -82,7 +83,7 @@ def cyclic_rows(seed, length=6, num_rows=60):
     return ItemSequences(np.arange(num_rows), items.ravel(), offsets, np.full(items.size, -1))
 
 
-@pytest.mark.parametrize("name", ["gru4rec", "caser", "bert4rec"])
+@pytest.mark.parametrize("name", ["gru4rec", "caser", "bert4rec", "hstu"])
 def test_sequential_models_learn_the_successor(name):
     own = dataclasses.asdict(MODELS[name].training) | {"negatives": 2}
     train = cyclic_rows(0)
@@ -132,6 +133,47 @@ def test_gru_layer_against_numpy():
         state = (1 - update) * np.tanh(x[8:] + reset * h[8:]) + update * state
     expected = np.asarray(model.output(jnp.asarray(state, jnp.float32)[None]))
     np.testing.assert_allclose(model.user_vectors(history), expected, atol=1e-5)
+
+
+def test_hstu_against_loops():
+    model = HSTU(HSTUConfig(NUM_ITEMS, 4, units=6, blocks=2, heads=2), rngs=nnx.Rngs(0))
+    items, table = [2, 5, 2], np.asarray(model.item_table[...], np.float64)
+
+    def norm(x):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+    def silu(x):
+        return x / (1 + np.exp(-x))
+
+    x = table[items] * np.sqrt(6) + np.asarray(model.position_table[...], np.float64)[-3:]
+    for block in model.blocks:
+        block.distance_bias[...] = 30 * block.distance_bias[...]  # so that it matters
+        block.projection.kernel[...] = 20 * block.projection.kernel[...]
+        bias = np.asarray(block.distance_bias[...])
+        u, v, q, k = np.split(silu(norm(x) @ np.asarray(block.projection.kernel[...])), 4, -1)
+        attended = np.zeros_like(x)
+        for head in (slice(0, 3), slice(3, 6)):
+            for place in range(3):
+                for before in range(place + 1):
+                    weight = silu(q[place, head] @ k[before, head] + bias[place - before])
+                    attended[place, head] += weight * v[before, head] / 4
+        gated = norm(attended) * u
+        x = x + gated @ np.asarray(block.output.kernel[...]) + np.asarray(block.output.bias[...])
+    expected = x / np.linalg.norm(x, axis=-1, keepdims=True) / 0.05
+    got = model.hidden(np.array([[PAD_ITEM, *items]]))[0, 1:]
+    np.testing.assert_allclose(got, expected, atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(model.items()[0], axis=1), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sasrec", "hstu", "gru4rec"])
+def test_histories_of_any_width_have_the_same_vectors(name):
+    model = make(name, rows_of(), history_length=9)
+    assert model.any_width
+    history = np.array([[PAD_ITEM, 2, 5], [PAD_ITEM, PAD_ITEM, PAD_ITEM], [1, 1, 7]], np.int32)
+    wide = np.pad(history, ((0, 0), (6, 0)), constant_values=PAD_ITEM)
+    np.testing.assert_allclose(model.hidden(history), model.hidden(wide)[:, -3:], atol=1e-5)
+    last = model.user_vectors(history)
+    np.testing.assert_allclose(last, model.hidden(history, last_only=True)[:, 0], atol=1e-5)
 
 
 def test_caser_against_loops():

@@ -208,6 +208,7 @@ def test_an_unknown_field_is_an_error():
 
 PAPERS = {
     "sasrec": {"blocks": 2, "heads": 1, "dropout": 0.5, "loss": "bce", "targets": "all"},
+    "hstu": {"blocks": 2, "heads": 1, "dropout": 0.2, "temperature": 0.05, "loss": "softmax"},
     "gru4rec": {"layers": 1, "dropout": 0.3, "loss": "bpr", "negatives": 32},
     "caser": {"horizontal": 16, "vertical": 4, "dropout": 0.5, "targets": "window"},
     "bert4rec": {"blocks": 2, "heads": 2, "dropout": 0.1, "masked": 0.3, "loss": "softmax"},
@@ -235,7 +236,8 @@ def test_a_model_runs_as_its_paper_has_it_whatever_the_config_says_of_others(dat
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_every_field_of_a_model_can_be_set(data, name):
-    other = {"loss": "bpr" if name == "bert4rec" else "softmax", "targets": "last"}
+    loss = "bpr" if name in ("bert4rec", "hstu") else "softmax"
+    other = {"loss": loss, "targets": "last"}
     for field, paper in PAPERS[name].items():
         value = other.get(field, "window") if isinstance(paper, str) else type(paper)(paper * 2)
         value = min(value, 0.9) if field in ("dropout", "masked") else value

@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_model():
     assert not np.array_equal(tables[0], tables[2])
 
 
-@pytest.mark.parametrize("targets", ["all", "window"])
+@pytest.mark.parametrize("targets", ["all", "window", "rows"])
 def test_softmax_loss_is_the_mean_over_supervised_places(targets):
     model, rows = make_model(history_length=4), cyclic_rows(2, 6, seed=0)
     graph, params, constants = nnx.split(model, nnx.Param, ...)
@@ -89,6 +89,7 @@ def test_softmax_loss_is_the_mean_over_supervised_places(targets):
         constants,
         FitConfig(loss="softmax", targets=targets),
         fit_module._Rows(FlatRows.of(rows), None),
+        4,
         positions,
         jax.random.key(0),
     )
@@ -135,9 +136,11 @@ def test_bce_needs_items_outside_the_window():
         fit(make_model(history_length=19), rows, rows, FitConfig(loss="bce"))
 
 
-def test_an_interrupted_training_goes_on_to_the_same_model(tmp_path, monkeypatch):
+@pytest.mark.parametrize("targets", ["all", "rows"])
+def test_an_interrupted_training_goes_on_to_the_same_model(targets, tmp_path, monkeypatch):
     monkeypatch.setattr(fit_module, "_SAVE_SECONDS", -1.0)
-    rows, config = cyclic_rows(20, 6, seed=0), FitConfig(batch_size=8, max_epochs=5, patience=9)
+    rows = cyclic_rows(20, 6, seed=0)
+    config = FitConfig(targets=targets, batch_size=8, max_epochs=5, patience=9)
     whole = fit(make_model(0.2), rows, rows, config)
     evaluations = []
 
@@ -165,5 +168,44 @@ def test_an_interrupted_training_goes_on_to_the_same_model(tmp_path, monkeypatch
 
 def test_targets_last_supervises_only_the_last_item_of_each_row():
     rows = cyclic_rows(7, 6, seed=0)
-    epochs = fit_module._batches(rows, 4, FitConfig(targets="last", batch_size=7))
-    assert sorted(next(epochs).ravel()) == rows.last_positions.tolist()
+    config = FitConfig(targets="last", batch_size=7)
+    [batches] = next(fit_module._epochs(rows, make_model(history_length=4), config))
+    assert sorted(batches.position_TxB.ravel()) == rows.last_positions.tolist()
+
+
+def rows_of_lengths(lengths, num_items=10):
+    items = np.random.default_rng(0).integers(0, num_items, sum(lengths))
+    offsets = np.cumsum([0, *lengths])
+    return ItemSequences(np.arange(len(lengths)), items, offsets, np.full(items.size, -1))
+
+
+def test_targets_rows_have_every_row_in_every_epoch_in_batches_of_like_widths():
+    rows = rows_of_lengths([3] * 20 + [12] * 9 + [30] * 4)
+    model, config = make_model(history_length=20), FitConfig(targets="rows", batch_size=10)
+    epochs = fit_module._epochs_of_rows(rows, model, config)
+    first, second = next(epochs), next(epochs)
+    assert {batches.width for batches in first} == {8, 16, 20}
+    for batches, number in zip(first, range(len(first)), strict=True):
+        assert batches.number_T.tolist() == [number]
+        [positions] = batches.position_TxB
+        starts = rows.offsets[rows.row_of(positions)]
+        targets = np.minimum(positions - starts + 1, 20)
+        assert targets.max() <= batches.width
+        assert 30 <= targets.sum() <= 100  # ten windows of the mean length have 65
+    ends = [end for batches in first for end in batches.position_TxB.ravel()]
+    assert set(ends) == {*rows.last_positions, *(rows.last_positions[-4:] - 20)}
+    assert ends != [end for batches in second for end in batches.position_TxB.ravel()]
+
+
+def test_a_narrow_window_gives_the_loss_of_a_wide_one():
+    rows = rows_of_lengths([3, 5])
+    graph, params, constants = nnx.split(make_model(history_length=20), nnx.Param, ...)
+    data = fit_module._Rows(FlatRows.of(rows), None)
+    config = FitConfig(loss="softmax", targets="rows")
+    arguments = rows.last_positions.astype(np.int32), jax.random.key(0)
+    narrow, wide = (
+        jax.value_and_grad(batch_loss_of)(params, graph, constants, config, data, width, *arguments)
+        for width in (5, 20)
+    )
+    for ours, theirs in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tca4rec_jax.cf.windows import FlatRows, windows_at
+from tca4rec_jax.cf.windows import FlatRows, cut_rows, windows_at
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 
 
@@ -38,3 +38,14 @@ def test_windows_of_last_positions_are_the_histories_of_the_rows():
     got = windows_at(FlatRows.of(sequences), sequences.last_positions, 3)
     np.testing.assert_array_equal(got.history_BxS, history)
     np.testing.assert_array_equal(got.target_BxS[:, -1], target)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 6])
+def test_windows_of_rows_have_every_item_as_a_target_once(length):
+    sequences = sequences_of([[5, 3, 8, 1, 2, 0, 6], [7], [4, 4, 6]])
+    ends, counts = cut_rows(sequences, length)
+    targets = [end - back for end, count in zip(ends, counts, strict=True) for back in range(count)]
+    assert sorted(targets) == list(range(11))
+    assert (sequences.row_of(ends) == sequences.row_of(ends - counts + 1)).all()
+    assert counts.max() <= length
+    assert set(sequences.last_positions) <= set(ends)

@@ -52,6 +52,7 @@ class CFModel(nnx.Module):
         "item_table",
     )  # those that item_tables.py may replace
     item_table: Any = None  # of a trained model an nnx.Param [I, D], read as item_table[...]
+    any_width: Any = False  # whether histories may be narrower than `history_length`, to save work
     item_bias: Any = None
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):

@@ -65,6 +65,8 @@ class GRULayer(nnx.Module):
 class GRU4Rec(base.SequenceModel):
     """The model; see the module's docstring."""
 
+    any_width = True
+
     def __init__(self, config: GRU4RecConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.item_table = base.normal_table(rngs, config.num_items, config.units)

@@ -9,6 +9,7 @@ from tca4rec_jax.cf.models.bert4rec import BERT4Rec, BERT4RecConfig
 from tca4rec_jax.cf.models.bpr_mf import BPRMF, BPRMFConfig
 from tca4rec_jax.cf.models.caser import Caser, CaserConfig
 from tca4rec_jax.cf.models.gru4rec import GRU4Rec, GRU4RecConfig
+from tca4rec_jax.cf.models.hstu import HSTU, HSTUConfig
 from tca4rec_jax.cf.models.item_item import EASE, EASEConfig, ItemKNN, ItemKNNConfig
 from tca4rec_jax.cf.models.lightgcn import LightGCN, LightGCNConfig
 from tca4rec_jax.cf.models.popularity import Popularity, PopularityConfig
@@ -28,6 +29,7 @@ class ModelKind:
 _BY_USER = LossConfig("bpr", targets="window", negatives_outside="user")
 MODELS = {
     "sasrec": ModelKind("SASRec", SASRec, SASRecConfig, LossConfig("bce")),
+    "hstu": ModelKind("HSTU", HSTU, HSTUConfig, LossConfig("softmax")),
     "gru4rec": ModelKind("GRU4Rec", GRU4Rec, GRU4RecConfig, LossConfig("bpr", negatives=32)),
     "caser": ModelKind(
         "Caser", Caser, CaserConfig, LossConfig("bce", targets="window", negatives=3)

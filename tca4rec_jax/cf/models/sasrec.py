@@ -103,12 +103,18 @@ class SASRec(base.SequenceModel):
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.blocks)])
         self.final_norm = nnx.LayerNorm(config.units, epsilon=NORM_EPSILON, rngs=rngs)
 
+    @property
+    def any_width(self) -> bool:
+        """Whether padding has no effect."""
+        return self.config.mask_padding
+
     def hidden(self, history_BxS: jax.Array, key: Key = None, last_only: bool = False) -> jax.Array:
         """The vectors after every position, or after the last one alone, float32 [B, Q, D]."""
         keys = base.split_key(key, 1 + len(self.blocks))
         real_BxS = history_BxS != PAD_ITEM
         x_BxQxD = self.item_table[...][jnp.maximum(history_BxS, 0)] * jnp.sqrt(self.config.units)
-        x_BxQxD = jnp.where(real_BxS[:, :, None], x_BxQxD, 0.0) + self.position_table[...][None]
+        position_SxD = self.position_table[...][-history_BxS.shape[1] :]
+        x_BxQxD = jnp.where(real_BxS[:, :, None], x_BxQxD, 0.0) + position_SxD[None]
         x_BxQxD = base.dropout(x_BxQxD, self.config.dropout, keys[0])
         mask_padding = self.config.mask_padding
         allowed_BxSxS = _allowed(real_BxS if mask_padding else jnp.ones_like(real_BxS))
