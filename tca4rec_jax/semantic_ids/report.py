@@ -154,8 +154,8 @@ def write_report(folder: Path, report: Mapping[str, Any], ids: SemanticIds) -> N
         *(f"{line}\n" for line in lines_of(report)),
         markdown_table(level_rows(report), first_column="level"),
         "Tokens: those in use, with the entropy and perplexity of their use by the items. "
-        "Prefixes: different ids, cut after this level. Distance left: mean squared distance of the "
-        "embeddings from what the quantiser's codes so far stand for, relative to that from "
+        "Prefixes: different ids, cut after this level. Distance left: mean squared distance of "
+        "the embeddings from what the quantiser's codes so far stand for, relative to that from "
         "their mean. CF entropy resolved: what a level says about the next item of the CF model "
         "once the tokens before it are known, a mean over users.\n",
         "![how codes are used, what they resolve](report.png)\n",
