@@ -113,6 +113,23 @@ def write_gguf(folder: Path) -> None:
     writer.close()
 
 
+def write_sentencepiece(folder: Path) -> None:
+    writer = gguf.GGUFWriter(str(folder / "model.gguf"), "gemma3")
+    writer.add_tokenizer_model("llama")
+    tokens = ["<unk>", "<bos>", "<0x61>", "▁", *"abcd", "ab", "▁ab", "\n", "  "]
+    writer.add_token_list(tokens)
+    writer.add_token_types([2, 3, 6, *[1] * 7, 4, 4])
+    writer.add_token_scores([-float(number) for number in range(len(tokens))])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def read_weights(path: Path) -> dict[str, np.ndarray]:
     return stored(load_weights(path)[1])
 
@@ -191,6 +208,7 @@ WEIGHTS, INDEX, GGUF = "model-1.safetensors", "model.safetensors.index.json", "m
 KINDS = {
     "GGUF": Kind(GGUF, write_gguf, read_weights),
     "GGUF tokenizer": Kind(GGUF, write_gguf, read_tokenizer),
+    "SentencePiece in GGUF": Kind(GGUF, write_sentencepiece, read_tokenizer),
     "safetensors": Kind(WEIGHTS, write_hugging_face, lambda path: read_weights(path.parent)),
     "index": Kind(INDEX, write_hugging_face, lambda path: read_weights(path.parent), False),
     "config": Kind("config.json", write_hugging_face, lambda p: read_weights(p.parent), False),

@@ -57,6 +57,7 @@ SPECIAL_TOKENS = {
 }
 ADD_BOS = "tokenizer.ggml.add_bos_token"
 SPACE = "▁"  # SentencePiece's
+LONGEST_PIECE = 256  # letters; a longer one would take long to split, and is never made of others
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -130,7 +131,11 @@ def _sentencepiece(file: GGUFFile) -> Tokenizer:
         file.field(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type", "scores")
     )
     pieces = zip(scores, tokens, kinds, strict=True)
-    scored = {token: score for score, token, kind in pieces if kind == NORMAL}
+    scored = {
+        token: score
+        for score, token, kind in pieces
+        if kind == NORMAL and len(token) <= LONGEST_PIECE
+    }
     merges = [
         (piece[:at], piece[at:])
         for piece in sorted(scored, key=scored.__getitem__, reverse=True)

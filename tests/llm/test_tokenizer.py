@@ -2,6 +2,7 @@
 and transformers."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,6 +134,7 @@ def gemma(gemma_path):
     return load_tokenizer(gemma_path)
 
 
+@pytest.mark.slow
 def test_gemma3_encodes_as_sentencepiece(gemma):
     golden = json.loads((GOLDENS / "gemma3_tokens.json").read_text("utf-8"))
     encoder = text_encoder(gemma, "never")
@@ -143,6 +145,7 @@ def test_gemma3_encodes_as_sentencepiece(gemma):
     assert make_gemma_golden.digest(map(encoder.inside, lines)) == golden["movielens"]
 
 
+@pytest.mark.slow
 def test_special_tokens_of_gemma3(gemma):
     assert (gemma.bos_token_id, gemma.eos_token_id, gemma.pad_token_id) == (2, 1, 0)
     assert (gemma.unk_token_id, len(gemma)) == (3, 262144)
@@ -180,11 +183,11 @@ def sentencepiece_bpe():
     return backend
 
 
-def write_sentencepiece(path, *more, prefix=None):
-    """The GGUF file of `sentencepiece_bpe` with more words at its end, as llama.cpp converts it."""
+def write_sentencepiece(path, *more, kind=4, prefix=None):
+    """The GGUF file of `sentencepiece_bpe`, as llama.cpp converts it, and more words of a kind."""
     words = list(sentencepiece_bpe().get_vocab(with_added_tokens=False).items())
     words = [*sorted(dict(words), key=dict(words).__getitem__), *more]
-    kinds = [2, 3, 3, *[6] * len(BYTES), *[1] * (len(words) - 259 - len(more)), *[4] * len(more)]
+    kinds = [2, 3, 3, *[6] * len(BYTES), *[1] * (len(words) - 259 - len(more)), *[kind] * len(more)]
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_tokenizer_model("llama")
     writer.add_token_list(words)
@@ -215,6 +218,13 @@ def test_sentencepiece_of_llama2_equals_transformers(tmp_path):
     assert (
         ours.decode(ours("Toy 東 Story")["input_ids"], skip_special_tokens=True) == "Toy 東 Story"
     )
+
+
+def test_an_endless_piece_of_sentencepiece_takes_no_time(tmp_path):
+    path = write_sentencepiece(tmp_path / "a.gguf", "ab" * 2**20, kind=1)
+    began = time.process_time()
+    assert load_tokenizer(path).tokenize("Toy")
+    assert time.process_time() - began < 5
 
 
 def test_what_a_user_of_sentencepiece_defined_is_never_taken_apart(tmp_path):
