@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
+from tiny_gemma import write_gemma
 from tiny_workdir import make_config
 
 from tca4rec_jax.cf.pipeline import run_cf
@@ -19,6 +20,13 @@ from tca4rec_jax.experiment import Experiment
 
 def no_files(workdir: Path, config: ConfigDict) -> None:
     """Most kinds need none."""
+
+
+def gemma(workdir: Path, config: ConfigDict) -> None:
+    """The LLM is a Gemma 3 of a GGUF file."""
+    config.llm.weights = str(workdir / "gemma.gguf")
+    if not Path(config.llm.weights).is_file():
+        write_gemma(Path(config.llm.weights))
 
 
 class Kind(NamedTuple):
@@ -61,6 +69,7 @@ KINDS = {
     "several templates": Kind(
         LAST | {"prompt.templates": ("a{history}.{target}", "bc{history}de{target}")}
     ),
+    "gemma 3": Kind({}, gemma),
     "every weight": Kind({"llm.train": "full", "optimizer.learning_rate": 1e-3}),
 }
 
