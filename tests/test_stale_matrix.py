@@ -68,6 +68,7 @@ INFERENCE = {  # field: another value; every reader notices
     "prompt.end": "y",
     "prompt.placeholder": "x",
     "prompt.bos": "never",
+    "prompt.chat": True,
     "prompt.max_tokens": 24,
     "data.history_length": 3,
 }

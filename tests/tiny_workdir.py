@@ -16,6 +16,7 @@ from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import init_params
 
 ITEMS = 12
+CHAT = "s{{ messages[0]['content'] | trim }}<|end|>{% if add_generation_prompt %}a{% endif %}"
 
 
 def make_workdir(path):
@@ -46,7 +47,7 @@ def make_workdir(path):
         path / "model",
         architecture,
         init_params(architecture, jax.random.key(0)),
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer),
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT),
         dtype="float32",
     )
     config = make_config(path, "any")

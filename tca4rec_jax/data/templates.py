@@ -34,6 +34,9 @@ class PromptTemplate:
         token; it ends the item in the trie. '' for none: then no item may begin another.
       placeholder: the text of the token that carries vectors, which nothing else may contain; by
         default a control token that the tokenizer reserves.
+      chat: put a template into the chat template of the LLM's tokenizer: what precedes {target} is
+        the user's message, the target the answer; `end` is then the end of an answer, such as
+        <|im_end|>.
       bos: whether a prompt begins with the tokenizer's BOS token: 'added' where the tokenizer adds
         it to a text, 'known' wherever it has one, 'never'.
       max_tokens: of a prompt; the latest items that fit are kept.
@@ -47,6 +50,7 @@ class PromptTemplate:
     target: str = ""
     end: str = "\n"
     placeholder: str = ""
+    chat: bool = False
     bos: Literal["added", "known", "never"] = "added"
     max_tokens: Count = 256
 
@@ -54,8 +58,8 @@ class PromptTemplate:
         for text in self.templates:
             parts = parse(text, "prompt.templates")
             check_fields_of(parts, (HISTORY, TARGET, USER), "prompt.templates")
-            fields = [field for _, field in parts if field != USER]
-            if fields != [HISTORY, TARGET]:
+            fields = [field for _, field in parts if field and field != USER]
+            if fields != [HISTORY, TARGET] or parts[-1][1] != TARGET:
                 raise UserError(
                     f"prompt.templates has {text!r}: expected {{history}} once, then {{target}} "
                     "once, at its end"

@@ -24,7 +24,10 @@ from tca4rec_jax.llm.from_scratch import FromScratch, id_tokenizer
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 
 # How the names of a tokenizer's files begin in a Hugging Face folder.
-_TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "spiece")
+_TOKENIZER = (
+    *("tokenizer", "special_tokens", "added_tokens", "chat_template"),
+    *("vocab", "merges", "spiece"),
+)
 
 # (architecture, path) -> where the parameter lives.
 Places = Callable[[DecoderConfig, str], Sharding]

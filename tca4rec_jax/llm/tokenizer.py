@@ -1,9 +1,10 @@
 """The tokenizer that a GGUF file describes (BPE of bytes or of SentencePiece), or a folder's own.
 
-`text_encoder` is what a prompt takes of it.
+`text_encoder` is what a prompt takes of it, `in_chat` puts prompts into its chat template.
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tca4rec_jax.data.item_tokens import TextEncoder
+from tca4rec_jax.data.templates import PromptTemplate, parse
 from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
 
@@ -56,6 +58,7 @@ SPECIAL_TOKENS = {
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
 ADD_BOS = "tokenizer.ggml.add_bos_token"
+CHAT_TEMPLATE = "tokenizer.chat_template"
 SPACE = "▁"  # SentencePiece's
 LONGEST_PIECE = 256  # letters; a longer one would take long to split, and is never made of others
 
@@ -105,7 +108,10 @@ def _gguf_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             single=[bos, "$A"], special_tokens=[(bos, tokens.index(bos))]
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        chat_template=file.field(CHAT_TEMPLATE, "") or None,
+        **special,
     )
 
 
@@ -198,6 +204,35 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase, bos: str) -> TextEncoder:
         control=control,
         spare=[text for text in control if text not in roles],
     )
+
+
+def in_chat(template: PromptTemplate, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
+    """The template as a chat: the text before {target} is a message of the user, the target the
+    model's answer. The chat template decides about BOS.
+
+    Raises UserError for a tokenizer without a chat template, or one that fails or changes a text.
+    """
+    texts = tuple(_chat_text(text, tokenizer) for text in template.templates)
+    return dataclasses.replace(template, templates=texts, bos="never")
+
+
+def _chat_text(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    *parts, (literal, _) = parse(text, "prompt.templates")
+    # Fields in no brackets that a chat template, or the text, could have.
+    marked = "".join(text + f"\ue000{field}\ue001" * bool(field) for text, field in parts) + literal
+    if tokenizer.chat_template is None:
+        raise UserError("prompt.chat is true, but the LLM's tokenizer has no chat template")
+    try:
+        message = {"role": "user", "content": marked}
+        chat = str(
+            tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        )
+    except Exception as error:  # whatever Jinja, or the template itself, raises
+        raise UserError(f"prompt.chat: the LLM's chat template fails: {error}") from error
+    if marked.strip() not in chat:
+        raise UserError("prompt.chat: the LLM's chat template does not hold a message as it is")
+    escaped = chat.replace("{", "{{").replace("}", "}}")
+    return escaped.replace("\ue000", "{").replace("\ue001", "}") + "{target}"
 
 
 def _plain_text(tokenizer: Tokenizer) -> Tokenizer:

@@ -24,7 +24,7 @@ from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.tokenizer import text_encoder
+from tca4rec_jax.llm.tokenizer import in_chat, text_encoder
 from tca4rec_jax.recommenders.recipe import Recipe
 from tca4rec_jax.training import examples
 from tca4rec_jax.training.state import TRAINED
@@ -38,6 +38,7 @@ def write_items(
 ) -> ItemTokens:
     """Titles and attributes as the texts of prompt.item and prompt.target say."""
     template = build(PromptTemplate, config.prompt)
+    template = in_chat(template, tokenizer) if template.chat else template
     return tokenise_items(catalogue.columns, text_encoder(tokenizer, template.bos), template)
 
 

@@ -15,9 +15,10 @@ from transformers import CanineTokenizer, LlamaTokenizer, PreTrainedTokenizerFas
 
 from tca4rec_jax.data.downloads import fetch
 from tca4rec_jax.data.item_tokens import tokenise_items
+from tca4rec_jax.data.prompts import prompts
 from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.llm.tokenizer import load_tokenizer, text_encoder
+from tca4rec_jax.llm.tokenizer import in_chat, load_tokenizer, text_encoder
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 
@@ -298,6 +299,57 @@ def test_a_control_token_in_a_title_is_text_or_refused():
     assert not set(items.written.values) & set(bpe.control.values())
     with pytest.raises(UserError, match="item 1: ' Heat </s> 2' contains </s> as this"):
         tokenise_items({"title": WATCHED}, unigram, SAYING)
+
+
+HISTORY = np.array([[0, 1]])
+CHAT = (
+    "{{ bos_token }}{% for one in messages %}[{{ one['role'] }}] {{ one['content'] | trim }}</s>"
+    "{% endfor %}{% if add_generation_prompt %}[{ 'me' }] {% endif %}"
+)
+
+
+def test_a_chat_is_that_of_the_tokenizer():
+    """Its own BOS and no other; control tokens where it has them; braces of its own."""
+    tokenizer = of_backend(sentencepiece_bpe())
+    tokenizer.chat_template = CHAT
+    template = PromptTemplate(
+        (SAID + "{history}\n{target}",), item="{title}", end="</s>", chat=True, bos="known"
+    )
+    chat = in_chat(template, tokenizer)
+    assert chat.templates == (f"<s>[user] {SAID}{{history}}</s>[{{{{ 'me' }}}}] {{target}}",)
+    encoder = text_encoder(tokenizer, chat.bos)
+    ids, _ = prompts(tokenise_items({"title": ("Toy", "Story")}, encoder, chat), HISTORY, 200)
+    pieces = (f"[user] {SAID}", "Toy", "\n", "Story")
+    before = [1, *(token for piece in pieces for token in encoder.inside(piece))]
+    assert ids[0].tolist() == [*before, 2, *encoder.inside("[{ 'me' }] ")]
+
+
+def test_the_chat_of_smollm2_is_in_its_file(smollm2_path):
+    tokenizer = load_tokenizer(smollm2_path)
+    template = PromptTemplate(
+        ("Seen:\n{history}\nNext:{target}",), item="{title}", end="<|im_end|>", chat=True
+    )
+    template = in_chat(template, tokenizer)
+    items = tokenise_items({"title": ("Heat", "Up")}, text_encoder(tokenizer, "never"), template)
+    ids, _ = prompts(items, HISTORY, 200)
+    message = {"role": "user", "content": "Seen:\nHeat\nUp\nNext:"}
+    expected = tokenizer.apply_chat_template([message], add_generation_prompt=True)["input_ids"]
+    assert ids[0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        (None, "has no chat template"),
+        ("{{ raise_exception('no') }}", "chat template fails: no"),
+        ("{{ messages[0]['content'] | upper }}", "does not hold a message as it is"),
+    ],
+)
+def test_a_chat_template_that_will_not_do_is_named(chat, message):
+    tokenizer = of_backend(sentencepiece_bpe())
+    tokenizer.chat_template = chat
+    with pytest.raises(UserError, match=message):
+        in_chat(PromptTemplate(chat=True), tokenizer)
 
 
 def test_the_code_of_a_folder_is_not_run(tmp_path, monkeypatch):

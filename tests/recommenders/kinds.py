@@ -70,6 +70,7 @@ KINDS = {
         LAST | {"prompt.templates": ("a{history}.{target}", "bc{history}de{target}")}
     ),
     "gemma 3": Kind({}, gemma),
+    "chat": Kind(INSTRUCTION | {"prompt.chat": True}),
     "every weight": Kind({"llm.train": "full", "optimizer.learning_rate": 1e-3}),
 }
 
