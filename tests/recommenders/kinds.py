@@ -4,6 +4,7 @@ test_every_kind.py, and eight_devices/test_every_kind.py, run each through all t
 has to show. A new kind is a row here.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from tiny_gemma import write_gemma
-from tiny_workdir import make_config
+from tiny_workdir import ITEMS, make_config
 
 from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.data.dataset import prepare
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.fileio import write_text
 
 
 def no_files(workdir: Path, config: ConfigDict) -> None:
@@ -27,6 +29,12 @@ def gemma(workdir: Path, config: ConfigDict) -> None:
     config.llm.weights = str(workdir / "gemma.gguf")
     if not Path(config.llm.weights).is_file():
         write_gemma(Path(config.llm.weights))
+
+
+def write_ids(workdir: Path, config: ConfigDict) -> None:
+    """Two tokens an item, and two items with the same."""
+    ids = {str(item): [f"<a_{item // 4}>", f"<b_{min(item, 10) % 4}>"] for item in range(ITEMS)}
+    write_text(workdir / "ids" / "ids.json", json.dumps(ids))
 
 
 class Kind(NamedTuple):
@@ -71,6 +79,16 @@ KINDS = {
     ),
     "gemma 3": Kind({}, gemma),
     "chat": Kind(INSTRUCTION | {"prompt.chat": True}),
+    "from scratch, ids": Kind(
+        {"prompt.item": "{id}", "prompt.templates": ("{history}{target}",)}
+        | {"prompt.separator": "", "prompt.end": "", "llm.weights": "random"}
+        | {"llm.train": "full", "llm.dropout": 0.2, "llm.random.hidden_size": 16}
+        | {"llm.random.num_layers": 2, "llm.random.num_kv_heads": 2, "llm.random.head_dim": 4},
+        write_ids,
+    ),
+    "ids, new rows": Kind(
+        LAST | {"prompt.item": "{id}", "prompt.target": "{id}", "prompt.separator": "."}, write_ids
+    ),
     "every weight": Kind({"llm.train": "full", "optimizer.learning_rate": 1e-3}),
 }
 
