@@ -9,7 +9,7 @@
     python launch/evaluate.py --config=$C:$D --workdir=$W --runs=plain,aligned
 
 Two CPU cores: 1.2 million parameters, about 640 thousand tokens an epoch; not run to its end yet.
-Without ids.path the ids of launch/make_ids.py in the work directory are taken. Where this differs
+Without ids.path those of launch/make_ids.py in the work directory are taken. Where this differs
 from the original: a decoder alone instead of an encoder and a decoder, every item of a sequence is
 a target in one pass instead of one, no token for the user, the softmax is over the trie's children,
 and beams are kept to the trie, ranked by item, without items of the history.
