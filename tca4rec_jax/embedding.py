@@ -34,6 +34,7 @@ from tca4rec_jax.distributed.multihost import (
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import atomic_path, check_room, remove
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.tokenizer import text_encoder
 from tca4rec_jax.provenance import FILE, Provenance
 from tca4rec_jax.training.run_inputs import llm_inputs
@@ -55,14 +56,15 @@ def embed_items(experiment: Experiment, run: str = "") -> Path:
     folder, mesh = embeddings_folder(experiment.workdir), experiment.mesh
     sharding.check_batch_size(mesh, config.batch_size, "embedding.batch_size", "prompts")
     longest = min(config.max_tokens, experiment.source.architecture.max_positions)
-    encoder = text_encoder(experiment.tokenizer, experiment.config.prompt.bos)
+    encoder = text_encoder(experiment.source.tokenizer, experiment.config.prompt.bos)
     texts = tokenise(item_texts(config.text, catalogue), encoder, longest)
     made_from = Provenance("item embeddings", EMBED_ITEMS, _inputs(experiment, run))
     check_processes_agree(made_from.fingerprint, "item texts or LLM")
     with only_writing_job(folder):
         parts = _Parts(folder, np.argsort(-texts.tokens.lengths, kind="stable"))
         if missing := parts.begin(made_from):
-            decoder = experiment.inference_decoder(run)
+            # As it came: the ids that prompts may show are made of what is written here.
+            decoder = experiment.inference_decoder(run) if run else Decoder(*experiment.pretrained)
             num_bytes = 8 * catalogue.num_items * decoder.config.hidden_size
             check_room(folder, num_bytes, f"embeddings of {catalogue.num_items} items")
             embedder = Embedder(decoder, mesh, config.pooling, config.batch_size)

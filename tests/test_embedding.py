@@ -78,6 +78,16 @@ def test_embeddings_are_those_of_single_texts(workdir, pooling):
     assert {file.name for file in (workdir / "item_embeddings").iterdir()} == {VECTORS, FILE}
 
 
+def test_prompts_with_ids_need_none_yet(workdir):
+    experiment = experiment_of(workdir)
+    path = embed_items(experiment)
+    expected = path.read_bytes()
+    shutil.rmtree(path.parent)
+    experiment = experiment_of(workdir)
+    experiment.config.prompt.item = "{id}"  # of ids that these embeddings are for
+    assert embed_items(experiment).read_bytes() == expected
+
+
 def test_a_text_may_have_attributes():
     catalogue = Catalogue(("7", "8"), ("Doll", "Kite"), {"brand": ("Ada", "")})
     texts = item_texts("{title} by {brand}", catalogue)
@@ -172,11 +182,10 @@ def test_wrong_settings_are_refused_before_weights_are_read(workdir, monkeypatch
 
 def test_states_that_are_not_finite_name_the_item(workdir):
     experiment = experiment_of(workdir)
-    decoder = experiment.inference_decoder("")
+    architecture, params = experiment.pretrained
     token = text_encoder(experiment.tokenizer, "never").inside("l")[0]
-    embedding_VxD = decoder.embedding[...]
-    decoder.embedding[...] = embedding_VxD.at[token].set(jnp.inf)
-    experiment.__dict__["inference_decoder"] = lambda run: decoder
+    broken_VxD = params["embedding"].at[token].set(jnp.inf)
+    experiment.__dict__["pretrained"] = architecture, params | {"embedding": broken_VxD}
     with pytest.raises(FloatingPointError, match="item '11': the LLM's hidden states"):
         embed_items(experiment)
 
