@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_workdir
+from forked import Script
 
 from tca4rec_jax.config import build
 from tca4rec_jax.data.dataset import load
@@ -103,3 +105,21 @@ def test_without_cf_logits_the_report_leaves_them_out(workdir, tmp_path):
 def test_refuses_before_any_work(workdir, changes, expected):
     with pytest.raises(UserError, match=expected):
         _make(workdir, **changes)
+
+
+def test_the_script_prints_the_report(workdir):
+    config = workdir / "config.py"
+    config.write_text(
+        "import tiny_workdir\nfrom pathlib import Path\n"
+        f"get_config = lambda arg='': tiny_workdir.make_config(Path({str(workdir)!r}), 'any')\n"
+    )
+    script = Path(__file__).parents[2] / "launch" / "make_ids.py"
+    command = [str(script), f"--config={config}", f"--workdir={workdir}"]
+    command += [f"--config.ids.item_vectors={workdir}/vectors.npy", "--config.ids.codes=(4,4)"]
+    done = Script(command, {}).completed()
+    assert done.returncode == 0, done.stderr
+    assert "1: <a_..>" in done.stdout
+    assert "12 items, 12 ids, 0 items share theirs with another one." in done.stdout
+    refused = Script([*command[:-1], "--config.ids.codes=(4,0)"], {}).completed()
+    assert refused.returncode == 1
+    assert "make_ids: ids.codes is (4, 0): expected at least 1" in refused.stderr
