@@ -56,10 +56,10 @@ def by_assignment(quantised: Quantised) -> np.ndarray:
     *_, prefix_I = np.unique(codes_IxL[:, :-1], axis=0, return_inverse=True)
     item_n = np.flatnonzero(np.isin(prefix_I, prefix_I[_shared(codes_IxL)[0]]))
     item_n = item_n[np.argsort(prefix_I[item_n], kind="stable")]
-    starts = np.flatnonzero(np.diff(prefix_I[item_n], prepend=-1))
-    for items in np.split(item_n, starts[1:]):
-        cost = squared_distances(quantised.last_IxE[items], quantised.last_KxE)
-        row, code = linear_sum_assignment(np.asarray(cost))
+    cost_nxK = np.asarray(squared_distances(quantised.last_IxE[item_n], quantised.last_KxE))
+    starts = np.flatnonzero(np.diff(prefix_I[item_n], prepend=-1))[1:]
+    for items, cost in zip(np.split(item_n, starts), np.split(cost_nxK, starts), strict=True):
+        row, code = linear_sum_assignment(cost)
         codes_IxL[items[row], -1] = code
     return codes_IxL
 

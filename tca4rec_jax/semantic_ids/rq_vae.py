@@ -188,8 +188,7 @@ def fit_rq_vae(
     progress = tqdm(range(config.epochs), desc="RQ-VAE", unit="epoch")
     for epoch in progress:
         epoch_key, group_key = jax.random.split(jax.random.fold_in(key, epoch))
-        books = [book[...] for book in nnx.merge(graph, state[0]).codebooks]
-        groups = _groups(books, group_key) if config.diversity_weight else ()
+        groups = _groups(nnx.merge(graph, state[0]), group_key) if config.diversity_weight else ()
         order = rng.permutation(len(embedding_IxE))[: steps * batch_size]
         batches_TxB = order.reshape(steps, batch_size).astype(np.int32)
         state, losses = _epoch(graph, config, items, state, batches_TxB, groups, epoch_key)
@@ -235,12 +234,12 @@ def _start_codebooks(model: RQVAE, embedding_IxE: jax.Array, key: jax.Array) -> 
         residual_IxW = residual_IxW - codebook[...][code_I]
 
 
-def _groups(books: Sequence[jax.Array], key: jax.Array) -> tuple[jax.Array, ...]:
+def _groups(model: RQVAE, key: jax.Array) -> tuple[jax.Array, ...]:
     """The group of every code of each level, at least two in each."""
-    return tuple(
-        k_means(book, key, max(1, min(_CODE_GROUPS, len(book) // 2)), balanced=True)[1]
-        for book in books
-    )
+    books = [book[...] for book in model.codebooks]
+    counts = [max(1, min(_CODE_GROUPS, len(book) // 2)) for book in books]
+    pairs = zip(books, counts, strict=True)
+    return tuple(k_means(book, key, count, balanced=True)[1] for book, count in pairs)
 
 
 def _optimizer(config: RQVAEConfig) -> optax.GradientTransformation:
