@@ -5,7 +5,8 @@
     python launch/export.py ... --format=peft --base_model=meta-llama/Llama-3.2-3B
 
 Needs the run's checkpoints from train. Writes the new folder OUTPUT: with `peft` the adapters, with
-`merged` the whole model, with `base` the model without adapters, which `peft` is loaded on.
+`merged` the whole model, with `base` the model without adapters, which `peft` is loaded on. A
+projector of CF vectors is written with the first two, and a README.md that says how to use it.
 """
 
 from pathlib import Path
@@ -19,6 +20,7 @@ from tca4rec_jax.lease import only_writer
 from tca4rec_jax.llm.checkpoints.export import DTYPES, LOADING, check_vacant, export_decoder
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.ranges import LocalPath
+from tca4rec_jax.recommenders.vectors import describe_vectors
 from tca4rec_jax.reporting import show
 
 _FORMAT = flags.DEFINE_enum("format", None, list(LOADING), "What is written.", required=True)
@@ -43,6 +45,7 @@ def export(config, workdir):
             dtype=_DTYPE.value,
             base_model=_BASE_MODEL.value or _base_model(config.llm.weights),
             made_from=Provenance("export", "launch/export.py", inputs),
+            vectors=describe_vectors(experiment),
         )
     show(_OUTPUT.value, f"load it with {how_to_load}")
 

@@ -23,7 +23,7 @@ from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.config import build
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.core.trie import DeviceTrie
-from tca4rec_jax.data.templates import shows_ids
+from tca4rec_jax.data.templates import carried_vectors, shows_ids
 from tca4rec_jax.decoding import search_programs
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.grounding import TitleIndex
@@ -35,7 +35,7 @@ from tca4rec_jax.llm.checkpoints.hugging_face import CONFIG, read_config
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.from_scratch import RANDOM, FromScratch
 from tca4rec_jax.train import TrainStep
-from tca4rec_jax.training.batches import BatchShape, abstract_batch, round_up
+from tca4rec_jax.training.batches import BatchShape, abstract_batch, abstract_soft_tokens, round_up
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,6 +106,22 @@ class AbstractExperiment(Experiment):
         lacks = shows_ids(config.prompt) and config.llm.weights != RANDOM
         return range(first, first + ID_TOKENS * lacks)
 
+    @cached_property
+    def item_vectors(self) -> Any:
+        """The shape of what placeholders of items carry: vectors of the CF model's width."""
+        if not carried_vectors(self.config.prompt):
+            return None
+        width = vector_width(self.config.cf)
+        return jax.ShapeDtypeStruct((self.num_items, width), jnp.float32)
+
+    def soft_tokens(self, titles: int) -> tuple[int, int] | None:
+        """(placeholders of a row with so many titles, the width of a vector); None without."""
+        if self.item_vectors is None:
+            return None
+        prompt = self.config.prompt
+        of_item, of_user = prompt.item.count("{vector}"), prompt.templates[0].count("{user}")
+        return titles * of_item + of_user, self.item_vectors.shape[1]
+
     def cf_arrays(self, items: CFItems | None) -> tuple[CFItems | None, DeviceTrie]:
         """The items and a trie of the catalogue's sizes, as shapes."""
         return items, self.sizes.trie()
@@ -171,7 +187,9 @@ def train(experiment: AbstractExperiment, *, projected: bool = True) -> Lowered:
     hidden = None
     if experiment.caches_hidden_states:
         hidden = experiment.architecture.hidden_size, jnp.dtype(config.llm.dtype)
-    batch = abstract_batch(config.training.batch_size, experiment.batch_shape, width, hidden)
+    shape, history = experiment.batch_shape, config.data.history_length
+    soft = experiment.soft_tokens(max(shape.titles, history))
+    batch = abstract_batch(config.training.batch_size, shape, width, hidden, soft)
     return step.lower(state, experiment.put(batch, sharding.row_sharding(experiment.mesh)))
 
 
@@ -212,7 +230,9 @@ def _prefill_arguments(experiment: AbstractExperiment) -> tuple[tuple, dict[str,
     trie, temperature_T = experiment.put((trie, temperature_T), sharding.replicated(mesh))
     batch, tokens = config.inference.batch_size, experiment.batch_shape.tokens
     shapes: Any = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((batch, tokens), (batch,))]
-    texts = experiment.put(Texts(*shapes), sharding.row_sharding(mesh, "prompts"))
+    soft = abstract_soft_tokens(batch, experiment.soft_tokens(config.data.history_length))
+    texts = Texts(*shapes)._replace(soft=soft)
+    texts = experiment.put(texts, sharding.row_sharding(mesh, "prompts"))
     program = SearchProgram(mesh, graph, search_config)
     return (state, texts, None, trie, temperature_T), {"program": program, "capacity": tokens}
 

@@ -23,7 +23,9 @@ from tca4rec_jax.data.prompts import USER, Prompts
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.templates import USER as USER_FIELD
 from tca4rec_jax.data.templates import carried_vectors
+from tca4rec_jax.distributed.sharding import tree_shardings
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.llm.checkpoints.projector_file import read_projector
 from tca4rec_jax.llm.projector import Projector, ProjectorConfig, SoftTokens, init_projector
 from tca4rec_jax.training.run_inputs import training_split
 
@@ -144,7 +146,31 @@ def first_projector(experiment: "Experiment") -> Projector:
     sizes = experiment.item_vectors.shape[1], experiment.architecture.hidden_size
     key = jax.random.fold_in(jax.random.key(experiment.config.seed), _STREAM)
 
-    def fresh(key):
-        return {"projector": {"layers": init_projector(config, *sizes, key)}}
+    def tree(layers):  # so that every parameter's sharding is found by its path
+        return {"projector": {"layers": layers}}
 
-    return Projector(config, experiment.compute(fresh, key)["projector"]["layers"], *sizes)
+    if file := experiment.config.projector.weights:
+        params = tree(read_projector(file, config, *sizes))
+        places = tree_shardings(experiment.mesh, experiment.architecture, params)
+        params = experiment.put(params, places)
+    else:
+        params = experiment.compute(lambda key: tree(init_projector(config, *sizes, key)), key)
+    return Projector(config, params["projector"]["layers"], *sizes)
+
+
+def describe_vectors(experiment: "Experiment") -> dict[str, object]:
+    """What the README.md of an exported projector says, see `write_projector`."""
+    config, token = experiment.config, experiment.items.placeholder
+    if token is None:
+        return {}
+    scale, note = experiment.architecture.embedding_scale, ""
+    if scale != 1:
+        note = f"\nWhere the LLM scales inputs_embeds itself, divide the projected by {scale:g}.\n"
+    return {
+        "token": token,
+        "text": experiment.tokenizer.convert_ids_to_tokens(token),
+        "vectors": config.projector.vectors or f"the vectors of cf.model={config.cf.model!r}",
+        "template": config.prompt.templates[0],
+        "item": config.prompt.item,
+        "note": note,
+    }

@@ -77,8 +77,16 @@ def abstract_batch(
         targets=Targets(position, position, *weights, decisions),
         cf_BxPxD=of(np.float32, shape.titles, cf_width),
         frozen_BxSxD=cached and of(cached[1], shape.tokens, cached[0]),
-        soft=soft and SoftTokens(of(np.int32, soft[0]), of(np.float32, *soft)),
+        soft=abstract_soft_tokens(rows, soft),
     )
+
+
+def abstract_soft_tokens(rows: int, sizes: tuple[int, int] | None) -> SoftTokens | None:
+    """The shapes of soft tokens of rows, `sizes` (number, width) in each; None without."""
+    if sizes is None:
+        return None
+    positions: Any = jax.ShapeDtypeStruct((rows, sizes[0]), np.int32)
+    return SoftTokens(positions, jax.ShapeDtypeStruct((rows, *sizes), np.float32))
 
 
 class NoLogits:

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from tiny_workdir import ITEMS, make_config, make_workdir
 
 from tca4rec_jax.cf.pipeline import run_cf
@@ -10,10 +11,12 @@ from tca4rec_jax.config import check_llm
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.prompts import USER, Prompts
 from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.llm.checkpoints.export import export_decoder
 from tca4rec_jax.provenance import StaleError
-from tca4rec_jax.recommenders.vectors import SoftRows, soft_rows
+from tca4rec_jax.recommenders.vectors import SoftRows, describe_vectors, soft_rows
 from tca4rec_jax.train import first_run, load_batches, train
 from tca4rec_jax.training.curriculum import Curriculum
 
@@ -184,6 +187,61 @@ def test_two_stages(workdir):
     ):
         assert np.abs(ours[...] - theirs[...]).max() > 1e-3
     assert Experiment(config, workdir).training_inputs["training.start_from"][1] == 2
+
+
+def test_an_export_opened_again_gives_the_same_lists(workdir, tmp_path):
+    """The merged LLM and the projector beside it; of another CF width the latter is refused."""
+    config = config_of(workdir, templates=("q{user}{history}z{target}",))
+    config.run = "exported"
+    config.training.steps = 2
+    config.projector.update(width=5, activation="relu")
+    experiment, folder = Experiment(config, workdir), tmp_path / "out"
+    train(experiment)
+    export_decoder(
+        folder,
+        experiment.trained_decoder("exported"),
+        experiment.tokenizer,
+        kind="merged",
+        dtype="float32",
+        base_model=None,
+        vectors=describe_vectors(experiment),
+    )
+    readme = (folder / "README.md").read_text()
+    sizes = "Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 64)"
+    for part in (sizes, "token 26 ('y')", "cf.model='sasrec'", "'q{user}{history}z{target}'"):
+        assert part in readme
+    with safe_open(folder / "projector.safetensors", framework="np") as file:
+        shapes = {name: file.get_tensor(name).shape for name in file.keys()}  # noqa: SIM118
+    assert shapes == {"0.weight": (5, 3), "0.bias": (5,), "2.weight": (64, 5), "2.bias": (64,)}
+    histories = [["0", "1"], ["3"]]
+    expected = Recommender.load(workdir, "exported").recommend(histories, k=4)
+    config.llm.weights = str(folder)
+    config.projector.weights = str(folder / "projector.safetensors")
+    again = Recommender(Experiment(config, workdir), "").recommend(histories, k=4)
+    for ours, theirs in zip(again, expected, strict=True):
+        assert [one.item_id for one in ours] == [one.item_id for one in theirs]
+        scores = [[one.score for one in found] for found in (ours, theirs)]
+        np.testing.assert_allclose(*scores, atol=1e-5)
+    refused = {
+        "width": (7, r"0.weight has shape \(5, 3\), expected \(7, 3\)"),
+        "activation": ("gelu", "has the activation 'relu', but projector.activation is 'gelu'"),
+    }
+    for field, (value, message) in refused.items():
+        config.projector.update({"width": 5, "activation": "relu", field: value})
+        with pytest.raises(UserError, match=f"projector.safetensors.* {message}"):
+            Experiment(config, workdir).decoder  # noqa: B018
+    config.projector.update(width=5, activation="relu")
+    np.save(tmp_path / "own.npy", np.ones((ITEMS, 4), np.float32))
+    config.projector.vectors = str(tmp_path / "own.npy")
+    config.prompt.templates = ("q{history}z{target}",)
+    with pytest.raises(UserError, match="takes vectors of width 3, but those here have 4"):
+        Experiment(config, workdir).decoder  # noqa: B018
+
+
+def test_the_pretrained_llm_reads_no_vectors(workdir):
+    config = config_of(workdir)
+    assert Experiment(config, workdir).inference_decoder("").projector is None
+    assert Experiment(config, workdir).decoder.projector is not None
 
 
 def test_a_run_that_cannot_be_started_from(workdir):

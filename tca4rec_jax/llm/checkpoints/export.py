@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tca4rec_jax.llm.checkpoints.hugging_face import (
     param_paths,
     stored_tensors,
 )
+from tca4rec_jax.llm.checkpoints.projector_file import write_projector
 from tca4rec_jax.llm.config import DecoderConfig, check_shapes
 from tca4rec_jax.llm.decoder import Decoder, check_adapters
 from tca4rec_jax.llm.families import config_fields
@@ -68,10 +69,12 @@ def export_decoder(
     dtype: str,
     base_model: str | None,
     made_from: Provenance | None = None,
+    vectors: Mapping[str, object] | None = None,
 ) -> str:
     """Writes a trained decoder; returns one line on how to load it.
 
-    Quantised weights are written as the floats that they stand for.
+    Quantised weights are written as the floats that they stand for. A projector is written beside
+    what it was trained with.
 
     Args:
       kind: 'peft' (the adapters), 'merged' (one model, adapters included) or 'base' (the model that
@@ -80,6 +83,7 @@ def export_decoder(
       base_model: the base model's name on the Hub or its folder, for the adapters' config; None if
         it has none that PEFT could load.
       made_from: written with it.
+      vectors: of a decoder with a projector, what `write_projector` says of them.
 
     Raises UserError for another kind or dtype, a kind other than 'merged' for a decoder without
     adapters or with new rows, and as `write_peft_adapter` and `write_hugging_face`.
@@ -109,6 +113,8 @@ def export_decoder(
                 params = decoder.new_rows.merge(params)
                 config = dataclasses.replace(config, vocab_size=params["embedding"].shape[0])
             write_hugging_face(new, config, params, tokenizer, dtype=dtype)
+        if decoder.projector is not None and kind != "base":
+            write_projector(new, decoder.projector, vectors or {})
         if made_from is not None:
             made_from.save(new)
     return LOADING[kind].format(folder=str(folder))
