@@ -18,6 +18,7 @@ from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.data.dataset import prepare
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
+from tca4rec_jax.train import train
 
 
 def no_files(workdir: Path, config: ConfigDict) -> None:
@@ -37,6 +38,14 @@ def write_ids(workdir: Path, config: ConfigDict) -> None:
     write_text(workdir / "ids" / "ids.json", json.dumps(ids))
 
 
+def train_on_texts(workdir: Path, config: ConfigDict) -> None:
+    """The first stage of CoLLM: adapters of prompts without vectors."""
+    if not (workdir / "llm" / "texts").exists():
+        first = make_config(workdir, "texts")
+        first.objective.alpha = 0.0
+        train(Experiment(first, workdir))
+
+
 class Kind(NamedTuple):
     """Fields of the config by their dotted names; what writes further files, and names them."""
 
@@ -50,6 +59,18 @@ INSTRUCTION = LAST | {
     "prompt.item": '"{title}"',
     "prompt.separator": ".",
     "prompt.end": "<|end|>",
+}
+VECTORS = LAST | {
+    "cf.model": "sasrec",
+    "cf.max_epochs": 1,
+    "cf.history_length": 4,
+    "cf.sasrec.units": 6,
+    "prompt.item": " {title}{vector}",
+    "prompt.separator": ".",
+}
+FEATURES = VECTORS | {
+    "prompt.templates": ("q{user}{history}.{target}",),
+    "projector.activation": "relu",
 }
 KINDS = {
     "titles": Kind(),
@@ -69,6 +90,18 @@ KINDS = {
         | {"objective.mean_over": "decisions", "objective.form": "cross_entropy"}
     ),
     "tallrec, next title": Kind(INSTRUCTION | {"objective.form": "cross_entropy"}),
+    "llara": Kind(
+        VECTORS
+        | {"prompt.templates": ("qa{history}.{target}", "b{history}.c{target}")}
+        | {"projector.curriculum": True}
+    ),
+    "tca features": Kind(FEATURES | {"projector.width": 20}),
+    "collm, second stage": Kind(
+        FEATURES
+        | {"projector.width": 60, "training.start_from": "texts", "lora.train": False}
+        | {"objective.form": "cross_entropy"},
+        train_on_texts,
+    ),
     "attributes": Kind(
         LAST
         | {"data.attributes": ("brand",), "prompt.item": " {title}.{brand}"}

@@ -16,6 +16,7 @@ from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.llm.checkpoints.export import export_decoder
+from tca4rec_jax.recommenders.vectors import describe_vectors
 from tca4rec_jax.train import load_batches, train
 from tca4rec_jax.training.log import TrainingLog
 
@@ -113,9 +114,12 @@ def test_an_export_opened_again_gives_the_same_lists(trained, tmp_path):
         kind="merged",
         dtype="float32",
         base_model="",
+        vectors=describe_vectors(whole),
     )
-    weights = str(tmp_path / "merged")
-    opened = experiment_of(kind, whole.workdir, "opened", llm__weights=weights)
+    changes = {"llm__weights": str(tmp_path / "merged")}
+    if whole.item_vectors is not None:
+        changes["projector__weights"] = str(tmp_path / "merged" / "projector.safetensors")
+    opened = experiment_of(kind, whole.workdir, "opened", **changes)
     expected = Recommender(whole, "whole").recommend(HISTORIES, k=3)
     found = Recommender(opened, "").recommend(HISTORIES, k=3)
     for ours, theirs in zip(found, expected, strict=True):
