@@ -10,10 +10,9 @@
 Two CPU cores; not run yet. As published: LoRA of rank 8 and alpha 16 with dropout 0.05 on the
 queries and values, plain next-token prediction of the answer. Its learning rate is 1e-4 over 50
 epochs of 1,024 rows in batches of 128; here 1e-3 over 250 steps of 16 rows, since a run on two
-cores is that short. Lists are beams over the trie of the titles, with the probabilities of the
-whole vocabulary and no legal token left out of their softmax; `:decoding.find=grounding` generates
-freely and takes the titles that are nearest to what was written, as published. With another LLM
-give the end of its answers in prompt.end.
+cores is that short. Lists are beams over the trie of the titles, scored by the probabilities of the
+whole vocabulary; `:decoding.find=grounding` generates freely and ranks the titles by their distance
+to what was written, as published. With another LLM give the end of its answers in prompt.end.
 """
 
 from tca4rec_jax.config import apply_argument, movielens_config
