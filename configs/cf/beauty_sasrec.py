@@ -1,8 +1,8 @@
 """SASRec on Amazon Beauty, leave one out, with the cross-entropy over all items.
 
-    C=configs/cf/beauty_sasrec.py:data.interactions=Beauty.inter.json W=runs/beauty
+    C=configs/cf/beauty_sasrec.py:data.interactions=Beauty.inter.json W=runs/beauty_sasrec
     python launch/prepare_data.py --config=$C --workdir=$W
-    python launch/train_cf.py --config=$C --workdir=$W
+    python launch/train_cf.py --config=$C --workdir=$W      # --config.cf.seed=1 for another seed
 
 Not run yet.
 """
@@ -12,5 +12,7 @@ from tca4rec_jax.config import apply_argument, beauty_config
 
 def get_config(arg=""):
     config = beauty_config()
-    config.cf.sasrec.loss = "softmax"
+    config.cf.model = "sasrec"
+    config.cf.max_epochs = 60
+    config.cf.sasrec.update(loss="softmax", targets="rows", dropout=0.5)
     return apply_argument(config, arg)

@@ -1,0 +1,18 @@
+"""HSTU on Amazon Beauty, leave one out, with the cross-entropy over all items.
+
+    C=configs/cf/beauty_hstu.py:data.interactions=Beauty.inter.json W=runs/beauty_hstu
+    python launch/prepare_data.py --config=$C --workdir=$W
+    python launch/train_cf.py --config=$C --workdir=$W      # --config.cf.seed=1 for another seed
+
+Not run yet.
+"""
+
+from tca4rec_jax.config import apply_argument, beauty_config
+
+
+def get_config(arg=""):
+    config = beauty_config()
+    config.cf.model = "hstu"
+    config.cf.max_epochs = 60
+    config.cf.hstu.update(loss="softmax", targets="rows", dropout=0.5)
+    return apply_argument(config, arg)
