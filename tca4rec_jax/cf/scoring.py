@@ -101,15 +101,24 @@ def user_vectors(
 
     def narrow(position_B):
         """The program of the least width, 16 times a power of two, that holds all histories."""
-        needed = np.max(position_B - sequences.offsets[sequences.row_of(position_B)], initial=1)
+        needed = np.max(_histories(sequences, position_B), initial=1)
         width = NARROWEST << int(-(-needed // NARROWEST) - 1).bit_length()
         return program(position_B, min(width, longest))
 
-    vectors = functools.partial(
-        map_batches, narrow if model.any_width else program, batch_size=batch_size
-    )
+    def short_first(position_m):
+        order_m = np.argsort(_histories(sequences, position_m), kind="stable")
+        vectors_mxD = map_batches(narrow, position_m[order_m], batch_size=batch_size)
+        return vectors_mxD[np.argsort(order_m)]
+
+    any_order = functools.partial(map_batches, program, batch_size=batch_size)
+    vectors = short_first if model.any_width and longest > NARROWEST else any_order
     columns = jax.eval_shape(program, np.zeros(1, np.int32)).shape[1]
     return LazyRows(vectors, positions.astype(np.int32), columns)
+
+
+def _histories(sequences: ItemSequences, position_m: np.ndarray) -> np.ndarray:
+    """How many items are before each position in its row, int64 [m]."""
+    return position_m - sequences.offsets[sequences.row_of(position_m)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -37,12 +37,13 @@ def test_user_vectors_of_every_position_against_one_history_at_a_time(model):
 def test_short_histories_are_padded_to_less_and_have_the_same_vectors():
     config = SASRecConfig(num_items=6, history_length=40, units=8, blocks=1)
     model = SASRec(config, rngs=nnx.Rngs(0))
-    lengths = [3, 20, 45]
+    lengths = [45, 3, 20]
     items = np.random.default_rng(0).integers(0, 6, sum(lengths))
     rows = ItemSequences(np.arange(3), items, np.cumsum([0, *lengths]), np.full(items.size, -1))
     history, _ = rows.histories_and_targets(40)
-    got = user_vectors(model, rows, rows.last_positions, batch_size=1)[:]
-    np.testing.assert_allclose(got, model.user_vectors(history), atol=1e-5)
+    got = user_vectors(model, rows, rows.last_positions, batch_size=1)
+    np.testing.assert_allclose(got[:], model.user_vectors(history), atol=1e-5)
+    np.testing.assert_allclose(got[1:], model.user_vectors(history[1:]), atol=1e-5)
 
 
 def test_user_vectors_of_chosen_positions(model):
