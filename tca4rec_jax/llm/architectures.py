@@ -37,6 +37,10 @@ ARCHITECTURES = {
     "qwen2.5-7b": DecoderConfig(
         152064, 3584, 18944, 28, 28, 4, 128, max_positions=131072, **_QWEN_2,
     ),
+    "qwen3-1.7b": DecoderConfig(
+        151936, 2048, 6144, 28, 16, 8, 128,
+        max_positions=32768, qk_norm=True, family="qwen3", **_TIED, **_QWEN,
+    ),
     "qwen3-4b": DecoderConfig(
         151936, 2560, 9728, 36, 32, 8, 128,
         max_positions=32768, qk_norm=True, family="qwen3", **_TIED, **_QWEN,

@@ -121,8 +121,7 @@ class RandomLLM:
         mesh. Raises ValueError for quantised ones, which can't be trained."""
         if quantised:
             raise ValueError("random weights are not quantised")
-        layers = num_layers or self.architecture.num_layers
-        config = dataclasses.replace(self.architecture, num_layers=layers)
+        config = self.architecture.first_layers(num_layers or self.architecture.num_layers)
         places = {path: sharding(config, path) for path in config.parameter_shapes}
         make = jax.jit(partial(init_params, config, dtype=dtype), out_shardings=places)
         return config, make(jax.random.key(self.seed))

@@ -14,7 +14,7 @@ from forked import Script
 from jax.sharding import PartitionSpec
 
 from tca4rec_jax.compile_ahead import estimate, report
-from tca4rec_jax.compile_ahead.catalogue import CatalogueSizes
+from tca4rec_jax.compile_ahead.catalogue import ID_TOKENS, IDS, CatalogueSizes
 from tca4rec_jax.compile_ahead.estimate import compile_for
 from tca4rec_jax.compile_ahead.hlo import arrays
 from tca4rec_jax.compile_ahead.programs import PROGRAMS, AbstractExperiment, stored_dtype
@@ -53,6 +53,32 @@ def test_a_catalogues_sizes_are_near_those_measured():
         assert sizes.levels[1] == pytest.approx(children, rel=0.03)
         assert sizes.choices == pytest.approx(choices, rel=0.03)
     assert CatalogueSizes(100_000_000, 128256).levels[1] <= 128256
+
+
+def test_sizes_of_ids_are_near_those_measured():
+    """Four levels of 256 for Beauty, and for 3,000 of its items."""
+    for items, nodes, children, choices in ((12101, 14712, 197, 933), (3000, 3443, 166, 711)):
+        sizes = CatalogueSizes(items, 2048, IDS)
+        assert sum(sizes.levels) == pytest.approx(nodes, rel=0.07)
+        assert sizes.levels[1] == pytest.approx(children, rel=0.03)
+        assert sizes.choices == pytest.approx(choices, rel=0.03)
+
+
+@pytest.mark.parametrize("weights", ["tiny", "random"])
+def test_programs_of_ids_have_new_rows_or_a_vocabulary_of_their_own(tiny_config, weights):
+    tiny_config.prompt.update(item="{id}", separator="", end="", templates=("{history}{target}",))
+    tiny_config.llm.update(weights=weights, train="full" if weights == "random" else "lora")
+    tiny_config.training.targets = "all"
+    programs = experiment(tiny_config, "cpu-2", 100)
+    rows = programs.initial_state()[1].params.get("new_rows")
+    if weights == "random":
+        assert rows is None
+        assert programs.architecture.vocab_size == ID_TOKENS
+    else:
+        assert rows["tables"]["embedding"].shape == (ID_TOKENS, 32)
+        assert programs.sizes.vocabulary == 512 + ID_TOKENS
+    for program in ("train", "search"):
+        assert compile_for(PROGRAMS[program](programs), program, programs.target).fits
 
 
 def test_the_memory_and_the_products_of_a_step_are_those_of_its_arrays(tiny_config):
