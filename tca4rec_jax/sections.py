@@ -152,6 +152,9 @@ class TrainingFields(NamedTuple):
     Attributes:
       targets: 'all' supervises every title of a user's sequence after the first, 'last' one title
         per row, as published.
+      tasks: further examples, one of every item each: texts with fields of items, as '{title} is
+        {id}', the last of which, and what follows it, is to be generated. Plain next-token
+        prediction; the log's NLL per title has their answers in it, too.
       batch_size: examples per step, over all devices.
       steps: how many.
       buckets: padded lengths of an example, in tokens, each compiled once; none, (): the four with
@@ -167,6 +170,7 @@ class TrainingFields(NamedTuple):
     """
 
     targets: Literal["all", "last"] = "all"
+    tasks: tuple[Text, ...] = ()
     batch_size: Count = 16
     steps: Count = 1000
     buckets: Buckets = (64, 128, 192, 256)

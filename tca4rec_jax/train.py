@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from flax import nnx
 from jax.stages import Lowered
@@ -76,6 +77,13 @@ def _train(experiment: Experiment) -> TrainState:
     # The loop.
     sequences = experiment.data.splits[split]
     examples, row_R = batches.examples, row_of_example(batches.examples, sequences)
+
+    def describe(example: int) -> str:
+        row = row_R[example]
+        if row < 0:
+            return f"example {example}, which is of training.tasks"
+        return f"row {row} of {split} (user {sequences.user[row]}, example {example})"
+
     options = LoopOptions(
         directory=run.path,
         total_steps=training.steps,
@@ -88,10 +96,7 @@ def _train(experiment: Experiment) -> TrainState:
         peak=peak_flops(experiment.mesh, config.llm.dtype),
         profile_steps=training.profile_steps or (0, 0),
         watchdog_seconds=training.watchdog_seconds,
-        describe=lambda example: (
-            f"row {row_R[example]} of {split} "
-            f"(user {sequences.user[row_R[example]]}, example {example})"
-        ),
+        describe=describe,
     )
     checkpoints = Checkpoints(run.checkpoints, keep=training.keep_checkpoints)
     return run_loop(step, state, batches, checkpoints, options)
@@ -158,7 +163,9 @@ def _read_cf(experiment: Experiment, batches: Batches) -> None:
     if config.objective.alpha > 0 or USER in carried_vectors(config.prompt):
         positions = batches.cf_positions(config.training.steps)
         store = experiment.cf_store(training_split(config), positions)
-        target_R = examples.cf_position.values[examples.cf_position.offsets[:-1]]
+        cf = examples.cf_position
+        # That of another example for one of a task, which has no user.
+        target_R = cf.values[np.minimum(cf.offsets[:-1], cf.values.size - 1)]
         users = {"cf": lambda rows_B: store.read(target_R[rows_B]), "cf_items": store.cf_items}
         batches.store = store if config.objective.alpha > 0 else batches.store
     batches.soft = soft_rows(experiment, Prompts(examples.tokens, examples.slots), **users)

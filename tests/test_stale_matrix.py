@@ -87,6 +87,7 @@ TRAINING = {  # training notices; lists do not depend on it
     "optimizer.weight_decay": 0.5,
     "optimizer.clip": 0.5,
     "training.targets": "last",
+    "training.tasks": ("{title} {title}",),
     "training.batch_size": 8,
     "training.buckets": (16, 32),
     "seed": 1,

@@ -61,6 +61,18 @@ class Pieces(NamedTuple):
     separator: int
 
 
+class Task(NamedTuple):
+    """A text about every item, the last of whose fields is to be generated.
+
+    Attributes:
+      asked: int32 Ragged [I], from its beginning to that field.
+      answered: int32 Ragged [I], the field and what follows it.
+    """
+
+    asked: Ragged
+    answered: Ragged
+
+
 @dataclass(frozen=True, eq=False)
 class ItemTokens:
     """The tokenised items and prompt templates.
@@ -71,6 +83,7 @@ class ItemTokens:
       before, after: int32 Ragged [T], the text before the history and between it and the target.
       separator: int32 [any], between two items of a history.
       placeholder: the token that carries vectors, if prompts have it; `written` never has it.
+      tasks: what is trained on beside histories.
     """
 
     written: Ragged
@@ -79,6 +92,7 @@ class ItemTokens:
     after: Ragged
     separator: np.ndarray
     placeholder: int | None = None
+    tasks: Sequence[Task] = ()
 
     @cached_property
     def pieces(self) -> Pieces:
@@ -93,11 +107,15 @@ class ItemTokens:
 
 
 def tokenise_items(
-    columns: Mapping[str, Sequence[str]], encoder: TextEncoder, template: PromptTemplate
+    columns: Mapping[str, Sequence[str]],
+    encoder: TextEncoder,
+    template: PromptTemplate,
+    tasks: Sequence[str] = (),
 ) -> ItemTokens:
     """Tokenises a catalogue once, for histories, targets and the trie alike.
 
-    `columns` has the texts of the I items, by the field of a template that shows them.
+    `columns` has the texts of the I items, by the field of a template that shows them; `tasks` are
+    texts with such fields.
 
     Raises UserError for a field that is not in `columns` or is empty for an item, an end or a
     placeholder that is not one token, and an item that has no tokens or contains a control token,
@@ -117,7 +135,7 @@ def tokenise_items(
         segments, first = _segments(parts, encoder, placeholder), encoder.first
         return _tokens(segments, "the prompt", {}, encoder, forbidden, first if begin else None)
 
-    def items(parts: Parts, end: int | None = None) -> Ragged:
+    def items(parts: Parts, end: int | None = None, *, begin: bool = False) -> Ragged:
         segments = _segments(parts, encoder, placeholder)
         forbidden = reserved if end is None else reserved | {end: "prompt.end"}
         used = {field: columns[field] for _, field in parts if field in columns}
@@ -131,9 +149,16 @@ def tokenise_items(
         rows = []
         for item, texts in enumerate(zip(*used.values(), strict=True)):
             fields = dict(zip(used, texts, strict=True))
-            ids = _tokens(segments, f"item {item}", fields, encoder, forbidden)
+            first = encoder.first if begin else None
+            ids = _tokens(segments, f"item {item}", fields, encoder, forbidden, first)
             rows.append(ids if end is None else [*ids, end])
         return _ragged(rows)
+
+    def task(text: str) -> Task:
+        parts = parse(text, "training.tasks")
+        check_fields_of(parts, tuple(columns), "training.tasks")
+        asked, answered = _question(parts)
+        return Task(items(asked, begin=True), items(answered))
 
     around = [_around(text) for text in template.templates]
     return ItemTokens(
@@ -143,6 +168,7 @@ def tokenise_items(
         after=_ragged([words(after) for _, after in around]),
         separator=np.array(words([(template.separator, "")]), np.int32),
         placeholder=placeholder,
+        tasks=[task(text) for text in tasks],
     )
 
 
@@ -182,6 +208,22 @@ def _around(template: str) -> tuple[Parts, Parts]:
     at = [field for _, field in parts].index(HISTORY)
     before, after = parts[: at + 1], parts[at + 1 :]
     return [*before[:-1], (before[-1][0], "")], [*after[:-1], (after[-1][0], "")]
+
+
+def _question(parts: Parts) -> tuple[Parts, Parts]:
+    """The parts of a task before its last field, and the rest; a space before it is the rest's.
+
+    Raises UserError for a task without two fields.
+    """
+    fields = [at for at, (_, field) in enumerate(parts) if field]
+    if len(fields) < 2:
+        raise UserError(
+            "training.tasks: expected two fields of an item in each, such as '{title} is{id}'"
+        )
+    last = fields[-1]
+    text, field = parts[last]
+    asked = text.rstrip()
+    return [*parts[:last], (asked, "")], [(text[len(asked) :], field), *parts[last + 1 :]]
 
 
 def _placeholder(encoder: TextEncoder, template: PromptTemplate) -> int:

@@ -68,11 +68,12 @@ class FromScratch:
 
 def check_known(items: ItemTokens, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises UserError if items or prompts have text that is no token of an `id_tokenizer`."""
-    if tokenizer.unk_token_id in items.pieces.tokens.values:
+    pieces = [items.pieces.tokens, *(part for task in items.tasks for part in task)]
+    if any(tokenizer.unk_token_id in part.values for part in pieces):
         raise UserError(
             f"prompts have other texts than ids, which an LLM with llm.weights={RANDOM} does not "
             "know: set prompt.item='{id}', prompt.templates=('{history}{target}',), "
-            "prompt.separator='' and prompt.end=''"
+            "prompt.separator='' and prompt.end='', and no training.tasks"
         )
 
 

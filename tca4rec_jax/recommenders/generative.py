@@ -23,6 +23,7 @@ from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.tokenizer import in_chat, text_encoder
 from tca4rec_jax.recommenders.recipe import Recipe
@@ -36,10 +37,19 @@ if TYPE_CHECKING:
 def write_items(
     catalogue: Catalogue, tokenizer: PreTrainedTokenizerBase, config: ConfigDict
 ) -> ItemTokens:
-    """Titles and attributes as the texts of prompt.item and prompt.target say."""
+    """Titles, attributes and ids as the texts of prompt.item, prompt.target and training.tasks say.
+
+    Raises UserError as `tokenise_items`, and for tasks whose answers are no decisions of the trie.
+    """
+    tasks = config.training.tasks
+    if tasks and config.objective.softmax == "children":
+        raise UserError(
+            "training.tasks needs logits of the whole vocabulary: set objective.softmax=vocabulary"
+        )
     template = build(PromptTemplate, config.prompt)
     template = in_chat(template, tokenizer) if template.chat else template
-    return tokenise_items(catalogue.columns, text_encoder(tokenizer, template.bos), template)
+    encoder = text_encoder(tokenizer, template.bos)
+    return tokenise_items(catalogue.columns, encoder, template, tasks)
 
 
 def show_history(items: ItemTokens, history_RxH: np.ndarray, config: ConfigDict) -> Prompts:
@@ -50,7 +60,7 @@ def show_history(items: ItemTokens, history_RxH: np.ndarray, config: ConfigDict)
 def build_examples(
     sequences: ItemSequences, items: ItemTokens, compressed: ItemTrie, config: ConfigDict
 ) -> examples.Examples:
-    """Every title of a sequence as a target, or the last one (training.targets)."""
+    """Every title of a sequence as a target, or the last one (training.targets); and the tasks."""
     return examples.build_examples(
         sequences,
         items,

@@ -11,13 +11,14 @@ Which titles are targets, that is supervised (docs/method.md):
 Axis letters: R examples, I items.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tca4rec_jax.core.decisions import RaggedDecisions, title_decisions
 from tca4rec_jax.core.trie import ItemTrie
-from tca4rec_jax.data.item_tokens import ItemTokens
+from tca4rec_jax.data.item_tokens import ItemTokens, Task
 from tca4rec_jax.data.prompts import check_sequences, keep_latest, row_tokens
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
@@ -77,13 +78,49 @@ def build_examples(
     if not len(pieces):
         raise UserError("no training example: every row has a single item, so nothing precedes it")
     decisions = title_decisions(compressed)
-    return _supervise(pieces, first, supervised, tokens, template_R, decisions)
+    examples = _supervise(pieces, first, supervised, tokens, template_R, decisions)
+    return _with_tasks(examples, tokens.tasks)
 
 
 def row_of_example(examples: Examples, sequences: ItemSequences) -> np.ndarray:
-    """int64 [R]: the row of the split that each example was made from."""
-    first = examples.cf_position.values[examples.cf_position.offsets[:-1]]
-    return sequences.row_of(first)
+    """int64 [R]: the row of the split that each example was made from; -1 for one of a task."""
+    of_row_R = examples.cf_position.lengths > 0
+    first = examples.cf_position.values[examples.cf_position.offsets[:-1][of_row_R]]
+    row_R = np.full(len(examples), -1)
+    row_R[of_row_R] = sequences.row_of(first)
+    return row_R
+
+
+def _with_tasks(examples: Examples, tasks: Sequence[Task]) -> Examples:
+    """The examples, and one of every item for each task: its answer is supervised, without CF."""
+
+    def stack(found: Ragged, *others: Ragged) -> Ragged:
+        nothing = [] if others else [_nothing(found, len(task.asked)) for task in tasks]
+        return Ragged.stack([found, *others, *nothing])
+
+    if not tasks:
+        return examples
+    positions = [
+        ranges(task.asked.lengths - 1, task.answered.lengths).astype(np.int32) for task in tasks
+    ]
+    answers = [task.answered for task in tasks]
+    of_answers = zip(positions, answers, strict=True)
+    decisions = examples.decisions
+    return Examples(
+        tokens=stack(examples.tokens, *(task.asked.followed_by(task.answered) for task in tasks)),
+        slots=stack(examples.slots),
+        position=stack(examples.position, *(Ragged(at, of.offsets) for at, of in of_answers)),
+        label=stack(examples.label, *answers),
+        cf_position=stack(examples.cf_position),
+        decisions=RaggedDecisions(
+            *map(stack, (decisions.position, decisions.title, decisions.node, decisions.child))
+        ),
+    )
+
+
+def _nothing(like: Ragged, rows: int) -> Ragged:
+    """So many empty rows."""
+    return Ragged(like.values[:0], np.zeros(rows + 1, np.int64))
 
 
 def _pieces(sequences: ItemSequences, tokens: ItemTokens, max_tokens: int):

@@ -74,7 +74,7 @@ def training_inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     Raises StaleError if training.start_from is no run.
     """
-    training = ("targets", "batch_size", "buckets", "steps")
+    training = ("targets", "tasks", "batch_size", "buckets", "steps")
     inputs = {
         "objective": config.objective.to_dict(),
         "optimizer": config.optimizer.to_dict(),

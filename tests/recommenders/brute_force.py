@@ -13,6 +13,11 @@ def loss(experiment, batches, number, logits_BxSxV):
     total, count = 0.0, 0
     for row, example in enumerate(batches.rows(number)):
         position = iter(examples.position[example].tolist())
+        if not examples.cf_position[example].size:  # a task's answer
+            for at, label in zip(position, examples.label[example], strict=True):
+                logits_V = np.asarray(logits_BxSxV[row, at], np.float64)
+                total += position_loss(logits_V / objective.tau, label, {label: 1.0}, objective)
+                count += 1
         for cf_position in examples.cf_position[example]:
             target = written[split.items[cf_position]]
             p_cf_I = item_distribution(batches.store, cf_position, objective.beta)

@@ -122,6 +122,12 @@ KINDS = {
     "ids, new rows": Kind(
         LAST | {"prompt.item": "{id}", "prompt.target": "{id}", "prompt.separator": "."}, write_ids
     ),
+    "ids, new rows, tasks": Kind(
+        LAST
+        | {"prompt.item": "{title}", "prompt.target": "{id}", "prompt.separator": "."}
+        | {"training.tasks": ("{title}a {id}", "{id}b {title}z")},
+        write_ids,
+    ),
     "every weight": Kind({"llm.train": "full", "optimizer.learning_rate": 1e-3}),
 }
 

@@ -7,7 +7,8 @@ from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.item_tokens import TextEncoder, tokenise_items
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.data.templates import PromptTemplate
-from tca4rec_jax.training.examples import build_examples
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.training.examples import build_examples, row_of_example
 
 TITLES = ("ab", "abc", "b", "ad", "ab")
 TEMPLATE = PromptTemplate(("P{history}\n{target}",))
@@ -94,3 +95,43 @@ def test_errors_name_what_is_wrong(tokens):
         build_examples(sequences([0, 1]), tokens, compressed, targets="x", max_tokens=50)
     with pytest.raises(ValueError, match="single item"):
         build_examples(sequences([0]), tokens, compressed, targets="all", max_tokens=50)
+
+
+def test_tasks_add_an_example_of_every_item_whose_answer_is_supervised():
+    columns = {"title": ("ab", "abc", "b"), "id": ("12", "13", "2")}
+    letters = TextEncoder(
+        lambda text: [ord(c) for c in text], lambda text: [1, *(ord(c) for c in text)]
+    )
+    tasks = ("{title} is {id}", "{id}{title}\n")
+    template = PromptTemplate(("P{history}\n{target}",))
+    plain = tokenise_items(columns, letters, template)
+    tokens = tokenise_items(columns, letters, template, tasks)
+    rows = sequences([0, 1, 2], [2, 0])
+    compressed = ItemTrie.build(tokens.written).compress()
+    before, found = (
+        build_examples(rows, one, compressed, targets="last", max_tokens=64)
+        for one in (plain, tokens)
+    )
+    assert (len(before), len(found)) == (2, 2 + 2 * 3)
+    assert row_of_example(found, rows).tolist() == [0, 1] + [-1] * 6
+    texts = ["ab is 12", "abc is 13", "b is 2", "12ab\n", "13abc\n", "2b\n"]
+    answers = [" 12", " 13", " 2", "ab\n", "abc\n", "b\n"]
+    for example, (text, answer) in enumerate(zip(texts, answers, strict=True), 2):
+        assert found.tokens[example].tolist() == [1, *map(ord, text)]
+        assert found.label[example].tolist() == [*map(ord, answer)]
+        predicted = found.tokens[example][found.position[example] + 1]
+        assert predicted.tolist() == found.label[example].tolist()
+        assert not found.cf_position[example].size
+        assert not found.decisions.node[example].size
+    for field in ("tokens", "label", "position", "cf_position"):
+        ours, theirs = getattr(found, field), getattr(before, field)
+        assert ours.values.dtype == theirs.values.dtype
+        for row in range(2):
+            np.testing.assert_array_equal(ours[row], theirs[row])
+
+
+@pytest.mark.parametrize("task", ["{title} alone", "{title}{brand}"])
+def test_a_task_without_two_fields_of_items_is_refused(task):
+    letters = TextEncoder(*2 * [lambda text: [ord(c) for c in text]])
+    with pytest.raises(UserError, match=r"training.tasks"):
+        tokenise_items({"title": ("ab",)}, letters, PromptTemplate(), (task,))
