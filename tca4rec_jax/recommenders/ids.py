@@ -1,13 +1,12 @@
 """Semantic ids in prompts: those of the items, and the rows of their tokens in a pretrained LLM."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 
 from tca4rec_jax.data.templates import shows_ids
 from tca4rec_jax.llm.vocabulary import NewRows, init_new_rows
-from tca4rec_jax.semantic_ids.ids import SemanticIds, read_ids
+from tca4rec_jax.semantic_ids.ids import SemanticIds, catalogue_ids, ids_path
 
 if TYPE_CHECKING:
     from tca4rec_jax.experiment import Experiment
@@ -16,12 +15,12 @@ _STREAM = 2000  # tells the random numbers of new rows from those of adapters an
 
 
 def item_ids(experiment: "Experiment") -> SemanticIds | None:
-    """The items' semantic ids, if prompts show them. Raises UserError as `read_ids`."""
+    """The items' semantic ids, if prompts show them. Raises UserError as `catalogue_ids`."""
     config = experiment.config
     if not shows_ids(config.prompt):
         return None
-    path = config.ids.path or experiment.workdir / "ids" / "ids.json"
-    return read_ids(Path(path), experiment.data.catalogue.item_ids)
+    path = ids_path(config.ids.path, experiment.workdir)
+    return catalogue_ids(path, experiment.data.catalogue)
 
 
 def first_new_rows(experiment: "Experiment") -> NewRows | None:

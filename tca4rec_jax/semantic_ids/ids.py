@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.fileio import read_json, write_text
+from tca4rec_jax.provenance import FILE, Provenance
 
 _TOKEN = re.compile(r"<[^<>\s]+>")
 _SHOWN = 3  # items in a message
@@ -66,6 +68,24 @@ class SemanticIds:
     def texts(self) -> tuple[str, ...]:
         """The id of every item as text."""
         return tuple("".join(self[item]) for item in range(len(self.codes)))
+
+
+def ids_path(file: str | None, workdir: Path) -> Path:
+    """The file of `ids.path`, by default the one of launch/make_ids.py."""
+    return Path(file) if file else workdir / "ids" / "ids.json"
+
+
+def catalogue_ids(path: Path, catalogue: Catalogue) -> SemanticIds:
+    """The ids of a catalogue's items, of launch/make_ids.py or anyone else.
+
+    Raises UserError as `read_ids`; StaleError for ids of launch/make_ids.py (those with a
+    provenance.json beside them) of another catalogue.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of ids; launch/make_ids.py makes some")
+    if (path.parent / FILE).is_file():
+        Provenance.load(path.parent).check({"catalogue": catalogue.content_hash()}, path)
+    return read_ids(path, catalogue.item_ids)
 
 
 def read_ids(path: Path, item_ids: Sequence[str]) -> SemanticIds:

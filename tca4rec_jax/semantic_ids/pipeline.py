@@ -26,7 +26,7 @@ from tca4rec_jax.fileio import file_sha256, read_json
 from tca4rec_jax.lease import only_writer
 from tca4rec_jax.provenance import FILE, Provenance
 from tca4rec_jax.semantic_ids.collisions import ids_of_codes, make_unique
-from tca4rec_jax.semantic_ids.ids import SemanticIds, read_ids, write_ids
+from tca4rec_jax.semantic_ids.ids import SemanticIds, catalogue_ids, ids_path, write_ids
 from tca4rec_jax.semantic_ids.k_means import Quantised, residual_k_means
 from tca4rec_jax.semantic_ids.report import CFRows, describe, write_report
 from tca4rec_jax.semantic_ids.rq_vae import RQVAEConfig, fit_rq_vae
@@ -57,7 +57,7 @@ def make_ids(
       beta: the temperature of the CF logits.
 
     Returns the report. Raises UserError, before any work, for item vectors as `read_item_vectors`,
-    ids as `read_ids`, CF logits as `open_store`, a cf_weight without factorised CF logits, and
+    ids as `catalogue_ids`, CF logits as `open_store`, a cf_weight without factorised CF logits, and
     another process that writes; FloatingPointError as `fit_rq_vae`.
     """
     store = _cf_store(data, workdir, cf)
@@ -82,9 +82,9 @@ def make_ids(
         (folder / FILE).unlink(missing_ok=True)
         if path is None:
             ids, about = _make(catalogue, workdir, quantiser, rq_vae, cf_IxC)
-            write_ids(folder / "ids.json", ids, catalogue.item_ids)
+            write_ids(ids_path(None, workdir), ids, catalogue.item_ids)
         else:
-            ids, about = read_ids(Path(path), catalogue.item_ids), {"path": path}
+            ids, about = catalogue_ids(Path(path), catalogue), {"path": path}
         report = describe(ids, None if store is None else _cf_rows(store, beta))
         for values, left in zip(report["levels"].values(), about.pop("left", ()), strict=False):
             values["left"] = left

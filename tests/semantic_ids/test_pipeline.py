@@ -1,5 +1,6 @@
 """From item embeddings to WORKDIR/ids, on the tiny work directory."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,8 +13,8 @@ from forked import Script
 from tca4rec_jax.config import build
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.provenance import Provenance
-from tca4rec_jax.semantic_ids.ids import read_ids
+from tca4rec_jax.provenance import Provenance, StaleError
+from tca4rec_jax.semantic_ids.ids import catalogue_ids, ids_path
 from tca4rec_jax.semantic_ids.pipeline import make_ids
 from tca4rec_jax.semantic_ids.rq_vae import RQVAEConfig
 from tca4rec_jax.semantic_ids.settings import Quantiser
@@ -49,7 +50,7 @@ def _make(workdir, path=None, rq_vae=(), **fields):
 )
 def test_ids_that_tell_all_items_apart(workdir, settings):
     report = _make(workdir, **settings)
-    ids = read_ids(workdir / "ids" / "ids.json", load(workdir / "data").catalogue.item_ids)
+    ids = catalogue_ids(ids_path(None, workdir), load(workdir / "data").catalogue)
     assert len(set(ids.texts)) == tiny_workdir.ITEMS == report["ids"]
     assert report["items with the embedding of another one"] == 2
     assert report["sharing"]["quantiser"] >= 2
@@ -90,6 +91,16 @@ def test_without_cf_logits_the_report_leaves_them_out(workdir, tmp_path):
     assert report["items that share an id"] >= 2
     with pytest.raises(UserError, match="cf_weight is 0.1: it needs the item vectors of factor"):
         _make(tmp_path, method="rq_vae", rq_vae={"cf_weight": 0.1})
+
+
+def test_ids_of_another_catalogue_are_stale(workdir):
+    _make(workdir)
+    catalogue = load(workdir / "data").catalogue
+    renamed = dataclasses.replace(catalogue, titles=("another", *catalogue.titles[1:]))
+    with pytest.raises(StaleError, match="semantic ids was made from other inputs: catalogue was"):
+        catalogue_ids(ids_path(None, workdir), renamed)
+    with pytest.raises(UserError, match=r"no such file of ids; launch/make_ids.py makes some"):
+        catalogue_ids(ids_path(None, workdir / "nowhere"), catalogue)
 
 
 @pytest.mark.parametrize(
