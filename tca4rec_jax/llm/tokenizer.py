@@ -236,12 +236,16 @@ def _chat_text(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _plain_text(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy to which the text of a control token is text, of any length."""
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.encode_special_tokens = True
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    """A copy to which the text of a control token is text, of any length.
+
+    It shares the model: a copy of a large vocabulary takes seconds.
+    """
+    plain = Tokenizer(tokenizer.model)
+    plain.normalizer = copy.deepcopy(tokenizer.normalizer)
+    plain.pre_tokenizer = copy.deepcopy(tokenizer.pre_tokenizer)
+    plain.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
+    plain.encode_special_tokens = True
+    return plain
 
 
 def _parts(part: Any) -> Iterator:
