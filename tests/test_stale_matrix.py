@@ -75,6 +75,7 @@ INFERENCE = {  # field: another value; every reader notices
 TRAINING = {  # training notices; lists do not depend on it
     "llm.dropout": 0.1,
     "lora.dropout": 0.3,
+    "lora.train": False,
     "objective.alpha": 0.2,
     "objective.beta": 2.0,
     "objective.tau": 2.0,
@@ -114,6 +115,9 @@ NO_MATTER = {  # nobody minds
     "llm.architecture": "qwen3-4b",
     "llm.random.num_layers": 3,
     "ids.path": "ids.json",
+    "projector.width": 7,  # prompts have no placeholders
+    "projector.train": False,
+    "projector.curriculum": True,
     "training.checkpoint_every": 3,
     "training.keep_checkpoints": 1,
     "training.watchdog_seconds": 5.0,

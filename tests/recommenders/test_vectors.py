@@ -128,6 +128,28 @@ def test_vectors_of_the_users_own(workdir, tmp_path):
         load_batches(Experiment(config, workdir))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "of_lists"),
+    [
+        ("width", 7, True),
+        ("layers", 3, True),
+        ("activation", "relu", True),
+        ("train", False, False),
+        ("weight_decay", 0.5, False),
+        ("curriculum", True, False),
+    ],
+)
+def test_what_a_run_with_vectors_is_made_from(workdir, field, value, of_lists):
+    """Lists depend on what the projector computes, checkpoints on how it is trained, too."""
+    config = config_of(workdir)
+    before = Experiment(config, workdir)
+    lists, checkpoints = before.inference_inputs, before.training_inputs
+    config.projector[field] = value
+    after = Experiment(config, workdir)
+    assert (after.inference_inputs != lists) == of_lists
+    assert after.training_inputs != checkpoints
+
+
 def test_logits_have_no_vectors(workdir):
     config = config_of(workdir)
     config.cf.model, config.cf.logits = "ease", str(workdir / "ease")
