@@ -153,9 +153,12 @@ class Experiment:
         check_vocabulary(items, catalogue.item_ids, vocab_size)
         return items
 
-    def prompts(self, history_RxH: np.ndarray) -> Prompts:
-        """The prompts for histories, int32, padded on the left with PAD_ITEM."""
-        return self.recipe.show_history(self.items, history_RxH, self.config)
+    def prompts(self, history_RxH: np.ndarray, candidates_RxN: np.ndarray | None = None) -> Prompts:
+        """The prompts for histories, int32, padded on the left with PAD_ITEM.
+
+        Raises UserError for templates that show candidates without any.
+        """
+        return self.recipe.show_history(self.items, history_RxH, self.config, candidates_RxN)
 
     @cached_property
     def item_vectors(self) -> np.ndarray | None:

@@ -239,7 +239,9 @@ class EvaluationFields(NamedTuple):
     Attributes:
       split: whose rows are ranked.
       rows: how many are sampled; 0 takes all.
-      seed: of the sample and of the intervals, whatever the training's seed is.
+      seed: of the sample, the candidates and the intervals, whatever the training's seed is.
+      candidates: rank the target among so many items, itself and others outside the history, that
+        are drawn with the seed; 0 ranks all items.
       examples: how many rows examples.md shows.
       temperatures: of the LLM's logits; the likelihood of the target is reported at the best of
         them for each model.
@@ -252,6 +254,7 @@ class EvaluationFields(NamedTuple):
     split: Literal["train_sequences", "train", "validation", "test"] = "test"
     rows: Natural = 400
     seed: Seed = 0
+    candidates: Annotated[int, Range("0 or at least 2", lambda n: n == 0 or n >= 2)] = 0
     examples: Natural = 5
     temperatures: Temperatures = (1.0, 1.25, 1.5, 2.0, 3.0)
     variants: tuple[tuple[str, FolderNameOrEmpty, NotNegative], ...] = ()

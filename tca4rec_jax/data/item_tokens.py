@@ -17,7 +17,9 @@ import numpy as np
 
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.templates import (
+    CANDIDATES,
     HISTORY,
+    TARGET,
     USER,
     VECTOR,
     Parts,
@@ -57,6 +59,7 @@ class Pieces(NamedTuple):
     shown: int
     written: int
     before: int
+    between: int
     after: int
     separator: int
 
@@ -80,10 +83,11 @@ class ItemTokens:
     Attributes:
       written: int32 Ragged [I], an item as it is generated, its end included.
       shown: int32 Ragged [I], an item of a history.
-      before, after: int32 Ragged [T], the text before the history and between it and the target.
+      before, after: int32 Ragged [T], the text before the history and that before the target.
       separator: int32 [any], between two items of a history.
       placeholder: the token that carries vectors, if prompts have it; `written` never has it.
       tasks: what is trained on beside histories.
+      between: int32 Ragged [T], the text before the candidates, if prompts have them.
     """
 
     written: Ragged
@@ -93,6 +97,7 @@ class ItemTokens:
     separator: np.ndarray
     placeholder: int | None = None
     tasks: Sequence[Task] = ()
+    between: Ragged | None = None
 
     @cached_property
     def pieces(self) -> Pieces:
@@ -101,7 +106,8 @@ class ItemTokens:
             Ragged.from_lengths(ids, np.array([ids.size]))
             for ids in (self.separator[:0], self.separator)
         )
-        kinds = (self.shown, self.written, nothing, self.before, self.after, separator)
+        between = nothing if self.between is None else self.between
+        kinds = (self.shown, self.written, nothing, self.before, between, self.after, separator)
         shown, written, _, *around = np.cumsum([0, *map(len, kinds[:-1])]).tolist()
         return Pieces(Ragged.stack(kinds), shown, written, *around)
 
@@ -161,14 +167,16 @@ def tokenise_items(
         return Task(items(asked, begin=True), items(answered))
 
     around = [_around(text) for text in template.templates]
+    between = [words(texts[0]) for _, *texts, _ in around if texts]
     return ItemTokens(
         written=items(written, end),
         shown=items(shown),
-        before=_ragged([words(before, begin=True) for before, _ in around]),
-        after=_ragged([words(after) for _, after in around]),
+        before=_ragged([words(before, begin=True) for before, *_ in around]),
+        after=_ragged([words(after) for *_, after in around]),
         separator=np.array(words([(template.separator, "")]), np.int32),
         placeholder=placeholder,
         tasks=[task(text) for text in tasks],
+        between=_ragged(between) if between else None,
     )
 
 
@@ -188,7 +196,8 @@ def one_token(text: str, name: str, encoder: TextEncoder) -> int:
 def check_vocabulary(tokens: ItemTokens, item_ids: Sequence[str], vocab_size: int) -> None:
     """Raises UserError naming an item, or the prompt, with a token that the LLM does not have."""
     placeholder = [] if tokens.placeholder is None else [tokens.placeholder]
-    words = tokens.before.values, tokens.after.values, tokens.separator, np.array(placeholder, int)
+    texts = [one.values for one in (tokens.before, tokens.between, tokens.after) if one is not None]
+    words = [*texts, tokens.separator, np.array(placeholder, int)]
     prompt = Ragged.from_lengths(np.concatenate(words), np.array([sum(map(len, words))]))
     for ragged in (tokens.written, tokens.shown, prompt):
         beyond = np.flatnonzero(ragged.values >= vocab_size)
@@ -202,12 +211,16 @@ def check_vocabulary(tokens: ItemTokens, item_ids: Sequence[str], vocab_size: in
             )
 
 
-def _around(template: str) -> tuple[Parts, Parts]:
-    """The parts of a template before its history, and between that and its target."""
-    parts = parse(template, "prompt.templates")
-    at = [field for _, field in parts].index(HISTORY)
-    before, after = parts[: at + 1], parts[at + 1 :]
-    return [*before[:-1], (before[-1][0], "")], [*after[:-1], (after[-1][0], "")]
+def _around(template: str) -> list[Parts]:
+    """The parts of a template before its history, its candidates if it has them, and its target."""
+    texts: list[Parts] = [[]]
+    for text, field in parse(template, "prompt.templates"):
+        if field in (HISTORY, CANDIDATES, TARGET):
+            texts[-1].append((text, ""))
+            texts.append([])
+        else:
+            texts[-1].append((text, field))
+    return texts[:-1]
 
 
 def _question(parts: Parts) -> tuple[Parts, Parts]:

@@ -1,7 +1,7 @@
 """Rows of tokens: histories between the words of a prompt template, with or without a target.
 
-A row is a lead and an item, again and again: what leads to the first item is the template's text
-before the history, to the target its text after the history, to every other item the separator.
+A row is a lead and an item, again and again: what leads to the first item, to the first candidate
+and to the target are texts of the template, to every other item it is the separator.
 
 Axis letters: R rows, H history items, I items.
 """
@@ -43,35 +43,60 @@ class Rows(NamedTuple):
     starts: Ragged
 
 
-def prompts(tokens: ItemTokens, history_RxH: np.ndarray, budget: int) -> Prompts:
+def prompts(
+    tokens: ItemTokens,
+    history_RxH: np.ndarray,
+    budget: int,
+    candidates_RxN: np.ndarray | None = None,
+) -> Prompts:
     """Prompts of the first template, of at most `budget` tokens: the latest items that fit.
 
-    Histories are item indices, oldest first, padded on the left with PAD_ITEM; UserError if empty.
+    Histories are item indices, oldest first, padded on the left with PAD_ITEM. Candidates are shown
+    if the template does so. Raises UserError for an empty history, or candidates that are missing.
     """
     inside = history_RxH != PAD_ITEM
     history = Ragged.from_lengths(history_RxH[inside], inside.sum(axis=1))
     if (history.lengths == 0).any():
         raise UserError(f"row {int(np.argmin(history.lengths))} has an empty history")
     none_R = np.full(len(history), len(tokens.written))  # in place of a target
-    items = history.followed_by(Ragged(none_R, np.arange(len(history) + 1)))
-    template_R = np.zeros(len(history), np.int64)
-    return row_tokens(tokens, keep_latest(tokens, items, template_R, budget), template_R).prompts
+    items, count = with_candidates(tokens, history, candidates_RxN, none_R)
+    how = np.zeros(len(history), np.int64), count
+    return row_tokens(tokens, keep_latest(tokens, items, budget, *how), *how).prompts
 
 
-def keep_latest(tokens: ItemTokens, items: Ragged, template_R: np.ndarray, budget: int) -> Ragged:
-    """Drops the oldest items of each row, whole, until its tokens fit `budget`.
+def with_candidates(
+    tokens: ItemTokens, histories: Ragged, candidates_RxN: np.ndarray | None, target_R: np.ndarray
+) -> tuple[Ragged, int]:
+    """The items of rows, int [R], and N; 0 for prompts that do not show candidates."""
+    targets = Ragged(target_R, np.arange(len(target_R) + 1))
+    if tokens.between is None:
+        return histories.followed_by(targets), 0
+    if candidates_RxN is None:
+        raise UserError(
+            "prompt.templates show {candidates}, and there are none: evaluate with "
+            "evaluation.candidates, or give candidates to Recommender.score"
+        )
+    count = candidates_RxN.shape[1]
+    candidates = Ragged(candidates_RxN.ravel(), count * np.arange(len(target_R) + 1))
+    return histories.followed_by(candidates).followed_by(targets), count
 
-    `items` and `template_R` are as in `row_tokens`. Raises UserError if the last item of a history
-    and its target do not fit.
+
+def keep_latest(
+    tokens: ItemTokens, items: Ragged, budget: int, template_R: np.ndarray, candidates: int = 0
+) -> Ragged:
+    """Drops the oldest items of each history, whole, until the row's tokens fit `budget`.
+
+    The rest is as in `row_tokens`. Raises UserError if the last item of a history and what follows
+    do not fit.
     """
-    lead_n, piece_n = _lead_and_piece(tokens, items, template_R)
+    lead_n, piece_n = _lead_and_piece(tokens, items, template_R, candidates)
     lengths = tokens.pieces.tokens.lengths
     lead_length_n, length_n = lengths[lead_n], lengths[piece_n]
     ends = np.concatenate([[0], np.cumsum(lead_length_n + length_n)])
     to_row_end_n = np.repeat(ends[items.offsets[1:]], items.lengths) - ends[:-1] - lead_length_n
     to_row_end_n += np.repeat(tokens.before.lengths[template_R], items.lengths)
     fits_n = to_row_end_n <= budget
-    shortest_R = to_row_end_n[items.offsets[1:] - 2]
+    shortest_R = to_row_end_n[items.offsets[1:] - 2 - candidates]
     if shortest_R.size and shortest_R.max() > budget:
         row = int(np.argmax(shortest_R))
         raise UserError(
@@ -82,14 +107,17 @@ def keep_latest(tokens: ItemTokens, items: Ragged, template_R: np.ndarray, budge
     return Ragged.from_lengths(items.values[fits_n], kept)
 
 
-def row_tokens(tokens: ItemTokens, items: Ragged, template_R: np.ndarray) -> Rows:
-    """Rows from the items of their histories and, the last of each, their targets.
+def row_tokens(
+    tokens: ItemTokens, items: Ragged, template_R: np.ndarray, candidates: int = 0
+) -> Rows:
+    """Rows from the items of their histories, their candidates and, the last of each, their target.
 
     Args:
-      items: int Ragged [R], each row of two at least; the target of a row without one is I.
+      items: int Ragged [R], each history of one at least; the target of a row without one is I.
       template_R: int, the prompt template of each row.
+      candidates: how many each row has.
     """
-    entries = np.stack(_lead_and_piece(tokens, items, template_R), axis=1).ravel()
+    entries = np.stack(_lead_and_piece(tokens, items, template_R, candidates), axis=1).ravel()
     flat = tokens.pieces.tokens.take(entries)
     rows = Ragged(flat.values, flat.offsets[2 * items.offsets])
     starts = flat.offsets[1::2] - np.repeat(rows.offsets[:-1], items.lengths)
@@ -112,6 +140,7 @@ def check_sequences(tokens: ItemTokens) -> None:
     start = ranges(shown.offsets[:-1], tokens.written.lengths)
     reasons = {
         "prompt.templates has several": len(tokens.before) > 1,
+        "{candidates} are those of one target": tokens.between is not None,
         "a template's text between {history} and {target} is not prompt.separator": (
             not np.array_equal(tokens.after[0], tokens.separator)
         ),
@@ -126,13 +155,15 @@ def check_sequences(tokens: ItemTokens) -> None:
 
 
 def _lead_and_piece(
-    tokens: ItemTokens, items: Ragged, template_R: np.ndarray
+    tokens: ItemTokens, items: Ragged, template_R: np.ndarray, candidates: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """What leads to every item and the item itself, as indices into `tokens.pieces`."""
     first, last = items.offsets[:-1], items.offsets[1:] - 1
     pieces = tokens.pieces
     lead_n = np.full(items.values.size, pieces.separator)
     lead_n[first] = pieces.before + template_R
+    if candidates:
+        lead_n[last - candidates] = pieces.between + template_R
     lead_n[last] = pieces.after + template_R
     piece_n = pieces.shown + items.values.astype(np.int64)
     piece_n[last] += pieces.written - pieces.shown

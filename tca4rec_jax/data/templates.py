@@ -5,12 +5,12 @@ A prompt is one of `templates` around a history; docs/data.md describes the fiel
 
 from dataclasses import dataclass
 from string import Formatter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.ranges import Count, Text, Texts
+from tca4rec_jax.ranges import Count, Range, Text, Texts
 
-HISTORY, TARGET, USER = "history", "target", "user"  # fields of a template
+HISTORY, CANDIDATES, TARGET, USER = "history", "candidates", "target", "user"
 VECTOR, ID = "vector", "id"
 ITEM_FIELDS = ("title", ID, VECTOR)  # beside the attributes, whose names these cannot be
 
@@ -23,12 +23,14 @@ class PromptTemplate:
     """The words around the items, how an item is written, and how long a prompt may be.
 
     Attributes:
-      templates: each a text with {history} and, at its end, {target}; {user} is a token that
-        carries the user's CF vector. Training draws one of several for every row, lists take the
-        first.
+      templates: each a text with {history} and, at its end, {target}; {candidates} between them
+        are items of which the target is one; {user} is a token that carries the user's CF vector.
+        Training draws one of several for every row, lists take the first.
       item: how an item is shown in a history: {title}, any of data.attributes as {brand}, {id}
         for its semantic id, {vector} for a token that carries its CF vector.
-      separator: between two items of a history.
+      separator: between two items of a history, or two candidates.
+      candidates: how many {candidates} training shows: the target and items outside the history,
+        drawn for every row; inference shows those of evaluation.candidates.
       target: how an item is generated; by default as `item` without {vector}.
       end: after a target, a text of one token, such as a line break or the text of a control
         token; it ends the item in the trie. '' for none: then no item may begin another.
@@ -47,6 +49,7 @@ class PromptTemplate:
     templates: Texts = ("{history}\n{target}",)
     item: Text = " {title}"
     separator: str = "\n"
+    candidates: Annotated[int, Range("at least 2", lambda n: n >= 2)] | None = None
     target: str = ""
     end: str = "\n"
     placeholder: str = ""
@@ -57,17 +60,30 @@ class PromptTemplate:
     def __post_init__(self):
         for text in self.templates:
             parts = parse(text, "prompt.templates")
-            check_fields_of(parts, (HISTORY, TARGET, USER), "prompt.templates")
+            known = (HISTORY, CANDIDATES, TARGET, USER)
+            check_fields_of(parts, known, "prompt.templates")
             fields = [field for _, field in parts if field and field != USER]
-            if fields != [HISTORY, TARGET] or parts[-1][1] != TARGET:
+            expected = [field for field in known[:3] if field != CANDIDATES or field in fields]
+            if fields != expected or parts[-1][1] != TARGET:
                 raise UserError(
                     f"prompt.templates has {text!r}: expected {{history}} once, then {{target}} "
-                    "once, at its end"
+                    "once, at its end; {candidates} may stand once between them"
                 )
+        if len({f"{{{CANDIDATES}}}" in text for text in self.templates}) > 1:
+            raise UserError("prompt.templates: expected {candidates} in all of them or in none")
+        if self.shows_candidates != (self.candidates is not None):
+            raise UserError(
+                "prompt.candidates goes with {candidates} in prompt.templates: give both or none"
+            )
         if not any(field for _, field in self.target_parts):
             raise UserError(f"prompt.item has {self.item!r}: expected a field, such as {{title}}")
         if any(field == VECTOR for _, field in parse(self.target, "prompt.target")):
             raise UserError("prompt.target has {vector}: only items of a history carry vectors")
+
+    @property
+    def shows_candidates(self) -> bool:
+        """Whether prompts list candidates."""
+        return f"{{{CANDIDATES}}}" in self.templates[0]
 
     @property
     def item_parts(self) -> Parts:

@@ -90,7 +90,7 @@ class Recommender:
         batch for its histories, of one of a few sizes that are each compiled once.
 
         Raises UserError for no history, an empty one, an unknown item (with what is spelt like it),
-        or k < 1.
+        k < 1, or prompts that show candidates (`score` takes them).
         """
         if k < 1:
             raise UserError(f"k must be at least 1, got {k}")
@@ -134,7 +134,8 @@ class Recommender:
         They are those of the whole catalogue, without filters. Raises UserError as `recommend`.
         """
         items, trie = self.find(candidates, "candidates"), self._experiment.trie
-        rows = self._rows([history], ItemFilter(np.isin(np.arange(trie.num_items), items)))
+        allowed = ItemFilter(np.isin(np.arange(trie.num_items), items))
+        rows = self._rows([history], allowed, items[None, :])
         # A beam for each candidate: none is ever dropped, and the prefixes that their titles share
         # are computed once.
         decoding, mesh = self._experiment.config.decoding, self._experiment.mesh
@@ -152,7 +153,12 @@ class Recommender:
     def _decoder(self):
         return self._experiment.inference_decoder(self._name)
 
-    def _rows(self, names: Sequence[Sequence[str]], allowed: ItemFilter) -> SearchRows:
+    def _rows(
+        self,
+        names: Sequence[Sequence[str]],
+        allowed: ItemFilter,
+        candidates_RxN: np.ndarray | None = None,
+    ) -> SearchRows:
         # Prompts take the latest data.history_length items, the CF model as many as it reads, and
         # the filter the whole history.
         if isinstance(names, str) or not len(names):
@@ -161,7 +167,7 @@ class Recommender:
         histories = Ragged.from_lengths(np.concatenate(rows), np.array(list(map(len, rows))))
         config, latest = self._experiment.config, partial(histories.latest, fill=PAD_ITEM)
         history_RxS = latest(np.arange(len(rows)), config.data.history_length)
-        prompts, cf = self._experiment.prompts(history_RxS), self._cf
+        prompts, cf = self._experiment.prompts(history_RxS, candidates_RxN), self._cf
         users: dict[str, Any] = {}
         if cf is not None:
             users["cf"] = lambda rows_B: cf.vectors(latest(rows_B, cf.history_length))

@@ -125,7 +125,7 @@ def inputs_of(experiment: Experiment, rows: EvaluationRows, compared: Comparison
         "compared": fields
         | compared._asdict()
         | {"allowed items": experiment.item_filter.content_hash()},
-        "rows": rows.sequences.content_hash(),
+        **rows.inputs(),
         "catalogue": catalogue.content_hash(),
         "CF logits": read_manifest(store)["content_hash"],
         "lists": lists,

@@ -160,7 +160,7 @@ def summarise(
         "rows": len(rows),
         "tied_rows": int(tied_R.sum()),
         "split": config.evaluation.split,
-        "items": experiment.data.catalogue.num_items,
+        "items": config.evaluation.candidates or experiment.data.catalogue.num_items,
         "runs": {name: experiment.run_step(name) for name in compared.guidances if name},
         "models": {label: _model_metrics(config, one, tied_R) for label, one in rankings.items()},
         "differences": {

@@ -103,10 +103,9 @@ def ranking_inputs(
     experiment: Experiment, rows: EvaluationRows, name: str, weights: list[ScoreWeights]
 ) -> dict[str, Any]:
     """What the rankings of an LLM run, or of '' the pretrained LLM, depend on: provenance."""
-    inputs = list_inputs(experiment, name, weights) | {
-        "evaluation.temperatures": experiment.config.evaluation.temperatures,
-        "rows": rows.sequences.content_hash(),
-    }
+    temperatures = experiment.config.evaluation.temperatures
+    inputs = list_inputs(experiment, name, weights) | rows.inputs()
+    inputs |= {"evaluation.temperatures": temperatures}
     if any(one.guidance for one in weights) or USER in carried_vectors(experiment.config.prompt):
         inputs["CF logits of the rows"] = _cf_content(experiment, rows)
     return inputs
@@ -161,7 +160,7 @@ def _search_rows(experiment: Experiment, rows: EvaluationRows, *, guided: bool) 
     """The prompts, filters and targets of the rows, and their CF vectors if they are read."""
     config = experiment.config
     users: dict[str, Any] = {}
-    prompts = experiment.prompts(rows.history_RxH)
+    prompts = experiment.prompts(rows.history_RxH, rows.candidates_RxN)
     if guided or USER in carried_vectors(config.prompt):
         store = experiment.cf_store(config.evaluation.split, rows.position_R)
         users = {
@@ -169,5 +168,5 @@ def _search_rows(experiment: Experiment, rows: EvaluationRows, *, guided: bool) 
             "cf_items": store.cf_items,
         }
     users["soft"] = soft_rows(experiment, prompts, **users)
-    allowed = experiment.item_filter.masks(rows.histories)
+    allowed = rows.allowed(experiment.item_filter)
     return SearchRows(prompts.tokens, allowed=allowed, target_R=rows.target_R, **users)

@@ -4,6 +4,9 @@ Axis letters: R rows, B rows of a block, H history items, I items, D width of wh
 holds, Q distinct titles, M places of a list, T temperatures.
 """
 
+import dataclasses
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -16,8 +19,10 @@ from tca4rec_jax.batching import map_batches
 from tca4rec_jax.cf.models.popularity import popularity_logits
 from tca4rec_jax.cf.scoring import LazyRows
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems, cf_logits
+from tca4rec_jax.data.candidates import draw_candidates
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.distributed.multihost import gather_process_rows, process_rows
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.metrics import CUTOFFS, rank_in_batch
@@ -34,16 +39,27 @@ class EvaluationRows:
     position_R: np.ndarray  # int64, the flat position of each target in the split
     history_RxH: np.ndarray  # int32, the prompts' items, oldest first, padded left with PAD_ITEM
     target_R: np.ndarray  # int32, the items that came next
+    # int32, the items among which each target is ranked; None: all.
+    candidates_RxN: np.ndarray | None = None
 
     @classmethod
     def of(cls, experiment: Experiment) -> "EvaluationRows":
-        """Samples `evaluation.rows` rows with `evaluation.seed`; 0 takes all."""
+        """Samples `evaluation.rows` rows with `evaluation.seed`; 0 takes all.
+
+        Raises as `draw_candidates`, if candidates are asked for.
+        """
         config = experiment.config
         split = experiment.data.splits[config.evaluation.split]
         index_R = sample_rows(len(split), config.evaluation.rows, config.evaluation.seed)
         sequences = split.take(index_R)
         history_RxH, target_R = sequences.histories_and_targets(config.data.history_length)
-        return cls(sequences, split.last_positions[index_R], history_RxH, target_R)
+        rows = cls(sequences, split.last_positions[index_R], history_RxH, target_R)
+        count, rng = config.evaluation.candidates, np.random.default_rng(config.evaluation.seed)
+        if not count:
+            return rows
+        allowed_I = experiment.item_filter.allowed_I
+        drawn_RxN = draw_candidates(rows.histories, target_R, allowed_I, count, rng)
+        return dataclasses.replace(rows, candidates_RxN=drawn_RxN)
 
     def __len__(self) -> int:
         return len(self.target_R)
@@ -53,6 +69,26 @@ class EvaluationRows:
         """All items before each target, also those too old for the prompt."""
         before_n = np.delete(self.sequences.items, self.sequences.last_positions)
         return Ragged.from_lengths(before_n, self.sequences.lengths - 1)
+
+    def allowed(self, items: ItemFilter) -> Callable[[np.ndarray], np.ndarray] | None:
+        """Row numbers int64 [B] -> bool [B, I], the items that are ranked; None ranks all."""
+        masks, candidates_RxN = items.masks(self.histories), self.candidates_RxN
+        if candidates_RxN is None:
+            return masks
+
+        def of_rows(rows_B: np.ndarray) -> np.ndarray:
+            ranked_BxI = np.zeros((len(rows_B), len(items.allowed_I)), bool)
+            np.put_along_axis(ranked_BxI, candidates_RxN[rows_B], True, axis=1)
+            return ranked_BxI if masks is None else ranked_BxI & masks(rows_B)
+
+        return of_rows
+
+    def inputs(self) -> dict[str, str]:
+        """What the rows are: provenance."""
+        inputs = {"rows": self.sequences.content_hash()}
+        if self.candidates_RxN is not None:
+            inputs["candidates"] = hashlib.sha256(self.candidates_RxN.tobytes()).hexdigest()
+        return inputs
 
 
 def sample_rows(available: int, count: int, seed: int) -> np.ndarray:
@@ -94,7 +130,7 @@ def rank_cf_models(experiment: Experiment, rows: EvaluationRows) -> dict[str, Mo
     store = experiment.cf_store(config.split, position_R)
     popular_I = popularity_logits(experiment.data.splits["train_sequences"], shape[1])
     stored = LazyRows(store.read, position_R, store.width)
-    masks = experiment.item_filter.masks(rows.histories)
+    masks = rows.allowed(experiment.item_filter)
     allowed = masks and LazyRows(masks, mine, shape[1])
     common = experiment.trie.leaf_of_item, target_R, config.temperatures
     items = store.cf_items

@@ -52,9 +52,14 @@ def write_items(
     return tokenise_items(catalogue.columns, encoder, template, tasks)
 
 
-def show_history(items: ItemTokens, history_RxH: np.ndarray, config: ConfigDict) -> Prompts:
+def show_history(
+    items: ItemTokens,
+    history_RxH: np.ndarray,
+    config: ConfigDict,
+    candidates_RxN: np.ndarray | None = None,
+) -> Prompts:
     """The first of prompt.templates around the latest items that fit prompt.max_tokens."""
-    return prompts(items, history_RxH, config.prompt.max_tokens)
+    return prompts(items, history_RxH, config.prompt.max_tokens, candidates_RxN)
 
 
 def build_examples(
@@ -67,6 +72,7 @@ def build_examples(
         compressed,
         targets=config.training.targets,
         max_tokens=config.prompt.max_tokens,
+        candidates=config.prompt.candidates or 0,
         seed=config.seed,
     )
 

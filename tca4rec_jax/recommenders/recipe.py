@@ -27,7 +27,8 @@ class Recipe:
       write_items: 1. How an item is written: (catalogue, tokenizer, config) -> the tokens of every
         item, no item's a prefix of another's; the trie is built of them.
       show_history: 2. How a history is shown: (item tokens, histories int32 [R, H] padded on the
-        left with PAD_ITEM, config) -> the prompts.
+        left with PAD_ITEM, config,
+        candidates int32 [R, N] or None) -> the prompts.
       build_examples: 2. The same for training: (users' sequences, item tokens, compressed trie,
         config) -> the examples, with their targets and decisions.
       trainable: 3. What is trained: config -> the filter of nnx.split that picks the decoder's
@@ -39,7 +40,7 @@ class Recipe:
     """
 
     write_items: Callable[[Catalogue, PreTrainedTokenizerBase, ConfigDict], ItemTokens]
-    show_history: Callable[[ItemTokens, np.ndarray, ConfigDict], Prompts]
+    show_history: Callable[[ItemTokens, np.ndarray, ConfigDict, np.ndarray | None], Prompts]
     build_examples: Callable[[ItemSequences, ItemTokens, ItemTrie, ConfigDict], Examples]
     trainable: Callable[[ConfigDict], Any]
     loss: Callable[..., Loss]

@@ -18,8 +18,9 @@ import numpy as np
 
 from tca4rec_jax.core.decisions import RaggedDecisions, title_decisions
 from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.data.candidates import draw_candidates
 from tca4rec_jax.data.item_tokens import ItemTokens, Task
-from tca4rec_jax.data.prompts import check_sequences, keep_latest, row_tokens
+from tca4rec_jax.data.prompts import Rows, check_sequences, keep_latest, row_tokens, with_candidates
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.errors import UserError, check_choice
@@ -51,35 +52,54 @@ def build_examples(
     *,
     targets: str,
     max_tokens: int,
+    candidates: int = 0,
     seed: int = 0,
 ) -> Examples:
     """Examples of a split: users' sequences ('all') or histories with targets ('last').
 
     `compressed` is the compressed trie of the catalogue's `tokens`; a row has at most max_tokens.
-    The templates are drawn from `seed`. Raises UserError for unknown targets, prompts that they do
-    not go with, a title that does not fit, or if there is no example.
+    The templates, and so many `candidates` if they show them, are drawn from `seed`. Raises
+    UserError for unknown targets, prompts that they do not go with, a title that does not fit, or
+    if there is no example.
     """
     check_choice("training.targets", targets, ("all", "last"))
     if targets == "all":
         check_sequences(tokens)
         pieces, first = _pieces(sequences, tokens, max_tokens)
-        template_R = np.zeros(len(pieces), np.int64)
+        how = np.zeros(len(pieces), np.int64), 0
         supervised = np.ones(pieces.values.size, bool)
         supervised[pieces.offsets[:-1]] = False
     else:
         keep = sequences.lengths > 1
         rows = sequences if keep.all() else sequences.take(keep)
         ends = np.cumsum(sequences.lengths)[keep]
-        template_R = np.random.default_rng(seed).integers(len(tokens.before), size=len(rows))
-        pieces = keep_latest(tokens, Ragged(rows.items, rows.offsets), template_R, max_tokens)
+        rng = np.random.default_rng(seed)
+        template_R = rng.integers(len(tokens.before), size=len(rows))
+        items, count = _with_candidates(rows, tokens, candidates, rng)
+        how = template_R, count
+        pieces = keep_latest(tokens, items, max_tokens, *how)
         first = ends - pieces.lengths
         supervised = np.zeros(pieces.values.size, bool)
         supervised[pieces.offsets[1:] - 1] = True
     if not len(pieces):
         raise UserError("no training example: every row has a single item, so nothing precedes it")
     decisions = title_decisions(compressed)
-    examples = _supervise(pieces, first, supervised, tokens, template_R, decisions)
+    made = row_tokens(tokens, pieces, *how)
+    examples = _supervise(pieces, first, supervised, tokens.written, made, decisions)
     return _with_tasks(examples, tokens.tasks)
+
+
+def _with_candidates(
+    rows: ItemSequences, tokens: ItemTokens, count: int, rng: np.random.Generator
+) -> tuple[Ragged, int]:
+    """The items of histories and targets, with candidates between them if prompts show them."""
+    if tokens.between is None:
+        return Ragged(rows.items, rows.offsets), 0
+    last = rows.offsets[1:] - 1
+    histories = Ragged.from_lengths(np.delete(rows.items, last), rows.lengths - 1)
+    all_I = np.ones(len(tokens.written), bool)
+    drawn_RxN = draw_candidates(histories, rows.items[last], all_I, count, rng)
+    return with_candidates(tokens, histories, drawn_RxN, rows.items[last])
 
 
 def row_of_example(examples: Examples, sequences: ItemSequences) -> np.ndarray:
@@ -149,10 +169,10 @@ def _pieces(sequences: ItemSequences, tokens: ItemTokens, max_tokens: int):
 
 
 def _supervise(
-    pieces, first, supervised, tokens, template_R, decisions: RaggedDecisions
+    pieces, first, supervised, written: Ragged, rows: Rows, decisions: RaggedDecisions
 ) -> Examples:
     """Positions, labels, CF rows and decisions of the supervised titles of each piece."""
-    (ids, slots), starts = row_tokens(tokens, pieces, template_R)
+    (ids, slots), starts = rows
     row_of_item = np.repeat(np.arange(len(pieces)), pieces.lengths)
     items, row = pieces.values[supervised], row_of_item[supervised]  # of every supervised title
 
@@ -160,7 +180,7 @@ def _supervise(
         lengths = np.bincount(np.repeat(row, per_title), minlength=len(pieces))
         return Ragged.from_lengths(values, lengths)
 
-    lengths = tokens.written.lengths[items]
+    lengths = written.lengths[items]
     position = ranges(starts.values[supervised] - 1, lengths)
     positions = per_row(position.astype(np.int32), lengths)
     label = ids.values[np.repeat(ids.offsets[row], lengths) + position + 1]

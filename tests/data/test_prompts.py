@@ -71,9 +71,9 @@ def test_prompts_drop_the_oldest_items_whole():
 def test_a_budget_that_cannot_hold_the_target_is_named():
     tokens, two = tokenise(), np.zeros(2, np.int64)
     items = Ragged.from_lengths(np.array([0, 0, 1, 2]), np.array([2, 2]))
-    assert keep_latest(tokens, items, two, budget=20).lengths.tolist() == [2, 2]
+    assert keep_latest(tokens, items, 20, two).lengths.tolist() == [2, 2]
     with pytest.raises(UserError, match="row 1 needs 12 tokens with one item in its history"):
-        keep_latest(tokens, items, two, budget=11)
+        keep_latest(tokens, items, 11, two)
 
 
 INSTRUCTION = {
@@ -98,6 +98,30 @@ def test_a_template_has_words_attributes_vectors_and_control_tokens():
     assert decode(found.tokens[0]) == '^Of #: "ccc"#, "bb"#.</s>Next: '
     assert found.slots[0].tolist() == [USER, 2, 1]
     assert tokenise(item="{title}{vector}", placeholder="é").placeholder == ord("é")
+
+
+def test_candidates_stand_between_history_and_target():
+    tokens = tokenise(
+        templates=("P:{history}\nOf:{candidates}!{target}",),
+        item=" {title}{vector}",
+        separator=",",
+        candidates=2,
+    )
+    history, candidates = np.array([[-1, 1, 0], [2, 1, 0]]), np.array([[2, 0], [1, 2]])
+    found = prompts(tokens, history, 25, candidates)
+    assert decode(found.tokens[0]) == "^P: bb#, a#\nOf: ccc#, a#!"
+    assert found.slots[0].tolist() == [1, 0, 2, 0]
+    assert decode(found.tokens[1]) == "^P: a#\nOf: bb#, ccc#!"  # " bb#," were too many
+    items = Ragged.from_lengths(np.array([1, 2, 0, 0]), np.array([4]))
+    row = row_tokens(tokens, items, np.zeros(1, np.int64), candidates=2).prompts.tokens
+    assert decode(row[0]) == "^P: bb#\nOf: ccc#, a#! a\n"
+    with pytest.raises(UserError, match="row 1 needs 21 tokens with one item in its history"):
+        prompts(tokens, history, 20, candidates)
+    with pytest.raises(UserError, match="show {candidates}, and there are none"):
+        prompts(tokens, history, 100)
+    assert len(prompts(tokenise(), history, 100, candidates).slots.values) == 0
+    with pytest.raises(UserError, match="{candidates} are those of one target: set training.tar"):
+        check_sequences(tokens)
 
 
 def test_attributes_are_shown():
@@ -154,7 +178,20 @@ def test_a_tokenizer_without_a_spare_control_token_needs_a_placeholder():
         ({"templates": ("{target}{history}",)}, "once, at its end"),
         ({"templates": ("{history}{history}{target}",)}, "once, at its end"),
         ({"templates": ("{history}{target}.",)}, "once, at its end"),
-        ({"templates": ("{history}{target}", "{hist}{target}")}, "{hist}: .* {history}, {target},"),
+        ({"templates": ("{candidates}{history}{target}",)}, "{candidates} may stand once between"),
+        (
+            {"templates": ("{history}{target}", "{history}{candidates}{target}")},
+            "in all of them or in none",
+        ),
+        ({"templates": ("{history}{candidates}{target}",)}, "prompt.candidates goes with {cand"),
+        (
+            {"candidates": 5},
+            "prompt.candidates goes with {candidates} in prompt.templates: give both or none",
+        ),
+        (
+            {"templates": ("{history}{target}", "{hist}{target}")},
+            "{hist}: .* {history}, {cand",
+        ),
         ({"templates": ("{history{target}",)}, "has '{history{target}'"),
         ({"templates": ("{history!r}{target}",)}, "a field alone in braces"),
         ({"item": "{title:>9}"}, "prompt.item has '{title:>9}': expected the name of a field"),

@@ -1,5 +1,6 @@
 """Full rankings in blocks against the whole matrix in NumPy; rankings kept on disk."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from tca4rec_jax.config import default_config, score_weights
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.evaluation.llm_rankings import _RankingCache
 from tca4rec_jax.evaluation.rankings import (
     EvaluationRows,
@@ -183,6 +185,19 @@ def test_histories_hold_what_no_longer_fits_the_prompt():
     assert [row.tolist() for row in (rows.histories[r] for r in range(3))] == [[5, 1, 2], [], [3]]
     np.testing.assert_array_equal(rows.history_RxH, [[1, 2], [-1, -1], [-1, 3]])
     np.testing.assert_array_equal(rows.target_R, [3, 4, 0])
+
+
+def test_candidates_are_ranked_alone_and_as_the_filter_allows():
+    candidates_RxN = np.array([[0, 3], [4, 5], [1, 0]], np.int32)
+    rows = rows_of([5, 1, 2, 3], [4], [3, 0])
+    among = dataclasses.replace(rows, candidates_RxN=candidates_RxN)
+    all_I = np.ones(6, bool)
+    assert rows.allowed(ItemFilter(all_I)) is None
+    found_BxI = among.allowed(ItemFilter(all_I))(np.array([2, 0]))
+    assert [np.flatnonzero(row).tolist() for row in found_BxI] == [[0, 1], [0, 3]]
+    without_1 = ItemFilter(np.arange(6) != 1, exclude_history=True)
+    assert np.flatnonzero(among.allowed(without_1)(np.array([2]))).tolist() == [0]
+    assert among.inputs().keys() - rows.inputs().keys() == {"candidates"}
 
 
 def test_kept_rankings_are_those_of_the_same_inputs(experiment):

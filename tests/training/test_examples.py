@@ -87,6 +87,26 @@ def test_last_keeps_the_target_and_the_latest_history(tokens):
     assert [examples.cf_position[r].tolist() for r in range(2)] == [[3], [6]]
 
 
+def test_candidates_are_the_target_and_items_outside_the_history():
+    shown = "P{history}|{candidates}={target}"
+    template = PromptTemplate((shown,), item="{title}", separator=",", candidates=3)
+    tokens = tokenise_items({"title": TITLES[:4]}, TextEncoder(encode, encode), template)
+    compressed = ItemTrie.build(tokens.written).compress()
+    split = sequences(*[[0, 1], [3, 2]] * 20)
+    how = {"targets": "last", "max_tokens": 50, "candidates": 3}
+    examples = build_examples(split, tokens, compressed, **how)
+    texts = ["".join(map(chr, examples.tokens[row])) for row in range(40)]
+    shown = [text[text.index("|") + 1 : text.index("=")].split(",") for text in texts]
+    assert {text[: text.index("|")] for text in texts} == {"Pab", "Pad"}
+    assert {text[text.index("=") + 1 :] for text in texts} == {"abc\n", "b\n"}
+    assert all({*row} == {"abc", "b", "ad"} for row in shown[::2])
+    assert len({tuple(row) for row in shown[::2]}) == 6  # every order
+    assert [examples.cf_position[row].tolist() for row in range(3)] == [[1], [3], [5]]
+    assert [chr(examples.label[0][0]), chr(examples.label[1][0])] == ["a", "b"]
+    with pytest.raises(ValueError, match="row 0 has 2 allowed items .*, too few for 5 cand"):
+        build_examples(split, tokens, compressed, **how | {"candidates": 5})
+
+
 def test_errors_name_what_is_wrong(tokens):
     compressed = ItemTrie.build(tokens.written).compress()
     with pytest.raises(ValueError, match=r"title of item 1 has 5 tokens"):
