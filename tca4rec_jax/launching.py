@@ -26,10 +26,12 @@ from tca4rec_jax.config import SHORT_NAMES, build, config_fields, doubts, run_na
 from tca4rec_jax.data.dataset import DataConfig
 from tca4rec_jax.data.downloads import default_cache_dir
 from tca4rec_jax.data.item_vectors import embeddings_folder
+from tca4rec_jax.data.templates import shows_ids
 from tca4rec_jax.distributed import multihost
 from tca4rec_jax.distributed.multihost import is_main_process, is_multiprocess
 from tca4rec_jax.distributed.sharding import use_cpu_cores
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.llm.from_scratch import RANDOM
 from tca4rec_jax.ranges import FolderName, LocalPath, expected, plain_type
 from tca4rec_jax.reporting import plain_text, show
 from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
@@ -186,11 +188,14 @@ def _paths(part: str | flags.FlagHolder) -> Sequence[str | Path]:
     if part == "evaluated_runs":
         runs = dict.fromkeys(run for _, run, _ in config.evaluation.variants if run)
         return [workdir / "llm" / run for run in runs or "*"]
+    if part == "llm":
+        ids = config.ids.path or workdir / "ids" / "ids.json"
+        weights = [] if config.llm.weights == RANDOM else [config.llm.weights]
+        return [*weights, *([ids] if shows_ids(config.prompt) else [])]
     places = {
         "data": workdir / "data",
         "cf": workdir / "cf",
         "cf_logits": config.cf.logits or workdir / "cf" / "logits",
-        "llm": config.llm.weights,
         "run": workdir / "llm" / run_name(config),
         "item_embeddings": embeddings_folder(workdir),
         "ids": config.ids.path or workdir / "ids",

@@ -187,6 +187,7 @@ def test_help_lists_the_flags(tmp_path):
             [],
             ["reads W/cf/logits", "reads smollm2-135m-instruct", "writes W/llm/alpha_0.3"],
         ),
+        ("train", ["--config.prompt.item={id}"], ["reads W/ids/ids.json"]),
         ("evaluate", [], ["reads W/llm/plain", "reads W/llm/aligned", "writes W"]),
         ("sweep_guidance", ["--guidances=0,1"], ["reads W/llm/alpha_0.3"]),
         ("recommend", ["--input=a.csv", "--output=b"], ["reads a.csv", "writes b"]),
@@ -200,9 +201,9 @@ def test_a_dry_run_says_what_is_read_and_written_and_touches_nothing(
     tmp_path, script, flags, expected
 ):
     workdir = tmp_path / "run"
-    command = [f"{ROOT}/launch/{script}.py", "--dry_run", f"--workdir={workdir}", *flags]
+    command = [f"{ROOT}/launch/{script}.py", "--dry_run", f"--workdir={workdir}"]
     config = f"--config={ROOT}/configs/quickstart.py:alpha=0.3"
-    done = Script([*command, config], dict(os.environ)).completed()
+    done = Script([*command, config, *flags], dict(os.environ)).completed()
     assert done.returncode == 0, done.stderr
     first, *lines = done.stdout.splitlines()
     assert first == f"{script}: the config is valid"
@@ -210,7 +211,7 @@ def test_a_dry_run_says_what_is_read_and_written_and_touches_nothing(
         line.strip() for line in lines
     }
     assert not workdir.exists()
-    bad = Script([*command, config + ",tau=0"], dict(os.environ)).completed()
+    bad = Script([*command, config + ",tau=0", *flags], dict(os.environ)).completed()
     assert bad.returncode in (1, 2)
     assert bad.stderr.strip().endswith("objective.tau is 0.0: expected 0.000001 to 1000000")
 
