@@ -22,7 +22,8 @@ from tca4rec_jax.config import apply_argument, beauty_config
 
 def get_config(arg=""):
     config = beauty_config()
-    config.cf.sasrec.loss = "softmax"  # calibrated: beta = 1 takes the logits as they are
+    config.cf.update(model="sasrec", max_epochs=60)  # as configs/cf/beauty_sasrec.py
+    config.cf.sasrec.update(loss="softmax", targets="rows", dropout=0.5)
     config.llm.update(weights="random", train="full", dropout=0.2, remat="none")
     config.llm.random.update(num_layers=4, hidden_size=128, intermediate_size=512)
     config.llm.random.update(num_heads=4, num_kv_heads=4, head_dim=32)
