@@ -131,17 +131,19 @@ class RecommenderFields(NamedTuple):
 
 
 class OptimizerFields(NamedTuple):
-    """AdamW, with a linear schedule to 0 at the last step.
+    """AdamW, with a learning rate that falls to 0 at the last step.
 
     Attributes:
       learning_rate: the highest, after the warm-up.
       warmup_steps: steps until then.
+      schedule: how it falls after the warm-up: on a line, or on half a cosine wave.
       weight_decay: decoupled.
       clip: the largest norm of a gradient.
     """
 
     learning_rate: Positive = 1e-4
     warmup_steps: Natural = 20
+    schedule: Literal["linear", "cosine"] = "linear"
     weight_decay: NotNegative = 0.01
     clip: Positive = 1.0
 

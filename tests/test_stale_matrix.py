@@ -85,6 +85,7 @@ TRAINING = {  # training notices; lists do not depend on it
     "objective.tau_bounds": (1.0, 2.0),
     "optimizer.learning_rate": 0.5,
     "optimizer.warmup_steps": 3,
+    "optimizer.schedule": "cosine",
     "optimizer.weight_decay": 0.5,
     "optimizer.clip": 0.5,
     "training.targets": "last",

@@ -52,11 +52,16 @@ def in_dtype(params: Tree, dtype: str | None) -> Tree:
     return params if dtype is None else jax.tree.map(lambda p: p.astype(dtype), params)
 
 
-def make_schedule(*, learning_rate: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear warm-up, then linear decay to zero."""
+def make_schedule(
+    *, learning_rate: float, warmup_steps: int, total_steps: int, schedule: str = "linear"
+) -> optax.Schedule:
+    """Linear warm-up, then to zero on a line ('linear') or on half a wave ('cosine')."""
     warmup = min(warmup_steps, max(total_steps - 1, 0))
     up = optax.linear_schedule(learning_rate / max(warmup, 1), learning_rate, warmup)
-    down = optax.linear_schedule(learning_rate, 0.0, max(total_steps - warmup, 1))
+    steps = max(total_steps - warmup, 1)
+    down = optax.linear_schedule(learning_rate, 0.0, steps)
+    if schedule == "cosine":
+        down = optax.cosine_decay_schedule(learning_rate, steps)
     return optax.join_schedules([up, down], [warmup])
 
 
@@ -67,6 +72,7 @@ def make_optimizer(
     total_steps: int,
     weight_decay: float,
     clip: float,
+    schedule: str = "linear",
     decay_of: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """AdamW on `make_schedule`; gradients are clipped by norm.
@@ -80,9 +86,14 @@ def make_optimizer(
 
         return jax.tree.map_with_path(of, updates, params)
 
-    steps = {"warmup_steps": warmup_steps, "total_steps": total_steps}
-    rate = optax.scale_by_learning_rate(make_schedule(learning_rate=learning_rate, **steps))
-    adamw = optax.chain(optax.scale_by_adam(), optax.stateless(decay), rate)
+    rate = make_schedule(
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        total_steps=total_steps,
+        schedule=schedule,
+    )
+    scaled = optax.scale_by_learning_rate(rate)
+    adamw = optax.chain(optax.scale_by_adam(), optax.stateless(decay), scaled)
     return optax.chain(optax.clip_by_global_norm(clip), adamw)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from tca4rec_jax.training.state import hold, make_optimizer
+from tca4rec_jax.training.state import hold, make_optimizer, make_schedule
 
 PARAMS = {
     "adapters": {"q_proj": {"a": jnp.array([1.0, -2.0])}},
@@ -46,6 +46,14 @@ def test_a_part_that_is_held_stays_as_it_is(part):
     np.testing.assert_array_equal(found.pop(part), 0.0)
     ((other, values),) = found.items()
     np.testing.assert_array_equal(values, change()[other])
+
+
+def test_the_cosine_schedule():
+    """Half a wave after the warm-up, against its formula."""
+    schedule = make_schedule(learning_rate=2.0, warmup_steps=4, total_steps=12, schedule="cosine")
+    np.testing.assert_allclose([schedule(step) for step in range(4)], [0.5, 0.875, 1.25, 1.625])
+    left = [1 + np.cos(np.pi * step / 8) for step in range(9)]
+    np.testing.assert_allclose([schedule(4 + step) for step in range(9)], left, atol=1e-6)
 
 
 def test_without_parts_it_is_adamw():
