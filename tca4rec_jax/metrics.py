@@ -126,6 +126,60 @@ def bootstrap_intervals(
     return {name: Interval(*column) for name, column in zip(values, columns, strict=True)}
 
 
+def auc(scores_R: np.ndarray, yes_R: np.ndarray, weight_WxR: np.ndarray) -> np.ndarray:
+    """The area under the ROC curve at several weights of the rows, float64 [W].
+
+    The share of (yes, no) pairs of rows whose scores are in this order; equal ones count half. NaN
+    where the rows with a weight have one answer.
+    """
+    _, group_R = np.unique(scores_R, return_inverse=True)
+    order_R = np.argsort(group_R, kind="stable")
+    begins = np.flatnonzero(np.diff(group_R[order_R], prepend=-1))
+    yes_WxG, no_WxG = (
+        np.add.reduceat((weight_WxR * of_R)[:, order_R], begins, axis=1) for of_R in (yes_R, ~yes_R)
+    )
+    below_WxG = np.cumsum(no_WxG, axis=1) - no_WxG / 2
+    pairs_W = yes_WxG.sum(axis=1) * no_WxG.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return np.sum(yes_WxG * below_WxG, axis=1) / pairs_W
+
+
+def answer_metrics(
+    scores_R: np.ndarray,
+    yes_R: np.ndarray,
+    user_R: np.ndarray,
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """'auc', over all rows, and 'uauc', its mean over users with both answers; {} if undefined.
+
+    The intervals resample users with all of their rows: those of one user are not independent.
+    """
+    if yes_R.all() or not yes_R.any():
+        return {}
+    users, number_R = np.unique(user_R, return_inverse=True)
+    order_R = np.argsort(number_R, kind="stable")
+    of_user = np.split(order_R, np.cumsum(np.bincount(number_R))[:-1])
+    auc_U = np.concatenate([auc(scores_R[r], yes_R[r], np.ones((1, r.size))) for r in of_user])
+    both_U, rng, values = ~np.isnan(auc_U), np.random.default_rng(seed), []
+    for start in range(0, resamples + 1, _RESAMPLES_AT_ONCE):
+        size = min(_RESAMPLES_AT_ONCE, resamples + 1 - start)
+        times_WxU = rng.multinomial(len(users), np.full(len(users), 1 / len(users)), size=size)
+        times_WxU[: start == 0] = 1  # first the rows themselves
+        with np.errstate(invalid="ignore"):
+            uauc_W = times_WxU[:, both_U] @ auc_U[both_U] / times_WxU[:, both_U].sum(axis=1)
+        values.append((auc(scores_R, yes_R, times_WxU[:, number_R]), uauc_W))
+    tail, found = (1 - level) / 2, {}
+    for name, parts in zip(("auc", "uauc"), zip(*values, strict=True), strict=True):
+        mean, *resampled = np.concatenate(parts)
+        if np.isfinite(mean):
+            low, high = np.nanquantile(resampled, [tail, 1 - tail])
+            found[name] = Interval(float(mean), float(low), float(high))
+    return found
+
+
 def ranking_metrics(
     ranks_R: np.ndarray, cutoffs: Sequence[int] = CUTOFFS, *, seed: int = 0
 ) -> dict[str, Interval]:

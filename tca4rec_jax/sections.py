@@ -125,9 +125,15 @@ class RecommenderFields(NamedTuple):
 
     Attributes:
       name: of its five choices, a key of recommenders.RECOMMENDERS.
+      answers: of a recommender that answers: what it writes if the user will like an item, and if
+        not.
     """
 
     name: str = "generative"
+    answers: Annotated[tuple[Text, Text], Range("two, not the same", lambda a: a[0] != a[1])] = (
+        " Yes",
+        " No",
+    )
 
 
 class OptimizerFields(NamedTuple):
@@ -152,6 +158,7 @@ class TrainingFields(NamedTuple):
     """The training of the LLM.
 
     Attributes:
+      rows: how many rows are trained on, sampled with the run's seed; 0 takes all.
       targets: 'all' supervises every title of a user's sequence after the first, 'last' one title
         per row, as published.
       tasks: further examples, one of every item each: texts with fields of items, as '{title} is
@@ -171,6 +178,7 @@ class TrainingFields(NamedTuple):
       start_from: another LLM run: those of its parameters that this run has too are its first.
     """
 
+    rows: Natural = 0
     targets: Literal["all", "last"] = "all"
     tasks: tuple[Text, ...] = ()
     batch_size: Count = 16

@@ -133,6 +133,9 @@ def load_batches(experiment: Experiment) -> Batches:
     examples = experiment.recipe.build_examples(
         experiment.data.splits[split], experiment.items, experiment.compressed_trie, config
     )
+    if 0 < training.rows < len(examples):
+        rng = np.random.default_rng(config.seed)
+        examples = examples.take(np.sort(rng.permutation(len(examples))[: training.rows]))
     batches = Batches(
         examples,
         batch_size=training.batch_size,
@@ -158,7 +161,7 @@ def load_batches(experiment: Experiment) -> Batches:
 def _read_cf(experiment: Experiment, batches: Batches) -> None:
     """Gives batches the CF logits that they read, and the vectors of placeholders."""
     config, examples = experiment.config, batches.examples
-    batches.store = NoLogits(experiment.data.catalogue.num_items)
+    batches.store = NoLogits(experiment.trie.num_items)
     users: dict[str, Any] = {}
     if config.objective.alpha > 0 or USER in carried_vectors(config.prompt):
         positions = batches.cf_positions(config.training.steps)
@@ -167,7 +170,8 @@ def _read_cf(experiment: Experiment, batches: Batches) -> None:
         # That of another example for one of a task, which has no user.
         target_R = cf.values[np.minimum(cf.offsets[:-1], cf.values.size - 1)]
         users = {"cf": lambda rows_B: store.read(target_R[rows_B]), "cf_items": store.cf_items}
-        batches.store = store if config.objective.alpha > 0 else batches.store
+        if config.objective.alpha > 0:
+            batches.store = experiment.recipe.teacher(experiment, training_split(config), store)
     batches.soft = soft_rows(experiment, Prompts(examples.tokens, examples.slots), **users)
     if config.projector.curriculum:
         batches.curriculum = Curriculum(config.seed, config.training.steps)

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.metrics import (
+    answer_metrics,
+    auc,
     bootstrap_intervals,
     hit_rate,
     mean_metrics,
@@ -134,3 +136,36 @@ def test_bad_values_are_errors():
         bootstrap_intervals({"x": np.zeros(2)}, level=95)
     with pytest.raises(ValueError, match="same rows in the same order"):
         paired_differences(np.zeros(3, int), np.zeros(4, int))
+
+
+def _auc_of_pairs(scores, yes):
+    pairs = [(a > b) + (a == b) / 2 for a in scores[yes] for b in scores[~yes]]
+    return np.mean(pairs) if pairs else None
+
+
+def test_auc_counts_pairs_over_all_rows_and_within_users():
+    rng = np.random.default_rng(0)
+    scores, yes, user = rng.integers(0, 6, 60) / 5, rng.random(60) < 0.4, rng.integers(0, 9, 60)
+    yes[user == 3] = False  # a user of one answer counts in the one and not in the other
+    found = answer_metrics(scores, yes, user, resamples=300)
+    assert found["auc"].mean == pytest.approx(_auc_of_pairs(scores, yes))
+    own = [_auc_of_pairs(scores[user == u], yes[user == u]) for u in range(9)]
+    defined = [one for one in own if one is not None]
+    assert len(defined) < 9
+    assert found["uauc"].mean == pytest.approx(np.mean(defined))
+    for one in found.values():
+        assert one.low < one.mean < one.high
+    times = rng.integers(0, 4, (2, 60))
+    expected = [_auc_of_pairs(np.repeat(scores, t), np.repeat(yes, t)) for t in times]
+    np.testing.assert_allclose(auc(scores, yes, times), expected)
+    assert answer_metrics(scores, np.ones(60, bool), user) == {}
+
+
+def test_intervals_of_auc_resample_users_with_all_their_rows():
+    """Copies of every user's rows change no interval; as many other users would."""
+    rng = np.random.default_rng(1)
+    scores, yes, user = rng.random(200), rng.random(200) < 0.5, rng.integers(0, 20, 200)
+    once = answer_metrics(scores, yes, user)
+    thrice = answer_metrics(*(np.tile(one, 3) for one in (scores, yes, user)))
+    for name in once:
+        np.testing.assert_allclose(once[name], thrice[name], atol=1e-12)

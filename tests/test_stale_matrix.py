@@ -88,6 +88,7 @@ TRAINING = {  # training notices; lists do not depend on it
     "optimizer.schedule": "cosine",
     "optimizer.weight_decay": 0.5,
     "optimizer.clip": 0.5,
+    "training.rows": 8,
     "training.targets": "last",
     "training.tasks": ("{title} {title}",),
     "training.batch_size": 8,

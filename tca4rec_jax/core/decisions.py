@@ -41,6 +41,11 @@ class RaggedDecisions:
     node: Ragged
     child: Ragged
 
+    def take(self, rows_B: np.ndarray) -> "RaggedDecisions":
+        """Those of some rows (int), in the given order."""
+        fields = (self.position, self.title, self.node, self.child)
+        return RaggedDecisions(*(field.take(rows_B) for field in fields))
+
     def pad(self, rows_B: np.ndarray, width: int | None = None) -> Decisions:
         """Those of some rows; by default as wide as the longest of all rows, so of one shape."""
         width = width or max(int(self.node.lengths.max()), 1)

@@ -34,6 +34,7 @@ from tca4rec_jax.ranges import (
     Fractions,
     LocalPath,
     Natural,
+    NotNegative,
     Seed,
     Text,
     check_fields,
@@ -66,6 +67,9 @@ class DataConfig:
         {item: title}; without one an item's title is its id ('sequences' only).
       user_column, item_column, timestamp_column, title_column: names of the columns in those two
         files (the item's column has one name in both).
+      rating_column: the column of ratings in the interactions, for recommenders that answer Yes or
+        No; of MovieLens 'rating'. By default none is read.
+      liked_above: a rating above this is liked.
       attributes: columns of the catalogue with other texts of an item, which prompts may show:
         {brand} in prompt.item; of MovieLens year and category.
       split_by: 'time' (chronological over all users together) or 'leave_one_out' (of every user
@@ -91,6 +95,8 @@ class DataConfig:
     item_column: Text = "item"
     timestamp_column: Text = "timestamp"
     title_column: Text = "title"
+    rating_column: Text | None = None
+    liked_above: NotNegative = 3.0
     attributes: tuple[Text, ...] = ()
     split_by: Literal["time", "leave_one_out"] = "time"
     history_length: Count = 10
@@ -117,6 +123,8 @@ class DataConfig:
                 )
         if self.attributes and self.source == "sequences" and not self.catalogue:
             raise UserError("data.attributes needs data.catalogue")
+        if self.rating_column and self.source == "published":
+            raise UserError("data.rating_column is set, but data.source=published has no ratings")
         fixed = {"sequences": "leave_one_out", "published": "time"}
         if self.split_by != fixed.get(self.source, self.split_by):
             why = "no times" if self.source == "sequences" else "splits of their own"
@@ -125,6 +133,11 @@ class DataConfig:
                 f"expected {fixed[self.source]!r}"
             )
         object.__setattr__(self, "split", tuple(float(part) for part in self.split))
+
+    @property
+    def rating(self) -> dict[str, str]:
+        """The column of ratings by its name here; none if they are not read."""
+        return {"rating": self.rating_column} if self.rating_column else {}
 
     def inputs(self) -> dict[str, Path]:
         """The user's folder or files by field, {} if there are none; UserError if one is needed."""
@@ -201,7 +214,11 @@ def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
         return read_published(files["items"].parent, config.max_title_length, config.attributes)
     if config.source == "movielens_100k":
         catalogue, interactions = read_movielens(
-            files["catalogue"].parent, config.max_title_length, config.attributes
+            files["catalogue"].parent,
+            config.max_title_length,
+            config.attributes,
+            config.rating,
+            config.liked_above,
         )
     else:
         catalogue, interactions = _read_tables(config, files)
@@ -222,7 +239,9 @@ def _read_tables(config: DataConfig, files: Mapping[str, Path]) -> tuple[Catalog
         catalogue = read_items_without_titles(files["interactions"], columns, reading)
     if config.source == "files":
         columns["timestamp"] = config.timestamp_column
-    return catalogue, read_interactions(files["interactions"], catalogue, columns, reading)
+    columns |= config.rating
+    args = files["interactions"], catalogue, columns, reading, config.liked_above
+    return catalogue, read_interactions(*args)
 
 
 def _fields(config: DataConfig) -> dict:

@@ -24,12 +24,14 @@ class Interactions:
       user, item: int32 [n], indices into `user_ids` and the catalogue.
       timestamp: int64 [n], at least 0; any unit, only order and equality count. UNKNOWN_TIME in
         all of them: the interactions of a user stand in their order, oldest first.
+      liked: bool [n], whether the rating is above a threshold; None without ratings.
     """
 
     user: np.ndarray
     item: np.ndarray
     timestamp: np.ndarray
     user_ids: tuple[str, ...] = ()
+    liked: np.ndarray | None = None
 
     @property
     def has_times(self) -> bool:
@@ -38,7 +40,9 @@ class Interactions:
 
     def take(self, rows: np.ndarray) -> "Interactions":
         """Some of the interactions, of the same users."""
-        return Interactions(self.user[rows], self.item[rows], self.timestamp[rows], self.user_ids)
+        liked = None if self.liked is None else self.liked[rows]
+        user, item, timestamp = (one[rows] for one in (self.user, self.item, self.timestamp))
+        return Interactions(user, item, timestamp, self.user_ids, liked)
 
 
 def read_items(
@@ -105,11 +109,12 @@ def read_interactions(
     catalogue: Catalogue,
     columns: Mapping[str, str],
     reading: Reading = STRICT,
+    liked_above: float = 0.0,
 ) -> Interactions:
     """Interactions in the order of the file, without times if `columns` has no 'timestamp'.
 
-    Users are numbered in the order of their ids, without times as the file has them. Raises as
-    `read_rows` does.
+    With a 'rating' in `columns` they are liked if it is above `liked_above`. Users are numbered in
+    the order of their ids, without times as the file has them. Raises as `read_rows` does.
     """
     timed = "timestamp" in columns
 
@@ -118,7 +123,8 @@ def read_interactions(
         user, user_ids = pd.factorize(user_n, sort=timed)
         item = table.indices("item", catalogue.find, f"the catalogue of {catalogue.num_items}")
         times = table.times("timestamp") if timed else np.full(len(item), UNKNOWN_TIME)
-        return Interactions(user.astype(np.int32), item, times, tuple(user_ids))
+        liked = table.numbers("rating") > liked_above if "rating" in columns else None
+        return Interactions(user.astype(np.int32), item, times, tuple(user_ids), liked)
 
     return read_rows(path, columns, read, reading)
 

@@ -4,8 +4,9 @@ The files store "Usual Suspects, The" and the year apart; an LLM knows "The Usua
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.interactions import Interactions, catalogue_of, read_interactions
@@ -46,11 +47,16 @@ def readable_title(title: str, year: str) -> str:
 
 
 def read_movielens(
-    folder: Path, max_title_length: int = 0, attributes: Sequence[str] = ()
+    folder: Path,
+    max_title_length: int = 0,
+    attributes: Sequence[str] = (),
+    rating: Mapping[str, str] = MappingProxyType({}),
+    liked_above: float = 0.0,
 ) -> tuple[Catalogue, Interactions]:
     """What ml-100k.item and ml-100k.inter in a folder hold; raises as `read_interactions` does.
 
-    The attributes are 'year' and 'category', the genres. Raises UserError for another one.
+    The attributes are 'year' and 'category', the genres; `rating` names the column of ratings, if
+    they are read ({'rating': 'rating'}). Raises UserError for another one.
     """
     for name in attributes:
         check_choice("data.attributes", name, ATTRIBUTES)
@@ -63,5 +69,6 @@ def read_movielens(
     if "category" in texts:
         texts["category"] = tuple(genres.replace(" ", ", ") for genres in texts["category"])
     catalogue = catalogue_of(path, table.ids("item"), titles, max_title_length, texts)
-    columns = {"user": "user_id", "item": "item_id", "timestamp": "timestamp"}
-    return catalogue, read_interactions(folder / INTERACTIONS_FILE, catalogue, columns)
+    columns = {"user": "user_id", "item": "item_id", "timestamp": "timestamp", **rating}
+    path = folder / INTERACTIONS_FILE
+    return catalogue, read_interactions(path, catalogue, columns, liked_above=liked_above)

@@ -34,6 +34,7 @@ class ItemSequences(Rows):
     items: np.ndarray  # int32 [n], item indices 0..I-1
     offsets: np.ndarray  # int64 [R + 1]
     timestamps: np.ndarray  # int64 [n], seconds, UNKNOWN_TIME where not known
+    liked: np.ndarray | None = None  # bool [n], whether the user liked the item; None: not known
 
     def __post_init__(self):
         for name in ("user", "items", "offsets", "timestamps"):
@@ -56,6 +57,8 @@ class ItemSequences(Rows):
             raise ValueError(f"offsets run from 0 to the number of items {num_items}, not {ends}")
         if len(self.timestamps) != num_items:
             raise ValueError(f"{num_items} items but {len(self.timestamps)} timestamps")
+        if self.liked is not None and self.liked.shape != (num_items,):
+            raise ValueError(f"{num_items} items but {self.liked.shape} that are liked or not")
         if num_rows and self.lengths.min() < 1:
             raise UserError(f"row {np.argmax(self.lengths < 1)} has no item; leave empty rows out")
 
@@ -98,7 +101,8 @@ class ItemSequences(Rows):
             raise IndexError(f"rows must lie in 0..{len(self) - 1}")
         flat = Ragged(np.arange(len(self.items)), self.offsets).take(rows)
         items, timestamps = self.items[flat.values], self.timestamps[flat.values]
-        return ItemSequences(self.user[rows], items, flat.offsets, timestamps)
+        liked = None if self.liked is None else self.liked[flat.values]
+        return ItemSequences(self.user[rows], items, flat.offsets, timestamps, liked)
 
     def histories_and_targets(self, history_length: int) -> tuple[np.ndarray, np.ndarray]:
         """The items before each row's last one, int32 [R, history_length], and the last, int32 [R].
@@ -112,10 +116,12 @@ class ItemSequences(Rows):
         return latest[:, :-1], latest[:, -1]
 
     def content_hash(self) -> str:
-        """SHA-256 (hex) of users, items, row boundaries and timestamps."""
+        """SHA-256 (hex) of users, items, row boundaries, timestamps and what is liked."""
         digest = hashlib.sha256(f"{len(self)} {len(self.items)}".encode())
         for array in (self.user, self.items, self.offsets, self.timestamps):
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        if self.liked is not None:
+            digest.update(self.liked.tobytes())
         return digest.hexdigest()
 
 

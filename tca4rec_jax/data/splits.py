@@ -88,7 +88,7 @@ def build_splits(
         positions = Ragged.from_lengths(ranges(starts_R, lengths_R), lengths_R)
         found = by_user.take(positions.values)
         user_R = by_user.user[starts_R]
-        return ItemSequences(user_R, found.item, positions.offsets, found.timestamp)
+        return ItemSequences(user_R, found.item, positions.offsets, found.timestamp, found.liked)
 
     def rows_of(targets_R):
         lengths_R = np.minimum(before_n[targets_R], history_length) + 1

@@ -11,6 +11,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.ranges import Count, Range, Text, Texts
 
 HISTORY, CANDIDATES, TARGET, USER = "history", "candidates", "target", "user"
+LIKED, DISLIKED, ITEM = "liked", "disliked", "item"  # of a template that asks about an item
 VECTOR, ID = "vector", "id"
 ITEM_FIELDS = ("title", ID, VECTOR)  # beside the attributes, whose names these cannot be
 
@@ -25,7 +26,9 @@ class PromptTemplate:
     Attributes:
       templates: each a text with {history} and, at its end, {target}; {candidates} between them
         are items of which the target is one; {user} is a token that carries the user's CF vector.
-        Training draws one of several for every row, lists take the first.
+        Training draws one of several for every row, lists take the first. One that asks about an
+        item (recommender.name=answer) has {item} before {target}, shown as in a history, may have
+        {liked} and {disliked} for {history}, and {vector} for the item's CF vector.
       item: how an item is shown in a history: {title}, any of data.attributes as {brand}, {id}
         for its semantic id, {vector} for a token that carries its CF vector.
       separator: between two items of a history, or two candidates.
@@ -60,11 +63,16 @@ class PromptTemplate:
     def __post_init__(self):
         for text in self.templates:
             parts = parse(text, "prompt.templates")
-            known = (HISTORY, CANDIDATES, TARGET, USER)
+            known: tuple[str, ...] = (HISTORY, CANDIDATES, TARGET, USER)
+            if asks(text):
+                known = (HISTORY, LIKED, DISLIKED, ITEM, TARGET, USER, VECTOR)
             check_fields_of(parts, known, "prompt.templates")
-            fields = [field for _, field in parts if field and field != USER]
+            fields = [field for _, field in parts if field not in ("", USER, VECTOR)]
+            at_end = parts[-1][1] == TARGET
             expected = [field for field in known[:3] if field != CANDIDATES or field in fields]
-            if fields != expected or parts[-1][1] != TARGET:
+            if asks(text):
+                _check_question(text, fields if at_end else [])
+            elif fields != expected or not at_end:
                 raise UserError(
                     f"prompt.templates has {text!r}: expected {{history}} once, then {{target}} "
                     "once, at its end; {candidates} may stand once between them"
@@ -96,6 +104,21 @@ class PromptTemplate:
         if self.target:
             return parse(self.target, "prompt.target")
         return parse(self.item.replace(f"{{{VECTOR}}}", "").rstrip(), "prompt.item")
+
+
+def asks(text: str) -> bool:
+    """Whether a template asks about an item."""
+    return ITEM in (field for _, field in parse(text, "prompt.templates"))
+
+
+def _check_question(text: str, fields: list[str]) -> None:
+    *lists, item, target = fields if len(fields) > 2 else ["", "", ""]
+    known = {HISTORY}, {LIKED, DISLIKED}, {LIKED}
+    if (item, target) != (ITEM, TARGET) or {*lists} not in known or len({*lists}) < len(lists):
+        raise UserError(
+            f"prompt.templates has {text!r}: expected {{history}}, or {{liked}} and perhaps "
+            "{disliked}, then {item} once and {target} once, at its end"
+        )
 
 
 def carried_vectors(template: Any) -> set[str]:

@@ -21,7 +21,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from tca4rec_jax.distributed.multihost import is_main_process
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation import report
+from tca4rec_jax.evaluation.answers import evaluate_answers
 from tca4rec_jax.evaluation.comparison import (
     UNTRAINED,
     Comparison,
@@ -69,6 +71,8 @@ def evaluate_run(
     experiment = Experiment(config, workdir)
     compared = comparison(experiment, runs, guidances)
     rows = EvaluationRows.of(experiment)
+    if config.recommender.name == "answer":
+        return evaluate_answers(experiment, rows, compared, name)
     made_from = Provenance("evaluation", COMMAND, inputs_of(experiment, rows, compared))
     folder = results_folder(workdir, name)
     if not name:
@@ -100,6 +104,11 @@ def sweep_guidance(
     `name` and what is raised are as in `evaluate_run`.
     """
     experiment = Experiment(config, workdir)
+    if config.recommender.name == "answer":
+        raise UserError(
+            "recommender.name is 'answer', which ranks nothing: launch/evaluate.py --guidance=0,1 "
+            "compares its answers"
+        )
     if run:
         experiment.check_run(run, guided=any(guidances))
     rows, shown = EvaluationRows.of(experiment), run or UNTRAINED

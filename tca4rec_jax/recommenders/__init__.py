@@ -10,10 +10,11 @@ recommender it runs.
 """
 
 from tca4rec_jax.errors import check_choice
+from tca4rec_jax.recommenders.answer import ANSWER
 from tca4rec_jax.recommenders.generative import GENERATIVE
 from tca4rec_jax.recommenders.recipe import Recipe
 
-RECOMMENDERS: dict[str, Recipe] = {"generative": GENERATIVE}
+RECOMMENDERS: dict[str, Recipe] = {"generative": GENERATIVE, "answer": ANSWER}
 
 
 def recipe_of(name: str) -> Recipe:

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.config import build
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
 from tca4rec_jax.core.objective import Loss, Objective, tca_loss
@@ -20,7 +21,7 @@ from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.item_tokens import ItemTokens, tokenise_items
 from tca4rec_jax.data.prompts import Prompts, prompts
 from tca4rec_jax.data.sequences import ItemSequences
-from tca4rec_jax.data.templates import PromptTemplate
+from tca4rec_jax.data.templates import PromptTemplate, asks
 from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.errors import UserError
@@ -31,7 +32,14 @@ from tca4rec_jax.training import examples
 from tca4rec_jax.training.state import TRAINED
 
 if TYPE_CHECKING:
+    from tca4rec_jax.experiment import Experiment
     from tca4rec_jax.training.batches import Batch
+
+
+def prompt_template(tokenizer: PreTrainedTokenizerBase, config: ConfigDict) -> PromptTemplate:
+    """That of the config, in the chat template of the tokenizer if it says so."""
+    template = build(PromptTemplate, config.prompt)
+    return in_chat(template, tokenizer) if template.chat else template
 
 
 def write_items(
@@ -39,15 +47,17 @@ def write_items(
 ) -> ItemTokens:
     """Titles, attributes and ids as the texts of prompt.item, prompt.target and training.tasks say.
 
-    Raises UserError as `tokenise_items`, and for tasks whose answers are no decisions of the trie.
+    Raises UserError as `tokenise_items`, for tasks whose answers are no decisions of the trie, and
+    for a template that asks about an item.
     """
     tasks = config.training.tasks
     if tasks and config.objective.softmax == "children":
         raise UserError(
             "training.tasks needs logits of the whole vocabulary: set objective.softmax=vocabulary"
         )
-    template = build(PromptTemplate, config.prompt)
-    template = in_chat(template, tokenizer) if template.chat else template
+    template = prompt_template(tokenizer, config)
+    if any(map(asks, template.templates)):
+        raise UserError("prompt.templates has {item}: set recommender.name=answer, or leave it out")
     encoder = text_encoder(tokenizer, template.bos)
     return tokenise_items(catalogue.columns, encoder, template, tasks)
 
@@ -114,4 +124,9 @@ def find_list(
     return BatchedSearch(trie, searched, mesh=mesh, batch_size=batch_size, buckets=buckets)
 
 
-GENERATIVE = Recipe(write_items, show_history, build_examples, trainable, loss, find_list)
+def teacher(experiment: "Experiment", split: str, store: LogitsStore) -> LogitsStore:
+    """The logits themselves: what is generated are items."""
+    return store
+
+
+GENERATIVE = Recipe(write_items, show_history, build_examples, trainable, loss, find_list, teacher)

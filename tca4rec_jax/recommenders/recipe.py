@@ -37,6 +37,8 @@ class Recipe:
         None, the projection) -> its sums over the batch. Traced.
       find_list: 5. How a list is found: (trie, config, mesh, beams) -> the search, for histories
         that `show_history` has shown.
+      teacher: 4. What the CF model says: (experiment, split, the CF logits of the split) -> the
+        logits of the trie's items in their place.
     """
 
     write_items: Callable[[Catalogue, PreTrainedTokenizerBase, ConfigDict], ItemTokens]
@@ -45,3 +47,4 @@ class Recipe:
     trainable: Callable[[ConfigDict], Any]
     loss: Callable[..., Loss]
     find_list: Callable[[ItemTrie, ConfigDict, jax.sharding.Mesh, int], BatchedSearch]
+    teacher: Callable[..., Any]

@@ -44,6 +44,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def take(self, rows_B: np.ndarray) -> "Examples":
+        """Some of the examples (int), in the given order."""
+        return Examples(**{name: part.take(rows_B) for name, part in vars(self).items()})
+
 
 def build_examples(
     sequences: ItemSequences,

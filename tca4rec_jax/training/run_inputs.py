@@ -74,7 +74,7 @@ def training_inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     Raises StaleError if training.start_from is no run.
     """
-    training = ("targets", "tasks", "batch_size", "buckets", "steps")
+    training = ("rows", "targets", "tasks", "batch_size", "buckets", "steps")
     inputs = {
         "objective": config.objective.to_dict(),
         "optimizer": config.optimizer.to_dict(),
@@ -105,6 +105,10 @@ def data_inputs(config: ConfigDict, data: RecData, workdir: Path) -> dict[str, A
     if config.objective.alpha > 0 or USER in carried_vectors(config.prompt):
         manifest = read_manifest(split_path(config.cf.logits, workdir, split))
         inputs["CF logits"] = manifest["content_hash"]
+    if config.objective.alpha > 0 and config.recommender.name == "answer":  # they calibrate it
+        manifest = read_manifest(split_path(config.cf.logits, workdir, "validation"))
+        inputs["CF logits of validation"] = manifest["content_hash"]
+        inputs["validation rows"] = data.splits["validation"].content_hash()
     return inputs
 
 

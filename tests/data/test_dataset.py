@@ -96,6 +96,28 @@ def test_attributes_are_kept(good_config, tmp_path):
     assert plain.content_hash() != made.content_hash()
 
 
+def rating_of(item):
+    return sum(map(ord, item)) % 5 + 1
+
+
+def test_what_is_liked_is_kept(good_config, tmp_path):
+    path = Path(good_config.interactions)
+    header, *rows = path.read_text().splitlines()
+    lines = (f"{row},{rating_of(row.split(',')[1])}" for row in rows)
+    path.write_text("\n".join([f"{header},stars", *lines]))
+    good_config.update(rating_column="stars", liked_above=2.5)
+    made = dataset.prepare(good_config, tmp_path / "data")
+    assert _same(dataset.load(tmp_path / "data", good_config), made)
+    for rows in made.splits.values():
+        ids = (made.catalogue.item_ids[item] for item in rows.items.tolist())
+        expected = [rating_of(item) > 2.5 for item in ids]
+        assert rows.liked.tolist() == expected
+        assert (
+            rows.take(np.array([1])).liked.tolist() == expected[rows.offsets[1] : rows.offsets[2]]
+        )
+    assert {*made.splits["train"].liked.tolist()} == {True, False}
+
+
 def test_files_may_move_but_not_change(good_config, tmp_path):
     prepared = dataset.prepare(good_config, tmp_path / "data")
     moved = tmp_path / "moved.csv"

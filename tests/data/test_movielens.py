@@ -49,6 +49,15 @@ def test_the_files_are_read(tmp_path):
     assert read_movielens(tmp_path, max_title_length=5)[0].titles == ("Les M", "unkno")
 
 
+def test_ratings_say_what_is_liked(tmp_path):
+    items = "7\tMisérables, Les\t1995\tDrama\n3\tunknown\t\tunknown\n"
+    _write(tmp_path, items, "196\t3\t3\t881250949\n9\t7\t4\t891717742\n")
+    rating = {"rating": "rating"}
+    assert read_movielens(tmp_path)[1].liked is None
+    found = read_movielens(tmp_path, rating=rating, liked_above=3.0)[1].liked
+    assert found.tolist() == [False, True]
+
+
 def test_year_and_genres_are_attributes(tmp_path):
     items = "7\tMisérables, Les\t1995\tDrama Sci-Fi\n3\tunknown\t\tunknown\n"
     _write(tmp_path, items, "196\t3\t3\t881250949\n")

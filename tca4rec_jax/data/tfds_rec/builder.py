@@ -1,6 +1,7 @@
 """One TFDS data set of item sequences, kept in ArrayRecord files; TensorFlow is not needed.
 
-An example is a row: {'user': int32, 'items': int32 [length], 'timestamps': int64 [length]}. The
+An example is a row: {'user': int32, 'items': int32 [length], 'timestamps': int64 [length]}, and
+with ratings 'liked': int32 [length], 1 or 0. The
 catalogue lies in the data set's metadata. Examples keep the order of the rows, so example r of a
 split is row r of its ItemSequences.
 """
@@ -41,6 +42,8 @@ class RecSequences(tfds.core.GeneratorBasedBuilder):
             "items": tfds.features.Tensor(shape=(None,), dtype=np.int32),
             "timestamps": tfds.features.Tensor(shape=(None,), dtype=np.int64),
         }
+        if self._data.splits[SPLITS[0]].liked is not None:
+            features["liked"] = tfds.features.Tensor(shape=(None,), dtype=np.int32)
         metadata: dict[str, Any] = {
             "item_ids": list(self._data.catalogue.item_ids),
             "titles": list(self._data.catalogue.titles),
@@ -66,7 +69,10 @@ class RecSequences(tfds.core.GeneratorBasedBuilder):
         for row, (start, stop) in enumerate(bar):
             part = slice(start, stop)
             items, timestamps = sequences.items[part], sequences.timestamps[part]
-            yield row, {"user": sequences.user[row], "items": items, "timestamps": timestamps}
+            example = {"user": sequences.user[row], "items": items, "timestamps": timestamps}
+            if sequences.liked is not None:
+                example["liked"] = sequences.liked[part].astype(np.int32)
+            yield row, example
 
 
 def write(data: RecData, data_dir: str | os.PathLike) -> None:
@@ -109,6 +115,7 @@ def _read_split(builder: tfds.core.DatasetBuilder, name: str) -> ItemSequences:
     try:
         records = builder.as_data_source(name).data_source
         users, offsets, items, timestamps = [], [0], [], []
+        liked: list[int] = []
         rows = range(len(records))
         for start in rows[::_READ_AT_ONCE]:
             for record in records.__getitems__(rows[start : start + _READ_AT_ONCE]):
@@ -116,8 +123,11 @@ def _read_split(builder: tfds.core.DatasetBuilder, name: str) -> ItemSequences:
                 users += feature["user"].int64_list.value
                 items += feature["items"].int64_list.value
                 timestamps += feature["timestamps"].int64_list.value
+                liked += feature["liked"].int64_list.value
                 offsets.append(len(items))
-        return ItemSequences(*map(np.array, (users, items, offsets, timestamps)))
+        flags = np.array(liked, bool) if "liked" in builder.info.features else None
+        user_R, item_n, offset, time_n = map(np.array, (users, items, offsets, timestamps))
+        return ItemSequences(user_R, item_n, offset, time_n, flags)
     except Exception as error:  # ArrayRecord, protobuf and TFDS each have errors of their own
         raise UserError(
             f"the split {name!r} in {builder.data_path} is damaged: {error}; delete the folder "

@@ -1,0 +1,148 @@
+"""The evaluation of recommenders that answer Yes or No: AUC over rows, and within users.
+
+Axis letters: R rows, B rows of a batch.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tca4rec_jax.cf.models.popularity import popularity_logits
+from tca4rec_jax.config import build, score_weights
+from tca4rec_jax.core.collaborative_tokenizer import DENSE
+from tca4rec_jax.data.prompts import Prompts
+from tca4rec_jax.data.questions import YES, question_rows
+from tca4rec_jax.data.templates import PromptTemplate
+from tca4rec_jax.decoding.engine import SearchRows
+from tca4rec_jax.distributed import multihost
+from tca4rec_jax.evaluation.comparison import (
+    Comparison,
+    check_same_comparison,
+    inputs_of,
+    results_folder,
+)
+from tca4rec_jax.evaluation.rankings import CF, POPULAR, EvaluationRows
+from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.fileio import write_text
+from tca4rec_jax.metrics import Interval, answer_metrics, bootstrap_intervals
+from tca4rec_jax.provenance import Provenance
+from tca4rec_jax.recommenders.answer import AnswerLogits, Questions
+from tca4rec_jax.recommenders.vectors import soft_rows
+from tca4rec_jax.reporting import Cell, show_table, write_results
+
+
+def evaluate_answers(
+    experiment: Experiment, rows: EvaluationRows, compared: Comparison, name: str
+) -> dict:
+    """Writes results.json and results.md as `evaluate_run` does, of AUC in the place of rankings.
+
+    'auc' is over all rows, 'uauc' the mean over users who have both answers, each also over the
+    warm rows (user and item are in the training rows) and the cold ones; intervals resample users.
+    """
+    config, folder = experiment.config, results_folder(experiment.workdir, name)
+    made_from = Provenance(
+        "evaluation", "launch/evaluate.py", inputs_of(experiment, rows, compared)
+    )
+    if not name:
+        check_same_comparison(folder / "results.json", made_from)
+    split, catalogue = config.evaluation.split, experiment.data.catalogue
+    questions = Questions(experiment.data.splits[split], catalogue.num_items, config)
+    row_R = np.searchsorted(questions.position_R, rows.position_R)
+    store = experiment.cf_store(split, questions.position_R[row_R])
+    teacher: AnswerLogits = experiment.recipe.teacher(experiment, split, store)
+    popular_I = popularity_logits(experiment.data.splits["train_sequences"], catalogue.num_items)
+    scores = {
+        POPULAR: popular_I[questions.asked.item_R[row_R]],
+        CF: teacher.read(questions.position_R[row_R])[:, YES],
+        **_llm_scores(experiment, questions, row_R, teacher, compared),
+    }
+    yes_R = questions.asked.answer_R[row_R] == YES
+    parts = _parts(experiment, questions, row_R)
+    user_R = questions.sequences.user[row_R]
+    models = {}
+    for label in compared.labels:
+        metrics: dict = {"nll": _nll(scores[label], yes_R) if label != POPULAR else None}
+        for part, inside_R in parts.items():
+            args = scores[label][inside_R], yes_R[inside_R], user_R[inside_R]
+            metrics[part] = answer_metrics(*args, seed=config.evaluation.seed)
+        models[label] = metrics
+    results = {
+        "rows": len(row_R),
+        "yes": int(yes_R.sum()),
+        "part_rows": {part: int(inside_R.sum()) for part, inside_R in parts.items()},
+        "split": split,
+        "items": catalogue.num_items,
+        "runs": {run: experiment.run_step(run) for run in compared.guidances if run},
+        "models": models,
+        "provenance": dataclasses.asdict(made_from),
+    }
+    if multihost.is_main_process():
+        counts = ", ".join(f"{count} {part}" for part, count in results["part_rows"].items())
+        title = f"{split} rows: {counts}; {results['yes']} answers are yes"
+        table = {label: _cells(metrics) for label, metrics in models.items()}
+        write_text(folder / "results.md", show_table(table, title=title, first_column="model"))
+        write_results(folder / "results.json", results)
+    return results
+
+
+def _llm_scores(
+    experiment: Experiment,
+    questions: Questions,
+    row_R: np.ndarray,
+    teacher: AnswerLogits,
+    compared: Comparison,
+) -> dict[str, np.ndarray]:
+    """log P(yes) - log P(no) of each row by the LLM runs, by label."""
+    template = build(PromptTemplate, experiment.config.prompt)
+    asked = questions.asked.take(row_R)
+    prompts: Prompts = question_rows(experiment.items, asked, template, with_answers=False).prompts
+    position_R, store = questions.position_R[row_R], teacher.store
+    searched = SearchRows(
+        prompts.tokens,
+        cf=lambda rows_B: teacher.read(position_R[rows_B]),
+        cf_items=DENSE,
+        soft=soft_rows(
+            experiment, prompts, lambda rows_B: store.read(position_R[rows_B]), store.cf_items
+        ),
+    )
+    found: dict[str, np.ndarray] = {}
+    for run, labels in compared.guidances.items():
+        weights = [score_weights(experiment.config, one) for one in labels.values()]
+        jobs = [(experiment.inference_decoder(run), weights)]
+        progress = f"LLM {run or 'untrained'}" if multihost.is_main_process() else None
+        (results,) = experiment.search(2).sweep(jobs, searched, progress=progress)
+        yes_leaf = experiment.trie.leaf_of_item[YES]
+        for label, result in zip(labels, results, strict=True):
+            is_yes_RxM = result.leaves_RxM == yes_leaf
+            yes_R = np.max(result.scores_RxM, axis=1, where=is_yes_RxM, initial=-np.inf)
+            no_R = np.max(result.scores_RxM, axis=1, where=~is_yes_RxM, initial=-np.inf)
+            found[label] = yes_R - no_R
+    return found
+
+
+def _parts(
+    experiment: Experiment, questions: Questions, row_R: np.ndarray
+) -> dict[str, np.ndarray]:
+    """{part: bool [R]}: all rows, the warm and the cold ones."""
+    trained = experiment.data.splits["train_sequences"]
+    warm_R = np.isin(questions.sequences.user[row_R], trained.user)
+    warm_R &= np.isin(questions.asked.item_R[row_R], trained.items)
+    return {"all": np.ones(len(row_R), bool), "warm": warm_R, "cold": ~warm_R}
+
+
+def _nll(score_R: np.ndarray, yes_R: np.ndarray) -> Interval:
+    """-log P(answer), in nats, of scores log P(yes) - log P(no)."""
+    nll_R = np.logaddexp(0.0, np.where(yes_R, -score_R, score_R))
+    return bootstrap_intervals({"nll": nll_R})["nll"]
+
+
+def _cells(metrics: Mapping[str, Any]) -> dict[str, Cell]:
+    """A model's row of the table."""
+    cells: dict[str, Cell] = {name.upper(): metrics["all"].get(name) for name in ("auc", "uauc")}
+    for part in ("warm", "cold"):
+        for name in ("auc", "uauc"):
+            if name in metrics[part]:
+                cells[f"{name.upper()}, {part}"] = metrics[part][name].mean
+    return cells | {"NLL": metrics["nll"] and metrics["nll"].mean}

@@ -1,0 +1,231 @@
+"""Recommenders that answer yes or no, with TALLRec's and with CoLLM's prompts."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from flax import nnx
+from tiny_workdir import make_config, make_workdir
+
+from tca4rec_jax.cf.pipeline import run_cf
+from tca4rec_jax.config import build
+from tca4rec_jax.core.objective import Objective
+from tca4rec_jax.data.dataset import load, prepare
+from tca4rec_jax.data.prompts import Prompts
+from tca4rec_jax.data.questions import YES
+from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.evaluation.evaluate import evaluate_run, sweep_guidance
+from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.metrics import answer_metrics
+from tca4rec_jax.recommenders.answer import Questions, calibrate
+from tca4rec_jax.recommenders.vectors import soft_rows
+from tca4rec_jax.train import load_batches, train
+from tca4rec_jax.training.log import TrainingLog
+
+TEMPLATES = {
+    "tallrec": "a{liked}b{disliked}c{item}d{target}",
+    "collm": "a{user}{history}c{item}{vector}d{target}",
+}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("answer")
+    make_workdir(path)
+    table = pd.read_csv(path / "interactions.csv")
+    table["stars"] = np.random.default_rng(1).integers(1, 6, len(table))
+    table.to_csv(path / "interactions.csv", index=False)
+    shutil.rmtree(path / "data")
+    shutil.rmtree(path / "cf")
+    config = config_of(path, "any")
+    prepare(config.data, path / "data")
+    run_cf(config.cf, load(path / "data"), path, history_length=4)
+    return path
+
+
+def config_of(workdir, name, kind="tallrec", alpha=0.5, **fields):
+    config = make_config(workdir, name)
+    config.data.update(rating_column="stars", liked_above=3.0)
+    config.cf.model = "bpr_mf"
+    config.cf.max_epochs = 2
+    config.recommender.update(name="answer", answers=("y", "n"))
+    config.prompt.update(templates=(TEMPLATES[kind],), separator="z", placeholder="x")
+    config.training.targets = "last"
+    config.objective.update(alpha=alpha, form="cross_entropy", **fields)
+    config.evaluation.variants = (("untrained", "", 0.0),)
+    return config
+
+
+def prepared(workdir, alpha, softmax):
+    """(experiment, batches, the loss and the float64 logits of batch 0)."""
+    experiment = Experiment(config_of(workdir, "fresh", softmax=softmax), workdir)
+    batches = load_batches(experiment)
+    experiment.config.objective.alpha = alpha
+    graph, state, base = experiment.initial_state()
+    decoder, batch = nnx.merge(graph, state.params, base), batches(0)
+    objective = jax.tree.map(jnp.float32, build(Objective, experiment.config.objective))
+    items, trie = experiment.cf_arrays(batches.cf_items)
+    loss = nnx.jit(experiment.recipe.loss)(decoder, batch, items, trie, objective)
+    hidden = nnx.jit(lambda d, b: d.hidden(b.tokens_BxS, b.length_B))(decoder, batch)
+    return experiment, batches, loss, np.asarray(jax.vmap(decoder.head())(hidden), np.float64)
+
+
+@pytest.mark.parametrize("softmax", ["children", "vocabulary"])
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_the_loss_is_that_of_two_answers(workdir, alpha, softmax):
+    """At alpha > 0 with the CF model's calibrated probability of yes."""
+    experiment, batches, loss, logits = prepared(workdir, alpha, softmax)
+    answers = experiment.items.written.values
+    questions = Questions(experiment.data.splits["train"], 12, experiment.config)
+    store, held = experiment.cf_store("train"), experiment.cf_store("validation")
+    validation = Questions(experiment.data.splits["validation"], 12, experiment.config)
+
+    def scores(store, questions):
+        rows = zip(questions.position_R, questions.asked.item_R, strict=True)
+        items, bias = store.item_table, store.item_bias
+        return np.array([
+            store.read(np.array([p]))[0] @ items[i] + (0 if bias is None else bias[i])
+            for p, i in rows
+        ])  # fmt: skip
+
+    slope, offset = calibrate(scores(held, validation), validation.asked.answer_R == YES)
+    p_yes = 1 / (1 + np.exp(-(slope * scores(store, questions) + offset)))
+    total = 0.0
+    for place, row in enumerate(batches.rows(0).tolist()):
+        answer, at = questions.asked.answer_R[row], batches.examples.position[row][0]
+        z = logits[place, at]
+        allowed = answers if softmax == "children" else np.arange(z.size)
+        log_p = z - np.log(np.exp(z[allowed]).sum())
+        soft = alpha * np.array([p_yes[row], 1 - p_yes[row]])
+        soft[answer] += 1 - alpha
+        total -= soft @ log_p[answers]
+    np.testing.assert_allclose(loss.total, total, rtol=2e-5)
+    assert loss.positions == len(batches.rows(0))
+
+
+def test_the_calibration_is_the_best_of_all():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(5, 3, 400)
+    yes = rng.random(400) < 1 / (1 + np.exp(2 - 0.7 * scores))
+    slope, offset = calibrate(scores, yes)
+
+    def nll(slope, offset):
+        x = slope * scores + offset
+        return np.logaddexp(0, np.where(yes, -x, x)).sum()
+
+    assert slope == pytest.approx(0.7, abs=0.2)
+    best = nll(slope, offset)
+    for change in (-0.05, 0.05):
+        assert nll(slope + change, offset) > best
+        assert nll(slope, offset + change) > best
+    apart, _ = calibrate(np.arange(8.0), np.arange(8) > 3)
+    assert 0 < apart < 10
+    with pytest.raises(UserError, match="one answer only"):
+        calibrate(scores, np.ones(400, bool))
+
+
+def stopped_and_gone_on(config, workdir, monkeypatch):
+    write = TrainingLog.write
+
+    def write_or_stop(log, step, *args):
+        if step == 3:
+            raise KeyboardInterrupt
+        return write(log, step, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLog, "write", write_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(Experiment(config, workdir))
+    return train(Experiment(config, workdir))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_run_is_stopped_goes_on_and_is_evaluated(workdir, monkeypatch, kind):
+    expected = train(Experiment(config_of(workdir, f"{kind}_whole", kind), workdir))
+    config = config_of(workdir, kind, kind)
+    state = stopped_and_gone_on(config, workdir, monkeypatch)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    config.evaluation.rows = 0
+    config.evaluation.variants = (("alone", kind, 0.0), ("guided", kind, 1.0))
+    results = evaluate_run(config, workdir, name=kind)
+    assert json.loads((workdir / "results" / kind / "results.json").read_text())["models"]
+    assert list(results["models"]) == ["Most popular", "CF model", "alone", "guided"]
+    counts = results["part_rows"]
+    assert counts["all"] == counts["warm"] + counts["cold"] == results["rows"]
+
+    # The same from the examples that training would make of these rows.
+    experiment = Experiment(config, workdir)
+    questions = Questions(experiment.data.splits["test"], 12, config)
+    store = experiment.cf_store("test", questions.position_R)
+    scores, yes = [], questions.asked.answer_R == YES
+    decoder = experiment.inference_decoder(kind)
+    args = experiment.data.splits["test"], experiment.items, experiment.compressed_trie, config
+    examples = experiment.recipe.build_examples(*args)
+    prompts = Prompts(examples.tokens, examples.slots)
+    users = {"cf": lambda b: store.read(questions.position_R[b]), "cf_items": store.cf_items}
+    soft = soft_rows(experiment, prompts, **users)
+    read = nnx.jit(lambda d, t, n, s: d.head()(d.hidden(t, n, soft=s)))
+    for row in range(len(examples)):
+        rows = np.array([row])
+        tokens, length = examples.tokens.pad(rows, 32, 0), examples.tokens.lengths[rows]
+        logits = read(decoder, tokens, length.astype(np.int32), soft and soft(rows, 32))
+        z = np.asarray(logits, np.float64)[0, examples.position[row][0]]
+        scores.append(z[experiment.items.written[0][0]] - z[experiment.items.written[1][0]])
+    expected = answer_metrics(np.round(scores, 4), yes, questions.sequences.user)
+    found = results["models"]["alone"]["all"]
+    assert found["auc"].mean == pytest.approx(expected["auc"].mean, abs=0.01)
+    assert found["uauc"].mean == pytest.approx(expected["uauc"].mean, abs=0.01)
+    cf = experiment.recipe.teacher(experiment, "test", store).read(questions.position_R)[:, 0]
+    guided = np.round(scores, 4) + cf
+    expected = answer_metrics(guided, yes, questions.sequences.user)["auc"]
+    assert results["models"]["guided"]["all"]["auc"].mean == pytest.approx(expected.mean, abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_projector_is_trained_after_the_adapters(workdir):
+    """CoLLM's two stages: the text alone, then the projector behind adapters that are held."""
+    config = config_of(workdir, "first", alpha=0.0)
+    config.prompt.templates = ("a{history}c{item}d{target}",)
+    first = train(Experiment(config, workdir))
+    config = config_of(workdir, "second", "collm", alpha=0.0)
+    config.training.start_from, config.lora.train = "first", False
+    second = train(Experiment(config, workdir))
+    held, now = (state.params["adapters"] for state in (first, second))
+    jax.tree.map(np.testing.assert_array_equal, held, now)
+    assert len(jax.tree.leaves(second.params)) > len(jax.tree.leaves(first.params))
+
+
+def test_few_rows_are_sampled_with_the_seed(workdir):
+    def examples(seed, rows):
+        config = config_of(workdir, "few", alpha=0.0)
+        config.seed, config.training.rows = seed, rows
+        return load_batches(Experiment(config, workdir)).examples
+
+    whole, some, again, others = (examples(*args) for args in ((0, 0), (0, 16), (0, 16), (1, 16)))
+    assert len(some) == 16 < len(whole)
+    position = [one.cf_position.values for one in (whole, some, again, others)]
+    assert {*position[1]} < {*position[0]}
+    np.testing.assert_array_equal(position[1], position[2])
+    assert {*position[1]} != {*position[3]}
+
+
+def test_what_does_not_go_together_is_refused(workdir):
+    config = config_of(workdir, "refused", alpha=0.0)
+    config.training.targets = "all"
+    with pytest.raises(UserError, match=r"set training.targets=last"):
+        load_batches(Experiment(config, workdir))
+    config = config_of(workdir, "refused", alpha=0.0)
+    config.recommender.name = "generative"
+    with pytest.raises(UserError, match=r"set recommender.name=answer"):
+        _ = Experiment(config, workdir).items
+    experiment = Experiment(config_of(workdir, "refused", alpha=0.0), workdir)
+    with pytest.raises(UserError, match=r"lists none: take launch/evaluate.py"):
+        Recommender(experiment, "").recommend(["0", "1"])
+    with pytest.raises(UserError, match=r"ranks nothing: launch/evaluate.py --guidance=0,1"):
+        sweep_guidance(experiment.config, workdir, "", [1.0])
