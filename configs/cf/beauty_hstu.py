@@ -4,7 +4,9 @@
     python launch/prepare_data.py --config=$C --workdir=$W
     python launch/train_cf.py --config=$C --workdir=$W      # --config.cf.seed=1 for another seed
 
-Not run yet.
+Two CPU cores; an epoch takes 16 CPU seconds, its validation 3.5. Not run to its end: one seed,
+after nine epochs NDCG@10 0.0390 on the validation rows and rising, 0.0311 on the test rows
+(published: 0.0412).
 """
 
 from tca4rec_jax.config import apply_argument, beauty_config
