@@ -77,7 +77,7 @@ def describe(ids: SemanticIds, cf: CFRows | None = None) -> dict[str, Any]:
         entropy, resolved_L = resolved_entropy(trie, cf)
         for name, nats in zip(levels, resolved_L.tolist(), strict=True):
             levels[name] |= {"cf_nats": nats, "cf_share": nats / max(entropy, 1e-30)}
-        rest = entropy - float(resolved_L.sum())
+        rest = max(entropy - float(resolved_L.sum()), 0.0)
         report["cf"] = {"users": len(cf.vector_UxD), "entropy": entropy, "within ids": rest}
     return report
 
