@@ -132,19 +132,45 @@ def tokenise_items(
     check_fields_of(written, tuple(columns), "prompt.target")
     end = one_token(template.end, "prompt.end", encoder) if template.end else None
     placeholder = _placeholder(encoder, template) if carried_vectors(template) else None
-    reserved = {token: text for text, token in encoder.control.items()}
-    reserved |= {} if placeholder is None else {placeholder: "prompt.placeholder"}
     encoder = encoder._replace(inside=cache(encoder.inside))  # shown mostly as it is written
+    of = _Tokeniser(columns, encoder, placeholder)
 
-    def words(parts: Parts, *, begin: bool = False) -> list[int]:
-        forbidden = {placeholder: "prompt.placeholder"}
-        segments, first = _segments(parts, encoder, placeholder), encoder.first
-        return _tokens(segments, "the prompt", {}, encoder, forbidden, first if begin else None)
+    def task(text: str) -> Task:
+        parts = parse(text, "training.tasks")
+        check_fields_of(parts, tuple(columns), "training.tasks")
+        asked, answered = _question(parts)
+        return Task(of.items(asked, begin=True), of.items(answered))
 
-    def items(parts: Parts, end: int | None = None, *, begin: bool = False) -> Ragged:
-        segments = _segments(parts, encoder, placeholder)
-        forbidden = reserved if end is None else reserved | {end: "prompt.end"}
-        used = {field: columns[field] for _, field in parts if field in columns}
+    around = [_around(text) for text in template.templates]
+    between = [of.words(texts[0]) for _, *texts, _ in around if texts]
+    return ItemTokens(
+        written=of.items(written, end),
+        shown=of.items(shown),
+        before=_ragged([of.words(before, begin=True) for before, *_ in around]),
+        after=_ragged([of.words(after) for *_, after in around]),
+        separator=np.array(of.words([(template.separator, "")]), np.int32),
+        placeholder=placeholder,
+        tasks=[task(text) for text in tasks],
+        between=_ragged(between) if between else None,
+    )
+
+
+class _Tokeniser(NamedTuple):
+    """Makes tokens of a template's parts; `begin`: they begin a prompt."""
+
+    columns: Mapping[str, Sequence[str]]
+    encoder: TextEncoder
+    placeholder: int | None
+
+    def words(self, parts: Parts, *, begin: bool = False) -> list[int]:
+        """Of parts that show no item."""
+        return self._tokens(self._segments(parts), "the prompt", {}, {}, begin)
+
+    def items(self, parts: Parts, end: int | None = None, *, begin: bool = False) -> Ragged:
+        """int32 [I], of every item, its end included."""
+        forbidden = {token: text for text, token in self.encoder.control.items()}
+        forbidden |= {} if end is None else {end: "prompt.end"}
+        used = {field: self.columns[field] for _, field in parts if field in self.columns}
         for field, texts in used.items():
             empty = next((item for item, text in enumerate(texts) if not text.strip()), None)
             if empty is not None:
@@ -152,32 +178,52 @@ def tokenise_items(
                     f"item {empty} has no {field}, which prompt.item shows: give it one, drop the "
                     f"item, or leave {{{field}}} out"
                 )
-        rows = []
+        rows, segments = [], self._segments(parts)
         for item, texts in enumerate(zip(*used.values(), strict=True)):
             fields = dict(zip(used, texts, strict=True))
-            first = encoder.first if begin else None
-            ids = _tokens(segments, f"item {item}", fields, encoder, forbidden, first)
+            ids = self._tokens(segments, f"item {item}", fields, forbidden, begin)
+            if not ids:
+                raise UserError(f"item {item}: this tokenizer makes no tokens of {fields}")
             rows.append(ids if end is None else [*ids, end])
         return _ragged(rows)
 
-    def task(text: str) -> Task:
-        parts = parse(text, "training.tasks")
-        check_fields_of(parts, tuple(columns), "training.tasks")
-        asked, answered = _question(parts)
-        return Task(items(asked, begin=True), items(answered))
+    def _segments(self, parts: Parts) -> list[int | Parts]:
+        """Texts with fields, and the tokens between them: control tokens and placeholders."""
+        segments: list[int | Parts] = []
+        texts: Parts = []
+        names = sorted(self.encoder.control, key=len, reverse=True)
+        pattern = re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
+        for text, field in parts:
+            for at, piece in enumerate(pattern.split(text) if pattern else [text]):
+                if at % 2:
+                    segments += [texts, self.encoder.control[piece]]
+                    texts = []
+                else:
+                    texts.append((piece, ""))
+            if field in (VECTOR, USER) and self.placeholder is not None:
+                segments += [texts, self.placeholder]
+                texts = []
+            else:
+                texts.append(("", field))
+        return [*segments, texts]
 
-    around = [_around(text) for text in template.templates]
-    between = [words(texts[0]) for _, *texts, _ in around if texts]
-    return ItemTokens(
-        written=items(written, end),
-        shown=items(shown),
-        before=_ragged([words(before, begin=True) for before, *_ in around]),
-        after=_ragged([words(after) for *_, after in around]),
-        separator=np.array(words([(template.separator, "")]), np.int32),
-        placeholder=placeholder,
-        tasks=[task(text) for text in tasks],
-        between=_ragged(between) if between else None,
-    )
+    def _tokens(self, segments, where, fields, forbidden, begin: bool) -> list[int]:
+        """The tokens of segments, whose fields have these texts."""
+        forbidden = forbidden | {self.placeholder: "prompt.placeholder"}
+        ids: list[int] = []
+        for at, segment in enumerate(segments):
+            if isinstance(segment, int):
+                ids.append(segment)
+                continue
+            text = "".join(text + fields.get(field, "") for text, field in segment)
+            found = (self.encoder.first if begin and at == 0 else self.encoder.inside)(text)
+            if bad := forbidden.keys() & found:
+                raise UserError(
+                    f"{where}: {text!r} contains {forbidden[min(bad)]} as this tokenizer reads it: "
+                    "change it"
+                )
+            ids += found
+        return ids
 
 
 def one_token(text: str, name: str, encoder: TextEncoder) -> int:
@@ -252,46 +298,6 @@ def _placeholder(encoder: TextEncoder, template: PromptTemplate) -> int:
         )
     reserved = [text for text in spare if _RESERVED.search(text)]
     return encoder.control[(reserved or spare)[-1]]
-
-
-def _segments(parts: Parts, encoder: TextEncoder, placeholder: int | None) -> list[int | Parts]:
-    """Texts with fields, and the tokens between them: control tokens and placeholders."""
-    segments: list[int | Parts] = []
-    texts: Parts = []
-    names = sorted(encoder.control, key=len, reverse=True)
-    pattern = re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
-    for text, field in parts:
-        for at, piece in enumerate(pattern.split(text) if pattern else [text]):
-            if at % 2:
-                segments += [texts, encoder.control[piece]]
-                texts = []
-            else:
-                texts.append((piece, ""))
-        if field in (VECTOR, USER) and placeholder is not None:
-            segments += [texts, placeholder]
-            texts = []
-        else:
-            texts.append(("", field))
-    return [*segments, texts]
-
-
-def _tokens(segments, where, fields, encoder, forbidden, first=None) -> list[int]:
-    """The tokens of segments, whose fields have these texts; `first` encodes the first text."""
-    ids: list[int] = []
-    for at, segment in enumerate(segments):
-        if isinstance(segment, int):
-            ids.append(segment)
-            continue
-        text = "".join(text + fields.get(field, "") for text, field in segment)
-        encode = encoder.inside if at or first is None else first
-        found = encode(text)
-        if bad := forbidden.keys() & found:
-            raise UserError(
-                f"{where}: {text!r} contains {forbidden[min(bad)]} as this tokenizer reads it: "
-                "change it"
-            )
-        ids += found
-    return ids
 
 
 def _ragged(rows: list[list[int]]) -> Ragged:

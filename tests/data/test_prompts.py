@@ -165,6 +165,12 @@ def test_bad_items_and_templates_are_named(titles, changes, message):
         tokenise(titles, **changes)
 
 
+def test_an_item_without_tokens_is_named():
+    letters = LETTERS._replace(inside=lambda text: encode(text.replace("q", "")))
+    with pytest.raises(UserError, match="item 1: this tokenizer makes no tokens of {'title'"):
+        tokenise_items({"title": ("a", "q")}, letters, replace(TEMPLATE, item="{title}"))
+
+
 def test_a_tokenizer_without_a_spare_control_token_needs_a_placeholder():
     letters = LETTERS._replace(spare=())
     with pytest.raises(UserError, match="name in prompt.placeholder a text of one token"):
