@@ -24,8 +24,7 @@ from tca4rec_jax.metrics import rank_in_batch
 BETAS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 """CF temperatures at which the softmax of CF logits is described."""
 TOP = 10
-NARROWEST = 16
-"""The least width to which the histories of a batch are padded, by models of any width."""
+_NARROWEST = 16  # the least width to which the histories of a batch are padded
 
 
 def entropy_and_nll(logits_BxI: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -102,7 +101,7 @@ def user_vectors(
     def narrow(position_B):
         """The program of the least width, 16 times a power of two, that holds all histories."""
         needed = np.max(_histories(sequences, position_B), initial=1)
-        width = NARROWEST << int(-(-needed // NARROWEST) - 1).bit_length()
+        width = _NARROWEST << int(-(-needed // _NARROWEST) - 1).bit_length()
         return program(position_B, min(width, longest))
 
     def short_first(position_m):
@@ -111,9 +110,14 @@ def user_vectors(
         return vectors_mxD[np.argsort(order_m)]
 
     any_order = functools.partial(map_batches, program, batch_size=batch_size)
-    vectors = short_first if model.any_width and longest > NARROWEST else any_order
+    vectors = short_first if has_widths(model) else any_order
     columns = jax.eval_shape(program, np.zeros(1, np.int32)).shape[1]
     return LazyRows(vectors, positions.astype(np.int32), columns)
+
+
+def has_widths(model: CFModel) -> bool:
+    """Whether batches of short histories are narrower: rows are best given by their lengths."""
+    return model.any_width and model.config.history_length > _NARROWEST
 
 
 def _histories(sequences: ItemSequences, position_m: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from tca4rec_jax.batching import bucket_lengths
 from tca4rec_jax.cf import losses
 from tca4rec_jax.cf.checkpoint import read_arrays, write_arrays
 from tca4rec_jax.cf.models.base import CFModel
-from tca4rec_jax.cf.scoring import NARROWEST, check_items, score_targets
+from tca4rec_jax.cf.scoring import check_items, has_widths, score_targets
 from tca4rec_jax.cf.windows import FlatRows, cut_rows, windows_at
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError, reading
@@ -129,12 +129,11 @@ def fit(
     params = jax.tree.map(jnp.copy, params)
     fresh = params, _optimizer(config).init(params), params
     hashes = [rows.content_hash() for rows in (train, validation)]
-    model_of = [repr(model.config), made_from]
-    identity = fingerprint([dataclasses.asdict(config), model_of, hashes])
+    identity = fingerprint([dataclasses.asdict(config), [repr(model.config), made_from], hashes])
     (params, optimizer, best_params), epochs = _resume(checkpoint, fresh, identity)
     make = _epochs_of_rows if config.targets == "rows" else _epochs
     batches = itertools.islice(make(train, model, config), len(epochs), None)
-    if model.any_width and model.config.history_length > NARROWEST:
+    if has_widths(model):
         validation = validation.take(np.argsort(validation.lengths, kind="stable"))
     best = max(epochs, key=lambda record: record["ndcg@10"])["epoch"] if epochs else 0
     start = time.perf_counter() - (epochs[-1]["seconds"] if epochs else 0.0)
@@ -145,17 +144,13 @@ def fit(
     for epoch in progress:
         if best and epoch - 1 - best >= config.patience:
             break
-        epoch_key, losses_of_epoch = jax.random.fold_in(key, epoch), []
-        for width, *part in next(batches):
-            carry, part_loss = run_batches(width, carry, *part, epoch_key)
-            losses_of_epoch.append(part_loss)
-        loss = float(np.mean(jax.device_get(losses_of_epoch)))
+        carry, loss = _run_epoch(run_batches, carry, next(batches), jax.random.fold_in(key, epoch))
         if not np.isfinite(loss):
             hint = f"lower cf.learning_rate ({config.learning_rate})"
             raise FloatingPointError(f"the CF loss is {loss} in epoch {epoch}; {hint}")
         scores = evaluate(nnx.merge(graph, carry[0], constants), validation)
-        epochs.append({"epoch": epoch, "loss": loss, **scores})
-        epochs[-1]["seconds"] = time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        epochs.append({"epoch": epoch, "loss": loss, **scores, "seconds": seconds})
         if not best or scores["ndcg@10"] > epochs[best - 1]["ndcg@10"]:
             best, best_params = epoch, jax.tree.map(jnp.copy, carry[0])
         progress.set_postfix(loss=f"{loss:.3f}", ndcg10=f"{scores['ndcg@10']:.4f}", best=best)
@@ -232,6 +227,17 @@ def _epochs_of_rows(
             _Batches(batches[at][0], np.array([n], np.int32), batches[at][1])
             for n, at in enumerate(order)
         ]
+
+
+def _run_epoch(
+    run_batches: Callable, carry: tuple, epoch: list[_Batches], key: jax.Array
+) -> tuple[tuple, float]:
+    """(Parameters, optimizer state) after an epoch, and the mean of its losses."""
+    means = []
+    for width, *batches in epoch:
+        carry, mean = run_batches(width, carry, *batches, key)
+        means.append(mean)
+    return carry, float(np.mean(jax.device_get(means)))
 
 
 def _optimizer(config: FitConfig) -> optax.GradientTransformation:
