@@ -20,16 +20,7 @@ import optax
 from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
-from tca4rec_jax.cf.logits_store import (
-    LogitsStore,
-    check_one_model,
-    is_store,
-    open_store,
-    split_path,
-)
-from tca4rec_jax.cf.settings import store_inputs
 from tca4rec_jax.config import (
     build,
     check_fits,
@@ -39,14 +30,10 @@ from tca4rec_jax.config import (
     saved_config,
 )
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
-from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
-from tca4rec_jax.data.dataset import load as load_data
-from tca4rec_jax.data.item_tokens import ItemTokens, check_vocabulary
+from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.data.prompts import Prompts
-from tca4rec_jax.data.sequences import RecData
-from tca4rec_jax.data.templates import ID, carried_vectors
+from tca4rec_jax.data.templates import carried_vectors
 from tca4rec_jax.decoding.engine import BatchedSearch
-from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.distributed.multihost import check_processes_agree
 from tca4rec_jax.distributed.sharded_projection import cf_arrays
 from tca4rec_jax.distributed.sharding import (
@@ -56,102 +43,36 @@ from tca4rec_jax.distributed.sharding import (
     tree_shardings,
 )
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.experiment_inputs import ExperimentInputs
 from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.llm.from_scratch import RANDOM, FromScratch, check_known
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
 from tca4rec_jax.llm.projector import Projector
-from tca4rec_jax.llm.sources import RandomLLM, StoredLLM
-from tca4rec_jax.llm.vocabulary import with_tokens
-from tca4rec_jax.recommenders import Recipe, recipe_of
-from tca4rec_jax.recommenders.ids import first_new_rows, item_ids
+from tca4rec_jax.recommenders.ids import first_new_rows
 from tca4rec_jax.recommenders.vectors import first_projector, item_vectors
-from tca4rec_jax.semantic_ids.ids import SemanticIds
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.run_folder import RunFolder
 from tca4rec_jax.training.run_inputs import (
     data_inputs,
     inference_inputs,
     training_inputs,
-    training_split,
 )
 from tca4rec_jax.training.state import TrainState, held_parts, in_dtype, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Experiment:
+class Experiment(ExperimentInputs):
     """The parts of a config and a work directory; each is made on first use.
 
     Arrays are made by `pretrained`, `put` and `compute` alone. compile_ahead overrides these, and
     the properties that read files or ask for devices, to get the same parts as shapes.
     """
 
-    config: ConfigDict
-    workdir: Path
-
     @classmethod
     def of_run(cls, workdir: Path, name: str) -> "Experiment":
         """With `config_of_run` of a run."""
         return cls(config_of_run(RunFolder.of(workdir, name)), workdir)
-
-    @cached_property
-    def data(self) -> RecData:
-        """The prepared data set: splits and catalogue. Raises StaleError if config.data differs."""
-        return load_data(self.workdir / "data", self.config.data)
-
-    @cached_property
-    def ids(self) -> SemanticIds | None:
-        """The items' semantic ids, if prompts show them. Raises UserError as `item_ids`."""
-        return item_ids(self)
-
-    @cached_property
-    def source(self) -> StoredLLM | RandomLLM:
-        """The LLM before training. Raises UserError for a random one and prompts without ids."""
-        llm = self.config.llm
-        if llm.weights != RANDOM:
-            return StoredLLM(llm.weights)
-        if self.ids is None:
-            raise UserError(
-                f"llm.weights is {RANDOM!r}: such an LLM knows the tokens of ids alone; set "
-                "prompt.item='{id}'"
-            )
-        return RandomLLM(build(FromScratch, llm.random), self.ids.tokens, self.config.seed)
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The LLM's tokenizer, to which every token of `ids` is one token."""
-        tokenizer = self.source.tokenizer
-        return tokenizer if self.ids is None else with_tokens(tokenizer, self.ids.tokens)
-
-    @cached_property
-    def new_tokens(self) -> range:
-        """The tokens of `ids` that the LLM lacks."""
-        return range(len(self.source.tokenizer), len(self.tokenizer))
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recommender's five choices. Raises UserError for an unknown recommender.name."""
-        return recipe_of(self.config.recommender.name)
-
-    @cached_property
-    def items(self) -> ItemTokens:
-        """The catalogue's items as tokens.
-
-        Raises UserError, before any weight is read, for tokens beyond the LLM's vocabulary, or
-        texts that an LLM from scratch does not know.
-        """
-        catalogue = self.data.catalogue
-        if self.ids is not None:
-            columns = {**catalogue.attributes, ID: self.ids.texts}
-            catalogue = dataclasses.replace(catalogue, attributes=columns)
-        items = self.recipe.write_items(catalogue, self.tokenizer, self.config)
-        if isinstance(self.source, RandomLLM):
-            check_known(items, self.tokenizer)
-        vocab_size, new = self.source.architecture.vocab_size, self.new_tokens
-        vocab_size = max(vocab_size, new.stop) if new.start <= vocab_size else vocab_size
-        check_vocabulary(items, catalogue.item_ids, vocab_size)
-        return items
 
     def prompts(self, history_RxH: np.ndarray, candidates_RxN: np.ndarray | None = None) -> Prompts:
         """The prompts for histories, int32, padded on the left with PAD_ITEM.
@@ -170,43 +91,9 @@ class Experiment:
         beams = self.config.decoding.beams if beams is None else beams
         return self.recipe.find_list(self.trie, self.config, self.mesh, beams)
 
-    @cached_property
-    def trie(self) -> ItemTrie:
-        """The trie of the items' tokens, one token an edge."""
-        return ItemTrie.build(self.items.written)
-
-    @cached_property
-    def compressed_trie(self) -> ItemTrie:
-        """The trie without nodes of one child."""
-        return self.trie.compress()
-
     def cf_arrays(self, items: CFItems | None) -> tuple[CFItems | None, DeviceTrie]:
         """The CF items and the compressed trie as the training step takes them, on the host."""
         return cf_arrays(self.mesh, items, self.compressed_trie)
-
-    @cached_property
-    def item_filter(self) -> ItemFilter:
-        """Which items may be recommended. Raises as ItemFilter.from_config."""
-        return ItemFilter.from_config(self.config.decoding, self.data)
-
-    def cf_store(self, split: str, positions: np.ndarray | None = None) -> LogitsStore:
-        """The CF logits of a split, checked against it and config.cf.
-
-        Only the shards of `positions` (flat, those that will be read) are read and checked. Raises
-        as `open_store`, and LogitsStoreError if they are of another CF model than those, if any,
-        that the config trains on.
-        """
-        of = partial(split_path, self.config.cf.logits, self.workdir)
-        trained_on = of(training_split(self.config))
-        if is_store(trained_on):
-            check_one_model(trained_on, of(split))
-        return open_store(
-            of(split),
-            self.data.splits[split],
-            self.data.catalogue,
-            positions=positions,
-            cf=store_inputs(self.config.cf, self.workdir),
-        )
 
     @property
     def directory(self) -> Path:

@@ -10,17 +10,18 @@ from tca4rec_jax.semantic_ids.ids import SemanticIds, catalogue_ids, ids_path
 
 if TYPE_CHECKING:
     from tca4rec_jax.experiment import Experiment
+    from tca4rec_jax.experiment_inputs import ExperimentInputs
 
 _STREAM = 2000  # tells the random numbers of new rows from those of adapters and a projector
 
 
-def item_ids(experiment: "Experiment") -> SemanticIds | None:
+def item_ids(inputs: "ExperimentInputs") -> SemanticIds | None:
     """The items' semantic ids, if prompts show them. Raises UserError as `catalogue_ids`."""
-    config = experiment.config
+    config = inputs.config
     if not shows_ids(config.prompt):
         return None
-    path = ids_path(config.ids.path, experiment.workdir)
-    return catalogue_ids(path, experiment.data.catalogue)
+    path = ids_path(config.ids.path, inputs.workdir)
+    return catalogue_ids(path, inputs.data.catalogue)
 
 
 def first_new_rows(experiment: "Experiment") -> NewRows | None:
