@@ -19,7 +19,11 @@ def loss(experiment, batches, number, logits_BxSxV):
                 total += position_loss(logits_V / objective.tau, label, {label: 1.0}, objective)
                 count += 1
         for cf_position in examples.cf_position[example]:
-            target = written[split.items[cf_position]]
+            target = (
+                examples.label[example].tolist()
+                if experiment.config.recommender.name == "answer"
+                else written[split.items[cf_position]]
+            )
             p_cf_I = item_distribution(batches.store, cf_position, objective.beta)
             for at in range(len(target)):
                 logits_V = np.asarray(logits_BxSxV[row, next(position)], np.float64)

@@ -47,10 +47,12 @@ def train_on_texts(workdir: Path, config: ConfigDict) -> None:
 
 
 class Kind(NamedTuple):
-    """Fields of the config by their dotted names; what writes further files, and names them."""
+    """Fields of the config by their dotted names; what writes further files, and names them;
+    whether it lists items."""
 
     changes: Mapping[str, Any] = {}
     write_files: Callable[[Path, ConfigDict], None] = no_files
+    lists: bool = True
 
 
 LAST = {"training.targets": "last"}
@@ -88,6 +90,12 @@ KINDS = {
         | {"objective.softmax": "children", "objective.temperature": "adaptive"}
         | {"objective.eta": 0.9, "objective.tau": 1.5, "objective.scale_by_tau": True}
         | {"objective.mean_over": "decisions", "objective.form": "cross_entropy"}
+    ),
+    "yes or no": Kind(
+        LAST
+        | {"recommender.name": "answer", "recommender.answers": ("y", "n")}
+        | {"prompt.templates": ("a{history}c{item}d{target}",), "prompt.separator": "."},
+        lists=False,  # test_answer.py has more of it
     ),
     "tallrec, next title": Kind(INSTRUCTION | {"objective.form": "cross_entropy"}),
     "llara": Kind(
