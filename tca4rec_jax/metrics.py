@@ -149,31 +149,38 @@ def answer_metrics(
     yes_R: np.ndarray,
     user_R: np.ndarray,
     *,
+    baseline_R: np.ndarray | None = None,
     seed: int = 0,
     resamples: int = 1000,
     level: float = 0.95,
 ) -> dict[str, Interval]:
     """'auc', over all rows, and 'uauc', its mean over users with both answers; {} if undefined.
 
-    The intervals resample users with all of their rows: those of one user are not independent.
+    With a baseline, other scores of the same rows, the differences from its. The intervals resample
+    users with all of their rows: those of one user are not independent.
     """
     if yes_R.all() or not yes_R.any():
         return {}
+    every = [scores_R] if baseline_R is None else [scores_R, baseline_R]
     users, number_R = np.unique(user_R, return_inverse=True)
     order_R = np.argsort(number_R, kind="stable")
     of_user = np.split(order_R, np.cumsum(np.bincount(number_R))[:-1])
-    auc_U = np.concatenate([auc(scores_R[r], yes_R[r], np.ones((1, r.size))) for r in of_user])
-    both_U, rng, values = ~np.isnan(auc_U), np.random.default_rng(seed), []
+    auc_SxU = np.array(
+        [[auc(s[r], yes_R[r], np.ones((1, r.size)))[0] for r in of_user] for s in every]
+    )
+    both_U, rng, values = ~np.isnan(auc_SxU[0]), np.random.default_rng(seed), []
     for start in range(0, resamples + 1, _RESAMPLES_AT_ONCE):
         size = min(_RESAMPLES_AT_ONCE, resamples + 1 - start)
         times_WxU = rng.multinomial(len(users), np.full(len(users), 1 / len(users)), size=size)
         times_WxU[: start == 0] = 1  # first the rows themselves
         with np.errstate(invalid="ignore"):
-            uauc_W = times_WxU[:, both_U] @ auc_U[both_U] / times_WxU[:, both_U].sum(axis=1)
-        values.append((auc(scores_R, yes_R, times_WxU[:, number_R]), uauc_W))
+            weight_WxU = times_WxU[:, both_U] / times_WxU[:, both_U].sum(axis=1, keepdims=True)
+        of_rows = [auc(s, yes_R, times_WxU[:, number_R]) for s in every]
+        values.append((of_rows, [weight_WxU @ auc_U[both_U] for auc_U in auc_SxU]))
     tail, found = (1 - level) / 2, {}
     for name, parts in zip(("auc", "uauc"), zip(*values, strict=True), strict=True):
-        mean, *resampled = np.concatenate(parts)
+        own_W, *baseline = np.concatenate(parts, axis=1)
+        mean, *resampled = own_W - baseline[0] if baseline else own_W
         if np.isfinite(mean):
             low, high = np.nanquantile(resampled, [tail, 1 - tail])
             found[name] = Interval(float(mean), float(low), float(high))

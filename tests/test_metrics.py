@@ -169,3 +169,16 @@ def test_intervals_of_auc_resample_users_with_all_their_rows():
     thrice = answer_metrics(*(np.tile(one, 3) for one in (scores, yes, user)))
     for name in once:
         np.testing.assert_allclose(once[name], thrice[name], atol=1e-12)
+
+
+def test_differences_of_auc_are_paired():
+    rng = np.random.default_rng(2)
+    yes, user = rng.random(120) < 0.5, rng.integers(0, 12, 120)
+    scores = rng.random(120) + 0.2 * yes
+    other = scores + 0.1 * rng.random(120)
+    one, two = (answer_metrics(each, yes, user) for each in (scores, other))
+    found = answer_metrics(other, yes, user, baseline_R=scores)
+    for name, difference in found.items():
+        assert difference.mean == pytest.approx(two[name].mean - one[name].mean)
+        assert difference.high - difference.low < (one[name].high - one[name].low) / 2 > 0
+    assert answer_metrics(scores, yes, user, baseline_R=scores)["auc"] == (0.0, 0.0, 0.0)

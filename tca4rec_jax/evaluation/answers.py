@@ -4,7 +4,9 @@ Axis letters: R rows, B rows of a batch.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,16 +60,22 @@ def evaluate_answers(
         CF: teacher.read(questions.position_R[row_R])[:, YES],
         **_llm_scores(experiment, questions, row_R, teacher, compared),
     }
-    yes_R = questions.asked.answer_R[row_R] == YES
-    parts = _parts(experiment, questions, row_R)
-    user_R = questions.sequences.user[row_R]
-    models = {}
-    for label in compared.labels:
-        metrics: dict = {"nll": _nll(scores[label], yes_R) if label != POPULAR else None}
-        for part, inside_R in parts.items():
-            args = scores[label][inside_R], yes_R[inside_R], user_R[inside_R]
-            metrics[part] = answer_metrics(*args, seed=config.evaluation.seed)
-        models[label] = metrics
+    yes_R, user_R = questions.asked.answer_R[row_R] == YES, questions.sequences.user[row_R]
+    parts, seed = _parts(experiment, questions, row_R), config.evaluation.seed
+
+    def metrics(label: str) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            part: answer_metrics(
+                scores[label][inside_R], yes_R[inside_R], user_R[inside_R], seed=seed
+            )
+            for part, inside_R in parts.items()
+        }
+        return found | {"nll": None if label == POPULAR else _nll(scores[label], yes_R, seed)}
+
+    def difference(label: str, other: str) -> dict[str, Interval]:
+        given = {"baseline_R": scores[other], "seed": seed}
+        return answer_metrics(scores[label], yes_R, user_R, **given)
+
     results = {
         "rows": len(row_R),
         "yes": int(yes_R.sum()),
@@ -75,16 +83,31 @@ def evaluate_answers(
         "split": split,
         "items": catalogue.num_items,
         "runs": {run: experiment.run_step(run) for run in compared.guidances if run},
-        "models": models,
+        "models": {label: metrics(label) for label in compared.labels},
+        "differences": {f"{a} - {b}": difference(a, b) for a, b in compared.differences},
+        "config": json.loads(config.to_json_best_effort()),
         "provenance": dataclasses.asdict(made_from),
     }
     if multihost.is_main_process():
-        counts = ", ".join(f"{count} {part}" for part, count in results["part_rows"].items())
-        title = f"{split} rows: {counts}; {results['yes']} answers are yes"
-        table = {label: _cells(metrics) for label, metrics in models.items()}
-        write_text(folder / "results.md", show_table(table, title=title, first_column="model"))
-        write_results(folder / "results.json", results)
+        _write_tables(folder, results)
     return results
+
+
+def _write_tables(folder: Path, results: dict) -> None:
+    """Prints the tables; writes results.json and results.md."""
+    counts = ", ".join(f"{count} {part}" for part, count in results["part_rows"].items())
+    title = f"{results['split']} rows: {counts}; {results['yes']} answers are yes"
+    table = {label: _cells(metrics) for label, metrics in results["models"].items()}
+    text = show_table(table, title=title, first_column="model")
+    if results["differences"]:
+        cells = {
+            label: {name.upper(): one.get(name) for name in ("auc", "uauc")}
+            for label, one in results["differences"].items()
+        }
+        heading = "Paired differences (95% interval over users)"
+        text += "\n" + show_table(cells, title=heading, first_column="difference")
+    write_text(folder / "results.md", text)
+    write_results(folder / "results.json", results)
 
 
 def _llm_scores(
@@ -132,10 +155,10 @@ def _parts(
     return {"all": np.ones(len(row_R), bool), "warm": warm_R, "cold": ~warm_R}
 
 
-def _nll(score_R: np.ndarray, yes_R: np.ndarray) -> Interval:
+def _nll(score_R: np.ndarray, yes_R: np.ndarray, seed: int) -> Interval:
     """-log P(answer), in nats, of scores log P(yes) - log P(no)."""
     nll_R = np.logaddexp(0.0, np.where(yes_R, -score_R, score_R))
-    return bootstrap_intervals({"nll": nll_R})["nll"]
+    return bootstrap_intervals({"nll": nll_R}, seed=seed)["nll"]
 
 
 def _cells(metrics: Mapping[str, Any]) -> dict[str, Cell]:

@@ -153,9 +153,13 @@ def test_a_run_is_stopped_goes_on_and_is_evaluated(workdir, monkeypatch, kind):
     jax.tree.map(np.testing.assert_array_equal, state, expected)
     config.evaluation.rows = 0
     config.evaluation.variants = (("alone", kind, 0.0), ("guided", kind, 1.0))
+    config.evaluation.differences = (("guided", "alone"),)
     results = evaluate_run(config, workdir, name=kind)
     assert json.loads((workdir / "results" / kind / "results.json").read_text())["models"]
     assert list(results["models"]) == ["Most popular", "CF model", "alone", "guided"]
+    alone, guided = (results["models"][name]["all"]["auc"].mean for name in ("alone", "guided"))
+    difference = results["differences"]["guided - alone"]["auc"].mean
+    assert difference == pytest.approx(guided - alone)
     counts = results["part_rows"]
     assert counts["all"] == counts["warm"] + counts["cold"] == results["rows"]
 
