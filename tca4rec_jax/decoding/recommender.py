@@ -213,8 +213,8 @@ class _CFModel(NamedTuple):
         path = cls.path(experiment)
         if not path.is_file():
             raise FileNotFoundError(
-                f"guidance needs CF logits of new histories, but there is no CF model at {path}: "
-                "train it with launch/train_cf.py, or set guidance to 0"
+                f"there is no CF model at {path}, which guidance and {{user}} in prompt.templates "
+                "need for new histories: train it with launch/train_cf.py, or set guidance to 0"
             )
         catalogue_hash = experiment.data.catalogue.content_hash()
         cf = model_inputs(experiment.config.cf, experiment.workdir)
