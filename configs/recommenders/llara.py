@@ -14,7 +14,7 @@ seven projections, the learning rate is 8e-4 with 5% of warm-up and a cosine. Wh
 from the original: SmolLM2-135M instead of Llama-2-7B, 250 steps of 16 rows instead of 5 epochs of
 batches of 128, a template drawn per row and not per batch, a weight decay of 0.01 for the adapters;
 and the whole catalogue is ranked by beams, where the original writes one of 20 candidates that its
-prompt lists.
+prompt lists: `{candidates}` in the templates, prompt.candidates and evaluation.candidates do that.
 
 Llama-3.2-3B is `--config=configs/llama_3_2_3b.py:chips=16` with the fields `prompt.item`,
 `projector.curriculum` and `lora` of this file: it fits a v5e-16 and an h100-8 (docs/scaling.md).

@@ -83,10 +83,10 @@ def soft_rows(
 ) -> SoftRows | None:
     """The soft tokens of prompts; None if they have no placeholders.
 
-    There is room for those of any prompt of data.history_length items, and for longer rows (of a
-    training that reads whole sequences). `cf` are the users' vectors and `cf_items` the item side
-    of their CF model, as in SearchRows; only placeholders of users need them. Raises UserError as
-    `check_width`.
+    There is room for those of any prompt of data.history_length items, and for more (of a training
+    that reads whole sequences, of candidates). `cf` are the users' vectors and `cf_items` the item
+    side of their CF model, as in SearchRows; only placeholders of users need them. Raises UserError
+    as `check_width`.
     """
     item_IxC, items = experiment.item_vectors, experiment.items
     if item_IxC is None or items.placeholder is None:
