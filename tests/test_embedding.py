@@ -68,13 +68,13 @@ def one_by_one(experiment, decoder, pool):
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_embeddings_are_those_of_single_texts(workdir, pooling):
-    experiment, programs = experiment_of(workdir, pooling=pooling), embedding._pooled._cache_size()
+    experiment, programs = experiment_of(workdir, pooling=pooling), embedder._pooled._cache_size()
     found = read_item_vectors(embed_items(experiment), experiment.data.catalogue)
     pool = {"mean": lambda states: states.mean(axis=0), "last": lambda states: states[-1]}[pooling]
     expected = one_by_one(experiment, experiment.inference_decoder(""), pool)
     assert (found.dtype, found.shape) == (np.float32, (ITEMS, 64))
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert embedding._pooled._cache_size() - programs == experiment.config.embedding.buckets
+    assert embedder._pooled._cache_size() - programs == experiment.config.embedding.buckets
     assert {file.name for file in (workdir / "item_embeddings").iterdir()} == {VECTORS, FILE}
 
 
