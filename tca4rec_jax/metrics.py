@@ -173,10 +173,11 @@ def answer_metrics(
         size = min(_RESAMPLES_AT_ONCE, resamples + 1 - start)
         times_WxU = rng.multinomial(len(users), np.full(len(users), 1 / len(users)), size=size)
         times_WxU[: start == 0] = 1  # first the rows themselves
-        with np.errstate(invalid="ignore"):
-            weight_WxU = times_WxU[:, both_U] / times_WxU[:, both_U].sum(axis=1, keepdims=True)
         of_rows = [auc(s, yes_R, times_WxU[:, number_R]) for s in every]
-        values.append((of_rows, [weight_WxU @ auc_U[both_U] for auc_U in auc_SxU]))
+        times_WxU = times_WxU[:, both_U]
+        with np.errstate(invalid="ignore"):  # NaN where no user has both answers
+            within = [times_WxU @ auc_U[both_U] / times_WxU.sum(axis=1) for auc_U in auc_SxU]
+        values.append((of_rows, within))
     tail, found = (1 - level) / 2, {}
     for name, parts in zip(("auc", "uauc"), zip(*values, strict=True), strict=True):
         own_W, *baseline = np.concatenate(parts, axis=1)

@@ -159,6 +159,7 @@ def test_auc_counts_pairs_over_all_rows_and_within_users():
     expected = [_auc_of_pairs(np.repeat(scores, t), np.repeat(yes, t)) for t in times]
     np.testing.assert_allclose(auc(scores, yes, times), expected)
     assert answer_metrics(scores, np.ones(60, bool), user) == {}
+    assert [*answer_metrics(scores, yes, np.arange(60))] == ["auc"]  # no user has both answers
 
 
 def test_intervals_of_auc_resample_users_with_all_their_rows():
