@@ -216,8 +216,9 @@ class _Tokeniser(NamedTuple):
                 ids.append(segment)
                 continue
             text = "".join(text + fields.get(field, "") for text, field in segment)
-            found = (self.encoder.first if begin and at == 0 else self.encoder.inside)(text)
-            if bad := forbidden.keys() & found:
+            encode = self.encoder.first if begin and at == 0 else self.encoder.inside
+            found = encode(text)
+            if bad := forbidden.keys() & found[len(encode("")) :]:  # BOS is no part of the text
                 raise UserError(
                     f"{where}: {text!r} contains {forbidden[min(bad)]} as this tokenizer reads it: "
                     "change it"

@@ -120,7 +120,9 @@ def test_errors_name_what_is_wrong(tokens):
 def test_tasks_add_an_example_of_every_item_whose_answer_is_supervised():
     columns = {"title": ("ab", "abc", "b"), "id": ("12", "13", "2")}
     letters = TextEncoder(
-        lambda text: [ord(c) for c in text], lambda text: [1, *(ord(c) for c in text)]
+        lambda text: [ord(c) for c in text],
+        lambda text: [1, *(ord(c) for c in text)],
+        {"<bos>": 1},
     )
     tasks = ("{title} is {id}", "{id}{title}\n")
     template = PromptTemplate(("P{history}\n{target}",))
