@@ -96,7 +96,7 @@ class Checkpoints:
         CheckpointError if this one or the one before could not be written.
         """
         step = int(state.step)
-        data = data_position | {"loss": loss, "checksum": int(checksum(state))}
+        data = data_position | {"loss": loss, "checksums": checksums(state)}
         self._loss_of_step[step] = loss
         saved = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(data)}
         with self._explained():
@@ -126,7 +126,7 @@ class Checkpoints:
             restored, problem = self._read(step, abstract)
             if all_processes(restored is not None) and restored:
                 state, data = restored
-                if data.get("checksum", 0) in (0, int(checksum(state))):  # old ones have none
+                if data.get("checksums") in (None, checksums(state)):  # old ones have none
                     return restored
                 problem = "its values are not those that were saved"
             message = "%s cannot be read (%s): the checkpoint before it is taken instead"
@@ -142,7 +142,8 @@ class Checkpoints:
         """Parameters, of which those that the last checkpoint has too are taken from it.
 
         They come onto the shardings of `params`. Raises FileNotFoundError if there is no
-        checkpoint, UserError if it has none of them, or one of another shape.
+        checkpoint, UserError if it has none of them, or one of another shape, CheckpointError if
+        their values are not those that were saved.
         """
         if (step := self.latest_step) is None:
             raise FileNotFoundError(f"{self._directory}: no checkpoint; train first")
@@ -162,8 +163,17 @@ class Checkpoints:
         wanted = unflatten_dict(jax.tree.map(ocp.utils.to_shape_dtype_struct, common), sep="/")
         places = ocp.checkpoint_utils.construct_restore_args(wanted)
         args = ocp.args.PyTreeRestore(wanted, restore_args=places, partial_restore=True)
-        found = ocp.PyTreeCheckpointHandler().restore(item, args=args)
-        leaves = here | flatten_dict(found, sep="/")
+        restored = ocp.PyTreeCheckpointHandler().restore(item, args=args)
+        found = flatten_dict(restored, sep="/")
+        written = _read_data(folder).get("checksums", {})  # old ones have none
+        if broken := [
+            name for name, now in checksums(found).items() if written.get(name, now) != now
+        ]:
+            raise CheckpointError(
+                f"{folder}: the values of {', '.join(broken[:3])} are not those that were saved: "
+                "delete this checkpoint, or train that run anew"
+            )
+        leaves = here | found
         return jax.tree.unflatten(jax.tree.structure(params), [leaves[name] for name in here])
 
     def _read(self, step: int, abstract: TrainState) -> tuple[tuple[TrainState, dict] | None, str]:
@@ -235,15 +245,21 @@ def checkpoints_to_fit(training, there: Sequence[int]) -> int:
     return max(min(training.keep_checkpoints + 2 - len(there), saves), 0)
 
 
-@jax.jit
-def checksum(tree) -> jax.Array:
-    """uint32: the sum of all bit patterns, which any flipped bit changes; the same on any mesh."""
+def checksums(tree) -> dict[str, int]:
+    """The sum of each leaf's bit patterns, modulo 2 ** 32, which any flipped bit changes.
 
-    def bits(array):
+    By the names of the leaves; the same on any mesh.
+    """
+    return {name: int(value) for name, value in jax.device_get(_bit_sums(_by_name(tree))).items()}
+
+
+@jax.jit
+def _bit_sums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def bit_sum(array):
         width = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
         return jax.lax.bitcast_convert_type(array, width).astype("uint32").sum(dtype="uint32")
 
-    return sum(map(bits, jax.tree.leaves(tree)), jnp.uint32(0))
+    return jax.tree.map(bit_sum, leaves)
 
 
 def _saved_loss(folder: Path) -> float:

@@ -119,13 +119,27 @@ def test_a_lost_part_of_the_values_falls_back(folder):
     assert restored(folder) == 4
 
 
-def test_a_flipped_bit_falls_back(folder):
-    files = [path for path in (folder / "5" / "state").rglob("*") if path.is_file()]
+def flip_a_bit(checkpoint):
+    """Of the parameter b, by far the largest."""
+    files = [path for path in (checkpoint / "state").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 16
     largest.write_bytes(content)
+
+
+def test_a_flipped_bit_falls_back(folder):
+    flip_a_bit(folder / "5")
     assert restored(folder) == 4
+
+
+def test_a_flipped_bit_of_a_parameter_that_another_run_begins_with(folder):
+    flip_a_bit(folder / "5")
+    params = put({"a": jnp.zeros((5, 2)), "b": jnp.zeros(20_000)}, replicated(make_mesh()))
+    with Checkpoints(folder, writable=False) as checkpoints:
+        assert (checkpoints.restore_common({"a": params["a"]})["a"] == 5.0).all()
+        with pytest.raises(CheckpointError, match="the values of params/b are not those"):
+            checkpoints.restore_common(params)
 
 
 def test_when_nothing_can_be_read_that_is_an_error(folder):
