@@ -65,7 +65,7 @@ def _train(experiment: Experiment) -> TrainState:
 
     # The state and the step, on the devices.
     graph, state, base = experiment.initial_state()
-    if training.start_from:
+    if training.start_from and not run.saved_steps:
         with Checkpoints(first_run(experiment).checkpoints, writable=False) as first:
             state = state._replace(params=first.restore_common(state.params))
     step = TrainStep(experiment, graph, state, base, batches.cf_items)

@@ -27,6 +27,8 @@ _NO_INPUTS = {
     *(one.name for one in dataclasses.fields(DecoderOptions)),
 }
 
+START = "training.start_from"
+
 
 def llm_inputs(config: ConfigDict, weights: str) -> dict[str, Any]:
     """What the LLM computes as it came; `weights` is its source's identity."""
@@ -72,7 +74,8 @@ def inference_inputs(
 def training_inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """What a run's checkpoints depend on besides `inference_inputs` and the data.
 
-    Raises StaleError if training.start_from is no run.
+    Raises StaleError if training.start_from is no run; one that has been started from it needs it
+    no more.
     """
     training = ("rows", "targets", "tasks", "batch_size", "buckets", "steps")
     inputs = {
@@ -90,9 +93,15 @@ def training_inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         names = "train", "weight_decay", "curriculum"
         inputs |= {f"projector.{name}": config.projector[name] for name in names}
     if name := config.training.start_from:
-        first = RunFolder.of(workdir, name)
-        inputs["training.start_from"] = [first.made_from.fingerprint, first.trained_steps]
+        inputs[START] = _start(RunFolder.of(workdir, config.run), RunFolder.of(workdir, name))
     return inputs
+
+
+def _start(run: RunFolder, first: RunFolder) -> list:
+    """What a run's first parameters are; where they are no more, what it says of them itself."""
+    if run.trained_steps and not first.trained_steps and START in run.made_from.inputs:
+        return run.made_from.inputs[START]
+    return [first.made_from.fingerprint, first.trained_steps]
 
 
 def data_inputs(config: ConfigDict, data: RecData, workdir: Path) -> dict[str, Any]:

@@ -209,6 +209,12 @@ def test_two_stages(workdir):
     ):
         assert np.abs(ours[...] - theirs[...]).max() > 1e-3
     assert Experiment(config, workdir).training_inputs["training.start_from"][1] == 2
+    (workdir / "llm" / "text").rename(workdir / "llm" / "gone")
+    config.training.steps = 3  # it goes on without what it was started from
+    assert int(train(Experiment(config, workdir)).step) == 3
+    config.run = "anew"
+    with pytest.raises(StaleError, match="text does not say what it was made from"):
+        train(Experiment(config, workdir))
 
 
 def test_an_export_opened_again_gives_the_same_lists(workdir, tmp_path):
