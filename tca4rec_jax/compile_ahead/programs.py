@@ -23,6 +23,7 @@ from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.config import build
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.core.trie import DeviceTrie
+from tca4rec_jax.data.item_vectors import vectors_width
 from tca4rec_jax.data.templates import carried_vectors, shows_ids
 from tca4rec_jax.decoding import search_programs
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
@@ -108,10 +109,14 @@ class AbstractExperiment(Experiment):
 
     @cached_property
     def item_vectors(self) -> Any:
-        """The shape of what placeholders of items carry: vectors of the CF model's width."""
+        """The shape of what placeholders of items carry, in projector.vectors or by the CF model.
+
+        Raises UserError for a file that is no item vectors.
+        """
         if not carried_vectors(self.config.prompt):
             return None
-        width = vector_width(self.config.cf)
+        file = self.config.projector.vectors
+        width = vectors_width(Path(file)) if file else vector_width(self.config.cf)
         return jax.ShapeDtypeStruct((self.num_items, width), jnp.float32)
 
     def soft_tokens(self, titles: int) -> tuple[int, int] | None:

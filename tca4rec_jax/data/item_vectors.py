@@ -36,14 +36,9 @@ def read_item_vectors(path: Path, catalogue: Catalogue) -> np.ndarray:
     of items or with a number that is not finite, naming the item; StaleError for item embeddings
     (those with a provenance.json beside them) of another catalogue.
     """
-    _check_there(path)
+    vectors_IxD = _opened(path)
     if (path.parent / FILE).is_file():
         Provenance.load(path.parent).check({"catalogue": catalogue.content_hash()}, path)
-    with reading(path, ".npy file"):
-        vectors_IxD = np.load(path, allow_pickle=False)
-    if vectors_IxD.ndim != 2 or vectors_IxD.dtype.kind != "f" or not vectors_IxD.size:
-        found = f"{vectors_IxD.dtype} of shape {vectors_IxD.shape}"
-        raise UserError(f"{path} is {found}: expected floating point [items, width]")
     if len(vectors_IxD) != catalogue.num_items:
         raise UserError(
             f"{path} has vectors of {len(vectors_IxD)} items, the catalogue {catalogue.num_items}:"
@@ -59,10 +54,26 @@ def read_item_vectors(path: Path, catalogue: Catalogue) -> np.ndarray:
     return vectors_IxD
 
 
+def vectors_width(path: Path) -> int:
+    """D of a file of item vectors, of which only the header is read. Raises as its reader."""
+    return _opened(path).shape[1]
+
+
 def vectors_content(path: Path) -> str:
     """SHA-256 (hex) of a file of item vectors. Raises UserError if it is missing."""
     _check_there(path)
     return file_sha256(path)
+
+
+def _opened(path: Path) -> np.ndarray:
+    """The matrix of a .npy file, not read yet."""
+    _check_there(path)
+    with reading(path, ".npy file"):
+        vectors_IxD = np.load(path, mmap_mode="r", allow_pickle=False)
+    if vectors_IxD.ndim != 2 or vectors_IxD.dtype.kind != "f" or not vectors_IxD.size:
+        found = f"{vectors_IxD.dtype} of shape {vectors_IxD.shape}"
+        raise UserError(f"{path} is {found}: expected floating point [items, width]")
+    return vectors_IxD
 
 
 def _check_there(path: Path) -> None:

@@ -81,6 +81,16 @@ def test_programs_of_ids_have_new_rows_or_a_vocabulary_of_their_own(tiny_config,
         assert compile_for(PROGRAMS[program](programs), program, programs.target).fits
 
 
+def test_a_projector_of_the_users_vectors_has_their_width(tiny_config, tmp_path):
+    tiny_config.prompt.update(item="{title}{vector}", end="", templates=("{history}{target}",))
+    np.save(tmp_path / "own.npy", np.ones((3, 5), np.float32))
+    tiny_config.projector.update(vectors=str(tmp_path / "own.npy"), width=7)
+    programs = experiment(tiny_config, "cpu-1", 100)
+    assert programs.soft_tokens(1) == (1, 5)
+    leaves = jax.tree.leaves(programs.initial_state()[1].params["projector"])
+    assert (5, 7) in [leaf.shape for leaf in leaves]
+
+
 def test_the_memory_and_the_products_of_a_step_are_those_of_its_arrays(tiny_config):
     tiny_config.llm.remat = "none"
     programs = experiment(tiny_config, "cpu-2", 100)
