@@ -71,11 +71,22 @@ def asked_of(sequences: ItemSequences, history_length: int, num_items: int, seed
         return Asked(history, sequences.liked[flat], item_R, answer_R)
     rng = np.random.default_rng(seed)
     answer_R = rng.integers(0, 2, len(sequences)).astype(np.int32)
+    no_R = answer_R == NO
     item_R = item_R.copy()
-    for row in np.flatnonzero(answer_R == NO).tolist():
-        others = np.setdiff1d(np.arange(num_items), sequences[row])
-        item_R[row] = rng.choice(others)
+    item_R[no_R] = _other_items(sequences.take(no_R), num_items, rng)
     return Asked(history, None, item_R, answer_R)
+
+
+def _other_items(sequences: ItemSequences, num_items: int, rng: np.random.Generator) -> np.ndarray:
+    """int32 [R]: for each row one of the items that it lacks, all of them equally likely."""
+    row_n = sequences.row_of(np.arange(sequences.items.size))
+    row_n, item_n = np.divmod(np.unique(row_n * num_items + sequences.items), num_items)
+    count_R = np.bincount(row_n, minlength=len(sequences))
+    nth_R = rng.integers(0, num_items - count_R)
+    # An item of the row comes before the nth of the others if it has at most n others before it.
+    others_n = item_n - (np.arange(item_n.size) - np.searchsorted(row_n, row_n))
+    before_R = np.bincount(row_n[others_n <= nth_R[row_n]], minlength=len(sequences))
+    return (nth_R + before_R).astype(np.int32)
 
 
 def tokenise_questions(

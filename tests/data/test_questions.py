@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tca4rec_jax.data.item_tokens import TextEncoder
 from tca4rec_jax.data.prompts import USER
@@ -120,3 +122,20 @@ def test_without_ratings_another_item_is_asked_about_and_the_answer_is_no():
     for row in np.flatnonzero(no_R).tolist():
         assert asked.item_R[row] not in split[row]
     np.testing.assert_array_equal(asked_of(split, 3, 4, seed=0).item_R, asked.item_R)
+
+
+@given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=9), min_size=1, max_size=4))
+def test_another_item_is_any_of_those_that_a_row_lacks_equally_likely(rows):
+    rows, draws = [row for row in rows if len(set(row)) < 7] or [[0]], 2000
+    offsets, items = np.cumsum([0, *map(len, rows)]), np.concatenate(rows)
+    user = np.arange(len(rows))
+    split = ItemSequences(user, items, offsets, np.full(items.size, -1))
+    split = split.take(np.repeat(user, draws))
+    asked = asked_of(split, 3, 7, seed=0)
+    no_R = (asked.answer_R == NO).reshape(len(rows), draws)
+    for row, drawn_R, no in zip(rows, asked.item_R.reshape(len(rows), draws), no_R, strict=True):
+        others = sorted({*range(7)} - {*row})
+        counts = np.bincount(drawn_R[no], minlength=7)
+        assert np.flatnonzero(counts).tolist() == others
+        expected = no.sum() / len(others)
+        assert (np.abs(counts[others] - expected) < 6 * np.sqrt(expected)).all()
