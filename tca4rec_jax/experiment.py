@@ -48,7 +48,6 @@ from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
-from tca4rec_jax.llm.projector import Projector
 from tca4rec_jax.recommenders.ids import first_new_rows
 from tca4rec_jax.recommenders.vectors import first_projector, item_vectors
 from tca4rec_jax.training.checkpoint import Checkpoints
@@ -136,13 +135,15 @@ class Experiment(ExperimentInputs):
         llm.train, llm.attention that does not run here, quantised weights that should be trained,
         and as `pretrained` and `first_projector`.
         """
-        return self._decoder(None if self.item_vectors is None else first_projector(self))
+        return self._decoder(reads_vectors=self.item_vectors is not None)
 
-    def _decoder(self, projector: Projector | None) -> Decoder:
+    def _decoder(self, *, reads_vectors: bool) -> Decoder:
         check_llm(self.config, self.mesh.devices.flat[0].platform)
         llm = self.config.llm
+        # A projector of the user's is checked before any weight of the LLM is read.
+        parts: dict[str, Any] = {"projector": first_projector(self) if reads_vectors else None}
         architecture, params = self.pretrained
-        parts: dict[str, Any] = {"projector": projector, "new_rows": first_new_rows(self)}
+        parts["new_rows"] = first_new_rows(self)
         parts["options"] = build(DecoderOptions, llm)
         if llm.train == "full":
             return Decoder(architecture, params, **parts)
@@ -295,7 +296,11 @@ class Experiment(ExperimentInputs):
         if name:
             decoder = self.trained_decoder(name)
         else:
-            decoder = self.decoder if self.config.projector.weights else self._decoder(None)
+            decoder = (
+                self.decoder
+                if self.config.projector.weights
+                else self._decoder(reads_vectors=False)
+            )
         params, adapters = decoder.arrays()
         params = in_dtype(params, self.compute_dtype)
         if name and decoder.lora is not None:

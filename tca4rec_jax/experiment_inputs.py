@@ -29,6 +29,7 @@ from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.data.templates import ID
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.from_scratch import RANDOM, FromScratch, check_known
 from tca4rec_jax.llm.sources import RandomLLM, StoredLLM
 from tca4rec_jax.llm.vocabulary import with_tokens
@@ -70,6 +71,11 @@ class ExperimentInputs:
             )
         return RandomLLM(build(FromScratch, llm.random), self.ids.tokens, self.config.seed)
 
+    @property
+    def stored_architecture(self) -> DecoderConfig:
+        """The LLM's architecture with all of its layers; no weight is read."""
+        return self.source.architecture
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The LLM's tokenizer, to which every token of `ids` is one token."""
@@ -100,7 +106,7 @@ class ExperimentInputs:
         items = self.recipe.write_items(catalogue, self.tokenizer, self.config)
         if isinstance(self.source, RandomLLM):
             check_known(items, self.tokenizer)
-        vocab_size, new = self.source.architecture.vocab_size, self.new_tokens
+        vocab_size, new = self.stored_architecture.vocab_size, self.new_tokens
         vocab_size = max(vocab_size, new.stop) if new.start <= vocab_size else vocab_size
         check_vocabulary(items, catalogue.item_ids, vocab_size)
         return items

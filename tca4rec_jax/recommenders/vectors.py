@@ -139,11 +139,11 @@ def check_width(table_IxC: Array | None, item_IxC: np.ndarray | None) -> None:
 def first_projector(experiment: "Experiment") -> Projector:
     """The projector of a run before its first step: random, or read from projector.weights.
 
-    Raises UserError as `read_projector`, and for vectors of another width than it takes.
+    Raises UserError, before any weight of the LLM is read, as `read_projector`.
     """
     assert experiment.item_vectors is not None
     config = build(ProjectorConfig, experiment.config.projector)
-    sizes = experiment.item_vectors.shape[1], experiment.architecture.hidden_size
+    sizes = experiment.item_vectors.shape[1], experiment.stored_architecture.hidden_size
     key = jax.random.fold_in(jax.random.key(experiment.config.seed), _STREAM)
 
     def tree(layers):  # so that every parameter's sharding is found by its path
