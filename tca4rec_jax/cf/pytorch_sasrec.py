@@ -41,6 +41,12 @@ _STORAGES = {
 _FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 _KIND, _REMEDY = "PyTorch checkpoint", "save model.state_dict() again, or as safetensors"
 
+_OTHER_NORMS = (
+    "%s has a row of positions for padding, as revisions of 2024 and later write, most of which "
+    "have other layer norms: if it was trained by one with norm_first, set cf.sasrec.norm to 'pre' "
+    "(True) or 'post' (False, its default)"
+)
+
 
 def read_sasrec(path: Path | str, config: SASRecConfig) -> SASRec:
     """A SASRec with the weights of a PyTorch state dict (.pt, .pth or .safetensors).
@@ -92,12 +98,7 @@ def _arrays(path, tensors: dict[str, np.ndarray], config: SASRecConfig) -> dict[
     arrays["item_table"] = take("item_emb.weight", config.num_items + 1, D)[1:]
     padded = np.shape(tensors.get("pos_emb.weight", 0)) == (length + 1, D)  # position 0
     if padded and config.norm == "original":
-        logging.warning(
-            "%s has a row of positions for padding, as revisions of 2024 and later write, most of "
-            "which have other layer norms: if it was trained by one with norm_first, set "
-            "cf.sasrec.norm to 'pre' (True) or 'post' (False, its default)",
-            path,
-        )
+        logging.warning(_OTHER_NORMS, path)
     arrays["position_table"] = take("pos_emb.weight", length + padded, D)[-length:]
     norm("final_norm", "last_layernorm")
     for block in range(config.blocks):

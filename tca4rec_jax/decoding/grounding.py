@@ -134,34 +134,11 @@ def generate(
     batch, head = prompts.length_B.shape[0], model.head()
 
     def choose(drafts: _Drafts, states_BxMxD: jax.Array) -> tuple[_Drafts, jax.Array]:
-        """The texts with one more token, and int32 [B, M] which text each goes on from."""
-        z_BxMxV = head(states_BxMxD) / temperature
-        total_BxMxV = drafts.total_BxM[:, :, None] + jax.nn.log_softmax(z_BxMxV, axis=-1)
-        length = drafts.step + 1
-        ended_BxM = total_BxMxV[:, :, end] / length.astype(jnp.float32) ** length_penalty
-        at_B = jnp.argmax(ended_BxM, axis=1)[:, None]
-        ended_B = jnp.take_along_axis(ended_BxM, at_B, axis=1)[:, 0]
-        # A title has a token besides its end.
-        better_B = (ended_B > drafts.score_B) & (drafts.step > 0)
-        text_BxTg = jnp.take_along_axis(drafts.tokens_BxMxTg, at_B[:, :, None], axis=1)[:, 0]
-        score_B = jnp.where(better_B, ended_B, drafts.score_B)
-
+        log_p_BxMxV = jax.nn.log_softmax(head(states_BxMxD) / temperature, axis=-1)
+        total_BxMxV = drafts.total_BxM[:, :, None] + log_p_BxMxV
+        drafts = _end_texts(drafts, total_BxMxV[:, :, end], length_penalty)
         going_BxMxV = total_BxMxV.at[:, :, end].set(-jnp.inf)
-        top_BxMxM, token_BxMxM = jax.lax.top_k(going_BxMxV, beams)
-        total_BxM, chosen_BxM = jax.lax.top_k(top_BxMxM.reshape(batch, -1), beams)
-        beam_BxM = chosen_BxM // beams
-        token_BxM = jnp.take_along_axis(token_BxMxM.reshape(batch, -1), chosen_BxM, axis=1)
-        tokens = jnp.take_along_axis(drafts.tokens_BxMxTg, beam_BxM[:, :, None], axis=1)
-        # Totals only fall: a text can at best keep its own and grow to its greatest length.
-        bound_BxM = total_BxM / (most + 1.0) ** length_penalty
-        return drafts._replace(
-            step=length,
-            tokens_BxMxTg=tokens.at[:, :, drafts.step].set(token_BxM),
-            total_BxM=jnp.where(bound_BxM > score_B[:, None], total_BxM, -jnp.inf),
-            best_BxTg=jnp.where(better_B[:, None], text_BxTg, drafts.best_BxTg),
-            length_B=jnp.where(better_B, drafts.step, drafts.length_B),
-            score_B=score_B,
-        ), beam_BxM
+        return _go_on(drafts, going_BxMxV, beams, (most + 1.0) ** length_penalty)
 
     def unfinished(drafts: _Drafts):
         return (drafts.step <= most) & jnp.any(drafts.total_BxM > -jnp.inf)
@@ -191,6 +168,44 @@ def generate(
     ended_B = drafts.score_B > -jnp.inf
     tokens = jnp.where(ended_B[:, None], drafts.best_BxTg, drafts.tokens_BxMxTg[:, 0])
     return tokens[:, :most], jnp.where(ended_B, drafts.length_B, most)
+
+
+def _end_texts(drafts: _Drafts, total_BxM: jax.Array, length_penalty: jax.Array | float) -> _Drafts:
+    """The best finished text where one ends now, at these summed log-probabilities, is better."""
+    ended_BxM = total_BxM / (drafts.step + 1).astype(jnp.float32) ** length_penalty
+    at_B = jnp.argmax(ended_BxM, axis=1)[:, None]
+    ended_B = jnp.take_along_axis(ended_BxM, at_B, axis=1)[:, 0]
+    # A title has a token besides its end.
+    better_B = (ended_B > drafts.score_B) & (drafts.step > 0)
+    text_BxTg = jnp.take_along_axis(drafts.tokens_BxMxTg, at_B[:, :, None], axis=1)[:, 0]
+    return drafts._replace(
+        best_BxTg=jnp.where(better_B[:, None], text_BxTg, drafts.best_BxTg),
+        length_B=jnp.where(better_B, drafts.step, drafts.length_B),
+        score_B=jnp.where(better_B, ended_B, drafts.score_B),
+    )
+
+
+def _go_on(
+    drafts: _Drafts, total_BxMxV: jax.Array, beams: int, longest: jax.Array | float
+) -> tuple[_Drafts, jax.Array]:
+    """The best texts of one more token, and int32 [B, M] which text each goes on from.
+
+    `total_BxMxV` are their summed log-probabilities; `longest` is what those of a text of the
+    greatest length are divided by.
+    """
+    batch = len(drafts.score_B)
+    top_BxMxM, token_BxMxM = jax.lax.top_k(total_BxMxV, beams)
+    total_BxM, chosen_BxM = jax.lax.top_k(top_BxMxM.reshape(batch, -1), beams)
+    beam_BxM = chosen_BxM // beams
+    token_BxM = jnp.take_along_axis(token_BxMxM.reshape(batch, -1), chosen_BxM, axis=1)
+    tokens = jnp.take_along_axis(drafts.tokens_BxMxTg, beam_BxM[:, :, None], axis=1)
+    # Totals only fall: a text can at best keep its own and grow to its greatest length.
+    may_win_BxM = total_BxM / longest > drafts.score_B[:, None]
+    return drafts._replace(
+        step=drafts.step + 1,
+        tokens_BxMxTg=tokens.at[:, :, drafts.step].set(token_BxM),
+        total_BxM=jnp.where(may_win_BxM, total_BxM, -jnp.inf),
+    ), beam_BxM
 
 
 def nearest_titles(

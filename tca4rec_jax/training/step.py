@@ -73,20 +73,32 @@ def make_train_step(
         loss, gradients = loss_and_gradients(
             state.params, base, batch, row_B, cf_items, trie, objective, key
         )
-        positions = jnp.maximum(loss.positions, 1.0)
-        gradients = jax.tree.map(lambda g: g / positions, gradients)
-        updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        nll = loss.nll / jnp.maximum(loss.titles, 1.0)
-        norm = optax.global_norm(gradients)
-        metrics = Metrics(loss.total / positions, nll, norm, state.tau)
+        updated, metrics = _updated(state, loss, gradients, optimizer, trie, objective)
         good = running & jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
         halted = state._replace(step=-1 - step)
-        tau = None if state.tau is None else _adapted(state.tau, loss, trie, objective)
-        updated = TrainState(state.step + 1, params, opt_state, tau)
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), updated, halted), metrics
 
     return train_step
+
+
+def _updated(
+    state: TrainState,
+    loss: Loss,
+    gradients,
+    optimizer: optax.GradientTransformation,
+    trie: DeviceTrie,
+    objective: Objective,
+) -> tuple[TrainState, Metrics]:
+    """The state after a step of this loss, whose gradients are sums over all rows."""
+    positions = jnp.maximum(loss.positions, 1.0)
+    gradients = jax.tree.map(lambda g: g / positions, gradients)
+    updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    nll = loss.nll / jnp.maximum(loss.titles, 1.0)
+    norm = optax.global_norm(gradients)
+    tau = None if state.tau is None else _adapted(state.tau, loss, trie, objective)
+    metrics = Metrics(loss.total / positions, nll, norm, state.tau)
+    return TrainState(state.step + 1, params, opt_state, tau), metrics
 
 
 def _adapted(tau: jax.Array, loss: Loss, trie: DeviceTrie, objective: Objective) -> jax.Array:
