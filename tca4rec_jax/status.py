@@ -11,7 +11,12 @@ from tca4rec_jax.cf.checkpoint import load_model
 from tca4rec_jax.cf.logits_format import MANIFEST, identity
 from tca4rec_jax.cf.logits_store import made_from_of, read_manifest
 from tca4rec_jax.data.dataset import load
-from tca4rec_jax.data.item_vectors import VECTORS, embeddings_folder
+from tca4rec_jax.data.item_vectors import (
+    EMBEDDINGS,
+    VECTORS,
+    embeddings_fingerprint,
+    embeddings_folder,
+)
 from tca4rec_jax.data.sequences import SPLITS, RecData
 from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.experiment import Experiment
@@ -165,6 +170,8 @@ class Status:
         now: dict[str, Any] = {
             name: self._catalogue for name in inputs if name.endswith("catalogue")
         }
+        if EMBEDDINGS in inputs:
+            now[EMBEDDINGS] = embeddings_fingerprint(self._workdir)
         if name := inputs.get("run.name"):
             run = RunFolder.of(self._workdir, name)
             stale += [why] if (why := _why(lambda: run.made_from)) else []

@@ -17,11 +17,19 @@ from tca4rec_jax.provenance import FILE, Provenance
 
 EMBED_ITEMS = "launch/embed_items.py"
 VECTORS, PARTS = "embeddings.npy", "parts"
+EMBEDDINGS = "item embeddings"
+"""The input of what is made of a work directory's item embeddings, see embeddings_fingerprint."""
 
 
 def embeddings_folder(workdir: Path) -> Path:
     """Where launch/embed_items.py writes."""
     return workdir / "item_embeddings"
+
+
+def embeddings_fingerprint(workdir: Path) -> str:
+    """Of what a work directory's item embeddings were made from; '' if they do not say."""
+    folder = embeddings_folder(workdir)
+    return Provenance.load(folder).fingerprint if (folder / FILE).is_file() else ""
 
 
 def vectors_path(file: str | None, workdir: Path) -> Path:

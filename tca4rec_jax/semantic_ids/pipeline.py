@@ -19,7 +19,13 @@ from tca4rec_jax.cf.logits_store import LogitsStore, is_store, open_store, split
 from tca4rec_jax.cf.settings import store_inputs
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.item_vectors import read_item_vectors, vectors_content, vectors_path
+from tca4rec_jax.data.item_vectors import (
+    EMBEDDINGS,
+    embeddings_fingerprint,
+    read_item_vectors,
+    vectors_content,
+    vectors_path,
+)
 from tca4rec_jax.data.sequences import ItemSequences, RecData
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import file_sha256, read_json
@@ -137,7 +143,10 @@ def _made_from(quantiser: Quantiser, rq_vae: RQVAEConfig, workdir: Path) -> dict
     fields = dataclasses.asdict(quantiser)
     path = vectors_path(fields.pop("item_vectors"), workdir)
     used = dataclasses.asdict(rq_vae) if quantiser.method == "rq_vae" else {}
-    return {"item_vectors": vectors_content(path), "ids": fields, "ids.rq_vae": used}
+    inputs = {"item_vectors": vectors_content(path), "ids": fields, "ids.rq_vae": used}
+    if path == vectors_path(None, workdir):
+        inputs[EMBEDDINGS] = embeddings_fingerprint(workdir)
+    return inputs
 
 
 def _read_from(path: Path) -> dict[str, Any]:

@@ -71,6 +71,23 @@ def test_the_same_inputs_are_found_and_others_made_anew(workdir):
     assert {"item_vectors", "catalogue", "cf_logits", "ids.seed", "ids.codes"} <= set(inputs)
 
 
+def test_ids_of_embeddings_that_are_no_more_are_stale(workdir, tmp_path):
+    shutil.copytree(workdir / "data", tmp_path / "data")
+    folder = tmp_path / "item_embeddings"
+    folder.mkdir()
+    shutil.copy(workdir / "vectors.npy", folder / "embeddings.npy")
+    catalogue = load(tmp_path / "data").catalogue.content_hash()
+    for pooling in ("mean", "last"):
+        inputs = {"catalogue": catalogue, "embedding.pooling": pooling}
+        Provenance("item embeddings", "launch/embed_items.py", inputs).save(folder)
+        if pooling == "mean":
+            _make(tmp_path, item_vectors=None)
+            assert Status(tmp_path).rows()["ids"]["state"] == "up to date"
+    assert "stale: item embeddings was " in Status(tmp_path).rows()["ids"]["state"]
+    _make(tmp_path, item_vectors=None)
+    assert Status(tmp_path).rows()["ids"]["state"] == "up to date"
+
+
 def test_a_report_on_the_ids_of_others(workdir):
     _make(workdir)
     theirs = workdir / "theirs.json"
