@@ -1,5 +1,6 @@
-"""Every command, flag and config field that README and docs name exists."""
+"""Every command, flag and config field that README, docs and configs name exists."""
 
+import ast
 import os
 import re
 import runpy
@@ -10,6 +11,7 @@ from forked import Script
 
 from tca4rec_jax.config import SHORT_NAMES, apply_argument, config_value, default_config
 
+CONFIGS = sorted((pages.ROOT / "configs").glob("*/*.py"))
 _DEFINED = re.compile(r"DEFINE_(?:\w+)\(\s*\"(\w+)\"")
 # Flags of other programs that the pages call or mention.
 _FOREIGN = {"--local-dir", "--no-deps", "--strict", "--config-file", "--nodes", "--upgrade"}
@@ -105,6 +107,16 @@ def problems_of_quotes(text: str) -> list[str]:
 def test_every_command_can_be_given(page):
     blocks = pages.code_blocks(page.read_text(), "bash")
     called = [words for block in blocks for words in pages.commands(block)]
+    assert not [problem for words in called for problem in problems_of_command(words)]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_command_of_a_config_can_be_given(path):
+    """Of the configs in folders: what stands indented in their docstrings."""
+    lines = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()
+    block = "\n".join(line[4:] for line in lines if line.startswith("    "))
+    called = pages.commands(block)
+    assert called
     assert not [problem for words in called for problem in problems_of_command(words)]
 
 
