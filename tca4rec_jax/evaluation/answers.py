@@ -4,20 +4,23 @@ Axis letters: R rows, B rows of a batch.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tca4rec_jax.cf.models.popularity import popularity_logits
-from tca4rec_jax.config import build, score_weights
+from tca4rec_jax.config import build
 from tca4rec_jax.core.collaborative_tokenizer import DENSE
 from tca4rec_jax.data.prompts import Prompts
 from tca4rec_jax.data.questions import YES, question_rows
 from tca4rec_jax.data.templates import PromptTemplate
+from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.engine import SearchRows
+from tca4rec_jax.decoding.results import Recommendations, ResultsFile
 from tca4rec_jax.distributed import multihost
 from tca4rec_jax.evaluation.comparison import (
     Comparison,
@@ -25,6 +28,7 @@ from tca4rec_jax.evaluation.comparison import (
     inputs_of,
     results_folder,
 )
+from tca4rec_jax.evaluation.llm_rankings import kept_results
 from tca4rec_jax.evaluation.rankings import CF, POPULAR, EvaluationRows
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
@@ -58,7 +62,7 @@ def evaluate_answers(
     scores = {
         POPULAR: popular_I[questions.asked.item_R[row_R]],
         CF: teacher.read(questions.position_R[row_R])[:, YES],
-        **_llm_scores(experiment, questions, row_R, teacher, compared),
+        **_llm_scores(experiment, rows, questions, row_R, teacher, compared),
     }
     yes_R, user_R = questions.asked.answer_R[row_R] == YES, questions.sequences.user[row_R]
     parts, seed = _parts(experiment, questions, row_R), config.evaluation.seed
@@ -112,6 +116,7 @@ def _write_tables(folder: Path, results: dict) -> None:
 
 def _llm_scores(
     experiment: Experiment,
+    rows: EvaluationRows,
     questions: Questions,
     row_R: np.ndarray,
     teacher: AnswerLogits,
@@ -130,19 +135,41 @@ def _llm_scores(
             experiment, prompts, lambda rows_B: store.read(position_R[rows_B]), store.cf_items
         ),
     )
-    found: dict[str, np.ndarray] = {}
-    for run, labels in compared.guidances.items():
-        weights = [score_weights(experiment.config, one) for one in labels.values()]
-        jobs = [(experiment.inference_decoder(run), weights)]
-        progress = f"LLM {run or 'untrained'}" if multihost.is_main_process() else None
-        (results,) = experiment.search(2).sweep(jobs, searched, progress=progress)
-        yes_leaf = experiment.trie.leaf_of_item[YES]
-        for label, result in zip(labels, results, strict=True):
-            is_yes_RxM = result.leaves_RxM == yes_leaf
-            yes_R = np.max(result.scores_RxM, axis=1, where=is_yes_RxM, initial=-np.inf)
-            no_R = np.max(result.scores_RxM, axis=1, where=~is_yes_RxM, initial=-np.inf)
-            found[label] = yes_R - no_R
-    return found
+    yes_leaf = experiment.trie.leaf_of_item[YES]
+
+    def search(weights: Mapping[str, list[ScoreWeights]], file: ResultsFile | None):
+        label = "LLM " + ", ".join(run or "untrained" for run in weights)
+        results = experiment.search(2).sweep(
+            [(experiment.inference_decoder(run), of_run) for run, of_run in weights.items()],
+            searched,
+            frozen_prefix=experiment.frozen_prefix,
+            progress=label if multihost.is_main_process() else None,
+            file=file,
+        )
+        return [[_AnswerScores.of(found, yes_leaf) for found in of_run] for of_run in results]
+
+    inputs = {
+        "items asked about": hashlib.sha256(asked.item_R.tobytes()).hexdigest(),
+        "calibration": [teacher.slope, teacher.offset],
+    }
+    given = experiment, rows, compared.guidances, _AnswerScores, search, inputs
+    return {label: found.score_R for label, found in kept_results(*given).items()}
+
+
+class _AnswerScores(NamedTuple):
+    """What one LLM says to the rows: log P(yes) - log P(no), float32."""
+
+    score_R: np.ndarray
+
+    @classmethod
+    def of(cls, found: Recommendations, yes_leaf: int) -> "_AnswerScores":
+        """Of a search among the two answers."""
+        is_yes_RxM = found.leaves_RxM == yes_leaf
+        yes_R, no_R = (
+            np.max(found.scores_RxM, axis=1, where=chosen_RxM, initial=-np.inf)
+            for chosen_RxM in (is_yes_RxM, ~is_yes_RxM)
+        )
+        return cls(yes_R - no_R)
 
 
 def _parts(

@@ -1,14 +1,15 @@
-"""The rankings of LLM runs on the evaluated rows, kept on disk.
+"""What LLM runs do on the evaluated rows, kept on disk; their rankings.
 
 Axis letters: R rows, B rows of a batch, I items, M beams and places of a list, T temperatures.
 """
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from absl import logging
@@ -27,27 +28,46 @@ from tca4rec_jax.metrics import rank_in_list
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.recommenders.vectors import soft_rows
 
+Found = TypeVar("Found", bound=NamedTuple)
 _ROWS_AT_ONCE = 1024  # of a CF logits store whose content is hashed
 
 
 def rank_llms(
     experiment: Experiment, rows: EvaluationRows, variants: Mapping[str, Mapping[str, float]]
 ) -> dict[str, ModelRanking]:
-    """The rankings of LLM runs by label; those of an earlier evaluation are read, others are made.
+    """The rankings of LLM runs by label, as `kept_results`."""
+    search = partial(_search, experiment, rows)
+    return kept_results(experiment, rows, variants, ModelRanking, search)
 
-    `variants` are {LLM run, or '' for the pretrained LLM: {label: guidance}}. Runs with a frozen
-    prefix rank the rows together, others one after the other.
+
+def kept_results(
+    experiment: Experiment,
+    rows: EvaluationRows,
+    variants: Mapping[str, Mapping[str, float]],
+    kind: type[Found],
+    search: Callable[[dict[str, list[ScoreWeights]], ResultsFile | None], list[list[Found]]],
+    inputs: Mapping[str, Any] | None = None,
+) -> dict[str, Found]:
+    """What LLM runs do on the rows, by label; that of an earlier evaluation is read.
+
+    Args:
+      variants: {LLM run, or '' for the pretrained LLM: {label: guidance}}. Runs with a frozen
+        prefix are searched together, others one after the other.
+      kind: a tuple of arrays, what is found for a label.
+      search: ({run: score weights}, the file that resumes it) -> what each run does by its weights.
+      inputs: what the results depend on besides `ranking_inputs`.
     """
-    rankings: dict[str, ModelRanking] = {}
-    caches: dict[str, _RankingCache] = {}
+    results: dict[str, Found] = {}
+    caches: dict[str, _Cache] = {}
     weights: dict[str, list[ScoreWeights]] = {}
     for name, labels in variants.items():
         weights[name] = [score_weights(experiment.config, one) for one in labels.values()]
-        cache = _RankingCache.of(experiment, rows, name, weights[name])
-        found = cache.read()
+        depends_on = ranking_inputs(experiment, rows, name, weights[name])
+        cache = _Cache.of(experiment, name, {**depends_on, **(inputs or {})})
+        found = cache.read(kind)
         if multihost.all_processes(bool(found)):
             logging.info("Lists of an earlier evaluation in %s", cache.path)
-            rankings |= zip(labels, found, strict=True)
+            results |= zip(labels, found, strict=True)
         else:
             caches[name] = cache
     groups = [list(caches)] if experiment.frozen_prefix and caches else [[name] for name in caches]
@@ -55,46 +75,43 @@ def rank_llms(
         identity = fingerprint([caches[name].identity for name in names])
         unfinished = ResultsFile(experiment.workdir / "evaluation" / "unfinished.npz", identity)
         file = None if multihost.is_multiprocess() else unfinished
-        searches = {name: weights[name] for name in names}
-        for name, made in zip(names, _search(experiment, rows, searches, file), strict=True):
-            rankings |= zip(variants[name], made, strict=True)
+        made_of_runs = search({name: weights[name] for name in names}, file)
+        for name, made in zip(names, made_of_runs, strict=True):
+            results |= zip(variants[name], made, strict=True)
             if multihost.is_main_process():
                 caches[name].write(made)
         if file is not None:
             file.remove()
-    return rankings
+    return results
 
 
 @dataclass(frozen=True)
-class _RankingCache:
-    """An .npz file with the rankings of one LLM run, stacked, and what they were made from."""
+class _Cache:
+    """An .npz file with what one LLM run did, stacked, and what that was made from."""
 
     path: Path
     made_from: Provenance
 
     @property
     def identity(self) -> str:
-        """One name for all that the rankings depend on."""
+        """One name for all that the results depend on."""
         return self.made_from.fingerprint
 
     @classmethod
-    def of(
-        cls, experiment: Experiment, rows: EvaluationRows, name: str, weights: list[ScoreWeights]
-    ) -> "_RankingCache":
-        """The cache of an LLM run's rankings, one for each set of score weights."""
-        inputs = ranking_inputs(experiment, rows, name, weights)
+    def of(cls, experiment: Experiment, name: str, inputs: Mapping[str, Any]) -> "_Cache":
+        """The cache of an LLM run's results of these inputs."""
         made_from = Provenance("evaluation list", "launch/evaluate.py", inputs)
         file = f"{name or 'untrained'}_{made_from.fingerprint[:8]}.npz"
         return cls(experiment.workdir / "evaluation" / file, made_from)
 
-    def read(self) -> list[ModelRanking]:
-        """The rankings in the order of their score weights; none if made from other things."""
-        saved = read_cache(self.path, self.identity, ModelRanking._fields)
-        return [ModelRanking(*one) for one in zip(*saved.values(), strict=True)]
+    def read(self, kind: type[Found]) -> list[Found]:
+        """The results in the order of their score weights; none if made from other things."""
+        saved = read_cache(self.path, self.identity, kind._fields)
+        return [kind._make(one) for one in zip(*saved.values(), strict=True)]
 
-    def write(self, rankings: Sequence[ModelRanking]) -> None:
+    def write(self, results: Sequence[Found]) -> None:
         """Replaces the file."""
-        fields = ModelRanking(*map(np.stack, zip(*rankings, strict=True)))._asdict()
+        fields = results[0]._make(map(np.stack, zip(*results, strict=True)))._asdict()
         provenance = self.made_from.to_json()
         write_npz(self.path, identity=self.identity, provenance=provenance, **fields)
 

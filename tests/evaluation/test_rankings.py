@@ -12,7 +12,7 @@ from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.decoding.filters import ItemFilter
-from tca4rec_jax.evaluation.llm_rankings import _RankingCache
+from tca4rec_jax.evaluation.llm_rankings import _Cache, ranking_inputs
 from tca4rec_jax.evaluation.rankings import (
     EvaluationRows,
     ModelRanking,
@@ -205,10 +205,10 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
 
     def cache(rows=rows, guidances=(0.0, 1.0), name="run"):
         weights = [score_weights(experiment.config, guidance) for guidance in guidances]
-        return _RankingCache.of(experiment, rows, name, weights)
+        return _Cache.of(experiment, name, ranking_inputs(experiment, rows, name, weights))
 
     kept = cache()
-    assert not kept.read()
+    assert not kept.read(ModelRanking)
     rng = np.random.default_rng(0)
     rankings = [
         ModelRanking(rng.integers(0, 6, (2, 3)), *rng.integers(0, 9, (2, 2)), rng.random((2, 5)))
@@ -216,13 +216,13 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
     ]
     kept.write(rankings)
     assert cache() == kept
-    assert cache().read()
-    for one, read in zip(rankings, cache().read(), strict=True):
+    assert cache().read(ModelRanking)
+    for one, read in zip(rankings, cache().read(ModelRanking), strict=True):
         for values, saved in zip(one, read, strict=True):
             np.testing.assert_array_equal(values, saved)
 
     def assert_changed(**arguments):
-        assert not cache(**arguments).read(), arguments
+        assert not cache(**arguments).read(ModelRanking), arguments
 
     assert_changed(guidances=(0.0, 0.5))
     assert_changed(name="")
@@ -231,7 +231,7 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
     experiment.config.objective.beta *= 2
     assert_changed()
     experiment.config.objective.beta /= 2
-    assert cache().read()
+    assert cache().read(ModelRanking)
     vars(experiment)["run_step"] = lambda name: 4
     assert_changed()
     vars(experiment)["run_step"] = lambda name: 5
@@ -247,12 +247,12 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
         assert_changed()
     experiment.config.decoding.deny = None
     vars(experiment).pop("item_filter")
-    assert cache().read()
+    assert cache().read(ModelRanking)
     with np.load(kept.path) as saved:
         assert Provenance.from_json(str(saved["provenance"]), kept.path) == kept.made_from
 
     experiment.store.vectors[0] += 1  # of another row
-    assert cache().read()
+    assert cache().read(ModelRanking)
     experiment.store.vectors[5, 0] += 1
     assert_changed()
     experiment.store.vectors[5, 0] -= 1

@@ -155,6 +155,10 @@ def test_a_run_is_stopped_goes_on_and_is_evaluated(workdir, monkeypatch, kind):
     config.evaluation.variants = (("alone", kind, 0.0), ("guided", kind, 1.0))
     config.evaluation.differences = (("guided", "alone"),)
     results = evaluate_run(config, workdir, name=kind)
+    with monkeypatch.context() as patch:  # the answers are kept
+        patch.setattr(Experiment, "inference_decoder", None)
+        again = evaluate_run(config, workdir, name=kind)
+    assert again["models"] == results["models"]
     assert json.loads((workdir / "results" / kind / "results.json").read_text())["models"]
     assert list(results["models"]) == ["Most popular", "CF model", "alone", "guided"]
     alone, guided = (results["models"][name]["all"]["auc"].mean for name in ("alone", "guided"))
