@@ -52,11 +52,7 @@ from tca4rec_jax.recommenders.ids import first_new_rows
 from tca4rec_jax.recommenders.vectors import first_projector, item_vectors
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.run_folder import RunFolder
-from tca4rec_jax.training.run_inputs import (
-    data_inputs,
-    inference_inputs,
-    training_inputs,
-)
+from tca4rec_jax.training.run_inputs import data_inputs, inference_inputs, training_inputs
 from tca4rec_jax.training.state import TrainState, held_parts, in_dtype, make_optimizer
 
 

@@ -19,9 +19,7 @@ from tca4rec_jax.cf.logits_store import (
     split_path,
 )
 from tca4rec_jax.cf.settings import store_inputs
-from tca4rec_jax.config import (
-    build,
-)
+from tca4rec_jax.config import build
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.dataset import load as load_data
 from tca4rec_jax.data.item_tokens import ItemTokens, check_vocabulary
@@ -36,9 +34,7 @@ from tca4rec_jax.llm.vocabulary import with_tokens
 from tca4rec_jax.recommenders import Recipe, recipe_of
 from tca4rec_jax.recommenders.ids import item_ids
 from tca4rec_jax.semantic_ids.ids import SemanticIds
-from tca4rec_jax.training.run_inputs import (
-    training_split,
-)
+from tca4rec_jax.training.run_inputs import training_split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -48,9 +48,7 @@ class CFModel(nnx.Module):
     """
 
     config: Any  # a ModelConfig; of a model that reads no history `history_length` is None
-    item_tables: ClassVar[tuple[str, ...]] = (
-        "item_table",
-    )  # those that item_tables.py may replace
+    item_tables: ClassVar[tuple[str, ...]] = ("item_table",)  # that item_tables.py may replace
     item_table: Any = None  # of a trained model an nnx.Param [I, D], read as item_table[...]
     any_width: Any = False  # whether histories may be narrower than `history_length`, to save work
     item_bias: Any = None
