@@ -7,7 +7,6 @@ TCA4REC_TEST_PLATFORM=cuda bash launch/test.sh -n 0 tests/llm ...
 
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 
 PLATFORM = os.environ["JAX_PLATFORMS"] = os.environ.get("TCA4REC_TEST_PLATFORM", "cpu")
@@ -21,7 +20,6 @@ if PLATFORM == "cpu":
     )
 
 import jax
-import pytest
 
 from tca4rec_jax.launching import collect_garbage_rarely
 
@@ -40,18 +38,7 @@ collect_garbage_rarely()
 keep_programs(first="PYTEST_XDIST_WORKER" not in os.environ and DEVICES != 8)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Groups with slow tests first, so that the cores run out of work together (launch/test.sh).
-
-    A group, which one process runs, is a file; of every kind of recommender it is the kind.
-    """
-
-    def group(item):
-        kind = getattr(item, "callspec", None) and item.callspec.params.get("trained")
-        return f"{item.path}:{kind}" if kind else str(item.path)
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    slow = Counter(group(item) for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: (-slow[group(item)], group(item)))
+    """Files with slow tests first, so that the cores run out of work together (launch/test.sh)."""
+    slow = [item.path for item in items if item.get_closest_marker("slow")]
+    items.sort(key=lambda item: (-slow.count(item.path), item.path))
