@@ -22,7 +22,7 @@ from tca4rec_jax.data.item_tokens import TextEncoder
 from tca4rec_jax.data.item_vectors import EMBED_ITEMS, PARTS, VECTORS, embeddings_folder
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.templates import check_fields_of, parse
-from tca4rec_jax.decoding.embedder import Embedder, Texts
+from tca4rec_jax.decoding.embedder import Embedder, ItemTexts
 from tca4rec_jax.distributed import sharding
 from tca4rec_jax.distributed.multihost import (
     barrier,
@@ -87,7 +87,7 @@ def item_texts(template: str, catalogue: Catalogue) -> list[str]:
     return [template.format(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
-def tokenise(texts: Sequence[str], encoder: TextEncoder, longest: int) -> Texts:
+def tokenise(texts: Sequence[str], encoder: TextEncoder, longest: int) -> ItemTexts:
     """The tokens of texts, cut to the `longest`, which a warning says.
 
     Raises UserError for a text without tokens.
@@ -104,7 +104,7 @@ def tokenise(texts: Sequence[str], encoder: TextEncoder, longest: int) -> Texts:
             *(cut, longest, length_I.max()),
         )
     values = np.concatenate([np.array(ids[:longest], np.int32) for ids in tokens])
-    return Texts(Ragged.from_lengths(values, np.minimum(length_I, longest)), begin_I)
+    return ItemTexts(Ragged.from_lengths(values, np.minimum(length_I, longest)), begin_I)
 
 
 def _inputs(experiment: Experiment, run: str) -> dict[str, Any]:

@@ -5,15 +5,20 @@ import string
 import jax
 import numpy as np
 import pandas as pd
+import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.config import default_config
 from tca4rec_jax.data.dataset import load, prepare
+from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.fileio import read_json_lines
 from tca4rec_jax.llm.checkpoints.export import write_hugging_face
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import init_params
+from tca4rec_jax.train import train
+from tca4rec_jax.training.log import TrainingLog
 
 ITEMS = 12
 CHAT = "s{{ messages[0]['content'] | trim }}<|end|>{% if add_generation_prompt %}a{% endif %}"
@@ -74,3 +79,21 @@ def make_config(workdir, name, **llm):
     config.inference.update({"batch_size": 4, "buckets": 1})
     config.evaluation.variants = (("untrained", "", 0.0), ("trained", name, 0.0))
     return config
+
+
+def stopped_and_gone_on(config, workdir, monkeypatch):
+    """(the experiment, its last state) of a run that was stopped after three steps."""
+    run, write = Experiment(config, workdir), TrainingLog.write
+
+    def write_or_stop(log, step, *args):
+        if step == 3:
+            raise KeyboardInterrupt
+        return write(log, step, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLog, "write", write_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(run)
+    assert len(read_json_lines(run.directory / "log.jsonl")) == 3
+    run = Experiment(config, workdir)
+    return run, train(run)

@@ -15,7 +15,7 @@ from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import PAD_ITEM
 from tca4rec_jax.errors import UserError
 
-USER = -2  # in place of an item: the placeholder carries the user's vector
+USER_SLOT = -2  # in place of an item: the placeholder carries the user's vector
 
 
 class Prompts(NamedTuple):
@@ -24,7 +24,7 @@ class Prompts(NamedTuple):
     Attributes:
       tokens: int32 Ragged [R].
       slots: int32 Ragged [R], what the vectors of a row's placeholders are of, in their order: an
-        item, or USER.
+        item, or USER_SLOT.
     """
 
     tokens: Ragged
@@ -122,7 +122,7 @@ def row_tokens(
     rows = Ragged(flat.values, flat.offsets[2 * items.offsets])
     starts = flat.offsets[1::2] - np.repeat(rows.offsets[:-1], items.lengths)
     placed = np.flatnonzero(flat.values == tokens.placeholder)
-    carried = np.stack([np.full(items.values.size, USER), items.values], axis=1).ravel()
+    carried = np.stack([np.full(items.values.size, USER_SLOT), items.values], axis=1).ravel()
     slots = carried[flat.row_of(placed)].astype(np.int32)
     prompts = Prompts(rows, Ragged(slots, np.searchsorted(placed, rows.offsets)))
     return Rows(prompts, Ragged(starts, items.offsets))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tca4rec_jax.data.item_tokens import ItemTokens, TextEncoder, tokenise_items
-from tca4rec_jax.data.prompts import USER, Prompts, Rows
+from tca4rec_jax.data.prompts import USER_SLOT, Prompts, Rows
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.data.templates import (
@@ -22,11 +22,11 @@ from tca4rec_jax.data.templates import (
     HISTORY,
     ITEM,
     LIKED,
+    USER,
     VECTOR,
     PromptTemplate,
     parse,
 )
-from tca4rec_jax.data.templates import USER as USER_FIELD
 from tca4rec_jax.errors import UserError
 
 YES, NO = 0, 1
@@ -153,7 +153,7 @@ def question_rows(
     nth = np.arange(placed.size) - np.searchsorted(at, at)
     entry, in_text = at // 2, at % 2 == 0
     of_user = _of_users(template, len(fields))[field_e[entry], np.where(in_text, nth, 0)]
-    of_text = np.where(of_user, USER, asked.item_R[row_e[entry]])
+    of_text = np.where(of_user, USER_SLOT, asked.item_R[row_e[entry]])
     slots = np.where(in_text, of_text, item_e[entry]).astype(np.int32)
     prompts = Prompts(row_tokens, Ragged(slots, np.searchsorted(placed, row_tokens.offsets)))
     starts = flat.offsets[2 * ends_R - 1] - row_tokens.offsets[:-1]
@@ -209,7 +209,7 @@ def _template(template: PromptTemplate) -> str:
 
 def _fields(template: PromptTemplate) -> list[str]:
     """The fields that pieces of a row stand for."""
-    carried = ("", USER_FIELD, VECTOR)
+    carried = ("", USER, VECTOR)
     parts = parse(_template(template), "prompt.templates")
     return [field for _, field in parts if field not in carried]
 
@@ -219,8 +219,8 @@ def _texts(template: PromptTemplate) -> list[str]:
     texts = [""]
     for text, field in parse(_template(template), "prompt.templates"):
         texts[-1] += text.replace("{", "{{").replace("}", "}}")
-        if field in (USER_FIELD, VECTOR):
-            texts[-1] += f"{{{USER_FIELD}}}"
+        if field in (USER, VECTOR):
+            texts[-1] += f"{{{USER}}}"
         elif field:
             texts.append("")
     return texts[:-1]
@@ -230,8 +230,8 @@ def _of_users(template: PromptTemplate, fields: int) -> np.ndarray:
     """bool [F, any]: whether a placeholder in the text before a field is the user's."""
     kinds: list[list[bool]] = [[]]
     for _, field in parse(_template(template), "prompt.templates"):
-        if field in (USER_FIELD, VECTOR):
-            kinds[-1].append(field == USER_FIELD)
+        if field in (USER, VECTOR):
+            kinds[-1].append(field == USER)
         elif field:
             kinds.append([])
     most = max(1, *map(len, kinds))

@@ -24,7 +24,7 @@ from tca4rec_jax.llm.decoder import Decoder
 
 
 @dataclass(frozen=True, eq=False)
-class Texts:
+class ItemTexts:
     """The texts of items as tokens.
 
     Attributes:
@@ -45,7 +45,9 @@ class Embedder:
     pooling: str  # 'mean' of a text's states, or the 'last'
     batch_size: int
 
-    def embed(self, texts: Texts, buckets: np.ndarray, rows_R: np.ndarray) -> Iterator[np.ndarray]:
+    def embed(
+        self, texts: ItemTexts, buckets: np.ndarray, rows_R: np.ndarray
+    ) -> Iterator[np.ndarray]:
         """The vectors of some rows, the longest first: float32 [B, D], batch after batch.
 
         `buckets` are the padded lengths, int64 ascending; the program is compiled once for each.

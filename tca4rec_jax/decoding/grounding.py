@@ -23,7 +23,7 @@ from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.advance_beams import Prompts
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
-from tca4rec_jax.decoding.embedder import Embedder, Texts, pooled
+from tca4rec_jax.decoding.embedder import Embedder, ItemTexts, pooled
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.kv_cache import BeamCache, gather_beams, scatter_cache
@@ -52,7 +52,7 @@ class TitleIndex(NamedTuple):
         length_Q = trie.lengths_Q.astype(np.int64) - 1
         inside_QxL = np.arange(trie.tokens_QxL.shape[1]) < length_Q[:, None]
         tokens = Ragged.from_lengths(trie.tokens_QxL[inside_QxL], length_Q)
-        texts = Texts(tokens, np.zeros(len(length_Q), np.int32))
+        texts = ItemTexts(tokens, np.zeros(len(length_Q), np.int32))
         order_Q = np.argsort(-length_Q, kind="stable")
         found = [*embedder.embed(texts, bucket_lengths(length_Q, _BUCKETS), order_Q)]
         vectors_QxD = np.concatenate(found)

@@ -19,10 +19,9 @@ from tca4rec_jax.config import build
 from tca4rec_jax.core import Array
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.item_vectors import read_item_vectors
-from tca4rec_jax.data.prompts import USER, Prompts
+from tca4rec_jax.data.prompts import USER_SLOT, Prompts
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.data.templates import USER as USER_FIELD
-from tca4rec_jax.data.templates import carried_vectors
+from tca4rec_jax.data.templates import USER, carried_vectors
 from tca4rec_jax.distributed.sharding import tree_shardings
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.checkpoints.projector_file import read_projector
@@ -69,7 +68,7 @@ class SoftRows:
         vector_BxLxC = self.item_IxC[np.maximum(slot_BxL, 0)]
         if self.user is not None:
             of_user_B = np.asarray(self.user(rows_B), np.float32)
-            is_user_BxLx1 = (slot_BxL == USER)[:, :, None]
+            is_user_BxLx1 = (slot_BxL == USER_SLOT)[:, :, None]
             vector_BxLxC = np.where(is_user_BxLx1, of_user_B[:, None, :], vector_BxLxC)
         vector_BxLxC[position_BxL == width] = 0
         return SoftTokens(position_BxL, vector_BxLxC)
@@ -95,7 +94,7 @@ def soft_rows(
     def count(part: Ragged) -> int:
         return int((part.values == items.placeholder).sum())
 
-    reads_users = USER_FIELD in carried_vectors(experiment.config.prompt)
+    reads_users = USER in carried_vectors(experiment.config.prompt)
     if reads_users:
         check_width(cf_items.table_IxD, item_IxC)
     of_item, around = count(items.shown) // len(items.shown), count(items.before)

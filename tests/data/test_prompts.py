@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.data.item_tokens import TextEncoder, check_vocabulary, tokenise_items
-from tca4rec_jax.data.prompts import USER, check_sequences, keep_latest, prompts, row_tokens
+from tca4rec_jax.data.prompts import USER_SLOT, check_sequences, keep_latest, prompts, row_tokens
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.errors import UserError
@@ -90,13 +90,13 @@ def test_a_template_has_words_attributes_vectors_and_control_tokens():
     assert tokens.placeholder == 5  # <reserved_1>
     texts, slots, _ = rows_of(tokens, [0, 2, 1])
     assert texts == ['^Of #: "a"#, "ccc"#.</s>Next: "bb"</s>']
-    assert slots == [[USER, 0, 2]]
+    assert slots == [[USER_SLOT, 0, 2]]
     texts, slots, _ = rows_of(tokens, [0, 1], template=1)
     assert texts == ['^"a"# (#) -> "bb"</s>']
-    assert slots == [[0, USER]]
+    assert slots == [[0, USER_SLOT]]
     found = prompts(tokens, np.array([[-1, 2, 1]]), budget=100)
     assert decode(found.tokens[0]) == '^Of #: "ccc"#, "bb"#.</s>Next: '
-    assert found.slots[0].tolist() == [USER, 2, 1]
+    assert found.slots[0].tolist() == [USER_SLOT, 2, 1]
     assert tokenise(item="{title}{vector}", placeholder="é").placeholder == ord("é")
 
 

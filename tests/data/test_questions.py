@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tca4rec_jax.data.item_tokens import TextEncoder
-from tca4rec_jax.data.prompts import USER
+from tca4rec_jax.data.prompts import USER_SLOT
 from tca4rec_jax.data.questions import NO, YES, Asked, asked_of, question_rows, tokenise_questions
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
@@ -50,10 +50,10 @@ def test_liked_and_disliked_items_stand_in_lists_of_their_own():
 def test_placeholders_carry_the_user_and_the_items():
     words, slots = texts(template("u{user}v{vector}:{history};{item}{vector}?{target}"))
     assert words[0] == "u~v~:<ab>,<c>,<de>;<f>~?y"
-    assert slots == [[USER, 3, 3], [USER, 0, 0], [USER, 1, 1]]
+    assert slots == [[USER_SLOT, 3, 3], [USER_SLOT, 0, 0], [USER_SLOT, 1, 1]]
     words, slots = texts(template("{user}{history};{item}?{target}", item="{title}{vector}"))
     assert words[0] == "~ab~,c~,de~;f~?y"
-    assert slots[0] == [USER, 0, 1, 2, 3]
+    assert slots[0] == [USER_SLOT, 0, 1, 2, 3]
 
 
 def test_the_latest_items_that_fit_are_kept():

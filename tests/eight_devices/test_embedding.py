@@ -6,14 +6,14 @@ import pytest
 from flax import nnx
 
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.decoding.embedder import Embedder, Texts
+from tca4rec_jax.decoding.embedder import Embedder, ItemTexts
 from tca4rec_jax.distributed.sharding import make_mesh, tree_shardings
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 
 CONFIG = DecoderConfig(61, 32, 64, 2, 8, 8, 4, max_positions=64)
 LENGTH_I = np.arange(20, 0, -1)
-TEXTS = Texts(
+TEXTS = ItemTexts(
     Ragged.from_lengths(np.arange(LENGTH_I.sum(), dtype=np.int32) % 61, LENGTH_I),
     np.minimum(LENGTH_I - 1, 1).astype(np.int32),
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from flax import nnx
-from tiny_workdir import make_config, make_workdir
+from tiny_workdir import make_config, make_workdir, stopped_and_gone_on
 
 from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.config import build
@@ -25,7 +25,6 @@ from tca4rec_jax.metrics import answer_metrics
 from tca4rec_jax.recommenders.answer import Questions, calibrate
 from tca4rec_jax.recommenders.vectors import soft_rows
 from tca4rec_jax.train import load_batches, train
-from tca4rec_jax.training.log import TrainingLog
 
 TEMPLATES = {
     "tallrec": "a{liked}b{disliked}c{item}d{target}",
@@ -129,27 +128,12 @@ def test_the_calibration_is_the_best_of_all():
         calibrate(scores, np.ones(400, bool))
 
 
-def stopped_and_gone_on(config, workdir, monkeypatch):
-    write = TrainingLog.write
-
-    def write_or_stop(log, step, *args):
-        if step == 3:
-            raise KeyboardInterrupt
-        return write(log, step, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingLog, "write", write_or_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(Experiment(config, workdir))
-    return train(Experiment(config, workdir))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_a_run_is_stopped_goes_on_and_is_evaluated(workdir, monkeypatch, kind):
     expected = train(Experiment(config_of(workdir, f"{kind}_whole", kind), workdir))
     config = config_of(workdir, kind, kind)
-    state = stopped_and_gone_on(config, workdir, monkeypatch)
+    _, state = stopped_and_gone_on(config, workdir, monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
     config.evaluation.rows = 0
     config.evaluation.variants = (("alone", kind, 0.0), ("guided", kind, 1.0))

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from recommenders import brute_force
 from recommenders.kinds import KINDS, experiment_of, make_workdir_of
-from tiny_workdir import ITEMS, make_workdir
+from tiny_workdir import ITEMS, make_workdir, stopped_and_gone_on
 
 from tca4rec_jax.config import build
 from tca4rec_jax.core.objective import Objective
@@ -18,7 +18,6 @@ from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.llm.checkpoints.export import export_decoder
 from tca4rec_jax.recommenders.vectors import describe_vectors
 from tca4rec_jax.train import load_batches, train
-from tca4rec_jax.training.log import TrainingLog
 
 HISTORIES = [["0", "3", "7"], ["5", "2"]]
 
@@ -73,18 +72,8 @@ def listing(trained):
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_equal(trained, monkeypatch):
     kind, whole, expected = trained
-    write = TrainingLog.write
-
-    def write_or_stop(log, step, *args):
-        if step == 3:
-            raise KeyboardInterrupt
-        return write(log, step, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingLog, "write", write_or_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(experiment_of(kind, whole.workdir, "stopped"))
-    state = train(experiment_of(kind, whole.workdir, "stopped"))
+    config = experiment_of(kind, whole.workdir, "stopped").config
+    _, state = stopped_and_gone_on(config, whole.workdir, monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 

@@ -9,7 +9,7 @@ from tiny_workdir import ITEMS, make_config, make_workdir
 from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.config import check_llm
 from tca4rec_jax.data.dataset import load
-from tca4rec_jax.data.prompts import USER, Prompts
+from tca4rec_jax.data.prompts import USER_SLOT, Prompts
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
@@ -33,7 +33,7 @@ def ragged(*rows):
 def test_every_placeholder_carries_its_vector():
     """Rows with three, none and one of them, in another order; the room is for four."""
     tokens = ragged([TOKEN, 1, TOKEN, 2, TOKEN], [1, 2], [3, TOKEN])
-    slots = ragged([USER, 4, 0], [], [2])
+    slots = ragged([USER_SLOT, 4, 0], [], [2])
     soft = SoftRows(Prompts(tokens, slots), TOKEN, ITEM, 4, lambda rows_B: USERS[rows_B])
     position, vector = soft(np.array([2, 0, 1]), width=8)
     np.testing.assert_array_equal(position, [[1, 8, 8, 8], [0, 2, 4, 8], [8, 8, 8, 8]])

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_workdir import ITEMS, make_config, make_workdir
+from tiny_workdir import ITEMS, make_config, make_workdir, stopped_and_gone_on
 
 from tca4rec_jax.cf.logits_export import export_npy, export_stores
 from tca4rec_jax.cf.logits_import import import_logits
@@ -25,7 +25,6 @@ from tca4rec_jax.llm.checkpoints.export import export_decoder
 from tca4rec_jax.llm.checkpoints.loading import load_weights
 from tca4rec_jax.recommenders import RECOMMENDERS
 from tca4rec_jax.train import train
-from tca4rec_jax.training.log import TrainingLog
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +36,6 @@ def workdir(tmp_path_factory):
 
 def losses(run):
     return [line["loss"] for line in read_json_lines(run.directory / "log.jsonl")]
-
-
-def stopped_and_gone_on(config, workdir, monkeypatch):
-    """(the experiment, its last state) of a run that was stopped after three steps."""
-    run, write = Experiment(config, workdir), TrainingLog.write
-
-    def write_or_stop(log, step, *args):
-        if step == 3:
-            raise KeyboardInterrupt
-        return write(log, step, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingLog, "write", write_or_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(run)
-    assert len(losses(run)) == 3
-    run = Experiment(config, workdir)
-    return run, train(run)
 
 
 def test_an_adaptive_tau_goes_on_where_it_was(workdir, monkeypatch):
