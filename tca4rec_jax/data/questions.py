@@ -15,7 +15,7 @@ import numpy as np
 
 from tca4rec_jax.data.item_tokens import ItemTokens, TextEncoder, tokenise_items
 from tca4rec_jax.data.prompts import USER_SLOT, Prompts, Rows
-from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.data.templates import (
     DISLIKED,
@@ -63,8 +63,7 @@ def asked_of(sequences: ItemSequences, history_length: int, num_items: int, seed
     must be left out before.
     """
     last, counts = sequences.last_positions, np.minimum(sequences.lengths - 1, history_length)
-    flat = np.repeat(last - counts, counts) + np.arange(counts.sum())
-    flat -= np.repeat(np.cumsum(counts) - counts, counts)
+    flat = ranges(last - counts, counts)
     history, item_R = Ragged.from_lengths(sequences.items[flat], counts), sequences.items[last]
     if sequences.liked is not None:
         answer_R = np.where(sequences.liked[last], YES, NO).astype(np.int32)
@@ -178,7 +177,7 @@ def _listed(asked: Asked, field: str) -> tuple[np.ndarray, np.ndarray]:
 def _keep_latest(tokens: ItemTokens, asked: Asked, budget: int) -> Asked:
     """Drops the oldest items of each history, whole, until every question fits."""
     shown, separator = tokens.shown.lengths, tokens.separator.size
-    around = tokens.before.values.size + tokens.after.values.size + tokens.written.lengths.max()
+    around = tokens.before.lengths[0] + tokens.after.values.size + tokens.written.lengths.max()
     room_R = budget - around - shown[asked.item_R]
     if (room_R < 0).any():
         row = int(np.argmax(room_R < 0))

@@ -91,14 +91,15 @@ def soft_rows(
     if item_IxC is None or items.placeholder is None:
         return None
 
-    def count(part: Ragged) -> int:
-        return int((part.values == items.placeholder).sum())
+    def count(tokens: np.ndarray) -> int:
+        return int((tokens == items.placeholder).sum())
 
     reads_users = USER in carried_vectors(experiment.config.prompt)
     if reads_users:
         check_width(cf_items.table_IxD, item_IxC)
-    of_item, around = count(items.shown) // len(items.shown), count(items.before)
-    most = experiment.config.data.history_length * of_item + around + count(items.after)
+    of_item = count(items.shown.values) // len(items.shown)
+    around = count(items.before[0]) + count(items.after.values)
+    most = experiment.config.data.history_length * of_item + around
     most = max(most, int(prompts.slots.lengths.max(initial=0)))
     return SoftRows(prompts, items.placeholder, item_IxC, most, cf if reads_users else None)
 

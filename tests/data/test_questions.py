@@ -61,6 +61,9 @@ def test_the_latest_items_that_fit_are_kept():
     (whole, *_), _ = texts(template(text))
     shorter = template(text, max_tokens=len(whole) + 1)  # "no" is the longest answer
     assert texts(shorter)[0][0] == "<c>,<de>;<f>?y"
+    first = "Say y or no. "  # charged once, although three fields follow it
+    shorter = template(first + text, max_tokens=len(first) + len(whole) + 1)
+    assert texts(shorter)[0][0] == first + "<c>,<de>;<f>?y"
     with pytest.raises(UserError, match="row 1 needs 8 tokens without a history, the budget is 7"):
         texts(template(text, max_tokens=7))
 

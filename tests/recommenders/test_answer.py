@@ -107,6 +107,12 @@ def test_the_loss_is_that_of_two_answers(workdir, alpha, softmax):
     assert loss.positions == len(batches.rows(0))
 
 
+def test_there_is_room_for_the_placeholders_of_a_row(workdir):
+    config = config_of(workdir, "room", "collm")
+    config.prompt.templates = ("a{user}b{history}c{item}{vector}d{target}",)
+    assert load_batches(Experiment(config, workdir))(0).soft.vector_BxLxC.shape[1] == 2
+
+
 def test_the_calibration_is_the_best_of_all():
     rng = np.random.default_rng(0)
     scores = rng.normal(5, 3, 400)
