@@ -38,12 +38,23 @@ if TYPE_CHECKING:
     from tca4rec_jax.experiment import Experiment
 
 _NEWTON_STEPS = 50
+_DECODING = {"find": "beams", "rules": "exact", "length_penalty": 0.0}
 
 
 def write_items(
     catalogue: Catalogue, tokenizer: PreTrainedTokenizerBase, config: ConfigDict
 ) -> ItemTokens:
-    """The answers; items are shown only. Raises UserError as `tokenise_questions`."""
+    """The answers; items are shown only.
+
+    Raises UserError as `tokenise_questions`, and for a search whose scores of the two answers are
+    no log-probabilities.
+    """
+    for name, value in _DECODING.items():
+        if config.decoding[name] != value:
+            raise UserError(
+                f"decoding.{name} is {config.decoding[name]!r}: recommender.name=answer compares "
+                f"the probabilities of two answers, set decoding.{name}={value}"
+            )
     template = prompt_template(tokenizer, config)
     encoder = text_encoder(tokenizer, template.bos)
     answers = config.recommender.answers

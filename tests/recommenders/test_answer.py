@@ -16,11 +16,13 @@ from tca4rec_jax.config import build
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.data.dataset import load, prepare
 from tca4rec_jax.data.prompts import Prompts
-from tca4rec_jax.data.questions import YES
+from tca4rec_jax.data.questions import YES, question_rows
+from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run, sweep_guidance
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.metrics import answer_metrics
 from tca4rec_jax.recommenders.answer import Questions, calibrate
 from tca4rec_jax.recommenders.vectors import soft_rows
@@ -211,6 +213,47 @@ def test_few_rows_are_sampled_with_the_seed(workdir):
     assert {*position[1]} < {*position[0]}
     np.testing.assert_array_equal(position[1], position[2])
     assert {*position[1]} != {*position[3]}
+
+
+@pytest.mark.parametrize("mask", ["before_softmax", "after_softmax"])
+def test_scores_are_log_odds_of_answers_of_unequal_lengths(workdir, mask):
+    """The NLL of the untrained LLM against sums over the tokens that training would supervise."""
+    config = config_of(workdir, "odds", alpha=0.0)
+    config.recommender.answers, config.decoding.mask = ("yes", "n"), mask
+    config.evaluation.rows = 0
+    found = evaluate_run(config, workdir, name=f"odds_{mask}")["models"]["untrained"]["nll"]
+    experiment = Experiment(config, workdir)
+    decoder, written = experiment.inference_decoder(""), experiment.items.written
+    questions = Questions(experiment.data.splits["test"], 12, config)
+    template, log_p_Rx2 = build(PromptTemplate, config.prompt), []
+    for answer in (0, 1):
+        answer_R = np.full(len(questions.asked.item_R), answer)
+        asked = questions.asked._replace(answer_R=answer_R)
+        rows = question_rows(experiment.items, asked, template, with_answers=True)
+        tokens = rows.prompts.tokens
+        tokens_RxS = tokens.pad(np.arange(len(tokens)), 32, 0)
+        hidden = nnx.jit(Decoder.hidden)(decoder, tokens_RxS, tokens.lengths.astype(np.int32))
+        z_RxSxV = np.asarray(jax.vmap(decoder.head())(hidden), np.float64)
+        if mask == "before_softmax":  # the first token decides
+            z_RxSxV = z_RxSxV[:, :, [written[0][0], written[1][0]]]
+        log_p_RxSxV = z_RxSxV - np.log(np.exp(z_RxSxV).sum(-1, keepdims=True))
+        labels = [answer] if mask == "before_softmax" else written[answer].tolist()
+        at = rows.starts.values - 1
+        each = [log_p_RxSxV[np.arange(len(at)), at + n, v] for n, v in enumerate(labels)]
+        log_p_Rx2.append(sum(each))
+    difference_R = np.where(questions.asked.answer_R == YES, 1, -1) * (log_p_Rx2[0] - log_p_Rx2[1])
+    assert found.mean == pytest.approx(np.logaddexp(0, -difference_R).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("length_penalty", 1.0), ("find", "grounding"), ("rules", "huggingface")]
+)
+def test_a_search_whose_scores_are_no_probabilities_is_refused(workdir, monkeypatch, field, value):
+    config = config_of(workdir, "refused", alpha=0.0)
+    config.recommender.answers, config.decoding[field] = ("yes", "n"), value
+    monkeypatch.setattr(Experiment, "inference_decoder", None)
+    with pytest.raises(UserError, match=rf"set decoding.{field}="):
+        evaluate_run(config, workdir, name="refused")
 
 
 def test_what_does_not_go_together_is_refused(workdir):
