@@ -7,10 +7,11 @@ By item, a hit is the target item itself; items that share a title stand in a li
 other in catalogue order. By title (as published), a hit is the target's title, whichever of the
 items with that title was meant; a title takes one place in the list.
 
-Axis letters: R rows, B rows of one batch, I items, M places of a list, J metrics.
+Axis letters: R rows, B rows of one batch, I items, M places of a list, J metrics, U users,
+W resamples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -168,11 +169,8 @@ def answer_metrics(
     auc_SxU = np.array(
         [[auc(s[r], yes_R[r], np.ones((1, r.size)))[0] for r in of_user] for s in every]
     )
-    both_U, rng, values = ~np.isnan(auc_SxU[0]), np.random.default_rng(seed), []
-    for start in range(0, resamples + 1, _RESAMPLES_AT_ONCE):
-        size = min(_RESAMPLES_AT_ONCE, resamples + 1 - start)
-        times_WxU = rng.multinomial(len(users), np.full(len(users), 1 / len(users)), size=size)
-        times_WxU[: start == 0] = 1  # first the rows themselves
+    both_U, values = ~np.isnan(auc_SxU[0]), []
+    for times_WxU in _resampled_users(len(users), resamples, seed):
         of_rows = [auc(s, yes_R, times_WxU[:, number_R]) for s in every]
         times_WxU = times_WxU[:, both_U]
         with np.errstate(invalid="ignore"):  # NaN where no user has both answers
@@ -186,6 +184,39 @@ def answer_metrics(
             low, high = np.nanquantile(resampled, [tail, 1 - tail])
             found[name] = Interval(float(mean), float(low), float(high))
     return found
+
+
+def mean_over_rows(
+    values_R: np.ndarray,
+    user_R: np.ndarray,
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """The mean; its interval resamples users with all of their rows, as in `answer_metrics`.
+
+    Raises ValueError, naming the first row, for a value that is not finite.
+    """
+    for row in np.flatnonzero(~np.isfinite(values_R)):
+        raise ValueError(f"row {row}: the value is {values_R[row]}")
+    users, number_R = np.unique(user_R, return_inverse=True)
+    sum_U, count_U = np.bincount(number_R, weights=values_R), np.bincount(number_R)
+    blocks = _resampled_users(len(users), resamples, seed)
+    means = np.concatenate([times_WxU @ sum_U / (times_WxU @ count_U) for times_WxU in blocks])
+    tail = (1 - level) / 2
+    low, high = np.quantile(means[1:], [tail, 1 - tail])
+    return Interval(float(values_R.mean()), float(low), float(high))
+
+
+def _resampled_users(users: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """int [W, U], in blocks: how often each user is drawn; first each once, the rows themselves."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples + 1, _RESAMPLES_AT_ONCE):
+        size = min(_RESAMPLES_AT_ONCE, resamples + 1 - start)
+        times_WxU = rng.multinomial(users, np.full(users, 1 / users), size=size)
+        times_WxU[: start == 0] = 1
+        yield times_WxU
 
 
 def ranking_metrics(

@@ -9,6 +9,7 @@ from tca4rec_jax.metrics import (
     bootstrap_intervals,
     hit_rate,
     mean_metrics,
+    mean_over_rows,
     metric_values,
     ndcg,
     paired_differences,
@@ -170,6 +171,23 @@ def test_intervals_of_auc_resample_users_with_all_their_rows():
     thrice = answer_metrics(*(np.tile(one, 3) for one in (scores, yes, user)))
     for name in once:
         np.testing.assert_allclose(once[name], thrice[name], atol=1e-12)
+
+
+def test_intervals_of_means_resample_users_with_all_their_rows():
+    values, user = np.random.default_rng(0).normal(size=60), np.arange(60) // 2
+    once, thrice = (
+        mean_over_rows(np.tile(values, n), np.tile(user, n), resamples=500) for n in (1, 3)
+    )
+    assert thrice == pytest.approx(once)
+    rng, means = np.random.default_rng(1), []
+    for _ in range(4000):
+        drawn = rng.integers(0, 30, 30)
+        means.append(np.mean([values[2 * drawn], values[2 * drawn + 1]]))
+    expected = values.mean(), *np.quantile(means, [0.025, 0.975])
+    assert once == pytest.approx(expected, abs=0.06)
+    assert once.mean == values.mean()
+    with pytest.raises(ValueError, match="row 1: the value is nan"):
+        mean_over_rows(np.array([1, np.nan]), np.arange(2))
 
 
 def test_differences_of_auc_are_paired():

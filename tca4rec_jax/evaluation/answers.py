@@ -32,7 +32,7 @@ from tca4rec_jax.evaluation.llm_rankings import kept_results
 from tca4rec_jax.evaluation.rankings import CF, POPULAR, EvaluationRows
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
-from tca4rec_jax.metrics import Interval, answer_metrics, bootstrap_intervals
+from tca4rec_jax.metrics import Interval, answer_metrics, mean_over_rows
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.recommenders.answer import AnswerLogits, Questions
 from tca4rec_jax.recommenders.vectors import soft_rows
@@ -67,6 +67,11 @@ def evaluate_answers(
     yes_R, user_R = questions.asked.answer_R[row_R] == YES, questions.sequences.user[row_R]
     parts, seed = _parts(experiment, questions, row_R), config.evaluation.seed
 
+    def nll(score_R: np.ndarray) -> Interval:
+        """-log P(answer), in nats, of scores log P(yes) - log P(no)."""
+        nll_R = np.logaddexp(0.0, np.where(yes_R, -score_R, score_R))
+        return mean_over_rows(nll_R, user_R, seed=seed)
+
     def metrics(label: str) -> dict[str, Any]:
         found: dict[str, Any] = {
             part: answer_metrics(
@@ -74,7 +79,7 @@ def evaluate_answers(
             )
             for part, inside_R in parts.items()
         }
-        return found | {"nll": None if label == POPULAR else _nll(scores[label], yes_R, seed)}
+        return found | {"nll": None if label == POPULAR else nll(scores[label])}
 
     def difference(label: str, other: str) -> dict[str, Interval]:
         given = {"baseline_R": scores[other], "seed": seed}
@@ -180,12 +185,6 @@ def _parts(
     warm_R = np.isin(questions.sequences.user[row_R], trained.user)
     warm_R &= np.isin(questions.asked.item_R[row_R], trained.items)
     return {"all": np.ones(len(row_R), bool), "warm": warm_R, "cold": ~warm_R}
-
-
-def _nll(score_R: np.ndarray, yes_R: np.ndarray, seed: int) -> Interval:
-    """-log P(answer), in nats, of scores log P(yes) - log P(no)."""
-    nll_R = np.logaddexp(0.0, np.where(yes_R, -score_R, score_R))
-    return bootstrap_intervals({"nll": nll_R}, seed=seed)["nll"]
 
 
 def _cells(metrics: Mapping[str, Any]) -> dict[str, Cell]:

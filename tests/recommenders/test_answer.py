@@ -23,7 +23,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run, sweep_guidance
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.metrics import answer_metrics
+from tca4rec_jax.metrics import answer_metrics, mean_over_rows
 from tca4rec_jax.recommenders.answer import Questions, calibrate
 from tca4rec_jax.recommenders.vectors import soft_rows
 from tca4rec_jax.train import load_batches, train
@@ -242,7 +242,8 @@ def test_scores_are_log_odds_of_answers_of_unequal_lengths(workdir, mask):
         each = [log_p_RxSxV[np.arange(len(at)), at + n, v] for n, v in enumerate(labels)]
         log_p_Rx2.append(sum(each))
     difference_R = np.where(questions.asked.answer_R == YES, 1, -1) * (log_p_Rx2[0] - log_p_Rx2[1])
-    assert found.mean == pytest.approx(np.logaddexp(0, -difference_R).mean(), rel=1e-4)
+    nll_R, user_R = np.logaddexp(0, -difference_R), questions.sequences.user
+    assert found == pytest.approx(mean_over_rows(nll_R, user_R), rel=1e-4)
 
 
 @pytest.mark.parametrize(
