@@ -228,7 +228,8 @@ class Experiment(ExperimentInputs):
     def training_inputs(self) -> dict[str, Any]:
         """What the checkpoints of the config's run depend on: provenance."""
         fields = self.inference_inputs | training_inputs(self.config, self.workdir)
-        return fields | data_inputs(self.config, self.data, self.workdir)
+        reads = self.recipe.teacher_reads
+        return fields | data_inputs(self.config, self.data, self.workdir, reads)
 
     @property
     def runs(self) -> dict[str, RunFolder]:
@@ -252,8 +253,10 @@ class Experiment(ExperimentInputs):
         inputs = fingerprint([run.made_from.fingerprint, now])
         check_processes_agree(inputs, f"{run.path} or weights")
         try:
-            trained_with = self.of_run(self.workdir, name).config
-            changed = run.made_from.differences(data_inputs(trained_with, self.data, self.workdir))
+            trained = self.of_run(self.workdir, name)
+            reads = trained.recipe.teacher_reads
+            inputs_now = data_inputs(trained.config, self.data, self.workdir, reads)
+            changed = run.made_from.differences(inputs_now)
         except UserError as error:
             changed = [str(error)]
         if changed:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorstore as ts
@@ -45,6 +45,22 @@ from tca4rec_jax.ranges import FolderName, check
 _FIELDS = {"history_length", "entries_per", "rows_hash", "catalogue_hash", "cf_model", "arrays"}
 _FIELDS |= {"model", "made_from", "folder", "content_hash"}
 _SHOWN = 3  # differing ids in a message
+
+
+class CFLogits(Protocol):
+    """CF logits of L things that may be generated next; those of a LogitsStore are the items."""
+
+    @property
+    def item_table(self) -> np.ndarray | None:
+        """float32 [L, D]; None if `read` gives logits."""
+
+    @property
+    def item_bias(self) -> np.ndarray | None:
+        """float32 [L], to be added to the products with the table, if there is one."""
+
+    def read(self, flat_positions: np.ndarray) -> np.ndarray:
+        """float32 [m, D], or [m, L] without a table, of flat positions (int64 [m])."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,12 +22,7 @@ from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.engine import SearchRows
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile
 from tca4rec_jax.distributed import multihost
-from tca4rec_jax.evaluation.comparison import (
-    Comparison,
-    check_same_comparison,
-    inputs_of,
-    results_folder,
-)
+from tca4rec_jax.evaluation.comparison import Comparison
 from tca4rec_jax.evaluation.llm_rankings import kept_results
 from tca4rec_jax.evaluation.rankings import CF, POPULAR, EvaluationRows
 from tca4rec_jax.experiment import Experiment
@@ -40,24 +35,24 @@ from tca4rec_jax.reporting import Cell, show_table, write_results
 
 
 def evaluate_answers(
-    experiment: Experiment, rows: EvaluationRows, compared: Comparison, name: str
+    experiment: Experiment,
+    rows: EvaluationRows,
+    compared: Comparison,
+    made_from: Provenance,
+    folder: Path,
 ) -> dict:
-    """Writes results.json and results.md as `evaluate_run` does, of AUC in the place of rankings.
+    """`evaluate_run` of answers: AUC in the place of ranks, in results.json and results.md.
 
     'auc' is over all rows, 'uauc' the mean over users who have both answers, each also over the
     warm rows (user and item are in the training rows) and the cold ones; intervals resample users.
     """
-    config, folder = experiment.config, results_folder(experiment.workdir, name)
-    made_from = Provenance(
-        "evaluation", "launch/evaluate.py", inputs_of(experiment, rows, compared)
-    )
-    if not name:
-        check_same_comparison(folder / "results.json", made_from)
-    split, catalogue = config.evaluation.split, experiment.data.catalogue
-    questions = Questions(experiment.data.splits[split], catalogue.num_items, config)
+    config, catalogue = experiment.config, experiment.data.catalogue
+    split = config.evaluation.split
+    store = experiment.cf_store(split, rows.position_R)
+    teacher = experiment.recipe.teacher(experiment, split, store)
+    assert isinstance(teacher, AnswerLogits)
+    questions = teacher.questions
     row_R = np.searchsorted(questions.position_R, rows.position_R)
-    store = experiment.cf_store(split, questions.position_R[row_R])
-    teacher: AnswerLogits = experiment.recipe.teacher(experiment, split, store)
     popular_I = popularity_logits(experiment.data.splits["train_sequences"], catalogue.num_items)
     scores = {
         POPULAR: popular_I[questions.asked.item_R[row_R]],

@@ -16,6 +16,9 @@ from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.provenance import Provenance, StaleError
 from tca4rec_jax.ranges import FolderName, check
 
+COMMAND = "launch/evaluate.py"
+"""Makes all that evaluations write."""
+
 UNTRAINED = "untrained"
 """The name of the pretrained LLM among those of runs."""
 

@@ -25,6 +25,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation import report
 from tca4rec_jax.evaluation.answers import evaluate_answers
 from tca4rec_jax.evaluation.comparison import (
+    COMMAND,
     UNTRAINED,
     Comparison,
     check_same_comparison,
@@ -46,7 +47,6 @@ from tca4rec_jax.metrics import Interval, bootstrap_intervals, paired_difference
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.reporting import Cell, show, show_table, write_results
 
-COMMAND = "launch/evaluate.py"
 SHOWN = ("hr@1", "hr@3", "hr@5", "hr@10", "ndcg@3", "ndcg@5", "ndcg@10")
 DRAWN = ("hr@10", "ndcg@10")
 
@@ -71,13 +71,23 @@ def evaluate_run(
     experiment = Experiment(config, workdir)
     compared = comparison(experiment, runs, guidances)
     rows = EvaluationRows.of(experiment)
-    if config.recommender.name == "answer":
-        return evaluate_answers(experiment, rows, compared, name)
     made_from = Provenance("evaluation", COMMAND, inputs_of(experiment, rows, compared))
     folder = results_folder(workdir, name)
     if not name:
         check_same_comparison(folder / "results.json", made_from)
     logging.info("Evaluating %d of the %s rows", len(rows), config.evaluation.split)
+    evaluate = {"rankings": _evaluate_rankings, "answers": evaluate_answers}
+    return evaluate[experiment.recipe.evaluated_by](experiment, rows, compared, made_from, folder)
+
+
+def _evaluate_rankings(
+    experiment: Experiment,
+    rows: EvaluationRows,
+    compared: Comparison,
+    made_from: Provenance,
+    folder: Path,
+) -> dict:
+    """`evaluate_run` of lists: ranks of the rows' targets."""
     rankings = rank_cf_models(experiment, rows) | rank_llms(experiment, rows, compared.guidances)
     rankings = {label: rankings[label] for label in compared.labels}
     results = summarise(experiment, rows, rankings, compared)
@@ -85,7 +95,8 @@ def evaluate_run(
     if is_main_process():
         _write_tables(folder, results)
         curves = {
-            run: read_json_lines(workdir / "llm" / run / "log.jsonl") for run in results["runs"]
+            run: read_json_lines(experiment.workdir / "llm" / run / "log.jsonl")
+            for run in results["runs"]
         }
         _plot(folder, results, curves)
         _write_examples(folder, experiment, rows, rankings)
@@ -104,10 +115,10 @@ def sweep_guidance(
     `name` and what is raised are as in `evaluate_run`.
     """
     experiment = Experiment(config, workdir)
-    if config.recommender.name == "answer":
+    if (kind := experiment.recipe.evaluated_by) != "rankings":
         raise UserError(
-            "recommender.name is 'answer', which ranks nothing: launch/evaluate.py --guidance=0,1 "
-            "compares its answers"
+            f"recommender.name is {config.recommender.name!r}, which ranks nothing: {COMMAND} "
+            f"--guidance=0,1 compares its {kind}"
         )
     if run:
         experiment.check_run(run, guided=any(guidances))

@@ -21,6 +21,7 @@ from tca4rec_jax.decoding.engine import SearchRows
 from tca4rec_jax.decoding.list_inputs import list_inputs
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile, read_cache
 from tca4rec_jax.distributed import multihost
+from tca4rec_jax.evaluation.comparison import COMMAND
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import fingerprint, write_npz
@@ -100,7 +101,7 @@ class _Cache:
     @classmethod
     def of(cls, experiment: Experiment, name: str, inputs: Mapping[str, Any]) -> "_Cache":
         """The cache of an LLM run's results of these inputs."""
-        made_from = Provenance("evaluation list", "launch/evaluate.py", inputs)
+        made_from = Provenance("evaluation list", COMMAND, inputs)
         file = f"{name or 'untrained'}_{made_from.fingerprint[:8]}.npz"
         return cls(experiment.workdir / "evaluation" / file, made_from)
 

@@ -37,6 +37,7 @@ from tca4rec_jax.training.examples import Examples
 if TYPE_CHECKING:
     from tca4rec_jax.experiment import Experiment
 
+_HELD_OUT = "validation"  # the split that calibrates
 _NEWTON_STEPS = 50
 _DECODING = {"find": "beams", "rules": "exact", "length_penalty": 0.0}
 
@@ -156,10 +157,10 @@ def teacher(experiment: "Experiment", split: str, store: LogitsStore) -> AnswerL
     data, config = experiment.data, experiment.config
     held, asking = (
         Questions(data.splits[name], data.catalogue.num_items, config)
-        for name in ("validation", split)
+        for name in (_HELD_OUT, split)
     )
     rows = np.arange(len(held.position_R))
-    scores_R = held.scores(experiment.cf_store("validation", held.position_R), rows)
+    scores_R = held.scores(experiment.cf_store(_HELD_OUT, held.position_R), rows)
     return AnswerLogits(store, asking, *calibrate(scores_R, held.asked.answer_R == YES))
 
 
@@ -193,4 +194,6 @@ ANSWER = dataclasses.replace(
     show_history=show_history,
     build_examples=build_examples,
     teacher=teacher,
+    teacher_reads=(_HELD_OUT,),
+    evaluated_by="answers",
 )

@@ -88,7 +88,7 @@ def build_examples(
 
 
 def trainable(config: ConfigDict) -> Any:
-    """The adapters, or every weight (llm.train), and the projector."""
+    """The adapters, or every weight (llm.train), the projector and new rows of the vocabulary."""
     return TRAINED[config.llm.train]
 
 

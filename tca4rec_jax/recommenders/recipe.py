@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from tca4rec_jax.cf.logits_store import CFLogits, LogitsStore
 from tca4rec_jax.core.objective import Loss
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.catalogue import Catalogue
@@ -17,6 +18,9 @@ from tca4rec_jax.data.prompts import Prompts
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.training.examples import Examples
+
+if TYPE_CHECKING:
+    from tca4rec_jax.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,9 @@ class Recipe:
       find_list: 5. How a list is found: (trie, config, mesh, beams) -> the search, for histories
         that `show_history` has shown.
       teacher: 4. What the CF model says: (experiment, split, the CF logits of the split) -> the
-        logits of the trie's items in their place.
+        logits of the trie's items in their place, an AnswerLogits where answers are evaluated.
+      teacher_reads: the splits whose rows and CF logits the teacher reads besides.
+      evaluated_by: 5. What launch/evaluate.py compares: the rankings of the targets, or answers.
     """
 
     write_items: Callable[[Catalogue, PreTrainedTokenizerBase, ConfigDict], ItemTokens]
@@ -47,4 +53,6 @@ class Recipe:
     trainable: Callable[[ConfigDict], Any]
     loss: Callable[..., Loss]
     find_list: Callable[[ItemTrie, ConfigDict, jax.sharding.Mesh, int], BatchedSearch]
-    teacher: Callable[..., Any]
+    teacher: Callable[["Experiment", str, LogitsStore], CFLogits]
+    teacher_reads: tuple[str, ...] = ()
+    evaluated_by: Literal["rankings", "answers"] = "rankings"

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from tca4rec_jax.batching import bucket_lengths, pad_rows
-from tca4rec_jax.cf.logits_store import LogitsStore
+from tca4rec_jax.cf.logits_store import CFLogits
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.decisions import Decisions, Targets
 from tca4rec_jax.errors import UserError
@@ -119,7 +119,7 @@ class Batches:
     def __init__(
         self,
         examples: Examples,
-        store: LogitsStore | NoLogits | None = None,
+        store: CFLogits | None = None,
         *,
         batch_size: int,
         seed: int,

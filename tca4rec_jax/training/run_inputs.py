@@ -5,6 +5,7 @@ How and where they are made (kernels, the mesh, what is kept for the backward pa
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,12 @@ def _start(run: RunFolder, first: RunFolder) -> list:
     return [first.made_from.fingerprint, first.trained_steps]
 
 
-def data_inputs(config: ConfigDict, data: RecData, workdir: Path) -> dict[str, Any]:
+def data_inputs(
+    config: ConfigDict, data: RecData, workdir: Path, teacher_reads: Sequence[str]
+) -> dict[str, Any]:
     """The rows that are trained on and, if they are read, their CF logits and vectors.
 
+    With those of further splits that the teacher reads, if there is one.
     Raises LogitsStoreError if the CF logits are missing or of another format.
     """
     split = training_split(config)
@@ -114,10 +118,10 @@ def data_inputs(config: ConfigDict, data: RecData, workdir: Path) -> dict[str, A
     if config.objective.alpha > 0 or USER in carried_vectors(config.prompt):
         manifest = read_manifest(split_path(config.cf.logits, workdir, split))
         inputs["CF logits"] = manifest["content_hash"]
-    if config.objective.alpha > 0 and config.recommender.name == "answer":  # they calibrate it
-        manifest = read_manifest(split_path(config.cf.logits, workdir, "validation"))
-        inputs["CF logits of validation"] = manifest["content_hash"]
-        inputs["validation rows"] = data.splits["validation"].content_hash()
+    for other in teacher_reads if config.objective.alpha > 0 else ():
+        manifest = read_manifest(split_path(config.cf.logits, workdir, other))
+        inputs[f"CF logits of {other}"] = manifest["content_hash"]
+        inputs[f"{other} rows"] = data.splits[other].content_hash()
     return inputs
 
 

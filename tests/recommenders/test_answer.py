@@ -24,7 +24,8 @@ from tca4rec_jax.evaluation.evaluate import evaluate_run, sweep_guidance
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.metrics import answer_metrics, mean_over_rows
-from tca4rec_jax.recommenders.answer import Questions, calibrate
+from tca4rec_jax.recommenders import RECOMMENDERS
+from tca4rec_jax.recommenders.answer import ANSWER, Questions, calibrate
 from tca4rec_jax.recommenders.vectors import soft_rows
 from tca4rec_jax.train import load_batches, train
 
@@ -255,6 +256,20 @@ def test_a_search_whose_scores_are_no_probabilities_is_refused(workdir, monkeypa
     monkeypatch.setattr(Experiment, "inference_decoder", None)
     with pytest.raises(UserError, match=rf"set decoding.{field}="):
         evaluate_run(config, workdir, name="refused")
+
+
+def test_another_name_answers_alike(workdir, monkeypatch):
+    """What is done with a recommender follows from its recipe, not from its name."""
+    monkeypatch.setitem(RECOMMENDERS, "another", ANSWER)
+    config = config_of(workdir, "another")
+    answer, config.recommender.name = Experiment(config_of(workdir, "another"), workdir), "another"
+    results = evaluate_run(config, workdir, name="another")
+    assert "auc" in results["models"]["untrained"]["all"]
+    inputs, expected = Experiment(config, workdir).training_inputs, answer.training_inputs
+    assert inputs == expected | {"recommender": config.recommender.to_dict()}
+    assert "CF logits of validation" in inputs
+    with pytest.raises(UserError, match=r"'another', which ranks nothing"):
+        sweep_guidance(config, workdir, "", [1.0])
 
 
 def test_what_does_not_go_together_is_refused(workdir):
