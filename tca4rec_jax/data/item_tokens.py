@@ -10,7 +10,7 @@ Axis letters: I items, T templates.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from tca4rec_jax.data.templates import (
 )
 from tca4rec_jax.errors import UserError
 
+_PLACEHOLDER = "prompt.placeholder"
 _RESERVED = re.compile("reserved|unused|extra")  # control tokens that are there to be given a use
 
 
@@ -88,6 +89,7 @@ class ItemTokens:
       placeholder: the token that carries vectors, if prompts have it; `written` never has it.
       tasks: what is trained on beside histories.
       between: int32 Ragged [T], the text before the candidates, if prompts have them.
+      answers: what `written` has in the place of items, if it has.
     """
 
     written: Ragged
@@ -98,6 +100,7 @@ class ItemTokens:
     placeholder: int | None = None
     tasks: Sequence[Task] = ()
     between: Ragged | None = None
+    answers: Sequence[str] = ()
 
     @cached_property
     def pieces(self) -> Pieces:
@@ -132,20 +135,22 @@ def tokenise_items(
     check_fields_of(written, tuple(columns), "prompt.target")
     end = one_token(template.end, "prompt.end", encoder) if template.end else None
     placeholder = _placeholder(encoder, template) if carried_vectors(template) else None
-    encoder = encoder._replace(inside=cache(encoder.inside))  # shown mostly as it is written
+    # Items are shown mostly as they are written.
+    encoder = encoder._replace(inside=cache(encoder.inside), first=cache(encoder.first))
     of = _Tokeniser(columns, encoder, placeholder)
 
     def task(text: str) -> Task:
         parts = parse(text, "training.tasks")
         check_fields_of(parts, tuple(columns), "training.tasks")
         asked, answered = _question(parts)
-        return Task(of.items(asked, begin=True), of.items(answered))
+        ask, answer = (partial(of.items, one, "training.tasks") for one in (asked, answered))
+        return Task(ask(begin=True), answer())
 
     around = [_around(text) for text in template.templates]
     between = [of.words(texts[0]) for _, *texts, _ in around if texts]
     return ItemTokens(
-        written=of.items(written, end),
-        shown=of.items(shown),
+        written=of.items(written, "prompt.target" if template.target else "prompt.item", end),
+        shown=of.items(shown, "prompt.item"),
         before=_ragged([of.words(before, begin=True) for before, *_ in around]),
         after=_ragged([of.words(after) for *_, after in around]),
         separator=np.array(of.words([(template.separator, "")]), np.int32),
@@ -164,18 +169,22 @@ class _Tokeniser(NamedTuple):
 
     def words(self, parts: Parts, *, begin: bool = False) -> list[int]:
         """Of parts that show no item."""
-        return self._tokens(self._segments(parts), "the prompt", {}, {}, begin)
+        forbidden = {self.placeholder: _PLACEHOLDER}
+        return self._tokens(self._segments(parts), "the prompt", {}, forbidden, begin)
 
-    def items(self, parts: Parts, end: int | None = None, *, begin: bool = False) -> Ragged:
-        """int32 [I], of every item, its end included."""
+    def items(
+        self, parts: Parts, name: str, end: int | None = None, *, begin: bool = False
+    ) -> Ragged:
+        """int32 [I], of every item, its end included; `name` is the field that has the parts."""
         forbidden = {token: text for text, token in self.encoder.control.items()}
         forbidden |= {} if end is None else {end: "prompt.end"}
+        forbidden |= {} if self.placeholder is None else {self.placeholder: _PLACEHOLDER}
         used = {field: self.columns[field] for _, field in parts if field in self.columns}
         for field, texts in used.items():
             empty = next((item for item, text in enumerate(texts) if not text.strip()), None)
             if empty is not None:
                 raise UserError(
-                    f"item {empty} has no {field}, which prompt.item shows: give it one, drop the "
+                    f"item {empty} has no {field}, which {name} shows: give it one, drop the "
                     f"item, or leave {{{field}}} out"
                 )
         rows, segments = [], self._segments(parts)
@@ -209,7 +218,6 @@ class _Tokeniser(NamedTuple):
 
     def _tokens(self, segments, where, fields, forbidden, begin: bool) -> list[int]:
         """The tokens of segments, whose fields have these texts."""
-        forbidden = forbidden | {self.placeholder: "prompt.placeholder"}
         ids: list[int] = []
         for at, segment in enumerate(segments):
             if isinstance(segment, int):
@@ -241,17 +249,23 @@ def one_token(text: str, name: str, encoder: TextEncoder) -> int:
 
 
 def check_vocabulary(tokens: ItemTokens, item_ids: Sequence[str], vocab_size: int) -> None:
-    """Raises UserError naming an item, or the prompt, with a token that the LLM does not have."""
+    """Raises UserError for a token that the LLM does not have.
+
+    It names the item, the answer, or the prompt that has it.
+    """
     placeholder = [] if tokens.placeholder is None else [tokens.placeholder]
     texts = [one.values for one in (tokens.before, tokens.between, tokens.after) if one is not None]
     words = [*texts, tokens.separator, np.array(placeholder, int)]
     prompt = Ragged.from_lengths(np.concatenate(words), np.array([sum(map(len, words))]))
-    for ragged in (tokens.written, tokens.shown, prompt):
+    names = {"item": item_ids, "the answer": tokens.answers}
+    of_items = [tokens.shown, *(part for task in tokens.tasks for part in task)]
+    checked = [("the answer" if tokens.answers else "item", tokens.written)]
+    checked += [*(("item", part) for part in of_items), ("the prompt", prompt)]
+    for kind, ragged in checked:
         beyond = np.flatnonzero(ragged.values >= vocab_size)
         if beyond.size:
             at = int(beyond[0])
-            item = int(ragged.row_of(at))
-            where = "the prompt" if ragged is prompt else f"item {item_ids[item]!r}"
+            where = f"{kind} {names[kind][int(ragged.row_of(at))]!r}" if kind in names else kind
             raise UserError(
                 f"{where} has token {ragged.values[at]}, but the LLM's vocabulary is {vocab_size} "
                 "tokens: its tokenizer and its weights do not belong together"
@@ -289,7 +303,7 @@ def _question(parts: Parts) -> tuple[Parts, Parts]:
 def _placeholder(encoder: TextEncoder, template: PromptTemplate) -> int:
     """The token that carries vectors."""
     if template.placeholder:
-        return one_token(template.placeholder, "prompt.placeholder", encoder)
+        return one_token(template.placeholder, _PLACEHOLDER, encoder)
     words = "".join((*template.templates, template.item, template.separator, template.end))
     spare = [text for text in encoder.spare if text not in words]
     if not spare:

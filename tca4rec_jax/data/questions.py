@@ -110,9 +110,8 @@ def tokenise_questions(
             "beginning of the other, choose others"
         )
     lengths = np.array(list(map(len, written)))
-    return dataclasses.replace(
-        items, written=Ragged.from_lengths(np.concatenate(written).astype(np.int32), lengths)
-    )
+    tokens = Ragged.from_lengths(np.concatenate(written).astype(np.int32), lengths)
+    return dataclasses.replace(items, written=tokens, answers=tuple(answers))
 
 
 def question_rows(

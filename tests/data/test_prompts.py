@@ -7,6 +7,7 @@ import pytest
 
 from tca4rec_jax.data.item_tokens import TextEncoder, check_vocabulary, tokenise_items
 from tca4rec_jax.data.prompts import USER_SLOT, check_sequences, keep_latest, prompts, row_tokens
+from tca4rec_jax.data.questions import tokenise_questions
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.errors import UserError
@@ -165,6 +166,25 @@ def test_bad_items_and_templates_are_named(titles, changes, message):
         tokenise(titles, **changes)
 
 
+def test_an_empty_attribute_is_said_with_the_field_that_shows_it():
+    with pytest.raises(UserError, match="item 1 has no brand, which prompt.target shows"):
+        tokenise(target="{brand}")
+    with pytest.raises(UserError, match="item 1 has no brand, which training.tasks shows"):
+        tokenise_items(COLUMNS, LETTERS, TEMPLATE, ("{title} {brand}",))
+
+
+def test_every_text_is_tokenised_once():
+    texts = []
+
+    def first(text):
+        texts.append(text)
+        return encode(text)
+
+    tokenise_items(COLUMNS, LETTERS._replace(first=first), TEMPLATE, ("{title} {title}",))
+    assert sorted(texts) == sorted({*texts})
+    assert {"P:", "a", "bb", "ccc"} <= {*texts}
+
+
 def test_an_item_without_tokens_is_named():
     letters = LETTERS._replace(inside=lambda text: encode(text.replace("q", "")))
     with pytest.raises(UserError, match="item 1: this tokenizer makes no tokens of {'title'"):
@@ -233,6 +253,14 @@ def test_tokens_beyond_the_vocabulary_are_named():
     words = tokenise(templates=("~{history}\n{target}",))
     with pytest.raises(UserError, match=r"the prompt has token 126"):
         check_vocabulary(words, ("x", "y", "z"), 126)
+    for task in ("{title}{title}~", "~{title}{title}"):
+        tasks = tokenise_items(COLUMNS, LETTERS, TEMPLATE, (task,))
+        with pytest.raises(UserError, match="item 'x' has token 126"):
+            check_vocabulary(tasks, ("x", "y", "z"), 126)
+    question = PromptTemplate(("{history}{item}{target}",))
+    answers = tokenise_questions(COLUMNS, LETTERS, question, ("no", "y~"))
+    with pytest.raises(UserError, match="the answer 'y~' has token 126"):
+        check_vocabulary(answers, ("x", "y", "z"), 126)
 
 
 def test_an_empty_history_is_an_error():
