@@ -7,7 +7,8 @@
 
 Needs WORKDIR/data (launch/prepare_data.py) and item embeddings (launch/embed_items.py, or your own
 .npy); with CF logits (launch/train_cf.py) the report says what each level resolves of them. Writes
-WORKDIR/ids: ids.json, report.md, .json and .png.
+WORKDIR/ids: ids.json, report.md, .json and .png; the report on the ids of others is in
+WORKDIR/ids_of_others.
 """
 
 from tca4rec_jax.config import build

@@ -198,7 +198,7 @@ def _paths(part: str | flags.FlagHolder) -> Sequence[str | Path]:
         "cf_logits": config.cf.logits or workdir / "cf" / "logits",
         "run": workdir / "llm" / run_name(config),
         "item_embeddings": embeddings_folder(workdir),
-        "ids": config.ids.path or workdir / "ids",
+        "ids": workdir / ("ids_of_others" if config.ids.path else "ids"),
         "reports": workdir,
     }
     return [places[part]]

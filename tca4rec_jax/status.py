@@ -24,6 +24,7 @@ from tca4rec_jax.fileio import read_json
 from tca4rec_jax.lease import holder_of
 from tca4rec_jax.provenance import FILE, Provenance
 from tca4rec_jax.reporting import Cell
+from tca4rec_jax.semantic_ids.ids import ids_path
 from tca4rec_jax.training.run_folder import RunFolder
 
 _MADE_ANEW = "made anew with"
@@ -142,15 +143,17 @@ class Status:
                     yield self._described(path, made_from)
 
     def _folders(self) -> Iterator[_Artefact]:
-        """Hidden states, item embeddings and exports."""
+        """Hidden states, item embeddings, semantic ids and exports."""
+        ids = ids_path(None, self._workdir)
+        whole_with = {embeddings_folder(self._workdir): VECTORS, ids.parent: ids.name}
         for file in sorted(self._workdir.rglob(FILE)):
             path, run = file.parent, RunFolder(file.parent)
             if path == self._workdir / "data" or run in RunFolder.all(self._workdir):
                 continue
             try:
                 found = self._described(path, Provenance.load(path))
-                if path == embeddings_folder(self._workdir):
-                    whole = (path / VECTORS).is_file()
+                if path in whole_with:
+                    whole = (path / whole_with[path]).is_file()
                     state = _written(path, "up to date" if whole else "interrupted")
                     found = found._replace(state=state, whole=whole)
                 yield found

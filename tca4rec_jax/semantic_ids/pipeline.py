@@ -1,9 +1,11 @@
 """From item embeddings to WORKDIR/ids: the ids, and the report on them.
 
 Layout written below a work directory:
-  ids/ids.json                what prompts show as {id}
-  ids/report.json, .md, .png  see report.py
-  ids/provenance.json         written last: it stands for complete ids
+  ids/ids.json                what prompts show as {id}; written after the two files that follow
+  ids/provenance.json         what the ids were made from
+  ids/making.json             what the report says of their making
+  ids/report.json, .md, .png  see report.py; report.json has a provenance of its own
+  ids_of_others/report.*      the report on the ids of ids.path
 """
 
 import dataclasses
@@ -17,7 +19,6 @@ from absl import logging
 
 from tca4rec_jax.cf.logits_store import LogitsStore, is_store, open_store, split_path
 from tca4rec_jax.cf.settings import store_inputs
-from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.item_vectors import (
     EMBEDDINGS,
@@ -31,14 +32,17 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import file_sha256, read_json
 from tca4rec_jax.lease import only_writer
 from tca4rec_jax.provenance import FILE, Provenance
+from tca4rec_jax.reporting import write_results
 from tca4rec_jax.semantic_ids.collisions import ids_of_codes, make_unique
 from tca4rec_jax.semantic_ids.ids import SemanticIds, catalogue_ids, ids_path, write_ids
 from tca4rec_jax.semantic_ids.k_means import Quantised, residual_k_means
-from tca4rec_jax.semantic_ids.report import CFRows, describe, write_report
+from tca4rec_jax.semantic_ids.report import REPORT, CFRows, describe, write_report
 from tca4rec_jax.semantic_ids.rq_vae import RQVAEConfig, fit_rq_vae
 from tca4rec_jax.semantic_ids.settings import Quantiser
 
 MAKE_IDS = "launch/make_ids.py"
+OF_OTHERS = "ids_of_others"
+_MAKING = "making.json"
 _SPLIT, _USERS = "test", 1000  # whose CF logits the report describes, at most
 
 
@@ -56,7 +60,7 @@ def make_ids(
 
     Args:
       data: the prepared data.
-      workdir: where ids/ is written; it may hold item embeddings and CF logits.
+      workdir: where ids/ or ids_of_others/ is written; it may hold item embeddings and CF logits.
       quantiser, rq_vae: how.
       path: a JSON file of ids, to report on these instead of making any.
       cf: config.cf. Without CF logits the report leaves out what it says of them.
@@ -73,30 +77,59 @@ def make_ids(
             f"ids.rq_vae.cf_weight is {rq_vae.cf_weight:g}: it needs the item vectors of "
             "factorised CF logits, which launch/train_cf.py writes for most models; give 0"
         )
-    folder, catalogue = workdir / "ids", data.catalogue
+    catalogue = data.catalogue
+    if path is not None:
+        folder, theirs = workdir / OF_OTHERS, Path(path)
+        if not theirs.is_file():
+            raise UserError(f"ids.path: {path} does not exist")
+        with only_writer(folder):
+            return _report(folder, theirs, catalogue, store, beta, {"path": path})
+    ours = ids_path(None, workdir)
+    made_from = Provenance(
+        "semantic ids",
+        MAKE_IDS,
+        {"catalogue": catalogue.content_hash(), **_made_from(quantiser, rq_vae, workdir, store)},
+    )
+    with only_writer(ours.parent):
+        if _is_complete(ours, made_from):
+            logging.info("Ids: %s holds those of this config and these inputs", ours)
+        else:
+            ids, making = _make(catalogue, workdir, quantiser, rq_vae, cf_IxC)
+            for old in (ours, ours.parent / REPORT):  # ids are never beside what is not theirs
+                old.unlink(missing_ok=True)
+            write_results(ours.parent / _MAKING, making)
+            made_from.save(ours.parent)
+            write_ids(ours, ids, catalogue.item_ids)
+        making = read_json(ours.parent / _MAKING)
+        return _report(ours.parent, ours, catalogue, store, beta, making)
+
+
+def _report(
+    folder: Path,
+    path: Path,
+    catalogue: Catalogue,
+    store: LogitsStore | None,
+    beta: float,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes the report on a file of ids, or finds that of the same inputs; `about` is added."""
     inputs = {
+        "ids": str(path),
+        "SHA-256 of ids": file_sha256(path),
         "catalogue": catalogue.content_hash(),
         "cf_logits": store and store.manifest["content_hash"],
         "objective.beta": beta,
-        **(_made_from(quantiser, rq_vae, workdir) if path is None else _read_from(Path(path))),
     }
-    made_from = Provenance("semantic ids", MAKE_IDS, inputs)
-    with only_writer(folder):
-        if _is_complete(folder, made_from):
-            logging.info("Ids: %s holds those of this config and these inputs", folder)
-            return read_json(folder / "report.json")
-        (folder / FILE).unlink(missing_ok=True)
-        if path is None:
-            ids, about = _make(catalogue, workdir, quantiser, rq_vae, cf_IxC)
-            write_ids(ids_path(None, workdir), ids, catalogue.item_ids)
-        else:
-            ids, about = catalogue_ids(Path(path), catalogue), {"path": path}
-        report = describe(ids, None if store is None else _cf_rows(store, beta))
-        for values, left in zip(report["levels"].values(), about.pop("left", ()), strict=False):
-            values["left"] = left
-        report |= about
-        write_report(folder, report, ids)
-        made_from.save(folder)
+    made_from, file = Provenance("report on semantic ids", MAKE_IDS, inputs), folder / REPORT
+    found = read_json(file) if file.is_file() else {}
+    if found.get("provenance", {}).get("inputs") == made_from.inputs:
+        return found
+    ids = catalogue_ids(path, catalogue)
+    report = describe(ids, None if store is None else _cf_rows(store, beta))
+    for values, left in zip(report["levels"].values(), about.pop("left", ()), strict=False):
+        values["left"] = left
+    report |= about | {"provenance": dataclasses.asdict(made_from)}
+    write_report(folder, report, ids)
     return report
 
 
@@ -139,27 +172,25 @@ def quantise_items(
     return residual_k_means(embedding_IxE, quantiser.codes, balanced=balanced, seed=quantiser.seed)
 
 
-def _made_from(quantiser: Quantiser, rq_vae: RQVAEConfig, workdir: Path) -> dict[str, Any]:
+def _made_from(
+    quantiser: Quantiser, rq_vae: RQVAEConfig, workdir: Path, store: LogitsStore | None
+) -> dict[str, Any]:
     fields = dataclasses.asdict(quantiser)
     path = vectors_path(fields.pop("item_vectors"), workdir)
     used = dataclasses.asdict(rq_vae) if quantiser.method == "rq_vae" else {}
     inputs = {"item_vectors": vectors_content(path), "ids": fields, "ids.rq_vae": used}
     if path == vectors_path(None, workdir):
         inputs[EMBEDDINGS] = embeddings_fingerprint(workdir)
+    if store is not None and used.get("cf_weight"):
+        inputs["cf_logits"] = store.manifest["content_hash"]
     return inputs
 
 
-def _read_from(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"ids.path: {path} does not exist")
-    return {"SHA-256 of ids": file_sha256(path)}
-
-
-def _is_complete(folder: Path, made_from: Provenance) -> bool:
-    if not (folder / FILE).is_file():
+def _is_complete(path: Path, made_from: Provenance) -> bool:
+    files = path, path.parent / _MAKING, path.parent / FILE
+    if not all(file.is_file() for file in files):
         return False
-    found = Provenance.load(folder)
-    return found.inputs == made_from.inputs and (folder / "report.json").is_file()
+    return Provenance.load(path.parent).inputs == made_from.inputs
 
 
 def _cf_store(data: RecData, workdir: Path, cf: Mapping) -> LogitsStore | None:
@@ -180,5 +211,4 @@ def _positions(rows: ItemSequences) -> np.ndarray:
 
 
 def _cf_rows(store: LogitsStore, beta: float) -> CFRows:
-    vector_UxD = store.read(_positions(store.sequences))
-    return CFRows(vector_UxD, CFItems(store.item_table, store.item_bias), beta)
+    return CFRows(store.read(_positions(store.sequences)), store.cf_items, beta)

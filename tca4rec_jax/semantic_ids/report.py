@@ -24,6 +24,7 @@ from tca4rec_jax.reporting import Rows, markdown_table, save_figure, write_resul
 from tca4rec_jax.semantic_ids.collisions import LEVELS
 from tca4rec_jax.semantic_ids.ids import SemanticIds
 
+REPORT = "report.json"
 _USERS_AT_ONCE = 64
 
 
@@ -147,8 +148,7 @@ def lines_of(report: Mapping[str, Any]) -> list[str]:
 
 
 def write_report(folder: Path, report: Mapping[str, Any], ids: SemanticIds) -> None:
-    """Writes report.json, report.md and report.png."""
-    write_results(folder / "report.json", report)
+    """Writes report.md and report.png, then report.json, which stands for all of them."""
     text = [
         "# Semantic ids\n",
         *(f"{line}\n" for line in lines_of(report)),
@@ -162,6 +162,7 @@ def write_report(folder: Path, report: Mapping[str, Any], ids: SemanticIds) -> N
     ]
     write_text(folder / "report.md", "\n".join(text))
     _plot(folder / "report.png", report, ids)
+    write_results(folder / REPORT, report)
 
 
 def _plot(path: Path, report: Mapping[str, Any], ids: SemanticIds) -> None:

@@ -10,10 +10,13 @@ import pytest
 import tiny_workdir
 from forked import Script
 
+from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.config import build
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import file_sha256
 from tca4rec_jax.provenance import Provenance, StaleError
+from tca4rec_jax.semantic_ids import pipeline
 from tca4rec_jax.semantic_ids.ids import catalogue_ids, ids_path
 from tca4rec_jax.semantic_ids.pipeline import make_ids
 from tca4rec_jax.semantic_ids.rq_vae import RQVAEConfig
@@ -31,13 +34,13 @@ def workdir(tmp_path_factory):
     return path
 
 
-def _make(workdir, path=None, rq_vae=(), **fields):
+def _make(workdir, path=None, rq_vae=(), cf=None, beta=1.0, **fields):
     config = tiny_workdir.make_config(workdir, "any")
     config.ids.update({"item_vectors": str(workdir / "vectors.npy"), "codes": (4, 4), **fields})
     config.ids.rq_vae.update({"units": (8,), "width": 4, "epochs": 3, **dict(rq_vae)})
     settings = build(Quantiser, config.ids), build(RQVAEConfig, config.ids.rq_vae)
     data = load(workdir / "data")
-    return make_ids(data, workdir, *settings, path=path, cf=config.cf, beta=1.0)
+    return make_ids(data, workdir, *settings, path=path, cf=cf or config.cf, beta=beta)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +71,62 @@ def test_the_same_inputs_are_found_and_others_made_anew(workdir):
     assert _make(workdir, seed=1)["seconds"] == first["seconds"]  # of the first call
     assert _make(workdir, seed=2)["seconds"] != first["seconds"]
     inputs = Provenance.load(workdir / "ids").inputs
-    assert {"item_vectors", "catalogue", "cf_logits", "ids.seed", "ids.codes"} <= set(inputs)
+    assert {"item_vectors", "catalogue", "ids.seed", "ids.codes"} <= set(inputs)
+    assert "cf_logits" not in inputs
+    (workdir / "ids" / "ids.json").unlink()
+    assert Status(workdir).rows()["ids"]["state"] == "interrupted"
+    _make(workdir, seed=2)
+    assert (workdir / "ids" / "ids.json").is_file()
+
+
+@pytest.mark.parametrize("agrees", [False, True], ids=["report alone", "cf_weight"])
+def test_another_cf_model_makes_ids_anew_only_where_they_are_made_of_it(workdir, tmp_path, agrees):
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    settings = {"method": "rq_vae", "rq_vae": {"cf_weight": 0.1}} if agrees else {}
+    first = _make(tmp_path, **settings)
+    config = tiny_workdir.make_config(tmp_path, "any")
+    config.cf.update(model="sasrec", max_epochs=1, history_length=4)
+    config.cf.sasrec.units = 6
+    shutil.rmtree(tmp_path / "cf")
+    run_cf(config.cf, load(tmp_path / "data"), tmp_path, history_length=4)
+    again = _make(tmp_path, cf=config.cf, **settings)
+    assert again["cf"]["entropy"] != first["cf"]["entropy"]
+    assert (again["seconds"] == first["seconds"]) != agrees
+    assert ("sharing" in again, again["levels"]["a"]["left"] > 0) == (True, True)
+    hotter = _make(tmp_path, cf=config.cf, beta=3.0, **settings)
+    assert hotter["cf"]["entropy"] > again["cf"]["entropy"]
+    assert hotter["seconds"] == again["seconds"]
+
+
+@pytest.mark.parametrize("broken", ["quantise_items", "write_ids", "write_report"])
+def test_a_call_that_fails_leaves_no_ids_without_what_they_were_made_from(
+    workdir, tmp_path, monkeypatch, broken
+):
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    _make(tmp_path, seed=3)
+    before = (tmp_path / "ids" / "ids.json").read_bytes()
+
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, broken, fail)
+        with pytest.raises(KeyboardInterrupt):
+            _make(tmp_path, seed=4)
+    files = {name: (tmp_path / "ids" / name).is_file() for name in ("ids.json", "report.json")}
+    seed = Provenance.load(tmp_path / "ids").inputs["ids.seed"]
+    assert (*files.values(), seed) == {
+        "quantise_items": (True, True, 3),
+        "write_ids": (False, False, 4),
+        "write_report": (True, False, 4),
+    }[broken]
+    if broken == "quantise_items":
+        assert (tmp_path / "ids" / "ids.json").read_bytes() == before
+    report = _make(tmp_path, seed=4)
+    assert report == json.loads((tmp_path / "ids" / "report.json").read_text())
+    assert report["provenance"]["inputs"]["SHA-256 of ids"] == file_sha256(
+        tmp_path / "ids" / "ids.json"
+    )
 
 
 def test_ids_of_embeddings_that_are_no_more_are_stale(workdir, tmp_path):
@@ -93,7 +151,13 @@ def test_a_report_on_the_ids_of_others(workdir):
     theirs = workdir / "theirs.json"
     shutil.copy(workdir / "ids" / "ids.json", theirs)
     made = json.loads((workdir / "ids" / "report.json").read_text())
+    ours = {path: path.read_bytes() for path in (workdir / "ids").iterdir()}
     report = _make(workdir, path=str(theirs))
+    assert {path: path.read_bytes() for path in (workdir / "ids").iterdir()} == ours
+    saved = workdir / "ids_of_others" / "report.json"
+    assert json.loads(saved.read_text()) == report
+    assert not saved.with_name("provenance.json").exists()
+    assert Status(workdir).rows()["ids_of_others/report.json"]["what"] == "report on semantic ids"
     assert report["path"] == str(theirs)
     assert report["cf"] == made["cf"]
     assert "sharing" not in report
