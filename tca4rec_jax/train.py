@@ -60,14 +60,16 @@ def _train(experiment: Experiment) -> TrainState:
     check_processes_agree(made_from.fingerprint, "data, CF logits or weights")
     run.begin(made_from, config.to_json_best_effort(indent=2))
 
+    first = first_run(experiment) if training.start_from and not run.saved_steps else None
+
     # Examples, batches, and the CF logits that the batches read.
     batches = load_batches(experiment)
 
     # The state and the step, on the devices.
     graph, state, base = experiment.initial_state()
-    if training.start_from and not run.saved_steps:
-        with Checkpoints(first_run(experiment).checkpoints, writable=False) as first:
-            state = state._replace(params=first.restore_common(state.params))
+    if first is not None:
+        with Checkpoints(first.checkpoints, writable=False) as checkpoints:
+            state = state._replace(params=checkpoints.restore_common(state.params))
     step = TrainStep(experiment, graph, state, base, batches.cf_items)
 
     count = checkpoints_to_fit(training, run.saved_steps)
@@ -106,7 +108,7 @@ def first_run(experiment: Experiment) -> RunFolder:
     """The run whose parameters are the first of this one's (training.start_from).
 
     Raises FileNotFoundError if it was not trained, UserError if it is unfinished, this very run, or
-    of other weights.
+    of other weights, or of other semantic ids or another tokenizer where both runs show ids.
     """
     config, name = experiment.config, experiment.config.training.start_from
     run = RunFolder.of(experiment.workdir, name)
@@ -115,6 +117,9 @@ def first_run(experiment: Experiment) -> RunFolder:
             f"training.start_from is {name!r}, this run itself: name another --config.run"
         )
     now = {"weights": experiment.source.identity, "llm.num_layers": config.llm.num_layers}
+    if experiment.ids and run.made_from.inputs.get("ids"):  # rows of new tokens are by number
+        inputs = experiment.inference_inputs
+        now |= {name: inputs[name] for name in ("ids", "tokenizer")}
     run.check(now, unfinished=config.inference.unfinished)
     return run
 

@@ -158,7 +158,7 @@ class Checkpoints:
             if tuple(saved[name].shape) != leaf.shape:
                 raise UserError(
                     f"{folder}: {name} is {tuple(saved[name].shape)}, expected {leaf.shape}: start "
-                    "from a run of the same config.lora and config.projector"
+                    "from a run of the same config.lora, config.projector and ids"
                 )
         wanted = unflatten_dict(jax.tree.map(ocp.utils.to_shape_dtype_struct, common), sep="/")
         places = ocp.checkpoint_utils.construct_restore_args(wanted)

@@ -11,6 +11,7 @@ from tiny_workdir import make_workdir
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import read_json, write_text
 from tca4rec_jax.llm.checkpoints.export import export_decoder
+from tca4rec_jax.provenance import StaleError
 from tca4rec_jax.train import train
 
 NEW_ROWS, FROM_SCRATCH = "ids, new rows", "from scratch, ids"
@@ -75,12 +76,32 @@ def test_new_rows_are_exported_in_a_merged_model_alone(workdir, tmp_path):
     assert opened.items.written.values.tolist() == experiment.items.written.values.tolist()
 
 
-def test_other_ids_are_another_input(workdir, tmp_path):
+def _other_ids(workdir, folder):
+    """A file of as many tokens in another order."""
     listed = read_json(workdir / "ids" / "ids.json")
     listed["0"], listed["5"] = listed["5"], listed["0"]
-    write_text(tmp_path / "ids.json", json.dumps(listed))
+    write_text(folder / "ids.json", json.dumps(listed))
+    return str(folder / "ids.json")
+
+
+def test_other_ids_are_another_input(workdir, tmp_path):
     before, other = (
         experiment_of(NEW_ROWS, workdir, "any", **changes).inference_inputs
-        for changes in ({}, {"ids__path": str(tmp_path / "ids.json")})
+        for changes in ({}, {"ids__path": _other_ids(workdir, tmp_path)})
     )
     assert {name for name in before if before[name] != other[name]} == {"ids"}
+
+
+def test_a_run_is_not_started_from_one_of_other_ids(workdir, tmp_path):
+    """Rows of new tokens go by their number, so as many of other ids would fit."""
+    train(experiment_of(NEW_ROWS, workdir, "of_ids", training__steps=1))
+    start = {"training__start_from": "of_ids", "training__steps": 1}
+    other = experiment_of(
+        NEW_ROWS, workdir, "other", ids__path=_other_ids(workdir, tmp_path), **start
+    )
+    with pytest.raises(StaleError, match=r"of_ids: .* made from other inputs: ids was \w+, is "):
+        train(other)
+    assert int(train(experiment_of(NEW_ROWS, workdir, "same", **start)).step) == 1
+    texts = {"prompt__item": " {title}", "prompt__target": "", "prompt__separator": "z"}
+    assert not experiment_of(NEW_ROWS, workdir, "texts", **start, **texts).ids
+    train(experiment_of(NEW_ROWS, workdir, "texts", **start, **texts))
