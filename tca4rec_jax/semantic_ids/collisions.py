@@ -4,7 +4,6 @@ Axis letters: I items, L levels, E width of their last residuals, n items of the
 collide, K codes of the last level.
 """
 
-import string
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,12 +14,10 @@ from scipy.optimize import linear_sum_assignment
 
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.semantic_ids.assignment import EPSILON, ROUNDS, sinkhorn
-from tca4rec_jax.semantic_ids.ids import SemanticIds
+from tca4rec_jax.semantic_ids.ids import LEVELS, SemanticIds
 from tca4rec_jax.semantic_ids.k_means import Quantised, squared_distances
 
 Policy = Literal["assignment", "sinkhorn", "counter", "none"]
-LEVELS = string.ascii_lowercase
-"""Names of levels: the first token is <a_0>, <a_1>, .."""
 _MOST_ROUNDS = 20
 
 

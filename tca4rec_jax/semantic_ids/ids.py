@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.fileio import read_json, write_text
 from tca4rec_jax.provenance import FILE, Provenance
 
+LEVELS = string.ascii_lowercase
+"""Names of levels, as in <a_0>, <b_0>, ..; an id has no more."""
 _TOKEN = re.compile(r"<[^<>\s]+>")
 _SHOWN = 3  # items in a message
 
@@ -35,13 +38,18 @@ class SemanticIds:
     def of(cls, ids: Sequence[Sequence[str]], item_ids: Sequence[str]) -> "SemanticIds":
         """The ids, a sequence of tokens for each item; `item_ids` name the items in messages.
 
-        Raises UserError for an empty id, a token that is not one piece of text in <angle brackets>,
+        Raises UserError for an id of no tokens or more than 26, a token that is not one piece of text in <angle brackets>,
         one that occurs at two levels, and an id that is a proper prefix of another.
         """
         level_of: dict[str, int] = {}
         for item, tokens in zip(item_ids, ids, strict=True):
             if not tokens:
                 raise UserError(f"the id of item {item!r} is empty: expected at least one token")
+            if len(tokens) > len(LEVELS):
+                raise UserError(
+                    f"the id of item {item!r} has {len(tokens)} tokens: expected at most "
+                    f"{len(LEVELS)}"
+                )
             for level, token in enumerate(tokens):
                 if not _TOKEN.fullmatch(token):
                     raise UserError(

@@ -21,8 +21,7 @@ from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits, node_lo
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.reporting import Rows, markdown_table, save_figure, write_results
-from tca4rec_jax.semantic_ids.collisions import LEVELS
-from tca4rec_jax.semantic_ids.ids import SemanticIds
+from tca4rec_jax.semantic_ids.ids import LEVELS, SemanticIds
 
 REPORT = "report.json"
 _USERS_AT_ONCE = 64

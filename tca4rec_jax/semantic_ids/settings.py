@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 from tca4rec_jax.ranges import Count, LocalPath, Range, Seed, check_fields
-from tca4rec_jax.semantic_ids.collisions import LEVELS, Policy
+from tca4rec_jax.semantic_ids.collisions import Policy
+from tca4rec_jax.semantic_ids.ids import LEVELS
 
 _MOST_LEVELS = len(LEVELS) - 1  # and the counter
 Codes = Annotated[

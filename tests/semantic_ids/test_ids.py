@@ -43,6 +43,10 @@ def test_writes_what_it_reads(tmp_path):
     [
         ({"0": ["<a_1>"]}, r"2 of 3 items have no id, such as '1', '2'"),
         ({"0": ["<a_1>"], "1": [], "2": ["<a_2>"]}, r"id of item '1' is empty"),
+        (
+            {"0": ["<a_1>"], "1": [f"<{n}>" for n in range(27)], "2": ["<a_2>"]},
+            r"id of item '1' has 27 tokens: expected at most 26",
+        ),
         ({"0": ["<a_1>"], "1": "<a_2>", "2": ["<a_3>"]}, r"item '1' has '<a_2>': expected a list"),
         ({"0": ["<a_1>"], "1": [3], "2": ["<a_3>"]}, r"item '1' has \[3\]: expected a list"),
         ({"0": ["<a_1>"], "1": ["a_2"], "2": ["<a_3>"]}, r"item '1' has the token 'a_2'"),

@@ -99,6 +99,11 @@ def test_counts_of_a_level():
     assert "4 items, 3 ids, 2 items share theirs with another one." in lines_of(report)
 
 
+def test_the_longest_ids_have_a_name_for_every_level():
+    report = describe(SemanticIds.of([[f"<{level}>" for level in range(26)]], ["a"]))
+    assert "".join(report["levels"]) == "abcdefghijklmnopqrstuvwxyz"
+
+
 @pytest.mark.parametrize("with_cf", [False, True])
 def test_writes_numbers_table_and_picture(tmp_path, with_cf):
     ids, _ = _ids()
