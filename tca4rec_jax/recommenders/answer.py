@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.config import build
+from tca4rec_jax.core.collaborative_tokenizer import DENSE
 from tca4rec_jax.core.decisions import title_decisions
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.catalogue import Catalogue
@@ -142,8 +143,7 @@ class AnswerLogits:
     questions: Questions
     slope: float
     offset: float
-    item_table = None
-    item_bias = None
+    cf_items = DENSE
 
     def read(self, positions_m: np.ndarray) -> np.ndarray:
         """float32 [m, 2]: of the answers after flat positions, those of rows' last items."""

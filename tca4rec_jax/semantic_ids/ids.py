@@ -38,8 +38,9 @@ class SemanticIds:
     def of(cls, ids: Sequence[Sequence[str]], item_ids: Sequence[str]) -> "SemanticIds":
         """The ids, a sequence of tokens for each item; `item_ids` name the items in messages.
 
-        Raises UserError for an id of no tokens or more than 26, a token that is not one piece of text in <angle brackets>,
-        one that occurs at two levels, and an id that is a proper prefix of another.
+        Raises UserError for an id of no tokens or more than 26, a token that is not one piece of
+        text in <angle brackets>, one that occurs at two levels, and an id that is a proper prefix
+        of another.
         """
         level_of: dict[str, int] = {}
         for item, tokens in zip(item_ids, ids, strict=True):

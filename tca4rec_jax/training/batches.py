@@ -92,10 +92,8 @@ def abstract_soft_tokens(rows: int, sizes: tuple[int, int] | None) -> SoftTokens
 class NoLogits:
     """In place of CF logits where none are read (alpha = 0): zeros of one column."""
 
-    item_bias = None
-
     def __init__(self, num_items: int):
-        self.item_table = np.zeros((num_items, 1), np.float32)
+        self.cf_items = CFItems(np.zeros((num_items, 1), np.float32))
 
     def read(self, positions_m: np.ndarray) -> np.ndarray:
         """float32 [m, 1]."""
@@ -172,7 +170,7 @@ class Batches:
     def cf_items(self) -> CFItems:
         """The item side of the CF logits."""
         assert self.store is not None
-        return CFItems(self.store.item_table, self.store.item_bias)
+        return self.store.cf_items
 
     def __call__(self, index: int) -> Batch:
         """This process' rows of batch `index`."""
