@@ -2,6 +2,8 @@
 
 Layout of a work directory (each part is written by the launch script named after it):
   data/                 prepare_data
+  item_embeddings/      embed_items
+  ids/, ids_of_others/  make_ids
   cf/logits/<split>/    train_cf
   llm/<run>/            train: training/run_folder.py says what is in it
   llm/hidden_states_<key>/  train, with training.cache_hidden_states
@@ -236,11 +238,16 @@ class Experiment(ExperimentInputs):
         """The LLM runs of the work directory, by name."""
         return {run.path.name: run for run in RunFolder.all(self.workdir)}
 
+    @cached_property
+    def _warned_of(self) -> set[str]:
+        """The runs that `check_run` has given a warning of."""
+        return set()
+
     def check_run(self, name: str, *, guided: bool = False) -> RunFolder:
         """The folder of a run whose LLM may be taken for lists, with guidance or without.
 
         Nothing big is loaded. Training rows or CF logits that have changed since are said in a
-        warning: the checkpoint is of those before.
+        warning, once: the checkpoint is of those before.
 
         Raises FileNotFoundError for a run that was not trained, UserError for one that was trained
         for other inputs than those here now, or that is unfinished (unless inference.unfinished).
@@ -253,13 +260,13 @@ class Experiment(ExperimentInputs):
         inputs = fingerprint([run.made_from.fingerprint, now])
         check_processes_agree(inputs, f"{run.path} or weights")
         try:
-            trained = self.of_run(self.workdir, name)
-            reads = trained.recipe.teacher_reads
-            inputs_now = data_inputs(trained.config, self.data, self.workdir, reads)
+            trained_on, reads = config_of_run(run), self.recipe.teacher_reads
+            inputs_now = data_inputs(trained_on, self.data, self.workdir, reads)
             changed = run.made_from.differences(inputs_now)
         except UserError as error:
             changed = [str(error)]
-        if changed:
+        if changed and name not in self._warned_of:
+            self._warned_of.add(name)
             logging.warning(f"{run.path}: since it was trained, {'; '.join(changed)}")
         return run
 

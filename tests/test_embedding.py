@@ -139,11 +139,17 @@ def test_an_interrupted_call_goes_on_with_the_same_numbers(workdir, monkeypatch)
     assert Status(workdir).rows()["item_embeddings"]["state"] == "up to date"
 
 
-def test_those_of_a_run_are_of_its_llm(workdir):
+def test_those_of_a_run_are_of_its_llm(workdir, monkeypatch):
     pretrained = np.load(embed_items(experiment_of(workdir)))
     train(experiment_of(workdir, "trained"))
-    experiment = experiment_of(workdir, "trained")
-    found = np.load(embed_items(experiment, "trained"))
+    experiment, warnings = experiment_of(workdir, "trained"), []
+    with monkeypatch.context() as patch:  # the run is checked before the work and when it is read
+        patch.setattr("tca4rec_jax.experiment.data_inputs", lambda *_: {"training rows": "others"})
+        patch.setattr(
+            "tca4rec_jax.experiment.logging.warning", lambda text, *_: warnings.append(text)
+        )
+        found = np.load(embed_items(experiment, "trained"))
+    assert len([text for text in warnings if "it was trained, training rows was" in text]) == 1
     decoder = experiment.inference_decoder("trained")
     expected = one_by_one(experiment, decoder, lambda states: states.mean(axis=0))
     np.testing.assert_allclose(found, expected, atol=1e-5)
