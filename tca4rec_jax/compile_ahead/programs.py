@@ -34,7 +34,7 @@ from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.architectures import architecture
 from tca4rec_jax.llm.checkpoints.hugging_face import CONFIG, read_config
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
-from tca4rec_jax.llm.from_scratch import RANDOM, FromScratch
+from tca4rec_jax.llm.from_scratch import RANDOM, SPECIAL, FromScratch
 from tca4rec_jax.train import TrainStep
 from tca4rec_jax.training.batches import BatchShape, abstract_batch, abstract_soft_tokens, round_up
 
@@ -70,7 +70,7 @@ class AbstractExperiment(Experiment):
         """The LLM's architecture: of its folder, if it is here, or by `architecture_name`."""
         llm = self.config.llm
         if llm.weights == RANDOM:
-            return build(FromScratch, llm.random).architecture(ID_TOKENS)
+            return build(FromScratch, llm.random).architecture(len(SPECIAL) + ID_TOKENS)
         is_here = llm.architecture is None and (Path(llm.weights) / CONFIG).is_file()
         return read_config(llm.weights) if is_here else architecture(self.architecture_name)
 

@@ -19,6 +19,8 @@ from tca4rec_jax.ranges import Count, check_fields
 
 RANDOM = "random"  # config.llm.weights
 PAD, BOS, UNKNOWN = "<pad>", "<bos>", "<unk>"
+SPECIAL = {"pad_token": PAD, "bos_token": BOS, "unk_token": UNKNOWN}
+"""The tokens of an `id_tokenizer` before those of ids, by what transformers calls them."""
 _MULTIPLE = 64  # of the vocabulary, so that it divides over devices
 
 
@@ -48,7 +50,10 @@ class FromScratch:
         check_fields(self, "llm.random.")
 
     def architecture(self, tokens: int) -> DecoderConfig:
-        """With room for so many tokens. Raises UserError for a family that is not supported."""
+        """With room for so many tokens, SPECIAL ones among them.
+
+        Raises UserError for a family that is not supported.
+        """
         return decoder_config(
             {
                 "model_type": self.family,
@@ -80,10 +85,9 @@ def check_known(items: ItemTokens, tokenizer: PreTrainedTokenizerBase) -> None:
 def id_tokenizer(tokens: Sequence[str]) -> PreTrainedTokenizerBase:
     """A tokenizer that knows these tokens alone; it adds BOS to a text.
 
-    Raises UserError for a token that is given twice, or is one of PAD, BOS and UNKNOWN.
+    Raises UserError for a token that is given twice, or is one of SPECIAL.
     """
-    special = {"pad_token": PAD, "bos_token": BOS, "unk_token": UNKNOWN}
-    names = (*special.values(), *tokens)
+    names = (*SPECIAL.values(), *tokens)
     vocabulary = {token: at for at, token in enumerate(names)}
     if len(vocabulary) < len(names):
         twice, _ = Counter(names).most_common(1)[0]
@@ -95,5 +99,5 @@ def id_tokenizer(tokens: Sequence[str]) -> PreTrainedTokenizerBase:
         single=[BOS, "$A"], special_tokens=[(BOS, vocabulary[BOS])]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL
     )

@@ -19,14 +19,16 @@ from tca4rec_jax.compile_ahead.estimate import compile_for
 from tca4rec_jax.compile_ahead.hlo import arrays
 from tca4rec_jax.compile_ahead.programs import PROGRAMS, AbstractExperiment, stored_dtype
 from tca4rec_jax.compile_ahead.targets import COMPILERS, Target
-from tca4rec_jax.config import published_config
+from tca4rec_jax.config import build, published_config
 from tca4rec_jax.core import objective
 from tca4rec_jax.core.collaborative_tokenizer import project
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.distributed import sharded_projection
 from tca4rec_jax.llm import architectures
 from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.from_scratch import FromScratch
 from tca4rec_jax.llm.quantisation import quantise
+from tca4rec_jax.llm.sources import RandomLLM
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +75,9 @@ def test_programs_of_ids_have_new_rows_or_a_vocabulary_of_their_own(tiny_config,
     rows = programs.initial_state()[1].params.get("new_rows")
     if weights == "random":
         assert rows is None
-        assert programs.architecture.vocab_size == ID_TOKENS
+        settings = build(FromScratch, tiny_config.llm.random)
+        tokens = tuple(f"<a_{code}>" for code in range(ID_TOKENS))
+        assert programs.architecture == RandomLLM(settings, tokens, 0).architecture
     else:
         assert rows["tables"]["embedding"].shape == (ID_TOKENS, 32)
         assert programs.sizes.vocabulary == 512 + ID_TOKENS
