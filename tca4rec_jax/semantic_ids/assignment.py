@@ -3,15 +3,14 @@
 Axis letters: n items, K codes.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.core.collaborative_tokenizer import segment_logsumexp
 
-EPSILON, ROUNDS = 0.003, 50
+LAST_LEVEL_EPSILON, LAST_LEVEL_ROUNDS = 0.003, 50
 """Of Sinkhorn's plan for a last level, as LC-Rec has them."""
+_EVEN_EPSILON, _EVEN_ROUNDS = 0.03, 50
 
 
 def sinkhorn(
@@ -54,8 +53,8 @@ def sinkhorn(
     return jax.lax.fori_loop(0, rounds, spread, (middle - cost_nxK) / half / epsilon)
 
 
-@functools.partial(jax.jit, static_argnames=("epsilon", "rounds"))
-def even_codes(cost_nxK: jax.Array, *, epsilon: float = 0.03, rounds: int = 50) -> jax.Array:
+@jax.jit
+def even_codes(cost_nxK: jax.Array) -> jax.Array:
     """A code for each item, int32 [n], so that every code has n // K items or one more.
 
     The sizes hold exactly; the sum of the costs is nearly the lowest: items choose by Sinkhorn's
@@ -64,7 +63,7 @@ def even_codes(cost_nxK: jax.Array, *, epsilon: float = 0.03, rounds: int = 50) 
     """
     num_items, num_codes = cost_nxK.shape
     if num_items >= num_codes:
-        cost_nxK = -sinkhorn(cost_nxK, epsilon=epsilon, rounds=rounds)
+        cost_nxK = -sinkhorn(cost_nxK, epsilon=_EVEN_EPSILON, rounds=_EVEN_ROUNDS)
     ordered = jax.lax.sort_key_val(cost_nxK, jax.lax.broadcasted_iota(jnp.int32, cost_nxK.shape, 1))
     code_n = _accept(*ordered, jnp.ones(num_items, bool), num_items // num_codes)
     # Now all codes are full, and as many items are left as there are codes with one more.

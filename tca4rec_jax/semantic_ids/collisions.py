@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.semantic_ids.assignment import EPSILON, ROUNDS, sinkhorn
+from tca4rec_jax.semantic_ids.assignment import LAST_LEVEL_EPSILON, LAST_LEVEL_ROUNDS, sinkhorn
 from tca4rec_jax.semantic_ids.ids import LEVELS, SemanticIds
 from tca4rec_jax.semantic_ids.k_means import Quantised, squared_distances
 
@@ -98,5 +98,7 @@ def _shared(codes_IxL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _even_in_groups(vectors_nxE, codebook_KxE, group_n):
     """int32 [n]: codes spread evenly within each group."""
     cost_nxK = squared_distances(vectors_nxE, codebook_KxE)
-    plan_nxK = sinkhorn(cost_nxK, group_n, len(group_n), epsilon=EPSILON, rounds=ROUNDS)
+    plan_nxK = sinkhorn(
+        cost_nxK, group_n, len(group_n), epsilon=LAST_LEVEL_EPSILON, rounds=LAST_LEVEL_ROUNDS
+    )
     return plan_nxK.argmax(axis=1).astype(jnp.int32)

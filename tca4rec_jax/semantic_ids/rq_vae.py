@@ -4,8 +4,7 @@ As TIGER (arXiv 2305.05065) and LC-Rec (arXiv 2311.09049) use it for items, with
 (arXiv 2405.07314) by their weights: the quantised vector agrees with the item's CF vector, and the
 codes of a level lie in ten groups of about one size.
 
-It differs from LC-Rec's code in one thing: every level's commitment reaches the encoder, there only
-the first one's does.
+docs/semantic_ids.md says in what it differs from LC-Rec's code.
 
 Axis letters: I items, E their embeddings' width, C CF vectors' width, B items of a batch, W width
 of the quantised vector, K codes of a level, L levels, T batches of an epoch.
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from tca4rec_jax.batching import map_batches
 from tca4rec_jax.ranges import Count, NotNegative, Positive, check_fields
-from tca4rec_jax.semantic_ids.assignment import EPSILON, ROUNDS, sinkhorn
+from tca4rec_jax.semantic_ids.assignment import LAST_LEVEL_EPSILON, LAST_LEVEL_ROUNDS, sinkhorn
 from tca4rec_jax.semantic_ids.k_means import Quantised, k_means, squared_distances
 
 _CODE_GROUPS = 10  # of the diversity loss
@@ -103,7 +102,7 @@ def quantise(model: RQVAE, latent_BxW: jax.Array, *, even_last: bool) -> list[_L
     for number, codebook in enumerate(model.codebooks, start=1):
         cost_BxK = squared_distances(residual_BxW, codebook[...])
         if even_last and number == len(model.codebooks):
-            cost_BxK = -sinkhorn(cost_BxK, epsilon=EPSILON, rounds=ROUNDS)
+            cost_BxK = -sinkhorn(cost_BxK, epsilon=LAST_LEVEL_EPSILON, rounds=LAST_LEVEL_ROUNDS)
         code_B = jax.lax.stop_gradient(cost_BxK).argmin(axis=1).astype(jnp.int32)
         chosen_BxW = codebook[...][code_B]
         levels.append(_Level(code_B, residual_BxW, chosen_BxW))
