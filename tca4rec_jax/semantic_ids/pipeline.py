@@ -43,6 +43,7 @@ from tca4rec_jax.semantic_ids.settings import Quantiser
 MAKE_IDS = "launch/make_ids.py"
 OF_OTHERS = "ids_of_others"
 _MAKING = "making.json"
+_REMEDY = f"delete it and run {MAKE_IDS} again"
 _SPLIT, _USERS = "test", 1000  # whose CF logits the report describes, at most
 
 
@@ -100,7 +101,7 @@ def make_ids(
             write_results(ours.parent / _MAKING, making)
             made_from.save(ours.parent)
             write_ids(ours, ids, catalogue.item_ids)
-        making = read_json(ours.parent / _MAKING)
+        making = read_json(ours.parent / _MAKING, remedy=_REMEDY)
         return _report(ours.parent, ours, catalogue, store, beta, making)
 
 
@@ -121,7 +122,7 @@ def _report(
         "objective.beta": beta,
     }
     made_from, file = Provenance("report on semantic ids", MAKE_IDS, inputs), folder / REPORT
-    found = read_json(file) if file.is_file() else {}
+    found = read_json(file, remedy=_REMEDY) if file.is_file() else {}
     if found.get("provenance", {}).get("inputs") == made_from.inputs:
         return found
     ids = catalogue_ids(path, catalogue)
