@@ -51,12 +51,8 @@ class CFLogits(Protocol):
     """CF logits of L things that may be generated next; those of a LogitsStore are the items."""
 
     @property
-    def item_table(self) -> np.ndarray | None:
-        """float32 [L, D]; None if `read` gives logits."""
-
-    @property
-    def item_bias(self) -> np.ndarray | None:
-        """float32 [L], to be added to the products with the table, if there is one."""
+    def cf_items(self) -> CFItems:
+        """float32 [L, D] and perhaps [L]; DENSE if `read` gives logits."""
 
     def read(self, flat_positions: np.ndarray) -> np.ndarray:
         """float32 [m, D], or [m, L] without a table, of flat positions (int64 [m])."""
