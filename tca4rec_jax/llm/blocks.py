@@ -78,7 +78,9 @@ class Layer:
         if kind:
             y = quantised_product(kind, x, weights[name], weights[name + SCALES[kind]])
         else:
-            y = jnp.einsum("...i,io->...o", x, weights[name])
+            # Tokens on one axis: else XLA transposes the largest arrays for a matrix's gradient.
+            y = jnp.dot(x.reshape(-1, x.shape[-1]), weights[name])
+            y = y.reshape(*x.shape[:-1], -1)
         bias = weights.get(f"{name}_bias")
         return y if bias is None else y + _last_axis(bias, y.ndim)
 
