@@ -14,7 +14,7 @@ from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.temperature import check_eta
 from tca4rec_jax.data.prompts import Prompts
-from tca4rec_jax.data.templates import USER, carried_vectors
+from tca4rec_jax.data.templates import reads_users
 from tca4rec_jax.distributed.multihost import check_processes_agree, only_writing_job
 from tca4rec_jax.distributed.sharded_projection import cf_shardings
 from tca4rec_jax.distributed.sharding import check_batch_size, local_rows, replicated, shard_batch
@@ -168,7 +168,7 @@ def _read_cf(experiment: Experiment, batches: Batches) -> None:
     config, examples = experiment.config, batches.examples
     batches.store = NoLogits(experiment.trie.num_items)
     users: dict[str, Any] = {}
-    if config.objective.alpha > 0 or USER in carried_vectors(config.prompt):
+    if config.objective.alpha > 0 or reads_users(config.prompt):
         positions = batches.cf_positions(config.training.steps)
         store = experiment.cf_store(training_split(config), positions)
         cf = examples.cf_position

@@ -130,6 +130,11 @@ def carried_vectors(template: Any) -> set[str]:
     return {field for text in texts for _, field in parse(text, "prompt")} & {USER, VECTOR}
 
 
+def reads_users(template: Any) -> bool:
+    """Whether prompts carry the user's vector; `template` is as of `carried_vectors`."""
+    return USER in carried_vectors(template)
+
+
 def shows_ids(template: Any) -> bool:
     """Whether prompts have the items' semantic ids; `template` is as of `carried_vectors`."""
     texts = template.item, template.target

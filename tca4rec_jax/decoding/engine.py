@@ -135,6 +135,13 @@ class BatchedSearch:
         other.batch_size, other.buckets = sizes
         return other
 
+    def of_config(self, config: SearchConfig) -> "BatchedSearch":
+        """The same search by other rules; for grounding the catalogue is read once for both."""
+        other, on_mesh = copy.copy(self), sharding.replicated(self.mesh)
+        other.config = config
+        other.trie = sharding.put(config.device_trie(self.host_trie), on_mesh)
+        return other
+
     def _titles_of(self, decoder: Decoder, on_mesh: Decoder) -> TitleIndex | None:
         """The catalogue as a model reads it, for grounding; made once for each model."""
         if self.config.find == "grounding" and decoder not in self._titles:

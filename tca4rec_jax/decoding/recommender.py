@@ -6,6 +6,7 @@
 Axes: core/__init__.py; here S are history items, X items of a list.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, partial
@@ -18,12 +19,11 @@ from flax import nnx
 
 from tca4rec_jax.cf.checkpoint import load_model
 from tca4rec_jax.cf.settings import model_inputs
-from tca4rec_jax.config import build, score_weights
+from tca4rec_jax.config import score_weights
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
-from tca4rec_jax.data.templates import USER, carried_vectors
-from tca4rec_jax.decoding.beam_search import SearchConfig
+from tca4rec_jax.data.templates import reads_users
 from tca4rec_jax.decoding.engine import BatchedSearch, BatchSizes, SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.decoding.list_inputs import list_inputs
@@ -61,8 +61,8 @@ class Recommender:
         if name:
             experiment.check_run(name, guided=guidance > 0)
         self._filter = experiment.item_filter
-        reads_users = USER in carried_vectors(experiment.config.prompt)
-        self._cf = _CFModel.load(experiment) if guidance > 0 or reads_users else None
+        needs_cf = guidance > 0 or reads_users(experiment.config.prompt)
+        self._cf = _CFModel.load(experiment) if needs_cf else None
         self._search = cache(experiment.search)
 
     @classmethod
@@ -138,10 +138,11 @@ class Recommender:
         rows = self._rows([history], allowed, items[None, :])
         # A beam for each candidate: none is ever dropped, and the prefixes that their titles share
         # are computed once.
-        decoding, mesh = self._experiment.config.decoding, self._experiment.mesh
-        among_all = {"beams": len(items), "rules": "exact", "renormalise": False}
-        config = build(SearchConfig, decoding, **among_all)
-        search = BatchedSearch(trie, config, mesh=mesh, batch_size=mesh.size)
+        search = self._search_of(1)
+        search = search.of_config(
+            dataclasses.replace(search.config, beams=len(items), rules="exact", renormalise=False)
+        )
+        search = search.of_sizes(search.sizes(rows.prompts.lengths))
         found = search.recommend(self._decoder, rows, self._weights, progress=None)
         is_leaf_XxM = found.leaves_RxM[0] == trie.leaf_of_item[items][:, None]
         return found.scores_RxM[0, np.argmax(is_leaf_XxM, axis=1)]

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from tca4rec_jax.config import score_weights
-from tca4rec_jax.data.templates import USER, carried_vectors
+from tca4rec_jax.data.templates import reads_users
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.engine import SearchRows
 from tca4rec_jax.decoding.list_inputs import list_inputs
@@ -124,7 +124,7 @@ def ranking_inputs(
     temperatures = experiment.config.evaluation.temperatures
     inputs = list_inputs(experiment, name, weights) | rows.inputs()
     inputs |= {"evaluation.temperatures": temperatures}
-    if any(one.guidance for one in weights) or USER in carried_vectors(experiment.config.prompt):
+    if any(one.guidance for one in weights) or reads_users(experiment.config.prompt):
         inputs["CF logits of the rows"] = _cf_content(experiment, rows)
     return inputs
 
@@ -179,7 +179,7 @@ def _search_rows(experiment: Experiment, rows: EvaluationRows, *, guided: bool) 
     config = experiment.config
     users: dict[str, Any] = {}
     prompts = experiment.prompts(rows.history_RxH, rows.candidates_RxN)
-    if guided or USER in carried_vectors(config.prompt):
+    if guided or reads_users(config.prompt):
         store = experiment.cf_store(config.evaluation.split, rows.position_R)
         users = {
             "cf": lambda rows_B: store.read(rows.position_R[rows_B]),

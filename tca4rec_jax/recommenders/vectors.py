@@ -21,7 +21,7 @@ from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.item_vectors import read_item_vectors
 from tca4rec_jax.data.prompts import USER_SLOT, Prompts
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.data.templates import USER, carried_vectors
+from tca4rec_jax.data.templates import reads_users
 from tca4rec_jax.distributed.sharding import tree_shardings
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.checkpoints.projector_file import read_projector
@@ -94,14 +94,14 @@ def soft_rows(
     def count(tokens: np.ndarray) -> int:
         return int((tokens == items.placeholder).sum())
 
-    reads_users = USER in carried_vectors(experiment.config.prompt)
-    if reads_users:
+    for_users = reads_users(experiment.config.prompt)
+    if for_users:
         check_width(cf_items.table_IxD, item_IxC)
     of_item = count(items.shown.values) // len(items.shown)
     around = count(items.before[0]) + count(items.after.values)
     most = experiment.config.data.history_length * of_item + around
     most = max(most, int(prompts.slots.lengths.max(initial=0)))
-    return SoftRows(prompts, items.placeholder, item_IxC, most, cf if reads_users else None)
+    return SoftRows(prompts, items.placeholder, item_IxC, most, cf if for_users else None)
 
 
 def item_vectors(experiment: "Experiment") -> np.ndarray:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from tca4rec_jax.cf.logits_store import read_manifest, split_path
 from tca4rec_jax.data.sequences import RecData
-from tca4rec_jax.data.templates import USER, carried_vectors, shows_ids
+from tca4rec_jax.data.templates import carried_vectors, reads_users, shows_ids
 from tca4rec_jax.fileio import file_sha256
 from tca4rec_jax.llm.config import DecoderOptions
 from tca4rec_jax.llm.projector import ProjectorConfig
@@ -115,7 +115,7 @@ def data_inputs(
     """
     split = training_split(config)
     inputs = {"training rows": data.splits[split].content_hash()}
-    if config.objective.alpha > 0 or USER in carried_vectors(config.prompt):
+    if config.objective.alpha > 0 or reads_users(config.prompt):
         manifest = read_manifest(split_path(config.cf.logits, workdir, split))
         inputs["CF logits"] = manifest["content_hash"]
     for other in teacher_reads if config.objective.alpha > 0 else ():

@@ -1,5 +1,6 @@
 """Grounding against a search and distances in plain Python and NumPy."""
 
+import dataclasses
 import functools
 
 import jax
@@ -164,6 +165,9 @@ def test_the_catalogue_is_read_once_for_each_model(decoder, monkeypatch):
     monkeypatch.setattr("tca4rec_jax.decoding.engine.Embedder", None)
     again = search.of_sizes(search.sizes(np.array([2]))).recommend(decoder, rows, progress=None)
     np.testing.assert_array_equal(first.leaves_RxM, again.leaves_RxM)
+    three = search.of_config(dataclasses.replace(CONFIG, beams=3))
+    fewer = three.recommend(decoder, rows, progress=None)
+    np.testing.assert_array_equal(first.leaves_RxM[:, :3], fewer.leaves_RxM)
 
 
 def test_titles_without_an_end_token_are_refused(decoder):
