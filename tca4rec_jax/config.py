@@ -324,7 +324,7 @@ def shrink(config: ConfigDict) -> None:
     config.decoding.beams = 3
     config.inference.batch_size = 4
     config.ids.rq_vae.epochs = 2
-    config.evaluation.rows = 8
+    config.evaluation.update(rows=8, cutoffs=(1, 3))
 
 
 def run_name(config: ConfigDict) -> str:

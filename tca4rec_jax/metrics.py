@@ -1,4 +1,4 @@
-"""Ranks of targets, HR@K and NDCG@K, and bootstrap intervals.
+"""Ranks of targets; HR@K, NDCG@K and MRR@K; AUC of answers.
 
 Ranks are 0-based, and -1 for a target that is not in a list of recommendations. Metrics are over
 the whole catalogue, never over sampled candidates.
@@ -7,19 +7,19 @@ By item, a hit is the target item itself; items that share a title stand in a li
 other in catalogue order. By title (as published), a hit is the target's title, whichever of the
 items with that title was meant; a title takes one place in the list.
 
-Axis letters: R rows, B rows of one batch, I items, M places of a list, J metrics, U users,
-W resamples.
+Axis letters: R rows, B rows of one batch, I items, M places of a list, U users, W resamples.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tca4rec_jax.intervals import Interval, bootstrap_intervals, resampled_users
+
 CUTOFFS = (1, 3, 5, 10)
-_RESAMPLES_AT_ONCE = 128  # bounds the memory of the resampling counts
 
 
 def rank_in_batch(scores_BxI: jax.Array, target_B: jax.Array) -> jax.Array:
@@ -73,58 +73,25 @@ def ndcg(ranks_R: np.ndarray, k: int) -> np.ndarray:
     return hit_rate(ranks_R, k) / np.log2(np.maximum(ranks_R, 0) + 2.0)
 
 
+def reciprocal_rank(ranks_R: np.ndarray, k: int) -> np.ndarray:
+    """1 / (rank + 1) of each row, or 0 beyond the first k, float64 [R]: MRR@k is its mean.
+
+    Raises as `hit_rate`.
+    """
+    return hit_rate(ranks_R, k) / (np.maximum(ranks_R, 0) + 1.0)
+
+
 def metric_values(ranks_R: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, np.ndarray]:
-    """The metrics of each row: {'hr@K' | 'ndcg@K': float64 [R]}."""
-    values = {f"hr@{k}": hit_rate(ranks_R, k) for k in cutoffs}
-    return values | {f"ndcg@{k}": ndcg(ranks_R, k) for k in cutoffs}
+    """The metrics of each row: {'hr@K' | 'ndcg@K' | 'mrr@K': float64 [R]}."""
+    kinds = {"hr": hit_rate, "ndcg": ndcg, "mrr": reciprocal_rank}
+    return {f"{name}@{k}": of(ranks_R, k) for name, of in kinds.items() for k in cutoffs}
 
 
 def mean_metrics(ranks_R: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
-    """Means over rows, keyed 'hr@K' and 'ndcg@K'; raises ValueError if there are no rows."""
+    """Means over rows, keyed as in `metric_values`; raises ValueError if there are no rows."""
     if len(ranks_R) == 0:
         raise ValueError("there are no rows to take the mean of a ranking metric over")
     return {name: float(value.mean()) for name, value in metric_values(ranks_R, cutoffs).items()}
-
-
-class Interval(NamedTuple):
-    """A mean over rows and its bootstrap percentile interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def bootstrap_intervals(
-    values: Mapping[str, np.ndarray], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
-) -> dict[str, Interval]:
-    """Means over rows with percentile bootstrap intervals of coverage `level`.
-
-    All metrics {name: float [R]} share the resampled rows: R drawn with replacement, `resamples`
-    times; the same seed and R draw the same rows. Raises ValueError for no metric, no rows,
-    different numbers of rows, a value that is not finite, or arguments out of range.
-    """
-    sizes = {name: np.shape(column) for name, column in values.items()}
-    if len(set(sizes.values())) != 1 or any(
-        len(size) != 1 or not size[0] for size in sizes.values()
-    ):
-        raise ValueError(f"expected metrics over the same rows, at least one row, got {sizes}")
-    values_RxJ = np.stack([np.asarray(column, np.float64) for column in values.values()], axis=-1)
-    for row, column in np.argwhere(~np.isfinite(values_RxJ)):
-        raise ValueError(f"row {row}: {list(values)[column]} is {values_RxJ[row, column]}")
-    if resamples < 1 or not 0 < level < 1:
-        raise ValueError(f"need resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
-
-    rng = np.random.default_rng(seed)
-    num_rows, means = len(values_RxJ), []
-    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
-        size = min(_RESAMPLES_AT_ONCE, resamples - start)
-        # Drawing rows with replacement and counting them is one multinomial draw.
-        counts = rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=size)
-        means.append(counts @ values_RxJ / num_rows)
-    tail = (1 - level) / 2
-    low_J, high_J = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
-    columns = np.stack([values_RxJ.mean(axis=0), low_J, high_J], axis=1).tolist()
-    return {name: Interval(*column) for name, column in zip(values, columns, strict=True)}
 
 
 def auc(scores_R: np.ndarray, yes_R: np.ndarray, weight_WxR: np.ndarray) -> np.ndarray:
@@ -170,7 +137,8 @@ def answer_metrics(
         [[auc(s[r], yes_R[r], np.ones((1, r.size)))[0] for r in of_user] for s in every]
     )
     both_U, values = ~np.isnan(auc_SxU[0]), []
-    for times_WxU in _resampled_users(len(users), resamples, seed):
+    themselves = np.ones((1, len(users)), np.int64)
+    for times_WxU in itertools.chain([themselves], resampled_users(len(users), resamples, seed)):
         of_rows = [auc(s, yes_R, times_WxU[:, number_R]) for s in every]
         times_WxU = times_WxU[:, both_U]
         with np.errstate(invalid="ignore"):  # NaN where no user has both answers
@@ -186,57 +154,24 @@ def answer_metrics(
     return found
 
 
-def mean_over_rows(
-    values_R: np.ndarray,
-    user_R: np.ndarray,
-    *,
-    seed: int = 0,
-    resamples: int = 1000,
-    level: float = 0.95,
-) -> Interval:
-    """The mean; its interval resamples users with all of their rows, as in `answer_metrics`.
-
-    Raises ValueError, naming the first row, for a value that is not finite.
-    """
-    for row in np.flatnonzero(~np.isfinite(values_R)):
-        raise ValueError(f"row {row}: the value is {values_R[row]}")
-    users, number_R = np.unique(user_R, return_inverse=True)
-    sum_U, count_U = np.bincount(number_R, weights=values_R), np.bincount(number_R)
-    blocks = _resampled_users(len(users), resamples, seed)
-    means = np.concatenate([times_WxU @ sum_U / (times_WxU @ count_U) for times_WxU in blocks])
-    tail = (1 - level) / 2
-    low, high = np.quantile(means[1:], [tail, 1 - tail])
-    return Interval(float(values_R.mean()), float(low), float(high))
-
-
-def _resampled_users(users: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """int [W, U], in blocks: how often each user is drawn; first each once, the rows themselves."""
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples + 1, _RESAMPLES_AT_ONCE):
-        size = min(_RESAMPLES_AT_ONCE, resamples + 1 - start)
-        times_WxU = rng.multinomial(users, np.full(users, 1 / users), size=size)
-        times_WxU[: start == 0] = 1
-        yield times_WxU
-
-
 def ranking_metrics(
-    ranks_R: np.ndarray, cutoffs: Sequence[int] = CUTOFFS, *, seed: int = 0
+    ranks_R: np.ndarray, user_R: np.ndarray, cutoffs: Sequence[int] = CUTOFFS, *, seed: int = 0
 ) -> dict[str, Interval]:
-    """HR@K and NDCG@K over rows, each with its interval; see `bootstrap_intervals`."""
-    return bootstrap_intervals(metric_values(ranks_R, cutoffs), seed=seed)
+    """`metric_values` over rows, each with its interval; see `bootstrap_intervals`."""
+    return bootstrap_intervals(metric_values(ranks_R, cutoffs), user_R, seed=seed)
 
 
-def paired_differences(
-    ranks_R: np.ndarray, baseline_ranks_R: np.ndarray, *, seed: int = 0
-) -> dict[str, Interval]:
-    """Mean differences (model - baseline) of 'hr@10' and 'ndcg@10', with paired intervals.
+def metric_differences(
+    ranks_R: np.ndarray, baseline_ranks_R: np.ndarray, k: int
+) -> dict[str, np.ndarray]:
+    """Paired differences (model - baseline) of each row: {'hr@k' | 'ndcg@k': float64 [R]}.
 
-    An interval that contains 0 does not establish a difference. Raises ValueError if the two were
-    not ranked over the same number of rows.
+    Raises ValueError if the two were not ranked over the same number of rows.
     """
     if ranks_R.shape != baseline_ranks_R.shape:
         sizes = f"{len(ranks_R)} and {len(baseline_ranks_R)} ranks"
         raise ValueError(f"a difference needs the same rows in the same order, got {sizes}")
-    values, baseline = (metric_values(ranks, (10,)) for ranks in (ranks_R, baseline_ranks_R))
-    differences = {name: value_R - baseline[name] for name, value_R in values.items()}
-    return bootstrap_intervals(differences, seed=seed)
+    return {
+        f"{name}@{k}": of(ranks_R, k) - of(baseline_ranks_R, k)
+        for name, of in (("hr", hit_rate), ("ndcg", ndcg))
+    }

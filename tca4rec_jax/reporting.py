@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tca4rec_jax.fileio import atomic_path, write_text
-from tca4rec_jax.metrics import Interval
+from tca4rec_jax.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,9 +19,11 @@ from tca4rec_jax.llm.config import DecoderOptions
 from tca4rec_jax.llm.from_scratch import FromScratch
 from tca4rec_jax.llm.lora import LoRAConfig
 from tca4rec_jax.llm.projector import ProjectorConfig
+from tca4rec_jax.metrics import CUTOFFS
 from tca4rec_jax.ranges import (
     Buckets,
     Count,
+    Cutoffs,
     FolderName,
     FolderNameOrEmpty,
     LocalPath,
@@ -250,6 +252,7 @@ class EvaluationFields(NamedTuple):
       split: whose rows are ranked.
       rows: how many are sampled; 0 takes all.
       seed: of the sample, the candidates and the intervals, whatever the training's seed is.
+      cutoffs: K of the metrics, no more than decoding.beams; the largest is compared and drawn.
       candidates: rank the target among so many items, itself and others outside the history, that
         are drawn with the seed; 0 ranks all items.
       examples: how many rows examples.md shows.
@@ -264,6 +267,7 @@ class EvaluationFields(NamedTuple):
     split: Literal["train_sequences", "train", "validation", "test"] = "test"
     rows: Natural = 400
     seed: Seed = 0
+    cutoffs: Cutoffs = CUTOFFS
     candidates: Annotated[int, Range("0 or at least 2", lambda n: n == 0 or n >= 2)] = 0
     examples: Natural = 5
     temperatures: Temperatures = (1.0, 1.25, 1.5, 2.0, 3.0)

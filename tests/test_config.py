@@ -26,7 +26,6 @@ from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.architectures import ARCHITECTURES, architecture
 from tca4rec_jax.llm.lora import LoRAConfig
-from tca4rec_jax.metrics import CUTOFFS
 from tca4rec_jax.ranges import range_words
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +75,7 @@ def test_a_published_config_evaluates_as_published(path):
     assert score_weights(config, guidance=0.0) == ScoreWeights(0.0, 1.0, 1.0, length_penalty=1.0)
     assert (config.evaluation.split, config.evaluation.rows) == ("test", 0)
     assert config.inference.checkpoint == "last"
-    assert CUTOFFS == (1, 3, 5, 10)
+    assert config.evaluation.cutoffs == (1, 3, 5, 10)
     assert build(LoRAConfig, config.lora) == LoRAConfig(8, 16.0, 0.05, "(q|k|v|o)_proj")
     assert architecture(config.llm.weights) in ARCHITECTURES.values()
 
@@ -222,6 +221,8 @@ def test_unknown_keys_and_wrong_types_are_errors(arg):
         ("data.split=(.8,.2)", "data.split is .*: expected 3 values"),
         ("data.min_history=11", "data.min_history is 11: expected at most data.history_length, 10"),
         ("data.path=gs://bucket/x", "data.path is 'gs://bucket/x': expected a local path"),
+        ("evaluation.cutoffs=()", "evaluation.cutoffs is .*: expected at least one"),
+        ("evaluation.cutoffs=(5,3)", "evaluation.cutoffs is .*: expected ascending"),
         ("evaluation.temperatures=()", "evaluation.temperatures is .*: expected at least one"),
         ("evaluation.variants=(('a',),)", "evaluation.variants is .*: expected 3 values"),
         ("evaluation.variants=(('a','b',-1.),)", "evaluation.variants is .*: expected at least 0"),

@@ -1,4 +1,4 @@
-"""Ranks, metrics, and bootstrap intervals against a loop that draws row numbers."""
+"""Ranks, metrics of rankings and of answers."""
 
 import numpy as np
 import pytest
@@ -6,16 +6,13 @@ import pytest
 from tca4rec_jax.metrics import (
     answer_metrics,
     auc,
-    bootstrap_intervals,
     hit_rate,
     mean_metrics,
-    mean_over_rows,
-    metric_values,
+    metric_differences,
     ndcg,
-    paired_differences,
     rank_in_batch,
     rank_in_list,
-    ranking_metrics,
+    reciprocal_rank,
 )
 
 
@@ -43,8 +40,9 @@ def test_metrics_of_known_ranks():
     np.testing.assert_array_equal(hit_rate(ranks_R, 10), [1, 1, 1, 0, 0])
     np.testing.assert_array_equal(hit_rate(ranks_R, 1), [1, 0, 0, 0, 0])
     np.testing.assert_allclose(ndcg(ranks_R, 10), [1, 0.5, 1 / np.log2(11), 0, 0])
-    means = mean_metrics(ranks_R, cutoffs=(1, 3))
-    assert means == pytest.approx({"hr@1": 0.2, "hr@3": 0.4, "ndcg@1": 0.2, "ndcg@3": 0.3})
+    np.testing.assert_allclose(reciprocal_rank(ranks_R, 10), [1, 1 / 3, 0.1, 0, 0])
+    means = mean_metrics(ranks_R, cutoffs=(3,))
+    assert means == pytest.approx({"hr@3": 0.4, "ndcg@3": 0.3, "mrr@3": 4 / 15})
 
 
 def test_metrics_reject_what_they_cannot_mean():
@@ -78,65 +76,13 @@ def test_rank_rejects_what_it_cannot_rank():
         rank_in_list(np.array([[0], [1]]), np.array([0]))
 
 
-def loop_bootstrap(values_R, resamples, rng):
-    size = len(values_R)
-    means = [values_R[rng.integers(0, size, size)].mean() for _ in range(resamples)]
-    return np.quantile(means, [0.025, 0.975])
-
-
-def test_intervals_agree_with_a_loop_over_resamples():
-    rng = np.random.default_rng(1)
-    ranks_R = rng.integers(-1, 15, 300)
-    values = metric_values(ranks_R, (1, 10))
-    intervals = ranking_metrics(ranks_R, (1, 10), seed=3)
-    for name, values_R in values.items():
-        low, high = loop_bootstrap(values_R, 4000, rng)
-        width = high - low
-        assert intervals[name].mean == pytest.approx(values_R.mean())
-        assert intervals[name].low == pytest.approx(low, abs=0.08 * width)
-        assert intervals[name].high == pytest.approx(high, abs=0.08 * width)
-
-
-def test_about_95_of_100_intervals_cover_the_true_mean():
-    rng = np.random.default_rng(0)
-    draws_RxJ = rng.normal(size=(200, 300))
-    intervals = bootstrap_intervals({str(j): draws_RxJ[:, j] for j in range(300)}, resamples=500)
-    covered = np.mean([i.low <= 0 <= i.high for i in intervals.values()])
-    assert 0.90 < covered < 0.985
-
-
-def test_intervals_are_seeded():
-    ranks_R = np.arange(50) % 13
-    assert ranking_metrics(ranks_R, seed=1) == ranking_metrics(ranks_R, seed=1)
-    assert ranking_metrics(ranks_R, seed=1) != ranking_metrics(ranks_R, seed=2)
-
-
-def test_paired_differences_are_of_the_same_rows():
-    rng = np.random.default_rng(0)
-    ranks_R = rng.integers(-1, 12, 400)
-    same = paired_differences(ranks_R, ranks_R)["ndcg@10"]
-    assert same == (0.0, 0.0, 0.0)
-    better_R = np.where(np.arange(400) % 20 == 0, 0, ranks_R)
-    gain = paired_differences(better_R, ranks_R)["ndcg@10"]
-    ours, theirs = (ranking_metrics(r, (10,))["ndcg@10"] for r in (better_R, ranks_R))
-    assert gain.mean == pytest.approx(ours.mean - theirs.mean)
-    # Pairing removes what the rows have in common: the unpaired intervals overlap, this one is
-    # clear of 0.
-    assert gain.low > 0
-    assert ours.low < theirs.high
-
-
-def test_bad_values_are_errors():
-    with pytest.raises(ValueError, match="row 1: x is nan"):
-        bootstrap_intervals({"x": np.array([0.0, np.nan])})
-    with pytest.raises(ValueError, match="at least one row"):
-        bootstrap_intervals({"x": np.zeros(0)})
-    with pytest.raises(ValueError, match="same rows"):
-        bootstrap_intervals({"x": np.zeros(2), "y": np.zeros(3)})
-    with pytest.raises(ValueError, match="level"):
-        bootstrap_intervals({"x": np.zeros(2)}, level=95)
+def test_differences_are_of_the_same_rows():
+    ranks_R, others_R = np.array([0, 4, -1]), np.array([1, 4, 2])
+    found = metric_differences(ranks_R, others_R, 3)
+    np.testing.assert_array_equal(found["hr@3"], [0, 0, -1])
+    np.testing.assert_allclose(found["ndcg@3"], [1 - 1 / np.log2(3), 0, -0.5])
     with pytest.raises(ValueError, match="same rows in the same order"):
-        paired_differences(np.zeros(3, int), np.zeros(4, int))
+        metric_differences(ranks_R, others_R[:2], 3)
 
 
 def _auc_of_pairs(scores, yes):
@@ -171,23 +117,6 @@ def test_intervals_of_auc_resample_users_with_all_their_rows():
     thrice = answer_metrics(*(np.tile(one, 3) for one in (scores, yes, user)))
     for name in once:
         np.testing.assert_allclose(once[name], thrice[name], atol=1e-12)
-
-
-def test_intervals_of_means_resample_users_with_all_their_rows():
-    values, user = np.random.default_rng(0).normal(size=60), np.arange(60) // 2
-    once, thrice = (
-        mean_over_rows(np.tile(values, n), np.tile(user, n), resamples=500) for n in (1, 3)
-    )
-    assert thrice == pytest.approx(once)
-    rng, means = np.random.default_rng(1), []
-    for _ in range(4000):
-        drawn = rng.integers(0, 30, 30)
-        means.append(np.mean([values[2 * drawn], values[2 * drawn + 1]]))
-    expected = values.mean(), *np.quantile(means, [0.025, 0.975])
-    assert once == pytest.approx(expected, abs=0.06)
-    assert once.mean == values.mean()
-    with pytest.raises(ValueError, match="row 1: the value is nan"):
-        mean_over_rows(np.array([1, np.nan]), np.arange(2))
 
 
 def test_differences_of_auc_are_paired():

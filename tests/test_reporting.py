@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tca4rec_jax.metrics import Interval
+from tca4rec_jax.intervals import Interval
 from tca4rec_jax.reporting import (
     markdown_table,
     picture_text,

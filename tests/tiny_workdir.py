@@ -75,7 +75,7 @@ def make_config(workdir, name, **llm):
     config.training.update({"steps": 5, "batch_size": 4, "buckets": (32,), "checkpoint_every": 2})
     config.optimizer.update({"learning_rate": 1e-2, "warmup_steps": 1})
     config.decoding.beams = 3
-    config.evaluation.update({"rows": 4, "examples": 1})
+    config.evaluation.update({"rows": 4, "examples": 1, "cutoffs": (1, 3)})
     config.inference.update({"batch_size": 4, "buckets": 1})
     config.evaluation.variants = (("untrained", "", 0.0), ("trained", name, 0.0))
     return config

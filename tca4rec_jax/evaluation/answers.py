@@ -27,7 +27,8 @@ from tca4rec_jax.evaluation.llm_rankings import kept_results
 from tca4rec_jax.evaluation.rankings import CF, POPULAR, EvaluationRows
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
-from tca4rec_jax.metrics import Interval, answer_metrics, mean_over_rows
+from tca4rec_jax.intervals import Interval, bootstrap_intervals
+from tca4rec_jax.metrics import answer_metrics
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.recommenders.answer import AnswerLogits, Questions
 from tca4rec_jax.recommenders.vectors import soft_rows
@@ -65,7 +66,7 @@ def evaluate_answers(
     def nll(score_R: np.ndarray) -> Interval:
         """-log P(answer), in nats, of scores log P(yes) - log P(no)."""
         nll_R = np.logaddexp(0.0, np.where(yes_R, -score_R, score_R))
-        return mean_over_rows(nll_R, user_R, seed=seed)
+        return bootstrap_intervals({"nll": nll_R}, user_R, seed=seed)["nll"]
 
     def metrics(label: str) -> dict[str, Any]:
         found: dict[str, Any] = {

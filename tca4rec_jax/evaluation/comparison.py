@@ -129,6 +129,7 @@ def inputs_of(experiment: Experiment, rows: EvaluationRows, compared: Comparison
         | compared._asdict()
         | {"allowed items": experiment.item_filter.content_hash()},
         **rows.inputs(),
+        "evaluation.cutoffs": config.evaluation.cutoffs,
         "catalogue": catalogue.content_hash(),
         "CF logits": read_manifest(store)["content_hash"],
         "lists": lists,

@@ -12,7 +12,6 @@ Axis letters: R rows.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,14 +40,18 @@ from tca4rec_jax.evaluation.rankings import (
     ModelRanking,
     rank_cf_models,
 )
+from tca4rec_jax.evaluation.summary import (
+    check_cutoffs,
+    differences,
+    headline,
+    summarise,
+    write_tables,
+)
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import read_json_lines, write_text
-from tca4rec_jax.metrics import Interval, bootstrap_intervals, paired_differences, ranking_metrics
+from tca4rec_jax.metrics import ranking_metrics
 from tca4rec_jax.provenance import Provenance
-from tca4rec_jax.reporting import Cell, show, show_table, write_results
-
-SHOWN = ("hr@1", "hr@3", "hr@5", "hr@10", "ndcg@3", "ndcg@5", "ndcg@10")
-DRAWN = ("hr@10", "ndcg@10")
+from tca4rec_jax.reporting import show, show_table, write_results
 
 
 def evaluate_run(
@@ -87,18 +90,19 @@ def _evaluate_rankings(
     made_from: Provenance,
     folder: Path,
 ) -> dict:
-    """`evaluate_run` of lists: ranks of the rows' targets."""
+    """`evaluate_run` of lists: ranks of the rows' targets; raises as `check_cutoffs`."""
+    check_cutoffs(experiment.config)
     rankings = rank_cf_models(experiment, rows) | rank_llms(experiment, rows, compared.guidances)
     rankings = {label: rankings[label] for label in compared.labels}
     results = summarise(experiment, rows, rankings, compared)
     results["provenance"] = dataclasses.asdict(made_from)
     if is_main_process():
-        _write_tables(folder, results)
+        write_tables(folder, results, experiment.config)
         curves = {
             run: read_json_lines(experiment.workdir / "llm" / run / "log.jsonl")
             for run in results["runs"]
         }
-        _plot(folder, results, curves)
+        _plot(folder, results, curves, headline(experiment.config))
         _write_examples(folder, experiment, rows, rankings)
     return results
 
@@ -120,6 +124,7 @@ def sweep_guidance(
             f"recommender.name is {config.recommender.name!r}, which ranks nothing: {COMMAND} "
             f"--guidance=0,1 compares its {kind}"
         )
+    check_cutoffs(config)
     if run:
         experiment.check_run(run, guided=any(guidances))
     rows, shown = EvaluationRows.of(experiment), run or UNTRAINED
@@ -132,138 +137,47 @@ def sweep_guidance(
     cf_ranking = rank_cf_models(experiment, rows)[CF]
     rankings = rank_llms(experiment, rows, compared.guidances) | {CF: cf_ranking}
 
-    def gain(label: str, other: str) -> Interval:
-        ranks = rankings[label].rank_R, rankings[other].rank_R
-        return paired_differences(*ranks, seed=config.evaluation.seed)["ndcg@10"]
-
+    user_R, seed, drawn = rows.sequences.user, config.evaluation.seed, headline(config)
     models = {
-        label: ranking_metrics(one.rank_R, seed=config.evaluation.seed)
+        label: ranking_metrics(one.rank_R, user_R, config.evaluation.cutoffs, seed=seed)
         for label, one in rankings.items()
     }
-    differences = {
-        label: {f"NDCG@10 - {other}": gain(label, other) for other in ("lambda = 0", CF)}
+    gains = {
+        label: {
+            f"{drawn[1].upper()} - {other}": differences(
+                config, rankings[label], rankings[other], user_R
+            )[drawn[1]]
+            for other in ("lambda = 0", CF)
+        }
         for label in labels
     }
     results = {
         "rows": len(rows),
         "step": experiment.run_step(run) if run else 0,
         "models": models,
-        "differences": differences,
+        "differences": gains,
         "provenance": dataclasses.asdict(made_from),
     }
     if is_main_process():
         title = f"{shown}: {len(rows)} {config.evaluation.split} rows, 95% bootstrap intervals"
         table = {
-            label: {metric.upper(): one[metric] for metric in DRAWN} | differences.get(label, {})
+            label: {metric.upper(): one[metric] for metric in drawn} | gains.get(label, {})
             for label, one in models.items()
         }
         text = show_table(table, title=title, first_column="score")
         write_text(path.with_suffix(".md"), text)
         write_results(path, results)
         curve = {guidance: models[label] for label, guidance in labels.items()}
-        report.plot_sweep(path.with_suffix(".png"), curve, DRAWN, baseline=(CF, models[CF]))
+        report.plot_sweep(path.with_suffix(".png"), curve, drawn, baseline=(CF, models[CF]))
     return results
 
 
-def summarise(
-    experiment: Experiment,
-    rows: EvaluationRows,
-    rankings: Mapping[str, ModelRanking],
-    compared: Comparison,
-) -> dict:
-    """Everything that results.json holds but its provenance; metrics are intervals over the rows.
-
-    `runs` has the step of the checkpoint that was taken of each run.
-    """
-    config, tied_R = experiment.config, rows.sequences.tied
-    return {
-        "rows": len(rows),
-        "tied_rows": int(tied_R.sum()),
-        "split": config.evaluation.split,
-        "items": config.evaluation.candidates or experiment.data.catalogue.num_items,
-        "runs": {name: experiment.run_step(name) for name in compared.guidances if name},
-        "models": {label: _model_metrics(config, one, tied_R) for label, one in rankings.items()},
-        "differences": {
-            f"{a} - {b}": _difference(config, rankings[a], rankings[b])
-            for a, b in compared.differences
-        },
-        "config": json.loads(config.to_json_best_effort()),
-    }
-
-
-def _model_metrics(config: ConfigDict, ranking: ModelRanking, tied_R: np.ndarray) -> dict:
-    """Metrics by item, by title, over the rows with and without tied timestamps, and the NLL."""
-    metrics = {
-        "by item": ranking_metrics(ranking.rank_R, seed=config.evaluation.seed),
-        "by title": ranking_metrics(ranking.title_rank_R, seed=config.evaluation.seed),
-    }
-    for part, chosen_R in (("tied", tied_R), ("untied", ~tied_R)):
-        if chosen_R.any() and not chosen_R.all():
-            part_ranks = ranking.rank_R[chosen_R]
-            metrics[f"by item, {part} rows"] = ranking_metrics(
-                part_ranks, (10,), seed=config.evaluation.seed
-            )
-    return metrics | {"nll per title": _likelihoods(config, ranking)}
-
-
-def _likelihoods(config: ConfigDict, ranking: ModelRanking) -> dict | None:
-    """NLL per title at every temperature and at the best of them."""
-    temperatures = config.evaluation.temperatures
-    if (best := ranking.best_nll(temperatures)) is None:
-        return None
-    values = {f"temperature {t:g}": ranking.nll_RxT[:, i] for i, t in enumerate(temperatures)}
-    values["best"] = best[1]
-    return bootstrap_intervals(values, seed=config.evaluation.seed) | {"best temperature": best[0]}
-
-
-def _difference(config: ConfigDict, model: ModelRanking, baseline: ModelRanking) -> dict:
-    """Paired differences (model - baseline) of metrics, and of NLL if both have one."""
-    differences = paired_differences(model.rank_R, baseline.rank_R, seed=config.evaluation.seed)
-    temperatures = config.evaluation.temperatures
-    model_best, baseline_best = model.best_nll(temperatures), baseline.best_nll(temperatures)
-    if model_best and baseline_best:
-        nll = {"nll per title": model_best[1] - baseline_best[1]}
-        differences |= bootstrap_intervals(nll, seed=config.evaluation.seed)
-    return differences
-
-
-def _write_tables(folder: Path, results: dict) -> None:
-    """Prints the tables; writes results.json and results.md."""
-    title = (
-        f"{results['rows']} {results['split']} rows, each ranked over {results['items']} items; "
-        "NLL of its title at the model's best temperature"
-    )
-    models = {label: _model_cells(metrics) for label, metrics in results["models"].items()}
-    text = show_table(models, title=title, first_column="model")
-    if results["differences"]:
-        shown = {"NDCG@10": "ndcg@10", "HR@10": "hr@10", "NLL (lower is better)": "nll per title"}
-        differences = {
-            label: {column: one.get(name) for column, name in shown.items()}
-            for label, one in results["differences"].items()
-        }
-        heading = "Paired differences (95% bootstrap interval)"
-        text += "\n" + show_table(differences, title=heading, first_column="difference")
-    write_results(folder / "results.json", results)
-    write_text(folder / "results.md", text)
-
-
-def _model_cells(metrics: dict) -> dict[str, Cell]:
-    """A model's row of the table."""
-    cells: dict[str, Cell] = {name.upper(): metrics["by item"][name].mean for name in SHOWN}
-    cells["NDCG@10, 95% interval"] = metrics["by item"]["ndcg@10"]
-    cells["by title"] = metrics["by title"]["ndcg@10"].mean
-    for part in ("tied", "untied"):
-        if f"by item, {part} rows" in metrics:
-            cells[part] = metrics[f"by item, {part} rows"]["ndcg@10"].mean
-    if metrics["nll per title"]:
-        cells["NLL"] = metrics["nll per title"]["best"].mean
-    return cells
-
-
-def _plot(folder: Path, results: dict, curves: Mapping[str, list[dict]]) -> None:
+def _plot(
+    folder: Path, results: dict, curves: Mapping[str, list[dict]], drawn: Sequence[str]
+) -> None:
     """Draws results.png, and training.png if there is a training log."""
     by_item = {label: metrics["by item"] for label, metrics in results["models"].items()}
-    report.plot_metrics(folder / "results.png", by_item, DRAWN)
+    report.plot_metrics(folder / "results.png", by_item, drawn)
     if any(curves.values()):
         keys = ("loss", "nll_per_title", "grad_norm")
         report.plot_training_curves(folder / "training.png", curves, keys)

@@ -133,10 +133,10 @@ def rank_cf_models(experiment: Experiment, rows: EvaluationRows) -> dict[str, Mo
     masks = rows.allowed(experiment.item_filter)
     allowed = masks and LazyRows(masks, mine, shape[1])
     common = experiment.trie.leaf_of_item, target_R, config.temperatures
-    items = store.cf_items
+    kind = {"allowed": allowed, "places": config.cutoffs[-1]}
     rankings = {
-        POPULAR: full_ranking(np.broadcast_to(popular_I, shape), DENSE, *common, allowed=allowed),
-        CF: full_ranking(stored, items, *common, allowed=allowed),
+        POPULAR: full_ranking(np.broadcast_to(popular_I, shape), DENSE, *common, **kind),
+        CF: full_ranking(stored, store.cf_items, *common, **kind),
     }
     return {label: gather_process_rows(one, len(rows)) for label, one in rankings.items()}
 
@@ -149,6 +149,7 @@ def full_ranking(
     temperatures: tuple[float, ...],
     *,
     allowed: np.ndarray | LazyRows | None = None,
+    places: int = CUTOFFS[-1],
     batch_size: int = 0,
 ) -> ModelRanking:
     """Ranks the whole catalogue for every row by CF logits, in blocks of rows on the device.
@@ -156,11 +157,12 @@ def full_ranking(
     A title (`leaf_of_item`, 0..Q-1) scores as its best item; its probability is the sum of its
     items' probabilities. `cf` are user vectors, or the logits [R, I] if `items` is DENSE. Only
     `allowed` items (bool [R, I]; None allows all) are ranked, as in a search; the probabilities are
-    those of the whole catalogue. Blocks have `batch_size` rows; 0 takes as many as bound their
-    memory. Raises ValueError for NaN.
+    those of the whole catalogue. A list has `places` items, or all of them if there are fewer.
+    Blocks have `batch_size` rows; 0 takes as many as bound their memory. Raises ValueError for NaN.
     """
     num_titles, temperature_T = int(leaf_of_item.max()) + 1, np.asarray(temperatures, np.float32)
-    rank = partial(_rank_block, num_titles, items, leaf_of_item, temperature_T)
+    places = min(places, len(leaf_of_item))
+    rank = partial(_rank_block, num_titles, places, items, leaf_of_item, temperature_T)
     batch_size = batch_size or max(_LOGITS_AT_ONCE // len(leaf_of_item), 1)
     arrays = [cf_RxD, target_R.astype(np.int32), *([] if allowed is None else [allowed])]
     blocks = map_batches(rank, *arrays, batch_size=batch_size)
@@ -170,13 +172,20 @@ def full_ranking(
     return ranking
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _rank_block(
-    num_titles: int, items: CFItems, leaf_of_item, temperature_T, cf_BxD, target_B, allowed_BxI=None
+    num_titles: int,
+    places: int,
+    items: CFItems,
+    leaf_of_item,
+    temperature_T,
+    cf_BxD,
+    target_B,
+    allowed_BxI=None,
 ):
     logits_BxI = cf_logits(cf_BxD, items)
     ranked_BxI = logits_BxI if allowed_BxI is None else jnp.where(allowed_BxI, logits_BxI, -jnp.inf)
-    _, best_BxM = jax.lax.top_k(ranked_BxI, min(max(CUTOFFS), logits_BxI.shape[1]))
+    _, best_BxM = jax.lax.top_k(ranked_BxI, places)
     title_BxQ = jnp.full((len(target_B), num_titles), -jnp.inf)
     title_BxQ = title_BxQ.at[:, leaf_of_item].max(ranked_BxI)
     target_title_B = leaf_of_item[target_B]

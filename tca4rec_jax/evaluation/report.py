@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tca4rec_jax.fileio import write_text
-from tca4rec_jax.metrics import Interval
+from tca4rec_jax.intervals import Interval
 from tca4rec_jax.reporting import (
     Rows,
     check_rows,

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.config import default_config
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import Comparison
-from tca4rec_jax.evaluation.evaluate import summarise
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
+from tca4rec_jax.evaluation.summary import check_cutoffs, summarise
 from tca4rec_jax.metrics import mean_metrics
 
 
@@ -26,13 +27,16 @@ def test_results_hold_every_metric_of_every_model(tied):
 
     rankings = {label: ranking(label == "guided") for label in compared.labels}
     tied_R = np.arange(20) < tied
-    rows = EvaluationRows(SimpleNamespace(tied=tied_R), None, None, np.zeros(20, np.int32))
+    rows = EvaluationRows(
+        SimpleNamespace(tied=tied_R, user=np.arange(20) // 2), None, None, np.zeros(20, np.int32)
+    )
     data = SimpleNamespace(catalogue=SimpleNamespace(num_items=30))
     experiment = SimpleNamespace(config=config, data=data, run_step={"run": 850}.get)
     results = summarise(experiment, rows, rankings, compared)
 
     assert list(results) == [
         "rows",
+        "users",
         "tied_rows",
         "split",
         "items",
@@ -63,3 +67,13 @@ def test_results_hold_every_metric_of_every_model(tied):
     differences = results["differences"]
     assert list(differences["LLM - CF model"]) == ["hr@10", "ndcg@10", "nll per title"]
     assert list(differences["guided - CF model"]) == ["hr@10", "ndcg@10"]  # guided: no likelihood
+
+
+def test_a_k_that_the_lists_of_the_llms_do_not_reach_is_refused():
+    config = default_config()
+    check_cutoffs(config)
+    config.evaluation.cutoffs = (10, 20)
+    with pytest.raises(UserError, match="has 20, .* decoding.beams=10 .* give --config.decoding"):
+        check_cutoffs(config)
+    config.decoding.beams = 20
+    check_cutoffs(config)

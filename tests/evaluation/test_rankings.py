@@ -100,7 +100,7 @@ def test_a_block_takes_little_more_memory_than_its_logits():
     table = CFItems(np.zeros((items, 4), np.float32))
     allowed = np.ones((rows, items), bool)
     for more in ((), (allowed,)):
-        compiled = _rank_block.lower(items, table, *args, *more).compile()
+        compiled = _rank_block.lower(items, 10, table, *args, *more).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < 8 * rows * items * 4
 
 

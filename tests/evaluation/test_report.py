@@ -5,7 +5,7 @@ import pytest
 from matplotlib.image import imread
 
 from tca4rec_jax.evaluation.report import examples_text, plot_metrics, plot_training_curves
-from tca4rec_jax.metrics import Interval
+from tca4rec_jax.intervals import Interval
 
 ROWS = {
     "SASRec": {"ndcg@10": Interval(0.058, 0.05, 0.0661), "users/s": 812.0},

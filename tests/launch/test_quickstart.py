@@ -150,7 +150,7 @@ def test_a_finished_run_trains_no_more_and_evaluation_reports(workdir, evaluated
     assert set(results["models"]) >= {"Most popular", "CF model", "LLM, untrained"}
     for model in results["models"].values():
         metrics = model["by item"]
-        assert 0 <= metrics["ndcg@10"]["mean"] <= metrics["hr@10"]["mean"] <= 1
+        assert 0 <= metrics["ndcg@3"]["mean"] <= metrics["hr@3"]["mean"] <= 1
     likely = {label: model["nll per title"] for label, model in results["models"].items()}
     assert likely.pop("LLM, alpha > 0, guided") is None  # guided scores are no distribution
     for nll in likely.values():

@@ -22,8 +22,9 @@ from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run, sweep_guidance
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.intervals import bootstrap_intervals
 from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.metrics import answer_metrics, mean_over_rows
+from tca4rec_jax.metrics import answer_metrics
 from tca4rec_jax.recommenders import RECOMMENDERS
 from tca4rec_jax.recommenders.answer import ANSWER, Questions, calibrate
 from tca4rec_jax.recommenders.vectors import soft_rows
@@ -244,7 +245,8 @@ def test_scores_are_log_odds_of_answers_of_unequal_lengths(workdir, mask):
         log_p_Rx2.append(sum(each))
     difference_R = np.where(questions.asked.answer_R == YES, 1, -1) * (log_p_Rx2[0] - log_p_Rx2[1])
     nll_R, user_R = np.logaddexp(0, -difference_R), questions.sequences.user
-    assert found == pytest.approx(mean_over_rows(nll_R, user_R), rel=1e-4)
+    expected = bootstrap_intervals({"nll": nll_R}, user_R)["nll"]
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
