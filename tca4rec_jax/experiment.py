@@ -100,7 +100,8 @@ class Experiment(ExperimentInputs):
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
         """The device mesh of training and inference."""
-        batch, prompts = self.config.training.batch_size, self.config.inference.batch_size
+        training, prompts = self.config.training, self.config.inference.batch_size
+        batch = training.batch_size // training.micro_batches
         return mesh_for_batches(**self.config.mesh, batch=batch, prompts=prompts)
 
     @cached_property

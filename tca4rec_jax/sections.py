@@ -167,6 +167,8 @@ class TrainingFields(NamedTuple):
         {id}', the last of which, and what follows it, is to be generated. Plain next-token
         prediction; the log's NLL per title has their answers in it, too.
       batch_size: examples per step, over all devices.
+      micro_batches: parts of a device's share of the batch that it goes through one after the
+        other: the same step, in less memory.
       steps: how many.
       buckets: padded lengths of an example, in tokens, each compiled once; none, (): the four with
         the least padding of the data.
@@ -184,6 +186,7 @@ class TrainingFields(NamedTuple):
     targets: Literal["all", "last"] = "all"
     tasks: tuple[Text, ...] = ()
     batch_size: Count = 16
+    micro_batches: Count = 1
     steps: Count = 1000
     buckets: Buckets = (64, 128, 192, 256)
     checkpoint_every: Count = 100

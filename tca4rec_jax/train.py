@@ -130,7 +130,12 @@ def load_batches(experiment: Experiment) -> Batches:
     Raises UserError for fields out of range, or inputs that do not fit each other.
     """
     config, training, mesh = experiment.config, experiment.config.training, experiment.mesh
-    check_batch_size(mesh, training.batch_size, "training.batch_size")
+    check_batch_size(
+        mesh,
+        training.batch_size,
+        "training.batch_size",
+        micro_batches=training.micro_batches,
+    )
     if config.objective.temperature == "adaptive":
         children = experiment.compressed_trie.child_count
         check_eta(config.objective.eta, int(children[int(children[0] == 1)]))
@@ -208,6 +213,7 @@ class TrainStep:
             seed=config.seed,
             compute_dtype=experiment.compute_dtype,
             held=held_parts(config),
+            micro_batches=config.training.micro_batches,
         )
         items, trie = experiment.cf_arrays(items)
         items, trie = experiment.put((items, trie), cf_shardings(self._mesh, items, trie))

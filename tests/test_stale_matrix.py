@@ -124,6 +124,7 @@ NO_MATTER = {  # nobody minds
     "training.keep_checkpoints": 1,
     "training.watchdog_seconds": 5.0,
     "training.profile_steps": (1, 2),
+    "training.micro_batches": 2,
     "training.cache_hidden_states": True,
     "inference.batch_size": 2,
     "inference.checkpoint": "lowest_training_loss",

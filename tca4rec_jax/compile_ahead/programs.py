@@ -60,9 +60,10 @@ class AbstractExperiment(Experiment):
     def mesh(self) -> jax.sharding.Mesh:
         """The target's devices. Raises UserError if a batch does not divide among them."""
         mesh = sharding.make_mesh(**self.config.mesh, devices=self.target.devices())
-        for part, axis in (("training", "batch"), ("inference", "prompts")):
-            batch_size = self.config[part].batch_size
-            sharding.check_batch_size(mesh, batch_size, f"{part}.batch_size", axis)
+        training, prompts = self.config.training, self.config.inference.batch_size
+        parts = {"micro_batches": training.micro_batches}
+        sharding.check_batch_size(mesh, training.batch_size, "training.batch_size", **parts)
+        sharding.check_batch_size(mesh, prompts, "inference.batch_size", "prompts")
         return mesh
 
     @cached_property

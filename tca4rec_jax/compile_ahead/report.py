@@ -22,11 +22,13 @@ def heading(experiment: AbstractExperiment) -> tuple[str, str]:
     mesh = " x ".join(f"{name} {size}" for name, size in experiment.mesh.shape.items())
     kind = target.chip.device_kind if target.chip else "CPU"
     topology = f" ({target.topology})" if target.topology else ""
+    parts = config.training.micro_batches
+    split = f" in {parts} micro-batches" if parts > 1 else ""
     return (
         f"{experiment.architecture_name}, {experiment.parameters / 1e9:.2f} billion parameters in "
         f"{architecture.num_layers} layers, {experiment.trained_parameters / 1e6:.1f} million "
         f"trained ({config.llm.train}), {config.llm.dtype}; batch {config.training.batch_size} x "
-        f"{shape.tokens} tokens, {experiment.num_items:,} items",
+        f"{shape.tokens} tokens{split}, {experiment.num_items:,} items",
         f"{target.name}: {target.num_devices} x {kind}{topology}, mesh {mesh}",
     )
 
@@ -84,7 +86,7 @@ def advice(estimate: Estimate, experiment: AbstractExperiment) -> str:
         "llm.dtype=bfloat16": heavy and llm.dtype == "float32" and llm.train == "lora",
         "llm.train=lora": heavy and trains and llm.train == "full",
         "llm.remat=full": trains and llm.remat != "full",
-        "a smaller training.batch_size, or more devices for it (mesh.data)": trains,
+        "more training.micro_batches, or more devices for the batch (mesh.data)": trains,
         "shorter training.buckets and prompt.max_tokens": trains,
         "a smaller inference.batch_size or more devices for it (mesh.data)": not trains,
         "fewer decoding.beams": estimate.program == "search",

@@ -17,7 +17,7 @@ Axes: core/__init__.py; here N are the supervised positions of all rows and K al
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -313,7 +313,8 @@ def children_loss(
     if states_KxD.shape[0] <= chunk:
         return loss(states_KxD, labels)
     # Padded with zeros: no weight, and no child is absent, so that no softmax is empty.
-    return _sum_over(loss, jax.tree.map(lambda a: in_chunks(a, chunk), (states_KxD, labels)))
+    xs = jax.tree.map(lambda a: in_chunks(a, chunk), (states_KxD, labels))
+    return sum_over(jax.checkpoint(loss), xs)
 
 
 def _moments(logits_NxV: jax.Array, labels: SoftLabels) -> Moments:
@@ -355,7 +356,7 @@ def vocabulary_loss(
         return vocabulary_loss_of_logits(head(states_NxD), label_N, weight_N, labels, objective)
     labels = _sorted_by_position(labels, size, padding=chunk)
     xs = jax.tree.map(lambda a: in_chunks(a, chunk), (states_NxD, label_N, weight_N))
-    return _sum_over(loss, (*xs, chunk * jnp.arange(xs[0].shape[0])))
+    return sum_over(jax.checkpoint(loss), (*xs, chunk * jnp.arange(xs[0].shape[0])))
 
 
 def _default_chunk(head: Head, states_NxD: jax.Array) -> int:
@@ -376,12 +377,12 @@ def _sorted_by_position(labels: SoftLabels, size: int, padding: int) -> SoftLabe
     return arranged._replace(position=arrange(position_K, fill=size))
 
 
-def _sum_over(loss, xs) -> tuple:
-    """Sums loss(*x) over the leading axis of xs; the backward pass computes each x again."""
+def sum_over(function: Callable[..., Any], xs: tuple) -> Any:
+    """The sum of function(*x), a tree of float32, over the leading axis of xs: one x at a time."""
 
     def add(sums, x):
-        return jax.tree.map(jnp.add, sums, jax.checkpoint(loss)(*x)), None
+        return jax.tree.map(jnp.add, sums, function(*x)), None
 
     one = jax.tree.map(lambda a: a[0], xs)
-    zeros = jax.tree.map(lambda sum_: jnp.zeros(sum_.shape), jax.eval_shape(loss, *one))
+    zeros = jax.tree.map(lambda sum_: jnp.zeros(sum_.shape), jax.eval_shape(function, *one))
     return jax.lax.scan(add, zeros, xs)[0]

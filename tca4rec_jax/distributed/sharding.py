@@ -239,11 +239,17 @@ def smallest_batch(mesh: Mesh, axis: str = "batch") -> int:
     return math.prod(mesh.shape[name] for name in RULES.mesh_axes(axis))
 
 
-def check_batch_size(mesh: Mesh, batch_size: int, field: str, axis: str = "batch") -> None:
-    """Raises UserError, naming the field, if the batch does not divide over the mesh."""
-    parts = smallest_batch(mesh, axis)
-    if batch_size < 1 or batch_size % parts:
+def check_batch_size(
+    mesh: Mesh, batch_size: int, field: str, axis: str = "batch", *, micro_batches: int = 1
+) -> None:
+    """Raises UserError, naming the field, if the batch does not divide over the mesh.
+
+    So must the part of each device into micro-batches.
+    """
+    devices = smallest_batch(mesh, axis)
+    if batch_size < 1 or batch_size % (devices * micro_batches):
+        times = f", times training.micro_batches={micro_batches}" if micro_batches > 1 else ""
         raise UserError(
-            f"{field} is {batch_size}, but must be a multiple of the {parts} devices "
-            f"({' x '.join(RULES.mesh_axes(axis))}) that share the batch"
+            f"{field} is {batch_size}, but must be a multiple of the {devices} devices "
+            f"({' x '.join(RULES.mesh_axes(axis))}) that share the batch{times}"
         )

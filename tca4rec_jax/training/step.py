@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from tca4rec_jax.core.objective import Loss, Objective
+from tca4rec_jax.core.objective import Loss, Objective, sum_over
 from tca4rec_jax.core.temperature import adapted
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.distributed.data_parallel import DataParallel, ShardedWeight
@@ -33,13 +33,15 @@ def make_train_step(
     seed: int,
     compute_dtype: str | None = None,
     held: Collection[str] = (),
+    micro_batches: int = 1,
 ) -> jax.stages.Wrapped:
     """The jitted update (state, base, batch, cf_items, trie, objective) -> (state, Metrics).
 
     `state` and `base` say where their arrays live (arrays, or ShapeDtypeStructs with a sharding:
     sharding.tree_shardings); `cf_items` and `trie` live where cf_shardings says. The state is
     donated. `batch_loss` is a recipe's (recommenders.recipe). Trained parameters are rounded to
-    compute_dtype, if it is given, before use; those of the parts `held` have no gradient.
+    compute_dtype, if it is given, before use; those of the parts `held` have no gradient. A device
+    goes through its rows in so many `micro_batches`, which must divide them, one after the other.
 
     The dropout of step n is a function of (seed, n, row of the batch): a resumed run repeats it, on
     any mesh.
@@ -55,7 +57,9 @@ def make_train_step(
     def weights_of(params):
         return in_dtype(hold(params, held), compute_dtype)
 
-    loss_and_gradients = _loss_and_gradients(graph, batch_loss, mesh, specs, weights_of)
+    loss_and_gradients = _loss_and_gradients(
+        graph, batch_loss, mesh, specs, weights_of, micro_batches
+    )
 
     @functools.partial(
         jax.jit,
@@ -109,20 +113,25 @@ def _adapted(tau: jax.Array, loss: Loss, trie: DeviceTrie, objective: Objective)
 
 
 def _loss_and_gradients(
-    graph: nnx.GraphDef, batch_loss: Callable, mesh: Mesh, specs: tuple, weights_of: Callable
+    graph: nnx.GraphDef,
+    batch_loss: Callable,
+    mesh: Mesh,
+    specs: tuple,
+    weights_of: Callable,
+    micro_batches: int,
 ) -> Callable:
     """(params, base, batch, row_B, cf_items, trie, objective, key) -> (Loss, gradients of params).
 
     `specs` are those of params and base; `weights_of` makes what the decoder computes with of
     params. Every device differentiates the *sum* of its rows' losses (no gradient of anything in
-    `base` is computed). Sums and gradients are then added up over all rows, so shards of unequal
-    size average exactly.
+    `base` is computed). Sums and gradients are then added up over its micro-batches and over all
+    devices, so rows of unequal size average exactly, however they were split.
     """
     on_rows, (params_specs, base_specs) = DataParallel(mesh), specs
     sharded = functools.partial(jax.tree.map, functools.partial(ShardedWeight.wrap, on_rows))
 
     def sums_and_gradients(params, base, batch, row_B, cf_items, trie, objective, key):
-        def total(params):
+        def total(params, batch, row_B):
             weights = sharded(weights_of(params), params_specs)
             decoder = nnx.merge(graph, weights, sharded(base, base_specs))
             key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_B)
@@ -130,11 +139,22 @@ def _loss_and_gradients(
             loss = batch_loss(decoder, batch, cf_items, trie, objective, **given)
             return loss.total, loss
 
-        (_, loss), gradients = jax.value_and_grad(total, has_aux=True)(params)
-        loss_specs = jax.tree.map(lambda _: PartitionSpec(), loss)
-        return on_rows.sum((loss, gradients), (loss_specs, params_specs))
+        def of_rows(batch, row_B):
+            (_, loss), gradients = jax.value_and_grad(total, has_aux=True)(params, batch, row_B)
+            return loss, gradients
+
+        sums = _in_micro_batches(of_rows, micro_batches, (batch, row_B))
+        loss_specs = jax.tree.map(lambda _: PartitionSpec(), sums[0])
+        return on_rows.sum(sums, (loss_specs, params_specs))
 
     params_parts, base_parts = jax.tree.map(on_rows.manual_part, specs)
     everywhere = PartitionSpec()
     in_specs = params_parts, base_parts, *[on_rows.rows] * 2, *[everywhere] * 4
     return on_rows(sums_and_gradients, in_specs, (everywhere, params_parts))
+
+
+def _in_micro_batches(sums: Callable, count: int, rows: tuple) -> tuple:
+    """sums(*rows), added up over micro-batches: so many parts of the rows, of one size."""
+    if count == 1:
+        return sums(*rows)
+    return sum_over(sums, jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), rows))

@@ -60,6 +60,9 @@ def test_meshes_that_do_not_fit_are_refused():
         ValueError, match=r"batch is 3, .* multiple of the 2 devices \(data x fsdp\)"
     ):
         check_batch_size(make_mesh(1, 2), 3, "batch")
+    with pytest.raises(ValueError, match=r"is 6, .* batch, times training.micro_batches=2"):
+        check_batch_size(make_mesh(1, 2), 6, "training.batch_size", micro_batches=2)
+    check_batch_size(make_mesh(1, 2), 8, "training.batch_size", micro_batches=2)
     check_batch_size(make_mesh(1, 2), 3, "batch", "prompts")  # every device has all rows
 
 

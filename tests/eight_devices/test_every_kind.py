@@ -20,16 +20,18 @@ def test_two_meshes_have_the_loss_of_one_device(kind, tiny, tmp_path):
     workdir = tmp_path / "workdir"
     make_workdir_of(kind, tiny, workdir)
     alone, *others = (
-        first_losses(kind, workdir, *sizes) for sizes in ((1, 1, 1), (8, 1, 1), (2, 2, 2))
+        first_losses(kind, workdir, *sizes)
+        for sizes in ((1, 1, 1, 1), (8, 1, 1, 1), (2, 2, 2, 2))  # the last in micro-batches, too
     )
     for found in others:
         np.testing.assert_allclose(found, alone, rtol=1e-5)
 
 
-def first_losses(kind, workdir, data, fsdp, tensor):
+def first_losses(kind, workdir, data, fsdp, tensor, micro_batches):
     """Of two steps: the second one's has the first one's gradient in it."""
     mesh = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
-    experiment = experiment_of(kind, workdir, "any", training__batch_size=8, **mesh)
+    training = {"training__batch_size": 8, "training__micro_batches": micro_batches}
+    experiment = experiment_of(kind, workdir, "any", **training, **mesh)
     batches = load_batches(experiment)
     graph, state, base = experiment.initial_state()
     step = TrainStep(experiment, graph, state, base, batches.cf_items)

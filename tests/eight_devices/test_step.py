@@ -69,7 +69,16 @@ def make_batch(dense=False):
 
 
 @functools.cache
-def one_step(sizes, softmax, kind="lora", config=CONFIG, dense=False, first_layer=0, **adapts):
+def one_step(
+    sizes,
+    softmax,
+    kind="lora",
+    config=CONFIG,
+    dense=False,
+    first_layer=0,
+    micro_batches=1,
+    **adapts,
+):
     """(metrics, a tenth of the gradient, the compiled program, the new state) of one step."""
     mesh = make_mesh(*sizes)
     params = init_params(config, jax.random.key(0))
@@ -89,7 +98,8 @@ def one_step(sizes, softmax, kind="lora", config=CONFIG, dense=False, first_laye
     items = CFItems() if dense else CFItems(table, table[:, 0])
     items, trie = cf_arrays(mesh, items, catalogue())
     items, trie = jax.device_put((items, trie), cf_shardings(mesh, items, trie))
-    step = make_train_step(graph, state, base, optimizer, GENERATIVE.loss, mesh=mesh, seed=0)
+    how = {"mesh": mesh, "seed": 0, "micro_batches": micro_batches}
+    step = make_train_step(graph, state, base, optimizer, GENERATIVE.loss, **how)
     objective = Objective(0.3, 0.7, 1.3, "cross_entropy", softmax, **adapts)
     objective = put(jax.tree.map(jnp.float32, objective), replicated(mesh))
     args = state, base, shard_batch(mesh, make_batch(dense)), items, trie, objective
@@ -106,7 +116,7 @@ def adam_state(state):
 
 def check_against_one_device(sizes, *case, **kwargs):
     metrics, gradients, _, state = one_step(sizes, *case, **kwargs)
-    expected_metrics, expected, *_ = one_step((1, 1, 1), *case, **kwargs)
+    expected_metrics, expected, *_ = one_step((1, 1, 1), *case, **kwargs | {"micro_batches": 1})
     assert expected_metrics.grad_norm > 0.01
     both = map(jax.tree.leaves, (metrics, expected_metrics))
     np.testing.assert_allclose(*both, rtol=1e-5)
@@ -143,7 +153,8 @@ def test_heads_that_do_not_divide_and_dense_cf_logits():
 
 
 def test_full_fine_tuning_splits_weights_gradients_and_moments_alike():
-    state = check_against_one_device((2, 2, 2), "vocabulary", kind="full")
+    """In micro-batches, too: their gradients are added up where they lie."""
+    state = check_against_one_device((2, 2, 2), "vocabulary", kind="full", micro_batches=2)
     parts = {"q_proj": (2, 16, 32), "down_proj": (2, 32, 16), "attn_norm": (2, 32)}
     adam = adam_state(state)
     for tree in (state.params, adam.mu, adam.nu):

@@ -1,5 +1,7 @@
 """The training step against a dense loop, its shapes, its compilations and its resume."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,7 +147,16 @@ def objective_of(alpha, **fields):
 
 
 def trained(
-    inputs, mesh, steps, alpha=0.3, kind="lora", dtype=None, learning_rate=1e-2, **objective_fields
+    inputs,
+    mesh,
+    steps,
+    *,
+    alpha=0.3,
+    kind="lora",
+    dtype=None,
+    learning_rate=1e-2,
+    micro_batches=1,
+    **objective_fields,
 ):
     decoder, trie, _, _, batches = inputs
     arrays = DeviceTrie.of(trie.compress())
@@ -169,6 +180,7 @@ def trained(
         mesh=mesh,
         seed=0,
         compute_dtype=dtype,
+        micro_batches=micro_batches,
     )
     losses = []
     for index in range(steps):
@@ -199,6 +211,33 @@ def test_two_devices_train_like_one(inputs):
     np.testing.assert_allclose(losses_one, losses_two, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_micro_batches_train_like_the_whole_batch(inputs):
+    """Rows of several lengths, with dropout, and a tau that follows all of them."""
+    decoder, trie, split, examples, given = inputs
+    params, adapters = decoder.arrays()
+    lora = dataclasses.replace(decoder.lora, dropout=0.1)
+    decoder = Decoder(decoder.config, params, lora=lora, adapters=adapters)
+    batches = Batches(examples, given.store, batch_size=4, seed=0, buckets=(24,))
+    (_, whole, expected), (_, split, found) = (
+        trained(
+            (decoder, trie, split, examples, batches),
+            make_mesh(devices),
+            steps=20,
+            learning_rate=1e-3,
+            micro_batches=micro_batches,
+            temperature="adaptive",
+            eta=0.6,
+            tau_bounds=(0.01, 9.0),
+        )
+        for devices, micro_batches in ((1, 1), (2, 2))
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(split.params), jax.tree.leaves(whole.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    assert whole.tau != 1.0
+    np.testing.assert_allclose(split.tau, whole.tau, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
