@@ -96,6 +96,11 @@ def validate(config: ConfigDict) -> None:
         )
     for name, field in config_fields().items():
         check(name, config_value(config, name), field.annotation)
+    if config.objective.cf_dtype == "bfloat16" and config.mesh.tensor > 1:
+        raise UserError(
+            "objective.cf_dtype is 'bfloat16', which adds item by item: set mesh.tensor=1, or "
+            "objective.cf_dtype=float32"
+        )
     template = build(PromptTemplate, config.prompt)
     fields = (*ITEM_FIELDS, *config.data.attributes)
     check_fields_of(template.item_parts, fields, "prompt.item")

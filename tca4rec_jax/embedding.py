@@ -56,7 +56,8 @@ def embed_items(experiment: Experiment, run: str = "") -> Path:
     folder, mesh = embeddings_folder(experiment.workdir), experiment.mesh
     sharding.check_batch_size(mesh, config.batch_size, "embedding.batch_size", "prompts")
     longest = min(config.max_tokens, experiment.source.architecture.max_positions)
-    encoder = text_encoder(experiment.source.tokenizer, experiment.config.prompt.bos)
+    prompt = experiment.config.prompt
+    encoder = text_encoder(experiment.source.tokenizer, prompt.bos, prompt.bos_token)
     texts = tokenise(item_texts(config.text, catalogue), encoder, longest)
     made_from = Provenance("item embeddings", EMBED_ITEMS, _inputs(experiment, run))
     check_processes_agree(made_from.fingerprint, "item texts or LLM")
@@ -113,6 +114,7 @@ def _inputs(experiment: Experiment, run: str) -> dict[str, Any]:
         "tokenizer": experiment.source.tokenizer_identity,
         "catalogue": experiment.data.catalogue.content_hash(),
         "prompt.bos": config.prompt.bos,
+        "prompt.bos_token": config.prompt.bos_token or None,
         "embedding": {name: config.embedding[name] for name in ("text", "pooling", "max_tokens")},
     }
     if run:

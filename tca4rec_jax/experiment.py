@@ -89,8 +89,8 @@ class Experiment(ExperimentInputs):
         return self.recipe.find_list(self.trie, self.config, self.mesh, beams)
 
     def cf_arrays(self, items: CFItems | None) -> tuple[CFItems | None, DeviceTrie]:
-        """The CF items and the compressed trie as the training step takes them, on the host."""
-        return cf_arrays(self.mesh, items, self.compressed_trie)
+        """The CF items and the trie as the training step takes them, on the host."""
+        return cf_arrays(self.mesh, items, self.training_trie)
 
     @property
     def directory(self) -> Path:

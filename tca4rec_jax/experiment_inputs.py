@@ -20,6 +20,7 @@ from tca4rec_jax.cf.logits_store import (
 )
 from tca4rec_jax.cf.settings import store_inputs
 from tca4rec_jax.config import build
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.dataset import load as load_data
 from tca4rec_jax.data.item_tokens import ItemTokens, check_vocabulary
@@ -117,10 +118,18 @@ class ExperimentInputs:
         """The trie without nodes of one child."""
         return self.trie.compress()
 
+    @property
+    def training_trie(self) -> ItemTrie:
+        """The trie of the decisions that training supervises."""
+        rounds = build(Objective, self.config.objective).rounds
+        return self.trie if rounds else self.compressed_trie
+
     @cached_property
     def item_filter(self) -> ItemFilter:
         """Which items may be recommended. Raises as ItemFilter.from_config."""
-        return ItemFilter.from_config(self.config.decoding, self.data)
+        found = ItemFilter.from_config(self.config.decoding, self.data)
+        most = self.config.decoding.max_title_tokens
+        return found if most is None else found.only(self.items.written.lengths <= most)
 
     def cf_store(self, split: str, positions: np.ndarray | None = None) -> LogitsStore:
         """The CF logits of a split, checked against it and config.cf.

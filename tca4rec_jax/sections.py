@@ -163,6 +163,8 @@ class TrainingFields(NamedTuple):
       rows: how many rows are trained on, sampled with the run's seed; 0 takes all.
       targets: 'all' supervises every title of a user's sequence after the first, 'last' one title
         per row, as published.
+      unsupervised_end: so many tokens at the end of every title, its end token first, are read but
+        not trained on. The published code leaves out 2, though its lists are scored with them.
       tasks: further examples, one of every item each: texts with fields of items, as '{title} is
         {id}', the last of which, and what follows it, is to be generated. Plain next-token
         prediction; the log's NLL per title has their answers in it, too.
@@ -184,6 +186,7 @@ class TrainingFields(NamedTuple):
 
     rows: Natural = 0
     targets: Literal["all", "last"] = "all"
+    unsupervised_end: Natural = 0
     tasks: tuple[Text, ...] = ()
     batch_size: Count = 16
     micro_batches: Count = 1
@@ -206,12 +209,14 @@ class DecodingFields(NamedTuple):
         training data has an item twice.
       allow: a text file, one item id per line: nothing else is recommended.
       deny: a text file, one item id per line: these are not recommended.
+      max_title_tokens: no title of more tokens, its end included, is recommended; by default any.
     """
 
     beta: Temperature | None = None
     exclude_history: bool | None = None
     allow: LocalPath | None = None
     deny: LocalPath | None = None
+    max_title_tokens: Count | None = None
 
 
 class InferenceFields(NamedTuple):

@@ -141,7 +141,7 @@ def load_batches(experiment: Experiment) -> Batches:
         check_eta(config.objective.eta, int(children[int(children[0] == 1)]))
     split = training_split(config)
     examples = experiment.recipe.build_examples(
-        experiment.data.splits[split], experiment.items, experiment.compressed_trie, config
+        experiment.data.splits[split], experiment.items, experiment.training_trie, config
     )
     if 0 < training.rows < len(examples):
         rng = np.random.default_rng(config.seed)

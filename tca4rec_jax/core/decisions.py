@@ -46,6 +46,13 @@ class RaggedDecisions:
         fields = (self.position, self.title, self.node, self.child)
         return RaggedDecisions(*(field.take(rows_B) for field in fields))
 
+    def before(self, position_R: np.ndarray) -> "RaggedDecisions":
+        """Those at positions before position_R (int) of their row."""
+        kept = self.position.values < np.repeat(position_R, self.position.lengths)
+        ends = np.concatenate([[0], np.cumsum(kept)])[self.position.offsets]
+        fields = (self.position, self.title, self.node, self.child)
+        return RaggedDecisions(*(Ragged(field.values[kept], ends) for field in fields))
+
     def pad(self, rows_B: np.ndarray, width: int | None = None) -> Decisions:
         """Those of some rows; by default as wide as the longest of all rows, so of one shape."""
         width = width or max(int(self.node.lengths.max()), 1)
@@ -55,14 +62,17 @@ class RaggedDecisions:
         return Decisions(position, title, node, child, inside_BxK.astype(np.float32))
 
 
-def title_decisions(compressed: ItemTrie) -> RaggedDecisions:
-    """The decisions of each item's title, of a compressed trie; positions count its tokens."""
-    path_IxK = compressed.paths_QxK[compressed.leaf_of_item]
+def title_decisions(trie: ItemTrie, forced: bool = False) -> RaggedDecisions:
+    """The decisions of each item's title, of a compressed trie; positions count its tokens.
+
+    With `forced`, of a trie token by token, every token of a title counts as decided.
+    """
+    path_IxK = trie.paths_QxK[trie.leaf_of_item]
     next_IxK = np.concatenate([path_IxK[:, 1:], np.full_like(path_IxK[:, :1], -1)], axis=1)
-    decided = (path_IxK >= 0) & (compressed.child_count[path_IxK] > 1)
+    decided = (path_IxK >= 0) & (trie.child_count[path_IxK] > (0 if forced else 1))
     node, child = path_IxK[decided], next_IxK[decided]
     counts = decided.sum(axis=1)
-    position, child = compressed.depth[node], child - compressed.child_start[node]
+    position, child = trie.depth[node], child - trie.child_start[node]
     fields = (position, np.zeros_like(node), node, child)
     return RaggedDecisions(*(Ragged.from_lengths(field, counts) for field in fields))
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.core import Array
-from tca4rec_jax.core.collaborative_tokenizer import CFItems, in_chunks, project
+from tca4rec_jax.core.collaborative_tokenizer import CFItems, in_chunks, project, project_rounded
 from tca4rec_jax.core.decisions import Targets
 from tca4rec_jax.core.temperature import Moments
 from tca4rec_jax.core.trie import DeviceTrie
@@ -41,7 +41,7 @@ HeadOf = Callable[[jax.Array | None], Head]  # tokens [U], or None for the vocab
     data_fields=["alpha", "beta", "tau"],
     meta_fields=[
         *("form", "softmax", "mean_over", "scale_by_tau"),
-        *("temperature", "eta", "tau_bounds", "tau_weight"),
+        *("temperature", "eta", "tau_bounds", "tau_weight", "cf_dtype"),
     ],
 )
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Objective:
       eta: of the adaptive tau: a share of the first tokens of titles.
       tau_bounds: the least and the greatest tau that a batch may ask for.
       tau_weight: of the newest batch in the running tau.
+      cf_dtype: of the CF logits, the probabilities made of them and their sums. In the 'bfloat16'
+        of the published code next tokens add up to 0.95 to 1: slow, to compare with that code.
     """
 
     alpha: Share = 0.1
@@ -77,6 +79,7 @@ class Objective:
     eta: Positive = 0.25
     tau_bounds: Bounds = (1.5, 5.0)
     tau_weight: Share = 0.05
+    cf_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         for name, default in (("mean_over", "positions"), ("temperature", "fixed")):
@@ -86,11 +89,20 @@ class Objective:
                     f"objective.{name} is {value!r}, which is for objective.softmax=children: set "
                     f"that, or objective.{name}={default}"
                 )
+            if value != default and self.rounds:
+                raise UserError(
+                    f"objective.{name} is {value!r}: objective.cf_dtype=bfloat16 needs {default!r}"
+                )
 
     @property
     def adapts(self) -> bool:
         """Whether tau follows the logits."""
         return self.temperature == "adaptive"
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the CF distributions are rounded, so that forced tokens have a loss, too."""
+        return self.cf_dtype == "bfloat16"
 
     def check(self) -> "Objective":
         """Returns itself; raises UserError naming the field that is out of range."""
@@ -155,7 +167,7 @@ def tca_loss(
       cf_BxPxD: for every supervised title the CF logits of all items [B, P, I], or user vectors.
       cf_items: the item side of user vectors, DENSE for logits; None leaves the projection out: the
         loss is plain next-token prediction, as with alpha = 0.
-      trie: the compressed trie.
+      trie: the compressed trie; token by token if the objective rounds.
       project: collaborative_tokenizer.project, or its version for items that are sharded.
     """
     labels, objective = _soft_labels(targets, cf_BxPxD, cf_items, trie, objective, project)
@@ -194,8 +206,9 @@ def _soft_labels(
         objective = dataclasses.replace(objective, alpha=0.0)
         log_p_cf_KxC = jnp.where(is_child_KxC, 0.0, -jnp.inf)
     else:
-        pair_K = (decisions.title + titles * row_Bx1).ravel()
+        pair_K = jnp.ravel(decisions.title + titles * row_Bx1)
         cf_PxD = cf_BxPxD.reshape(rows * titles, -1)
+        project = project_rounded if objective.rounds else project
         log_p_cf_KxC = project(cf_PxD, cf_items, pair_K, node_K, trie, objective.beta)
     token_N = trie.choice_index if objective.softmax == "children" else trie.token
     labels = SoftLabels(

@@ -79,6 +79,8 @@ class DataConfig:
       split: fractions of the rows in train, validation and test, in time order ('time').
       seed: of the order of interactions that share a timestamp.
       max_title_length: titles are cut to so many characters; 0 keeps them whole.
+      title_spaces: runs of white space in a title are made 'single' spaces, and it has none at its
+        ends; 'kept' leaves those of 'published' as they are in the file.
       encoding: of the text files of 'files' and 'sequences'.
       drop_invalid: leave out rows of these that cannot be used, and log how many and why.
       drop_duplicates: keep one of the interactions of a user, an item and a time.
@@ -104,6 +106,7 @@ class DataConfig:
     split: Fractions = (0.8, 0.1, 0.1)
     seed: Seed = 0
     max_title_length: Natural = 100
+    title_spaces: Literal["single", "kept"] = "single"
     encoding: Encoding = "utf-8"
     drop_invalid: bool = False
     drop_duplicates: bool = False
@@ -125,6 +128,8 @@ class DataConfig:
             raise UserError("data.attributes needs data.catalogue")
         if self.rating_column and self.source == "published":
             raise UserError("data.rating_column is set, but data.source=published has no ratings")
+        if self.title_spaces == "kept" and self.source != "published":
+            raise UserError("data.title_spaces is 'kept': that is for data.source=published only")
         fixed = {"sequences": "leave_one_out", "published": "time"}
         if self.split_by != fixed.get(self.source, self.split_by):
             why = "no times" if self.source == "sequences" else "splits of their own"
@@ -211,7 +216,12 @@ def _source_files(config: DataConfig) -> dict[str, Path]:
 
 def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
     if config.source == "published":
-        return read_published(files["items"].parent, config.max_title_length, config.attributes)
+        return read_published(
+            files["items"].parent,
+            config.max_title_length,
+            config.attributes,
+            keep_spaces=config.title_spaces == "kept",
+        )
     if config.source == "movielens_100k":
         catalogue, interactions = read_movielens(
             files["catalogue"].parent,

@@ -71,15 +71,19 @@ def catalogue_of(
     titles: Iterable[str],
     max_length: int,
     attributes: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    *,
+    keep_spaces: bool = False,
 ) -> Catalogue:
     """A Catalogue whose errors name the file; titles are cut if `max_length` is not 0.
 
+    A title that is cut after a space loses it, unless spaces are kept.
     What is odd about the titles is logged.
     """
     if max_length < 0:
         raise UserError(f"data.max_title_length is {max_length}: expected at least 0")
     whole = tuple(titles)
-    cut = tuple(title[: max_length or None].strip() for title in whole)
+    cut = tuple(title[: max_length or None] for title in whole)
+    cut = cut if keep_spaces else tuple(map(str.strip, cut))
     try:
         catalogue = Catalogue(tuple(item_ids), cut, dict(attributes))
     except ValueError as error:

@@ -8,7 +8,7 @@ Axis letters: I items, T templates.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import NamedTuple
@@ -28,26 +28,11 @@ from tca4rec_jax.data.templates import (
     check_fields_of,
     parse,
 )
+from tca4rec_jax.data.text_encoder import TextEncoder, WholeTexts, encode, filled
 from tca4rec_jax.errors import UserError
 
 _PLACEHOLDER = "prompt.placeholder"
 _RESERVED = re.compile("reserved|unused|extra")  # control tokens that are there to be given a use
-
-
-class TextEncoder(NamedTuple):
-    """How a tokenizer makes ids of the texts of a prompt.
-
-    Attributes:
-      inside: of a text that follows other text.
-      first: of a text that begins a prompt, with the BOS token if prompts have one.
-      control: the ids of control tokens, by their text.
-      spare: those of them that have no role, such as BOS or padding.
-    """
-
-    inside: Callable[[str], list[int]]
-    first: Callable[[str], list[int]]
-    control: Mapping[str, int] = {}
-    spare: Sequence[str] = ()
 
 
 class Pieces(NamedTuple):
@@ -90,6 +75,7 @@ class ItemTokens:
       tasks: what is trained on beside histories.
       between: int32 Ragged [T], the text before the candidates, if prompts have them.
       answers: what `written` has in the place of items, if it has.
+      whole: makes the tokens of prompts, if they are not those of their pieces.
     """
 
     written: Ragged
@@ -101,6 +87,7 @@ class ItemTokens:
     tasks: Sequence[Task] = ()
     between: Ragged | None = None
     answers: Sequence[str] = ()
+    whole: WholeTexts | None = None
 
     @cached_property
     def pieces(self) -> Pieces:
@@ -136,8 +123,8 @@ def tokenise_items(
     end = one_token(template.end, "prompt.end", encoder) if template.end else None
     placeholder = _placeholder(encoder, template) if carried_vectors(template) else None
     # Items are shown mostly as they are written.
-    encoder = encoder._replace(inside=cache(encoder.inside), first=cache(encoder.first))
-    of = _Tokeniser(columns, encoder, placeholder)
+    cached = encoder._replace(inside=cache(encoder.inside), first=cache(encoder.first))
+    of = _Tokeniser(columns, cached, placeholder)
 
     def task(text: str) -> Task:
         parts = parse(text, "training.tasks")
@@ -148,16 +135,30 @@ def tokenise_items(
 
     around = [_around(text) for text in template.templates]
     between = [of.words(texts[0]) for _, *texts, _ in around if texts]
+    bos, whole = _bos_before_target(template, encoder), template.tokenised == "whole"
     return ItemTokens(
         written=of.items(written, "prompt.target" if template.target else "prompt.item", end),
         shown=of.items(shown, "prompt.item"),
         before=_ragged([of.words(before, begin=True) for before, *_ in around]),
-        after=_ragged([of.words(after) for *_, after in around]),
+        after=_ragged([[*of.words(after), *bos] for *_, after in around]),
         separator=np.array(of.words([(template.separator, "")]), np.int32),
         placeholder=placeholder,
         tasks=[task(text) for text in tasks],
         between=_ragged(between) if between else None,
+        whole=WholeTexts(encoder, of.texts(template, around, bos)) if whole else None,
     )
+
+
+def _bos_before_target(template: PromptTemplate, encoder: TextEncoder) -> list[int]:
+    """The tokens between a template's last text and the target."""
+    if not template.bos_before_target:
+        return []
+    if encoder.bos is None:
+        raise UserError(
+            "prompt.bos_before_target is true, but the tokenizer has no BOS token: name the text "
+            "of one in prompt.bos_token"
+        )
+    return [encoder.bos]
 
 
 class _Tokeniser(NamedTuple):
@@ -179,8 +180,7 @@ class _Tokeniser(NamedTuple):
         forbidden = {token: text for text, token in self.encoder.control.items()}
         forbidden |= {} if end is None else {end: "prompt.end"}
         forbidden |= {} if self.placeholder is None else {self.placeholder: _PLACEHOLDER}
-        used = {field: self.columns[field] for _, field in parts if field in self.columns}
-        for field, texts in used.items():
+        for field, texts in (used := self._used(parts)).items():
             empty = next((item for item, text in enumerate(texts) if not text.strip()), None)
             if empty is not None:
                 raise UserError(
@@ -188,13 +188,34 @@ class _Tokeniser(NamedTuple):
                     f"item, or leave {{{field}}} out"
                 )
         rows, segments = [], self._segments(parts)
-        for item, texts in enumerate(zip(*used.values(), strict=True)):
-            fields = dict(zip(used, texts, strict=True))
+        for item, fields in enumerate(_rows_of(used)):
             ids = self._tokens(segments, f"item {item}", fields, forbidden, begin)
             if not ids:
                 raise UserError(f"item {item}: this tokenizer makes no tokens of {fields}")
             rows.append(ids if end is None else [*ids, end])
         return _ragged(rows)
+
+    def texts(
+        self, template: PromptTemplate, around: Sequence[Sequence[Parts]], bos: list[int]
+    ) -> list[list[int | str]]:
+        """Of the pieces; `around` are those before, between and after of each template, `bos` what
+        follows the last."""
+        shown = self._segments(template.item_parts)
+        of_items = [filled(shown, fields) for fields in _rows_of(self._used(template.item_parts))]
+
+        def words(parts: Parts, after: Sequence[int] = ()) -> list[int | str]:
+            return [*filled(self._segments(parts), {}), *after]
+
+        written: list[list[int | str]] = [[] for _ in range(len(of_items) + 1)]
+        befores = [words(before) for before, *_ in around]
+        betweens = [words(texts[0]) for _, *texts, _ in around if texts] or [[]]
+        afters = [words(after, bos) for *_, after in around]
+        separator = words([(template.separator, "")])
+        return [*of_items, *written, *befores, *betweens, *afters, separator]
+
+    def _used(self, parts: Parts) -> dict[str, Sequence[str]]:
+        """The columns that parts show."""
+        return {field: self.columns[field] for _, field in parts if field in self.columns}
 
     def _segments(self, parts: Parts) -> list[int | Parts]:
         """Texts with fields, and the tokens between them: control tokens and placeholders."""
@@ -218,21 +239,21 @@ class _Tokeniser(NamedTuple):
 
     def _tokens(self, segments, where, fields, forbidden, begin: bool) -> list[int]:
         """The tokens of segments, whose fields have these texts."""
-        ids: list[int] = []
-        for at, segment in enumerate(segments):
-            if isinstance(segment, int):
-                ids.append(segment)
-                continue
-            text = "".join(text + fields.get(field, "") for text, field in segment)
-            encode = self.encoder.first if begin and at == 0 else self.encoder.inside
-            found = encode(text)
-            if bad := forbidden.keys() & found[len(encode("")) :]:  # BOS is no part of the text
+
+        def check(text: str, found: list[int]) -> None:
+            if bad := forbidden.keys() & found:
                 raise UserError(
                     f"{where}: {text!r} contains {forbidden[min(bad)]} as this tokenizer reads it: "
                     "change it"
                 )
-            ids += found
-        return ids
+
+        return encode(filled(segments, fields), self.encoder, begin=begin, check=check)
+
+
+def _rows_of(columns: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
+    """The texts of each item by their field."""
+    for texts in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, texts, strict=True))
 
 
 def one_token(text: str, name: str, encoder: TextEncoder) -> int:

@@ -6,6 +6,7 @@ and to the target are texts of the template, to every other item it is the separ
 Axis letters: R rows, H history items, I items.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from tca4rec_jax.data.item_tokens import ItemTokens
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import PAD_ITEM
+from tca4rec_jax.data.text_encoder import WholeTexts
 from tca4rec_jax.errors import UserError
 
 USER_SLOT = -2  # in place of an item: the placeholder carries the user's vector
@@ -124,8 +126,30 @@ def row_tokens(
     placed = np.flatnonzero(flat.values == tokens.placeholder)
     carried = np.stack([np.full(items.values.size, USER_SLOT), items.values], axis=1).ravel()
     slots = carried[flat.row_of(placed)].astype(np.int32)
-    prompts = Prompts(rows, Ragged(slots, np.searchsorted(placed, rows.offsets)))
-    return Rows(prompts, Ragged(starts, items.offsets))
+    slots_R = Ragged(slots, np.searchsorted(placed, rows.offsets))
+    if tokens.whole is not None:
+        rows, starts = _read_as_one(tokens, tokens.whole, entries, items.offsets)
+    return Rows(Prompts(rows, slots_R), Ragged(starts, items.offsets))
+
+
+def _read_as_one(
+    tokens: ItemTokens, whole: WholeTexts, entries: np.ndarray, offsets: np.ndarray
+) -> tuple[Ragged, np.ndarray]:
+    """(rows of tokens, where each item begins) of rows whose prompts are tokenised as one text.
+
+    `entries` are the pieces of all rows, two an item, the row r's from 2 * offsets[r] on. Of items
+    in a history, which may have no tokens of their own, the beginning is -1.
+    """
+    made = [
+        whole.tokens(entries[2 * start : 2 * stop - 1].tolist())
+        for start, stop in itertools.pairwise(offsets)
+    ]
+    lengths = np.array(list(map(len, made)), np.int64)
+    prompts = Ragged.from_lengths(np.array([*itertools.chain(*made)], np.int32), lengths)
+    last = offsets[1:] - 1
+    starts = np.full(offsets[-1], -1)
+    starts[last] = lengths
+    return prompts.followed_by(tokens.pieces.tokens.take(entries[2 * last + 1])), starts
 
 
 def check_sequences(tokens: ItemTokens) -> None:
@@ -140,6 +164,7 @@ def check_sequences(tokens: ItemTokens) -> None:
     start = ranges(shown.offsets[:-1], tokens.written.lengths)
     reasons = {
         "prompt.templates has several": len(tokens.before) > 1,
+        "prompt.tokenised is 'whole'": tokens.whole is not None,
         "{candidates} are those of one target": tokens.between is not None,
         "a template's text between {history} and {target} is not prompt.separator": (
             not np.array_equal(tokens.after[0], tokens.separator)

@@ -40,21 +40,28 @@ def published_files(folder: Path) -> dict[str, Path]:
 
 
 def read_published(
-    folder: Path | str, max_title_length: int = 0, attributes: Sequence[str] = ()
+    folder: Path | str,
+    max_title_length: int = 0,
+    attributes: Sequence[str] = (),
+    *,
+    keep_spaces: bool = False,
 ) -> RecData:
     """The catalogue and the splits; train_sequences holds the rows of train as they are.
 
-    `attributes` are other columns of item.csv.
+    `attributes` are other columns of item.csv. White space in titles is made single spaces, unless
+    it is kept.
 
     Raises FileNotFoundError or UserError, naming file and row, for files of another form.
     """
     files = published_files(Path(folder))
-    catalogue = _read_catalogue(files["items"], max_title_length, attributes)
+    catalogue = _read_catalogue(files["items"], max_title_length, attributes, keep_spaces)
     splits = {name: _read_rows(files[name], catalogue) for name in SPLIT_FILES}
     return RecData(catalogue, {"train_sequences": splits["train"], **splits})
 
 
-def _read_catalogue(path: Path, max_title_length: int, attributes: Sequence[str]) -> Catalogue:
+def _read_catalogue(
+    path: Path, max_title_length: int, attributes: Sequence[str], keep_spaces: bool
+) -> Catalogue:
     table = read_table(path, {name: name for name in ("iid", "rawid", "title", *attributes)})
     iid = table.integers("iid", least=1)
     order = np.argsort(iid, kind="stable")
@@ -65,11 +72,13 @@ def _read_catalogue(path: Path, max_title_length: int, attributes: Sequence[str]
             f"where {wrong[0] + 1} was expected (a duplicated or a missing iid)"
         )
     ids, titles = table.ids("rawid")[order], table.titles("title")[order]
+    if keep_spaces:
+        titles = table.texts("title").to_numpy(object)[order]
     texts = {
         name: tuple(map(texts.__getitem__, order))
         for name, texts in table.attributes(attributes).items()
     }
-    return catalogue_of(path, ids, titles, max_title_length, texts)
+    return catalogue_of(path, ids, titles, max_title_length, texts, keep_spaces=keep_spaces)
 
 
 def _read_rows(path: Path, catalogue: Catalogue) -> ItemSequences:

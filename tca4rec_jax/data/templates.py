@@ -44,6 +44,11 @@ class PromptTemplate:
         <|im_end|>.
       bos: whether a prompt begins with the tokenizer's BOS token: 'added' where the tokenizer adds
         it to a text, 'known' wherever it has one, 'never'.
+      bos_token: the text of the token that is BOS; by default the tokenizer's.
+      bos_before_target: whether BOS stands before the target, too.
+      tokenised: a prompt becomes tokens in 'pieces', each item and each text around them on its
+        own, or as a 'whole', where the tokens of an item may depend on what stands beside it. The
+        target is always on its own.
       max_tokens: of a prompt; the latest items that fit are kept.
 
     Raises UserError for a template without these fields, in another order, or with others.
@@ -58,6 +63,9 @@ class PromptTemplate:
     placeholder: str = ""
     chat: bool = False
     bos: Literal["added", "known", "never"] = "added"
+    bos_token: str = ""
+    bos_before_target: bool = False
+    tokenised: Literal["pieces", "whole"] = "pieces"
     max_tokens: Count = 256
 
     def __post_init__(self):

@@ -46,6 +46,16 @@ class ItemFilter:
             exclude_history = not data.splits["train_sequences"].repeat_items
         return cls(allowed_I, exclude_history)
 
+    def only(self, allowed_I: np.ndarray) -> "ItemFilter":
+        """Of the items that may be recommended only these (bool).
+
+        Raises UserError if there are none.
+        """
+        allowed_I = self.allowed_I & allowed_I
+        if not allowed_I.any():
+            raise UserError("decoding leaves no item that may be recommended")
+        return ItemFilter(allowed_I, self.exclude_history)
+
     def content_hash(self) -> str:
         """SHA-256 (hex) of which items are allowed and whether histories are excluded."""
         flags = np.append(self.allowed_I, self.exclude_history)

@@ -21,8 +21,8 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from tca4rec_jax.data.item_tokens import TextEncoder
 from tca4rec_jax.data.templates import PromptTemplate, parse
+from tca4rec_jax.data.text_encoder import TextEncoder
 from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
 
@@ -167,13 +167,14 @@ def _sentencepiece(file: GGUFFile) -> Tokenizer:
     return tokenizer
 
 
-def text_encoder(tokenizer: PreTrainedTokenizerBase, bos: str) -> TextEncoder:
+def text_encoder(tokenizer: PreTrainedTokenizerBase, bos: str, bos_token: str = "") -> TextEncoder:
     """A prompt's encoder: a text never becomes a control token, nor gets a space that it lacks.
 
     SentencePiece tokenizers (Llama 2, Mistral) put a space before a text; here only before the
-    first one of a prompt. `bos` is as in PromptTemplate.
+    first one of a prompt. `bos` and `bos_token` are as in PromptTemplate.
 
-    Raises UserError for a tokenizer in Python, which has no such settings.
+    Raises UserError for a tokenizer in Python, which has no such settings, or a bos_token that is
+    none of its tokens.
     """
     if not tokenizer.is_fast:
         raise UserError(
@@ -189,20 +190,27 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase, bos: str) -> TextEncoder:
             part.prepend_scheme = "never"
         if isinstance(part, pre_tokenizers.ByteLevel):
             part.add_prefix_space = False
-    known = [] if tokenizer.bos_token is None else [tokenizer.bos_token_id]
-    added = [token for token in tokenizer("")["input_ids"][:1] if token in known]
-    begin = {"known": known, "added": added, "never": []}[bos]
     control = {
         str(token): index
         for index, token in tokenizer.added_tokens_decoder.items()
         if token.special and index != tokenizer.unk_token_id
     }
-    roles = tokenizer.special_tokens_map.values()
+    if bos_token and bos_token not in control:
+        raise UserError(
+            f"prompt.bos_token is {bos_token!r}: expected one of the tokenizer's control tokens, "
+            f"{', '.join([*control][:3])} .."
+        )
+    known = [control[bos_token]] if bos_token else [tokenizer.bos_token_id]
+    known = [token for token in known if token is not None]
+    added = [token for token in tokenizer("")["input_ids"][:1] if token in known]
+    begin = {"known": known, "added": added, "never": []}[bos]
+    roles = {*tokenizer.special_tokens_map.values(), bos_token}
     return TextEncoder(
         inside=lambda text: inside.encode(text, add_special_tokens=False).ids,
         first=lambda text: begin + first.encode(text, add_special_tokens=False).ids,
         control=control,
         spare=[text for text in control if text not in roles],
+        bos=known[0] if known else None,
     )
 
 

@@ -22,6 +22,7 @@ from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.config import build
 from tca4rec_jax.core.collaborative_tokenizer import DENSE
 from tca4rec_jax.core.decisions import title_decisions
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.item_tokens import ItemTokens
@@ -58,8 +59,13 @@ def write_items(
                 f"the probabilities of two answers, set decoding.{name}={value}"
             )
     template = prompt_template(tokenizer, config)
-    encoder = text_encoder(tokenizer, template.bos)
+    encoder = text_encoder(tokenizer, template.bos, template.bos_token)
     answers = config.recommender.answers
+    if template.tokenised == "whole" or template.bos_before_target:
+        raise UserError(
+            "recommender.name is 'answer': set prompt.tokenised=pieces and "
+            "prompt.bos_before_target=false"
+        )
     return tokenise_questions(catalogue.columns, encoder, template, answers)
 
 
@@ -80,9 +86,11 @@ def build_examples(
     sequences: ItemSequences, items: ItemTokens, compressed: ItemTrie, config: ConfigDict
 ) -> Examples:
     """A question and its answer for every row. Raises UserError for other targets or tasks."""
-    if config.training.targets != "last" or config.training.tasks:
+    training, rounds = config.training, build(Objective, config.objective).rounds
+    if training.targets != "last" or training.tasks or training.unsupervised_end or rounds:
         raise UserError(
-            "recommender.name is 'answer': set training.targets=last, without training.tasks"
+            "recommender.name is 'answer': set training.targets=last, without training.tasks and "
+            "training.unsupervised_end, and objective.cf_dtype=float32"
         )
     questions = Questions(sequences, len(items.shown), config)
     answer_R, template = questions.asked.answer_R, build(PromptTemplate, config.prompt)

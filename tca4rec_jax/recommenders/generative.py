@@ -58,7 +58,7 @@ def write_items(
     template = prompt_template(tokenizer, config)
     if any(map(asks, template.templates)):
         raise UserError("prompt.templates has {item}: set recommender.name=answer, or leave it out")
-    encoder = text_encoder(tokenizer, template.bos)
+    encoder = text_encoder(tokenizer, template.bos, template.bos_token)
     return tokenise_items(catalogue.columns, encoder, template, tasks)
 
 
@@ -73,16 +73,18 @@ def show_history(
 
 
 def build_examples(
-    sequences: ItemSequences, items: ItemTokens, compressed: ItemTrie, config: ConfigDict
+    sequences: ItemSequences, items: ItemTokens, trie: ItemTrie, config: ConfigDict
 ) -> examples.Examples:
     """Every title of a sequence as a target, or the last one (training.targets); and the tasks."""
     return examples.build_examples(
         sequences,
         items,
-        compressed,
+        trie,
         targets=config.training.targets,
         max_tokens=config.prompt.max_tokens,
         candidates=config.prompt.candidates or 0,
+        unsupervised_end=config.training.unsupervised_end,
+        forced=build(Objective, config.objective).rounds,
         seed=config.seed,
     )
 

@@ -33,7 +33,7 @@ class Recipe:
       show_history: 2. How a history is shown: (item tokens, histories int32 [R, H] padded on the
         left with PAD_ITEM, config,
         candidates int32 [R, N] or None) -> the prompts.
-      build_examples: 2. The same for training: (users' sequences, item tokens, compressed trie,
+      build_examples: 2. The same for training: (users' sequences, item tokens, training_trie,
         config) -> the examples, with their targets and decisions.
       trainable: 3. What is trained: config -> the filter of nnx.split that picks the decoder's
         trained parameters.

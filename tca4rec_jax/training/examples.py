@@ -52,19 +52,22 @@ class Examples:
 def build_examples(
     sequences: ItemSequences,
     tokens: ItemTokens,
-    compressed: ItemTrie,
+    trie: ItemTrie,
     *,
     targets: str,
     max_tokens: int,
     candidates: int = 0,
+    unsupervised_end: int = 0,
+    forced: bool = False,
     seed: int = 0,
 ) -> Examples:
     """Examples of a split: users' sequences ('all') or histories with targets ('last').
 
-    `compressed` is the compressed trie of the catalogue's `tokens`; a row has at most max_tokens.
-    The templates, and so many `candidates` if they show them, are drawn from `seed`. Raises
-    UserError for unknown targets, prompts that they do not go with, a title that does not fit, or
-    if there is no example.
+    `trie` is that of the catalogue's `tokens`, compressed or, for decisions at `forced` tokens too,
+    token by token; a row has at most max_tokens.
+    The last `unsupervised_end` tokens of a title are not supervised. The templates, and so many
+    `candidates` if they show them, are drawn from `seed`. Raises UserError for unknown targets,
+    prompts that they do not go with, a title that does not fit, or if there is no example.
     """
     check_choice("training.targets", targets, ("all", "last"))
     if targets == "all":
@@ -87,9 +90,10 @@ def build_examples(
         supervised[pieces.offsets[1:] - 1] = True
     if not len(pieces):
         raise UserError("no training example: every row has a single item, so nothing precedes it")
-    decisions = title_decisions(compressed)
     made = row_tokens(tokens, pieces, *how)
-    examples = _supervise(pieces, first, supervised, tokens.written, made, decisions)
+    length_I = np.maximum(tokens.written.lengths - unsupervised_end, 0)
+    decisions = title_decisions(trie, forced).before(length_I)
+    examples = _supervise(pieces, first, supervised, length_I, made, decisions)
     return _with_tasks(examples, tokens.tasks)
 
 
@@ -173,9 +177,12 @@ def _pieces(sequences: ItemSequences, tokens: ItemTokens, max_tokens: int):
 
 
 def _supervise(
-    pieces, first, supervised, written: Ragged, rows: Rows, decisions: RaggedDecisions
+    pieces, first, supervised, length_I, rows: Rows, decisions: RaggedDecisions
 ) -> Examples:
-    """Positions, labels, CF rows and decisions of the supervised titles of each piece."""
+    """Positions, labels, CF rows and decisions of the supervised titles of each piece.
+
+    Of every item's title the first length_I tokens are supervised.
+    """
     (ids, slots), starts = rows
     row_of_item = np.repeat(np.arange(len(pieces)), pieces.lengths)
     items, row = pieces.values[supervised], row_of_item[supervised]  # of every supervised title
@@ -184,7 +191,7 @@ def _supervise(
         lengths = np.bincount(np.repeat(row, per_title), minlength=len(pieces))
         return Ragged.from_lengths(values, lengths)
 
-    lengths = written.lengths[items]
+    lengths = length_I[items]
     position = ranges(starts.values[supervised] - 1, lengths)
     positions = per_row(position.astype(np.int32), lengths)
     label = ids.values[np.repeat(ids.offsets[row], lengths) + position + 1]

@@ -78,7 +78,10 @@ def training_inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises StaleError if training.start_from is no run; one that has been started from it needs it
     no more.
     """
-    training = ("rows", "targets", "tasks", "batch_size", "buckets", "steps")
+    training = (
+        *("rows", "targets", "unsupervised_end", "tasks"),
+        *("batch_size", "buckets", "steps"),
+    )
     inputs = {
         "objective": config.objective.to_dict(),
         "optimizer": config.optimizer.to_dict(),

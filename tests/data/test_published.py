@@ -42,6 +42,17 @@ def test_titles_are_cut(tmp_path):
     assert read_published(tmp_path, max_title_length=3).catalogue.titles == ("Pap", "Pen", "NA")
 
 
+def test_spaces_in_titles_are_kept_if_asked(tmp_path):
+    _write(tmp_path, **{"item.csv": ITEMS.replace("NA", "N ")})
+    kept = read_published(tmp_path, max_title_length=7, keep_spaces=True).catalogue.titles
+    assert kept == ("Paper", "Pens,  ", "N ")
+    assert read_published(tmp_path, max_title_length=7).catalogue.titles == (
+        "Paper",
+        "Pens, b",
+        "N",
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -240,6 +240,16 @@ def test_what_a_user_of_sentencepiece_defined_is_never_taken_apart(tmp_path):
     assert tokenizer.decode(encoder.first("<b>Toy  Toy Story")[1:]) == "<b>Toy  Toy Story"
 
 
+def test_bos_may_be_another_control_token(tmp_path):
+    tokenizer = load_tokenizer(write_sentencepiece(tmp_path / "a.gguf"))
+    other = tokenizer.convert_tokens_to_ids("</s>")
+    encoder = text_encoder(tokenizer, "known", "</s>")
+    assert (encoder.bos, encoder.first("")) == (other, [other])
+    assert text_encoder(tokenizer, "never").bos == tokenizer.bos_token_id
+    with pytest.raises(UserError, match="bos_token is 'x': expected one of .* control tokens, <s>"):
+        text_encoder(tokenizer, "known", "x")
+
+
 def sentencepiece_unigram(scheme):
     """As T5 and newer exports of Llama 2: the space is the pre-tokenizer's."""
     backend = Tokenizer(models.Unigram())

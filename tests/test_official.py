@@ -1,0 +1,165 @@
+"""Each quirk of the published code, one by one, against the published formulas on tiny data."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from published_formulas import PublishedLoss, prompt
+
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.objective import Objective, of_logits, tca_loss
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
+from tca4rec_jax.data.item_tokens import TextEncoder, tokenise_items
+from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.data.templates import PromptTemplate
+from tca4rec_jax.decoding.filters import ItemFilter
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.training.batches import Batches
+from tca4rec_jax.training.examples import build_examples
+
+BOS, END, MERGED, VOCABULARY = 1, 2, 3, 128
+# Many titles under one first token and one under another; one begins another, one has one token.
+TITLES = [*(f"a{chr(98 + n % 20)}{chr(98 + n // 20)}!" for n in range(80)), "ab", "ab", "c", "x y"]
+PUBLISHED = Objective(0.3, cf_dtype="bfloat16")
+
+
+def encode(text):
+    """A token a letter, but one of a quotation mark and a comma: they are merged."""
+    return [ord(letter) for letter in text.replace('",', chr(MERGED))]
+
+
+LETTERS = TextEncoder(encode, encode, {"<s>": BOS, "</s>": END}, bos=BOS)
+TEMPLATE = PromptTemplate(
+    (prompt(["H"], "toys").replace('"H"', "{history}") + "{target}",),
+    item='"{title}"',
+    separator=", ",
+    target="{title}",
+    end="</s>",
+    bos_before_target=True,
+    tokenised="whole",
+    max_tokens=1000,
+)
+
+
+def sequences():
+    rng = np.random.default_rng(0)
+    items = np.concatenate([rng.integers(0, len(TITLES), (8, 3)), [[80], [82], [5], [83]] * 2], 1)
+    return ItemSequences(np.arange(8), items.ravel(), 4 * np.arange(9), np.full(32, -1))
+
+
+@dataclasses.dataclass
+class Store:
+    """CF logits in memory."""
+
+    vectors: np.ndarray
+    table: np.ndarray
+
+    def read(self, positions):
+        return self.vectors[positions]
+
+
+def examples_of(template, unsupervised_end=2, forced=True):
+    """(examples, items' tokens, their trie)."""
+    tokens = tokenise_items({"title": TITLES}, LETTERS, template)
+    trie = ItemTrie.build(tokens.written)
+    trie = trie if forced else trie.compress()
+    how = {"unsupervised_end": unsupervised_end, "forced": forced, "max_tokens": 1000}
+    return build_examples(sequences(), tokens, trie, targets="last", **how), tokens, trie
+
+
+LOSS = jax.jit(tca_loss, static_argnums=1)
+
+
+def case(objective=PUBLISHED, unsupervised_end=2):
+    """(our loss of a batch, the published one of PublishedLoss(..)) with the same logits."""
+    split, rng = sequences(), np.random.default_rng(1)
+    examples, tokens, trie = examples_of(TEMPLATE, unsupervised_end, objective.rounds)
+    store = Store(*(rng.normal(size=(size, 8)).astype(np.float32) for size in (32, 84)))
+    batches = Batches(examples, store, batch_size=8, seed=0, buckets=(1000,))
+    batch = batches.gather(np.arange(8))
+    logits = rng.normal(0, 2, (*batch.tokens_BxS.shape, VOCABULARY)).astype(np.float32)
+    args = logits, of_logits, batch.targets, batch.cf_BxPxD, CFItems(store.table)
+    sums = LOSS(*args, DeviceTrie.of(trie), objective)
+
+    def published(**changes):
+        loss = PublishedLoss([encode(title) for title in TITLES], END, 0.3, **changes)
+        losses = []
+        for row, last in enumerate(split.last_positions):
+            item = split.items[last]
+            first = len(examples.tokens[row]) - len(tokens.written[item])
+            losses += loss.positions(
+                item, logits[row, first - 1 :], store.vectors[last], store.table
+            )
+        return np.mean(losses)
+
+    return float(sums.total / sums.positions), published
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_loss_with_all_quirks_is_the_published_one(masked):
+    softmax = "children" if masked else "vocabulary"
+    objective = dataclasses.replace(PUBLISHED, softmax=softmax, tau=4.5 if masked else 1.0)
+    ours, published = case(objective)
+    assert ours == pytest.approx(published(masked=masked, tau=objective.tau), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("off", "line"),
+    [
+        ({"objective": dataclasses.replace(PUBLISHED, form="cross_entropy")}, "form"),
+        ({"objective": dataclasses.replace(PUBLISHED, cf_dtype="float32")}, "dtype"),
+        ({"unsupervised_end": 0}, "unsupervised_end"),
+    ],
+    ids=["objective.form", "objective.cf_dtype", "training.unsupervised_end"],
+)
+def test_a_quirk_of_the_loss_that_is_off_changes_its_line_alone(off, line):
+    changes = {"form": "cross_entropy", "dtype": np.float32, "unsupervised_end": 0}
+    ours, published = case(**off)
+    assert ours == pytest.approx(published(**{line: changes[line]}), abs=1e-5)
+    assert abs(ours - published()) > 5e-4
+
+
+def published_row(row, bos=(BOS,)):
+    """The tokens of a row, from its texts."""
+    *history, target = (TITLES[item] for item in sequences().items[4 * row :][:4])
+    return [*encode(prompt(history, "toys")), *bos, *encode(target), END]
+
+
+def test_a_prompt_is_tokenised_as_one_text_before_bos_and_the_target():
+    examples, *_ = examples_of(TEMPLATE)
+    for row in range(8):
+        assert examples.tokens[row].tolist() == published_row(row)
+    assert MERGED in examples.tokens[0]
+
+
+def test_without_bos_before_the_target_it_alone_is_missing():
+    template = dataclasses.replace(TEMPLATE, bos_before_target=False)
+    assert examples_of(template)[0].tokens[0].tolist() == published_row(0, bos=())
+
+
+def test_in_pieces_a_prompt_has_the_tokens_of_each_text_on_its_own():
+    examples, *_ = examples_of(dataclasses.replace(TEMPLATE, tokenised="pieces"))
+    two = [ord('"'), ord(",")]
+    apart = [t for token in published_row(0) for t in (two if token == MERGED else [token])]
+    assert examples.tokens[0].tolist() == apart
+
+
+def test_what_does_not_go_together_is_refused():
+    with pytest.raises(UserError, match="bos_before_target is true, but the tokenizer has no BOS"):
+        tokenise_items({"title": TITLES}, LETTERS._replace(bos=None), TEMPLATE)
+    with pytest.raises(UserError, match="cf_dtype=bfloat16 needs 'positions'"):
+        Objective(softmax="children", mean_over="decisions", cf_dtype="bfloat16")
+    tokens = tokenise_items({"title": TITLES}, LETTERS, TEMPLATE)
+    trie = ItemTrie.build(tokens.written)
+    with pytest.raises(UserError, match="prompt.tokenised is 'whole': set training.targets=last"):
+        build_examples(sequences(), tokens, trie, targets="all", max_tokens=1000)
+
+
+def test_titles_of_too_many_tokens_are_not_recommended():
+    allowed = ItemFilter(np.array([True, False, True, True]))
+    lengths = examples_of(TEMPLATE)[1].written.lengths[-4:]
+    assert lengths.tolist() == [3, 3, 2, 4]
+    assert allowed.only(lengths <= 3).allowed_I.tolist() == [True, False, True, False]
+    with pytest.raises(UserError, match="leaves no item"):
+        allowed.only(lengths > 4)
