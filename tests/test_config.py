@@ -265,6 +265,7 @@ def test_every_other_field_has_a_range_or_takes_anything():
         "prompt.target",
         "prompt.end",
         "prompt.placeholder",
+        "prompt.bos_token",
         "evaluation.variants",
         "evaluation.differences",
     }
