@@ -112,7 +112,8 @@ def validate(config: ConfigDict) -> None:
 
 def doubts(config: ConfigDict) -> list[str]:
     """What is allowed, but most likely not meant: a line each."""
-    if MOVIES in config.prompt.templates and config.data.source != "movielens_100k":
+    movies = ("movielens_100k", "movielens")
+    if MOVIES in config.prompt.templates and config.data.source not in movies:
         return [
             f"prompt.templates is {config.prompt.templates}, with data.source={config.data.source}"
             ": if the items are no movies, say what they are with --config.prompt.templates in "

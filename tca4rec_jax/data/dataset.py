@@ -20,6 +20,7 @@ from tca4rec_jax.data.interactions import (
 )
 from tca4rec_jax.data.movielens import INTERACTIONS_FILE, ITEMS_FILE, read_movielens
 from tca4rec_jax.data.published import published_files, read_published
+from tca4rec_jax.data.raw import FORMATS, read_raw
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.data.splits import build_splits
 from tca4rec_jax.data.tables import Reading
@@ -48,7 +49,23 @@ _ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # by source: nee
     "files": (("interactions", "catalogue"), ()),
     "sequences": (("interactions",), ("catalogue",)),
     "published": (("path",), ()),
+    **dict.fromkeys(FORMATS, (("interactions", "catalogue"), ())),
+    "lastfm": (("interactions",), ("catalogue",)),
 }
+Source = Literal[
+    "movielens_100k",
+    "files",
+    "sequences",
+    "published",
+    "amazon_2014",
+    "amazon_2018",
+    "amazon_2023",
+    "movielens",
+    "steam",
+    "lastfm",
+    "yelp",
+    "goodreads",
+]
 
 
 @dataclass(frozen=True)
@@ -58,8 +75,9 @@ class DataConfig:
     Attributes:
       source: 'movielens_100k' (downloaded, or the files in the folder `path`), 'files' (the
         tables `interactions` and `catalogue`), 'sequences' (the same without times: the
-        interactions of a user stand in their order; often JSON) or 'published' (the layout of the
-        published data sets in the folder `path`).
+        interactions of a user stand in their order; often JSON), 'published' (the layout of the
+        published data sets in the folder `path`), or the name of a format in data/raw/formats.py
+        (the two files of it that people download, as they come).
       path: a folder, see source.
       interactions: CSV, TSV, JSON-lines or Parquet file with a user, an item and a timestamp per
         row; of 'sequences' also JSON, {user: [item, ..]}, oldest first.
@@ -68,10 +86,10 @@ class DataConfig:
       user_column, item_column, timestamp_column, title_column: names of the columns in those two
         files (the item's column has one name in both).
       rating_column: the column of ratings in the interactions, for recommenders that answer Yes or
-        No; of MovieLens 'rating'. By default none is read.
+        No; of MovieLens and the formats 'rating'. By default none is read.
       liked_above: a rating above this is liked.
       attributes: columns of the catalogue with other texts of an item, which prompts may show:
-        {brand} in prompt.item; of MovieLens year and category.
+        {brand} in prompt.item; of MovieLens year and category, of a format those that it has.
       split_by: 'time' (chronological over all users together) or 'leave_one_out' (of every user
         the last item is the target of test, the last but one that of validation).
       history_length: the most items before a target.
@@ -81,7 +99,7 @@ class DataConfig:
       max_title_length: titles are cut to so many characters; 0 keeps them whole.
       title_spaces: runs of white space in a title are made 'single' spaces, and it has none at its
         ends; 'kept' leaves those of 'published' as they are in the file.
-      encoding: of the text files of 'files' and 'sequences'.
+      encoding: of text files, but JSON, which is UTF-8.
       drop_invalid: leave out rows of these that cannot be used, and log how many and why.
       drop_duplicates: keep one of the interactions of a user, an item and a time.
 
@@ -89,7 +107,7 @@ class DataConfig:
     whose rows are made; seed and drop_duplicates none on 'sequences'.
     """
 
-    source: Literal["movielens_100k", "files", "sequences", "published"] = "movielens_100k"
+    source: Source = "movielens_100k"
     path: LocalPath | None = None
     interactions: LocalPath | None = None
     catalogue: LocalPath | None = None
@@ -228,12 +246,20 @@ def _read_source(config: DataConfig, files: dict[str, Path]) -> RecData:
             config.max_title_length,
             config.attributes,
             config.rating,
-            config.liked_above,
+        )
+    elif config.source in FORMATS:
+        catalogue, interactions = read_raw(
+            config.source,
+            files,
+            attributes=config.attributes,
+            ratings=bool(config.rating),
+            reading=Reading(config.encoding, config.drop_invalid),
+            max_title_length=config.max_title_length,
         )
     else:
         catalogue, interactions = _read_tables(config, files)
     interactions = treat_duplicates(interactions, config.drop_duplicates)
-    settings = ("split_by", "history_length", "min_history", "split", "seed")
+    settings = ("split_by", "history_length", "min_history", "split", "seed", "liked_above")
     splits = build_splits(interactions, **{name: getattr(config, name) for name in settings})
     return RecData(catalogue, splits, interactions.user_ids)
 
@@ -250,8 +276,7 @@ def _read_tables(config: DataConfig, files: Mapping[str, Path]) -> tuple[Catalog
     if config.source == "files":
         columns["timestamp"] = config.timestamp_column
     columns |= config.rating
-    args = files["interactions"], catalogue, columns, reading, config.liked_above
-    return catalogue, read_interactions(*args)
+    return catalogue, read_interactions(files["interactions"], catalogue, columns, reading)
 
 
 def _fields(config: DataConfig) -> dict:

@@ -24,14 +24,14 @@ class Interactions:
       user, item: int32 [n], indices into `user_ids` and the catalogue.
       timestamp: int64 [n], at least 0; any unit, only order and equality count. UNKNOWN_TIME in
         all of them: the interactions of a user stand in their order, oldest first.
-      liked: bool [n], whether the rating is above a threshold; None without ratings.
+      rating: float32 [n]; None without ratings.
     """
 
     user: np.ndarray
     item: np.ndarray
     timestamp: np.ndarray
     user_ids: tuple[str, ...] = ()
-    liked: np.ndarray | None = None
+    rating: np.ndarray | None = None
 
     @property
     def has_times(self) -> bool:
@@ -40,9 +40,9 @@ class Interactions:
 
     def take(self, rows: np.ndarray) -> "Interactions":
         """Some of the interactions, of the same users."""
-        liked = None if self.liked is None else self.liked[rows]
+        rating = None if self.rating is None else self.rating[rows]
         user, item, timestamp = (one[rows] for one in (self.user, self.item, self.timestamp))
-        return Interactions(user, item, timestamp, self.user_ids, liked)
+        return Interactions(user, item, timestamp, self.user_ids, rating)
 
 
 def read_items(
@@ -113,24 +113,31 @@ def read_interactions(
     catalogue: Catalogue,
     columns: Mapping[str, str],
     reading: Reading = STRICT,
-    liked_above: float = 0.0,
 ) -> Interactions:
-    """Interactions in the order of the file, without times if `columns` has no 'timestamp'.
+    """Interactions in the order of the file; raises as `read_rows` does.
 
-    With a 'rating' in `columns` they are liked if it is above `liked_above`. Users are numbered in
-    the order of their ids, without times as the file has them. Raises as `read_rows` does.
+    Those of `interactions_of`, whose items the catalogue has.
     """
-    timed = "timestamp" in columns
+    among = f"the catalogue of {catalogue.num_items}"
 
     def read(table: Table) -> Interactions:
-        user_n = pd.Series(table.ids("user"), dtype=object)
-        user, user_ids = pd.factorize(user_n, sort=timed)
-        item = table.indices("item", catalogue.find, f"the catalogue of {catalogue.num_items}")
-        times = table.times("timestamp") if timed else np.full(len(item), UNKNOWN_TIME)
-        liked = table.numbers("rating") > liked_above if "rating" in columns else None
-        return Interactions(user.astype(np.int32), item, times, tuple(user_ids), liked)
+        return interactions_of(table, table.indices("item", catalogue.find, among))
 
     return read_rows(path, columns, read, reading)
+
+
+def interactions_of(table: Table, item_n: np.ndarray) -> Interactions:
+    """The interactions of a table with a 'user' and perhaps a 'timestamp' and a 'rating'.
+
+    Users are numbered in the order of their ids, without times as the file has them.
+    """
+    code_n, user_ids = table.codes("user")
+    if timed := "timestamp" in table.columns:
+        order = np.argsort(user_ids)
+        code_n, user_ids = np.argsort(order)[code_n], user_ids[order]
+    times = table.times("timestamp") if timed else np.full(len(item_n), UNKNOWN_TIME)
+    rating = table.numbers("rating") if "rating" in table.columns else None
+    return Interactions(code_n.astype(np.int32), item_n, times, tuple(user_ids), rating)
 
 
 def treat_duplicates(interactions: Interactions, drop: bool) -> Interactions:

@@ -51,7 +51,6 @@ def read_movielens(
     max_title_length: int = 0,
     attributes: Sequence[str] = (),
     rating: Mapping[str, str] = MappingProxyType({}),
-    liked_above: float = 0.0,
 ) -> tuple[Catalogue, Interactions]:
     """What ml-100k.item and ml-100k.inter in a folder hold; raises as `read_interactions` does.
 
@@ -71,4 +70,4 @@ def read_movielens(
     catalogue = catalogue_of(path, table.ids("item"), titles, max_title_length, texts)
     columns = {"user": "user_id", "item": "item_id", "timestamp": "timestamp", **rating}
     path = folder / INTERACTIONS_FILE
-    return catalogue, read_interactions(path, catalogue, columns, liked_above=liked_above)
+    return catalogue, read_interactions(path, catalogue, columns)

@@ -47,6 +47,7 @@ def build_splits(
     min_history: int | None = None,
     split: tuple[float, float, float] = (0.8, 0.1, 0.1),
     seed: int = 0,
+    liked_above: float = 0.0,
 ) -> dict[str, ItemSequences]:
     """The four splits.
 
@@ -62,6 +63,8 @@ def build_splits(
     last but one that of validation, the rest is for training. Rows are ordered by user, then time.
     Users too short for a validation row are only trained on, which is logged. min_history is by
     default 1.
+
+    With ratings an item of a row is liked if its rating is above `liked_above`.
 
     `DataConfig` says the ranges of the settings. Raises UserError if they leave a split without
     rows, or for split_by 'time' without times.
@@ -88,7 +91,8 @@ def build_splits(
         positions = Ragged.from_lengths(ranges(starts_R, lengths_R), lengths_R)
         found = by_user.take(positions.values)
         user_R = by_user.user[starts_R]
-        return ItemSequences(user_R, found.item, positions.offsets, found.timestamp, found.liked)
+        liked = None if found.rating is None else found.rating > liked_above
+        return ItemSequences(user_R, found.item, positions.offsets, found.timestamp, liked)
 
     def rows_of(targets_R):
         lengths_R = np.minimum(before_n[targets_R], history_length) + 1

@@ -23,7 +23,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.csv
@@ -31,11 +31,32 @@ import pyarrow.parquet
 
 from tca4rec_jax.errors import UserError
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
-_UNQUOTED = (".inter", ".item")
+
+class Delimited(NamedTuple):
+    """A grammar of text: fields with separators between them, in rows.
+
+    Attributes:
+      separator: between two fields, one character or more.
+      quoted: whether quotes may stand around a field, as RFC 4180 has it; else they are characters,
+        and a column's name ends at a colon.
+      names: of the columns, if the file begins with a row instead of a header.
+    """
+
+    separator: str
+    quoted: bool = True
+    names: tuple[str, ...] = ()
+
+
+_DELIMITED = {
+    ".csv": Delimited(","),
+    ".tsv": Delimited("\t"),
+    ".inter": Delimited("\t", quoted=False),
+    ".item": Delimited("\t", quoted=False),
+}
 _PARQUET = (".parquet", ".pq")
-KINDS = (*_SEPARATORS, ".jsonl", *_PARQUET)
+KINDS = (*_DELIMITED, ".jsonl", *_PARQUET)
 _BLOCK = 1 << 26  # bytes that Arrow parses at a time: no row may be longer
+_HEADER = 1 << 20  # characters among which it ends
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 100
 shown = _repr.repr  # of a value in a message, not too long
@@ -56,20 +77,25 @@ def kind_of(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
+def open_bytes(path: Path) -> BinaryIO:
+    """The bytes of a file, of a .gz those that it holds."""
+    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """The text of a file, perhaps .gz, without a byte order mark.
 
     Raises UserError, naming the line, for bytes that are not of the encoding, and for NUL.
     """
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix.lower() == ".gz" else data
+        with open_bytes(path) as file:
+            data = file.read()
         text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}, line {_line(data[: error.start])}: byte {data[error.start]:#04x} is not "
             f"{encoding}; save the file as UTF-8 (iconv -f cp1252 -t utf-8 OLD > NEW), or set "
-            "data.encoding (cp1252, utf-16 ...) for a table of data.source=files"
+            "data.encoding (cp1252, latin-1, utf-16 ...)"
         ) from error
     except LookupError as error:
         raise UserError(f"data.encoding: {error}; expected a name such as cp1252") from error
@@ -88,7 +114,7 @@ def read_json_objects(path: Path, encoding: str = "utf-8") -> list[dict]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_json_object)
+            row = json.loads(line, object_pairs_hook=unique_names)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
@@ -107,7 +133,7 @@ def read_key_values(path: Path, encoding: str = "utf-8") -> list[tuple[str, str,
         raise FileNotFoundError(f"{path} does not exist")
     text = read_text(path, encoding)
     try:
-        found = json.loads(text, object_pairs_hook=_json_object)
+        found = json.loads(text, object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):
@@ -126,7 +152,8 @@ def read_key_values(path: Path, encoding: str = "utf-8") -> list[tuple[str, str,
     return rows
 
 
-def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; raises ValueError for a name that it has twice."""
     if len(found := dict(pairs)) < len(pairs):
         [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"a name occurs twice in an object: {shown(name)}")
@@ -141,23 +168,26 @@ def read_columns(
     Raises FileNotFoundError, or UserError for an unknown kind of file, a damaged or an empty one, a
     missing column, a column name that occurs twice, or a row with other fields than the header.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist (expected a file with {columns or 'rows'})")
     kind = kind_of(path)
-    if kind not in KINDS:
+    if path.is_file() and kind not in KINDS:
         raise UserError(f"{path} must end in one of {', '.join(KINDS)} (a text file also in .gz)")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty: expected a header and rows")
+    if kind in _DELIMITED:
+        return read_delimited(path, _DELIMITED[kind], columns, encoding)
+    check_file(path, columns)
     select = functools.partial(_select, path, columns)
-    if kind in _PARQUET:
-        table = _read_parquet(path, select)
-    elif kind == ".jsonl":
-        table = _read_jsonl(path, select, encoding)
-    else:
-        table = _read_delimited(path, kind, select, encoding)
+    parquet = kind in _PARQUET
+    table = _read_parquet(path, select) if parquet else _read_jsonl(path, select, encoding)
     if not table.num_rows:
         raise UserError(f"{path} has a header but no rows")
     return table
+
+
+def check_file(path: Path, columns: Sequence[str] | None = None) -> None:
+    """Raises FileNotFoundError, or UserError for an empty file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist (expected a file with {columns or 'rows'})")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty: expected a header and rows")
 
 
 def _select(path: Path, columns: Sequence[str] | None, names: list[str]) -> list[str]:
@@ -216,16 +246,27 @@ def _arrow(values: list) -> pa.Array | None:
         return None
 
 
-def _read_delimited(path: Path, kind: str, select: _Select, encoding: str) -> pa.Table:
-    """Arrow's reader, which is lenient about quotes, after a check of the quotes."""
-    separator, quoted = _SEPARATORS[kind], kind not in _UNQUOTED
+def read_delimited(
+    path: Path,
+    grammar: Delimited,
+    columns: Sequence[str] | None = None,
+    encoding: str = "utf-8",
+) -> pa.Table:
+    """Some columns of a delimited text, as text, whatever the name of the file; raises as
+    `read_columns` does.
+
+    This is Arrow's reader, which is lenient about quotes, after a check of the quotes.
+    """
+    check_file(path, columns)
     text = read_text(path, encoding)
-    data = text.encode()
-    if quoted:
+    data, separator = _one_character(path, text.encode(), grammar.separator)
+    if grammar.quoted:
         _check_quotes(path, data, separator)
-    header = _header(path, text, separator, quoted)
-    names = header if quoted else [name.partition(":")[0] for name in header]
-    chosen = {header[names.index(name)]: name for name in select(names)}
+    names = header = list(grammar.names) or _header(path, text, separator, grammar.quoted)
+    del text
+    if not grammar.quoted:
+        names = [name.partition(":")[0] for name in header]
+    chosen = {header[names.index(name)]: name for name in _select(path, columns, names)}
     wrong: list[pyarrow.csv.InvalidRow] = []
 
     def refuse(row: pyarrow.csv.InvalidRow) -> str:
@@ -234,33 +275,51 @@ def _read_delimited(path: Path, kind: str, select: _Select, encoding: str) -> pa
 
     parse = pyarrow.csv.ParseOptions(
         delimiter=separator,
-        quote_char='"' if quoted else False,
-        newlines_in_values=quoted,
+        quote_char='"' if grammar.quoted else False,
+        newlines_in_values=grammar.quoted,
         invalid_row_handler=refuse,
     )
     convert = pyarrow.csv.ConvertOptions(
         include_columns=list(chosen), column_types=dict.fromkeys(chosen, pa.large_string())
     )
-    read = pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK)
+    read = pyarrow.csv.ReadOptions(
+        use_threads=False, block_size=_BLOCK, column_names=list(grammar.names) or None
+    )
     try:
         table = pyarrow.csv.read_csv(pa.py_buffer(data), read, parse, convert)
     except (ValueError, pa.ArrowException) as error:
         if not wrong:
-            raise UserError(
-                f"{path} cannot be read as a {kind} file: {_one_line(error)}"
-            ) from error
-        row = wrong[0]
-        raise UserError(
-            f"{path}, row {row.number - 1} has {row.actual_columns} fields, the header "
-            f"{row.expected_columns}: {shown(row.text)}; a field with {separator!r} in it must be "
-            "in double quotes"
-        ) from error
+            raise UserError(f"{path} cannot be read as a table: {_one_line(error)}") from error
+        raise UserError(_other_fields(path, grammar, wrong[0])) from error
+    if not table.num_rows:
+        raise UserError(f"{path} has a header but no rows")
     return table.rename_columns(list(chosen.values()))
+
+
+def _one_character(path: Path, data: bytes, separator: str) -> tuple[bytes, str]:
+    """Text whose separator is one character, which Arrow's reader needs, and that character."""
+    if len(separator) == 1:
+        return data, separator
+    if (at := data.find(b"\x1f")) >= 0:
+        raise UserError(f"{path}, line {_line(data[:at])}: a control character; expected text")
+    return data.replace(separator.encode(), b"\x1f"), "\x1f"
+
+
+def _other_fields(path: Path, grammar: Delimited, row: pyarrow.csv.InvalidRow) -> str:
+    number = row.number if grammar.names else row.number - 1
+    text = row.text.replace("\x1f", grammar.separator)
+    message = f"{path}, row {number} has {row.actual_columns} fields, "
+    if grammar.names:
+        return message + f"expected {', '.join(grammar.names)}: {shown(text)}"
+    return message + (
+        f"the header {row.expected_columns}: {shown(text)}; a field with {grammar.separator!r} in "
+        "it must be in double quotes"
+    )
 
 
 def _header(path: Path, text: str, separator: str, quoted: bool) -> list[str]:
     lines = csv.reader(
-        io.StringIO(text, newline=""),
+        io.StringIO(text[:_HEADER], newline=""),
         delimiter=separator,
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
     )

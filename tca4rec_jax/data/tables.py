@@ -17,16 +17,16 @@ from absl import logging
 from tca4rec_jax.data.table_files import kind_of, read_columns, read_key_values, shown
 from tca4rec_jax.errors import UserError
 
-_CONTROL = r"[\x00-\x08\x0a-\x1f\x7f\x{85}\x{2028}\x{2029}]"  # all of them but the tab
+CONTROL = r"[\x00-\x08\x0a-\x1f\x7f\x{85}\x{2028}\x{2029}]"  # all of them but the tab
 _ROUNDED = r"^[+-]?\d(\.\d+[eE]\+?|[eE]\+)\d+$"  # 1.23457E+12
 _NO_ID = {  # pattern -> what is expected
     "^$": "an id",
-    _CONTROL + r"|\t": "an id in one line, without control characters",
+    CONTROL + r"|\t": "an id in one line, without control characters",
     _ROUNDED: "the whole id: a spreadsheet or a float has rounded this one",
 }
 _NO_TITLE = {
     "^$": "a title (give it one or leave the item out)",
-    _CONTROL: "a title in one line, without control characters",
+    CONTROL: "a title in one line, without control characters",
 }
 _WHOLE = r"^[1-8]?\d{1,18}(\.0*)?$"  # int64 holds it
 _DATE = r"^\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?$"
@@ -90,28 +90,42 @@ class Table:
                 bad_n,
             )
 
-    def ids(self, column: str) -> np.ndarray:
-        """Ids as text (object [n]); whole numbers of a Parquet file become their digits."""
-        text = self._line(column, _NO_ID)
-        gap_n = pc.match_substring_regex(text, r"^-?\d+\.0+$")
-        if pc.any(gap_n).as_py():
+    def codes(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids by their number: int32 [n], and the distinct ids in the order in which they first
+        occur (object), as text; whole numbers of a Parquet file become their digits."""
+        expected = _NO_ID["^$"]
+        encoded = pc.dictionary_encode(pc.utf8_trim_whitespace(self._text(column, expected)))
+        code_n, text = encoded.indices.to_numpy(), encoded.dictionary
+
+        def refuse(bad: pa.Array, expected: str) -> None:
+            self.refuse(column, np.asarray(bad, bool)[code_n], expected)
+
+        for pattern, expected in _NO_ID.items():
+            refuse(pc.match_substring_regex(text, pattern), expected)
+        gap = pc.match_substring_regex(text, r"^-?\d+\.0+$")
+        if pc.any(gap).as_py():
             whole = pc.replace_substring_regex(text, r"\.0+$", "")
-            bad_n = pc.and_(gap_n, pc.is_in(whole, value_set=pc.unique(text)))
-            expected = "one form of an id, as the column has it without .0 too"
-            self.refuse(column, bad_n, expected)
-        return text.to_numpy(zero_copy_only=False)
+            bad = pc.and_(gap, pc.is_in(whole, value_set=text))
+            refuse(bad, "one form of an id, as the column has it without .0 too")
+        return code_n, text.to_numpy(zero_copy_only=False)
+
+    def ids(self, column: str) -> np.ndarray:
+        """Ids as text (object [n]), as `codes` has them."""
+        code_n, ids = self.codes(column)
+        return ids[code_n]
 
     def indices(
         self, column: str, find: Callable[[np.ndarray], np.ndarray], among: str
     ) -> np.ndarray:
         """find(ids), int [n]; raises BadRows for ids that are not found, whose index is -1."""
-        ids = self.ids(column)
-        found = find(ids)
-        unknown = list(dict.fromkeys(ids[found < 0]))
-        if unknown:
+        code_n, ids = self.codes(column)
+        index = find(ids)
+        found = index[code_n]
+        unknown = ids[index < 0]
+        if unknown.size:
             raise BadRows(
                 f"{self.path}, {self.place(int(np.argmax(found < 0)))}: {len(unknown)} {column}s "
-                f"are not in {among}, such as {unknown[:5]}",
+                f"are not in {among}, such as {unknown[:5].tolist()}",
                 found < 0,
             )
         return found
@@ -290,12 +304,16 @@ def read_rows(
     path: Path, names: Mapping[str, str], read: Callable[[Table], _Rows], reading: Reading
 ) -> _Rows:
     """read(the table); raises as `read_table` and the methods of Table do."""
-    table = read_table(path, names, reading.encoding)
+    return usable_rows(read_table(path, names, reading.encoding), read, reading.drop_invalid)
+
+
+def usable_rows(table: Table, read: Callable[[Table], _Rows], drop_invalid: bool) -> _Rows:
+    """read(the table), perhaps without its rows that cannot be used, which is logged."""
     while True:
         try:
             return read(table)
         except BadRows as error:
-            if not reading.drop_invalid or error.bad_n.all():
+            if not drop_invalid or error.bad_n.all():
                 raise
             logging.warning("Dropped %d rows: %s", error.bad_n.sum(), error)
             table = table.without(error.bad_n)

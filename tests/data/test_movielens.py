@@ -49,13 +49,12 @@ def test_the_files_are_read(tmp_path):
     assert read_movielens(tmp_path, max_title_length=5)[0].titles == ("Les M", "unkno")
 
 
-def test_ratings_say_what_is_liked(tmp_path):
+def test_ratings_are_read_on_request(tmp_path):
     items = "7\tMisérables, Les\t1995\tDrama\n3\tunknown\t\tunknown\n"
     _write(tmp_path, items, "196\t3\t3\t881250949\n9\t7\t4\t891717742\n")
     rating = {"rating": "rating"}
-    assert read_movielens(tmp_path)[1].liked is None
-    found = read_movielens(tmp_path, rating=rating, liked_above=3.0)[1].liked
-    assert found.tolist() == [False, True]
+    assert read_movielens(tmp_path)[1].rating is None
+    assert read_movielens(tmp_path, rating=rating)[1].rating.tolist() == [3, 4]
 
 
 def test_year_and_genres_are_attributes(tmp_path):

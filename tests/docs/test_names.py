@@ -10,7 +10,7 @@ import pytest
 _FOREIGN_FILES = re.compile(
     r"(WORKDIR|runs|exported|models|cf/logits)/|W/|"
     r"^(checkpoints/|log\.jsonl|config\.json|manifest\.json|ids\.npz|item\.csv|(train|valid|test)\*\.csv|"
-    r"results\.\w+|training\.png|examples\.md|histories\.jsonl|\.?\w*\.(npz|npy|pth|safetensors|csv|parquet|inter|item|jsonl|png|json))$"
+    r"results\.\w+|training\.png|examples\.md|histories\.jsonl|\.?[\w-]*\.(npz|npy|pth|safetensors|csv|parquet|inter|item|jsonl|png|json|dat|data|tsv)(\.gz)?)$"
 )
 # Names of other libraries, of data and of run-time files.
 _FOREIGN_NAMES = {

@@ -1,0 +1,6 @@
+"""The files that people download, as they come: `FORMATS` by data.source, `read_raw`."""
+
+from tca4rec_jax.data.raw.formats import FORMATS
+from tca4rec_jax.data.raw.reading import read_raw
+
+__all__ = ["FORMATS", "read_raw"]

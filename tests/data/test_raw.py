@@ -1,0 +1,214 @@
+"""Every downloaded format is read as plain Python reads it, or refused by its line."""
+
+import gzip
+import json
+import random
+import re
+
+import pytest
+from made_raw import EVENTS, ITEMS, MADE, attribute
+
+from tca4rec_jax.data.raw import read_raw
+from tca4rec_jax.data.raw.columns import NUMBER, TEXT, WHOLE
+from tca4rec_jax.data.raw.lines import read_lines
+from tca4rec_jax.data.tables import Reading
+from tca4rec_jax.errors import UserError
+
+
+def read(made, folder, **settings):
+    files = {"interactions": made.interactions(folder)}
+    if made.catalogue:
+        files["catalogue"] = made.catalogue(folder)
+    settings = {"attributes": made.attributes, "ratings": made.ratings, **settings}
+    return read_raw(made.source, files, reading=Reading(made.encoding), **settings)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_format_has_the_same_content(tmp_path, name):
+    made = MADE[name]
+    catalogue, interactions = read(made, tmp_path)
+    titles = {item.id: made.title(item) for item in ITEMS if item.title}
+    if not made.catalogue:
+        titles = {event.item: event.item for event in EVENTS}
+    kept = [event for event in EVENTS if event.item in titles]
+    used = sorted({event.item for event in kept})
+    assert catalogue.item_ids == tuple(used)
+    assert catalogue.titles == tuple(" ".join(titles[one].split()) for one in used)
+    items = {item.id: item for item in ITEMS}
+    for attribute_name in made.attributes:
+        expected = tuple(attribute(items[one], attribute_name) for one in used)
+        assert catalogue.attributes[attribute_name] == expected
+    users = sorted({event.user for event in EVENTS})
+    assert interactions.user_ids == tuple(users)
+    assert interactions.user.tolist() == [users.index(event.user) for event in kept]
+    assert interactions.item.tolist() == [used.index(event.item) for event in kept]
+    assert interactions.timestamp.tolist() == [event.time * made.ticks for event in kept]
+    ratings = [event.rating for event in kept] if made.ratings else None
+    found = interactions.rating
+    assert (found if found is None else found.tolist()) == ratings
+
+
+def test_interactions_of_items_without_a_title_are_left_out_and_counted(tmp_path, caplog):
+    read(MADE["Yelp"], tmp_path)
+    missing = [event for event in EVENTS if event.item in ("3", "404")]
+    assert (
+        f"{len(missing)} of {len(EVENTS)} interactions are with 2 items that have no" in caplog.text
+    )
+
+
+def test_titles_become_one_line(tmp_path):
+    made = MADE["Amazon 2018"]
+    files = {"interactions": made.interactions(tmp_path), "catalogue": tmp_path / "meta.json"}
+    files["catalogue"].write_text('{"asin": "7", "title": " Two\\n\\tlines\\u2028of "}\n')
+    catalogue, _ = read_raw("amazon_2018", files, reading=Reading())
+    assert catalogue.titles == ("Two lines of",)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("Amazon 2018", '"asin": "', '"asin": 9, "x": "', "json, line 1: asin is 9, expected text"),
+        ("Amazon 2018", '{"rev', '["rev', r"json, line 1 is no JSON object: .*begins with"),
+        ("Amazon 2018", "{", "3 #", "json, line 1 is no JSON object"),
+        ("Amazon 2018", '"unixReviewTime"', '"when"', "json, line 1: unixReviewTime is None, exp"),
+        ("Amazon 2018", '"overall": ', '"overall": NaN, "x": ', "line 1: overall is nan, exp"),
+        ("Amazon 2018", '"asin"', '"asin": "1", "asin"', "line 1 is no JSON object: a name occurs"),
+        ("Amazon 2018, ratings", ",", ",,", "Toys.csv, row 1 has 5 fields, expected item"),
+        ("Amazon 2018, ratings", "\n", "\n1,2,3\n", "row 2 has 3 fields, expected item, user"),
+        ("Amazon 2014, ratings", ".0,", ".0,x", "row 1: timestamp is 'x13.*', expected a"),
+        ("MovieLens 1M", "::", ":", "ratings.dat, row 1 has 3 fields, expected user, item, ra.*::"),
+        ("MovieLens 1M", "::", "::\x1f", "ratings.dat, line 1: a control character"),
+        ("MovieLens 20M", "movieId", "item", r"ratings.csv has no column \['movieId'\]"),
+        ("Steam", "{", "{[", "json, line 1 is no Python dict: "),
+        ("Steam", "{", "dict(a={", "json, line 1 is no Python dict: "),
+        ("Goodreads", "2011", "in 2011", "line 1: date_added is '.* in 2011', exp"),
+        ("LastFM 1K", "\tA ", "\t", None),
+        ("LastFM 1K", "\t", " ", "tsv, row 1 has 5 fields, expected user, timestamp, artist_id"),
+    ],
+)  # fmt: skip
+def test_bad_files_are_refused_by_their_line(tmp_path, name, old, new, message):
+    made = MADE[name]
+    path = made.interactions(tmp_path)
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    path = path.with_suffix("") if path.suffix == ".gz" else path
+    path.write_bytes(data.replace(old.encode(), new.encode(), 1))
+    files = {"interactions": path} | (
+        {"catalogue": made.catalogue(tmp_path)} if made.catalogue else {}
+    )
+    if message is None:
+        read_raw(made.source, files, reading=Reading(made.encoding))
+        return
+    with pytest.raises(UserError, match=message) as error:
+        read_raw(made.source, files, ratings=made.ratings, reading=Reading(made.encoding))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_does_not_belong_together_is_refused(tmp_path):
+    with pytest.raises(UserError, match="data.rating_column is set, but data.source=steam has no"):
+        read(MADE["Steam"], tmp_path, ratings=True)
+    with pytest.raises(UserError, match="data.attributes is 'year': expected one of 'brand', 'cat"):
+        read(MADE["Amazon 2018"], tmp_path, attributes=("year",))
+    files = {"interactions": MADE["Amazon 2018"].interactions(tmp_path)}
+    files["catalogue"] = tmp_path / "meta.json"
+    files["catalogue"].write_text('{"asin": "none of them", "title": "x"}\n')
+    with pytest.raises(UserError, match=r"meta.json: none of its 1 items occurs"):
+        read_raw("amazon_2018", files, reading=Reading())
+    with pytest.raises(UserError, match="data.source=amazon_2023 reads files that end in"):
+        read_raw("amazon_2023", files, reading=Reading())
+
+
+TYPES = {"a": TEXT, "t": WHOLE, "x": NUMBER}
+
+
+def _oracle(data):
+    """The rows and lines of JSON lines, or None for a file that should be refused."""
+
+    def unique(pairs):
+        if len(found := dict(pairs)) < len(pairs) and {"a", "t", "x"} & {n for n, _ in pairs}:
+            raise ValueError("twice")
+        return found
+
+    rows = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode(), object_pairs_hook=unique)
+        except (ValueError, RecursionError):
+            return None
+        kinds = {"a": str, "t": int, "x": (int, float)}
+        if not isinstance(row, dict) or any(
+            row.get(n) is not None and (not isinstance(row[n], k) or isinstance(row[n], bool))
+            for n, k in kinds.items()
+        ):
+            return None
+        rows.append((number, row.get("a"), row.get("t"), row.get("x")))
+    return rows or None
+
+
+def rows_or_error(path, types=TYPES):
+    """(line, value, ..) of every object, or what is said of the file."""
+    try:
+        table, lines = read_lines(path, types)
+    except UserError as error:
+        return str(error)
+    columns = (lines.tolist(), *(table[name].to_pylist() for name in types))
+    return list(zip(*columns, strict=True))
+
+
+def test_mutated_lines_are_read_as_the_oracle_reads_them_or_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("tca4rec_jax.data.raw.lines._BLOCK", 64)
+    choose, path, refused = random.Random(0), tmp_path / "x.json", 0
+    whole = b"".join(
+        json.dumps({"a": f"i{n}", "o": {"b": [n]}, "t": n, "x": n / 2}).encode() + b"\n"
+        for n in range(6)
+    )
+    bits = [
+        b'"',
+        b"{",
+        b"}",
+        b"\n",
+        b"\n\n",
+        b"\xff",
+        b"1.5",
+        b"null",
+        b"true",
+        b",",
+        b"\\",
+        b"9" * 30,
+    ]
+    for _ in range(400):
+        data = whole
+        for _ in range(choose.choice([0, 1, 1, 2])):
+            at, to = sorted(choose.choices(range(len(data) + 1), k=2))
+            put = choose.choice(bits)
+            data = choose.choice(
+                [data[:at] + put + data[at:], data[:at] + put + data[at + len(put) :], data[:at],
+                 data[:at] + data[to:]]
+            )  # fmt: skip
+        path.write_bytes(data)
+        expected = _oracle(data)
+        found = rows_or_error(path)
+        if isinstance(found, str):
+            place = r", line \d+|: expected| is empty| has no rows"
+            assert re.fullmatch(rf"{path}({place}).*", found)
+            assert expected is None or "twice" in found or "2**63" in found, (found, data)
+            refused += 1
+        else:
+            assert found == expected, data
+    assert 100 < refused < 350
+
+
+def test_a_cut_or_a_damaged_gzip_file_is_refused(tmp_path):
+    path = MADE["Amazon 2018"].interactions(tmp_path)
+    whole, choose = path.read_bytes(), random.Random(0)
+    rows = rows_or_error(path, {"asin": TEXT})
+    refused = 0
+    for number in range(30):
+        at = choose.randrange(len(whole))
+        path.write_bytes(whole[:at] if number % 2 else whole[:at] + b"\0\0\0" + whole[at + 3 :])
+        found = rows_or_error(path, {"asin": TEXT})
+        assert found == rows or re.fullmatch(rf"{path}.*", found)
+        refused += found != rows
+    assert refused > 25
