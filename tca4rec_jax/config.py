@@ -324,7 +324,8 @@ def shrink(config: ConfigDict) -> None:
             config.cf[model].units = 16
     config.llm.num_layers = 2
     config.lora.first_layer = min(config.lora.first_layer, 1)
-    config.training.update(steps=6, batch_size=4, checkpoint_every=2, buckets=(128,))
+    config.training.update(steps=6, batch_size=4, tokens_per_batch=0, micro_batches=1)
+    config.training.update(checkpoint_every=2, buckets=(128,))
     config.prompt.max_tokens = 128
     config.optimizer.warmup_steps = 2
     config.decoding.beams = 3

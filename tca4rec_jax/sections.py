@@ -169,6 +169,8 @@ class TrainingFields(NamedTuple):
         {id}', the last of which, and what follows it, is to be generated. Plain next-token
         prediction; the log's NLL per title has their answers in it, too.
       batch_size: examples per step, over all devices.
+      tokens_per_batch: a step takes as many times batch_size examples as so many tokens hold, with
+        their padding, of each bucket; 0: batch_size.
       micro_batches: parts of a device's share of the batch that it goes through one after the
         other: the same step, in less memory.
       steps: how many.
@@ -189,6 +191,7 @@ class TrainingFields(NamedTuple):
     unsupervised_end: Natural = 0
     tasks: tuple[Text, ...] = ()
     batch_size: Count = 16
+    tokens_per_batch: Natural = 0
     micro_batches: Count = 1
     steps: Count = 1000
     buckets: Buckets = (64, 128, 192, 256)

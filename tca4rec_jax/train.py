@@ -1,5 +1,6 @@
 """Training an LLM: `train(experiment)`, to be read from top to bottom."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -151,7 +152,8 @@ def load_batches(experiment: Experiment) -> Batches:
         batch_size=training.batch_size,
         seed=config.seed,
         buckets=training.buckets,
-        local_rows=local_rows(mesh, training.batch_size),
+        tokens_per_batch=training.tokens_per_batch,
+        local_rows=partial(local_rows, mesh),
     )
     logging.info(
         f"{len(examples)} examples, {examples.cf_position.values.size} supervised titles, "

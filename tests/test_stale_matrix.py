@@ -92,6 +92,7 @@ TRAINING = {  # training notices; lists do not depend on it
     "training.targets": "last",
     "training.tasks": ("{title} {title}",),
     "training.batch_size": 8,
+    "training.tokens_per_batch": 512,
     "training.buckets": (16, 32),
     "seed": 1,
 }

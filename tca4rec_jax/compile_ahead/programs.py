@@ -36,7 +36,13 @@ from tca4rec_jax.llm.checkpoints.hugging_face import CONFIG, read_config
 from tca4rec_jax.llm.config import SCALES, DecoderConfig
 from tca4rec_jax.llm.from_scratch import RANDOM, SPECIAL, FromScratch
 from tca4rec_jax.train import TrainStep
-from tca4rec_jax.training.batches import BatchShape, abstract_batch, abstract_soft_tokens, round_up
+from tca4rec_jax.training.batches import (
+    BatchShape,
+    abstract_batch,
+    abstract_soft_tokens,
+    round_up,
+    rows_of_batch,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,22 +171,23 @@ class AbstractExperiment(Experiment):
 
     @property
     def batch_shape(self) -> BatchShape:
-        """The sizes of the longest bucket, full to the last token."""
+        """The sizes of the longest bucket, full to the last token. UserError as `rows_of_batch`."""
         training = self.config.training
         tokens = max(training.buckets, default=self.config.prompt.max_tokens)
+        rows = rows_of_batch(tokens, training.batch_size, training.tokens_per_batch)
         if training.targets == "last":
             most = round_up(self.measured.tokens, 8), 1, round_up(self.measured.decisions, 8)
-            return BatchShape(tokens, *most)
+            return BatchShape(rows, tokens, *most)
         items = tokens // self.measured.tokens_per_item
         decisions = round_up(items * self.measured.decisions_per_item, 8)
-        return BatchShape(tokens, tokens, items, decisions)
+        return BatchShape(rows, tokens, tokens, items, decisions)
 
     @property
     def useful_flops(self) -> float:
         """Useful FLOPs of a training step, on all devices together."""
-        tokens, positions = self.batch_shape[:2]
+        rows, tokens, positions = self.batch_shape[:3]
         per_token = self.flops_per_token(context=(tokens + 1) / 2, supervised=positions / tokens)
-        return per_token * self.config.training.batch_size * tokens
+        return per_token * rows * tokens
 
 
 def train(experiment: AbstractExperiment, *, projected: bool = True) -> Lowered:
@@ -195,7 +202,7 @@ def train(experiment: AbstractExperiment, *, projected: bool = True) -> Lowered:
         hidden = experiment.architecture.hidden_size, jnp.dtype(config.llm.dtype)
     shape, history = experiment.batch_shape, config.data.history_length
     soft = experiment.soft_tokens(max(shape.titles, history))
-    batch = abstract_batch(config.training.batch_size, shape, width, hidden, soft)
+    batch = abstract_batch(shape, width, hidden, soft)
     return step.lower(state, experiment.put(batch, sharding.row_sharding(experiment.mesh)))
 
 

@@ -27,7 +27,7 @@ def heading(experiment: AbstractExperiment) -> tuple[str, str]:
     return (
         f"{experiment.architecture_name}, {experiment.parameters / 1e9:.2f} billion parameters in "
         f"{architecture.num_layers} layers, {experiment.trained_parameters / 1e6:.1f} million "
-        f"trained ({config.llm.train}), {config.llm.dtype}; batch {config.training.batch_size} x "
+        f"trained ({config.llm.train}), {config.llm.dtype}; batch {shape.rows} x "
         f"{shape.tokens} tokens{split}, {experiment.num_items:,} items",
         f"{target.name}: {target.num_devices} x {kind}{topology}, mesh {mesh}",
     )

@@ -50,13 +50,11 @@ class ActivationCache:
     mesh: Mesh  # of the decoder
     made_from: Provenance  # everything that the numbers depend on besides the tokens
 
-    def fill(
-        self, tokens: Ragged, batches: Sequence[tuple[np.ndarray, int]], batch_size: int
-    ) -> None:
+    def fill(self, tokens: Ragged, batches: Sequence[tuple[np.ndarray, int, int]]) -> None:
         """Runs the frozen prefix for the rows of tokens, int32, that are missing.
 
-        `batches` has (rows int64 [at most batch_size], padded length). Whole batches run, as in
-        training, so that an interrupted call and the next one end with the same numbers as an
+        `batches` has (rows int64, how many a whole batch has, padded length). Whole batches run, as
+        in training, so that an interrupted call and the next one end with the same numbers as an
         uninterrupted call. All processes of a job call this alike. Raises OSError naming a file
         that can't be written, StaleError for a folder of other hidden states; UserError, before
         anything runs, for a disk without room for them.
@@ -70,10 +68,10 @@ class ActivationCache:
         batches = self._missing(tokens, batches)
         self._check_room(tokens, batches)
         graph, state = nnx.split(self.decoder)
-        local = local_rows(self.mesh, batch_size, "prompts")
 
-        def run(rows: np.ndarray, width: int):
-            padded = tokens.pad(np.resize(rows, batch_size), width, 0)  # a short batch repeats rows
+        def run(rows: np.ndarray, size: int, width: int):
+            padded = tokens.pad(np.resize(rows, size), width, 0)  # a short batch repeats rows
+            local = local_rows(self.mesh, size, "prompts")
             tokens_BxS = shard_batch(self.mesh, padded[local], "prompts")
             return rows, _run_prefix(state, tokens_BxS, self.mesh, graph)
 
@@ -105,22 +103,22 @@ class ActivationCache:
             states_BxSxD[number, : tokens[row].size] = values.reshape(-1, hidden_size)
         return states_BxSxD
 
-    def _missing(self, tokens: Ragged, batches) -> list[tuple[np.ndarray, int]]:
+    def _missing(self, tokens: Ragged, batches) -> list[tuple[np.ndarray, int, int]]:
         """The batches with a row that has no file and is in no batch before."""
         seen: set[int] = set()
         missing_N = np.zeros(len(batches), bool)
-        for number, (rows, _) in enumerate(batches):
+        for number, (rows, *_) in enumerate(batches):
             new = set(rows.tolist()) - seen
             missing_N[number] = not all(self._has(tokens[row]) for row in new)
             seen |= new
         chosen_N = np.frombuffer(broadcast_from_main(missing_N.tobytes, missing_N.size), bool)
         return list(itertools.compress(batches, chosen_N))
 
-    def _check_room(self, tokens: Ragged, batches: Sequence[tuple[np.ndarray, int]]) -> None:
+    def _check_room(self, tokens: Ragged, batches: Sequence[tuple[np.ndarray, int, int]]) -> None:
         """Says what the rows of batches will take on the disk; UserError if it is not there."""
         if not batches:
             return
-        rows = np.unique(np.concatenate([rows for rows, _ in batches]))
+        rows = np.unique(np.concatenate([rows for rows, *_ in batches]))
         numbers = int(tokens.lengths[rows].sum()) * self.decoder.config.hidden_size
         num_bytes = numbers * self._dtype.itemsize
         what = f"hidden states of {rows.size} rows"

@@ -44,16 +44,32 @@ class Batch(NamedTuple):
 
 
 class BatchShape(NamedTuple):
-    """The static sizes of a bucket."""
+    """The static sizes of a bucket's batches: rows, and what a row has at most."""
 
+    rows: int
     tokens: int
     positions: int
     titles: int
     decisions: int
 
 
+def rows_of_batch(tokens: int, batch_size: int, tokens_per_batch: int = 0) -> int:
+    """The rows of a batch of this padded length: as many times batch_size as the budget holds.
+
+    So it depends on no mesh, and divides over each that batch_size divides over. 0 tokens_per_batch
+    stands for batch_size rows; UserError for fewer than these take.
+    """
+    if not tokens_per_batch:
+        return batch_size
+    if tokens_per_batch < batch_size * tokens:
+        raise UserError(
+            f"training.tokens_per_batch is {tokens_per_batch}: expected 0 or at least "
+            f"{batch_size * tokens}, training.batch_size={batch_size} rows of {tokens} tokens"
+        )
+    return tokens_per_batch // (batch_size * tokens) * batch_size
+
+
 def abstract_batch(
-    rows: int,
     shape: BatchShape,
     cf_width: int,
     cached: tuple[int, np.dtype] | None = None,
@@ -66,7 +82,7 @@ def abstract_batch(
     """
 
     def of(dtype, *sizes) -> Any:
-        return jax.ShapeDtypeStruct((rows, *sizes), dtype)
+        return jax.ShapeDtypeStruct((shape.rows, *sizes), dtype)
 
     position, decision = of(np.int32, shape.positions), of(np.int32, shape.decisions)
     decisions = Decisions._make([*[decision] * 4, of(np.float32, shape.decisions)])
@@ -77,7 +93,7 @@ def abstract_batch(
         targets=Targets(position, position, *weights, decisions),
         cf_BxPxD=of(np.float32, shape.titles, cf_width),
         frozen_BxSxD=cached and of(cached[1], shape.tokens, cached[0]),
-        soft=abstract_soft_tokens(rows, soft),
+        soft=abstract_soft_tokens(shape.rows, soft),
     )
 
 
@@ -109,9 +125,9 @@ class Batches:
     The store of CF logits is needed once a batch is gathered (`cf_positions` says which are read),
     a cache if hidden states are read from it, `soft` (examples int64 [B], their padded length ->
     SoftTokens) if prompts have placeholders; a curriculum leaves these out of some batches. A batch
-    has batch_size rows over all processes, and this one makes local_rows of it (int64, ascending;
-    all by default). `shapes` are those of the buckets, the shortest first, `bucket_of_example`
-    (int) indices into them.
+    has `rows_of_batch` over all processes, and this one makes local_rows of so many (their indices,
+    int64, ascending; all by default). `shapes` are those of the buckets, the shortest first,
+    `bucket_of_example` (int) indices into them.
     """
 
     def __init__(
@@ -122,14 +138,14 @@ class Batches:
         batch_size: int,
         seed: int,
         buckets: Sequence[int],
-        local_rows: np.ndarray | None = None,
+        tokens_per_batch: int = 0,
+        local_rows: Callable[[int], np.ndarray] = np.arange,
         cache: ActivationCache | None = None,
     ):
         self.examples, self.store, self.cache = examples, store, cache
         self.soft: Callable[[np.ndarray, int], SoftTokens] | None = None
         self.curriculum: Curriculum | None = None
-        self._batch_size, self._seed = batch_size, seed
-        self._local_rows = np.arange(batch_size) if local_rows is None else local_rows
+        self._seed, self._local_rows = seed, local_rows
         longest = examples.tokens.lengths.max()
         buckets = buckets or bucket_lengths(examples.tokens.lengths, _BUCKETS).tolist()
         widths = np.unique(np.minimum(buckets, round_up(longest, 8)))
@@ -138,8 +154,14 @@ class Batches:
             raise UserError(f"an example has {longest} tokens, {largest}: add a larger one")
         bucket = np.searchsorted(widths, examples.tokens.lengths)
         used, self.bucket_of_example = np.unique(bucket, return_inverse=True)
-        self.shapes = [_bucket_shape(examples, bucket == b, int(widths[b])) for b in used]
-        self._batches_of_bucket = -(-np.bincount(self.bucket_of_example) // batch_size)
+        size_of = partial(rows_of_batch, batch_size=batch_size, tokens_per_batch=tokens_per_batch)
+        size_of(int(widths[used[-1]]))  # the longest is the one to complain of
+        self.shapes = [
+            _bucket_shape(examples, bucket == b, size_of(int(widths[b])), int(widths[b]))
+            for b in used
+        ]
+        rows_of_bucket = [shape.rows for shape in self.shapes]
+        self._batches_of_bucket = -(-np.bincount(self.bucket_of_example) // rows_of_bucket)
 
     @property
     def per_epoch(self) -> int:
@@ -149,11 +171,11 @@ class Batches:
     @property
     def padding_share(self) -> float:
         """Share of an epoch's tokens that is padding."""
-        tokens = self._batches_of_bucket @ [shape.tokens for shape in self.shapes]
-        return 1.0 - float(self.examples.tokens.lengths.sum() / (tokens * self._batch_size))
+        tokens = self._batches_of_bucket @ [shape.rows * shape.tokens for shape in self.shapes]
+        return 1.0 - float(self.examples.tokens.lengths.sum() / tokens)
 
     def rows(self, index: int) -> np.ndarray:
-        """Examples of batch `index` (counted over all epochs); up to batch_size of one bucket."""
+        """Examples of batch `index` (counted over all epochs): of one bucket, up to its rows."""
         return _epoch_order(self, index // self.per_epoch)[index % self.per_epoch]
 
     def tokens(self, index: int) -> int:
@@ -182,7 +204,7 @@ class Batches:
 
     def alone(self, index: int, row: int) -> Batch:
         """Batch `index` with one of its rows only; the others are padding."""
-        batch, others = self(index), self._local_rows != row
+        batch, others = self(index), self._local_rows(self._shape(self.rows(index)).rows) != row
         for array in jax.tree.leaves(batch):
             array[others] = 0
         batch.length_B[others] = 1
@@ -192,17 +214,17 @@ class Batches:
         """Fills the activation cache, if there is one, for batches start .. stop-1."""
         if self.cache is not None:
             rows = map(self.rows, range(start, stop))
-            batches = [(rows_B, self._shape(rows_B).tokens) for rows_B in rows]
-            self.cache.fill(self.examples.tokens, batches, self._batch_size)
+            self.cache.fill(self.examples.tokens, [(r, *self._shape(r)[:2]) for r in rows])
 
     def _shape(self, rows: np.ndarray) -> BatchShape:
         return self.shapes[self.bucket_of_example[rows[0]]]
 
     def _local(self, rows: np.ndarray) -> np.ndarray:
-        return rows[self._local_rows[self._local_rows < rows.size]]
+        local = self._local_rows(self._shape(rows).rows)
+        return rows[local[local < rows.size]]
 
     def gather(self, rows: np.ndarray) -> Batch:
-        """Pads examples of one bucket, up to batch_size, to its shape; this process' rows."""
+        """Pads examples of one bucket, up to its rows, to its shape; this process' rows."""
         assert self.store is not None
         examples, shape = self.examples, self._shape(rows)
         rows = self._local(rows)
@@ -226,7 +248,7 @@ class Batches:
             frozen_BxSxD=self.cache and self.cache.read(examples.tokens, rows, shape.tokens),
             soft=self.soft and self.soft(rows, shape.tokens),
         )
-        batch = jax.tree.map(partial(pad_rows, rows=self._local_rows.size), batch)
+        batch = jax.tree.map(partial(pad_rows, rows=self._local_rows(shape.rows).size), batch)
         batch.length_B[rows.size :] = 1  # a row of no tokens has no softmax
         return batch
 
@@ -240,21 +262,21 @@ class Batches:
 @lru_cache(maxsize=2)
 def _epoch_order(batches: Batches, epoch: int) -> list[np.ndarray]:
     rng = np.random.default_rng([batches._seed, epoch])
-    order, size = rng.permutation(len(batches.examples)), batches._batch_size
+    order = rng.permutation(len(batches.examples))
     groups = []
-    for bucket in range(len(batches.shapes)):
+    for bucket, (size, *_) in enumerate(batches.shapes):
         rows = order[batches.bucket_of_example[order] == bucket]
         groups += [rows[i : i + size] for i in range(0, rows.size, size)]
     return [groups[i] for i in rng.permutation(len(groups))]
 
 
-def _bucket_shape(examples: Examples, inside: np.ndarray, tokens: int) -> BatchShape:
+def _bucket_shape(examples: Examples, inside: np.ndarray, rows: int, tokens: int) -> BatchShape:
     def largest(ragged):
         most = int(ragged.lengths[inside].max())
         return round_up(most, 8) if most > 1 else 1  # one target a row: one projection a row
 
     fields = examples.position, examples.cf_position, examples.decisions.node
-    return BatchShape(tokens, *map(largest, fields))
+    return BatchShape(rows, tokens, *map(largest, fields))
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -80,7 +80,7 @@ def training_inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     training = (
         *("rows", "targets", "unsupervised_end", "tasks"),
-        *("batch_size", "buckets", "steps"),
+        *("batch_size", "tokens_per_batch", "buckets", "steps"),
     )
     inputs = {
         "objective": config.objective.to_dict(),

@@ -119,6 +119,18 @@ def test_the_memory_and_the_products_of_a_step_are_those_of_its_arrays(tiny_conf
     assert found.work.unknown_loops == 0
 
 
+def test_micro_batches_take_less_memory(tiny_config):
+    tiny_config.training.update(batch_size=4, tokens_per_batch=16 * 96)
+    sizes = []
+    for micro_batches in (1, 4):
+        tiny_config.training.micro_batches = micro_batches
+        programs = experiment(tiny_config, "cpu", 100)
+        assert programs.batch_shape.rows == 16
+        found = compile_for(PROGRAMS["train"](programs), "train", programs.target)
+        sizes.append(found.memory.temporaries)
+    assert sizes[1] < 0.5 * sizes[0]
+
+
 def test_every_program_of_full_fine_tuning_on_a_split_mesh(tiny_config):
     tiny_config.mesh.fsdp = 2
     tiny_config.llm.train = "full"

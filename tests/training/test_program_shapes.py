@@ -22,7 +22,7 @@ from tca4rec_jax.recommenders import GENERATIVE
 from tca4rec_jax.training.batches import BatchShape, abstract_batch
 
 ROWS, POSITIONS, TITLES, ITEMS, WIDTH = 4, 240, 24, 3001, 64
-SHAPE = BatchShape(tokens=256, positions=POSITIONS, titles=TITLES, decisions=56)
+SHAPE = BatchShape(rows=ROWS, tokens=256, positions=POSITIONS, titles=TITLES, decisions=56)
 VOCABULARY = 49152
 
 
@@ -47,7 +47,7 @@ def compiled_shapes(softmax):
 
     table = jax.ShapeDtypeStruct((ITEMS, WIDTH), jnp.float32)
     objective = Objective(0.3, 1.0, 1.0, "cross_entropy", softmax)
-    batch = abstract_batch(ROWS, SHAPE, WIDTH)
+    batch = abstract_batch(SHAPE, WIDTH)
     program = jax.jit(jax.grad(loss)).lower(adapters, base, batch, table, trie, objective)
     found = re.findall(r"\b(?:f32|bf16|f16|f64)\[([\d,]+)\]", program.compile().as_text())
     return {tuple(map(int, dimensions.split(","))) for dimensions in found}

@@ -39,11 +39,13 @@ def losses(run):
 
 
 def test_an_adaptive_tau_goes_on_where_it_was(workdir, monkeypatch):
+    """With batches by tokens, in micro-batches."""
     configs = [make_config(workdir, name) for name in ("adaptive", "adaptive_stopped")]
     for config in configs:
         config.objective.update(softmax="children", temperature="adaptive", scale_by_tau=True)
         config.objective.update(mean_over="decisions", tau=1.5, tau_weight=0.5, eta=0.9)
         config.objective.tau_bounds = (0.01, 5.0)
+        config.training.update(tokens_per_batch=260, micro_batches=2)
     expected = train(whole := Experiment(configs[0], workdir))
     run, state = stopped_and_gone_on(configs[1], workdir, monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
@@ -179,6 +181,8 @@ def test_imported_logits_train_to_the_same_parameters(workdir, tmp_path):
         ({"training.buckets": (8,)}, "the largest of training.buckets is 8"),
         ({"cf.logits": "absent"}, "there are no CF logits"),
         ({"training.batch_size": 3, "mesh.data": 2}, "training.batch_size is 3"),
+        ({"training.micro_batches": 3}, "training.batch_size is 4, .* training.micro_batches=3"),
+        ({"training.tokens_per_batch": 127}, "training.tokens_per_batch is 127: .* at least 128"),
         ({"training.keep_checkpoints": 0}, "training.keep_checkpoints is 0: expected at least 1"),
         ({"seed": -1}, "seed is -1: expected 0 to"),
         ({"optimizer.clip": 0.0}, "optimizer.clip is 0.0: expected above 0"),

@@ -205,6 +205,28 @@ def test_buckets_are_chosen_from_the_data(inputs):
     assert chosen.padding_share == best.padding_share
 
 
+def test_a_budget_of_tokens_gives_short_buckets_more_rows(inputs):
+    *_, examples, given = inputs
+    how = {"batch_size": 2, "seed": 3, "buckets": (8, 16, 24)}
+    batches, *parts = (
+        Batches(examples, given.store, **how, tokens_per_batch=100, local_rows=local_rows)
+        for local_rows in (np.arange, *(lambda n, p=p: np.arange(n)[p::2] for p in range(2)))
+    )
+    assert [(shape.tokens, shape.rows) for shape in batches.shapes] == [(8, 12), (16, 6), (24, 4)]
+    epochs = np.arange(2 * batches.per_epoch).reshape(2, -1)
+    for epoch in epochs:
+        rows = [batches.rows(index) for index in epoch]
+        np.testing.assert_array_equal(np.sort(np.concatenate(rows)), np.arange(len(examples)))
+    for index in epochs.ravel():
+        rows, batch = batches.rows(index), batches(index)
+        assert batch.tokens_BxS.shape[::-1] in {(8, 12), (16, 6), (24, 4)}
+        np.testing.assert_array_equal(batch.length_B[: rows.size], examples.tokens.lengths[rows])
+        for process, part in enumerate(parts):
+            np.testing.assert_array_equal(part(index).tokens_BxS, batch.tokens_BxS[process::2])
+    with pytest.raises(ValueError, match=r"is 47: expected 0 or at least 48, .*size=2 rows of 24"):
+        Batches(examples, **how, tokens_per_batch=47)
+
+
 def test_two_devices_train_like_one(inputs):
     _, one, losses_one = trained(inputs, make_mesh(1), steps=4)
     _, two, losses_two = trained(inputs, make_mesh(2), steps=4)

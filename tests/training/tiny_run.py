@@ -4,6 +4,7 @@ For tests that kill it, break it or move it to other devices: `start` runs it in
 own, forked from a server that has imported everything, which takes a fraction of a second.
 """
 
+import functools
 import os
 import resource
 import signal
@@ -116,9 +117,8 @@ def run(
     adapters = init_adapters(config, lora, jax.random.key(1))
     decoder = Decoder(config, make_params(config), lora=lora, adapters=adapters)
     examples = build_examples(split, tokens, compressed, targets="all", max_tokens=32)
-    batches = Batches(
-        examples, store, batch_size=BATCH, seed=0, buckets=(32,), local_rows=local_rows(mesh, BATCH)
-    )
+    rows = functools.partial(local_rows, mesh)
+    batches = Batches(examples, store, batch_size=BATCH, seed=0, buckets=(32,), local_rows=rows)
     optimizer = make_optimizer(
         learning_rate=1e-2, warmup_steps=2, total_steps=STEPS, weight_decay=0.01, clip=1.0
     )
