@@ -6,8 +6,10 @@ works on every one of them. The fields and their defaults are those of sections.
 """
 
 import ast
-from collections.abc import Mapping
+import runpy
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, config_dict
@@ -238,14 +240,9 @@ def published_config(weights: str, arg: str, *, tensor: Mapping[int, int]) -> Co
     says how many of N devices share a copy of the model; the others share the batch, which grows
     with them beyond the published 16 rows. Raises UserError also for an N that is not in `tensor`.
     """
-    settings = split_argument(arg)
-    chips = [part for part in settings if part.startswith("chips=")] or [f"chips={min(tensor)}"]
-    if len(chips) > 1 or chips[0] not in [f"chips={number}" for number in tensor]:
-        raise UserError(
-            f"config argument {arg!r}: expected chips={', '.join(map(str, tensor))}; for another "
-            "number set mesh.fsdp, mesh.tensor and training.batch_size"
-        )
-    num_chips = int(chips[0].removeprefix("chips="))
+    other = "; for another number set mesh.fsdp, mesh.tensor and training.batch_size"
+    chips, arg = own_setting(arg, "chips", [*map(str, sorted(tensor))], hint=other)
+    num_chips = int(chips)
     config = default_config()
     config.mesh.tensor = tensor[num_chips]
     batch_size = max(16, num_chips // config.mesh.tensor)
@@ -258,7 +255,29 @@ def published_config(weights: str, arg: str, *, tensor: Mapping[int, int]) -> Co
     config.decoding.exclude_history = False
     config.inference.batch_size = batch_size
     config.evaluation.rows = 0
-    return apply_argument(config, ",".join(part for part in settings if part not in chips))
+    return apply_argument(config, arg)
+
+
+def own_setting(
+    arg: str | None, name: str, choices: Sequence[str], hint: str = ""
+) -> tuple[str, str]:
+    """(the value of a setting that a config file has of its own, the rest of its argument).
+
+    By default the first choice. Raises UserError, with the hint, for none of them or several.
+    """
+    settings = split_argument(arg)
+    found = [one for one in settings if one.startswith(f"{name}=")] or [f"{name}={choices[0]}"]
+    value = found[0].removeprefix(f"{name}=")
+    if len(found) > 1 or value not in choices:
+        raise UserError(f"config argument {arg!r}: expected {name}={', '.join(choices)}{hint}")
+    return value, ",".join(one for one in settings if one not in found)
+
+
+def config_of(path: str | Path) -> ConfigDict:
+    """The config of a file, without an argument, to be changed."""
+    config = runpy.run_path(str(path))["get_config"]()
+    config.unlock()
+    return config
 
 
 def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:

@@ -148,7 +148,7 @@ def test_in_pieces_a_prompt_has_the_tokens_of_each_text_on_its_own():
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(UserError, match="bos_before_target is true, but the tokenizer has no BOS"):
         tokenise_items({"title": TITLES}, LETTERS._replace(bos=None), TEMPLATE)
-    with pytest.raises(UserError, match="cf_dtype=bfloat16 needs 'positions'"):
+    with pytest.raises(UserError, match="'decisions', which is for objective.cf_dtype=float32"):
         Objective(softmax="children", mean_over="decisions", cf_dtype="bfloat16")
     tokens = tokenise_items({"title": TITLES}, LETTERS, TEMPLATE)
     trie = ItemTrie.build(tokens.written)

@@ -82,17 +82,15 @@ class Objective:
     cf_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
+        needed = {"softmax": "children", "cf_dtype": "float32"}
         for name, default in (("mean_over", "positions"), ("temperature", "fixed")):
             value = getattr(self, name)
-            if value != default and self.softmax == "vocabulary":
-                raise UserError(
-                    f"objective.{name} is {value!r}, which is for objective.softmax=children: set "
-                    f"that, or objective.{name}={default}"
-                )
-            if value != default and self.rounds:
-                raise UserError(
-                    f"objective.{name} is {value!r}: objective.cf_dtype=bfloat16 needs {default!r}"
-                )
+            for other, only in needed.items():
+                if value != default and getattr(self, other) != only:
+                    raise UserError(
+                        f"objective.{name} is {value!r}, which is for objective.{other}={only}: "
+                        f"set that, or objective.{name}={default}"
+                    )
 
     @property
     def adapts(self) -> bool:
