@@ -1,12 +1,17 @@
 """Each quirk of the published code, one by one, against the published formulas on tiny data."""
 
+import ast
 import dataclasses
+import re
+import runpy
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from published_formulas import PublishedLoss, prompt
 
+from tca4rec_jax.config import config_fields, config_value, default_config
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective, of_logits, tca_loss
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
@@ -18,6 +23,8 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
 
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "official.md"
 BOS, END, MERGED, VOCABULARY = 1, 2, 3, 128
 # Many titles under one first token and one under another; one begins another, one has one token.
 TITLES = [*(f"a{chr(98 + n % 20)}{chr(98 + n // 20)}!" for n in range(80)), "ab", "ab", "c", "x y"]
@@ -163,3 +170,44 @@ def test_titles_of_too_many_tokens_are_not_recommended():
     assert allowed.only(lengths <= 3).allowed_I.tolist() == [True, False, True, False]
     with pytest.raises(UserError, match="leaves no item"):
         allowed.only(lengths > 4)
+
+
+SETTINGS = {  # of the run, no quirks
+    *("seed", "data.path", "llm.weights", "llm.dtype", "training.buckets", "training.steps"),
+    *("inference.batch_size", "prompt.templates", "prompt.item", "prompt.end", "cf.max_epochs"),
+}
+
+
+def official_config(arg=""):
+    return runpy.run_path(str(ROOT / "configs" / "official" / "tca4rec.py"))["get_config"](arg)
+
+
+def test_the_page_says_what_the_preset_sets():
+    """docs/official.md: each field it gives a value has it in the preset, and another by default
+    unless the page says so; and every field that the preset changes is on the page."""
+    page, config, defaults = PAGE.read_text(), official_config(), default_config()
+    named = set(re.findall(r"`(\w+\.[\w.]+)\b", page))
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    given = [(*one, row[2]) for row in rows for one in re.findall(r"`(\w+[\w.]+)=([^`]+)`", row[1])]
+    assert len(given) > 20
+    for name, text, ours in given:
+        value = ast.literal_eval(text)
+        assert config_value(config, name) == value, name
+        assert ours.startswith("the same") == (config_value(defaults, name) == value), name
+    changed = {n for n in config_fields() if config_value(config, n) != config_value(defaults, n)}
+    assert changed - SETTINGS <= named
+
+
+def test_the_argument_of_the_preset_is_strict():
+    config = official_config("dataset=Office_Products,msl=true,features=true,llm=qwen2_5_0_5b")
+    assert (config.objective.softmax, config.objective.tau) == ("children", 4.5)
+    assert "office products" in config.prompt.templates[0]
+    assert (config.prompt.bos_token, config.projector.train) == ("<|im_start|>", False)
+    with pytest.raises(UserError, match="expected dataset=Toys_and_Games, Office_Products"):
+        official_config("dataset=Office")
+
+
+def test_the_prompt_of_the_preset_is_the_published_one():
+    template, titles = official_config().prompt.templates[0], ["A", "B"]
+    history = ", ".join(f'"{title}"' for title in titles)
+    assert template.format(history=history, target="") == prompt(titles, "games")
