@@ -129,7 +129,8 @@ def inputs_of(experiment: Experiment, rows: EvaluationRows, compared: Comparison
         | compared._asdict()
         | {"allowed items": experiment.item_filter.content_hash()},
         **rows.inputs(),
-        "evaluation.cutoffs": config.evaluation.cutoffs,
+        **{f"evaluation.{name}": config.evaluation[name] for name in ("cutoffs", "hits")},
+        "objective.beta": config.objective.beta,
         "catalogue": catalogue.content_hash(),
         "CF logits": read_manifest(store)["content_hash"],
         "lists": lists,

@@ -4,8 +4,8 @@ Written below the work directory:
   evaluation/<run>_*.npz     recommended items and ranks of each row, kept so that any other
                              statistic can be computed
   evaluation/unfinished.npz  where an interrupted evaluation goes on
-  results.json, results.md, results.png, training.png, examples.md; those of an evaluation with
-                             a name in results/<name>
+  results.json, results.md, results.png, details.md, slices.png, training.png, examples.md; those
+                             of an evaluation with a name in results/<name>
   sweep_<run>.json, .md, .png of `sweep_guidance`
 
 Axis letters: R rows.
@@ -23,6 +23,7 @@ from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation import report
 from tca4rec_jax.evaluation.answers import evaluate_answers
+from tca4rec_jax.evaluation.calibration import calibrations
 from tca4rec_jax.evaluation.comparison import (
     COMMAND,
     UNTRAINED,
@@ -32,6 +33,8 @@ from tca4rec_jax.evaluation.comparison import (
     inputs_of,
     results_folder,
 )
+from tca4rec_jax.evaluation.details import write_details
+from tca4rec_jax.evaluation.lists import ListMetrics
 from tca4rec_jax.evaluation.llm_rankings import rank_llms
 from tca4rec_jax.evaluation.rankings import (
     CF,
@@ -44,6 +47,7 @@ from tca4rec_jax.evaluation.summary import (
     check_cutoffs,
     differences,
     headline,
+    hit_ranks,
     summarise,
     write_tables,
 )
@@ -94,10 +98,12 @@ def _evaluate_rankings(
     check_cutoffs(experiment.config)
     rankings = rank_cf_models(experiment, rows) | rank_llms(experiment, rows, compared.guidances)
     rankings = {label: rankings[label] for label in compared.labels}
-    results = summarise(experiment, rows, rankings, compared)
+    about = ListMetrics.of(experiment, rows), calibrations(experiment, rows)
+    results = summarise(experiment, rows, rankings, compared, *about)
     results["provenance"] = dataclasses.asdict(made_from)
     if is_main_process():
         write_tables(folder, results, experiment.config)
+        write_details(folder, results, headline(experiment.config)[1])
         curves = {
             run: read_json_lines(experiment.workdir / "llm" / run / "log.jsonl")
             for run in results["runs"]
@@ -139,7 +145,7 @@ def sweep_guidance(
 
     user_R, seed, drawn = rows.sequences.user, config.evaluation.seed, headline(config)
     models = {
-        label: ranking_metrics(one.rank_R, user_R, config.evaluation.cutoffs, seed=seed)
+        label: ranking_metrics(hit_ranks(config, one), user_R, config.evaluation.cutoffs, seed=seed)
         for label, one in rankings.items()
     }
     gains = {
@@ -176,8 +182,9 @@ def _plot(
     folder: Path, results: dict, curves: Mapping[str, list[dict]], drawn: Sequence[str]
 ) -> None:
     """Draws results.png, and training.png if there is a training log."""
-    by_item = {label: metrics["by item"] for label, metrics in results["models"].items()}
-    report.plot_metrics(folder / "results.png", by_item, drawn)
+    hits = f"by {results['hits']}"
+    models = {label: metrics[hits] for label, metrics in results["models"].items()}
+    report.plot_metrics(folder / "results.png", models, drawn)
     if any(curves.values()):
         keys = ("loss", "nll_per_title", "grad_norm")
         report.plot_training_curves(folder / "training.png", curves, keys)
@@ -200,5 +207,5 @@ def _write_examples(
         order_R[: config.evaluation.examples].tolist(),
     )
     write_text(folder / "examples.md", examples)
-    files = "results.json, results.md, results.png, training.png, examples.md"
+    files = "results.json, .md and .png, details.md, slices.png, training.png, examples.md"
     show(*examples.split("\n"), f"Written to {folder}: {files}")

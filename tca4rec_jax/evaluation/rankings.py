@@ -122,22 +122,38 @@ class ModelRanking(NamedTuple):
         return float(temperatures[best]), self.nll_RxT[:, best]
 
 
-def rank_cf_models(experiment: Experiment, rows: EvaluationRows) -> dict[str, ModelRanking]:
-    """'Most popular' and the CF model of the logits store; several processes share the rows."""
-    mine = process_rows(len(rows))
-    position_R, target_R = rows.position_R[mine], rows.target_R[mine]
-    config, shape = experiment.config.evaluation, (len(mine), experiment.data.catalogue.num_items)
-    store = experiment.cf_store(config.split, position_R)
-    popular_I = popularity_logits(experiment.data.splits["train_sequences"], shape[1])
-    stored = LazyRows(store.read, position_R, store.width)
-    masks = rows.allowed(experiment.item_filter)
-    allowed = masks and LazyRows(masks, mine, shape[1])
-    common = experiment.trie.leaf_of_item, target_R, config.temperatures
-    kind = {"allowed": allowed, "places": config.cutoffs[-1]}
-    rankings = {
-        POPULAR: full_ranking(np.broadcast_to(popular_I, shape), DENSE, *common, **kind),
-        CF: full_ranking(stored, store.cf_items, *common, **kind),
+def cf_models(
+    experiment: Experiment, rows: EvaluationRows
+) -> dict[str, tuple[np.ndarray | LazyRows, CFItems]]:
+    """'Most popular' and the CF model of the logits store on this process's share of the rows.
+
+    What `full_ranking` takes: user vectors, or logits, and the item side.
+    """
+    position_R, items = (
+        rows.position_R[process_rows(len(rows))],
+        experiment.data.catalogue.num_items,
+    )
+    store = experiment.cf_store(experiment.config.evaluation.split, position_R)
+    popular_I = popularity_logits(experiment.data.splits["train_sequences"], items)
+    return {
+        POPULAR: (np.broadcast_to(popular_I, (len(position_R), items)), DENSE),
+        CF: (LazyRows(store.read, position_R, store.width), store.cf_items),
     }
+
+
+def rank_cf_models(experiment: Experiment, rows: EvaluationRows) -> dict[str, ModelRanking]:
+    """The rankings of `cf_models`; several processes share the rows."""
+    mine, config = process_rows(len(rows)), experiment.config.evaluation
+    masks, leaf_of_item = rows.allowed(experiment.item_filter), experiment.trie.leaf_of_item
+    rank = partial(
+        full_ranking,
+        leaf_of_item=leaf_of_item,
+        target_R=rows.target_R[mine],
+        temperatures=config.temperatures,
+        allowed=masks and LazyRows(masks, mine, len(leaf_of_item)),
+        places=config.cutoffs[-1],
+    )
+    rankings = {label: rank(*model) for label, model in cf_models(experiment, rows).items()}
     return {label: gather_process_rows(one, len(rows)) for label, one in rankings.items()}
 
 

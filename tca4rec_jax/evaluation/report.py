@@ -76,6 +76,23 @@ def plot_metrics(
     save_figure(path, figure)
 
 
+def plot_slices(path: Path, slices: Mapping[str, Mapping[str, Interval]], metric: str) -> None:
+    """A PNG with one line of points per slice: each model's mean and interval."""
+    check_rows(slices)
+    models = list(next(iter(slices.values())))
+    figure, (panel,) = _panels(1, 9.0, 1.4 + 0.45 * len(slices), bars=True)
+    for number, model in enumerate(models):
+        means, low, high = np.array([row[model] for row in slices.values()]).T
+        errors = np.maximum(np.stack([means - low, high - means]), 0)
+        at = np.arange(len(slices)) + 0.7 * ((number + 0.5) / len(models) - 0.5)
+        panel.errorbar(means, at, xerr=errors, fmt="o", ms=3, label=picture_text(model))
+    panel.set(xlabel=f"{metric} (95% interval)", yticks=range(len(slices)))
+    panel.set_yticklabels(list(map(picture_text, slices)))
+    panel.invert_yaxis()
+    figure.legend(loc="outside right upper")
+    save_figure(path, figure)
+
+
 def plot_sweep(
     path: Path,
     curve: Mapping[float, Mapping[str, Interval]],

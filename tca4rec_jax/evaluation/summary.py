@@ -12,11 +12,13 @@ from ml_collections import ConfigDict
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import Comparison
+from tca4rec_jax.evaluation.lists import ListMetrics
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
+from tca4rec_jax.evaluation.slices import slices
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.intervals import Interval, bootstrap_intervals
-from tca4rec_jax.metrics import metric_differences, ranking_metrics
+from tca4rec_jax.metrics import metric_differences, metric_values, ranking_metrics
 from tca4rec_jax.reporting import Cell, show_table, write_results
 
 
@@ -41,42 +43,80 @@ def summarise(
     rows: EvaluationRows,
     rankings: Mapping[str, ModelRanking],
     compared: Comparison,
+    lists: ListMetrics,
+    calibrations: Mapping[str, Mapping[str, float]],
 ) -> dict:
     """Everything that results.json holds but its provenance; metrics are intervals over the rows.
 
-    `runs` has the step of the checkpoint that was taken of each run.
+    `runs` has the step of the checkpoint that was taken of each run, `filters` what holds for every
+    model, `slices` the number of rows of each.
     """
-    config, sequences = experiment.config, rows.sequences
+    config, user_R = experiment.config, rows.sequences.user
+    train, items = experiment.data.splits["train_sequences"], experiment.data.catalogue.num_items
+    inside = slices(rows.sequences, lists.histories, train, items)
+    models = {label: _model_metrics(config, user_R, one) for label, one in rankings.items()}
+    for label, metrics in models.items():
+        metrics["lists"] = _list_metrics(config, user_R, rankings[label], lists)
+        metrics["slices"] = _slice_metrics(config, user_R, rankings[label], inside)
+        metrics["calibration"] = calibrations.get(label)
     return {
         "rows": len(rows),
-        "users": len(np.unique(sequences.user)),
-        "tied_rows": int(sequences.tied.sum()),
+        "users": len(np.unique(user_R)),
         "split": config.evaluation.split,
-        "items": config.evaluation.candidates or experiment.data.catalogue.num_items,
+        "items": config.evaluation.candidates or items,
+        "filters": {
+            "allowed items": int(experiment.item_filter.allowed_I.sum()),
+            "exclude history": bool(experiment.item_filter.exclude_history),
+        },
+        "hits": config.evaluation.hits,
+        "slices": {name: int(inside_R.sum()) for name, inside_R in inside.items()},
         "runs": {name: experiment.run_step(name) for name in compared.guidances if name},
-        "models": {label: _model_metrics(config, rows, one) for label, one in rankings.items()},
+        "models": models,
         "differences": {
-            f"{a} - {b}": differences(config, rankings[a], rankings[b], sequences.user)
+            f"{a} - {b}": differences(config, rankings[a], rankings[b], user_R)
             for a, b in compared.differences
         },
         "config": json.loads(config.to_json_best_effort()),
     }
 
 
-def _model_metrics(config: ConfigDict, rows: EvaluationRows, ranking: ModelRanking) -> dict:
-    """Metrics by item, by title, over the rows with and without tied timestamps, and the NLL."""
-    user_R, tied_R, seed = rows.sequences.user, rows.sequences.tied, config.evaluation.seed
-    cutoffs = config.evaluation.cutoffs
-    metrics = {
-        "by item": ranking_metrics(ranking.rank_R, user_R, cutoffs, seed=seed),
-        "by title": ranking_metrics(ranking.title_rank_R, user_R, cutoffs, seed=seed),
+def _model_metrics(config: ConfigDict, user_R: np.ndarray, ranking: ModelRanking) -> dict:
+    """Metrics by item and by title, and the NLL."""
+    evaluation = config.evaluation
+    return {
+        by: ranking_metrics(rank_R, user_R, evaluation.cutoffs, seed=evaluation.seed)
+        for by, rank_R in (("by item", ranking.rank_R), ("by title", ranking.title_rank_R))
+    } | {"nll per title": _likelihoods(config, ranking, user_R)}
+
+
+def _list_metrics(
+    config: ConfigDict, user_R: np.ndarray, ranking: ModelRanking, lists: ListMetrics
+) -> dict[str, Interval | float]:
+    """Those of `ListMetrics`: means with intervals, and values of all lists together."""
+    given = ranking.items_RxM, config.evaluation.cutoffs
+    means = bootstrap_intervals(lists.of_rows(*given), user_R, seed=config.evaluation.seed)
+    return {**means, **lists.of_all(*given)}
+
+
+def _slice_metrics(
+    config: ConfigDict, user_R: np.ndarray, ranking: ModelRanking, inside: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, Interval]]:
+    """The `headline` of every slice (bool [R])."""
+    values = metric_values(hit_ranks(config, ranking), config.evaluation.cutoffs[-1:])
+    columns = {
+        (name, metric): np.ma.masked_array(values[metric], ~inside_R)
+        for name, inside_R in inside.items()
+        for metric in headline(config)
     }
-    for part, chosen_R in (("tied", tied_R), ("untied", ~tied_R)):
-        if chosen_R.any() and not chosen_R.all():
-            metrics[f"by item, {part} rows"] = ranking_metrics(
-                ranking.rank_R[chosen_R], user_R[chosen_R], cutoffs[-1:], seed=seed
-            )
-    return metrics | {"nll per title": _likelihoods(config, ranking, user_R)}
+    if not columns:
+        return {}
+    found = bootstrap_intervals(columns, user_R, seed=config.evaluation.seed)
+    return {name: {m: found[name, m] for m in headline(config)} for name in inside}
+
+
+def hit_ranks(config: ConfigDict, ranking: ModelRanking) -> np.ndarray:
+    """int [R]: the ranks that count, by config.evaluation.hits."""
+    return ranking.rank_R if config.evaluation.hits == "item" else ranking.title_rank_R
 
 
 def _likelihoods(config: ConfigDict, ranking: ModelRanking, user_R: np.ndarray) -> dict | None:
@@ -98,7 +138,7 @@ def differences(
     An interval that contains 0 does not establish a difference.
     """
     temperatures, k = config.evaluation.temperatures, config.evaluation.cutoffs[-1]
-    values = metric_differences(model.rank_R, baseline.rank_R, k)
+    values = metric_differences(hit_ranks(config, model), hit_ranks(config, baseline), k)
     model_best, baseline_best = model.best_nll(temperatures), baseline.best_nll(temperatures)
     if model_best and baseline_best:
         values["nll per title"] = model_best[1] - baseline_best[1]
@@ -108,10 +148,10 @@ def differences(
 def write_tables(folder: Path, results: dict, config: ConfigDict) -> None:
     """Prints the tables; writes results.json and results.md."""
     title = (
-        f"{results['rows']} {results['split']} rows, each ranked over {results['items']} items; "
+        f"{results['rows']} {results['split']} rows, each ranked over {_ranked_items(results)}; "
         "NLL of its title at the model's best temperature"
     )
-    models = {label: _cells(metrics, config) for label, metrics in results["models"].items()}
+    models = {label: table_cells(metrics, config) for label, metrics in results["models"].items()}
     text = show_table(models, title=title, first_column="model")
     if results["differences"]:
         hr, ndcg = headline(config)
@@ -126,16 +166,28 @@ def write_tables(folder: Path, results: dict, config: ConfigDict) -> None:
     write_text(folder / "results.md", text)
 
 
-def _cells(metrics: dict, config: ConfigDict) -> dict[str, Cell]:
+def _ranked_items(results: dict) -> str:
+    """Which items every model of the table ranks for a row, and what a hit is."""
+    items, allowed = results["items"], results["filters"]["allowed items"]
+    candidates = results["config"]["evaluation"]["candidates"]
+    words = f"{items if candidates else min(items, allowed)} items"
+    words += " that were drawn for it" * bool(candidates)
+    words += " on the allow- and deny-lists" * (not candidates and allowed < items)
+    words += " but those of its history" * results["filters"]["exclude history"]
+    return words + ", hits by title" * (results["hits"] == "title")
+
+
+def table_cells(metrics: dict, config: ConfigDict) -> dict[str, Cell]:
     """A model's row of the table."""
     cutoffs, (_, best) = config.evaluation.cutoffs, headline(config)
     shown = [f"hr@{k}" for k in cutoffs] + [f"ndcg@{k}" for k in cutoffs if k > 1]
-    cells: dict[str, Cell] = {name.upper(): metrics["by item"][name].mean for name in shown}
-    cells[f"{best.upper()}, 95% interval"] = metrics["by item"][best]
-    cells["by title"] = metrics["by title"][best].mean
+    by, other = ("item", "title") if config.evaluation.hits == "item" else ("title", "item")
+    cells: dict[str, Cell] = {name.upper(): metrics[f"by {by}"][name].mean for name in shown}
+    cells[f"{best.upper()}, 95% interval"] = metrics[f"by {by}"][best]
+    cells[f"by {other}"] = metrics[f"by {other}"][best].mean
     for part in ("tied", "untied"):
-        if f"by item, {part} rows" in metrics:
-            cells[part] = metrics[f"by item, {part} rows"][best].mean
+        if part in metrics["slices"]:
+            cells[part] = metrics["slices"][part][best].mean
     if metrics["nll per title"]:
         cells["NLL"] = metrics["nll per title"]["best"].mean
     return cells

@@ -10,7 +10,7 @@ import pytest
 _FOREIGN_FILES = re.compile(
     r"(WORKDIR|runs|exported|models|cf/logits)/|W/|"
     r"^(checkpoints/|log\.jsonl|config\.json|manifest\.json|ids\.npz|item\.csv|(train|valid|test)\*\.csv|"
-    r"results\.\w+|training\.png|examples\.md|histories\.jsonl|\.?[\w-]*\.(npz|npy|pth|safetensors|csv|parquet|inter|item|jsonl|png|json|dat|data|tsv)(\.gz)?)$"
+    r"results\.\w+|details\.md|training\.png|examples\.md|histories\.jsonl|\.?[\w-]*\.(npz|npy|pth|safetensors|csv|parquet|inter|item|jsonl|png|json|dat|data|tsv)(\.gz)?)$"
 )
 # Names of other libraries, of data and of run-time files.
 _FOREIGN_NAMES = {
@@ -82,7 +82,7 @@ def dead_links(page: Path, text: str) -> list[str]:
 def gone_files(source: str) -> list[str]:
     """Files that docstrings and comments of the code cite and the repository does not have."""
     cited = re.findall(r"(?<![\w$*{}/.<>-])((?:\w+/)*\w+\.(?:py|md|sh|sbatch))\b", source)
-    written = {"results.md", "examples.md", "report.md", "file.py"}  # by a run; a name for any file
+    written = {"results.md", "details.md", "examples.md", "report.md", "file.py"}  # by a run; any
     found = [name for name in cited if name not in written and not name.startswith("WORKDIR/")]
     return [name for name in found if not any(f"/{path}".endswith(f"/{name}") for path in FILES)]
 

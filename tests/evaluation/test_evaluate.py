@@ -6,67 +6,122 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.config import default_config
+from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import Comparison
+from tca4rec_jax.evaluation.details import write_details
+from tca4rec_jax.evaluation.lists import ListMetrics
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
-from tca4rec_jax.evaluation.summary import check_cutoffs, summarise
-from tca4rec_jax.metrics import mean_metrics
+from tca4rec_jax.evaluation.summary import check_cutoffs, summarise, table_cells, write_tables
+from tca4rec_jax.metrics import hit_rate, mean_metrics
+
+CALIBRATIONS = {"CF model": {"ece@1": 0.1}}
+EVERY = ["all", "warm item", "cold item", "warm user", "cold user", "head", "tail"]
 
 
-@pytest.mark.parametrize("tied", [6, 0])
-def test_results_hold_every_metric_of_every_model(tied):
+def results_of(config, *, tied=0):
+    """(results, rankings) of 20 rows of 10 users; users and items 5 to 9 were not trained on."""
     rng = np.random.default_rng(0)
-    config = default_config()
     variants = (("LLM", "run", 0.0), ("guided", "run", 1.0))
     compared = Comparison(variants, (("LLM", "CF model"), ("guided", "CF model")))
     temperatures = len(config.evaluation.temperatures)
 
     def ranking(guided=False):
         nll_RxT = np.full((20, temperatures), np.nan) if guided else rng.random((20, temperatures))
-        return ModelRanking(rng.integers(0, 30, (20, 3)), *rng.integers(-1, 12, (2, 20)), nll_RxT)
+        lists_RxM = np.stack([rng.permutation(10)[:3] for _ in range(20)])
+        return ModelRanking(lists_RxM, *rng.integers(-1, 12, (2, 20)), nll_RxT)
 
     rankings = {label: ranking(label == "guided") for label in compared.labels}
-    tied_R = np.arange(20) < tied
-    rows = EvaluationRows(
-        SimpleNamespace(tied=tied_R, user=np.arange(20) // 2), None, None, np.zeros(20, np.int32)
+    items, times = rng.permuted(np.tile(np.arange(10), (20, 1)), axis=1)[:, :3], np.arange(60)
+    times[3 * np.arange(tied) + 2] -= 1
+    split = ItemSequences(np.arange(20) // 2, items.ravel(), np.arange(0, 61, 3), times)
+    rows = EvaluationRows(split, split.last_positions, items[:, :2], items[:, 2])
+    train = ItemSequences(np.arange(5), np.arange(5), np.arange(6), np.arange(5))
+    data = SimpleNamespace(
+        catalogue=SimpleNamespace(num_items=10), splits={"train_sequences": train, "test": split}
     )
-    data = SimpleNamespace(catalogue=SimpleNamespace(num_items=30))
-    experiment = SimpleNamespace(config=config, data=data, run_step={"run": 850}.get)
-    results = summarise(experiment, rows, rankings, compared)
+    allowed = ItemFilter(np.ones(10, bool), exclude_history=True)
+    experiment = SimpleNamespace(
+        config=config,
+        data=data,
+        run_step={"run": 850}.get,
+        item_filter=allowed,
+        cf_store=lambda *_: SimpleNamespace(item_table=rng.normal(size=(10, 2))),
+    )
+    lists = ListMetrics.of(experiment, rows)
+    return summarise(experiment, rows, rankings, compared, lists, CALIBRATIONS), rankings
 
+
+@pytest.mark.parametrize("tied", [6, 0])
+def test_results_hold_every_metric_of_every_model(tied):
+    config = default_config()
+    results, rankings = results_of(config, tied=tied)
     assert list(results) == [
-        "rows",
-        "users",
-        "tied_rows",
-        "split",
-        "items",
-        "runs",
-        "models",
-        "differences",
-        "config",
+        *("rows", "users", "split", "items", "filters", "hits", "slices", "runs", "models"),
+        *("differences", "config"),
     ]
-    assert (results["rows"], results["tied_rows"], results["items"]) == (20, tied, 30)
+    assert (results["rows"], results["users"], results["items"]) == (20, 10, 10)
+    assert results["filters"] == {"allowed items": 10, "exclude history": True}
     assert results["runs"] == {"run": 850}
+    assert list(results["slices"]) == [*EVERY[1:], *(("tied", "untied") if tied else ())]
+    assert results["slices"].get("tied", 0) == tied
     assert list(results["models"]) == ["Most popular", "CF model", "LLM", "guided"]
     for label, metrics in results["models"].items():
         assert list(metrics) == [
-            *("by item", "by title"),
-            *(("by item, tied rows", "by item, untied rows") if tied else ()),
-            "nll per title",
+            *("by item", "by title", "nll per title", "lists", "slices", "calibration")
         ]
-        for part, chosen_R in (("tied", tied_R), ("untied", ~tied_R)) if tied else ():
-            expected = mean_metrics(rankings[label].rank_R[chosen_R], (10,))
-            shown = metrics[f"by item, {part} rows"]
-            assert {name: interval.mean for name, interval in shown.items()} == (
-                pytest.approx(expected, rel=1e-12)
-            )
+        for part, chosen_R in (("tied", np.arange(20) < 6), ("untied", np.arange(20) >= 6)):
+            if tied:
+                expected = mean_metrics(rankings[label].rank_R[chosen_R], (10,))
+                shown = metrics["slices"][part]
+                assert list(shown) == ["hr@10", "ndcg@10"]
+                for name, interval in shown.items():
+                    assert interval.mean == pytest.approx(expected[name], rel=1e-12)
         assert (metrics["nll per title"] is None) == (label == "guided")
+        names = {name.partition("@")[0] for name in metrics["lists"]}
+        several = {"recall", "novelty", "popularity", "diversity"}
+        assert names == several | {"coverage", "gini", "popularity lift"}
+        assert metrics["calibration"] == CALIBRATIONS.get(label)
     nll = results["models"]["LLM"]["nll per title"]
     assert list(nll)[-2:] == ["best", "best temperature"]
     assert nll["best"].mean == pytest.approx(rankings["LLM"].nll_RxT.mean(axis=0).min())
     differences = results["differences"]
     assert list(differences["LLM - CF model"]) == ["hr@10", "ndcg@10", "nll per title"]
     assert list(differences["guided - CF model"]) == ["hr@10", "ndcg@10"]  # guided: no likelihood
+
+
+def test_a_hit_by_title_counts_in_table_differences_and_slices():
+    config = default_config()
+    config.evaluation.update(hits="title", cutoffs=(2, 5))
+    results, rankings = results_of(config)
+    ranks = {label: one.title_rank_R for label, one in rankings.items()}
+    cell = table_cells(results["models"]["LLM"], config)
+    assert cell["HR@5"] == pytest.approx(hit_rate(ranks["LLM"], 5).mean())
+    assert {"by item", "HR@2", "NDCG@2", "NDCG@5, 95% interval"} <= cell.keys()
+    gain = results["differences"]["LLM - CF model"]["hr@5"].mean
+    assert gain == pytest.approx(
+        np.mean(hit_rate(ranks["LLM"], 5) - hit_rate(ranks["CF model"], 5))
+    )
+    cold = results["models"]["LLM"]["slices"]["cold user"]["hr@5"].mean
+    assert cold == pytest.approx(hit_rate(ranks["LLM"][10:], 5).mean())
+
+
+def test_tables_say_what_was_ranked_and_every_slice_is_shown(tmp_path, capsys):
+    config = default_config()
+    results, _ = results_of(config)
+    write_tables(tmp_path, results, config)
+    first, *_ = (tmp_path / "results.md").read_text().splitlines()
+    assert first.startswith("20 test rows, each ranked over 10 items but those of its history; NLL")
+    results["filters"] = {"allowed items": 7, "exclude history": False}
+    write_tables(tmp_path, results, config)
+    assert "ranked over 7 items on the allow- and deny-lists; NLL" in capsys.readouterr().out
+    write_details(tmp_path, results, "ndcg@10")
+    text = (tmp_path / "details.md").read_text()
+    for label in results["models"]:
+        assert text.count(f"| {label}, K = 5 |") == 3  # by item, by title, lists
+    assert [line.split("|")[1].strip() for line in text.splitlines()[-len(EVERY) :]] == EVERY
+    assert (tmp_path / "slices.png").stat().st_size > 1000
 
 
 def test_a_k_that_the_lists_of_the_llms_do_not_reach_is_refused():

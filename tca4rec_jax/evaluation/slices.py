@@ -1,0 +1,52 @@
+"""Slices of the evaluated rows: by item, user, history and time.
+
+Axis letters: R rows, I items.
+"""
+
+import numpy as np
+
+from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.sequences import ItemSequences
+
+HEAD = 0.2
+"""The share of the items, the most popular ones, that are the head."""
+LENGTHS = (0, 5, 10, 20, 50)
+"""The least numbers of history items of the slices by length."""
+
+
+def slices(
+    rows: ItemSequences, histories: Ragged, train: ItemSequences, num_items: int
+) -> dict[str, np.ndarray]:
+    """{slice: bool [R]} of the rows, targets last, with these whole histories before them.
+
+    By what is in `train` (train_sequences): a warm item or user occurs in it, a cold one does not;
+    the head are the HEAD share of the items with the most interactions in it (of two with as many,
+    the earlier in the catalogue), the tail are the rest. By length of the history; by whether the
+    target shares its time with the item before (tied); by whether it is in the history (seen). A
+    slice that holds all rows or none is left out.
+    """
+    target_R = rows.items[rows.last_positions]
+    count_I = np.bincount(train.items, minlength=num_items)
+    head_I = np.zeros(num_items, bool)
+    head_I[np.argsort(-count_I, kind="stable")[: round(HEAD * num_items)]] = True
+    of_row_n = histories.row_of(np.arange(histories.values.size))
+    seen_n = histories.values == target_R[of_row_n]
+    seen_R = np.bincount(of_row_n, seen_n, minlength=len(rows)) > 0
+    pairs = {
+        ("warm item", "cold item"): count_I[target_R] > 0,
+        ("warm user", "cold user"): np.isin(rows.user, train.user),
+        ("head", "tail"): head_I[target_R],
+        ("tied", "untied"): rows.tied,
+        ("seen before", "not seen before"): seen_R,
+    }
+    found = {
+        name: inside_R
+        for (yes, no), yes_R in pairs.items()
+        for name, inside_R in ((yes, yes_R), (no, ~yes_R))
+    }
+    which_R = np.searchsorted(LENGTHS, histories.lengths, side="right") - 1
+    for number, least in enumerate(LENGTHS):
+        following = LENGTHS[number + 1 : number + 2]
+        until = f"to {following[0] - 1}" if following else "or more"
+        found[f"history {least} {until}"] = which_R == number
+    return {name: inside_R for name, inside_R in found.items() if 0 < inside_R.sum() < len(rows)}
