@@ -53,9 +53,10 @@ from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
 from tca4rec_jax.recommenders.ids import first_new_rows
 from tca4rec_jax.recommenders.vectors import first_projector, item_vectors
 from tca4rec_jax.training.checkpoint import Checkpoints
+from tca4rec_jax.training.optimizer import OptimizerConfig, make_optimizer
 from tca4rec_jax.training.run_folder import RunFolder
 from tca4rec_jax.training.run_inputs import data_inputs, inference_inputs, training_inputs
-from tca4rec_jax.training.state import TrainState, held_parts, in_dtype, make_optimizer
+from tca4rec_jax.training.state import TrainState, held_parts, in_dtype
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -192,8 +193,8 @@ class Experiment(ExperimentInputs):
         """The optimizer of config.optimizer over training.steps updates."""
         decay_of = {"projector": self.config.projector.weight_decay}
         return make_optimizer(
-            **self.config.optimizer,
-            total_steps=self.config.training.steps,
+            build(OptimizerConfig, self.config.optimizer),
+            self.config.training.steps,
             decay_of=decay_of | dict.fromkeys(held_parts(self.config), 0.0),
         )
 

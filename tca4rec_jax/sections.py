@@ -29,7 +29,6 @@ from tca4rec_jax.ranges import (
     LocalPath,
     Natural,
     NotNegative,
-    Positive,
     Range,
     Seed,
     Span,
@@ -41,6 +40,7 @@ from tca4rec_jax.ranges import (
 )
 from tca4rec_jax.semantic_ids.rq_vae import RQVAEConfig
 from tca4rec_jax.semantic_ids.settings import IdsFields, Quantiser
+from tca4rec_jax.training.optimizer import OptimizerConfig
 
 
 class RunFields(NamedTuple):
@@ -136,24 +136,6 @@ class RecommenderFields(NamedTuple):
         " Yes",
         " No",
     )
-
-
-class OptimizerFields(NamedTuple):
-    """AdamW, with a learning rate that falls to 0 at the last step.
-
-    Attributes:
-      learning_rate: the highest, after the warm-up.
-      warmup_steps: steps until then.
-      schedule: how it falls after the warm-up: on a line, or on half a cosine wave.
-      weight_decay: decoupled.
-      clip: the largest norm of a gradient.
-    """
-
-    learning_rate: Positive = 1e-4
-    warmup_steps: Natural = 20
-    schedule: Literal["linear", "cosine"] = "linear"
-    weight_decay: NotNegative = 0.01
-    clip: Positive = 1.0
 
 
 class TrainingFields(NamedTuple):
@@ -304,7 +286,7 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     "ids": (IdsFields, Quantiser),
     "ids.rq_vae": (RQVAEConfig,),
     "objective": (Objective,),
-    "optimizer": (OptimizerFields,),
+    "optimizer": (OptimizerConfig,),
     "training": (TrainingFields,),
     "decoding": (DecodingFields, SearchConfig, ScoreWeights),
     "inference": (InferenceFields,),

@@ -208,7 +208,7 @@ def test_unknown_keys_and_wrong_types_are_errors(arg):
         ("llm.dtype=bf16", "llm.dtype is 'bf16': expected one of"),
         ("llm.attention=flash", "llm.attention is 'flash': expected one of"),
         ("evaluation.split=tests", "evaluation.split is 'tests': expected one of"),
-        ("optimizer.clip=0", "optimizer.clip is 0.0: expected above 0"),
+        ("optimizer.epsilon=0", "optimizer.epsilon is 0.0: expected above 0"),
         ("seed=4294967296", "seed is 4294967296: expected 0 to 4294967295"),
         ("beta=1e-39", "objective.beta is 1e-39: expected 0.000001 to"),
         ("training.buckets=(128,64)", r"training.buckets is \(128, 64\): expected ascending"),

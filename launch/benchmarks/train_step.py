@@ -49,12 +49,10 @@ from measuring import (
 from train_step_inputs import (
     ALPHA,
     BETA,
-    CLIP,
     FORM,
     LORA,
     OPTIMIZER,
     TAU,
-    WEIGHT_DECAY,
     Case,
     Inputs,
     random_weights,
@@ -99,7 +97,8 @@ def ours(inputs: Inputs):
     from tca4rec_jax.llm.config import DecoderOptions
     from tca4rec_jax.llm.decoder import Decoder
     from tca4rec_jax.recommenders import GENERATIVE
-    from tca4rec_jax.training.state import TrainState, make_optimizer
+    from tca4rec_jax.training.optimizer import make_optimizer
+    from tca4rec_jax.training.state import TrainState
     from tca4rec_jax.training.step import make_train_step
 
     start()
@@ -118,9 +117,7 @@ def ours(inputs: Inputs):
     options = DecoderOptions(attention=case.attention)
     decoder = Decoder(architecture, params, lora=lora, adapters=adapters, options=options)
     graph, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)
-    optimizer = make_optimizer(
-        **OPTIMIZER, total_steps=case.steps, weight_decay=WEIGHT_DECAY, clip=CLIP
-    )
+    optimizer = make_optimizer(OPTIMIZER, case.steps)
     soft = case.contestant == "ours"
     trie = DeviceTrie.of(inputs.compressed)
     items = CFItems(inputs.batches.store.item_table) if soft else None

@@ -14,11 +14,11 @@ from tca4rec_jax.llm.lora import LoRAConfig
 from tca4rec_jax.llm.tokenizer import load_tokenizer, text_encoder
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
+from tca4rec_jax.training.optimizer import OptimizerConfig
 
 ALPHA, BETA, TAU, FORM = 0.1, 1.0, 4.5, "log_expectation"
 LORA = LoRAConfig(rank=8, alpha=16.0, dropout=0.0, targets="(q|k|v|o)_proj")
-OPTIMIZER = {"learning_rate": 1e-3, "warmup_steps": 2}
-WEIGHT_DECAY, CLIP = 0.01, 1.0
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, weight_decay=0.01, clip=1.0)
 TEMPLATE = PromptTemplate(("Products one person bought, in order:\n{history}\n{target}",))
 MAX_TOKENS, BUCKETS = 512, tuple(range(64, 513, 16))
 

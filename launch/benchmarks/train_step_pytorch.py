@@ -14,14 +14,12 @@ from measuring import cf_distributions_loop, prefixes, pytorch_device
 from train_step_inputs import (
     ALPHA,
     BETA,
-    CLIP,
     OPTIMIZER,
     TAU,
-    WEIGHT_DECAY,
     Inputs,
 )
 
-from tca4rec_jax.training.state import make_schedule
+from tca4rec_jax.training.optimizer import make_schedule
 
 
 def pytorch(inputs: Inputs):
@@ -36,8 +34,8 @@ def pytorch(inputs: Inputs):
     model = peft.PeftModel.from_pretrained(model, folder / "adapters", is_trainable=True)
     model.to(pytorch_device()).train()
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=WEIGHT_DECAY)
-    schedule = make_schedule(**OPTIMIZER, total_steps=case.steps)
+    optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=OPTIMIZER.weight_decay)
+    schedule = make_schedule(OPTIMIZER, case.steps)
     batches, titles = inputs.batches, inputs.items.written
     examples = batches.examples
     targets = inputs.data.splits["train"].items[examples.cf_position.values]
@@ -82,7 +80,7 @@ def pytorch(inputs: Inputs):
         loss = loss_of(inputs.rows(number))
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, CLIP)
+        torch.nn.utils.clip_grad_norm_(trained, OPTIMIZER.clip)
         optimizer.step()
         return float(loss.detach())
 

@@ -182,7 +182,8 @@ def tree_shardings(mesh: Mesh, config: DecoderConfig, tree: Any) -> Any:
     """Where the leaves of a tree of parameters, a training state or a decoder's state live.
 
     A leaf below a parameter's path (an optimiser's moment) lives where the parameter does, any
-    other is replicated. Leaves may be abstract (ShapeDtypeStruct).
+    other is replicated, and so are the rows and columns of a factored moment, which are small.
+    Leaves may be abstract (ShapeDtypeStruct).
     """
 
     def of(key_path, leaf):
@@ -190,7 +191,9 @@ def tree_shardings(mesh: Mesh, config: DecoderConfig, tree: Any) -> Any:
         keys = (str(key.key) for key in key_path if isinstance(key, jax.tree_util.DictKey))
         names = itertools.dropwhile(lambda name: name not in _PARTS, "/".join(keys).split("/"))
         path = "/".join(names)
-        return parameter_sharding(mesh, config, path, leaf.shape) if path else replicated(mesh)
+        if not path or len(logical_axes(path)) != len(leaf.shape):
+            return replicated(mesh)
+        return parameter_sharding(mesh, config, path, leaf.shape)
 
     return jax.tree_util.tree_map_with_path(of, tree)
 

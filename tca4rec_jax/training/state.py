@@ -1,9 +1,9 @@
-"""The state of a training run, its metrics, and the optimizer that updates it.
+"""The state of a training run, its metrics, and the parts of a decoder that it has.
 
 A checkpoint holds a `TrainState`, so inference reads this module and `checkpoint`, not the loop.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -50,51 +50,6 @@ class Metrics(NamedTuple):
 def in_dtype(params: Tree, dtype: str | None) -> Tree:
     """The parameters rounded to the dtype that the model computes in; unchanged for None."""
     return params if dtype is None else jax.tree.map(lambda p: p.astype(dtype), params)
-
-
-def make_schedule(
-    *, learning_rate: float, warmup_steps: int, total_steps: int, schedule: str = "linear"
-) -> optax.Schedule:
-    """Linear warm-up, then to zero on a line ('linear') or on half a wave ('cosine')."""
-    warmup = min(warmup_steps, max(total_steps - 1, 0))
-    up = optax.linear_schedule(learning_rate / max(warmup, 1), learning_rate, warmup)
-    steps = max(total_steps - warmup, 1)
-    down = optax.linear_schedule(learning_rate, 0.0, steps)
-    if schedule == "cosine":
-        down = optax.cosine_decay_schedule(learning_rate, steps)
-    return optax.join_schedules([up, down], [warmup])
-
-
-def make_optimizer(
-    *,
-    learning_rate: float,
-    warmup_steps: int,
-    total_steps: int,
-    weight_decay: float,
-    clip: float,
-    schedule: str = "linear",
-    decay_of: Mapping[str, float] | None = None,
-) -> optax.GradientTransformation:
-    """AdamW on `make_schedule`; gradients are clipped by norm.
-
-    `decay_of` is {part of the decoder: the weight decay of its parameters}, where it differs.
-    """
-
-    def decay(updates, params):
-        def of(path, update, param):
-            return update + (decay_of or {}).get(part_of(path), weight_decay) * param
-
-        return jax.tree.map_with_path(of, updates, params)
-
-    rate = make_schedule(
-        learning_rate=learning_rate,
-        warmup_steps=warmup_steps,
-        total_steps=total_steps,
-        schedule=schedule,
-    )
-    scaled = optax.scale_by_learning_rate(rate)
-    adamw = optax.chain(optax.scale_by_adam(), optax.stateless(decay), scaled)
-    return optax.chain(optax.clip_by_global_norm(clip), adamw)
 
 
 def held_parts(config: ConfigDict) -> list[str]:

@@ -21,7 +21,8 @@ from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.recommenders import GENERATIVE
 from tca4rec_jax.training.batches import Batch
-from tca4rec_jax.training.state import TRAINED, TrainState, make_optimizer
+from tca4rec_jax.training.optimizer import OptimizerConfig, make_optimizer
+from tca4rec_jax.training.state import TRAINED, TrainState
 from tca4rec_jax.training.step import make_train_step
 
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
@@ -88,9 +89,8 @@ def one_step(
     adapters = adapters and jax.tree.map(lambda a: a + 0.05, adapters)
     decoder = Decoder(config, params, lora=lora, adapters=adapters)
     graph, trained, base = nnx.split(decoder, TRAINED[kind], ...)
-    optimizer = make_optimizer(
-        learning_rate=1.0, warmup_steps=0, total_steps=9, weight_decay=0.0, clip=1e9
-    )
+    plain = {"warmup_steps": 0, "weight_decay": 0.0, "clip": 0.0}
+    optimizer = make_optimizer(OptimizerConfig(1.0, **plain), 9)
     tau = jnp.float32(1.3) if adapts else None
     before = TrainState(jnp.int32(0), trained, optimizer.init(trained), tau)
     state, base = jax.device_put((before, base), tree_shardings(mesh, config, (before, base)))

@@ -45,7 +45,8 @@ from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.examples import build_examples, row_of_example
 from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
 from tca4rec_jax.training.loop import LoopOptions, run_loop
-from tca4rec_jax.training.state import TrainState, make_optimizer
+from tca4rec_jax.training.optimizer import OptimizerConfig, make_optimizer
+from tca4rec_jax.training.state import TrainState
 from tca4rec_jax.training.step import make_train_step
 from tca4rec_jax.training.throughput import Peak
 
@@ -119,9 +120,7 @@ def run(
     examples = build_examples(split, tokens, compressed, targets="all", max_tokens=32)
     rows = functools.partial(local_rows, mesh)
     batches = Batches(examples, store, batch_size=BATCH, seed=0, buckets=(32,), local_rows=rows)
-    optimizer = make_optimizer(
-        learning_rate=1e-2, warmup_steps=2, total_steps=STEPS, weight_decay=0.01, clip=1.0
-    )
+    optimizer = make_optimizer(OptimizerConfig(1e-2, warmup_steps=2), STEPS)
     graph, params, base = nnx.split(decoder, nnx.LoRAParam, ...)
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
     state, base = (put(tree, tree_shardings(mesh, config, tree)) for tree in (state, base))
