@@ -5,19 +5,23 @@
 A second run with the same settings reuses the files; with other settings it stops and says so.
 """
 
-from tca4rec_jax.data.dataset import prepare, summarise
+from tca4rec_jax.data.dataset import prepare, steps_of, summarise
 from tca4rec_jax.launching import launch
 from tca4rec_jax.reporting import show, show_table
 
 LEGEND = (
     "a row's last item is its target; tied: the target shares its time with the item before",
-    "it (?: not known); repeated: the target is in its own history; seen users: in train_sequences",
+    "it (?: not known); repeated: the target is in its own history; seen users, seen items: the",
+    "user, the target is in train_sequences",
 )
 
 
 def main(config, workdir):
-    """Prepares the data and prints their sizes."""
+    """Prepares the data and prints what every step left, and the sizes of the splits."""
     summary = summarise(prepare(config.data, workdir / "data"))
+    if steps := steps_of(workdir / "data"):
+        table = {step.pop("step"): {name: f"{n:,}" for name, n in step.items()} for step in steps}
+        show_table(table, title="What every step left", first_column="step")
     rows = {
         split: {
             "rows": f"{counts['rows']:,}",
@@ -26,6 +30,7 @@ def main(config, workdir):
             "tied": "?" if counts["tied"] is None else f"{counts['tied']:.1%}",
             "repeated": f"{counts['repeated']:.1%}",
             "seen users": f"{counts['seen_users']:.1%}",
+            "seen items": f"{counts['seen_items']:.1%}",
         }
         for split, counts in summary["splits"].items()
     }

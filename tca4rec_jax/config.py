@@ -233,6 +233,18 @@ def published_cf(config: ConfigDict) -> None:
     config.cf.update(sasrec={"targets": "last"}, max_epochs=201, patience=10)
 
 
+def published_rows(config: ConfigDict) -> None:
+    """The published preprocessing of the Amazon 2018 files that people download.
+
+    Of Toys and Sports the published window and brands come on top: data.filters.last_days=1440,
+    data.attributes=("brand",) and data.needed_attributes=("brand",).
+    """
+    config.data.update(source="amazon_2018", max_title_length=50, title_cleaning="published")
+    config.data.filters.update(item_core=5, user_core=10)
+    config.data.update(ties="numbered", round_split="down")
+    config.data.update(samples=(10_000, 5_000, 5_000), sample_seed=42)
+
+
 def published_config(weights: str, arg: str, *, tensor: Mapping[int, int]) -> ConfigDict:
     """The published settings (docs/method.md) with the LLM in models/<weights>, in bfloat16.
 

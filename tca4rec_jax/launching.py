@@ -23,9 +23,9 @@ from ml_collections import ConfigDict, config_flags
 from tca4rec_jax import run_config
 from tca4rec_jax.compilations import announce_compilations
 from tca4rec_jax.config import SHORT_NAMES, build, config_fields, doubts, run_name, validate
-from tca4rec_jax.data.dataset import DataConfig
 from tca4rec_jax.data.downloads import default_cache_dir
 from tca4rec_jax.data.item_vectors import embeddings_folder
+from tca4rec_jax.data.settings import DataConfig
 from tca4rec_jax.data.templates import shows_ids
 from tca4rec_jax.distributed import multihost
 from tca4rec_jax.distributed.multihost import is_main_process, is_multiprocess

@@ -12,6 +12,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import (
@@ -81,6 +82,12 @@ Texts = Annotated[tuple[Text, ...], Range("at least one text", bool)]
 Regex = Annotated[str, Range("a regular expression", _accepted_by(re.compile, re.error))]
 Encoding = Annotated[
     str, Range("a text encoding, such as cp1252", _accepted_by("".encode, LookupError))
+]
+Date = Annotated[
+    str, Range("a date such as 2016-10-01", _accepted_by(datetime.fromisoformat, ValueError))
+]
+Samples = Annotated[
+    tuple[Natural, Natural, Natural], Range("three numbers of at least 0", lambda x: min(x) >= 0)
 ]
 LocalPath = Annotated[str, Range("a local path, not a URL", lambda path: "://" not in path)]
 

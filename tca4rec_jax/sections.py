@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from tca4rec_jax.cf.settings import MODEL_FIELDS, CFFields
 from tca4rec_jax.cf.trainer import FitSchedule
 from tca4rec_jax.core.objective import Objective
-from tca4rec_jax.data.dataset import DataConfig
+from tca4rec_jax.data.filters import Filters
+from tca4rec_jax.data.settings import DataConfig
 from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.llm.config import DecoderOptions
@@ -275,6 +276,7 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     "": (RunFields,),
     "mesh": (MeshFields,),
     "data": (DataConfig,),
+    "data.filters": (Filters,),
     "cf": (CFFields, FitSchedule),
     **{f"cf.{model}": kinds for model, kinds in MODEL_FIELDS.items()},
     "llm": (LLMFields, DecoderOptions),
@@ -293,8 +295,8 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     "embedding": (EmbeddingFields,),
     "evaluation": (EvaluationFields,),
 }
-# A script's flag, a size of compiled programs, a choice of the caller.
-_INTERNAL = {"guidance", "edge_chunk", "renormalise"}
+# A script's flag, a size of compiled programs, a choice of the caller, a section of its own.
+_INTERNAL = {"guidance", "edge_chunk", "renormalise", "filters"}
 
 
 class Field(NamedTuple):

@@ -62,6 +62,12 @@ class Catalogue:
         """The indices of n item ids: int32 [n], -1 for an unknown id."""
         return self._index.get_indexer(pd.Index(item_ids, dtype=object)).astype(np.int32)
 
+    def take(self, items: np.ndarray) -> "Catalogue":
+        """Some of the items (int [m]), in the given order."""
+        columns = (self.item_ids, self.titles, *self.attributes.values())
+        ids, titles, *texts = (tuple(map(column.__getitem__, items)) for column in columns)
+        return Catalogue(ids, titles, dict(zip(self.attributes, texts, strict=True)))
+
     def content_hash(self) -> str:
         """SHA-256 (hex) of ids, titles and attributes in order; of equal catalogues it is equal."""
         digest = hashlib.sha256(str(self.num_items).encode())

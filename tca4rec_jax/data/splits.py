@@ -1,11 +1,13 @@
-"""The splits that are made of interactions: by time over all users, or by leaving one out.
+"""The splits that are made of interactions: by time over all users, or of each user.
 
 Axis letters: n interactions, sorted by user, then time; U users who have some; R rows.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from absl import logging
 
 from tca4rec_jax.data.interactions import Interactions
@@ -14,17 +16,23 @@ from tca4rec_jax.data.sequences import SPLITS, ItemSequences
 from tca4rec_jax.errors import UserError
 
 
-def order_by_time(interactions: Interactions, seed: int) -> Interactions:
+def order_by_time(interactions: Interactions, seed: int, ties: str = "shuffled") -> Interactions:
     """Sorted by time, interactions of equal time in an order drawn from `seed`.
 
     Users rate in bursts that share a timestamp; if these were ordered by item id, that would tell
     the next item. The order in which the file held them has no effect. Without times they are
     returned as given.
+
+    With ties 'numbered' those of equal time stand in the order of their users and items, which are
+    numbered as they first occur in the order of times, users and items: the published order.
     """
     if not interactions.has_times:
         return interactions
     given = interactions
     canonical = given.take(np.lexsort((given.item, given.user, given.timestamp)))
+    if ties == "numbered":
+        user_n, item_n = (pd.factorize(one)[0] for one in (canonical.user, canonical.item))
+        return canonical.take(np.lexsort((item_n, user_n, canonical.timestamp)))
     shuffled = canonical.take(np.random.default_rng(seed).permutation(len(given.user)))
     return shuffled.take(np.argsort(shuffled.timestamp, kind="stable"))
 
@@ -46,6 +54,8 @@ def build_splits(
     history_length: int = 10,
     min_history: int | None = None,
     split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    round_split: str = "nearest",
+    ties: str = "shuffled",
     seed: int = 0,
     liked_above: float = 0.0,
 ) -> dict[str, ItemSequences]:
@@ -56,13 +66,18 @@ def build_splits(
     holds the training interactions of every user with two or more of them.
 
     split_by 'time' is chronological over all users together: the rows are ordered by the time of
-    their target and cut in three by `split`; what is before the first validation target is for
-    training (of users without any row, too). min_history is by default history_length.
+    their target and cut in three by `split`, whose counts `round_split` rounds; what is before the
+    first validation target is for training (of users without any row, too). min_history is by
+    default history_length.
 
     split_by 'leave_one_out' cuts every user's interactions: the last is the target of test, the
     last but one that of validation, the rest is for training. Rows are ordered by user, then time.
     Users too short for a validation row are only trained on, which is logged. min_history is by
     default 1.
+
+    split_by 'ratio' cuts every user's interactions in three by `split`, as RecBole does (Zhao et
+    al. 2021): what test and validation have is rounded down, but each has one of a user who has
+    three or more. Rows and min_history are as with 'leave_one_out'.
 
     With ratings an item of a row is liked if its rating is above `liked_above`.
 
@@ -76,14 +91,16 @@ def build_splits(
         )
     if min_history is None:
         min_history = history_length if by_time else 1
-    ordered = order_by_time(interactions, seed)
+    ordered = order_by_time(interactions, seed, ties)
     place_n = np.argsort(ordered.user, kind="stable")  # in time, of every interaction in by_user
     by_user = ordered.take(place_n)
     start_U = np.flatnonzero(np.diff(by_user.user, prepend=-1))
     count_U = np.diff(start_U, append=len(place_n))
     before_n = np.arange(len(place_n)) - np.repeat(start_U, count_U)
     if by_time:
-        cut = _cut_by_time(place_n, before_n, start_U, min_history, split)
+        cut = _cut_by_time(place_n, before_n, start_U, min_history, (split, round_split))
+    elif split_by == "ratio":
+        cut = _cut_by_ratio(before_n, count_U, min_history, split)
     else:
         cut = _leave_one_out(before_n, start_U, count_U, min_history)
 
@@ -108,12 +125,16 @@ def _cut_by_time(
     before_n: np.ndarray,
     start_U: np.ndarray,
     min_history: int,
-    split: tuple[float, float, float],
+    split_and_rounding: tuple[tuple[float, float, float], str],
 ) -> _Cut:
+    split, rounding = split_and_rounding
     targets_R = np.flatnonzero(before_n >= min_history)
     targets_R = targets_R[np.argsort(place_n[targets_R])]
     count = len(targets_R)
     first, second = round(count * split[0]), round(count * (split[0] + split[1]))
+    if rounding == "down":
+        first = int(count * split[0])
+        second = first + int(count * split[1])
     if not 0 < first < second < count:
         raise UserError(
             f"{count} interactions have {min_history} or more of their user before them, too "
@@ -146,3 +167,39 @@ def _leave_one_out(
         )
     last_R = (start_U + count_U)[long_U] - 1
     return _Cut(train_R, last_R - 1, last_R, training_U)
+
+
+def _cut_by_ratio(
+    before_n: np.ndarray, count_U: np.ndarray, min_history: int, split: tuple[float, float, float]
+) -> _Cut:
+    validation_U, test_U = ((count_U * share).astype(np.int64) for share in split[1:])
+    training_U = count_U - validation_U - test_U
+    for of_U, share in ((test_U, split[2]), (validation_U, split[1])):
+        one_more_U = (training_U > 1) & (count_U * share < 1)
+        of_U += one_more_U
+        training_U -= one_more_U
+    ends = training_U, training_U + validation_U, count_U
+    part_n = sum(before_n >= np.repeat(end_U, count_U) for end_U in ends)
+    train_R, validation_R, test_R = (
+        np.flatnonzero((part_n == part) & (before_n >= min_history)) for part in range(3)
+    )
+    if not (train_R.size and validation_R.size and test_R.size):
+        raise UserError(
+            f"the most interactions of a user are {count_U.max()}, too few to cut each user's by "
+            f"{tuple(split)} with {min_history} before a target; use more data or a smaller "
+            "min_history"
+        )
+    return _Cut(train_R, validation_R, test_R, training_U)
+
+
+def sampled(
+    splits: Mapping[str, ItemSequences], samples: tuple[int, int, int], seed: int
+) -> dict[str, ItemSequences]:
+    """So many rows of train, validation and test, in the order in which pandas draws them from the
+    seed, as the published code does; all rows, in their order, of 0 or more than there are."""
+    found = dict(splits)
+    for name, count in zip(SPLITS[1:], samples, strict=True):
+        if 0 < count < len(rows := splits[name]):
+            drawn = pd.Series(np.arange(len(rows))).sample(count, random_state=seed)
+            found[name] = rows.take(drawn.to_numpy())
+    return found

@@ -47,6 +47,20 @@ class Reading(NamedTuple):
 STRICT = Reading()
 
 
+def ticks_per_second(times: np.ndarray) -> int:
+    """How many units of times since 1970 (int64 [n]) are a second, told by the latest of them.
+
+    Raises UserError for times that may be of no unit.
+    """
+    latest = int(times.max())
+    for power, least in enumerate(_UNITS.values()):
+        if least <= latest < _LATEST * least:
+            return 1000**power
+    raise UserError(
+        f"the latest time is {latest}: a window of time needs {', '.join(_UNITS)} since 1970"
+    )
+
+
 class BadRows(UserError):
     """Rows of a table that cannot be used: bool [n]."""
 

@@ -338,6 +338,7 @@ def test_summary_counts(tmp_path):
         "tied": 0.5,
         "repeated": 0.5,
         "seen_users": 0.5,
+        "seen_items": 1.0,
     }
 
 

@@ -8,19 +8,22 @@ import re
 import pytest
 from made_raw import EVENTS, ITEMS, MADE, attribute
 
-from tca4rec_jax.data.raw import read_raw
+from tca4rec_jax.data.filters import Report
+from tca4rec_jax.data.raw import ItemTexts, read_raw
 from tca4rec_jax.data.raw.columns import NUMBER, TEXT, WHOLE
 from tca4rec_jax.data.raw.lines import read_lines
 from tca4rec_jax.data.tables import Reading
 from tca4rec_jax.errors import UserError
+
+PLAIN = {"reading": Reading(), "texts": ItemTexts(), "report": Report()}
 
 
 def read(made, folder, **settings):
     files = {"interactions": made.interactions(folder)}
     if made.catalogue:
         files["catalogue"] = made.catalogue(folder)
-    settings = {"attributes": made.attributes, "ratings": made.ratings, **settings}
-    return read_raw(made.source, files, reading=Reading(made.encoding), **settings)
+    settings = {"texts": ItemTexts(made.attributes), "ratings": made.ratings, **settings}
+    return read_raw(made.source, files, reading=Reading(made.encoding), report=Report(), **settings)
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -60,7 +63,7 @@ def test_titles_become_one_line(tmp_path):
     made = MADE["Amazon 2018"]
     files = {"interactions": made.interactions(tmp_path), "catalogue": tmp_path / "meta.json"}
     files["catalogue"].write_text('{"asin": "7", "title": " Two\\n\\tlines\\u2028of "}\n')
-    catalogue, _ = read_raw("amazon_2018", files, reading=Reading())
+    catalogue, _ = read_raw("amazon_2018", files, **PLAIN)
     assert catalogue.titles == ("Two lines of",)
 
 
@@ -96,10 +99,10 @@ def test_bad_files_are_refused_by_their_line(tmp_path, name, old, new, message):
         {"catalogue": made.catalogue(tmp_path)} if made.catalogue else {}
     )
     if message is None:
-        read_raw(made.source, files, reading=Reading(made.encoding))
+        read_raw(made.source, files, **PLAIN)
         return
     with pytest.raises(UserError, match=message) as error:
-        read_raw(made.source, files, ratings=made.ratings, reading=Reading(made.encoding))
+        read_raw(made.source, files, ratings=made.ratings, **PLAIN)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -108,14 +111,14 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     with pytest.raises(UserError, match="data.rating_column is set, but data.source=steam has no"):
         read(MADE["Steam"], tmp_path, ratings=True)
     with pytest.raises(UserError, match="data.attributes is 'year': expected one of 'brand', 'cat"):
-        read(MADE["Amazon 2018"], tmp_path, attributes=("year",))
+        read(MADE["Amazon 2018"], tmp_path, texts=ItemTexts(("year",)))
     files = {"interactions": MADE["Amazon 2018"].interactions(tmp_path)}
     files["catalogue"] = tmp_path / "meta.json"
     files["catalogue"].write_text('{"asin": "none of them", "title": "x"}\n')
-    with pytest.raises(UserError, match=r"meta.json: none of its 1 items occurs"):
-        read_raw("amazon_2018", files, reading=Reading())
+    with pytest.raises(UserError, match=r"meta.json: none of its items occurs"):
+        read_raw("amazon_2018", files, **PLAIN)
     with pytest.raises(UserError, match="data.source=amazon_2023 reads files that end in"):
-        read_raw("amazon_2023", files, reading=Reading())
+        read_raw("amazon_2023", files, **PLAIN)
 
 
 TYPES = {"a": TEXT, "t": WHOLE, "x": NUMBER}

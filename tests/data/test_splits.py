@@ -176,3 +176,40 @@ def test_data_without_times_have_no_split_by_time():
     interactions = _interactions([(0, item, UNKNOWN_TIME) for item in range(30)])
     with pytest.raises(UserError, match="set data.split_by=leave_one_out"):
         build_splits(interactions)
+
+
+def _by_ratio(triples, history_length, min_history, split):
+    """The splits as RecBole cuts each user's interactions; `triples` already in time order."""
+    users, splits = {}, {"train_sequences": [], "train": [], "validation": [], "test": []}
+    for user, *event in triples:
+        users.setdefault(user, []).append(tuple(event))
+    for user, events in sorted(users.items()):
+        count = [int(share * len(events)) for share in split]
+        count[0] = len(events) - sum(count[1:])
+        for part in (2, 1):
+            if count[0] <= 1:
+                break
+            if 0 < split[part] * len(events) < 1:
+                count[part] += 1
+                count[0] -= 1
+        if count[0] > 1:
+            splits["train_sequences"].append((user, events[: count[0]]))
+        names = [name for part, name in enumerate(list(splits)[1:]) for _ in range(count[part])]
+        for number, name in enumerate(names):
+            if number >= min_history:
+                splits[name].append((user, events[max(number - history_length, 0) : number + 1]))
+    return splits
+
+
+@settings(max_examples=100, deadline=None)
+@given(TRIPLES, st.integers(1, 3), st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.25, 0.25)]))
+def test_ratio_equals_the_oracle(triples, min_history, split):
+    interactions = _interactions(triples)
+    expected = _by_ratio(_triples(order_by_time(interactions, 1)), 4, min_history, split)
+    given = {"history_length": 4, "min_history": min_history, "split": split, "seed": 1}
+    if not all(expected[name] for name in ("train", "validation", "test")):
+        with pytest.raises(UserError, match="too few to cut each user's by"):
+            build_splits(interactions, split_by="ratio", **given)
+        return
+    built = build_splits(interactions, split_by="ratio", **given)
+    assert {name: _rows(sequences) for name, sequences in built.items()} == expected

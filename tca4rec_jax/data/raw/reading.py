@@ -1,8 +1,9 @@
 """Downloaded files -> a catalogue of the items that occur and have a title, and interactions."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,11 @@ import pyarrow.compute as pc
 from absl import logging
 
 from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.filters import Report
 from tca4rec_jax.data.interactions import Interactions, catalogue_of, interactions_of
 from tca4rec_jax.data.raw.columns import Layout
 from tca4rec_jax.data.raw.formats import FORMATS
+from tca4rec_jax.data.raw.published_titles import MARKER, published_text
 from tca4rec_jax.data.table_files import kind_of
 from tca4rec_jax.data.tables import CONTROL, Reading, Table, usable_rows
 from tca4rec_jax.errors import UserError, check_choice
@@ -21,36 +24,53 @@ from tca4rec_jax.errors import UserError, check_choice
 _NO_TITLE = ("", "unknown", "None")  # as Amazon's files have it
 
 
+class ItemTexts(NamedTuple):
+    """Which texts of an item are read, and how.
+
+    Attributes:
+      attributes: names of columns.
+      needed: those of them without which an item is left out.
+      most: characters of a title; the rest is cut; 0 keeps all.
+      published: cut first, then cleaned as `published_text` does, the needed attributes too.
+    """
+
+    attributes: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()
+    most: int = 0
+    published: bool = False
+
+
 def read_raw(
     source: str,
     files: Mapping[str, Path],
     *,
-    attributes: Collection[str] = (),
-    ratings: bool = False,
     reading: Reading,
-    max_title_length: int = 0,
+    texts: ItemTexts,
+    report: Report,
+    ratings: bool = False,
 ) -> tuple[Catalogue, Interactions]:
     """What the files 'interactions' and 'catalogue' of a format in FORMATS hold.
 
     The catalogue has the items that occur, are described and have a title, in the order of their
     ids; interactions with others are left out, which is logged. Of an item that is described more
     than once the first line counts. Without a 'catalogue', which only 'lastfm' may lack, an item's
-    title is its id.
+    title is its id. The report has what was there before.
 
     Raises UserError, naming file and line, for what is no such file, and for attributes or ratings
     that the format has not.
     """
     form = FORMATS[source]
     interactions, item_ids = _interactions(source, files["interactions"], ratings, reading)
+    report.add("in the file", interactions)
     if (path := files.get("catalogue")) is None:
         ids = np.sort(item_ids)
         catalogue = catalogue_of(files["interactions"], ids, ids, 0)
     else:
         layout = _layout(source, path, form.items)
-        for name in attributes:
+        for name in texts.attributes:
             check_choice("data.attributes", name, sorted({*layout.columns} - {"item", "title"}))
-        table = layout.read(path, ("item", "title", *attributes), reading.encoding)
-        catalogue = _catalogue(_titled(table, item_ids), attributes, max_title_length)
+        table = layout.read(path, ("item", "title", *texts.attributes), reading.encoding)
+        catalogue = _catalogue(_titled(table, item_ids, texts), texts)
     item_n = catalogue.find(item_ids)[interactions.item]
     if missing := int((item_n < 0).sum()):
         logging.warning(
@@ -76,15 +96,16 @@ def _interactions(
     return usable_rows(layout.read(path, wanted, reading.encoding), read, reading.drop_invalid)
 
 
-def _catalogue(table: Table, attributes: Collection[str], max_title_length: int) -> Catalogue:
+def _catalogue(table: Table, texts: ItemTexts) -> Catalogue:
     """In the order of the ids."""
     ids, titles = table.ids("item"), table.titles("title")
     order = np.argsort(ids)
-    texts = {
-        name: tuple(map(texts.__getitem__, order))
-        for name, texts in table.attributes(attributes).items()
+    attributes = {
+        name: tuple(map(values.__getitem__, order))
+        for name, values in table.attributes(texts.attributes).items()
     }
-    return catalogue_of(table.path, ids[order], titles[order], max_title_length, texts)
+    most = 0 if texts.published else texts.most
+    return catalogue_of(table.path, ids[order], titles[order], most, attributes)
 
 
 def _layout(source: str, path: Path, layouts: Mapping[str, Layout]) -> Layout:
@@ -96,19 +117,35 @@ def _layout(source: str, path: Path, layouts: Mapping[str, Layout]) -> Layout:
     return layouts[kind]
 
 
-def _titled(table: Table, item_ids: np.ndarray) -> Table:
+def _titled(table: Table, item_ids: np.ndarray, texts: ItemTexts) -> Table:
     """The rows of these items that have a title, of an item the first; titles in one line."""
-    table = table.without(table.columns["item"].is_null().to_numpy(zero_copy_only=False))
-    id_n = pc.utf8_trim_whitespace(table.columns["item"].cast(pa.large_string()))
-    used_n = pc.is_in(id_n, value_set=pa.array(item_ids, pa.large_string()))
+    given_n = pc.fill_null(table.columns["title"], "")
+    named_n = pc.invert(pc.is_in(given_n, value_set=pa.array(_NO_TITLE, given_n.type)))
+    id_n = pc.utf8_trim_whitespace(pc.fill_null(table.columns["item"], ""))
+    used_n = pc.is_in(id_n, value_set=pa.array(item_ids, id_n.type))
+    table = table.without(~np.asarray(pc.and_(used_n, named_n), bool))
+    table = _cleaned(table, texts) if texts.published else table
     title_n = pc.replace_substring_regex(table.columns["title"], CONTROL, " ")
-    title_n = pc.fill_null(pc.utf8_trim_whitespace(title_n), "")
-    named_n = pc.invert(pc.is_in(title_n, value_set=pa.array(_NO_TITLE, title_n.type)))
-    kept_n = np.asarray(pc.and_(used_n, named_n), bool)
+    title_n = pc.utf8_trim_whitespace(title_n)
+    kept_n = np.asarray(pc.not_equal(title_n, ""), bool)
+    for name in texts.needed:
+        kept_n &= [text != "" for text in table.attributes([name])[name]]
+    id_n = pc.utf8_trim_whitespace(table.columns["item"])
     kept_n &= ~pd.Series(id_n).where(kept_n).duplicated().to_numpy()
     if not kept_n.any():
         raise UserError(
-            f"{table.path}: none of its {len(kept_n)} items occurs in the interactions and has a "
-            "title; are the two files of one data set?"
+            f"{table.path}: none of its items occurs in the interactions and has a title; are the "
+            "two files of one data set?"
         )
     return replace(table, columns={**table.columns, "title": title_n}).without(~kept_n)
+
+
+def _cleaned(table: Table, texts: ItemTexts) -> Table:
+    """Titles and needed attributes as the published preprocessing has them."""
+    titles = [published_text(title, texts.most) for title in table.columns["title"].to_pylist()]
+    columns = {**table.columns, "title": pa.array(titles, pa.large_string())}
+    for name, values in table.attributes(texts.needed).items():
+        cleaned = map(published_text, values)
+        kept = ["" if text == MARKER else text for text in cleaned]
+        columns[name] = pa.array(kept, pa.large_string())
+    return replace(table, columns=columns)
