@@ -31,6 +31,7 @@ from tca4rec_jax.llm.lora import LoRAConfig, adapter_shapes
 from tca4rec_jax.ranges import check
 from tca4rec_jax.sections import SECTIONS, Field, fields_of, required
 from tca4rec_jax.training.state import TRAINED
+from tca4rec_jax.training.validation import ValidationConfig
 
 SHORT_NAMES = {name: f"objective.{name}" for name in ("alpha", "beta", "tau", "form", "softmax")}
 SHORT_NAMES |= {"targets": "training.targets", "steps": "training.steps"}
@@ -91,11 +92,6 @@ def score_weights(config: ConfigDict, guidance: float) -> ScoreWeights:
 
 def validate(config: ConfigDict) -> None:
     """Raises UserError for a field that is none of its choices or out of its range."""
-    if config.inference.checkpoint == "best":
-        raise UserError(
-            "inference.checkpoint is 'best': no checkpoint is chosen by validation yet; give "
-            "'last', or 'lowest_training_loss'"
-        )
     for name, field in config_fields().items():
         check(name, config_value(config, name), field.annotation)
     if config.objective.cf_dtype == "bfloat16" and config.mesh.tensor > 1:
@@ -110,6 +106,13 @@ def validate(config: ConfigDict) -> None:
     for section, kinds in SECTIONS.items():  # what several fields have to do with each other
         for kind in kinds:
             build(kind, config_value(config, section), **dict.fromkeys(required(kind), 1))
+    validation = build(ValidationConfig, config.validation)
+    beams = validation.beams or config.decoding.beams
+    if validation.is_on and validation.cutoff > beams:
+        raise UserError(
+            f"validation.metric is {validation.metric!r}, but its search has {beams} beams: set "
+            f"validation.beams={validation.cutoff}, or a metric of fewer places"
+        )
 
 
 def doubts(config: ConfigDict) -> list[str]:
@@ -363,6 +366,7 @@ def shrink(config: ConfigDict) -> None:
     config.inference.batch_size = 4
     config.ids.rq_vae.epochs = 2
     config.evaluation.update(rows=8, cutoffs=(1, 3))
+    config.validation.rows = 8
 
 
 def run_name(config: ConfigDict) -> str:

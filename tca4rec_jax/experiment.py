@@ -55,8 +55,14 @@ from tca4rec_jax.recommenders.vectors import first_projector, item_vectors
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.optimizer import OptimizerConfig, make_optimizer
 from tca4rec_jax.training.run_folder import RunFolder
-from tca4rec_jax.training.run_inputs import data_inputs, inference_inputs, training_inputs
+from tca4rec_jax.training.run_inputs import (
+    data_inputs,
+    inference_inputs,
+    training_inputs,
+    validation_inputs,
+)
 from tca4rec_jax.training.state import TrainState, held_parts, in_dtype
+from tca4rec_jax.training.validation import ValidationConfig
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -213,8 +219,13 @@ class Experiment(ExperimentInputs):
         """The decoder of a state, its trained weights rounded to `compute_dtype`."""
         params = state.params
         if self.compute_dtype is not None:
-            params = self.compute(partial(in_dtype, dtype=self.compute_dtype), params)
+            params = self.compute(self._round, params)
         return nnx.merge(graph, params, base)
+
+    @cached_property
+    def _round(self) -> Callable:
+        """`in_dtype` of `compute_dtype`; one function, so that it is compiled once."""
+        return partial(in_dtype, dtype=self.compute_dtype)
 
     @cached_property
     def inference_inputs(self) -> dict[str, Any]:
@@ -232,8 +243,16 @@ class Experiment(ExperimentInputs):
     def training_inputs(self) -> dict[str, Any]:
         """What the checkpoints of the config's run depend on: provenance."""
         fields = self.inference_inputs | training_inputs(self.config, self.workdir)
-        reads = self.recipe.teacher_reads
-        return fields | data_inputs(self.config, self.data, self.workdir, reads)
+        fields |= data_inputs(self.config, self.data, self.workdir, self.recipe.teacher_reads)
+        if not self.validation.is_on:
+            return fields
+        allowed = self.item_filter.content_hash()
+        return fields | validation_inputs(self.config, self.data, self.workdir, allowed)
+
+    @property
+    def validation(self) -> ValidationConfig:
+        """When training is validated, and what follows."""
+        return build(ValidationConfig, self.config.validation)
 
     @property
     def runs(self) -> dict[str, RunFolder]:
@@ -274,9 +293,13 @@ class Experiment(ExperimentInputs):
 
     def run_step(self, name: str) -> int:
         """The step of the checkpoint that inference.checkpoint chooses of a run."""
-        folder = RunFolder.of(self.workdir, name).checkpoints
-        with Checkpoints(folder, writable=False) as checkpoints:
+        with self._checkpoints(RunFolder.of(self.workdir, name)) as checkpoints:
             return checkpoints.steps(self.config.inference.checkpoint)[0]
+
+    def _checkpoints(self, run: RunFolder) -> Checkpoints:
+        """Those of a run, to read one as inference.checkpoint says."""
+        best = run.outcome.best if self.config.inference.checkpoint == "best" else None
+        return Checkpoints(run.checkpoints, writable=False, best=best)
 
     def trained_decoder(self, name: str) -> Decoder:
         """The decoder with the checkpoint of a run (inference.checkpoint), in llm.dtype.
@@ -286,7 +309,7 @@ class Experiment(ExperimentInputs):
         """
         run = self.check_run(name)
         graph, state, base = self.initial_state()
-        with Checkpoints(run.checkpoints, writable=False) as checkpoints:
+        with self._checkpoints(run) as checkpoints:
             state, position = checkpoints.restore(state, self.config.inference.checkpoint)
         run.check_checkpoint(position)
         return self.decoder_from(graph, state, base)
@@ -298,21 +321,25 @@ class Experiment(ExperimentInputs):
         '' is the pretrained LLM; it reads no vectors unless projector.weights is given. Raises as
         `trained_decoder`.
         """
-        llm = self.config.llm
-        if name and (llm.dtype != "float32" or llm.quantise):
-            return self.trained_decoder(name)
         if name:
-            decoder = self.trained_decoder(name)
-        else:
-            decoder = (
-                self.decoder
-                if self.config.projector.weights
-                else self._decoder(reads_vectors=False)
-            )
+            return self.merged(self.trained_decoder(name))
+        reads_vectors = bool(self.config.projector.weights)
+        decoder = self.decoder if reads_vectors else self._decoder(reads_vectors=False)
+        params, _ = decoder.arrays()
+        return self._without_adapters(decoder, in_dtype(params, self.compute_dtype))
+
+    def merged(self, decoder: Decoder) -> Decoder:
+        """A trained decoder as inference takes it: see `inference_decoder`."""
+        llm = self.config.llm
+        if llm.dtype != "float32" or llm.quantise:
+            return decoder
         params, adapters = decoder.arrays()
-        params = in_dtype(params, self.compute_dtype)
-        if name and decoder.lora is not None:
+        if decoder.lora is not None:
             params = merge_adapters(params, adapters, decoder.lora)
+        return self._without_adapters(decoder, params)
+
+    def _without_adapters(self, decoder: Decoder, params: dict[str, jax.Array]) -> Decoder:
+        """A decoder of other parameters, on the mesh."""
         params = self.put(params, tree_shardings(self.mesh, decoder.config, params))
         parts: dict[str, Any] = {"projector": decoder.projector, "new_rows": decoder.new_rows}
         return Decoder(decoder.config, params, **parts, options=decoder.options)

@@ -42,6 +42,7 @@ from tca4rec_jax.ranges import (
 from tca4rec_jax.semantic_ids.rq_vae import RQVAEConfig
 from tca4rec_jax.semantic_ids.settings import IdsFields, Quantiser
 from tca4rec_jax.training.optimizer import OptimizerConfig
+from tca4rec_jax.training.validation import ValidationConfig
 
 
 class RunFields(NamedTuple):
@@ -160,7 +161,8 @@ class TrainingFields(NamedTuple):
       buckets: padded lengths of an example, in tokens, each compiled once; none, (): the four with
         the least padding of the data.
       checkpoint_every: steps between checkpoints.
-      keep_checkpoints: the latest so many are kept, and the one of the lowest loss.
+      keep_checkpoints: the latest so many are kept, the one of the lowest loss, and the best one by
+        validation.
       watchdog_seconds: a step that takes longer is taken for hung and ends the process; 0: none is.
       cache_hidden_states: keep the hidden states after the frozen prefix, the layers below
         lora.first_layer, in the work directory instead of running it again (llm.dtype, tokens x
@@ -209,13 +211,14 @@ class InferenceFields(NamedTuple):
     """How a trained run is loaded and its prompts are batched: evaluation, recommending, export.
 
     Attributes:
-      checkpoint: 'last', or 'lowest_training_loss': by the mean loss since the checkpoint before.
+      checkpoint: 'last', the 'best' by validation, or 'lowest_training_loss': of the mean since the
+        checkpoint before.
       batch_size: prompts per call, over all devices.
       buckets: how many padded lengths of prompts there are, each compiled once.
       unfinished: take a run that has not all of its training.steps yet.
     """
 
-    checkpoint: Literal["last", "lowest_training_loss"] = "last"
+    checkpoint: Literal["last", "best", "lowest_training_loss"] = "last"
     batch_size: Count = 16
     buckets: Count = 2
     unfinished: bool = False
@@ -290,6 +293,7 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     "objective": (Objective,),
     "optimizer": (OptimizerConfig,),
     "training": (TrainingFields,),
+    "validation": (ValidationConfig,),
     "decoding": (DecodingFields, SearchConfig, ScoreWeights),
     "inference": (InferenceFields,),
     "embedding": (EmbeddingFields,),

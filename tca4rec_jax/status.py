@@ -122,9 +122,11 @@ class Status:
                 config = experiment.config
                 described = f"{config.llm.weights}, alpha {config.objective.alpha:g}"
                 stale = "; ".join(run.made_from.differences(experiment.training_inputs))
-                done, steps = run.trained_steps, run.steps
-                whole = done >= steps
-                state = f"{steps} steps" if whole else f"{done} of {steps} steps"
+                done, steps, outcome = run.trained_steps, run.steps, run.outcome
+                whole = not run.unfinished
+                state = f"{steps} steps" if done >= steps else f"{done} of {steps} steps"
+                state += ", ended by validation" * (outcome.ended and done < steps)
+                state += "" if outcome.best is None else f", best {outcome.best}"
             except (OSError, UserError) as error:
                 stale, state = str(error), ""
             command = f"launch/train.py --config.run={name}"

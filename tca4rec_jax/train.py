@@ -35,6 +35,7 @@ from tca4rec_jax.training.run_inputs import llm_inputs, training_split
 from tca4rec_jax.training.state import Metrics, TrainState, held_parts
 from tca4rec_jax.training.step import make_train_step
 from tca4rec_jax.training.throughput import mean_context, peak_flops
+from tca4rec_jax.validation import Validator
 
 
 def train(experiment: Experiment) -> TrainState:
@@ -66,6 +67,8 @@ def _train(experiment: Experiment) -> TrainState:
     # Examples, batches, and the CF logits that the batches read.
     batches = load_batches(experiment)
 
+    validator = Validator(experiment) if experiment.validation.is_on else None
+
     # The state and the step, on the devices.
     graph, state, base = experiment.initial_state()
     if first is not None:
@@ -73,7 +76,14 @@ def _train(experiment: Experiment) -> TrainState:
             state = state._replace(params=checkpoints.restore_common(state.params))
     step = TrainStep(experiment, graph, state, base, batches.cf_items)
 
-    count = checkpoints_to_fit(training, run.saved_steps)
+    validation = None
+    if validator is not None:
+        validation = validator.of_states(
+            lambda state: experiment.decoder_from(graph, state, base), batches.per_epoch
+        )
+
+    every = validation.every if validation else 0
+    count = checkpoints_to_fit(training, run.saved_steps, every)
     num_bytes = count * sum(a.nbytes for a in jax.tree.leaves(state))
     check_folder(run.path, num_bytes, f"the {count} checkpoints to come that it holds at a time")
 
@@ -100,6 +110,7 @@ def _train(experiment: Experiment) -> TrainState:
         profile_steps=training.profile_steps or (0, 0),
         watchdog_seconds=training.watchdog_seconds,
         describe=describe,
+        validation=validation,
     )
     checkpoints = Checkpoints(run.checkpoints, keep=training.keep_checkpoints)
     return run_loop(step, state, batches, checkpoints, options)

@@ -203,7 +203,6 @@ def test_unknown_keys_and_wrong_types_are_errors(arg):
         ("cf.bert4rec.heads=3", "heads is 3: expected a divisor of its 64 units"),
         ("cf.lightgcn.negatives=0", "cf.lightgcn.negatives is 0: expected at least 1"),
         ("llm.quantise=int2", "llm.quantise is 'int2'"),
-        ("inference.checkpoint=best", "no checkpoint is chosen by validation yet"),
         ("inference.checkpoint=first", "inference.checkpoint is 'first': expected one of"),
         ("llm.dtype=bf16", "llm.dtype is 'bf16': expected one of"),
         ("llm.attention=flash", "llm.attention is 'flash': expected one of"),

@@ -103,6 +103,8 @@ TRAINING = {  # training notices; lists do not depend on it
     "training.batch_size": 8,
     "training.tokens_per_batch": 512,
     "training.buckets": (16, 32),
+    "validation.every": 2,
+    "validation.every_epochs": 0.5,
     "seed": 1,
 }
 DATA = {  # whoever reads the prepared data notices
@@ -136,6 +138,7 @@ NO_MATTER = {  # nobody minds
     "training.profile_steps": (1, 2),
     "training.micro_batches": 2,
     "training.cache_hidden_states": True,
+    "validation.patience": 3,  # it is off
     "inference.batch_size": 2,
     "inference.checkpoint": "lowest_training_loss",
     "decoding.beams": 5,

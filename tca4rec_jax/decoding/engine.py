@@ -171,6 +171,7 @@ class BatchedSearch:
         temperatures: Sequence[float] = (1.0,),
         progress: str | None = "Recommending",
         file: ResultsFile | None = None,
+        after_batch: Callable[[], object] = lambda: None,
     ) -> list[list[Recommendations]]:
         """The best titles for every row, by each model with each of its sets of weights.
 
@@ -181,6 +182,7 @@ class BatchedSearch:
           temperatures: of the targets' likelihood under the LLM alone, if there are targets.
           progress: label of a progress bar; None shows none.
           file: where to resume from and, from time to time, save the results so far.
+          after_batch: called when all models have done a batch; what it raises ends the sweep.
 
         Returns for each job the results by each of its weights, all rows in every process.
 
@@ -207,6 +209,7 @@ class BatchedSearch:
                     if file is not None:
                         file.write(results, done_R)
                     bar.update(len(rows_B))
+                    after_batch()
         return results
 
 

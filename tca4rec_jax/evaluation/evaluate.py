@@ -104,10 +104,7 @@ def _evaluate_rankings(
     if is_main_process():
         write_tables(folder, results, experiment.config)
         write_details(folder, results, headline(experiment.config)[1])
-        curves = {
-            run: read_json_lines(experiment.workdir / "llm" / run / "log.jsonl")
-            for run in results["runs"]
-        }
+        curves = {run: read_json_lines(experiment.runs[run].log) for run in results["runs"]}
         _plot(folder, results, curves, headline(experiment.config))
         _write_examples(folder, experiment, rows, rankings)
     return results
@@ -186,7 +183,7 @@ def _plot(
     models = {label: metrics[hits] for label, metrics in results["models"].items()}
     report.plot_metrics(folder / "results.png", models, drawn)
     if any(curves.values()):
-        keys = ("loss", "nll_per_title", "grad_norm")
+        keys = ("loss", "nll_per_title", "grad_norm", "validation/nll", "validation/ndcg@10")
         report.plot_training_curves(folder / "training.png", curves, keys)
 
 

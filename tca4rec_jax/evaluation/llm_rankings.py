@@ -17,7 +17,7 @@ from absl import logging
 from tca4rec_jax.config import score_weights
 from tca4rec_jax.data.templates import reads_users
 from tca4rec_jax.decoding.beam_search import ScoreWeights
-from tca4rec_jax.decoding.engine import SearchRows
+from tca4rec_jax.decoding.engine import SearchJob, SearchRows
 from tca4rec_jax.decoding.list_inputs import list_inputs
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile, read_cache
 from tca4rec_jax.distributed import multihost
@@ -131,7 +131,7 @@ def ranking_inputs(
 
 def _cf_content(experiment: Experiment, rows: EvaluationRows) -> str:
     """SHA-256 (hex) of the values that a CF logits store holds for the rows and over items."""
-    store = experiment.cf_store(experiment.config.evaluation.split, rows.position_R)
+    store = experiment.cf_store(rows.split, rows.position_R)
     starts = range(0, len(rows), _ROWS_AT_ONCE)
     blocks = (store.read(rows.position_R[start : start + _ROWS_AT_ONCE]) for start in starts)
     digest = hashlib.sha256()
@@ -147,20 +147,38 @@ def _search(
     file: ResultsFile | None,
 ) -> list[list[ModelRanking]]:
     """The rankings of each LLM run {run: score weights}; `file` resumes an interrupted search."""
-    guided = any(one.guidance for of_run in weights.values() for one in of_run)
-    searched = _search_rows(experiment, rows, guided=guided)
+    jobs = [(experiment.inference_decoder(name), weights[name]) for name in weights]
     label = "LLM " + ", ".join(name or "untrained" for name in weights)
-    results = experiment.search().sweep(
-        [(experiment.inference_decoder(name), weights[name]) for name in weights],
+    progress = label if multihost.is_main_process() else None
+    return rank(experiment, rows, jobs, progress=progress, file=file)
+
+
+def rank(
+    experiment: Experiment,
+    rows: EvaluationRows,
+    jobs: Sequence[SearchJob],
+    *,
+    beams: int | None = None,
+    **how: Any,
+) -> list[list[ModelRanking]]:
+    """What each model does on the rows, by each of its score weights.
+
+    Of so many `beams`, by default decoding.beams; `how` are progress, file and after_batch of
+    `BatchedSearch.sweep`.
+    """
+    beams = beams or experiment.config.decoding.beams
+    guided = any(one.guidance for _, of_model in jobs for one in of_model)
+    searched = _search_rows(experiment, rows, guided=guided)
+    results = experiment.search(beams).sweep(
+        jobs,
         searched,
         frozen_prefix=experiment.frozen_prefix,
         temperatures=experiment.config.evaluation.temperatures,
-        progress=label if multihost.is_main_process() else None,
-        file=file,
+        **how,
     )
 
     def ranking(found: Recommendations, guided: bool) -> ModelRanking:
-        items_RxM = found.items(experiment.trie, experiment.config.decoding.beams, searched.allowed)
+        items_RxM = found.items(experiment.trie, beams, searched.allowed)
         return ModelRanking(
             items_RxM,
             rank_in_list(items_RxM, rows.target_R),
@@ -169,8 +187,8 @@ def _search(
         )
 
     return [
-        [ranking(found, one.guidance > 0) for found, one in zip(of_run, weights[name], strict=True)]
-        for name, of_run in zip(weights, results, strict=True)
+        [ranking(one, weights.guidance > 0) for one, weights in zip(*of_model, strict=True)]
+        for of_model in zip(results, (weights for _, weights in jobs), strict=True)
     ]
 
 
@@ -180,7 +198,7 @@ def _search_rows(experiment: Experiment, rows: EvaluationRows, *, guided: bool) 
     users: dict[str, Any] = {}
     prompts = experiment.prompts(rows.history_RxH, rows.candidates_RxN)
     if guided or reads_users(config.prompt):
-        store = experiment.cf_store(config.evaluation.split, rows.position_R)
+        store = experiment.cf_store(rows.split, rows.position_R)
         users = {
             "cf": lambda rows_B: store.read(rows.position_R[rows_B]),
             "cf_items": store.cf_items,

@@ -33,8 +33,9 @@ _LOGITS_AT_ONCE = 1 << 24  # 64 MiB of float32 bound the memory of a full rankin
 
 @dataclass(frozen=True, eq=False)
 class EvaluationRows:
-    """The rows of `evaluation.split` that are ranked."""
+    """The rows of a split that are ranked."""
 
+    split: str
     sequences: ItemSequences  # these rows alone
     position_R: np.ndarray  # int64, the flat position of each target in the split
     history_RxH: np.ndarray  # int32, the prompts' items, oldest first, padded left with PAD_ITEM
@@ -44,16 +45,21 @@ class EvaluationRows:
 
     @classmethod
     def of(cls, experiment: Experiment) -> "EvaluationRows":
-        """Samples `evaluation.rows` rows with `evaluation.seed`; 0 takes all.
+        """The rows of `evaluation.split` that `evaluation.rows` says; raises as `sample`."""
+        config = experiment.config.evaluation
+        return cls.sample(experiment, config.split, config.rows)
+
+    @classmethod
+    def sample(cls, experiment: Experiment, split: str, count: int) -> "EvaluationRows":
+        """Samples `count` rows of a split with `evaluation.seed`; 0 takes all.
 
         Raises as `draw_candidates`, if candidates are asked for.
         """
-        config = experiment.config
-        split = experiment.data.splits[config.evaluation.split]
-        index_R = sample_rows(len(split), config.evaluation.rows, config.evaluation.seed)
-        sequences = split.take(index_R)
+        config, every = experiment.config, experiment.data.splits[split]
+        index_R = sample_rows(len(every), count, config.evaluation.seed)
+        sequences = every.take(index_R)
         history_RxH, target_R = sequences.histories_and_targets(config.data.history_length)
-        rows = cls(sequences, split.last_positions[index_R], history_RxH, target_R)
+        rows = cls(split, sequences, every.last_positions[index_R], history_RxH, target_R)
         count, rng = config.evaluation.candidates, np.random.default_rng(config.evaluation.seed)
         if not count:
             return rows
@@ -133,7 +139,7 @@ def cf_models(
         rows.position_R[process_rows(len(rows))],
         experiment.data.catalogue.num_items,
     )
-    store = experiment.cf_store(experiment.config.evaluation.split, position_R)
+    store = experiment.cf_store(rows.split, position_R)
     popular_I = popularity_logits(experiment.data.splits["train_sequences"], items)
     return {
         POPULAR: (np.broadcast_to(popular_I, (len(position_R), items)), DENSE),

@@ -2,8 +2,8 @@
 
 With adapters the base model is never in a checkpoint: megabytes, not gigabytes.  Saves are
 asynchronous and atomic, so a killed process leaves the last complete checkpoint.  The latest
-checkpoints and the one of the lowest training loss are kept; one that cannot be read is passed
-over.
+checkpoints, the one of the lowest training loss and the best by validation are kept; one that
+cannot be read is passed over.
 
 All processes of a job call everything here at the same steps.
 """
@@ -33,14 +33,22 @@ _UNREADABLE = "unreadable_"  # before the step in the name of a directory that w
 
 
 class Checkpoints:
-    """The checkpoints of one run: the latest `keep`, and the one of the lowest training loss.
+    """The checkpoints of one run: the latest `keep`, that of the lowest training loss, the `best`.
 
-    If `writable`, the directory is created and what a killed process has left half-written removed;
+    Validation says which step is the best so far, if there is one; the attribute may change. If
+    `writable`, the directory is created and what a killed process has left half-written removed;
     else it is only read, and nothing set aside. Raises UserError for a path that orbax cannot read.
     """
 
-    def __init__(self, directory: str | Path, keep: int = 2, *, writable: bool = True):
-        self._directory, self._writable = Path(directory).absolute(), writable
+    def __init__(
+        self,
+        directory: str | Path,
+        keep: int = 2,
+        *,
+        writable: bool = True,
+        best: int | None = None,
+    ):
+        self._directory, self._writable, self.best = Path(directory).absolute(), writable, best
         self._keep, self._loss_of_step = keep, {}
         if writable and "[" in str(self._directory):  # orbax takes it for a pattern and loses files
             raise UserError(
@@ -72,8 +80,9 @@ class Checkpoints:
     def should_preserve(self, checkpoints: Sequence, *, context) -> Sequence[bool]:
         """Which checkpoints to keep; for orbax, of which this is a preservation policy."""
         steps = [one.step for one in checkpoints]
-        best = min(steps, key=lambda step: self._loss_of_step.get(step, math.inf))
-        return [step == best or step in sorted(steps)[-self._keep :] for step in steps]
+        lowest = min(steps, key=lambda step: self._loss_of_step.get(step, math.inf))
+        kept = {lowest, self.best, *sorted(steps)[-self._keep :]}
+        return [step in kept for step in steps]
 
     @property
     def latest_step(self) -> int | None:
@@ -81,11 +90,23 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def steps(self, which: str = "last") -> list[int]:
-        """The steps of all checkpoints, first the one that `which` says."""
-        check_choice("inference.checkpoint", which, ("last", "lowest_training_loss"))
+        """The steps of all checkpoints, first the one that `which` says.
+
+        Raises UserError for another name than those of `inference.checkpoint`, or for 'best' where
+        there is no checkpoint of the best step.
+        """
+        check_choice("inference.checkpoint", which, ("last", "lowest_training_loss", "best"))
         steps = sorted(self._manager.all_steps(), reverse=True)
         if which == "lowest_training_loss":
             steps.sort(key=lambda step: self._loss_of_step[step])
+        if which == "best":
+            if self.best not in steps:
+                missing = f"that of step {self.best} is not there" if self.best else "none was made"
+                raise UserError(
+                    f"{self._directory}: inference.checkpoint is 'best' by validation, but "
+                    f"{missing}: give 'last', or train with config.validation"
+                )
+            steps.sort(key=lambda step: step != self.best)
         return steps
 
     def save(self, state: TrainState, data_position: dict, loss: float = math.inf) -> None:
@@ -108,7 +129,7 @@ class Checkpoints:
             self._manager.check_for_errors()
 
     def restore(self, like: TrainState, which: str = "last") -> tuple[TrainState, dict]:
-        """The 'last' checkpoint or that of 'lowest_training_loss', and its data position.
+        """The checkpoint that `which` says, as in `steps`, and its data position.
 
         It comes onto the shardings of `like`, whatever devices it was written on. One that cannot
         be read is named in a warning and set aside (if `writable`), and the one before it is taken.
@@ -235,14 +256,19 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or ["no message"])[0][:300]
 
 
-def checkpoints_to_fit(training, there: Sequence[int]) -> int:
+def checkpoints_to_fit(training, there: Sequence[int], validated_every: int = 0) -> int:
     """How many more checkpoints the disk must hold, at the moment when they are the most.
 
-    Those are the latest, the one of the lowest loss and the one that is being written, less those
-    that are `there`; a run that saves less often never has so many. `training` is config.training.
+    Those are the latest, the one of the lowest loss, the best if there are validations, and the one
+    that is being written, less those that are `there`; a run that saves less often never has so
+    many. `training` is config.training.
     """
-    saves = math.ceil((training.steps - max(there, default=0)) / training.checkpoint_every)
-    return max(min(training.keep_checkpoints + 2 - len(there), saves), 0)
+    steps = training.steps - max(there, default=0)
+    saves = math.ceil(steps / training.checkpoint_every)
+    if validated_every:
+        saves += steps // validated_every
+    most = training.keep_checkpoints + 2 + (validated_every > 0)
+    return max(min(most - len(there), saves), 0)
 
 
 def checksums(tree) -> dict[str, int]:

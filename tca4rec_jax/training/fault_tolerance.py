@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import itertools
 import os
 import shutil
 import signal
@@ -31,20 +32,22 @@ class CheckpointError(RuntimeError):
 
 
 @contextlib.contextmanager
-def stop_signal() -> Iterator[Callable[[int], bool]]:
+def stop_signal() -> Iterator[Callable[[], bool]]:
     """Notices SIGTERM, which Slurm, Kubernetes and preempted machines send before SIGKILL.
 
-    The block gets a function to ask once a step: whether to stop now, with so many steps done. A
-    single process handles the signal itself. In a job of several, JAX tells every process that one
-    was signalled, and all of them stop at a step that they agree on.
+    The block gets a function to ask once a step, of training or of a validation: whether to stop
+    now. A single process handles the signal itself. In a job of several, all of which ask equally
+    often, JAX tells every process that one was signalled, and all of them stop at a question that
+    they agree on.
     """
     if is_multiprocess():
-        yield multihost_utils.reached_preemption_sync_point
+        questions = itertools.count()
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(questions))
         return
     received = threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
     try:
-        yield lambda step: received.is_set()
+        yield received.is_set
     finally:
         signal.signal(signal.SIGTERM, previous)
 

@@ -1,20 +1,26 @@
-"""The log of a training run: one JSON line per step, the progress bar, and how fast it went."""
+"""The log of a training run: one JSON line per step and validation, the progress bar, the speed."""
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from tca4rec_jax.distributed.multihost import is_main_process
-from tca4rec_jax.fileio import read_json_lines, write_text
+from tca4rec_jax.fileio import read_json_lines, sync, write_text
 from tca4rec_jax.training.state import Metrics
+from tca4rec_jax.training.validation import SECTION, validations_of
 
 
 class TrainingLog:
     """Appends one JSON line per step, from step `start` on; later ones that are there are dropped.
+
+    A validation after n steps has a line of its own, with the step n. `validations` are those of
+    earlier processes and of this one, {step: {metric: value}}.
 
     In a job of several processes only the first one writes and shows the bar, called `name`; all of
     them have the same values. `ideal_seconds_per_token` is a token's useful FLOPs at the devices'
@@ -25,8 +31,10 @@ class TrainingLog:
         self, path: Path, *, start: int, total_steps: int, ideal_seconds_per_token: float, name: str
     ):
         self._path, self._file = path, None
-        kept = [line for line in read_json_lines(path) if line["step"] < start]
-        self._loss_of_step = {line["step"]: line["loss"] for line in kept}
+        lines = read_json_lines(path)
+        kept = [line for line in lines if line["step"] < start + ("loss" not in line)]
+        self._loss_of_step = {line["step"]: line["loss"] for line in kept if "loss" in line}
+        self.validations = validations_of(kept)
         if is_main_process():
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a", buffering=1)
@@ -34,6 +42,7 @@ class TrainingLog:
         self._bar = tqdm(total=total_steps, initial=start, desc=name, unit="step", disable=disable)
         self._ideal_seconds_per_token = ideal_seconds_per_token
         self._sizes: list[tuple[int, float]] = []  # tokens and seconds of each step
+        self._validated = ""  # the last one, in the bar
         self._began = time.perf_counter()
 
     def __enter__(self):
@@ -54,21 +63,37 @@ class TrainingLog:
         seconds, self._began = now - self._began, now
         mfu = self._ideal_seconds_per_token * tokens / seconds
         logged = {name: value for name, value in metrics._asdict().items() if value is not None}
-        line = {"step": step, **logged, "tokens": tokens, "seconds": seconds, "mfu": mfu}
-        if self._file:
-            try:
-                self._file.write(json.dumps(line) + "\n")
-            except OSError as error:  # a failed write does not say of what
-                message = f"{error.strerror}; make room and start again, the checkpoints are kept"
-                raise OSError(error.errno, message, str(self._path)) from error
+        self._append({"step": step, **logged, "tokens": tokens, "seconds": seconds, "mfu": mfu})
         self._bar.update()
         self._bar.set_postfix_str(
             f"loss={metrics.loss:.3f}, nll={metrics.nll_per_title:.2f}, "
-            f"tokens_s={tokens / seconds:.0f}, mfu={mfu:.2f}"
+            f"tokens_s={tokens / seconds:.0f}, mfu={mfu:.2f}{self._validated}"
         )
         self._loss_of_step[step] = metrics.loss
         self._sizes.append((tokens, seconds))
         return metrics
+
+    def write_validation(self, step: int, found: Mapping[str, float], shown: str) -> None:
+        """Logs what a validation after `step` steps has found; it is on the disk on return.
+
+        The bar shows the metric `shown` from now on. Raises OSError as `write`.
+        """
+        seconds, self._began = time.perf_counter() - self._began, time.perf_counter()
+        values = {f"{SECTION}/{name}": value for name, value in found.items()}
+        self._append({"step": step, **values, f"{SECTION}/seconds": seconds})
+        if self._file:
+            sync(self._path)
+        self.validations[step] = {**found, "seconds": seconds}
+        self._validated = f", {shown} {found[shown]:.4f} at {step}"
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(line) + "\n")
+        except OSError as error:  # a failed write does not say of what
+            message = f"{error.strerror}; make room and start again, the checkpoints are kept"
+            raise OSError(error.errno, message, str(self._path)) from error
 
     def mean_loss(self, step: int, every: int) -> float:
         """The mean of the finite losses of the steps that a checkpoint after `step` steps ends.

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tca4rec_jax.training.fault_tolerance import Stopped, Watchdog, stop_signal
 from tca4rec_jax.training.log import TrainingLog
 from tca4rec_jax.training.state import Metrics, TrainState
 from tca4rec_jax.training.throughput import Peak, ProfilerWindow
+from tca4rec_jax.training.validation import Outcome, Validation
 
 # (state, batch of this process' rows) -> (state, metrics)
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -35,6 +37,7 @@ class LoopOptions:
     profile_steps: tuple[int, int] = (0, 0)  # jax.profiler records steps [first, last)
     watchdog_seconds: float = 0.0  # a step that takes longer ends the process; 0: no limit
     describe: Callable[[int], str] = "example {}".format  # an example's row and user
+    validation: Validation | None = None
 
 
 def run_loop(
@@ -44,17 +47,19 @@ def run_loop(
     checkpoints: Checkpoints,
     options: LoopOptions,
 ) -> TrainState:
-    """Runs until `total_steps` updates are done and the last state is saved.
+    """Runs until `total_steps` updates are done or validation ends it; the last state is saved.
 
     Resume order: the run's own latest readable checkpoint, else the given state.  Step n reads
     batch n, so the data position is the step.  Metrics of step n are fetched after step n + 1 is
     dispatched.  All processes of a job call this alike; the first writes the log: JSON lines, one
-    per step: step, loss, nll_per_title, grad_norm, tokens (without padding), seconds, mfu. The
-    checkpoints are closed in the end.
+    per step: step, loss, nll_per_title, grad_norm, tokens (without padding), seconds, mfu; and one
+    per validation. A state is saved, then validated: a validation that was cut short begins anew
+    with the next start. The checkpoints are closed in the end.
 
     Raises FloatingPointError for a loss or gradient that is not finite, naming step and rows: the
-    state before is saved; Stopped on SIGTERM, after the current step is saved; UserError for a
-    checkpoint of other inputs; CheckpointError if none can be written: the last is intact.
+    state before is saved; Stopped on SIGTERM, after the current step is saved, also during a
+    validation; UserError for a checkpoint of other inputs; CheckpointError if none can be written:
+    the last is intact.
     """
     directory, total = options.directory, options.total_steps
     with checkpoints:
@@ -70,11 +75,15 @@ def run_loop(
         )
         watchdog = Watchdog(options.watchdog_seconds, directory.name, start)
         profile = ProfilerWindow(directory / "profile", *options.profile_steps)
-        progress = _Progress(train_step, batches, checkpoints, options, log, watchdog, start)
         with stop_signal() as stop_requested, log, profile:
+            progress = _Progress(
+                train_step, batches, checkpoints, options, log, watchdog, start, stop_requested
+            )
             with watchdog:
                 for step, batch in enumerate(batches.iterator(start, total), start):
-                    if stop_requested(step):
+                    if stop_requested() or not progress.validated(state, step):
+                        break
+                    if progress.outcome.ended:
                         break
                     profile.at(step, state)
                     state, metrics = train_step(state, batch)
@@ -84,14 +93,19 @@ def run_loop(
                     if done % options.checkpoint_every == 0 and done < total:
                         progress.save(state, done)
                 progress.finish(state)
+                over = done == total and progress.validated(state, done)
             if done > progress.saved:
                 progress.save(state, done)
             checkpoints.close()  # takes as long as it takes to write
-    if done < total:
+    outcome = progress.outcome
+    if not over and not outcome.ended:
         raise Stopped(
             f"SIGTERM: stopped after step {done} of {total}, which is saved in {directory}; the "
             "same command goes on from there"
         )
+    if outcome.best is not None:
+        last = f"{done} of {total} steps, {outcome.without_gain} validations without a gain"
+        logging.info("%s: the best step is %d (%s)", directory.name, outcome.best, last)
     if summary := log.summary():
         logging.info("%s: %s of %.3g FLOP/s (%s)", directory.name, summary, *options.peak)
     return state
@@ -112,9 +126,13 @@ def _resumed(state: TrainState, checkpoints: Checkpoints, options: LoopOptions) 
     return state
 
 
+class _AskedToStop(Exception):
+    """In the middle of a validation."""
+
+
 @dataclasses.dataclass
 class _Progress:
-    """Finishes and saves the steps of a loop."""
+    """Finishes, saves and validates the steps of a loop."""
 
     train_step: TrainStep
     batches: Batches
@@ -123,7 +141,15 @@ class _Progress:
     log: TrainingLog
     watchdog: Watchdog
     saved: int  # the step of the newest checkpoint
+    stop_requested: Callable[[], bool]
     pending: tuple[int, Metrics] | None = None  # the step whose metrics are not fetched yet
+    outcome: Outcome = Outcome()  # of the validations so far
+
+    def __post_init__(self):
+        if self.options.validation is not None:
+            found = self.log.validations
+            check_processes_agree(repr(sorted(found.items())), "validations in the run's log")
+            self._draw_conclusions()
 
     def save(self, state: TrainState, step: int) -> None:
         """Starts a checkpoint of `state`, after `step` updates whose loss was seen to be finite."""
@@ -156,6 +182,38 @@ class _Progress:
             f"{'The state before it is saved: look' if step else 'Look'} at these rows, or "
             "lower optimizer.learning_rate under another --config.run"
         )
+
+    def validated(self, state: TrainState, step: int) -> bool:
+        """Saves and validates the state after `step` updates if that is due and not in the log yet.
+
+        Returns False if it was asked to stop meanwhile.
+        """
+        validation, last = self.options.validation, self.options.total_steps
+        if validation is None or not step or step in self.log.validations:
+            return True
+        if step % validation.every and step != last:
+            return True
+        if step > self.saved:
+            self.save(state, step)
+        try:
+            found = validation.metrics_of(state, partial(self._after_batch, step))
+        except _AskedToStop:
+            return False
+        self.log.write_validation(step, found, validation.config.metric)
+        self.watchdog.progress(step)
+        self._draw_conclusions()
+        return True
+
+    def _after_batch(self, step: int) -> None:
+        """Called by a validation."""
+        self.watchdog.progress(step)
+        if self.stop_requested():
+            raise _AskedToStop
+
+    def _draw_conclusions(self) -> None:
+        assert self.options.validation is not None
+        self.outcome = Outcome.of(self.options.validation.config, self.log.validations)
+        self.checkpoints.best = self.outcome.best
 
     def _offending_rows(self, halted: TrainState, step: int) -> str:
         """The rows of a batch whose loss or gradient is not finite, each tried alone.

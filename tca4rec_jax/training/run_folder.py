@@ -14,9 +14,10 @@ from absl import logging
 
 from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.fileio import read_json, write_text
+from tca4rec_jax.fileio import read_json, read_json_lines, write_text
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.ranges import FolderName, check
+from tca4rec_jax.training.validation import SECTION, Outcome, ValidationConfig, validations_of
 
 COMMAND = "launch/train.py under another --config.run"
 STEPS = "training.steps"  # the one input that may change while the run goes on
@@ -68,19 +69,32 @@ class RunFolder:
         return self.made_from.inputs.get(STEPS, 0)
 
     @property
+    def outcome(self) -> Outcome:
+        """What follows from the run's validations. Raises StaleError as `made_from`."""
+        inputs, prefix = self.made_from.inputs, f"{SECTION}."
+        fields = {n.removeprefix(prefix): v for n, v in inputs.items() if n.startswith(prefix)}
+        found = validations_of(read_json_lines(self.log)) if fields else {}
+        return Outcome.of(ValidationConfig(**fields), found)
+
+    @property
     def unfinished(self) -> str:
-        """How far it is, in words; '' for a finished run."""
+        """How far it is, in words; '' for a finished run, also for one that validation ended."""
         try:
-            steps = self.steps
+            steps, ended = self.steps, self.outcome.ended
         except UserError as error:
             return str(error)
         trained = self.trained_steps
-        return "" if 0 < steps <= trained else f"{trained} of {steps} steps"
+        return "" if ended or 0 < steps <= trained else f"{trained} of {steps} steps"
 
     @property
     def made_from(self) -> Provenance:
         """What the checkpoints depend on; StaleError if the folder does not say."""
         return Provenance.load(self.path)
+
+    @property
+    def log(self) -> Path:
+        """The file with a line for every step and validation."""
+        return self.path / "log.jsonl"
 
     @property
     def config_path(self) -> Path:
@@ -104,7 +118,11 @@ class RunFolder:
         """
         if trained := self.trained_steps:
             before = self.made_from
-            before.check({k: v for k, v in made_from.inputs.items() if k != STEPS}, self.path)
+            now = {
+                **dict.fromkeys(before.inputs),
+                **made_from.inputs,
+            }  # None for what is used no more
+            before.check({k: v for k, v in now.items() if k != STEPS}, self.path)
             was, steps = before.inputs.get(STEPS), made_from.inputs[STEPS]
             if steps < trained:
                 raise UserError(
@@ -136,9 +154,9 @@ class RunFolder:
                 f"{self.path}: no such run, or no checkpoint of it: {self._how_to_train}"
             )
         self.made_from.check(now, self.path)
-        if trained < self.steps and not unfinished:
+        if self.unfinished and not unfinished:
             raise UserError(
-                f"{self.path} is unfinished, it has {trained} of {self.steps} steps: go on with "
+                f"{self.path} is unfinished, it has {self.unfinished}: go on with "
                 f"launch/train.py --config.run={self.path.name}, or take it as it is with "
                 "--config.inference.unfinished=true"
             )

@@ -19,6 +19,7 @@ from tca4rec_jax.fileio import file_sha256
 from tca4rec_jax.llm.config import DecoderOptions
 from tca4rec_jax.llm.projector import ProjectorConfig
 from tca4rec_jax.training.run_folder import RunFolder
+from tca4rec_jax.training.validation import SECTION
 
 # Of config.llm: the weights count by their content, random ones by what they are made of.
 _NO_INPUTS = {
@@ -125,6 +126,29 @@ def data_inputs(
         manifest = read_manifest(split_path(config.cf.logits, workdir, other))
         inputs[f"CF logits of {other}"] = manifest["content_hash"]
         inputs[f"{other} rows"] = data.splits[other].content_hash()
+    return inputs
+
+
+def validation_inputs(config: ConfigDict, data: RecData, workdir: Path, allowed: str) -> dict:
+    """What decides which step of a validated run is the best, besides `inference_inputs`.
+
+    `allowed` is the hash of the items that may be recommended. Raises as `data_inputs`.
+    """
+    decoding = config.decoding.to_dict()
+    for name in ("allow", "deny", "exclude_history", "beta"):  # `allowed`; of guidance
+        del decoding[name]
+    decoding["beams"] = config.validation.beams or decoding["beams"]
+    names = "seed", "candidates", "temperatures"
+    inputs = {
+        SECTION: config.validation.to_dict(),
+        "evaluation": {name: config.evaluation[name] for name in names},
+        "decoding": decoding,
+        "allowed items": allowed,
+        "validation rows": data.splits[SECTION].content_hash(),
+    }
+    if reads_users(config.prompt):
+        manifest = read_manifest(split_path(config.cf.logits, workdir, SECTION))
+        inputs["CF logits of validation"] = manifest["content_hash"]
     return inputs
 
 

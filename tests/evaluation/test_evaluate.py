@@ -36,7 +36,7 @@ def results_of(config, *, tied=0):
     items, times = rng.permuted(np.tile(np.arange(10), (20, 1)), axis=1)[:, :3], np.arange(60)
     times[3 * np.arange(tied) + 2] -= 1
     split = ItemSequences(np.arange(20) // 2, items.ravel(), np.arange(0, 61, 3), times)
-    rows = EvaluationRows(split, split.last_positions, items[:, :2], items[:, 2])
+    rows = EvaluationRows("test", split, split.last_positions, items[:, :2], items[:, 2])
     train = ItemSequences(np.arange(5), np.arange(5), np.arange(6), np.arange(5))
     data = SimpleNamespace(
         catalogue=SimpleNamespace(num_items=10), splits={"train_sequences": train, "test": split}

@@ -177,7 +177,7 @@ def rows_of(*items, history_length=2):
         np.zeros(sum(lengths), np.int64),
     )
     arguments = sequences.last_positions, *sequences.histories_and_targets(history_length)
-    return EvaluationRows(sequences, *arguments)
+    return EvaluationRows("test", sequences, *arguments)
 
 
 def test_histories_hold_what_no_longer_fits_the_prompt():

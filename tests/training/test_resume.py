@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import tiny_run
 
+from tca4rec_jax.fileio import read_json_lines
 from tca4rec_jax.training.fault_tolerance import STOPPED
+from tca4rec_jax.training.validation import validations_of
 
 pytestmark = pytest.mark.slow
 
@@ -35,11 +37,15 @@ def assert_same(folder, other, **tolerance):
             np.testing.assert_array_equal(a, b)
 
 
-def wait_for_line(path, number, seconds=60):
+def wait_for(happened, seconds=60):
     deadline = time.monotonic() + seconds
-    while not (path.exists() and len(path.read_text().splitlines()) >= number):
-        assert time.monotonic() < deadline, f"no line {number} in {path}"
+    while not happened():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def wait_for_line(path, number):
+    wait_for(lambda: path.exists() and len(path.read_text().splitlines()) >= number)
 
 
 def free_port() -> int:
@@ -119,6 +125,35 @@ def test_two_processes_stop_together_and_end_like_one(whole):
         tiny_run.output(folder, 0).splitlines()[-1] == tiny_run.output(folder, 1).splitlines()[-1]
     )
     assert [finished(process) for process in both()] == [0, 0], tiny_run.output(folder)
+    assert_same(folder, one, rtol=1e-6, atol=1e-7)
+
+
+def test_two_processes_stop_together_in_a_validation_and_choose_like_one(whole):
+    folder, one = whole.parent / "two_validate", whole.parent / "validate"
+    options = {"validate_every": 4, "steps": 12}
+    assert finished(tiny_run.start(one, devices=2, kill_at=(8, 1), **options)) == -signal.SIGKILL
+    assert finished(tiny_run.start(one, devices=2, **options)) == 0, tiny_run.output(one)
+    assert "validates 4" not in tiny_run.output(one)
+
+    def both(**more):
+        job = f"localhost:{free_port()}", 2
+        given = options | more
+        return [tiny_run.start(folder, job=(*job, index), **given) for index in (0, 1)]
+
+    log, processes = (
+        folder / "1.out",
+        both(batch_pace=1.0),
+    )  # JAX looks for the signal once a second
+    wait_for(lambda: log.exists() and "validates 4 0" in log.read_text())
+    os.kill(processes[1].pid, signal.SIGTERM)
+    assert [finished(process) for process in processes] == [STOPPED] * 2
+    assert "stopped after step 4 of 12" in tiny_run.output(folder, 1)
+    assert (folder / "checkpoints" / "4").is_dir()
+    assert [finished(process) for process in both()] == [0, 0], tiny_run.output(folder)
+    found = [validations_of(read_json_lines(path / "log.jsonl")) for path in (one, folder)]
+    assert list(found[0]) == list(found[1]) == [4, 8, 12]
+    for of_one, of_two in zip(*(each.values() for each in found), strict=True):
+        assert of_two["nll"] == pytest.approx(of_one["nll"], rel=1e-6)
     assert_same(folder, one, rtol=1e-6, atol=1e-7)
 
 

@@ -49,6 +49,7 @@ from tca4rec_jax.training.optimizer import OptimizerConfig, make_optimizer
 from tca4rec_jax.training.state import TrainState
 from tca4rec_jax.training.step import make_train_step
 from tca4rec_jax.training.throughput import Peak
+from tca4rec_jax.training.validation import Validation, ValidationConfig
 
 TITLES = ("ab", "abc", "b", "ad", "bd", "c")
 BATCH, STEPS = 8, 60
@@ -93,6 +94,8 @@ def run(
     dropout=0.1,
     rank=4,
     every=20,
+    validate_every=0,
+    batch_hook=None,
     **options,
 ):
     """Trains in `folder` to its last step; the final parameters are the return value.
@@ -102,6 +105,8 @@ def run(
       every: steps from one checkpoint to the next.
       not_finite: flat positions of `sequences()` whose CF vectors are infinite.
       step_hook: called with the number of every batch before it is trained on.
+      validate_every: steps between validations, of the sum of the parameters in three batches.
+      batch_hook: called with (the step, the batch) of a validation.
       options: of LoopOptions.
     """
     mesh, split, folder = make_mesh(*mesh), sequences(), Path(folder)
@@ -138,6 +143,17 @@ def run(
         seed=0,
     )
     row_R = row_of_example(examples, split)
+
+    def metrics_of(state, after_batch):
+        for batch in range(3):
+            if batch_hook:
+                batch_hook(int(state.step), batch)
+            after_batch()
+        return {"nll": float(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(state.params)))}
+
+    if validate_every:
+        settings = ValidationConfig(validate_every)
+        options["validation"] = Validation(settings, validate_every, metrics_of)
     state = run_loop(
         lambda state, batch: step(state, base, shard_batch(mesh, batch), items, trie, objective),
         state,
@@ -178,7 +194,7 @@ def start(folder, *, devices=1, job=(), kill_at=None, kill_in_save=None, **optio
     Args:
       devices: of the process, on CPU.
       job: (coordinator, count, index) for one of several processes.
-      kill_at: SIGKILL before this step.
+      kill_at: SIGKILL before this step, or of (a step, a batch) before this of its validation.
       kill_in_save: (step, seconds): SIGKILL so long after the save of a step was begun.
       options: of `_in_process` and `run`.
     """
@@ -207,7 +223,13 @@ def _in_process(folder, devices, job, kill_at, kill_in_save, options):
     if job:
         join_job(*job)
     small_files_at = options.pop("small_files_at", None)
-    pace = options.pop("pace", 0.0)
+    pace, batch_pace = options.pop("pace", 0.0), options.pop("batch_pace", 0.0)
+
+    def batch_hook(*step_and_batch):
+        print("validates", *step_and_batch, flush=True)
+        time.sleep(batch_pace)
+        if step_and_batch == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def hook(step):
         time.sleep(pace)
@@ -219,7 +241,7 @@ def _in_process(folder, devices, job, kill_at, kill_in_save, options):
     if kill_in_save:
         _kill_in_save(*kill_in_save)
     try:
-        parameters = run(folder, step_hook=hook, **options)
+        parameters = run(folder, step_hook=hook, batch_hook=batch_hook, **options)
     except Stopped as stopped:
         print(stopped, flush=True)
         leave_job()
