@@ -59,17 +59,26 @@ class PublishedLoss:
         label[target] += 1 - self.alpha
         return label
 
-    def positions(
-        self, item: int, logits_TxV: np.ndarray, user_D: np.ndarray, table_IxD: np.ndarray
-    ) -> list[float]:
-        """The loss of each supervised token of a title."""
+    def soft_labels(
+        self, item: int, user_D: np.ndarray, table_IxD: np.ndarray
+    ) -> list[dict[int, float]]:
+        """Of each supervised token of a title."""
         user_D, table_IxD = (
             array.astype(self.dtype).astype(np.float64) for array in (user_D, table_IxD)
         )
         cf_I = (table_IxD @ user_D).astype(np.float32).astype(self.dtype)
-        losses, sequence = [], [*self.titles[item], self.end]
-        for at, token in enumerate(sequence[: max(len(sequence) - self.unsupervised_end, 0)]):
-            label = self.soft_label(tuple(sequence[:at]), token, cf_I)
+        title = [*self.titles[item], self.end]
+        supervised = title[: max(len(title) - self.unsupervised_end, 0)]
+        return [
+            self.soft_label(tuple(title[:at]), token, cf_I) for at, token in enumerate(supervised)
+        ]
+
+    def positions(
+        self, item: int, logits_TxV: np.ndarray, user_D: np.ndarray, table_IxD: np.ndarray
+    ) -> list[float]:
+        """The loss of each supervised token of a title."""
+        losses = []
+        for at, label in enumerate(self.soft_labels(item, user_D, table_IxD)):
             z_V = np.asarray(logits_TxV[at], np.float64) / self.tau
             allowed = list(label) if self.masked else slice(None)
             log_p_V = z_V - np.logaddexp.reduce(z_V[allowed])

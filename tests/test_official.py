@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import re
 import runpy
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from first_losses import compare
 from published_formulas import PublishedLoss, prompt
+from tiny_workdir import make_config, make_workdir
 
 from tca4rec_jax.config import config_fields, config_value, default_config
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
@@ -20,6 +23,7 @@ from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
 
@@ -211,3 +215,22 @@ def test_the_prompt_of_the_preset_is_the_published_one():
     template, titles = official_config().prompt.templates[0], ["A", "B"]
     history = ", ".join(f'"{title}"' for title in titles)
     assert template.format(history=history, target="") == prompt(titles, "games")
+
+
+def test_the_losses_of_a_run_with_all_quirks_are_the_published_ones(tmp_path):
+    """Of the preset on the tiny work directory: prompts, CF, LLM, loss and optimiser together."""
+    make_workdir(tmp_path)
+    architecture = tmp_path / "model" / "config.json"
+    longer = json.loads(architecture.read_text()) | {"max_position_embeddings": 512}
+    architecture.write_text(json.dumps(longer))
+    config, tiny = official_config("msl=true,run=all_quirks"), make_config(tmp_path, "any")
+    config.unlock()
+    config.data, config.cf, config.llm = tiny.data, tiny.cf, tiny.llm
+    config.prompt.update(bos="known", bos_token="<|reserved|>", end="<|end|>", max_tokens=512)
+    config.training.update(steps=4, batch_size=8, checkpoint_every=4, buckets=(512,))
+    config.optimizer.update(learning_rate=0.01, warmup_steps=1)
+    config.lora.dropout = 0.0
+    losses = [*compare(Experiment(config, tmp_path), "games")]
+    for ours, published in losses:
+        assert ours == pytest.approx(published, abs=1e-5)
+    assert losses[0][0] - losses[-1][0] > 0.01
