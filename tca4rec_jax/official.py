@@ -62,7 +62,7 @@ def official(config: ConfigDict, dataset: str, llm: str, *, masked: bool, featur
     config.optimizer.update(learning_rate=2e-5, warmup_steps=20, weight_decay=0.01, clip=1e9)
     config.decoding.update(mask="after_softmax", rules="huggingface", length_penalty=1.0, beams=10)
     config.decoding.update(exclude_history=False, max_title_tokens=64)
-    config.evaluation.rows = 0
+    config.evaluation.update(rows=0, hits="title", text_match=True)
 
 
 def official_prompt(config: ConfigDict, llm: LLM, domain: str, *, features: bool) -> None:

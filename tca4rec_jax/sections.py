@@ -252,6 +252,8 @@ class EvaluationFields(NamedTuple):
       cutoffs: K of the metrics, no more than decoding.beams; the largest is compared and drawn.
       hits: what counts in the table: the target 'item', or any with its 'title', as published. The
         other stands beside it.
+      text_match: by title, compare what a list's tokens decode to with the title's text, as the
+        published evaluation does.
       candidates: rank the target among so many items, itself and others outside the history, that
         are drawn with the seed; 0 ranks all items.
       examples: how many rows examples.md shows.
@@ -268,6 +270,7 @@ class EvaluationFields(NamedTuple):
     seed: Seed = 0
     cutoffs: Cutoffs = CUTOFFS
     hits: Literal["item", "title"] = "item"
+    text_match: bool = False
     candidates: Annotated[int, Range("0 or at least 2", lambda n: n == 0 or n >= 2)] = 0
     examples: Natural = 5
     temperatures: Temperatures = (1.0, 1.25, 1.5, 2.0, 3.0)

@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -23,7 +24,9 @@ from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.evaluation.text_match import text_rank
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.metrics import rank_in_list
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
 
@@ -234,3 +237,26 @@ def test_the_losses_of_a_run_with_all_quirks_are_the_published_ones(tmp_path):
     for ours, published in losses:
         assert ours == pytest.approx(published, abs=1e-5)
     assert losses[0][0] - losses[-1][0] > 0.01
+
+
+def test_by_text_a_title_with_the_letter_of_padding_at_its_end_is_never_hit():
+    items = ("ab!", "cd", "c d", "cd")
+    trie = ItemTrie.build([[*encode(title), END] for title in items])
+    leaf_of = trie.leaf_of_item
+    tokenizer = SimpleNamespace(
+        pad_token=None,
+        convert_ids_to_tokens=lambda token: "!",
+        decode=lambda ids, skip_special_tokens: "".join(map(chr, ids)).replace(" ", ""),
+    )
+    experiment = SimpleNamespace(
+        trie=trie,
+        tokenizer=tokenizer,
+        data=SimpleNamespace(catalogue=SimpleNamespace(titles=items)),
+    )
+    lists = np.array([[leaf_of[2], leaf_of[0], leaf_of[1]]] * 4)
+    lists[3, 0] = -1
+    found = text_rank(experiment, lists, np.arange(4))
+    # "ab!" has lost its end, and "c d" is read as "cd", which the two of that title count as.
+    assert found.tolist() == [-1, 0, -1, 2]
+    by_title = rank_in_list(lists, leaf_of[np.arange(4)])
+    assert by_title.tolist() == [1, 2, 0, 2]
