@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from tca4rec_jax.config import published_cf
+from tca4rec_jax.config import published_cf, published_rows
 
 DOMAINS = {  # the word of the prompt, by data set
     "Toys_and_Games": "games",
@@ -59,10 +59,22 @@ def official(config: ConfigDict, dataset: str, llm: str, *, masked: bool, featur
     config.objective.tau = 4.5 if masked else 1.0
     config.training.update(targets="last", unsupervised_end=2, buckets=())
     config.training.update(batch_size=BATCH, steps=EPOCHS * ROWS // BATCH)
-    config.optimizer.update(learning_rate=2e-5, warmup_steps=20, weight_decay=0.01, clip=1e9)
+    config.optimizer.update(learning_rate=2e-5, weight_decay=0.01, epsilon=1e-6, clip=0.0)
+    config.optimizer.update(warmup_steps=20, warmup_from_zero=True)
+    config.optimizer.decay_steps = 16 * config.training.steps
     config.decoding.update(mask="after_softmax", rules="huggingface", length_penalty=1.0, beams=10)
     config.decoding.update(exclude_history=False, max_title_tokens=64)
     config.evaluation.update(rows=0, hits="title", text_match=True)
+
+
+def downloaded_rows(config: ConfigDict, dataset: str) -> None:
+    """The rows that the published preprocessing makes of Amazon's files, for the shipped ones."""
+    published_rows(config)
+    files = {"interactions": f"data/{dataset}.json.gz", "catalogue": f"data/meta_{dataset}.json.gz"}
+    config.data.update(**files, title_spaces="single")
+    if dataset != "Office_Products":
+        config.data.filters.last_days = 48 * 30
+        config.data.update(attributes=("brand",), needed_attributes=("brand",))
 
 
 def official_prompt(config: ConfigDict, llm: LLM, domain: str, *, features: bool) -> None:
@@ -86,7 +98,7 @@ def amazon_titles(config: ConfigDict) -> None:
     text = "Recommend one product to a person who bought these.\nBought: {history}\nNext: {target}"
     config.prompt.update(templates=(text,), item='"{title}"', separator=", ", target="")
     config.prompt.update(bos=llm.bos, end=llm.end, max_tokens=512)
-    config.optimizer.update(learning_rate=1e-4, warmup_steps=20)
+    config.optimizer.update(learning_rate=1e-4, warmup_steps=20, warmup_from_zero=True)
     config.evaluation.rows = 0
 
 

@@ -74,11 +74,11 @@ class PublishedRun:
 
     def change(self, number: int, param, first, second):
         """What AdamW takes from a parameter in the update of this number."""
-        optimizer, total = self.config.optimizer, self.config.training.steps
-        warm = optimizer.warmup_steps
-        rate = min(number / warm, (total - number + 1) / (total - warm))
+        optimizer, done = self.config.optimizer, number - 1
+        warm, end = optimizer.warmup_steps, optimizer.decay_steps
+        rate = min(done / warm, (end - done) / (end - warm))
         first, second = first / (1 - 0.9**number), second / (1 - 0.999**number)
-        change = first / (jnp.sqrt(second) + 1e-8) + optimizer.weight_decay * param
+        change = first / (jnp.sqrt(second) + 1e-6) + optimizer.weight_decay * param
         return optimizer.learning_rate * rate * change
 
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from first_losses import compare
 from published_formulas import PublishedLoss, prompt
 from tiny_workdir import make_config, make_workdir
 
-from tca4rec_jax.config import config_fields, config_value, default_config
+from tca4rec_jax.config import config_fields, config_value, default_config, validate
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective, of_logits, tca_loss
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
@@ -195,7 +195,9 @@ def test_the_page_says_what_the_preset_sets():
     page, config, defaults = PAGE.read_text(), official_config(), default_config()
     named = set(re.findall(r"`(\w+\.[\w.]+)\b", page))
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
-    given = [(*one, row[2]) for row in rows for one in re.findall(r"`(\w+[\w.]+)=([^`]+)`", row[1])]
+    given = [
+        (*one, row[2]) for row in rows for one in re.findall(r"`(\w+\.[\w.]+)=([^`]+)`", row[1])
+    ]
     assert len(given) > 20
     for name, text, ours in given:
         value = ast.literal_eval(text)
@@ -210,6 +212,12 @@ def test_the_argument_of_the_preset_is_strict():
     assert (config.objective.softmax, config.objective.tau) == ("children", 4.5)
     assert "office products" in config.prompt.templates[0]
     assert (config.prompt.bos_token, config.projector.train) == ("<|im_start|>", False)
+    downloaded = official_config("dataset=Sports_and_Outdoors,rows=downloaded")
+    validate(downloaded)
+    assert (downloaded.data.title_cleaning, downloaded.data.filters.last_days) == (
+        "published",
+        1440,
+    )
     with pytest.raises(UserError, match="expected dataset=Toys_and_Games, Office_Products"):
         official_config("dataset=Office")
 
