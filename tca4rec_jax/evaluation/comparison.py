@@ -9,6 +9,7 @@ from absl import logging
 
 from tca4rec_jax.cf.logits_store import read_manifest, split_path
 from tca4rec_jax.config import score_weights
+from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.decoding.list_inputs import list_inputs
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.rankings import CF, POPULAR, EvaluationRows
@@ -132,6 +133,7 @@ def inputs_of(experiment: Experiment, rows: EvaluationRows, compared: Comparison
         **{f"evaluation.{name}": config.evaluation[name] for name in ("cutoffs", "hits")},
         "objective.beta": config.objective.beta,
         "catalogue": catalogue.content_hash(),
+        "titles": Catalogue(catalogue.item_ids, catalogue.titles).content_hash(),
         "CF logits": read_manifest(store)["content_hash"],
         "lists": lists,
     }

@@ -4,8 +4,9 @@ Written below the work directory:
   evaluation/<run>_*.npz     recommended items and ranks of each row, kept so that any other
                              statistic can be computed
   evaluation/unfinished.npz  where an interrupted evaluation goes on
-  results.json, results.md, results.png, details.md, slices.png, training.png, examples.md; those
-                             of an evaluation with a name in results/<name>
+  rankings.npz, results.json, results.md, results.png, details.md, slices.png, training.png,
+  examples.md                those of an evaluation with a name in results/<name>; the first has the
+                             ranks of every model of the table, for launch/compare.py
   sweep_<run>.json, .md, .png of `sweep_guidance`
 
 Axis letters: R rows.
@@ -34,6 +35,7 @@ from tca4rec_jax.evaluation.comparison import (
     results_folder,
 )
 from tca4rec_jax.evaluation.details import write_details
+from tca4rec_jax.evaluation.kept_rankings import KeptRankings
 from tca4rec_jax.evaluation.lists import ListMetrics
 from tca4rec_jax.evaluation.llm_rankings import rank_llms
 from tca4rec_jax.evaluation.rankings import (
@@ -102,6 +104,8 @@ def _evaluate_rankings(
     results = summarise(experiment, rows, rankings, compared, *about)
     results["provenance"] = dataclasses.asdict(made_from)
     if is_main_process():
+        kept = rows, rankings, experiment.config.evaluation.temperatures
+        KeptRankings.of(folder, made_from, *kept).write()
         write_tables(folder, results, experiment.config)
         write_details(folder, results, headline(experiment.config)[1])
         curves = {run: read_json_lines(experiment.runs[run].log) for run in results["runs"]}

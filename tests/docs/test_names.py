@@ -82,7 +82,8 @@ def dead_links(page: Path, text: str) -> list[str]:
 def gone_files(source: str) -> list[str]:
     """Files that docstrings and comments of the code cite and the repository does not have."""
     cited = re.findall(r"(?<![\w$*{}/.<>-])((?:\w+/)*\w+\.(?:py|md|sh|sbatch))\b", source)
-    written = {"results.md", "details.md", "examples.md", "report.md", "file.py"}  # by a run; any
+    by_a_run = {f"{name}.md" for name in ("results", "details", "comparison", "examples", "report")}
+    written = by_a_run | {"file.py"}  # a name for any file
     found = [name for name in cited if name not in written and not name.startswith("WORKDIR/")]
     return [name for name in found if not any(f"/{path}".endswith(f"/{name}") for path in FILES)]
 

@@ -1,7 +1,5 @@
 """Prompts that show candidates are trained, ranked among them, and asked for them."""
 
-import json
-
 import numpy as np
 import pytest
 from recommenders.kinds import LAST, experiment_of
@@ -9,12 +7,16 @@ from tiny_workdir import ITEMS, make_workdir
 
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.evaluation import evaluate
+from tca4rec_jax.evaluation.compare import compare_results
 from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.evaluation.rankings import EvaluationRows
+from tca4rec_jax.evaluation.summary import summarise
 from tca4rec_jax.train import train
 
 SHOWN = {"prompt.templates": ("q{history}of{candidates}z{target}",), "prompt.candidates": 3}
-AMONG = {"evaluation__candidates": 4, "evaluation__rows": 12, "decoding__exclude_history": False}
+AMONG = {"evaluation__candidates": 4, "evaluation__rows": 12, "decoding__exclude_history": True}
+DENIED = 3
 
 
 @pytest.fixture(scope="module")
@@ -22,25 +24,36 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("candidates")
     make_workdir(workdir)
     fields = {name.replace(".", "__"): value for name, value in (LAST | SHOWN).items()}
+    (workdir / "deny.txt").write_text(str(DENIED))
+    fields["decoding__deny"] = str(workdir / "deny.txt")
     experiment = experiment_of("titles", workdir, "whole", **AMONG, **fields)
     train(experiment)
     return experiment
 
 
-def test_a_target_is_ranked_among_its_candidates(trained):
-    evaluate_run(trained.config, trained.workdir)
-    results = json.loads((trained.workdir / "results.json").read_text())
+def test_every_model_ranks_the_same_candidates_by_the_same_filters(trained, monkeypatch):
+    rankings = {}
+    monkeypatch.setattr(
+        evaluate, "summarise", lambda *given: rankings.update(given[2]) or summarise(*given)
+    )
+    results = evaluate_run(trained.config, trained.workdir)
     assert results["items"] == 4
+    assert results["filters"] == {"allowed items": ITEMS - 1, "exclude history": True}
+    first, *_ = (trained.workdir / "results.md").read_text().splitlines()
+    assert "ranked over 4 items that were drawn for it but those of its history; NLL" in first
     rows = EvaluationRows.of(trained)
     assert (rows.candidates_RxN == rows.target_R[:, None]).any(axis=1).all()
-    (file,) = (trained.workdir / "evaluation").glob("whole_*.npz")
-    with np.load(file) as saved:
-        items_RxM, rank_R = saved["items_RxM"][0], saved["rank_R"][0]
-    for shown, items, rank, target in zip(
-        rows.candidates_RxN, items_RxM, rank_R, rows.target_R, strict=True
-    ):
-        assert {*items} <= {*shown}
-        assert rank == (items.tolist().index(target) if target in items else -1)
+    assert {"Most popular", "CF model", "untrained", "trained"} == rankings.keys()
+    for label, found in rankings.items():
+        for row, target in enumerate(rows.target_R):
+            left = {*rows.candidates_RxN[row]} - {*rows.histories[row]} - {DENIED}
+            listed = [item for item in found.items_RxM[row].tolist() if item >= 0]
+            assert {*listed} <= left, label
+            assert len(listed) == min(len(left), trained.config.decoding.beams), label
+            rank = found.rank_R[row]
+            assert listed[rank : rank + 1] == [target] if target in listed else rank in (-1, 3)
+    tests = compare_results([trained.workdir], baseline="CF model")["models"]
+    assert tests.keys() == rankings.keys() - {"CF model"}
 
 
 def test_candidates_are_scored_and_all_items_are_not_asked_for(trained):
