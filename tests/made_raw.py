@@ -33,16 +33,21 @@ ITEMS = [
     Item("3", "", "Nameless", ("War",), "1999"),
     Item("101", "Up, up", "O'Neil", (), "2009"),
     Item("5", "A third", "Acme", ("Drama",), "2010"),
+    Item("21", "Rare", "Acme", ("War",), "2001"),
     Item("9", "Never chosen", "Acme", ("Drama",), "2011"),
 ]
 
 
-def made_events(seed: int = 0, count: int = 120) -> list[Event]:
-    """Of 8 users, on 12 days, so that many share a time; some twice; one of an unknown item."""
+def made_events(seed: int = 0, count: int = 160) -> list[Event]:
+    """Of 14 users, some of them rare as some items are, on 12 days, so that many share a time; five
+    of them twice; one of an unknown item."""
     choose = random.Random(seed)
     items = [item.id for item in ITEMS if item.title != "Never chosen"]
+    items += [items[0], items[4]] * 2
     events = [
-        Event(f"{choose.randrange(8) * 11}", choose.choice(items), choose.randint(1, 5), 0)
+        Event(
+            f"{int(14 * choose.random() ** 2) * 11}", choose.choice(items), choose.randint(1, 5), 0
+        )
         for _ in range(count)
     ]
     events = [event._replace(time=FIRST + choose.randrange(12) * DAY) for event in events]

@@ -55,7 +55,7 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
     contents: dict[str, str | None] = {
         f"SHA-256 of {role}": file_sha256(path) for role, path in files.items()
     }
-    if config.source == "sequences":
+    if config.source in ("sequences", "lastfm"):
         contents.setdefault("SHA-256 of catalogue", None)  # made without titles
     made_from = Provenance("data set", _COMMAND, _fields(config) | contents)
     if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
@@ -70,7 +70,7 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
     data = _read_source(config, files, report)
     with only_writer(data_dir), atomic_path(data_dir) as temporary:
         temporary.mkdir()
-        tfds_rec.write(data, temporary)
+        tfds_rec.write(data, temporary, config.source)
         steps = [step._asdict() for step in report.steps]
         text = json.dumps({"steps": steps, **summarise(data)}, indent=1)
         write_text(temporary / STATISTICS, text + "\n")

@@ -176,7 +176,7 @@ def test_a_folder_with_other_files_is_left_alone(good_config, tmp_path):
 
 
 def test_a_failure_leaves_nothing_behind(config, good_config, tmp_path, monkeypatch):
-    def fail(data, scratch):
+    def fail(data, scratch, source):
         (scratch / "half").touch()
         raise OSError("disk full")
 

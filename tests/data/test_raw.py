@@ -4,12 +4,15 @@ import gzip
 import json
 import random
 import re
+from collections import Counter
 
 import pytest
-from made_raw import EVENTS, ITEMS, MADE, attribute
+import tensorflow_datasets as tfds
+from made_raw import DAY, EVENTS, ITEMS, MADE, attribute
 
+from tca4rec_jax.data.dataset import load, prepare, steps_of
 from tca4rec_jax.data.filters import Report
-from tca4rec_jax.data.raw import ItemTexts, read_raw
+from tca4rec_jax.data.raw import FORMATS, ItemTexts, read_raw
 from tca4rec_jax.data.raw.columns import NUMBER, TEXT, WHOLE
 from tca4rec_jax.data.raw.lines import read_lines
 from tca4rec_jax.data.tables import Reading
@@ -215,3 +218,70 @@ def test_a_cut_or_a_damaged_gzip_file_is_refused(tmp_path):
         assert found == rows or re.fullmatch(rf"{path}.*", found)
         refused += found != rows
     assert refused > 25
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_format_is_a_config_of_the_builder_with_its_citation(tmp_path, name):
+    made = MADE[name]
+    config = {"source": made.source, "history_length": 1, "encoding": made.encoding}
+    config["interactions"] = str(made.interactions(tmp_path))
+    if made.catalogue:
+        config["catalogue"] = str(made.catalogue(tmp_path))
+    written = prepare(config, tmp_path / "data")
+    form = FORMATS[made.source]
+    folder = tmp_path / "data" / "rec_sequences" / made.source / form.version
+    info = tfds.builder_from_directory(str(folder)).info
+    assert (info.citation, info.homepage) == (form.citation, form.homepage)
+    assert info.full_name == f"rec_sequences/{made.source}/{form.version}"
+    data = load(tmp_path / "data", config)
+    assert data.catalogue == written.catalogue
+    assert data.splits["test"].content_hash() == written.splits["test"].content_hash()
+
+
+def _rows(events, *, days, user_core, item_core):
+    """Rows of (user, items) in a window and a core: numbered ties, a history of 1 to 3, 8:1:1."""
+    last = max(event.time for event in events)
+    events = [event for event in events if event.time > last - days * DAY]
+    while True:
+        users, items = Counter(e.user for e in events), Counter(e.item for e in events)
+        kept = [e for e in events if users[e.user] >= user_core and items[e.item] >= item_core]
+        if len(kept) == len(events):
+            break
+        events = kept
+    events = sorted(events, key=lambda e: (e.time, e.user, e.item))
+    users, items = ([*dict.fromkeys(e[column] for e in events)] for column in (0, 1))
+    events.sort(key=lambda e: (e.time, users.index(e.user), items.index(e.item)))
+    rows, histories = [], {}
+    for event in events:
+        history = histories.setdefault(event.user, [])
+        if history:
+            rows.append((event.user, [*history[-3:], event.item]))
+        history.append(event.item)
+    first, second = int(0.8 * len(rows)), int(0.8 * len(rows)) + int(0.1 * len(rows))
+    return rows[:first], rows[first:second], rows[second:]
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_format_goes_through_to_the_rows_of_a_plain_reading(tmp_path, name):
+    made = MADE[name]
+    filters = {"last_days": 10, "user_core": 5, "item_core": 11}  # a core of 3 to 5 rounds
+    config = {"source": made.source, "history_length": 3, "min_history": 1, "filters": filters}
+    config |= {"ties": "numbered", "round_split": "down", "encoding": made.encoding}
+    config["interactions"] = str(made.interactions(tmp_path))
+    events = [event for event in EVENTS if not made.catalogue or event.item not in ("3", "404")]
+    if made.catalogue:
+        config["catalogue"] = str(made.catalogue(tmp_path))
+    if made.ratings:
+        config["rating_column"] = "rating"
+        filters["min_rating"] = 2
+        events = [event for event in events if event.rating >= 2]
+    expected = _rows(events, days=10, user_core=5, item_core=11)
+    data = prepare(config, tmp_path / "data")
+    for split, rows in zip(("train", "validation", "test"), expected, strict=True):
+        found = data.splits[split]
+        ids = [[data.catalogue.item_ids[item] for item in found[row]] for row in range(len(found))]
+        assert list(zip((data.user_ids[user] for user in found.user), ids, strict=True)) == rows
+    steps = [tuple(step.values())[1:] for step in steps_of(tmp_path / "data")]
+    assert steps[0] == (*(len({event[at] for event in EVENTS}) for at in (0, 1)), len(EVENTS))
+    assert len({*steps}) >= 3
+    assert steps[-1][2] < steps[-2][2]  # the core

@@ -1,9 +1,11 @@
 """One TFDS data set of item sequences, kept in ArrayRecord files; TensorFlow is not needed.
 
 An example is a row: {'user': int32, 'items': int32 [length], 'timestamps': int64 [length]}, and
-with ratings 'liked': int32 [length], 1 or 0. The
-catalogue lies in the data set's metadata. Examples keep the order of the rows, so example r of a
-split is row r of its ItemSequences.
+with ratings 'liked': int32 [length], 1 or 0. The catalogue lies in the data set's metadata.
+Examples keep the order of the rows, so example r of a split is row r of its ItemSequences.
+
+The formats that people download are configs of the builder, each with a version, a homepage and
+whom to cite; data of other sources have no config.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from absl import logging
 from tensorflow_datasets.proto import tf_example_pb2
 
 from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.raw import FORMATS
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData, SplitReader
 from tca4rec_jax.errors import UserError
 
@@ -28,7 +31,7 @@ _READ_AT_ONCE = 8192
 
 
 class RecSequences(tfds.core.GeneratorBasedBuilder):
-    """Builder of the data set `rec_sequences`."""
+    """Builder of the data set `rec_sequences`; its config is None or one of `builder_config`."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -51,8 +54,11 @@ class RecSequences(tfds.core.GeneratorBasedBuilder):
         }
         if self._data.catalogue.attributes:
             metadata["attributes"] = dict(self._data.catalogue.attributes)
+        form = FORMATS[self.builder_config.name] if self.builder_config else None
+        source = {"homepage": form.homepage, "citation": form.citation} if form else {}
         return self.dataset_info_from_configs(
             description="Rows of items, oldest first, and the catalogue they index.",
+            **source,
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict(metadata),
             disable_shuffling=True,
@@ -75,11 +81,20 @@ class RecSequences(tfds.core.GeneratorBasedBuilder):
             yield row, example
 
 
-def write(data: RecData, data_dir: str | os.PathLike) -> None:
-    """Writes the data set below data_dir (as rec_sequences/1.0.0)."""
+def builder_config(source: str) -> tfds.core.BuilderConfig | None:
+    """The config of a format in raw.FORMATS; None for another source."""
+    if source not in FORMATS:
+        return None
+    form = FORMATS[source]
+    return tfds.core.BuilderConfig(name=source, version=form.version, description=form.description)
+
+
+def write(data: RecData, data_dir: str | os.PathLike, source: str = "files") -> None:
+    """Writes the data set below data_dir, as rec_sequences/1.0.0; of a format in raw.FORMATS as
+    rec_sequences/FORMAT/VERSION."""
     files = {"data_dir": str(data_dir), "file_format": "array_record"}
     with _quiet():
-        RecSequences(data=data, **files).download_and_prepare()
+        RecSequences(data=data, config=builder_config(source), **files).download_and_prepare()
 
 
 def read(data_dir: str | os.PathLike) -> RecData:
@@ -100,9 +115,10 @@ def read(data_dir: str | os.PathLike) -> RecData:
 
 
 def _open(data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
-    folder = Path(data_dir) / "rec_sequences" / str(RecSequences.VERSION)
-    if not (folder / "dataset_info.json").is_file():
+    found = sorted(Path(data_dir, "rec_sequences").rglob("dataset_info.json"))
+    if not found:
         raise FileNotFoundError(f"{data_dir} holds no prepared data set (run prepare_data first)")
+    folder = found[0].parent
     try:
         with _quiet():
             return tfds.builder_from_directory(str(folder))
