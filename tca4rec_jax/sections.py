@@ -157,6 +157,8 @@ class TrainingFields(NamedTuple):
         their padding, of each bucket; 0: batch_size.
       micro_batches: parts of a device's share of the batch that it goes through one after the
         other: the same step, in less memory.
+      rows_per_mean: the loss is the mean of the means over so many rows each, as transformers'
+        Trainer averages its micro-batches; 0: of all positions of the batch, each alike.
       steps: how many.
       buckets: padded lengths of an example, in tokens, each compiled once; none, (): the four with
         the least padding of the data.
@@ -178,6 +180,7 @@ class TrainingFields(NamedTuple):
     batch_size: Count = 16
     tokens_per_batch: Natural = 0
     micro_batches: Count = 1
+    rows_per_mean: Natural = 0
     steps: Count = 1000
     buckets: Buckets = (64, 128, 192, 256)
     checkpoint_every: Count = 100

@@ -24,7 +24,7 @@ from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.recommenders.vectors import soft_rows
 from tca4rec_jax.training.activation_cache import ActivationCache
-from tca4rec_jax.training.batches import Batch, Batches, NoLogits
+from tca4rec_jax.training.batches import Batch, Batches, NoLogits, mean_of_means
 from tca4rec_jax.training.checkpoint import Checkpoints, checkpoints_to_fit
 from tca4rec_jax.training.curriculum import Curriculum
 from tca4rec_jax.training.examples import row_of_example
@@ -166,6 +166,10 @@ def load_batches(experiment: Experiment) -> Batches:
         tokens_per_batch=training.tokens_per_batch,
         local_rows=partial(local_rows, mesh),
     )
+    if training.rows_per_mean:
+        decided = config.objective.mean_over == "decisions"
+        averaged = examples.decisions.node if decided else examples.position
+        batches.row_weights = mean_of_means(averaged.lengths, training.rows_per_mean)
     logging.info(
         f"{len(examples)} examples, {examples.cf_position.values.size} supervised titles, "
         f"{batches.per_epoch} batches an epoch of shapes {batches.shapes}, "

@@ -102,6 +102,7 @@ TRAINING = {  # training notices; lists do not depend on it
     "training.tasks": ("{title} {title}",),
     "training.batch_size": 8,
     "training.tokens_per_batch": 512,
+    "training.rows_per_mean": 2,
     "training.buckets": (16, 32),
     "validation.every": 2,
     "validation.every_epochs": 0.5,

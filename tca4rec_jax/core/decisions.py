@@ -105,3 +105,9 @@ class Targets(NamedTuple):
         position_BxT = np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length))
         title_weight = np.ones((batch, 1), np.float32)
         return cls(position_BxT, label_BxT, weight_BxT, title_weight, decisions)
+
+    def weighted(self, weight_B: np.ndarray) -> "Targets":
+        """With rows that count so often (float32), in the loss and in what it is divided by."""
+        weight_Bx1, decisions = weight_B[:, None], self.decisions
+        decisions = decisions._replace(weight=decisions.weight * weight_Bx1)
+        return self._replace(weight=self.weight * weight_Bx1, decisions=decisions)

@@ -124,7 +124,9 @@ class Batches:
 
     The store of CF logits is needed once a batch is gathered (`cf_positions` says which are read),
     a cache if hidden states are read from it, `soft` (examples int64 [B], their padded length ->
-    SoftTokens) if prompts have placeholders; a curriculum leaves these out of some batches. A batch
+    SoftTokens) if prompts have placeholders; a curriculum leaves these out of some batches.
+    `row_weights` (examples int64 [B] of a whole batch -> float32 [B]) weighs rows, by default
+    alike. A batch
     has `rows_of_batch` over all processes, and this one makes local_rows of so many (their indices,
     int64, ascending; all by default). `shapes` are those of the buckets, the shortest first,
     `bucket_of_example` (int) indices into them.
@@ -145,6 +147,7 @@ class Batches:
         self.examples, self.store, self.cache = examples, store, cache
         self.soft: Callable[[np.ndarray, int], SoftTokens] | None = None
         self.curriculum: Curriculum | None = None
+        self.row_weights: Callable[[np.ndarray], np.ndarray] | None = None
         self._seed, self._local_rows = seed, local_rows
         longest = examples.tokens.lengths.max()
         buckets = buckets or bucket_lengths(examples.tokens.lengths, _BUCKETS).tolist()
@@ -184,7 +187,8 @@ class Batches:
 
     def cf_positions(self, stop: int) -> np.ndarray:
         """int64: the flat positions whose CF logits this process reads for the first batches."""
-        local = [self._local(self.rows(index)) for index in range(stop)]
+        batches = map(self.rows, range(stop))
+        local = [rows[self._here(rows)] for rows in batches]
         used = np.unique(np.concatenate([np.zeros(0, np.int64), *local]))
         return np.unique(self.examples.cf_position.take(used).values)
 
@@ -219,15 +223,18 @@ class Batches:
     def _shape(self, rows: np.ndarray) -> BatchShape:
         return self.shapes[self.bucket_of_example[rows[0]]]
 
-    def _local(self, rows: np.ndarray) -> np.ndarray:
+    def _here(self, rows: np.ndarray) -> np.ndarray:
+        """Which rows of a batch this process makes, padding left out: indices."""
         local = self._local_rows(self._shape(rows).rows)
-        return rows[local[local < rows.size]]
+        return local[local < rows.size]
 
     def gather(self, rows: np.ndarray) -> Batch:
         """Pads examples of one bucket, up to its rows, to its shape; this process' rows."""
         assert self.store is not None
         examples, shape = self.examples, self._shape(rows)
-        rows = self._local(rows)
+        here = self._here(rows)
+        weight_B = None if self.row_weights is None else self.row_weights(rows)[here]
+        rows = rows[here]
         cf = examples.cf_position
         vectors = self.store.read(cf.take(rows).values)
         cf_BxPxD = np.zeros((rows.size, shape.titles, vectors.shape[1]), np.float32)
@@ -248,6 +255,8 @@ class Batches:
             frozen_BxSxD=self.cache and self.cache.read(examples.tokens, rows, shape.tokens),
             soft=self.soft and self.soft(rows, shape.tokens),
         )
+        if weight_B is not None:
+            batch = batch._replace(targets=batch.targets.weighted(weight_B))
         batch = jax.tree.map(partial(pad_rows, rows=self._local_rows(shape.rows).size), batch)
         batch.length_B[rows.size :] = 1  # a row of no tokens has no softmax
         return batch
@@ -268,6 +277,22 @@ def _epoch_order(batches: Batches, epoch: int) -> list[np.ndarray]:
         rows = order[batches.bucket_of_example[order] == bucket]
         groups += [rows[i : i + size] for i in range(0, rows.size, size)]
     return [groups[i] for i in rng.permutation(len(groups))]
+
+
+def mean_of_means(count_R: np.ndarray, size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Weights of a batch's rows with which its mean is that of the means over `size` rows each.
+
+    So gradient accumulation averages in transformers' Trainer. `count_R` (int) is what an example
+    has of what is averaged: supervised positions, or decisions.
+    """
+
+    def row_weights(rows_B: np.ndarray) -> np.ndarray:
+        count_B = count_R[rows_B]
+        sums = np.add.reduceat(count_B, np.arange(0, count_B.size, size))
+        weights = count_B.sum() / (sums.size * np.maximum(sums, 1))
+        return np.repeat(weights, size)[: count_B.size].astype(np.float32)
+
+    return row_weights
 
 
 def _bucket_shape(examples: Examples, inside: np.ndarray, rows: int, tokens: int) -> BatchShape:

@@ -81,7 +81,7 @@ def training_inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     training = (
         *("rows", "targets", "unsupervised_end", "tasks"),
-        *("batch_size", "tokens_per_batch", "buckets", "steps"),
+        *("batch_size", "tokens_per_batch", "rows_per_mean", "buckets", "steps"),
     )
     inputs = {
         "objective": config.objective.to_dict(),

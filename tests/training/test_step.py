@@ -19,7 +19,7 @@ from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 from tca4rec_jax.recommenders import GENERATIVE
-from tca4rec_jax.training.batches import Batches
+from tca4rec_jax.training.batches import Batches, mean_of_means
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.optimizer import OptimizerConfig, make_optimizer
 from tca4rec_jax.training.state import TRAINED, TrainState
@@ -139,6 +139,26 @@ def test_without_cf_items_the_loss_is_that_of_alpha_zero(inputs, form, softmax):
         for items, alpha in ((None, 0.3), (CFItems(jnp.asarray(batches.store.item_table)), 0.0))
     )
     np.testing.assert_allclose(jax.tree.leaves(plain), jax.tree.leaves(zero), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mean_over", ["positions", "decisions"])
+def test_a_mean_of_means_weighs_every_two_rows_alike(inputs, mean_over):
+    decoder, trie, _, examples, given = inputs
+    batches = Batches(examples, given.store, batch_size=4, seed=0, buckets=(24,))
+    counted = {"positions": examples.position, "decisions": examples.decisions.node}[mean_over]
+    objective = Objective(0.3, 0.8, 1.7, softmax="children", mean_over=mean_over)
+    fixed = CFItems(jnp.asarray(given.store.item_table)), DeviceTrie.of(trie.compress()), objective
+
+    def mean_loss(batch):
+        loss = loss_of(decoder, jax.tree.map(jnp.asarray, batch), *fixed)
+        return loss.total / loss.positions
+
+    rows = np.argsort(counted.lengths)[[0, 1, -2, -1]]
+    expected = np.mean([mean_loss(batches.gather(part)) for part in (rows[:2], rows[2:])])
+    plain = mean_loss(batches.gather(rows))
+    batches.row_weights = mean_of_means(counted.lengths, 2)
+    np.testing.assert_allclose(mean_loss(batches.gather(rows)), expected, rtol=1e-5)
+    assert plain != pytest.approx(expected, rel=1e-4)
 
 
 def objective_of(alpha, **fields):
