@@ -41,13 +41,13 @@ class ListMetrics:
     @classmethod
     def of(cls, experiment: Experiment, rows: EvaluationRows) -> "ListMetrics":
         """Of the training rows, the evaluated ones and the CF logits store."""
-        name, data = experiment.config.evaluation.split, experiment.data
-        split, train = data.splits[name], data.splits["train_sequences"]
+        data = experiment.data
+        split, train = data.splits[rows.split], data.splits["train_sequences"]
         return cls(
             np.bincount(train.items, minlength=data.catalogue.num_items),
             later_targets(split, split.row_of(rows.position_R)),
             rows.histories,
-            experiment.cf_store(name, rows.position_R).item_table,
+            experiment.cf_store(rows.split, rows.position_R).item_table,
         )
 
     def of_rows(

@@ -41,7 +41,7 @@ def rows(target=0, history=1):
     split = ItemSequences(
         np.arange(ROWS) // 3, items, np.arange(0, 2 * ROWS + 1, 2), np.arange(2 * ROWS)
     )
-    return EvaluationRows(split, split.last_positions, *split.histories_and_targets(1))
+    return EvaluationRows("test", split, split.last_positions, *split.histories_and_targets(1))
 
 
 def write_table(folder, rankings, *, of=None, **inputs):
