@@ -62,6 +62,9 @@ def official(config: ConfigDict, dataset: str, llm: str, *, masked: bool, featur
     config.optimizer.update(learning_rate=2e-5, weight_decay=0.01, epsilon=1e-6, clip=0.0)
     config.optimizer.update(warmup_steps=20, warmup_from_zero=True)
     config.optimizer.decay_steps = 16 * config.training.steps
+    config.validation.update(every_epochs=2.0, rows=0, beams=3, metric="hr@3 by title")
+    config.validation.update(min_gain=0.001, patience=3)
+    config.inference.checkpoint = "best"
     config.decoding.update(mask="after_softmax", rules="huggingface", length_penalty=1.0, beams=10)
     config.decoding.update(exclude_history=False, max_title_tokens=64)
     config.evaluation.update(rows=0, hits="title", text_match=True)

@@ -117,7 +117,8 @@ def padded(rows: list[list], dtype: type) -> np.ndarray:
 def compare(experiment: Experiment, domain: str) -> Iterator[tuple[float, float]]:
     """(the run's loss, the published one) of each step; trains the run if it is not there."""
     train(dataclasses.replace(experiment))  # it takes the arrays that it begins with
-    ours = [line["loss"] for line in read_json_lines(experiment.directory / "log.jsonl")]
+    log = read_json_lines(experiment.directory / "log.jsonl")
+    ours = [line["loss"] for line in log if "loss" in line]  # others are of validations
     yield from zip(ours, PublishedRun(experiment, domain).losses(), strict=True)
 
 

@@ -23,6 +23,7 @@ from tca4rec_jax.decoding.results import Recommendations, ResultsFile, read_cach
 from tca4rec_jax.distributed import multihost
 from tca4rec_jax.evaluation.comparison import COMMAND
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
+from tca4rec_jax.evaluation.text_match import text_rank
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import fingerprint, write_npz
 from tca4rec_jax.metrics import rank_in_list
@@ -124,6 +125,7 @@ def ranking_inputs(
     temperatures = experiment.config.evaluation.temperatures
     inputs = list_inputs(experiment, name, weights) | rows.inputs()
     inputs |= {"evaluation.temperatures": temperatures}
+    inputs["evaluation.text_match"] = experiment.config.evaluation.text_match or None
     if any(one.guidance for one in weights) or reads_users(experiment.config.prompt):
         inputs["CF logits of the rows"] = _cf_content(experiment, rows)
     return inputs
@@ -177,12 +179,17 @@ def rank(
         **how,
     )
 
+    def title_rank(leaves_RxM: np.ndarray) -> np.ndarray:
+        if experiment.config.evaluation.text_match:
+            return text_rank(experiment, leaves_RxM, rows.target_R)
+        return rank_in_list(leaves_RxM, experiment.trie.leaf_of_item[rows.target_R])
+
     def ranking(found: Recommendations, guided: bool) -> ModelRanking:
         items_RxM = found.items(experiment.trie, beams, searched.allowed)
         return ModelRanking(
             items_RxM,
             rank_in_list(items_RxM, rows.target_R),
-            rank_in_list(found.leaves_RxM, experiment.trie.leaf_of_item[rows.target_R]),
+            title_rank(found.leaves_RxM),
             np.full_like(found.nll_RxT, np.nan) if guided else found.nll_RxT,
         )
 
