@@ -58,7 +58,7 @@ def official(config: ConfigDict, dataset: str, llm: str, *, masked: bool, featur
     config.objective.update(softmax="children" if masked else "vocabulary")
     config.objective.tau = 4.5 if masked else 1.0
     config.training.update(targets="last", unsupervised_end=2, buckets=())
-    config.training.update(batch_size=BATCH, steps=EPOCHS * ROWS // BATCH)
+    config.training.update(batch_size=BATCH, rows_per_mean=4, steps=EPOCHS * ROWS // BATCH)
     config.optimizer.update(learning_rate=2e-5, weight_decay=0.01, epsilon=1e-6, clip=0.0)
     config.optimizer.update(warmup_steps=20, warmup_from_zero=True)
     config.optimizer.decay_steps = 16 * config.training.steps

@@ -104,8 +104,14 @@ class PublishedRun:
             "at": np.array(at_N),
             "token": padded([[*label] for label in labels], np.int32),
             "label": padded([[*label.values()] for label in labels], np.float32),
-            "weight": np.full(len(row_N), 1 / len(row_N), np.float32),
+            "weight": self.weights(np.array(row_N)),
         }
+
+    def weights(self, row_N: np.ndarray) -> np.ndarray:
+        """Of positions of some rows in the mean of the micro-batches' means."""
+        group_N = row_N // self.config.training.rows_per_mean
+        _, group_N, counts = np.unique(group_N, return_inverse=True, return_counts=True)
+        return (1 / (len(counts) * counts[group_N])).astype(np.float32)
 
 
 def padded(rows: list[list], dtype: type) -> np.ndarray:
