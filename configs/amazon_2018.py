@@ -7,7 +7,7 @@ Of Toys_and_Games and Sports_and_Outdoors the last 48 x 30 days, and items with 
 
     C=$C,data.filters.last_days=1440,data.attributes=("brand",),data.needed_attributes=("brand",)
 
-What every step left is printed and kept in WORKDIR/data/statistics.json.
+What every step left is logged and kept in WORKDIR/data/statistics.json.
 """
 
 from tca4rec_jax.config import apply_argument, movielens_config, published_rows

@@ -5,7 +5,7 @@
 A second run with the same settings reuses the files; with other settings it stops and says so.
 """
 
-from tca4rec_jax.data.dataset import prepare, steps_of, summarise
+from tca4rec_jax.data.dataset import prepare, summarise
 from tca4rec_jax.launching import launch
 from tca4rec_jax.reporting import show, show_table
 
@@ -17,11 +17,8 @@ LEGEND = (
 
 
 def main(config, workdir):
-    """Prepares the data and prints what every step left, and the sizes of the splits."""
+    """Prepares the data and prints their sizes."""
     summary = summarise(prepare(config.data, workdir / "data"))
-    if steps := steps_of(workdir / "data"):
-        table = {step.pop("step"): {name: f"{n:,}" for name, n in step.items()} for step in steps}
-        show_table(table, title="What every step left", first_column="step")
     rows = {
         split: {
             "rows": f"{counts['rows']:,}",

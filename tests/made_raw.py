@@ -33,7 +33,7 @@ ITEMS = [
     Item("3", "", "Nameless", ("War",), "1999"),
     Item("101", "Up, up", "O'Neil", (), "2009"),
     Item("5", "A third", "Acme", ("Drama",), "2010"),
-    Item("21", "Rare", "Acme", ("War",), "2001"),
+    Item("21", "unknown", "Acme", ("War",), "2001"),
     Item("9", "Never chosen", "Acme", ("Drama",), "2011"),
 ]
 
@@ -336,3 +336,8 @@ MADE = {
 def attribute(item: Item, name: str) -> str:
     """What an item has, by the name in data.attributes."""
     return ", ".join(item.genres) if name == "category" else getattr(item, name)
+
+
+def steps_of(data_dir: Path) -> list[dict]:
+    """What every step of the preparation left."""
+    return json.loads((data_dir / "statistics.json").read_text())["steps"]

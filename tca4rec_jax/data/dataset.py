@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -28,7 +27,7 @@ from tca4rec_jax.data.settings import DataConfig
 from tca4rec_jax.data.splits import build_splits, sampled
 from tca4rec_jax.data.tables import Reading
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.fileio import atomic_path, file_sha256, read_json, write_text
+from tca4rec_jax.fileio import atomic_path, file_sha256, write_text
 from tca4rec_jax.lease import only_writer
 from tca4rec_jax.provenance import Provenance, StaleError, flatten
 
@@ -42,7 +41,8 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
     """Reads the source, makes the splits and writes them to data_dir; or reuses what is there.
 
     data_dir is reused if it was made with the same settings from the same input files (compared by
-    their SHA-256). It is written atomically.
+    their SHA-256). It is written atomically, with what every step left (filters.Step) and
+    `summarise` in statistics.json.
 
     Raises TypeError for a key that is no field of DataConfig, FileNotFoundError for a missing file,
     UserError for bad settings or input, a failed download, or a data_dir with something else: data
@@ -78,12 +78,6 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
     return data
 
 
-def steps_of(data_dir: str | os.PathLike) -> list[dict[str, Any]]:
-    """What every step of `prepare` left, as in filters.Step; none if that is not known."""
-    path = Path(data_dir) / STATISTICS
-    return read_json(path)["steps"] if path.is_file() else []
-
-
 def load(data_dir: str | os.PathLike, data_config: Mapping | None = None) -> RecData:
     """The data that `prepare` wrote; a split is read when it is first asked for.
 
@@ -117,7 +111,6 @@ def _read_source(config: DataConfig, files: dict[str, Path], report: Report) -> 
             keep_spaces=config.title_spaces == "kept",
         )
     catalogue, interactions = _read_interactions(config, files, report)
-    report.add("read", interactions)
     interactions = treat_duplicates(interactions, config.drop_duplicates)
     if config.drop_duplicates:
         report.add("data.drop_duplicates", interactions)
@@ -136,10 +129,6 @@ def _read_source(config: DataConfig, files: dict[str, Path], report: Report) -> 
 def _read_interactions(
     config: DataConfig, files: Mapping[str, Path], report: Report
 ) -> tuple[Catalogue, Interactions]:
-    if config.source == "movielens_100k":
-        return read_movielens(
-            files["catalogue"].parent, config.max_title_length, config.attributes, config.rating
-        )
     if config.source in FORMATS:
         return read_raw(
             config.source,
@@ -154,7 +143,14 @@ def _read_interactions(
             ),
             report=report,
         )
-    return _read_tables(config, files)
+    if config.source == "movielens_100k":
+        catalogue, interactions = read_movielens(
+            files["catalogue"].parent, config.max_title_length, config.attributes, config.rating
+        )
+    else:
+        catalogue, interactions = _read_tables(config, files)
+    report.add("in the file", interactions)
+    return catalogue, interactions
 
 
 def _read_tables(config: DataConfig, files: Mapping[str, Path]) -> tuple[Catalogue, Interactions]:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_raw import steps_of
 
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.dataset import prepare, steps_of
+from tca4rec_jax.data.dataset import prepare
 from tca4rec_jax.data.filters import Filters, Report, Step, core, filtered, only_used
 from tca4rec_jax.data.interactions import Interactions
 from tca4rec_jax.data.sequences import UNKNOWN_TIME
@@ -173,4 +174,4 @@ def test_filters_are_part_of_the_data_and_their_counts_of_the_statistics(tmp_pat
     with pytest.raises(UserError, match=r"data\.filters\.user_core"):
         prepare({**config, "filters": {**filters, "user_core": 4}}, tmp_path / "data")
     assert len(prepare(config, tmp_path / "all").catalogue.item_ids) == 20
-    assert steps_of(tmp_path / "all") == [Step("read", 9, 12, 200)._asdict()]
+    assert steps_of(tmp_path / "all") == [Step("in the file", 9, 12, 200)._asdict()]

@@ -9,9 +9,10 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
+from made_raw import steps_of
 
 from tca4rec_jax.config import default_config, published_rows
-from tca4rec_jax.data.dataset import prepare, steps_of
+from tca4rec_jax.data.dataset import prepare
 from tca4rec_jax.data.raw.published_titles import MARKER, published_text
 
 DAY = 86400
@@ -128,5 +129,8 @@ def test_the_rows_are_those_of_the_published_rules(tmp_path, seed, days, brands)
     assert titles["A02"] == MARKER
     assert titles["A10"] == f"Title 10 & {'y' * 34}"
     assert len(data.splits["train_sequences"].items) > 60
-    assert [step["step"] for step in steps_of(tmp_path / "data")][:2] == ["in the file", "read"]
+    assert [step["step"] for step in steps_of(tmp_path / "data")][:2] == [
+        "in the file",
+        "items with a title",
+    ]
     assert np.all(np.diff([step["interactions"] for step in steps_of(tmp_path / "data")]) <= 0)

@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 import tensorflow_datasets as tfds
-from made_raw import DAY, EVENTS, ITEMS, MADE, attribute
+from made_raw import DAY, EVENTS, ITEMS, MADE, attribute, steps_of
 
-from tca4rec_jax.data.dataset import load, prepare, steps_of
+from tca4rec_jax.data.dataset import load, prepare
 from tca4rec_jax.data.filters import Report
 from tca4rec_jax.data.raw import FORMATS, ItemTexts, read_raw
 from tca4rec_jax.data.raw.columns import NUMBER, TEXT, WHOLE

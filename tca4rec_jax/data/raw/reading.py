@@ -21,7 +21,7 @@ from tca4rec_jax.data.table_files import kind_of
 from tca4rec_jax.data.tables import CONTROL, Reading, Table, usable_rows
 from tca4rec_jax.errors import UserError, check_choice
 
-_NO_TITLE = ("", "unknown", "None")  # as Amazon's files have it
+_NO_TITLE = ("", "unknown", "None")  # by the published rules; else '' alone
 
 
 class ItemTexts(NamedTuple):
@@ -54,7 +54,7 @@ def read_raw(
     The catalogue has the items that occur, are described and have a title, in the order of their
     ids; interactions with others are left out, which is logged. Of an item that is described more
     than once the first line counts. Without a 'catalogue', which only 'lastfm' may lack, an item's
-    title is its id. The report has what was there before.
+    title is its id. The report gets what was there, and what is left.
 
     Raises UserError, naming file and line, for what is no such file, and for attributes or ratings
     that the format has not.
@@ -77,7 +77,9 @@ def read_raw(
             "%d of %d interactions are with %d items that have no title: left out",
             *(missing, len(item_n), len(item_ids) - catalogue.num_items),
         )
-    return catalogue, replace(interactions, item=item_n).take(item_n >= 0)
+    interactions = replace(interactions, item=item_n).take(item_n >= 0)
+    report.add("items with a title", interactions)
+    return catalogue, interactions
 
 
 def _interactions(
@@ -120,7 +122,8 @@ def _layout(source: str, path: Path, layouts: Mapping[str, Layout]) -> Layout:
 def _titled(table: Table, item_ids: np.ndarray, texts: ItemTexts) -> Table:
     """The rows of these items that have a title, of an item the first; titles in one line."""
     given_n = pc.fill_null(table.columns["title"], "")
-    named_n = pc.invert(pc.is_in(given_n, value_set=pa.array(_NO_TITLE, given_n.type)))
+    no_title = _NO_TITLE if texts.published else _NO_TITLE[:1]
+    named_n = pc.invert(pc.is_in(given_n, value_set=pa.array(no_title, given_n.type)))
     id_n = pc.utf8_trim_whitespace(pc.fill_null(table.columns["item"], ""))
     used_n = pc.is_in(id_n, value_set=pa.array(item_ids, id_n.type))
     table = table.without(~np.asarray(pc.and_(used_n, named_n), bool))
