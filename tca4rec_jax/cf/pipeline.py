@@ -90,6 +90,7 @@ def _run(
     }
     _warn_of_a_weak_model(results, baseline.kind.label, settings.kind.label)
     return {
+        "filter_seen": settings.fields.filter_seen,
         "results": results,
         "profiles": {
             label: profile(model, data.splits["test"], count_I) for label, model in models.items()

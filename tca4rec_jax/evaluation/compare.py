@@ -11,14 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.evaluation.kept_rankings import KeptRankings, Ranks
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.intervals import Interval, bootstrap_intervals, holm, randomisation_test
 from tca4rec_jax.metrics import metric_differences
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.reporting import Cell, show_table, write_results
-
-NLL = "nll per title"
 
 
 class PairedTest(NamedTuple):

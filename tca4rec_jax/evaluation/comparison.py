@@ -20,6 +20,9 @@ from tca4rec_jax.ranges import FolderName, check
 COMMAND = "launch/evaluate.py"
 """Makes all that evaluations write."""
 
+NLL = "nll per title"
+"""The name of that metric."""
+
 UNTRAINED = "untrained"
 """The name of the pretrained LLM among those of runs."""
 

@@ -50,11 +50,13 @@ from tca4rec_jax.evaluation.summary import (
     differences,
     headline,
     hit_ranks,
+    ranked_items,
     summarise,
     write_tables,
 )
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import read_json_lines, write_text
+from tca4rec_jax.intervals import Interval
 from tca4rec_jax.metrics import ranking_metrics
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.reporting import show, show_table, write_results
@@ -121,8 +123,8 @@ def sweep_guidance(
 
     score = log P_LLM + lambda * log p_cf: at lambda = 0, always among the guidances (none may be
     negative), the LLM ranks, for large lambda the CF model. Prompts run once for all of them.
-    `run` is below workdir/llm, '' the pretrained LLM. Returns {'rows', 'step' (of the checkpoint),
-    'models': {label: metrics}, 'differences': {label: ..}, 'provenance'}, as in sweep_<run>.json.
+    `run` is below workdir/llm, '' the pretrained LLM. Returns what sweep_<run>.json holds: {'rows',
+    'ranked', 'step' (of the checkpoint), 'models': {label: metrics}, 'differences', 'provenance'}.
     `name` and what is raised are as in `evaluate_run`.
     """
     experiment = Experiment(config, workdir)
@@ -149,24 +151,24 @@ def sweep_guidance(
         label: ranking_metrics(hit_ranks(config, one), user_R, config.evaluation.cutoffs, seed=seed)
         for label, one in rankings.items()
     }
-    gains = {
-        label: {
-            f"{drawn[1].upper()} - {other}": differences(
-                config, rankings[label], rankings[other], user_R
-            )[drawn[1]]
-            for other in ("lambda = 0", CF)
-        }
-        for label in labels
-    }
+    pairs = [(label, other) for label in labels for other in ("lambda = 0", CF)]
+    found = differences(config, rankings, pairs, user_R)
+    gains: dict[str, dict[str, Interval]] = {label: {} for label in labels}
+    for label, other in pairs:
+        gains[label][f"{drawn[1].upper()} - {other}"] = found[f"{label} - {other}"][drawn[1]]
     results = {
         "rows": len(rows),
+        "ranked": ranked_items(experiment),
         "step": experiment.run_step(run) if run else 0,
         "models": models,
         "differences": gains,
         "provenance": dataclasses.asdict(made_from),
     }
     if is_main_process():
-        title = f"{shown}: {len(rows)} {config.evaluation.split} rows, 95% bootstrap intervals"
+        title = (
+            f"{shown}: {len(rows)} {config.evaluation.split} rows, each ranked over "
+            f"{results['ranked']}, 95% bootstrap intervals over users"
+        )
         table = {
             label: {metric.upper(): one[metric] for metric in drawn} | gains.get(label, {})
             for label, one in models.items()

@@ -22,7 +22,6 @@ from tca4rec_jax.reporting import (
 )
 
 CF_METRICS = ("hr@1", "hr@3", "hr@5", "hr@10", "hr@20", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg@20")
-CF_TITLE = "CF models, ranking the whole catalogue"
 
 
 def plot_training_curves(
@@ -147,7 +146,7 @@ def examples_text(
 def show_cf_results(metrics: Mapping) -> None:
     """Prints of the results of `run_cf` what fits 80 columns; metrics.json has the rest."""
     columns = {"HR@10": "hr@10", "NDCG@10": "ndcg@10", "NLL": "nll", "entropy": "entropy"}
-    show_table(_cf_rows(metrics, columns), title=CF_TITLE, first_column="model, rows")
+    show_table(_cf_rows(metrics, columns), title=_cf_title(metrics), first_column="model, rows")
 
 
 def write_cf_report(directory: Path, metrics: Mapping) -> None:
@@ -163,7 +162,7 @@ def write_cf_report(directory: Path, metrics: Mapping) -> None:
         for model, values in metrics["profiles"].items()
     }
     text = [
-        f"# {CF_TITLE}\n",
+        f"# {_cf_title(metrics)}\n",
         markdown_table(ranking, first_column="model, rows"),
         "What the Collaborative Tokenizer will see, on the test rows. Coverage: share of the items "
         "that are among anyone's first ten. Popularity: training interactions of the first tens, "
@@ -174,6 +173,12 @@ def write_cf_report(directory: Path, metrics: Mapping) -> None:
     ]
     write_text(directory / "report.md", "\n".join(text))
     _plot_cf_models(directory / "report.png", metrics)
+
+
+def _cf_title(metrics: Mapping) -> str:
+    """Which items all of its models rank."""
+    without = " but the row's history" if metrics.get("filter_seen") else ""
+    return f"CF models, ranking the whole catalogue{without}"
 
 
 def _cf_rows(metrics: Mapping, columns: Mapping[str, str]) -> Rows:

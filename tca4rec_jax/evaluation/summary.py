@@ -4,21 +4,21 @@ Axis letters: R rows.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.evaluation.comparison import Comparison
+from tca4rec_jax.evaluation.comparison import NLL, Comparison
 from tca4rec_jax.evaluation.lists import ListMetrics
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.evaluation.slices import slices
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.intervals import Interval, bootstrap_intervals
-from tca4rec_jax.metrics import metric_differences, metric_values, ranking_metrics
+from tca4rec_jax.metrics import metric_differences, metric_values
 from tca4rec_jax.reporting import Cell, show_table, write_results
 
 
@@ -48,70 +48,84 @@ def summarise(
 ) -> dict:
     """Everything that results.json holds but its provenance; metrics are intervals over the rows.
 
-    `runs` has the step of the checkpoint that was taken of each run, `filters` what holds for every
-    model, `slices` the number of rows of each.
+    `runs` has the step of the checkpoint that was taken of each run, `slices` the number of rows of
+    each.
     """
     config, user_R = experiment.config, rows.sequences.user
     train, items = experiment.data.splits["train_sequences"], experiment.data.catalogue.num_items
     inside = slices(rows.sequences, lists.histories, train, items)
-    models = {label: _model_metrics(config, user_R, one) for label, one in rankings.items()}
-    for label, metrics in models.items():
-        metrics["lists"] = _list_metrics(config, user_R, rankings[label], lists)
-        metrics["slices"] = _slice_metrics(config, user_R, rankings[label], inside)
-        metrics["calibration"] = calibrations.get(label)
+    models = {
+        label: _model_metrics(config, user_R, one, lists, inside)
+        | {"calibration": calibrations.get(label)}
+        for label, one in rankings.items()
+    }
     return {
         "rows": len(rows),
         "users": len(np.unique(user_R)),
         "split": config.evaluation.split,
         "items": config.evaluation.candidates or items,
-        "filters": {
-            "allowed items": int(experiment.item_filter.allowed_I.sum()),
-            "exclude history": bool(experiment.item_filter.exclude_history),
-        },
+        "ranked": ranked_items(experiment),
         "hits": config.evaluation.hits,
         "slices": {name: int(inside_R.sum()) for name, inside_R in inside.items()},
         "runs": {name: experiment.run_step(name) for name in compared.guidances if name},
         "models": models,
-        "differences": {
-            f"{a} - {b}": differences(config, rankings[a], rankings[b], user_R)
-            for a, b in compared.differences
-        },
+        "differences": differences(config, rankings, compared.differences, user_R),
         "config": json.loads(config.to_json_best_effort()),
     }
 
 
-def _model_metrics(config: ConfigDict, user_R: np.ndarray, ranking: ModelRanking) -> dict:
-    """Metrics by item and by title, and the NLL."""
-    evaluation = config.evaluation
-    return {
-        by: ranking_metrics(rank_R, user_R, evaluation.cutoffs, seed=evaluation.seed)
-        for by, rank_R in (("by item", ranking.rank_R), ("by title", ranking.title_rank_R))
-    } | {"nll per title": _likelihoods(config, ranking, user_R)}
+def ranked_items(experiment: Experiment) -> str:
+    """In words, which items every model of a table ranks for a row."""
+    allowed_I, candidates = (
+        experiment.item_filter.allowed_I,
+        experiment.config.evaluation.candidates,
+    )
+    words = f"{candidates or int(allowed_I.sum())} items"
+    words += " that were drawn for it" * bool(candidates)
+    words += " on the allow- and deny-lists" * (not candidates and not allowed_I.all())
+    return words + " but those of its history" * bool(experiment.item_filter.exclude_history)
 
 
-def _list_metrics(
-    config: ConfigDict, user_R: np.ndarray, ranking: ModelRanking, lists: ListMetrics
-) -> dict[str, Interval | float]:
-    """Those of `ListMetrics`: means with intervals, and values of all lists together."""
-    given = ranking.items_RxM, config.evaluation.cutoffs
-    means = bootstrap_intervals(lists.of_rows(*given), user_R, seed=config.evaluation.seed)
-    return {**means, **lists.of_all(*given)}
-
-
-def _slice_metrics(
-    config: ConfigDict, user_R: np.ndarray, ranking: ModelRanking, inside: Mapping[str, np.ndarray]
-) -> dict[str, dict[str, Interval]]:
-    """The `headline` of every slice (bool [R])."""
-    values = metric_values(hit_ranks(config, ranking), config.evaluation.cutoffs[-1:])
-    columns = {
-        (name, metric): np.ma.masked_array(values[metric], ~inside_R)
-        for name, inside_R in inside.items()
-        for metric in headline(config)
+def _model_metrics(
+    config: ConfigDict,
+    user_R: np.ndarray,
+    ranking: ModelRanking,
+    lists: ListMetrics,
+    inside: Mapping[str, np.ndarray],
+) -> dict:
+    """By item, by title, of the lists, of every slice (bool [R]), and the NLL."""
+    cutoffs, temperatures = config.evaluation.cutoffs, config.evaluation.temperatures
+    best, listed = ranking.best_nll(temperatures), (ranking.items_RxM, cutoffs)
+    headlines = metric_values(hit_ranks(config, ranking), cutoffs[-1:])
+    columns: dict[str, Mapping[str, np.ndarray]] = {
+        "by item": metric_values(ranking.rank_R, cutoffs),
+        "by title": metric_values(ranking.title_rank_R, cutoffs),
+        "lists": lists.of_rows(*listed),
     }
-    if not columns:
-        return {}
-    found = bootstrap_intervals(columns, user_R, seed=config.evaluation.seed)
-    return {name: {m: found[name, m] for m in headline(config)} for name in inside}
+    for name, inside_R in inside.items():
+        columns[f"slice {name}"] = {
+            metric: np.ma.masked_array(headlines[metric], ~inside_R) for metric in headline(config)
+        }
+    if best:
+        at = {f"temperature {t:g}": ranking.nll_RxT[:, i] for i, t in enumerate(temperatures)}
+        columns[NLL] = at | {"best": best[1]}
+    found = _intervals(config, columns, user_R)
+    return {
+        "by item": found["by item"],
+        "by title": found["by title"],
+        NLL: {**found[NLL], "best temperature": best[0]} if best else None,
+        "lists": {**found["lists"], **lists.of_all(*listed)},
+        "slices": {name: found[f"slice {name}"] for name in inside},
+    }
+
+
+def _intervals(
+    config: ConfigDict, columns: Mapping[str, Mapping[str, np.ndarray]], user_R: np.ndarray
+) -> dict[str, dict[str, Interval]]:
+    """The intervals of nested columns, of one draw of users: that is what takes time."""
+    flat = {(name, metric): one for name, of in columns.items() for metric, one in of.items()}
+    found = bootstrap_intervals(flat, user_R, seed=config.evaluation.seed) if flat else {}
+    return {name: {metric: found[name, metric] for metric in of} for name, of in columns.items()}
 
 
 def hit_ranks(config: ConfigDict, ranking: ModelRanking) -> np.ndarray:
@@ -119,43 +133,39 @@ def hit_ranks(config: ConfigDict, ranking: ModelRanking) -> np.ndarray:
     return ranking.rank_R if config.evaluation.hits == "item" else ranking.title_rank_R
 
 
-def _likelihoods(config: ConfigDict, ranking: ModelRanking, user_R: np.ndarray) -> dict | None:
-    """NLL per title at every temperature and at the best of them."""
-    temperatures = config.evaluation.temperatures
-    if (best := ranking.best_nll(temperatures)) is None:
-        return None
-    values = {f"temperature {t:g}": ranking.nll_RxT[:, i] for i, t in enumerate(temperatures)}
-    values["best"] = best[1]
-    found = bootstrap_intervals(values, user_R, seed=config.evaluation.seed)
-    return found | {"best temperature": best[0]}
-
-
 def differences(
-    config: ConfigDict, model: ModelRanking, baseline: ModelRanking, user_R: np.ndarray
-) -> dict[str, Interval]:
-    """Paired differences (model - baseline) of the `headline`, and of NLL if both have one.
+    config: ConfigDict,
+    rankings: Mapping[str, ModelRanking],
+    pairs: Iterable[tuple[str, str]],
+    user_R: np.ndarray,
+) -> dict[str, dict[str, Interval]]:
+    """{'A - B': paired differences of the `headline`, and of NLL if both have one}, of labels.
 
     An interval that contains 0 does not establish a difference.
     """
-    temperatures, k = config.evaluation.temperatures, config.evaluation.cutoffs[-1]
-    values = metric_differences(hit_ranks(config, model), hit_ranks(config, baseline), k)
-    model_best, baseline_best = model.best_nll(temperatures), baseline.best_nll(temperatures)
-    if model_best and baseline_best:
-        values["nll per title"] = model_best[1] - baseline_best[1]
-    return bootstrap_intervals(values, user_R, seed=config.evaluation.seed)
+
+    def values(model: ModelRanking, baseline: ModelRanking) -> dict[str, np.ndarray]:
+        temperatures, k = config.evaluation.temperatures, config.evaluation.cutoffs[-1]
+        found = metric_differences(hit_ranks(config, model), hit_ranks(config, baseline), k)
+        best, other = model.best_nll(temperatures), baseline.best_nll(temperatures)
+        return found | {NLL: best[1] - other[1]} if best and other else found
+
+    columns = {f"{a} - {b}": values(rankings[a], rankings[b]) for a, b in pairs}
+    return _intervals(config, columns, user_R)
 
 
 def write_tables(folder: Path, results: dict, config: ConfigDict) -> None:
     """Prints the tables; writes results.json and results.md."""
     title = (
-        f"{results['rows']} {results['split']} rows, each ranked over {_ranked_items(results)}; "
+        f"{results['rows']} {results['split']} rows, each ranked over {results['ranked']}"
+        f"{', hits by title' * (results['hits'] == 'title')}; "
         "NLL of its title at the model's best temperature"
     )
     models = {label: table_cells(metrics, config) for label, metrics in results["models"].items()}
     text = show_table(models, title=title, first_column="model")
     if results["differences"]:
         hr, ndcg = headline(config)
-        shown = {ndcg.upper(): ndcg, hr.upper(): hr, "NLL (lower is better)": "nll per title"}
+        shown = {ndcg.upper(): ndcg, hr.upper(): hr, "NLL (lower is better)": NLL}
         table = {
             label: {column: one.get(name) for column, name in shown.items()}
             for label, one in results["differences"].items()
@@ -164,17 +174,6 @@ def write_tables(folder: Path, results: dict, config: ConfigDict) -> None:
         text += "\n" + show_table(table, title=heading, first_column="difference")
     write_results(folder / "results.json", results)
     write_text(folder / "results.md", text)
-
-
-def _ranked_items(results: dict) -> str:
-    """Which items every model of the table ranks for a row, and what a hit is."""
-    items, allowed = results["items"], results["filters"]["allowed items"]
-    candidates = results["config"]["evaluation"]["candidates"]
-    words = f"{items if candidates else min(items, allowed)} items"
-    words += " that were drawn for it" * bool(candidates)
-    words += " on the allow- and deny-lists" * (not candidates and allowed < items)
-    words += " but those of its history" * results["filters"]["exclude history"]
-    return words + ", hits by title" * (results["hits"] == "title")
 
 
 def table_cells(metrics: dict, config: ConfigDict) -> dict[str, Cell]:
@@ -188,6 +187,6 @@ def table_cells(metrics: dict, config: ConfigDict) -> dict[str, Cell]:
     for part in ("tied", "untied"):
         if part in metrics["slices"]:
             cells[part] = metrics["slices"][part][best].mean
-    if metrics["nll per title"]:
-        cells["NLL"] = metrics["nll per title"]["best"].mean
+    if metrics[NLL]:
+        cells["NLL"] = metrics[NLL]["best"].mean
     return cells

@@ -117,17 +117,21 @@ def test_a_model_without_an_item_table_is_stored_dense_or_cut_to_the_highest(tmp
     )
 
 
-def test_filtering_seen_items_can_only_lift_the_target(tmp_path, data):
+def test_filtering_seen_items_can_only_lift_the_target(tmp_path, data, capsys):
     kept, filtered = (
         run_cf(
             {"model": "item_knn", "history_length": 4, "filter_seen": seen},
             data,
             tmp_path / str(seen),
             history_length=4,
-        )["results"]["ItemKNN"]["test"]["ndcg@10"]
+        )
         for seen in (False, True)
     )
-    assert filtered > kept
+    ndcg = [one["results"]["ItemKNN"]["test"]["ndcg@10"] for one in (kept, filtered)]
+    assert ndcg[1] > ndcg[0]
+    for one, without in ((kept, ""), (filtered, " but the row's history")):
+        show_cf_results(one)
+        assert f"ranking the whole catalogue{without}\n" in capsys.readouterr().out
 
 
 def test_pytorch_weights_are_read_instead_of_training(tmp_path, caplog):

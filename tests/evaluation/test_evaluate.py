@@ -13,7 +13,13 @@ from tca4rec_jax.evaluation.comparison import Comparison
 from tca4rec_jax.evaluation.details import write_details
 from tca4rec_jax.evaluation.lists import ListMetrics
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
-from tca4rec_jax.evaluation.summary import check_cutoffs, summarise, table_cells, write_tables
+from tca4rec_jax.evaluation.summary import (
+    check_cutoffs,
+    ranked_items,
+    summarise,
+    table_cells,
+    write_tables,
+)
 from tca4rec_jax.metrics import hit_rate, mean_metrics
 
 CALIBRATIONS = {"CF model": {"ece@1": 0.1}}
@@ -58,11 +64,11 @@ def test_results_hold_every_metric_of_every_model(tied):
     config = default_config()
     results, rankings = results_of(config, tied=tied)
     assert list(results) == [
-        *("rows", "users", "split", "items", "filters", "hits", "slices", "runs", "models"),
+        *("rows", "users", "split", "items", "ranked", "hits", "slices", "runs", "models"),
         *("differences", "config"),
     ]
     assert (results["rows"], results["users"], results["items"]) == (20, 10, 10)
-    assert results["filters"] == {"allowed items": 10, "exclude history": True}
+    assert results["ranked"] == "10 items but those of its history"
     assert results["runs"] == {"run": 850}
     assert list(results["slices"]) == [*EVERY[1:], *(("tied", "untied") if tied else ())]
     assert results["slices"].get("tied", 0) == tied
@@ -107,15 +113,12 @@ def test_a_hit_by_title_counts_in_table_differences_and_slices():
     assert cold == pytest.approx(hit_rate(ranks["LLM"][10:], 5).mean())
 
 
-def test_tables_say_what_was_ranked_and_every_slice_is_shown(tmp_path, capsys):
+def test_tables_say_what_was_ranked_and_every_slice_is_shown(tmp_path):
     config = default_config()
     results, _ = results_of(config)
     write_tables(tmp_path, results, config)
     first, *_ = (tmp_path / "results.md").read_text().splitlines()
     assert first.startswith("20 test rows, each ranked over 10 items but those of its history; NLL")
-    results["filters"] = {"allowed items": 7, "exclude history": False}
-    write_tables(tmp_path, results, config)
-    assert "ranked over 7 items on the allow- and deny-lists; NLL" in capsys.readouterr().out
     write_details(tmp_path, results, "ndcg@10")
     text = (tmp_path / "details.md").read_text()
     for label in results["models"]:
@@ -132,3 +135,17 @@ def test_a_k_that_the_lists_of_the_llms_do_not_reach_is_refused():
         check_cutoffs(config)
     config.decoding.beams = 20
     check_cutoffs(config)
+
+
+def test_what_is_ranked_is_said_in_words():
+    config = default_config()
+    allowed_I = np.arange(10) < 7
+
+    def words(**given):
+        return ranked_items(SimpleNamespace(config=config, item_filter=ItemFilter(**given)))
+
+    assert words(allowed_I=np.ones(10, bool)) == "10 items"
+    assert words(allowed_I=allowed_I) == "7 items on the allow- and deny-lists"
+    config.evaluation.candidates = 4
+    found = words(allowed_I=allowed_I, exclude_history=True)
+    assert found == "4 items that were drawn for it but those of its history"

@@ -123,16 +123,17 @@ def test_rows_are_sampled_in_order_and_without_replacement():
 def test_rows_do_not_depend_on_the_seed_of_training(experiment):
     rows = rows_of(*([1, 2, 0] for _ in range(50)))
     experiment.data.splits = {"test": rows.sequences}
-    experiment.config.evaluation.rows = 20
+    experiment.config.evaluation.update(rows=20, candidates=3)
 
-    def positions():
-        return EvaluationRows.of(experiment).position_R.tolist()
+    def drawn():
+        rows = EvaluationRows.of(experiment)
+        return rows.position_R.tolist(), rows.candidates_RxN.tolist()
 
-    first = positions()
+    first = drawn()
     experiment.config.seed = 1
-    assert positions() == first
+    assert drawn() == first
     experiment.config.evaluation.seed = 1
-    assert positions() != first
+    assert all(one != other for one, other in zip(drawn(), first, strict=True))
 
 
 def test_nll_is_told_at_the_temperature_that_suits_a_model_best():
