@@ -57,7 +57,8 @@ def official(config: ConfigDict, dataset: str, llm: str, *, masked: bool, featur
     config.objective.update(alpha=0.1, beta=1.0, form="log_expectation", cf_dtype="bfloat16")
     config.objective.update(softmax="children" if masked else "vocabulary")
     config.objective.tau = 4.5 if masked else 1.0
-    config.training.update(targets="last", unsupervised_end=2, buckets=())
+    config.training.update(targets="last", unsupervised_end=2)
+    config.training.buckets = (config.prompt.max_tokens,)  # one: batches of any lengths
     config.training.update(batch_size=BATCH, rows_per_mean=4, steps=EPOCHS * ROWS // BATCH)
     config.optimizer.update(learning_rate=2e-5, weight_decay=0.01, epsilon=1e-6, clip=0.0)
     config.optimizer.update(warmup_steps=20, warmup_from_zero=True)
@@ -101,8 +102,9 @@ def amazon_titles(config: ConfigDict) -> None:
     text = "Recommend one product to a person who bought these.\nBought: {history}\nNext: {target}"
     config.prompt.update(templates=(text,), item='"{title}"', separator=", ", target="")
     config.prompt.update(bos=llm.bos, end=llm.end, max_tokens=512)
+    config.training.buckets = (config.prompt.max_tokens,)
     config.optimizer.update(learning_rate=1e-4, warmup_steps=20, warmup_from_zero=True)
-    config.evaluation.rows = 0
+    config.evaluation.update(rows=0, hits="title")
 
 
 def answers_of_movies(config: ConfigDict) -> None:
@@ -111,6 +113,6 @@ def answers_of_movies(config: ConfigDict) -> None:
     config.llm.update(weights=llm.weights, dtype="bfloat16")
     config.prompt.update(bos=llm.bos, max_tokens=512)
     config.objective.update(alpha=0.0, softmax="vocabulary", form="log_expectation")
-    config.training.batch_size = 128
+    config.training.update(batch_size=128, buckets=(config.prompt.max_tokens,))
     config.optimizer.learning_rate = 1e-4
     config.evaluation.rows = 0

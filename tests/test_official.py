@@ -9,13 +9,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from first_losses import compare
 from published_formulas import PublishedLoss, prompt
 from tiny_workdir import make_config, make_workdir
 
-from tca4rec_jax.config import config_fields, config_value, default_config, validate
+from tca4rec_jax.config import (
+    build,
+    check_llm,
+    config_fields,
+    config_value,
+    default_config,
+    validate,
+)
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective, of_logits, tca_loss
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
@@ -24,13 +32,16 @@ from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.evaluation.summary import check_cutoffs
 from tca4rec_jax.evaluation.text_match import text_rank
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.metrics import rank_in_list
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
+from tca4rec_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 ROOT = Path(__file__).parents[1]
+PRESETS = sorted((ROOT / "configs" / "official").glob("*.py"))
 PAGE = ROOT / "docs" / "official.md"
 BOS, END, MERGED, VOCABULARY = 1, 2, 3, 128
 # Many titles under one first token and one under another; one begins another, one has one token.
@@ -207,6 +218,15 @@ def test_the_page_says_what_the_preset_sets():
     assert changed - SETTINGS <= named
 
 
+def test_every_quirk_on_the_page_names_a_test_that_is_there():
+    """The sections of quirks against the table of the section where each is tested."""
+    quirks, tested = PAGE.read_text().split("## Where each is tested")
+    fields = set(re.findall(r"`(\w+\.[\w.]+)=", quirks.partition("## Loss")[2]))
+    assert fields <= set(re.findall(r"`(\w+\.[\w.]+)`", tested))
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", tested):
+        assert f"def {name}(" in (ROOT / file).read_text(), name
+
+
 def test_the_argument_of_the_preset_is_strict():
     config = official_config("dataset=Office_Products,msl=true,features=true,llm=qwen2_5_0_5b")
     assert (config.objective.softmax, config.objective.tau) == ("children", 4.5)
@@ -220,6 +240,27 @@ def test_the_argument_of_the_preset_is_strict():
     )
     with pytest.raises(UserError, match="expected dataset=Toys_and_Games, Office_Products"):
         official_config("dataset=Office")
+
+
+def test_the_optimizer_of_the_preset_is_plain_adamw():
+    """Its rate begins at 0, nothing is clipped, and a gradient of Adam's epsilon moves by half."""
+    optimizer = make_optimizer(build(OptimizerConfig, official_config().optimizer), 6250)
+    gradient, params = {"w": jnp.array([1e3, 1e-6])}, {"w": jnp.array([1.0, -2.0])}
+    state = optimizer.init(params)
+    for step in range(3):
+        updates, state = optimizer.update(gradient, state, params)
+        expected = -2e-5 * step / 20 * (np.array([1.0, 0.5]) + 0.01 * np.array([1.0, -2.0]))
+        np.testing.assert_allclose(updates["w"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_passes_every_check_before_its_training(path):
+    config = runpy.run_path(str(path))["get_config"]()
+    validate(config)
+    check_llm(config, "gpu")
+    if config.recommender.name == "generative":
+        check_cutoffs(config)
+    assert config.prompt.max_tokens <= config.training.buckets[-1]
 
 
 def test_the_prompt_of_the_preset_is_the_published_one():

@@ -30,6 +30,7 @@ def get_config(arg=""):
     config.prompt.update(templates=(text,), bos="added", end="</s>", max_tokens=512)
     config.objective.update(alpha=0.0, form="log_expectation")
     config.training.update(tasks=(), batch_size=64, steps=4 * 131_413 // 64)
+    config.training.buckets = (512,)
     config.optimizer.learning_rate = 1e-4
     config.decoding.update(mask="after_softmax", rules="huggingface", exclude_history=False)
     config.decoding.length_penalty = 1.0

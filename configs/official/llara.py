@@ -11,7 +11,8 @@ epochs, batches of 128, 8e-4 on a cosine after 5% of warm-up) and protocol: the 
 candidates, of which the target is one, and the LLM writes one of them. Where this differs from the
 original: the rows are this project's chronological split (published: 95 test rows), a template is
 drawn per row, the words are ours, and one beam over the trie of the candidates takes the place of
-greedy text. Published HR@1: .45, of SASRec alone .42 to .45.
+greedy text. Published HR@1 with the vectors of GRU4Rec, Caser and SASRec: .40, .42 and .45, on 95
+rows: within 10 points.
 """
 
 from pathlib import Path
@@ -29,8 +30,9 @@ def get_config(arg=""):
     config.prompt.max_tokens = 1024
     config.llm.update(weights="models/Llama-2-7b-hf", dtype="bfloat16")
     config.objective.alpha = 0.0
-    config.training.update(batch_size=128, steps=5 * 78_000 // 128)
+    config.training.update(batch_size=128, steps=5 * 72_456 // 128)
+    config.training.buckets = (1024,)
     config.optimizer.warmup_steps = config.training.steps // 20
     config.decoding.beams = 1
-    config.evaluation.update(candidates=20, rows=0)
+    config.evaluation.update(candidates=20, rows=0, cutoffs=(1,))
     return apply_argument(config, arg)

@@ -25,6 +25,7 @@ RECOMMENDER = Path(__file__).parents[1] / "recommenders" / "msl.py"
 def get_config(arg=""):
     config = config_of(RECOMMENDER)
     amazon_titles(config)
+    config.prompt.target = "{title}"
     config.objective.alpha = 0.0
     config.training.update(batch_size=128, steps=10 * 10_000 // 128)
     config.decoding.update(rules="huggingface", length_penalty=1.0)
