@@ -41,6 +41,7 @@ from tca4rec_jax.ranges import (
 )
 from tca4rec_jax.semantic_ids.rq_vae import RQVAEConfig
 from tca4rec_jax.semantic_ids.settings import IdsFields, Quantiser
+from tca4rec_jax.trackers import TrackingConfig
 from tca4rec_jax.training.optimizer import OptimizerConfig
 from tca4rec_jax.training.validation import ValidationConfig
 
@@ -301,6 +302,7 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     "training": (TrainingFields,),
     "validation": (ValidationConfig,),
     "decoding": (DecodingFields, SearchConfig, ScoreWeights),
+    "tracking": (TrackingConfig,),
     "inference": (InferenceFields,),
     "embedding": (EmbeddingFields,),
     "evaluation": (EvaluationFields,),

@@ -23,6 +23,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.recommenders.vectors import soft_rows
+from tca4rec_jax.trackers import Trackers
 from tca4rec_jax.training.activation_cache import ActivationCache
 from tca4rec_jax.training.batches import Batch, Batches, NoLogits, mean_of_means
 from tca4rec_jax.training.checkpoint import Checkpoints, checkpoints_to_fit
@@ -111,6 +112,7 @@ def _train(experiment: Experiment) -> TrainState:
         watchdog_seconds=training.watchdog_seconds,
         describe=describe,
         validation=validation,
+        open_trackers=partial(Trackers.open, config, run.path, made_from),
     )
     checkpoints = Checkpoints(run.checkpoints, keep=training.keep_checkpoints)
     return run_loop(step, state, batches, checkpoints, options)

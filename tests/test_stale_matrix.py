@@ -140,6 +140,7 @@ NO_MATTER = {  # nobody minds
     "training.micro_batches": 2,
     "training.cache_hidden_states": True,
     "validation.patience": 3,  # it is off
+    "tracking.project": "mine",
     "inference.batch_size": 2,
     "inference.checkpoint": "lowest_training_loss",
     "decoding.beams": 5,

@@ -7,6 +7,7 @@ Written below the work directory:
   rankings.npz, results.json, results.md, results.png, details.md, slices.png, training.png,
   examples.md                those of an evaluation with a name in results/<name>; the first has the
                              ranks of every model of the table, for launch/compare.py
+  tensorboard/               metrics and table for TensorBoard (trackers.py), beside results.json
   sweep_<run>.json, .md, .png of `sweep_guidance`
 
 Axis letters: R rows.
@@ -58,8 +59,9 @@ from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import read_json_lines, write_text
 from tca4rec_jax.intervals import Interval
 from tca4rec_jax.metrics import ranking_metrics
-from tca4rec_jax.provenance import Provenance
+from tca4rec_jax.provenance import Provenance, flatten
 from tca4rec_jax.reporting import show, show_table, write_results
+from tca4rec_jax.trackers import Trackers
 
 
 def evaluate_run(
@@ -88,7 +90,15 @@ def evaluate_run(
         check_same_comparison(folder / "results.json", made_from)
     logging.info("Evaluating %d of the %s rows", len(rows), config.evaluation.split)
     evaluate = {"rankings": _evaluate_rankings, "answers": evaluate_answers}
-    return evaluate[experiment.recipe.evaluated_by](experiment, rows, compared, made_from, folder)
+    results = evaluate[experiment.recipe.evaluated_by](
+        experiment, rows, compared, made_from, folder
+    )
+    with Trackers.open(config, folder, made_from) as trackers:
+        means = {n: v.mean for n, v in flatten(results["models"]) if isinstance(v, Interval)}
+        trackers.scalars(0, means)
+        if is_main_process():
+            trackers.text("results", (folder / "results.md").read_text("utf-8"))
+    return results
 
 
 def _evaluate_rankings(

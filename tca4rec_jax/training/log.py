@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.fileio import read_json_lines, sync, write_text
+from tca4rec_jax.trackers import Trackers
 from tca4rec_jax.training.state import Metrics
 from tca4rec_jax.training.validation import SECTION, validations_of
 
@@ -24,13 +25,20 @@ class TrainingLog:
 
     In a job of several processes only the first one writes and shows the bar, called `name`; all of
     them have the same values. `ideal_seconds_per_token` is a token's useful FLOPs at the devices'
-    peak, for the MFU.
+    peak, for the MFU. What is in the lines goes to `trackers`, too, which were opened for `start`.
     """
 
     def __init__(
-        self, path: Path, *, start: int, total_steps: int, ideal_seconds_per_token: float, name: str
+        self,
+        path: Path,
+        *,
+        start: int,
+        total_steps: int,
+        ideal_seconds_per_token: float,
+        name: str,
+        trackers: Trackers | None = None,
     ):
-        self._path, self._file = path, None
+        self._path, self._file, self._trackers = path, None, trackers or Trackers()
         lines = read_json_lines(path)
         kept = [line for line in lines if line["step"] < start + ("loss" not in line)]
         self._loss_of_step = {line["step"]: line["loss"] for line in kept if "loss" in line}
@@ -43,6 +51,11 @@ class TrainingLog:
         self._ideal_seconds_per_token = ideal_seconds_per_token
         self._sizes: list[tuple[int, float]] = []  # tokens and seconds of each step
         self._validated = ""  # the last one, in the bar
+        for line in kept:
+            if (
+                line["step"] == start
+            ):  # its validation: TensorBoard forgets what is not before start
+                self._track(line)
         self._began = time.perf_counter()
 
     def __enter__(self):
@@ -94,6 +107,11 @@ class TrainingLog:
         except OSError as error:  # a failed write does not say of what
             message = f"{error.strerror}; make room and start again, the checkpoints are kept"
             raise OSError(error.errno, message, str(self._path)) from error
+        self._track(line)
+
+    def _track(self, line: Mapping[str, Any]) -> None:
+        values = dict(line)
+        self._trackers.scalars(values.pop("step"), values)
 
     def mean_loss(self, step: int, every: int) -> float:
         """The mean of the finite losses of the steps that a checkpoint after `step` steps ends.

@@ -11,6 +11,7 @@ from absl import logging
 
 from tca4rec_jax.distributed.multihost import check_processes_agree
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.trackers import Trackers
 from tca4rec_jax.training.batches import Batch, Batches
 from tca4rec_jax.training.checkpoint import Checkpoints
 from tca4rec_jax.training.fault_tolerance import Stopped, Watchdog, stop_signal
@@ -38,6 +39,7 @@ class LoopOptions:
     watchdog_seconds: float = 0.0  # a step that takes longer ends the process; 0: no limit
     describe: Callable[[int], str] = "example {}".format  # an example's row and user
     validation: Validation | None = None
+    open_trackers: Callable[[int], Trackers] = lambda start: Trackers()
 
 
 def run_loop(
@@ -72,10 +74,11 @@ def run_loop(
             total_steps=total,
             ideal_seconds_per_token=options.flops_per_token / options.peak.flops,
             name=directory.name,
+            trackers=(trackers := options.open_trackers(start)),
         )
         watchdog = Watchdog(options.watchdog_seconds, directory.name, start)
         profile = ProfilerWindow(directory / "profile", *options.profile_steps)
-        with stop_signal() as stop_requested, log, profile:
+        with stop_signal() as stop_requested, trackers, log, profile:
             progress = _Progress(
                 train_step, batches, checkpoints, options, log, watchdog, start, stop_requested
             )

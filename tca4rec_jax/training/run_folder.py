@@ -2,7 +2,7 @@
 
 provenance.json   what the checkpoints depend on
 config.json       the config of the latest training
-checkpoints/, log.jsonl, profile/
+checkpoints/, log.jsonl, tensorboard/, profile/
 """
 
 import dataclasses
