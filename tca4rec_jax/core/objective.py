@@ -65,7 +65,7 @@ class Objective:
       tau_bounds: the least and the greatest tau that a batch may ask for.
       tau_weight: of the newest batch in the running tau.
       cf_dtype: of the CF logits, the probabilities made of them and their sums. In the 'bfloat16'
-        of the published code next tokens add up to 0.95 to 1: slow, to compare with that code.
+        of the published code next tokens add up to 0.95 to 1.
     """
 
     alpha: Share = 0.1
