@@ -7,6 +7,8 @@ from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from absl import logging
 
 from tca4rec_jax.data.catalogue import Catalogue
@@ -133,7 +135,7 @@ def interactions_of(table: Table, item_n: np.ndarray) -> Interactions:
     """
     code_n, user_ids = table.codes("user")
     if timed := "timestamp" in table.columns:
-        order = np.argsort(user_ids)
+        order = pc.sort_indices(pa.array(user_ids)).to_numpy()  # of text: fast
         code_n, user_ids = np.argsort(order)[code_n], user_ids[order]
     times = table.times("timestamp") if timed else np.full(len(item_n), UNKNOWN_TIME)
     rating = table.numbers("rating") if "rating" in table.columns else None

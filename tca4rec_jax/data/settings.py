@@ -87,8 +87,8 @@ class DataConfig:
       title_spaces: runs of white space in a title are made 'single' spaces, and it has none at its
         ends; 'kept' leaves those of 'published' as they are in the file.
       title_cleaning: of formats: 'none', or as the 'published' preprocessing has it, after the cut:
-        quotes and dashes made plain, HTML entities resolved, and all printable characters of ASCII
-        instead of a title with others or without letters.
+        quotes and dashes made plain, HTML entities resolved, and the 100 printable characters of
+        ASCII instead of a title with others or without letters.
       encoding: of text files, but JSON, which is UTF-8.
       drop_invalid: leave out rows of these that cannot be used, and log how many and why.
       drop_duplicates: keep one of the interactions of a user, an item and a time.
@@ -141,7 +141,7 @@ class DataConfig:
                     f"data.attributes has {name!r}: expected names of columns, without braces, "
                     f"colons and exclamation marks, none of item, {', '.join(ITEM_FIELDS)}"
                 )
-        if self.attributes and self.source == "sequences" and not self.catalogue:
+        if self.attributes and self.source in ("sequences", "lastfm") and not self.catalogue:
             raise UserError("data.attributes needs data.catalogue")
         if self.rating_column and self.source == "published":
             raise UserError("data.rating_column is set, but data.source=published has no ratings")
@@ -159,6 +159,11 @@ class DataConfig:
             raise UserError(
                 f"data.split_by is {self.split_by!r}: data.source={self.source} has {why}, "
                 f"expected {' or '.join(map(repr, possible))}"
+            )
+        if self.source in FORMATS and self.rating_column not in (None, "rating"):
+            raise UserError(
+                f"data.rating_column is {self.rating_column!r}: data.source={self.source} has "
+                "'rating' or none"
             )
         if self.source == "published" and self.filters.on:
             raise UserError("data.filters: data.source=published has rows that are made already")

@@ -87,7 +87,8 @@ def build_splits(
     by_time = split_by == "time"
     if by_time and not interactions.has_times:
         raise UserError(
-            "data without times have no order over all users: set data.split_by=leave_one_out"
+            "data without times have no order over all users: set data.split_by=leave_one_out, or "
+            "ratio"
         )
     if min_history is None:
         min_history = history_length if by_time else 1
@@ -98,26 +99,28 @@ def build_splits(
     count_U = np.diff(start_U, append=len(place_n))
     before_n = np.arange(len(place_n)) - np.repeat(start_U, count_U)
     if by_time:
-        cut = _cut_by_time(place_n, before_n, start_U, min_history, (split, round_split))
+        cut = _cut_by_time(place_n, before_n, start_U, min_history, split, round_split)
     elif split_by == "ratio":
         cut = _cut_by_ratio(before_n, count_U, min_history, split)
     else:
         cut = _leave_one_out(before_n, start_U, count_U, min_history)
 
-    def rows(starts_R, lengths_R):
-        positions = Ragged.from_lengths(ranges(starts_R, lengths_R), lengths_R)
-        found = by_user.take(positions.values)
-        user_R = by_user.user[starts_R]
-        liked = None if found.rating is None else found.rating > liked_above
-        return ItemSequences(user_R, found.item, positions.offsets, found.timestamp, liked)
-
-    def rows_of(targets_R):
-        lengths_R = np.minimum(before_n[targets_R], history_length) + 1
-        return rows(targets_R + 1 - lengths_R, lengths_R)
-
     kept_U = cut.training_U >= 2
-    train_sequences = rows(start_U[kept_U], cut.training_U[kept_U])
-    return dict(zip(SPLITS, (train_sequences, *map(rows_of, cut[:3])), strict=True))
+    bounds = [(start_U[kept_U], cut.training_U[kept_U])]
+    for targets_R in cut[:3]:
+        lengths_R = np.minimum(before_n[targets_R], history_length) + 1
+        bounds.append((targets_R + 1 - lengths_R, lengths_R))
+    rows = (_rows(by_user, *bound, liked_above) for bound in bounds)
+    return dict(zip(SPLITS, rows, strict=True))
+
+
+def _rows(
+    by_user: Interactions, starts_R: np.ndarray, lengths_R: np.ndarray, liked_above: float
+) -> ItemSequences:
+    positions = Ragged.from_lengths(ranges(starts_R, lengths_R), lengths_R)
+    found, user_R = by_user.take(positions.values), by_user.user[starts_R]
+    liked = None if found.rating is None else found.rating > liked_above
+    return ItemSequences(user_R, found.item, positions.offsets, found.timestamp, liked)
 
 
 def _cut_by_time(
@@ -125,14 +128,14 @@ def _cut_by_time(
     before_n: np.ndarray,
     start_U: np.ndarray,
     min_history: int,
-    split_and_rounding: tuple[tuple[float, float, float], str],
+    split: tuple[float, float, float],
+    round_split: str,
 ) -> _Cut:
-    split, rounding = split_and_rounding
     targets_R = np.flatnonzero(before_n >= min_history)
     targets_R = targets_R[np.argsort(place_n[targets_R])]
     count = len(targets_R)
     first, second = round(count * split[0]), round(count * (split[0] + split[1]))
-    if rounding == "down":
+    if round_split == "down":
         first = int(count * split[0])
         second = first + int(count * split[1])
     if not 0 < first < second < count:

@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+from absl import logging
 
 from tca4rec_jax.errors import UserError
 
@@ -251,11 +252,13 @@ def read_delimited(
     grammar: Delimited,
     columns: Sequence[str] | None = None,
     encoding: str = "utf-8",
+    dropped: list[int] | None = None,
 ) -> pa.Table:
     """Some columns of a delimited text, as text, whatever the name of the file; raises as
     `read_columns` does.
 
-    This is Arrow's reader, which is lenient about quotes, after a check of the quotes.
+    Given a list `dropped`, rows with other fields than the first are left out, and their numbers
+    added to it. This is Arrow's reader, which is lenient about quotes, after a check of the quotes.
     """
     check_file(path, columns)
     text = read_text(path, encoding)
@@ -271,7 +274,7 @@ def read_delimited(
 
     def refuse(row: pyarrow.csv.InvalidRow) -> str:
         wrong.append(row)
-        return "error"
+        return "error" if dropped is None else "skip"
 
     parse = pyarrow.csv.ParseOptions(
         delimiter=separator,
@@ -291,6 +294,10 @@ def read_delimited(
         if not wrong:
             raise UserError(f"{path} cannot be read as a table: {_one_line(error)}") from error
         raise UserError(_other_fields(path, grammar, wrong[0])) from error
+    if dropped is not None and wrong:
+        message = _other_fields(path, grammar, wrong[0])
+        logging.warning("Dropped %d rows: %s", len(wrong), message)
+        dropped += [row.number if grammar.names else row.number - 1 for row in wrong]
     if not table.num_rows:
         raise UserError(f"{path} has a header but no rows")
     return table.rename_columns(list(chosen.values()))

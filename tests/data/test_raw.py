@@ -110,9 +110,63 @@ def test_bad_files_are_refused_by_their_line(tmp_path, name, old, new, message):
     assert "\n" not in str(error.value)
 
 
+def test_rows_that_cannot_be_used_are_left_out_on_request(tmp_path, caplog):
+    settings = {**PLAIN, "reading": Reading(drop_invalid=True)}
+    meta = tmp_path / "meta_x.json"
+    lines = [
+        *('{"asin": "a", "title": "A"}', '{"asin": "b", "title": 7}', '{"asin": "c", "ti'),
+        *('{"asin": "d", "title": "\\ud800"}', '{"asin": "e", "title": "E"}'),
+    ]
+    meta.write_text("\n".join(lines))
+    path = tmp_path / "x.csv"
+    path.write_text(
+        "a,u,5,1300000000\na,u,5\nb,u,5,1300000001\n,u,5,1300000002\ne,v,5,1300000003\n"
+    )
+    files = {"interactions": path, "catalogue": meta}
+    with pytest.raises(UserError, match="x.csv, row 2 has 3 fields"):
+        read_raw("amazon_2018", files, **PLAIN)
+    catalogue, interactions = read_raw("amazon_2018", files, **settings)
+    assert catalogue.titles == ("A", "E")
+    assert interactions.timestamp.tolist() == [1300000000, 1300000003]
+    assert "Dropped 1 rows: " + str(path) + ", row 2 has 3 fields" in caplog.text
+    assert f"{path}, row 4: item is ''" in caplog.text  # its row in the file
+    assert f"Dropped 3 lines: {meta}, line 2: title is 7, expected text" in caplog.text
+
+
+def test_values_that_real_files_have(tmp_path):
+    games = tmp_path / "games.json"
+    games.write_text("{'id': '1', 'title': '', 'app_name': 'Game', 'genres': ['A', None, 'B']}\n")
+    path = tmp_path / "reviews.json"
+    path.write_text("{'username': 'u', 'product_id': '1', 'date': '2017-01-02'}\n")
+    settings = {**PLAIN, "texts": ItemTexts(("category",))}
+    files = {"interactions": path, "catalogue": games}
+    catalogue, _ = read_raw("steam", files, **settings)
+    assert (catalogue.titles, catalogue.attributes) == (("Game",), {"category": ("A, B",)})
+    movies = tmp_path / "movies.dat"
+    movies.write_text("1::Usual Suspects, The (1995) ::Crime\n")
+    (tmp_path / "ratings.dat").write_text("1::1::5::1300000000\n")
+    files = {"interactions": tmp_path / "ratings.dat", "catalogue": movies}
+    catalogue, _ = read_raw("movielens", files, **{**PLAIN, "texts": ItemTexts(("year",))})
+    assert (catalogue.titles, catalogue.attributes["year"]) == (
+        ("The Usual Suspects (1995)",),
+        ("1995",),
+    )
+    shelves = tmp_path / "shelves.json"
+    row = '{"user_id": "u", "book_id": "1", "date_added": "%s"}\n'
+    shelves.write_text(row % "" + row % "Fri Aug 25 13:55:02 -0700 2017" + row % "2017-01-01")
+    books = tmp_path / "books.json"
+    books.write_text('{"book_id": "1", "title": "Book"}\n')
+    with pytest.raises(UserError, match="line 1: date_added is '', expected a date and time"):
+        read_raw("goodreads", {"interactions": shelves, "catalogue": books}, **PLAIN)
+
+
 def test_what_does_not_belong_together_is_refused(tmp_path):
     with pytest.raises(UserError, match="data.rating_column is set, but data.source=steam has no"):
         read(MADE["Steam"], tmp_path, ratings=True)
+    with pytest.raises(UserError, match="data.rating_column is 'stars': .*has 'rating' or none"):
+        prepare({"source": "yelp", "rating_column": "stars"}, tmp_path / "data")
+    with pytest.raises(UserError, match="data.attributes needs data.catalogue"):
+        prepare({"source": "lastfm", "attributes": ("brand",)}, tmp_path / "data")
     with pytest.raises(UserError, match="data.attributes is 'year': expected one of 'brand', 'cat"):
         read(MADE["Amazon 2018"], tmp_path, texts=ItemTexts(("year",)))
     files = {"interactions": MADE["Amazon 2018"].interactions(tmp_path)}

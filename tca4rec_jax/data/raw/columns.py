@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from tca4rec_jax.data.movielens import readable_title
 from tca4rec_jax.data.raw.lines import read_lines
 from tca4rec_jax.data.table_files import Delimited, read_delimited
-from tca4rec_jax.data.tables import Table
+from tca4rec_jax.data.tables import Reading, Table
 
 TEXT, NUMBER, WHOLE = pa.large_string(), pa.float64(), pa.int64()
 TEXTS = pa.list_(pa.string())
@@ -55,17 +55,19 @@ class Layout:
     grammar: Delimited | Lines
     columns: Mapping[str, Column]
 
-    def read(self, path: Path, wanted: Iterable[str], encoding: str) -> Table:
+    def read(self, path: Path, wanted: Iterable[str], reading: Reading) -> Table:
         """The wanted columns of a file; raises as `read_delimited` and `read_lines` do."""
         made = {here: self.columns[here] for here in wanted}
         types = {name: column.type for column in made.values() for name in column.names}
         kind: type[Table] = Table
         if isinstance(self.grammar, Lines):
             kind = _LineTable
-            table, row_n = read_lines(path, types, self.grammar.python)
+            table, row_n = read_lines(path, types, self.grammar.python, reading.drop_invalid)
         else:
-            table = read_delimited(path, self.grammar, list(types), encoding)
-            row_n = np.arange(1, table.num_rows + 1)
+            dropped: list[int] | None = [] if reading.drop_invalid else None
+            table = read_delimited(path, self.grammar, list(types), reading.encoding, dropped)
+            rows = np.arange(1, table.num_rows + len(dropped or ()) + 1)
+            row_n = np.setdiff1d(rows, dropped or ())
         columns = {
             here: column.make(*(table[name].combine_chunks() for name in column.names))
             for here, column in made.items()
@@ -82,6 +84,11 @@ def of(*names: str, kind: pa.DataType = TEXT, make: Callable[..., pa.Array] | No
 def first_path(paths: pa.Array) -> pa.Array:
     """The first of the paths of every item, such as ['Toys', 'Games'] (TEXTS)."""
     return pa.array([paths_of and paths_of[0] for paths_of in paths.to_pylist()], TEXTS)
+
+
+def first_text(texts: pa.Array, others: pa.Array) -> pa.Array:
+    """The texts, and the others where they are missing or ''."""
+    return pc.if_else(pc.fill_null(pc.equal(texts, ""), True), others, texts)
 
 
 def spaced(separator: str) -> Callable[[pa.Array], pa.Array]:
@@ -116,7 +123,8 @@ def movie_year(stored: pa.Array) -> pa.Array:
 
 
 def _of_movies(stored: pa.Array, make: Callable[[str, str], str]) -> pa.Array:
-    found = ((title or "", _TITLE_YEAR.match(title or "")) for title in stored.to_pylist())
+    titles = [(title or "").strip() for title in stored.to_pylist()]
+    found = ((title, _TITLE_YEAR.match(title)) for title in titles)
     return pa.array([make(*(one.groups() if one else (title, ""))) for title, one in found], TEXT)
 
 

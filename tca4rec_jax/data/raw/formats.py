@@ -6,8 +6,6 @@ What a format's files are called and where they come from: docs/data.md.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import pyarrow.compute as pc
-
 from tca4rec_jax.data.raw.columns import (
     NUMBER,
     PATHS,
@@ -17,6 +15,7 @@ from tca4rec_jax.data.raw.columns import (
     Layout,
     Lines,
     first_path,
+    first_text,
     iso_date,
     movie_title,
     movie_year,
@@ -171,7 +170,7 @@ STEAM = RawFormat(
             _PYTHON,
             {
                 "item": of("id"),
-                "title": of("title", "app_name", make=pc.coalesce),
+                "title": of("title", "app_name", make=first_text),
                 "brand": of("developer"),
                 "category": of("genres", kind=TEXTS),
                 "year": of("release_date", make=year),

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 import tqdm
+from absl import logging
 
 from tca4rec_jax.data.table_files import check_file, open_bytes, shown, unique_names
 from tca4rec_jax.errors import UserError, one_line
@@ -24,25 +25,32 @@ _BLOCK = 1 << 25  # bytes that are parsed at a time, and the rest of their last 
 
 
 def read_lines(
-    path: Path, types: Mapping[str, pa.DataType], python: bool = False
+    path: Path,
+    types: Mapping[str, pa.DataType],
+    python: bool = False,
+    drop_invalid: bool = False,
 ) -> tuple[pa.Table, np.ndarray]:
     """Some values of every object, by name null where it has none; and the lines, int64 [n].
 
     The file may be .gz; empty lines are skipped. With `python` a line is a dict as Python writes it
     ("{'asin': u'0001'}"). Raises FileNotFoundError; UserError, naming the line, for what is no
-    object, a value of another type and text that is no UTF-8.
+    object, a value of another type and text that is no UTF-8; with `drop_invalid` such lines are
+    left out, which is logged.
     """
     check_file(path, list(types))
     schema = pa.schema(list(types.items()))
     tables, lines, first = [], [], 1
+    dropped: list[str] | None = [] if drop_invalid else None
     for block in _blocks(path):
         table, line_n = (None if python else _fast(block, schema)), None
         if table is None:
-            table, line_n = _line_by_line(path, block, schema, first, python)
+            table, line_n = _line_by_line(path, block, schema, first, python, dropped)
         count = block.count(b"\n")
         tables.append(table)
         lines.append(np.arange(first, first + table.num_rows) if line_n is None else line_n)
         first += count
+    if dropped:
+        logging.warning("Dropped %d lines: %s", len(dropped), dropped[0])
     table = pa.concat_tables(tables)
     if not table.num_rows:
         raise UserError(f"{path} has no rows")
@@ -82,23 +90,52 @@ def _fast(block: bytes, schema: pa.Schema) -> pa.Table | None:
         table = pyarrow.json.read_json(pa.BufferReader(block), read, parse)
     except (ValueError, pa.ArrowException):
         return None
-    return table.select(schema.names) if table.num_rows == block.count(b"\n") else None
+    objects = block.count(b"\n{") + block.startswith(b"{")
+    whole = table.num_rows == block.count(b"\n") == objects  # one in every line
+    return table.select(schema.names) if whole else None
 
 
 def _line_by_line(
-    path: Path, block: bytes, schema: pa.Schema, first: int, python: bool
+    path: Path,
+    block: bytes,
+    schema: pa.Schema,
+    first: int,
+    python: bool,
+    dropped: list[str] | None,
 ) -> tuple[pa.Table, np.ndarray]:
+    """The objects, and their lines; with a list for what is dropped, what is wrong goes there."""
     rows, lines = [], []
     for number, line in enumerate(block.split(b"\n"), start=first):
-        if line.strip():
+        if not line.strip():
+            continue
+        try:
             row = _parsed(path, number, line, python)
-            rows.append([row.get(name) for name in schema.names])
-            lines.append(number)
+            values = [row.get(name) for name in schema.names]
+            if dropped is not None:
+                _check_values(path, number, schema, values)
+        except UserError as error:
+            if dropped is None:
+                raise
+            dropped.append(str(error))
+            continue
+        rows.append(values)
+        lines.append(number)
     columns = zip(*rows, strict=True) if rows else ([] for _ in schema.names)
-    arrays = [
-        _array(path, lines, field, values) for field, values in zip(schema, columns, strict=True)
-    ]
+    arrays = [_arrow(values, field.type) for field, values in zip(schema, columns, strict=True)]
+    if any(array is None for array in arrays):
+        for number, values in zip(lines, rows, strict=True):
+            _check_values(path, number, schema, values)
     return pa.table(arrays, schema), np.array(lines, np.int64)
+
+
+def _check_values(path: Path, number: int, schema: pa.Schema, values: list) -> None:
+    """Raises UserError for a value of another type than its column."""
+    for field, value in zip(schema, values, strict=True):
+        if _arrow([value], field.type) is None:
+            kind = _WORDS.get(field.type, f"a {field.type}")
+            raise UserError(
+                f"{path}, line {number}: {field.name} is {shown(value)}, expected {kind}"
+            )
 
 
 def _parsed(path: Path, number: int, line: bytes, python: bool) -> dict[str, Any]:
@@ -118,16 +155,6 @@ def _parsed(path: Path, number: int, line: bytes, python: bool) -> dict[str, Any
     if not isinstance(row, dict):
         raise UserError(f"{path}, line {number}: expected a {kind} such as {{...}}")
     return row
-
-
-def _array(path: Path, lines: list[int], field: pa.Field, values: Any) -> pa.Array:
-    if (array := _arrow(values, field.type)) is not None:
-        return array
-    at = next(at for at, one in enumerate(values) if _arrow([one], field.type) is None)
-    kind = _WORDS.get(field.type, f"a {field.type}")
-    raise UserError(
-        f"{path}, line {lines[at]}: {field.name} is {shown(values[at])}, expected {kind}"
-    )
 
 
 _WORDS = {

@@ -1,14 +1,14 @@
-"""How the published preprocessing of Amazon's data cleans titles and brands.
+"""How the published preprocessing of Amazon's data cleans texts (filter_title in its code).
 
-They are cut first, so that an entity such as &amp; may be cut in two. What it cannot use becomes
-all printable ASCII characters, its mark of an item to drop: those marked by their title stay in the
-catalogue all the same, those marked by their brand are dropped.
+Titles are cut first, so that an entity such as &amp; may be cut in two. What it cannot use becomes
+the 100 printable characters of ASCII, its mark of an item to drop: those marked by their title stay
+in the catalogue all the same, those marked by their brand are dropped.
 """
 
 import html
 import string
 
-MARKER = string.ascii_letters + string.digits + string.punctuation
+MARKER = string.ascii_letters + string.digits + string.punctuation + string.whitespace
 _CHANGED = {
     **dict.fromkeys("“”″", '"'),
     **dict.fromkeys("‘’´", "'"),

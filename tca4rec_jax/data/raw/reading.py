@@ -64,13 +64,14 @@ def read_raw(
     report.add("in the file", interactions)
     if (path := files.get("catalogue")) is None:
         ids = np.sort(item_ids)
-        catalogue = catalogue_of(files["interactions"], ids, ids, 0)
+        catalogue = catalogue_of(files["interactions"], ids, ids, texts.most)
     else:
         layout = _layout(source, path, form.items)
         for name in texts.attributes:
             check_choice("data.attributes", name, sorted({*layout.columns} - {"item", "title"}))
-        table = layout.read(path, ("item", "title", *texts.attributes), reading.encoding)
-        catalogue = _catalogue(_titled(table, item_ids, texts), texts)
+        table = layout.read(path, ("item", "title", *texts.attributes), reading)
+        table = _titled(table, item_ids, texts)
+        catalogue = usable_rows(table, lambda t: _catalogue(t, texts), reading.drop_invalid)
     item_n = catalogue.find(item_ids)[interactions.item]
     if missing := int((item_n < 0).sum()):
         logging.warning(
@@ -95,19 +96,21 @@ def _interactions(
         return interactions_of(table, item_n), item_ids
 
     wanted = [name for name in layout.columns if ratings or name != "rating"]
-    return usable_rows(layout.read(path, wanted, reading.encoding), read, reading.drop_invalid)
+    return usable_rows(layout.read(path, wanted, reading), read, reading.drop_invalid)
 
 
 def _catalogue(table: Table, texts: ItemTexts) -> Catalogue:
     """In the order of the ids."""
-    ids, titles = table.ids("item"), table.titles("title")
-    order = np.argsort(ids)
+    ids = table.ids("item")
+    titles = table.texts("title").to_numpy() if texts.published else table.titles("title")
+    order = pc.sort_indices(pa.array(ids)).to_numpy()
     attributes = {
         name: tuple(map(values.__getitem__, order))
         for name, values in table.attributes(texts.attributes).items()
     }
     most = 0 if texts.published else texts.most
-    return catalogue_of(table.path, ids[order], titles[order], most, attributes)
+    columns = ids[order], titles[order], most, attributes
+    return catalogue_of(table.path, *columns, keep_spaces=texts.published)
 
 
 def _layout(source: str, path: Path, layouts: Mapping[str, Layout]) -> Layout:
@@ -127,9 +130,12 @@ def _titled(table: Table, item_ids: np.ndarray, texts: ItemTexts) -> Table:
     id_n = pc.utf8_trim_whitespace(pc.fill_null(table.columns["item"], ""))
     used_n = pc.is_in(id_n, value_set=pa.array(item_ids, id_n.type))
     table = table.without(~np.asarray(pc.and_(used_n, named_n), bool))
-    table = _cleaned(table, texts) if texts.published else table
-    title_n = pc.replace_substring_regex(table.columns["title"], CONTROL, " ")
-    title_n = pc.utf8_trim_whitespace(title_n)
+    if texts.published:
+        table = _cleaned(table, texts)
+        title_n = table.columns["title"]
+    else:
+        title_n = pc.replace_substring_regex(table.columns["title"], CONTROL, " ")
+        title_n = pc.utf8_trim_whitespace(title_n)
     kept_n = np.asarray(pc.not_equal(title_n, ""), bool)
     for name in texts.needed:
         kept_n &= [text != "" for text in table.attributes([name])[name]]
