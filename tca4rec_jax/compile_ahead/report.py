@@ -75,6 +75,7 @@ def advice(estimate: Estimate, experiment: AbstractExperiment) -> str:
     if estimate.fits:
         return ""
     llm, memory = experiment.config.llm, estimate.memory
+    moments = experiment.config.optimizer.moments
     lacking = (estimate.needed - estimate.available) / _GiB
     shards = experiment.mesh.shape["fsdp"] * experiment.mesh.shape["tensor"]
     weights, available = experiment.weight_bytes, estimate.available
@@ -85,6 +86,7 @@ def advice(estimate: Estimate, experiment: AbstractExperiment) -> str:
         "mesh.tensor, mesh.fsdp": heavy,
         "llm.dtype=bfloat16": heavy and llm.dtype == "float32" and llm.train == "lora",
         "llm.train=lora": heavy and trains and llm.train == "full",
+        "optimizer.moments=factored": trains and llm.train == "full" and moments != "factored",
         "llm.remat=full": trains and llm.remat != "full",
         "more training.micro_batches, or more devices for the batch (mesh.data)": trains,
         "shorter training.buckets and prompt.max_tokens": trains,

@@ -119,6 +119,21 @@ def test_the_memory_and_the_products_of_a_step_are_those_of_its_arrays(tiny_conf
     assert found.work.unknown_loops == 0
 
 
+def bytes_of_a_device(tree):
+    sizes = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in sizes)
+
+
+def test_moments_have_the_bytes_of_their_names(tiny_config):
+    tiny_config.llm.update(architecture="llama-3.2-1b", train="full")
+    tiny_config.mesh.fsdp = 2
+    for moments, expected in (("float32", 8), ("bfloat16", 6), ("factored", 2)):
+        tiny_config.optimizer.moments = moments
+        state = experiment(tiny_config, "cpu-2").initial_state()[1]
+        weights = bytes_of_a_device(state.params) / 4
+        assert bytes_of_a_device(state.optimizer) == pytest.approx(weights * expected, rel=0.005)
+
+
 def test_micro_batches_take_less_memory(tiny_config):
     tiny_config.training.update(batch_size=4, tokens_per_batch=16 * 96)
     sizes = []
@@ -182,6 +197,9 @@ def test_what_does_not_fit_says_what_to_change(tiny_config, monkeypatch):
     assert "mesh.tensor" in report.advice(found, programs)
     refused = dataclasses.replace(found, program="train", memory=None, work=None)
     assert "llm.remat=full" in report.advice(refused, programs)
+    assert "optimizer.moments" not in report.advice(refused, programs)
+    tiny_config.llm.train = "full"
+    assert "optimizer.moments=factored" in report.advice(refused, programs)
     assert report.row(refused)["arguments GiB"] is None
     assert report.as_json([refused], programs)["fits"] is False
 
