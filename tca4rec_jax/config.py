@@ -99,6 +99,12 @@ def validate(config: ConfigDict) -> None:
             "objective.cf_dtype is 'bfloat16', which adds item by item: set mesh.tensor=1, or "
             "objective.cf_dtype=float32"
         )
+    decay, steps = config.optimizer.decay_steps, config.training.steps
+    if decay is not None and decay < steps:
+        raise UserError(
+            f"optimizer.decay_steps is {decay}, after which nothing is learned: expected at least "
+            f"{steps}, training.steps"
+        )
     template = build(PromptTemplate, config.prompt)
     fields = (*ITEM_FIELDS, *config.data.attributes)
     check_fields_of(template.item_parts, fields, "prompt.item")
@@ -150,6 +156,11 @@ def check_llm(config: ConfigDict, platform: str) -> None:
     if llm.weights == RANDOM and llm.train != "full":
         raise UserError(
             f"llm.weights is {RANDOM!r}, so every weight has to be trained: set llm.train=full"
+        )
+    if llm.train == "lora" and config.optimizer.moments == "factored":
+        raise UserError(
+            "optimizer.moments is 'factored', but the matrices of adapters are too narrow: set "
+            "optimizer.moments=bfloat16, or llm.train=full"
         )
     trained = config.lora.train or (vectors and config.projector.train)
     if llm.train == "lora" and not trained and not (shows_ids(config.prompt) and config.ids.train):

@@ -58,6 +58,7 @@ from tca4rec_jax.training.run_folder import RunFolder
 from tca4rec_jax.training.run_inputs import (
     data_inputs,
     inference_inputs,
+    recorded,
     training_inputs,
     validation_inputs,
 )
@@ -244,10 +245,10 @@ class Experiment(ExperimentInputs):
         """What the checkpoints of the config's run depend on: provenance."""
         fields = self.inference_inputs | training_inputs(self.config, self.workdir)
         fields |= data_inputs(self.config, self.data, self.workdir, self.recipe.teacher_reads)
-        if not self.validation.is_on:
-            return fields
-        allowed = self.item_filter.content_hash()
-        return fields | validation_inputs(self.config, self.data, self.workdir, allowed)
+        if self.validation.is_on:
+            allowed = self.item_filter.content_hash()
+            fields |= validation_inputs(self.config, self.data, self.workdir, allowed)
+        return recorded(fields)
 
     @property
     def validation(self) -> ValidationConfig:

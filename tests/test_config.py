@@ -207,6 +207,7 @@ def test_unknown_keys_and_wrong_types_are_errors(arg):
         ("llm.dtype=bf16", "llm.dtype is 'bf16': expected one of"),
         ("llm.attention=flash", "llm.attention is 'flash': expected one of"),
         ("evaluation.split=tests", "evaluation.split is 'tests': expected one of"),
+        ("optimizer.decay_steps=9", "decay_steps is 9, .* expected at least 1000, training.steps"),
         ("optimizer.epsilon=0", "optimizer.epsilon is 0.0: expected above 0"),
         ("seed=4294967296", "seed is 4294967296: expected 0 to 4294967295"),
         ("beta=1e-39", "objective.beta is 1e-39: expected 0.000001 to"),

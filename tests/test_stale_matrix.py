@@ -16,7 +16,7 @@ from tiny_workdir import ITEMS, make_config, make_workdir
 from tca4rec_jax.cf.logits_format import LogitsStoreError
 from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.pipeline import run_cf
-from tca4rec_jax.config import config_value, score_weights
+from tca4rec_jax.config import config_fields, config_value, score_weights
 from tca4rec_jax.data.dataset import load, prepare
 from tca4rec_jax.decoding.list_inputs import list_inputs
 from tca4rec_jax.decoding.recommender import Recommender
@@ -25,6 +25,7 @@ from tca4rec_jax.evaluation.evaluate import evaluate_run, sweep_guidance
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.provenance import FILE, Provenance, StaleError
 from tca4rec_jax.train import train
+from tca4rec_jax.training.run_inputs import ADDED
 
 RUN = "done"
 
@@ -95,7 +96,7 @@ TRAINING = {  # training notices; lists do not depend on it
     "optimizer.clip": 0.5,
     "optimizer.warmup_fraction": 0.5,
     "optimizer.decay_steps": 9,
-    "optimizer.moments": "factored",
+    "optimizer.moments": "bfloat16",
     "optimizer.epsilon": 1e-6,
     "training.rows": 8,
     "training.targets": "last",
@@ -212,6 +213,18 @@ def test_what_does_not_matter_is_in_nobodys_way(workdir, field):
     experiment = changed(workdir, field, NO_MATTER[field])
     run = experiment.check_run(RUN, guided=True)
     assert run.made_from.differences(experiment.training_inputs) == []
+
+
+def test_a_field_that_was_added_is_recorded_where_it_does_as_never_before(workdir):
+    """Else a run has the inputs, and in its checkpoints the fingerprint, of one made before."""
+    fields, experiment = config_fields(), changed(workdir, "seed", 0)
+    assert {name: fields[name].default for name in ADDED} == ADDED
+    inputs = experiment.training_inputs
+    assert not ADDED.keys() & inputs.keys()
+    before = Provenance("LLM run", "", inputs | {"prompt.tokenised": "whole"})
+    assert before.differences(experiment.inference_inputs) == [
+        "prompt.tokenised was 'whole', is None"
+    ]
 
 
 def test_beta_matters_to_a_guided_list(workdir):

@@ -170,11 +170,22 @@ class AbstractExperiment(Experiment):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
     @property
+    def longest(self) -> int:
+        """The tokens of the longest prompts."""
+        return max(self.config.training.buckets, default=self.config.prompt.max_tokens)
+
+    @property
     def batch_shape(self) -> BatchShape:
-        """The sizes of the longest bucket, full to the last token. UserError as `rows_of_batch`."""
+        """The sizes of the bucket whose batches have the most tokens, full to the last.
+
+        UserError as `rows_of_batch`, for a bucket that the data may leave empty, too.
+        """
         training = self.config.training
-        tokens = max(training.buckets, default=self.config.prompt.max_tokens)
-        rows = rows_of_batch(tokens, training.batch_size, training.tokens_per_batch)
+        sizes = training.batch_size, training.tokens_per_batch
+        buckets = training.buckets or (self.longest,)
+        rows, tokens = max(
+            ((rows_of_batch(tokens, *sizes), tokens) for tokens in buckets), key=math.prod
+        )
         if training.targets == "last":
             most = round_up(self.measured.tokens, 8), 1, round_up(self.measured.decisions, 8)
             return BatchShape(rows, tokens, *most)
@@ -241,7 +252,7 @@ def _prefill_arguments(experiment: AbstractExperiment) -> tuple[tuple, dict[str,
     trie = experiment.sizes.trie(score_edges=search_config.vocabulary)
     temperature_T = jax.ShapeDtypeStruct((1,), jnp.float32)
     trie, temperature_T = experiment.put((trie, temperature_T), sharding.replicated(mesh))
-    batch, tokens = config.inference.batch_size, experiment.batch_shape.tokens
+    batch, tokens = config.inference.batch_size, experiment.longest
     shapes: Any = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((batch, tokens), (batch,))]
     soft = abstract_soft_tokens(batch, experiment.soft_tokens(config.data.history_length))
     texts = Texts(*shapes)._replace(soft=soft)

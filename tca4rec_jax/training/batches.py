@@ -126,10 +126,10 @@ class Batches:
     a cache if hidden states are read from it, `soft` (examples int64 [B], their padded length ->
     SoftTokens) if prompts have placeholders; a curriculum leaves these out of some batches.
     `row_weights` (examples int64 [B] of a whole batch -> float32 [B]) weighs rows, by default
-    alike. A batch
-    has `rows_of_batch` over all processes, and this one makes local_rows of so many (their indices,
-    int64, ascending; all by default). `shapes` are those of the buckets, the shortest first,
-    `bucket_of_example` (int) indices into them.
+    alike. A batch has `rows_of_batch` over all processes, less where a bucket has fewer examples,
+    and this one makes local_rows of so many (their indices, int64, ascending; all by default).
+    `shapes` are those of the buckets, the shortest first, `bucket_of_example` (int) indices into
+    them.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Batches:
         self.soft: Callable[[np.ndarray, int], SoftTokens] | None = None
         self.curriculum: Curriculum | None = None
         self.row_weights: Callable[[np.ndarray], np.ndarray] | None = None
-        self._seed, self._local_rows = seed, local_rows
+        self._seed = seed
         longest = examples.tokens.lengths.max()
         buckets = buckets or bucket_lengths(examples.tokens.lengths, _BUCKETS).tolist()
         widths = np.unique(np.minimum(buckets, round_up(longest, 8)))
@@ -160,11 +160,17 @@ class Batches:
         size_of = partial(rows_of_batch, batch_size=batch_size, tokens_per_batch=tokens_per_batch)
         size_of(int(widths[used[-1]]))  # the longest is the one to complain of
         self.shapes = [
-            _bucket_shape(examples, bucket == b, size_of(int(widths[b])), int(widths[b]))
+            _bucket_shape(
+                examples,
+                inside := bucket == b,
+                min(size_of(int(widths[b])), round_up(int(inside.sum()), batch_size)),
+                int(widths[b]),
+            )
             for b in used
         ]
         rows_of_bucket = [shape.rows for shape in self.shapes]
         self._batches_of_bucket = -(-np.bincount(self.bucket_of_example) // rows_of_bucket)
+        self._local_rows = {rows: local_rows(rows) for rows in rows_of_bucket}
 
     @property
     def per_epoch(self) -> int:
@@ -208,7 +214,7 @@ class Batches:
 
     def alone(self, index: int, row: int) -> Batch:
         """Batch `index` with one of its rows only; the others are padding."""
-        batch, others = self(index), self._local_rows(self._shape(self.rows(index)).rows) != row
+        batch, others = self(index), self._local_rows[self._shape(self.rows(index)).rows] != row
         for array in jax.tree.leaves(batch):
             array[others] = 0
         batch.length_B[others] = 1
@@ -225,7 +231,7 @@ class Batches:
 
     def _here(self, rows: np.ndarray) -> np.ndarray:
         """Which rows of a batch this process makes, padding left out: indices."""
-        local = self._local_rows(self._shape(rows).rows)
+        local = self._local_rows[self._shape(rows).rows]
         return local[local < rows.size]
 
     def gather(self, rows: np.ndarray) -> Batch:
@@ -257,7 +263,7 @@ class Batches:
         )
         if weight_B is not None:
             batch = batch._replace(targets=batch.targets.weighted(weight_B))
-        batch = jax.tree.map(partial(pad_rows, rows=self._local_rows(shape.rows).size), batch)
+        batch = jax.tree.map(partial(pad_rows, rows=self._local_rows[shape.rows].size), batch)
         batch.length_B[rows.size :] = 1  # a row of no tokens has no softmax
         return batch
 

@@ -2,32 +2,37 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.ranges import Count, Natural, NotNegative, Positive, Share
 from tca4rec_jax.training.state import part_of
 
 _B1, _B2 = 0.9, 0.999  # of the running means of gradients and of their squares
 
 
-class OptimizerConfig(NamedTuple):
+@dataclass(frozen=True)
+class OptimizerConfig:
     """AdamW, with a learning rate that warms up and then falls.
 
     Attributes:
       learning_rate: the highest, after the warm-up.
       warmup_steps: steps until then.
-      warmup_fraction: the same as a fraction of training.steps, in the place of warmup_steps.
-      warmup_from_zero: whether the first step has the rate 0, as in transformers; else it has the
-        first of warmup_steps equal parts.
+      warmup_fraction: the same as a fraction of training.steps, rounded up, in the place of
+        warmup_steps.
+      warmup_from_zero: begin with the rate 0, as transformers does, not with learning_rate /
+        warmup_steps.
       schedule: how it falls after the warm-up: on a line, on half a cosine wave, or not at all.
-      decay_steps: the step at which it is 0; by default training.steps.
+      decay_steps: the step at which it is 0, not before the last; by default training.steps.
       weight_decay: decoupled.
-      moments: of every trained weight: 'float32' (8 bytes), 'bfloat16' has the first in bfloat16 (6
-        bytes), 'factored' the second as Adafactor has it besides (2 bytes).
+      moments: of every trained weight: 'float32' (8 bytes); 'bfloat16': the first in bfloat16 (6
+        bytes); 'factored': the second of matrices of at least 128 x 128 as Adafactor has it besides
+        (2 bytes), with llm.train=full.
       epsilon: what Adam adds to the root of the second moment; 'factored' adds none.
       clip: the largest norm of a gradient; 0: any.
     """
@@ -43,15 +48,23 @@ class OptimizerConfig(NamedTuple):
     epsilon: Positive = 1e-8
     clip: NotNegative = 1.0
 
+    def __post_init__(self):
+        if self.decay_steps is not None and self.schedule == "constant":
+            raise UserError(
+                f"optimizer.decay_steps is {self.decay_steps}, but optimizer.schedule=constant "
+                "never falls: leave one of them out"
+            )
+
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Linear warm-up, then `config.schedule`, in a run of total_steps."""
     rate, warmup = config.learning_rate, config.warmup_steps
     if config.warmup_fraction is not None:
-        warmup = math.ceil(config.warmup_fraction * total_steps)
-    warmup = min(warmup, max(total_steps - 1, 0))
+        warmup = math.ceil(round(config.warmup_fraction * total_steps, 6))
+    end = config.decay_steps or total_steps
+    warmup = min(warmup, max(end - 1, 0))
     first = 0.0 if config.warmup_from_zero else rate / max(warmup, 1)
-    steps = max((config.decay_steps or total_steps) - warmup, 1)
+    steps = max(end - warmup, 1)
     after = {
         "linear": optax.linear_schedule(rate, 0.0, steps),
         "cosine": optax.cosine_decay_schedule(rate, steps),
@@ -85,7 +98,7 @@ def _scale_by_moments(config: OptimizerConfig) -> optax.GradientTransformation:
     """Running means of gradients over the roots of those of their squares.
 
     In less memory as Zhai et al. have them (arXiv 2106.04560, section 3.4): Adam's first moment in
-    bfloat16; Adafactor's second moment, a row and a column of every matrix, with the decay
+    bfloat16; Adafactor's second moment, a row and a column of every large matrix, with the decay
     1 - step^-0.8, at most Adam's, and no scale of the parameter, so that learning rates are Adam's.
     """
     if config.moments != "factored":

@@ -5,7 +5,7 @@ How and where they are made (kernels, the mesh, what is kept for the backward pa
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tca4rec_jax.data.templates import carried_vectors, reads_users, shows_ids
 from tca4rec_jax.fileio import file_sha256
 from tca4rec_jax.llm.config import DecoderOptions
 from tca4rec_jax.llm.projector import ProjectorConfig
+from tca4rec_jax.provenance import flatten
 from tca4rec_jax.training.run_folder import RunFolder
 from tca4rec_jax.training.validation import SECTION
 
@@ -30,6 +31,35 @@ _NO_INPUTS = {
 }
 
 START = "training.start_from"
+# Fields that were added when there were runs already, and their values that do as was done then.
+ADDED = {
+    "prompt.bos_token": "",
+    "prompt.bos_before_target": False,
+    "prompt.tokenised": "pieces",
+    "objective.cf_dtype": "float32",
+    "optimizer.warmup_fraction": None,
+    "optimizer.warmup_from_zero": False,
+    "optimizer.decay_steps": None,
+    "optimizer.moments": "float32",
+    "optimizer.epsilon": 1e-8,
+    "training.unsupervised_end": 0,
+    "training.tokens_per_batch": 0,
+    "training.rows_per_mean": 0,
+}
+
+
+def compared(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs by dotted name, to compare a run with: fields of ADDED that do as before are None."""
+    return {
+        name: None if name in ADDED and value == ADDED[name] else value
+        for name, value in flatten(inputs)
+    }
+
+
+def recorded(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run writes down of its inputs: without ADDED fields that do as before, as then."""
+    now = compared(inputs).items()
+    return {name: value for name, value in now if value is not None or name not in ADDED}
 
 
 def llm_inputs(config: ConfigDict, weights: str) -> dict[str, Any]:
@@ -70,7 +100,7 @@ def inference_inputs(
             },
             "projector.weights": file and file_sha256(Path(file)),
         }
-    return inputs
+    return compared(inputs)
 
 
 def training_inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:

@@ -134,6 +134,14 @@ def test_moments_have_the_bytes_of_their_names(tiny_config):
         assert bytes_of_a_device(state.optimizer) == pytest.approx(weights * expected, rel=0.005)
 
 
+def test_a_budget_is_planned_for_the_bucket_with_the_most_tokens(tiny_config):
+    tiny_config.training.update(buckets=(64, 96), batch_size=4, tokens_per_batch=600)
+    planned = experiment(tiny_config, "cpu", 100)
+    assert planned.batch_shape[:2] == (8, 64)  # 512 tokens, and 4 x 96 are 384
+    assert planned.longest == 96
+    assert planned.useful_flops > 0
+
+
 def test_micro_batches_take_less_memory(tiny_config):
     tiny_config.training.update(batch_size=4, tokens_per_batch=16 * 96)
     sizes = []

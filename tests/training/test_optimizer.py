@@ -1,5 +1,7 @@
 """The optimizer: its schedule and moments, the weight decay of parts, and parts that are held."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,18 @@ def test_schedules(fields, after):
     np.testing.assert_allclose([schedule(4 + step) for step in range(9)], after[:9], atol=1e-6)
 
 
+def test_a_warm_up_may_be_as_long_as_a_short_run():
+    """Of 10 steps, if the rate falls until later."""
+    config = OptimizerConfig(2.0, warmup_steps=20, warmup_from_zero=True, decay_steps=160)
+    schedule = make_schedule(config, 10)
+    np.testing.assert_allclose([schedule(step) for step in range(10)], np.arange(10) / 10, 1e-6)
+
+
+def test_a_constant_rate_has_no_last_step():
+    with pytest.raises(ValueError, match=r"optimizer.decay_steps is 9, but .*=constant"):
+        OptimizerConfig(schedule="constant", decay_steps=9)
+
+
 def matrices(seed):
     """A gradient of two layers' matrices, and of a norm, which is too small to be factored."""
     keys = jax.random.split(jax.random.key(seed))
@@ -98,7 +112,7 @@ PLAIN = OptimizerConfig(1.0, warmup_steps=0, schedule="constant", weight_decay=0
 def test_factored_moments_are_adafactors():
     """A row and a column of every layer's squares instead of all, and momentum in bfloat16."""
     gradients = [matrices(seed) for seed in range(3)]
-    found, state = updates_of(PLAIN._replace(moments="factored"), gradients)
+    found, state = updates_of(dataclasses.replace(PLAIN, moments="factored"), gradients)
     row, column, momentum = np.zeros((2, 128, 1)), np.zeros((2, 1, 256)), 0.0
     for number, gradient in enumerate(gradients, 1):
         g = np.asarray(gradient["layers"]["q_proj"], np.float64)
@@ -119,7 +133,7 @@ def test_factored_moments_are_adafactors():
 
 def test_factored_moments_on_a_split_mesh():
     """The momentum lies where the weights do, rows and columns everywhere."""
-    config = PLAIN._replace(moments="factored")
+    config = dataclasses.replace(PLAIN, moments="factored")
     gradients = [matrices(seed) for seed in range(2)]
     expected, _ = updates_of(config, gradients)
     found, state = updates_of(config, gradients, make_mesh(1, 2, 1))
@@ -136,7 +150,8 @@ def test_factored_moments_on_a_split_mesh():
 def test_a_first_moment_in_bfloat16_is_adams():
     gradients = [matrices(seed) for seed in range(3)]
     (expected, _), (found, state) = (
-        updates_of(PLAIN._replace(moments=kind), gradients) for kind in ("float32", "bfloat16")
+        updates_of(dataclasses.replace(PLAIN, moments=kind), gradients)
+        for kind in ("float32", "bfloat16")
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.02), found, expected)
     adam = next(part for part in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(part))

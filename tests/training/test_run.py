@@ -192,6 +192,7 @@ def test_imported_logits_train_to_the_same_parameters(workdir, tmp_path):
             {"prompt.max_tokens": 65, "training.buckets": (128,)},
             "prompt.max_tokens is 65: expected at most 64",
         ),
+        ({"optimizer.moments": "factored"}, "optimizer.moments is 'factored', but the matrices"),
         ({"lora.first_layer": 2}, "lora.first_layer is 2: expected at most 1"),
         ({"lora.targets": "query"}, "lora.targets is 'query': expected to match"),
         ({"training.buckets": (8,), "lora.first_layer": 1}, "the largest of training.buckets"),

@@ -224,7 +224,8 @@ def test_buckets_are_chosen_from_the_data(inputs):
 
 
 def test_a_budget_of_tokens_gives_short_buckets_more_rows(inputs):
-    *_, examples, given = inputs
+    *_, few, given = inputs
+    examples = few.take(np.tile(np.arange(len(few)), 12))
     how = {"batch_size": 2, "seed": 3, "buckets": (8, 16, 24)}
     batches, *parts = (
         Batches(examples, given.store, **how, tokens_per_batch=100, local_rows=local_rows)
@@ -243,6 +244,8 @@ def test_a_budget_of_tokens_gives_short_buckets_more_rows(inputs):
             np.testing.assert_array_equal(part(index).tokens_BxS, batch.tokens_BxS[process::2])
     with pytest.raises(ValueError, match=r"is 47: expected 0 or at least 48, .*size=2 rows of 24"):
         Batches(examples, **how, tokens_per_batch=47)
+    small = Batches(few, **how, tokens_per_batch=100)  # none has more rows than there are examples
+    assert [(shape.tokens, shape.rows) for shape in small.shapes] == [(8, 2), (16, 2), (24, 4)]
 
 
 def test_two_devices_train_like_one(inputs):
