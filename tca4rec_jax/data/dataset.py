@@ -24,7 +24,7 @@ from tca4rec_jax.data.published import published_files, read_published
 from tca4rec_jax.data.raw import FORMATS, ItemTexts, read_raw
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.data.settings import DataConfig
-from tca4rec_jax.data.splits import build_splits, sampled
+from tca4rec_jax.data.splits import build_splits, hold_out, sampled
 from tca4rec_jax.data.tables import Reading
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import atomic_path, file_sha256, write_text
@@ -122,6 +122,9 @@ def _read_source(config: DataConfig, files: dict[str, Path], report: Report) -> 
         *("ties", "seed", "liked_above"),
     )
     splits = build_splits(interactions, **{name: getattr(config, name) for name in settings})
+    if config.cold_items or config.cold_users:
+        shares = config.cold_items, config.cold_users
+        splits = hold_out(splits, *shares, config.seed, config.least_history)
     splits = sampled(splits, config.samples, config.sample_seed)
     return RecData(catalogue, splits, interactions.user_ids)
 

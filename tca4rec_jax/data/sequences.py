@@ -104,6 +104,15 @@ class ItemSequences(Rows):
         liked = None if self.liked is None else self.liked[flat.values]
         return ItemSequences(self.user[rows], items, flat.offsets, timestamps, liked)
 
+    def of_items(self, kept_n: np.ndarray) -> "ItemSequences":
+        """Some of the items (bool [n]), in rows as before; rows without any are left out."""
+        row_n = self.row_of(np.flatnonzero(kept_n))
+        rows, lengths = np.unique(row_n, return_counts=True)
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        liked = None if self.liked is None else self.liked[kept_n]
+        items, timestamps = self.items[kept_n], self.timestamps[kept_n]
+        return ItemSequences(self.user[rows], items, offsets, timestamps, liked)
+
     def histories_and_targets(self, history_length: int) -> tuple[np.ndarray, np.ndarray]:
         """The items before each row's last one, int32 [R, history_length], and the last, int32 [R].
 

@@ -15,6 +15,7 @@ from tca4rec_jax.ranges import (
     LocalPath,
     Natural,
     NotNegative,
+    Rate,
     Samples,
     Seed,
     Text,
@@ -80,6 +81,8 @@ class DataConfig:
       ties: the order of interactions that share a timestamp: 'shuffled' by `seed`, or 'numbered',
         by user and item as they first occur in the order of times and ids, as published.
       seed: of the order of interactions that share a timestamp.
+      cold_items, cold_users: this share of the items that are targets in test, and of its users, is
+        kept out of training; drawn by `seed`.
       samples: so many rows of train, validation and test are kept, drawn by `sample_seed`; 0 keeps
         all. train_sequences keeps all of its rows.
       sample_seed: of these rows.
@@ -116,6 +119,8 @@ class DataConfig:
     round_split: Literal["nearest", "down"] = "nearest"
     ties: Literal["shuffled", "numbered"] = "shuffled"
     seed: Seed = 0
+    cold_items: Rate = 0.0
+    cold_users: Rate = 0.0
     samples: Samples = (0, 0, 0)
     sample_seed: Seed = 42
     max_title_length: Natural = 100
@@ -181,6 +186,12 @@ class DataConfig:
             )
         if extra := {*self.needed_attributes} - {*self.attributes}:
             raise UserError(f"data.needed_attributes has {sorted(extra)}: expected data.attributes")
+
+    @property
+    def least_history(self) -> int:
+        """The fewest items before a target."""
+        by_time = self.split_by == "time"
+        return self.min_history or (self.history_length if by_time else 1)
 
     @property
     def rating(self) -> dict[str, str]:

@@ -195,6 +195,38 @@ def _cut_by_ratio(
     return _Cut(train_R, validation_R, test_R, training_U)
 
 
+def hold_out(
+    splits: Mapping[str, ItemSequences], items: float, users: float, seed: int, min_history: int
+) -> dict[str, ItemSequences]:
+    """The splits without some items and users in train_sequences and train: so that test has cold
+    ones, as in TIGER (Rajput et al. 2023, section 4.3).
+
+    Those are drawn from `seed`: a share of the items that are targets in test, and of the users
+    there. A history loses its cold items; a row goes if its target or its user is cold, or if fewer
+    than `min_history` items are left before its target.
+    """
+    test, generator = splits["test"], np.random.default_rng(seed)
+    targets = np.unique(test.items[test.last_positions])
+    cold_items = generator.permutation(targets)[: round(items * targets.size)]
+    owners = np.unique(test.user)
+    cold_users = generator.permutation(owners)[: round(users * owners.size)]
+    logging.info(
+        "Of test %d items and %d users are kept out of training", cold_items.size, cold_users.size
+    )
+    found = dict(splits)
+    for name, least in (("train_sequences", 2), ("train", min_history + 1)):
+        rows = splits[name]
+        kept_n = ~np.isin(rows.items, cold_items)
+        row_n = np.repeat(np.arange(len(rows)), rows.lengths)
+        kept_R = ~np.isin(rows.user, cold_users) & (
+            np.bincount(row_n[kept_n], minlength=len(rows)) >= least
+        )
+        if name == "train":
+            kept_R &= kept_n[rows.last_positions]
+        found[name] = rows.of_items(kept_n & kept_R[row_n])
+    return found
+
+
 def sampled(
     splits: Mapping[str, ItemSequences], samples: tuple[int, int, int], seed: int
 ) -> dict[str, ItemSequences]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tca4rec_jax.data.interactions import Interactions
 from tca4rec_jax.data.sequences import UNKNOWN_TIME
-from tca4rec_jax.data.splits import build_splits, order_by_time
+from tca4rec_jax.data.splits import build_splits, hold_out, order_by_time
 from tca4rec_jax.errors import UserError
 
 
@@ -213,3 +213,54 @@ def test_ratio_equals_the_oracle(triples, min_history, split):
         return
     built = build_splits(interactions, split_by="ratio", **given)
     assert {name: _rows(sequences) for name, sequences in built.items()} == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(TRIPLES, st.integers(0, 3), st.integers(1, 2))
+def test_cold_items_and_users_are_nowhere_in_training(triples, seed, least):
+    settings = {"split_by": "ratio", "history_length": 4, "min_history": least}
+    split = {"split": (0.5, 0.2, 0.3)}
+    try:
+        whole = build_splits(_interactions(triples), **settings, **split)
+        held = hold_out(whole, 0.3, 0.4, seed, least)
+    except UserError:
+        return  # too few
+    test = _rows(whole["test"])
+    targets, users = {row[-1][0] for _, row in test}, {user for user, _ in test}
+    assert {name: _rows(held[name]) for name in ("validation", "test")} == {
+        name: _rows(whole[name]) for name in ("validation", "test")
+    }
+    seen = [(user, item) for user, row in _rows(held["train_sequences"]) for item, _ in row]
+    before = [(user, item) for user, row in _rows(whole["train_sequences"]) for item, _ in row]
+    generator = np.random.default_rng(seed)
+    cold_items, cold_users = (
+        {*generator.permutation(sorted(of))[: round(share * len(of))].tolist()}
+        for of, share in ((targets, 0.3), (users, 0.4))
+    )
+    kept = {}
+    for user, item in before:
+        if user not in cold_users and item not in cold_items:
+            kept.setdefault(user, []).append(item)
+    assert seen == [(user, item) for user, row in kept.items() if len(row) > 1 for item in row]
+    rows = []
+    for user, row in _rows(whole["train"]):
+        left = [event for event in row if event[0] not in cold_items]
+        if user not in cold_users and row[-1] in left and len(left) > least:
+            rows.append((user, left))
+    assert _rows(held["train"]) == rows
+
+
+def test_a_share_of_test_is_cold_and_no_more_is_lost():
+    rng = np.random.default_rng(0)
+    triples = np.stack(
+        [rng.integers(0, 30, 900), rng.integers(0, 40, 900), rng.permutation(900)], 1
+    )
+    whole = build_splits(_interactions(triples), split_by="leave_one_out", history_length=5)
+    held = hold_out(whole, 0.2, 0.1, 0, 1)
+    targets = whole["test"].items[whole["test"].last_positions]
+    assert np.isin(whole["train_sequences"].items, targets).any()
+    cold = ~np.isin(np.unique(targets), held["train_sequences"].items)
+    assert cold.sum() == round(0.2 * cold.size) > 0
+    assert len(np.unique(held["train_sequences"].user)) == 27
+    assert all(len(held[name]) == len(whole[name]) for name in ("validation", "test"))
+    assert not np.isin(held["train"].items, np.unique(targets)[cold]).any()
