@@ -75,7 +75,8 @@ def downloaded_rows(config: ConfigDict, dataset: str) -> None:
     """The rows that the published preprocessing makes of Amazon's files, for the shipped ones."""
     published_rows(config)
     files = {"interactions": f"data/{dataset}.json.gz", "catalogue": f"data/meta_{dataset}.json.gz"}
-    config.data.update(**files, title_spaces="single")
+    config.data.update(**files, title_spaces="single", samples=(0, 5_000, 5_000))
+    config.training.rows = ROWS  # SASRec is trained on all of them
     if dataset != "Office_Products":
         config.data.filters.last_days = 48 * 30
         config.data.update(attributes=("brand",), needed_attributes=("brand",))
