@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tca4rec_jax.intervals import Interval, bootstrap_intervals, resampled_users
+from tca4rec_jax.intervals import RESAMPLES, Interval, bootstrap_intervals, resampled_users
 
 CUTOFFS = (1, 3, 5, 10)
 
@@ -119,7 +119,7 @@ def answer_metrics(
     *,
     baseline_R: np.ndarray | None = None,
     seed: int = 0,
-    resamples: int = 1000,
+    resamples: int = RESAMPLES,
     level: float = 0.95,
 ) -> dict[str, Interval]:
     """'auc', over all rows, and 'uauc', its mean over users with both answers; {} if undefined.
@@ -161,6 +161,11 @@ def ranking_metrics(
     return bootstrap_intervals(metric_values(ranks_R, cutoffs), user_R, seed=seed)
 
 
+def coverage(items_RxM: np.ndarray, num_items: int) -> float:
+    """The share of the items that are in any list; -1 is none."""
+    return np.count_nonzero(np.unique(items_RxM) >= 0) / num_items
+
+
 def metric_differences(
     ranks_R: np.ndarray, baseline_ranks_R: np.ndarray, k: int
 ) -> dict[str, np.ndarray]:
@@ -171,7 +176,5 @@ def metric_differences(
     if ranks_R.shape != baseline_ranks_R.shape:
         sizes = f"{len(ranks_R)} and {len(baseline_ranks_R)} ranks"
         raise ValueError(f"a difference needs the same rows in the same order, got {sizes}")
-    return {
-        f"{name}@{k}": of(ranks_R, k) - of(baseline_ranks_R, k)
-        for name, of in (("hr", hit_rate), ("ndcg", ndcg))
-    }
+    values, baseline = (metric_values(ranks, (k,)) for ranks in (ranks_R, baseline_ranks_R))
+    return {name: values[name] - baseline[name] for name in (f"hr@{k}", f"ndcg@{k}")}

@@ -24,6 +24,7 @@ from tca4rec_jax.config import (
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.evaluation.summary import check_cutoffs
 from tca4rec_jax.llm.architectures import ARCHITECTURES, architecture
 from tca4rec_jax.llm.lora import LoRAConfig
 from tca4rec_jax.ranges import range_words
@@ -57,6 +58,8 @@ def test_every_config_takes_debug_and_overrides(path):
     )
     assert set(config.keys()) == set(default_config().keys())
     validate(config)
+    for one in (config, get_config(path)):
+        check_cutoffs(one)
 
 
 @pytest.mark.parametrize("name", FROZEN)

@@ -19,7 +19,7 @@ from tca4rec_jax.cf.windows import FlatRows, windows_at
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.metrics import rank_in_batch
+from tca4rec_jax.metrics import coverage, rank_in_batch
 
 BETAS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 """CF temperatures at which the softmax of CF logits is described."""
@@ -207,7 +207,7 @@ def profile(model: CFModel, rows: ItemSequences, count_I: np.ndarray) -> dict:
     best_RxK, entropy_RxT, nll_RxT = map_batches(describe, vector_RxD, target_R, batch_size=1024)
     nll_T = nll_RxT.mean(axis=0)
     return {
-        f"coverage@{TOP}": len(np.unique(best_RxK)) / len(count_I),
+        f"coverage@{TOP}": coverage(best_RxK, len(count_I)),
         f"popularity@{TOP}": float(count_I[best_RxK].mean() / max(count_I[target_R].mean(), 1e-9)),
         "entropy": _by_beta(entropy_RxT.mean(axis=0)),
         "nll": _by_beta(nll_T),

@@ -3,7 +3,7 @@
 Axis letters: R rows, B rows of a batch, I items, J cutoffs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,21 +15,22 @@ from tca4rec_jax.batching import map_batches
 from tca4rec_jax.cf.scoring import LazyRows
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
 from tca4rec_jax.distributed.multihost import gather_process_rows, process_rows
-from tca4rec_jax.evaluation.rankings import EvaluationRows, cf_models
+from tca4rec_jax.evaluation.rankings import EvaluationRows, rows_at_once
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.metrics import hit_rate, rank_in_batch
 
 BINS = 10
 
 
-def calibrations(experiment: Experiment, rows: EvaluationRows) -> dict[str, dict[str, float]]:
+def calibrations(
+    experiment: Experiment,
+    rows: EvaluationRows,
+    models: Mapping[str, tuple[np.ndarray | LazyRows, CFItems]],
+) -> dict[str, dict[str, float]]:
     """`calibration` of `cf_models` at objective.beta, the temperature of the soft labels."""
     beta, cutoffs = experiment.config.objective.beta, experiment.config.evaluation.cutoffs
     target_R = rows.target_R[process_rows(len(rows))]
-    found = {
-        label: first_items(*model, target_R, beta, cutoffs)
-        for label, model in cf_models(experiment, rows).items()
-    }
+    found = {label: first_items(*one, target_R, beta, cutoffs) for label, one in models.items()}
     return {
         label: calibration(gather_process_rows(one, len(rows)), cutoffs)
         for label, one in found.items()
@@ -50,9 +51,14 @@ def first_items(
     beta: float,
     cutoffs: Sequence[int],
     *,
-    batch_size: int = 1024,
+    batch_size: int = 0,
 ) -> FirstItems:
-    """Of softmax(CF logits / beta) over the whole catalogue, that of the soft labels: no filter."""
+    """Of softmax(CF logits / beta) over the whole catalogue, that of the soft labels: no filter.
+
+    Models are given, and memory is bounded, as in `full_ranking`.
+    """
+    num_items = cf_RxD.shape[1] if items.table_IxD is None else len(items.table_IxD)
+    batch_size = batch_size or rows_at_once(num_items)
     program = partial(_first_items, tuple(cutoffs), items, np.float32(beta))
     return FirstItems(*map_batches(program, cf_RxD, target_R, batch_size=batch_size))
 

@@ -137,6 +137,8 @@ def inputs_of(experiment: Experiment, rows: EvaluationRows, compared: Comparison
         "objective.beta": config.objective.beta,
         "catalogue": catalogue.content_hash(),
         "titles": Catalogue(catalogue.item_ids, catalogue.titles).content_hash(),
+        "training rows": experiment.data.splits["train_sequences"].content_hash(),
+        "split": experiment.data.splits[config.evaluation.split].content_hash(),
         "CF logits": read_manifest(store)["content_hash"],
         "lists": lists,
     }

@@ -14,7 +14,7 @@ from tca4rec_jax.reporting import Cell, markdown_table
 _ABOUT = {
     "by item": "HR, NDCG and MRR by item",
     "by title": "HR, NDCG and MRR by title",
-    "lists": "The lists: recall of all that the user chose from then on, novelty in bits, "
+    "lists": "The lists: recall of the targets of the user's rows from then on, novelty in bits, "
     "popularity in training interactions, diversity, coverage, Gini index, popularity lift over "
     "the histories",
     "calibration": "Calibration of the CF models over the whole catalogue: probability of their "

@@ -44,6 +44,7 @@ from tca4rec_jax.evaluation.rankings import (
     POPULAR,
     EvaluationRows,
     ModelRanking,
+    cf_models,
     rank_cf_models,
 )
 from tca4rec_jax.evaluation.summary import (
@@ -110,10 +111,15 @@ def _evaluate_rankings(
 ) -> dict:
     """`evaluate_run` of lists: ranks of the rows' targets; raises as `check_cutoffs`."""
     check_cutoffs(experiment.config)
-    rankings = rank_cf_models(experiment, rows) | rank_llms(experiment, rows, compared.guidances)
+    models = cf_models(experiment, rows)
+    rankings = rank_cf_models(experiment, rows, models)
+    rankings |= rank_llms(experiment, rows, compared.guidances)
     rankings = {label: rankings[label] for label in compared.labels}
-    about = ListMetrics.of(experiment, rows), calibrations(experiment, rows)
-    results = summarise(experiment, rows, rankings, compared, *about)
+    lists = None  # of candidates, lists are as those were drawn
+    if rows.candidates_RxN is None:
+        lists = ListMetrics.of(experiment, rows, models[CF][1].table_IxD)
+    calibrated = calibrations(experiment, rows, models)
+    results = summarise(experiment, rows, rankings, compared, lists, calibrated)
     results["provenance"] = dataclasses.asdict(made_from)
     if is_main_process():
         kept = rows, rankings, experiment.config.evaluation.temperatures
@@ -153,7 +159,7 @@ def sweep_guidance(
     path = results_folder(workdir, name) / f"sweep_{shown}.json"
     if not name:
         check_same_comparison(path, made_from)
-    cf_ranking = rank_cf_models(experiment, rows)[CF]
+    cf_ranking = rank_cf_models(experiment, rows, cf_models(experiment, rows))[CF]
     rankings = rank_llms(experiment, rows, compared.guidances) | {CF: cf_ranking}
 
     user_R, seed, drawn = rows.sequences.user, config.evaluation.seed, headline(config)

@@ -13,10 +13,12 @@ from functools import partial
 import numpy as np
 
 from tca4rec_jax.batching import map_batches
+from tca4rec_jax.core import Array
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.evaluation.rankings import EvaluationRows
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.metrics import coverage
 
 _ROWS_AT_ONCE = 4096  # whose item vectors are in memory
 
@@ -39,15 +41,17 @@ class ListMetrics:
     vectors_IxD: np.ndarray | None = None
 
     @classmethod
-    def of(cls, experiment: Experiment, rows: EvaluationRows) -> "ListMetrics":
-        """Of the training rows, the evaluated ones and the CF logits store."""
+    def of(
+        cls, experiment: Experiment, rows: EvaluationRows, vectors_IxD: Array | None
+    ) -> "ListMetrics":
+        """Of the training rows, the evaluated ones and the CF model's item vectors."""
         data = experiment.data
         split, train = data.splits[rows.split], data.splits["train_sequences"]
         return cls(
             np.bincount(train.items, minlength=data.catalogue.num_items),
             later_targets(split, split.row_of(rows.position_R)),
             rows.histories,
-            experiment.cf_store(rows.split, rows.position_R).item_table,
+            None if vectors_IxD is None else np.asarray(vectors_IxD),
         )
 
     def of_rows(
@@ -65,19 +69,12 @@ class ListMetrics:
         cosine of the item vectors of all pairs (Ziegler et al., WWW 2005; Smyth and McClave, ICCBR
         2001).
         """
-        there_RxM = items_RxM >= 0
-        listed_RxM = np.maximum(np.cumsum(there_RxM, axis=1), 1)
         share_I = (self.count_I + 1) / (self.count_I.sum() + len(self.count_I))
         is_target_RxM, targets_R = _among(items_RxM, self.targets, len(self.count_I))
-
-        def mean(value_I: np.ndarray) -> np.ndarray:
-            return np.cumsum(np.where(there_RxM, value_I[items_RxM], 0.0), axis=1) / listed_RxM
-
-        empty_RxM = ~there_RxM[:, :1] | np.zeros_like(there_RxM)
         found = {
             "recall": np.ma.asarray(np.cumsum(is_target_RxM, axis=1) / targets_R[:, None]),
-            "novelty": np.ma.masked_array(mean(-np.log2(share_I)), empty_RxM),
-            "popularity": np.ma.masked_array(mean(self.count_I.astype(np.float64)), empty_RxM),
+            "novelty": _means(-np.log2(share_I), items_RxM),
+            "popularity": self._popularity(items_RxM),
         }
         if self.vectors_IxD is not None:
             spread = partial(_diversity, self.vectors_IxD)
@@ -101,7 +98,7 @@ class ListMetrics:
         without a list, or without a history, is left out.
         """
         found: dict[str, float] = {}
-        popularity = self.of_rows(items_RxM, cutoffs)
+        popularity_RxM = self._popularity(items_RxM)
         before_R = self._history_popularity()
         for k in cutoffs:
             first_n = items_RxM[:, :k][items_RxM[:, :k] >= 0]
@@ -110,12 +107,16 @@ class ListMetrics:
             times_I = np.sort(np.bincount(first_n, minlength=len(self.count_I)))
             items = len(times_I)
             place_I = 2 * np.arange(1, items + 1) - items - 1
-            found[f"coverage@{k}"] = np.count_nonzero(times_I) / items
+            found[f"coverage@{k}"] = coverage(items_RxM[:, :k], items)
             found[f"gini@{k}"] = float(place_I @ times_I) / (items * first_n.size)
             if before_R.size and before_R.mean() > 0:
-                listed = float(popularity[f"popularity@{k}"].mean())
+                listed = float(popularity_RxM[:, :k][:, -1].mean())
                 found[f"popularity lift@{k}"] = listed / float(before_R.mean()) - 1
         return found
+
+    def _popularity(self, items_RxM: np.ndarray) -> np.ma.MaskedArray:
+        """float64 [R, M]: the mean of the first 1, 2, .. M places; masked for an empty list."""
+        return _means(self.count_I.astype(np.float64), items_RxM)
 
     def _history_popularity(self) -> np.ndarray:
         """The mean popularity of every history that is not empty."""
@@ -126,14 +127,25 @@ class ListMetrics:
 
 
 def later_targets(split: ItemSequences, row_R: np.ndarray) -> Ragged:
-    """Of rows of a split: their target and those of their user's later rows in it."""
-    order = np.argsort(split.user, kind="stable")
+    """Of rows of a split: their target and those of their user's later rows in it, by time.
+
+    Of rows of one time, or of unknown times, the later are those that follow in the split.
+    """
+    order = np.lexsort((split.timestamps[split.last_positions], split.user))
     place_of_row = np.argsort(order)
     end_of_place = np.searchsorted(split.user[order], split.user[order], side="right")
     start_R = place_of_row[row_R]
     length_R = end_of_place[start_R] - start_R
     target_n = split.items[split.last_positions][order][ranges(start_R, length_R)]
     return Ragged.from_lengths(target_n, length_R)
+
+
+def _means(value_I: np.ndarray, items_RxM: np.ndarray) -> np.ma.MaskedArray:
+    """float64 [R, M]: the items' mean value over the first 1, 2, .. M places; masked if empty."""
+    there_RxM = items_RxM >= 0
+    listed_RxM = np.cumsum(there_RxM, axis=1)
+    sum_RxM = np.cumsum(np.where(there_RxM, value_I[items_RxM], 0.0), axis=1)
+    return np.ma.masked_array(sum_RxM / np.maximum(listed_RxM, 1), listed_RxM == 0)
 
 
 def _among(items_RxM: np.ndarray, targets: Ragged, num_items: int) -> tuple[np.ndarray, np.ndarray]:

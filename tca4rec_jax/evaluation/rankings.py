@@ -6,7 +6,7 @@ holds, Q distinct titles, M places of a list, T temperatures.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -147,7 +147,11 @@ def cf_models(
     }
 
 
-def rank_cf_models(experiment: Experiment, rows: EvaluationRows) -> dict[str, ModelRanking]:
+def rank_cf_models(
+    experiment: Experiment,
+    rows: EvaluationRows,
+    models: Mapping[str, tuple[np.ndarray | LazyRows, CFItems]],
+) -> dict[str, ModelRanking]:
     """The rankings of `cf_models`; several processes share the rows."""
     mine, config = process_rows(len(rows)), experiment.config.evaluation
     masks, leaf_of_item = rows.allowed(experiment.item_filter), experiment.trie.leaf_of_item
@@ -159,7 +163,7 @@ def rank_cf_models(experiment: Experiment, rows: EvaluationRows) -> dict[str, Mo
         allowed=masks and LazyRows(masks, mine, len(leaf_of_item)),
         places=config.cutoffs[-1],
     )
-    rankings = {label: rank(*model) for label, model in cf_models(experiment, rows).items()}
+    rankings = {label: rank(*model) for label, model in models.items()}
     return {label: gather_process_rows(one, len(rows)) for label, one in rankings.items()}
 
 
@@ -185,13 +189,18 @@ def full_ranking(
     num_titles, temperature_T = int(leaf_of_item.max()) + 1, np.asarray(temperatures, np.float32)
     places = min(places, len(leaf_of_item))
     rank = partial(_rank_block, num_titles, places, items, leaf_of_item, temperature_T)
-    batch_size = batch_size or max(_LOGITS_AT_ONCE // len(leaf_of_item), 1)
+    batch_size = batch_size or rows_at_once(len(leaf_of_item))
     arrays = [cf_RxD, target_R.astype(np.int32), *([] if allowed is None else [allowed])]
     blocks = map_batches(rank, *arrays, batch_size=batch_size)
     ranking = ModelRanking(*blocks)
     for row, _ in np.argwhere(np.isnan(ranking.nll_RxT)):  # compares false: it would rank first
         raise ValueError(f"row {row}: the CF logits contain NaN")
     return ranking
+
+
+def rows_at_once(num_items: int) -> int:
+    """How many rows' logits of all items bound the memory of a full ranking."""
+    return max(_LOGITS_AT_ONCE // num_items, 1)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

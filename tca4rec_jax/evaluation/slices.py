@@ -10,6 +10,8 @@ from tca4rec_jax.data.sequences import ItemSequences
 
 HEAD = 0.2
 """The share of the items, the most popular ones, that are the head."""
+LEAST_USERS = 10
+"""A slice of fewer has no interval that means anything: users are what is drawn."""
 LENGTHS = (0, 5, 10, 20, 50)
 """The least numbers of history items of the slices by length."""
 
@@ -23,7 +25,7 @@ def slices(
     the head are the HEAD share of the items with the most interactions in it (of two with as many,
     the earlier in the catalogue), the tail are the rest. By length of the history; by whether the
     target shares its time with the item before (tied); by whether it is in the history (seen). A
-    slice that holds all rows or none is left out.
+    slice that holds all rows is left out, and one of fewer than LEAST_USERS users.
     """
     target_R = rows.items[rows.last_positions]
     count_I = np.bincount(train.items, minlength=num_items)
@@ -49,4 +51,8 @@ def slices(
         following = LENGTHS[number + 1 : number + 2]
         until = f"to {following[0] - 1}" if following else "or more"
         found[f"history {least} {until}"] = which_R == number
-    return {name: inside_R for name, inside_R in found.items() if 0 < inside_R.sum() < len(rows)}
+    return {
+        name: inside_R
+        for name, inside_R in found.items()
+        if not inside_R.all() and len(np.unique(rows.user[inside_R])) >= LEAST_USERS
+    }

@@ -17,14 +17,22 @@ from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.evaluation.slices import slices
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
-from tca4rec_jax.intervals import Interval, bootstrap_intervals
+from tca4rec_jax.intervals import Interval, Name, bootstrap_intervals
 from tca4rec_jax.metrics import metric_differences, metric_values
 from tca4rec_jax.reporting import Cell, show_table, write_results
 
 
 def check_cutoffs(config: ConfigDict) -> None:
-    """Raises UserError for a K beyond the lists of the LLMs: CF models alone would reach it."""
+    """Raises UserError for a K beyond the lists of the LLMs: CF models alone would reach it.
+
+    And for one that all candidates reach, whatever the model.
+    """
     longest, beams = config.evaluation.cutoffs[-1], config.decoding.beams
+    if 0 < config.evaluation.candidates <= longest:
+        raise UserError(
+            f"evaluation.cutoffs has {longest}, but evaluation.candidates="
+            f"{config.evaluation.candidates} are ranked: give cutoffs below that"
+        )
     if longest > beams:
         raise UserError(
             f"evaluation.cutoffs has {longest}, but a list of an LLM has decoding.beams={beams} "
@@ -43,22 +51,35 @@ def summarise(
     rows: EvaluationRows,
     rankings: Mapping[str, ModelRanking],
     compared: Comparison,
-    lists: ListMetrics,
+    lists: ListMetrics | None,
     calibrations: Mapping[str, Mapping[str, float]],
 ) -> dict:
     """Everything that results.json holds but its provenance; metrics are intervals over the rows.
 
     `runs` has the step of the checkpoint that was taken of each run, `slices` the number of rows of
-    each.
+    each. No `lists`: what lists are like is left out.
     """
     config, user_R = experiment.config, rows.sequences.user
     train, items = experiment.data.splits["train_sequences"], experiment.data.catalogue.num_items
-    inside = slices(rows.sequences, lists.histories, train, items)
-    models = {
-        label: _model_metrics(config, user_R, one, lists, inside)
-        | {"calibration": calibrations.get(label)}
+    inside = slices(rows.sequences, rows.histories, train, items)
+    columns = {
+        (label, section): of
         for label, one in rankings.items()
+        for section, of in _columns(config, one, lists, inside).items()
     }
+    found = _intervals(config, columns, user_R)
+    models: dict[str, dict] = {}
+    for label, one in rankings.items():
+        best = one.best_nll(config.evaluation.temperatures)
+        all_lists = lists.of_all(one.items_RxM, config.evaluation.cutoffs) if lists else {}
+        models[label] = {
+            "by item": found[label, "by item"],
+            "by title": found[label, "by title"],
+            NLL: {**found[label, NLL], "best temperature": best[0]} if best else None,
+            "lists": {**found[label, "lists"], **all_lists} if lists else None,
+            "slices": {name: found[label, f"slice {name}"] for name in inside},
+            "calibration": calibrations.get(label),
+        }
     return {
         "rows": len(rows),
         "users": len(np.unique(user_R)),
@@ -82,46 +103,37 @@ def ranked_items(experiment: Experiment) -> str:
     )
     words = f"{candidates or int(allowed_I.sum())} items"
     words += " that were drawn for it" * bool(candidates)
-    words += " on the allow- and deny-lists" * (not candidates and not allowed_I.all())
+    words += " that the allow- and deny-lists leave" * (not candidates and not allowed_I.all())
     return words + " but those of its history" * bool(experiment.item_filter.exclude_history)
 
 
-def _model_metrics(
+def _columns(
     config: ConfigDict,
-    user_R: np.ndarray,
     ranking: ModelRanking,
-    lists: ListMetrics,
+    lists: ListMetrics | None,
     inside: Mapping[str, np.ndarray],
-) -> dict:
-    """By item, by title, of the lists, of every slice (bool [R]), and the NLL."""
+) -> dict[str, Mapping[str, np.ndarray]]:
+    """{section: {metric: of every row}}: by item, by title, lists, each slice (bool [R]), NLL."""
     cutoffs, temperatures = config.evaluation.cutoffs, config.evaluation.temperatures
-    best, listed = ranking.best_nll(temperatures), (ranking.items_RxM, cutoffs)
     headlines = metric_values(hit_ranks(config, ranking), cutoffs[-1:])
     columns: dict[str, Mapping[str, np.ndarray]] = {
         "by item": metric_values(ranking.rank_R, cutoffs),
         "by title": metric_values(ranking.title_rank_R, cutoffs),
-        "lists": lists.of_rows(*listed),
+        "lists": lists.of_rows(ranking.items_RxM, cutoffs) if lists else {},
     }
     for name, inside_R in inside.items():
         columns[f"slice {name}"] = {
             metric: np.ma.masked_array(headlines[metric], ~inside_R) for metric in headline(config)
         }
-    if best:
+    if best := ranking.best_nll(temperatures):
         at = {f"temperature {t:g}": ranking.nll_RxT[:, i] for i, t in enumerate(temperatures)}
         columns[NLL] = at | {"best": best[1]}
-    found = _intervals(config, columns, user_R)
-    return {
-        "by item": found["by item"],
-        "by title": found["by title"],
-        NLL: {**found[NLL], "best temperature": best[0]} if best else None,
-        "lists": {**found["lists"], **lists.of_all(*listed)},
-        "slices": {name: found[f"slice {name}"] for name in inside},
-    }
+    return columns
 
 
 def _intervals(
-    config: ConfigDict, columns: Mapping[str, Mapping[str, np.ndarray]], user_R: np.ndarray
-) -> dict[str, dict[str, Interval]]:
+    config: ConfigDict, columns: Mapping[Name, Mapping[str, np.ndarray]], user_R: np.ndarray
+) -> dict[Name, dict[str, Interval]]:
     """The intervals of nested columns, of one draw of users: that is what takes time."""
     flat = {(name, metric): one for name, of in columns.items() for metric, one in of.items()}
     found = bootstrap_intervals(flat, user_R, seed=config.evaluation.seed) if flat else {}

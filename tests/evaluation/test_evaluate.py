@@ -22,11 +22,17 @@ from tca4rec_jax.evaluation.summary import (
 )
 from tca4rec_jax.metrics import hit_rate, mean_metrics
 
+
+@pytest.fixture(autouse=True)
+def small_slices(monkeypatch):
+    monkeypatch.setattr("tca4rec_jax.evaluation.slices.LEAST_USERS", 1)
+
+
 CALIBRATIONS = {"CF model": {"ece@1": 0.1}}
 EVERY = ["all", "warm item", "cold item", "warm user", "cold user", "head", "tail"]
 
 
-def results_of(config, *, tied=0):
+def results_of(config, *, tied=0, candidates=False):
     """(results, rankings) of 20 rows of 10 users; users and items 5 to 9 were not trained on."""
     rng = np.random.default_rng(0)
     variants = (("LLM", "run", 0.0), ("guided", "run", 1.0))
@@ -53,9 +59,9 @@ def results_of(config, *, tied=0):
         data=data,
         run_step={"run": 850}.get,
         item_filter=allowed,
-        cf_store=lambda *_: SimpleNamespace(item_table=rng.normal(size=(10, 2))),
     )
-    lists = ListMetrics.of(experiment, rows)
+    vectors_IxD = rng.normal(size=(10, 2))
+    lists = None if candidates else ListMetrics.of(experiment, rows, vectors_IxD)
     return summarise(experiment, rows, rankings, compared, lists, CALIBRATIONS), rankings
 
 
@@ -97,6 +103,13 @@ def test_results_hold_every_metric_of_every_model(tied):
     assert list(differences["guided - CF model"]) == ["hr@10", "ndcg@10"]  # guided: no likelihood
 
 
+def test_lists_of_candidates_are_as_those_were_drawn(tmp_path):
+    results, _ = results_of(default_config(), candidates=True)
+    assert [one["lists"] for one in results["models"].values()] == [None] * 4
+    write_details(tmp_path, results, "ndcg@10")
+    assert "The lists" not in (tmp_path / "details.md").read_text()
+
+
 def test_a_hit_by_title_counts_in_table_differences_and_slices():
     config = default_config()
     config.evaluation.update(hits="title", cutoffs=(2, 5))
@@ -135,6 +148,11 @@ def test_a_k_that_the_lists_of_the_llms_do_not_reach_is_refused():
         check_cutoffs(config)
     config.decoding.beams = 20
     check_cutoffs(config)
+    config.evaluation.candidates = 20  # every candidate would be a hit
+    with pytest.raises(UserError, match="has 20, but evaluation.candidates=20 are ranked: give"):
+        check_cutoffs(config)
+    config.evaluation.candidates = 21
+    check_cutoffs(config)
 
 
 def test_what_is_ranked_is_said_in_words():
@@ -145,7 +163,7 @@ def test_what_is_ranked_is_said_in_words():
         return ranked_items(SimpleNamespace(config=config, item_filter=ItemFilter(**given)))
 
     assert words(allowed_I=np.ones(10, bool)) == "10 items"
-    assert words(allowed_I=allowed_I) == "7 items on the allow- and deny-lists"
+    assert words(allowed_I=allowed_I) == "7 items that the allow- and deny-lists leave"
     config.evaluation.candidates = 4
     found = words(allowed_I=allowed_I, exclude_history=True)
     assert found == "4 items that were drawn for it but those of its history"

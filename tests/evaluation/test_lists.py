@@ -10,7 +10,7 @@ import pytest
 
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.data.sequences import UNKNOWN_TIME, ItemSequences
 from tca4rec_jax.evaluation.calibration import calibration, first_items
 from tca4rec_jax.evaluation.lists import ListMetrics, later_targets
 from tca4rec_jax.evaluation.slices import slices
@@ -100,12 +100,26 @@ def test_lists_more_popular_than_histories_have_a_lift():
 
 
 def test_targets_are_those_of_the_users_later_rows():
-    split = sequences([[5, 0], [6, 1], [5, 0, 2], [7, 1], [5, 0, 2, 0]], user=[4, 2, 4, 9, 4])
-    found = later_targets(split, np.array([0, 1, 2, 4]))
-    assert [found[row].tolist() for row in range(4)] == [[0, 2, 0], [1], [2, 0], [0]]
+    rows, user = [[5, 0], [6, 1], [5, 0, 2], [7, 1], [5, 0, 2, 3]], [4, 2, 4, 9, 4]
+    in_time = sequences(rows, user=user)
+    found = later_targets(in_time, np.array([0, 1, 2, 4]))
+    assert [found[row].tolist() for row in range(4)] == [[0, 2, 3], [1], [2, 3], [3]]
+    order = [4, 0, 3, 2, 1]  # published splits are in no order of time
+    found = later_targets(in_time.take(np.array(order)), np.array([1, 4, 3, 0]))
+    assert [found[row].tolist() for row in range(4)] == [[0, 2, 3], [1], [2, 3], [3]]
+    untimed = sequences(rows, user=user, times=[[UNKNOWN_TIME] * len(row) for row in rows])
+    assert later_targets(untimed, np.array([2]))[0].tolist() == [2, 3]
 
 
-def test_rows_are_in_the_slices_that_their_names_say():
+def test_a_slice_of_few_users_is_left_out():
+    train = sequences([[0, 1]] * 12)
+    rows = sequences([[0, 0]] * 24, user=[*range(12), *[99] * 12])  # cold rows are of one user
+    histories = ragged([[0]] * 24)
+    assert list(slices(rows, histories, train, 10)) == ["warm user"]
+
+
+def test_rows_are_in_the_slices_that_their_names_say(monkeypatch):
+    monkeypatch.setattr("tca4rec_jax.evaluation.slices.LEAST_USERS", 1)
     train = sequences([[0, 0, 1], [0, 1, 2], [0, 3, 3, 3]], user=[0, 1, 2])
     rows = [[1, 0, 0], [4, 9], [3, 3, 1, 2, 0, 5], [9] * 12 + [3]]
     times = [[1, 2, 2], [1, 2], [1, 2, 3, 4, 5, 6], [1] * 11 + [2, 2]]
