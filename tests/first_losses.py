@@ -96,7 +96,9 @@ class PublishedRun:
             labels = self.formulas.soft_labels(target, vector, table)
             positions += [(number, len(asked) - 1 + at, label) for at, label in enumerate(labels)]
             ids.append([*asked, *self.formulas.titles[target]])
-        row_N, at_N, labels = zip(*positions, strict=True)
+        weight_N = self.weights(np.array([number for number, *_ in positions]))
+        padding = -len(positions) % 64  # of no weight, so that few programs are compiled
+        row_N, at_N, labels = zip(*positions, *positions[-1:] * padding, strict=True)
         return {
             "tokens": padded(ids, np.int32),
             "length": np.array([*map(len, ids)], np.int32),
@@ -104,7 +106,7 @@ class PublishedRun:
             "at": np.array(at_N),
             "token": padded([[*label] for label in labels], np.int32),
             "label": padded([[*label.values()] for label in labels], np.float32),
-            "weight": self.weights(np.array(row_N)),
+            "weight": np.pad(weight_N, (0, padding)),
         }
 
     def weights(self, row_N: np.ndarray) -> np.ndarray:
