@@ -205,7 +205,8 @@ def _plot(
     models = {label: metrics[hits] for label, metrics in results["models"].items()}
     report.plot_metrics(folder / "results.png", models, drawn)
     if any(curves.values()):
-        keys = ("loss", "nll_per_title", "grad_norm", "validation/nll", "validation/ndcg@10")
+        validated = [f"validation/{name}" for name in ("nll", *drawn)]
+        keys = ("loss", "nll_per_title", "grad_norm", *validated)
         report.plot_training_curves(folder / "training.png", curves, keys)
 
 
