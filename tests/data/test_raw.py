@@ -339,3 +339,51 @@ def test_every_format_goes_through_to_the_rows_of_a_plain_reading(tmp_path, name
     assert steps[0] == (*(len({event[at] for event in EVENTS}) for at in (0, 1)), len(EVENTS))
     assert len({*steps}) >= 3
     assert steps[-1][2] < steps[-2][2]  # the core
+
+
+def _mutant(choose, data):
+    """Cut, or with bytes put in, taken out or changed."""
+    bits = [
+        b'"',
+        b"'",
+        b"\\",
+        b",",
+        b"\t",
+        b"\n",
+        b"\0",
+        b"\xe9",
+        b"::",
+        b"{",
+        b"[",
+        b"null",
+        b"9" * 30,
+    ]
+    for _ in range(choose.choice([1, 1, 2])):
+        at, put = choose.randrange(len(data) + 1), choose.choice(bits)
+        ends = data[at:], data[at + 1 :], data[at + choose.randrange(99) :], b""
+        data = data[:at] + choose.choice([put, b""]) + choose.choice(ends)
+    return data
+
+
+@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("drop_invalid", [False, True])
+def test_mutated_files_are_read_or_refused_in_one_line(tmp_path, name, drop_invalid):
+    made, choose = MADE[name], random.Random(name)
+    files = {"interactions": made.interactions(tmp_path)}
+    if made.catalogue:
+        files["catalogue"] = made.catalogue(tmp_path)
+    settings = {**PLAIN, "reading": Reading(made.encoding, drop_invalid), "report": Report()}
+    refused = 0
+    for _ in range(15):
+        role = choose.choice([*files])
+        path = tmp_path / f"mutant_{files[role].name}".removesuffix(".gz")
+        data = files[role].read_bytes()
+        data = gzip.decompress(data) if files[role].suffix == ".gz" else data
+        path.write_bytes(_mutant(choose, data))
+        try:
+            read_raw(made.source, {**files, role: path}, **settings)
+        except UserError as error:
+            refused += 1
+            message = str(error)
+            assert re.fullmatch(rf".*({tmp_path}|after items with a title).*", message)
+    assert 0 < refused <= 15 if not drop_invalid else refused < 15

@@ -51,7 +51,7 @@ def read_lines(
         first += count
     if dropped:
         logging.warning("Dropped %d lines: %s", len(dropped), dropped[0])
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables([schema.empty_table(), *tables])
     if not table.num_rows:
         raise UserError(f"{path} has no rows")
     return table, np.concatenate(lines)
