@@ -182,7 +182,8 @@ class Status:
             stale += [why] if (why := _why(lambda: run.made_from)) else []
             now |= {} if why else {"run": run.made_from.inputs, "run.step": run.trained_steps}
         stale += made_from.differences(now)
-        described = ", ".join(names) or f"weights {str(inputs.get('weights', '?'))[:12]}"
+        weights = f"weights {str(inputs['weights'])[:12]}" if "weights" in inputs else "-"
+        described = ", ".join(names) or weights
         shown = "; ".join(dict.fromkeys(stale))
         return _Artefact(path, made_from.artefact, described, shown, made_from.command)
 
