@@ -159,7 +159,7 @@ class _Progress:
         self.finish(state)
         position = {"inputs": self.options.inputs, "next_batch": step}
         every, last = self.options.checkpoint_every, self.options.total_steps
-        regular = step % every == 0 or step == last  # another is only there if it was interrupted
+        regular = step % every == 0 or step == last  # others are there by chance, or are validated
         loss = self.log.mean_loss(step, every) if regular else math.inf
         self.checkpoints.save(state, position, loss)
         self.watchdog.progress(step)

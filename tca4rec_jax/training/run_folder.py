@@ -117,11 +117,8 @@ class RunFolder:
         steps in all is said in a warning, as it changes the schedule of the learning rate.
         """
         if trained := self.trained_steps:
-            before = self.made_from
-            now = {
-                **dict.fromkeys(before.inputs),
-                **made_from.inputs,
-            }  # None for what is used no more
+            before = self.made_from  # what is used no more is None now
+            now = {**dict.fromkeys(before.inputs), **made_from.inputs}
             before.check({k: v for k, v in now.items() if k != STEPS}, self.path)
             was, steps = before.inputs.get(STEPS), made_from.inputs[STEPS]
             if steps < trained:
