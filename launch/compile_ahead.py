@@ -17,7 +17,7 @@ from tca4rec_jax.compile_ahead import report
 from tca4rec_jax.compile_ahead.estimate import compile_for
 from tca4rec_jax.compile_ahead.programs import PROGRAMS, AbstractExperiment, train
 from tca4rec_jax.compile_ahead.targets import Target
-from tca4rec_jax.config import validate
+from tca4rec_jax.config_checks import validate
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.launching import CONFIG, DRY_RUN, DEFINE_field

@@ -23,14 +23,8 @@ from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
-from tca4rec_jax.config import (
-    build,
-    check_fits,
-    check_llm,
-    default_config,
-    run_name,
-    saved_config,
-)
+from tca4rec_jax.config import build, default_config, run_name, saved_config
+from tca4rec_jax.config_checks import check_fits, check_llm
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.data.prompts import Prompts

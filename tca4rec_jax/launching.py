@@ -22,7 +22,8 @@ from ml_collections import ConfigDict, config_flags
 
 from tca4rec_jax import run_config
 from tca4rec_jax.compilations import announce_compilations
-from tca4rec_jax.config import SHORT_NAMES, build, config_fields, doubts, run_name, validate
+from tca4rec_jax.config import SHORT_NAMES, build, config_fields, run_name
+from tca4rec_jax.config_checks import doubts, validate
 from tca4rec_jax.data.downloads import default_cache_dir
 from tca4rec_jax.data.item_vectors import embeddings_folder
 from tca4rec_jax.data.settings import DataConfig

@@ -10,7 +10,8 @@ from absl import logging
 from flax import nnx
 from jax.stages import Lowered
 
-from tca4rec_jax.config import build, validate
+from tca4rec_jax.config import build
+from tca4rec_jax.config_checks import validate
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.temperature import check_eta

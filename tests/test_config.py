@@ -19,8 +19,8 @@ from tca4rec_jax.config import (
     run_name,
     score_weights,
     split_argument,
-    validate,
 )
+from tca4rec_jax.config_checks import validate
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError

@@ -16,14 +16,8 @@ from first_losses import compare
 from published_formulas import PublishedLoss, prompt
 from tiny_workdir import make_config, make_workdir
 
-from tca4rec_jax.config import (
-    build,
-    check_llm,
-    config_fields,
-    config_value,
-    default_config,
-    validate,
-)
+from tca4rec_jax.config import build, config_fields, config_value, default_config
+from tca4rec_jax.config_checks import check_llm, validate
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective, of_logits, tca_loss
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie

@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tiny_workdir import make_config, make_workdir, stopped_and_gone_on
 
-from tca4rec_jax.config import validate
+from tca4rec_jax.config_checks import validate
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.fileio import read_json_lines

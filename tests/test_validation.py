@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tiny_workdir import make_config, make_workdir
 
-from tca4rec_jax.config import default_config, validate
+from tca4rec_jax.config import default_config
+from tca4rec_jax.config_checks import validate
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.experiment import Experiment

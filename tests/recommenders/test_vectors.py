@@ -7,7 +7,7 @@ from safetensors import safe_open
 from tiny_workdir import ITEMS, make_config, make_workdir
 
 from tca4rec_jax.cf.pipeline import run_cf
-from tca4rec_jax.config import check_llm
+from tca4rec_jax.config_checks import check_llm
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.prompts import USER_SLOT, Prompts
 from tca4rec_jax.data.ragged import Ragged
