@@ -3,9 +3,9 @@
 Prompts are texts that the tokenizer reads whole, soft labels come from a dictionary of prefixes
 (published_formulas.py), the optimiser is AdamW by hand. Of the project this takes the data, the
 order of the batches, the CF vectors and the decoder. test_official.py does so with tiny data. By
-hand, after prepare_data and train_cf of the same config in WORKDIR:
+hand, after prepare_data and train_cf of the same config in the work directory:
 
-    python tests/first_losses.py CONFIG.py:ARGUMENT WORKDIR "office products"
+    python tests/first_losses.py --config=FILE.py:ARGUMENT --workdir=W --domain="office products"
 
 trains training.steps steps and prints both losses of each. Dropout must be off.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from flax import nnx
 from published_formulas import PublishedLoss, prompt
 
@@ -131,10 +132,14 @@ def compare(experiment: Experiment, domain: str) -> Iterator[tuple[float, float]
 
 
 if __name__ == "__main__":
-    file, _, arg = sys.argv[1].partition(":")
-    run = Experiment(runpy.run_path(file)["get_config"](arg), Path(sys.argv[2]))
+    flags.DEFINE_string("config", None, "A config file, with an argument.", required=True)
+    flags.DEFINE_string("workdir", None, "The work directory.", required=True)
+    flags.DEFINE_string("domain", None, "The word of the prompt.", required=True)
+    flags.FLAGS(sys.argv)
+    file, _, arg = flags.FLAGS.config.partition(":")
+    run = Experiment(runpy.run_path(file)["get_config"](arg), Path(flags.FLAGS.workdir))
     worst = 0.0
-    for step, (loss, published) in enumerate(compare(run, sys.argv[3])):
+    for step, (loss, published) in enumerate(compare(run, flags.FLAGS.domain)):
         print(f"{step:3} {loss:.6f} {published:.6f} {loss - published:+.1e}", flush=True)
         worst = max(worst, abs(loss - published))
     sys.exit(worst > 1e-4)
