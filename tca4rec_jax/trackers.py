@@ -2,17 +2,26 @@
 
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from absl import logging
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.fileio import remove
+from tca4rec_jax.fileio import fingerprint, remove
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.ranges import Text, check_fields
 
@@ -59,32 +68,41 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """Several trackers as one; none at all by default."""
+    """Several trackers as one; none at all by default.
 
-    def __init__(self, trackers: Sequence[Tracker] = ()):
-        self._trackers = trackers
+    None of them ends a run: one that fails is said in a warning, and told nothing more.
+    """
+
+    def __init__(self, openers: Mapping[str, Callable[[], Tracker]] | None = None):
+        self._trackers: dict[str, Tracker] = {}
+        for name, opener in (openers or {}).items():
+            with self._or_without(name):
+                self._trackers[name] = opener()
 
     @classmethod
     def open(
-        cls, config: ConfigDict, folder: Path, made_from: Provenance, start: int = 0
+        cls,
+        config: ConfigDict,
+        folder: Path,
+        made_from: Provenance,
+        identity: str,
+        start: int = 0,
     ) -> "Trackers":
         """Those of a run or an evaluation with this folder; they get config and provenance.
 
-        It goes on after `start` steps: TensorBoard forgets what it was told of later ones. Only in
-        the main process of a job there are any.
+        It goes on after `start` steps: TensorBoard forgets what it was told of later ones, and
+        Weights & Biases goes on with the run of this `identity`. Only in the main process of a job
+        there are any.
         """
         if not is_main_process():
             return cls()
-        tracking, files = TrackingConfig(**config.tracking), folder / "tensorboard"
-        if not start:
-            remove(files)
-        trackers: list[Tracker] = [_TensorBoard(files, start)]
-        if "wandb" in tracking.also:
-            name = f"{made_from.fingerprint[:16]}-{folder.name}"
-            trackers.append(_WeightsAndBiases(folder, tracking.project, name))
-        if "clu" in tracking.also:
-            trackers.append(_CLU(folder / "clu"))
-        opened = cls(trackers)
+        tracking = TrackingConfig(**config.tracking)
+        openers: dict[str, Callable[[], Tracker]] = {
+            "TensorBoard": partial(_TensorBoard, folder / "tensorboard", start),
+            "wandb": partial(_WeightsAndBiases, folder, config, identity),
+            "clu": partial(_CLU, folder / "clu"),
+        }
+        opened = cls({name: openers[name] for name in ("TensorBoard", *tracking.also)})
         opened.text("config", _as_code(config.to_json_best_effort(indent=2)))
         opened.text("provenance", _as_code(made_from.to_json()))
         return opened
@@ -93,18 +111,29 @@ class Trackers:
         return self
 
     def __exit__(self, *_):
-        for tracker in self._trackers:
-            tracker.close()
+        self._tell(lambda tracker: tracker.close())
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """As `Tracker.scalars`."""
-        for tracker in self._trackers:
-            tracker.scalars(step, values)
+        self._tell(lambda tracker: tracker.scalars(step, values))
 
     def text(self, name: str, text: str) -> None:
         """As `Tracker.text`."""
-        for tracker in self._trackers:
-            tracker.text(name, text)
+        self._tell(lambda tracker: tracker.text(name, text))
+
+    def _tell(self, call: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            with self._or_without(name):
+                call(tracker)
+
+    @contextmanager
+    def _or_without(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a package raises
+            self._trackers.pop(name, None)
+            why = f"{type(error).__name__}: {error}"
+            logging.warning("%s is told nothing more of this run (%s)", name, why)
 
 
 def _as_code(json_text: str) -> str:
@@ -112,33 +141,48 @@ def _as_code(json_text: str) -> str:
 
 
 class _TensorBoard:
+    """Writes in the thread that calls, as nobody sees an error in that of SummaryWriter."""
+
     def __init__(self, folder: Path, start: int):
-        options = {"flush_secs": _FLUSH_SECONDS, "filename_suffix": f".{start}"}
+        if not start:
+            remove(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"), f".{start}")
+        self._flushed = -math.inf
         if start:
-            options["purge_step"] = start
-        self._writer = SummaryWriter(str(folder), **options)
+            self._write(step=start, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        points = [summary.scalar(name, value).value[0] for name, value in values.items()]
+        self._write(step=step, summary=Summary(value=points))
 
     def text(self, name: str, text: str) -> None:
-        self._writer.add_text(name, text)
+        self._write(summary=summary.text(name, text))
 
     def close(self) -> None:
-        self._writer.close()
+        self._events.close()
+
+    def _write(self, **event: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), **event))
+        if time.monotonic() > self._flushed + _FLUSH_SECONDS:
+            self._events.flush()
+            self._flushed = time.monotonic()
 
 
 class _WeightsAndBiases:
-    """One run there for each run here, also if it goes on after an interruption.
+    """One run there for each `identity` and folder here, also if it goes on.
 
     WANDB_MODE=offline keeps it on this machine.
     """
 
-    def __init__(self, folder: Path, project: str, name: str):
-        self._wandb = importlib.import_module("wandb")
-        self._run = self._wandb.init(
-            project=project, id=name, name=folder.name, dir=str(folder), resume="allow"
+    def __init__(self, folder: Path, config: ConfigDict, identity: str):
+        self._run = importlib.import_module("wandb").init(
+            project=config.tracking.project,
+            id=fingerprint([identity, folder.name]),
+            name=folder.name,
+            config=json.loads(config.to_json_best_effort()),
+            dir=str(folder),
+            resume="allow",
         )
         self._run.define_metric("*", step_metric="step")
 

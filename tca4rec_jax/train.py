@@ -113,7 +113,7 @@ def _train(experiment: Experiment) -> TrainState:
         watchdog_seconds=training.watchdog_seconds,
         describe=describe,
         validation=validation,
-        open_trackers=partial(Trackers.open, config, run.path, made_from),
+        open_trackers=partial(Trackers.open, config, run.path, made_from, inputs_of(made_from)),
     )
     checkpoints = Checkpoints(run.checkpoints, keep=training.keep_checkpoints)
     return run_loop(step, state, batches, checkpoints, options)

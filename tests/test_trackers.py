@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+import tensorboardX
 from tensorboardX.proto.event_pb2 import Event
 from tiny_workdir import make_config, make_workdir, stopped_and_gone_on
 
@@ -98,14 +99,49 @@ def test_further_trackers_are_told_the_same(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib, "import_module", modules.__getitem__)
     config = make_config(workdir, "run")
     config.tracking.update(also=("wandb", "clu"), project="mine")
-    with Trackers.open(config, tmp_path, MADE_FROM) as trackers:
+    with Trackers.open(config, tmp_path, MADE_FROM, "identity") as trackers:
         trackers.scalars(3, {"loss": 0.5})
     assert told[0]["project"] == "mine"
-    assert told[0]["id"].startswith(MADE_FROM.fingerprint[:16])
+    assert told[0]["id"].isalnum()
+    assert told[0]["config"]["tracking"]["project"] == "mine"
     assert ("wandb", "log", ({"step": 3, "loss": 0.5},), {}) in told
     assert ("clu", "write_scalars", (3, {"loss": 0.5}), {}) in told
     assert [one[:2] for one in told[-2:]] == [("wandb", "finish"), ("clu", "close")]
     assert run.summary.keys() == {"config", "provenance"}
+
+
+def test_a_tracker_that_fails_is_said_once_and_ends_nothing(caplog):
+    told = []
+
+    class Failing:
+        def scalars(self, step, values):
+            raise RuntimeError("no network")
+
+    def refused():
+        raise OSError("no login")
+
+    noting = types.SimpleNamespace(
+        scalars=lambda step, values: told.append(step), close=lambda: told.append("closed")
+    )
+    openers = {"refused": refused, "failing": Failing, "noting": lambda: noting}
+    with Trackers(openers) as trackers:
+        for step in range(3):
+            trackers.scalars(step, {"loss": 0.5})
+    assert told == [0, 1, 2, "closed"]
+    assert [record.args for record in caplog.records] == [
+        ("refused", "OSError: no login"),
+        ("failing", "RuntimeError: no network"),
+    ]
+
+
+def test_a_full_disk_ends_nothing_and_is_waited_for_by_nothing(workdir, monkeypatch, caplog):
+    config, folder = make_config(workdir, "full"), workdir / "full"
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(tensorboardX.record_writer, "open_file", lambda path: full)
+        with Trackers.open(config, folder, MADE_FROM, "identity") as trackers:
+            for step in range(20):
+                trackers.scalars(step, {"loss": 0.5})
+    assert [record.args[0] for record in caplog.records] == ["TensorBoard"]
 
 
 def test_a_tracker_that_is_not_installed_is_said_before_anything(workdir, monkeypatch):

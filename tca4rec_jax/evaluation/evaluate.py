@@ -94,7 +94,7 @@ def evaluate_run(
     results = evaluate[experiment.recipe.evaluated_by](
         experiment, rows, compared, made_from, folder
     )
-    with Trackers.open(config, folder, made_from) as trackers:
+    with Trackers.open(config, folder, made_from, made_from.fingerprint) as trackers:
         means = {n: v.mean for n, v in flatten(results["models"]) if isinstance(v, Interval)}
         trackers.scalars(0, means)
         if is_main_process():
