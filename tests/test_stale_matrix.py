@@ -21,7 +21,10 @@ from tca4rec_jax.data.dataset import load, prepare
 from tca4rec_jax.decoding.list_inputs import list_inputs
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.evaluation.comparison import comparison, inputs_of
 from tca4rec_jax.evaluation.evaluate import evaluate_run, sweep_guidance
+from tca4rec_jax.evaluation.llm_rankings import ranking_inputs
+from tca4rec_jax.evaluation.rankings import EvaluationRows
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.provenance import FILE, Provenance, StaleError
 from tca4rec_jax.train import train
@@ -264,6 +267,30 @@ def test_what_lists_depend_on_is_noticed(workdir, monkeypatch, field):
     made_from = Provenance("lists", "", inputs(Experiment(make_config(workdir, RUN), workdir)))
     found = made_from.differences(inputs(changed(workdir, field, FIELDS[field])))
     assert bool(found) == (field in INFERENCE | LISTS), found
+
+
+def validation(experiment, rows):
+    experiment.config.validation.every = 2
+    return experiment.training_inputs
+
+
+RANKS = {
+    "validation": validation,
+    "rankings": lambda experiment, rows: ranking_inputs(experiment, rows, RUN, []),
+    "results": lambda experiment, rows: inputs_of(experiment, rows, comparison(experiment, [RUN])),
+}
+
+
+@pytest.mark.parametrize("kind", RANKS)
+def test_how_titles_are_compared_is_noticed_where_they_are_ranked(workdir, kind):
+    experiment = changed(workdir, "evaluation.text_match", False)
+    rows = EvaluationRows.of(experiment)
+    made_from = Provenance("ranks", "", RANKS[kind](experiment, rows))
+    assert made_from.inputs.get("evaluation.text_match") is None  # as before there was this field
+    experiment.config.evaluation.text_match = True
+    found = made_from.differences(RANKS[kind](experiment, rows))
+    assert len(found) == 1
+    assert found[0].startswith("evaluation.text_match was ")
 
 
 def other_weights(workdir):

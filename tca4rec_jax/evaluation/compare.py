@@ -43,7 +43,7 @@ def compare_results(
     Args:
       folders: work directories, or folders results/NAME in them.
       labels: the models, by default all; see `models_of`.
-      baseline: one of them, by its name or label; by default the first.
+      baseline: a model by its name or label, also besides `labels`; by default the first.
       cutoffs: K, by default the largest that all were evaluated at.
       hits: as evaluation.hits.
       output: the folder of comparison.json and comparison.md; None writes nothing.
@@ -52,7 +52,9 @@ def compare_results(
     not one of the models, and for a K beyond the lists.
     """
     tables = [KeptRankings.read(folder) for folder in folders]
-    models = models_of(tables, labels)
+    for table in tables:
+        tables[0].check_same_rows(table, hits)
+    models = models_of(tables, [*labels, baseline] if labels and baseline else labels)
     longest = min(table.longest for table in tables)
     cutoffs, baseline = tuple(cutoffs) or (longest,), _named(models, baseline)
     if beyond := [k for k in cutoffs if k > longest]:
@@ -103,19 +105,19 @@ def models_of(tables: Sequence[KeptRankings], labels: Sequence[str] = ()) -> dic
 
     Of several tables a name is 'FOLDER: LABEL', and `labels` may be either. One that an earlier
     table has by the same label, with the same ranks and likelihoods, as "Most popular", is there
-    once. Raises UserError for tables of other rows, or a label that none has.
+    once, unless `labels` have its name. Raises UserError for a label that none has.
     """
     found: dict[str, Ranks] = {}
-    seen: list[tuple[str, Ranks]] = []
+    taken: list[tuple[str, Ranks]] = []
+    there: dict[str, None] = {}
     for table in tables:
-        tables[0].check_same_rows(table)
         for label, ranks in table.models.items():
             name = f"{table.folder}: {label}" if len(tables) > 1 else label
-            again = any(label == other and _equal(ranks, one) for other, one in seen)
-            if not again and (not labels or {name, label} & {*labels}):
+            there |= {label: None, name: None}
+            again = any(label == other and _equal(ranks, one) for other, one in taken)
+            if name in labels or (not again and (not labels or label in labels)):
                 found[name] = ranks
-            seen.append((label, ranks))
-    there = dict.fromkeys(label for label, _ in seen) | found
+                taken.append((label, ranks))
     if unknown := [label for label in labels if label not in there]:
         raise UserError(f"no table has a model {unknown[0]!r}: there are {[*there]}")
     return found

@@ -134,6 +134,7 @@ def inputs_of(experiment: Experiment, rows: EvaluationRows, compared: Comparison
         | {"allowed items": experiment.item_filter.content_hash()},
         **rows.inputs(),
         **{f"evaluation.{name}": config.evaluation[name] for name in ("cutoffs", "hits")},
+        "evaluation.text_match": config.evaluation.text_match or None,
         "objective.beta": config.objective.beta,
         "catalogue": catalogue.content_hash(),
         "titles": Catalogue(catalogue.item_ids, catalogue.titles).content_hash(),

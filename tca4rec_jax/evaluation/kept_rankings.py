@@ -24,6 +24,8 @@ _SAME = {
     "compared.allowed items": "items that may be recommended (history, allow, deny)",
 }
 """What has to be the same of tables that are compared: the input's name, and in words."""
+_SAME_TITLES = {"evaluation.text_match": "way to compare titles (evaluation.text_match)"}
+"""What else, if hits are by title."""
 
 
 class Ranks(NamedTuple):
@@ -97,11 +99,14 @@ class KeptRankings:
         """The K up to which the lists of its models go."""
         return self.made_from.inputs["evaluation.cutoffs"][-1]
 
-    def check_same_rows(self, other: "KeptRankings") -> None:
-        """Raises UserError, with what differs, unless another table ranks the same for each row."""
-        now = {name: other.made_from.inputs.get(name) for name in _SAME}
-        own = {name: self.made_from.inputs.get(name) for name in _SAME}
-        found = [words for name, words in _SAME.items() if own[name] != now[name]]
+    def check_same_rows(self, other: "KeptRankings", hits: str = "item") -> None:
+        """Raises UserError, with what differs, unless another table ranks the same for each row.
+
+        `hits`, as evaluation.hits, are what will be compared.
+        """
+        now, own = other.made_from.inputs, self.made_from.inputs
+        same = _SAME | (_SAME_TITLES if hits == "title" else {})
+        found = [words for name, words in same.items() if own.get(name) != now.get(name)]
         if not found:
             return
         more = f" ({self._first_difference(other)})" if found[0] == "rows" else ""

@@ -29,6 +29,7 @@ from tca4rec_jax.fileio import fingerprint, write_npz
 from tca4rec_jax.metrics import rank_in_list
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.recommenders.vectors import soft_rows
+from tca4rec_jax.training.run_inputs import ranked_by
 
 Found = TypeVar("Found", bound=NamedTuple)
 _ROWS_AT_ONCE = 1024  # of a CF logits store whose content is hashed
@@ -122,10 +123,7 @@ def ranking_inputs(
     experiment: Experiment, rows: EvaluationRows, name: str, weights: list[ScoreWeights]
 ) -> dict[str, Any]:
     """What the rankings of an LLM run, or of '' the pretrained LLM, depend on: provenance."""
-    temperatures = experiment.config.evaluation.temperatures
-    inputs = list_inputs(experiment, name, weights) | rows.inputs()
-    inputs |= {"evaluation.temperatures": temperatures}
-    inputs["evaluation.text_match"] = experiment.config.evaluation.text_match or None
+    inputs = list_inputs(experiment, name, weights) | rows.inputs() | ranked_by(experiment.config)
     if any(one.guidance for one in weights) or reads_users(experiment.config.prompt):
         inputs["CF logits of the rows"] = _cf_content(experiment, rows)
     return inputs

@@ -45,6 +45,7 @@ ADDED = {
     "training.unsupervised_end": 0,
     "training.tokens_per_batch": 0,
     "training.rows_per_mean": 0,
+    "evaluation.text_match": False,
 }
 
 
@@ -168,10 +169,10 @@ def validation_inputs(config: ConfigDict, data: RecData, workdir: Path, allowed:
     for name in ("allow", "deny", "exclude_history", "beta"):  # `allowed`; of guidance
         del decoding[name]
     decoding["beams"] = config.validation.beams or decoding["beams"]
-    names = "seed", "candidates", "temperatures"
     inputs = {
         SECTION: config.validation.to_dict(),
-        "evaluation": {name: config.evaluation[name] for name in names},
+        "evaluation": {name: config.evaluation[name] for name in ("seed", "candidates")},
+        **ranked_by(config),
         "decoding": decoding,
         "allowed items": allowed,
         "validation rows": data.splits[SECTION].content_hash(),
@@ -180,6 +181,15 @@ def validation_inputs(config: ConfigDict, data: RecData, workdir: Path, allowed:
         manifest = read_manifest(split_path(config.cf.logits, workdir, SECTION))
         inputs["CF logits of validation"] = manifest["content_hash"]
     return inputs
+
+
+def ranked_by(config: ConfigDict) -> dict[str, Any]:
+    """What a ranking of given rows takes of config.evaluation."""
+    evaluation = config.evaluation
+    return {
+        "evaluation.temperatures": evaluation.temperatures,
+        "evaluation.text_match": evaluation.text_match or None,
+    }
 
 
 def training_split(config: ConfigDict) -> str:

@@ -90,6 +90,16 @@ def test_hits_by_title_have_differences_of_their_own(tmp_path):
     assert found == pytest.approx(expected.mean())
 
 
+def test_titles_that_were_compared_in_two_ways_are_refused_for_hits_by_title(tmp_path):
+    a = write_table(tmp_path / "a", {"LLM": ranking(0)})
+    b = write_table(tmp_path / "b", {"LLM": ranking(1)}, **{"evaluation.text_match": True})
+    c = write_table(tmp_path / "c", {"LLM": ranking(2)}, **{"evaluation.text_match": None})
+    assert compare_results([a, b])["models"]  # by item they are the same
+    assert compare_results([a, c], hits="title")["models"]
+    with pytest.raises(UserError, match=r"the same way to compare titles \(evaluation.text_match"):
+        compare_results([a, b], hits="title")
+
+
 def test_models_of_several_work_directories_are_compared(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     write_table(a, {"Most popular": ranking(0), "LLM": ranking(1)})
@@ -102,6 +112,11 @@ def test_models_of_several_work_directories_are_compared(tmp_path):
     with pytest.raises(UserError, match=r"no table has a model 'LMM': there are .*'LLM'"):
         compare_results([a, b], labels=["LMM"])
     assert compare_results([a, b], baseline="Most popular")["baseline"] == f"{a}: Most popular"
+    found = compare_results([a, b], labels=[f"{b}: Most popular", "LLM"])
+    assert found["baseline"] == f"{a}: LLM"
+    assert list(found["models"]) == [f"{b}: Most popular", f"{b}: LLM"]
+    found = compare_results([a, b], labels=["LLM"], baseline="Most popular")  # besides the labels
+    assert (found["baseline"], len(found["models"])) == (f"{a}: Most popular", 2)
     for baseline in ("LLM", "LMM"):
         with pytest.raises(UserError, match=rf"needs one baseline \('{baseline}'\) and another"):
             compare_results([a, b], baseline=baseline)
