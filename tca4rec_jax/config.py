@@ -70,6 +70,15 @@ def build(kind: type[_Kind], section: Mapping[str, Any], **changes: Any) -> _Kin
     return (kind if isinstance(kind, type) else type(kind))(**values | changes)
 
 
+def ranked_by(config: ConfigDict) -> dict[str, Any]:
+    """What a ranking of given rows takes of config.evaluation."""
+    evaluation = config.evaluation
+    return {
+        "evaluation.temperatures": evaluation.temperatures,
+        "evaluation.text_match": evaluation.text_match or None,
+    }
+
+
 def score_weights(config: ConfigDict, guidance: float) -> ScoreWeights:
     """The weights of a beam's score. Raises UserError for one that is out of range."""
     beta = config.objective.beta if config.decoding.beta is None else config.decoding.beta

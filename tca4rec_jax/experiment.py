@@ -23,7 +23,7 @@ from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
-from tca4rec_jax.config import build, default_config, run_name, saved_config
+from tca4rec_jax.config import build, default_config, ranked_by, run_name, saved_config
 from tca4rec_jax.config_checks import check_fits, check_llm
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.trie import DeviceTrie
@@ -242,6 +242,7 @@ class Experiment(ExperimentInputs):
         if self.validation.is_on:
             allowed = self.item_filter.content_hash()
             fields |= validation_inputs(self.config, self.data, self.workdir, allowed)
+            fields |= ranked_by(self.config)
         return recorded(fields)
 
     @property

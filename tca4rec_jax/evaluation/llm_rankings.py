@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from absl import logging
 
-from tca4rec_jax.config import score_weights
+from tca4rec_jax.config import ranked_by, score_weights
 from tca4rec_jax.data.templates import reads_users
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.engine import SearchJob, SearchRows
@@ -29,7 +29,6 @@ from tca4rec_jax.fileio import fingerprint, write_npz
 from tca4rec_jax.metrics import rank_in_list
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.recommenders.vectors import soft_rows
-from tca4rec_jax.training.run_inputs import ranked_by
 
 Found = TypeVar("Found", bound=NamedTuple)
 _ROWS_AT_ONCE = 1024  # of a CF logits store whose content is hashed

@@ -161,7 +161,7 @@ def data_inputs(
 
 
 def validation_inputs(config: ConfigDict, data: RecData, workdir: Path, allowed: str) -> dict:
-    """What decides which step of a validated run is the best, besides `inference_inputs`.
+    """What decides the best step of a validated run, besides `inference_inputs`, `ranked_by`.
 
     `allowed` is the hash of the items that may be recommended. Raises as `data_inputs`.
     """
@@ -172,7 +172,6 @@ def validation_inputs(config: ConfigDict, data: RecData, workdir: Path, allowed:
     inputs = {
         SECTION: config.validation.to_dict(),
         "evaluation": {name: config.evaluation[name] for name in ("seed", "candidates")},
-        **ranked_by(config),
         "decoding": decoding,
         "allowed items": allowed,
         "validation rows": data.splits[SECTION].content_hash(),
@@ -181,15 +180,6 @@ def validation_inputs(config: ConfigDict, data: RecData, workdir: Path, allowed:
         manifest = read_manifest(split_path(config.cf.logits, workdir, SECTION))
         inputs["CF logits of validation"] = manifest["content_hash"]
     return inputs
-
-
-def ranked_by(config: ConfigDict) -> dict[str, Any]:
-    """What a ranking of given rows takes of config.evaluation."""
-    evaluation = config.evaluation
-    return {
-        "evaluation.temperatures": evaluation.temperatures,
-        "evaluation.text_match": evaluation.text_match or None,
-    }
 
 
 def training_split(config: ConfigDict) -> str:
