@@ -123,9 +123,9 @@ class Status:
                 described = f"{config.llm.weights}, alpha {config.objective.alpha:g}"
                 stale = "; ".join(run.made_from.differences(experiment.training_inputs))
                 done, steps, outcome = run.trained_steps, run.steps, run.outcome
-                whole = not run.unfinished
-                state = f"{steps} steps" if done >= steps else f"{done} of {steps} steps"
-                state += ", ended by validation" * (outcome.ended and done < steps)
+                unfinished, ended = run.unfinished, f"{done} of {steps} steps, ended by validation"
+                whole = not unfinished
+                state = unfinished or (f"{steps} steps" if done >= steps else ended)
                 state += "" if outcome.best is None else f", best {outcome.best}"
             except (OSError, UserError) as error:
                 stale, state = str(error), ""

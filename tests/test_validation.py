@@ -16,6 +16,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import read_json_lines
+from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.status import Status
 from tca4rec_jax.train import train
 from tca4rec_jax.training.fault_tolerance import Stopped
@@ -101,19 +102,21 @@ def test_programs_are_compiled_by_the_first_validation(workdir, monkeypatch, kin
     assert counts[1:] == [0, 0]
 
 
-@pytest.mark.parametrize(("how", "batch"), [("killed", 1), ("stopped", 2)])
+@pytest.mark.parametrize(
+    ("how", "step", "batch"), [("killed", 4, 1), ("stopped", 4, 2), ("killed", 5, 1)]
+)
 def test_cut_short_in_the_middle_of_a_validation_it_chooses_the_same(
-    workdir, whole, monkeypatch, how, batch
+    workdir, whole, monkeypatch, how, step, batch
 ):
-    """At step 4, after a batch of 4 of the 12 rows, or two."""
-    name = f"{how}_{batch}"
+    """After a batch of 4 of the 12 rows, or two, of the second or the last validation."""
+    name, before = f"{how}_{step}", [other for other in (2, 4) if other < step]
     call = Validator.__call__
 
     def cut_short(self, decoder, after_batch):
         done = iter(range(1, 9))
 
         def after():
-            if found(RunFolder.of(workdir, name)) and next(done) == batch:
+            if list(found(RunFolder.of(workdir, name))) == before and next(done) == batch:
                 if how == "killed":
                     raise KeyboardInterrupt
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -126,7 +129,9 @@ def test_cut_short_in_the_middle_of_a_validation_it_chooses_the_same(
         with pytest.raises((KeyboardInterrupt, Stopped), match="^$|after step 4 of 5"):
             train(experiment(workdir, name))
     run, (expected, params) = RunFolder.of(workdir, name), whole
-    assert (run.trained_steps, list(found(run))) == (4, [2])
+    assert (run.trained_steps, list(found(run))) == (step, before)
+    assert run.unfinished == {4: "4 of 5 steps", 5: "5 of 5 steps, the last not validated"}[step]
+    assert Status(workdir).rows()[f"llm/{name}"]["state"].startswith(run.unfinished)
     state = train(experiment(workdir, name))
     assert found(run) == found(expected)
     assert run.outcome == expected.outcome
@@ -140,7 +145,8 @@ def test_patience_ends_a_run_which_is_finished_then(workdir):
     state, run = train(one), RunFolder.of(workdir, "patient")
     assert (int(state.step), list(found(run)), run.unfinished) == (4, [2, 4], "")
     assert run.outcome == Outcome(2, 1, True)
-    assert "hr@1 by title" in found(run)[2]
+    assert run.drawn[-2:] == ["validation/nll", "validation/ndcg@3 by title"]
+    assert {name.removeprefix("validation/") for name in run.drawn[-2:]} < found(run)[2].keys()
     assert one.run_step("patient") == 2
     one.check_run("patient")
     assert (
@@ -157,6 +163,18 @@ def test_patience_ends_a_run_which_is_finished_then(workdir):
         with pytest.raises(UserError, match=f"validation.{said}"):
             train(experiment(workdir, "patient", **settings | other))
     assert run.unfinished == ""
+
+
+def test_a_validation_whose_checkpoint_is_not_there_counts_for_nobody(tmp_path):
+    """Killed after the line of step 4, while its checkpoint was being written."""
+    run = RunFolder(tmp_path)
+    inputs = {"training.steps": 5, "validation.every": 2, "validation.patience": 1}
+    Provenance("LLM run", "x", inputs).save(tmp_path)
+    (run.checkpoints / "2").mkdir(parents=True)
+    run.log.write_text("".join(f'{{"step": {n}, "validation/nll": {n}}}\n' for n in (2, 4)))
+    assert (run.outcome, run.unfinished) == (Outcome(2, 0, False), "2 of 5 steps")
+    (run.checkpoints / "4").mkdir()
+    assert (run.outcome, run.unfinished) == (Outcome(2, 1, True), "")
 
 
 def test_the_best_checkpoint_is_kept_and_the_first_of_equals(workdir):

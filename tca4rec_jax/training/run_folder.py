@@ -2,7 +2,7 @@
 
 provenance.json   what the checkpoints depend on
 config.json       the config of the latest training
-checkpoints/, log.jsonl, tensorboard/, profile/
+checkpoints/, log.jsonl, tensorboard/, clu/, wandb/, profile/
 """
 
 import dataclasses
@@ -17,7 +17,13 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import read_json, read_json_lines, write_text
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.ranges import FolderName, check
-from tca4rec_jax.training.validation import SECTION, Outcome, ValidationConfig, validations_of
+from tca4rec_jax.training.validation import (
+    NLL,
+    SECTION,
+    Outcome,
+    ValidationConfig,
+    validations_of,
+)
 
 COMMAND = "launch/train.py under another --config.run"
 STEPS = "training.steps"  # the one input that may change while the run goes on
@@ -69,22 +75,45 @@ class RunFolder:
         return self.made_from.inputs.get(STEPS, 0)
 
     @property
-    def outcome(self) -> Outcome:
-        """What follows from the run's validations. Raises StaleError as `made_from`."""
+    def validation(self) -> ValidationConfig:
+        """When and by what it is validated. Raises StaleError as `made_from`."""
         inputs, prefix = self.made_from.inputs, f"{SECTION}."
         fields = {n.removeprefix(prefix): v for n, v in inputs.items() if n.startswith(prefix)}
-        found = validations_of(read_json_lines(self.log)) if fields else {}
-        return Outcome.of(ValidationConfig(**fields), found)
+        return ValidationConfig(**fields)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What follows from the run's validations. Raises StaleError as `made_from`."""
+        return Outcome.of(self.validation, self._validations)
+
+    @property
+    def _validations(self) -> dict[int, dict[str, float]]:
+        """Those of the saved steps: a run that goes on makes later ones anew."""
+        if not self.validation.is_on:
+            return {}
+        trained, found = self.trained_steps, validations_of(read_json_lines(self.log))
+        return {step: values for step, values in found.items() if step <= trained}
 
     @property
     def unfinished(self) -> str:
         """How far it is, in words; '' for a finished run, also for one that validation ended."""
         try:
-            steps, ended = self.steps, self.outcome.ended
+            steps, validated = self.steps, self.validation.is_on
+            found, ended = self._validations, self.outcome.ended
         except UserError as error:
             return str(error)
-        trained = self.trained_steps
-        return "" if ended or 0 < steps <= trained else f"{trained} of {steps} steps"
+        done = f"{self.trained_steps} of {steps} steps"
+        if ended:
+            return ""
+        if not 0 < steps <= self.trained_steps:
+            return done
+        return f"{done}, the last not validated" if validated and steps not in found else ""
+
+    @property
+    def drawn(self) -> list[str]:
+        """The names in the log that show how it learned. Raises StaleError as `made_from`."""
+        metrics = dict.fromkeys((NLL, self.validation.metric))
+        return ["loss", "nll_per_title", "grad_norm", *(f"{SECTION}/{name}" for name in metrics)]
 
     @property
     def made_from(self) -> Provenance:
