@@ -95,8 +95,12 @@ def evaluate_run(
         experiment, rows, compared, made_from, folder
     )
     with Trackers.open(config, folder, made_from, made_from.fingerprint) as trackers:
-        means = {n: v.mean for n, v in flatten(results["models"]) if isinstance(v, Interval)}
-        trackers.scalars(0, means)
+        numbers = {
+            name: value.mean if isinstance(value, Interval) else value
+            for name, value in flatten(results["models"])
+            if isinstance(value, Interval | float)
+        }
+        trackers.scalars(0, numbers)
         if is_main_process():
             trackers.text("results", (folder / "results.md").read_text("utf-8"))
     return results
@@ -126,8 +130,7 @@ def _evaluate_rankings(
         KeptRankings.of(folder, made_from, *kept).write()
         write_tables(folder, results, experiment.config)
         write_details(folder, results, headline(experiment.config)[1])
-        curves = {run: read_json_lines(experiment.runs[run].log) for run in results["runs"]}
-        _plot(folder, results, curves, headline(experiment.config))
+        _plot(folder, results, experiment)
         _write_examples(folder, experiment, rows, rankings)
     return results
 
@@ -197,16 +200,15 @@ def sweep_guidance(
     return results
 
 
-def _plot(
-    folder: Path, results: dict, curves: Mapping[str, list[dict]], drawn: Sequence[str]
-) -> None:
+def _plot(folder: Path, results: dict, experiment: Experiment) -> None:
     """Draws results.png, and training.png if there is a training log."""
     hits = f"by {results['hits']}"
     models = {label: metrics[hits] for label, metrics in results["models"].items()}
-    report.plot_metrics(folder / "results.png", models, drawn)
+    report.plot_metrics(folder / "results.png", models, headline(experiment.config))
+    runs = {name: experiment.runs[name] for name in results["runs"]}
+    curves = {name: read_json_lines(run.log) for name, run in runs.items()}
     if any(curves.values()):
-        validated = [f"validation/{name}" for name in ("nll", *drawn)]
-        keys = ("loss", "nll_per_title", "grad_norm", *validated)
+        keys = list(dict.fromkeys(key for run in runs.values() for key in run.drawn))
         report.plot_training_curves(folder / "training.png", curves, keys)
 
 
