@@ -38,10 +38,11 @@ def loss(experiment, batches, number, logits_BxSxV):
 def item_distribution(store, cf_position, beta):
     """p_cf of all items."""
     cf = np.asarray(store.read(np.array([cf_position])), np.float64)[0]
-    if store.item_table is not None:
-        cf = np.asarray(store.item_table, np.float64) @ cf
-    if store.item_bias is not None:
-        cf = cf + store.item_bias
+    items = store.cf_items
+    if items.table_IxD is not None:
+        cf = np.asarray(items.table_IxD, np.float64) @ cf
+    if items.bias_I is not None:
+        cf = cf + items.bias_I
     p = np.exp((cf - cf.max()) / beta)
     return p / p.sum()
 

@@ -268,7 +268,7 @@ def test_another_name_answers_alike(workdir, monkeypatch):
     results = evaluate_run(config, workdir, name="another")
     assert "auc" in results["models"]["untrained"]["all"]
     inputs, expected = Experiment(config, workdir).training_inputs, answer.training_inputs
-    assert inputs == expected | {"recommender": config.recommender.to_dict()}
+    assert inputs == expected | {"recommender.name": "another"}
     assert "CF logits of validation" in inputs
     with pytest.raises(UserError, match=r"'another', which ranks nothing"):
         sweep_guidance(config, workdir, "", [1.0])
