@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tca4rec_jax.intervals import RESAMPLES, Interval, bootstrap_intervals, resampled_users
+from tca4rec_jax.intervals import RESAMPLES, Interval, resampled_users
 
 CUTOFFS = (1, 3, 5, 10)
 
@@ -152,13 +152,6 @@ def answer_metrics(
             low, high = np.nanquantile(resampled, [tail, 1 - tail])
             found[name] = Interval(float(mean), float(low), float(high))
     return found
-
-
-def ranking_metrics(
-    ranks_R: np.ndarray, user_R: np.ndarray, cutoffs: Sequence[int] = CUTOFFS, *, seed: int = 0
-) -> dict[str, Interval]:
-    """`metric_values` over rows, each with its interval; see `bootstrap_intervals`."""
-    return bootstrap_intervals(metric_values(ranks_R, cutoffs), user_R, seed=seed)
 
 
 def coverage(items_RxM: np.ndarray, num_items: int) -> float:

@@ -63,11 +63,6 @@ def evaluate_answers(
     yes_R, user_R = questions.asked.answer_R[row_R] == YES, questions.sequences.user[row_R]
     parts, seed = _parts(experiment, questions, row_R), config.evaluation.seed
 
-    def nll(score_R: np.ndarray) -> Interval:
-        """-log P(answer), in nats, of scores log P(yes) - log P(no)."""
-        nll_R = np.logaddexp(0.0, np.where(yes_R, -score_R, score_R))
-        return bootstrap_intervals({"nll": nll_R}, user_R, seed=seed)["nll"]
-
     def metrics(label: str) -> dict[str, Any]:
         found: dict[str, Any] = {
             part: answer_metrics(
@@ -75,7 +70,8 @@ def evaluate_answers(
             )
             for part, inside_R in parts.items()
         }
-        return found | {"nll": None if label == POPULAR else nll(scores[label])}
+        nll = None if label == POPULAR else _nll(scores[label], yes_R, user_R, seed)
+        return found | {"nll": nll}
 
     def difference(label: str, other: str) -> dict[str, Interval]:
         given = {"baseline_R": scores[other], "seed": seed}
@@ -96,6 +92,12 @@ def evaluate_answers(
     if multihost.is_main_process():
         _write_tables(folder, results)
     return results
+
+
+def _nll(score_R: np.ndarray, yes_R: np.ndarray, user_R: np.ndarray, seed: int) -> Interval:
+    """-log P(answer), in nats, of scores log P(yes) - log P(no)."""
+    nll_R = np.logaddexp(0.0, np.where(yes_R, -score_R, score_R))
+    return bootstrap_intervals({"nll": nll_R}, user_R, seed=seed)["nll"]
 
 
 def _write_tables(folder: Path, results: dict) -> None:

@@ -15,7 +15,6 @@ from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.evaluation.kept_rankings import KeptRankings, Ranks
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.intervals import Interval, bootstrap_intervals, holm, randomisation_test
-from tca4rec_jax.metrics import metric_differences
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.reporting import Cell, show_table, write_results
 
@@ -148,10 +147,12 @@ def compare(
     With intervals and tests that take users as a whole, and Holm's correction over all tests that
     are returned. `hits` is as evaluation.hits.
     """
-    values: dict[tuple[str, str], np.ndarray] = {}
-    for name, ranks in models.items():
-        for metric, value_R in _differences(ranks, models[baseline], cutoffs, hits).items():
-            values |= {(name, metric): value_R} if name != baseline else {}
+    values = {
+        (name, metric): value_R
+        for name, ranks in models.items()
+        if name != baseline
+        for metric, value_R in ranks.differences(models[baseline], cutoffs, hits).items()
+    }
     intervals = bootstrap_intervals(values, user_R, seed=seed)
     p_values = randomisation_test(values, user_R, seed=seed)
     adjusted = holm(p_values)
@@ -160,16 +161,6 @@ def compare(
         key = name, metric
         found[name][metric] = PairedTest(intervals[key], p_values[key], adjusted[key])
     return found
-
-
-def _differences(
-    ranks: Ranks, baseline: Ranks, cutoffs: Sequence[int], hits: str
-) -> dict[str, np.ndarray]:
-    field = "rank_R" if hits == "item" else "title_rank_R"
-    pair = getattr(ranks, field), getattr(baseline, field)
-    found = {name: one for k in cutoffs for name, one in metric_differences(*pair, k).items()}
-    nll_R = ranks.nll_R - baseline.nll_R
-    return found if np.isnan(nll_R).any() else found | {NLL: nll_R}
 
 
 def _equal(one: Ranks, other: Ranks) -> bool:

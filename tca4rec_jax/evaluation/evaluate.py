@@ -14,6 +14,7 @@ Axis letters: R rows.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from tca4rec_jax.evaluation.comparison import (
     results_folder,
 )
 from tca4rec_jax.evaluation.details import write_details
-from tca4rec_jax.evaluation.kept_rankings import KeptRankings
+from tca4rec_jax.evaluation.kept_rankings import KeptRankings, hit_ranks
 from tca4rec_jax.evaluation.lists import ListMetrics
 from tca4rec_jax.evaluation.llm_rankings import rank_llms
 from tca4rec_jax.evaluation.rankings import (
@@ -51,7 +52,7 @@ from tca4rec_jax.evaluation.summary import (
     check_cutoffs,
     differences,
     headline,
-    hit_ranks,
+    intervals,
     ranked_items,
     summarise,
     write_tables,
@@ -59,7 +60,7 @@ from tca4rec_jax.evaluation.summary import (
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import read_json_lines, write_text
 from tca4rec_jax.intervals import Interval
-from tca4rec_jax.metrics import ranking_metrics
+from tca4rec_jax.metrics import metric_values
 from tca4rec_jax.provenance import Provenance, flatten
 from tca4rec_jax.reporting import show, show_table, write_results
 from tca4rec_jax.trackers import Trackers
@@ -165,39 +166,44 @@ def sweep_guidance(
     cf_ranking = rank_cf_models(experiment, rows, cf_models(experiment, rows))[CF]
     rankings = rank_llms(experiment, rows, compared.guidances) | {CF: cf_ranking}
 
-    user_R, seed, drawn = rows.sequences.user, config.evaluation.seed, headline(config)
-    models = {
-        label: ranking_metrics(hit_ranks(config, one), user_R, config.evaluation.cutoffs, seed=seed)
+    columns: dict[str, Mapping[str, np.ndarray]] = {
+        label: metric_values(hit_ranks(one, config.evaluation.hits), config.evaluation.cutoffs)
         for label, one in rankings.items()
     }
-    pairs = [(label, other) for label in labels for other in ("lambda = 0", CF)]
-    found = differences(config, rankings, pairs, user_R)
-    gains: dict[str, dict[str, Interval]] = {label: {} for label in labels}
-    for label, other in pairs:
-        gains[label][f"{drawn[1].upper()} - {other}"] = found[f"{label} - {other}"][drawn[1]]
+    pairs = {label: [(label, "lambda = 0"), (label, CF)] for label in labels}
+    columns |= differences(config, rankings, itertools.chain(*pairs.values()))
+    found, drawn = intervals(config, columns, rows.sequences.user), headline(config)
     results = {
         "rows": len(rows),
         "ranked": ranked_items(experiment),
         "step": experiment.run_step(run) if run else 0,
-        "models": models,
-        "differences": gains,
+        "models": {label: found[label] for label in rankings},
+        "differences": {
+            label: {f"{drawn[1].upper()} - {b}": found[f"{a} - {b}"][drawn[1]] for a, b in of_label}
+            for label, of_label in pairs.items()
+        },
         "provenance": dataclasses.asdict(made_from),
     }
     if is_main_process():
-        title = (
-            f"{shown}: {len(rows)} {config.evaluation.split} rows, each ranked over "
-            f"{results['ranked']}, 95% bootstrap intervals over users"
-        )
-        table = {
-            label: {metric.upper(): one[metric] for metric in drawn} | gains.get(label, {})
-            for label, one in models.items()
-        }
-        text = show_table(table, title=title, first_column="score")
-        write_text(path.with_suffix(".md"), text)
-        write_results(path, results)
-        curve = {guidance: models[label] for label, guidance in labels.items()}
-        report.plot_sweep(path.with_suffix(".png"), curve, drawn, baseline=(CF, models[CF]))
+        title = f"{shown}: {len(rows)} {config.evaluation.split} rows"
+        _write_sweep(path, title, results, labels, drawn)
     return results
+
+
+def _write_sweep(
+    path: Path, title: str, results: dict, labels: Mapping[str, float], drawn: Sequence[str]
+) -> None:
+    """Prints the table; writes sweep_<run>.json, .md and .png. `labels` are {label: guidance}."""
+    models, gains = results["models"], results["differences"]
+    title += f", each ranked over {results['ranked']}, 95% bootstrap intervals over users"
+    table = {
+        label: {metric.upper(): one[metric] for metric in drawn} | gains.get(label, {})
+        for label, one in models.items()
+    }
+    write_text(path.with_suffix(".md"), show_table(table, title=title, first_column="score"))
+    write_results(path, results)
+    curve = {guidance: models[label] for label, guidance in labels.items()}
+    report.plot_sweep(path.with_suffix(".png"), curve, drawn, baseline=(CF, models[CF]))
 
 
 def _plot(folder: Path, results: dict, experiment: Experiment) -> None:
@@ -229,5 +235,8 @@ def _write_examples(
         order_R[: config.evaluation.examples].tolist(),
     )
     write_text(folder / "examples.md", examples)
-    files = "results.json, .md and .png, details.md, slices.png, training.png, examples.md"
+    files = (
+        "rankings.npz, results.json, .md and .png, details.md, slices.png, training.png, "
+        "examples.md"
+    )
     show(*examples.split("\n"), f"Written to {folder}: {files}")

@@ -4,16 +4,17 @@ Axis letters: R rows, L models.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.evaluation.comparison import COMMAND
+from tca4rec_jax.evaluation.comparison import COMMAND, NLL
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.fileio import read_npz, write_npz
+from tca4rec_jax.metrics import metric_differences
 from tca4rec_jax.provenance import Provenance
 
 FILE = "rankings.npz"
@@ -34,6 +35,30 @@ class Ranks(NamedTuple):
     rank_R: np.ndarray  # int32, 0-based rank of the target, -1 if it is not ranked
     title_rank_R: np.ndarray  # int32, the same among titles
     nll_R: np.ndarray  # float32, at the model's best temperature; NaN if it has none
+
+    @classmethod
+    def of(cls, ranking: ModelRanking, temperatures: tuple[float, ...]) -> "Ranks":
+        """Of a ranking, its likelihoods at these temperatures."""
+        best = ranking.best_nll(temperatures)
+        nll_R = np.full(len(ranking.rank_R), np.nan, np.float32) if best is None else best[1]
+        return cls(ranking.rank_R, ranking.title_rank_R, nll_R)
+
+    def differences(
+        self, baseline: "Ranks", cutoffs: Sequence[int], hits: str
+    ) -> dict[str, np.ndarray]:
+        """Of each row, paired, from a baseline's: {'hr@K' | 'ndcg@K' | NLL, if both have one: [R]}.
+
+        `hits` is as evaluation.hits. Raises ValueError for another number of rows.
+        """
+        pair = hit_ranks(self, hits), hit_ranks(baseline, hits)
+        found = {name: one for k in cutoffs for name, one in metric_differences(*pair, k).items()}
+        nll_R = self.nll_R - baseline.nll_R
+        return found if np.isnan(nll_R).any() else found | {NLL: nll_R}
+
+
+def hit_ranks(ranks: Ranks | ModelRanking, hits: str) -> np.ndarray:
+    """int [R]: the ranks that count, by evaluation.hits."""
+    return ranks.rank_R if hits == "item" else ranks.title_rank_R
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,13 +81,7 @@ class KeptRankings:
         temperatures: tuple[float, ...],
     ) -> "KeptRankings":
         """Of an evaluation."""
-
-        def ranks(one: ModelRanking) -> Ranks:
-            best = one.best_nll(temperatures)
-            nll_R = np.full(len(rows), np.nan, np.float32) if best is None else best[1]
-            return Ranks(one.rank_R, one.title_rank_R, nll_R)
-
-        models = {label: ranks(one) for label, one in rankings.items()}
+        models = {label: Ranks.of(one, temperatures) for label, one in rankings.items()}
         return cls(folder, made_from, rows.sequences.user, rows.target_R, models)
 
     def write(self) -> None:

@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import NLL, Comparison
+from tca4rec_jax.evaluation.kept_rankings import Ranks, hit_ranks
 from tca4rec_jax.evaluation.lists import ListMetrics
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.evaluation.slices import slices
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.intervals import Interval, Name, bootstrap_intervals
-from tca4rec_jax.metrics import metric_differences, metric_values
+from tca4rec_jax.metrics import metric_values
 from tca4rec_jax.reporting import Cell, show_table, write_results
 
 
@@ -54,7 +55,7 @@ def summarise(
     lists: ListMetrics | None,
     calibrations: Mapping[str, Mapping[str, float]],
 ) -> dict:
-    """Everything that results.json holds but its provenance; metrics are intervals over the rows.
+    """Everything that results.json holds but its provenance; intervals resample users.
 
     `runs` has the step of the checkpoint that was taken of each run, `slices` the number of rows of
     each. No `lists`: what lists are like is left out.
@@ -67,7 +68,9 @@ def summarise(
         for label, one in rankings.items()
         for section, of in _columns(config, one, lists, inside).items()
     }
-    found = _intervals(config, columns, user_R)
+    pairs = differences(config, rankings, compared.differences)
+    columns |= {(name, "difference"): of for name, of in pairs.items()}
+    found = intervals(config, columns, user_R)
     models: dict[str, dict] = {}
     for label, one in rankings.items():
         best = one.best_nll(config.evaluation.temperatures)
@@ -90,7 +93,7 @@ def summarise(
         "slices": {name: int(inside_R.sum()) for name, inside_R in inside.items()},
         "runs": {name: experiment.run_step(name) for name in compared.guidances if name},
         "models": models,
-        "differences": differences(config, rankings, compared.differences, user_R),
+        "differences": {name: found[name, "difference"] for name in pairs},
         "config": json.loads(config.to_json_best_effort()),
     }
 
@@ -115,7 +118,7 @@ def _columns(
 ) -> dict[str, Mapping[str, np.ndarray]]:
     """{section: {metric: of every row}}: by item, by title, lists, each slice (bool [R]), NLL."""
     cutoffs, temperatures = config.evaluation.cutoffs, config.evaluation.temperatures
-    headlines = metric_values(hit_ranks(config, ranking), cutoffs[-1:])
+    headlines = metric_values(hit_ranks(ranking, config.evaluation.hits), cutoffs[-1:])
     columns: dict[str, Mapping[str, np.ndarray]] = {
         "by item": metric_values(ranking.rank_R, cutoffs),
         "by title": metric_values(ranking.title_rank_R, cutoffs),
@@ -131,7 +134,7 @@ def _columns(
     return columns
 
 
-def _intervals(
+def intervals(
     config: ConfigDict, columns: Mapping[Name, Mapping[str, np.ndarray]], user_R: np.ndarray
 ) -> dict[Name, dict[str, Interval]]:
     """The intervals of nested columns, of one draw of users: that is what takes time."""
@@ -140,30 +143,17 @@ def _intervals(
     return {name: {metric: found[name, metric] for metric in of} for name, of in columns.items()}
 
 
-def hit_ranks(config: ConfigDict, ranking: ModelRanking) -> np.ndarray:
-    """int [R]: the ranks that count, by config.evaluation.hits."""
-    return ranking.rank_R if config.evaluation.hits == "item" else ranking.title_rank_R
-
-
 def differences(
-    config: ConfigDict,
-    rankings: Mapping[str, ModelRanking],
-    pairs: Iterable[tuple[str, str]],
-    user_R: np.ndarray,
-) -> dict[str, dict[str, Interval]]:
+    config: ConfigDict, rankings: Mapping[str, ModelRanking], pairs: Iterable[tuple[str, str]]
+) -> dict[str, dict[str, np.ndarray]]:
     """{'A - B': paired differences of the `headline`, and of NLL if both have one}, of labels.
 
     An interval that contains 0 does not establish a difference.
     """
-
-    def values(model: ModelRanking, baseline: ModelRanking) -> dict[str, np.ndarray]:
-        temperatures, k = config.evaluation.temperatures, config.evaluation.cutoffs[-1]
-        found = metric_differences(hit_ranks(config, model), hit_ranks(config, baseline), k)
-        best, other = model.best_nll(temperatures), baseline.best_nll(temperatures)
-        return found | {NLL: best[1] - other[1]} if best and other else found
-
-    columns = {f"{a} - {b}": values(rankings[a], rankings[b]) for a, b in pairs}
-    return _intervals(config, columns, user_R)
+    evaluation = config.evaluation
+    ranks = {label: Ranks.of(one, evaluation.temperatures) for label, one in rankings.items()}
+    how = evaluation.cutoffs[-1:], evaluation.hits
+    return {f"{a} - {b}": ranks[a].differences(ranks[b], *how) for a, b in pairs}
 
 
 def write_tables(folder: Path, results: dict, config: ConfigDict) -> None:

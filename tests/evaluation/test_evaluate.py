@@ -11,6 +11,7 @@ from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import Comparison
 from tca4rec_jax.evaluation.details import write_details
+from tca4rec_jax.evaluation.evaluate import sweep_guidance
 from tca4rec_jax.evaluation.lists import ListMetrics
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.evaluation.summary import (
@@ -20,6 +21,7 @@ from tca4rec_jax.evaluation.summary import (
     table_cells,
     write_tables,
 )
+from tca4rec_jax.intervals import resampled_users
 from tca4rec_jax.metrics import hit_rate, mean_metrics
 
 
@@ -33,7 +35,15 @@ EVERY = ["all", "warm item", "cold item", "warm user", "cold user", "head", "tai
 
 
 def results_of(config, *, tied=0, candidates=False):
-    """(results, rankings) of 20 rows of 10 users; users and items 5 to 9 were not trained on."""
+    """(results, rankings) of `evaluated`."""
+    experiment, rows, rankings, compared = evaluated(config, tied=tied)
+    vectors_IxD = np.random.default_rng(0).normal(size=(10, 2))
+    lists = None if candidates else ListMetrics.of(experiment, rows, vectors_IxD)
+    return summarise(experiment, rows, rankings, compared, lists, CALIBRATIONS), rankings
+
+
+def evaluated(config, *, tied=0):
+    """20 rows of 10 users, and rankings; users and items 5 to 9 were not trained on."""
     rng = np.random.default_rng(0)
     variants = (("LLM", "run", 0.0), ("guided", "run", 1.0))
     compared = Comparison(variants, (("LLM", "CF model"), ("guided", "CF model")))
@@ -60,9 +70,53 @@ def results_of(config, *, tied=0, candidates=False):
         run_step={"run": 850}.get,
         item_filter=allowed,
     )
-    vectors_IxD = rng.normal(size=(10, 2))
-    lists = None if candidates else ListMetrics.of(experiment, rows, vectors_IxD)
-    return summarise(experiment, rows, rankings, compared, lists, CALIBRATIONS), rankings
+    return experiment, rows, rankings, compared
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    """A list that has an entry for every draw of users."""
+    found = []
+
+    def counted(*given):
+        found.append(given)
+        return resampled_users(*given)
+
+    monkeypatch.setattr("tca4rec_jax.intervals.resampled_users", counted)
+    return found
+
+
+def test_all_intervals_of_an_evaluation_are_of_one_draw(draws):
+    results_of(default_config())
+    assert len(draws) == 1
+
+
+def test_all_intervals_of_a_sweep_are_of_one_draw(draws, monkeypatch, tmp_path):
+    config = default_config()
+    experiment, rows, rankings, _ = evaluated(config)
+    experiment.recipe = SimpleNamespace(evaluated_by="rankings")
+    llms = {"lambda = 0": rankings["LLM"], "lambda = 2": rankings["guided"]}
+    for name, found in {
+        "Experiment": experiment,
+        "EvaluationRows.of": rows,
+        "inputs_of": {},
+        "cf_models": None,
+        "rank_cf_models": rankings,
+        "rank_llms": llms,
+    }.items():
+        path = f"tca4rec_jax.evaluation.evaluate.{name}"
+        monkeypatch.setattr(path, lambda *_, found=found: found)
+    found = sweep_guidance(config, tmp_path, "", [2])
+    assert len(draws) == 1
+    assert list(found["models"]) == [*llms, "CF model"]
+    names = ["NDCG@10 - lambda = 0", "NDCG@10 - CF model"]
+    assert [list(gains) for gains in found["differences"].values()] == [names] * 2
+    means = {label: one["ndcg@10"].mean for label, one in found["models"].items()}
+    for label, gains in found["differences"].items():
+        for name, gain in gains.items():
+            other = name.removeprefix("NDCG@10 - ")
+            assert gain.mean == pytest.approx(means[label] - means[other])
+    assert {path.suffix for path in tmp_path.glob("sweep_untrained.*")} == {".json", ".md", ".png"}
 
 
 @pytest.mark.parametrize("tied", [6, 0])
