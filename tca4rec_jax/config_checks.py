@@ -50,6 +50,11 @@ def validate(config: ConfigDict) -> None:
             f"validation.metric is {validation.metric!r}, but its search has {beams} beams: set "
             f"validation.beams={validation.cutoff}, or a metric of fewer places"
         )
+    if validation.is_on and 0 < config.evaluation.candidates <= validation.cutoff:
+        raise UserError(
+            f"validation.metric is {validation.metric!r}, which all evaluation.candidates="
+            f"{config.evaluation.candidates} reach: give a metric of fewer places"
+        )
 
 
 def doubts(config: ConfigDict) -> list[str]:

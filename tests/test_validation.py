@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_workdir import make_config, make_workdir
 
+from tca4rec_jax import train as training
 from tca4rec_jax.config import default_config
 from tca4rec_jax.config_checks import validate
 from tca4rec_jax.errors import UserError
@@ -205,6 +206,8 @@ def test_a_line_of_a_later_step_than_the_checkpoint_is_dropped(tmp_path):
         ("nll", 0.0, 2, [5.0, 4.0, 4.5, 4.0], Outcome(2, 2, True)),
         ("nll", 0.0, 3, [5.0, 4.0, 4.5, 4.0], Outcome(2, 2, False)),
         ("nll", 0.5, 2, [5.0, 4.6, 4.4], Outcome(3, 0, False)),  # 0.6 from the best
+        ("nll", 0.0, 2, [np.nan, 5.0, np.nan], Outcome(2, 1, False)),
+        ("hr@3", 0.0, 2, [np.nan, 0.0, 0.1], Outcome(3, 0, False)),
         ("hr@3", 0.0, 1, [0.0, 0.1, 0.2], Outcome(3, 0, False)),
         ("hr@3", 0.1, 2, [0.0, 0.1, 0.05], Outcome(1, 2, True)),
     ],
@@ -242,8 +245,20 @@ def test_settings_that_mean_nothing_are_refused(fields, message):
         validate(config)
 
 
-def test_answers_are_not_validated(workdir):
+def test_a_metric_that_every_candidate_reaches_is_refused():
+    config = default_config()
+    config.validation.update({"every": 5, "metric": "hr@5"})
+    config.evaluation.candidates = 5
+    with pytest.raises(UserError, match="'hr@5', which all evaluation.candidates=5 reach"):
+        validate(config)
+    config.validation.every = 0
+    validate(config)
+
+
+def test_answers_are_not_validated_and_that_is_said_before_any_work(workdir, monkeypatch):
+    monkeypatch.setattr(training, "load_batches", None)
     one = experiment(workdir, "answers")
     one.config.recommender.name = "answer"
     with pytest.raises(UserError, match="recommender.name is 'answer', whose answers are not"):
-        Validator(one)
+        train(one)
+    assert not RunFolder.of(workdir, "answers").config_path.exists()

@@ -132,12 +132,13 @@ class Checkpoints:
         """The checkpoint that `which` says, as in `steps`, and its data position.
 
         It comes onto the shardings of `like`, whatever devices it was written on. One that cannot
-        be read is named in a warning and set aside (if `writable`), and the one before it is taken.
+        be read is named in a warning and set aside (if `writable`), and the one before it is taken,
+        unless it is the best.
 
         Raises:
           FileNotFoundError: there is none.
           UserError: its parameters or optimiser have other shapes than `like`.
-          CheckpointError: no checkpoint can be read.
+          CheckpointError: no checkpoint can be read, or not the best.
         """
         steps = self.steps(which)
         if not steps:
@@ -150,9 +151,11 @@ class Checkpoints:
                 if data.get("checksums") in (None, checksums(state)):  # old ones have none
                     return restored
                 problem = "its values are not those that were saved"
-            message = "%s cannot be read (%s): the checkpoint before it is taken instead"
-            folder = self._directory / str(step)
-            logging.warning(message, folder, problem or "by another process")
+            problem = problem or "by another process"
+            why = f"{self._directory / str(step)} cannot be read ({problem})"
+            if which == "best":
+                raise CheckpointError(f"{why}: give inference.checkpoint=last, or train anew")
+            logging.warning("%s: the checkpoint before it is taken instead", why)
             self._set_aside(step)
         raise CheckpointError(
             f"{self._directory}: none of the checkpoints {sorted(steps)} can be read; delete the "

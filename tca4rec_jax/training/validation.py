@@ -4,6 +4,7 @@ All that follows from validations follows from their lines in the log, so a run 
 an interruption chooses what it would have chosen without one.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -84,11 +85,12 @@ class Outcome(NamedTuple):
 
     @classmethod
     def of(cls, config: ValidationConfig, found: Mapping[int, Mapping[str, float]]) -> "Outcome":
-        """Of validations {step: {metric: value}}, whatever their order."""
+        """Of validations {step: {metric: value}}, whatever their order; NaN is the worst value."""
         sign = -1.0 if config.metric == NLL else 1.0
-        best, best_value = None, -float("inf")
+        best, best_value = None, -math.inf
         for step in sorted(found):
             value = sign * found[step][config.metric]
+            value = -math.inf if math.isnan(value) else value
             if best is None or value - best_value > config.min_gain:
                 best, best_value = step, value
         without_gain = sum(step > best for step in found) if best is not None else 0

@@ -101,6 +101,12 @@ def test_a_damaged_checkpoint_falls_back_and_is_named(folder, file, damage, capl
     assert restored(folder) == 5
 
 
+def test_another_checkpoint_is_not_taken_for_the_best(folder):
+    os.remove(folder / "4" / "data" / "metadata")
+    with pytest.raises(CheckpointError, match="4 cannot be read .*: give inference.checkpoint=la"):
+        restored(folder, "best", writable=False, best=4)
+
+
 def test_what_a_killed_save_left_is_removed_by_the_next_writer(folder):
     left = folder / "6.orbax-checkpoint-tmp"
     shutil.copytree(folder / "5", left)
