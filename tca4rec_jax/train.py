@@ -29,14 +29,15 @@ from tca4rec_jax.training.activation_cache import ActivationCache
 from tca4rec_jax.training.batches import Batch, Batches, NoLogits, mean_of_means
 from tca4rec_jax.training.checkpoint import Checkpoints, checkpoints_to_fit
 from tca4rec_jax.training.curriculum import Curriculum
-from tca4rec_jax.training.examples import row_of_example
+from tca4rec_jax.training.examples import Examples, row_of_example
 from tca4rec_jax.training.fault_tolerance import check_folder
 from tca4rec_jax.training.loop import LoopOptions, run_loop
 from tca4rec_jax.training.run_folder import COMMAND, RunFolder, inputs_of
 from tca4rec_jax.training.run_inputs import llm_inputs, training_split
-from tca4rec_jax.training.state import Metrics, TrainState, held_parts
+from tca4rec_jax.training.state import Metrics, TrainState, held_parts, hold, in_dtype
 from tca4rec_jax.training.step import make_train_step
 from tca4rec_jax.training.throughput import mean_context, peak_flops
+from tca4rec_jax.training.validation import Validation
 from tca4rec_jax.validation import Validator
 
 
@@ -56,7 +57,7 @@ def train(experiment: Experiment) -> TrainState:
 
 def _train(experiment: Experiment) -> TrainState:
     config, training = experiment.config, experiment.config.training
-    split = training_split(config)
+    validator = Validator(experiment) if experiment.validation.is_on else None
 
     # What the run is made from, and the one that is there.
     run = RunFolder(experiment.directory)
@@ -68,8 +69,6 @@ def _train(experiment: Experiment) -> TrainState:
 
     # Examples, batches, and the CF logits that the batches read.
     batches = load_batches(experiment)
-
-    validator = Validator(experiment) if experiment.validation.is_on else None
 
     # The state and the step, on the devices.
     graph, state, base = experiment.initial_state()
@@ -90,8 +89,21 @@ def _train(experiment: Experiment) -> TrainState:
     check_folder(run.path, num_bytes, f"the {count} checkpoints to come that it holds at a time")
 
     # The loop.
+    checkpoints = Checkpoints(run.checkpoints, keep=training.keep_checkpoints)
+    options = _loop_options(experiment, made_from, batches.examples, validation)
+    return run_loop(step, state, batches, checkpoints, options)
+
+
+def _loop_options(
+    experiment: Experiment,
+    made_from: Provenance,
+    examples: Examples,
+    validation: Validation | None,
+) -> LoopOptions:
+    config, directory = experiment.config, experiment.directory
+    training, identity, split = config.training, inputs_of(made_from), training_split(config)
     sequences = experiment.data.splits[split]
-    examples, row_R = batches.examples, row_of_example(batches.examples, sequences)
+    row_R = row_of_example(examples, sequences)
 
     def describe(example: int) -> str:
         row = row_R[example]
@@ -99,11 +111,11 @@ def _train(experiment: Experiment) -> TrainState:
             return f"example {example}, which is of training.tasks"
         return f"row {row} of {split} (user {sequences.user[row]}, example {example})"
 
-    options = LoopOptions(
-        directory=run.path,
+    return LoopOptions(
+        directory=directory,
         total_steps=training.steps,
         checkpoint_every=training.checkpoint_every,
-        inputs=inputs_of(made_from),
+        inputs=identity,
         flops_per_token=experiment.flops_per_token(
             context=mean_context(examples.tokens.lengths),
             supervised=examples.position.values.size / examples.tokens.values.size,
@@ -113,10 +125,8 @@ def _train(experiment: Experiment) -> TrainState:
         watchdog_seconds=training.watchdog_seconds,
         describe=describe,
         validation=validation,
-        open_trackers=partial(Trackers.open, config, run.path, made_from, inputs_of(made_from)),
+        open_trackers=partial(Trackers.open, config, directory, made_from, identity),
     )
-    checkpoints = Checkpoints(run.checkpoints, keep=training.keep_checkpoints)
-    return run_loop(step, state, batches, checkpoints, options)
 
 
 def first_run(experiment: Experiment) -> RunFolder:
@@ -223,6 +233,7 @@ class TrainStep:
         items: CFItems | None,
     ):
         config, self._mesh = experiment.config, experiment.mesh
+        held, dtype = held_parts(config), experiment.compute_dtype
         self._program = make_train_step(
             graph,
             state,
@@ -231,8 +242,7 @@ class TrainStep:
             experiment.recipe.loss,
             mesh=self._mesh,
             seed=config.seed,
-            compute_dtype=experiment.compute_dtype,
-            held=held_parts(config),
+            weights_of=lambda params: in_dtype(hold(params, held), dtype),
             micro_batches=config.training.micro_batches,
         )
         items, trie = experiment.cf_arrays(items)

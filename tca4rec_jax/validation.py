@@ -49,9 +49,8 @@ class Validator:
         beams = config.beams or experiment.config.decoding.beams
         jobs, how = [(experiment.merged(decoder), [self._weights])], {"after_batch": after_batch}
         ((found,),) = rank(experiment, self._rows, jobs, beams=beams, progress=None, **how)
-        nll = found.nll_RxT.mean(
-            axis=0, dtype=np.float64
-        ).min()  # at the best temperature, as in the reports
+        # At the best temperature, as in the reports.
+        nll = found.nll_RxT.mean(axis=0, dtype=np.float64).min()
         by_title = config.metric.endswith(BY_TITLE)
         reported = experiment.config.evaluation.cutoffs
         cutoffs = sorted({k for k in (*reported, config.cutoff) if 0 < k <= beams})

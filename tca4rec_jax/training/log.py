@@ -52,9 +52,8 @@ class TrainingLog:
         self._sizes: list[tuple[int, float]] = []  # tokens and seconds of each step
         self._validated = ""  # the last one, in the bar
         for line in kept:
-            if (
-                line["step"] == start
-            ):  # its validation: TensorBoard forgets what is not before start
+            # Its validation: TensorBoard forgets what is not before start.
+            if line["step"] == start:
                 self._track(line)
         self._began = time.perf_counter()
 

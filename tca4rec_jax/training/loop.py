@@ -106,12 +106,18 @@ def run_loop(
             f"SIGTERM: stopped after step {done} of {total}, which is saved in {directory}; the "
             "same command goes on from there"
         )
-    if outcome.best is not None:
-        last = f"{done} of {total} steps, {outcome.without_gain} validations without a gain"
-        logging.info("%s: the best step is %d (%s)", directory.name, outcome.best, last)
-    if summary := log.summary():
-        logging.info("%s: %s of %.3g FLOP/s (%s)", directory.name, summary, *options.peak)
+    _say_the_end(options, done, outcome, log.summary())
     return state
+
+
+def _say_the_end(options: LoopOptions, done: int, outcome: Outcome, speed: str) -> None:
+    name, steps = options.directory.name, f"{done} of {options.total_steps} steps"
+    if outcome.best is not None:
+        gains = f"{steps}, {outcome.without_gain} validations without a gain"
+        gains += ", which end the run" if outcome.ended else ""
+        logging.info("%s: the best step is %d (%s)", name, outcome.best, gains)
+    if speed:
+        logging.info("%s: %s of %.3g FLOP/s (%s)", name, speed, *options.peak)
 
 
 def _resumed(state: TrainState, checkpoints: Checkpoints, options: LoopOptions) -> TrainState:

@@ -5,7 +5,7 @@ Axes: core/__init__.py.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.distributed.data_parallel import DataParallel, ShardedWeight
 from tca4rec_jax.distributed.sharded_projection import project_shards
 from tca4rec_jax.distributed.sharding import replicated, row_sharding
-from tca4rec_jax.training.state import Metrics, TrainState, hold, in_dtype
+from tca4rec_jax.training.state import Metrics, TrainState, Tree
 
 
 def make_train_step(
@@ -31,17 +31,16 @@ def make_train_step(
     *,
     mesh: Mesh,
     seed: int,
-    compute_dtype: str | None = None,
-    held: Collection[str] = (),
+    weights_of: Callable[[Tree], Tree] = lambda params: params,
     micro_batches: int = 1,
 ) -> jax.stages.Wrapped:
     """The jitted update (state, base, batch, cf_items, trie, objective) -> (state, Metrics).
 
     `state` and `base` say where their arrays live (arrays, or ShapeDtypeStructs with a sharding:
     sharding.tree_shardings); `cf_items` and `trie` live where cf_shardings says. The state is
-    donated. `batch_loss` is a recipe's (recommenders.recipe). Trained parameters are rounded to
-    compute_dtype, if it is given, before use; those of the parts `held` have no gradient. A device
-    goes through its rows in so many `micro_batches`, which must divide them, one after the other.
+    donated. `batch_loss` is a recipe's (recommenders.recipe). `weights_of` makes what the decoder
+    computes with of the trained parameters. A device goes through its rows in so many
+    `micro_batches`, which must divide them, one after the other.
 
     The dropout of step n is a function of (seed, n, row of the batch): a resumed run repeats it, on
     any mesh.
@@ -53,10 +52,6 @@ def make_train_step(
     shardings = jax.tree.map(lambda array: array.sharding, (state, base))
     state_specs, base_specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
     specs = state_specs.params, base_specs
-
-    def weights_of(params):
-        return in_dtype(hold(params, held), compute_dtype)
-
     loss_and_gradients = _loss_and_gradients(
         graph, batch_loss, mesh, specs, weights_of, micro_batches
     )

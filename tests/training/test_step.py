@@ -22,7 +22,7 @@ from tca4rec_jax.recommenders import GENERATIVE
 from tca4rec_jax.training.batches import Batches, mean_of_means
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.optimizer import OptimizerConfig, make_optimizer
-from tca4rec_jax.training.state import TRAINED, TrainState
+from tca4rec_jax.training.state import TRAINED, TrainState, in_dtype
 from tca4rec_jax.training.step import make_train_step
 
 VOCABULARY = 128
@@ -197,7 +197,7 @@ def trained(
         GENERATIVE.loss,
         mesh=mesh,
         seed=0,
-        compute_dtype=dtype,
+        weights_of=lambda params: in_dtype(params, dtype),
         micro_batches=micro_batches,
     )
     losses = []
