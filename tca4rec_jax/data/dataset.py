@@ -117,11 +117,7 @@ def _read_source(config: DataConfig, files: dict[str, Path], report: Report) -> 
     interactions = filtered(interactions, config.filters, report)
     if config.filters.on or config.source in FORMATS:
         catalogue, interactions = only_used(catalogue, interactions)
-    settings = (
-        *("split_by", "history_length", "min_history", "split", "round_split"),
-        *("ties", "seed", "liked_above"),
-    )
-    splits = build_splits(interactions, **{name: getattr(config, name) for name in settings})
+    splits = build_splits(interactions, config)
     if config.cold_items or config.cold_users:
         shares = config.cold_items, config.cold_users
         splits = hold_out(splits, *shares, config.seed, config.least_history)

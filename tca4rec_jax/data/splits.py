@@ -13,6 +13,7 @@ from absl import logging
 from tca4rec_jax.data.interactions import Interactions
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences
+from tca4rec_jax.data.settings import DataConfig
 from tca4rec_jax.errors import UserError
 
 
@@ -47,70 +48,55 @@ class _Cut(NamedTuple):
     training_U: np.ndarray
 
 
-def build_splits(
-    interactions: Interactions,
-    *,
-    split_by: str = "time",
-    history_length: int = 10,
-    min_history: int | None = None,
-    split: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    round_split: str = "nearest",
-    ties: str = "shuffled",
-    seed: int = 0,
-    liked_above: float = 0.0,
-) -> dict[str, ItemSequences]:
-    """The four splits.
+def build_splits(interactions: Interactions, config: DataConfig) -> dict[str, ItemSequences]:
+    """The four splits, by the fields of `config` about making rows.
 
-    A row is an interaction (the target) with the up to `history_length` interactions of its user
-    before it; interactions with fewer than `min_history` before them give no row. train_sequences
+    A row is an interaction (the target) with the up to history_length interactions of its user
+    before it; interactions with fewer than `least_history` before them give no row. train_sequences
     holds the training interactions of every user with two or more of them.
 
     split_by 'time' is chronological over all users together: the rows are ordered by the time of
-    their target and cut in three by `split`, whose counts `round_split` rounds; what is before the
-    first validation target is for training (of users without any row, too). min_history is by
-    default history_length.
+    their target and cut in three by split, whose counts round_split rounds; what is before the
+    first validation target is for training (of users without any row, too).
 
     split_by 'leave_one_out' cuts every user's interactions: the last is the target of test, the
     last but one that of validation, the rest is for training. Rows are ordered by user, then time.
-    Users too short for a validation row are only trained on, which is logged. min_history is by
-    default 1.
+    Users too short for a validation row are only trained on, which is logged.
 
-    split_by 'ratio' cuts every user's interactions in three by `split`, as RecBole does (Zhao et
+    split_by 'ratio' cuts every user's interactions in three by split, as RecBole does (Zhao et
     al. 2021): what test and validation have is rounded down, but each has one of a user who has
-    three or more. Rows and min_history are as with 'leave_one_out'.
+    three or more. Rows are ordered as with 'leave_one_out'.
 
-    With ratings an item of a row is liked if its rating is above `liked_above`.
+    With ratings an item of a row is liked if its rating is above liked_above.
 
-    `DataConfig` says the ranges of the settings. Raises UserError if they leave a split without
-    rows, or for split_by 'time' without times.
+    Raises UserError if a split is left without rows, or for split_by 'time' without times.
     """
-    by_time = split_by == "time"
+    by_time, least = config.split_by == "time", config.least_history
     if by_time and not interactions.has_times:
         raise UserError(
             "data without times have no order over all users: set data.split_by=leave_one_out, or "
             "ratio"
         )
-    if min_history is None:
-        min_history = history_length if by_time else 1
-    ordered = order_by_time(interactions, seed, ties)
+    ordered = order_by_time(interactions, config.seed, config.ties)
     place_n = np.argsort(ordered.user, kind="stable")  # in time, of every interaction in by_user
     by_user = ordered.take(place_n)
     start_U = np.flatnonzero(np.diff(by_user.user, prepend=-1))
     count_U = np.diff(start_U, append=len(place_n))
     before_n = np.arange(len(place_n)) - np.repeat(start_U, count_U)
     if by_time:
-        cut = _cut_by_time(place_n, before_n, start_U, min_history, split, round_split)
-    elif split_by == "ratio":
-        cut = _cut_by_ratio(before_n, count_U, min_history, split)
+        how = config.split, config.round_split
+        cut = _cut_by_time(place_n, before_n, start_U, least, *how)
+    elif config.split_by == "ratio":
+        cut = _cut_by_ratio(before_n, count_U, least, config.split)
     else:
-        cut = _leave_one_out(before_n, start_U, count_U, min_history)
+        cut = _leave_one_out(before_n, start_U, count_U, least)
 
     kept_U = cut.training_U >= 2
     bounds = [(start_U[kept_U], cut.training_U[kept_U])]
     for targets_R in cut[:3]:
-        lengths_R = np.minimum(before_n[targets_R], history_length) + 1
+        lengths_R = np.minimum(before_n[targets_R], config.history_length) + 1
         bounds.append((targets_R + 1 - lengths_R, lengths_R))
-    rows = (_rows(by_user, *bound, liked_above) for bound in bounds)
+    rows = (_rows(by_user, *bound, config.liked_above) for bound in bounds)
     return dict(zip(SPLITS, rows, strict=True))
 
 

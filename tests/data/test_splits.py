@@ -7,8 +7,13 @@ from hypothesis import strategies as st
 
 from tca4rec_jax.data.interactions import Interactions
 from tca4rec_jax.data.sequences import UNKNOWN_TIME
+from tca4rec_jax.data.settings import DataConfig
 from tca4rec_jax.data.splits import build_splits, hold_out, order_by_time
 from tca4rec_jax.errors import UserError
+
+
+def _splits(interactions, **fields):
+    return build_splits(interactions, DataConfig(**fields))
 
 
 def _interactions(triples):
@@ -81,7 +86,7 @@ def test_splits_equal_the_oracle(history_length, min_history, seed):
     )
     interactions = _interactions(triples)
     split = (0.7, 0.2, 0.1)
-    built = build_splits(
+    built = _splits(
         interactions, history_length=history_length, min_history=min_history, split=split, seed=3
     )
     ordered = _triples(order_by_time(interactions, 3))
@@ -92,7 +97,7 @@ def test_splits_equal_the_oracle(history_length, min_history, seed):
 def test_nothing_of_training_is_later_than_validation_and_test():
     rng = np.random.default_rng(0)
     triples = np.stack([rng.integers(0, 5, 200), rng.integers(0, 9, 200), rng.permutation(200)], 1)
-    built = build_splits(_interactions(triples), history_length=4)
+    built = _splits(_interactions(triples), history_length=4)
     target_times = {name: s.timestamps[s.last_positions] for name, s in built.items()}
     assert built["train_sequences"].timestamps.max() < target_times["validation"].min()
     assert target_times["train"].max() < target_times["validation"].min()
@@ -100,7 +105,7 @@ def test_nothing_of_training_is_later_than_validation_and_test():
 
 
 def test_one_user_of_one_moment_has_rows():
-    splits = build_splits(_interactions([(0, item, 5) for item in range(10)]), history_length=2)
+    splits = _splits(_interactions([(0, item, 5) for item in range(10)]), history_length=2)
     assert all(len(rows) for rows in splits.values())
     assert splits["test"].tied.all()
 
@@ -109,7 +114,7 @@ def test_settings_that_leave_no_rows_are_refused():
     interactions = _interactions([(0, item, item) for item in range(10)])
     message = "0 interactions have 11 or more of their user before them"
     with pytest.raises(ValueError, match=message):
-        build_splits(interactions, history_length=11)
+        _splits(interactions, history_length=11)
 
 
 def _left_out(triples, history_length, min_history):
@@ -134,6 +139,7 @@ def _left_out(triples, history_length, min_history):
 @settings(max_examples=100, deadline=None)
 @given(TRIPLES, st.integers(1, 4), st.integers(1, 3), st.booleans(), st.integers(0, 3))
 def test_leave_one_out_equals_the_oracle(triples, history_length, min_history, timed, seed):
+    min_history = min(min_history, history_length)
     if not timed:
         triples = [(user, item, UNKNOWN_TIME) for user, item, _ in triples]
     interactions = _interactions(triples)
@@ -141,16 +147,16 @@ def test_leave_one_out_equals_the_oracle(triples, history_length, min_history, t
     settings = {"history_length": history_length, "min_history": min_history, "seed": seed}
     if not (expected["train"] and expected["test"]):
         with pytest.raises(UserError, match="too few to leave one out for validation"):
-            build_splits(interactions, split_by="leave_one_out", **settings)
+            _splits(interactions, split_by="leave_one_out", **settings)
         return
-    built = build_splits(interactions, split_by="leave_one_out", **settings)
+    built = _splits(interactions, split_by="leave_one_out", **settings)
     assert {name: _rows(sequences) for name, sequences in built.items()} == expected
 
 
 def test_without_times_the_given_order_counts_whatever_the_seed():
     triples = [(0, item, UNKNOWN_TIME) for item in (5, 3, 4, 1)] + [(1, 2, UNKNOWN_TIME)] * 3
     for seed in range(3):
-        built = build_splits(_interactions(triples), split_by="leave_one_out", seed=seed)
+        built = _splits(_interactions(triples), split_by="leave_one_out", seed=seed)
         assert built["train_sequences"][0].tolist() == [5, 3]
         assert [row.tolist() for row in map(built["test"].__getitem__, (0, 1))] == [
             [5, 3, 4, 1],
@@ -160,7 +166,7 @@ def test_without_times_the_given_order_counts_whatever_the_seed():
 
 def test_users_too_short_are_only_trained_on_and_said_so(caplog):
     triples = [(0, item, item) for item in range(5)] + [(1, 7, 1), (1, 8, 2), (2, 9, 3)]
-    built = build_splits(_interactions(triples), split_by="leave_one_out")
+    built = _splits(_interactions(triples), split_by="leave_one_out")
     assert built["test"].user.tolist() == built["validation"].user.tolist() == [0]
     assert [row.tolist() for row in map(built["train_sequences"].__getitem__, (0, 1))] == [
         [0, 1, 2],
@@ -168,14 +174,14 @@ def test_users_too_short_are_only_trained_on_and_said_so(caplog):
     ]
     assert "2 of 3 users have fewer than 3 interactions" in caplog.text
     caplog.clear()
-    build_splits(_interactions(triples[:5]), split_by="leave_one_out")
+    _splits(_interactions(triples[:5]), split_by="leave_one_out")
     assert not caplog.messages
 
 
 def test_data_without_times_have_no_split_by_time():
     interactions = _interactions([(0, item, UNKNOWN_TIME) for item in range(30)])
     with pytest.raises(UserError, match="set data.split_by=leave_one_out"):
-        build_splits(interactions)
+        _splits(interactions)
 
 
 def _by_ratio(triples, history_length, min_history, split):
@@ -209,9 +215,9 @@ def test_ratio_equals_the_oracle(triples, min_history, split):
     given = {"history_length": 4, "min_history": min_history, "split": split, "seed": 1}
     if not all(expected[name] for name in ("train", "validation", "test")):
         with pytest.raises(UserError, match="too few to cut each user's by"):
-            build_splits(interactions, split_by="ratio", **given)
+            _splits(interactions, split_by="ratio", **given)
         return
-    built = build_splits(interactions, split_by="ratio", **given)
+    built = _splits(interactions, split_by="ratio", **given)
     assert {name: _rows(sequences) for name, sequences in built.items()} == expected
 
 
@@ -221,7 +227,7 @@ def test_cold_items_and_users_are_nowhere_in_training(triples, seed, least):
     settings = {"split_by": "ratio", "history_length": 4, "min_history": least}
     split = {"split": (0.5, 0.2, 0.3)}
     try:
-        whole = build_splits(_interactions(triples), **settings, **split)
+        whole = _splits(_interactions(triples), **settings, **split)
         held = hold_out(whole, 0.3, 0.4, seed, least)
     except UserError:
         return  # too few
@@ -255,7 +261,7 @@ def test_a_share_of_test_is_cold_and_no_more_is_lost():
     triples = np.stack(
         [rng.integers(0, 30, 900), rng.integers(0, 40, 900), rng.permutation(900)], 1
     )
-    whole = build_splits(_interactions(triples), split_by="leave_one_out", history_length=5)
+    whole = _splits(_interactions(triples), split_by="leave_one_out", history_length=5)
     held = hold_out(whole, 0.2, 0.1, 0, 1)
     targets = whole["test"].items[whole["test"].last_positions]
     assert np.isin(whole["train_sequences"].items, targets).any()
