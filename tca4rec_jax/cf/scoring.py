@@ -196,10 +196,10 @@ def _score_batch(items, vector_BxD, target_B, seen_BxS=None):
 def profile(model: CFModel, rows: ItemSequences, count_I: np.ndarray) -> dict:
     """Describes a CF model beyond its accuracy, on rows whose last item is the target.
 
-    'coverage@10' is the share of the catalogue among anyone's first ten; 'popularity@10' the mean
-    training interactions (`count_I`, int) of the first tens over that of the targets; 'entropy' and
-    'nll' (of the target) are {beta: nats} of the softmax at that CF temperature; 'best_beta' is the
-    beta of BETAS with the lowest NLL: where this model is calibrated best.
+    'coverage@10' is the share of the catalogue among anyone's first ten; 'relative popularity@10'
+    the mean training interactions (`count_I`, int) of the first tens over that of the targets;
+    'entropy' and 'nll' (of the target) are {beta: nats} of the softmax at that CF temperature;
+    'best_beta' is the beta of BETAS with the lowest NLL: where this model is calibrated best.
     """
     vector_RxD = user_vectors(model, rows, rows.last_positions)
     target_R = rows.items[rows.last_positions]
@@ -208,7 +208,9 @@ def profile(model: CFModel, rows: ItemSequences, count_I: np.ndarray) -> dict:
     nll_T = nll_RxT.mean(axis=0)
     return {
         f"coverage@{TOP}": coverage(best_RxK, len(count_I)),
-        f"popularity@{TOP}": float(count_I[best_RxK].mean() / max(count_I[target_R].mean(), 1e-9)),
+        f"relative popularity@{TOP}": float(
+            count_I[best_RxK].mean() / max(count_I[target_R].mean(), 1e-9)
+        ),
         "entropy": _by_beta(entropy_RxT.mean(axis=0)),
         "nll": _by_beta(nll_T),
         "best_beta": BETAS[int(np.argmin(nll_T))],

@@ -155,7 +155,7 @@ def write_cf_report(directory: Path, metrics: Mapping) -> None:
     character = {
         model: {
             "coverage@10": values["coverage@10"],
-            "relative popularity@10": values["popularity@10"],
+            "relative popularity@10": values["relative popularity@10"],
             "best beta": f"{values['best_beta']:g}",
             **{f"entropy, beta {beta}": nats for beta, nats in values["entropy"].items()},
         }

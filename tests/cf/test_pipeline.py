@@ -172,7 +172,7 @@ def test_profile_against_numpy(data):
     best, target = np.argsort(-logits, kind="stable")[:10], rows.items[rows.last_positions]
     assert described["coverage@10"] == pytest.approx(10 / 12)
     expected = counts[best].mean() / counts[target].mean()
-    assert described["popularity@10"] == pytest.approx(expected)
+    assert described["relative popularity@10"] == pytest.approx(expected)
     for beta in (0.5, 2.0):
         log_share = logits / beta - np.log(np.exp(logits / beta).sum())
         entropy = -(np.exp(log_share) * log_share).sum()
