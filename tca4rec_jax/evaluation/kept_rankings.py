@@ -22,7 +22,7 @@ _SAME = {
     "rows": "rows",
     "candidates": "candidates",
     "titles": "items or their titles",
-    "compared.allowed items": "items that may be recommended (history, allow, deny)",
+    "compared.allowed items": "items that may be recommended (allow, deny, history, title length)",
 }
 """What has to be the same of tables that are compared: the input's name, and in words."""
 _SAME_TITLES = {"evaluation.text_match": "way to compare titles (evaluation.text_match)"}

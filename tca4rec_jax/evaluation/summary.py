@@ -106,7 +106,7 @@ def ranked_items(experiment: Experiment) -> str:
     )
     words = f"{candidates or int(allowed_I.sum())} items"
     words += " that were drawn for it" * bool(candidates)
-    words += " that the allow- and deny-lists leave" * (not candidates and not allowed_I.all())
+    words += " that may be recommended" * (not candidates and not allowed_I.all())
     return words + " but those of its history" * bool(experiment.item_filter.exclude_history)
 
 

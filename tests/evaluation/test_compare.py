@@ -136,7 +136,7 @@ def test_models_of_several_work_directories_are_compared(tmp_path):
         (
             {"compared": {"allowed items": "b"}, "titles": "u"},
             None,
-            r"their titles, nor the same items that may be recommended \(history, allow, deny\)",
+            r"their titles, nor the same items that may be recommended \(allow, deny, history, ti",
         ),
     ],
 )

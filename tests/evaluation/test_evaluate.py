@@ -217,7 +217,7 @@ def test_what_is_ranked_is_said_in_words():
         return ranked_items(SimpleNamespace(config=config, item_filter=ItemFilter(**given)))
 
     assert words(allowed_I=np.ones(10, bool)) == "10 items"
-    assert words(allowed_I=allowed_I) == "7 items that the allow- and deny-lists leave"
+    assert words(allowed_I=allowed_I) == "7 items that may be recommended"
     config.evaluation.candidates = 4
     found = words(allowed_I=allowed_I, exclude_history=True)
     assert found == "4 items that were drawn for it but those of its history"
