@@ -10,7 +10,7 @@ Layout of a work directory (each part is written by the launch script named afte
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,20 @@ from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
-from tca4rec_jax.config import build, default_config, ranked_by, run_name, saved_config
+from tca4rec_jax.config import (
+    build,
+    default_config,
+    ranked_by,
+    run_name,
+    saved_config,
+    score_weights,
+)
 from tca4rec_jax.config_checks import check_fits, check_llm
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.data.prompts import Prompts
 from tca4rec_jax.data.templates import carried_vectors
+from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.distributed.multihost import check_processes_agree
 from tca4rec_jax.distributed.sharded_projection import cf_arrays
@@ -234,15 +242,26 @@ class Experiment(ExperimentInputs):
             vectors=self.item_vectors,
         )
 
+    def search_inputs(
+        self, weights: Sequence[ScoreWeights], beams: int | None = None
+    ) -> dict[str, Any]:
+        """What a `search` by each of the weights depends on, but the LLM, rows and CF logits."""
+        how = {} if beams is None else {"beams": beams}
+        return {
+            "decoding": dataclasses.asdict(build(SearchConfig, self.config.decoding, **how)),
+            "weights of scores": [one if one.guidance else one._replace(beta=1) for one in weights],
+            "allowed items": self.item_filter.content_hash(),
+        }
+
     @property
     def training_inputs(self) -> dict[str, Any]:
         """What the checkpoints of the config's run depend on: provenance."""
         fields = self.inference_inputs | training_inputs(self.config, self.workdir)
         fields |= data_inputs(self.config, self.data, self.workdir, self.recipe.teacher_reads)
         if self.validation.is_on:
-            allowed = self.item_filter.content_hash()
-            fields |= validation_inputs(self.config, self.data, self.workdir, allowed)
-            fields |= ranked_by(self.config)
+            weights, beams = [score_weights(self.config, 0.0)], self.validation.beams
+            fields |= validation_inputs(self.config, self.data, self.workdir)
+            fields |= self.search_inputs(weights, beams) | ranked_by(self.config)
         return recorded(fields)
 
     @property

@@ -293,6 +293,18 @@ def test_how_titles_are_compared_is_noticed_where_they_are_ranked(workdir, kind)
     assert found[0].startswith("evaluation.text_match was ")
 
 
+@pytest.mark.parametrize("field", sorted(LISTS.keys() - {"inference.checkpoint"}))
+def test_what_lists_depend_on_is_noticed_by_a_validated_run(workdir, monkeypatch, field):
+    (workdir / "deny.txt").write_text("3\n")
+    monkeypatch.chdir(workdir)
+    made_from = Provenance("LLM run", "", validation(changed(workdir, "validation.beams", 4), None))
+    experiment = changed(workdir, field, LISTS[field])
+    experiment.config.validation.beams = 4
+    found = made_from.differences(validation(experiment, None))
+    own = {"decoding.beams", "decoding.beta"}  # it has beams of its own, and no guidance
+    assert bool(found) == (field not in own), found
+
+
 def other_weights(workdir):
     path = workdir / "model" / "model.safetensors"
     content = bytearray(path.read_bytes())

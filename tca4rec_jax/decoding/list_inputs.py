@@ -1,11 +1,9 @@
 """What lists of recommendations are made from: provenance."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from tca4rec_jax.config import build
-from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
+from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.experiment import Experiment
 
 
@@ -16,11 +14,7 @@ def list_inputs(
 
     `name` is a run that may be taken (Experiment.check_run), '' the pretrained LLM.
     """
-    inputs = experiment.inference_inputs | {
-        "decoding": dataclasses.asdict(build(SearchConfig, experiment.config.decoding)),
-        "weights of scores": [one if one.guidance else one._replace(beta=1) for one in weights],
-        "allowed items": experiment.item_filter.content_hash(),
-    }
+    inputs = experiment.inference_inputs | experiment.search_inputs(weights)
     if not name:
         return {field: value for field, value in inputs.items() if field != "lora"}
     made_from = experiment.runs[name].made_from.fingerprint

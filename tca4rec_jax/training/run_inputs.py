@@ -160,20 +160,14 @@ def data_inputs(
     return inputs
 
 
-def validation_inputs(config: ConfigDict, data: RecData, workdir: Path, allowed: str) -> dict:
-    """What decides the best step of a validated run, besides `inference_inputs`, `ranked_by`.
+def validation_inputs(config: ConfigDict, data: RecData, workdir: Path) -> dict[str, Any]:
+    """What decides the best step of a validated run, besides what its lists depend on.
 
-    `allowed` is the hash of the items that may be recommended. Raises as `data_inputs`.
+    Raises as `data_inputs`.
     """
-    decoding = config.decoding.to_dict()
-    for name in ("allow", "deny", "exclude_history", "beta"):  # `allowed`; of guidance
-        del decoding[name]
-    decoding["beams"] = config.validation.beams or decoding["beams"]
     inputs = {
         SECTION: config.validation.to_dict(),
         "evaluation": {name: config.evaluation[name] for name in ("seed", "candidates")},
-        "decoding": decoding,
-        "allowed items": allowed,
         "validation rows": data.splits[SECTION].content_hash(),
     }
     if reads_users(config.prompt):
