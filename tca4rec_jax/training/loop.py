@@ -68,14 +68,8 @@ def run_loop(
         state = _resumed(state, checkpoints, options)
         start = done = int(state.step)
         batches.fill_cache(start, total)
-        log = TrainingLog(
-            directory / "log.jsonl",
-            start=start,
-            total_steps=total,
-            ideal_seconds_per_token=options.flops_per_token / options.peak.flops,
-            name=directory.name,
-            trackers=(trackers := options.open_trackers(start)),
-        )
+        trackers = options.open_trackers(start)
+        log = _opened_log(options, start, trackers)
         watchdog = Watchdog(options.watchdog_seconds, directory.name, start)
         profile = ProfilerWindow(directory / "profile", *options.profile_steps)
         with stop_signal() as stop_requested, trackers, log, profile:
@@ -108,6 +102,17 @@ def run_loop(
         )
     _say_the_end(options, done, outcome, log.summary())
     return state
+
+
+def _opened_log(options: LoopOptions, start: int, trackers: Trackers) -> TrainingLog:
+    return TrainingLog(
+        options.directory / "log.jsonl",
+        start=start,
+        total_steps=options.total_steps,
+        ideal_seconds_per_token=options.flops_per_token / options.peak.flops,
+        name=options.directory.name,
+        trackers=trackers,
+    )
 
 
 def _say_the_end(options: LoopOptions, done: int, outcome: Outcome, speed: str) -> None:

@@ -21,6 +21,7 @@ from tca4rec_jax.decoding.recommender import Recommender
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
+VALIDATED = f"validation.every={STEPS},validation.rows=3"  # two rows and one of two processes
 # Fusions as users have them: the old way rounds otherwise on two devices than on one of each.
 FLAGS = os.environ["XLA_FLAGS"] + " --xla_cpu_use_fusion_emitters=true"
 ENVIRONMENT = os.environ | {"XLA_FLAGS": FLAGS}
@@ -64,7 +65,7 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluated(workdir):
     """What the evaluation in one process found."""
-    finish("train", workdir, "debug,run=aligned")
+    finish("train", workdir, f"debug,run=aligned,{VALIDATED}")
     run("evaluate", workdir)
     return json.loads((workdir / "results.json").read_text())
 
@@ -115,11 +116,22 @@ def test_a_run_that_is_killed_twice_ends_with_the_same_parameters(workdir):
 
 
 def losses(workdir, name):
-    return [json.loads(line)["loss"] for line in log_lines(workdir, name)]
+    lines = map(json.loads, log_lines(workdir, name))
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def validated(workdir, name):
+    """What the validation after the last step has found."""
+    line = json.loads(log_lines(workdir, name)[-1])
+    assert line.pop("step") == STEPS
+    assert line.pop("validation/seconds") > 0
+    assert {"validation/nll", "validation/hr@3"} <= line.keys()
+    return line
 
 
 def test_two_processes_train_and_evaluate_like_one(workdir, evaluated):
-    first, second = start_two(workdir, "train", "debug,run=two")
+    setting = f"debug,run=two,{VALIDATED}"
+    first, second = start_two(workdir, "train", setting)
     wait_for_line(workdir, "two", 3)
     os.kill(second.pid, signal.SIGKILL)
     status = first.wait(60)
@@ -130,8 +142,10 @@ def test_two_processes_train_and_evaluate_like_one(workdir, evaluated):
         assert status == 1
         assert "[process 0] train: " in output
         assert "start all of them again" in output or "could not be written" in output
-    assert [process.wait(300) for process in start_two(workdir, "train", "debug,run=two")] == [0, 0]
+    assert [process.wait(300) for process in start_two(workdir, "train", setting)] == [0, 0]
     np.testing.assert_allclose(losses(workdir, "plain"), losses(workdir, "two"), rtol=1e-6)
+    validations = [validated(workdir, name) for name in ("aligned", "two")]
+    assert validations[0] == pytest.approx(validations[1], rel=1e-5)
 
     shutil.rmtree(workdir / "evaluation")
     (workdir / "results.json").unlink()
