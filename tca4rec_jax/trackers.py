@@ -181,6 +181,7 @@ class _WeightsAndBiases:
             id=fingerprint([identity, folder.name]),
             name=folder.name,
             config=json.loads(config.to_json_best_effort()),
+            allow_val_change=True,  # of a run that goes on: it may have more steps
             dir=str(folder),
             resume="allow",
         )
