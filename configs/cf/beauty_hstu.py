@@ -4,9 +4,9 @@
     python launch/prepare_data.py --config=$C --workdir=$W
     python launch/train_cf.py --config=$C --workdir=$W      # --config.cf.seed=1 for another seed
 
-Two CPU cores; an epoch takes 16 CPU seconds, its validation 3.5. Not run to its end: one seed,
-after nine epochs NDCG@10 0.0390 on the validation rows and rising, 0.0311 on the test rows
-(published: 0.0412).
+Two CPU cores; an epoch takes 16 CPU seconds, its validation 3.5. Three seeds, best after 38 to 50
+epochs: test NDCG@10 0.0421 +- 0.0002, HR@10 0.0851 +- 0.0007 over all 12,101 items (published:
+0.0412, 0.0708).
 """
 
 from tca4rec_jax.config import apply_argument, beauty_config
