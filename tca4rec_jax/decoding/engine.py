@@ -142,10 +142,13 @@ class BatchedSearch:
         other.trie = sharding.put(config.device_trie(self.host_trie), on_mesh)
         return other
 
-    def _titles_of(self, decoder: Decoder, on_mesh: Decoder) -> TitleIndex | None:
-        """The catalogue as a model reads it, for grounding; made once for each model."""
+    def _titles_of(self, decoder: Decoder, graph: nnx.GraphDef, state) -> TitleIndex | None:
+        """The catalogue as a model reads it, for grounding; made once for each model.
+
+        `graph` and `state` are the decoder's on the mesh.
+        """
         if self.config.find == "grounding" and decoder not in self._titles:
-            embedder = Embedder(on_mesh, self.mesh, "last", self.batch_size)
+            embedder = Embedder(nnx.merge(graph, state), self.mesh, "last", self.batch_size)
             index = TitleIndex.of(self.host_trie, embedder)
             self._titles[decoder] = sharding.put(index, sharding.replicated(self.mesh))
         return self._titles.get(decoder)
@@ -262,7 +265,7 @@ class _Pass:
             graph, state = nnx.split(decoder)
             state = sharding.put(state, sharding.tree_shardings(mesh, decoder.config, state))
             program, weights = SearchProgram(mesh, graph, search.config), list(sets)
-            titles = search._titles_of(decoder, nnx.merge(graph, state))
+            titles = search._titles_of(decoder, graph, state)
             models.append((state, program, jax.tree.map(np.float32, weights), titles))
         order_R = np.argsort(-lengths_R, kind="stable")
         for start in range(0, len(order_R), search.batch_size):
