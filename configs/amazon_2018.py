@@ -5,7 +5,7 @@
 
 Of Toys_and_Games and Sports_and_Outdoors the last 48 x 30 days, and items with a brand:
 
-    C=$C,data.filters.last_days=1440,data.attributes=("brand",),data.needed_attributes=("brand",)
+    C="$C,data.filters.last_days=1440,data.attributes=('brand',),data.needed_attributes=('brand',)"
 
 What every step left is logged and kept in WORKDIR/data/statistics.json.
 """

@@ -200,9 +200,7 @@ def own_setting(
 
 def config_of(path: str | Path) -> ConfigDict:
     """The config of a file, without an argument, to be changed."""
-    config = runpy.run_path(str(path))["get_config"]()
-    config.unlock()
-    return config
+    return runpy.run_path(str(path))["get_config"]()
 
 
 def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:

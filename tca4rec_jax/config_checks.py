@@ -83,10 +83,7 @@ def check_fits(config: ConfigDict, architecture: DecoderConfig) -> None:
 
 
 def check_llm(config: ConfigDict, platform: str) -> None:
-    """Raises UserError for fields of config.llm that are unknown or do not go together.
-
-    So do those of what else is trained.
-    """
+    """Raises UserError for fields of the LLM, and of what is trained, that do not go together."""
     llm, vectors = config.llm, carried_vectors(config.prompt)
     check_choice("llm.train", llm.train, TRAINED)
     if llm.weights == RANDOM and llm.train != "full":

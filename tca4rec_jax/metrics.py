@@ -1,7 +1,7 @@
 """Ranks of targets; HR@K, NDCG@K and MRR@K; AUC of answers.
 
 Ranks are 0-based, and -1 for a target that is not in a list of recommendations. Metrics are over
-the whole catalogue, never over sampled candidates.
+the whole catalogue unless candidates are drawn (evaluation.candidates).
 
 By item, a hit is the target item itself; items that share a title stand in a list one after the
 other in catalogue order. By title (as published), a hit is the target's title, whichever of the

@@ -1,12 +1,14 @@
 """The validation of a training state: the evaluation of lists, on rows of the validation split."""
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 
 from tca4rec_jax.config import score_weights
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.evaluation.llm_rankings import rank
+from tca4rec_jax.evaluation.kept_rankings import hit_ranks
+from tca4rec_jax.evaluation.llm_rankings import Ranker
 from tca4rec_jax.evaluation.rankings import EvaluationRows
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.decoder import Decoder
@@ -31,6 +33,11 @@ class Validator:
             raise UserError("the validation split has no rows: set validation.every=0")
         self._weights = score_weights(experiment.config, 0.0)
 
+    @cached_property
+    def _ranker(self) -> Ranker:
+        """Made at the first validation: a training state goes to the devices before it."""
+        return Ranker.of(self._experiment, self._rows, beams=self._config.beams)
+
     def of_states(self, decoder_of: Callable[[TrainState], Decoder], per_epoch: int) -> Validation:
         """For a training loop with so many steps an epoch, whose states are these decoders."""
         return Validation(
@@ -46,14 +53,12 @@ class Validator:
         called after every batch of prompts.
         """
         experiment, config = self._experiment, self._config
-        beams = config.beams or experiment.config.decoding.beams
-        jobs, how = [(experiment.merged(decoder), [self._weights])], {"after_batch": after_batch}
-        ((found,),) = rank(experiment, self._rows, jobs, beams=beams, progress=None, **how)
-        # At the best temperature, as in the reports.
-        nll = found.nll_RxT.mean(axis=0, dtype=np.float64).min()
+        jobs = [(experiment.merged(decoder), [self._weights])]
+        ((found,),) = self._ranker(jobs, progress=None, after_batch=after_batch)
+        nll = found.nll_RxT.mean(axis=0, dtype=np.float64).min()  # at the best temperature
         by_title = config.metric.endswith(BY_TITLE)
         reported = experiment.config.evaluation.cutoffs
-        cutoffs = sorted({k for k in (*reported, config.cutoff) if 0 < k <= beams})
-        metrics = mean_metrics(found.title_rank_R if by_title else found.rank_R, cutoffs)
+        cutoffs = sorted({k for k in (*reported, config.cutoff) if 0 < k <= self._ranker.beams})
+        metrics = mean_metrics(hit_ranks(found, "title" if by_title else "item"), cutoffs)
         suffix = BY_TITLE if by_title else ""
         return {NLL: float(nll), **{f"{k}{suffix}": v for k, v in metrics.items()}}

@@ -55,7 +55,7 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
     contents: dict[str, str | None] = {
         f"SHA-256 of {role}": file_sha256(path) for role, path in files.items()
     }
-    if config.source in ("sequences", "lastfm"):
+    if config.catalogue_is_optional:
         contents.setdefault("SHA-256 of catalogue", None)  # made without titles
     made_from = Provenance("data set", _COMMAND, _fields(config) | contents)
     if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):

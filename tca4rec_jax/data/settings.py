@@ -92,7 +92,7 @@ class DataConfig:
       title_cleaning: of formats: 'none', or as the 'published' preprocessing has it, after the cut:
         quotes and dashes made plain, HTML entities resolved, and the 100 printable characters of
         ASCII instead of a title with others or without letters.
-      encoding: of text files, but JSON, which is UTF-8.
+      encoding: of text files; lines of JSON in a downloaded format are UTF-8.
       drop_invalid: leave out rows of these that cannot be used, and log how many and why.
       drop_duplicates: keep one of the interactions of a user, an item and a time.
 
@@ -146,7 +146,7 @@ class DataConfig:
                     f"data.attributes has {name!r}: expected names of columns, without braces, "
                     f"colons and exclamation marks, none of item, {', '.join(ITEM_FIELDS)}"
                 )
-        if self.attributes and self.source in ("sequences", "lastfm") and not self.catalogue:
+        if self.attributes and self.catalogue_is_optional and not self.catalogue:
             raise UserError("data.attributes needs data.catalogue")
         if self.rating_column and self.source == "published":
             raise UserError("data.rating_column is set, but data.source=published has no ratings")
@@ -154,6 +154,11 @@ class DataConfig:
             raise UserError("data.title_spaces is 'kept': that is for data.source=published only")
         self._check_source()
         object.__setattr__(self, "split", tuple(float(part) for part in self.split))
+
+    @property
+    def catalogue_is_optional(self) -> bool:
+        """Whether the source has titles only if a catalogue is given."""
+        return "catalogue" in _ROLES[self.source][1]
 
     def _check_source(self) -> None:
         """Raises UserError for what the source does not have."""

@@ -167,7 +167,7 @@ def _cut_by_ratio(
         one_more_U = (training_U > 1) & (count_U * share < 1)
         of_U += one_more_U
         training_U -= one_more_U
-    ends = training_U, training_U + validation_U, count_U
+    ends = training_U, training_U + validation_U
     part_n = sum(before_n >= np.repeat(end_U, count_U) for end_U in ends)
     train_R, validation_R, test_R = (
         np.flatnonzero((part_n == part) & (before_n >= min_history)) for part in range(3)

@@ -30,7 +30,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from absl import logging
 
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, one_line
 
 
 class Delimited(NamedTuple):
@@ -218,7 +218,7 @@ def _read_parquet(path: Path, select: _Select) -> pa.Table:
     except UserError:
         raise
     except (ValueError, OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read as a Parquet file: {_one_line(error)}") from error
+        raise UserError(f"{path} cannot be read as a Parquet file: {one_line(error)}") from error
 
 
 def _read_jsonl(path: Path, select: _Select, encoding: str) -> pa.Table:
@@ -292,7 +292,7 @@ def read_delimited(
         table = pyarrow.csv.read_csv(pa.py_buffer(data), read, parse, convert)
     except (ValueError, pa.ArrowException) as error:
         if not wrong:
-            raise UserError(f"{path} cannot be read as a table: {_one_line(error)}") from error
+            raise UserError(f"{path} cannot be read as a table: {one_line(error)}") from error
         raise UserError(_other_fields(path, grammar, wrong[0])) from error
     if dropped is not None and wrong:
         message = _other_fields(path, grammar, wrong[0])
@@ -355,10 +355,6 @@ def _quoting(separator: str) -> re.Pattern[bytes]:
     """Matches as many fields as are quoted by RFC 4180, or not at all and without a quote."""
     field = rb'(?:"(?:[^"]++|"")*+"|[^"\r\n%b]*+)' % separator.encode()
     return re.compile(rb"(?:%b(?:%b|\r\n|[\r\n]|\Z))*+" % (field, separator.encode()))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _line(before: bytes) -> int:

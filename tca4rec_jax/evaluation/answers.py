@@ -23,7 +23,7 @@ from tca4rec_jax.decoding.engine import SearchRows
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile
 from tca4rec_jax.distributed import multihost
 from tca4rec_jax.evaluation.comparison import Comparison
-from tca4rec_jax.evaluation.llm_rankings import kept_results
+from tca4rec_jax.evaluation.llm_rankings import jobs_of, kept_results
 from tca4rec_jax.evaluation.rankings import CF, POPULAR, EvaluationRows
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
@@ -141,13 +141,10 @@ def _llm_scores(
     yes_leaf = experiment.trie.leaf_of_item[YES]
 
     def search(weights: Mapping[str, list[ScoreWeights]], file: ResultsFile | None):
-        label = "LLM " + ", ".join(run or "untrained" for run in weights)
+        jobs, progress = jobs_of(experiment, weights)
+        prefix = experiment.frozen_prefix
         results = experiment.search(2).sweep(
-            [(experiment.inference_decoder(run), of_run) for run, of_run in weights.items()],
-            searched,
-            frozen_prefix=experiment.frozen_prefix,
-            progress=label if multihost.is_main_process() else None,
-            file=file,
+            jobs, searched, frozen_prefix=prefix, progress=progress, file=file
         )
         return [[_AnswerScores.of(found, yes_leaf) for found in of_run] for of_run in results]
 

@@ -17,11 +17,11 @@ from absl import logging
 from tca4rec_jax.config import ranked_by, score_weights
 from tca4rec_jax.data.templates import reads_users
 from tca4rec_jax.decoding.beam_search import ScoreWeights
-from tca4rec_jax.decoding.engine import SearchJob, SearchRows
+from tca4rec_jax.decoding.engine import BatchedSearch, SearchJob, SearchRows
 from tca4rec_jax.decoding.list_inputs import list_inputs
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile, read_cache
 from tca4rec_jax.distributed import multihost
-from tca4rec_jax.evaluation.comparison import COMMAND
+from tca4rec_jax.evaluation.comparison import COMMAND, UNTRAINED
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.evaluation.text_match import text_rank
 from tca4rec_jax.experiment import Experiment
@@ -103,7 +103,7 @@ class _Cache:
     def of(cls, experiment: Experiment, name: str, inputs: Mapping[str, Any]) -> "_Cache":
         """The cache of an LLM run's results of these inputs."""
         made_from = Provenance("evaluation list", COMMAND, inputs)
-        file = f"{name or 'untrained'}_{made_from.fingerprint[:8]}.npz"
+        file = f"{name or UNTRAINED}_{made_from.fingerprint[:8]}.npz"
         return cls(experiment.workdir / "evaluation" / file, made_from)
 
     def read(self, kind: type[Found]) -> list[Found]:
@@ -146,54 +146,77 @@ def _search(
     file: ResultsFile | None,
 ) -> list[list[ModelRanking]]:
     """The rankings of each LLM run {run: score weights}; `file` resumes an interrupted search."""
-    jobs = [(experiment.inference_decoder(name), weights[name]) for name in weights]
-    label = "LLM " + ", ".join(name or "untrained" for name in weights)
-    progress = label if multihost.is_main_process() else None
-    return rank(experiment, rows, jobs, progress=progress, file=file)
+    guided = any(one.guidance for of_run in weights.values() for one in of_run)
+    jobs, progress = jobs_of(experiment, weights)
+    return Ranker.of(experiment, rows, guided=guided)(jobs, progress=progress, file=file)
 
 
-def rank(
-    experiment: Experiment,
-    rows: EvaluationRows,
-    jobs: Sequence[SearchJob],
-    *,
-    beams: int | None = None,
-    **how: Any,
-) -> list[list[ModelRanking]]:
-    """What each model does on the rows, by each of its score weights.
+def jobs_of(
+    experiment: Experiment, weights: Mapping[str, list[ScoreWeights]]
+) -> tuple[list[SearchJob], str | None]:
+    """Of LLM runs {run: score weights}, with the label of their progress in the main process."""
+    label = "LLM " + ", ".join(name or UNTRAINED for name in weights)
+    jobs: list[SearchJob] = [
+        (experiment.inference_decoder(name), of_run) for name, of_run in weights.items()
+    ]
+    return jobs, label if multihost.is_main_process() else None
 
-    Of so many `beams`, by default decoding.beams; `how` are progress, file and after_batch of
-    `BatchedSearch.sweep`.
-    """
-    beams = beams or experiment.config.decoding.beams
-    guided = any(one.guidance for _, of_model in jobs for one in of_model)
-    searched = _search_rows(experiment, rows, guided=guided)
-    results = experiment.search(beams).sweep(
-        jobs,
-        searched,
-        frozen_prefix=experiment.frozen_prefix,
-        temperatures=experiment.config.evaluation.temperatures,
-        **how,
-    )
 
-    def title_rank(leaves_RxM: np.ndarray) -> np.ndarray:
-        if experiment.config.evaluation.text_match:
-            return text_rank(experiment, leaves_RxM, rows.target_R)
-        return rank_in_list(leaves_RxM, experiment.trie.leaf_of_item[rows.target_R])
+@dataclass(frozen=True)
+class Ranker:
+    """Ranks the same rows by any models: their prompts, filters and search are prepared once."""
 
-    def ranking(found: Recommendations, guided: bool) -> ModelRanking:
-        items_RxM = found.items(experiment.trie, beams, searched.allowed)
+    experiment: Experiment
+    rows: EvaluationRows
+    beams: int
+    searched: SearchRows
+    search: BatchedSearch
+
+    @classmethod
+    def of(
+        cls,
+        experiment: Experiment,
+        rows: EvaluationRows,
+        *,
+        guided: bool = False,
+        beams: int | None = None,
+    ) -> "Ranker":
+        """With so many `beams`, by default decoding.beams; `guided`: weights may guide it."""
+        beams = beams or experiment.config.decoding.beams
+        searched = _search_rows(experiment, rows, guided=guided)
+        return cls(experiment, rows, beams, searched, experiment.search(beams))
+
+    def __call__(self, jobs: Sequence[SearchJob], **how: Any) -> list[list[ModelRanking]]:
+        """What each model does on the rows, by each of its score weights.
+
+        `how` are progress, file and after_batch of `BatchedSearch.sweep`.
+        """
+        results = self.search.sweep(
+            jobs,
+            self.searched,
+            frozen_prefix=self.experiment.frozen_prefix,
+            temperatures=self.experiment.config.evaluation.temperatures,
+            **how,
+        )
+        return [
+            [self._ranking(*one) for one in zip(*of_model, strict=True)]
+            for of_model in zip(results, (weights for _, weights in jobs), strict=True)
+        ]
+
+    def _ranking(self, found: Recommendations, weights: ScoreWeights) -> ModelRanking:
+        items_RxM = found.items(self.experiment.trie, self.beams, self.searched.allowed)
         return ModelRanking(
             items_RxM,
-            rank_in_list(items_RxM, rows.target_R),
-            title_rank(found.leaves_RxM),
-            np.full_like(found.nll_RxT, np.nan) if guided else found.nll_RxT,
+            rank_in_list(items_RxM, self.rows.target_R),
+            self._title_rank(found.leaves_RxM),
+            np.full_like(found.nll_RxT, np.nan) if weights.guidance > 0 else found.nll_RxT,
         )
 
-    return [
-        [ranking(one, weights.guidance > 0) for one, weights in zip(*of_model, strict=True)]
-        for of_model in zip(results, (weights for _, weights in jobs), strict=True)
-    ]
+    def _title_rank(self, leaves_RxM: np.ndarray) -> np.ndarray:
+        target_R = self.rows.target_R
+        if self.experiment.config.evaluation.text_match:
+            return text_rank(self.experiment, leaves_RxM, target_R)
+        return rank_in_list(leaves_RxM, self.experiment.trie.leaf_of_item[target_R])
 
 
 def _search_rows(experiment: Experiment, rows: EvaluationRows, *, guided: bool) -> SearchRows:
