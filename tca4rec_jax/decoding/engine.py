@@ -59,6 +59,8 @@ class SearchRows:
         trie held no others. Pass the same to `Recommendations.items`.
       target_R: int, each row's target item, if the likelihood of its title is wanted.
       soft: (row numbers int64 [B], their padded length) -> what their placeholders carry.
+      guided: whether the program has room for guidance although it may be 0, so that another weight
+        compiles nothing new.
     """
 
     prompts: Ragged
@@ -67,6 +69,7 @@ class SearchRows:
     allowed: Callable[[np.ndarray], np.ndarray] | None = None
     target_R: np.ndarray | None = None
     soft: Callable[[np.ndarray, int], SoftTokens] | None = None
+    guided: bool = False
 
 
 class BatchSizes(NamedTuple):
@@ -229,15 +232,16 @@ class _Pass:
         """Raises UserError as `BatchedSearch.sweep`."""
         self.search, self.jobs, self.rows = search, jobs, rows
         self.temperatures = np.array(temperatures, np.float32)
-        self.guidance = max(one.check().guidance for _, sets in jobs for one in sets)
+        guidance = max(one.check().guidance for _, sets in jobs for one in sets)
+        self.guided = rows.guided or guidance > 0
         self.texts, self.scored = rows.prompts, None
         if rows.target_R is not None:
             titles, self.scored = scored_titles(search.host_trie, rows.target_R, search.config)
             self.texts = rows.prompts.followed_by(titles)
         prompt_R, text_R, given = rows.prompts.lengths, self.texts.lengths, search.buckets
         self.buckets = bucket_lengths(text_R, given) if isinstance(given, int) else np.sort(given)
-        if self.guidance > 0 and rows.cf is None:
-            raise UserError(f"guidance is {self.guidance}, but there are no CF logits for it")
+        if self.guided and rows.cf is None:
+            raise UserError(f"guidance is {guidance}, but there are no CF logits for it")
         for one in temperatures:
             check("temperature", one, Temperature)
         positions = min(decoder.config.max_positions for decoder, _ in jobs)
@@ -258,7 +262,7 @@ class _Pass:
         """
         search, mesh, lengths_R = self.search, self.search.mesh, self.texts.lengths
         capacity = int(self.buckets.max(initial=0))
-        cf_items = self.rows.cf_items if self.guidance > 0 else DENSE
+        cf_items = self.rows.cf_items if self.guided else DENSE
         cf_items = sharding.put(cf_items, sharding.replicated(mesh))
         models = []
         for decoder, sets in self.jobs:
@@ -298,7 +302,7 @@ class _Pass:
             jax.tree.map(lambda field: field[padded_B], self.scored),
             rows.soft and rows.soft(padded_B, width),
         )
-        cf = rows.cf(padded_B).astype(np.float32) if rows.cf and self.guidance > 0 else None
+        cf = rows.cf(padded_B).astype(np.float32) if rows.cf and self.guided else None
         users = Users(cf, rows.allowed and rows.allowed(padded_B))
         return sharding.shard_batch(search.mesh, (texts, users), "prompts")
 

@@ -5,7 +5,7 @@ catalogue of the allowed items holds.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,15 +65,24 @@ class ItemFilter:
         """Of rows with these whole histories: rows int64 [B] -> bool [B, I]; None allows all."""
         if self.allowed_I.all() and not self.exclude_history:
             return None
+        return masks_of([self] * len(histories), histories)
 
-        def of_rows(rows_B: np.ndarray) -> np.ndarray:
-            allowed_BxI = np.tile(self.allowed_I, (len(rows_B), 1))
-            if self.exclude_history:
-                taken = histories.take(rows_B)
-                allowed_BxI[taken.row_of(np.arange(taken.values.size)), taken.values] = False
-            return allowed_BxI
 
-        return of_rows
+def masks_of(
+    filters: Sequence[ItemFilter], histories: Ragged
+) -> Callable[[np.ndarray], np.ndarray]:
+    """`ItemFilter.masks` of rows with a filter each, whatever these allow."""
+    exclude_R = np.array([one.exclude_history for one in filters])
+
+    def of_rows(rows_B: np.ndarray) -> np.ndarray:
+        allowed_BxI = np.stack([filters[row].allowed_I for row in rows_B])
+        taken = histories.take(rows_B)
+        row_n, item_n = taken.row_of(np.arange(taken.values.size)), taken.values
+        excluded_n = exclude_R[rows_B][row_n]
+        allowed_BxI[row_n[excluded_n], item_n[excluded_n]] = False
+        return allowed_BxI
+
+    return of_rows
 
 
 def read_items(path: str | Path, catalogue: Catalogue) -> np.ndarray:

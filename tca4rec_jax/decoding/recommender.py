@@ -24,8 +24,9 @@ from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
 from tca4rec_jax.data.templates import reads_users
+from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.engine import BatchedSearch, BatchSizes, SearchRows
-from tca4rec_jax.decoding.filters import ItemFilter
+from tca4rec_jax.decoding.filters import ItemFilter, masks_of
 from tca4rec_jax.decoding.list_inputs import list_inputs
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
@@ -61,9 +62,10 @@ class Recommender:
         if name:
             experiment.check_run(name, guided=guidance > 0)
         self._filter = experiment.item_filter
-        needs_cf = guidance > 0 or reads_users(experiment.config.prompt)
-        self._cf = _CFModel.load(experiment) if needs_cf else None
-        self._search = cache(experiment.search)
+        self._reads_cf = guidance > 0 or reads_users(experiment.config.prompt)
+        if self._reads_cf:
+            self._cf  # noqa: B018 - loaded now
+        self._search, self._scoring = cache(experiment.search), cache(self._scoring_search)
 
     @classmethod
     def load(cls, workdir: str | Path, name: str, *, guidance: float = 0.0) -> "Recommender":
@@ -77,6 +79,8 @@ class Recommender:
         histories: Sequence,
         k: int = 10,
         *,
+        guidance: float | None = None,
+        filters: Sequence[ItemFilter] | None = None,
         sizes: BatchSizes | None = None,
         progress: str | None = None,
     ) -> list:
@@ -86,22 +90,28 @@ class Recommender:
         list of such lists for several; shorter than k only if fewer items may be recommended. A
         score is a log-probability, guidance included, or with decoding.find=grounding the distance,
         scaled and negative. `progress` is the label of a progress bar.
+
+        `guidance` is another weight than the recommender's, `filters` one for each history in the
+        place of decoding's, from `filter`; others, 0 included, compile nothing new.
         `sizes` are those of many histories that are passed in parts; by default the call has a
         batch for its histories, of one of a few sizes that are each compiled once.
 
         Raises UserError for no history, an empty one, an unknown item (with what is spelt like it),
-        k < 1, or prompts that show candidates (`score` takes them).
+        k < 1, or prompts that show candidates (`score` takes them), and as __init__ for guidance.
         """
         if k < 1:
             raise UserError(f"k must be at least 1, got {k}")
         single = not isinstance(histories, str) and len(histories) and isinstance(histories[0], str)
-        rows = self._rows([histories] if single else histories, self._filter)
+        weights = self._guided(guidance)
+        allowed = self._filter if filters is None else filters
+        rows = self._rows([histories] if single else histories, allowed)
+        rows = dataclasses.replace(rows, guided=guidance is not None)
         search = self._search_of(k)
         if sizes is None:
             sizes = search.sizes(rows.prompts.lengths)
             sizes = sizes.rounded(self._experiment.config.prompt.max_tokens)
         search = search.of_sizes(sizes)
-        found = search.recommend(self._decoder, rows, self._weights, progress=progress)
+        found = search.recommend(self._decoder, rows, weights, progress=progress)
         trie, catalogue = self._experiment.trie, self._experiment.data.catalogue
         item_ids, titles = catalogue.item_ids, catalogue.titles
         lists = []
@@ -124,28 +134,84 @@ class Recommender:
     def inputs(self) -> dict[str, Any]:
         """What the lists depend on besides the histories: provenance."""
         inputs = list_inputs(self._experiment, self._name, [self._weights])
-        if self._cf is not None:
+        if self._reads_cf:
             inputs["CF model"] = file_sha256(_CFModel.path(self._experiment))
         return inputs
+
+    def filter(
+        self,
+        *,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] = (),
+        exclude_history: bool | None = None,
+    ) -> ItemFilter:
+        """Of the items that decoding allows only `allow` and not `deny`, by id or title.
+
+        Raises UserError for an unknown item, or if none is left.
+        """
+        found, everything = self._filter, self._experiment.data.catalogue.num_items
+        if allow is not None:
+            found = found.only(np.isin(np.arange(everything), self.find(allow, "allow")))
+        if len(deny):
+            found = found.only(~np.isin(np.arange(everything), self.find(deny, "deny")))
+        if exclude_history is not None:
+            found = dataclasses.replace(found, exclude_history=exclude_history)
+        return found
 
     def score(self, history: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
         """Exact scores float32 [candidates] of given items, to re-rank another system's list.
 
         They are those of the whole catalogue, without filters. Raises UserError as `recommend`.
         """
-        items, trie = self.find(candidates, "candidates"), self._experiment.trie
-        allowed = ItemFilter(np.isin(np.arange(trie.num_items), items))
-        rows = self._rows([history], allowed, items[None, :])
+        return self.scores([history], [candidates])[0]
+
+    def scores(
+        self,
+        histories: Sequence[Sequence[str]],
+        candidates: Sequence[Sequence[str]],
+        *,
+        guidance: float | None = None,
+        most: int | None = None,
+        sizes: BatchSizes | None = None,
+    ) -> np.ndarray:
+        """`score` float32 [R, candidates] of as many candidates for each of R histories.
+
+        Up to `most` candidates, and any `guidance`, have one compiled program.
+        """
+        items_RxN = np.stack([self.find(names, "candidates") for names in candidates])
+        trie, every_item = self._experiment.trie, np.arange(self._experiment.trie.num_items)
+        filters = [ItemFilter(np.isin(every_item, items)) for items in items_RxN]
+        weights = self._guided(guidance)
+        rows = self._rows(histories, filters, items_RxN)
+        rows = dataclasses.replace(rows, guided=guidance is not None)
+        search = self._scoring(most or items_RxN.shape[1])
+        search = search.of_sizes(sizes or search.sizes(rows.prompts.lengths))
+        found = search.recommend(self._decoder, rows, weights, progress=None)
+        leaf_RxN = trie.leaf_of_item[items_RxN]
+        is_leaf_RxNxM = found.leaves_RxM[:, None, :] == leaf_RxN[:, :, None]
+        return np.take_along_axis(found.scores_RxM, np.argmax(is_leaf_RxNxM, axis=2), axis=1)
+
+    def _scoring_search(self, beams: int) -> BatchedSearch:
         # A beam for each candidate: none is ever dropped, and the prefixes that their titles share
         # are computed once.
         search = self._search_of(1)
-        search = search.of_config(
-            dataclasses.replace(search.config, beams=len(items), rules="exact", renormalise=False)
-        )
-        search = search.of_sizes(search.sizes(rows.prompts.lengths))
-        found = search.recommend(self._decoder, rows, self._weights, progress=None)
-        is_leaf_XxM = found.leaves_RxM[0] == trie.leaf_of_item[items][:, None]
-        return found.scores_RxM[0, np.argmax(is_leaf_XxM, axis=1)]
+        rules: dict[str, Any] = {"rules": "exact", "renormalise": False}
+        return search.of_config(dataclasses.replace(search.config, beams=beams, **rules))
+
+    def _guided(self, guidance: float | None) -> ScoreWeights:
+        """The weights of a call; the first with a guidance of its own loads the CF model."""
+        if guidance is None:
+            return self._weights
+        if not self._reads_cf:
+            if self._name:
+                self._experiment.check_run(self._name, guided=True)
+            self._cf  # noqa: B018 - loaded now
+            self._reads_cf = True
+        return self._weights._replace(guidance=guidance).check()
+
+    @cached_property
+    def _cf(self) -> "_CFModel":
+        return _CFModel.load(self._experiment)
 
     def _search_of(self, k: int) -> BatchedSearch:
         return self._search(max(k, self._experiment.config.decoding.beams))
@@ -157,7 +223,7 @@ class Recommender:
     def _rows(
         self,
         names: Sequence[Sequence[str]],
-        allowed: ItemFilter,
+        allowed: ItemFilter | Sequence[ItemFilter],
         candidates_RxN: np.ndarray | None = None,
     ) -> SearchRows:
         # Prompts take the latest data.history_length items, the CF model as many as it reads, and
@@ -168,13 +234,15 @@ class Recommender:
         histories = Ragged.from_lengths(np.concatenate(rows), np.array(list(map(len, rows))))
         config, latest = self._experiment.config, partial(histories.latest, fill=PAD_ITEM)
         history_RxS = latest(np.arange(len(rows)), config.data.history_length)
-        prompts, cf = self._experiment.prompts(history_RxS, candidates_RxN), self._cf
+        prompts = self._experiment.prompts(history_RxS, candidates_RxN)
         users: dict[str, Any] = {}
-        if cf is not None:
+        if self._reads_cf:
+            cf = self._cf
             users["cf"] = lambda rows_B: cf.vectors(latest(rows_B, cf.history_length))
             users["cf_items"] = cf.items
         users["soft"] = soft_rows(self._experiment, prompts, **users)
-        return SearchRows(prompts.tokens, allowed=allowed.masks(histories), **users)
+        masks = allowed.masks if isinstance(allowed, ItemFilter) else partial(masks_of, allowed)
+        return SearchRows(prompts.tokens, allowed=masks(histories), **users)
 
     @cached_property
     def _item_of_title(self) -> dict[str, int]:

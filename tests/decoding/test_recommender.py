@@ -355,3 +355,43 @@ def test_unusable_files_are_errors(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         read_histories(tmp_path / name)
+
+
+def test_calls_of_any_guidance_and_filter_have_one_program(run):
+    recommender = Recommender(run, "any")
+    histories, sizes = [["i4", "i6"], ["i2"]], BatchSizes(2, (16,))
+    everything = recommender.filter()
+    found = recommender.recommend(histories, 4, guidance=0.0, filters=[everything] * 2, sizes=sizes)
+    alone = Recommender(run, "any").recommend(histories, 4)
+    for mine, wanted in zip(found, alone, strict=True):
+        assert [one.item_id for one in mine] == [one.item_id for one in wanted]
+        assert [one.score for one in mine] == pytest.approx([one.score for one in wanted], abs=1e-5)
+    before = search_batch._cache_size()
+    few = recommender.filter(allow=["i0", "i4", "i6", "i7"], deny=["i7"], exclude_history=True)
+    lists = recommender.recommend(
+        histories, 4, guidance=0.7, filters=[few, everything], sizes=sizes
+    )
+    assert search_batch._cache_size() == before
+    assert {one.item_id for one in lists[0]} == {"i0"}
+    guided = Recommender(run, "any", guidance=0.7)
+    (wanted,) = guided.recommend([histories[1]], 4)
+    assert [one.item_id for one in lists[1]] == [one.item_id for one in wanted]
+    with pytest.raises(ValueError, match=r"guidance is -1.0: expected at least 0"):
+        recommender.recommend(histories, guidance=-1.0)
+    with pytest.raises(ValueError, match="leaves no item"):
+        recommender.filter(allow=["i0"], deny=["i0"])
+
+
+def test_candidates_of_several_histories_have_one_program(run):
+    recommender = Recommender(run, "any")
+    sizes = BatchSizes(2, (16,))
+    call = {"guidance": 0.5, "most": 4, "sizes": sizes}
+    candidates = [["i1", "i9", "i5", "i6"], ["i0", "i9", "i2", "i3"]]
+    scores = recommender.scores([["i4"], ["i2", "i6"]], candidates, **call)
+    before = search_batch._cache_size()
+    few = recommender.scores([["i4"]], [["i9", "i1"]], **call)
+    recommender.scores([["i4"]], [["i9"]], **(call | {"guidance": 0.0}))
+    assert search_batch._cache_size() == before
+    np.testing.assert_allclose(few, scores[:1, 1::-1], atol=1e-5)
+    guided = Recommender(run, "any", guidance=0.5)
+    np.testing.assert_allclose(scores[1], guided.score(["i2", "i6"], candidates[1]), atol=1e-5)
