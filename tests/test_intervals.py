@@ -5,7 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from tca4rec_jax.intervals import bootstrap_intervals, holm, randomisation_test
+from tca4rec_jax.intervals import (
+    Spread,
+    bootstrap_intervals,
+    holm,
+    randomisation_test,
+    seed_spread,
+)
 
 
 def loop_over_users(values_R, user_R, resamples, rng):
@@ -127,3 +133,63 @@ def test_holm_corrects_for_the_number_of_tests():
     assert adjusted == pytest.approx(expected)
     assert holm({"a": 0.7, "b": 0.8}) == {"a": 1.0, "b": 1.0}
     assert holm({}) == {}
+
+
+def made_seeds(rng, seeds, users, *, of_seed, of_user, of_both):
+    """Differences [S, users, 1000 repetitions] whose true mean is 0."""
+    parts = (of_seed, (seeds, 1)), (of_user, (1, users)), (of_both, (seeds, users))
+    return sum(scale * rng.normal(size=(*shape, 1000)) for scale, shape in parts)
+
+
+@pytest.mark.parametrize(
+    ("of_seed", "of_user"), [(0.0, 1.0), (0.0, 0.2), (0.06, 1.0), (0.1, 0.5), (0.3, 1.0)]
+)
+def test_whatever_seeds_do_one_test_in_twenty_finds_a_difference_where_there_is_none(
+    of_seed, of_user
+):
+    """And where they matter, users alone would find one up to eight times as often."""
+    rng, user_R = np.random.default_rng(0), np.arange(200)
+    made = made_seeds(rng, 3, 200, of_seed=of_seed, of_user=of_user, of_both=1.0)
+    means = dict(enumerate(made.mean(axis=0).T))
+    spread = {name: seed_spread(made[:, :, name], user_R) for name in means}
+    found = randomisation_test(means, user_R, spread=spread, draws=1000)
+    below = np.mean([p < 0.05 for p in found.values()])
+    assert 0.02 < below < 0.085
+    intervals = bootstrap_intervals(means, user_R, spread=spread, resamples=1000)
+    outside = np.mean([not one.low <= 0 <= one.high for one in intervals.values()])
+    assert abs(outside - below) < 0.015
+    alone = randomisation_test(means, user_R, draws=500)
+    if of_seed >= 0.1:
+        assert np.mean([p < 0.05 for p in alone.values()]) > 0.12
+
+
+def test_the_spread_of_seeds_is_what_an_analysis_of_variance_says():
+    rng = np.random.default_rng(0)
+    values_SxR = made_seeds(rng, 4, 30, of_seed=1.0, of_user=1.0, of_both=0.5)[:, :, 0]
+    grand, mean_S, mean_U = values_SxR.mean(), values_SxR.mean(axis=1), values_SxR.mean(axis=0)
+    of_both = sum(
+        (values_SxR[s, u] - mean_S[s] - mean_U[u] + grand) ** 2 for s in range(4) for u in range(30)
+    ) / (3 * 30)  # its biased mean square: as the bootstrap over users has it
+    of_seed = 30 * sum((one - grand) ** 2 for one in mean_S) / 3
+    expected = ((of_seed - of_both) / 30 / 4) ** 0.5
+    found = seed_spread(values_SxR, np.arange(30))
+    assert found == (pytest.approx(expected), 3)
+    twice = np.repeat(values_SxR, 2, axis=1)  # a user's rows move together
+    assert seed_spread(twice, np.repeat(np.arange(30), 2)) == pytest.approx(found)
+
+
+def test_one_seed_says_nothing_of_others_and_equal_ones_that_they_agree():
+    values_SxR, user_R = np.random.default_rng(0).normal(size=(1, 50)), np.arange(50)
+    assert seed_spread(values_SxR, user_R).standard_error == 0
+    assert seed_spread(np.repeat(values_SxR, 3, axis=0), user_R).standard_error == 0
+    values, none = {"x": values_SxR[0]}, {"x": Spread()}
+    for of in (bootstrap_intervals, randomisation_test):
+        assert of(values, user_R) == of(values, user_R, spread=none)
+
+
+def test_noise_of_one_name_does_not_depend_on_the_others():
+    values = {"x": np.arange(40.0) % 7, "y": np.arange(40.0) % 3}
+    spread = {"x": Spread(0.2, 2), "y": Spread(0.4, 1)}
+    both = bootstrap_intervals(values, np.arange(40), spread=spread)
+    one = bootstrap_intervals({"y": values["y"]}, np.arange(40), spread=spread)
+    assert one["y"] == both["y"]
