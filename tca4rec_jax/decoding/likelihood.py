@@ -58,7 +58,19 @@ def title_nll(
     trie: DeviceTrie,
     temperature_T: jax.Array,
 ) -> jax.Array:
-    """float32 [B, T]: -log P(title | prompt) of each row's title at temperatures; traceable.
+    """float32 [B, T]: -log P(title | prompt) of each row's title; the sum of `token_log_probs`."""
+    log_p_BxKxT = token_log_probs(model, states_BxKxD, scored, trie, temperature_T)
+    return -jnp.sum(jnp.where(scored.weight[:, :, None] > 0, log_p_BxKxT, 0.0), axis=1)
+
+
+def token_log_probs(
+    model: Decoder,
+    states_BxKxD: jax.Array,
+    scored: ScoredTokens,
+    trie: DeviceTrie,
+    temperature_T: jax.Array,
+) -> jax.Array:
+    """float32 [B, K, T]: log P of each scored token at temperatures; traceable.
 
     The states are those at the tokens before the scored ones, `scored` the batch's part of
     `scored_titles`, the trie that of the search, the temperatures float32 above 0.
@@ -69,20 +81,18 @@ def title_nll(
         index_BxKxC = trie.choice_index[child_BxKxC]
         logits_BxKxC = jnp.take_along_axis(logits_BxKxU, index_BxKxC, axis=-1)
         logits_BxKxC = jnp.where(is_child_BxKxC, logits_BxKxC, -jnp.inf)
-        log_p_BxKxT = _log_probs(logits_BxKxC, scored.label, temperature_T)
-    else:
-        head = model.head()
+        return _log_probs(logits_BxKxC, scored.label, temperature_T)
+    head = model.head()
 
-        def at_position(inputs):
-            states_BxD, label_B = inputs
-            return _log_probs(head(states_BxD), label_B, temperature_T)
+    def at_position(inputs):
+        states_BxD, label_B = inputs
+        return _log_probs(head(states_BxD), label_B, temperature_T)
 
-        batch, scored_tokens, _ = states_BxKxD.shape
-        vocabulary = jax.eval_shape(head, states_BxKxD).shape[-1]
-        at_once = states_at_once(scored_tokens, batch * vocabulary)
-        inputs = states_BxKxD.swapaxes(0, 1), scored.label.swapaxes(0, 1)
-        log_p_BxKxT = jax.lax.map(at_position, inputs, batch_size=at_once).swapaxes(0, 1)
-    return -jnp.sum(jnp.where(scored.weight[:, :, None] > 0, log_p_BxKxT, 0.0), axis=1)
+    batch, scored_tokens, _ = states_BxKxD.shape
+    vocabulary = jax.eval_shape(head, states_BxKxD).shape[-1]
+    at_once = states_at_once(scored_tokens, batch * vocabulary)
+    inputs = states_BxKxD.swapaxes(0, 1), scored.label.swapaxes(0, 1)
+    return jax.lax.map(at_position, inputs, batch_size=at_once).swapaxes(0, 1)
 
 
 def _log_probs(logits: jax.Array, label: Array, temperature_T: jax.Array) -> jax.Array:

@@ -1,0 +1,1 @@
+"""Grids of experiments: cells, the lines of results.jsonl, what is made of them."""
