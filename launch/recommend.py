@@ -4,10 +4,12 @@
         --item="Toy Story (1995)" --item="Fargo (1996)"
     python launch/recommend.py ... --input=histories.jsonl --output=recommended.jsonl
 
-Items are ids or titles, oldest first. A file is .jsonl ({"history": [...]}) or .csv (a column
-`history`, items separated by '|'); interrupted, the same command goes on. --run names the LLM run
-below WORKDIR/llm, whose config is taken where there is no --config; --untrained takes the LLM as it
-came. Filters: --config.decoding.allow=, deny= (files of item ids), exclude_history=true.
+Items are ids or titles, oldest first. A file is .jsonl ({"history": [...]}), .csv (a column
+`history`, items separated by '|') or .parquet (such a column, or one of lists); the output is
+Parquet if it is called so, else JSONL. Interrupted, the same command goes on, and several processes
+share the work (--coordinator, --process_count, --process_index). --run names the LLM run below
+WORKDIR/llm, whose config is taken where there is no --config; --untrained takes the LLM as it came.
+Filters: --config.decoding.allow=, deny= (files of item ids), exclude_history=true.
 """
 
 from absl import flags
@@ -15,6 +17,7 @@ from absl import flags
 from tca4rec_jax.config import run_name
 from tca4rec_jax.decoding.recommend_file import recommend_file
 from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.launching import DEFINE_field, launch
@@ -22,8 +25,8 @@ from tca4rec_jax.ranges import Count, LocalPath, NotNegative
 from tca4rec_jax.reporting import show
 
 _ITEMS = flags.DEFINE_multi_string("item", [], "One item of the history; repeat it, oldest first.")
-_INPUT = DEFINE_field("input", LocalPath, None, "A .jsonl or .csv file of histories.")
-_OUTPUT = DEFINE_field("output", LocalPath, None, "The .jsonl file to write.")
+_INPUT = DEFINE_field("input", LocalPath, None, "A .jsonl, .csv or .parquet file of histories.")
+_OUTPUT = DEFINE_field("output", LocalPath, None, "The .jsonl or .parquet file to write.")
 _K = DEFINE_field("k", Count, 10, "Items in a list.")
 _GUIDANCE = DEFINE_field("guidance", NotNegative, 0.0, "Weight of the CF model at inference.")
 _UNTRAINED = flags.DEFINE_bool("untrained", False, "Use the LLM as it came.")
@@ -38,10 +41,18 @@ def recommend(config, workdir):
     if _INPUT.value:
         recommend_file(recommender, _INPUT.value, _OUTPUT.value, k=_K.value)
         return
-    for place, one in enumerate(recommender.recommend(_ITEMS.value, _K.value), start=1):
+    found = recommender.recommend(_ITEMS.value, _K.value)
+    for place, one in enumerate(found if is_main_process() else (), start=1):
         show(f"{place:3d}  {one.score:9.4f}  {one.item_id}  {one.title}")
 
 
 if __name__ == "__main__":
     reads = ["data", "cf", "llm", "run", _INPUT]
-    launch(recommend, "recommend", reads=reads, writes=[_OUTPUT], config_of="run")
+    launch(
+        recommend,
+        "recommend",
+        run_on="all_processes",
+        reads=reads,
+        writes=[_OUTPUT],
+        config_of="run",
+    )

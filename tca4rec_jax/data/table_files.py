@@ -12,16 +12,18 @@ A row is counted from 1, the header not included, a line from 1. Kinds of file, 
 """
 
 import bisect
+import contextlib
 import csv
 import functools
 import gzip
 import io
+import itertools
 import json
 import re
 import reprlib
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -54,8 +56,8 @@ _DELIMITED = {
     ".inter": Delimited("\t", quoted=False),
     ".item": Delimited("\t", quoted=False),
 }
-_PARQUET = (".parquet", ".pq")
-KINDS = (*_DELIMITED, ".jsonl", *_PARQUET)
+PARQUET = (".parquet", ".pq")
+KINDS = (*_DELIMITED, ".jsonl", *PARQUET)
 _BLOCK = 1 << 26  # bytes that Arrow parses at a time: no row may be longer
 _HEADER = 1 << 20  # characters among which it ends
 _repr = reprlib.Repr()
@@ -176,7 +178,7 @@ def read_columns(
         return read_delimited(path, _DELIMITED[kind], columns, encoding)
     check_file(path, columns)
     select = functools.partial(_select, path, columns)
-    parquet = kind in _PARQUET
+    parquet = kind in PARQUET
     table = _read_parquet(path, select) if parquet else _read_jsonl(path, select, encoding)
     if not table.num_rows:
         raise UserError(f"{path} has a header but no rows")
@@ -211,14 +213,38 @@ _Select = Callable[[list[str]], list[str]]
 
 
 def _read_parquet(path: Path, select: _Select) -> pa.Table:
+    with open_parquet(path) as file:
+        names = select(file.schema_arrow.names)
+        return file.read(columns=names).select(names)
+
+
+@contextlib.contextmanager
+def open_parquet(path: Path) -> Iterator[pa.parquet.ParquetFile]:
+    """A Parquet file for the block. Raises UserError for one that is damaged."""
     try:
         with pa.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            names = select(file.schema_arrow.names)
-            return file.read(columns=names).select(names)
+            yield file
     except UserError:
         raise
     except (ValueError, OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read as a Parquet file: {one_line(error)}") from error
+
+
+def parquet_parts(
+    path: Path, columns: Sequence[str] | None = None, *, start: int = 0, rows: int = 1 << 16
+) -> Iterator[pa.Table]:
+    """Some columns of a Parquet file (default: all) from row `start`, counted from 0: at most so
+    many rows at a time, so that little is in memory. Raises as `read_columns`."""
+    with open_parquet(path) as file:
+        names = _select(path, columns, file.schema_arrow.names)
+        groups = range(file.num_row_groups)
+        ends = [*itertools.accumulate(file.metadata.row_group(n).num_rows for n in groups)]
+        first = bisect.bisect_right(ends, start)
+        passed_over = start - ([0, *ends][first])
+        for batch in file.iter_batches(rows, row_groups=groups[first:], columns=names):
+            if passed_over < len(batch):
+                yield pa.Table.from_batches([batch]).select(names).slice(passed_over)
+            passed_over = max(0, passed_over - len(batch))
 
 
 def _read_jsonl(path: Path, select: _Select, encoding: str) -> pa.Table:

@@ -8,7 +8,8 @@ Axes: core/__init__.py; here S are history items, X items of a list.
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,11 +124,11 @@ class Recommender:
             lists.append(list(map(Recommended, *names, scores)))
         return lists[0] if single else lists
 
-    def sizes(self, histories: Sequence[Sequence[str]], k: int) -> BatchSizes:
+    def sizes(self, histories: Iterable[Sequence[str]], k: int) -> BatchSizes:
         """The `sizes` that suit all of many histories, for `recommend` of their parts."""
-        starts = range(0, len(histories), _PROMPTS_AT_ONCE)
-        parts = (histories[start : start + _PROMPTS_AT_ONCE] for start in starts)
-        lengths = [self._rows(part, self._filter).prompts.lengths for part in parts]
+        rest, lengths = iter(histories), []
+        while part := list(itertools.islice(rest, _PROMPTS_AT_ONCE)):
+            lengths.append(self._rows(part, self._filter).prompts.lengths)
         return self._search_of(k).sizes(np.concatenate(lengths))
 
     @property

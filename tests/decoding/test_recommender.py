@@ -1,85 +1,25 @@
-"""The user's API, its filters and its files, on a tiny random model and catalogue."""
+"""The user's API and its filters, on a tiny random model and catalogue."""
 
 import copy
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import oracle
 import pytest
-from flax import nnx
+from tiny_catalogue import BOUGHT, IDS, SEQUENCES, TITLES, changed
 
-from tca4rec_jax.cf.checkpoint import save_model
-from tca4rec_jax.cf.models.popularity import Popularity, PopularityConfig
-from tca4rec_jax.cf.settings import model_inputs
 from tca4rec_jax.config import default_config
-from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.item_tokens import ItemTokens
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.engine import BatchSizes
 from tca4rec_jax.decoding.filters import ItemFilter
-from tca4rec_jax.decoding.recommend_file import read_histories, recommend_file
 from tca4rec_jax.decoding.recommender import Recommender
-from tca4rec_jax.decoding.search_programs import read_prompts, search_batch
-from tca4rec_jax.distributed.sharding import make_mesh
-from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.lease import LeaseError, only_writer
-from tca4rec_jax.provenance import Provenance, StaleError
+from tca4rec_jax.decoding.search_programs import search_batch
+from tca4rec_jax.provenance import StaleError
 
-SEQUENCES = oracle.with_end(oracle.WORDS)
-TITLES = [" ".join(map(str, word)) for word in oracle.WORDS]
-IDS = [f"i{item}" for item in range(len(TITLES))]
 LLM_ALONE = ScoreWeights()
-BOUGHT = [0, 1, 2, 3, 3, 3, 9, 9]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """An experiment whose parts are tiny and already made."""
-    config = default_config()
-    config.decoding.beams = 4
-    config.inference.batch_size = 2
-    config.inference.buckets = 1
-    config.data.history_length = 3
-    config.decoding.exclude_history = False
-    workdir = tmp_path_factory.mktemp("run")
-    cf_model = Popularity(PopularityConfig(len(IDS)), rngs=nnx.Rngs(0))
-    times = np.zeros(len(BOUGHT), np.int64)
-    offsets = np.array([0, len(BOUGHT)])
-    cf_model.fit_statistics(ItemSequences(np.array([0]), np.array(BOUGHT), offsets, times))
-    config.cf.model = "popularity"
-    catalogue = Catalogue(tuple(IDS), tuple(TITLES))
-    inputs = {"cf": model_inputs(config.cf, workdir), "catalogue": catalogue.content_hash()}
-    made_from = Provenance("CF model", "launch/train_cf.py", inputs)
-    save_model(workdir / "cf" / "checkpoint.npz", "popularity", cf_model, made_from)
-    flat = np.concatenate(SEQUENCES).astype(np.int32)
-    titles = Ragged.from_lengths(flat, [len(title) for title in SEQUENCES])
-    first, none = (Ragged.from_lengths(np.full(n, 5, np.int32), np.array([n])) for n in (1, 0))
-    experiment = Experiment(config, workdir)
-    vars(experiment).update(
-        data=SimpleNamespace(catalogue=catalogue),
-        items=ItemTokens(titles, titles, first, none, none.values),
-        trie=ItemTrie.build(SEQUENCES),
-        mesh=make_mesh(2),
-        inference_decoder=lambda name: oracle.tiny_decoder(),
-        check_run=lambda name, guided: None,
-        inference_inputs={"weights": "digest"},
-        run_step=lambda name: 5,
-    )
-    for name in ("any", "other"):
-        Provenance("LLM run", "", {"name": name}).save(workdir / "llm" / name)
-    return experiment
-
-
-def changed(experiment, **parts):
-    """The experiment with other parts."""
-    other = copy.copy(experiment)
-    vars(other).pop("item_filter", None)  # is made of other parts
-    vars(other).update(parts)
-    return other
 
 
 def expected_scores(history, weights=LLM_ALONE, mask="before_softmax"):
@@ -246,75 +186,6 @@ def test_item_lists_that_do_not_fit_are_errors(run, tmp_path):
     assert ItemFilter.from_config(fields, data).masks(histories) is None
 
 
-def test_a_file_is_recommended_for_and_resumed(run, tmp_path):
-    recommender = Recommender(run, "any")
-    source, output = tmp_path / "in.jsonl", tmp_path / "out" / "out.jsonl"
-    name = "Zo\u00eb \ud83d"  # half of a UTF-16 pair, which UTF-8 does not have
-    rows = [{"user": user, "name": name, "history": [f"i{user}", "i4"]} for user in range(5)]
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recommend_file(recommender, source, output, k=3, chunk=2)
-    whole = output.read_text()
-    lines = [json.loads(line) for line in whole.splitlines()]
-    assert [line["user"] for line in lines] == list(range(5))
-    assert (lines[0]["name"], "Zoë" in whole) == (name, True)
-    alone = recommender.recommend(["i3", "i4"], k=3)
-    assert lines[3]["items"] == [one.item_id for one in alone]
-    assert lines[3]["scores"] == pytest.approx([one.score for one in alone], abs=1e-4)
-    cut = whole.splitlines(keepends=True)
-    output.write_text("".join(cut[:2]) + cut[2][:7])  # killed while it wrote the third line
-    recommend_file(recommender, source, output, k=3, chunk=2)
-    assert output.read_text() == whole
-    with pytest.raises(StaleError, match=r"out\.jsonl: .* k was 3, is 2\. .* another --output"):
-        recommend_file(recommender, source, output, k=2)
-    with pytest.raises(StaleError, match=r"run.made_from was \w{12}, is \w{12}"):
-        recommend_file(Recommender(run, "other"), source, output, k=3)
-    with only_writer(output), pytest.raises(LeaseError, match=r"out\.jsonl is being written by"):
-        recommend_file(recommender, source, output, k=3)
-    table = tmp_path / "in.csv"
-    table.write_text("user,history\n7,i1 | 9\n")
-    assert read_histories(table) == [{"user": "7", "history": ["i1", "9"]}]
-
-
-def test_a_part_of_a_file_whose_scores_are_not_finite_is_named(run, tmp_path, monkeypatch):
-    recommender = Recommender(run, "any")
-    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text('{"history": ["i1"]}\n' * 4)
-    recommend_file(recommender, source, output, k=3, chunk=2)
-    output.write_text("".join(output.read_text().splitlines(keepends=True)[:2]))
-
-    def broken(*_, **__):
-        raise FloatingPointError("row 0: nan")
-
-    monkeypatch.setattr(recommender, "recommend", broken)
-    with pytest.raises(FloatingPointError, match=r"out.jsonl, of the rows from 3 on: row 0: nan"):
-        recommend_file(recommender, source, output, k=3, chunk=2)
-
-
-def test_all_histories_of_a_file_are_known_before_anything_is_loaded(run, tmp_path):
-    def load(name):
-        raise AssertionError("loaded")
-
-    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text('{"history": ["i1"]}\n' * 5 + '{"history": ["i4", "nope"]}\n')
-    recommender = Recommender(changed(run, inference_decoder=load), "any")
-    with pytest.raises(ValueError, match=r"in\.jsonl, row 6: 'nope' is no item id and no title"):
-        recommend_file(recommender, source, output, k=3, chunk=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
-
-
-def test_parts_of_a_file_are_searched_with_one_program(run, tmp_path):
-    source = tmp_path / "in.jsonl"
-    histories = [["i0"], ["i1"], ["i4", "i6"], ["i11", "i4"], ["i4", "i6", "i11"]]
-    source.write_text("".join(json.dumps({"history": row}) + "\n" for row in histories))
-    config = run.config.copy_and_resolve_references()
-    config.decoding.beams = 5  # not compiled yet
-    recommender = Recommender(changed(run, config=config), "any")
-    before = read_prompts._cache_size(), search_batch._cache_size()
-    recommend_file(recommender, source, tmp_path / "out.jsonl", k=3, chunk=1)
-    after = read_prompts._cache_size(), search_batch._cache_size()
-    assert after == (before[0] + 1, before[1] + 1)
-
-
 def test_one_request_costs_one_request(run, monkeypatch):
     config = run.config.copy_and_resolve_references()
     config.inference.batch_size = 64
@@ -337,24 +208,6 @@ def test_sizes_of_calls_are_few():
     sizes = {BatchSizes(1, (length,)).rounded(250).buckets for length in range(8, 257, 8)}
     assert sizes == {(n,) for n in (16, 24, 32, 48, 64, 96, 128, 192, 256)}
     assert BatchSizes(4, (8, 16, 40, 300)).rounded(250) == (4, (16, 48, 300))
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("in.txt", "x", r"must end in \.jsonl or \.csv"),
-        ("in.jsonl", '{"history": [1]}\n', r"row 1: history is \[1\]"),
-        ("in.jsonl", "{\n", "line 1 is not JSON"),
-        ("in.csv", "user\n7\n", "row 1: history is None"),
-        ("in.csv", "user,history\n", "no rows"),
-        ("in.csv", "user,history\n7,Matrix, The\n", "row 1 has 3 fields, the header 2"),
-        ("in.csv", 'user,history\n7,"Heat\n8,Up\n', "line 2: the quotes"),
-    ],
-)
-def test_unusable_files_are_errors(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_histories(tmp_path / name)
 
 
 def test_calls_of_any_guidance_and_filter_have_one_program(run):
