@@ -6,6 +6,7 @@ Nothing here is on a device, and no weight is read.
 import dataclasses
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -37,6 +38,8 @@ from tca4rec_jax.recommenders.ids import item_ids
 from tca4rec_jax.semantic_ids.ids import SemanticIds
 from tca4rec_jax.training.run_inputs import training_split
 
+_SHARED = ("data", "ids", "source", "tokenizer", "new_tokens", "items", "trie", "compressed_trie")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExperimentInputs:
@@ -44,6 +47,13 @@ class ExperimentInputs:
 
     config: ConfigDict
     workdir: Path
+
+    def sharing(self, config: ConfigDict) -> Self:
+        """Of another config with the same data, LLM and prompts: what is here is not read again."""
+        other = type(self)(config, self.workdir)
+        there = {name: self.__dict__[name] for name in _SHARED if name in self.__dict__}
+        other.__dict__.update(there)  # as cached_property does
+        return other
 
     @cached_property
     def data(self) -> RecData:

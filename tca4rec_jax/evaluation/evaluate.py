@@ -3,7 +3,7 @@
 Written below the work directory:
   evaluation/<run>_*.npz     recommended items and ranks of each row, kept so that any other
                              statistic can be computed
-  evaluation/unfinished.npz  where an interrupted evaluation goes on
+  evaluation/unfinished_*.npz  where an interrupted evaluation goes on
   rankings.npz, results.json, results.md, results.png, details.md, slices.png, training.png,
   examples.md                those of an evaluation with a name in results/<name>; the first has the
                              ranks of every model of the table, for launch/compare.py

@@ -75,7 +75,8 @@ def kept_results(
     groups = [list(caches)] if experiment.frozen_prefix and caches else [[name] for name in caches]
     for names in groups:
         identity = fingerprint([caches[name].identity for name in names])
-        unfinished = ResultsFile(experiment.workdir / "evaluation" / "unfinished.npz", identity)
+        kept = f"unfinished_{identity[:8]}.npz"  # other processes may rank other runs here
+        unfinished = ResultsFile(experiment.workdir / "evaluation" / kept, identity)
         file = None if multihost.is_multiprocess() else unfinished
         made_of_runs = search({name: weights[name] for name in names}, file)
         for name, made in zip(names, made_of_runs, strict=True):
@@ -124,11 +125,11 @@ def ranking_inputs(
     """What the rankings of an LLM run, or of '' the pretrained LLM, depend on: provenance."""
     inputs = list_inputs(experiment, name, weights) | rows.inputs() | ranked_by(experiment.config)
     if any(one.guidance for one in weights) or reads_users(experiment.config.prompt):
-        inputs["CF logits of the rows"] = _cf_content(experiment, rows)
+        inputs["CF logits of the rows"] = cf_content(experiment, rows)
     return inputs
 
 
-def _cf_content(experiment: Experiment, rows: EvaluationRows) -> str:
+def cf_content(experiment: Experiment, rows: EvaluationRows) -> str:
     """SHA-256 (hex) of the values that a CF logits store holds for the rows and over items."""
     store = experiment.cf_store(rows.split, rows.position_R)
     starts = range(0, len(rows), _ROWS_AT_ONCE)

@@ -1,0 +1,190 @@
+"""A grid of experiments: named data, CF models and recommenders, and the values of axes.
+
+A grid file defines `get_grid(arg="")`, which returns `Grid(...).with_argument(arg)`; the config files
+that it names lie relative to its folder. cells.py expands it.
+"""
+
+import ast
+import dataclasses
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tca4rec_jax.config import split_argument
+from tca4rec_jax.errors import UserError, check_choice
+from tca4rec_jax.experiments.results import CF, POPULAR
+from tca4rec_jax.ranges import FolderName, check
+
+OBJECTIVE = ("softmax", "form", "tau", "beta", "alpha")
+AXES = ("seed", "cf_seed", "budget", *OBJECTIVE, "guidance")
+"""From the slowest to the fastest: all cells of the first seed come first."""
+
+OF_DATA = ("data", "cf", "evaluation", "validation.rows")
+OF_DATA += tuple(f"decoding.{n}" for n in ("exclude_history", "allow", "deny", "max_title_tokens"))
+"""What of a config is the same for all models on some data."""
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Data, and how all models are evaluated on them.
+
+    Attributes:
+      config: a config file. Its sections data, cf and evaluation, its validation.rows and what may
+        be recommended count for every recommender on these data.
+      settings: fields of these, by dotted name.
+      more: further ones as the argument of a config file has them: 'field=value,..'.
+    """
+
+    config: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    more: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class CFModel:
+    """A CF model: fields of config.cf, by dotted name; `more` is as in Data."""
+
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    more: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommender:
+    """A recommender.
+
+    Attributes:
+      config: a config file; what is the data's is taken from theirs.
+      settings: fields by dotted name; `more` is as in Data.
+      on: {data: further settings on them}, where it is not for all data of the grid.
+      vectors: the CF model whose item vectors its prompts carry, or its semantic ids are made of;
+        by default prompts carry those of the cell's CF model, and ids are made of titles.
+      axes: values of axes that are not the grid's.
+    """
+
+    config: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    on: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    vectors: str = ""
+    axes: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    more: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What is compared.
+
+    Attributes:
+      data, cf, recommenders: by name.
+      axes: {a name in AXES: its values}; budget is a factor of training.steps, the other fields are
+        those of the config where the grid does not say.
+      chosen: the axes whose value is chosen on the validation split, among the runs of
+        `choose_seeds` (by default all seeds); then the test split is ranked with that value alone.
+      metric: which chooses what is trained: 'ndcg@K', 'hr@K' or, the least, 'nll per title'.
+      guided_metric: which chooses guidance, whose lists have no NLL.
+      split: which is ranked where nothing is chosen.
+      keep_checkpoints: of runs that no cell needs any more.
+      debug: shrink all configs, as the argument 'debug' of a config file does.
+      folder: that of the grid file.
+    """
+
+    data: Mapping[str, Data]
+    cf: Mapping[str, CFModel]
+    recommenders: Mapping[str, Recommender]
+    axes: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    chosen: tuple[str, ...] = ()
+    choose_seeds: tuple[int, ...] = ()
+    metric: str = "ndcg@10"
+    guided_metric: str = "ndcg@10"
+    split: str = "test"
+    keep_checkpoints: bool = False
+    debug: bool = False
+    folder: Path = Path()
+
+    def with_argument(self, arg: str) -> "Grid":
+        """The grid changed as the part of --grid=FILE:ARG after the colon says.
+
+        A comma-separated list of 'debug'; AXIS=value or AXIS=(value, ..); data=, cf= or
+        recommenders=NAME or ('NAME', ..), those that are left; NAME.FIELD=value, a config field of
+        one of them. Raises UserError for anything else.
+        """
+        grid = self
+        for setting in split_argument(arg):
+            grid = grid._shrunk() if setting == "debug" else grid._set(setting)
+        return grid
+
+    def _shrunk(self) -> "Grid":
+        """With the configs of 'debug', whose lists are of three."""
+        metric = self.metric.replace("@10", "@3")
+        return dataclasses.replace(self, debug=True, metric=metric, guided_metric="ndcg@3")
+
+    def _set(self, setting: str) -> "Grid":
+        name, _, text = setting.partition("=")
+        first, _, field = name.partition(".")
+        values = _values(text)
+        if name in AXES:
+            of = {
+                label: dataclasses.replace(one, axes={**one.axes, name: values})
+                for label, one in self.recommenders.items()
+            }
+            return dataclasses.replace(self, axes={**self.axes, name: values}, recommenders=of)
+        for part in ("data", "cf", "recommenders"):
+            named = getattr(self, part)
+            if name == part:
+                for value in values:
+                    check_choice(f"grid argument {part}", value, named)
+                return dataclasses.replace(self, **{part: {label: named[label] for label in values}})
+            if field and first in named:
+                changed = dataclasses.replace(
+                    named[first], more=",".join(filter(None, [named[first].more, f"{field}={text}"]))
+                )
+                return dataclasses.replace(self, **{part: {**named, first: changed}})
+        raise UserError(
+            f"grid argument {setting!r}: expected debug, {', '.join(AXES)}, data, cf or recommenders "
+            "and =value, or NAME.FIELD=value with a name in the grid"
+        )
+
+    def check(self) -> "Grid":
+        """Returns itself; UserError for a name, an axis or a field that is none."""
+        for name in (*self.data, *self.cf, *self.recommenders):
+            check("a name in the grid", name, FolderName)
+        for name in {*self.recommenders} & {CF, POPULAR}:
+            raise UserError(f"a recommender of the grid may not be called {name!r}")
+        for one in (self, *self.recommenders.values()):
+            for axis in one.axes:
+                check_choice("an axis of the grid", axis, AXES)
+        for axis in self.chosen:
+            check_choice("a chosen axis", axis, (*AXES[2:],))
+        for name, one in self.recommenders.items():
+            for data in one.on:
+                check_choice(f"recommenders[{name!r}].on", data, self.data)
+            if one.vectors:
+                check_choice(f"recommenders[{name!r}].vectors", one.vectors, self.cf)
+            if own := [f for of in (one.settings, *one.on.values()) for f in of if _of_data(f)]:
+                raise UserError(f"recommenders[{name!r}] sets {own[0]}, which its data's config says")
+        check_choice("the split of the grid", self.split, ("validation", "test"))
+        return self
+
+
+def load_grid(flag: str) -> Grid:
+    """The grid of --grid=FILE:ARGUMENT. Raises UserError for a file or grid that is none."""
+    name, _, arg = flag.partition(":")
+    if not Path(name).is_file():
+        raise UserError(f"--grid={flag}: {name} does not exist")
+    found = runpy.run_path(name)
+    if "get_grid" not in found:
+        raise UserError(f"--grid={flag}: {name} defines no get_grid(arg)")
+    return dataclasses.replace(found["get_grid"](arg), folder=Path(name).parent).check()
+
+
+def _values(text: str) -> tuple:
+    """What an argument gives: one value, or several in brackets; a name needs no quotes."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = text
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _of_data(field: str) -> bool:
+    """Whether a field of a recommender's config is its data's."""
+    return any(f"{field}.".startswith(f"{name}.") for name in OF_DATA)

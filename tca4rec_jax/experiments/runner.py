@@ -1,0 +1,183 @@
+"""A grid from what is there to what is wanted, by one process or several beside each other.
+
+A job is claimed by a lease in W/claims, so that any number of processes, on any hosts that share W,
+work on one grid; what has a line is not done again.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from absl import logging
+
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.experiments.cells import Cells
+from tca4rec_jax.experiments.choice import wanted
+from tca4rec_jax.experiments.costs import Costs
+from tca4rec_jax.experiments.grid import Grid
+from tca4rec_jax.experiments.results import Cell, Line, read_lines
+from tca4rec_jax.experiments.work import Job, Work, jobs_of
+from tca4rec_jax.fileio import fingerprint, remove
+from tca4rec_jax.lease import LeaseError, only_writer
+from tca4rec_jax.reporting import show, show_table
+from tca4rec_jax.training.fault_tolerance import Stopped
+
+_WAIT = 5.0  # seconds before looking again at what other processes do
+
+Ranked = tuple[Cell, str]  # a cell and a split
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Where a grid stands."""
+
+    done: list[Ranked]
+    missing: list[Ranked]
+    to_come: int  # cells that are known once choices can be made
+    lines: dict[Ranked, Line]
+
+    @classmethod
+    def of(cls, cells: Cells, stale: Sequence[Ranked] = ()) -> "Plan":
+        """Of the lines of W; those that are stale do not count."""
+        lines = {of: line for of, line in read_lines(cells.workdir).items() if of not in stale}
+        found = wanted(cells, {of: line.metrics for of, line in lines.items()})
+        done = [of for of in found.ranked if of in lines]
+        missing = [of for of in found.ranked if of not in lines]
+        return cls(done, missing, found.to_come, lines)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is missing."""
+        return not self.missing and not self.to_come
+
+
+def run_grid(grid: Grid, workdir: Path, *, minutes: float = 0.0, anew: bool = False) -> bool:
+    """Does what is missing of a grid; returns whether nothing is missing any more.
+
+    Before, it says what is missing and what that will cost, in the end what is missing still. A
+    line of results that was made from other inputs than those that are here is said, and counts;
+    with `anew` it does not. A cell that fails is said and the others go on. After so many `minutes`
+    (0: no limit) the process stops as at SIGTERM: training saves its state.
+
+    Raises UserError for a grid or config that is not valid, SystemExit or Stopped at SIGTERM.
+    """
+    cells = Cells(grid, workdir)
+    work = Work(cells, anew)
+    stale = _said_stale(work, Plan.of(cells))
+    counted_out = stale if anew else []
+    say(cells, Plan.of(cells, counted_out))
+    failed: dict[str, str] = {}
+    with _deadline(minutes) as is_over:
+        try:
+            _work_off(work, counted_out, failed)
+        except (Stopped, SystemExit):
+            if not is_over():
+                raise
+            logging.info("%g minutes are over", minutes)
+    plan = Plan.of(cells, counted_out)
+    say(cells, plan)
+    for name, why in failed.items():
+        show(f"failed: {name}: {why}", error=True)
+    return plan.is_done
+
+
+def _work_off(work: Work, stale: list[Ranked], failed: dict[str, str]) -> None:
+    """Does job after job until none is left but those that failed."""
+    cells = work.cells
+    while True:
+        plan = Plan.of(cells, stale)
+        jobs = [job for job in jobs_of(cells, plan.missing) if _name(job) not in failed]
+        if not jobs:
+            return
+        for job in jobs:
+            if _done(work, job, stale, failed):
+                _clean(cells, stale)
+                break
+        else:
+            time.sleep(_WAIT)  # other processes do all of them
+
+
+def _done(work: Work, job: Job, stale: list[Ranked], failed: dict[str, str]) -> bool:
+    """Whether this process has done the job, or tried to; not if another one does it."""
+    claim = work.workdir / "claims" / fingerprint([dataclasses.asdict(c) for c in job.cells])[:16]
+    try:
+        with only_writer(claim.with_name(f"{claim.name}_{job.split}")):
+            if any((cell, job.split) in Plan.of(work.cells, stale).done for cell in job.cells):
+                return True  # another process has, since the plan was made
+            work.do(job)
+            stale[:] = [of for of in stale if of not in [(cell, job.split) for cell in job.cells]]
+    except LeaseError as busy:
+        logging.debug("%s", busy)
+        return False
+    except (FileNotFoundError, UserError, FloatingPointError) as error:
+        failed[_name(job)] = str(error)
+        logging.error("%s failed: %s", _name(job), error)
+    return True
+
+
+def _name(job: Job) -> str:
+    return f"{job.cells[0].label}, {job.split}"
+
+
+def _clean(cells: Cells, stale: list[Ranked]) -> None:
+    """Deletes the checkpoints of runs that nothing needs any more; their logs stay."""
+    plan = Plan.of(cells, stale)
+    if cells.grid.keep_checkpoints or plan.to_come:
+        return
+    needed = {cells.run_name(cell) for cell, _ in plan.missing if cell.is_llm}
+    for cell, _ in plan.done:
+        if cell.is_llm and cells.run_name(cell) not in needed:
+            remove(cells.run_folder(cell).checkpoints)
+
+
+def _said_stale(work: Work, plan: Plan) -> list[Ranked]:
+    """The lines that were made from other inputs than those that are here, after saying why."""
+    found = []
+    for of in plan.done:
+        if not (work.workdir / of[0].data / "data").exists():
+            continue  # results alone were brought here
+        try:
+            changed = work.changed(plan.lines[of])
+        except (OSError, UserError) as error:
+            changed = [str(error)]
+        if changed:
+            found.append(of)
+            more = f"; and {len(changed) - 2} more" if len(changed) > 2 else ""
+            show(f"stale: {of[0].label}, {of[1]}: {'; '.join(changed[:2])}{more}", error=True)
+    if found:
+        show(f"{len(found)} results are stale: --anew computes them anew", error=True)
+    return found
+
+
+def say(cells: Cells, plan: Plan) -> None:
+    """Prints what is done and missing of a grid, and what that will cost."""
+    costs = Costs.of(plan.lines.values(), cells)
+    show_table(costs.table(plan.done, plan.missing), title="The grid", first_column="cells")
+    lines = [f"{len(plan.done)} cells are done, {len(plan.missing)} are missing"]
+    if plan.to_come:
+        lines.append(f"{plan.to_come} more follow once values are chosen on the validation split")
+    show(*lines, *costs.in_words(plan.missing, plan.to_come))
+
+
+@contextlib.contextmanager
+def _deadline(minutes: float) -> Iterator:
+    """Sends SIGTERM to this process after so many minutes (0: never); gives whether it has."""
+    over = threading.Event()
+
+    def stop() -> None:
+        over.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    timer = threading.Timer(minutes * 60, stop)
+    timer.daemon = True
+    if minutes:
+        timer.start()
+    try:
+        yield over.is_set
+    finally:
+        timer.cancel()

@@ -1,0 +1,314 @@
+"""The work of one process on a grid: data, CF models, runs and rankings, each made once.
+
+What is there already is found by what it was made from, as the launch scripts find it; another
+process that makes a part holds its lease (LeaseError).
+
+Axis letters: R rows.
+"""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from tca4rec_jax.cf.logits_store import open_store, read_manifest, split_path
+from tca4rec_jax.cf.pipeline import run_cf
+from tca4rec_jax.config import build, ranked_by, score_weights
+from tca4rec_jax.data.dataset import prepare
+from tca4rec_jax.data.sequences import RecData
+from tca4rec_jax.data.templates import reads_users, shows_ids
+from tca4rec_jax.embedding import embed_items
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.evaluation import rankings
+from tca4rec_jax.evaluation.llm_rankings import cf_content, rank_llms, ranking_inputs
+from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
+from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.experiments.cells import Cells
+from tca4rec_jax.experiments.choice import VALIDATION
+from tca4rec_jax.experiments.measures import measures
+from tca4rec_jax.experiments.results import CF, POPULAR, Cell, Line, RowRanks, append
+from tca4rec_jax.fileio import atomic_path, read_json_lines, remove, write_npz
+from tca4rec_jax.lease import only_writer
+from tca4rec_jax.llm.from_scratch import RANDOM
+from tca4rec_jax.provenance import Provenance
+from tca4rec_jax.semantic_ids.ids import ids_path
+from tca4rec_jax.semantic_ids.pipeline import make_ids
+from tca4rec_jax.semantic_ids.rq_vae import RQVAEConfig
+from tca4rec_jax.semantic_ids.settings import Quantiser
+from tca4rec_jax.train import train
+from tca4rec_jax.training.run_folder import COMMAND as TRAIN
+from tca4rec_jax.training.run_folder import RunFolder
+from tca4rec_jax.training.validation import validations_of
+
+COMMAND = "launch/experiments.py --anew"
+
+
+class Job(NamedTuple):
+    """What is done at once: cells of one run and one CF model, on the rows of a split."""
+
+    cells: tuple[Cell, ...]
+    split: str
+
+
+def jobs_of(cells: Cells, ranked: Sequence[tuple[Cell, str]]) -> list[Job]:
+    """The jobs of cells and splits, in their order."""
+    found: dict[Any, list[Cell]] = {}
+    for cell, split in ranked:
+        run = cells.run_of(cell) if cell.is_llm else cell
+        found.setdefault((run, cell.cf, cell.cf_seed, cell.beta, split), []).append(cell)
+    return [Job(tuple(of_job), of[-1]) for of, of_job in found.items()]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Work:
+    """Does jobs; `anew` replaces runs that were made from other inputs instead of refusing them."""
+
+    cells: Cells
+    anew: bool = False
+
+    @property
+    def workdir(self) -> Path:
+        """W."""
+        return self.cells.workdir
+
+    def do(self, job: Job) -> None:
+        """Trains and ranks, and appends the lines of the job's cells.
+
+        Raises UserError or FloatingPointError as the parts do, LeaseError if another process makes
+        one of them, Stopped or SystemExit if this one was asked to stop: what is done is kept.
+        """
+        wall, cpu = time.perf_counter(), time.process_time()
+        cell = job.cells[0]
+        self._prepare(cell)
+        run = self._trained(cell) if cell.is_llm else None
+        began = time.perf_counter()
+        experiment = self.experiment(cell)
+        rows = self._rows(experiment, job.split)
+        self._write_rows(cell.data, experiment, rows)
+        found = self._rank(experiment, rows, job)
+        seconds = {"evaluate": (time.perf_counter() - began) / len(job.cells)}
+        log = read_json_lines(run.log) if run else []
+        seconds["train"] = sum(line["seconds"] for line in log if "seconds" in line)
+        cores = (time.process_time() - cpu) / (time.perf_counter() - wall)
+        for one, (ranking, inputs) in zip(job.cells, found, strict=True):
+            decoder = experiment.inference_decoder(run.path.name) if run and not one.guidance else None
+            measured = measures(experiment, rows, decoder, ranking, self._stores(one, job.split))
+            made_from = Provenance("cell of a grid", COMMAND, inputs)
+            ranks = RowRanks.of(experiment, rows, ranking)
+            path = f"ranks/{made_from.fingerprint}.npz"
+            ranks.write(self.workdir / path)
+            line = Line(
+                key=made_from.fingerprint,
+                cell=one,
+                split=job.split,
+                rows=len(rows),
+                users=len(np.unique(ranks.user_R)),
+                metrics=ranks.metrics(experiment.config.evaluation.cutoffs) | measured,
+                ranks=path,
+                seconds=seconds,
+                core_seconds=cores * sum(seconds.values()),
+                machine=f"{platform.node()}: {jax.device_count()} x {jax.devices()[0].device_kind}",
+                provenance=dataclasses.asdict(made_from),
+                validations={str(step): of for step, of in validations_of(log).items()},
+                run=str(run.path.relative_to(self.workdir)) if run else "",
+                cf_store="" if one.cf is None else self._relative(experiment.config.cf.logits),
+            )
+            append(self.workdir, line)
+            logging.info("%s, %s: %s", one.label, job.split, _shown(line.metrics))
+        jax.clear_caches()
+
+    def _relative(self, path: str) -> str:
+        return str(Path(path).relative_to(self.workdir))
+
+    def changed(self, line: Line) -> list[str]:
+        """In words, what a line's result was made from that is other now.
+
+        Raises UserError or FileNotFoundError if a part that it was made from is missing.
+        """
+        experiment, cell = self.experiment(line.cell), line.cell
+        rows = self._rows(experiment, line.split)
+        if not cell.is_llm:
+            return line.made_from.differences(self._cf_inputs(experiment, rows, cell))
+        weights = [score_weights(experiment.config, cell.guidance or 0.0)]
+        now = experiment.inference_inputs | experiment.search_inputs(weights) | rows.inputs()
+        now |= ranked_by(experiment.config)
+        if cell.guidance or reads_users(experiment.config.prompt):
+            now["CF logits of the rows"] = cf_content(experiment, rows)
+        now["run.made_from"] = self._run_made_from(cell).fingerprint
+        return line.made_from.differences(now)
+
+    def _run_made_from(self, cell: Cell) -> Provenance:
+        return Provenance("LLM run", TRAIN, self._training(cell).training_inputs)
+
+    def experiment(self, cell: Cell) -> Experiment:
+        """Of a cell; experiments of one recommender on data share what they read."""
+        return self._sharing(cell, self.cells.config_of(cell))
+
+    def _training(self, cell: Cell) -> Experiment:
+        """Of the run of a cell, whatever its guidance."""
+        return self.experiment(self.cells.run_of(cell))
+
+    def _sharing(self, cell: Cell, config: ConfigDict) -> Experiment:
+        seed = config.seed if config.llm.weights == RANDOM else None
+        of = (cell.data, cell.recommender if cell.is_llm else self.cells.pair_on(cell.data)[1], seed)
+        if of not in self._shared:
+            self._shared[of] = Experiment(config, self.workdir / cell.data)
+        return self._shared[of].sharing(config)
+
+    @cached_property
+    def _shared(self) -> dict[tuple, Experiment]:
+        return {}
+
+    @cached_property
+    def _there(self) -> set[Any]:
+        """What this process has made or found."""
+        return set()
+
+    def _prepare(self, cell: Cell) -> None:
+        """Makes what the cell's run and ranking read."""
+        config = self.cells.config_of(cell)
+        data = self._data(cell, config)
+        for one in self._cf_models(cell):
+            self._cf(one, data)
+        recommender = cell.recommender if cell.is_llm else self.cells.pair_on(cell.data)[1]
+        if maker := self.cells.cf_of_vectors(cell.data, recommender):
+            self._cf(maker, data)
+            self._item_vectors(maker, data)
+        if shows_ids(config.prompt) and config.ids.path is None:
+            self._ids(cell, config, data)
+
+    def _cf_models(self, cell: Cell) -> list[Cell]:
+        """One of each CF model on the cell's data, its own or that of the first seed."""
+        found = {cell.cf: cell} if cell.cf else {}
+        for one in self.cells.all:
+            if one.recommender == CF and one.data == cell.data:
+                found.setdefault(one.cf, one)
+        return list(found.values())
+
+    def _stores(self, cell: Cell, split: str) -> dict[str, Path]:
+        """Where the logits of these are."""
+        return {
+            one.cf or "": split_path(None, self.cells.cf_folder(one), split)
+            for one in self._cf_models(cell)
+        }
+
+    def _data(self, cell: Cell, config: ConfigDict) -> RecData:
+        if cell.data not in self._there:
+            prepare(config.data, self.workdir / cell.data / "data")
+            self._there.add(cell.data)
+        return self.experiment(cell).data
+
+    def _cf(self, cell: Cell, data: RecData) -> None:
+        of = Cell(cell.data, CF, cell.cf, cell.cf_seed)
+        if of in self._there:
+            return
+        config = self.cells.config_of(of)
+        length = config.data.history_length
+        run_cf(config.cf, data, self.cells.cf_folder(of), history_length=length)
+        self._there.add(of)
+
+    def _item_vectors(self, maker: Cell, data: RecData) -> None:
+        """Writes the item table of a CF model for recommenders that name it."""
+        path = self.cells.vectors_file(maker)
+        if path.exists():
+            return
+        logits = self.cells.config_of(maker).cf.logits
+        split = "train_sequences"
+        no_rows = np.zeros(0, np.int64)
+        where = split_path(logits, self.workdir, split)
+        store = open_store(where, data.splits[split], data.catalogue, positions=no_rows)
+        if store.item_table is None:
+            raise UserError(f"the CF model {maker.cf!r} of the grid has no item vectors")
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.save(file, np.asarray(store.item_table, np.float32))
+
+    def _ids(self, cell: Cell, config: ConfigDict, data: RecData) -> None:
+        """Makes semantic ids: of a CF model's item vectors, or of titles that an LLM embeds."""
+        workdir = self.workdir / cell.data
+        if ids_path(None, workdir).exists():
+            return
+        if config.ids.item_vectors is None:
+            embed_items(Experiment(self.cells.config_of_data(cell.data), workdir))
+        parts = build(Quantiser, config.ids), build(RQVAEConfig, config.ids.rq_vae)
+        make_ids(data, workdir, *parts, path=None, cf=config.cf, beta=config.objective.beta)
+
+    def _trained(self, cell: Cell) -> RunFolder:
+        """The finished run of a cell."""
+        experiment = self._training(cell)
+        run = RunFolder(experiment.directory)
+        made_from = Provenance("LLM run", TRAIN, experiment.training_inputs)
+        if self.anew and run.saved_steps and run.made_from.fingerprint != made_from.fingerprint:
+            with only_writer(run.path):
+                remove(run.path)
+        if run.unfinished:
+            train(experiment)
+        return run
+
+    def _rows(self, experiment: Experiment, split: str) -> EvaluationRows:
+        config = experiment.config
+        of_split = config.validation.rows if split == VALIDATION else config.evaluation.rows
+        return EvaluationRows.sample(experiment, split, of_split)
+
+    def _write_rows(self, data: str, experiment: Experiment, rows: EvaluationRows) -> None:
+        """W/rows/<data>-<split>.npz: what analyses need of the rows."""
+        path = self.workdir / "rows" / f"{data}-{rows.split}.npz"
+        if path in self._there:
+            return
+        items = experiment.data.catalogue.num_items
+        write_npz(
+            path,
+            user_R=rows.sequences.user,
+            target_R=rows.target_R,
+            position_R=rows.position_R,
+            history_R=rows.histories.lengths,
+            count_I=np.bincount(experiment.data.splits["train_sequences"].items, minlength=items),
+        )
+        self._there.add(path)
+
+    def _rank(
+        self, experiment: Experiment, rows: EvaluationRows, job: Job
+    ) -> list[tuple[ModelRanking, Mapping[str, Any]]]:
+        """What each cell does on the rows, and what that depends on."""
+        cell, config = job.cells[0], experiment.config
+        if cell.is_llm:
+            labels = {str(one.guidance): one.guidance or 0.0 for one in job.cells}
+            found = rank_llms(experiment, rows, {config.run: labels})
+            weights = {label: [score_weights(config, one)] for label, one in labels.items()}
+            return [
+                (found[label], ranking_inputs(experiment, rows, config.run, weights[label]))
+                for label in labels
+            ]
+        label = rankings.POPULAR if cell.recommender == POPULAR else rankings.CF
+        if cell.cf is None:
+            with_cf = self.experiment(self._cf_models(cell)[0])
+            models = rankings.cf_models(with_cf, rows)
+        else:
+            models = rankings.cf_models(experiment, rows)
+        found = rankings.rank_cf_models(experiment, rows, {label: models[label]})
+        return [(found[label], self._cf_inputs(experiment, rows, cell))]
+
+    def _cf_inputs(
+        self, experiment: Experiment, rows: EvaluationRows, cell: Cell
+    ) -> dict[str, Any]:
+        """What the ranking of a CF model, or of the most popular, depends on: provenance."""
+        config, data = experiment.config, experiment.data
+        inputs = rows.inputs() | ranked_by(config)
+        inputs |= {"catalogue": data.catalogue.content_hash()}
+        inputs |= {"allowed items": experiment.item_filter.content_hash()}
+        inputs |= {"evaluation.hits": config.evaluation.hits}
+        if cell.cf is None:
+            return inputs | {"training rows": data.splits["train_sequences"].content_hash()}
+        store = split_path(config.cf.logits, experiment.workdir, rows.split)
+        return inputs | {"CF logits": read_manifest(store)["content_hash"]}
+
+
+def _shown(metrics: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {v:.4f}" for name, v in metrics.items() if isinstance(v, float))
