@@ -38,13 +38,13 @@ def _help() -> str:
 
 
 def _with_shipped_config(arguments: list[str]) -> list[str]:
-    """The arguments, with the path of a shipped config where --config has its name."""
+    """The arguments, with the path of a shipped config where --config or --grid has its name."""
     found: list[str] = []
     for argument in arguments:
         flag, _, value = argument.partition("=")
-        if flag == "--config" and value:
-            argument = f"--config={_path(value)}"
-        elif found[-1:] == ["--config"]:
+        if flag in ("--config", "--grid") and value:
+            argument = f"{flag}={_path(value)}"
+        elif found[-1:] in (["--config"], ["--grid"]):
             argument = _path(argument)
         found.append(argument)
     return found

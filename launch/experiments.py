@@ -1,12 +1,13 @@
 """A grid of experiments: data x CF model x recommender x alpha x seed and more, cell by cell.
 
-    python launch/experiments.py --grid=configs/experiments/claim.py --workdir=runs/claim --dry_run
-    python launch/experiments.py --grid=configs/experiments/claim.py --workdir=runs/claim --minutes=120
+    G=configs/experiments/claim.py W=runs/claim
+    python launch/experiments.py --grid=$G --workdir=$W --dry_run
+    python launch/experiments.py --grid=$G --workdir=$W --minutes=120
 
-Says what is missing and what that will take, prepares data, trains CF models and LLM runs, ranks, and
-appends a line to WORKDIR/results.jsonl for every finished cell. Killed at any time, the same command
-goes on; several of them, on one host or several, share the cells. --grid=FILE:alpha=(0,0.1),seed=0
-changes axes, :data=NAME takes a part, :debug shrinks everything.
+Says what is missing and what that will take, prepares data, trains CF models and LLM runs, ranks,
+and appends a line to WORKDIR/results.jsonl for every finished cell. Killed at any time, the same
+command goes on; several of them, on one host or several, share the cells. --grid=FILE:alpha=(0,0.1)
+changes an axis, :data=NAME takes a part, :debug shrinks everything.
 """
 
 import sys

@@ -1,10 +1,70 @@
-"""Does the alignment help, across CF models and recommenders? MovieLens-100K and Amazon Beauty.
+"""Does the alignment help, across data, CF models and recommenders? The main table of the results.
 
     G=configs/experiments/claim.py:beauty.data.interactions=Beauty.inter.json
-    python launch/experiments.py --grid=$G,ids.ids.path=Beauty.index.json --workdir=runs/claim
+    G=$G,ids.ids.path=Beauty.index.json,office.data.path=Office_Products
+    python launch/experiments.py --grid=$G --workdir=runs/claim --dry_run
+    python launch/experiments.py --grid=$G,data=movielens,seed=0 --workdir=runs/claim --minutes=120
 
-alpha and guidance are chosen on validation rows, with the first seed; the test rows are ranked with
-these and with alpha = 0. Beauty has no titles: there an LLM reads and writes semantic ids.
+alpha and guidance are chosen on validation rows with the first seed; test rows are ranked with
+these and with alpha = 0. SmolLM2-135M, or a decoder from scratch on semantic ids; Beauty has no
+titles.
 """
 
 from tca4rec_jax.experiments.grid import CFModel, Data, Grid, Recommender
+
+ROWS = {"evaluation.rows": 2000, "validation.rows": 1000}
+SOFTMAX = {"cf.sasrec.loss": "softmax", "cf.sasrec.targets": "all", "cf.sasrec.dropout": 0.3}
+PRODUCTS = {"prompt.templates": ("Products one person bought, in order:\n{history}\n{target}",)}
+# As the quickstart: its budget, its loss, the first 20 of 30 layers as they are.
+QUICK = {
+    "lora.first_layer": 20,
+    "lora.dropout": 0.0,
+    "objective.softmax": "children",
+    "optimizer.learning_rate": 2e-3,
+    "optimizer.schedule": "constant",
+    "training.targets": "all",
+    "training.batch_size": 2,
+    "training.steps": 250,
+    "training.checkpoint_every": 50,
+    "inference.batch_size": 64,
+}
+DECODER = {"ids.codes": (64, 64, 64), "training.batch_size": 64, "training.steps": 1000}
+
+
+def get_grid(arg=""):
+    return Grid(
+        data={
+            "movielens": Data("../quickstart.py", ROWS),
+            "beauty": Data("../cf/beauty_sasrec.py", ROWS),
+            "office": Data("../cf/sasrec_published.py", ROWS | SOFTMAX),
+        },
+        cf={  # from weak to strong
+            "bpr_mf": CFModel({"cf.model": "bpr_mf", "cf.bpr_mf.loss": "softmax"}),
+            "ease": CFModel(  # its logits are flat
+                {"cf.model": "ease"},
+                on={"movielens": {}, "beauty": {"cf.top_k": 300}, "office": {"cf.top_k": 300}},
+                axes={"beta": (0.1,)},
+            ),
+            "sasrec": CFModel({"cf.model": "sasrec"}),
+        },
+        recommenders={
+            "titles": Recommender("../quickstart.py", on={"movielens": {}, "office": PRODUCTS}),
+            "llara": Recommender(
+                "../recommenders/llara.py",
+                QUICK,
+                on={"movielens": {}, "office": PRODUCTS},
+                vectors="sasrec",
+            ),
+            "ids": Recommender(
+                "../recommenders/tiger_decoder.py",
+                on={"movielens": DECODER, "beauty": {}, "office": DECODER},
+            ),
+        },
+        axes={
+            "alpha": (0.0, 0.1, 0.3, 0.5, 0.9),
+            "guidance": (0.0, 0.5, 1.0, 2.0),
+            "seed": (0, 1, 2),
+        },
+        chosen=("alpha", "guidance"),
+        choose_seeds=(0,),
+    ).with_argument(arg)

@@ -1,6 +1,8 @@
-"""A grid of seconds, to see that all of it works: MovieLens-100K, decoders of one layer on made ids.
+"""A grid of seconds, to see that all of it works: MovieLens-100K, decoders of one layer on ids.
 
     python launch/experiments.py --grid=configs/experiments/tiny.py --workdir=runs/tiny_grid
+
+Its numbers mean nothing.
 """
 
 from tca4rec_jax.experiments.grid import CFModel, Data, Grid, Recommender

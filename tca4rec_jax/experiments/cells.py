@@ -1,9 +1,9 @@
 """The cells of a grid, their configs, and where their parts lie below the grid's work directory W.
 
-  W/<data>/                   a work directory: data/, item_embeddings/, ids/, llm/<run>/, evaluation/
-  W/<data>/cf/<cf>_<seed>/    the work directory of a CF model alone: cf/, item_vectors.npy
-  W/results.jsonl, W/ranks/, W/rows/   what finished cells left (results.py)
-  W/claims/                   the leases of the jobs that are being done
+W/<data>/                   a work directory: data/, item_embeddings/, ids/, llm/<run>/, evaluation/
+W/<data>/cf/<cf>_<seed>/    the work directory of a CF model alone: cf/, item_vectors.npy
+W/results.jsonl, W/ranks/, W/rows/   what finished cells left (results.py)
+W/claims/                   the leases of the jobs that are being done
 """
 
 import dataclasses
@@ -55,15 +55,16 @@ class Cells:
 
     def _of_pair(self, pair: Pair, values: Mapping[str, tuple]) -> Iterator[Cell]:
         steps = self._bases[pair].training.steps
-        for cf in self.grid.cf:
-            for chosen in itertools.product(*values.values()):
-                named = dict(zip(values, chosen, strict=True))
+        for cf in self._cf_models(pair[0]):
+            of_cf = {**values, **self._typed(pair, self.grid.cf[cf].axes)}
+            for chosen in itertools.product(*of_cf.values()):
+                named = dict(zip(AXES, chosen, strict=True))
                 named["steps"] = max(round(steps * named.pop("budget")), 1)
                 yield self._collapsed(Cell(*pair, cf, **named))
 
     def _collapsed(self, cell: Cell) -> Cell:
         """None for the axes on which nothing of the cell depends."""
-        dropped: dict[str, None] = {}
+        dropped: dict[str, Any] = {}
         if not cell.alpha:
             dropped |= {"form": None}
         if not cell.alpha and not cell.guidance:
@@ -103,31 +104,50 @@ class Cells:
                     section, _, key = field.rpartition(".")
                     config_value(config, section)[key] = config_value(theirs, field)
                 settings = {**own.settings, **own.on.get(data, {})}
-                found[data, name] = _apply(config, settings, own.more, f"recommenders[{name!r}]")
+                where = f"recommenders[{name!r}]"
+                found[data, name] = self._set(config, settings, own.more, where)
             if not any(pair[0] == data for pair in found):
                 raise UserError(f"data[{data!r}] of the grid has no recommender")
         return found
+
+    def _set(
+        self, config: ConfigDict, settings: Mapping[str, Any], more: str, where: str
+    ) -> ConfigDict:
+        """`_apply`, with the sizes of 'debug' after the settings if the grid asks for them."""
+        return _apply(config, settings, f"debug,{more}" if self.grid.debug else more, where)
 
     def _file(self, name: str) -> ConfigDict:
         path = self.grid.folder / name
         if not path.is_file():
             raise UserError(f"the grid names the config {name}: {path} does not exist")
-        return runpy.run_path(str(path))["get_config"]("debug" if self.grid.debug else "")
+        return runpy.run_path(str(path))["get_config"]()
 
     @cached_property
     def _axes(self) -> dict[Pair, dict[str, tuple]]:
         """The values of every axis; of one that the grid does not give the config's."""
-        found = {}
-        for pair, config in self._bases.items():
-            of_config: dict[str, Any] = {n: config_value(config, SHORT_NAMES[n]) for n in OBJECTIVE}
-            of_config |= {"seed": config.seed, "cf_seed": config.cf.seed}
-            of_config |= {"budget": 1.0, "guidance": 0.0}
-            given = {**self.grid.axes, **self.grid.recommenders[pair[1]].axes}
-            found[pair] = {
-                axis: tuple(map(type(of_config[axis]), given.get(axis, (of_config[axis],))))
-                for axis in AXES
-            }
-        return found
+        grid = self.grid
+        return {
+            pair: self._typed(pair, {**grid.axes, **grid.recommenders[pair[1]].axes}, every=True)
+            for pair in self._bases
+        }
+
+    def _typed(
+        self, pair: Pair, given: Mapping[str, tuple], *, every: bool = False
+    ) -> dict[str, tuple]:
+        """Values of axes in the type of their fields; of `every` axis, those of the config too."""
+        config = self._bases[pair]
+        of_config: dict[str, Any] = {n: config_value(config, SHORT_NAMES[n]) for n in OBJECTIVE}
+        of_config |= {"seed": config.seed, "cf_seed": config.cf.seed}
+        of_config |= {"budget": 1.0, "guidance": 0.0}
+        return {
+            axis: tuple(map(type(of_config[axis]), given.get(axis, (of_config[axis],))))
+            for axis in AXES
+            if every or axis in given
+        }
+
+    def _cf_models(self, data: str) -> list[str]:
+        """The CF models that the grid has on data."""
+        return [name for name, one in self.grid.cf.items() if data in (one.on or (data,))]
 
     @cached_property
     def _cf_seeds(self) -> dict[tuple[str, str, str], tuple[int | None, ...]]:
@@ -135,8 +155,8 @@ class Cells:
         found = {}
         for data in self.grid.data:
             pair = self.pair_on(data)
-            for cf in self.grid.cf:
-                model = MODELS[self._with_cf(self._bases[pair], cf, None).cf.model]
+            for cf in self._cf_models(data):
+                model = MODELS[self._with_cf(self._bases[pair], data, cf, None).cf.model]
                 found[data, CF, cf] = self._axes[pair]["cf_seed"] if model.training else (None,)
         return found
 
@@ -146,10 +166,10 @@ class Cells:
         vectors = self.grid.recommenders[cell.recommender].vectors
         return reads_users(prompt) or (bool(carried_vectors(prompt)) and not vectors)
 
-    def _with_cf(self, config: ConfigDict, cf: str, seed: int | None) -> ConfigDict:
+    def _with_cf(self, config: ConfigDict, data: str, cf: str, seed: int | None) -> ConfigDict:
         """A copy with a CF model of the grid."""
         one, config = self.grid.cf[cf], config.copy_and_resolve_references()
-        _apply(config, one.settings, one.more, f"cf[{cf!r}]")
+        _apply(config, {**one.settings, **one.on.get(data, {})}, one.more, f"cf[{cf!r}]")
         if seed is not None:
             config.cf.seed = seed
         return config
@@ -159,7 +179,7 @@ class Cells:
         pair = (cell.data, cell.recommender) if cell.is_llm else self.pair_on(cell.data)
         config = self._bases[pair].copy_and_resolve_references()
         if cell.cf is not None:
-            config = self._with_cf(config, cell.cf, cell.cf_seed)
+            config = self._with_cf(config, cell.data, cell.cf, cell.cf_seed)
             config.cf.logits = str(self.cf_folder(cell) / "cf" / "logits")
         if cell.is_llm:
             values = {name: getattr(cell, name) for name in (*OBJECTIVE, "seed", "steps")}
@@ -179,14 +199,17 @@ class Cells:
     def check_metrics(self) -> None:
         """Raises UserError if what the grid chooses by is not measured."""
         for (data, _), config in self._bases.items():
-            measured = {NLL, *(f"{n}@{k}" for k in config.evaluation.cutoffs for n in ("hr", "ndcg"))}
+            measured = {
+                NLL,
+                *(f"{n}@{k}" for k in config.evaluation.cutoffs for n in ("hr", "ndcg")),
+            }
             for metric in (self.grid.metric, self.grid.guided_metric):
                 check_choice(f"a metric that the grid chooses by, on {data},", metric, measured)
 
     def config_of_data(self, data: str) -> ConfigDict:
         """The config that the grid names for data, whose LLM embeds titles."""
         one = self.grid.data[data]
-        return _apply(self._file(one.config), one.settings, one.more, f"data[{data!r}]")
+        return self._set(self._file(one.config), one.settings, one.more, f"data[{data!r}]")
 
     def pair_on(self, data: str) -> Pair:
         """Data and the first recommender on them, with whose config CF models are evaluated."""

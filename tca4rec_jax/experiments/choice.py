@@ -1,9 +1,9 @@
 """Which cells of a grid are to be ranked on which split, given those that are.
 
-Values of the axes in Grid.chosen are chosen on the validation split, by the mean of Grid.metric over
-the runs of Grid.choose_seeds: first those of training, by the LLM alone, then guidance, with the runs
-that were chosen. What is chosen is ranked on the test split, with every seed. alpha = 0 is a choice
-of its own: it is what the others are compared with.
+Values of the axes in Grid.chosen are chosen on the validation split, by the mean of Grid.metric
+over the runs of Grid.choose_seeds: first those of training, by the LLM alone, then guidance, with
+the runs that were chosen. What is chosen is ranked on the test split, with every seed. alpha = 0 is
+a choice of its own: it is what the others are compared with.
 """
 
 import dataclasses
@@ -17,7 +17,9 @@ from tca4rec_jax.experiments.results import Cell
 
 VALIDATION, TEST = "validation", "test"
 
-Results = Mapping[tuple[Cell, str], Mapping[str, Any]]  # {(cell, split): metrics} of those there are
+Results = Mapping[
+    tuple[Cell, str], Mapping[str, Any]
+]  # {(cell, split): metrics} of those there are
 
 
 class Wanted(NamedTuple):

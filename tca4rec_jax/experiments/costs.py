@@ -1,4 +1,4 @@
-"""What a grid costs: estimated from the lines of finished cells, and the logs of runs in training."""
+"""What a grid costs: estimated from the lines of finished cells and the logs of runs."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -90,7 +90,11 @@ class Costs:
             if name in found:
                 continue
             mine, left = (
-                [of for of in each if of[0].data == cell.data and of[0].recommender == cell.recommender]
+                [
+                    of
+                    for of in each
+                    if of[0].data == cell.data and of[0].recommender == cell.recommender
+                ]
                 for each in (done, missing)
             )
             seconds, unknown = self.seconds(left)

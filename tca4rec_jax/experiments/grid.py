@@ -1,7 +1,7 @@
 """A grid of experiments: named data, CF models and recommenders, and the values of axes.
 
-A grid file defines `get_grid(arg="")`, which returns `Grid(...).with_argument(arg)`; the config files
-that it names lie relative to its folder. cells.py expands it.
+A grid file defines `get_grid(arg="")`, which returns `Grid(...).with_argument(arg)`; the config
+files that it names lie relative to its folder. cells.py expands it.
 """
 
 import ast
@@ -20,9 +20,12 @@ OBJECTIVE = ("softmax", "form", "tau", "beta", "alpha")
 AXES = ("seed", "cf_seed", "budget", *OBJECTIVE, "guidance")
 """From the slowest to the fastest: all cells of the first seed come first."""
 
-OF_DATA = ("data", "cf", "evaluation", "validation.rows")
-OF_DATA += tuple(f"decoding.{n}" for n in ("exclude_history", "allow", "deny", "max_title_tokens"))
+OF_DATA = (
+    *("data", "cf", "evaluation", "validation.rows"),
+    *(f"decoding.{name}" for name in ("exclude_history", "allow", "deny", "max_title_tokens")),
+)
 """What of a config is the same for all models on some data."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -42,9 +45,16 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class CFModel:
-    """A CF model: fields of config.cf, by dotted name; `more` is as in Data."""
+    """A CF model.
+
+    Attributes:
+      settings: fields of config.cf by dotted name; `more` is as in Data.
+      on, axes: as in Recommender; its own beta, for one, makes its logits a distribution.
+    """
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    on: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    axes: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     more: str = ""
 
 
@@ -118,49 +128,62 @@ class Grid:
         return dataclasses.replace(self, debug=True, metric=metric, guided_metric="ndcg@3")
 
     def _set(self, setting: str) -> "Grid":
+        """Changed by one setting of an argument."""
         name, _, text = setting.partition("=")
-        first, _, field = name.partition(".")
+        label, _, field = name.partition(".")
         values = _values(text)
         if name in AXES:
-            of = {
-                label: dataclasses.replace(one, axes={**one.axes, name: values})
-                for label, one in self.recommenders.items()
-            }
-            return dataclasses.replace(self, axes={**self.axes, name: values}, recommenders=of)
+            return self._with_axis(name, values)
         for part in ("data", "cf", "recommenders"):
-            named = getattr(self, part)
+            named = dict(getattr(self, part))
             if name == part:
                 for value in values:
                     check_choice(f"grid argument {part}", value, named)
-                return dataclasses.replace(self, **{part: {label: named[label] for label in values}})
-            if field and first in named:
-                changed = dataclasses.replace(
-                    named[first], more=",".join(filter(None, [named[first].more, f"{field}={text}"]))
-                )
-                return dataclasses.replace(self, **{part: {**named, first: changed}})
+                return self._with(part, {one: named[one] for one in values})
+            if field and label in named:
+                more = ",".join(filter(None, [named[label].more, f"{field}={text}"]))
+                changed = dataclasses.replace(named[label], more=more)
+                return self._with(part, named | {label: changed})
         raise UserError(
-            f"grid argument {setting!r}: expected debug, {', '.join(AXES)}, data, cf or recommenders "
-            "and =value, or NAME.FIELD=value with a name in the grid"
+            f"grid argument {setting!r}: expected debug, {', '.join(AXES)}, data, cf or "
+            "recommenders and =value, or NAME.FIELD=value with a name in the grid"
         )
+
+    def _with_axis(self, axis: str, values: tuple) -> "Grid":
+        """With these values of an axis alone, also where a CF model or recommender has its own."""
+        given = {axis: values}
+        of = dataclasses.replace
+        return of(
+            self,
+            axes={**self.axes, **given},
+            cf={n: of(one, axes={**one.axes, **given}) for n, one in self.cf.items()},
+            recommenders={
+                n: of(one, axes={**one.axes, **given}) for n, one in self.recommenders.items()
+            },
+        )
+
+    def _with(self, part: str, named: Mapping[str, Any]) -> "Grid":
+        changed: Any = {part: named}
+        return dataclasses.replace(self, **changed)
 
     def check(self) -> "Grid":
         """Returns itself; UserError for a name, an axis or a field that is none."""
-        for name in (*self.data, *self.cf, *self.recommenders):
+        models: dict[str, CFModel | Recommender] = {**self.cf, **self.recommenders}
+        for name in (*self.data, *models):
             check("a name in the grid", name, FolderName)
         for name in {*self.recommenders} & {CF, POPULAR}:
             raise UserError(f"a recommender of the grid may not be called {name!r}")
-        for one in (self, *self.recommenders.values()):
-            for axis in one.axes:
-                check_choice("an axis of the grid", axis, AXES)
+        for axis in (*self.axes, *(axis for one in models.values() for axis in one.axes)):
+            check_choice("an axis of the grid", axis, AXES)
         for axis in self.chosen:
-            check_choice("a chosen axis", axis, (*AXES[2:],))
+            check_choice("a chosen axis of the grid", axis, AXES[2:])
         for name, one in self.recommenders.items():
-            for data in one.on:
-                check_choice(f"recommenders[{name!r}].on", data, self.data)
             if one.vectors:
                 check_choice(f"recommenders[{name!r}].vectors", one.vectors, self.cf)
             if own := [f for of in (one.settings, *one.on.values()) for f in of if _of_data(f)]:
-                raise UserError(f"recommenders[{name!r}] sets {own[0]}, which its data's config says")
+                raise UserError(
+                    f"recommenders[{name!r}] of the grid sets {own[0]}, which its data say"
+                )
         check_choice("the split of the grid", self.split, ("validation", "test"))
         return self
 

@@ -28,6 +28,7 @@ from tca4rec_jax.data.templates import reads_users, shows_ids
 from tca4rec_jax.embedding import embed_items
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation import rankings
+from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.evaluation.llm_rankings import cf_content, rank_llms, ranking_inputs
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.experiment import Experiment
@@ -79,6 +80,11 @@ class Work:
         """W."""
         return self.cells.workdir
 
+    @property
+    def _headline(self) -> str:
+        """The metric that is shown of a finished cell."""
+        return self.cells.grid.guided_metric
+
     def do(self, job: Job) -> None:
         """Trains and ranks, and appends the lines of the job's cells.
 
@@ -99,7 +105,9 @@ class Work:
         seconds["train"] = sum(line["seconds"] for line in log if "seconds" in line)
         cores = (time.process_time() - cpu) / (time.perf_counter() - wall)
         for one, (ranking, inputs) in zip(job.cells, found, strict=True):
-            decoder = experiment.inference_decoder(run.path.name) if run and not one.guidance else None
+            decoder = (
+                experiment.inference_decoder(run.path.name) if run and not one.guidance else None
+            )
             measured = measures(experiment, rows, decoder, ranking, self._stores(one, job.split))
             made_from = Provenance("cell of a grid", COMMAND, inputs)
             ranks = RowRanks.of(experiment, rows, ranking)
@@ -122,7 +130,9 @@ class Work:
                 cf_store="" if one.cf is None else self._relative(experiment.config.cf.logits),
             )
             append(self.workdir, line)
-            logging.info("%s, %s: %s", one.label, job.split, _shown(line.metrics))
+            shown = {n: line.metrics[n] for n in (self._headline, NLL) if n in line.metrics}
+            numbers = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+            logging.info("%s, %s: %s", one.label, job.split, numbers)
         jax.clear_caches()
 
     def _relative(self, path: str) -> str:
@@ -158,7 +168,11 @@ class Work:
 
     def _sharing(self, cell: Cell, config: ConfigDict) -> Experiment:
         seed = config.seed if config.llm.weights == RANDOM else None
-        of = (cell.data, cell.recommender if cell.is_llm else self.cells.pair_on(cell.data)[1], seed)
+        of = (
+            cell.data,
+            cell.recommender if cell.is_llm else self.cells.pair_on(cell.data)[1],
+            seed,
+        )
         if of not in self._shared:
             self._shared[of] = Experiment(config, self.workdir / cell.data)
         return self._shared[of].sharing(config)
@@ -187,7 +201,7 @@ class Work:
 
     def _cf_models(self, cell: Cell) -> list[Cell]:
         """One of each CF model on the cell's data, its own or that of the first seed."""
-        found = {cell.cf: cell} if cell.cf else {}
+        found: dict[str | None, Cell] = {cell.cf: cell} if cell.cf else {}
         for one in self.cells.all:
             if one.recommender == CF and one.data == cell.data:
                 found.setdefault(one.cf, one)
@@ -196,7 +210,7 @@ class Work:
     def _stores(self, cell: Cell, split: str) -> dict[str, Path]:
         """Where the logits of these are."""
         return {
-            one.cf or "": split_path(None, self.cells.cf_folder(one), split)
+            str(one.cf): Path(split_path(None, self.cells.cf_folder(one), split))
             for one in self._cf_models(cell)
         }
 
@@ -308,7 +322,3 @@ class Work:
             return inputs | {"training rows": data.splits["train_sequences"].content_hash()}
         store = split_path(config.cf.logits, experiment.workdir, rows.split)
         return inputs | {"CF logits": read_manifest(store)["content_hash"]}
-
-
-def _shown(metrics: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {v:.4f}" for name, v in metrics.items() if isinstance(v, float))

@@ -1,0 +1,23 @@
+"""Accuracy over alpha, small values and large ones, at two budgets: MovieLens-100K, SmolLM2-135M.
+
+    python launch/experiments.py --grid=configs/experiments/alpha_curve.py --workdir=runs/claim
+
+Nothing is chosen: all of it is ranked on validation rows. In a work directory with the cells of
+configs/experiments/claim.py those that both have are done once.
+"""
+
+from tca4rec_jax.experiments.grid import CFModel, Data, Grid, Recommender
+
+
+def get_grid(arg=""):
+    rows = {"evaluation.rows": 2000, "validation.rows": 1000}
+    return Grid(
+        data={"movielens": Data("../quickstart.py", rows)},
+        cf={"sasrec": CFModel({"cf.model": "sasrec"})},
+        recommenders={"titles": Recommender("../quickstart.py")},
+        axes={
+            "alpha": (0.0, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0),
+            "budget": (1.0, 4.0),
+        },
+        split="validation",
+    ).with_argument(arg)

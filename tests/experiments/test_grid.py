@@ -1,0 +1,103 @@
+"""Grids: their arguments, cells, configs and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.experiments.cells import Cells
+from tca4rec_jax.experiments.grid import load_grid
+from tca4rec_jax.experiments.results import CF, POPULAR, Cell
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "experiments"
+GRIDS = sorted(CONFIGS.glob("*.py"))
+
+
+def cells_of(argument="", name="tiny"):
+    return Cells(load_grid(f"{CONFIGS / name}.py:{argument}"), Path("W"))
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("argument", ["", "debug"])
+def test_every_grid_has_valid_configs(path, argument):
+    cells = cells_of(argument, path.stem)
+    cells.check_metrics()
+    of_model = {(cell.data, cell.recommender, cell.cf): cell for cell in cells.all}
+    for cell in of_model.values():
+        config = cells.config_of(cell)
+        assert (config.llm.num_layers == 2) == bool(argument)
+        assert (config.evaluation.rows == 8) == bool(argument)
+
+
+def test_cells_that_do_not_depend_on_an_axis_are_one():
+    cells = cells_of("seed=0,form=('cross_entropy','log_expectation'),beta=(1,2)").all
+    llm = [cell for cell in cells if cell.is_llm]
+    plain = [cell for cell in llm if not cell.alpha]
+    alone = {"alpha": 0.0, "tau": 1.0, "softmax": "children", "seed": 0, "steps": 6}
+    assert Cell("movielens", "ids", **alone, guidance=0.0) in plain
+    # guided: two CF models x two betas, whatever the form
+    assert len(plain) == 1 + 2 * 2
+    # two CF models x two alphas x two forms x two betas x two guidances
+    assert len(llm) - len(plain) == 32
+    assert [cell for cell in cells if not cell.is_llm] == [
+        Cell("movielens", POPULAR),
+        Cell("movielens", CF, "popularity"),
+        Cell("movielens", CF, "bpr_mf", 0),
+    ]
+
+
+def test_a_run_is_shared_by_guidances_and_at_alpha_0_by_cf_models():
+    cells = cells_of("seed=0")
+    runs = {}
+    for cell in cells.all:
+        if cell.is_llm:
+            runs.setdefault(cells.run_name(cell), []).append((cell.cf, cell.alpha, cell.guidance))
+    assert sorted(runs.values(), key=len) == [
+        *(
+            [(cf, alpha, 0.0), (cf, alpha, 1.0)]
+            for cf in ("popularity", "bpr_mf")
+            for alpha in (0.3, 0.9)
+        ),
+        [(None, 0.0, 0.0), ("popularity", 0.0, 1.0), ("bpr_mf", 0.0, 1.0)],
+    ]
+
+
+def test_a_cell_has_its_config():
+    cells = cells_of("ids.training.batch_size=2,movielens.evaluation.rows=7,bpr_mf.cf.batch_size=9")
+    cell = next(
+        c for c in cells.all if (c.cf, c.alpha, c.guidance, c.seed) == ("bpr_mf", 0.3, 1.0, 1)
+    )
+    config = cells.config_of(cell)
+    assert (config.objective.alpha, config.seed, config.cf.model) == (0.3, 1, "bpr_mf")
+    assert (config.training.batch_size, config.evaluation.rows, config.cf.batch_size) == (2, 7, 9)
+    assert config.cf.logits == "W/movielens/cf/bpr_mf_0/cf/logits"
+    assert config.ids.item_vectors == "W/movielens/cf/bpr_mf_0/item_vectors.npy"
+    assert config.data.source == "movielens_100k"
+    assert config.decoding.beta == config.objective.beta == 1.0
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("alpha=2", "objective.alpha is 2.0: expected 0 to 1"),
+        ("colour=3", "expected debug, seed, cf_seed, .*, guidance, data, cf or recommenders"),
+        ("cf=ease", "grid argument cf is 'ease': expected one of 'popularity', 'bpr_mf'"),
+        ("ids.training.stepz=3", r"recommenders\['ids'\] of the grid: config argument"),
+        ("form=other", "objective.form is 'other': expected"),
+    ],
+)
+def test_what_is_wrong_is_said(argument, message):
+    def configs():
+        cells = cells_of(argument)
+        return [cells.config_of(cell) for cell in cells.all]
+
+    with pytest.raises(UserError, match=message):
+        configs()
+
+
+def test_a_file_that_is_no_grid_is_refused(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_grid(str(tmp_path / "absent.py"))
+    (tmp_path / "empty.py").touch()
+    with pytest.raises(UserError, match="defines no get_grid"):
+        load_grid(str(tmp_path / "empty.py"))

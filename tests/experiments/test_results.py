@@ -1,0 +1,64 @@
+"""results.jsonl: torn lines, two writers, what is read back."""
+
+import multiprocessing
+
+import numpy as np
+
+from tca4rec_jax.experiments.results import FILE, Cell, Line, RowRanks, append, read_lines
+
+
+def line(number, **metrics):
+    cell = Cell("d", "r", "cf", 0, alpha=0.1, seed=number, guidance=0.0)
+    seconds = {"train": 1.0, "evaluate": 2.0}
+    return Line(f"key{number}", cell, "test", 3, 2, metrics, "ranks/x.npz", seconds, 3.0, "m", {})
+
+
+def test_a_line_is_read_as_it_was_written(tmp_path):
+    assert read_lines(tmp_path) == {}
+    append(tmp_path, line(0, **{"ndcg@10": 0.1}))
+    assert list(read_lines(tmp_path).values()) == [line(0, **{"ndcg@10": 0.1})]
+    append(tmp_path, line(0, **{"ndcg@10": 0.2}))
+    assert list(read_lines(tmp_path).values()) == [line(0, **{"ndcg@10": 0.2})]
+
+
+def test_the_torn_end_of_a_killed_writer_is_cut_off(tmp_path):
+    append(tmp_path, line(0))
+    whole = (tmp_path / FILE).read_bytes()
+    for cut in (1, 20, len(whole) - 1):
+        (tmp_path / FILE).write_bytes(whole + whole[:cut])
+        assert list(read_lines(tmp_path).values()) == [line(0)]
+        append(tmp_path, line(1))
+        assert list(read_lines(tmp_path).values()) == [line(0), line(1)]
+
+
+def _append(folder, first):
+    for number in range(first, first + 20):
+        append(folder, line(number))
+
+
+def test_two_writers_lose_no_line(tmp_path):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_append, args=(tmp_path, 20 * n)) for n in (0, 1)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert {key for key, _ in read_lines(tmp_path)} == {line(n).cell for n in range(40)}
+
+
+def test_ranks_are_read_as_they_were_written(tmp_path):
+    ranks = RowRanks(
+        np.array([1, 1, 2], np.int32),
+        np.array([4, 5, 6], np.int32),
+        np.array([0, -1, 2], np.int32),
+        np.array([1, 2, 3], np.float32),
+        np.zeros((3, 2), np.int32),
+        np.arange(3),
+    )
+    ranks.write(tmp_path / "x.npz")
+    for written, read in zip(ranks, RowRanks.read(tmp_path / "x.npz"), strict=True):
+        np.testing.assert_array_equal(written, read)
+    assert ranks.metrics((1,))["hr@1"] == 1 / 3
+    assert ranks.metrics((1,))["nll per title"] == 2.0
+    guided = ranks._replace(nll_R=np.full(3, np.nan, np.float32))
+    assert "nll per title" not in guided.metrics((1,))
