@@ -16,7 +16,7 @@ _HOME = {
     "Targets": "core.decisions",
     "CFItems": "core.collaborative_tokenizer",
     "project": "core.collaborative_tokenizer",
-    "token_distributions": "core.collaborative_tokenizer",
+    "token_distributions": "inspection",
     "Objective": "core.objective",
     "tca_loss": "core.objective",
     "of_logits": "core.objective",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -31,6 +32,24 @@ def map_batches(program: Callable, *arrays: Any, batch_size: int) -> Any:
         outputs = jax.tree.map(np.asarray, program(*padded))
         parts.append(jax.tree.map(operator.itemgetter(slice(len(batch[0]))), outputs))
     return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
+
+
+def in_chunks(array: jax.Array, chunk: int) -> jax.Array:
+    """[n, ...] -> [chunks, chunk, ...], padded with zeros; traceable."""
+    chunks = -(-array.shape[0] // chunk)
+    widths = [(0, chunks * chunk - array.shape[0])] + [(0, 0)] * (array.ndim - 1)
+    return jnp.pad(array, widths).reshape(chunks, chunk, *array.shape[1:])
+
+
+def sum_over(function: Callable[..., Any], xs: tuple) -> Any:
+    """The sum of function(*x), a tree of float32, over the leading axis of xs: one x at a time."""
+
+    def add(sums, x):
+        return jax.tree.map(jnp.add, sums, function(*x)), None
+
+    one = jax.tree.map(lambda a: a[0], xs)
+    zeros = jax.tree.map(lambda sum_: jnp.zeros(sum_.shape), jax.eval_shape(function, *one))
+    return jax.lax.scan(add, zeros, xs)[0]
 
 
 def bucket_lengths(lengths_R: np.ndarray, count: int) -> np.ndarray:

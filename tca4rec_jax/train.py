@@ -14,7 +14,6 @@ from tca4rec_jax.config import build
 from tca4rec_jax.config_checks import validate
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.objective import Objective
-from tca4rec_jax.core.temperature import check_eta
 from tca4rec_jax.data.prompts import Prompts
 from tca4rec_jax.data.templates import reads_users
 from tca4rec_jax.distributed.multihost import check_processes_agree, only_writing_job
@@ -36,6 +35,7 @@ from tca4rec_jax.training.run_folder import COMMAND, RunFolder, inputs_of
 from tca4rec_jax.training.run_inputs import llm_inputs, training_split
 from tca4rec_jax.training.state import Metrics, TrainState, held_parts, hold, in_dtype
 from tca4rec_jax.training.step import make_train_step
+from tca4rec_jax.training.temperature import check_eta
 from tca4rec_jax.training.throughput import mean_context, peak_flops
 from tca4rec_jax.training.validation import Validation
 from tca4rec_jax.validation import Validator

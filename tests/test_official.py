@@ -30,6 +30,7 @@ from tca4rec_jax.evaluation.summary import check_cutoffs
 from tca4rec_jax.evaluation.text_match import text_rank
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.metrics import rank_in_list
+from tca4rec_jax.published_projection import project_rounded
 from tca4rec_jax.training.batches import Batches
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -87,7 +88,7 @@ def examples_of(template, unsupervised_end=2, forced=True):
     return build_examples(sequences(), tokens, trie, targets="last", **how), tokens, trie
 
 
-LOSS = jax.jit(tca_loss, static_argnums=1)
+LOSS = jax.jit(tca_loss, static_argnums=1, static_argnames="projection")
 
 
 def case(objective=PUBLISHED, unsupervised_end=2):
@@ -99,7 +100,8 @@ def case(objective=PUBLISHED, unsupervised_end=2):
     batch = batches.gather(np.arange(8))
     logits = rng.normal(0, 2, (*batch.tokens_BxS.shape, VOCABULARY)).astype(np.float32)
     args = logits, of_logits, batch.targets, batch.cf_BxPxD, CFItems(store.table)
-    sums = LOSS(*args, DeviceTrie.of(trie), objective)
+    projection = project_rounded if objective.rounds else None
+    sums = LOSS(*args, DeviceTrie.of(trie), objective, projection=projection)
 
     def published(**changes):
         loss = PublishedLoss([encode(title) for title in TITLES], END, 0.3, **changes)

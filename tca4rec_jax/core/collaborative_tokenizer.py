@@ -5,8 +5,7 @@ trie node n, p_cf(v | h) = M(child(h, v)) / M(h).  Everything here is float32 an
 segment relative to its own maximum, so that unlikely corners of the catalogue stay exact.
 
 A *pair* is a (row, target) pair with CF logits of its own: one per row with a single target, tens
-of them with sequence supervision. A *decision* is a prefix whose trie node has several children; it
-belongs to a pair. Everywhere else the next token is forced and p_cf is one-hot.
+of them with sequence supervision. A decision (core/decisions.py) belongs to a pair.
 
 The items may be sharded over a mesh axis (`DeviceTrie.of(.., item_shards=)`, and `axis_name`
 below): every device sums its own items and the sparse results are joined.
@@ -19,10 +18,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from tca4rec_jax.batching import in_chunks
 from tca4rec_jax.core import Array
-from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
+from tca4rec_jax.core.trie import DeviceTrie
 
 _PROJECTION_BYTES = 256 << 20  # bounds the temporaries of one group of pairs
 _LARGEST_SCORE = 1e30  # of an item's |logit| / beta; sums and differences of such stay finite
@@ -174,96 +173,3 @@ def project(
 
     empty_KxC = jnp.full((node_K.size, trie.sizes.max_children), -jnp.inf, jnp.float32)
     return jax.lax.scan(fill, empty_KxC, xs)[0]
-
-
-def project_rounded(
-    cf_PxD: jax.Array,
-    items: CFItems,
-    pair_K: jax.Array,
-    node_K: jax.Array,
-    trie: DeviceTrie,
-    beta: jax.Array | float = 1.0,
-) -> jax.Array:
-    """`project` as the published code computes it, in bfloat16 and item by item, in their order.
-
-    The trie is token by token, its items are not sharded. A node's children's probabilities do not
-    add up to 1: the small ones of many items are lost in a sum.
-    """
-    vectors, items = jax.tree.map(_rounded, (cf_PxD, items))
-    logits_PxI = _rounded(cf_logits(vectors, items))
-    at_KxI, child_KxI = _on_paths(node_K, trie)
-    below_KxI = at_KxI == node_K[:, None]
-    score_KxI = jnp.where(below_KxI, _rounded(logits_PxI / beta)[pair_K], -jnp.inf)
-    q_KxI = _rounded(jax.nn.softmax(score_KxI, axis=1))
-    place_KxI = child_KxI - trie.child_start[node_K][:, None]
-    place_KxI = jnp.where(below_KxI, place_KxI, trie.sizes.max_children)  # of no child
-    row_K = jnp.arange(node_K.size)
-
-    def add(sum_KxC, item):
-        place_K, q_K = item
-        sum_K = _rounded(sum_KxC.at[row_K, place_K].get(mode="fill", fill_value=0.0) + q_K)
-        return sum_KxC.at[row_K, place_K].set(sum_K, mode="drop"), None
-
-    zeros_KxC = jnp.zeros((node_K.size, trie.sizes.max_children))
-    p_KxC, _ = jax.lax.scan(add, zeros_KxC, (place_KxI.T, q_KxI.T))
-    return jnp.where(trie.children(node_K)[1], jnp.log(p_KxC), -jnp.inf)
-
-
-def _rounded(array: Array) -> jax.Array:
-    """float32 values that are bfloat16's (a compiler may leave out a cast to it and back)."""
-    return jax.lax.reduce_precision(jnp.asarray(array, jnp.float32), 8, 7)
-
-
-def _on_paths(node_K: jax.Array, trie: DeviceTrie) -> tuple[jax.Array, jax.Array]:
-    """int32 [K, I] of a trie token by token: the node of every item's title at the depth of each
-    node, and the one after it; 0 where the title is shorter."""
-    sizes, nothing = trie.sizes, trie.sizes.num_leaves
-    leaf_N = jnp.where(trie.leaf < 0, nothing, trie.leaf)
-    node_Q = jnp.zeros(nothing + 1, jnp.int32).at[leaf_N].set(jnp.arange(sizes.num_nodes))
-    node_I = jnp.zeros_like(trie.ordered_leaf).at[trie.item_order].set(node_Q[trie.ordered_leaf])
-    levels, item_I = len(sizes.level_offsets) - 1, jnp.arange(node_I.size)
-
-    def up(_, carry):
-        path_LxI, node_I = carry
-        path_LxI = path_LxI.at[trie.depth[node_I], item_I].set(node_I)
-        return path_LxI, jnp.maximum(trie.parent[node_I], 0)
-
-    paths = jnp.zeros((levels + 1, node_I.size), jnp.int32), node_I
-    path_LxI, _ = jax.lax.fori_loop(0, levels, up, paths)
-    depth_K = trie.depth[node_K]
-    return path_LxI[depth_K], path_LxI[depth_K + 1]
-
-
-def in_chunks(array: jax.Array, chunk: int) -> jax.Array:
-    """[n, ...] -> [chunks, chunk, ...], padded with zeros."""
-    chunks = -(-array.shape[0] // chunk)
-    widths = [(0, chunks * chunk - array.shape[0])] + [(0, 0)] * (array.ndim - 1)
-    return jnp.pad(array, widths).reshape(chunks, chunk, *array.shape[1:])
-
-
-def token_distributions(
-    logits_BxI: jax.Array, trie: ItemTrie, target_B: np.ndarray, vocab_size: int, beta: float = 1.0
-) -> jax.Array:
-    """Dense view for inspection: p_cf at every token of each row's target title.
-
-    Args:
-      logits_BxI: CF logits.
-      trie: token by token, from `ItemTrie.build`.
-      target_B: int, each row's target item.
-      vocab_size: V, above every token of the trie.
-
-    Returns:
-      float32 [B, T, V], T the tokens of the longest of these titles, the end token included:
-      [b, t] is p_cf(. | first t tokens of the title of target_B[b]), zero after its end.
-    """
-    leaf_B = trie.leaf_of_item[target_B]
-    length_B = trie.lengths_Q[leaf_B]
-    # Token by token, the node of a prefix of t tokens is that of level t.
-    node_BxT = trie.paths_QxK[leaf_B, : length_B.max()]
-    inside_BxT = np.arange(node_BxT.shape[1]) < length_B[:, None]
-    row_K, place_K = np.nonzero(inside_BxT)
-    node_K, on_device = jnp.asarray(node_BxT[row_K, place_K]), DeviceTrie.of(trie)
-    log_p_KxC = jax.jit(project)(logits_BxI, DENSE, row_K, node_K, on_device, beta)
-    token_KxC = on_device.token[on_device.children(node_K)[0]]
-    p_BxTxV = jnp.zeros((*node_BxT.shape, vocab_size))
-    return p_BxTxV.at[row_K[:, None], place_K[:, None], token_KxC].add(jnp.exp(log_p_KxC))

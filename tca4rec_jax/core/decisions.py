@@ -4,7 +4,6 @@ A *decision* is a prefix of a title whose trie node has several children. Everyw
 token is forced: the CF distribution is one-hot there, and a softmax over the children is 1.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -32,8 +31,7 @@ class Decisions(NamedTuple):
     weight: Array
 
 
-@dataclass(frozen=True, eq=False)
-class RaggedDecisions:
+class RaggedDecisions(NamedTuple):
     """The decisions of rows, before padding (host side): the fields of `Decisions`, int32."""
 
     position: Ragged
@@ -43,23 +41,20 @@ class RaggedDecisions:
 
     def take(self, rows_B: np.ndarray) -> "RaggedDecisions":
         """Those of some rows (int), in the given order."""
-        fields = (self.position, self.title, self.node, self.child)
-        return RaggedDecisions(*(field.take(rows_B) for field in fields))
+        return RaggedDecisions(*(field.take(rows_B) for field in self))
 
     def before(self, position_R: np.ndarray) -> "RaggedDecisions":
         """Those at positions before position_R (int) of their row."""
         kept = self.position.values < np.repeat(position_R, self.position.lengths)
         ends = np.concatenate([[0], np.cumsum(kept)])[self.position.offsets]
-        fields = (self.position, self.title, self.node, self.child)
-        return RaggedDecisions(*(Ragged(field.values[kept], ends) for field in fields))
+        return RaggedDecisions(*(Ragged(field.values[kept], ends) for field in self))
 
     def pad(self, rows_B: np.ndarray, width: int | None = None) -> Decisions:
         """Those of some rows; by default as wide as the longest of all rows, so of one shape."""
         width = width or max(int(self.node.lengths.max()), 1)
         inside_BxK = np.arange(width) < self.node.lengths[rows_B][:, None]
-        fields = (self.position, self.title, self.node, self.child)
-        position, title, node, child = (field.pad(rows_B, width, 0) for field in fields)
-        return Decisions(position, title, node, child, inside_BxK.astype(np.float32))
+        fields = (field.pad(rows_B, width, 0) for field in self)
+        return Decisions._make([*fields, inside_BxK.astype(np.float32)])
 
 
 def title_decisions(trie: ItemTrie, forced: bool = False) -> RaggedDecisions:
@@ -105,9 +100,3 @@ class Targets(NamedTuple):
         position_BxT = np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length))
         title_weight = np.ones((batch, 1), np.float32)
         return cls(position_BxT, label_BxT, weight_BxT, title_weight, decisions)
-
-    def weighted(self, weight_B: np.ndarray) -> "Targets":
-        """With rows that count so often (float32), in the loss and in what it is divided by."""
-        weight_Bx1, decisions = weight_B[:, None], self.decisions
-        decisions = decisions._replace(weight=decisions.weight * weight_Bx1)
-        return self._replace(weight=self.weight * weight_Bx1, decisions=decisions)

@@ -10,22 +10,21 @@ functions in float32. They return unreduced sums, so that micro-batches and shar
 average exactly. Away from decisions p_cf is one-hot, so soft labels are needed at decisions only.
 
 Logits exist for a chunk of positions at a time and are made again in the backward pass.
-
 Axes: core/__init__.py; here N are the supervised positions of all rows and K all decisions.
 """
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from tca4rec_jax.batching import in_chunks, sum_over
 from tca4rec_jax.core import Array
-from tca4rec_jax.core.collaborative_tokenizer import CFItems, in_chunks, project, project_rounded
+from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
 from tca4rec_jax.core.decisions import Targets
-from tca4rec_jax.core.temperature import Moments
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.ranges import Bounds, Positive, Share, Temperature, check_fields
@@ -52,20 +51,19 @@ class Objective:
       alpha: weight of the CF distribution in the soft label.
       beta: temperature of the CF logits.
       tau: temperature of the LLM's logits.
-      form: 'log_expectation' is what the published code computes, 'cross_entropy' what the paper
-        describes.
+      form: 'log_expectation' as the published code has it, 'cross_entropy' as the paper describes.
       softmax: over the whole vocabulary, or over the children of the trie's node (MSL).
-      mean_over: the loss is a mean over all supervised positions, or over the decisions alone, as
-        MSL's; only with softmax=children, where the others have no loss.
+      mean_over: the loss is a mean over all supervised positions or, as MSL's, over the decisions:
+        only with softmax=children, where the others have no loss.
       scale_by_tau: multiply the loss by tau, as MSL does: the size of a gradient then hardly
         depends on it.
       temperature: 'fixed' is tau; 'adaptive' begins with tau and follows the logits' moments (MSL,
-        core/temperature.py); only with softmax=children.
+        training/temperature.py); only with softmax=children.
       eta: of the adaptive tau: a share of the first tokens of titles.
       tau_bounds: the least and the greatest tau that a batch may ask for.
       tau_weight: of the newest batch in the running tau.
       cf_dtype: of the CF logits, the probabilities made of them and their sums. In the 'bfloat16'
-        of the published code next tokens add up to 0.95 to 1.
+        of the published code (published_projection.py) next tokens add up to 0.95 to 1.
     """
 
     alpha: Share = 0.1
@@ -106,6 +104,32 @@ class Objective:
         """Returns itself; raises UserError naming the field that is out of range."""
         check_fields(self, "objective.")
         return self
+
+
+class Moments(NamedTuple):
+    """Sums over first decisions of titles, float32: what an adaptive tau follows (MSL)."""
+
+    targets: jax.Array
+    target_logits: jax.Array
+    tokens: jax.Array
+    logits: jax.Array
+    squares: jax.Array
+
+    @classmethod
+    def of(cls, logits_NxV: jax.Array, labels: "SoftLabels") -> "Moments":
+        """Of the children's logits at the decisions where `labels.first` (not None) is true."""
+        assert labels.first is not None
+        weight_K = jnp.where(labels.first, labels.weight, 0.0)
+        z_KxC = logits_NxV[labels.position[:, None], labels.token]
+        target_K = jnp.take_along_axis(z_KxC, labels.child[:, None], axis=1)[:, 0]
+        weight_KxC = jnp.where(labels.absent, 0.0, weight_K[:, None])
+        return cls(
+            targets=jnp.sum(weight_K),
+            target_logits=jnp.sum(weight_K * target_K),
+            tokens=jnp.sum(weight_KxC),
+            logits=jnp.sum(weight_KxC * z_KxC),
+            squares=jnp.sum(weight_KxC * jnp.square(z_KxC)),
+        )
 
 
 class Loss(NamedTuple):
@@ -149,13 +173,12 @@ def tca_loss(
     trie: DeviceTrie,
     objective: Objective,
     *,
-    project: Callable = project,
+    projection: Callable[..., jax.Array] | None = None,
 ) -> Loss:
     """The soft NTP objective of a batch: projection, soft labels, loss (TCA4Rec; docs/method.md).
 
-    With softmax 'children' logits exist at decisions only, and of tokens that some decision chooses
-    from; with 'vocabulary' at the supervised positions. The projection is float32 whatever the
-    dtype of the states.
+    With softmax 'children' logits exist at decisions only, of tokens that some decision chooses
+    from; with 'vocabulary' at the supervised positions. The projection is float32 in any case.
 
     Args:
       states_BxSxD: the LLM's hidden states, any float; [b, s] predicts token s + 1 of row b.
@@ -166,9 +189,14 @@ def tca_loss(
       cf_items: the item side of user vectors, DENSE for logits; None leaves the projection out: the
         loss is plain next-token prediction, as with alpha = 0.
       trie: the compressed trie; token by token if the objective rounds.
-      project: collaborative_tokenizer.project, or its version for items that are sharded.
+      projection: in place of `project`: that of items that are sharded, or the published one.
+
+    Raises ValueError for an objective that rounds without a projection that does.
     """
-    labels, objective = _soft_labels(targets, cf_BxPxD, cf_items, trie, objective, project)
+    if objective.rounds and projection is None and cf_items is not None:
+        raise ValueError("objective.cf_dtype=bfloat16 needs projection=project_rounded")
+    cf = cf_BxPxD, cf_items, projection or project
+    labels, objective = _soft_labels(targets, *cf, trie, objective)
     if objective.softmax == "children":
         decided_BxK = jnp.take_along_axis(targets.position, targets.decisions.position, axis=1)
         states_KxD = _states_at(states_BxSxD, decided_BxK)
@@ -191,7 +219,7 @@ def of_logits(tokens_U: jax.Array | None) -> Head:
 
 
 def _soft_labels(
-    targets: Targets, cf_BxPxD, cf_items, trie: DeviceTrie, objective: Objective, project: Callable
+    targets: Targets, cf_BxPxD, cf_items, project: Callable, trie: DeviceTrie, objective: Objective
 ) -> tuple[SoftLabels, Objective]:
     """The decisions of all rows with their CF distributions; alpha is 0 where there are none."""
     decisions = targets.decisions
@@ -206,7 +234,6 @@ def _soft_labels(
     else:
         pair_K = jnp.ravel(decisions.title + titles * row_Bx1)
         cf_PxD = cf_BxPxD.reshape(rows * titles, -1)
-        project = project_rounded if objective.rounds else project
         log_p_cf_KxC = project(cf_PxD, cf_items, pair_K, node_K, trie, objective.beta)
     token_N = trie.choice_index if objective.softmax == "children" else trie.token
     labels = SoftLabels(
@@ -258,13 +285,8 @@ def vocabulary_loss_of_logits(
 ) -> tuple[jax.Array, jax.Array]:
     """Soft NTP with the softmax over the whole vocabulary (BIGRec and LLaRA style).
 
-    Args:
-      logits_NxV: float32 LLM logits at the supervised positions.
-      label_N, weight_N: int32 next token; float32, 0 for padding.
-      labels: the decisions among the N positions.
-
-    Returns:
-      (sum of the objective, sum of the plain negative log-likelihood at tau).
+    Takes float32 logits, int32 next tokens and float32 weights of positions, and the decisions
+    among these. Returns the sums (objective, plain negative log-likelihood at tau).
     """
     z_NxV = logits_NxV / objective.tau
     log_normaliser_N = jax.nn.logsumexp(z_NxV, axis=-1)
@@ -284,10 +306,8 @@ def children_loss_of_logits(
     """Soft NTP with the softmax over the trie's children (MSL, arXiv 2504.04178).
 
     Forced positions have loss and gradient 0, so logits (float32) are needed at decisions only; the
-    forced positions still count in the denominator (the caller's).
-
-    Returns:
-      (sum of the objective, sum of the negative log-likelihood over the children at tau).
+    forced positions still count in the denominator (the caller's). Returns the sums (objective,
+    negative log-likelihood over the children at tau).
     """
     z_KxC = logits_NxV[labels.position[:, None], labels.token] / objective.tau
     log_normaliser_K = jax.nn.logsumexp(z_KxC, axis=-1, where=~labels.absent)
@@ -307,11 +327,9 @@ def children_loss(
 ) -> tuple:
     """`children_loss_of_logits` of head(states), with the logits of `chunk` decisions at a time.
 
-    Third come the Moments of the logits, if labels.first says where.
-
-    `head` may know only the tokens that decisions choose from: labels.token counts in its last
-    axis. The states are those before the decisions, in their order. By default a chunk is what fits
-    64 MiB of logits.
+    Third come the Moments, if labels.first says where. `head` may know only the tokens that
+    decisions choose from: labels.token counts in its last axis. The states are those before the
+    decisions, in order. By default a chunk is what fits 64 MiB of logits.
     """
     chunk = chunk or _default_chunk(head, states_KxD)
 
@@ -319,20 +337,13 @@ def children_loss(
         labels = labels._replace(position=jnp.arange(states_kxD.shape[0]))
         logits_kxU = head(states_kxD)
         sums = children_loss_of_logits(logits_kxU, labels, objective)
-        return sums if labels.first is None else (*sums, _moments(logits_kxU, labels))
+        return sums if labels.first is None else (*sums, Moments.of(logits_kxU, labels))
 
     if states_KxD.shape[0] <= chunk:
         return loss(states_KxD, labels)
     # Padded with zeros: no weight, and no child is absent, so that no softmax is empty.
     xs = jax.tree.map(lambda a: in_chunks(a, chunk), (states_KxD, labels))
     return sum_over(jax.checkpoint(loss), xs)
-
-
-def _moments(logits_NxV: jax.Array, labels: SoftLabels) -> Moments:
-    assert labels.first is not None
-    z_KxC = logits_NxV[labels.position[:, None], labels.token]
-    weight_K = jnp.where(labels.first, labels.weight, 0.0)
-    return Moments.of(z_KxC, labels.absent, labels.child, weight_K)
 
 
 def vocabulary_loss(
@@ -386,14 +397,3 @@ def _sorted_by_position(labels: SoftLabels, size: int, padding: int) -> SoftLabe
 
     arranged = jax.tree.map(arrange, labels)
     return arranged._replace(position=arrange(position_K, fill=size))
-
-
-def sum_over(function: Callable[..., Any], xs: tuple) -> Any:
-    """The sum of function(*x), a tree of float32, over the leading axis of xs: one x at a time."""
-
-    def add(sums, x):
-        return jax.tree.map(jnp.add, sums, function(*x)), None
-
-    one = jax.tree.map(lambda a: a[0], xs)
-    zeros = jax.tree.map(lambda sum_: jnp.zeros(sum_.shape), jax.eval_shape(function, *one))
-    return jax.lax.scan(add, zeros, xs)[0]

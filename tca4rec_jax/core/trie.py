@@ -222,7 +222,8 @@ class DeviceTrie:
     Training, search and compile-ahead take the same form (compile-ahead with ShapeDtypeStructs).
 
     Attributes:
-      parent, depth, child_start, child_count, leaf, token, longest: [N], as in ItemTrie.
+      parent, depth, child_start, child_count, leaf_start, leaf_stop, leaf, token, longest: [N], as
+        in ItemTrie.
       edge_length: [N], tokens on the edge into the node (0 for the root).
       edge_offset: [N], where the edge's tokens begin in `edge_tokens`.
       run_length: [N], tokens of the edge that the LLM reads in a search.
@@ -237,6 +238,8 @@ class DeviceTrie:
     depth: jax.Array
     child_start: jax.Array
     child_count: jax.Array
+    leaf_start: jax.Array
+    leaf_stop: jax.Array
     leaf: jax.Array
     token: jax.Array
     longest: jax.Array
@@ -317,18 +320,15 @@ def _padded(sequences: Ragged | Sequence[Sequence[int]]) -> tuple[np.ndarray, np
     if not len(sequences):
         raise UserError("the catalogue is empty: a trie needs at least one item")
     if not isinstance(sequences, Ragged):
-        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-        values = np.concatenate([np.asarray(sequence, np.int32) for sequence in sequences])
-        sequences = Ragged.from_lengths(values, lengths)
+        sequences = Ragged.of(sequences, np.int32)
     lengths_I = sequences.lengths.astype(np.int32)
     if (lengths_I == 0).any():
         raise UserError(f"item {int(np.argmin(lengths_I))} has no tokens: its title is empty")
     if (sequences.values < 0).any():
         at = int(np.argmax(sequences.values < 0))
         raise ValueError(f"item {sequences.row_of(at)} has a negative token id")
-    tokens_IxL = np.full((lengths_I.size, lengths_I.max()), -1, np.int32)
-    tokens_IxL[np.arange(tokens_IxL.shape[1]) < lengths_I[:, None]] = sequences.values
-    return lengths_I, tokens_IxL
+    rows_I = np.arange(lengths_I.size)
+    return lengths_I, sequences.pad(rows_I, int(lengths_I.max()), -1).astype(np.int32)
 
 
 def _lexicographic_order(tokens_IxL: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -30,6 +31,12 @@ class Ragged(Rows):
 
     values: np.ndarray
     offsets: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int] | np.ndarray], dtype: type = np.int64) -> "Ragged":
+        """Rows of whole numbers."""
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        return cls.from_lengths(np.fromiter(chain.from_iterable(rows), dtype), lengths)
 
     @classmethod
     def from_lengths(cls, values: np.ndarray, lengths_R: np.ndarray) -> "Ragged":

@@ -232,7 +232,7 @@ class Recommender:
         if isinstance(names, str) or not len(names):
             raise UserError("give a history: a list of item ids or titles, or a list of such lists")
         rows = [self.find(history, f"history {row}") for row, history in enumerate(names)]
-        histories = Ragged.from_lengths(np.concatenate(rows), np.array(list(map(len, rows))))
+        histories = Ragged.of(rows, np.int32)
         config, latest = self._experiment.config, partial(histories.latest, fill=PAD_ITEM)
         history_RxS = latest(np.arange(len(rows)), config.data.history_length)
         prompts = self._experiment.prompts(history_RxS, candidates_RxN)

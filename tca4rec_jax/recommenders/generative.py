@@ -27,6 +27,7 @@ from tca4rec_jax.decoding.engine import BatchedSearch
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.tokenizer import in_chat, text_encoder
+from tca4rec_jax.published_projection import project_rounded
 from tca4rec_jax.recommenders.recipe import Recipe
 from tca4rec_jax.training import examples
 from tca4rec_jax.training.state import TRAINED
@@ -103,7 +104,10 @@ def loss(
     dropout_key_B: jax.Array | None = None,
     project: Callable[..., jax.Array] = project,
 ) -> Loss:
-    """`tca_loss` of the decoder's hidden states; without cf_items plain next-token prediction."""
+    """`tca_loss` of the decoder's hidden states; without cf_items plain next-token prediction.
+
+    `project` is that of the mesh; the published one takes its place if the objective rounds.
+    """
     hidden_BxSxD = decoder.hidden(
         batch.tokens_BxS,
         batch.length_B,
@@ -111,10 +115,9 @@ def loss(
         frozen_BxSxD=batch.frozen_BxSxD,
         dropout_key_B=dropout_key_B,
     )
-    cf = batch.cf_BxPxD, cf_items
-    return tca_loss(
-        hidden_BxSxD, decoder.head, batch.targets, *cf, trie, objective, project=project
-    )
+    args = batch.targets, batch.cf_BxPxD, cf_items, trie, objective
+    projection = project_rounded if objective.rounds else project
+    return tca_loss(hidden_BxSxD, decoder.head, *args, projection=projection)
 
 
 def find_list(

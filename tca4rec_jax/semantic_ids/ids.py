@@ -64,8 +64,8 @@ class SemanticIds:
                     )
         tokens = tuple(sorted(level_of, key=lambda token: (level_of[token], len(token), token)))
         number = {token: at for at, token in enumerate(tokens)}
-        codes = np.array([number[token] for id_ in ids for token in id_], np.int32)
-        found = cls(Ragged.from_lengths(codes, np.array([len(id_) for id_ in ids], int)), tokens)
+        codes = [[number[token] for token in id_] for id_ in ids]
+        found = cls(Ragged.of(codes, np.int32), tokens)
         _check_no_prefix(ids, item_ids)
         return found
 

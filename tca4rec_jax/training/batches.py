@@ -262,7 +262,7 @@ class Batches:
             soft=self.soft and self.soft(rows, shape.tokens),
         )
         if weight_B is not None:
-            batch = batch._replace(targets=batch.targets.weighted(weight_B))
+            batch = batch._replace(targets=_weighted(batch.targets, weight_B[:, None]))
         batch = jax.tree.map(partial(pad_rows, rows=self._local_rows[shape.rows].size), batch)
         batch.length_B[rows.size :] = 1  # a row of no tokens has no softmax
         return batch
@@ -299,6 +299,12 @@ def mean_of_means(count_R: np.ndarray, size: int) -> Callable[[np.ndarray], np.n
         return np.repeat(weights, size)[: count_B.size].astype(np.float32)
 
     return row_weights
+
+
+def _weighted(targets: Targets, weight_Bx1: np.ndarray) -> Targets:
+    """With rows that count so often (float32), in the loss and in what it is divided by."""
+    decisions = targets.decisions._replace(weight=targets.decisions.weight * weight_Bx1)
+    return targets._replace(weight=targets.weight * weight_Bx1, decisions=decisions)
 
 
 def _bucket_shape(examples: Examples, inside: np.ndarray, rows: int, tokens: int) -> BatchShape:

@@ -133,16 +133,13 @@ def _with_tasks(examples: Examples, tasks: Sequence[Task]) -> Examples:
     ]
     answers = [task.answered for task in tasks]
     of_answers = zip(positions, answers, strict=True)
-    decisions = examples.decisions
     return Examples(
         tokens=stack(examples.tokens, *(task.asked.followed_by(task.answered) for task in tasks)),
         slots=stack(examples.slots),
         position=stack(examples.position, *(Ragged(at, of.offsets) for at, of in of_answers)),
         label=stack(examples.label, *answers),
         cf_position=stack(examples.cf_position),
-        decisions=RaggedDecisions(
-            *map(stack, (decisions.position, decisions.title, decisions.node, decisions.child))
-        ),
+        decisions=RaggedDecisions(*map(stack, examples.decisions)),
     )
 
 

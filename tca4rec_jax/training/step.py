@@ -13,13 +13,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from tca4rec_jax.core.objective import Loss, Objective, sum_over
-from tca4rec_jax.core.temperature import adapted
+from tca4rec_jax.batching import sum_over
+from tca4rec_jax.core.objective import Loss, Objective
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.distributed.data_parallel import DataParallel, ShardedWeight
 from tca4rec_jax.distributed.sharded_projection import project_shards
 from tca4rec_jax.distributed.sharding import replicated, row_sharding
 from tca4rec_jax.training.state import Metrics, TrainState, Tree
+from tca4rec_jax.training.temperature import adapted
 
 
 def make_train_step(
@@ -95,16 +96,12 @@ def _updated(
     params = optax.apply_updates(state.params, updates)
     nll = loss.nll / jnp.maximum(loss.titles, 1.0)
     norm = optax.global_norm(gradients)
-    tau = None if state.tau is None else _adapted(state.tau, loss, trie, objective)
+    tau = state.tau
+    if tau is not None and loss.moments is not None:
+        children = trie.child_count[trie.sizes.first_decision]
+        tau = adapted(tau, loss.moments, children, objective)
     metrics = Metrics(loss.total / positions, nll, norm, state.tau)
     return TrainState(state.step + 1, params, opt_state, tau), metrics
-
-
-def _adapted(tau: jax.Array, loss: Loss, trie: DeviceTrie, objective: Objective) -> jax.Array:
-    assert loss.moments is not None
-    children = trie.child_count[trie.sizes.first_decision]
-    bounds, weight = objective.tau_bounds, objective.tau_weight
-    return adapted(tau, loss.moments, children, eta=objective.eta, bounds=bounds, weight=weight)
 
 
 def _loss_and_gradients(

@@ -16,10 +16,10 @@ from tca4rec_jax.core.collaborative_tokenizer import (
     child_log_probs,
     node_log_mass,
     project,
-    token_distributions,
 )
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.inspection import token_distributions
 
 END = 0
 VOCABULARY = 6

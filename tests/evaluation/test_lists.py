@@ -29,8 +29,7 @@ OTHER_NAMES = {
 }
 
 
-def ragged(rows):
-    return Ragged.from_lengths(np.concatenate(rows).astype(np.int64), np.array([*map(len, rows)]))
+ragged = Ragged.of
 
 
 def sequences(rows, user=None, times=None):

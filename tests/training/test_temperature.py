@@ -1,15 +1,17 @@
 """MSL's adaptive temperature against float64 NumPy."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from tca4rec_jax.core.collaborative_tokenizer import DENSE
 from tca4rec_jax.core.decisions import Targets, title_decisions
-from tca4rec_jax.core.objective import Objective, children_loss, of_logits, tca_loss
-from tca4rec_jax.core.temperature import Moments, adapted, check_eta
+from tca4rec_jax.core.objective import Moments, Objective, children_loss, of_logits, tca_loss
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.training.temperature import adapted, check_eta
 
 WORDS = ([1, 2, 0], [1, 3, 0], [4, 0], [5, 2, 0], [6, 1, 0], [7, 0], [8, 0])
 FIRST = sorted({word[0] for word in WORDS})
@@ -38,9 +40,10 @@ def test_the_tau_of_a_batch_equals_the_formula(scale, lift):
     moments = jax.jit(tca_loss, static_argnums=1)(*args, objective).moments
     first_logits = z_BxTxV[:, 0, FIRST].astype(np.float64)
     expected = oracle(first_logits, z_BxTxV[np.arange(12), 0, label_BxT[:, 0]], 0.9)
-    tau = adapted(2.0, moments, len(FIRST), eta=0.9, bounds=(-99.0, 99.0), weight=1.0)
+    whole = dataclasses.replace(objective, tau_bounds=(-99.0, 99.0), tau_weight=1.0)
+    tau = adapted(2.0, moments, len(FIRST), whole)
     np.testing.assert_allclose(tau, expected, rtol=1e-5, atol=1e-6)
-    running = adapted(2.0, moments, len(FIRST), eta=0.9, bounds=BOUNDS, weight=0.05)
+    running = adapted(2.0, moments, len(FIRST), objective)
     np.testing.assert_allclose(running, 1.9 + 0.05 * np.clip(expected, *BOUNDS), rtol=1e-6)
 
 
@@ -68,7 +71,7 @@ def test_moments_of_chunks_are_those_of_all():
 
 def test_a_batch_without_titles_leaves_tau_alone():
     nothing = Moments(*np.zeros(5, np.float32))
-    assert adapted(2.5, nothing, 6, eta=0.9, bounds=BOUNDS, weight=0.5) == 2.5
+    assert adapted(2.5, nothing, 6, Objective(eta=0.9, tau_weight=0.5)) == 2.5
 
 
 def test_what_does_not_go_together_is_refused():
