@@ -1,4 +1,4 @@
-"""Says what is compiled, while it is: the longest waits in which nothing else is shown."""
+"""What is compiled: said while it lasts, for nothing else is shown then; and counted."""
 
 import re
 import threading
@@ -14,6 +14,21 @@ _SILENCE = 2.0  # seconds: what is compiled, or read from JAX's cache, in less i
 def announce_compilations() -> None:
     """Logs the name of every program that is still being compiled after two seconds."""
     jax.monitoring.register_event_duration_secs_listener(_Announcer())
+
+
+class CompilationCounter:
+    """Counts the programs that this process compiles, or reads from JAX's cache, from now on."""
+
+    def __init__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+    def _hear(self, event: str, duration_secs: float, **about: str | int) -> None:
+        self.count += event == _COMPILED
+
+    def close(self) -> None:
+        """Counts no further."""
+        jax.monitoring.unregister_event_duration_listener(self._hear)
 
 
 class _Announcer:

@@ -203,12 +203,16 @@ class Recommender:
         """The weights of a call; the first with a guidance of its own loads the CF model."""
         if guidance is None:
             return self._weights
+        self.load_cf()
+        return self._weights._replace(guidance=guidance).check()
+
+    def load_cf(self) -> None:
+        """Loads the CF model, for guidance at a call. Raises as __init__ for guidance."""
         if not self._reads_cf:
             if self._name:
                 self._experiment.check_run(self._name, guided=True)
             self._cf  # noqa: B018 - loaded now
             self._reads_cf = True
-        return self._weights._replace(guidance=guidance).check()
 
     @cached_property
     def _cf(self) -> "_CFModel":

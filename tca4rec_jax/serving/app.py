@@ -1,0 +1,179 @@
+"""The routes of the service, their errors, and the page to try it."""
+
+import asyncio
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
+from fastapi.security import APIKeyHeader
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tca4rec_jax.errors import UserError, one_line
+from tca4rec_jax.serving import schemas
+from tca4rec_jax.serving.batcher import Closed, Full, Late
+from tca4rec_jax.serving.guard import KEY_HEADER, Guard, Json, refusal
+from tca4rec_jax.serving.service import Busy, Service
+
+_STATUSES = {
+    400: "no JSON",
+    401: "the key is missing or wrong",
+    404: "there is no such page",
+    408: "the request did not arrive in time",
+    409: "another reload goes on, or the run can't be loaded",
+    413: "the body is too large",
+    422: "a field is missing, unknown, or has a value that is not taken, such as an unknown item",
+    429: "too many requests wait; Retry-After says for how many seconds to stay away",
+    500: "a fault of the service, which is in its log",
+    503: "loading, or about to end",
+    504: "no answer before the deadline",
+}
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {one: {"model": schemas.Error, "description": _STATUSES[one]} for one in statuses}
+
+
+_OF_A_SEARCH = _errors(400, 401, 408, 413, 422, 429, 500, 503, 504)
+_KEY = [Security(APIKeyHeader(name=KEY_HEADER, auto_error=False))]
+
+
+def make_app(service: Service, *, key: str, admin_key: str) -> FastAPI:
+    """The ASGI application of a service.
+
+    Without a `key` everybody may ask; without an `admin_key` nobody may reload over HTTP.
+    """
+    app = FastAPIOffline(
+        title="tca4rec_jax",
+        redoc_url=None,
+        static_url="/docs-static",
+        summary="Recommendations of an LLM, guided by a CF model",
+    )
+    _add_recommending(app, service)
+    _add_watching(app, service)
+    _add_admin(app, service)
+    _add_errors(app)
+    keys = {"/admin": admin_key}
+    if key:
+        keys |= dict.fromkeys(("/recommend", "/score", "/explain", "/items"), key)
+    routes = {route.path for route in app.routes if isinstance(route, Route)}
+    limits, metrics = service.limits, service.metrics
+    app.add_middleware(Guard, limits=limits, metrics=metrics, keys=keys, routes=routes)
+    return app
+
+
+def _add_recommending(app: FastAPI, service: Service) -> None:
+    @app.post("/recommend", response_model=schemas.Lists, responses=_OF_A_SEARCH, dependencies=_KEY)
+    async def recommend(asked: schemas.RecommendRequest, request: Request) -> Response:
+        """Lists of the best k items after one history, or after each of several."""
+        model, filters = service.model, asked.model_dump(include={*_FILTERS})
+        k = min(10, model.most_items) if asked.k is None else asked.k
+        wanted = asked.rows, k, asked.guidance, filters
+        admitted = await asyncio.to_thread(model.lists_after, *wanted)
+        request.scope["log"] = {"run": model.name, "rows": len(asked.rows), "k": k}
+        lists = await service.answer(admitted)
+        named = [[one._asdict() for one in found[:k]] for found in lists]
+        return Json({"run": model.name, "lists": named})
+
+    @app.post("/score", response_model=schemas.Scores, responses=_OF_A_SEARCH, dependencies=_KEY)
+    async def score(asked: schemas.ScoreRequest, request: Request) -> Response:
+        """Exact scores of given items, without filters: to rank another system's list anew."""
+        model = service.model
+        wanted = asked.history, asked.candidates, asked.guidance
+        admitted = await asyncio.to_thread(model.scores_of, *wanted)
+        request.scope["log"] = {"run": model.name, "candidates": len(asked.candidates)}
+        (scores,) = await service.answer(admitted)
+        return Json({"run": model.name, "scores": scores.tolist()})
+
+    @app.get(
+        "/items", response_model=schemas.Found, responses=_errors(401, 422, 500, 503),
+        dependencies=_KEY,
+    )  # fmt: skip
+    async def items(
+        title: Annotated[str, Query(min_length=1, max_length=200)],
+        most: Annotated[int, Query(ge=1, le=100)] = 20,
+    ) -> Response:
+        """Items whose title has a text."""
+        found = await asyncio.to_thread(service.model.titles_like, title, most)
+        return Json({"items": [{"item_id": one, "title": text} for one, text in found]})
+
+
+_FILTERS = ("allow", "deny", "exclude_history")
+
+
+def _add_watching(app: FastAPI, service: Service) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(resources.files(__package__).joinpath("page.html").read_text("utf-8"))
+
+    @app.get("/health", response_model=schemas.About)
+    async def health() -> Response:
+        """The process lives."""
+        return Json(service.about())
+
+    @app.get("/ready", response_model=schemas.About, responses={503: {"model": schemas.About}})
+    async def ready() -> Response:
+        """Whether requests are taken: every program is compiled, and the service does not end."""
+        return Json(service.about(), 200 if service.state == "ready" else 503)
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _add_admin(app: FastAPI, service: Service) -> None:
+    refused = _errors(400, 401, 408, 409, 413, 422, 500)
+
+    @app.post("/admin/reload", response_model=schemas.About, responses=refused, dependencies=_KEY)
+    async def reload(asked: schemas.ReloadRequest) -> Response:
+        """Loads a run beside the one in use, compiles it, then serves it; no request is lost."""
+        try:
+            await asyncio.to_thread(service.reload, asked.run)
+        except (UserError, OSError) as error:
+            return refusal(409, one_line(error))
+        return Json(service.about())
+
+    @app.post(
+        "/admin/rollback", response_model=schemas.About, responses=_errors(401, 409, 500),
+        dependencies=_KEY,
+    )  # fmt: skip
+    async def rollback() -> Response:
+        """Serves what was served before the last reload."""
+        await asyncio.to_thread(service.rollback)
+        return Json(service.about())
+
+
+def _add_errors(app: FastAPI) -> None:
+    def of_fields(_: Request, error: Exception) -> Json:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return refusal(400, f"the body is no JSON: {first.get('ctx', {}).get('error', '')}")
+        where = ".".join(str(part) for part in first["loc"][1:]) or "the request"
+        return refusal(422, f"{where}: {first['msg']}")
+
+    def of_http(_: Request, error: Exception) -> Json:
+        assert isinstance(error, HTTPException)
+        return refusal(error.status_code, str(error.detail), **(error.headers or {}))
+
+    def full(_: Request, error: Exception) -> Json:
+        assert isinstance(error, Full)
+        return refusal(429, str(error), **{"Retry-After": str(error.seconds)})
+
+    def closed(_: Request, error: Exception) -> Json:
+        return refusal(503, str(error), Connection="close", **{"Retry-After": "1"})
+
+    app.add_exception_handler(RequestValidationError, of_fields)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(Full, full)
+    app.add_exception_handler(Closed, closed)
+    app.add_exception_handler(UserError, lambda _, error: refusal(422, str(error)))
+    app.add_exception_handler(Busy, lambda _, error: refusal(409, str(error)))
+    app.add_exception_handler(
+        Late, lambda *_: refusal(504, "no answer before the deadline: try again when it is calmer")
+    )

@@ -1,0 +1,176 @@
+"""Requests in batches: a bounded queue, and the one thread that searches.
+
+While a batch is searched the next requests wait, and then share one: no request waits for others
+to come.
+"""
+
+import itertools
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+
+class Full(Exception):
+    """The queue has no room for a request; `seconds` until it may have, at least 1."""
+
+    def __init__(self, seconds: int):
+        super().__init__(f"too many requests are waiting: try again in {seconds} s")
+        self.seconds = seconds
+
+
+class Late(Exception):
+    """The deadline of a request has passed."""
+
+
+class Closed(Exception):
+    """No further requests are taken."""
+
+
+class Ran(NamedTuple):
+    """One batch that was searched."""
+
+    rows: int
+    seconds: float
+    waited: list[float]  # seconds of each row in the queue
+
+
+class _Request:
+    """Rows whose results are given together."""
+
+    def __init__(self, group: Hashable, rows: int, now: float, deadline: float):
+        self.group, self.submitted, self.deadline = group, now, deadline
+        self.future: Future[list] = Future()
+        self.results: list[Any] = [None] * rows
+        self.missing, self.started = rows, False
+
+    def is_wanted(self, now: float) -> bool:
+        """Whether somebody still waits for it; a late one is told so."""
+        if self.future.done():
+            return False
+        if not self.started:
+            self.started = self.future.set_running_or_notify_cancel()
+        if self.started and now > self.deadline:
+            self.future.set_exception(Late())
+        return not self.future.done()
+
+    def give(self, place: int, result: Any) -> None:
+        self.results[place] = result
+        self.missing -= 1
+        if not self.missing and not self.future.done():
+            self.future.set_result(self.results)
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class _Row(NamedTuple):
+    request: _Request
+    place: int  # among the rows of the request
+    value: Any
+
+
+class Batcher:
+    """Runs rows of one group, the oldest first, in batches of at most `most_rows`.
+
+    At most `most_waiting` rows wait. `run(group, values)` gives a result for each value; it is
+    called in one thread only. `on_batch` hears of every batch.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Any, list], Iterable],
+        *,
+        most_rows: int,
+        most_waiting: int,
+        on_batch: Callable[[Ran], object] = lambda ran: None,
+    ):
+        self._run, self._on_batch = run, on_batch
+        self._most_rows, self._most_waiting = most_rows, most_waiting
+        self._rows: deque[_Row] = deque()
+        self._changed = threading.Condition()
+        self._closed, self._running = False, 0
+        self._seconds_per_row = 0.0
+        self._thread = threading.Thread(target=self._work, name="search", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Rows in the queue."""
+        return len(self._rows)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no row waits or is searched."""
+        with self._changed:
+            return not self._rows and not self._running
+
+    def submit(self, group: Hashable, values: Sequence, deadline: float) -> Future[list]:
+        """The results of rows that may share batches with others of an equal group.
+
+        They are all in time, by `deadline` (of time.monotonic), or the future raises Late. One that
+        is cancelled is not searched. Raises Full if there is no room for all rows, and Closed.
+        """
+        request = _Request(group, len(values), time.monotonic(), deadline)
+        with self._changed:
+            if self._closed:
+                raise Closed("no further requests are taken: the service ends")
+            if len(self._rows) + len(values) > self._most_waiting:
+                raise Full(max(1, math.ceil(len(self._rows) * self._seconds_per_row)))
+            self._rows.extend(_Row(request, *one) for one in enumerate(values))
+            self._changed.notify()
+        return request.future
+
+    def close(self) -> None:
+        """Takes no further requests; those that were taken are searched."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def join(self, seconds: float | None = None) -> None:
+        """Waits, after `close`, until all are searched."""
+        self._thread.join(seconds)
+
+    def _work(self) -> None:
+        while batch := self._next():
+            now = time.monotonic()
+            self._search(batch)
+            seconds = time.monotonic() - now
+            self._seconds_per_row = 0.9 * self._seconds_per_row + 0.1 * seconds / len(batch)
+            self._on_batch(Ran(len(batch), seconds, [now - row.request.submitted for row in batch]))
+            self._running = 0
+
+    def _next(self) -> list[_Row]:
+        """The rows to search now: the oldest's group; [] once closed and done."""
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                self._rows = deque(row for row in self._rows if row.request.is_wanted(now))
+                if self._rows or self._closed:
+                    break
+                self._changed.wait()
+            first = self._rows[0].request.group if self._rows else None
+            of_group = (row for row in self._rows if row.request.group == first)
+            batch = list(itertools.islice(of_group, self._most_rows))
+            taken = {*map(id, batch)}
+            self._rows = deque(row for row in self._rows if id(row) not in taken)
+            self._running = len(batch)
+            return batch
+
+    def _search(self, batch: list[_Row]) -> None:
+        """One batch; what makes it fail is the fault of one request, so each is tried alone."""
+        try:
+            results = self._run(batch[0].request.group, [row.value for row in batch])
+            for row, result in zip(batch, results, strict=True):
+                row.request.give(row.place, result)
+        except Exception as error:
+            requests = {id(row.request): row.request for row in batch}
+            for one in requests.values():
+                if len(requests) == 1:
+                    one.fail(error)
+                else:
+                    self._search([row for row in batch if row.request is one])

@@ -1,0 +1,212 @@
+"""A recommender of fixed shapes: all of its programs are compiled before the first request."""
+
+import itertools
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from tca4rec_jax.decoding.engine import BatchSizes
+from tca4rec_jax.decoding.filters import ItemFilter
+from tca4rec_jax.decoding.recommender import Recommended, Recommender
+from tca4rec_jax.distributed.sharding import smallest_batch
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.ranges import Count, NotNegative, Positive, check_fields
+
+_SAMPLE = 512  # histories of the data, whose lengths suggest the padded lengths of prompts
+_GROWTH = 4  # from one compiled batch size to the next
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request, and all that wait, may have.
+
+    Attributes:
+      histories: in one request.
+      items: of one history, and of an allow- or deny-list.
+      candidates: to score in one request.
+      waiting: histories in the queue.
+      seconds: from a request to its answer.
+      body_bytes: of a request.
+      read_seconds: for the arrival of a request.
+
+    Raises UserError for a value outside its range.
+    """
+
+    histories: Count = 64
+    items: Count = 1000
+    candidates: Count = 20
+    waiting: Count = 256
+    seconds: Positive = 10.0
+    body_bytes: Count = 1 << 20
+    read_seconds: Positive = 10.0
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+class Group(NamedTuple):
+    """What rows share that are searched in one batch."""
+
+    model: "ServedModel"
+    kind: Literal["recommend", "score"]
+    guidance: float
+    candidates: int = 0
+
+
+Admitted = tuple[Hashable, list]
+"""A group, and rows of it: what `Batcher.submit` takes."""
+
+
+class ServedModel:
+    """The LLM of a run with the shapes that requests are searched with."""
+
+    def __init__(
+        self, experiment: Experiment, name: str, limits: Limits, *, guidance: NotNegative = 0.0
+    ):
+        """Raises as Recommender; `guidance` is that of requests which don't say any."""
+        self.name, self.limits, self.guidance = name, limits, guidance
+        self._recommender = Recommender(experiment, name, guidance=guidance)
+        self._catalogue = experiment.data.catalogue
+        self.most_items = experiment.config.decoding.beams
+        self.guided = True
+        try:
+            self._recommender.load_cf()
+        except FileNotFoundError as error:
+            self.guided, self._why_not = False, str(error)
+        self._experiment = experiment
+
+    @cached_property
+    def made_from(self) -> dict[str, Any]:
+        """What the lists depend on: provenance."""
+        return self._recommender.inputs
+
+    @cached_property
+    def batch_sizes(self) -> list[int]:
+        """Ascending: those that are compiled."""
+        largest = self._experiment.config.inference.batch_size
+        smallest = smallest_batch(self._experiment.mesh, "prompts")
+        sizes = itertools.takewhile(
+            lambda size: size < largest, (smallest * _GROWTH**n for n in itertools.count())
+        )
+        return [*sizes, largest]
+
+    @cached_property
+    def _shortest(self) -> list[str]:
+        """A history with a prompt that is as short as any."""
+        titles = self._catalogue.titles
+        return [self._catalogue.item_ids[min(range(len(titles)), key=lambda i: len(titles[i]))]]
+
+    @cached_property
+    def buckets(self) -> tuple[int, ...]:
+        """Ascending: the padded lengths of prompts, such as the data's own have, and the most."""
+        rows = self._experiment.data.splits["test"]
+        ids = self._catalogue.item_ids
+        sample = [
+            [ids[item] for item in rows.items[start : end - 1]]
+            for start, end in itertools.pairwise(rows.offsets[: _SAMPLE + 1].tolist())
+            if end - start > 1
+        ]
+        suited = self._recommender.sizes([*sample, self._shortest], self.most_items).buckets
+        shortest = self._recommender.sizes([self._shortest], self.most_items).buckets[0]
+        room = -(-self._experiment.config.prompt.max_tokens // 8) * 8
+        return (*sorted({size for size in suited if shortest <= size < room}), room)
+
+    def warm_up(self) -> None:
+        """Loads the weights and compiles every program that a request may ask for."""
+        everything = self._recommender.filter()
+        for batch_size in self.batch_sizes:
+            for bucket in self.buckets:
+                # All lengths have the capacity of the longest, as in a search.
+                sizes = BatchSizes(batch_size, tuple(sorted({bucket, self.buckets[-1]})))
+                self._lists(0.0, [(self._shortest, everything)], sizes)
+                self._scores(0.0, [(self._shortest, self._shortest)], sizes)
+
+    def lists_after(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int,
+        guidance: float | None,
+        filters: dict[str, Any],
+    ) -> Admitted:
+        """What to search for lists of at least k items; `filters` are those of Recommender.filter.
+
+        Raises UserError for unknown items, or more than the limits.
+        """
+        if k > self.most_items:
+            raise UserError(f"k is {k}: at most {self.most_items}, the beams of the search")
+        self._check(histories)
+        for name in ("allow", "deny"):
+            self._check_number(name, len(filters.get(name) or ()), "items", self.limits.items)
+        allowed = self._recommender.filter(**filters)
+        group = Group(self, "recommend", self._weight(guidance))
+        return group, [(history, allowed) for history in histories]
+
+    def scores_of(
+        self, history: Sequence[str], candidates: Sequence[str], guidance: float | None
+    ) -> Admitted:
+        """What to search for the scores of candidates. Raises as `lists_after`."""
+        self._check([history])
+        self._check_number("candidates", len(candidates), "items", self.limits.candidates)
+        self._recommender.find(candidates, "candidates")
+        group = Group(self, "score", self._weight(guidance), len(candidates))
+        return group, [(history, candidates)]
+
+    def run(self, group: Group, rows: list) -> list | np.ndarray:
+        """The list of each row, or the scores of its candidates (in one thread at a time)."""
+        size = next(size for size in self.batch_sizes if size >= len(rows))
+        sizes = BatchSizes(size, self.buckets)
+        if group.kind == "score":
+            return self._scores(group.guidance, rows, sizes)
+        return self._lists(group.guidance, rows, sizes)
+
+    def titles_like(self, text: str, most: int) -> list[tuple[str, str]]:
+        """(id, title) of items whose title has a text, whatever the case; its beginning first."""
+        text = text.casefold()
+        at = [place for place, title in enumerate(self._folded_titles) if text in title]
+        at.sort(key=lambda place: not self._folded_titles[place].startswith(text))
+        columns = self._catalogue.item_ids, self._catalogue.titles
+        return [(columns[0][place], columns[1][place]) for place in at[:most]]
+
+    @cached_property
+    def _folded_titles(self) -> list[str]:
+        return [title.casefold() for title in self._catalogue.titles]
+
+    def _lists(
+        self,
+        guidance: float,
+        rows: list[tuple[Sequence[str], ItemFilter]],
+        sizes: BatchSizes,
+    ) -> list[list[Recommended]]:
+        histories, filters = zip(*rows, strict=True)
+        more: dict[str, Any] = {"filters": filters, "sizes": sizes}
+        more["guidance"] = guidance if self.guided else None
+        return self._recommender.recommend(histories, self.most_items, **more)
+
+    def _scores(
+        self, guidance: float, rows: list[tuple[Sequence[str], Sequence[str]]], sizes: BatchSizes
+    ) -> np.ndarray:
+        histories, candidates = zip(*rows, strict=True)
+        more: dict[str, Any] = {"most": self.limits.candidates, "sizes": sizes}
+        more["guidance"] = guidance if self.guided else None
+        return self._recommender.scores(histories, candidates, **more)
+
+    def _weight(self, guidance: float | None) -> float:
+        if guidance and not self.guided:
+            raise UserError(f"guidance is {guidance}: {self._why_not}")
+        return self.guidance if guidance is None else guidance
+
+    def _check(self, histories: Sequence[Sequence[str]]) -> None:
+        self._check_number("the request", len(histories), "histories", self.limits.histories)
+        for number, history in enumerate(histories):
+            what = f"history {number}"
+            self._check_number(what, len(history), "items", self.limits.items)
+            self._recommender.find(history, what)
+
+    @staticmethod
+    def _check_number(what: str, number: int, of: str, most: int) -> None:
+        if number > most:
+            raise UserError(f"{what} has {number} {of}: at most {most}")

@@ -1,0 +1,111 @@
+"""The process of a service: uvicorn, signals, and its log as one JSON object a line."""
+
+import json
+import logging
+import signal
+import threading
+import time
+from types import FrameType
+
+import absl.logging
+import uvicorn
+from fastapi import FastAPI
+from h11 import IDLE
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tca4rec_jax.serving.service import Service
+
+
+class JsonLines(logging.Formatter):
+    """A record, with the fields of its `line` if it has one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, "line", {}),
+        }
+        if record.exc_info and record.exc_info[0]:
+            line["error"] = record.exc_info[0].__name__
+        return json.dumps(line)
+
+
+def serve(service: Service, app: FastAPI, *, host: str, port: int) -> None:
+    """Serves until SIGTERM or SIGINT, and then until all that was taken is answered.
+
+    SIGHUP loads the run in use anew. A second signal ends the process at once. Raises what the
+    first load of the service raises.
+    """
+    absl.logging.get_absl_handler().setFormatter(JsonLines())
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=_connections(service.limits.read_seconds),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(service.limits.seconds + service.limits.read_seconds + 1),
+    )
+    service.start()
+    _Server(config, service).run()
+    service.close()
+    if service.error is not None:
+        raise service.error
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self._service = service
+
+    async def startup(self, sockets=None) -> None:
+        signal.signal(signal.SIGHUP, self._reload)
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Ends in order: listens on, and refuses, until all that was taken is searched."""
+        self.should_exit |= self._service.state == "draining"
+        self._service.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        ends = self._service.state == "draining" and self._service.is_idle
+        return await super().on_tick(counter) or ends or self._service.error is not None
+
+    def _reload(self, *_: object) -> None:
+        def reload():
+            try:
+                self._service.reload()
+            except Exception as error:  # the service has said it, and goes on
+                logging.getLogger(__name__).debug("%s", error)
+
+        threading.Thread(target=reload, name="load", daemon=True).start()
+
+
+def _connections(seconds: float) -> type[H11Protocol]:
+    """A protocol that closes a connection whose next request has no whole head in so long."""
+
+    class Connection(H11Protocol):
+        _waits: object = None
+
+        def connection_made(self, transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._wait()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._wait()
+
+        def _wait(self) -> None:
+            self._waits = now = object()
+            self.loop.call_later(seconds, self._close_if_still, now)
+
+        def _close_if_still(self, since: object) -> None:
+            if self._waits is since and self.conn.their_state is IDLE:
+                self.transport.close()
+
+    return Connection

@@ -1,0 +1,172 @@
+"""The model in use, the one before it, and the queue in front: start, reload, rollback, end.
+
+A request is bound to the model that it was checked against, and searched with that one: a reload
+in between changes nothing for it.
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from absl import logging
+
+from tca4rec_jax.compilations import CompilationCounter
+from tca4rec_jax.errors import one_line
+from tca4rec_jax.fileio import fingerprint
+from tca4rec_jax.serving.batcher import Batcher, Closed, Late
+from tca4rec_jax.serving.metrics import Metrics
+from tca4rec_jax.serving.model import Admitted, Group, Limits, ServedModel
+
+State = Literal["loading", "ready", "draining"]
+
+
+class Busy(Exception):
+    """Another reload is going on, or there is no model to go back to."""
+
+
+class Service:
+    """Answers requests with the model in use.
+
+    `error` is what the first load has failed with, if it has: there is nothing to serve then.
+    """
+
+    def __init__(self, load: Callable[[str], ServedModel], run: str, limits: Limits):
+        """load: a run's name -> its model, not compiled yet; `run` is the first one."""
+        self.limits, self.metrics = limits, Metrics()
+        self.error: Exception | None = None
+        self._load, self._first = load, run
+        self._model: ServedModel | None = None
+        self._before: ServedModel | None = None
+        self._batcher: Batcher | None = None
+        self._draining, self._changing = False, threading.Lock()
+        self._compilations = CompilationCounter()
+        self.metrics.compilations.set_function(lambda: self._compilations.count)
+        self.metrics.waiting.set_function(lambda: self._batcher.waiting if self._batcher else 0)
+        self.metrics.ready.set_function(lambda: self.state == "ready")
+
+    @property
+    def state(self) -> State:
+        """Whether requests are taken."""
+        if self._draining:
+            return "draining"
+        return "loading" if self._model is None else "ready"
+
+    @property
+    def model(self) -> ServedModel:
+        """The one in use. Raises Closed while there is none, or no requests are taken."""
+        if self._model is None or self._draining:
+            raise Closed(f"the service is {self.state}: try again later")
+        return self._model
+
+    def about(self) -> dict[str, Any]:
+        """The state and what is served, for people and probes."""
+        model, before = self._model, self._before
+        if model is None:
+            return {"state": self.state}
+        return {
+            "state": self.state,
+            "run": model.name,
+            "made_from": fingerprint(model.made_from),
+            "run_before": before.name if before else None,
+            "most_items": model.most_items,
+            "guidance": model.guidance,
+            "guided": model.guided,
+        }
+
+    def start(self) -> None:
+        """Begins to load the first run; the state is 'ready' once all is compiled."""
+
+        def first():
+            try:
+                self.reload(self._first)
+            except Exception as error:
+                self.error = error
+
+        threading.Thread(target=first, name="load", daemon=True).start()
+
+    def reload(self, run: str | None = None) -> None:
+        """Loads and compiles a run (by default that in use, anew) and then serves it.
+
+        What was served before goes on until then, and stays in memory for `rollback`. Raises Busy
+        during another reload, and what loading raises: the model in use stays.
+        """
+        with self._alone():
+            self._reload(run)
+
+    def _reload(self, run: str | None) -> None:
+        begin = time.monotonic()
+        try:
+            model = self._load(run or (self._model.name if self._model else self._first))
+            model.warm_up()
+            fingerprint(model.made_from)  # reads files, which requests should not wait for
+            if self._batcher is None:
+                self._batcher = Batcher(
+                    self._search,
+                    most_rows=model.batch_sizes[-1],
+                    most_waiting=self.limits.waiting,
+                    on_batch=self.metrics.searched,
+                )
+            self._before, self._model = self._model, model
+            self.metrics.loads.labels("ready").inc()
+            logging.info("serving %s after %.1f s", model.name, time.monotonic() - begin)
+        except Exception as error:
+            self.metrics.loads.labels("failed").inc()
+            logging.warning("%s was not loaded: %s", run or "the run", one_line(error))
+            raise
+
+    def rollback(self) -> None:
+        """Serves the model before the last reload again. Raises Busy as reload, or without one."""
+        with self._alone():
+            if self._before is None:
+                raise Busy("no run was served before this one")
+            self._model, self._before = self._before, self._model
+            logging.info("serving %s again", self.model.name)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._changing.acquire(blocking=False):
+            raise Busy("a reload is going on: try again when it has ended")
+        try:
+            yield
+        finally:
+            self._changing.release()
+
+    async def answer(self, admitted: Admitted) -> list:
+        """The results of rows that a model has admitted.
+
+        Raises Full, Closed, Late, and what the search raises.
+        """
+        if self._batcher is None or self._draining:
+            raise Closed(f"the service is {self.state}: try again later")
+        seconds = self.limits.seconds
+        future = self._batcher.submit(*admitted, deadline=time.monotonic() + seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.wrap_future(future)
+        except TimeoutError as error:
+            raise Late() from error
+
+    def drain(self) -> None:
+        """Takes no further requests; those that were taken are answered."""
+        self._draining = True
+        if self._batcher is not None:
+            self._batcher.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits or is searched."""
+        return self._batcher is None or self._batcher.is_idle
+
+    def close(self) -> None:
+        """Waits until all that was taken is searched; what it counts is counted no further."""
+        self.drain()
+        if self._batcher is not None:
+            self._batcher.join()
+        self._compilations.close()
+
+    @staticmethod
+    def _search(group: Group, rows: list):
+        return group.model.run(group, rows)

@@ -1,0 +1,123 @@
+"""The queue in front of a model, without model and HTTP."""
+
+import threading
+import time
+from concurrent.futures import CancelledError
+
+import pytest
+
+from tca4rec_jax.serving.batcher import Batcher, Closed, Full, Late
+
+
+class Searches:
+    """Doubles numbers, in batches that wait until they may go on."""
+
+    def __init__(self, **sizes):
+        self.batches, self.may_go_on, self.begun = [], threading.Event(), threading.Event()
+        sizes = {"most_rows": 4, "most_waiting": 10} | sizes
+        self.batcher = Batcher(self.run, **sizes)
+
+    def run(self, group, values):
+        self.batches.append((group, list(values)))
+        self.begun.set()
+        assert self.may_go_on.wait(5)
+        if -1 in values:
+            raise ValueError("-1")
+        return [2 * value for value in values]
+
+    def submit(self, *values, group="a", seconds=5.0):
+        return self.batcher.submit(group, values, time.monotonic() + seconds)
+
+    def hold(self):
+        """A first request, which is being searched while others come."""
+        first = self.submit(0)
+        assert self.begun.wait(5)
+        return first
+
+
+@pytest.fixture
+def searches():
+    made = Searches()
+    yield made
+    made.may_go_on.set()
+    made.batcher.close()
+    made.batcher.join(5)
+
+
+def test_what_waits_shares_batches_of_one_group_the_oldest_first(searches):
+    held = searches.hold()
+    futures = [searches.submit(1, 2), searches.submit(3, group="b"), searches.submit(4, 5, 6)]
+    searches.may_go_on.set()
+    assert [one.result(5) for one in (held, *futures)] == [[0], [2, 4], [6], [8, 10, 12]]
+    assert searches.batches == [("a", [0]), ("a", [1, 2, 4, 5]), ("b", [3]), ("a", [6])]
+
+
+def test_a_full_queue_refuses_a_request_as_a_whole(searches):
+    searches.hold()
+    futures = [searches.submit(*range(4)), searches.submit(*range(5))]
+    with pytest.raises(Full, match="try again in 1 s") as refused:
+        searches.submit(1, 2)
+    assert refused.value.seconds == 1
+    assert searches.batcher.waiting == 9
+    searches.may_go_on.set()
+    assert [len(one.result(5)) for one in futures] == [4, 5]
+
+
+def test_late_and_cancelled_requests_are_not_searched(searches):
+    searches.hold()
+    late, cancelled, fine = searches.submit(1, seconds=0), searches.submit(2), searches.submit(3)
+    cancelled.cancel()
+    searches.may_go_on.set()
+    assert fine.result(5) == [6]
+    with pytest.raises(Late):
+        late.result(5)
+    with pytest.raises(CancelledError):
+        cancelled.result(5)
+    assert searches.batches[1:] == [("a", [3])]
+
+
+def test_the_fault_of_one_request_is_not_that_of_its_batch(searches):
+    searches.hold()
+    fine, broken, other = searches.submit(1), searches.submit(-1), searches.submit(2)
+    searches.may_go_on.set()
+    assert (fine.result(5), other.result(5)) == ([2], [4])
+    with pytest.raises(ValueError, match="-1"):
+        broken.result(5)
+
+
+def test_what_was_taken_is_searched_after_the_end(searches):
+    held = searches.hold()
+    waiting = searches.submit(1, 2, 3, 4, 5)
+    searches.batcher.close()
+    with pytest.raises(Closed):
+        searches.submit(6)
+    assert not searches.batcher.is_idle
+    searches.may_go_on.set()
+    searches.batcher.join(5)
+    assert searches.batcher.is_idle
+    assert (held.result(0), waiting.result(0)) == ([0], [2, 4, 6, 8, 10])
+
+
+def test_many_threads_lose_nothing():
+    ran = []
+    searches = Searches(most_waiting=10_000, on_batch=ran.append)
+    searches.may_go_on.set()
+    results = {}
+
+    def ask(client):
+        for number in range(50):
+            value = 100 * client + number
+            results[value] = searches.submit(value, group=value % 3).result(10)
+
+    threads = [threading.Thread(target=ask, args=(client,)) for client in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    searches.batcher.close()
+    searches.batcher.join(5)
+    assert results == {100 * a + b: [2 * (100 * a + b)] for a in range(20) for b in range(50)}
+    assert sum(one.rows for one in ran) == 1000 == sum(len(one.waited) for one in ran)
+    assert all(
+        len(values) <= 4 and {v % 3 for v in values} == {g} for g, values in searches.batches
+    )
