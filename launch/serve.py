@@ -48,24 +48,24 @@ def serve_run(config, workdir):
         waiting=_WAITING.value,
         seconds=_SECONDS.value,
     )
-    of_run = (
-        config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0] == run_config.__file__
-    )
-    changes = config_flags.get_override_values(flags.FLAGS["config"])
 
     def load(name: str) -> ServedModel:
-        own = (
-            config_of_run(RunFolder.of(workdir, name))
-            if of_run
-            else config.copy_and_resolve_references()
-        )
-        own.update_from_flattened_dict(changes)
-        own.run = name
-        return ServedModel(Experiment(own, workdir), name, limits, guidance=_GUIDANCE.value)
+        experiment = Experiment(_config_of(name, config, workdir), workdir)
+        return ServedModel(experiment, name, limits, guidance=_GUIDANCE.value)
 
     service = Service(load, run_name(config), limits)
     app = make_app(service, key=key, admin_key=os.environ.get("TCA4REC_ADMIN_KEY", ""))
     serve(service, app, host=_HOST.value, port=_PORT.value)
+
+
+def _config_of(name, given, workdir):
+    """The config of a run, as it was trained last, with the flags; or that given by --config."""
+    flag, config = flags.FLAGS["config"], given.copy_and_resolve_references()
+    if config_flags.get_config_filename(flag).startswith(f"{run_config.__file__}:"):
+        config = config_of_run(RunFolder.of(workdir, name))
+        config.update_from_flattened_dict(config_flags.get_override_values(flag))
+    config.run = name
+    return config
 
 
 if __name__ == "__main__":

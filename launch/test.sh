@@ -4,7 +4,7 @@
 # process). One process more than cores: some wait for others that they have started.
 set -euo pipefail
 # shellcheck disable=SC2034  # setup.sh reads it
-setup_also="test"
+setup_also="serve test"
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 exec .venv/bin/python -m pytest -n "$(($(nproc) + 1))" --dist loadfile --no-loadscope-reorder "$@"

@@ -44,7 +44,9 @@ def locked(name):
 
 def third_party(folder):
     """Packages that the Python files of a folder import."""
-    trees = [ast.parse(file.read_text()) for file in (ROOT / folder).glob("**/*.py")]
+    path = ROOT / folder
+    files = path.glob("**/*.py") if path.is_dir() else [path] * (path.suffix == ".py")
+    trees = [ast.parse(file.read_text()) for file in files]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     names = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
@@ -65,15 +67,24 @@ def test_the_locks_have_what_is_declared(extra):
 
 
 def test_what_the_package_imports_is_declared():
-    declared = {canonicalize_name(requirement.name) for requirement in requirements()}
     of_module = importlib.metadata.packages_distributions()
-    for module in third_party("tca4rec_jax") | third_party("configs"):
-        assert declared & {canonicalize_name(name) for name in of_module[module]}, module
+    parts = {"serving": EXTRAS["serve"]}  # imported by its script alone
+    folders = {path.name for path in (ROOT / "tca4rec_jax").iterdir() if path.name not in parts}
+    modules = {f"tca4rec_jax/{name}": [] for name in folders} | {"configs": []}
+    modules |= {f"tca4rec_jax/{name}": extra for name, extra in parts.items()}
+    for folder, extra in modules.items():
+        listed = [*requirements(), *map(Requirement, extra)]
+        declared = {canonicalize_name(requirement.name) for requirement in listed}
+        for module in third_party(folder):
+            assert declared & {canonicalize_name(name) for name in of_module[module]}, module
 
 
 def test_tests_and_documentation_are_no_run_time_requirement():
     listed = [Requirement(line).name for name in ("test", "docs") for line in EXTRAS[name]]
-    assert not {canonicalize_name(name) for name in listed} & locked("run").keys() - {"pyyaml"}
+    assert not {canonicalize_name(name) for name in listed} & locked("run").keys() - {
+        "pyyaml",
+        "httpx2",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +136,7 @@ def installed(wheel, tmp_path_factory):
 def test_the_wheel_holds_package_scripts_configs_and_licence(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder, place in IN_WHEEL.items():
-        files = [f for f in (ROOT / folder).rglob("*") if f.suffix in (".py", ".txtpb")]
+        files = [f for f in (ROOT / folder).rglob("*") if f.suffix in (".py", ".txtpb", ".html")]
         assert {f"{place}/{file.relative_to(ROOT / folder)}" for file in files} <= names
     scripts = {f"tca4rec_jax/launch/{file.name}" for file in (ROOT / "launch").glob("*.py")}
     assert {name for name in names if "/launch/" in name} == scripts

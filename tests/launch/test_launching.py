@@ -194,6 +194,7 @@ def test_help_lists_the_flags(tmp_path):
         ("export", ["--format=peft", "--output=b"], ["reads W/llm/alpha_0.3", "writes b"]),
         ("import_cf_logits", ["--source=a.npy", "--split=test"], ["reads a.npy"]),
         ("export_cf_logits", ["--output=b"], ["reads W/cf/logits", "writes b"]),
+        ("serve", ["--port=80"], ["reads W/cf", "reads W/llm/alpha_0.3"]),
         ("compile_ahead", ["--target=v5e-16"], ["compiles for v5e-16"]),
     ],
 )

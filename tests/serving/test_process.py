@@ -1,0 +1,102 @@
+"""launch/serve.py as a process, from its start to SIGTERM under load; an example for Kubernetes."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+import yaml
+from forked import Script
+from tiny_workdir import make_config, make_workdir
+
+from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.serving.app import make_app
+from tca4rec_jax.serving.model import Limits
+from tca4rec_jax.serving.service import Service
+from tca4rec_jax.train import train
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def wait_until(ready, script, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, script.printed("stderr")
+        assert script._process.exitcode is None, script.printed("stderr")
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_process_serves_and_ends_without_losing_what_it_took(tmp_path):
+    make_workdir(tmp_path)
+    train(Experiment(make_config(tmp_path, "any"), tmp_path))
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    flags = [f"--workdir={tmp_path}", f"--port={port}", "--candidates=3", "--run=any"]
+    flags.append("--config.inference.batch_size=1")  # few programs to compile
+    environment = os.environ | {"TCA4REC_API_KEY": "k"}
+    script = Script([str(LAUNCH / "serve.py"), *flags], environment, devices=1)
+
+    def is_ready():
+        try:
+            return httpx2.get(f"{url}/ready").status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    wait_until(is_ready, script)
+    answers = asyncio.run(ask_until_the_end(url, script.pid))
+    assert script.wait(30) == 0, script.printed("stderr")
+    statuses = [one.status_code for one in answers if one is not None]
+    assert {*statuses} <= {200, 503}
+    assert statuses.count(200) >= 8  # those that were taken
+    lines = [json.loads(line) for line in script.printed("stderr").splitlines() if line[0] == "{"]
+    answered = [line for line in lines if line.get("route") == "/recommend"]
+    assert sorted(line["status"] for line in answered) == sorted(statuses)
+
+
+async def ask_until_the_end(url, pid):
+    """The answers to what clients ask before and after SIGTERM; None where nobody listens."""
+    async with httpx2.AsyncClient(base_url=url, headers={"X-API-Key": "k"}) as client:
+
+        async def ask():
+            try:
+                return await client.post("/recommend", json={"histories": [["1", "2"]] * 8})
+            except httpx2.ConnectError:
+                return None
+
+        before = [asyncio.create_task(ask()) for _ in range(8)]
+        while b"tca4rec_waiting 0.0" in (await client.get("/metrics")).content:
+            await asyncio.sleep(0.001)
+        os.kill(pid, signal.SIGTERM)
+        after = [asyncio.create_task(ask()) for _ in range(8)]
+        return await asyncio.gather(*before, *after)
+
+
+def test_the_kubernetes_example_fits_the_service():
+    deployment, service = yaml.safe_load_all((LAUNCH / "serve_k8s.yaml").read_text())
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    app = make_app(Service(lambda name: None, "", Limits()), key="", admin_key="")
+    routes = {getattr(route, "path", "") for route in app.routes}
+    probes = [container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")]
+    assert [probe["path"] for probe in probes] == ["/health", "/health", "/ready"]
+    assert {probe["path"] for probe in probes} <= routes
+    script = (LAUNCH / "serve.py").read_text()
+    names = {one["name"] for one in container["env"]} - {"TCA4REC_CACHE"}
+    assert all(f'"{name}"' in script for name in names)
+    (port,) = service["spec"]["ports"]
+    ports = {port["targetPort"], *(probe["port"] for probe in probes)}
+    assert ports == {container["ports"][0]["containerPort"]} == {8000}
+    seconds = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    limits = Limits()
+    assert seconds > 5 + limits.seconds + limits.read_seconds
