@@ -1,0 +1,43 @@
+"""CF vectors beside titles: do LLaRA and the published features beat the plain prompt?
+
+    G=configs/experiments/recipes.py W=runs/recipes
+    python launch/experiments.py --grid=$G --workdir=$W
+
+The quickstart's rows, adapters, loss and steps for all three, with and without the alignment; each
+has its own prompts and projector.
+"""
+
+from tca4rec_jax.experiments.grid import CFModel, Data, Grid, Recommender
+
+QUICK = {
+    "lora.first_layer": 20,
+    "lora.rank": 16,
+    "lora.alpha": 32.0,
+    "lora.dropout": 0.0,
+    "lora.targets": "(q|k|v|o|gate|up|down)_proj",
+    "objective.softmax": "children",
+    "optimizer.learning_rate": 2e-3,
+    "optimizer.schedule": "linear",
+    "optimizer.warmup_steps": 10,
+    "training.targets": "all",
+    "training.batch_size": 2,
+    "training.steps": 250,
+    "training.buckets": (128, 256),
+    "training.checkpoint_every": 50,
+    "decoding.mask": "before_softmax",
+    "inference.batch_size": 64,
+    "inference.buckets": 3,
+}
+
+
+def get_grid(arg=""):
+    return Grid(
+        data={"movielens": Data("../quickstart.py")},
+        cf={"sasrec": CFModel({"cf.model": "sasrec"})},
+        recommenders={
+            "titles": Recommender("../quickstart.py"),
+            "llara": Recommender("../recommenders/llara.py", QUICK),
+            "features": Recommender("../recommenders/tca_features.py", QUICK),
+        },
+        axes={"alpha": (0.0, 0.9), "seed": (0,)},
+    ).with_argument(arg)
