@@ -6,14 +6,17 @@
 
 Needs the run's checkpoints from train. Writes the new folder OUTPUT: with `peft` the adapters, with
 `merged` the whole model, with `base` the model without adapters, which `peft` is loaded on. A
-projector of CF vectors is written with the first two, and a README.md that says how to use it.
+projector of CF vectors is written with the first two, and a README.md that says how to use it;
+with `merged` the catalogue for transformers, vLLM and SGLang: trie.npz, trie_logits_processor.py.
 """
 
+from functools import partial
 from pathlib import Path
 
 from absl import flags
 
-from tca4rec_jax.config import run_name
+from tca4rec_jax.config import run_name, score_weights
+from tca4rec_jax.decoding.trie_export import lists_elsewhere, write_trie
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.launching import DEFINE_field, launch
 from tca4rec_jax.lease import only_writer
@@ -36,6 +39,7 @@ def export(config, workdir):
     run = experiment.check_run(name)
     inputs = {"format": _FORMAT.value, "dtype": _DTYPE.value, "run": run.made_from.inputs}
     inputs |= {"run.name": name, "run.step": experiment.run_step(name)}
+    inputs |= {"lists": experiment.search_inputs([score_weights(config, 0.0)])}
     with only_writer(_OUTPUT.value):
         how_to_load = export_decoder(
             _OUTPUT.value,
@@ -46,8 +50,15 @@ def export(config, workdir):
             base_model=_BASE_MODEL.value or _base_model(config.llm.weights),
             made_from=Provenance("export", "launch/export.py", inputs),
             vectors=describe_vectors(experiment),
+            beside=partial(_write_beside, experiment),
         )
     show(_OUTPUT.value, f"load it with {how_to_load}")
+
+
+def _write_beside(experiment, folder):
+    """The catalogue, for engines that run the whole model."""
+    if _FORMAT.value == "merged" and lists_elsewhere(experiment):
+        write_trie(experiment, folder)
 
 
 def _base_model(weights: str) -> str | None:

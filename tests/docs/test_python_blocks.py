@@ -1,6 +1,7 @@
 """The Python in README and docs runs."""
 
 import ast
+import sys
 from types import FunctionType
 from unittest.mock import create_autospec
 
@@ -8,6 +9,7 @@ import pages
 import pytest
 
 from tca4rec_jax.data.dataset import prepare
+from tca4rec_jax.decoding import trie_logits_processor
 
 
 def blocks(language: str) -> list:
@@ -60,7 +62,8 @@ def test_the_example_of_the_readme_trains():
 @pytest.mark.parametrize(
     "block", [case for case in blocks("py") if "dataset import load" not in case.values[0]]
 )
-def test_the_calls_of_a_block_exist(block):
+def test_the_calls_of_a_block_exist(block, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trie_logits_processor", trie_logits_processor)
     run_with_signatures(block)
 
 

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ def export_decoder(
     base_model: str | None,
     made_from: Provenance | None = None,
     vectors: Mapping[str, object] | None = None,
+    beside: Callable[[Path], object] = lambda folder: None,
 ) -> str:
     """Writes a trained decoder; returns one line on how to load it.
 
@@ -84,6 +85,7 @@ def export_decoder(
         it has none that PEFT could load.
       made_from: written with it.
       vectors: of a decoder with a projector, what `write_projector` says of them.
+      beside: writes further files into the folder.
 
     Raises UserError for another kind or dtype, a kind other than 'merged' for a decoder without
     adapters or with new rows, and as `write_peft_adapter` and `write_hugging_face`.
@@ -115,6 +117,7 @@ def export_decoder(
             write_hugging_face(new, config, params, tokenizer, dtype=dtype)
         if decoder.projector is not None and kind != "base":
             write_projector(new, decoder.projector, vectors or {})
+        beside(new)
         if made_from is not None:
             made_from.save(new)
     return LOADING[kind].format(folder=str(folder))
