@@ -32,6 +32,7 @@ from tca4rec_jax.decoding.list_inputs import list_inputs
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import file_sha256
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.recommenders.vectors import soft_rows
 
 _PROMPTS_AT_ONCE = 1024  # of a file whose lengths are counted
@@ -58,14 +59,14 @@ class Recommender:
         Raises FileNotFoundError or UserError as Experiment.check_run, for guidance without the CF
         model that was trained, or for a filter that does not fit the catalogue.
         """
-        self._experiment, self._name = experiment, name
+        self.experiment, self._name = experiment, name
         self._weights = score_weights(experiment.config, guidance)
         if name:
             experiment.check_run(name, guided=guidance > 0)
-        self._filter = experiment.item_filter
+        self.item_filter = experiment.item_filter
         self._reads_cf = guidance > 0 or reads_users(experiment.config.prompt)
         if self._reads_cf:
-            self._cf  # noqa: B018 - loaded now
+            self.cf_model  # noqa: B018 - loaded now
         self._search, self._scoring = cache(experiment.search), cache(self._scoring_search)
 
     @classmethod
@@ -103,17 +104,17 @@ class Recommender:
         if k < 1:
             raise UserError(f"k must be at least 1, got {k}")
         single = not isinstance(histories, str) and len(histories) and isinstance(histories[0], str)
-        weights = self._guided(guidance)
-        allowed = self._filter if filters is None else filters
-        rows = self._rows([histories] if single else histories, allowed)
+        weights = self.weights_of(guidance)
+        allowed = self.item_filter if filters is None else filters
+        rows = self.rows([histories] if single else histories, allowed)
         rows = dataclasses.replace(rows, guided=guidance is not None)
-        search = self._search_of(k)
+        search = self.search_of(k)
         if sizes is None:
             sizes = search.sizes(rows.prompts.lengths)
-            sizes = sizes.rounded(self._experiment.config.prompt.max_tokens)
+            sizes = sizes.rounded(self.experiment.config.prompt.max_tokens)
         search = search.of_sizes(sizes)
-        found = search.recommend(self._decoder, rows, weights, progress=progress)
-        trie, catalogue = self._experiment.trie, self._experiment.data.catalogue
+        found = search.recommend(self.decoder, rows, weights, progress=progress)
+        trie, catalogue = self.experiment.trie, self.experiment.data.catalogue
         item_ids, titles = catalogue.item_ids, catalogue.titles
         lists = []
         for row, items_X in enumerate(found.items(trie, k, rows.allowed)):
@@ -128,15 +129,15 @@ class Recommender:
         """The `sizes` that suit all of many histories, for `recommend` of their parts."""
         rest, lengths = iter(histories), []
         while part := list(itertools.islice(rest, _PROMPTS_AT_ONCE)):
-            lengths.append(self._rows(part, self._filter).prompts.lengths)
-        return self._search_of(k).sizes(np.concatenate(lengths))
+            lengths.append(self.rows(part, self.item_filter).prompts.lengths)
+        return self.search_of(k).sizes(np.concatenate(lengths))
 
     @property
     def inputs(self) -> dict[str, Any]:
         """What the lists depend on besides the histories: provenance."""
-        inputs = list_inputs(self._experiment, self._name, [self._weights])
+        inputs = list_inputs(self.experiment, self._name, [self._weights])
         if self._reads_cf:
-            inputs["CF model"] = file_sha256(_CFModel.path(self._experiment))
+            inputs["CF model"] = file_sha256(CFModel.path(self.experiment))
         return inputs
 
     def filter(
@@ -150,7 +151,7 @@ class Recommender:
 
         Raises UserError for an unknown item, or if none is left.
         """
-        found, everything = self._filter, self._experiment.data.catalogue.num_items
+        found, everything = self.item_filter, self.experiment.data.catalogue.num_items
         if allow is not None:
             found = found.only(np.isin(np.arange(everything), self.find(allow, "allow")))
         if len(deny):
@@ -180,14 +181,14 @@ class Recommender:
         Up to `most` candidates, and any `guidance`, have one compiled program.
         """
         items_RxN = np.stack([self.find(names, "candidates") for names in candidates])
-        trie, every_item = self._experiment.trie, np.arange(self._experiment.trie.num_items)
+        trie, every_item = self.experiment.trie, np.arange(self.experiment.trie.num_items)
         filters = [ItemFilter(np.isin(every_item, items)) for items in items_RxN]
-        weights = self._guided(guidance)
-        rows = self._rows(histories, filters, items_RxN)
+        weights = self.weights_of(guidance)
+        rows = self.rows(histories, filters, items_RxN)
         rows = dataclasses.replace(rows, guided=guidance is not None)
         search = self._scoring(most or items_RxN.shape[1])
         search = search.of_sizes(sizes or search.sizes(rows.prompts.lengths))
-        found = search.recommend(self._decoder, rows, weights, progress=None)
+        found = search.recommend(self.decoder, rows, weights, progress=None)
         leaf_RxN = trie.leaf_of_item[items_RxN]
         is_leaf_RxNxM = found.leaves_RxM[:, None, :] == leaf_RxN[:, :, None]
         return np.take_along_axis(found.scores_RxM, np.argmax(is_leaf_RxNxM, axis=2), axis=1)
@@ -195,11 +196,11 @@ class Recommender:
     def _scoring_search(self, beams: int) -> BatchedSearch:
         # A beam for each candidate: none is ever dropped, and the prefixes that their titles share
         # are computed once.
-        search = self._search_of(1)
+        search = self.search_of(1)
         rules: dict[str, Any] = {"rules": "exact", "renormalise": False}
         return search.of_config(dataclasses.replace(search.config, beams=beams, **rules))
 
-    def _guided(self, guidance: float | None) -> ScoreWeights:
+    def weights_of(self, guidance: float | None) -> ScoreWeights:
         """The weights of a call; the first with a guidance of its own loads the CF model."""
         if guidance is None:
             return self._weights
@@ -210,48 +211,54 @@ class Recommender:
         """Loads the CF model, for guidance at a call. Raises as __init__ for guidance."""
         if not self._reads_cf:
             if self._name:
-                self._experiment.check_run(self._name, guided=True)
-            self._cf  # noqa: B018 - loaded now
+                self.experiment.check_run(self._name, guided=True)
+            self.cf_model  # noqa: B018 - loaded now
             self._reads_cf = True
 
     @cached_property
-    def _cf(self) -> "_CFModel":
-        return _CFModel.load(self._experiment)
+    def cf_model(self) -> "CFModel":
+        """The CF model of guidance, and of users in prompts. Raises as `CFModel.load`."""
+        return CFModel.load(self.experiment)
 
-    def _search_of(self, k: int) -> BatchedSearch:
-        return self._search(max(k, self._experiment.config.decoding.beams))
+    def search_of(self, k: int) -> BatchedSearch:
+        """The search for lists of k items."""
+        return self._search(max(k, self.experiment.config.decoding.beams))
 
     @cached_property
-    def _decoder(self):
-        return self._experiment.inference_decoder(self._name)
+    def decoder(self) -> Decoder:
+        """The LLM."""
+        return self.experiment.inference_decoder(self._name)
 
-    def _rows(
+    def rows(
         self,
         names: Sequence[Sequence[str]],
         allowed: ItemFilter | Sequence[ItemFilter],
         candidates_RxN: np.ndarray | None = None,
     ) -> SearchRows:
-        # Prompts take the latest data.history_length items, the CF model as many as it reads, and
-        # the filter the whole history.
+        """The rows of a search after histories, with a filter for all or one for each.
+
+        Prompts take the latest data.history_length items, the CF model as many as it reads, and the
+        filter the whole history. Raises UserError as `recommend`.
+        """
         if isinstance(names, str) or not len(names):
             raise UserError("give a history: a list of item ids or titles, or a list of such lists")
         rows = [self.find(history, f"history {row}") for row, history in enumerate(names)]
         histories = Ragged.of(rows, np.int32)
-        config, latest = self._experiment.config, partial(histories.latest, fill=PAD_ITEM)
+        config, latest = self.experiment.config, partial(histories.latest, fill=PAD_ITEM)
         history_RxS = latest(np.arange(len(rows)), config.data.history_length)
-        prompts = self._experiment.prompts(history_RxS, candidates_RxN)
+        prompts = self.experiment.prompts(history_RxS, candidates_RxN)
         users: dict[str, Any] = {}
         if self._reads_cf:
-            cf = self._cf
+            cf = self.cf_model
             users["cf"] = lambda rows_B: cf.vectors(latest(rows_B, cf.history_length))
             users["cf_items"] = cf.items
-        users["soft"] = soft_rows(self._experiment, prompts, **users)
+        users["soft"] = soft_rows(self.experiment, prompts, **users)
         masks = allowed.masks if isinstance(allowed, ItemFilter) else partial(masks_of, allowed)
         return SearchRows(prompts.tokens, allowed=masks(histories), **users)
 
     @cached_property
     def _item_of_title(self) -> dict[str, int]:
-        titles = self._experiment.data.catalogue.titles
+        titles = self.experiment.data.catalogue.titles
         return {title: item for item, title in reversed(list(enumerate(titles)))}
 
     def find(self, names: Sequence[str], what: str) -> np.ndarray:
@@ -261,7 +268,7 @@ class Recommender:
         """
         if isinstance(names, str) or not len(names):
             raise UserError(f"{what} is {names!r}: expected a list of item ids or titles")
-        items = self._experiment.data.catalogue.find(names)
+        items = self.experiment.data.catalogue.find(names)
         for at in np.flatnonzero(items < 0).tolist():
             if (item := self._item_of_title.get(names[at])) is None:
                 near = difflib.get_close_matches(names[at], self._item_of_title, 3, 0.5)
@@ -271,7 +278,7 @@ class Recommender:
         return items
 
 
-class _CFModel(NamedTuple):
+class CFModel(NamedTuple):
     """The trained CF model of a run, for new histories."""
 
     vectors: Callable[[np.ndarray], jax.Array]  # int32 [B, history_length] -> [B, D], on a device
@@ -280,10 +287,12 @@ class _CFModel(NamedTuple):
 
     @staticmethod
     def path(experiment: Experiment) -> Path:
+        """Its file."""
         return experiment.workdir / "cf" / "checkpoint.npz"
 
     @classmethod
-    def load(cls, experiment: Experiment) -> "_CFModel":
+    def load(cls, experiment: Experiment) -> "CFModel":
+        """Raises FileNotFoundError if there is none, StaleError for one of other inputs."""
         path = cls.path(experiment)
         if not path.is_file():
             raise FileNotFoundError(
