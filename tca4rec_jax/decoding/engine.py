@@ -32,8 +32,10 @@ from tca4rec_jax.decoding.search_programs import (
     Users,
     read_prefix,
     read_prompts,
+    read_titles_batch,
     search_batch,
 )
+from tca4rec_jax.decoding.title_paths import TitlePaths, TitleScores
 from tca4rec_jax.distributed import sharding
 from tca4rec_jax.distributed.multihost import gather_to_host
 from tca4rec_jax.errors import UserError
@@ -218,6 +220,32 @@ class BatchedSearch:
                     after_batch()
         return results
 
+    def read_titles(
+        self, decoder: Decoder, rows: SearchRows, paths: TitlePaths, temperature: float
+    ) -> TitleScores:
+        """What the LLM says along the same titles after every prompt [R, ..], on the host.
+
+        Of a search that walks the compressed trie, as `paths` do. Raises as `sweep`.
+        """
+        slots = paths.pool_slots(self.trie)
+
+        def read(state, prompts, users, cf_items, trie, weights, titles, *, program):
+            args = state, prompts, trie, weights.temperature, paths
+            return read_titles_batch(*args, program=program, slots=slots)
+
+        weights, num_rows = _LLM_ALONE._replace(temperature=temperature), len(rows.prompts)
+        one_pass = _Pass(self, [(decoder, [weights])], rows, ())
+        parts, order = [], []
+        for rows_B, _, found in one_pass.dispatch(np.zeros(num_rows, bool), 0, read):
+            ((root, inner, _),) = gather_to_host(found)
+            _check_scores(root.child_BxMxC[: len(rows_B), 0], rows_B)
+            arrays, tree = jax.tree.flatten(TitleScores(root, inner))
+            parts.append([array[: len(rows_B)] for array in arrays])
+            order.append(rows_B)
+        back_R = np.argsort(np.concatenate(order))
+        joined = [np.concatenate(arrays)[back_R] for arrays in zip(*parts, strict=True)]
+        return jax.tree.unflatten(tree, joined)
+
 
 class _Pass:
     """One pass of models over rows, which read texts: the prompt, and the target's title."""
@@ -255,10 +283,13 @@ class _Pass:
                 "largest bucket, and room for a title in the positions): lower prompt.max_tokens"
             )
 
-    def dispatch(self, done_R: np.ndarray, frozen_prefix: int) -> Iterator[tuple]:
+    def dispatch(
+        self, done_R: np.ndarray, frozen_prefix: int, find: Callable = search_batch
+    ) -> Iterator[tuple]:
         """(rows int64 [B], number of the job, its results on the devices) of the batches to do.
 
-        The longest texts come first. Results are padded to the batch size.
+        The longest texts come first. Results are padded to the batch size: for each of the job's
+        weights what `find`, called as `search_batch`, gives, and the likelihoods.
         """
         search, mesh, lengths_R = self.search, self.search.mesh, self.texts.lengths
         capacity = int(self.buckets.max(initial=0))
@@ -285,9 +316,7 @@ class _Pass:
                 args = state, texts, prefix, search.trie, self.temperatures
                 prompts, nll_BxT = read_prompts(*args, program=program, capacity=capacity)
                 args = state, prompts, users, cf_items, search.trie
-                found = [
-                    (*search_batch(*args, one, titles, program=program), nll_BxT) for one in weights
-                ]
+                found = [(*find(*args, one, titles, program=program), nll_BxT) for one in weights]
                 del prompts, args  # so that no more than two prompts' keys and values are held
                 yield rows_B, number, found
 

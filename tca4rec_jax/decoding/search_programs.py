@@ -25,6 +25,7 @@ from tca4rec_jax.decoding.advance_beams import Prompts
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
 from tca4rec_jax.decoding.grounding import TitleIndex, ground
 from tca4rec_jax.decoding.likelihood import ScoredTokens, title_nll
+from tca4rec_jax.decoding.title_paths import TitlePaths, TitleScores, read_titles
 from tca4rec_jax.distributed.data_parallel import DataParallel
 from tca4rec_jax.distributed.sharding import RULES, row_sharding, sharding_of
 from tca4rec_jax.llm.decoder import Decoder, PrefixStates
@@ -174,3 +175,20 @@ def search_batch(
 
     args = state, prompts, users, cf_items, trie, weights, titles
     return program.run(search, args, (_PROMPTS, _ROWS, *[_EVERYWHERE] * 4), _ROWS)
+
+
+@partial(jax.jit, static_argnames=("program", "slots"))
+def read_titles_batch(
+    state: nnx.State,
+    prompts: Prompts,
+    trie: DeviceTrie,
+    temperature: float,
+    paths: TitlePaths,
+    *,
+    program: SearchProgram,
+    slots: int,
+) -> TitleScores:
+    """`read_titles` on every group of devices: the same titles after every prompt."""
+    read = partial(read_titles, config=program.config, slots=slots)
+    args = state, prompts, trie, temperature, paths
+    return program.run(read, args, (_PROMPTS, *[_EVERYWHERE] * 3), _ROWS)
