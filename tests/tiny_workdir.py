@@ -24,7 +24,7 @@ ITEMS = 12
 CHAT = "s{{ messages[0]['content'] | trim }}<|end|>{% if add_generation_prompt %}a{% endif %}"
 
 
-def make_workdir(path):
+def make_workdir(path, titles=None):
     """Data, the logits of popularity, and a random Llama with a tokenizer of letters."""
     rng = np.random.default_rng(0)
     pd.DataFrame(
@@ -34,7 +34,7 @@ def make_workdir(path):
             "timestamp": np.arange(320),
         }
     ).to_csv(path / "interactions.csv", index=False)
-    titles = [
+    titles = titles or [
         f"{string.ascii_lowercase[item]}{string.ascii_lowercase[item % 3]}" for item in range(ITEMS)
     ]
     brands = [string.ascii_lowercase[-1 - item % 4] for item in range(ITEMS)]

@@ -14,12 +14,15 @@ from tiny_workdir import ITEMS, make_workdir, stopped_and_gone_on
 from tca4rec_jax.config import build
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run
+from tca4rec_jax.explanation.explainer import Explainer
 from tca4rec_jax.llm.checkpoints.export import export_decoder
 from tca4rec_jax.recommenders.vectors import describe_vectors
 from tca4rec_jax.train import load_batches, train
 
 HISTORIES = [["0", "3", "7"], ["5", "2"]]
+EXPLAINED = ("titles", "bigrec", "llara", "from scratch, ids", "ids, new rows")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,26 @@ def test_candidates_are_scored_as_they_are_in_a_guided_list(trained):
     assert len({one.item_id for one in found}) == ITEMS
     scores = recommender.score(HISTORIES[0], [one.item_id for one in found])
     np.testing.assert_allclose(scores, [one.score for one in found], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_explanation_has_the_scores_of_the_list(trained):
+    kind, whole = listing(trained)
+    if kind == "bigrec, grounded":
+        with pytest.raises(UserError, match="grounding"):
+            Explainer(Recommender(whole, "whole"))
+    if kind not in EXPLAINED:
+        pytest.skip("it has the search of one that is explained")
+    recommender = Recommender(whole, "whole", guidance=1.0)
+    found = recommender.recommend(HISTORIES[0], k=3)
+    explanation = Explainer(recommender).explain(HISTORIES[0], 3)
+    assert [one.item_id for one in explanation.items] == [one.item_id for one in found]
+    scores = ([one.score for one in items] for items in (explanation.items, found))
+    np.testing.assert_allclose(*scores, atol=1e-5, rtol=1e-6)
+    for branch in explanation.branches:
+        every = np.array([*(child.shares for child in branch.children), branch.rest])
+        np.testing.assert_allclose(every.sum(axis=0) + branch.outside, 1.0, atol=1e-6)
+    assert all(len(item.effects) == 3 for item in explanation.history)
 
 
 @pytest.mark.slow
