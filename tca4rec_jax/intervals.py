@@ -33,10 +33,17 @@ class Interval(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """How far a mean would lie from itself, had what is not in the rows come out otherwise."""
+    """How far a mean over seeds of training lies from that over all seeds; none by default.
 
-    standard_error: float = 0.0
-    freedom: int = 1  # degrees of freedom of its estimate
+    Attributes:
+      variance: of the mean, as the seeds differ.
+      by_users: the part of it that resampled users bring with them.
+      freedom: degrees of freedom of the variance.
+    """
+
+    variance: float = 0.0
+    by_users: float = 0.0
+    freedom: int = 1
 
 
 class _Sums(NamedTuple):
@@ -142,28 +149,43 @@ def randomisation_test(
     return dict(zip(differences, (as_far_J / (draws + 1)).tolist(), strict=True))
 
 
-def seed_spread(values_SxR: np.ndarray, user_R: np.ndarray) -> Spread:
-    """How far the mean over seeds and rows would lie from itself with other seeds.
+def seed_spread(values: Mapping[Name, np.ndarray], user_R: np.ndarray) -> dict[Name, Spread]:
+    """How far means over seeds and rows lie from those over all seeds.
 
-    Of the same rows under models trained with S seeds, float [S, R]. Three seeds drawn from three
-    have two thirds of their variance, and intervals of such draws leave the truth out far too
-    often. So users, who are many, are resampled, and the seeds' part is drawn from Student's t with
-    S - 1 degrees of freedom. Its variance is that of the seeds' means, less what these differ by
-    since users differ in which seed's model they like: users who are resampled bring that with
-    them. (Means over readers crossed with cases: Dorfman, Berbaum and Metz, 1992; Hillis, 2007.)
-    One seed has no spread: it says nothing of others.
+    Of differences {name: float [S, R]} on the same rows, between models that were trained with S
+    seeds and a baseline that they share; how much seeds do is assumed the same for all names, and
+    pooled. Models that seeds move as much as their baseline have differences of correlation 1/2,
+    variances of correlation 1/4, by which the degrees of freedom are fewer.
+
+    Three seeds drawn from three have two thirds of their variance, and intervals of such draws
+    leave the truth out far too often. So users, who are many, are resampled, and the seeds' part is
+    drawn: its variance is a draw of that of the seeds' means given how they differ (inverse chi
+    squared), less what resampled users bring with them, since users differ in which seed's model
+    they like (a generalised pivot: Weerahandi, JASA 1993; seeds and users are crossed as readers
+    and cases in Dorfman, Berbaum and Metz, 1992). One seed has no spread: it says nothing of
+    others.
     """
-    seeds, rows = values_SxR.shape
-    if seeds == 1:
-        return Spread()
-    mean_S = values_SxR.mean(axis=1)
+    several = {name: one_SxR for name, one_SxR in values.items() if len(one_SxR) > 1}
+    if not several:
+        return dict.fromkeys(values, Spread())
+    freedom_J = np.array([len(one_SxR) - 1 for one_SxR in several.values()])
+    variances_Jx2 = np.array([_seed_variances(one, user_R) for one in several.values()])
+    variance, by_users = freedom_J @ variances_Jx2 / freedom_J.sum()
+    freedom = int(freedom_J.sum() / (1 + (len(several) - 1) / 4))
+    return {
+        name: Spread(variance / seeds, by_users / seeds, freedom) if seeds > 1 else Spread()
+        for name, seeds in zip(values, map(len, values.values()), strict=True)
+    }
+
+
+def _seed_variances(values_SxR: np.ndarray, user_R: np.ndarray) -> tuple[float, float]:
+    """The variance of the seeds' means, and what users explain of it."""
+    (seeds, rows), mean_S = values_SxR.shape, values_SxR.mean(axis=1)
     own_SxR = values_SxR - mean_S[:, None]
     number_R, users = pd.factorize(user_R)
-    residual = own_SxR - own_SxR.mean(axis=0)
-    sum_SxU = np.stack([np.bincount(number_R, one_R, len(users)) for one_R in residual])
-    by_users = np.sum(sum_SxU**2) / ((seeds - 1) * rows**2)
-    beyond = max(float(np.var(mean_S, ddof=1) - by_users), 0.0)
-    return Spread((beyond / seeds) ** 0.5, seeds - 1)
+    rest_SxR = own_SxR - own_SxR.mean(axis=0)
+    sum_SxU = np.stack([np.bincount(number_R, rest_R, len(users)) for rest_R in rest_SxR])
+    return float(np.var(mean_S, ddof=1)), float(np.sum(sum_SxU**2) / ((seeds - 1) * rows**2))
 
 
 def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
@@ -178,9 +200,13 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
 def _noise(
     spread_J: Sequence[Spread], draws: int, seed: int, scale_J: np.ndarray | float = 1.0
 ) -> np.ndarray:
-    """float64 [W, J]: what is not in the rows, drawn; the same for the same spread, seed, draws."""
-    t_W = {
-        freedom: np.random.default_rng([seed, freedom]).standard_t(freedom, draws)
-        for freedom in {one.freedom for one in spread_J}
-    }
-    return np.stack([one.standard_error * t_W[one.freedom] for one in spread_J], axis=1) * scale_J
+    """float64 [W, J]: what seeds do, drawn; the same for the same spread, seed and draws."""
+    drawn = {}
+    for freedom in {one.freedom for one in spread_J}:
+        rng = np.random.default_rng([seed, freedom])
+        drawn[freedom] = rng.standard_normal(draws), freedom / rng.chisquare(freedom, draws)
+    noise = []
+    for variance, by_users, freedom in spread_J:
+        normal_W, times_W = drawn[freedom]
+        noise.append(normal_W * np.sqrt(np.maximum(variance * times_W - by_users, 0.0)))
+    return np.stack(noise, axis=1) * scale_J

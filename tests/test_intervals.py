@@ -135,61 +135,99 @@ def test_holm_corrects_for_the_number_of_tests():
     assert holm({}) == {}
 
 
-def made_seeds(rng, seeds, users, *, of_seed, of_user, of_both):
-    """Differences [S, users, 1000 repetitions] whose true mean is 0."""
+def made_seeds(rng, seeds, users, *, of_seed, of_user, of_both, models=1, repetitions=300):
+    """Differences of models from one baseline [models, S, users, repetitions]; their mean is 0."""
     parts = (of_seed, (seeds, 1)), (of_user, (1, users)), (of_both, (seeds, users))
-    return sum(scale * rng.normal(size=(*shape, 1000)) for scale, shape in parts)
+    made = [
+        sum(scale * rng.normal(size=(*shape, repetitions)) for scale, shape in parts) / 2**0.5
+        for _ in range(models + 1)
+    ]
+    return np.stack(made[1:]) - made[0]
 
 
-@pytest.mark.parametrize(
-    ("of_seed", "of_user"), [(0.0, 1.0), (0.0, 0.2), (0.06, 1.0), (0.1, 0.5), (0.3, 1.0)]
-)
-def test_whatever_seeds_do_one_test_in_twenty_finds_a_difference_where_there_is_none(
-    of_seed, of_user
+@pytest.mark.parametrize("models", [1, 3])
+@pytest.mark.parametrize(("of_seed", "of_user"), [(0.0, 1.0), (0.1, 0.5), (0.5, 1.0)])
+def test_whatever_seeds_do_no_more_than_one_test_in_twenty_finds_what_is_not_there(
+    models, of_seed, of_user
 ):
-    """And where they matter, users alone would find one up to eight times as often."""
+    """And where they matter, tests over users alone find it up to eight times as often."""
     rng, user_R = np.random.default_rng(0), np.arange(200)
-    made = made_seeds(rng, 3, 200, of_seed=of_seed, of_user=of_user, of_both=1.0)
-    means = dict(enumerate(made.mean(axis=0).T))
-    spread = {name: seed_spread(made[:, :, name], user_R) for name in means}
-    found = randomisation_test(means, user_R, spread=spread, draws=1000)
-    below = np.mean([p < 0.05 for p in found.values()])
-    assert 0.02 < below < 0.085
+    how = {"of_seed": of_seed, "of_user": of_user, "of_both": 1.0, "models": models}
+    made = made_seeds(rng, 3, 200, **how, repetitions=900 // models)
+    means, spread = {}, {}
+    for repetition in range(made.shape[-1]):
+        values = {(repetition, model): one for model, one in enumerate(made[..., repetition])}
+        spread |= seed_spread(values, user_R)
+        means |= {name: one.mean(axis=0) for name, one in values.items()}
+    found = np.array([*randomisation_test(means, user_R, spread=spread, draws=1000).values()])
+    assert 0.01 < np.mean(found < 0.05) < 0.06
+    assert np.mean(found < 0.01) < 0.015
     intervals = bootstrap_intervals(means, user_R, spread=spread, resamples=1000)
     outside = np.mean([not one.low <= 0 <= one.high for one in intervals.values()])
-    assert abs(outside - below) < 0.015
-    alone = randomisation_test(means, user_R, draws=500)
-    if of_seed >= 0.1:
-        assert np.mean([p < 0.05 for p in alone.values()]) > 0.12
+    assert abs(outside - np.mean(found < 0.05)) < 0.02
+    if of_seed:
+        alone = randomisation_test(means, user_R, draws=500).values()
+        assert np.mean([p < 0.05 for p in alone]) > 0.12
+
+
+def test_models_that_share_a_baseline_show_a_difference_sooner_than_one_alone():
+    rng, user_R = np.random.default_rng(0), np.arange(200)
+    made = made_seeds(rng, 3, 200, of_seed=0.05, of_user=0.2, of_both=0.2, models=3, repetitions=1)
+    values = {model: one + 0.3 for model, one in enumerate(made[..., 0])}
+    means = {name: one.mean(axis=0) for name, one in values.items()}
+    together = randomisation_test(means, user_R, spread=seed_spread(values, user_R))
+    alone = {name: seed_spread({name: one}, user_R)[name] for name, one in values.items()}
+    assert max(together.values()) < 0.01
+    assert max(together.values()) < max(randomisation_test(means, user_R, spread=alone).values())
 
 
 def test_the_spread_of_seeds_is_what_an_analysis_of_variance_says():
     rng = np.random.default_rng(0)
-    values_SxR = made_seeds(rng, 4, 30, of_seed=1.0, of_user=1.0, of_both=0.5)[:, :, 0]
-    grand, mean_S, mean_U = values_SxR.mean(), values_SxR.mean(axis=1), values_SxR.mean(axis=0)
-    of_both = sum(
-        (values_SxR[s, u] - mean_S[s] - mean_U[u] + grand) ** 2 for s in range(4) for u in range(30)
-    ) / (3 * 30)  # its biased mean square: as the bootstrap over users has it
-    of_seed = 30 * sum((one - grand) ** 2 for one in mean_S) / 3
-    expected = ((of_seed - of_both) / 30 / 4) ** 0.5
-    found = seed_spread(values_SxR, np.arange(30))
-    assert found == (pytest.approx(expected), 3)
-    twice = np.repeat(values_SxR, 2, axis=1)  # a user's rows move together
-    assert seed_spread(twice, np.repeat(np.arange(30), 2)) == pytest.approx(found)
+    how = {"of_seed": 1.0, "of_user": 1.0, "of_both": 0.5, "models": 2, "repetitions": 1}
+    both = made_seeds(rng, 4, 30, **how)[..., 0]
+    variances, explained = [], []
+    for values_SxR in both:
+        grand, mean_S, mean_U = values_SxR.mean(), values_SxR.mean(axis=1), values_SxR.mean(axis=0)
+        of_both = sum(
+            (values_SxR[s, u] - mean_S[s] - mean_U[u] + grand) ** 2
+            for s in range(4)
+            for u in range(30)
+        ) / (3 * 30)  # its biased mean square: as the bootstrap over users has it
+        variances.append(sum((one - grand) ** 2 for one in mean_S) / 3)
+        explained.append(of_both / 30)
+    found = seed_spread({"a": both[0]}, np.arange(30))["a"]
+    assert found == pytest.approx((variances[0] / 4, explained[0] / 4, 3))
+    pooled = seed_spread(dict(zip("ab", both, strict=True)), np.arange(30))
+    assert pooled["a"] == pooled["b"]
+    assert pooled["a"] == pytest.approx((np.mean(variances) / 4, np.mean(explained) / 4, 4))
+    twice = np.repeat(both[0], 2, axis=1)  # a user's rows move together
+    assert seed_spread({"a": twice}, np.repeat(np.arange(30), 2))["a"] == pytest.approx(found)
 
 
 def test_one_seed_says_nothing_of_others_and_equal_ones_that_they_agree():
     values_SxR, user_R = np.random.default_rng(0).normal(size=(1, 50)), np.arange(50)
-    assert seed_spread(values_SxR, user_R).standard_error == 0
-    assert seed_spread(np.repeat(values_SxR, 3, axis=0), user_R).standard_error == 0
+    several = np.random.default_rng(1).normal(size=(3, 50))
+    assert seed_spread({"x": values_SxR}, user_R) == {"x": Spread()}
+    assert seed_spread({"x": values_SxR, "y": several + [[0], [1], [2]]}, user_R)["x"] == Spread()
+    same = np.repeat(values_SxR, 3, axis=0)
+    assert seed_spread({"x": same}, user_R)["x"] == pytest.approx((0, 0, 2))
     values, none = {"x": values_SxR[0]}, {"x": Spread()}
     for of in (bootstrap_intervals, randomisation_test):
         assert of(values, user_R) == of(values, user_R, spread=none)
 
 
+def test_where_seeds_alone_differ_their_mean_has_students_distribution():
+    """Of the mean of three numbers about 0: the interval of a t-test."""
+    values_SxR, users = np.repeat([[0.1], [0.4], [0.7]], 4, axis=1), np.arange(4)
+    spread, values = seed_spread({"x": values_SxR}, users), {"x": values_SxR.mean(axis=0)}
+    found = bootstrap_intervals(values, users, spread=spread, resamples=100_000)["x"]
+    half = 4.303 * 0.3 / 3**0.5
+    assert found == pytest.approx((0.4, 0.4 - half, 0.4 + half), abs=0.04)
+
+
 def test_noise_of_one_name_does_not_depend_on_the_others():
     values = {"x": np.arange(40.0) % 7, "y": np.arange(40.0) % 3}
-    spread = {"x": Spread(0.2, 2), "y": Spread(0.4, 1)}
+    spread = {"x": Spread(0.04, 0.01, 2), "y": Spread(0.16, 0.0, 1)}
     both = bootstrap_intervals(values, np.arange(40), spread=spread)
     one = bootstrap_intervals({"y": values["y"]}, np.arange(40), spread=spread)
     assert one["y"] == both["y"]

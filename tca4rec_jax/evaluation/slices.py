@@ -29,15 +29,13 @@ def slices(
     """
     target_R = rows.items[rows.last_positions]
     count_I = np.bincount(train.items, minlength=num_items)
-    head_I = np.zeros(num_items, bool)
-    head_I[np.argsort(-count_I, kind="stable")[: round(HEAD * num_items)]] = True
     of_row_n = histories.row_of(np.arange(histories.values.size))
     seen_n = histories.values == target_R[of_row_n]
     seen_R = np.bincount(of_row_n, seen_n, minlength=len(rows)) > 0
     pairs = {
         ("warm item", "cold item"): count_I[target_R] > 0,
         ("warm user", "cold user"): np.isin(rows.user, train.user),
-        ("head", "tail"): head_I[target_R],
+        ("head", "tail"): head_items(count_I)[target_R],
         ("tied", "untied"): rows.tied,
         ("seen before", "not seen before"): seen_R,
     }
@@ -46,13 +44,26 @@ def slices(
         for (yes, no), yes_R in pairs.items()
         for name, inside_R in ((yes, yes_R), (no, ~yes_R))
     }
-    which_R = np.searchsorted(LENGTHS, histories.lengths, side="right") - 1
-    for number, least in enumerate(LENGTHS):
-        following = LENGTHS[number + 1 : number + 2]
-        until = f"to {following[0] - 1}" if following else "or more"
-        found[f"history {least} {until}"] = which_R == number
+    found |= by_length(histories.lengths)
     return {
         name: inside_R
         for name, inside_R in found.items()
         if not inside_R.all() and len(np.unique(rows.user[inside_R])) >= LEAST_USERS
     }
+
+
+def head_items(count_I: np.ndarray) -> np.ndarray:
+    """bool [I]: the head, of items with so many interactions."""
+    head_I = np.zeros(len(count_I), bool)
+    head_I[np.argsort(-count_I, kind="stable")[: round(HEAD * len(count_I))]] = True
+    return head_I
+
+
+def by_length(length_R: np.ndarray) -> dict[str, np.ndarray]:
+    """{slice: bool [R]} of rows whose histories have so many items."""
+    which_R, found = np.searchsorted(LENGTHS, length_R, side="right") - 1, {}
+    for number, least in enumerate(LENGTHS):
+        following = LENGTHS[number + 1 : number + 2]
+        until = f"to {following[0] - 1}" if following else "or more"
+        found[f"history {least} {until}"] = which_R == number
+    return found

@@ -1,0 +1,140 @@
+"""Where an effect comes from, and when: slices of the rows, decisions of a title, training.
+
+Axis letters: R rows, S seeds, N validations, K decisions of a title.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from tca4rec_jax.evaluation.comparison import NLL
+from tca4rec_jax.evaluation.slices import LEAST_USERS, by_length, head_items
+from tca4rec_jax.experiments.curves import PLAIN, Panels, Series
+from tca4rec_jax.experiments.effects import Effect, paired_effects
+from tca4rec_jax.experiments.measures import FLUENCY
+from tca4rec_jax.experiments.results import Cell
+from tca4rec_jax.experiments.setups import TEST, Results
+from tca4rec_jax.experiments.tables import OF_TRAINING, Question, in_words, told_apart
+
+
+def slice_effects(
+    results: Results, question: Question, metric: str
+) -> dict[str, dict[Cell, Effect]]:
+    """{slice: {setup: effect}} of what a question compares, on the test rows.
+
+    By popularity of the target and length of the history; p-values are not adjusted. A slice of
+    fewer than LEAST_USERS users is left out.
+    """
+    found: dict[str, dict[Cell, Effect]] = {}
+    for data in dict.fromkeys(setup.data for setup in question.compared):
+        facts, user_R = results.facts(data, TEST), None
+        columns = {}
+        for setup, baseline in question.compared.items():
+            both = results.paired(setup, baseline, TEST, metric) if setup.data == data else None
+            if both is not None:
+                columns[setup] = both
+                user_R = results.ranks(results.cells(setup, TEST)[0], TEST).user_R
+        if user_R is None:
+            continue
+        head_R = head_items(facts.count_I)[facts.target_R]
+        slices = {"head items": head_R, "tail items": ~head_R, **by_length(facts.history_R)}
+        for name, inside_R in slices.items():
+            if len(np.unique(user_R[inside_R])) < LEAST_USERS:
+                continue
+            inside = {
+                setup: (ours[:, inside_R], theirs[:, inside_R])
+                for setup, (ours, theirs) in columns.items()
+            }
+            alike = dict(zip(inside, (one.recommender for one in inside), strict=True))
+            of_slice = paired_effects(inside, user_R[inside_R], alike=alike.__getitem__)
+            found.setdefault(name, {}).update(of_slice)
+    return found
+
+
+def decision_panels(results: Results, question: Question) -> Panels:
+    """How much likelier, in nats, each decision of the titles that came next has become."""
+    panels: Panels = {}
+    for setup, baseline in question.compared.items():
+        gains: list[np.ndarray] = []
+        for pair in results.pairs(setup, baseline, TEST):
+            ours, theirs = (
+                results.lines[cell, TEST].metrics.get(FLUENCY, {}).get("nll by decision")
+                for cell in pair
+            )
+            if ours and theirs and len(ours) == len(theirs):
+                gains.append(np.array(theirs) - np.array(ours))
+        if not gains or len({len(one) for one in gains}) > 1:
+            continue
+        gain_SxK = np.stack(gains)
+        points = np.stack([gain_SxK.mean(axis=0), gain_SxK.min(axis=0), gain_SxK.max(axis=0)])
+        x = [float(k) for k in range(1, gain_SxK.shape[1] + 1)]
+        _add(panels, "gain in nats", setup, question, x, points)
+    return panels
+
+
+def speed_panels(results: Results, question: Question) -> Panels:
+    """NLL of validations over the steps of training, alpha = 0 and aligned; mean over seeds."""
+    panels: Panels = {}
+    drawn = dict.fromkeys((*question.compared.values(), *question.compared))
+    for setup in drawn:
+        steps, nll_SxN = validation_curve(results, setup)
+        if len(steps) > 1:
+            points = np.stack([nll_SxN.mean(axis=0), nll_SxN.min(axis=0), nll_SxN.max(axis=0)])
+            _add(panels, "NLL, validation", setup, question, steps, points)
+    return panels
+
+
+def _add(
+    panels: Panels, name: str, setup: Cell, question: Question, x: list[float], points: np.ndarray
+) -> None:
+    panel = f"{setup.data}, {setup.recommender}"
+    color = str(setup.cf) if setup.alpha else PLAIN
+    alike = [*question.compared, *question.compared.values()]
+    style = told_apart(setup, alike, OF_TRAINING)
+    line = Series(color, style, x, *points.tolist())
+    panels.setdefault(name, {}).setdefault(panel, []).append(line)
+
+
+def validation_curve(results: Results, setup: Cell) -> tuple[list[float], np.ndarray]:
+    """(steps, NLL float64 [S, steps]) of the validations that all seeds have, perhaps none."""
+    of_seeds = [
+        {int(step): of[NLL] for step, of in line.validations.items() if NLL in of}
+        for line in results.of_setup(setup, TEST)
+    ]
+    steps = sorted(set.intersection(*map(set, of_seeds))) if of_seeds else []
+    nll_SxN = np.array([[of[step] for step in steps] for of in of_seeds])
+    return [float(step) for step in steps], nll_SxN
+
+
+def speed_table(results: Results, question: Question) -> dict[str, dict[str, Any]]:
+    """After how many steps an aligned LLM has the NLL with which alpha = 0 ends, on validation."""
+    rows: dict[str, dict[str, Any]] = {}
+    for setup, baseline in question.compared.items():
+        steps, nll_SxN = validation_curve(results, setup)
+        theirs, plain_SxN = validation_curve(results, baseline)
+        if len(steps) < 2 or not theirs:
+            continue
+        goal = float(plain_SxN.mean(axis=0)[-1])
+        reached = steps_to(steps, nll_SxN.mean(axis=0), goal)
+        rows[in_words(setup, question.compared)] = {
+            "NLL at the end, alpha = 0": goal,
+            "NLL at the end, aligned": float(nll_SxN.mean(axis=0)[-1]),
+            "steps, alpha = 0": f"{theirs[-1]:.0f}",
+            "steps to its NLL, aligned": "not reached" if reached is None else f"{reached:.0f}",
+            "share of the steps": None if reached is None else f"{reached / theirs[-1]:.0%}",
+        }
+    return rows
+
+
+def steps_to(steps: list[float], nll_N: np.ndarray, goal: float) -> float | None:
+    """The first step, between validations by a straight line, at which the NLL is the goal.
+
+    None if it is never as low; the first validated step if it is as low there.
+    """
+    low = np.flatnonzero(nll_N <= goal)
+    if not low.size:
+        return None
+    if low[0] == 0:
+        return steps[0]
+    at = [low[0], low[0] - 1]  # np.interp needs ascending values
+    return float(np.interp(goal, nll_N[at], np.array(steps)[at]))

@@ -1,0 +1,281 @@
+"""The page of a grid: results.md, its pictures and its numbers as JSON, written from W alone."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.evaluation.comparison import NLL
+from tca4rec_jax.experiments import analyses, curves, tables
+from tca4rec_jax.experiments.curves import Panels, Series
+from tca4rec_jax.experiments.effects import LEVEL
+from tca4rec_jax.experiments.pictures import (
+    Difference,
+    Differences,
+    plot_differences,
+    plot_lines,
+)
+from tca4rec_jax.experiments.setups import TEST, Results
+from tca4rec_jax.experiments.tables import Question
+from tca4rec_jax.fileio import write_text
+from tca4rec_jax.reporting import Rows, markdown_table, plain_text, write_results
+
+_STATISTICS = f"""\
+Every difference is paired: the same rows, the same seed. Intervals are of 95%, for other users and
+other seeds: users are resampled with all of their rows, and what seeds do is drawn, from how the
+seeds differ beyond what users explain; that is taken to be the same for all setups of one
+recommender on the same rows. (Three seeds drawn from three would give intervals that leave the
+truth out far too often.) p is of a randomisation test that exchanges whole users, seeds drawn
+along; Holm's correction is over all tests of a question, both metrics. d is Cohen's: the mean of
+the users' differences over their standard deviation. The verdict is "better" or "worse" where p by
+Holm is below {LEVEL:g}; a lower NLL is better; one seed says nothing of others. Values were chosen
+on validation rows; the test rows were ranked with these.
+"""
+Panel = TypeVar("Panel")
+_FIRST = "data, recommender, CF model"
+
+
+def write_page(workdir: Path, output: Path, *, command: str = "") -> dict:
+    """Writes the page of a work directory of experiments; returns what its results.json holds.
+
+    `output` is the page, a .md; its pictures and results.json lie in the folder of its name beside
+    it. `command` is what made the work directory, shown to the reader. Nothing is trained or
+    ranked. Raises UserError for another `output`, as `Results.read`, for damaged files, or lines of
+    other rows.
+    """
+    if output.suffix != ".md":
+        raise UserError(f"{output} is no .md file: give the page to write")
+    results = Results.read(workdir)
+    questions = {
+        "aligned": tables.aligned_against_plain(results),
+        "guided": tables.guided_against_teacher(results),
+    }
+    page = _Page(output, results)
+    data = list(dict.fromkeys(cell.data for cell, _ in results.lines))
+    best = [words for one in data if (words := tables.best_in_words(results, one))]
+    page.add("# Results\n", _opening(results, command), *(f"{words}\n" for words in best))
+    _aligned(page, questions["aligned"])
+    _guided(page, questions["guided"])
+    page.add("## All models on the same rows\n")
+    for one in data:
+        if rows := tables.model_table(results, one):
+            page.add(f"### {one}, test rows\n", markdown_table(rows, first_column="model"))
+    for axis, about in _AXES.items():
+        _curve(page, axis, about)
+    _where(page, questions["aligned"])
+    _speed(page, questions["aligned"])
+    page.add("## What it cost\n", markdown_table(tables.cost_table(results), first_column="cells"))
+    page.add("## How differences are tested\n", _STATISTICS)
+    write_text(output, "\n".join(page.parts))
+    found = {
+        "rows": {
+            f"{line.cell.data}, {split}": line.rows for (_, split), line in results.lines.items()
+        },
+        "questions": {name: tables.as_json(one) for name, one in questions.items()},
+        "core-hours": tables.core_hours(results.lines.values()),
+        "best": best,
+        "pictures": page.drawn,
+    }
+    write_results(page.folder / "results.json", found)
+    return found
+
+
+_AXES = {
+    "alpha": "The weight of the CF model's distribution in the labels, alpha",
+    "beta": "The temperature of the CF model, beta",
+    "tau": "The temperature of the LLM's softmax in training, tau",
+    "guidance": "The weight of the CF model in the search, lambda",
+}
+
+
+@dataclass
+class _Page:
+    output: Path
+    results: Results
+    parts: list[str] = field(default_factory=list)
+    drawn: dict[str, dict] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Of pictures and numbers."""
+        return self.output.with_suffix("")
+
+    def add(self, *parts: str) -> None:
+        self.parts += parts
+
+    def pictures(self, name: str, alt: str, panels: Panels, xlabel: str, scale: str) -> None:
+        """Lines: a picture for each data set, a panel for each recommender."""
+        for data, of_data in _by_data(panels).items():
+            plot_lines(self.folder / f"{name}_{data}.png", of_data, xlabel, scale=scale)
+            self._show(f"{name}_{data}", f"{alt}, on {data}: {', '.join(of_data)}", of_data)
+
+    def differences(self, name: str, alt: str, panels: Differences, xlabel: str) -> None:
+        """Intervals: the same."""
+        for data, row in _by_data({"": panels}).items():
+            plot_differences(self.folder / f"{name}_{data}.png", row[""], xlabel)
+            self._show(f"{name}_{data}", f"{alt}, on {data}, with 95% intervals", row[""])
+
+    def _show(self, name: str, alt: str, drawn: Mapping) -> None:
+        self.drawn[name] = _plainly(drawn)
+        self.add(f"![{plain_text(alt)}]({self.folder.name}/{name}.png)\n")
+
+
+def _by_data(panels: Mapping[str, Mapping[str, Panel]]) -> dict[str, dict[str, dict[str, Panel]]]:
+    """{data: {quantity: {recommender: panel}}} of {quantity: {'data, recommender': panel}}."""
+    found: dict[str, dict[str, dict[str, Panel]]] = {}
+    for quantity, row in panels.items():
+        for name, panel in row.items():
+            data, _, recommender = name.partition(", ")
+            found.setdefault(data, {}).setdefault(quantity, {})[recommender] = panel
+    return found
+
+
+def _plainly(drawn: Any) -> Any:
+    """As JSON holds it: lists and objects."""
+    if isinstance(drawn, Series | Difference):
+        return drawn._asdict()
+    if isinstance(drawn, Mapping):
+        return {name: _plainly(one) for name, one in drawn.items()}
+    return [_plainly(one) for one in drawn]
+
+
+def _opening(results: Results, command: str) -> str:
+    lines = results.lines.values()
+    rows = {f"{one.rows} {one.split} rows of {one.cell.data}": None for one in lines}
+    made = f" They were made by\n\n    {plain_text(command)}\n" if command else ""
+    return (
+        f"This page is written by `launch/experiments_report.py` from the {len(results.lines)} "
+        f"lines of a grid's results.jsonl: {', '.join(rows)}; "
+        f"{tables.core_hours(lines):.1f} core-hours.{made}\n"
+    )
+
+
+def _aligned(page: _Page, question: Question) -> None:
+    results, metric = page.results, page.results.metric(TEST)
+    page.add("## Does the alignment help?\n")
+    if not question.compared and not question.missing:
+        return page.add("No aligned LLM was ranked on test rows yet.\n")
+    counts = [(name, *question.better(of)) for of, name in ((metric, metric.upper()), (NLL, "NLL"))]
+    words = [f"{better} of {cells} cells in {name}" for name, better, cells in counts]
+    page.add(
+        "Aligned LLMs against the same LLM with alpha = 0, which no CF model has touched: "
+        f"{' and '.join(words)} are better (p < {LEVEL:g} after Holm's correction).\n"
+    )
+    both = "alpha = 0", "aligned"
+    for of, name in ((metric, metric.upper()), (NLL, "NLL of the title (lower is better)")):
+        rows = tables.question_table(question, of, tables.most_seeds(results), both)
+        page.add(f"### {name}\n", markdown_table(rows, first_column=_FIRST))
+    for of, name in ((metric, "ndcg"), (NLL, "nll")):
+        what = f"{of.upper() if of == metric else 'NLL'}, aligned less alpha = 0"
+        page.differences(f"aligned_{name}", what, _drawn(question, of), what)
+    if question.compared:
+        rows = curves.character_table(results, question)
+        page.add("### What lists and texts are like, alpha = 0 → aligned\n")
+        page.add(markdown_table(rows, first_column=_FIRST))
+
+
+def _guided(page: _Page, question: Question) -> None:
+    results, metric = page.results, page.results.metric(TEST)
+    if not question.compared:
+        return
+    page.add("## Does the guided model beat its CF model?\n")
+    better, cells = question.better(metric)
+    page.add(
+        "Aligned LLMs that their CF model guides, against that CF model alone, in "
+        f"{metric.upper()}: {better} of {cells} are better.\n"
+    )
+    both = "CF model", "guided"
+    rows = tables.question_table(question, metric, tables.most_seeds(results), both)
+    page.add(markdown_table(rows, first_column=_FIRST))
+    words = f"{metric.upper()}, guided less the CF model"
+    page.differences("guided_ndcg", words, _drawn(question, metric), words)
+
+
+def _drawn(question: Question, metric: str) -> Differences:
+    """The effects of a question; those that are shown after Holm's correction have full marks."""
+    panels: Differences = {}
+    for (setup, of), effect in question.effects.items():
+        if of == metric:
+            row = tables.told_apart(setup, question.compared) or "as configured"
+            panel = panels.setdefault(f"{setup.data}, {setup.recommender}", {})
+            shown = Difference(effect.difference, effect.is_better is not None)
+            panel.setdefault(row, {})[str(setup.cf)] = shown
+    return panels
+
+
+def _curve(page: _Page, axis: str, about: str) -> None:
+    results = page.results
+    split = curves.split_of(results, axis)
+    found = curves.curves(results, axis, split)
+    if not found:
+        return
+    scale = "log" if axis in ("beta", "tau") else "log from 0"
+    panels = curves.metric_panels(results, found, split)
+    page.add(
+        f"## {about}\n",
+        f"On {split} rows. Bands are the 95% intervals of the difference from "
+        f"{'no guidance' if axis == 'guidance' else 'alpha = 0'}, about the mean.\n",
+    )
+    xlabel = "lambda" if axis == "guidance" else axis
+    page.pictures(axis, f"Accuracy over {xlabel}", panels, xlabel, scale)
+    closer: dict[str, tuple[str, Callable]] = {
+        "agreement": ("How far lists agree with the CF model", curves.agreement_panels),
+        "lists": ("Coverage and popularity of lists", curves.list_panels),
+        "fluency": ("What the LLM writes without the trie", curves.fluency_panels),
+    }
+    for name, (alt, panels_of) in closer.items():
+        if axis in ("alpha", "guidance") and (panels := panels_of(results, found, split)):
+            page.add(f"### {alt}, over {xlabel}\n", f"{_CLOSER[name]}\n")
+            page.pictures(f"{name}_{axis}", f"{alt} over {xlabel}", panels, xlabel, scale)
+
+
+_CLOSER = {
+    "agreement": "The CF model's rank of what is listed (1 is its best), how often both begin with "
+    "the same item, and Kendall's tau between a list and the CF model's order of the same items. "
+    "Means over seeds, bands from the least to the largest.",
+    "lists": "The share of the catalogue in anybody's list, and the training interactions of what "
+    "is listed, relative to those of the targets.",
+    "fluency": "Perplexity of the titles that came next, over the whole vocabulary, and how often "
+    "the LLM writes a title of the catalogue when no trie holds it to one.",
+}
+
+
+def _where(page: _Page, question: Question) -> None:
+    """Which rows, and which decisions."""
+    results, metric = page.results, page.results.metric(TEST)
+    slices = analyses.slice_effects(results, question, metric)
+    panels: Differences = {}
+    for name, of_slice in slices.items():
+        for setup, effect in of_slice.items():
+            apart = tables.told_apart(setup, question.compared, tables.OF_TRAINING)
+            panel = ", ".join(filter(None, [setup.data, setup.recommender, apart]))
+            shown = Difference(effect.difference, effect.p < LEVEL)
+            panels.setdefault(panel, {}).setdefault(name, {})[str(setup.cf)] = shown
+    decisions = analyses.decision_panels(results, question)
+    if not panels and not decisions:
+        return
+    page.add("## Where the gain comes from\n")
+    words = f"{metric.upper()}, aligned less alpha = 0"
+    page.differences("slices", f"{words}, by target and history", panels, words)
+    if panels:
+        page.add("Full marks: p < 0.05, not corrected for the number of slices.\n")
+    if decisions:
+        page.add(
+            "### Which decisions of a title\n",
+            "How much likelier the first, second .. decision of the title that came next has "
+            "become, at the temperature of training.\n",
+        )
+        alt = "Gain in log-likelihood by decision, aligned less alpha = 0"
+        page.pictures("decisions", alt, decisions, "decision of the title", "linear")
+
+
+def _speed(page: _Page, question: Question) -> None:
+    panels = analyses.speed_panels(page.results, question)
+    rows: Rows = analyses.speed_table(page.results, question)
+    if not panels:
+        return
+    page.add("## Speed of training\n")
+    page.pictures("speed", "NLL of validations over steps of training", panels, "steps", "linear")
+    if rows:
+        page.add(markdown_table(rows, first_column=_FIRST))

@@ -1,0 +1,172 @@
+"""What the finished cells of a grid did on each row, by setup: a cell without its seeds.
+
+Axis letters: R rows, S seeds, I items.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.evaluation.comparison import NLL
+from tca4rec_jax.experiments.results import CF, FILE, POPULAR, Cell, Line, RowRanks, read_lines
+from tca4rec_jax.fileio import read_npz
+from tca4rec_jax.metrics import metric_values
+
+VALIDATION, TEST = "validation", "test"
+_SEEDS = ("seed", "cf_seed")
+
+
+class RowFacts(NamedTuple):
+    """What is known of the rows of a split and of the items: W/rows/<data>-<split>.npz."""
+
+    target_R: np.ndarray  # int32
+    history_R: np.ndarray  # int, items before the target
+    count_I: np.ndarray  # int, training interactions
+
+
+def setup_of(cell: Cell) -> Cell:
+    """The cell without its seeds."""
+    return dataclasses.replace(cell, seed=None, cf_seed=None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Results:
+    """The lines of a grid's work directory W, and the files that they name, read once."""
+
+    workdir: Path
+    lines: Mapping[tuple[Cell, str], Line]
+
+    @classmethod
+    def read(cls, workdir: Path) -> "Results":
+        """Raises UserError if nothing is finished there."""
+        if not (lines := read_lines(workdir)):
+            raise UserError(
+                f"{workdir / FILE} has no line: run launch/experiments.py --workdir={workdir} first"
+            )
+        return cls(workdir, lines)
+
+    @cached_property
+    def _by_setup(self) -> dict[tuple[Cell, str], list[Cell]]:
+        found: dict[tuple[Cell, str], list[Cell]] = {}
+        for cell, split in self.lines:
+            found.setdefault((setup_of(cell), split), []).append(cell)
+        return {of: sorted(cells, key=_seeds) for of, cells in found.items()}
+
+    def setups(self, split: str, **fields: object) -> list[Cell]:
+        """Those that were ranked on a split, whose fields have the given values."""
+        return [
+            setup
+            for setup, on in self._by_setup
+            if on == split and all(getattr(setup, name) == value for name, value in fields.items())
+        ]
+
+    def cells(self, setup: Cell, split: str) -> list[Cell]:
+        """The cells of a setup on a split, by seed; none if it was not ranked."""
+        return self._by_setup.get((setup, split), [])
+
+    def of_setup(self, setup: Cell, split: str) -> list[Line]:
+        """The lines of its cells."""
+        return [self.lines[cell, split] for cell in self.cells(setup, split)]
+
+    def metric(self, split: str) -> str:
+        """NDCG at the largest K that every line of the split has."""
+        of_lines = [{*line.metrics} for (_, on), line in self.lines.items() if on == split]
+        names = set.intersection(*of_lines) if of_lines else set()
+        cutoffs = [int(name[5:]) for name in names if name.startswith("ndcg@")]
+        return f"ndcg@{max(cutoffs, default=10)}"
+
+    def plain(self, setup: Cell, split: str) -> Cell | None:
+        """The setup with alpha = 0 and no guidance that an aligned one is compared with."""
+        same = {name: getattr(setup, name) for name in ("data", "recommender", "steps", "softmax")}
+        found = self.setups(split, **same, alpha=0.0, guidance=0.0)
+        own = [one for one in found if one.cf in (None, setup.cf) and one.tau == setup.tau]
+        return next(iter(own), None)
+
+    def teacher(self, setup: Cell, split: str) -> Cell | None:
+        """The setup of the CF model that aligns or guides a setup."""
+        found = self.setups(split, data=setup.data, recommender=CF, cf=setup.cf)
+        return next(iter(found), None)
+
+    def popular(self, data: str, split: str) -> Cell | None:
+        """The setup of the most popular items."""
+        return next(iter(self.setups(split, data=data, recommender=POPULAR)), None)
+
+    def ranks(self, cell: Cell, split: str) -> RowRanks:
+        """What a cell did on each row. Raises UserError for a file that is missing or damaged."""
+        path = self.lines[cell, split].ranks
+        if path not in self._ranks:
+            self._ranks[path] = RowRanks.read(self.workdir / path)
+        return self._ranks[path]
+
+    @cached_property
+    def _ranks(self) -> dict[str, RowRanks]:
+        return {}
+
+    @cached_property
+    def _facts(self) -> dict[tuple[str, str], RowFacts]:
+        return {}
+
+    def facts(self, data: str, split: str) -> RowFacts:
+        """Raises UserError for a file that is missing or damaged."""
+        if (data, split) not in self._facts:
+            path = self.workdir / "rows" / f"{data}-{split}.npz"
+            saved = read_npz(path, remedy="rank a cell anew (launch/experiments.py --anew)")
+            self._facts[data, split] = RowFacts(*(saved[name] for name in RowFacts._fields))
+        return self._facts[data, split]
+
+    def pairs(self, setup: Cell, baseline: Cell, split: str) -> Iterator[tuple[Cell, Cell]]:
+        """(a cell of the setup, that of the baseline with the same seeds), for each that has one.
+
+        A seed that one of both does not have, as a CF model that of an LLM, is any.
+        """
+        others = self.cells(baseline, split)
+        for cell in self.cells(setup, split):
+            alike = [one for one in others if _alike(cell, one)]
+            if alike:
+                yield cell, alike[0]
+
+    def values(self, cell: Cell, split: str, metric: str) -> np.ndarray:
+        """float64 [R] of 'ndcg@K', 'hr@K' or NLL; NaN where a row has none."""
+        ranks = self.ranks(cell, split)
+        if metric == NLL:
+            return ranks.nll_R.astype(np.float64)
+        return metric_values(ranks.rank_R, (int(metric.partition("@")[2]),))[metric]
+
+    def paired(
+        self, setup: Cell, baseline: Cell, split: str, metric: str
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """float64 [S, R] of both, the same rows and seeds; None if nothing is there to compare.
+
+        Raises UserError if they were not ranked on the same rows.
+        """
+        both = [*self.pairs(setup, baseline, split)]
+        for one, other in both:
+            self._check_same_rows(one, other, split)
+        columns = [[self.values(cell, split, metric) for cell in pair] for pair in both]
+        if not columns or np.isnan(columns).any():
+            return None
+        ours_SxR, theirs_SxR = np.swapaxes(columns, 0, 1)
+        return ours_SxR, theirs_SxR
+
+    def _check_same_rows(self, one: Cell, other: Cell, split: str) -> None:
+        a, b = self.ranks(one, split), self.ranks(other, split)
+        same = ("user_R", "target_R", "position_R")
+        if not all(np.array_equal(getattr(a, name), getattr(b, name)) for name in same):
+            raise UserError(
+                f"{one.label!r} and {other.label!r} were not ranked on the same {split} rows: "
+                "compute the older one anew (launch/experiments.py --anew)"
+            )
+
+
+def _seeds(cell: Cell) -> tuple[int, ...]:
+    return tuple(-1 if seed is None else seed for seed in (cell.seed, cell.cf_seed))
+
+
+def _alike(one: Cell, other: Cell) -> bool:
+    seeds = ((getattr(one, name), getattr(other, name)) for name in _SEEDS)
+    return all(None in pair or pair[0] == pair[1] for pair in seeds)

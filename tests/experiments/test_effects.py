@@ -1,0 +1,134 @@
+"""Effects over seeds and rows: against loops, with known truth, and what is refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from made_results import cells, gain, make_results
+
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.evaluation.comparison import NLL
+from tca4rec_jax.experiments.effects import Effect, effects, standardised
+from tca4rec_jax.experiments.results import Cell
+from tca4rec_jax.experiments.setups import Results, setup_of
+from tca4rec_jax.intervals import Interval, holm
+
+METRICS = "ndcg@10", NLL
+
+
+def aligned(results, split="test", **fields):
+    return results.setups(split, alpha=0.5, guidance=0.0, beta=1.0, **fields)
+
+
+def against_plain(results, split="test"):
+    return {one: (one, results.plain(one, split)) for one in aligned(results, split)}
+
+
+def test_the_known_effects_are_found(results):
+    """Of the two strong CF models, in both metrics; that of the weak one is too small."""
+    compared = against_plain(results)
+    found = effects(results, compared, "test", METRICS)
+    assert len(found) == 2 * len(compared) == 2 * 9
+    for (setup, metric), one in found.items():
+        assert one.seeds == 3
+        assert one.is_better == (None if setup.cf == "popularity" else True), (setup, metric)
+        if metric == NLL:
+            truth = gain(dataclasses.replace(setup, cf=None, alpha=0.0)) - gain(setup)
+            assert one.difference.low < truth < one.difference.high
+    worse = {one: (results.plain(one, "test"), one) for one in aligned(results, cf="ease")}
+    verdicts = {one.verdict for one in effects(results, worse, "test", METRICS).values()}
+    assert verdicts == {"worse"}
+
+
+def test_effects_are_what_loops_over_seeds_and_rows_give(results):
+    setup = aligned(results, cf="sasrec", recommender="ids")[0]
+    plain = results.plain(setup, "test")
+    one = effects(results, {"": (setup, plain)}, "test", ["ndcg@10"])["", "ndcg@10"]
+    seeds = []
+    for seed in range(3):
+        pair = (
+            dataclasses.replace(setup, seed=seed, cf_seed=0),
+            dataclasses.replace(plain, seed=seed),
+        )
+        ranks = [results.ranks(cell, "test") for cell in pair]
+        seeds.append(
+            [[1 / np.log2(r + 2) if 0 <= r < 10 else 0.0 for r in of.rank_R] for of in ranks]
+        )
+    ours, theirs = np.mean([s[0] for s in seeds]), np.mean([s[1] for s in seeds])
+    assert one.mean == pytest.approx(ours)
+    assert one.baseline == pytest.approx(theirs)
+    assert one.difference.mean == pytest.approx(ours - theirs)
+    assert one.relative == pytest.approx((ours - theirs) / theirs)
+    user_R = ranks[0].user_R
+    difference_R = np.mean([np.subtract(*s) for s in seeds], axis=0)
+    of_users = [difference_R[user_R == user].mean() for user in np.unique(user_R)]
+    assert one.standardised == pytest.approx(np.mean(of_users) / np.std(of_users, ddof=1))
+    assert one.p == one.p_holm  # a single test
+
+
+def test_holms_correction_is_over_all_that_is_asked_at_once(results):
+    found = effects(results, against_plain(results), "test", METRICS)
+    adjusted = holm({name: one.p for name, one in found.items()})
+    assert {name: one.p_holm for name, one in found.items()} == adjusted
+    assert max(one.p_holm for one in found.values()) > max(one.p for one in found.values())
+
+
+def test_where_no_setup_does_anything_no_verdict_says_so(tmp_path):
+    made = [cell for cell in cells(recommenders=("ids",)) if cell.is_llm and not cell.guidance]
+    make_results(tmp_path, made, seed_noise=0.1, gain=lambda _: 0.3, splits=("validation",))
+    results = Results.read(tmp_path)
+    compared = against_plain(results, "validation")
+    found = effects(results, compared, "validation", METRICS)
+    assert len(found) == 6
+    assert {one.verdict for one in found.values()} == {"no difference shown"}
+
+
+def test_words():
+    found = Effect(0.2, 0.1, Interval(0.1, 0.05, 0.15), 0.01, 0.02, 0.5, 1.0, seeds=3)
+    assert found.verdict == "better"
+    assert found._replace(lower_is_better=True).verdict == "worse"
+    assert found._replace(p_holm=0.05).verdict == "no difference shown"
+    assert found._replace(seeds=1).verdict == "better (one seed)"
+    below = found._replace(difference=Interval(-0.1, -0.2, -0.05))
+    assert (below.verdict, below._replace(lower_is_better=True).verdict) == ("worse", "better")
+
+
+def test_users_that_differ_in_nothing_have_no_standardised_difference():
+    assert standardised(np.zeros(4), np.arange(4)) == 0
+    assert standardised(np.ones(2), np.zeros(2, int)) == 0
+
+
+def test_seeds_are_paired_and_those_of_a_cf_model_are_any(results):
+    setup = aligned(results, cf="sasrec", recommender="ids")[0]
+    plain, teacher = results.plain(setup, "test"), results.teacher(setup, "test")
+    assert [(a.seed, b.seed) for a, b in results.pairs(setup, plain, "test")] == [
+        (n, n) for n in range(3)
+    ]
+    assert [(a.seed, b.cf_seed) for a, b in results.pairs(setup, teacher, "test")] == [
+        (n, 0) for n in range(3)
+    ]
+    assert setup_of(Cell("d", "r", seed=1, cf_seed=2)) == Cell("d", "r")
+
+
+def test_what_has_no_likelihood_or_no_partner_is_not_compared(results):
+    guided = results.setups("test", guidance=1.0, cf="ease", recommender="ids")[0]
+    teacher = results.teacher(guided, "test")
+    found = effects(results, {"guided": (guided, teacher)}, "test", METRICS)
+    assert found.keys() == {("guided", "ndcg@10")}
+    absent = dataclasses.replace(guided, alpha=0.3)
+    assert effects(results, {"": (absent, teacher)}, "test", METRICS) == {}
+
+
+def test_lines_of_other_rows_are_refused(tmp_path):
+    plain, one = (
+        Cell("d", "ids", **of, seed=0, steps=1, guidance=0.0)
+        for of in ({"alpha": 0.0}, {"alpha": 0.5, "cf": "ease"})
+    )
+    make_results(tmp_path, [plain, one], splits=("test",))
+    results = Results.read(tmp_path)
+    path = tmp_path / results.lines[plain, "test"].ranks
+    results.ranks(plain, "test")._replace(position_R=np.arange(600) + 1).write(path)
+    with pytest.raises(UserError, match="'d ids .*not ranked on the same test rows"):
+        effects(Results.read(tmp_path), {"": (setup_of(one), setup_of(plain))}, "test", METRICS)
+    with pytest.raises(UserError, match="results.jsonl has no line"):
+        Results.read(tmp_path / "nothing")

@@ -1,0 +1,95 @@
+"""The page of a made grid: text, pictures, JSON; what is missing; what is wrong."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+from forked import Script
+from made_results import cells, make_results
+
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.experiments.page import write_page
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "experiments_report.py"
+
+
+@pytest.fixture(scope="module")
+def page(workdir, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "results.md"
+    return path, write_page(workdir, path, command="python launch/experiments.py --grid=x")
+
+
+def test_the_page_shows_every_picture_with_its_alternative_text(page):
+    path, _ = page
+    shown = re.findall(r"!\[([^]]+)\]\(([^)]+)\)", path.read_text("utf-8"))
+    assert {link for _, link in shown} == {
+        str(one.relative_to(path.parent)) for one in path.with_suffix("").glob("*.png")
+    }
+    assert len({alt for alt, _ in shown}) == len(shown) > 10
+    for _, link in shown:
+        height, width, _ = matplotlib.image.imread(path.parent / link).shape
+        assert 150 < height < 1400
+        assert 350 < width < 1400
+
+
+def test_the_page_says_what_was_found(page):
+    text = page[0].read_text("utf-8")
+    assert "6 of 9 cells in NDCG@10 and 6 of 9 cells in NLL are better (p < 0.05" in text
+    assert "On movielens the LLM that is best on the validation rows (ids, ease;" in text
+    assert "    python launch/experiments.py --grid=x\n" in text
+    for heading in ("help?", "CF model?", "same rows", "alpha", "beta", "lambda", "comes from"):
+        assert re.search(f"^## .*{re.escape(heading)}$", text, re.MULTILINE), heading
+    assert "tau\n" not in text  # an axis of one value
+
+
+def test_its_numbers_are_in_json(page):
+    path, found = page
+    saved = json.loads((path.with_suffix("") / "results.json").read_text("utf-8"))
+    assert saved.keys() == found.keys()
+    assert saved["rows"]["movielens, test"] == 600
+    assert len(saved["questions"]["aligned"]["effects"]) == 18
+    assert {f"{name}.png" for name in saved["pictures"]} == {
+        one.name for one in path.with_suffix("").glob("*.png")
+    }
+    line = saved["pictures"]["alpha_movielens"]["NLL of the title"]["ids"][0]
+    assert len(line["x"]) == len(line["y"]) == 3
+
+
+def test_a_grid_that_has_just_begun_has_a_page(tmp_path):
+    first = [cell for cell in cells(seeds=(0,)) if not cell.is_llm or not cell.alpha]
+    (tmp_path / "W").mkdir()
+    make_results(tmp_path / "W", first, splits=("validation",))
+    found = write_page(tmp_path / "W", tmp_path / "page.md")
+    assert len(found["questions"]["aligned"]["missing"]) == 6
+    assert "| movielens, ids, ease: aligned | missing |" in (tmp_path / "page.md").read_text(
+        "utf-8"
+    )
+    assert found["pictures"] == {}
+
+
+@pytest.mark.parametrize(
+    ("output", "message"), [("page.html", "is no .md file"), ("page.md", "has no line: run")]
+)
+def test_what_is_wrong_is_said_before_anything_is_written(tmp_path, output, message):
+    with pytest.raises(UserError, match=message):
+        write_page(tmp_path, tmp_path / output)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_script_writes_the_page_and_says_what_is_wrong_in_one_line(tmp_path):
+    first = [cell for cell in cells(seeds=(0,)) if not cell.is_llm]
+    (tmp_path / "W").mkdir()
+    make_results(tmp_path / "W", first)
+    page = tmp_path / "page.md"
+    runs = [
+        Script([str(SCRIPT), f"--workdir={tmp_path / name}", f"--output={page}"], dict(os.environ))
+        for name in ("W", "nothing")
+    ]
+    written, wrong = (run.completed() for run in runs)
+    assert (written.returncode, wrong.returncode) == (0, 1)
+    assert "### movielens, test rows" in page.read_text("utf-8")
+    assert wrong.stderr.startswith("experiments_report: ")
+    assert wrong.stderr.count("\n") == 1

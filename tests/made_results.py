@@ -1,0 +1,186 @@
+"""A made work directory of experiments, whose effects are known: nothing is trained.
+
+Each row has a latent score for its target; the rank and the NLL follow from it. What a setup adds
+to the score of every row is `gain`; users, seeds and rows differ by chance, the same way for all
+setups that share them.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+
+from tca4rec_jax.evaluation.comparison import NLL
+from tca4rec_jax.experiments.results import CF, FILE, POPULAR, Cell, Line, RowRanks
+from tca4rec_jax.fileio import fingerprint
+from tca4rec_jax.intervals import Name
+
+ITEMS, USERS, PLACES = 300, 300, 10
+ALPHAS, BETAS, GUIDANCES = (0.05, 0.5), (0.5, 2.0), (1.0,)
+TEACHERS = {"popularity": 0.1, "sasrec": 0.8, "ease": 0.9}
+"""What following each CF model without reserve would gain."""
+
+
+def gain(cell: Cell) -> float:
+    """What a setup adds to the score of the target, known by construction."""
+    if cell.recommender == POPULAR:
+        return -0.2
+    if cell.recommender == CF:
+        return TEACHERS[cell.cf] + 0.3
+    base = {"titles": 0.0, "ids": 0.1}[cell.recommender] + 0.1 * np.log(cell.steps / 250)
+    strength = TEACHERS.get(cell.cf, 0.0)
+    alpha, guidance = cell.alpha or 0.0, cell.guidance or 0.0
+    beta = 1.0 if cell.beta is None else cell.beta
+    fit = np.exp(-(np.log(beta) ** 2))
+    return base + fit * strength * alpha * (1.6 - alpha) + guidance * (0.9 * strength + 0.1)
+
+
+def cells(
+    data=("movielens",),
+    recommenders=("titles", "ids"),
+    seeds=(0, 1, 2),
+    alphas=ALPHAS,
+    betas=BETAS,
+    guidances=GUIDANCES,
+):
+    """A grid: alpha and guidance over CF models, two budgets of titles, beta with one CF model."""
+    found = []
+    for name in data:
+        found += [Cell(name, POPULAR), *(Cell(name, CF, cf, 0) for cf in TEACHERS)]
+        of_titles = ("titles", 250), ("titles", 1000), ("ids", 250)
+        for (recommender, steps), seed in itertools.product(of_titles, seeds):
+            if recommender not in recommenders:
+                continue
+            run = {"seed": seed, "steps": steps, "softmax": "children", "tau": 1.0}
+            plain = Cell(name, recommender, alpha=0.0, guidance=0.0, **run)
+            found.append(plain)
+            for cf in TEACHERS:
+                own = {"cf": cf, "cf_seed": 0, "beta": 1.0, "form": "cross_entropy"}
+                aligned = dataclasses.replace(plain, **own, alpha=0.5)
+                found += [dataclasses.replace(aligned, alpha=alpha) for alpha in alphas]
+                if steps == 250:
+                    found += [dataclasses.replace(aligned, guidance=one) for one in guidances]
+                if (recommender, steps, cf) == ("titles", 250, "sasrec"):
+                    found += [dataclasses.replace(aligned, beta=beta) for beta in betas]
+    return found
+
+
+def is_chosen(cell):
+    """Whether a cell is ranked on the test split: alpha = 0 and 0.5, guidance 1, beta 1."""
+    chosen = {"alpha": (None, 0.0, 0.5), "guidance": (None, 0.0, 1.0), "beta": (None, 1.0)}
+    return all(getattr(cell, name) in values for name, values in chosen.items())
+
+
+def make_results(workdir, made=None, *, seed_noise=0.03, gain=gain, splits=("validation", "test")):
+    """Writes results.jsonl, ranks and rows of cells below a work directory."""
+    made = made or cells()
+    for folder in ("rows", "ranks"):
+        (workdir / folder).mkdir()
+    lines = []
+    for split in splits:
+        for data in {cell.data for cell in made}:
+            np.savez(workdir / "rows" / f"{data}-{split}.npz", **_facts(data, split))
+        of_split = [cell for cell in made if split == "validation" or is_chosen(cell)]
+        lines += [_line(workdir, cell, split, seed_noise, gain) for cell in of_split]
+    text = "".join(line.to_json() + "\n" for line in lines)
+    (workdir / FILE).write_text(text)
+
+
+def _rng(*of: Name) -> np.random.Generator:
+    return np.random.default_rng(int(fingerprint(list(map(str, of)))[:12], 16))
+
+
+@functools.cache
+def _facts(data, split):
+    """The rows of a split: one or two a user; half of the targets are popular."""
+    rng = _rng("rows", data, split)
+    user_R = np.sort(rng.integers(0, USERS, 2 * USERS if split == "test" else USERS))
+    count_I = np.round(1000 / np.arange(1, ITEMS + 1)).astype(int)
+    target_R = np.minimum(rng.exponential(ITEMS / 4, len(user_R)).astype(int), ITEMS - 1)
+    return {
+        "user_R": user_R.astype(np.int32),
+        "target_R": target_R.astype(np.int32),
+        "position_R": np.arange(len(user_R)),
+        "history_R": rng.integers(2, 60, len(user_R)),
+        "count_I": count_I,
+    }
+
+
+def _line(workdir, cell, split, seed_noise, gain):
+    facts = _facts(cell.data, split)
+    user_R, target_R = facts["user_R"], facts["target_R"]
+    rows = len(user_R)
+    of_user = _rng("users", cell.data).normal(size=USERS)[user_R]
+    of_row = _rng("row", cell.data, split).normal(size=rows)
+    of_cell = _rng("cell", cell, split).normal(size=rows)
+    of_seed = seed_noise * _rng("seed", cell).normal()
+    score_R = gain(cell) + 0.5 * of_user + 0.5 * of_row + 0.5 * of_cell + of_seed
+    nll_R = (6.5 - score_R).astype(np.float32)
+    rank_R = np.minimum(np.exp(3.2 - 1.3 * score_R), ITEMS - 1).astype(np.int32)
+    lists = np.argsort(
+        _rng("list", cell, split).random((rows, ITEMS)) ** 2 * np.arange(1, ITEMS + 1)
+    )
+    items_RxM = lists[:, :PLACES].astype(np.int32)
+    inside = np.flatnonzero(rank_R < PLACES)
+    items_RxM[items_RxM == target_R[:, None]] = ITEMS - 1
+    items_RxM[inside, rank_R[inside]] = target_R[inside]
+    if cell.guidance:
+        nll_R[:] = np.nan
+    ranks = RowRanks(user_R, target_R, rank_R, nll_R, items_RxM, facts["position_R"])
+    key = fingerprint([dataclasses.asdict(cell), split])
+    np.savez(workdir / "ranks" / f"{key}.npz", **ranks._asdict())
+    return Line(
+        key=key,
+        cell=cell,
+        split=split,
+        rows=rows,
+        users=len(np.unique(user_R)),
+        metrics=ranks.metrics((1, 3, 5, 10)) | _measured(cell),
+        ranks=f"ranks/{key}.npz",
+        seconds={"train": float(cell.steps or 0), "evaluate": 60.0},
+        core_seconds=2.0 * ((cell.steps or 0) + 60),
+        machine="made: 1 x cpu",
+        provenance={},
+        validations=_validations(cell, gain),
+        run=f"{cell.data}/llm/{fingerprint(dataclasses.asdict(cell))[:8]}" if cell.is_llm else "",
+    )
+
+
+def _measured(cell):
+    follows = (cell.alpha or 0.0) + (cell.guidance or 0.0)
+    agreement = {}
+    for cf, strength in TEACHERS.items():
+        near = strength + follows * (cf == cell.cf)
+        agreement[cf] = {
+            "cf rank of the first": 80 / (1 + 5 * near),
+            "cf rank of the list": 90 / (1 + 3 * near),
+            **dict.fromkeys(("first of both", "overlap", "kendall tau"), min(0.1 + 0.2 * near, 1)),
+        }
+    if not cell.is_llm or cell.guidance:
+        return {"agreement": agreement}
+    alpha = cell.alpha or 0.0
+    fluency = {
+        "rows": 128,
+        "perplexity": 20 + 60 * alpha**2,
+        "valid titles": 0.8 - 0.3 * alpha,
+        "nll by decision": [
+            3.5 - TEACHERS.get(cell.cf, 0) * alpha,
+            1.5 - 0.2 * alpha,
+            0.8,
+            0.3 + 0.05 * alpha,
+        ],
+        "rows by decision": [128, 120, 60, 9],
+    }
+    return {"agreement": agreement, "fluency": fluency}
+
+
+def _validations(cell, gain):
+    if not cell.is_llm:
+        return {}
+    gained = gain(dataclasses.replace(cell, guidance=0.0))
+    at = [round(cell.steps * part) for part in (0.2, 0.4, 0.6, 0.8, 1.0)]
+    return {
+        str(step): {NLL: 6.5 - gained * step / cell.steps + 2 * np.exp(-6 * step / cell.steps)}
+        for step in at
+    }
