@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.experiments import analyses, curves, tables
-from tca4rec_jax.experiments.curves import Panels, Series
+from tca4rec_jax.experiments.curves import PLAIN, Panels, Series
 from tca4rec_jax.experiments.effects import LEVEL
 from tca4rec_jax.experiments.pictures import (
     Difference,
@@ -16,7 +16,7 @@ from tca4rec_jax.experiments.pictures import (
     plot_differences,
     plot_lines,
 )
-from tca4rec_jax.experiments.setups import TEST, Results
+from tca4rec_jax.experiments.setups import TEST, VALIDATION, Results
 from tca4rec_jax.experiments.tables import Question
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.reporting import Rows, markdown_table, plain_text, write_results
@@ -29,9 +29,9 @@ recommender on the same rows. (Three seeds drawn from three would give intervals
 truth out far too often.) p is of a randomisation test that exchanges whole users, seeds drawn
 along; Holm's correction is over all tests of a question, both metrics. d is Cohen's: the mean of
 the users' differences over their standard deviation. The verdict is "better" or "worse" where p by
-Holm is below {LEVEL:g}; a lower NLL is better; one seed says nothing of others. Values were chosen
-on validation rows; the test rows were ranked with these.
+Holm is below {LEVEL:g}; a lower NLL is better; one seed says nothing of others.
 """
+_CHOSEN = "Values were chosen on validation rows, and the test rows ranked with these.\n"
 Panel = TypeVar("Panel")
 _FIRST = "data, recommender, CF model"
 
@@ -50,6 +50,7 @@ def write_page(workdir: Path, output: Path, *, command: str = "") -> dict:
     questions = {
         "aligned": tables.aligned_against_plain(results),
         "guided": tables.guided_against_teacher(results),
+        "recommenders": tables.recommenders_compared(results),
     }
     page = _Page(output, results)
     data = list(dict.fromkeys(cell.data for cell, _ in results.lines))
@@ -57,6 +58,7 @@ def write_page(workdir: Path, output: Path, *, command: str = "") -> dict:
     page.add("# Results\n", _opening(results, command), *(f"{words}\n" for words in best))
     _aligned(page, questions["aligned"])
     _guided(page, questions["guided"])
+    _recommenders(page, questions["recommenders"])
     page.add("## All models on the same rows\n")
     for one in data:
         if rows := tables.model_table(results, one):
@@ -67,6 +69,8 @@ def write_page(workdir: Path, output: Path, *, command: str = "") -> dict:
     _speed(page, questions["aligned"])
     page.add("## What it cost\n", markdown_table(tables.cost_table(results), first_column="cells"))
     page.add("## How differences are tested\n", _STATISTICS)
+    if any(split == VALIDATION for _, split in results.lines):
+        page.add(_CHOSEN)
     write_text(output, "\n".join(page.parts))
     found = {
         "rows": {
@@ -159,7 +163,7 @@ def _aligned(page: _Page, question: Question) -> None:
     counts = [(name, *question.better(of)) for of, name in ((metric, metric.upper()), (NLL, "NLL"))]
     words = [f"{better} of {cells} cells in {name}" for name, better, cells in counts]
     page.add(
-        "Aligned LLMs against the same LLM with alpha = 0, which no CF model has touched: "
+        "Aligned LLMs against the same LLM with alpha = 0, whose labels no CF model has touched: "
         f"{' and '.join(words)} are better (p < {LEVEL:g} after Holm's correction).\n"
     )
     both = "alpha = 0", "aligned"
@@ -192,6 +196,25 @@ def _guided(page: _Page, question: Question) -> None:
     page.differences("guided_ndcg", words, _drawn(question, metric), words)
 
 
+def _recommenders(page: _Page, question: Question) -> None:
+    results, metric = page.results, page.results.metric(TEST)
+    if not question.compared:
+        return
+    page.add("## Which recommender is better?\n")
+    first = {one.data: other.recommender for one, other in question.compared.items()}
+    page.add(
+        "On the same rows, with the same CF model or none, without guidance, against the first of "
+        f"the grid: {', '.join(f'{name} on {data}' for data, name in first.items())}.\n"
+    )
+    for of, name in ((metric, metric.upper()), (NLL, "NLL of the title (lower is better)")):
+        both = "the first", "this one"
+        rows = tables.question_table(question, of, tables.most_seeds(results), both)
+        page.add(f"### {name}, by recommender\n", markdown_table(rows, first_column=_FIRST))
+    for of, name in ((metric, "ndcg"), (NLL, "nll")):
+        what = f"{of.upper() if of == metric else 'NLL'}, less the first recommender's"
+        page.differences(f"recommenders_{name}", what, _drawn(question, of), what)
+
+
 def _drawn(question: Question, metric: str) -> Differences:
     """The effects of a question; those that are shown after Holm's correction have full marks."""
     panels: Differences = {}
@@ -200,7 +223,7 @@ def _drawn(question: Question, metric: str) -> Differences:
             row = tables.told_apart(setup, question.compared) or "as configured"
             panel = panels.setdefault(f"{setup.data}, {setup.recommender}", {})
             shown = Difference(effect.difference, effect.is_better is not None)
-            panel.setdefault(row, {})[str(setup.cf)] = shown
+            panel.setdefault(row, {})[str(setup.cf) if setup.alpha else PLAIN] = shown
     return panels
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.experiments.effects import Effect, effects
 from tca4rec_jax.experiments.results import CF, POPULAR, Cell, Line
-from tca4rec_jax.experiments.setups import TEST, Results
+from tca4rec_jax.experiments.setups import TEST, VALIDATION, Results
 from tca4rec_jax.intervals import Interval, Name, bootstrap_intervals, seed_spread
 from tca4rec_jax.reporting import Cell as Shown
 from tca4rec_jax.reporting import Rows
@@ -64,6 +64,28 @@ def guided_against_teacher(results: Results) -> Question:
     return _question(results, compared, missing, (results.metric(TEST),))
 
 
+def recommenders_compared(results: Results) -> Question:
+    """Every other recommender on the test rows against the first of the grid on the same data.
+
+    Both plain, or both aligned with the same CF model: at the same alpha and after as many steps if
+    there is such a one, else at the alpha of its own.
+    """
+    llms = [one for one in _llms(results) if not one.guidance]
+    found: dict[Cell, Cell] = {}
+    for one in llms:
+        first = next(other.recommender for other in llms if other.data == one.data)
+        others = [
+            other
+            for other in llms
+            if (other.data, other.recommender) == (one.data, first)
+            and bool(other.alpha) == bool(one.alpha)
+            and (not one.alpha or other.cf == one.cf)
+        ]
+        if one.recommender != first and others:
+            found[one] = max(others, key=lambda o: (o.alpha == one.alpha, o.steps == one.steps))
+    return _question(results, found, [], (results.metric(TEST), NLL))
+
+
 def _question(results, compared, missing, metrics) -> Question:
     pairs = {setup: (setup, baseline) for setup, baseline in compared.items()}
     return Question(compared, missing, effects(results, pairs, TEST, metrics))
@@ -81,13 +103,13 @@ def _expected(results: Results) -> list[tuple[str, str, str]]:
     return [(*pair, cf) for pair in pairs for data, cf in models if data == pair[0]]
 
 
-def in_words(setup: Cell, among: Iterable[Cell] = ()) -> str:
+def in_words(setup: Cell, among: Iterable[Cell] = (), fields: Sequence[str] = _FIELDS) -> str:
     """'movielens, titles, sasrec', and what tells it from the setups `among` which it stands."""
     if setup.recommender == POPULAR:
         return f"{setup.data}, most popular"
     if setup.recommender == CF:
         return f"{setup.data}, {setup.cf}"
-    of_run = filter(None, [setup.cf, told_apart(setup, among)])
+    of_run = filter(None, [setup.cf, told_apart(setup, among, fields)])
     return ", ".join([setup.data, setup.recommender, *of_run])
 
 
@@ -116,7 +138,8 @@ def question_table(question: Question, metric: str, most: int, both: tuple[str, 
     """
     rows: dict[str, dict[str, Shown]] = {}
     for setup, name in named(question.compared).items():
-        rows[name] = {"alpha": _plainly(setup.alpha), "guidance": _plainly(setup.guidance)}
+        rows[name] = {"alpha": _alphas(setup, question.compared[setup])}
+        rows[name] |= {"guidance": _plainly(setup.guidance)}
         one = question.effects.get((setup, metric))
         if one is None:
             rows[name] |= {"verdict": MISSING}
@@ -137,6 +160,13 @@ def question_table(question: Question, metric: str, most: int, both: tuple[str, 
     return rows | {what: {"verdict": MISSING} for what in question.missing}
 
 
+def _alphas(setup: Cell, baseline: Cell) -> str | None:
+    """Of an aligned baseline, where it is another, both."""
+    own = _plainly(setup.alpha)
+    differ = setup.alpha and baseline.alpha and baseline.alpha != setup.alpha
+    return f"{own} against {baseline.alpha:g}" if differ else own
+
+
 def _plainly(value: float | None) -> str | None:
     return None if value is None else f"{value:g}"
 
@@ -155,7 +185,11 @@ def model_table(results: Results, data: str, split: str = TEST) -> Rows:
     user_R = results.ranks(results.cells(setups[0], split)[0], split).user_R
     intervals = means_over_seeds(values, user_R)
     rows: dict[str, dict[str, Shown]] = {}
-    for setup, name in named(setups).items():
+    for setup in setups:
+        name = in_words(setup, setups, OF_TRAINING)
+        if setup.is_llm:
+            name += f", alpha {setup.alpha or 0:g}"
+            name += f", guidance {setup.guidance:g}" if setup.guidance else ""
         of_seeds = [line.metrics for line in results.of_setup(setup, split)]
         nlls = [of[NLL] for of in of_seeds if NLL in of]
         rows[name.removeprefix(f"{data}, ")] = {
@@ -194,7 +228,7 @@ def best_in_words(results: Results, data: str) -> str:
         lines = results.of_setup(setup, split)
         return float(np.mean([line.metrics[metric] for line in lines])) if lines else -math.inf
 
-    best = max(llms, key=lambda one: (on("validation", one), on(TEST, one)))
+    best = max(llms, key=lambda one: (on(VALIDATION, one), on(TEST, one)))
     others = [one for one in results.setups(TEST, data=data) if not one.is_llm]
     found = effects(results, {one: (best, one) for one in others}, TEST, (metric,))
     parts = []
@@ -202,17 +236,20 @@ def best_in_words(results: Results, data: str) -> str:
         effect = found[one, metric]
         words = "most popular" if one.recommender == POPULAR else str(one.cf)
         low, high = effect.difference.low, effect.difference.high
-        verdict = effect.verdict.replace("no difference shown", "not shown to differ from")
+        verdict = {True: "better than", False: "worse than", None: "not shown to differ from"}
         parts.append(
-            f"{verdict} {'' if 'differ' in verdict else 'than '}{words} "
+            f"{verdict[effect.is_better]} {words} "
             f"({effect.difference.mean:+.4f} [{low:+.4f}, {high:+.4f}])"
         )
+    chosen = " on the validation rows" if results.cells(best, VALIDATION) else ""
     name = in_words(best).removeprefix(f"{data}, ")
     how = f"alpha {best.alpha or 0:g}, guidance {best.guidance or 0:g}, {best.steps} steps"
     against = f": {'; '.join(parts)}" if parts else ""
+    seeds = len(results.cells(best, TEST))
     return (
-        f"On {data} the LLM that is best on the validation rows ({name}; {how}) has "
-        f"{metric.upper()} {on(TEST, best):.4f} on the test rows{against}."
+        f"On {data} the LLM that is best{chosen} ({name}; {how}) has "
+        f"{metric.upper()} {on(TEST, best):.4f} on the test rows{against}. "
+        f"{'One seed.' if seeds == 1 else f'{seeds} seeds.'}"
     )
 
 

@@ -20,6 +20,7 @@ from tca4rec_jax.experiments.tables import (
     model_table,
     most_seeds,
     question_table,
+    recommenders_compared,
     told_apart,
 )
 from tca4rec_jax.reporting import markdown_table
@@ -98,7 +99,7 @@ def test_all_models_stand_side_by_side(results):
     table = model_table(results, "movielens")
     assert [*table][:4] == ["most popular", *TEACHERS]
     assert len(table) == 4 + 3 + 9 + 6  # plain, aligned, guided
-    row = table["ids, ease, guidance 1"]
+    row = table["ids, ease, alpha 0.5, guidance 1"]
     cell = next(c for c in results.setups(TEST, recommender="ids", cf="ease") if c.guidance)
     of_seeds = [line.metrics["ndcg@10"] for line in results.of_setup(cell, TEST)]
     assert row["NDCG@10, 95% interval"].mean == pytest.approx(np.mean(of_seeds))
@@ -112,9 +113,37 @@ def test_the_best_is_chosen_on_validation_rows_and_said_in_one_sentence(results)
     assert words.startswith("On movielens the LLM that is best on the validation rows (ids, ease;")
     assert "alpha 0.5, guidance 1, 250 steps" in words
     assert all(f"than {name} (" in words for name in ("most popular", *TEACHERS))
+    assert words.endswith(". 3 seeds.")
     no_llm = without(results, lambda cell, on: cell.is_llm)
     assert best_in_words(no_llm, "movielens") == ""
     assert most_seeds(no_llm) == 0
+
+
+def test_recommenders_are_compared_at_the_same_alpha_cf_model_and_steps(results):
+    question = recommenders_compared(results)
+    assert len(question.compared) == 4
+    for one, first in question.compared.items():
+        assert (one.recommender, first.recommender) == ("ids", "titles")
+        assert (first.alpha, first.cf, first.steps) == (one.alpha, one.cf, one.steps)
+    truth = -0.1  # of NLL, by construction
+    for (_, metric), effect in question.effects.items():
+        if metric == NLL:
+            assert effect.difference.low < truth < effect.difference.high
+    table = question_table(question, NLL, 3, ("titles", "ids"))
+    assert table["movielens, ids"]["alpha"] == "0"
+    assert "guidance" not in table["movielens, ids"]
+
+
+def test_recommenders_whose_alphas_were_chosen_apart_are_compared_at_their_own(results):
+    lines = {}
+    for (cell, on), line in results.lines.items():
+        if (cell.recommender, cell.alpha) == ("ids", 0.5):
+            cell = dataclasses.replace(cell, alpha=0.1)
+        lines[cell, on] = line
+    question = recommenders_compared(Results(results.workdir, lines))
+    assert len(question.compared) == 4
+    table = question_table(question, NLL, 3, ("titles", "ids"))
+    assert table["movielens, ids, ease"]["alpha"] == "0.1 against 0.5"
 
 
 def test_a_run_that_cells_share_costs_once(results):
