@@ -5,9 +5,10 @@
     python launch/export.py ... --format=peft --base_model=meta-llama/Llama-3.2-3B
 
 Needs the run's checkpoints from train. Writes the new folder OUTPUT: with `peft` the adapters, with
-`merged` the whole model, with `base` the model without adapters, which `peft` is loaded on. A
-projector of CF vectors is written with the first two, and a README.md that says how to use it;
-with `merged` the catalogue for transformers, vLLM and SGLang: trie.npz, trie_logits_processor.py.
+`merged` the whole model, with `gguf` the same for llama.cpp, with `base` the model without
+adapters, which `peft` is loaded on. A projector of CF vectors is written with all but `base`, and a
+README.md that says how to use it; with the whole model the catalogue for other engines: trie.npz,
+trie_logits_processor.py.
 """
 
 from functools import partial
@@ -20,7 +21,13 @@ from tca4rec_jax.decoding.trie_export import lists_elsewhere, write_trie
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.launching import DEFINE_field, launch
 from tca4rec_jax.lease import only_writer
-from tca4rec_jax.llm.checkpoints.export import DTYPES, LOADING, check_vacant, export_decoder
+from tca4rec_jax.llm.checkpoints.export import (
+    DTYPES,
+    LOADING,
+    WHOLE,
+    check_vacant,
+    export_decoder,
+)
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.ranges import LocalPath
 from tca4rec_jax.recommenders.vectors import describe_vectors
@@ -57,7 +64,7 @@ def export(config, workdir):
 
 def _write_beside(experiment, folder):
     """The catalogue, for engines that run the whole model."""
-    if _FORMAT.value == "merged" and lists_elsewhere(experiment):
+    if _FORMAT.value in WHOLE and lists_elsewhere(experiment):
         write_trie(experiment, folder)
 
 

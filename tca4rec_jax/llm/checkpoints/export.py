@@ -1,4 +1,4 @@
-"""Writes PEFT adapters and checkpoints that `transformers` opens; reads PEFT adapters.
+"""Writes PEFT adapters and checkpoints that `transformers` opens, or GGUF; reads PEFT adapters.
 
 Our matrices are [in, out] and stacked over layers; theirs are [out, in], one tensor per layer.
 Every folder, new or empty, is written atomically: it is there as a whole or not at all.
@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tca4rec_jax.errors import UserError, check_choice, reading
 from tca4rec_jax.fileio import atomic_path, read_json
+from tca4rec_jax.llm.checkpoints.gguf_export import MODEL, write_gguf
 from tca4rec_jax.llm.checkpoints.hugging_face import (
     CONFIG,
     WEIGHTS,
@@ -41,7 +42,9 @@ LOADING = {
     "peft": "peft.PeftModel.from_pretrained(base, {folder!r}), base as --format=base writes it",
     "merged": "transformers.AutoModelForCausalLM.from_pretrained({folder!r})",
     "base": "transformers.AutoModelForCausalLM.from_pretrained({folder!r})",
+    "gguf": f"llama-completion --model={{folder}}/{MODEL}",
 }
+WHOLE = ("merged", "gguf")  # adapters included
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -78,25 +81,25 @@ def export_decoder(
     what it was trained with.
 
     Args:
-      kind: 'peft' (the adapters), 'merged' (one model, adapters included) or 'base' (the model that
-        the adapters were trained on).
-      dtype: of the tensors of 'merged' and 'base'; one of DTYPES. Adapters are float32.
+      kind: 'peft' (the adapters), 'merged' (one model, adapters included), 'gguf' (the same for
+        llama.cpp) or 'base' (the model that the adapters were trained on).
+      dtype: of the tensors of all but 'peft'; one of DTYPES. Adapters are float32.
       base_model: the base model's name on the Hub or its folder, for the adapters' config; None if
         it has none that PEFT could load.
       made_from: written with it.
       vectors: of a decoder with a projector, what `write_projector` says of them.
       beside: writes further files into the folder.
 
-    Raises UserError for another kind or dtype, a kind other than 'merged' for a decoder without
-    adapters or with new rows, and as `write_peft_adapter` and `write_hugging_face`.
+    Raises UserError for another kind or dtype, a kind that is not WHOLE for a decoder without
+    adapters or with new rows, and as `write_peft_adapter`, `write_hugging_face` and `write_gguf`.
     """
     check_choice("kind", kind, LOADING)
     check_choice("dtype", dtype, DTYPES)
     params, adapters = decoder.arrays()
     lora = decoder.lora
-    if kind != "merged" and lora is None:
+    if kind not in WHOLE and lora is None:
         raise UserError(f"every weight was trained, without adapters: give 'merged', not {kind!r}")
-    if kind != "merged" and decoder.new_rows is not None:
+    if kind not in WHOLE and decoder.new_rows is not None:
         raise UserError(
             "the LLM has new tokens, whose rows adapters for serving cannot hold: give 'merged', "
             f"not {kind!r}"
@@ -108,13 +111,16 @@ def export_decoder(
             # In the wider dtype, so that a weight is rounded once.
             wider = jnp.promote_types(decoder.embedding.dtype, dtype)
             config, params = dequantise_params(decoder.config, params, wider)
-            if kind == "merged" and lora is not None:
+            if kind in WHOLE and lora is not None:
                 params = {path: value.astype(wider) for path, value in params.items()}
                 params = merge_adapters(params, adapters, lora)
             if decoder.new_rows is not None:
                 params = decoder.new_rows.merge(params)
                 config = dataclasses.replace(config, vocab_size=params["embedding"].shape[0])
-            write_hugging_face(new, config, params, tokenizer, dtype=dtype)
+            if kind == "gguf":
+                write_gguf(new / MODEL, config, params, tokenizer, dtype=dtype)
+            else:
+                write_hugging_face(new, config, params, tokenizer, dtype=dtype)
         if decoder.projector is not None and kind != "base":
             write_projector(new, decoder.projector, vectors or {})
         beside(new)

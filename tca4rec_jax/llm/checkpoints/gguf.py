@@ -136,7 +136,7 @@ def read_config(file: GGUFFile) -> DecoderConfig:
     if config.family == GEMMA:
         config = dataclasses.replace(config, **_gemma_fields(file, config))
     projections = tuple(config.projection_shapes)
-    with_all = _param_paths(dataclasses.replace(config, biases=projections))
+    with_all = gguf_paths(dataclasses.replace(config, biases=projections))
     stored = {with_all[name].path for name in names & with_all.keys()}
     biases = tuple(name for name in projections if f"layers/{name}_bias" in stored)
     return dataclasses.replace(config, biases=biases, rope_scaling=_rope_scaling(file, config))
@@ -185,7 +185,7 @@ def open_gguf(path: str | Path) -> StoredModel:
     file = GGUFFile(path)
     with reading(path, KIND):
         config = read_config(file)
-        targets, tensors = _param_paths(config), {}
+        targets, tensors = gguf_paths(config), {}
         for tensor in file.tensors:
             if tensor.name == ROPE_DIVISORS:
                 continue
@@ -224,7 +224,7 @@ def _read(
     return values - np.float32(offset) if offset else values
 
 
-def _param_paths(config: DecoderConfig) -> dict[str, ParamPath]:
+def gguf_paths(config: DecoderConfig) -> dict[str, ParamPath]:
     """GGUF tensor name -> its parameter and layer, layers in order."""
     (architecture,) = (name for name, family in FAMILIES.items() if family == config.family)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_layers)
