@@ -1,11 +1,11 @@
 """Writes the page of a grid of experiments: tables with tests, pictures, numbers as JSON.
 
     python launch/experiments_report.py --workdir=runs/claim --output=results.md \\
-        --command="python launch/experiments.py --grid=configs/experiments/claim.py"
+        --grid=configs/experiments/claim.py
 
 Reads what launch/experiments.py left in --workdir: results.jsonl, ranks, rows. Nothing is trained
-or ranked, and what is missing there is shown as missing. Pictures and results.json lie in the
-folder of the page's name beside it.
+or ranked, and what is missing there is shown as missing; with the --grid that was given there, all
+that is. Pictures and results.json lie in the folder of the page's name beside it.
 """
 
 import sys
@@ -19,14 +19,14 @@ from tca4rec_jax.reporting import show
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The grid's work directory.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The page, a .md file.", required=True)
-_COMMAND = flags.DEFINE_string("command", "", "What made the work directory, for the reader.")
+_GRID = flags.DEFINE_string("grid", "", "The grid's file, :ARGUMENT after it.")
 
 
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     try:
-        write_page(Path(_WORKDIR.value), Path(_OUTPUT.value), command=_COMMAND.value)
+        write_page(Path(_WORKDIR.value), Path(_OUTPUT.value), grid=_GRID.value)
         show(f"experiments_report: wrote {_OUTPUT.value}")
     except (OSError, UserError) as error:
         show(f"experiments_report: {error}", error=True)

@@ -1,5 +1,6 @@
 """The page of a grid: results.md, its pictures and its numbers as JSON, written from W alone."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,14 +9,17 @@ from typing import Any, TypeVar
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.experiments import analyses, curves, tables
+from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.curves import PLAIN, Panels, Series
 from tca4rec_jax.experiments.effects import LEVEL
+from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.pictures import (
     Difference,
     Differences,
     plot_differences,
     plot_lines,
 )
+from tca4rec_jax.experiments.runner import Plan
 from tca4rec_jax.experiments.setups import TEST, VALIDATION, Results
 from tca4rec_jax.experiments.tables import Question
 from tca4rec_jax.fileio import write_text
@@ -36,17 +40,18 @@ Panel = TypeVar("Panel")
 _FIRST = "data, recommender, CF model"
 
 
-def write_page(workdir: Path, output: Path, *, command: str = "") -> dict:
+def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
     """Writes the page of a work directory of experiments; returns what its results.json holds.
 
     `output` is the page, a .md; its pictures and results.json lie in the folder of its name beside
-    it. `command` is what made the work directory, shown to the reader. Nothing is trained or
-    ranked. Raises UserError for another `output`, as `Results.read`, for damaged files, or lines of
-    other rows.
+    it. With `grid`, what launch/experiments.py --grid takes, it says what is missing of that and
+    how to go on. Nothing is trained or ranked. Raises UserError for another `output`, for a grid
+    that is none, as `Results.read`, for damaged files, or lines of other rows.
     """
     if output.suffix != ".md":
         raise UserError(f"{output} is no .md file: give the page to write")
     results = Results.read(workdir)
+    plan = Plan.of(Cells(load_grid(grid), workdir)) if grid else None
     questions = {
         "aligned": tables.aligned_against_plain(results),
         "guided": tables.guided_against_teacher(results),
@@ -55,7 +60,7 @@ def write_page(workdir: Path, output: Path, *, command: str = "") -> dict:
     page = _Page(output, results)
     data = list(dict.fromkeys(cell.data for cell, _ in results.lines))
     best = [words for one in data if (words := tables.best_in_words(results, one))]
-    page.add("# Results\n", _opening(results, command), *(f"{words}\n" for words in best))
+    page.add("# Results\n", _opening(results, grid), *(f"{words}\n" for words in best))
     _aligned(page, questions["aligned"])
     _guided(page, questions["guided"])
     _recommenders(page, questions["recommenders"])
@@ -67,6 +72,8 @@ def write_page(workdir: Path, output: Path, *, command: str = "") -> dict:
         _curve(page, axis, about)
     _where(page, questions["aligned"])
     _speed(page, questions["aligned"])
+    if plan is not None and not plan.is_done:
+        page.add("## What is missing\n", *_missing(plan))
     page.add("## What it cost\n", markdown_table(tables.cost_table(results), first_column="cells"))
     page.add("## How differences are tested\n", _STATISTICS)
     if any(split == VALIDATION for _, split in results.lines):
@@ -144,15 +151,30 @@ def _plainly(drawn: Any) -> Any:
     return [_plainly(one) for one in drawn]
 
 
-def _opening(results: Results, command: str) -> str:
+def _opening(results: Results, grid: str) -> str:
     lines = results.lines.values()
     rows = {f"{one.rows} {one.split} rows of {one.cell.data}": None for one in lines}
-    made = f" They were made by\n\n    {plain_text(command)}\n" if command else ""
+    command = f"python launch/experiments.py --grid={grid} --workdir={results.workdir}"
+    made = f" They were made by\n\n    {plain_text(command)}" if grid else ""
     return (
         f"This page is written by `launch/experiments_report.py` from the {len(results.lines)} "
         f"lines of a grid's results.jsonl: {', '.join(rows)}; "
         f"{tables.core_hours(lines):.1f} core-hours.{made}\n"
     )
+
+
+def _missing(plan: Plan) -> list[str]:
+    """How many cells of the grid, and which."""
+    to_come = f"; {plan.to_come} more follow once values are chosen" if plan.to_come else ""
+    counts = Counter(
+        (f"{cell.data}, {cell.recommender}, {cell.cf or 'alpha = 0'}", split)
+        for cell, split in plan.missing
+    )
+    rows: dict[str, dict[str, int]] = {}
+    for (name, split), count in counts.items():
+        rows.setdefault(name, {})[f"{split} rows"] = count
+    table = [markdown_table(rows, first_column=_FIRST)] if rows else []
+    return [f"{len(plan.missing)} cells of the grid{to_come}.\n", *table]
 
 
 def _aligned(page: _Page, question: Question) -> None:

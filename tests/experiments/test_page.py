@@ -11,15 +11,19 @@ from forked import Script
 from made_results import cells, make_results
 
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.experiments.cells import Cells
+from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.page import write_page
+from tca4rec_jax.experiments.runner import Plan
 
+GRID = Path(__file__).parents[2] / "configs" / "experiments" / "tiny.py"
 SCRIPT = Path(__file__).parents[2] / "launch" / "experiments_report.py"
 
 
 @pytest.fixture(scope="module")
 def page(workdir, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "results.md"
-    return path, write_page(workdir, path, command="python launch/experiments.py --grid=x")
+    return path, write_page(workdir, path, grid=str(GRID))
 
 
 def test_the_page_shows_every_picture_with_its_alternative_text(page):
@@ -39,10 +43,19 @@ def test_the_page_says_what_was_found(page):
     text = page[0].read_text("utf-8")
     assert "6 of 9 cells in NDCG@10 and 6 of 9 cells in NLL are better (p < 0.05" in text
     assert "On movielens the LLM that is best on the validation rows (ids, ease;" in text
-    assert "    python launch/experiments.py --grid=x\n" in text
+    assert f"    python launch/experiments.py --grid={GRID} --workdir=" in text
     for heading in ("help?", "CF model?", "same rows", "alpha", "beta", "lambda", "comes from"):
         assert re.search(f"^## .*{re.escape(heading)}$", text, re.MULTILINE), heading
     assert "tau\n" not in text  # an axis of one value
+
+
+def test_the_page_says_what_is_missing_of_a_grid(page):
+    """Of the tiny one, with which the made grid has the most popular items in common."""
+    plan = Plan.of(Cells(load_grid(str(GRID)), page[0].parent))  # where nothing is done
+    text = page[0].read_text("utf-8").partition("## What is missing\n")[2]
+    left = len(plan.missing) - 2  # on both splits
+    assert f"{left} cells of the grid; {plan.to_come} more follow" in text
+    assert "| movielens, ids, alpha = 0 | 1 |" in text
 
 
 def test_its_numbers_are_in_json(page):
