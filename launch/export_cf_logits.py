@@ -1,7 +1,9 @@
-"""Writes the CF logits of a run again: as .npy, in another dtype, cut to the top K, or mixed.
+"""Writes the CF logits of a run again: as .npy or Parquet, in another dtype, cut to K, or mixed.
 
     python launch/export_cf_logits.py --config=configs/quickstart.py --workdir=runs/x \\
         --format=npy --output=exported                 # exported/<split>.npy, float32
+    python launch/export_cf_logits.py --config=... --workdir=runs/x --output=tables \\
+        --format=parquet --top_k=100                   # user, position, item, score; best first
     python launch/export_cf_logits.py --config=... --workdir=runs/x --output=small \\
         --dtype=bfloat16 --top_k=100                   # stores, for --config.cf.logits=small
     python launch/export_cf_logits.py --config=... --workdir=runs/x --output=mixed \\
@@ -15,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from tca4rec_jax.cf.logits_export import export_npy, export_stores
+from tca4rec_jax.cf.logits_export import export_npy, export_parquet, export_stores
 from tca4rec_jax.cf.logits_format import DTYPES
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.sequences import SPLITS
@@ -23,7 +25,7 @@ from tca4rec_jax.launching import DEFINE_field, launch
 from tca4rec_jax.ranges import Count, LocalPath, Temperature, check
 
 _OUTPUT = flags.DEFINE_string("output", None, "A folder (or the URL of a bucket).", required=True)
-_FORMAT = flags.DEFINE_enum("format", "store", ["store", "npy"], "What is written.")
+_FORMAT = flags.DEFINE_enum("format", "store", ["store", "npy", "parquet"], "What is written.")
 _SPLITS = flags.DEFINE_list("splits", list(SPLITS), "Which splits.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the stores.")
 _TOP_K = DEFINE_field("top_k", Count, None, "Logits kept per event, and a floor; default: all.")
@@ -41,9 +43,13 @@ def main(config, workdir):
     """Writes the stores of the run, or the mixture of --mix, to --output."""
     data = load(workdir / "data", config.data)
     sources = _MIX.value or [config.cf.logits or str(workdir / "cf" / "logits")]
-    if _FORMAT.value == "npy":
+    if _FORMAT.value != "store":
         check("--output", _OUTPUT.value, LocalPath)
-        export_npy(Path(_OUTPUT.value), sources, data, _SPLITS.value)
+        given = Path(_OUTPUT.value), sources, data, _SPLITS.value
+        if _FORMAT.value == "npy":
+            export_npy(*given)
+        else:
+            export_parquet(*given, _TOP_K.value)
         return
     export_stores(
         _OUTPUT.value,

@@ -1,4 +1,4 @@
-"""CF logits out of stores: .npy files for other programs, and several CF models mixed into one.
+"""CF logits out of stores: .npy and Parquet files for others, and several CF models in a mixture.
 
 The mixture's logit of an item is the sum over models of weight x logit / temperature: a product of
 their softmaxes, each at its own temperature. Factorised stores combine into a factorised one, whose
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 
 from tca4rec_jax.cf.logits_format import (
     EXPORT,
@@ -77,13 +79,7 @@ def export_npy(output: Path, sources: Sequence[str], data: RecData, splits: Sequ
     Raises LogitsStoreError for several sources, or a store that is missing or does not fit,
     UserError before anything is written if the disk lacks room, OSError if it is full after all.
     """
-    if len(sources) != 1:
-        raise LogitsStoreError(f"a .npy file is made of one store, got {sources}; mix them first")
-    stores = {split: _opened(sources[0], split, data) for split in splits}
-    rows_of = {
-        split: LazyRows(store.logits, store.positions, data.catalogue.num_items)
-        for split, store in stores.items()
-    }
+    rows_of = _logits_of_one(sources, data, splits)
     num_bytes = 4 * sum(math.prod(rows.shape) for rows in rows_of.values())
     check_room(output, num_bytes, "float32 logits")
     for split, rows in rows_of.items():
@@ -93,6 +89,58 @@ def export_npy(output: Path, sources: Sequence[str], data: RecData, splits: Sequ
             np.lib.format.write_array_header_1_0(file, header)
             for _, block in blocks(rows):
                 file.write(np.ascontiguousarray(block, "<f4").data)
+
+
+def export_parquet(
+    output: Path,
+    sources: Sequence[str],
+    data: RecData,
+    splits: Sequence[str],
+    top_k: int | None = None,
+) -> None:
+    """Writes output/<split>.parquet of the one source: an event's items, best first.
+
+    Columns: user (id), position (flat, or row if the store has last events alone), item (id) and
+    score (float32), as `import_logits` takes them back. `top_k` of an event; default: all items.
+    Raises as `export_npy`.
+    """
+    rows_of, catalogue = _logits_of_one(sources, data, splits), data.catalogue
+    count = min(top_k or catalogue.num_items, catalogue.num_items)
+    num_bytes = 8 * count * sum(len(rows) for rows in rows_of.values())
+    check_room(output, num_bytes, "logits")
+    items_I = pa.array(catalogue.item_ids, pa.string())
+    for split, rows in rows_of.items():
+        sequences = data.splits[split]
+        is_whole = len(rows) == len(sequences.items)
+        user_E = np.repeat(sequences.user, sequences.lengths if is_whole else 1)
+        users_E = np.array(data.user_ids)[user_E] if data.user_ids else user_E.astype(str)
+        columns = ("user", "position" if is_whole else "row", "item", "score")
+        kinds = pa.string(), pa.int64(), pa.dictionary(pa.int32(), pa.string()), pa.float32()
+        schema = pa.schema(zip(columns, kinds, strict=True))
+        with (
+            atomic_path(output / f"{split}.parquet") as temporary,
+            pa.parquet.ParquetWriter(temporary, schema) as writer,
+        ):
+            for start, block_mxI in blocks(rows):
+                event_m = np.repeat(np.arange(start, start + len(block_mxI)), count)
+                best_mxK = np.argsort(-block_mxI, axis=1, kind="stable")[:, :count]
+                items = pa.DictionaryArray.from_arrays(best_mxK.ravel().astype(np.int32), items_I)
+                score_mxK = np.take_along_axis(block_mxI, best_mxK, axis=1)
+                arrays = [users_E[event_m], event_m, items, score_mxK.ravel()]
+                writer.write_table(pa.table(dict(zip(columns, arrays, strict=True)), schema))
+
+
+def _logits_of_one(
+    sources: Sequence[str], data: RecData, splits: Sequence[str]
+) -> dict[str, LazyRows]:
+    """The logits [E, I] of the splits of the one source, of its events."""
+    if len(sources) != 1:
+        raise LogitsStoreError(f"a file is made of one store, got {sources}; mix them first")
+    stores = {split: _opened(sources[0], split, data) for split in splits}
+    return {
+        split: LazyRows(store.logits, store.positions, data.catalogue.num_items)
+        for split, store in stores.items()
+    }
 
 
 def _mixed_origin(

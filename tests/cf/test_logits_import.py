@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tca4rec_jax.cf.logits_export import export_npy, export_stores
+from tca4rec_jax.cf.logits_export import export_npy, export_parquet, export_stores
 from tca4rec_jax.cf.logits_format import LogitsStoreError, Origin
 from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.logits_store import open_store
@@ -178,6 +178,32 @@ def test_logits_that_leave_as_npy_come_back_bit_equal(tmp_path):
     assert same.mean() > 0.8
     with pytest.raises(ValueError, match="mix them first"):
         export_npy(tmp_path / "out", sources * 2, DATA, ["train"])
+
+
+@pytest.mark.parametrize("last_events", [False, True])
+def test_logits_that_leave_as_parquet_come_back(tmp_path, last_events):
+    sources = two_stores(tmp_path, False)[0][1:]
+    stored = open_store(tmp_path / "model1" / "train", ROWS, CATALOGUE)
+    events = ROWS.last_positions if last_events else np.arange(6)
+    logits_ExI = stored.logits(events)
+    if last_events:
+        write_store(
+            tmp_path / "last" / "train", ROWS, CATALOGUE, origin=Origin("L"), logits=logits_ExI
+        )
+        sources = [str(tmp_path / "last")]
+    export_parquet(tmp_path / "out", sources, DATA, ["train"])
+    back = imported(tmp_path / "out" / "train.parquet", tmp_path)
+    np.testing.assert_array_equal(back.logits(events), logits_ExI)
+    export_parquet(tmp_path / "best", sources, DATA, ["train"], top_k=2)
+    table = pd.read_parquet(tmp_path / "best" / "train.parquet")
+    assert [*table] == ["user", "row" if last_events else "position", "item", "score"]
+    users = np.repeat(ROWS.user, 1 if last_events else ROWS.lengths)
+    assert table["user"].tolist() == [str(user) for user in users for _ in range(2)]
+    best_ExK = np.argsort(-logits_ExI, axis=1)[:, :2]
+    assert table["item"].tolist() == [CATALOGUE.item_ids[item] for item in best_ExK.ravel()]
+    np.testing.assert_array_equal(
+        table["score"], np.take_along_axis(logits_ExI, best_ExK, axis=1).ravel()
+    )
 
 
 def test_logits_as_npy_on_a_full_disk_are_an_error_that_names_the_file(tmp_path, monkeypatch):
