@@ -65,6 +65,11 @@ class Script:
             raise subprocess.TimeoutExpired(self._command, seconds)
         return self._process.exitcode
 
+    @property
+    def ended(self) -> bool:
+        """Whether it runs no more."""
+        return self._process.exitcode is not None
+
     def printed(self, name: str) -> str:
         """What it has written to 'stdout' or 'stderr' so far."""
         return Path(self._folder.name, name).read_text()

@@ -192,3 +192,46 @@ def test_the_gpu_check_goes_the_whole_path():
     assert ["export", "JAX_EXTRA=cuda12"] in lines
     assert ["export", "CUDA_VISIBLE_DEVICES=1", "JAX_PLATFORMS=cuda"] in lines
     assert text.count("--workdir=runs/here") == 5
+
+
+def test_a_slice_of_a_grid_needs_no_network_and_goes_on_from_what_came_back(tmp_path):
+    grid = "configs/experiments/claim.py:data=movielens,alpha=(0,0.3)"
+    assert "FOLDER GRID" in bash("experiments_gpu.sh").stderr
+    lines = [
+        shlex.split(line) for line in dry_run("experiments_gpu.sh", tmp_path, grid).splitlines()
+    ]
+    (started,) = [line for line in lines if "launch/experiments.py" in line]
+    assert started == [
+        *("python3", "launch/experiments.py", f"--grid={grid}"),
+        *(f"--workdir={tmp_path}/work", "--minutes=12"),
+    ]
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "back.tar.aa").touch()
+    text = dry_run("experiments_gpu.sh", tmp_path, grid, "7", BACK="out")
+    lines = [shlex.split(line) for line in text.splitlines()]
+    assert [
+        "export",
+        "PIP_NO_INDEX=1",
+        f"PIP_FIND_LINKS={tmp_path}/wheels",
+        "JAX_EXTRA=cuda12",
+    ] in lines
+    assert [".venv/bin/python", *started[1:-1], "--minutes=7"] in lines
+    assert ["split", "-b", "15m", "out/back.tar", "out/back.tar."] in lines
+    assert any(line[:2] == ["bash", "-c"] and line[-1] == str(tmp_path) for line in lines)
+
+
+def test_what_a_gpu_job_packed_is_what_the_next_one_finds(tmp_path):
+    one, other, python = tmp_path / "one", tmp_path / "other", tmp_path / "python"
+    python.write_text(
+        "#!/bin/bash\nfor a; do\n"
+        'case $a in --workdir=*) echo $RANDOM >> "${a#*=}/x";; esac\n'
+        "done\nexit 3\n"
+    )
+    python.chmod(0o755)
+    first = bash("experiments_gpu.sh", one, "g", PYTHON=str(python), BACK=str(other), PART="1k")
+    assert first.returncode == 3, first.stderr
+    assert len([*other.glob("back.tar.*")]) > 1
+    assert bash("experiments_gpu.sh", other, "g", PYTHON=str(python)).returncode == 3
+    done = (other / "work" / "x").read_text().splitlines()
+    assert done[:1] == (one / "work" / "x").read_text().splitlines()
+    assert len(done) == 2

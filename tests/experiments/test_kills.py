@@ -1,0 +1,105 @@
+"""A grid that is killed whenever, or done by two processes, ends as an undisturbed one."""
+
+import dataclasses
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import tiny_grid
+
+from tca4rec_jax.experiments.results import FILE, RowRanks, read_lines
+from tca4rec_jax.fileio import read_json_lines
+from tca4rec_jax.training.fault_tolerance import STOPPED
+
+SMALL = "cf=bpr_mf,alpha=0.3,seed=0,guidance=0"
+
+
+def finished(script):
+    done = script.completed()
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def num_files(workdir):
+    """How far a grid is: it leaves more and more files."""
+    return sum(1 for path in workdir.rglob("*") if path.is_file())
+
+
+def killed(workdir, argument, files):
+    """Starts the grid and kills it once it has left so many files; whether it was in time."""
+    script = tiny_grid.start(workdir, argument)
+    deadline = time.monotonic() + 240
+    while not script.ended and num_files(workdir) < files and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(script.pid, signal.SIGKILL)
+    return script.wait() == -signal.SIGKILL
+
+
+def outcomes(workdir):
+    """What is the same whenever and however the cells were done."""
+    found = {}
+    for of, line in read_lines(workdir).items():
+        fields = dataclasses.asdict(line)
+        for name in ("seconds", "core_seconds", "machine"):
+            del fields[name]
+        found[of] = fields
+    assert len(read_json_lines(workdir / FILE)) == len(found)  # none twice
+    return found
+
+
+def assert_same(workdir, whole):
+    assert outcomes(workdir) == outcomes(whole)
+    for line in read_lines(whole).values():
+        ranks = (RowRanks.read(folder / line.ranks) for folder in (workdir, whole))
+        for one, other in zip(*ranks, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def argument(tmp_path_factory):
+    return tiny_grid.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, argument):
+    """The small grid, undisturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    finished(tiny_grid.start(workdir, f"{argument},{SMALL}"))
+    return workdir
+
+
+def test_killed_twice_it_ends_as_if_not(tmp_path, whole, argument):
+    last = num_files(whole)
+    for share in (0.4, 0.9):
+        assert killed(tmp_path, f"{argument},{SMALL}", share * last)
+    done = finished(tiny_grid.start(tmp_path, f"{argument},{SMALL}"))
+    assert done.stdout.endswith("6 cells are done, 0 are missing\nNothing is missing\n")
+    assert_same(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_it_ends_as_if_not(tmp_path, argument):
+    whole, folder, seed = tmp_path / "whole", tmp_path / "killed", random.randrange(10**6)
+    finished(tiny_grid.start(whole, argument))
+    folder.mkdir()
+    draw = random.Random(seed)
+    at = sorted(draw.uniform(0.1, 0.98) * num_files(whole) for _ in range(10))
+    in_time = sum(killed(folder, argument, files) for files in at)
+    assert in_time >= 8, f"seed {seed}"
+    finished(tiny_grid.start(folder, argument))
+    assert_same(folder, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_cells_and_stop_when_asked(tmp_path, whole, argument):
+    given = f"{argument},{SMALL}"
+    both = [tiny_grid.start(tmp_path, given) for _ in range(2)]
+    while not (tmp_path / FILE).exists() and not both[0].ended:
+        time.sleep(0.01)
+    os.kill(both[0].pid, signal.SIGTERM)
+    assert both[0].wait() == STOPPED, both[0].printed("stderr")
+    finished(both[1])
+    assert_same(tmp_path, whole)
