@@ -71,10 +71,8 @@ def whole(tmp_path_factory, argument):
     return workdir
 
 
-def test_killed_twice_it_ends_as_if_not(tmp_path, whole, argument):
-    last = num_files(whole)
-    for share in (0.4, 0.9):
-        assert killed(tmp_path, f"{argument},{SMALL}", share * last)
+def test_killed_once_it_ends_as_if_not(tmp_path, whole, argument):
+    assert killed(tmp_path, f"{argument},{SMALL}", 0.6 * num_files(whole))
     done = finished(tiny_grid.start(tmp_path, f"{argument},{SMALL}"))
     assert done.stdout.endswith("6 cells are done, 0 are missing\nNothing is missing\n")
     assert_same(tmp_path, whole)
@@ -83,23 +81,33 @@ def test_killed_twice_it_ends_as_if_not(tmp_path, whole, argument):
 @pytest.mark.slow
 def test_killed_ten_times_at_random_it_ends_as_if_not(tmp_path, argument):
     whole, folder, seed = tmp_path / "whole", tmp_path / "killed", random.randrange(10**6)
-    finished(tiny_grid.start(whole, argument))
+    given = f"{argument},cf=bpr_mf,alpha=(0,0.3),seed=0"
+    finished(tiny_grid.start(whole, given))
     folder.mkdir()
     draw = random.Random(seed)
     at = sorted(draw.uniform(0.1, 0.98) * num_files(whole) for _ in range(10))
-    in_time = sum(killed(folder, argument, files) for files in at)
+    in_time = sum(killed(folder, given, files) for files in at)
     assert in_time >= 8, f"seed {seed}"
-    finished(tiny_grid.start(folder, argument))
+    finished(tiny_grid.start(folder, given))
     assert_same(folder, whole)
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_cells_and_stop_when_asked(tmp_path, whole, argument):
     given = f"{argument},{SMALL}"
-    both = [tiny_grid.start(tmp_path, given) for _ in range(2)]
-    while not (tmp_path / FILE).exists() and not both[0].ended:
+    both = tiny_grid.start(tmp_path, given, "--devices=0,1")
+    while not (tmp_path / FILE).exists() and not both.ended:
         time.sleep(0.01)
-    os.kill(both[0].pid, signal.SIGTERM)
-    assert both[0].wait() == STOPPED, both[0].printed("stderr")
-    finished(both[1])
+    os.kill(both.pid, signal.SIGTERM)
+    assert both.wait() == STOPPED, both.printed("stderr")
+    logs = [(tmp_path / f"worker_{device}.log").read_text() for device in (0, 1)]
+    assert "Traceback" not in "".join(logs)
+    finished(tiny_grid.start(tmp_path, given, "--devices=0,1"))
     assert_same(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_the_time_that_is_given_is_kept(tmp_path, whole, argument):
+    done = finished(tiny_grid.start(tmp_path, f"{argument},{SMALL}", "--minutes=0.05"))
+    assert "0.05 minutes are over" in done.stderr
+    assert "Nothing is missing" not in done.stdout
