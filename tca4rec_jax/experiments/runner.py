@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from absl import logging
@@ -42,56 +42,52 @@ class Plan:
     lines: dict[Ranked, Line]
 
     @classmethod
-    def of(cls, cells: Cells, stale: Sequence[Ranked] = ()) -> "Plan":
-        """Of the lines of W; those that are stale do not count."""
-        lines = {of: line for of, line in read_lines(cells.workdir).items() if of not in stale}
+    def of(cls, cells: Cells, stale: Collection[str] = ()) -> "Plan":
+        """Of the lines of W; those with a stale key do not count."""
+        read = read_lines(cells.workdir)
+        lines = {of: line for of, line in read.items() if line.key not in stale}
         found = wanted(cells, {of: line.metrics for of, line in lines.items()})
         done = [of for of in found.ranked if of in lines]
         missing = [of for of in found.ranked if of not in lines]
         return cls(done, missing, found.to_come, lines)
 
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing is missing."""
-        return not self.missing and not self.to_come
 
-
-def run_grid(grid: Grid, workdir: Path, *, minutes: float = 0.0, anew: bool = False) -> bool:
-    """Does what is missing of a grid; returns whether nothing is missing any more.
+def run_grid(grid: Grid, workdir: Path, *, minutes: float = 0.0, anew: bool = False) -> None:
+    """Does what is missing of a grid.
 
     Before, it says what is missing and what that will cost, in the end what is missing still. A
     line of results that was made from other inputs than those that are here is said, and counts;
     with `anew` it does not. A cell that fails is said and the others go on. After so many `minutes`
     (0: no limit) the process stops as at SIGTERM: training saves its state.
 
-    Raises UserError for a grid or config that is not valid, SystemExit or Stopped at SIGTERM.
+    Raises UserError for a grid or config that is not valid, and in the end if a cell has failed;
+    SystemExit or Stopped at SIGTERM.
     """
     cells = Cells(grid, workdir)
+    cells.check_metrics()
     work = Work(cells, anew)
-    stale = _said_stale(work, Plan.of(cells))
-    counted_out = stale if anew else []
-    say(cells, Plan.of(cells, counted_out))
+    found = _said_stale(work, Plan.of(cells))
+    stale = found if anew else set()
+    say(cells, Plan.of(cells, stale))
     failed: dict[str, str] = {}
     with _deadline(minutes) as is_over:
         try:
-            _work_off(work, counted_out, failed)
+            _work_off(work, stale, failed)
         except (Stopped, SystemExit):
             if not is_over():
                 raise
             logging.info("%g minutes are over", minutes)
-    plan = Plan.of(cells, counted_out)
-    say(cells, plan)
-    for name, why in failed.items():
-        show(f"failed: {name}: {why}", error=True)
-    return plan.is_done
+    say(cells, Plan.of(cells, stale))
+    if failed:
+        said = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        raise UserError(f"{len(failed)} jobs have failed: {said}")
 
 
-def _work_off(work: Work, stale: list[Ranked], failed: dict[str, str]) -> None:
+def _work_off(work: Work, stale: Collection[str], failed: dict[str, str]) -> None:
     """Does job after job until none is left but those that failed."""
     cells = work.cells
     while True:
-        plan = Plan.of(cells, stale)
-        jobs = [job for job in jobs_of(cells, plan.missing) if _name(job) not in failed]
+        jobs = [job for job in jobs_of(Plan.of(cells, stale).missing) if job.name not in failed]
         if not jobs:
             return
         for job in jobs:
@@ -102,29 +98,24 @@ def _work_off(work: Work, stale: list[Ranked], failed: dict[str, str]) -> None:
             time.sleep(_WAIT)  # other processes do all of them
 
 
-def _done(work: Work, job: Job, stale: list[Ranked], failed: dict[str, str]) -> bool:
+def _done(work: Work, job: Job, stale: Collection[str], failed: dict[str, str]) -> bool:
     """Whether this process has done the job, or tried to; not if another one does it."""
-    claim = work.workdir / "claims" / fingerprint([dataclasses.asdict(c) for c in job.cells])[:16]
     try:
-        with only_writer(claim.with_name(f"{claim.name}_{job.split}")):
-            if any((cell, job.split) in Plan.of(work.cells, stale).done for cell in job.cells):
-                return True  # another process has, since the plan was made
+        with only_writer(work.workdir / "claims" / fingerprint(job.name)[:16]):
+            there = Plan.of(work.cells, stale).lines
+            if any((cell, job.split) in there for cell in job.cells):
+                return True  # another process has done it, or a part, since the plan was made
             work.do(job)
-            stale[:] = [of for of in stale if of not in [(cell, job.split) for cell in job.cells]]
     except LeaseError as busy:
         logging.debug("%s", busy)
         return False
     except (FileNotFoundError, UserError, FloatingPointError) as error:
-        failed[_name(job)] = str(error)
-        logging.error("%s failed: %s", _name(job), error)
+        failed[job.name] = str(error)
+        logging.error("%s failed: %s", job.name, error)
     return True
 
 
-def _name(job: Job) -> str:
-    return f"{job.cells[0].label}, {job.split}"
-
-
-def _clean(cells: Cells, stale: list[Ranked]) -> None:
+def _clean(cells: Cells, stale: Collection[str]) -> None:
     """Deletes the checkpoints of runs that nothing needs any more; their logs stay."""
     plan = Plan.of(cells, stale)
     if cells.grid.keep_checkpoints or plan.to_come:
@@ -135,20 +126,22 @@ def _clean(cells: Cells, stale: list[Ranked]) -> None:
             remove(cells.run_folder(cell).checkpoints)
 
 
-def _said_stale(work: Work, plan: Plan) -> list[Ranked]:
-    """The lines that were made from other inputs than those that are here, after saying why."""
-    found = []
+def _said_stale(work: Work, plan: Plan) -> set[str]:
+    """The keys of lines made from other inputs than those that are here, after saying why."""
+    found = set()
     for of in plan.done:
+        line, what = plan.lines[of], f"{of[0].label}, {of[1]}"
         if not (work.workdir / of[0].data / "data").exists():
             continue  # results alone were brought here
         try:
-            changed = work.changed(plan.lines[of])
+            changed = work.changed(line)
         except (OSError, UserError) as error:
-            changed = [str(error)]
+            show(f"not checked: {what}: {error}", error=True)
+            continue
         if changed:
-            found.append(of)
+            found.add(line.key)
             more = f"; and {len(changed) - 2} more" if len(changed) > 2 else ""
-            show(f"stale: {of[0].label}, {of[1]}: {'; '.join(changed[:2])}{more}", error=True)
+            show(f"stale: {what}: {'; '.join(changed[:2])}{more}", error=True)
     if found:
         show(f"{len(found)} results are stale: --anew computes them anew", error=True)
     return found

@@ -9,7 +9,7 @@ Axis letters: R rows.
 import dataclasses
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,19 +53,29 @@ COMMAND = "launch/experiments.py --anew"
 
 
 class Job(NamedTuple):
-    """What is done at once: cells of one run and one CF model, on the rows of a split."""
+    """What is done at once: cells of one run and one CF model, on the rows of a split.
 
+    Attributes:
+      name: of all such cells, whichever of them are missing.
+      cells: that are missing.
+      split: of the rows.
+    """
+
+    name: str
     cells: tuple[Cell, ...]
     split: str
 
 
-def jobs_of(cells: Cells, ranked: Sequence[tuple[Cell, str]]) -> list[Job]:
+def jobs_of(ranked: Iterable[tuple[Cell, str]]) -> list[Job]:
     """The jobs of cells and splits, in their order."""
-    found: dict[Any, list[Cell]] = {}
+    found: dict[tuple[Cell, str], list[Cell]] = {}
     for cell, split in ranked:
-        run = cells.run_of(cell) if cell.is_llm else cell
-        found.setdefault((run, cell.cf, cell.cf_seed, cell.beta, split), []).append(cell)
-    return [Job(tuple(of_job), of[-1]) for of, of_job in found.items()]
+        of_job = dataclasses.replace(cell, guidance=None)
+        found.setdefault((of_job, split), []).append(cell)
+    return [
+        Job(f"{of_job.label}, {split}", tuple(missing), split)
+        for (of_job, split), missing in found.items()
+    ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,11 +89,6 @@ class Work:
     def workdir(self) -> Path:
         """W."""
         return self.cells.workdir
-
-    @property
-    def _headline(self) -> str:
-        """The metric that is shown of a finished cell."""
-        return self.cells.grid.guided_metric
 
     def do(self, job: Job) -> None:
         """Trains and ranks, and appends the lines of the job's cells.
@@ -99,44 +104,64 @@ class Work:
         experiment = self.experiment(cell)
         rows = self._rows(experiment, job.split)
         self._write_rows(cell.data, experiment, rows)
-        found = self._rank(experiment, rows, job)
+        ranked = self._rank(experiment, rows, job)
         seconds = {"evaluate": (time.perf_counter() - began) / len(job.cells)}
         log = read_json_lines(run.log) if run else []
         seconds["train"] = sum(line["seconds"] for line in log if "seconds" in line)
         cores = (time.process_time() - cpu) / (time.perf_counter() - wall)
-        for one, (ranking, inputs) in zip(job.cells, found, strict=True):
-            decoder = (
-                experiment.inference_decoder(run.path.name) if run and not one.guidance else None
-            )
-            measured = measures(experiment, rows, decoder, ranking, self._stores(one, job.split))
-            made_from = Provenance("cell of a grid", COMMAND, inputs)
-            ranks = RowRanks.of(experiment, rows, ranking)
-            path = f"ranks/{made_from.fingerprint}.npz"
-            ranks.write(self.workdir / path)
-            line = Line(
-                key=made_from.fingerprint,
-                cell=one,
-                split=job.split,
-                rows=len(rows),
-                users=len(np.unique(ranks.user_R)),
-                metrics=ranks.metrics(experiment.config.evaluation.cutoffs) | measured,
-                ranks=path,
-                seconds=seconds,
-                core_seconds=cores * sum(seconds.values()),
-                machine=f"{platform.node()}: {jax.device_count()} x {jax.devices()[0].device_kind}",
-                provenance=dataclasses.asdict(made_from),
-                validations={str(step): of for step, of in validations_of(log).items()},
-                run=str(run.path.relative_to(self.workdir)) if run else "",
-                cf_store="" if one.cf is None else self._relative(experiment.config.cf.logits),
-            )
+        shared = {
+            "split": job.split,
+            "rows": len(rows),
+            "users": len(np.unique(rows.sequences.user)),
+            "seconds": seconds,
+            "core_seconds": cores * sum(seconds.values()),
+            "machine": f"{platform.node()}: {jax.device_count()} x {jax.devices()[0].device_kind}",
+            "validations": {str(step): of for step, of in validations_of(log).items()},
+            "run": str(run.path.relative_to(self.workdir)) if run else "",
+        }
+        lines = [
+            self._line(one, experiment, rows, *found, shared)
+            for one, found in zip(job.cells, ranked, strict=True)
+        ]
+        for line in lines:
             append(self.workdir, line)
-            shown = {n: line.metrics[n] for n in (self._headline, NLL) if n in line.metrics}
-            numbers = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
-            logging.info("%s, %s: %s", one.label, job.split, numbers)
+            logging.info("%s, %s: %s", line.cell.label, job.split, self._shown(line))
         jax.clear_caches()
 
-    def _relative(self, path: str) -> str:
-        return str(Path(path).relative_to(self.workdir))
+    def _line(
+        self,
+        cell: Cell,
+        experiment: Experiment,
+        rows: EvaluationRows,
+        ranking: ModelRanking,
+        inputs: Mapping[str, Any],
+        shared: Mapping[str, Any],
+    ) -> Line:
+        """The line of a cell, whose ranks are written; `shared` are the fields of its job."""
+        made_from = Provenance("cell of a grid", COMMAND, inputs)
+        config, key = experiment.config, made_from.fingerprint
+        decoder = None  # what it writes does not depend on guidance
+        if cell.is_llm and not cell.guidance:
+            decoder = experiment.inference_decoder(config.run)
+        stores = self._stores(cell, rows.split)
+        ranks = RowRanks.of(experiment, rows, ranking)
+        ranks.write(self.workdir / f"ranks/{key}.npz")
+        measured = measures(experiment, rows, decoder, ranking, stores)
+        logits = "" if cell.cf is None else Path(config.cf.logits).relative_to(self.workdir)
+        return Line(
+            key=key,
+            cell=cell,
+            metrics=ranks.metrics(config.evaluation.cutoffs) | measured,
+            ranks=f"ranks/{key}.npz",
+            provenance=dataclasses.asdict(made_from),
+            cf_store=str(logits),
+            **shared,
+        )
+
+    def _shown(self, line: Line) -> str:
+        """The metric that guidance is chosen by, and the NLL if there is one."""
+        names = self.cells.grid.guided_metric, NLL
+        return ", ".join(f"{n} {line.metrics[n]:.4f}" for n in names if n in line.metrics)
 
     def changed(self, line: Line) -> list[str]:
         """In words, what a line's result was made from that is other now.
