@@ -1,0 +1,162 @@
+"""The order of jobs, failures, other processes, costs: with work that only writes lines."""
+
+from pathlib import Path
+
+import pytest
+
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.experiments import runner
+from tca4rec_jax.experiments.cells import Cells
+from tca4rec_jax.experiments.costs import Costs
+from tca4rec_jax.experiments.grid import load_grid
+from tca4rec_jax.experiments.results import FILE, Line, append, read_lines
+from tca4rec_jax.experiments.runner import Plan, run_grid
+from tca4rec_jax.fileio import read_json_lines
+from tca4rec_jax.lease import LeaseError, only_writer
+
+TINY = Path(__file__).parents[2] / "configs" / "experiments" / "tiny.py"
+
+
+class FakeWork:
+    """Writes a line for every cell of a job; `before` is called first."""
+
+    def __init__(self, cells, anew):
+        self.cells, self.workdir, self.anew = cells, cells.workdir, anew
+        self.done = []
+
+    def before(self, job):
+        """Nothing."""
+
+    def do(self, job):
+        self.before(job)
+        self.done.append(job.name)
+        for cell in job.cells:
+            key = f"{cell.label} {job.split} {self.anew}"
+            metrics = {"ndcg@10": cell.alpha or 0.0, "nll per title": 1.0}
+            seconds = {"train": 12.0 if cell.is_llm else 0.0, "evaluate": 6.0}
+            line = Line(key, cell, job.split, 1, 1, metrics, "", seconds, 18.0, "m", {})
+            append(self.workdir, line)
+
+    def changed(self, line):
+        return [] if line.key.endswith("True") else ["alpha was 1, is 2"]
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """The class of the work; what is set on it counts for `run_grid`."""
+    kind = type("Work", (FakeWork,), {})
+    monkeypatch.setattr(runner, "Work", kind)
+    monkeypatch.setattr(runner, "_WAIT", 0.01)
+    return kind
+
+
+def test_every_cell_gets_one_line(tmp_path, work, capsys):
+    grid = load_grid(str(TINY))
+    run_grid(grid, tmp_path)
+    lines = read_json_lines(tmp_path / FILE)
+    assert len(lines) == len(read_lines(tmp_path)) == 25
+    assert {line["cell"]["alpha"] for line in lines if line["split"] == "test"} == {None, 0.0, 0.9}
+    assert "Nothing is missing" in capsys.readouterr().out
+    run_grid(grid, tmp_path)
+    assert len(read_json_lines(tmp_path / FILE)) == 25
+
+
+def test_a_cell_that_fails_is_said_and_the_others_go_on(tmp_path, work):
+    def before(self, job):
+        if job.cells[0].alpha == 0.3:
+            raise FloatingPointError("the loss is nan")
+
+    work.before = before
+    with pytest.raises(UserError, match=r"2 jobs have failed: movielens ids .*alpha=0\.3.* is nan"):
+        run_grid(load_grid(f"{TINY}:guidance=0"), tmp_path)
+    assert {cell.alpha for cell, _ in read_lines(tmp_path)} == {None, 0.0, 0.9}
+
+
+def test_what_another_process_makes_is_tried_again_later(tmp_path, work):
+    tried = []
+
+    def before(self, job):
+        tried.append(job.name)
+        if tried.count(job.name) == 1:
+            raise LeaseError("busy")
+
+    work.before = before
+    run_grid(load_grid(f"{TINY}:seed=0"), tmp_path)
+    assert all(tried.count(name) == 2 for name in tried)
+    assert len(read_json_lines(tmp_path / FILE)) == len(read_lines(tmp_path))
+
+
+def test_what_has_been_done_since_the_plan_is_not_done_again(tmp_path, work):
+    other = FakeWork(Cells(load_grid(str(TINY)), tmp_path), False)
+    cells = other.cells
+    jobs = runner.jobs_of(Plan.of(cells).missing)
+    other.do(jobs[3])
+    mine = FakeWork(cells, False)
+    assert runner._done(mine, jobs[3], (), {})
+    assert mine.done == []
+
+
+def test_a_claim_is_the_same_whichever_cells_of_a_job_are_missing(tmp_path):
+    cells = Cells(load_grid(f"{TINY}:alpha=0.3,seed=0"), tmp_path)
+    llm = [(cell, "test") for cell in cells.all if cell.is_llm and cell.cf == "bpr_mf"]
+    names = [runner.jobs_of(part)[0].name for part in (llm, llm[:1], llm[1:])]
+    assert len(llm) == 2
+    assert len({*names}) == 1
+
+
+def test_stale_lines_count_unless_they_are_wanted_anew(tmp_path, work, capsys):
+    grid = load_grid(f"{TINY}:seed=0")
+    run_grid(grid, tmp_path)
+    (tmp_path / "movielens" / "data").mkdir(parents=True)
+    before = len(read_json_lines(tmp_path / FILE))
+    run_grid(grid, tmp_path)
+    assert len(read_json_lines(tmp_path / FILE)) == before
+    said = capsys.readouterr().err
+    assert said.count("alpha was 1, is 2") == before
+    assert f"{before} results are stale: --anew computes them anew" in said
+    run_grid(grid, tmp_path, anew=True)
+    assert len(read_json_lines(tmp_path / FILE)) == 2 * before
+    assert all(line.key.endswith("True") for line in read_lines(tmp_path).values())
+
+
+def test_checkpoints_go_when_nothing_needs_them(tmp_path, work):
+    grid = load_grid(f"{TINY}:seed=0,cf=bpr_mf")
+    cells = Cells(grid, tmp_path)
+    kept = []
+
+    def before(self, job):
+        if job.cells[0].is_llm:
+            cells.run_folder(job.cells[0]).checkpoints.mkdir(parents=True, exist_ok=True)
+        kept.append(len([*tmp_path.rglob("checkpoints")]))
+
+    work.before = before
+    run_grid(grid, tmp_path)
+    assert max(kept) == 3
+    assert not [*tmp_path.rglob("checkpoints")]
+
+
+def test_costs_count_a_run_once_and_the_steps_that_are_left(tmp_path, work):
+    grid = load_grid(str(TINY))
+    cells = Cells(grid, tmp_path)
+    llm = [(cell, "test") for cell in cells.all if cell.is_llm and cell.alpha and cell.seed == 1]
+    assert Costs.of([], cells).seconds(llm) == (0.0, len(llm))
+    first = next(cell for cell, _ in llm)
+    FakeWork(cells, False).do(runner.Job("x", (first,), "test"))
+    costs = Costs.of(read_lines(tmp_path).values(), cells)
+    runs = {cells.run_name(cell) for cell, _ in llm}
+    assert costs.seconds(llm) == (6.0 * len(llm) + 12.0 * len(runs), 0)
+    log = cells.run_folder(first).log
+    log.parent.mkdir(parents=True)
+    log.write_text(
+        '{"step": 0, "seconds": 1}\n{"step": 1, "seconds": 1}\n{"step": 2, "seconds": 1}\n'
+    )
+    assert costs.seconds(llm) == (6.0 * len(llm) + 12.0 * len(runs) - 6.0, 0)
+
+
+def test_a_job_that_another_process_has_claimed_is_left_to_it(tmp_path):
+    work = FakeWork(Cells(load_grid(str(TINY)), tmp_path), False)
+    job = runner.jobs_of(Plan.of(work.cells).missing)[0]
+    with only_writer(tmp_path / "claims" / runner.fingerprint(job.name)[:16]):
+        assert not runner._done(work, job, (), {})
+    assert runner._done(work, job, (), {})
+    assert work.done == [job.name]
