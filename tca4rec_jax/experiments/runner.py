@@ -51,6 +51,11 @@ class Plan:
         missing = [of for of in found.ranked if of not in lines]
         return cls(done, missing, found.to_come, lines)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is missing."""
+        return not self.missing and not self.to_come
+
 
 def run_grid(grid: Grid, workdir: Path, *, minutes: float = 0.0, anew: bool = False) -> None:
     """Does what is missing of a grid.

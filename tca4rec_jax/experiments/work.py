@@ -126,7 +126,7 @@ class Work:
         for line in lines:
             append(self.workdir, line)
             logging.info("%s, %s: %s", line.cell.label, job.split, self._shown(line))
-        jax.clear_caches()
+        self._free()
 
     def _line(
         self,
@@ -185,26 +185,27 @@ class Work:
 
     def experiment(self, cell: Cell) -> Experiment:
         """Of a cell; experiments of one recommender on data share what they read."""
-        return self._sharing(cell, self.cells.config_of(cell))
+        config = self.cells.config_of(cell)
+        pair = (cell.data, cell.recommender) if cell.is_llm else self.cells.pair_on(cell.data)
+        of = (*pair, config.seed if config.llm.weights == RANDOM else None)
+        before = self._latest.get(of, Experiment(config, self.workdir / cell.data))
+        self._latest[of] = before.sharing(config)
+        return self._latest[of]
 
     def _training(self, cell: Cell) -> Experiment:
         """Of the run of a cell, whatever its guidance."""
         return self.experiment(self.cells.run_of(cell))
 
-    def _sharing(self, cell: Cell, config: ConfigDict) -> Experiment:
-        seed = config.seed if config.llm.weights == RANDOM else None
-        of = (
-            cell.data,
-            cell.recommender if cell.is_llm else self.cells.pair_on(cell.data)[1],
-            seed,
-        )
-        if of not in self._shared:
-            self._shared[of] = Experiment(config, self.workdir / cell.data)
-        return self._shared[of].sharing(config)
-
     @cached_property
-    def _shared(self) -> dict[tuple, Experiment]:
+    def _latest(self) -> dict[tuple, Experiment]:
+        """The latest experiment of each recommender on data, from which the next one takes over."""
         return {}
+
+    def _free(self) -> None:
+        """Lets go of weights and programs."""
+        for of, one in self._latest.items():
+            self._latest[of] = one.sharing(one.config)
+        jax.clear_caches()
 
     @cached_property
     def _there(self) -> set[Any]:
