@@ -3,12 +3,14 @@
     python launch/export.py --workdir=runs/x --run=aligned \\
         --format=merged --output=exported [--dtype=bfloat16]
     python launch/export.py ... --format=peft --base_model=meta-llama/Llama-3.2-3B
+    python launch/export.py ... --format=gguf --output=exported --push=me/recommender
 
 Needs the run's checkpoints from train. Writes the new folder OUTPUT: with `peft` the adapters, with
 `merged` the whole model, with `gguf` the same for llama.cpp, with `base` the model without
-adapters, which `peft` is loaded on. A projector of CF vectors is written with all but `base`, and a
-README.md that says how to use it; with the whole model the catalogue for other engines: trie.npz,
-trie_logits_processor.py.
+adapters, which `peft` is loaded on; README.md is its model card, with the results in WORKDIR if
+they are of this checkpoint. A projector of CF vectors is written with all but `base`; with the
+whole model the catalogue for other engines: trie.npz, trie_logits_processor.py. --push uploads the
+folder to the Hugging Face Hub, into a private repository unless it exists.
 """
 
 from functools import partial
@@ -18,6 +20,13 @@ from absl import flags
 
 from tca4rec_jax.config import run_name, score_weights
 from tca4rec_jax.decoding.trie_export import lists_elsewhere, write_trie
+from tca4rec_jax.evaluation.model_card import (
+    check_repository,
+    evaluated,
+    model_card,
+    push,
+    write_card,
+)
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.launching import DEFINE_field, launch
 from tca4rec_jax.lease import only_writer
@@ -37,11 +46,14 @@ _FORMAT = flags.DEFINE_enum("format", None, list(LOADING), "What is written.", r
 _BASE_MODEL = flags.DEFINE_string("base_model", None, "What peft's adapters name as their base.")
 _OUTPUT = DEFINE_field("output", LocalPath, None, "A new or empty folder.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the weights; adapters are float32.")
+_PUSH = flags.DEFINE_string("push", None, "NAME or USER/NAME on the Hugging Face Hub.")
 
 
 def export(config, workdir):
     """Loads the run's checkpoint and writes what --format says to --output."""
     check_vacant(_OUTPUT.value)  # loading takes long
+    if _PUSH.value:
+        check_repository(_PUSH.value)
     experiment, name = Experiment(config, workdir), run_name(config)
     run = experiment.check_run(name)
     inputs = {"format": _FORMAT.value, "dtype": _DTYPE.value, "run": run.made_from.inputs}
@@ -57,15 +69,31 @@ def export(config, workdir):
             base_model=_BASE_MODEL.value or _base_model(config.llm.weights),
             made_from=Provenance("export", "launch/export.py", inputs),
             vectors=describe_vectors(experiment),
-            beside=partial(_write_beside, experiment),
+            beside=partial(_write_beside, experiment, run),
         )
     show(_OUTPUT.value, f"load it with {how_to_load}")
+    if _PUSH.value:
+        show(push(Path(_OUTPUT.value), _PUSH.value))
 
 
-def _write_beside(experiment, folder):
-    """The catalogue, for engines that run the whole model."""
-    if _FORMAT.value in WHOLE and lists_elsewhere(experiment):
+def _write_beside(experiment, run, folder):
+    """The model card, and the catalogue for engines that run the whole model."""
+    name, kind = run.path.name, _FORMAT.value
+    has_catalogue = kind in WHOLE and lists_elsewhere(experiment)
+    if has_catalogue:
         write_trie(experiment, folder)
+    made_from = run.made_from
+    card = model_card(
+        kind,
+        name,
+        made_from,
+        evaluated(experiment.workdir, name, made_from, experiment.run_step(name)),
+        base_model=_BASE_MODEL.value,
+        items=experiment.data.catalogue.num_items,
+        load=LOADING[kind].format(folder="."),
+        catalogue=has_catalogue,
+    )
+    write_card(folder, card)
 
 
 def _base_model(weights: str) -> str | None:
@@ -75,4 +103,4 @@ def _base_model(weights: str) -> str | None:
 
 if __name__ == "__main__":
     reads = ["data", "llm", "run"]
-    launch(export, "export", reads=reads, writes=[_OUTPUT], config_of="run")
+    launch(export, "export", reads=reads, writes=[_OUTPUT, _PUSH], config_of="run")

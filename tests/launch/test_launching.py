@@ -191,7 +191,11 @@ def test_help_lists_the_flags(tmp_path):
         ("evaluate", [], ["reads W/llm/plain", "reads W/llm/aligned", "writes W"]),
         ("sweep_guidance", ["--guidances=0,1"], ["reads W/llm/alpha_0.3"]),
         ("recommend", ["--input=a.csv", "--output=b"], ["reads a.csv", "writes b"]),
-        ("export", ["--format=peft", "--output=b"], ["reads W/llm/alpha_0.3", "writes b"]),
+        (
+            "export",
+            ["--format=peft", "--output=b", "--push=me/x"],
+            ["reads W/llm/alpha_0.3", "writes b", "writes me/x"],
+        ),
         ("import_cf_logits", ["--source=a.npy", "--split=test"], ["reads a.npy"]),
         ("export_cf_logits", ["--output=b"], ["reads W/cf/logits", "writes b"]),
         ("serve", ["--port=80"], ["reads W/cf", "reads W/llm/alpha_0.3"]),

@@ -7,10 +7,12 @@ from pathlib import Path
 import forked
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from tiny_workdir import ITEMS, make_config, make_workdir
 
 from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.data.dataset import load
+from tca4rec_jax.decoding.trie_logits_processor import Trie
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.lease import holder_of
 from tca4rec_jax.llm.checkpoints.loading import load_weights
@@ -93,3 +95,5 @@ def test_of_two_exports_one_wins(workdir, tmp_path):
     one_wins(command, ("tca4rec_jax.llm.checkpoints.export", "export_decoder"), tmp_path, place)
     _, params = load_weights(place, np.float32)
     assert all(np.isfinite(value).all() for value in params.values())
+    assert ModelCard.load(place / "README.md").data.library_name == "transformers"
+    assert len(Trie(place).item_ids) == ITEMS

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from huggingface_hub import ModelCard
 from tiny_workdir import ITEMS, make_config, make_workdir, stopped_and_gone_on
 
 from tca4rec_jax.cf.logits_export import export_npy, export_stores
@@ -19,6 +20,7 @@ from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run
+from tca4rec_jax.evaluation.model_card import evaluated, model_card
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import read_json_lines
 from tca4rec_jax.llm.checkpoints.export import export_decoder
@@ -74,6 +76,16 @@ def test_full_fine_tuning_goes_on_is_evaluated_and_exported(workdir, monkeypatch
         results[name]["nll per title"]["temperature 1"]["mean"] for name in ("untrained", "trained")
     )
     assert trained < untrained
+    made_from = run.check_run("stopped").made_from
+    found = evaluated(workdir, "stopped", made_from, run.run_step("stopped"))
+    about = {"base_model": None, "items": ITEMS, "load": "", "catalogue": True}
+    card = ModelCard(model_card("merged", "stopped", made_from, found, **about))
+    assert str(workdir) not in card.content
+    by_item = found.results["models"]["trained"]["by item"]
+    assert {one.metric_type: one.metric_value for one in card.data.eval_results} == {
+        name: pytest.approx(value["mean"], abs=1e-4) for name, value in by_item.items()
+    }
+    assert evaluated(workdir, "stopped", made_from, 1) is None
 
     export_decoder(
         tmp_path / "merged",
