@@ -1,6 +1,7 @@
 """The routes of the service, their errors, and the page to try it."""
 
 import asyncio
+from functools import partial
 from importlib import resources
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tca4rec_jax.errors import UserError, one_line
+from tca4rec_jax.explanation.page import explanation_page
 from tca4rec_jax.serving import schemas
 from tca4rec_jax.serving.batcher import Closed, Full, Late
 from tca4rec_jax.serving.guard import KEY_HEADER, Guard, Json, refusal
@@ -70,9 +72,9 @@ def _add_recommending(app: FastAPI, service: Service) -> None:
     @app.post("/recommend", response_model=schemas.Lists, responses=_OF_A_SEARCH, dependencies=_KEY)
     async def recommend(asked: schemas.RecommendRequest, request: Request) -> Response:
         """Lists of the best k items after one history, or after each of several."""
-        model, filters = service.model, asked.model_dump(include={*_FILTERS})
+        model = service.model
         k = min(10, model.most_items) if asked.k is None else asked.k
-        wanted = asked.rows, k, asked.guidance, filters
+        wanted = asked.rows, k, asked.guidance, asked.filters
         admitted = await asyncio.to_thread(model.lists_after, *wanted)
         request.scope["log"] = {"run": model.name, "rows": len(asked.rows), "k": k}
         lists = await service.answer(admitted)
@@ -89,6 +91,22 @@ def _add_recommending(app: FastAPI, service: Service) -> None:
         (scores,) = await service.answer(admitted)
         return Json({"run": model.name, "scores": scores.tolist()})
 
+    @app.post(
+        "/explain", response_model=schemas.Explained, responses=_OF_A_SEARCH, dependencies=_KEY
+    )
+    async def explain(asked: schemas.ExplainRequest, request: Request) -> Response:
+        """A list and the choices that made it, as JSON or as a page."""
+        model = service.model
+        k = min(10, model.most_items) if asked.k is None else asked.k
+        more = asked.model_dump(include={"compare", "children", "leave_one_out"})
+        wanted = asked.history, k, asked.guidance, asked.filters
+        admitted = await asyncio.to_thread(partial(model.explanation_of, *wanted, **more))
+        request.scope["log"] = {"run": model.name, "k": k}
+        (explanation,) = await service.answer(admitted)
+        if asked.page:
+            return HTMLResponse(await asyncio.to_thread(explanation_page, explanation))
+        return Json({"run": model.name, "explanation": explanation.to_json()})
+
     @app.get(
         "/items", response_model=schemas.Found, responses=_errors(401, 422, 500, 503),
         dependencies=_KEY,
@@ -100,9 +118,6 @@ def _add_recommending(app: FastAPI, service: Service) -> None:
         """Items whose title has a text."""
         found = await asyncio.to_thread(service.model.titles_like, title, most)
         return Json({"items": [{"item_id": one, "title": text} for one, text in found]})
-
-
-_FILTERS = ("allow", "deny", "exclude_history")
 
 
 def _add_watching(app: FastAPI, service: Service) -> None:

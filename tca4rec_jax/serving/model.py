@@ -14,10 +14,13 @@ from tca4rec_jax.decoding.recommender import Recommended, Recommender
 from tca4rec_jax.distributed.sharding import smallest_batch
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.explanation.explainer import Explainer
+from tca4rec_jax.explanation.explanation import Explanation
 from tca4rec_jax.ranges import Count, NotNegative, Positive, check_fields
 
 _SAMPLE = 512  # histories of the data, whose lengths suggest the padded lengths of prompts
 _GROWTH = 4  # from one compiled batch size to the next
+_MOST_PAIRS = 8  # of items to compare
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class Group(NamedTuple):
     """What rows share that are searched in one batch."""
 
     model: "ServedModel"
-    kind: Literal["recommend", "score"]
+    kind: Literal["recommend", "score", "explain"]
     guidance: float
-    candidates: int = 0
+    only: int = 0  # this number of candidates; or the number of a request that is alone
 
 
 Admitted = tuple[Hashable, list]
@@ -77,12 +80,16 @@ class ServedModel:
             self._recommender.load_cf()
         except FileNotFoundError as error:
             self.guided, self._why_not = False, str(error)
-        self._experiment = experiment
+        self._experiment, self._explained = experiment, itertools.count()
 
     @cached_property
     def made_from(self) -> dict[str, Any]:
         """What the lists depend on: provenance."""
         return self._recommender.inputs
+
+    @cached_property
+    def _explainer(self) -> Explainer:
+        return Explainer(self._recommender)
 
     @cached_property
     def batch_sizes(self) -> list[int]:
@@ -124,6 +131,8 @@ class ServedModel:
                 sizes = BatchSizes(batch_size, tuple(sorted({bucket, self.buckets[-1]})))
                 self._lists(0.0, [(self._shortest, everything)], sizes)
                 self._scores(0.0, [(self._shortest, self._shortest)], sizes)
+        if self.explains:
+            self._explainer.explain(self._shortest * 2, self.most_items)
 
     def lists_after(
         self,
@@ -155,8 +164,36 @@ class ServedModel:
         group = Group(self, "score", self._weight(guidance), len(candidates))
         return group, [(history, candidates)]
 
+    def explanation_of(
+        self,
+        history: Sequence[str],
+        k: int,
+        guidance: float | None,
+        filters: dict[str, Any],
+        **more: Any,
+    ) -> Admitted:
+        """What to explain; `more` are arguments of Explainer.explain. Raises as `lists_after`."""
+        if not self.explains:
+            raise UserError(
+                "this service explains nothing: it needs a CF model and decoding.find=beams"
+            )
+        _, ((_, allowed),) = self.lists_after([history], k, guidance, filters)
+        compare = more.get("compare", ())
+        self._check_number("compare", len(compare), "pairs", _MOST_PAIRS)
+        for pair in compare:
+            self._recommender.find(pair, "compare")
+        group = Group(self, "explain", self._weight(guidance), next(self._explained))
+        return group, [(history, k, {"filter": allowed, **more})]
+
+    @property
+    def explains(self) -> bool:
+        """Whether lists can be explained."""
+        return self.guided and self._experiment.config.decoding.find == "beams"
+
     def run(self, group: Group, rows: list) -> list | np.ndarray:
         """The list of each row, or the scores of its candidates (in one thread at a time)."""
+        if group.kind == "explain":
+            return [self._explain(group.guidance, *row) for row in rows]
         size = next(size for size in self.batch_sizes if size >= len(rows))
         sizes = BatchSizes(size, self.buckets)
         if group.kind == "score":
@@ -185,6 +222,11 @@ class ServedModel:
         more: dict[str, Any] = {"filters": filters, "sizes": sizes}
         more["guidance"] = guidance if self.guided else None
         return self._recommender.recommend(histories, self.most_items, **more)
+
+    def _explain(
+        self, guidance: float, history: Sequence[str], k: int, more: dict[str, Any]
+    ) -> Explanation:
+        return self._explainer.explain(history, k, guidance=guidance, **more)
 
     def _scores(
         self, guidance: float, rows: list[tuple[Sequence[str], Sequence[str]]], sizes: BatchSizes

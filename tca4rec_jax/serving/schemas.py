@@ -3,7 +3,7 @@
 Items are ids or titles, as everywhere; a history is the oldest item first.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,15 +20,7 @@ class _Request(BaseModel):
     guidance: Guidance | None = None
 
 
-class RecommendRequest(_Request):
-    """One `history` or several `histories`; the filters hold for all of them."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"history": ["Toy Story (1995)", "Fargo (1996)"], "k": 5}}
-    )
-
-    history: Items | None = None
-    histories: Annotated[list[Items], Field(min_length=1)] | None = None
+class _ListRequest(_Request):
     k: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Items of a list; by default 10, or the most that are searched for."
     )
@@ -37,6 +29,22 @@ class RecommendRequest(_Request):
     exclude_history: bool | None = Field(
         None, description="Whether items of the history are left out; by default as configured."
     )
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """Those of Recommender.filter."""
+        return self.model_dump(include={"allow", "deny", "exclude_history"})
+
+
+class RecommendRequest(_ListRequest):
+    """One `history` or several `histories`; the filters hold for all of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"history": ["Toy Story (1995)", "Fargo (1996)"], "k": 5}}
+    )
+
+    history: Items | None = None
+    histories: Annotated[list[Items], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "RecommendRequest":
@@ -48,6 +56,24 @@ class RecommendRequest(_Request):
     def rows(self) -> list[list[str]]:
         """The histories."""
         return self.histories if self.history is None else [self.history]  # type: ignore[return-value]
+
+
+class ExplainRequest(_ListRequest):
+    """A list to explain, and pairs of items: why the first stands before the second."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"history": ["Toy Story (1995)", "Fargo (1996)"], "k": 3}}
+    )
+
+    history: Items
+    compare: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []
+    children: Annotated[
+        int, Field(ge=1, le=100, description="The best so many children of a branch are named.")
+    ] = 5
+    leave_one_out: bool = Field(
+        True, description="Score without each item of the history, too, which takes longer."
+    )
+    page: bool = Field(False, description="Answer with a page instead of JSON.")
 
 
 class ScoreRequest(_Request):
@@ -90,6 +116,13 @@ class Scores(BaseModel):
     scores: list[float]
 
 
+class Explained(BaseModel):
+    """The list and its decoding tree: docs/explanation.md."""
+
+    run: str
+    explanation: dict[str, Any]
+
+
 class Found(BaseModel):
     """Items whose title has the text."""
 
@@ -106,6 +139,7 @@ class About(BaseModel):
     most_items: int | None = None
     guidance: float | None = None
     guided: bool | None = None
+    explains: bool | None = None
 
 
 class ReloadRequest(BaseModel):

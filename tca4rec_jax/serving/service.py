@@ -74,6 +74,7 @@ class Service:
             "most_items": model.most_items,
             "guidance": model.guidance,
             "guided": model.guided,
+            "explains": model.explains,
         }
 
     def start(self) -> None:

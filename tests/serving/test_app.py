@@ -99,6 +99,21 @@ def test_answers_are_those_of_the_recommender_and_nothing_is_compiled(service, e
     np.testing.assert_allclose(scores.json()["scores"], alone, atol=1e-4)
 
 
+def test_a_list_is_explained(service):
+    body = {"history": ["0", "1"], "k": 2, "guidance": 2.0, "deny": ["9"]}
+    items = post(service, "/recommend", body).json()["lists"][0]
+    more = {"compare": [[items[1]["item_id"], items[0]["title"]]]}
+    answer = post(service, "/explain", body | more)
+    assert answer.status_code == 200, answer.text
+    explanation = answer.json()["explanation"]
+    listed = [one for one in explanation["items"] if one["place"] is not None]
+    assert [one["item_id"] for one in listed] == [one["item_id"] for one in items]
+    assert explanation["settings"]["guidance"] == 2.0
+    page = post(service, "/explain", body | {"page": True, "leave_one_out": False})
+    assert page.headers["content-type"].startswith("text/html")
+    assert items[0]["title"] in page.text
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
@@ -120,6 +135,8 @@ def test_answers_are_those_of_the_recommender_and_nothing_is_compiled(service, e
         ("recommend", {"history": ["1"], "allow": ["2"], "deny": ["2"]}, 422, "leaves no item"),
         ("score", {"history": ["1"], "candidates": ["1"] * 4}, 422, "has 4 items: at most 3"),
         ("score", {"history": ["1"], "candidates": ["q"]}, 422, "candidates: 'q' is no item id"),
+        ("explain", {"history": ["1"], "compare": [["1"]]}, 422, "compare.0: List should have"),
+        ("explain", {"history": ["1"], "compare": [["1", "q"]]}, 422, "compare: 'q' is no item"),
         ("recommend", b"x" * 3000, 413, "at most 2000 bytes"),
         ("nowhere", {}, 404, "Not Found"),
         ("health", {}, 405, "Method Not Allowed"),
@@ -182,7 +199,7 @@ def test_prometheus_reads_what_was_done(service):
 class Counted:
     """A model that gives its name, when it may."""
 
-    most_items, guidance, guided, batch_sizes, made_from = 3, 0.0, False, [2], {}
+    most_items, guidance, guided, explains, batch_sizes, made_from = 3, 0.0, False, False, [2], {}
 
     def __init__(self, name, may_go_on):
         self.name, self.may_go_on = name, may_go_on
