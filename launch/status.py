@@ -3,7 +3,7 @@
     python launch/status.py --workdir=runs/quickstart
 
 Data, CF logits, LLM runs (steps, who trains them), hidden states, evaluation lists, results and
-exports below the work directory. Nothing is loaded or written.
+exports below the work directory, or those of the data sets of a grid. Nothing is loaded or written.
 """
 
 import sys
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from tca4rec_jax.experiments.results import workdirs
 from tca4rec_jax.reporting import show, show_table
 from tca4rec_jax.status import Status
 
@@ -21,7 +22,12 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     try:
-        rows = Status(Path(_WORKDIR.value)).rows()
+        workdir = Path(_WORKDIR.value)
+        rows = {
+            str(folder.relative_to(workdir) / name): cells
+            for folder in workdirs(workdir)
+            for name, cells in Status(folder).rows().items()
+        }
     except OSError as error:
         show(f"status: {error}", error=True)
         sys.exit(1)

@@ -23,6 +23,7 @@ _PRELOAD = [  # not what defines flags, as some scripts define others of these n
     "tca4rec_jax.cf.pipeline",
     "tca4rec_jax.decoding.recommend_file",
     "tca4rec_jax.evaluation.evaluate",
+    "tca4rec_jax.experiments.work",
 ]
 
 

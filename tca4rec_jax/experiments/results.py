@@ -170,6 +170,13 @@ def read_lines(workdir: Path) -> dict[tuple[Cell, str], Line]:
     return {(line.cell, line.split): line for line in lines}
 
 
+def workdirs(workdir: Path) -> list[Path]:
+    """The work directories of a grid's data sets, or the one given if it is none of a grid."""
+    is_grid = (workdir / FILE).is_file()
+    found = sorted(path.parent for path in workdir.glob("*/data/")) if is_grid else []
+    return found or [workdir]
+
+
 def append(workdir: Path, line: Line) -> None:
     """Appends a line to W/results.jsonl, after cutting off what a killed writer left of one."""
     workdir.mkdir(parents=True, exist_ok=True)

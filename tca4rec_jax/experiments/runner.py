@@ -21,7 +21,7 @@ from tca4rec_jax.experiments.choice import wanted
 from tca4rec_jax.experiments.costs import Costs
 from tca4rec_jax.experiments.grid import Grid
 from tca4rec_jax.experiments.results import Cell, Line, read_lines
-from tca4rec_jax.experiments.work import Job, Work, jobs_of
+from tca4rec_jax.experiments.work import Job, Work, as_jobs
 from tca4rec_jax.fileio import fingerprint, remove
 from tca4rec_jax.lease import LeaseError, only_writer
 from tca4rec_jax.reporting import show, show_table
@@ -92,7 +92,7 @@ def _work_off(work: Work, stale: Collection[str], failed: dict[str, str]) -> Non
     """Does job after job until none is left but those that failed."""
     cells = work.cells
     while True:
-        jobs = [job for job in jobs_of(Plan.of(cells, stale).missing) if job.name not in failed]
+        jobs = [job for job in as_jobs(Plan.of(cells, stale).missing) if job.name not in failed]
         if not jobs:
             return
         for job in jobs:

@@ -66,7 +66,7 @@ class Job(NamedTuple):
     split: str
 
 
-def jobs_of(ranked: Iterable[tuple[Cell, str]]) -> list[Job]:
+def as_jobs(ranked: Iterable[tuple[Cell, str]]) -> list[Job]:
     """The jobs of cells and splits, in their order."""
     found: dict[tuple[Cell, str], list[Cell]] = {}
     for cell, split in ranked:

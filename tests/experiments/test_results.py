@@ -4,7 +4,15 @@ import multiprocessing
 
 import numpy as np
 
-from tca4rec_jax.experiments.results import FILE, Cell, Line, RowRanks, append, read_lines
+from tca4rec_jax.experiments.results import (
+    FILE,
+    Cell,
+    Line,
+    RowRanks,
+    append,
+    read_lines,
+    workdirs,
+)
 
 
 def line(number, **metrics):
@@ -62,3 +70,11 @@ def test_ranks_are_read_as_they_were_written(tmp_path):
     assert ranks.metrics((1,))["nll per title"] == 2.0
     guided = ranks._replace(nll_R=np.full(3, np.nan, np.float32))
     assert "nll per title" not in guided.metrics((1,))
+
+
+def test_a_grid_has_a_work_directory_for_each_data_set(tmp_path):
+    for name in ("one/data", "two/data", "ranks", "data"):
+        (tmp_path / name).mkdir(parents=True)
+    assert workdirs(tmp_path) == [tmp_path]
+    append(tmp_path, line(0))
+    assert workdirs(tmp_path) == [tmp_path / "one", tmp_path / "two"]

@@ -89,7 +89,7 @@ def test_what_another_process_makes_is_tried_again_later(tmp_path, work):
 def test_what_has_been_done_since_the_plan_is_not_done_again(tmp_path, work):
     other = FakeWork(Cells(load_grid(str(TINY)), tmp_path), False)
     cells = other.cells
-    jobs = runner.jobs_of(Plan.of(cells).missing)
+    jobs = runner.as_jobs(Plan.of(cells).missing)
     other.do(jobs[3])
     mine = FakeWork(cells, False)
     assert runner._done(mine, jobs[3], (), {})
@@ -99,7 +99,7 @@ def test_what_has_been_done_since_the_plan_is_not_done_again(tmp_path, work):
 def test_a_claim_is_the_same_whichever_cells_of_a_job_are_missing(tmp_path):
     cells = Cells(load_grid(f"{TINY}:alpha=0.3,seed=0"), tmp_path)
     llm = [(cell, "test") for cell in cells.all if cell.is_llm and cell.cf == "bpr_mf"]
-    names = [runner.jobs_of(part)[0].name for part in (llm, llm[:1], llm[1:])]
+    names = [runner.as_jobs(part)[0].name for part in (llm, llm[:1], llm[1:])]
     assert len(llm) == 2
     assert len({*names}) == 1
 
@@ -155,7 +155,7 @@ def test_costs_count_a_run_once_and_the_steps_that_are_left(tmp_path, work):
 
 def test_a_job_that_another_process_has_claimed_is_left_to_it(tmp_path):
     work = FakeWork(Cells(load_grid(str(TINY)), tmp_path), False)
-    job = runner.jobs_of(Plan.of(work.cells).missing)[0]
+    job = runner.as_jobs(Plan.of(work.cells).missing)[0]
     with only_writer(tmp_path / "claims" / runner.fingerprint(job.name)[:16]):
         assert not runner._done(work, job, (), {})
     assert runner._done(work, job, (), {})
