@@ -14,6 +14,7 @@ Axes: core/__init__.py; here P are all pairs of a batch and K all its decisions.
 """
 
 import itertools
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,7 +24,8 @@ from tca4rec_jax.batching import in_chunks
 from tca4rec_jax.core import Array
 from tca4rec_jax.core.trie import DeviceTrie
 
-_PROJECTION_BYTES = 256 << 20  # bounds the temporaries of one group of pairs
+# The temporaries of one group of pairs: what a CPU's cache holds, elsewhere what saves launches.
+_GROUP_BYTES = {"cpu": 32 << 20, "default": 256 << 20}
 _LARGEST_SCORE = 1e30  # of an item's |logit| / beta; sums and differences of such stay finite
 
 
@@ -112,19 +114,22 @@ def child_log_probs(
     Returns:
       float32 [K, C]: log p_cf of the node's children, -inf where there is none.
     """
+    return _shares(_child_mass(mass_PxN, pair_K, node_K, trie), axis_name)
+
+
+def _child_mass(mass_PxN, pair_K, node_K, trie: DeviceTrie) -> jax.Array:
     child_KxC, is_child_KxC = trie.children(node_K)
-    mass_KxC = jnp.where(is_child_KxC, mass_PxN[pair_K[:, None], child_KxC], -jnp.inf)
+    return jnp.where(is_child_KxC, mass_PxN[pair_K[:, None], child_KxC], -jnp.inf)
+
+
+def _shares(mass_KxC: jax.Array, axis_name: str | tuple[str, ...] | None) -> jax.Array:
+    """log of each child's share of the masses, which are sums over the devices if an axis says."""
     if axis_name is not None:
-        mass_KxC = _join_shards(mass_KxC, axis_name)
+        highest = jax.lax.pmax(mass_KxC, axis_name)
+        highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
+        mass_KxC = jnp.log(jax.lax.psum(jnp.exp(mass_KxC - highest), axis_name)) + highest
     # Not minus the node's own log mass: its rounding (4e-6 at 60) would spoil the sum to 1.
     return jax.nn.log_softmax(mass_KxC, axis=1)
-
-
-def _join_shards(mass: jax.Array, axis_name: str | tuple[str, ...]) -> jax.Array:
-    """log of the sum over devices of exp(mass)."""
-    highest = jax.lax.pmax(mass, axis_name)
-    highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
-    return jnp.log(jax.lax.psum(jnp.exp(mass - highest), axis_name)) + highest
 
 
 def project(
@@ -141,35 +146,43 @@ def project(
     """From CF vectors or logits straight to the distributions of K decisions.
 
     What `node_log_mass` and `child_log_probs` do together, for groups of pairs one after the other
-    where all pairs at once would be large: neither logits [P, I] nor masses [P, N] exist then.
+    where all pairs at once would be large: neither logits [P, I] nor masses [P, N] exist then, and
+    pairs without a decision (the padding of rows) are left out.
 
     Args:
       cf_PxD: user vectors [P, D], or dense logits [P, I] if items.table_IxD is None; any float.
       pair_K, node_K, axis_name: as in `child_log_probs`.
-      pairs_at_once: size of a group; by default what fits a quarter of a gigabyte.
+      pairs_at_once: size of a group; by default what fits 32 MiB on a CPU, elsewhere 256 MiB.
 
     Returns:
       float32 [K, C]: log p_cf of each node's children, -inf where there is none.
     """
-    num_items, num_nodes = trie.item_order.shape[0], trie.sizes.num_nodes
     if pairs_at_once is None:
-        pairs_at_once = max(1, _PROJECTION_BYTES // (4 * (3 * num_items + 3 * num_nodes)))
+        pair_bytes = 4 * 3 * (trie.item_order.shape[0] + trie.sizes.num_nodes)
+        of = partial(project, axis_name=axis_name)
+        size_of = {platform: max(1, size // pair_bytes) for platform, size in _GROUP_BYTES.items()}
+        sized = {platform: partial(of, pairs_at_once=size) for platform, size in size_of.items()}
+        args = cf_PxD, items, pair_K, node_K, trie, jnp.asarray(beta, jnp.float32)
+        return jax.lax.platform_dependent(*args, **sized)
 
-    def group(vectors_GxD, first):
+    def group(vectors_GxD, local_K):
         mass_GxN = node_log_mass(cf_logits(vectors_GxD, items), trie, beta)
-        inside_K = (pair_K >= first) & (pair_K < first + vectors_GxD.shape[0])
-        local_K = jnp.where(inside_K, pair_K - first, 0)
-        log_p_KxC = child_log_probs(mass_GxN, local_K, node_K, trie, axis_name)
-        return inside_K, log_p_KxC
+        return _child_mass(mass_GxN, local_K, node_K, trie)
 
     if cf_PxD.shape[0] <= pairs_at_once:
-        return group(cf_PxD, 0)[1]
-    groups = in_chunks(cf_PxD, pairs_at_once)
-    xs = groups, pairs_at_once * jnp.arange(len(groups))
+        return _shares(group(cf_PxD, pair_K), axis_name)
+    decides_P = jnp.zeros(cf_PxD.shape[0], bool).at[pair_K].set(True)
+    order_P = jnp.argsort(~decides_P)  # pairs with decisions first
+    group_K, local_K = jnp.divmod(jnp.argsort(order_P)[pair_K], pairs_at_once)
+    vectors = in_chunks(cf_PxD[order_P], pairs_at_once)
 
-    def fill(log_p_KxC, x):
-        inside_K, of_group_KxC = group(*x)
-        return jnp.where(inside_K[:, None], of_group_KxC, log_p_KxC), None
+    def fill(g, mass_KxC):
+        def filled():
+            is_here_K = group_K == g
+            of_group_KxC = group(vectors[g], jnp.where(is_here_K, local_K, 0))
+            return jnp.where(is_here_K[:, None], of_group_KxC, mass_KxC)
+
+        return jax.lax.cond(g <= jnp.max(group_K), filled, lambda: mass_KxC)
 
     empty_KxC = jnp.full((node_K.size, trie.sizes.max_children), -jnp.inf, jnp.float32)
-    return jax.lax.scan(fill, empty_KxC, xs)[0]
+    return _shares(jax.lax.fori_loop(0, len(vectors), fill, empty_KxC), axis_name)
