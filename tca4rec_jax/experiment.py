@@ -213,9 +213,9 @@ class Experiment(ExperimentInputs):
         params, base = parts
         step = self.compute(partial(jnp.zeros, (), jnp.int32))
         moments = self.compute(self.optimizer().init, params)
-        objective, tau = self.config.objective, None
-        if objective.temperature == "adaptive":
-            tau = self.compute(partial(jnp.full, (), objective.tau, jnp.float32))
+        tau = None
+        if self.objective.adapts:
+            tau = self.compute(partial(jnp.full, (), self.objective.tau, jnp.float32))
         return graph, TrainState(step, params, moments, tau), base
 
     def decoder_from(self, graph: nnx.GraphDef, state: TrainState, base: nnx.State) -> Decoder:

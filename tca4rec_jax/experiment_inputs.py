@@ -118,6 +118,11 @@ class ExperimentInputs:
         check_vocabulary(items, catalogue.item_ids, vocab_size)
         return items
 
+    @property
+    def objective(self) -> Objective:
+        """What training optimises."""
+        return build(Objective, self.config.objective)
+
     @cached_property
     def trie(self) -> ItemTrie:
         """The trie of the items' tokens, one token an edge."""
@@ -131,8 +136,7 @@ class ExperimentInputs:
     @property
     def training_trie(self) -> ItemTrie:
         """The trie of the decisions that training supervises."""
-        rounds = build(Objective, self.config.objective).rounds
-        return self.trie if rounds else self.compressed_trie
+        return self.trie if self.objective.rounds else self.compressed_trie
 
     @cached_property
     def item_filter(self) -> ItemFilter:

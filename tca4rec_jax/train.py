@@ -10,10 +10,8 @@ from absl import logging
 from flax import nnx
 from jax.stages import Lowered
 
-from tca4rec_jax.config import build
 from tca4rec_jax.config_checks import validate
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
-from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.data.prompts import Prompts
 from tca4rec_jax.data.templates import reads_users
 from tca4rec_jax.distributed.multihost import check_processes_agree, only_writing_job
@@ -38,7 +36,7 @@ from tca4rec_jax.training.step import make_train_step
 from tca4rec_jax.training.temperature import check_eta
 from tca4rec_jax.training.throughput import mean_context, peak_flops
 from tca4rec_jax.training.validation import Validation
-from tca4rec_jax.validation import Validator
+from tca4rec_jax.validator import Validator
 
 
 def train(experiment: Experiment) -> TrainState:
@@ -161,7 +159,7 @@ def load_batches(experiment: Experiment) -> Batches:
         "training.batch_size",
         micro_batches=training.micro_batches,
     )
-    if config.objective.temperature == "adaptive":
+    if experiment.objective.adapts:
         children = experiment.compressed_trie.child_count
         check_eta(config.objective.eta, int(children[int(children[0] == 1)]))
     split = training_split(config)
@@ -247,7 +245,7 @@ class TrainStep:
         )
         items, trie = experiment.cf_arrays(items)
         items, trie = experiment.put((items, trie), cf_shardings(self._mesh, items, trie))
-        objective = jax.tree.map(jnp.float32, build(Objective, config.objective).check())
+        objective = jax.tree.map(jnp.float32, experiment.objective.check())
         objective = experiment.put(objective, replicated(self._mesh))
         self._base, self._inputs = base, (items, trie, objective)
 

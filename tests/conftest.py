@@ -13,10 +13,11 @@ PLATFORM = os.environ["JAX_PLATFORMS"] = os.environ.get("TCA4REC_TEST_PLATFORM",
 os.environ.setdefault("TQDM_DISABLE", "1")
 if PLATFORM == "cpu":
     # Programs are compiled, not run for long: without the expensive passes tests take 0.7 of the
-    # time, and with the old way of emitting fusions 0.7 of that.
+    # time, with the old way of emitting fusions 0.7 of that, and in one part, as there are more
+    # processes than cores, 0.6 of that.
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
         " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-        " --xla_cpu_use_fusion_emitters=false"
+        " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     )
 
 import jax

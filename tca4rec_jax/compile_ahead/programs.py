@@ -28,7 +28,7 @@ from tca4rec_jax.data.templates import carried_vectors, shows_ids
 from tca4rec_jax.decoding import search_programs
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.grounding import TitleIndex
-from tca4rec_jax.decoding.search_programs import SearchProgram, Texts, Users
+from tca4rec_jax.decoding.search_programs import SearchProgram, TextBatch, Users
 from tca4rec_jax.distributed import sharding
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.architectures import architecture
@@ -255,7 +255,7 @@ def _prefill_arguments(experiment: AbstractExperiment) -> tuple[tuple, dict[str,
     batch, tokens = config.inference.batch_size, experiment.longest
     shapes: Any = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((batch, tokens), (batch,))]
     soft = abstract_soft_tokens(batch, experiment.soft_tokens(config.data.history_length))
-    texts = Texts(*shapes)._replace(soft=soft)
+    texts = TextBatch(*shapes)._replace(soft=soft)
     texts = experiment.put(texts, sharding.row_sharding(mesh, "prompts"))
     program = SearchProgram(mesh, graph, search_config)
     return (state, texts, None, trie, temperature_T), {"program": program, "capacity": tokens}

@@ -28,7 +28,7 @@ from tca4rec_jax.decoding.likelihood import scored_titles
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile
 from tca4rec_jax.decoding.search_programs import (
     SearchProgram,
-    Texts,
+    TextBatch,
     Users,
     read_prefix,
     read_prompts,
@@ -320,12 +320,12 @@ class _Pass:
                 del prompts, args  # so that no more than two prompts' keys and values are held
                 yield rows_B, number, found
 
-    def _batch(self, rows_B: np.ndarray, width: int) -> tuple[Texts, Users]:
+    def _batch(self, rows_B: np.ndarray, width: int) -> tuple[TextBatch, Users]:
         """A batch on the devices; one that is not full repeats its rows."""
         search, rows = self.search, self.rows
         here_B = sharding.local_rows(search.mesh, search.batch_size, "prompts")
         padded_B = np.resize(rows_B, search.batch_size)[here_B]
-        texts = Texts(
+        texts = TextBatch(
             self.texts.pad(padded_B, width, 0).astype(np.int32),
             rows.prompts.lengths[padded_B].astype(np.int32),
             jax.tree.map(lambda field: field[padded_B], self.scored),

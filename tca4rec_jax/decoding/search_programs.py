@@ -55,7 +55,7 @@ class SearchProgram:
         return DataParallel(self.mesh, "prompts")(on_one_group, specs, out_specs)(*args)
 
 
-class Texts(NamedTuple):
+class TextBatch(NamedTuple):
     """What the LLM reads of a batch before the search: prompts, and titles to score after them."""
 
     tokens_BxS: Array  # int32, right-padded
@@ -83,7 +83,7 @@ def read_prefix(
 @partial(jax.jit, static_argnames=("program", "capacity"))
 def read_prompts(
     state: nnx.State,
-    texts: Texts,
+    texts: TextBatch,
     prefix: PrefixStates | None,
     trie: DeviceTrie,
     temperature_T: jax.Array,

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -62,21 +62,22 @@ def kept_results(
     results: dict[str, Found] = {}
     caches: dict[str, _Cache] = {}
     weights: dict[str, list[ScoreWeights]] = {}
+    content = cache(partial(cf_content, experiment, rows))
     for name, labels in variants.items():
         weights[name] = [score_weights(experiment.config, one) for one in labels.values()]
-        depends_on = ranking_inputs(experiment, rows, name, weights[name])
-        cache = _Cache.of(experiment, name, {**depends_on, **(inputs or {})})
-        found = cache.read(kind)
+        depends_on = ranking_inputs(experiment, rows, name, weights[name], content)
+        kept = _Cache.of(experiment, name, {**depends_on, **(inputs or {})})
+        found = kept.read(kind)
         if multihost.all_processes(bool(found)):
-            logging.info("Lists of an earlier evaluation in %s", cache.path)
+            logging.info("Lists of an earlier evaluation in %s", kept.path)
             results |= zip(labels, found, strict=True)
         else:
-            caches[name] = cache
+            caches[name] = kept
     groups = [list(caches)] if experiment.frozen_prefix and caches else [[name] for name in caches]
     for names in groups:
         identity = fingerprint([caches[name].identity for name in names])
-        kept = f"unfinished_{identity[:8]}.npz"  # other processes may rank other runs here
-        unfinished = ResultsFile(experiment.workdir / "evaluation" / kept, identity)
+        part = f"unfinished_{identity[:8]}.npz"  # other processes may rank other runs here
+        unfinished = ResultsFile(experiment.workdir / "evaluation" / part, identity)
         file = None if multihost.is_multiprocess() else unfinished
         made_of_runs = search({name: weights[name] for name in names}, file)
         for name, made in zip(names, made_of_runs, strict=True):
@@ -120,12 +121,19 @@ class _Cache:
 
 
 def ranking_inputs(
-    experiment: Experiment, rows: EvaluationRows, name: str, weights: list[ScoreWeights]
+    experiment: Experiment,
+    rows: EvaluationRows,
+    name: str,
+    weights: list[ScoreWeights],
+    content: Callable[[], str] | None = None,
 ) -> dict[str, Any]:
-    """What the rankings of an LLM run, or of '' the pretrained LLM, depend on: provenance."""
+    """What the rankings of an LLM run, or of '' the pretrained LLM, depend on: provenance.
+
+    `content` gives `cf_content`, for a caller that asks for several runs.
+    """
     inputs = list_inputs(experiment, name, weights) | rows.inputs() | ranked_by(experiment.config)
     if any(one.guidance for one in weights) or reads_users(experiment.config.prompt):
-        inputs["CF logits of the rows"] = cf_content(experiment, rows)
+        inputs["CF logits of the rows"] = (content or partial(cf_content, experiment, rows))()
     return inputs
 
 

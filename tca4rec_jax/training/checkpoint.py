@@ -132,13 +132,13 @@ class Checkpoints:
         """The checkpoint that `which` says, as in `steps`, and its data position.
 
         It comes onto the shardings of `like`, whatever devices it was written on. One that cannot
-        be read is named in a warning and set aside (if `writable`), and the one before it is taken,
-        unless it is the best.
+        be read is named in a warning and set aside, and the one before it is taken, unless it is
+        the best. Where nothing is written it is an error: readers say of which step they read.
 
         Raises:
           FileNotFoundError: there is none.
           UserError: its parameters or optimiser have other shapes than `like`.
-          CheckpointError: no checkpoint can be read, or not the best.
+          CheckpointError: no checkpoint can be read, or not the best, or not that of a reader.
         """
         steps = self.steps(which)
         if not steps:
@@ -155,6 +155,8 @@ class Checkpoints:
             why = f"{self._directory / str(step)} cannot be read ({problem})"
             if which == "best":
                 raise CheckpointError(f"{why}: give inference.checkpoint=last, or train anew")
+            if not self._writable:
+                raise CheckpointError(f"{why}: go on training, which takes the one before it")
             logging.warning("%s: the checkpoint before it is taken instead", why)
             self._set_aside(step)
         raise CheckpointError(
@@ -222,8 +224,6 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         """Renames a checkpoint, so that its step can be saved again."""
         self._loss_of_step.pop(step)
-        if not self._writable:
-            return
         if is_main_process():
             folder = self._directory / str(step)
             beside = self._directory / f"{_UNREADABLE}{step}"

@@ -98,16 +98,16 @@ class RunFolder:
     def unfinished(self) -> str:
         """How far it is, in words; '' for a finished run, also for one that validation ended."""
         try:
-            steps, validated = self.steps, self.validation.is_on
-            found, ended = self._validations, self.outcome.ended
+            steps, config, found = self.steps, self.validation, self._validations
         except UserError as error:
             return str(error)
-        done = f"{self.trained_steps} of {steps} steps"
-        if ended:
+        trained = self.trained_steps
+        done = f"{trained} of {steps} steps"
+        if Outcome.of(config, found).ended:
             return ""
-        if not 0 < steps <= self.trained_steps:
+        if not 0 < steps <= trained:
             return done
-        return f"{done}, the last not validated" if validated and steps not in found else ""
+        return f"{done}, the last not validated" if config.is_on and steps not in found else ""
 
     @property
     def drawn(self) -> list[str]:
@@ -180,9 +180,9 @@ class RunFolder:
                 f"{self.path}: no such run, or no checkpoint of it: {self._how_to_train}"
             )
         self.made_from.check(now, self.path)
-        if self.unfinished and not unfinished:
+        if not unfinished and (done := self.unfinished):
             raise UserError(
-                f"{self.path} is unfinished, it has {self.unfinished}: go on with "
+                f"{self.path} is unfinished, it has {done}: go on with "
                 f"launch/train.py --config.run={self.path.name}, or take it as it is with "
                 "--config.inference.unfinished=true"
             )

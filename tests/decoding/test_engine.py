@@ -19,7 +19,7 @@ from tca4rec_jax.decoding.likelihood import scored_titles
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile
 from tca4rec_jax.decoding.search_programs import (
     SearchProgram,
-    Texts,
+    TextBatch,
     Users,
     read_prompts,
     search_batch,
@@ -104,7 +104,7 @@ def test_the_search_is_split_over_the_devices_without_communication(decoder):
     titles, scored = scored_titles(TRIE, np.arange(8), CONFIG)
     weights = ScoreWeights(0.5, 1.0, 1.0, 0.0)
     tokens_BxS = prompts.followed_by(titles).pad(np.arange(8), 24, 0)
-    texts, users = shard_batch(mesh, (Texts(tokens_BxS, lengths, scored), Users(cf_logits)))
+    texts, users = shard_batch(mesh, (TextBatch(tokens_BxS, lengths, scored), Users(cf_logits)))
     state, trie = put((state, CONFIG.device_trie(TRIE)), replicated(mesh))
     program, compiled_texts = SearchProgram(mesh, graph, CONFIG), []
 

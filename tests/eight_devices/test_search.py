@@ -17,7 +17,7 @@ from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows
 from tca4rec_jax.decoding.likelihood import scored_titles
 from tca4rec_jax.decoding.search_programs import (
     SearchProgram,
-    Texts,
+    TextBatch,
     Users,
     read_prompts,
     search_batch,
@@ -58,7 +58,7 @@ def found(sizes, mask="before_softmax", heads=(8, 8)):
     graph, state = nnx.split(decoder)
     titles, scored = scored_titles(TRIE, np.arange(ROWS), config)
     tokens_BxS = PROMPTS.followed_by(titles).pad(np.arange(ROWS), CAPACITY, 0)
-    texts, users = Texts(tokens_BxS, LENGTH_B, scored), Users(CF)
+    texts, users = TextBatch(tokens_BxS, LENGTH_B, scored), Users(CF)
     texts, users = shard_batch(mesh, (texts, users), "prompts")
     state = jax.device_put(state, tree_shardings(mesh, decoder.config, state))
     trie = put(config.device_trie(TRIE), replicated(mesh))

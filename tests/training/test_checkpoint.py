@@ -89,7 +89,8 @@ def test_a_damaged_checkpoint_falls_back_and_is_named(folder, file, damage, capl
     damage(folder / "5" / file)
     logging.get_absl_logger().addHandler(caplog.handler)
     try:
-        assert restored(folder, writable=False) == 4
+        with pytest.raises(CheckpointError, match="5 cannot be read .*: go on training"):
+            restored(folder, writable=False)  # it would not be the step that a reader names
         assert steps(folder) == [2, 4, 5]  # a reader changes nothing
         assert restored(folder) == 4
     finally:

@@ -24,7 +24,7 @@ from tca4rec_jax.training.fault_tolerance import Stopped
 from tca4rec_jax.training.log import TrainingLog
 from tca4rec_jax.training.run_folder import RunFolder
 from tca4rec_jax.training.validation import Outcome, ValidationConfig, validations_of
-from tca4rec_jax.validation import Validator
+from tca4rec_jax.validator import Validator
 
 
 @pytest.fixture(scope="module")
