@@ -34,15 +34,16 @@ class Costs:
         rankings: dict[Kind, list[float]] = {}
         for line in lines:
             kind = _kind(line.cell)
-            rankings.setdefault(kind, []).append(line.seconds["evaluate"])
+            seconds = line.seconds["evaluate"] + line.seconds.get("measure", 0.0)
+            rankings.setdefault(kind, []).append(seconds)
             if line.cell.steps and line.seconds.get("train"):
                 steps.setdefault(kind, []).append(line.seconds["train"] / line.cell.steps)
         for cell in cells.all:
             kind = _kind(cell)
             if cell.is_llm and kind not in steps:
                 log = read_json_lines(cells.run_folder(cell).log)
-                if seconds := [line["seconds"] for line in log if "seconds" in line]:
-                    steps[kind] = [median(seconds)]
+                if of_steps := [line["seconds"] for line in log if "seconds" in line]:
+                    steps[kind] = [median(of_steps)]
         return cls(cells, *({k: median(of) for k, of in one.items()} for one in (steps, rankings)))
 
     def seconds(self, ranked: Sequence[tuple[Cell, str]]) -> tuple[float, int]:

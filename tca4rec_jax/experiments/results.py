@@ -87,9 +87,9 @@ class Line:
       metrics: means over rows: 'hr@K', 'ndcg@K', 'nll per title' (not of guided lists), and what
         else was measured.
       ranks: the file of the rows' ranks, relative to W.
-      seconds: {'train': .., 'evaluate': ..}, wall; those of a run that several cells share stand in
-        each of them.
-      core_seconds: CPU seconds of this process for this cell.
+      seconds: wall, of 'train', 'evaluate' and 'measure'; the training of a run that several cells
+        share stands in each of them.
+      core_seconds: CPU seconds of all these, at the rate of the process that ended them.
       machine: host and device.
       provenance: that of the result, as Provenance.from_fields reads it.
       validations: {step: {metric: value}} of the run's training.

@@ -33,7 +33,7 @@ from tca4rec_jax.evaluation.llm_rankings import cf_content, rank_llms, ranking_i
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.experiments.cells import Cells
-from tca4rec_jax.experiments.choice import VALIDATION
+from tca4rec_jax.experiments.choice import TEST, VALIDATION
 from tca4rec_jax.experiments.measures import measures
 from tca4rec_jax.experiments.results import CF, POPULAR, Cell, Line, RowRanks, append
 from tca4rec_jax.fileio import atomic_path, read_json_lines, remove, write_npz
@@ -108,13 +108,11 @@ class Work:
         seconds = {"evaluate": (time.perf_counter() - began) / len(job.cells)}
         log = read_json_lines(run.log) if run else []
         seconds["train"] = sum(line["seconds"] for line in log if "seconds" in line)
-        cores = (time.process_time() - cpu) / (time.perf_counter() - wall)
         shared = {
             "split": job.split,
             "rows": len(rows),
             "users": len(np.unique(rows.sequences.user)),
             "seconds": seconds,
-            "core_seconds": cores * sum(seconds.values()),
             "machine": f"{platform.node()}: {jax.device_count()} x {jax.devices()[0].device_kind}",
             "validations": {str(step): of for step, of in validations_of(log).items()},
             "run": str(run.path.relative_to(self.workdir)) if run else "",
@@ -123,8 +121,10 @@ class Work:
             self._line(one, experiment, rows, *found, shared)
             for one, found in zip(job.cells, ranked, strict=True)
         ]
+        cores = (time.process_time() - cpu) / (time.perf_counter() - wall)
         for line in lines:
-            append(self.workdir, line)
+            core_seconds = cores * sum(line.seconds.values())
+            append(self.workdir, dataclasses.replace(line, core_seconds=core_seconds))
             logging.info("%s, %s: %s", line.cell.label, job.split, self._shown(line))
         self._free()
 
@@ -140,13 +140,12 @@ class Work:
         """The line of a cell, whose ranks are written; `shared` are the fields of its job."""
         made_from = Provenance("cell of a grid", COMMAND, inputs)
         config, key = experiment.config, made_from.fingerprint
-        decoder = None  # what it writes does not depend on guidance
-        if cell.is_llm and not cell.guidance:
-            decoder = experiment.inference_decoder(config.run)
-        stores = self._stores(cell, rows.split)
-        ranks = RowRanks.of(experiment, rows, ranking)
+        ranks, began = RowRanks.of(experiment, rows, ranking), time.perf_counter()
         ranks.write(self.workdir / f"ranks/{key}.npz")
-        measured = measures(experiment, rows, decoder, ranking, stores)
+        decoder, reported = None, TEST if self.cells.grid.chosen else self.cells.grid.split
+        if cell.is_llm and not cell.guidance and rows.split == reported:
+            decoder = experiment.inference_decoder(config.run)  # what it writes alone
+        measured = measures(experiment, rows, decoder, ranking, self._stores(cell, rows.split))
         logits = "" if cell.cf is None else Path(config.cf.logits).relative_to(self.workdir)
         return Line(
             key=key,
@@ -155,7 +154,8 @@ class Work:
             ranks=f"ranks/{key}.npz",
             provenance=dataclasses.asdict(made_from),
             cf_store=str(logits),
-            **shared,
+            core_seconds=0.0,  # the job's, when it is done
+            **{**shared, "seconds": {**shared["seconds"], "measure": time.perf_counter() - began}},
         )
 
     def _shown(self, line: Line) -> str:
