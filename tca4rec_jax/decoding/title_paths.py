@@ -30,10 +30,9 @@ class TitlePaths(NamedTuple):
 
     @classmethod
     def of(cls, trie: ItemTrie, leaves: np.ndarray) -> "TitlePaths":
-        """Of the titles of some leaves (int); as wide as a power of two, so sizes are few."""
-        path_XxK = trie.paths_QxK[leaves]
-        levels = [np.unique(level[level >= 0]) for level in path_XxK.T]
-        width = 1 << (max(map(len, levels)) - 1).bit_length()
+        """Of the titles of some leaves (int); as wide as the next power of two."""
+        levels = [np.unique(level[level >= 0]) for level in trie.paths_QxK[leaves].T]
+        width = 1 << (len(leaves) - 1).bit_length()
         node_LxM, parent_LxM = np.zeros((2, len(levels) - 1, width), np.int32)
         for at, (above, nodes) in enumerate(zip(levels, levels[1:], strict=False)):
             node_LxM[at, : nodes.size] = nodes

@@ -39,7 +39,8 @@ from tca4rec_jax.explanation.tree import Tree
 class Explainer:
     """Explains the lists of a recommender; the first call loads and compiles.
 
-    Sizes are rounded: explanations of other histories seldom compile anything new.
+    Sizes are rounded: of as many titles, another explanation compiles nothing new but, for the
+    first prompts of a length, reading these.
     """
 
     def __init__(self, recommender: Recommender):
@@ -177,8 +178,11 @@ class Explainer:
         return self._recommender.rows(names, ItemFilter(allowed_I))
 
     def _sized(self, search: BatchedSearch, rows: SearchRows) -> BatchedSearch:
-        sizes = search.sizes(rows.prompts.lengths)
-        return search.of_sizes(sizes.rounded(self._experiment.config.prompt.max_tokens))
+        """With room for the longest prompt, so that only reading a prompt depends on its length."""
+        longest = self._experiment.config.prompt.max_tokens
+        sizes = search.sizes(rows.prompts.lengths).rounded(longest)
+        room = max(-(-longest // 8) * 8, *sizes.buckets)
+        return search.of_sizes(sizes._replace(buckets=(*sizes.buckets, room)))
 
     def _lists(
         self, item_S: np.ndarray, allowed_I: np.ndarray, k: int, weights: ScoreWeights
@@ -202,7 +206,9 @@ class Explainer:
         sized = self._sized(search, rows)
         scores = sized.read_titles(self._recommender.decoder, rows, paths, weights.temperature)
         node_J = np.array(inner_nodes(trie, paths), np.int32)
-        log_p_cf_RxJxC = self._cf(rows, len(histories), allowed_I, node_J, weights.beta)
+        most = max(len(node_J), 2 * paths.node_LxM.shape[1])  # seldom more, so of one size
+        padded_J = np.pad(node_J, (0, _rounded(most) - len(node_J)))
+        log_p_cf_RxJxC = self._cf(rows, len(histories), allowed_I, padded_J, weights.beta)
         vocabulary = search.config.vocabulary
         return PathScores.of(trie, paths, scores, log_p_cf_RxJxC, allowed_I, vocabulary=vocabulary)
 
@@ -216,12 +222,11 @@ class Explainer:
         """log p_cf of the nodes' children after every history: float32 [R, J, C]."""
         assert rows.cf is not None
         padded_R = np.minimum(np.arange(_rounded(count)), count - 1)
-        padded_J = np.pad(node_J, (0, _rounded(len(node_J)) - len(node_J)))
         cf_RxD = np.asarray(rows.cf(padded_R), np.float32)
         search = self._path_search
         items = sharding.put(rows.cf_items, sharding.replicated(search.mesh))
-        args = cf_RxD, items, allowed_I, padded_J, search.trie, np.float32(beta)
-        return np.asarray(_cf_log_probs(*args))[:count, : len(node_J)]
+        args = cf_RxD, items, allowed_I, node_J, search.trie, np.float32(beta)
+        return np.asarray(_cf_log_probs(*args))[:count]
 
 
 def _rounded(count: int) -> int:

@@ -18,10 +18,10 @@ from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.decoding.engine import read_titles_batch
 from tca4rec_jax.decoding.recommender import Recommender
-from tca4rec_jax.decoding.search_programs import read_prompts, search_batch
+from tca4rec_jax.decoding.search_programs import search_batch
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.explanation.explainer import Explainer
+from tca4rec_jax.explanation.explainer import Explainer, _cf_log_probs
 from tca4rec_jax.explanation.explanation import Shares
 from tca4rec_jax.explanation.page import explanation_page
 from tca4rec_jax.explanation.terminal import explanation_lines
@@ -224,11 +224,16 @@ def test_guidance_moves_places(workdir):
 
 
 def test_another_history_compiles_nothing_new(workdir):
-    explainer, programs = Explainer(recommender_of(workdir)), (read_prompts, search_batch)
+    """Of as many titles; whatever they are, and the guidance."""
+    explainer = Explainer(recommender_of(workdir))
+    programs = (search_batch, read_titles_batch, _cf_log_probs)
     explainer.explain(["1", "2", "3"], 4)
-    before = [one._cache_size() for one in (*programs, read_titles_batch)]
-    explainer.explain(["4", "8", "2"], 4, guidance=0.4, compare=[("0", "6")])
-    assert [one._cache_size() for one in (*programs, read_titles_batch)] == before
+    before = [one._cache_size() for one in programs]
+    explainer.explain(["4", "8", "2"], 4, guidance=0.4)
+    explainer.explain(["8", "11", "6"], 3, guidance=5.0)
+    listed = [one.item_id for one in explainer.explain(["0", "9", "6"], 4).items]
+    explainer.explain(["0", "9", "6"], 4, compare=[listed[:2]], children=1)
+    assert [one._cache_size() for one in programs] == before
 
 
 def test_a_single_item_cannot_be_left_out(workdir):
