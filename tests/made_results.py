@@ -163,7 +163,7 @@ def _measured(cell):
     fluency = {
         "rows": 128,
         "perplexity": 20 + 60 * alpha**2,
-        "valid titles": 0.8 - 0.3 * alpha,
+        "written titles": 0.8 - 0.3 * alpha,
         "nll by decision": [
             3.5 - TEACHERS.get(cell.cf, 0) * alpha,
             1.5 - 0.2 * alpha,

@@ -3,7 +3,7 @@
 Axis letters: R rows, S seeds, N validations, K decisions of a title.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,11 @@ from tca4rec_jax.experiments.measures import FLUENCY
 from tca4rec_jax.experiments.results import Cell
 from tca4rec_jax.experiments.setups import TEST, Results
 from tca4rec_jax.experiments.tables import OF_TRAINING, Question, in_words, told_apart
+from tca4rec_jax.fileio import read_json_lines
+from tca4rec_jax.training.run_folder import RunFolder
+
+WINDOWS = 10
+"""Parts of a training whose batches a learning curve averages."""
 
 
 def slice_effects(
@@ -73,14 +78,14 @@ def decision_panels(results: Results, question: Question) -> Panels:
 
 
 def speed_panels(results: Results, question: Question) -> Panels:
-    """NLL of validations over the steps of training, alpha = 0 and aligned; mean over seeds."""
+    """The learning curves of alpha = 0 and of aligned LLMs; mean over seeds."""
     panels: Panels = {}
-    drawn = dict.fromkeys((*question.compared.values(), *question.compared))
-    for setup in drawn:
-        steps, nll_SxN = validation_curve(results, setup)
-        if len(steps) > 1:
+    for setup in dict.fromkeys((*question.compared.values(), *question.compared)):
+        curve = learning_curve(results, setup)
+        if curve is not None:
+            nll_SxN = curve.nll_SxN
             points = np.stack([nll_SxN.mean(axis=0), nll_SxN.min(axis=0), nll_SxN.max(axis=0)])
-            _add(panels, "NLL, validation", setup, question, steps, points)
+            _add(panels, curve.name, setup, question, curve.steps, points)
     return panels
 
 
@@ -95,41 +100,66 @@ def _add(
     panels.setdefault(name, {}).setdefault(panel, []).append(line)
 
 
-def validation_curve(results: Results, setup: Cell) -> tuple[list[float], np.ndarray]:
-    """(steps, NLL float64 [S, steps]) of the validations that all seeds have, perhaps none."""
-    of_seeds = [
-        {int(step): of[NLL] for step, of in line.validations.items() if NLL in of}
-        for line in results.of_setup(setup, TEST)
+class LearningCurve(NamedTuple):
+    """The NLL of titles after so many steps."""
+
+    name: str
+    steps: list[float]
+    nll_SxN: np.ndarray  # float64
+
+
+def learning_curve(results: Results, setup: Cell) -> LearningCurve | None:
+    """Of the validations that all seeds have; without any, of the batches of training.
+
+    These are read from the runs' logs, if they are there, in WINDOWS parts of the training, each at
+    its last step; runs of one seed read the same batches. None if there is neither.
+    """
+    lines = results.of_setup(setup, TEST)
+    validated = [
+        {int(step): of[NLL] for step, of in line.validations.items() if NLL in of} for line in lines
     ]
-    steps = sorted(set.intersection(*map(set, of_seeds))) if of_seeds else []
-    nll_SxN = np.array([[of[step] for step in steps] for of in of_seeds])
-    return [float(step) for step in steps], nll_SxN
+    trained = [_training_nll(RunFolder(results.workdir / line.run)) for line in lines]
+    for name, of_seeds in (("NLL, validation", validated), ("NLL, training", trained)):
+        steps = sorted(set.intersection(*map(set, of_seeds))) if of_seeds else []
+        if len(steps) > 1:
+            nll_SxN = np.array([[of[step] for step in steps] for of in of_seeds])
+            return LearningCurve(name, [*map(float, steps)], nll_SxN)
+    return None
+
+
+def _training_nll(run: RunFolder) -> dict[int, float]:
+    """{step: the mean NLL of the batches of one of WINDOWS parts that end there}."""
+    log = {line["step"]: line for line in read_json_lines(run.log) if "nll_per_title" in line}
+    parts = np.array_split(sorted(log), WINDOWS) if len(log) >= WINDOWS else []
+    return {
+        int(part[-1]) + 1: float(np.mean([log[step]["nll_per_title"] for step in part.tolist()]))
+        for part in parts
+    }
 
 
 def speed_table(results: Results, question: Question) -> dict[str, dict[str, Any]]:
-    """After how many steps an aligned LLM has the NLL with which alpha = 0 ends, on validation."""
+    """After how many steps an aligned LLM has the NLL with which alpha = 0 ends."""
     rows: dict[str, dict[str, Any]] = {}
     for setup, baseline in question.compared.items():
-        steps, nll_SxN = validation_curve(results, setup)
-        theirs, plain_SxN = validation_curve(results, baseline)
-        if len(steps) < 2 or not theirs:
+        own, plain = learning_curve(results, setup), learning_curve(results, baseline)
+        if own is None or plain is None or own.name != plain.name:
             continue
-        goal = float(plain_SxN.mean(axis=0)[-1])
-        reached = steps_to(steps, nll_SxN.mean(axis=0), goal)
+        goal, last = float(plain.nll_SxN.mean(axis=0)[-1]), plain.steps[-1]
+        reached = steps_to(own.steps, own.nll_SxN.mean(axis=0), goal)
         rows[in_words(setup, question.compared)] = {
-            "NLL at the end, alpha = 0": goal,
-            "NLL at the end, aligned": float(nll_SxN.mean(axis=0)[-1]),
-            "steps, alpha = 0": f"{theirs[-1]:.0f}",
+            f"{own.name}, at the end, alpha = 0": goal,
+            "aligned": float(own.nll_SxN.mean(axis=0)[-1]),
+            "steps, alpha = 0": f"{last:.0f}",
             "steps to its NLL, aligned": "not reached" if reached is None else f"{reached:.0f}",
-            "share of the steps": None if reached is None else f"{reached / theirs[-1]:.0%}",
+            "share of the steps": None if reached is None else f"{reached / last:.0%}",
         }
     return rows
 
 
 def steps_to(steps: list[float], nll_N: np.ndarray, goal: float) -> float | None:
-    """The first step, between validations by a straight line, at which the NLL is the goal.
+    """The first step, between those given by a straight line, at which the NLL is the goal.
 
-    None if it is never as low; the first validated step if it is as low there.
+    None if it is never as low; the first given step if it is as low there.
     """
     low = np.flatnonzero(nll_N <= goal)
     if not low.size:

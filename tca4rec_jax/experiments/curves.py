@@ -163,7 +163,7 @@ _AGREEMENT = {
     "Kendall tau": "kendall tau",
 }
 _LISTS = {"share of items listed": "coverage", "popularity, relative to targets": "popularity"}
-_FLUENCY = {"perplexity of titles": "perplexity", "share of valid titles": "valid titles"}
+_FLUENCY = {"perplexity of titles": "perplexity", "share of valid titles": "written titles"}
 
 
 def agreement_panels(results: Results, of: Iterable[Curve], split: str) -> Panels:

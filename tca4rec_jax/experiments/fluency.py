@@ -22,8 +22,8 @@ from tca4rec_jax.batching import bucket_lengths
 from tca4rec_jax.core import Array
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.decoding.advance_beams import Prompts
 from tca4rec_jax.decoding.engine import BatchedSearch, SearchRows
-from tca4rec_jax.decoding.grounding import generate
 from tca4rec_jax.decoding.likelihood import ScoredTokens, scored_titles, token_log_probs
 from tca4rec_jax.decoding.search_programs import SearchProgram, prefill_prompts
 from tca4rec_jax.distributed import sharding
@@ -32,6 +32,7 @@ from tca4rec_jax.evaluation.llm_rankings import Ranker
 from tca4rec_jax.evaluation.rankings import EvaluationRows, sample_rows
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.kv_cache import BeamCache, scatter_cache
 from tca4rec_jax.llm.projector import SoftTokens
 
 ROWS = 128
@@ -61,10 +62,11 @@ def fluency(experiment: Experiment, rows: EvaluationRows, decoder: Decoder) -> d
     """Numbers of at most ROWS of the rows, the same ones for every model.
 
     'perplexity': of the tokens of the titles that came next, among the whole vocabulary.
-    'valid titles': the share of prompts after which the LLM writes a title of the catalogue, though
-    no trie holds it to one (by a search with one beam); left out if titles have no end token in
-    common. 'nll by decision', 'rows by decision': mean of -log P of a title's first, second ..
-    decision among the children of the trie, and over how many rows. 'rows': how many were read.
+    'written titles': the share of prompts after which the LLM, always with its likeliest next
+    token, writes a title of the catalogue though no trie holds it to one; left out if titles have
+    no end token in common. 'nll by decision', 'rows by decision': mean of -log P of a title's
+    first, second .. decision among the children of the trie, and over how many rows. 'rows': how
+    many were read.
     """
     rows = _some(rows, experiment.config.evaluation.seed)
     ranker = Ranker.of(experiment, rows)
@@ -87,7 +89,7 @@ def fluency(experiment: Experiment, rows: EvaluationRows, decoder: Decoder) -> d
     if end is None:
         return numbers
     valid_R = _are_titles(trie, found.text_BxTg, found.length_B)
-    return numbers | {"valid titles": float(valid_R.mean())}
+    return numbers | {"written titles": float(valid_R.mean())}
 
 
 def _some(rows: EvaluationRows, seed: int) -> EvaluationRows:
@@ -201,9 +203,7 @@ def _read(
         token_BxK = _nll(model, after[:, split:], batch.tokens, trie)
         text_BxTg, length_B = jnp.zeros((len(batch.length_B), 0), jnp.int32), batch.length_B
         if most:
-            text_BxTg, length_B = generate(
-                model, prompts, end, beams=1, most=most, temperature=1.0, length_penalty=0.0
-            )
+            text_BxTg, length_B = write_freely(model, prompts, end, most)
         return _Found(decision_BxK, token_BxK, text_BxTg, length_B)
 
     rows = sharding.RULES.spec(("prompts",))
@@ -217,3 +217,57 @@ def _nll(
     """float32 [B, K]: -log P of the scored tokens, 0 at padding."""
     log_p_BxKx1 = token_log_probs(model, states_BxKxD, scored, trie, jnp.ones(1))
     return jnp.where(jnp.asarray(scored.weight) > 0, -log_p_BxKx1[:, :, 0], 0.0)
+
+
+class _Writing(NamedTuple):
+    """Unfinished texts."""
+
+    step: jax.Array  # int32, tokens that were written
+    newest_B: jax.Array  # int32, the next ones
+    text_BxTg: jax.Array
+    length_B: jax.Array  # of the texts that have ended; Tg of the others
+    cache: BeamCache
+
+
+def write_freely(
+    model: Decoder, prompts: Prompts, end: jax.Array, most: int
+) -> tuple[jax.Array, jax.Array]:
+    """The text after each prompt, always with the likeliest next token; traceable.
+
+    Returns (tokens int32 [B, Tg], undefined after the length; length int32 [B], without the token
+    `end`, or `most` (Tg) of a text that has not ended by then).
+    """
+    head, batch = model.head(), len(prompts.length_B)
+
+    def likeliest(hidden_BxD: jax.Array) -> jax.Array:
+        return jnp.argmax(head(hidden_BxD), axis=-1).astype(jnp.int32)
+
+    def unfinished(writing: _Writing) -> jax.Array:
+        return (writing.step < most) & jnp.any(writing.length_B == most)
+
+    def go_on(writing: _Writing) -> _Writing:
+        step, newest_B, text_BxTg, length_B, cache = writing
+        one_Bx1 = jnp.ones((batch, 1), jnp.int32)
+        hidden_BxD, new = model.extend(
+            newest_B[:, None, None],
+            one_Bx1,
+            prompts.kv,
+            prompts.length_B,
+            cache,
+            jnp.arange(batch),
+            1,
+        )
+        ended_B = jnp.where(newest_B == end, jnp.minimum(length_B, step), length_B)
+        text_BxTg = text_BxTg.at[:, step].set(newest_B)
+        cache = scatter_cache(cache, new)
+        return _Writing(step + 1, likeliest(hidden_BxD), text_BxTg, ended_B, cache)
+
+    nothing = _Writing(
+        step=jnp.int32(0),
+        newest_B=likeliest(prompts.hidden_Bx1xD[:, 0]),
+        text_BxTg=jnp.zeros((batch, most), jnp.int32),
+        length_B=jnp.full(batch, most, jnp.int32),
+        cache=model.init_beam_cache(batch, 1, most),
+    )
+    writing = jax.lax.while_loop(unfinished, go_on, nothing)
+    return writing.text_BxTg, writing.length_B

@@ -321,6 +321,6 @@ def _speed(page: _Page, question: Question) -> None:
     if not panels:
         return
     page.add("## Speed of training\n")
-    page.pictures("speed", "NLL of validations over steps of training", panels, "steps", "linear")
+    page.pictures("speed", "NLL over steps of training", panels, "steps", "linear")
     if rows:
         page.add(markdown_table(rows, first_column=_FIRST))

@@ -1,6 +1,7 @@
 """Curves over an axis, and where and when effects arise, on a made grid whose truth is known."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.evaluation.slices import head_items
 from tca4rec_jax.experiments.analyses import (
     decision_panels,
+    learning_curve,
     slice_effects,
     speed_panels,
     speed_table,
     steps_to,
-    validation_curve,
 )
 from tca4rec_jax.experiments.curves import (
     PLAIN,
@@ -146,11 +147,11 @@ def test_training_is_faster_by_what_was_made(results, aligned):
     assert len(lines) == 8
     row = speed_table(results, aligned)["movielens, ids, ease"]
     setup = next(one for one in aligned.compared if (one.recommender, one.cf) == ("ids", "ease"))
-    steps, nll = validation_curve(results, setup)
+    _, steps, nll_SxN = learning_curve(results, setup)
     assert steps == [50, 100, 150, 200, 250]
-    goal = row["NLL at the end, alpha = 0"]
+    goal = row["NLL, validation, at the end, alpha = 0"]
     reached = float(row["steps to its NLL, aligned"])
-    assert np.interp(reached, steps, nll.mean(axis=0)) == pytest.approx(goal, abs=0.01)
+    assert np.interp(reached, steps, nll_SxN.mean(axis=0)) == pytest.approx(goal, abs=0.01)
     assert row["share of the steps"] == f"{reached / 250:.0%}"
 
 
@@ -161,11 +162,23 @@ def test_steps_to_a_likelihood(nll, reached):
     assert steps_to([10.0, 20.0, 30.0], np.array(nll, float), 4.0) == reached
 
 
-def test_a_run_without_validations_has_no_speed(results, aligned):
+def test_a_run_without_validations_is_judged_by_its_batches(results, aligned, tmp_path):
     bare = {k: dataclasses.replace(line, validations={}) for k, line in results.lines.items()}
     without = Results(results.workdir, bare)
     assert speed_panels(without, aligned) == {}
     assert speed_table(without, aligned) == {}
+    setup = next(iter(aligned.compared))
+    for number, line in enumerate(without.of_setup(setup, TEST)):
+        (tmp_path / line.run).mkdir(parents=True)
+        log = [{"step": step, "nll_per_title": number + 9 - step / 5} for step in range(23)]
+        log.append({"step": 23, "validation/seconds": 1.0})
+        text = "".join(json.dumps(one) + "\n" for one in log)
+        (tmp_path / line.run / "log.jsonl").write_text(text)
+    name, steps, nll_SxN = learning_curve(Results(tmp_path, bare), setup)
+    assert name == "NLL, training"
+    assert steps == [3, 6, 9, 11, 13, 15, 17, 19, 21, 23]
+    assert nll_SxN[:, 0] == pytest.approx([8.8, 9.8, 10.8])
+    assert nll_SxN[0, -1] == pytest.approx(9 - 21.5 / 5)
 
 
 def test_what_lists_and_texts_are_like_stands_beside_the_plain_model(results, aligned):
