@@ -50,10 +50,10 @@ class Trie:
         self.item_ids, self.titles = about.pop("item_ids"), about.pop("titles")
         self.settings: dict[str, Any] = about
         self._tokens_QxL, self._length_Q = arrays["tokens"], arrays["lengths"]
-        leaf_I, num_leaves = arrays["leaf_of_item"], len(self._length_Q)
-        counts_Q = np.bincount(leaf_I, minlength=num_leaves)[:num_leaves]
-        order_I = np.argsort(leaf_I, kind="stable")
-        self._items_Q = np.split(order_I, np.cumsum(counts_Q))[:num_leaves]
+        leaf_I = arrays["leaf_of_item"]
+        order_I = np.argsort(leaf_I, kind="stable")  # the last ones have no title here
+        self._item_n = order_I[: np.count_nonzero(leaf_I < len(self._length_Q))]
+        self._leaf_n = leaf_I[self._item_n]  # ascending
         self._pieces = {
             name: np.split(arrays[name], np.cumsum(arrays[f"{name}_lengths"]))[:-1]
             for name in ("before", "shown", "separator", "after")
@@ -68,11 +68,10 @@ class Trie:
 
     def without(self, items: Sequence[int]) -> "Trie":
         """The titles that have another item than these, by number."""
-        other = copy.copy(self)
-        left_Q = [[item for item in found.tolist() if item not in items] for found in self._items_Q]
-        kept_Q = np.array([bool(found) for found in left_Q])
-        other._items_Q = [np.array(found) for found in left_Q if found]
-        other._tokens_QxL, other._length_Q = self._tokens_QxL[kept_Q], self._length_Q[kept_Q]
+        other, left_n = copy.copy(self), ~np.isin(self._item_n, items)
+        kept, other._leaf_n = np.unique(self._leaf_n[left_n], return_inverse=True)
+        other._item_n = self._item_n[left_n]
+        other._tokens_QxL, other._length_Q = self._tokens_QxL[kept], self._length_Q[kept]
         other._cached()
         return other
 
@@ -102,8 +101,10 @@ class Trie:
 
     def items(self, title: Sequence[int]) -> list[int]:
         """The numbers of the items whose title has exactly these tokens."""
-        low, high = self._range(title)
-        return self._items_Q[low].tolist() if high > low and self.ends(title) else []
+        if not self.ends(title):
+            return []
+        leaf = self._range(title)[0]
+        return self._item_n[slice(*np.searchsorted(self._leaf_n, [leaf, leaf + 1]))].tolist()
 
     def ends(self, title: Sequence[int]) -> bool:
         """Whether a title is complete."""
@@ -269,12 +270,10 @@ def vllm_scores(llm: Any) -> Scores:
             for row, tokens in enumerate(children)
             for start in range(0, len(tokens), _VLLM_TOKENS)
         ]
+        how = {"max_tokens": 1, "temperature": 0}
         outputs = llm.generate(
             [{"prompt_token_ids": sequences[row]} for row, _ in parts],
-            [
-                SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=part)
-                for _, part in parts
-            ],
+            [SamplingParams(**how, logprob_token_ids=part) for _, part in parts],
             use_tqdm=False,
         )
         found: list[list[float]] = [[] for _ in sequences]
