@@ -28,7 +28,7 @@ def slice_effects(
     """{slice: {setup: effect}} of what a question compares, on the test rows.
 
     By popularity of the target and length of the history; p-values are not adjusted. A slice of
-    fewer than LEAST_USERS users is left out.
+    all rows is left out, and one of fewer than LEAST_USERS users.
     """
     found: dict[str, dict[Cell, Effect]] = {}
     for data in dict.fromkeys(setup.data for setup in question.compared):
@@ -44,7 +44,7 @@ def slice_effects(
         head_R = head_items(facts.count_I)[facts.target_R]
         slices = {"head items": head_R, "tail items": ~head_R, **by_length(facts.history_R)}
         for name, inside_R in slices.items():
-            if len(np.unique(user_R[inside_R])) < LEAST_USERS:
+            if inside_R.all() or len(np.unique(user_R[inside_R])) < LEAST_USERS:
                 continue
             inside = {
                 setup: (ours[:, inside_R], theirs[:, inside_R])
@@ -57,17 +57,19 @@ def slice_effects(
 
 
 def decision_panels(results: Results, question: Question) -> Panels:
-    """How much likelier, in nats, each decision of the titles that came next has become."""
+    """How much likelier, in nats, each decision of the titles that came next has become.
+
+    Those that fewer than LEAST_USERS of the rows have are left out.
+    """
     panels: Panels = {}
     for setup, baseline in question.compared.items():
         gains: list[np.ndarray] = []
         for pair in results.pairs(setup, baseline, TEST):
-            ours, theirs = (
-                results.lines[cell, TEST].metrics.get(FLUENCY, {}).get("nll by decision")
-                for cell in pair
-            )
-            if ours and theirs and len(ours) == len(theirs):
-                gains.append(np.array(theirs) - np.array(ours))
+            ours, theirs = (results.lines[cell, TEST].metrics.get(FLUENCY, {}) for cell in pair)
+            rows_K = np.array(ours.get("rows by decision", ()))
+            if rows_K.size and rows_K.tolist() == theirs.get("rows by decision"):
+                both = np.array([theirs["nll by decision"], ours["nll by decision"]])
+                gains.append(both[0, rows_K >= LEAST_USERS] - both[1, rows_K >= LEAST_USERS])
         if not gains or len({len(one) for one in gains}) > 1:
             continue
         gain_SxK = np.stack(gains)

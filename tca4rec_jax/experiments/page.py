@@ -35,6 +35,11 @@ along; Holm's correction is over all tests of a question, both metrics. d is Coh
 the users' differences over their standard deviation. The verdict is "better" or "worse" where p by
 Holm is below {LEVEL:g}; a lower NLL is better; one seed says nothing of others.
 """
+_FREE_TEXT = """\
+Texts are those of the LLM without the trie: the perplexity of the titles that came next, and how
+often it writes a title of the catalogue. One that was trained on choices among the children of the
+trie (softmax children) has not learned the tokens between them.
+"""
 _CHOSEN = "Values were chosen on validation rows, and the test rows ranked with these.\n"
 Panel = TypeVar("Panel")
 _FIRST = "data, recommender, CF model"
@@ -74,7 +79,9 @@ def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
     _speed(page, questions["aligned"])
     if plan is not None and not plan.is_done:
         page.add("## What is missing\n", *_missing(plan))
-    page.add("## What it cost\n", markdown_table(tables.cost_table(results), first_column="cells"))
+    page.add(
+        "## What it cost\n", markdown_table(tables.cost_table(results), first_column="lines of")
+    )
     page.add("## How differences are tested\n", _STATISTICS)
     if any(split == VALIDATION for _, split in results.lines):
         page.add(_CHOSEN)
@@ -198,7 +205,7 @@ def _aligned(page: _Page, question: Question) -> None:
     if question.compared:
         rows = curves.character_table(results, question)
         page.add("### What lists and texts are like, alpha = 0 → aligned\n")
-        page.add(markdown_table(rows, first_column=_FIRST))
+        page.add(markdown_table(rows, first_column=_FIRST), _FREE_TEXT)
 
 
 def _guided(page: _Page, question: Question) -> None:
