@@ -145,8 +145,8 @@ def _said_stale(work: Work, plan: Plan) -> set[str]:
             continue
         if changed:
             found.add(line.key)
-            more = f"; and {len(changed) - 2} more" if len(changed) > 2 else ""
-            show(f"stale: {what}: {'; '.join(changed[:2])}{more}", error=True)
+            more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+            show(f"stale: {what}: {'; '.join(changed[:3])}{more}", error=True)
     if found:
         show(f"{len(found)} results are stale: --anew computes them anew", error=True)
     return found

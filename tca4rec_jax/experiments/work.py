@@ -177,11 +177,12 @@ class Work:
         now |= ranked_by(experiment.config)
         if cell.guidance or reads_users(experiment.config.prompt):
             now["CF logits of the rows"] = cf_content(experiment, rows)
-        now["run.made_from"] = self._run_made_from(cell).fingerprint
-        return line.made_from.differences(now)
-
-    def _run_made_from(self, cell: Cell) -> Provenance:
-        return Provenance("LLM run", TRAIN, self._training(cell).training_inputs)
+        run = Provenance("LLM run", TRAIN, self._training(cell).training_inputs)
+        found = line.made_from.differences(now | {"run.made_from": run.fingerprint})
+        folder = self.cells.run_folder(cell)
+        if found and folder.path.is_dir():  # in more than a hash's words
+            found += folder.made_from.differences(run.inputs)
+        return found
 
     def experiment(self, cell: Cell) -> Experiment:
         """Of a cell; experiments of one recommender on data share what they read."""
