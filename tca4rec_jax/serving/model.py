@@ -1,7 +1,7 @@
 """A recommender of fixed shapes: all of its programs are compiled before the first request."""
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -60,7 +60,7 @@ class Group(NamedTuple):
     only: int = 0  # this number of candidates; or the number of a request that is alone
 
 
-Admitted = tuple[Hashable, list]
+Admitted = tuple[Group, list]
 """A group, and rows of it: what `Batcher.submit` takes."""
 
 
@@ -108,22 +108,24 @@ class ServedModel:
         return [self._catalogue.item_ids[min(range(len(titles)), key=lambda i: len(titles[i]))]]
 
     @cached_property
+    def _sample(self) -> list[list[str]]:
+        """Histories of the data."""
+        rows, ids = self._experiment.data.splits["test"], self._catalogue.item_ids
+        spans = itertools.pairwise(rows.offsets[: _SAMPLE + 1].tolist())
+        items = (rows.items[start : end - 1].tolist() for start, end in spans if end - start > 1)
+        return [[ids[item] for item in history] for history in items]
+
+    @cached_property
     def buckets(self) -> tuple[int, ...]:
         """Ascending: the padded lengths of prompts, such as the data's own have, and the most."""
-        rows = self._experiment.data.splits["test"]
-        ids = self._catalogue.item_ids
-        sample = [
-            [ids[item] for item in rows.items[start : end - 1]]
-            for start, end in itertools.pairwise(rows.offsets[: _SAMPLE + 1].tolist())
-            if end - start > 1
-        ]
-        suited = self._recommender.sizes([*sample, self._shortest], self.most_items).buckets
+        histories = [*self._sample, self._shortest]
+        suited = self._recommender.sizes(histories, self.most_items).buckets
         shortest = self._recommender.sizes([self._shortest], self.most_items).buckets[0]
         room = -(-self._experiment.config.prompt.max_tokens // 8) * 8
         return (*sorted({size for size in suited if shortest <= size < room}), room)
 
     def warm_up(self) -> None:
-        """Loads the weights and compiles every program that a request may ask for."""
+        """Loads the weights and compiles all programs of lists and scores, most of explanations."""
         everything = self._recommender.filter()
         for batch_size in self.batch_sizes:
             for bucket in self.buckets:
@@ -132,7 +134,8 @@ class ServedModel:
                 self._lists(0.0, [(self._shortest, everything)], sizes)
                 self._scores(0.0, [(self._shortest, self._shortest)], sizes)
         if self.explains:
-            self._explainer.explain(self._shortest * 2, self.most_items)
+            for history in (self._shortest, *self._sample[:1]):
+                self._explainer.explain(history, self.most_items)
 
     def lists_after(
         self,

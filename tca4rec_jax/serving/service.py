@@ -18,7 +18,7 @@ from tca4rec_jax.errors import one_line
 from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.serving.batcher import Batcher, Closed, Late
 from tca4rec_jax.serving.metrics import Metrics
-from tca4rec_jax.serving.model import Admitted, Group, Limits, ServedModel
+from tca4rec_jax.serving.model import Admitted, Limits, ServedModel
 
 State = Literal["loading", "ready", "draining"]
 
@@ -40,11 +40,11 @@ class Service:
         self._load, self._first = load, run
         self._model: ServedModel | None = None
         self._before: ServedModel | None = None
-        self._batcher: Batcher | None = None
+        self._batchers: list[Batcher] = []  # of lists and scores, and of explanations
         self._draining, self._changing = False, threading.Lock()
         self._compilations = CompilationCounter()
         self.metrics.compilations.set_function(lambda: self._compilations.count)
-        self.metrics.waiting.set_function(lambda: self._batcher.waiting if self._batcher else 0)
+        self.metrics.waiting.set_function(lambda: sum(one.waiting for one in self._batchers))
         self.metrics.ready.set_function(lambda: self.state == "ready")
 
     @property
@@ -103,13 +103,8 @@ class Service:
             model = self._load(run or (self._model.name if self._model else self._first))
             model.warm_up()
             fingerprint(model.made_from)  # reads files, which requests should not wait for
-            if self._batcher is None:
-                self._batcher = Batcher(
-                    self._search,
-                    most_rows=model.batch_sizes[-1],
-                    most_waiting=self.limits.waiting,
-                    on_batch=self.metrics.searched,
-                )
+            if not self._batchers:
+                self._batchers = [self._batcher(model.batch_sizes[-1]), self._batcher(1)]
             self._before, self._model = self._model, model
             self.metrics.loads.labels("ready").inc()
             logging.info("serving %s after %.1f s", model.name, time.monotonic() - begin)
@@ -117,6 +112,14 @@ class Service:
             self.metrics.loads.labels("failed").inc()
             logging.warning("%s was not loaded: %s", run or "the run", one_line(error))
             raise
+
+    def _batcher(self, most_rows: int) -> Batcher:
+        return Batcher(
+            lambda group, rows: group.model.run(group, rows),
+            most_rows=most_rows,
+            most_waiting=self.limits.waiting,
+            on_batch=self.metrics.searched,
+        )
 
     def rollback(self) -> None:
         """Serves the model before the last reload again. Raises Busy as reload, or without one."""
@@ -140,10 +143,12 @@ class Service:
 
         Raises Full, Closed, Late, and what the search raises.
         """
-        if self._batcher is None or self._draining:
+        if not self._batchers or self._draining:
             raise Closed(f"the service is {self.state}: try again later")
         seconds = self.limits.seconds
-        future = self._batcher.submit(*admitted, deadline=time.monotonic() + seconds)
+        # Explanations have a thread of their own: what they compile nobody else waits for.
+        batcher = self._batchers[admitted[0].kind == "explain"]
+        future = batcher.submit(*admitted, deadline=time.monotonic() + seconds)
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.wrap_future(future)
@@ -153,21 +158,17 @@ class Service:
     def drain(self) -> None:
         """Takes no further requests; those that were taken are answered."""
         self._draining = True
-        if self._batcher is not None:
-            self._batcher.close()
+        for batcher in self._batchers:
+            batcher.close()
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits or is searched."""
-        return self._batcher is None or self._batcher.is_idle
+        return all(batcher.is_idle for batcher in self._batchers)
 
     def close(self) -> None:
         """Waits until all that was taken is searched; what it counts is counted no further."""
         self.drain()
-        if self._batcher is not None:
-            self._batcher.join()
+        for batcher in self._batchers:
+            batcher.join()
         self._compilations.close()
-
-    @staticmethod
-    def _search(group: Group, rows: list):
-        return group.model.run(group, rows)

@@ -11,12 +11,12 @@ from httpx2 import ASGITransport, AsyncClient
 from tiny_workdir import make_config, make_workdir
 
 from tca4rec_jax.compilations import CompilationCounter
-from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.decoding.recommender import Recommended, Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.serving.app import make_app
 from tca4rec_jax.serving.guard import KEY_HEADER
-from tca4rec_jax.serving.model import Limits, ServedModel
+from tca4rec_jax.serving.model import Group, Limits, ServedModel
 from tca4rec_jax.serving.service import Service
 
 LIMITS = Limits(histories=3, items=5, candidates=3, waiting=8, seconds=20.0, body_bytes=2000)
@@ -213,12 +213,10 @@ class Counted:
         raise RuntimeError(f"a bug that quotes {text}")
 
     def lists_after(self, histories, k, guidance, filters):
-        return self, [(self.name, history) for history in histories]
+        return Group(self, "recommend", 0.0), [(self.name, history) for history in histories]
 
     def run(self, group, rows):
         assert self.may_go_on.wait(5)
-        from tca4rec_jax.decoding.recommender import Recommended
-
         assert {name for name, _ in rows} == {self.name}
         return [[Recommended(history[0], self.name, 0.0)] for _, history in rows]
 
@@ -229,7 +227,6 @@ def counted(run="old", may_go_on=None, **limits):
     if may_go_on is None:
         event.set()
     service = Service(lambda name: Counted(name, event), run, Limits(**limits))
-    service._search = lambda group, rows: group.run(group, rows)
     return service
 
 
@@ -272,7 +269,7 @@ def test_a_reload_and_a_rollback_under_load_lose_nothing():
         transport, headers = ASGITransport(app), {KEY_HEADER: "key"}
         async with AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
             before = [asyncio.create_task(client.post("/recommend", json=request)) for _ in "1234"]
-            while not service._batcher.waiting:
+            while not service._batchers[0].waiting:
                 await asyncio.sleep(0.01)
             assert (await client.post("/admin/reload", json={"run": "new"})).json()["run"] == "new"
             after = asyncio.create_task(client.post("/recommend", json=request))
