@@ -69,9 +69,10 @@ def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
     _aligned(page, questions["aligned"])
     _guided(page, questions["guided"])
     _recommenders(page, questions["recommenders"])
-    page.add("## All models on the same rows\n")
-    for one in data:
-        if rows := tables.model_table(results, one):
+    if results.setups(TEST):
+        page.add("## All models on the same rows\n")
+        for one in data:
+            rows = tables.model_table(results, one)
             page.add(f"### {one}, test rows\n", markdown_table(rows, first_column="model"))
     for axis, about in _AXES.items():
         _curve(page, axis, about)
@@ -187,8 +188,8 @@ def _missing(plan: Plan) -> list[str]:
 def _aligned(page: _Page, question: Question) -> None:
     results, metric = page.results, page.results.metric(TEST)
     page.add("## Does the alignment help?\n")
-    if not question.compared and not question.missing:
-        return page.add("No aligned LLM was ranked on test rows yet.\n")
+    if not results.setups(TEST):
+        return page.add("Nothing was ranked on test rows yet.\n")
     counts = [(name, *question.better(of)) for of, name in ((metric, metric.upper()), (NLL, "NLL"))]
     words = [f"{better} of {cells} cells in {name}" for name, better, cells in counts]
     page.add(
@@ -271,6 +272,8 @@ def _curve(page: _Page, axis: str, about: str) -> None:
     )
     xlabel = "lambda" if axis == "guidance" else axis
     page.pictures(axis, f"Accuracy over {xlabel}", panels, xlabel, scale)
+    for quantity, rows in _numbers(panels).items():
+        page.add(markdown_table(rows, first_column=f"{quantity}, at {xlabel} ="))
     closer: dict[str, tuple[str, Callable]] = {
         "agreement": ("How far lists agree with the CF model", curves.agreement_panels),
         "lists": ("Coverage and popularity of lists", curves.list_panels),
@@ -280,6 +283,20 @@ def _curve(page: _Page, axis: str, about: str) -> None:
         if axis in ("alpha", "guidance") and (panels := panels_of(results, found, split)):
             page.add(f"### {alt}, over {xlabel}\n", f"{_CLOSER[name]}\n")
             page.pictures(f"{name}_{axis}", f"{alt} over {xlabel}", panels, xlabel, scale)
+
+
+def _numbers(panels: Panels) -> dict[str, Rows]:
+    """{quantity: a row for each line, a column for each of its x}."""
+    found: dict[str, Rows] = {}
+    for quantity, row in panels.items():
+        lines = [(panel, line) for panel, of_panel in row.items() for line in of_panel]
+        columns = [f"{x:g}" for x in sorted({x for _, line in lines for x in line.x})]
+        found[quantity] = {
+            ", ".join(filter(None, [panel, line.color, line.style])): dict.fromkeys(columns)
+            | {f"{x:g}": y for x, y in zip(line.x, line.y, strict=True)}
+            for panel, line in lines
+        }
+    return found
 
 
 _CLOSER = {

@@ -71,15 +71,39 @@ def test_its_numbers_are_in_json(page):
     assert len(line["x"]) == len(line["y"]) == 3
 
 
-def test_a_grid_that_has_just_begun_has_a_page(tmp_path):
-    first = [cell for cell in cells(seeds=(0,)) if not cell.is_llm or not cell.alpha]
-    (tmp_path / "W").mkdir()
-    make_results(tmp_path / "W", first, splits=("validation",))
-    found = write_page(tmp_path / "W", tmp_path / "page.md")
-    assert len(found["questions"]["aligned"]["missing"]) == 6
-    assert "| movielens, ids, ease: aligned | missing |" in (tmp_path / "page.md").read_text(
-        "utf-8"
+def test_the_points_of_a_curve_are_in_a_table(page):
+    path, found = page
+    text = path.read_text("utf-8")
+    assert "| NLL of the title, at alpha = | 0 | 0.05 | 0.5 |" in text
+    (line,) = (
+        one
+        for one in found["pictures"]["alpha_movielens"]["NLL of the title"]["ids"]
+        if one["color"] == "ease"
     )
+    numbers = " | ".join(f"{y:.4f}" for y in line["y"])
+    assert f"| movielens, ids, ease | {numbers} |" in text
+
+
+def test_a_grid_of_validation_rows_alone_has_its_curves(tmp_path):
+    (tmp_path / "W").mkdir()
+    made = cells(seeds=(0,), recommenders=("ids",))
+    make_results(tmp_path / "W", made, splits=("validation",))
+    found = write_page(tmp_path / "W", tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text("utf-8")
+    assert "Nothing was ranked on test rows yet." in text
+    assert "missing" not in text
+    assert "All models" not in text
+    assert "alpha_movielens" in found["pictures"]
+
+
+def test_a_grid_that_has_just_begun_has_a_page(tmp_path):
+    (tmp_path / "W").mkdir()
+    made = cells(seeds=(0,), recommenders=("ids",))
+    make_results(tmp_path / "W", [cell for cell in made if not cell.alpha])
+    found = write_page(tmp_path / "W", tmp_path / "page.md")
+    assert len(found["questions"]["aligned"]["missing"]) == 3
+    text = (tmp_path / "page.md").read_text("utf-8")
+    assert "| movielens, ids, ease: aligned | missing |" in text
     assert found["pictures"] == {}
 
 
