@@ -4,12 +4,14 @@
     python launch/experiments.py --grid=$G --workdir=$W
 
 The quickstart's rows, adapters, loss and steps for all three, with and without the alignment; each
-has its own prompts and projector.
+has its own items and projector. Every title of a row is a target, so rows have one template, and no
+vector of the user, which knows them all.
 """
 
 from tca4rec_jax.experiments.grid import CFModel, Data, Grid, Recommender
 
 QUICK = {
+    "prompt.templates": ("Movies one person watched, in order:\n{history}\n{target}",),
     "lora.first_layer": 20,
     "lora.rank": 16,
     "lora.alpha": 32.0,
