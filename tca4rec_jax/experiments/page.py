@@ -188,8 +188,9 @@ def _missing(plan: Plan) -> list[str]:
 def _aligned(page: _Page, question: Question) -> None:
     results, metric = page.results, page.results.metric(TEST)
     page.add("## Does the alignment help?\n")
-    if not results.setups(TEST):
-        return page.add("Nothing was ranked on test rows yet.\n")
+    expected = question.compared or question.missing
+    if not results.setups(TEST) or not expected:
+        return page.add("No LLM was ranked on test rows yet.\n")
     counts = [(name, *question.better(of)) for of, name in ((metric, metric.upper()), (NLL, "NLL"))]
     words = [f"{better} of {cells} cells in {name}" for name, better, cells in counts]
     page.add(

@@ -90,7 +90,7 @@ def test_a_grid_of_validation_rows_alone_has_its_curves(tmp_path):
     make_results(tmp_path / "W", made, splits=("validation",))
     found = write_page(tmp_path / "W", tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text("utf-8")
-    assert "Nothing was ranked on test rows yet." in text
+    assert "No LLM was ranked on test rows yet." in text
     assert "missing" not in text
     assert "All models" not in text
     assert "alpha_movielens" in found["pictures"]
