@@ -241,7 +241,8 @@ def best_in_words(results: Results, data: str) -> str:
             f"{verdict[effect.is_better]} {words} "
             f"({effect.difference.mean:+.4f} [{low:+.4f}, {high:+.4f}])"
         )
-    chosen = " on the validation rows" if results.cells(best, VALIDATION) else ""
+    validated = results.cells(best, VALIDATION)
+    chosen = " on the validation rows" if validated else " on these rows themselves"
     name = in_words(best).removeprefix(f"{data}, ")
     how = f"alpha {best.alpha or 0:g}, guidance {best.guidance or 0:g}, {best.steps} steps"
     against = f": {'; '.join(parts)}" if parts else ""

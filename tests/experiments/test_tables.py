@@ -8,7 +8,7 @@ from made_results import TEACHERS, cells
 
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.experiments.results import Cell
-from tca4rec_jax.experiments.setups import TEST, Results
+from tca4rec_jax.experiments.setups import TEST, VALIDATION, Results
 from tca4rec_jax.experiments.tables import (
     aligned_against_plain,
     as_json,
@@ -114,6 +114,8 @@ def test_the_best_is_chosen_on_validation_rows_and_said_in_one_sentence(results)
     assert "alpha 0.5, guidance 1, 250 steps" in words
     assert all(f"than {name} (" in words for name in ("most popular", *TEACHERS))
     assert words.endswith(". 3 seeds.")
+    no_validation = without(results, lambda cell, on: on == VALIDATION)
+    assert "best on these rows themselves" in best_in_words(no_validation, "movielens")
     no_llm = without(results, lambda cell, on: cell.is_llm)
     assert best_in_words(no_llm, "movielens") == ""
     assert most_seeds(no_llm) == 0
