@@ -3,15 +3,14 @@
     G=configs/experiments/recipes.py W=runs/recipes
     python launch/experiments.py --grid=$G --workdir=$W
 
-The quickstart's rows, adapters, loss and steps for all three, with and without the alignment; each
-has its own items and projector. Every title of a row is a target, so rows have one template, and no
-vector of the user, which knows them all.
+The quickstart's data, adapters and loss for all three, with and without the alignment; each has its
+own prompts and projector. A row's last title is its target: where vectors stand behind titles the
+others cannot be.
 """
 
 from tca4rec_jax.experiments.grid import CFModel, Data, Grid, Recommender
 
-QUICK = {
-    "prompt.templates": ("Movies one person watched, in order:\n{history}\n{target}",),
+SHARED = {
     "lora.first_layer": 20,
     "lora.rank": 16,
     "lora.alpha": 32.0,
@@ -21,8 +20,8 @@ QUICK = {
     "optimizer.learning_rate": 2e-3,
     "optimizer.schedule": "linear",
     "optimizer.warmup_steps": 10,
-    "training.targets": "all",
-    "training.batch_size": 2,
+    "training.targets": "last",
+    "training.batch_size": 8,
     "training.steps": 250,
     "training.buckets": (128, 256),
     "training.checkpoint_every": 50,
@@ -37,9 +36,9 @@ def get_grid(arg=""):
         data={"movielens": Data("../quickstart.py")},
         cf={"sasrec": CFModel({"cf.model": "sasrec"})},
         recommenders={
-            "titles": Recommender("../quickstart.py"),
-            "llara": Recommender("../recommenders/llara.py", QUICK),
-            "features": Recommender("../recommenders/tca_features.py", QUICK),
+            "titles": Recommender("../quickstart.py", SHARED),
+            "llara": Recommender("../recommenders/llara.py", SHARED),
+            "features": Recommender("../recommenders/tca_features.py", SHARED),
         },
         axes={"alpha": (0.0, 0.9), "seed": (0,)},
     ).with_argument(arg)
