@@ -5,6 +5,7 @@ Those that need one device run on a GPU too:
 TCA4REC_TEST_PLATFORM=cuda bash launch/test.sh -n 0 tests/llm ...
 """
 
+import collections
 import os
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ PLATFORM = os.environ["JAX_PLATFORMS"] = os.environ.get("TCA4REC_TEST_PLATFORM",
 os.environ.setdefault("TQDM_DISABLE", "1")
 if PLATFORM == "cpu":
     # Programs are compiled, not run for long: without the expensive passes tests take 0.7 of the
-    # time, with the old way of emitting fusions 0.7 of that, and in one part, as there are more
-    # processes than cores, 0.6 of that.
+    # time, and with the old way of emitting fusions 0.7 of that. In one part a small program is
+    # compiled in 0.6 of the time.
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
         " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
         " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
@@ -40,6 +41,12 @@ keep_programs(first="PYTEST_XDIST_WORKER" not in os.environ and DEVICES != 8)
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first, so that the cores run out of work together (launch/test.sh)."""
-    slow = [item.path for item in items if item.get_closest_marker("slow")]
-    items.sort(key=lambda item: (-slow.count(item.path), item.path))
+    """Files with slow tests first, so that the cores run out of work together (launch/test.sh).
+
+    A slow test counts for ten seconds, or for those that its mark gives.
+    """
+    seconds = collections.Counter()
+    for item in items:
+        if mark := item.get_closest_marker("slow"):
+            seconds[item.path] += mark.args[0] if mark.args else 10
+    items.sort(key=lambda item: (-seconds[item.path], item.path))

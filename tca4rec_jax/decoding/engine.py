@@ -120,6 +120,7 @@ class BatchedSearch:
         self.config, self.mesh, self.batch_size, self.buckets = config, mesh, batch_size, buckets
         self.host_trie, on_mesh = trie, sharding.replicated(mesh)
         self.trie = sharding.put(config.device_trie(trie), on_mesh)
+        self._on_mesh: WeakKeyDictionary[Decoder, tuple] = WeakKeyDictionary()
         self._titles: WeakKeyDictionary[Decoder, TitleIndex] = WeakKeyDictionary()
 
     def sizes(self, lengths_R: np.ndarray) -> BatchSizes:
@@ -147,13 +148,18 @@ class BatchedSearch:
         other.trie = sharding.put(config.device_trie(self.host_trie), on_mesh)
         return other
 
-    def _titles_of(self, decoder: Decoder, graph: nnx.GraphDef, state) -> TitleIndex | None:
-        """The catalogue as a model reads it, for grounding; made once for each model.
+    def put(self, decoder: Decoder) -> tuple[nnx.GraphDef, nnx.State]:
+        """A model's graph, and its state on the mesh; once for each, so a model must not change."""
+        if decoder not in self._on_mesh:
+            graph, state = nnx.split(decoder)
+            shardings = sharding.tree_shardings(self.mesh, decoder.config, state)
+            self._on_mesh[decoder] = graph, sharding.put(state, shardings)
+        return self._on_mesh[decoder]
 
-        `graph` and `state` are the decoder's on the mesh.
-        """
+    def titles(self, decoder: Decoder) -> TitleIndex | None:
+        """The catalogue as a model reads it, for grounding; made once for each model."""
         if self.config.find == "grounding" and decoder not in self._titles:
-            embedder = Embedder(nnx.merge(graph, state), self.mesh, "last", self.batch_size)
+            embedder = Embedder(nnx.merge(*self.put(decoder)), self.mesh, "last", self.batch_size)
             index = TitleIndex.of(self.host_trie, embedder)
             self._titles[decoder] = sharding.put(index, sharding.replicated(self.mesh))
         return self._titles.get(decoder)
@@ -297,11 +303,10 @@ class _Pass:
         cf_items = sharding.put(cf_items, sharding.replicated(mesh))
         models = []
         for decoder, sets in self.jobs:
-            graph, state = nnx.split(decoder)
-            state = sharding.put(state, sharding.tree_shardings(mesh, decoder.config, state))
+            graph, state = search.put(decoder)
             program, weights = SearchProgram(mesh, graph, search.config), list(sets)
-            titles = search._titles_of(decoder, graph, state)
-            models.append((state, program, jax.tree.map(np.float32, weights), titles))
+            weights = jax.tree.map(np.float32, weights)
+            models.append((state, program, weights, search.titles(decoder)))
         order_R = np.argsort(-lengths_R, kind="stable")
         for start in range(0, len(order_R), search.batch_size):
             rows_B = order_R[start : start + search.batch_size]

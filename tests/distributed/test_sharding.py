@@ -21,7 +21,7 @@ from tca4rec_jax.llm.config import DecoderConfig
 EIGHT_DEVICES = Path(__file__).parents[1] / "eight_devices"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(200)
 def test_meshes_of_eight_devices():
     command = [str(Path(pytest.__file__).with_name("__main__.py")), str(EIGHT_DEVICES)]
     command += ["-p", "no:cacheprovider", "-p", "no:xdist"]

@@ -15,7 +15,10 @@ def tiny(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("kind", KINDS)
+TRAINED = [kind for kind in KINDS if kind != "bigrec, grounded"]  # which is trained as bigrec
+
+
+@pytest.mark.parametrize("kind", TRAINED)
 def test_two_meshes_have_the_loss_of_one_device(kind, tiny, tmp_path):
     workdir = tmp_path / "workdir"
     make_workdir_of(kind, tiny, workdir)
