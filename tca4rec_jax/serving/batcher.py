@@ -75,7 +75,7 @@ class _Row(NamedTuple):
 
 
 class Batcher:
-    """Runs rows of one group, the oldest first, in batches of at most `most_rows`.
+    """Runs rows of one group, the oldest first, in batches of at most `most_rows(group)`.
 
     At most `most_waiting` rows wait. `run(group, values)` gives a result for each value; it is
     called in one thread only. `on_batch` hears of every batch.
@@ -85,7 +85,7 @@ class Batcher:
         self,
         run: Callable[[Any, list], Iterable],
         *,
-        most_rows: int,
+        most_rows: Callable[[Any], int],
         most_waiting: int,
         on_batch: Callable[[Ran], object] = lambda ran: None,
     ):
@@ -153,9 +153,11 @@ class Batcher:
                 if self._rows or self._closed:
                     break
                 self._changed.wait()
-            first = self._rows[0].request.group if self._rows else None
+            if not self._rows:
+                return []
+            first = self._rows[0].request.group
             of_group = (row for row in self._rows if row.request.group == first)
-            batch = list(itertools.islice(of_group, self._most_rows))
+            batch = list(itertools.islice(of_group, self._most_rows(first)))
             taken = {*map(id, batch)}
             self._rows = deque(row for row in self._rows if id(row) not in taken)
             self._running = len(batch)

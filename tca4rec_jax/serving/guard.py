@@ -21,6 +21,7 @@ from tca4rec_jax.serving.metrics import Metrics
 from tca4rec_jax.serving.model import Limits
 
 KEY_HEADER = "X-API-Key"
+_GONE = 499  # for the log alone
 _LOG = logging.getLogger(__name__)
 
 
@@ -114,6 +115,8 @@ class Guard:
             async with asyncio.timeout(self._limits.read_seconds):
                 while more and not too_large:
                     message = await receive()
+                    if message["type"] == "http.disconnect":  # half a body is none
+                        return b"", refusal(_GONE, "the client has gone")
                     body += message.get("body", b"")
                     more = message.get("more_body", False)
                     too_large = len(body) > most

@@ -245,7 +245,8 @@ class ServedModel:
         return self.guidance if guidance is None else guidance
 
     def _check(self, histories: Sequence[Sequence[str]]) -> None:
-        self._check_number("the request", len(histories), "histories", self.limits.histories)
+        most = min(self.limits.histories, self.limits.waiting)  # more could never wait
+        self._check_number("the request", len(histories), "histories", most)
         for number, history in enumerate(histories):
             what = f"history {number}"
             self._check_number(what, len(history), "items", self.limits.items)

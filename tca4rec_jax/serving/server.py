@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from h11 import IDLE
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tca4rec_jax.serving.service import Service
+from tca4rec_jax.serving.service import Busy, Service
 
 
 class JsonLines(logging.Formatter):
@@ -80,6 +80,8 @@ class _Server(uvicorn.Server):
         def reload():
             try:
                 self._service.reload()
+            except Busy as error:
+                logging.getLogger(__name__).warning("SIGHUP: %s", error)
             except Exception as error:  # the service has said it, and goes on
                 logging.getLogger(__name__).debug("%s", error)
 

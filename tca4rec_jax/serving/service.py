@@ -104,7 +104,7 @@ class Service:
             model.warm_up()
             fingerprint(model.made_from)  # reads files, which requests should not wait for
             if not self._batchers:
-                self._batchers = [self._batcher(model.batch_sizes[-1]), self._batcher(1)]
+                self._batchers = [self._batcher(), self._batcher()]
             self._before, self._model = self._model, model
             self.metrics.loads.labels("ready").inc()
             logging.info("serving %s after %.1f s", model.name, time.monotonic() - begin)
@@ -113,10 +113,10 @@ class Service:
             logging.warning("%s was not loaded: %s", run or "the run", one_line(error))
             raise
 
-    def _batcher(self, most_rows: int) -> Batcher:
+    def _batcher(self) -> Batcher:
         return Batcher(
             lambda group, rows: group.model.run(group, rows),
-            most_rows=most_rows,
+            most_rows=lambda group: group.model.batch_sizes[-1],
             most_waiting=self.limits.waiting,
             on_batch=self.metrics.searched,
         )

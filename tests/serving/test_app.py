@@ -199,10 +199,10 @@ def test_prometheus_reads_what_was_done(service):
 class Counted:
     """A model that gives its name, when it may."""
 
-    most_items, guidance, guided, explains, batch_sizes, made_from = 3, 0.0, False, False, [2], {}
+    most_items, guidance, guided, explains, made_from = 3, 0.0, False, False, {}
 
     def __init__(self, name, may_go_on):
-        self.name, self.may_go_on = name, may_go_on
+        self.name, self.may_go_on, self.batch_sizes = name, may_go_on, [1 if name == "small" else 2]
         if name == "broken":
             raise UserError("broken cannot be loaded")
 
@@ -218,6 +218,7 @@ class Counted:
     def run(self, group, rows):
         assert self.may_go_on.wait(5)
         assert {name for name, _ in rows} == {self.name}
+        assert len(rows) <= self.batch_sizes[-1]
         return [[Recommended(history[0], self.name, 0.0)] for _, history in rows]
 
 
@@ -288,6 +289,22 @@ def test_a_reload_and_a_rollback_under_load_lose_nothing():
     service.close()
 
 
+def test_after_a_reload_batches_have_the_size_of_the_new_run():
+    service = counted()
+    service.reload()
+    service.reload("small")
+    answer = post(service, "/recommend", {"histories": [["1"], ["2"], ["3"]]})
+    assert [found[0]["item_id"] for found in answer.json()["lists"]] == ["1", "2", "3"]
+    service.close()
+
+
+def test_more_histories_than_may_ever_wait_are_refused(experiment):
+    model = model_of(experiment, Limits(histories=5, waiting=2))
+    assert len(model.lists_after([["1"]] * 2, 1, None, {})[1]) == 2
+    with pytest.raises(UserError, match="has 3 histories: at most 2"):
+        model.lists_after([["1"]] * 3, 1, None, {})
+
+
 def test_a_fault_of_the_service_is_logged_without_what_was_asked(caplog):
     service = counted()
     service.reload()
@@ -321,4 +338,29 @@ def test_a_body_that_does_not_arrive_is_not_waited_for():
 
     asyncio.run(app(scope, receive, send))
     assert sent[0]["status"] == 408
+    service.close()
+
+
+def test_half_a_body_is_not_answered(caplog):
+    caplog.set_level(logging.INFO)
+    service = counted()
+    service.reload()
+    app, sent = make_app(service, key="", admin_key=""), []
+    scope = {
+        "type": "http", "method": "POST", "path": "/recommend", "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    body = b'{"history": ["1"]}'
+    messages = [{"type": "http.request", "body": body, "more_body": True}]
+    messages += [{"type": "http.disconnect"}]
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    (line,) = [record.line for record in caplog.records if hasattr(record, "line")]
+    assert (sent[0]["status"], line["status"]) == (499, 499)
     service.close()

@@ -14,7 +14,7 @@ class Searches:
 
     def __init__(self, **sizes):
         self.batches, self.may_go_on, self.begun = [], threading.Event(), threading.Event()
-        sizes = {"most_rows": 4, "most_waiting": 10} | sizes
+        sizes = {"most_rows": lambda group: 4, "most_waiting": 10} | sizes
         self.batcher = Batcher(self.run, **sizes)
 
     def run(self, group, values):
