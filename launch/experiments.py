@@ -39,6 +39,7 @@ def main(argv):
         grid, workdir = load_grid(_GRID.value), Path(WORKDIR.value)
         if DRY_RUN.value:
             cells = Cells(grid, workdir)
+            cells.check()
             return say(cells, Plan.of(cells))
         if _DEVICES.value:
             sys.exit(run_workers([*sys.argv, "--devices="], _DEVICES.value, workdir))

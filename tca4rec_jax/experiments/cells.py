@@ -17,9 +17,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tca4rec_jax.cf.models.registry import MODELS
-from tca4rec_jax.config import SHORT_NAMES, apply_argument, config_fields, config_value
+from tca4rec_jax.config import SHORT_NAMES, apply_argument, build, config_fields, config_value
 from tca4rec_jax.config_checks import validate
-from tca4rec_jax.data.templates import carried_vectors, reads_users
+from tca4rec_jax.data.templates import (
+    PromptTemplate,
+    carried_vectors,
+    reads_users,
+    shows_ids,
+)
 from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.evaluation.summary import check_cutoffs
@@ -194,10 +199,15 @@ class Cells:
             config.update_from_flattened_dict({field: str(self.vectors_file(maker))})
         validate(config)
         check_cutoffs(config)
+        _check_targets(config, cell)
         return config
 
-    def check_metrics(self) -> None:
-        """Raises UserError if what the grid chooses by is not measured."""
+    def check(self) -> None:
+        """Raises UserError, before any work, for what would fail in a cell or mix two of them.
+
+        A config that is not valid; a metric to choose by that is not measured; recommenders on the
+        same data that would each make semantic ids of their own.
+        """
         for (data, _), config in self._bases.items():
             measured = {
                 NLL,
@@ -205,6 +215,16 @@ class Cells:
             }
             for metric in (self.grid.metric, self.grid.guided_metric):
                 check_choice(f"a metric that the grid chooses by, on {data},", metric, measured)
+        ids: dict[str, dict] = {}
+        for cell in {(c.data, c.recommender, c.cf, c.alpha): c for c in self.all}.values():
+            config = self.config_of(cell)
+            if shows_ids(config.prompt) and config.ids.path is None:
+                made = {name: v for name, v in config.ids.to_dict().items() if name != "train"}
+                if ids.setdefault(cell.data, made) != made:
+                    raise UserError(
+                        f"recommenders of the grid make different semantic ids of {cell.data}: "
+                        "give them the same section ids and vectors, or ids.path"
+                    )
 
     def config_of_data(self, data: str) -> ConfigDict:
         """The config that the grid names for data, whose LLM embeds titles."""
@@ -228,6 +248,23 @@ class Cells:
     def vectors_file(self, cell: Cell) -> Path:
         """Where the item vectors of a cell's CF model are written, if a recommender names it."""
         return self.cf_folder(cell) / "item_vectors.npy"
+
+
+def _check_targets(config: ConfigDict, cell: Cell) -> None:
+    """Raises UserError for prompts that training.targets=all refuses, as far as texts tell."""
+    prompt = build(PromptTemplate, config.prompt)
+    parts = ((text, f"{{{field}}}" * bool(field)) for text, field in prompt.target_parts)
+    written = "".join(itertools.chain(*parts)) + prompt.end
+    reasons = {
+        "prompt.templates has several": len(prompt.templates) > 1,
+        "{user} is a vector that knows all items of a row": reads_users(prompt),
+        "prompt.item and prompt.separator do not begin with prompt.target and prompt.end": (
+            not (prompt.item + prompt.separator).startswith(written)
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds and config.training.targets == "all":
+            raise UserError(f"{cell.data}, {cell.recommender}: {reason}: set training.targets=last")
 
 
 def _apply(config: ConfigDict, settings: Mapping[str, Any], more: str, where: str) -> ConfigDict:

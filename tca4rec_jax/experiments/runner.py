@@ -14,8 +14,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from absl import logging
+from jax.errors import JaxRuntimeError
 
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, one_line
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.choice import wanted
 from tca4rec_jax.experiments.costs import Costs
@@ -69,7 +70,7 @@ def run_grid(grid: Grid, workdir: Path, *, minutes: float = 0.0, anew: bool = Fa
     SystemExit or Stopped at SIGTERM.
     """
     cells = Cells(grid, workdir)
-    cells.check_metrics()
+    cells.check()
     work = Work(cells, anew)
     found = _said_stale(work, Plan.of(cells))
     stale = found if anew else set()
@@ -114,9 +115,9 @@ def _done(work: Work, job: Job, stale: Collection[str], failed: dict[str, str]) 
     except LeaseError as busy:
         logging.debug("%s", busy)
         return False
-    except (FileNotFoundError, UserError, FloatingPointError) as error:
-        failed[job.name] = str(error)
-        logging.error("%s failed: %s", job.name, error)
+    except (FileNotFoundError, UserError, FloatingPointError, JaxRuntimeError) as error:
+        failed[job.name] = one_line(error, 300)  # JAX: out of the device's memory, for one
+        logging.error("%s failed: %s", job.name, failed[job.name])
     return True
 
 

@@ -96,6 +96,12 @@ class Work:
         Raises UserError or FloatingPointError as the parts do, LeaseError if another process makes
         one of them, Stopped or SystemExit if this one was asked to stop: what is done is kept.
         """
+        try:
+            self._do(job)
+        finally:
+            self._free()
+
+    def _do(self, job: Job) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         cell = job.cells[0]
         self._prepare(cell)
@@ -126,7 +132,6 @@ class Work:
             core_seconds = cores * sum(line.seconds.values())
             append(self.workdir, dataclasses.replace(line, core_seconds=core_seconds))
             logging.info("%s, %s: %s", line.cell.label, job.split, self._shown(line))
-        self._free()
 
     def _line(
         self,
@@ -257,29 +262,33 @@ class Work:
         self._there.add(of)
 
     def _item_vectors(self, maker: Cell, data: RecData) -> None:
-        """Writes the item table of a CF model for recommenders that name it."""
+        """Writes the item table of a CF model for recommenders that name it, unless it is there."""
         path = self.cells.vectors_file(maker)
-        if path.exists():
+        if path in self._there:
             return
-        logits = self.cells.config_of(maker).cf.logits
-        split = "train_sequences"
-        no_rows = np.zeros(0, np.int64)
-        where = split_path(logits, self.workdir, split)
+        split, no_rows = "train_sequences", np.zeros(0, np.int64)
+        where = split_path(self.cells.config_of(maker).cf.logits, self.workdir, split)
         store = open_store(where, data.splits[split], data.catalogue, positions=no_rows)
         if store.item_table is None:
             raise UserError(f"the CF model {maker.cf!r} of the grid has no item vectors")
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, np.asarray(store.item_table, np.float32))
+        table_IxD = np.asarray(store.item_table, np.float32)
+        if not path.exists() or not np.array_equal(np.load(path), table_IxD):
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.save(file, table_IxD)
+        self._there.add(path)
 
     def _ids(self, cell: Cell, config: ConfigDict, data: RecData) -> None:
         """Makes semantic ids: of a CF model's item vectors, or of titles that an LLM embeds."""
         workdir = self.workdir / cell.data
-        if ids_path(None, workdir).exists():
+        if ids_path(None, workdir) in self._there:
             return
+        of_data = self.cells.config_of_data(cell.data)  # whatever the cell's CF model
         if config.ids.item_vectors is None:
-            embed_items(Experiment(self.cells.config_of_data(cell.data), workdir))
+            embed_items(Experiment(of_data, workdir))
         parts = build(Quantiser, config.ids), build(RQVAEConfig, config.ids.rq_vae)
-        make_ids(data, workdir, *parts, path=None, cf=config.cf, beta=config.objective.beta)
+        make_ids(data, workdir, *parts, path=None, cf=of_data.cf, beta=of_data.objective.beta)
+        self._there.add(ids_path(None, workdir))
+        self._latest.clear()  # which may have read others
 
     def _trained(self, cell: Cell) -> RunFolder:
         """The finished run of a cell."""

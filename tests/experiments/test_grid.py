@@ -1,5 +1,6 @@
 """Grids: their arguments, cells, configs and what is refused."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def cells_of(argument="", name="tiny"):
 @pytest.mark.parametrize("argument", ["", "debug"])
 def test_every_grid_has_valid_configs(path, argument):
     cells = cells_of(argument, path.stem)
-    cells.check_metrics()
+    cells.check()
     of_model = {(cell.data, cell.recommender, cell.cf): cell for cell in cells.all}
     for cell in of_model.values():
         config = cells.config_of(cell)
@@ -101,3 +102,27 @@ def test_a_file_that_is_no_grid_is_refused(tmp_path):
     (tmp_path / "empty.py").touch()
     with pytest.raises(UserError, match="defines no get_grid"):
         load_grid(str(tmp_path / "empty.py"))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("llara.training.targets=all", "movielens, llara: prompt.templates has several: set"),
+        (
+            "llara.training.targets=all,llara.prompt.templates=('{history}{target}',)",
+            "prompt.item and prompt.separator do not begin with prompt.target and prompt.end",
+        ),
+    ],
+)
+def test_what_training_would_refuse_is_refused_before(argument, message):
+    with pytest.raises(UserError, match=message):
+        cells_of(f"{argument},data=movielens,cf=sasrec", "claim").check()
+
+
+def test_recommenders_that_make_different_ids_of_one_data_set_are_refused():
+    grid = load_grid(f"{CONFIGS}/tiny.py:cf=bpr_mf")
+    one = grid.recommenders["ids"]
+    other = dataclasses.replace(one, settings={**one.settings, "ids.codes": (8, 8)})
+    two = dataclasses.replace(grid, recommenders={"ids": one, "others": other})
+    with pytest.raises(UserError, match="make different semantic ids of movielens"):
+        Cells(two, Path("W")).check()
