@@ -148,7 +148,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
     async def reload(asked: schemas.ReloadRequest) -> Response:
         """Loads a run beside the one in use, compiles it, then serves it; no request is lost."""
         try:
-            await asyncio.to_thread(service.reload, asked.run)
+            await asyncio.wrap_future(service.begin_reload(asked.run))
         except (UserError, OSError) as error:
             return refusal(409, one_line(error))
         return Json(service.about())

@@ -3,8 +3,8 @@
 import json
 import logging
 import signal
-import threading
 import time
+from concurrent.futures import Future
 from types import FrameType
 
 import absl.logging
@@ -52,8 +52,10 @@ def serve(service: Service, app: FastAPI, *, host: str, port: int) -> None:
         timeout_graceful_shutdown=int(service.limits.seconds + service.limits.read_seconds + 1),
     )
     service.start()
-    _Server(config, service).run()
-    service.close()
+    server = _Server(config, service)
+    server.run()
+    if not server.force_exit:
+        service.close()
     if service.error is not None:
         raise service.error
 
@@ -69,7 +71,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ends in order: listens on, and refuses, until all that was taken is searched."""
-        self.should_exit |= self._service.state == "draining"
+        self.should_exit = self.force_exit = self._service.state == "draining"
         self._service.drain()
 
     async def on_tick(self, counter: int) -> bool:
@@ -77,15 +79,11 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter) or ends or self._service.error is not None
 
     def _reload(self, *_: object) -> None:
-        def reload():
-            try:
-                self._service.reload()
-            except Busy as error:
+        def ended(done: Future[None]) -> None:  # what has failed the service has said
+            if isinstance(error := done.exception(), Busy):
                 logging.getLogger(__name__).warning("SIGHUP: %s", error)
-            except Exception as error:  # the service has said it, and goes on
-                logging.getLogger(__name__).debug("%s", error)
 
-        threading.Thread(target=reload, name="load", daemon=True).start()
+        self._service.begin_reload().add_done_callback(ended)
 
 
 def _connections(seconds: float) -> type[H11Protocol]:

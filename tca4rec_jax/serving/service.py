@@ -9,6 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any, Literal
 
 from absl import logging
@@ -36,7 +37,7 @@ class Service:
     def __init__(self, load: Callable[[str], ServedModel], run: str, limits: Limits):
         """load: a run's name -> its model, not compiled yet; `run` is the first one."""
         self.limits, self.metrics = limits, Metrics()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._load, self._first = load, run
         self._model: ServedModel | None = None
         self._before: ServedModel | None = None
@@ -80,13 +81,25 @@ class Service:
     def start(self) -> None:
         """Begins to load the first run; the state is 'ready' once all is compiled."""
 
-        def first():
-            try:
-                self.reload(self._first)
-            except Exception as error:
-                self.error = error
+        def ended(done: Future[None]) -> None:
+            self.error = done.exception()
 
-        threading.Thread(target=first, name="load", daemon=True).start()
+        self.begin_reload(self._first).add_done_callback(ended)
+
+    def begin_reload(self, run: str | None = None) -> Future[None]:
+        """`reload` in a thread of its own, which does not keep the process from ending."""
+        done: Future[None] = Future()
+
+        def load() -> None:
+            done.set_running_or_notify_cancel()
+            try:
+                self.reload(run)
+                done.set_result(None)
+            except Exception as error:
+                done.set_exception(error)
+
+        threading.Thread(target=load, name="load", daemon=True).start()
+        return done
 
     def reload(self, run: str | None = None) -> None:
         """Loads and compiles a run (by default that in use, anew) and then serves it.

@@ -207,7 +207,7 @@ class Counted:
             raise UserError("broken cannot be loaded")
 
     def warm_up(self):
-        pass
+        self.loaded_in = threading.current_thread()
 
     def titles_like(self, text, most):
         raise RuntimeError(f"a bug that quotes {text}")
@@ -282,6 +282,7 @@ def test_a_reload_and_a_rollback_under_load_lose_nothing():
             return answers, broken, back, await client.post("/recommend", json=request)
 
     answers, broken, back, last = asyncio.run(under_load())
+    assert service._before.loaded_in.daemon  # SIGTERM need not wait for it
     assert [one.json()["lists"][0][0]["title"] for one in answers] == ["old"] * 4 + ["new"]
     assert (broken.status_code, broken.json()) == (409, {"error": "broken cannot be loaded"})
     assert (back.json()["run"], back.json()["run_before"]) == ("old", "new")
