@@ -1,9 +1,10 @@
 """Accuracy over alpha, small values and large ones, at two budgets: MovieLens-100K, SmolLM2-135M.
 
-    python launch/experiments.py --grid=configs/experiments/alpha_curve.py --workdir=runs/claim
+    G=configs/experiments/alpha_curve.py W=runs/alpha_curve
+    python launch/experiments.py --grid=$G --workdir=$W
 
-Nothing is chosen: all of it is ranked on validation rows. In a work directory with the cells of
-configs/experiments/claim.py those that both have are done once.
+Nothing is chosen: all of it is ranked on validation rows, more than those on which
+configs/experiments/claim.py chooses: give it a work directory of its own.
 """
 
 from tca4rec_jax.experiments.grid import CFModel, Data, Grid, Recommender

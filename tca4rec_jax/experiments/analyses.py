@@ -14,7 +14,7 @@ from tca4rec_jax.experiments.effects import Effect, paired_effects
 from tca4rec_jax.experiments.measures import FLUENCY
 from tca4rec_jax.experiments.results import Cell
 from tca4rec_jax.experiments.setups import TEST, Results
-from tca4rec_jax.experiments.tables import OF_TRAINING, Question, in_words, told_apart
+from tca4rec_jax.experiments.tables import Question, in_words, told_apart
 from tca4rec_jax.fileio import read_json_lines
 from tca4rec_jax.training.run_folder import RunFolder
 
@@ -32,14 +32,14 @@ def slice_effects(
     """
     found: dict[str, dict[Cell, Effect]] = {}
     for data in dict.fromkeys(setup.data for setup in question.compared):
-        facts, user_R = results.facts(data, TEST), None
         columns = {}
         for setup, baseline in question.compared.items():
             both = results.paired(setup, baseline, TEST, metric) if setup.data == data else None
             if both is not None:
                 columns[setup] = both
-                user_R = results.ranks(results.cells(setup, TEST)[0], TEST).user_R
-        if user_R is None:
+                cell = results.cells(setup, TEST)[0]
+                facts, user_R = results.facts(cell, TEST), results.ranks(cell, TEST).user_R
+        if not columns:
             continue
         head_R = head_items(facts.count_I)[facts.target_R]
         slices = {"head items": head_R, "tail items": ~head_R, **by_length(facts.history_R)}
@@ -96,8 +96,8 @@ def _add(
 ) -> None:
     panel = f"{setup.data}, {setup.recommender}"
     color = str(setup.cf) if setup.alpha else PLAIN
-    alike = [*question.compared, *question.compared.values()]
-    style = told_apart(setup, alike, OF_TRAINING)
+    drawn = *question.compared, *question.compared.values()
+    style = told_apart(setup, [one for one in drawn if bool(one.alpha) == bool(setup.alpha)])
     line = Series(color, style, x, *points.tolist())
     panels.setdefault(name, {}).setdefault(panel, []).append(line)
 

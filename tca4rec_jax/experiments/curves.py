@@ -43,13 +43,13 @@ Panels = dict[str, dict[str, list[Series]]]
 
 
 class Curve(NamedTuple):
-    """Setups that differ in one axis alone, and the one that they are compared with, if any."""
+    """Setups that differ in one axis alone, and what each is compared with, if that is there."""
 
     panel: str
     color: str
     style: str
     setups: dict[float, Cell]  # by the value of the axis, ascending
-    baseline: Cell | None
+    baselines: dict[float, Cell]
 
 
 def split_of(results: Results, axis: str) -> str:
@@ -65,7 +65,7 @@ def curves(results: Results, axis: str, split: str) -> list[Curve]:
     """The curves over 'alpha', 'beta', 'tau' or 'guidance' of aligned LLMs with several values.
 
     Those over other axes than guidance are of LLMs that nothing guides. A curve over alpha begins
-    with alpha = 0; all are compared with that, those over guidance with guidance 0.
+    with alpha = 0; all are compared with that, at their own tau, but over guidance with guidance 0.
     """
     aligned = [one for one in results.setups(split) if one.is_llm and one.alpha]
     if axis != "guidance":
@@ -79,13 +79,15 @@ def curves(results: Results, axis: str, split: str) -> list[Curve]:
     several = [group for group, of in groups.items() if len(of) > 1]
     for group in several:
         setups = groups[group]
-        plain = results.plain(next(iter(setups.values())), split)
-        if axis == "alpha" and plain is not None:
-            setups = {0.0: plain, **setups}
-        baseline = setups.get(0.0) if axis == "guidance" else plain
+        of_each = {x: results.plain(one, split) for x, one in setups.items()}
+        if axis == "guidance":
+            of_each = dict.fromkeys(setups, setups.get(0.0))
+        baselines = {x: one for x, one in sorted(of_each.items()) if one is not None}
+        if axis == "alpha" and baselines:
+            setups[0.0] = next(iter(baselines.values()))
         panel, color = f"{group.data}, {group.recommender}", str(group.cf)
         ordered = dict(sorted(setups.items()))
-        found.append(Curve(panel, color, told_apart(group, several), ordered, baseline))
+        found.append(Curve(panel, color, told_apart(group, several), ordered, baselines))
     return found
 
 
@@ -94,10 +96,10 @@ def metric_panels(results: Results, of: Iterable[Curve], split: str) -> Panels:
     of = [*of]
     metrics = results.metric(split), NLL
     pairs = {
-        (number, x): (setup, curve.baseline)
+        (number, x): (curve.setups[x], baseline)
         for number, curve in enumerate(of)
-        for x, setup in curve.setups.items()
-        if curve.baseline is not None and setup != curve.baseline
+        for x, baseline in curve.baselines.items()
+        if curve.setups[x] != baseline
     }
     found = effects(results, pairs, split, metrics)
     panels: Panels = {}
@@ -121,12 +123,13 @@ def metric_panels(results: Results, of: Iterable[Curve], split: str) -> Panels:
 
 
 def _level(results: Results, curve: Curve, split: str, metric: str) -> list[Series]:
-    """A level line of the baseline, if it is no point of the curve."""
-    if curve.baseline is None or curve.baseline in curve.setups.values():
-        return []
-    y = float(np.mean([line.metrics[metric] for line in results.of_setup(curve.baseline, split)]))
-    ends = [min(curve.setups), max(curve.setups)]
-    return [Series(PLAIN, curve.style, ends, [y, y])]
+    """The line of the baselines, level if they are one, unless they are points of the curve."""
+    y = [
+        float(np.mean([line.metrics[metric] for line in results.of_setup(one, split)]))
+        for one in curve.baselines.values()
+        if one not in curve.setups.values()
+    ]
+    return [Series(PLAIN, curve.style, [*curve.baselines], y)] if y else []
 
 
 def _about_mean(effect: Effect) -> tuple[float, float]:
@@ -199,7 +202,7 @@ def list_panels(results: Results, of: Iterable[Curve], split: str) -> Panels:
 def list_character(results: Results, line: Line) -> dict[str, float]:
     """'coverage': the share of the items in any list; 'popularity': mean training interactions of
     what is listed, relative to those of the targets."""
-    facts = results.facts(line.cell.data, line.split)
+    facts = results.facts(line.cell, line.split)
     items_RxM = results.ranks(line.cell, line.split).items_RxM
     listed_n = items_RxM[items_RxM >= 0]
     of_targets = facts.count_I[facts.target_R].mean()

@@ -234,8 +234,8 @@ def _recommenders(page: _Page, question: Question) -> None:
     page.add("## Which recommender is better?\n")
     first = {one.data: other.recommender for one, other in question.compared.items()}
     page.add(
-        "On the same rows, with the same CF model or none, without guidance, against the first of "
-        f"the grid: {', '.join(f'{name} on {data}' for data, name in first.items())}.\n"
+        "On the same rows, with the same CF model or none, without guidance, against the first "
+        f"that was ranked: {', '.join(f'{name} on {data}' for data, name in first.items())}.\n"
     )
     for of, name in ((metric, metric.upper()), (NLL, "NLL of the title (lower is better)")):
         both = "the first", "this one"
@@ -318,7 +318,7 @@ def _where(page: _Page, question: Question) -> None:
     panels: Differences = {}
     for name, of_slice in slices.items():
         for setup, effect in of_slice.items():
-            apart = tables.told_apart(setup, question.compared, tables.OF_TRAINING)
+            apart = tables.told_apart(setup, question.compared)
             panel = ", ".join(filter(None, [setup.data, setup.recommender, apart]))
             shown = Difference(effect.difference, effect.p < LEVEL)
             panels.setdefault(panel, {}).setdefault(name, {})[str(setup.cf)] = shown
@@ -334,7 +334,7 @@ def _where(page: _Page, question: Question) -> None:
         page.add(
             "### Which decisions of a title\n",
             "How much likelier the first, second .. decision of the title that came next has "
-            "become, at the temperature of training.\n",
+            "become, at temperature 1.\n",
         )
         alt = "Gain in log-likelihood by decision, aligned less alpha = 0"
         page.pictures("decisions", alt, decisions, "decision of the title", "linear")

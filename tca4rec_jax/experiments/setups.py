@@ -24,6 +24,7 @@ _SEEDS = ("seed", "cf_seed")
 class RowFacts(NamedTuple):
     """What is known of the rows of a split and of the items: W/rows/<data>-<split>.npz."""
 
+    position_R: np.ndarray  # int64, as in RowRanks
     target_R: np.ndarray  # int32
     history_R: np.ndarray  # int, items before the target
     count_I: np.ndarray  # int, training interactions
@@ -111,13 +112,21 @@ class Results:
     def _facts(self) -> dict[tuple[str, str], RowFacts]:
         return {}
 
-    def facts(self, data: str, split: str) -> RowFacts:
-        """Raises UserError for a file that is missing or damaged."""
-        if (data, split) not in self._facts:
-            path = self.workdir / "rows" / f"{data}-{split}.npz"
+    def facts(self, cell: Cell, split: str) -> RowFacts:
+        """Of the rows of a cell.
+
+        Raises UserError for a file that is missing or damaged, or of other rows than the cell's.
+        """
+        of, path = (cell.data, split), self.workdir / "rows" / f"{cell.data}-{split}.npz"
+        if of not in self._facts:
             saved = read_npz(path, remedy="rank a cell anew (launch/experiments.py --anew)")
-            self._facts[data, split] = RowFacts(*(saved[name] for name in RowFacts._fields))
-        return self._facts[data, split]
+            self._facts[of] = RowFacts(*(saved[name] for name in RowFacts._fields))
+        if not np.array_equal(self._facts[of].position_R, self.ranks(cell, split).position_R):
+            raise UserError(
+                f"{path} is of other rows than those on which {cell.label!r} was ranked: compute "
+                "the cell anew (launch/experiments.py --anew)"
+            )
+        return self._facts[of]
 
     def pairs(self, setup: Cell, baseline: Cell, split: str) -> Iterator[tuple[Cell, Cell]]:
         """(a cell of the setup, that of the baseline with the same seeds), for each that has one.

@@ -65,7 +65,7 @@ def guided_against_teacher(results: Results) -> Question:
 
 
 def recommenders_compared(results: Results) -> Question:
-    """Every other recommender on the test rows against the first of the grid on the same data.
+    """Every other recommender on the test rows against the first that was ranked on the same data.
 
     Both plain, or both aligned with the same CF model: at the same alpha and after as many steps if
     there is such a one, else at the alpha of its own.
@@ -232,7 +232,7 @@ def best_in_words(results: Results, data: str) -> str:
     others = [one for one in results.setups(TEST, data=data) if not one.is_llm]
     found = effects(results, {one: (best, one) for one in others}, TEST, (metric,))
     parts = []
-    for one in others:
+    for one in (one for one in others if (one, metric) in found):
         effect = found[one, metric]
         words = "most popular" if one.recommender == POPULAR else str(one.cf)
         low, high = effect.difference.low, effect.difference.high

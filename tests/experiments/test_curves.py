@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from made_results import ALPHAS, BETAS, TEACHERS
+from made_results import ALPHAS, BETAS, TEACHERS, make_results
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.evaluation.slices import head_items
 from tca4rec_jax.experiments.analyses import (
@@ -28,6 +29,7 @@ from tca4rec_jax.experiments.curves import (
     metric_panels,
     split_of,
 )
+from tca4rec_jax.experiments.results import Cell
 from tca4rec_jax.experiments.setups import TEST, VALIDATION, Results
 from tca4rec_jax.experiments.tables import aligned_against_plain
 
@@ -52,8 +54,8 @@ def test_a_curve_over_alpha_begins_with_the_plain_model(over_alpha):
     assert len(over_alpha) == 9
     for curve in over_alpha:
         assert [*curve.setups] == [0.0, *ALPHAS]
-        assert curve.setups[0.0] == curve.baseline
-        assert curve.baseline.cf is None
+        assert {*curve.baselines.values()} == {curve.setups[0.0]}
+        assert curve.setups[0.0].cf is None
     assert {curve.style for curve in over_alpha} == {"steps 250", "steps 1000", ""}
     assert {curve.color for curve in over_alpha} == {*TEACHERS}
 
@@ -61,14 +63,31 @@ def test_a_curve_over_alpha_begins_with_the_plain_model(over_alpha):
 def test_curves_over_beta_and_guidance(results):
     (beta,) = curves(results, "beta", VALIDATION)
     assert [*beta.setups] == sorted([1.0, *BETAS])
-    assert beta.baseline.alpha == 0.0
+    assert [one.alpha for one in beta.baselines.values()] == [0.0] * 3
     guidance = curves(results, "guidance", VALIDATION)
     assert len(guidance) == 6
     for curve in guidance:
         assert [*curve.setups] == [0.0, 1.0]
-        assert curve.baseline == curve.setups[0.0]
-        assert curve.baseline.alpha == 0.5
+        assert {*curve.baselines.values()} == {curve.setups[0.0]}
+        assert curve.setups[0.0].alpha == 0.5
     assert curves(results, "tau", VALIDATION) == []
+
+
+def test_over_tau_each_is_compared_with_the_plain_model_of_its_own_tau(tmp_path):
+    plain = Cell("d", "ids", alpha=0.0, guidance=0.0, steps=1, softmax="children", seed=0)
+    aligned = dataclasses.replace(plain, alpha=0.5, cf="ease", form="cross_entropy", beta=1.0)
+    taus = (0.5, 2.0)
+    made = [dataclasses.replace(one, tau=tau) for one in (plain, aligned) for tau in taus]
+    make_results(tmp_path, made, gain=lambda cell: cell.tau * (1 + (cell.alpha or 0)))
+    results = Results.read(tmp_path)
+    (over_tau,) = curves(results, "tau", VALIDATION)
+    assert [one.tau for one in over_tau.baselines.values()] == [*taus]
+    panels = metric_panels(results, [over_tau], VALIDATION)["NLL of the title"]
+    level, line = panels["d, ids"]
+    assert (level.color, level.x, line.x) == (PLAIN, [*taus], [*taus])
+    for tau, y in zip(level.x, level.y, strict=True):
+        (own,) = results.of_setup(over_tau.baselines[tau], VALIDATION)
+        assert (own.cell.tau, own.metrics[NLL]) == (tau, y)
 
 
 def test_points_are_means_over_seeds_and_bands_differences_from_the_plain_model(
@@ -107,7 +126,7 @@ def test_panels_of_lines_are_means_of_what_lines_hold(results, over_alpha):
 def test_what_lists_are_like_is_counted(results):
     line = next(iter(results.lines.values()))
     items = results.ranks(line.cell, line.split).items_RxM
-    facts = results.facts(line.cell.data, line.split)
+    facts = results.facts(line.cell, line.split)
     found = list_character(results, line)
     assert found["coverage"] == len({*items.ravel().tolist()} - {-1}) / len(facts.count_I)
     listed = [facts.count_I[item] for row in items for item in row if item >= 0]
@@ -119,7 +138,7 @@ def test_slices_hold_the_rows_that_they_name(results, aligned):
     found = slice_effects(results, aligned, NLL)
     assert [*found][:3] == ["head items", "tail items", "history 0 to 4"]
     setup = next(one for one in aligned.compared if (one.recommender, one.cf) == ("ids", "ease"))
-    facts = results.facts("movielens", TEST)
+    facts = results.facts(results.cells(setup, TEST)[0], TEST)
     ours, theirs = results.paired(setup, aligned.compared[setup], TEST, NLL)
     head = head_items(facts.count_I)[facts.target_R]
     inside = {"head items": head, "tail items": ~head, "history 50 or more": facts.history_R >= 50}
@@ -190,3 +209,28 @@ def test_what_lists_and_texts_are_like_stands_beside_the_plain_model(results, al
     assert row["Kendall tau"] == "0.28 → 0.38"
     assert row["share of valid titles"] == "0.8 → 0.65"
     assert {"share of items listed", "popularity, relative to targets"} < {*row}
+
+
+def test_aligned_models_of_several_alphas_are_told_apart(tmp_path):
+    plain = Cell("d", "ids", alpha=0.0, guidance=0.0, steps=10, softmax="children", seed=0)
+    aligned = dataclasses.replace(plain, cf="ease", form="cross_entropy", beta=1.0)
+    make_results(
+        tmp_path,
+        [plain, *(dataclasses.replace(aligned, alpha=alpha) for alpha in (0.1, 0.5))],
+        splits=("validation",),
+    )
+    lines = {(cell, TEST): line for (cell, _), line in Results.read(tmp_path).lines.items()}
+    results = Results(tmp_path, lines)
+    question = aligned_against_plain(results)
+    drawn = speed_panels(results, question)["NLL, validation"]["d, ids"]
+    found = [(one.color, one.style) for one in drawn]
+    assert found == [(PLAIN, ""), ("ease", "alpha 0.1"), ("ease", "alpha 0.5")]
+
+
+def test_facts_of_other_rows_are_refused(tmp_path):
+    make_results(tmp_path, [Cell("d", "popular")], splits=(TEST,))
+    path = tmp_path / "rows" / f"d-{TEST}.npz"
+    saved = dict(np.load(path))
+    np.savez(path, **saved | {"position_R": saved["position_R"] + 1})
+    with pytest.raises(UserError, match="d-test.npz is of other rows than .*'d popular'"):
+        Results.read(tmp_path).facts(Cell("d", "popular"), TEST)

@@ -114,6 +114,12 @@ def test_the_best_is_chosen_on_validation_rows_and_said_in_one_sentence(results)
     assert "alpha 0.5, guidance 1, 250 steps" in words
     assert all(f"than {name} (" in words for name in ("most popular", *TEACHERS))
     assert words.endswith(". 3 seeds.")
+    moved = {
+        (dataclasses.replace(cell, cf_seed=1) if cell.is_llm and cell.cf else cell, on): line
+        for (cell, on), line in results.lines.items()
+    }
+    words = best_in_words(Results(results.workdir, moved), "movielens")
+    assert words.count(" than ") == 1, "there is no CF model of its cf_seed"
     no_validation = without(results, lambda cell, on: on == VALIDATION)
     assert "best on these rows themselves" in best_in_words(no_validation, "movielens")
     no_llm = without(results, lambda cell, on: cell.is_llm)
