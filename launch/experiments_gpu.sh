@@ -29,8 +29,9 @@ fi
 do_it mkdir -p "$folder/cache" "$folder/programs" "$folder/work" "$back"
 parts=("$folder"/back.tar.*)
 if [ -e "${parts[0]}" ]; then
+  # What a job has done since that was ended before it packed is newer, and stays.
   # shellcheck disable=SC2016 # $1 is that of the inner shell
-  do_it bash -c 'cat "$1"/back.tar.* | tar -x -C "$1"' unpack "$folder"
+  do_it bash -c 'cat "$1"/back.tar.* | tar -x --keep-newer-files --warning=none -C "$1"' unpack "$folder"
 fi
 
 do_it export CUDA_VISIBLE_DEVICES="${GPU:-0}" TCA4REC_CACHE="$folder/cache"

@@ -33,7 +33,9 @@ recommender on the same rows. (Three seeds drawn from three would give intervals
 truth out far too often.) p is of a randomisation test that exchanges whole users, seeds drawn
 along; Holm's correction is over all tests of a question, both metrics. d is Cohen's: the mean of
 the users' differences over their standard deviation. The verdict is "better" or "worse" where p by
-Holm is below {LEVEL:g}; a lower NLL is better; one seed says nothing of others.
+Holm is below {LEVEL:g}; one seed says nothing of others. NLL is -log P of the title that came next,
+at the temperature in evaluation.temperatures that is best for each model on these rows; lower is
+better.
 """
 _FREE_TEXT = """\
 Texts are those of the LLM without the trie: the perplexity of the titles that came next, and how
@@ -81,7 +83,9 @@ def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
     if plan is not None and not plan.is_done:
         page.add("## What is missing\n", *_missing(plan))
     page.add(
-        "## What it cost\n", markdown_table(tables.cost_table(results), first_column="lines of")
+        "## What it cost\n",
+        markdown_table(tables.cost_table(results), first_column="lines of"),
+        "Steps of LLM training, ranking and measuring; not data, CF models and hidden states.\n",
     )
     page.add("## How differences are tested\n", _STATISTICS)
     if any(split == VALIDATION for _, split in results.lines):

@@ -273,7 +273,7 @@ def cost_table(results: Results) -> Rows:
 
 
 def core_hours(lines: Iterable[Line]) -> float:
-    """Core-hours of training and evaluation."""
+    """Core-hours of steps of LLM training, of ranking and of what else was measured."""
     training: dict[str, float] = {}
     total = 0.0
     for line in lines:

@@ -235,3 +235,6 @@ def test_what_a_gpu_job_packed_is_what_the_next_one_finds(tmp_path):
     done = (other / "work" / "x").read_text().splitlines()
     assert done[:1] == (one / "work" / "x").read_text().splitlines()
     assert len(done) == 2
+    (other / "work" / "x").write_text("a job that was killed before it packed")
+    assert bash("experiments_gpu.sh", other, "g", PYTHON=str(python)).returncode == 3
+    assert (other / "work" / "x").read_text().startswith("a job that was killed")
