@@ -37,6 +37,7 @@ from tca4rec_jax.llm.checkpoints.export import (
     check_vacant,
     export_decoder,
 )
+from tca4rec_jax.llm.checkpoints.gguf_export import check_gguf
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.ranges import LocalPath
 from tca4rec_jax.recommenders.vectors import describe_vectors
@@ -59,6 +60,8 @@ def export(config, workdir):
     inputs = {"format": _FORMAT.value, "dtype": _DTYPE.value, "run": run.made_from.inputs}
     inputs |= {"run.name": name, "run.step": experiment.run_step(name)}
     inputs |= {"lists": experiment.search_inputs([score_weights(config, 0.0)])}
+    if _FORMAT.value == "gguf":
+        check_gguf(experiment.stored_architecture, experiment.tokenizer)
     with only_writer(_OUTPUT.value):
         how_to_load = export_decoder(
             _OUTPUT.value,

@@ -50,10 +50,12 @@ def recommend_file(
     job call this alike: their devices share the rows of every batch, the first one writes.
 
     Raises as `Histories`, and before anything is loaded or written UserError for a history with an
-    unknown item, StaleError for an `output` that was begun from other inputs, LeaseError if another
-    job writes it.
+    unknown item or an `output` in .gz, StaleError for an `output` that was begun from other inputs,
+    LeaseError if another job writes it.
     """
     histories, output = Histories(source), Path(output)
+    if output.suffix.lower() == ".gz":
+        raise UserError(f"{output}: lists are written uncompressed, name a file without .gz")
     sizes = recommender.sizes(_known(recommender, histories), k)
     inputs = recommender.inputs | {"k": k, "histories": file_sha256(histories.path)}
     made_from = Provenance("file of recommendations", COMMAND, inputs)

@@ -77,6 +77,8 @@ class Trie:
 
     def find(self, names: Sequence[str]) -> list[int]:
         """The numbers of items named by id or title. Raises KeyError for an unknown one."""
+        if unknown := [name for name in names if name not in self._item_of]:
+            raise KeyError(f"{unknown[0]!r} is no item id and no title")
         return [self._item_of[name] for name in names]
 
     def prompt(self, items: Sequence[int]) -> list[int]:
@@ -96,7 +98,7 @@ class Trie:
                 break
             tokens = more + tokens
         if not tokens:
-            raise ValueError("no item of the history fits the prompt")
+            raise ValueError(f"none of the history's {len(items)} items fits the prompt")
         return [*before[0].tolist(), *tokens, *after[0].tolist()]
 
     def items(self, title: Sequence[int]) -> list[int]:

@@ -206,6 +206,15 @@ def test_json_that_no_column_holds_is_refused_before_the_search(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["out.parquet.gz", "out.jsonl.gz"])
+def test_an_output_that_would_not_be_what_its_name_says_is_refused(run, tmp_path, name):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"history": ["i1"]}\n')
+    recommender = Recommender(changed(run, inference_decoder=None), "any")
+    with pytest.raises(ValueError, match="uncompressed, name a file without .gz"):
+        recommend_file(recommender, source, tmp_path / name, k=3)
+
+
 CONFIG_FILE = """
 from pathlib import Path
 

@@ -91,8 +91,12 @@ def test_prompts_are_those_of_training(run, tmp_path):
     for history in itertools.permutations([0, 1, 2, 6], 3):
         (expected,) = experiment.prompts(np.array([history])).tokens
         assert trie.prompt(history) == expected.tolist()
+    with pytest.raises(ValueError, match="none of the history's 0 items fits"):
+        trie.prompt([])
+    with pytest.raises(KeyError, match="'i99' is no item id and no title"):
+        trie.find(["i1", "i99"])
     trie.settings["max_tokens"] = 2
-    with pytest.raises(ValueError, match="no item of the history fits"):
+    with pytest.raises(ValueError, match="none of the history's 1 items fits"):
         trie.prompt([6])
 
 

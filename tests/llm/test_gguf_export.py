@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tca4rec_jax.llm.checkpoints.export import export_decoder
 from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
-from tca4rec_jax.llm.checkpoints.gguf_export import MODEL, _vocabulary, write_gguf
+from tca4rec_jax.llm.checkpoints.gguf_export import MODEL, _vocabulary, check_gguf, write_gguf
 from tca4rec_jax.llm.checkpoints.loading import load_weights
 from tca4rec_jax.llm.config import RopeScaling
 from tca4rec_jax.llm.decoder import Decoder
@@ -97,9 +97,14 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path, tokenizer):
     _, gemma, of_gemma = load_golden("gemma3", tmp_path)
     with pytest.raises(ValueError, match="can't be written as GGUF: export with --format=merged"):
         write(config=gemma, params=of_gemma, dtype="float32")
+    check_gguf(config, tokenizer)
+    with pytest.raises(ValueError, match="can't be written as GGUF"):
+        check_gguf(gemma, tokenizer)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ValueError, match="cut like those of gpt-2, smollm, qwen2, llama-bpe"):
         write(dtype="float32")
+    with pytest.raises(ValueError, match="cut like those of gpt-2, smollm, qwen2, llama-bpe"):
+        check_gguf(config, tokenizer)
     tokenizer.backend_tokenizer.model = models.WordLevel({"a": 0}, unk_token="a")
     with pytest.raises(ValueError, match="not a byte-level BPE"):
         write(dtype="float32")

@@ -39,11 +39,8 @@ def write_gguf(
     dtype: of the matrices. Raises UserError for another family, a tokenizer other than a byte-level
     BPE that llama.cpp knows, or values that are not finite in dtype.
     """
-    if config.family == GEMMA:
-        raise UserError(f"a {config.family} can't be written as GGUF: {_OTHERWISE}")
-    (architecture,) = (name for name, family in FAMILIES.items() if family == config.family)
     vocabulary = _vocabulary(tokenizer, config.vocab_size)
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, _architecture(config))
     _add_config(writer, config)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[dtype]])
     for name, value in vocabulary.items():
@@ -66,6 +63,19 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def check_gguf(config: DecoderConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError as `write_gguf` for the family and the tokenizer: no weight is needed."""
+    _architecture(config)
+    _vocabulary(tokenizer, max(config.vocab_size, len(tokenizer)))
+
+
+def _architecture(config: DecoderConfig) -> str:
+    """llama.cpp's name of a family."""
+    if config.family == GEMMA:
+        raise UserError(f"a {config.family} can't be written as GGUF: {_OTHERWISE}")
+    return next(name for name, family in FAMILIES.items() if family == config.family)
 
 
 def _add_config(writer: gguf.GGUFWriter, config: DecoderConfig) -> None:
