@@ -12,8 +12,8 @@ from tca4rec_jax.evaluation.slices import LEAST_USERS, by_length, head_items
 from tca4rec_jax.experiments.curves import PLAIN, Panels, Series
 from tca4rec_jax.experiments.effects import Effect, paired_effects
 from tca4rec_jax.experiments.measures import FLUENCY
-from tca4rec_jax.experiments.results import Cell
-from tca4rec_jax.experiments.setups import TEST, Results
+from tca4rec_jax.experiments.results import TEST, Cell
+from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.experiments.tables import Question, in_words, told_apart
 from tca4rec_jax.fileio import read_json_lines
 from tca4rec_jax.training.run_folder import RunFolder

@@ -13,13 +13,10 @@ from typing import Any, NamedTuple
 
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.experiments.cells import Cells
-from tca4rec_jax.experiments.results import Cell
+from tca4rec_jax.experiments.results import TEST, VALIDATION, Cell
 
-VALIDATION, TEST = "validation", "test"
-
-Results = Mapping[
-    tuple[Cell, str], Mapping[str, Any]
-]  # {(cell, split): metrics} of those there are
+Metrics = Mapping[tuple[Cell, str], Mapping[str, Any]]
+"""{(cell, split): its metrics} of those that are ranked."""
 
 
 class Wanted(NamedTuple):
@@ -34,7 +31,7 @@ class Wanted(NamedTuple):
     to_come: int
 
 
-def wanted(cells: Cells, results: Results) -> Wanted:
+def wanted(cells: Cells, results: Metrics) -> Wanted:
     """What the grid needs, given the results that there are."""
     grid = cells.grid
     if not grid.chosen:
@@ -55,7 +52,7 @@ def wanted(cells: Cells, results: Results) -> Wanted:
 class _Choice:
     """One choice: of what is trained, or of guidance."""
 
-    def __init__(self, cells: Cells, results: Results, what: str):
+    def __init__(self, cells: Cells, results: Metrics, what: str):
         self._cells, self._results, self._what = cells, results, what
         chosen = {"budget": "steps"}
         fields = {chosen.get(axis, axis) for axis in cells.grid.chosen}

@@ -13,8 +13,8 @@ import numpy as np
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.experiments.effects import Effect, effects
 from tca4rec_jax.experiments.measures import AGREEMENT, FLUENCY
-from tca4rec_jax.experiments.results import Cell, Line
-from tca4rec_jax.experiments.setups import TEST, VALIDATION, Results
+from tca4rec_jax.experiments.results import TEST, VALIDATION, Cell, Line
+from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.experiments.tables import Question, in_words, told_apart
 from tca4rec_jax.metrics import coverage
 

@@ -19,8 +19,9 @@ from tca4rec_jax.experiments.pictures import (
     plot_differences,
     plot_lines,
 )
+from tca4rec_jax.experiments.results import TEST, VALIDATION
 from tca4rec_jax.experiments.runner import Plan
-from tca4rec_jax.experiments.setups import TEST, VALIDATION, Results
+from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.experiments.tables import Question
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.reporting import Rows, markdown_table, plain_text, write_results
@@ -199,7 +200,8 @@ def _aligned(page: _Page, question: Question) -> None:
     words = [f"{better} of {cells} cells in {name}" for name, better, cells in counts]
     page.add(
         "Aligned LLMs against the same LLM with alpha = 0, whose labels no CF model has touched: "
-        f"{' and '.join(words)} are better (p < {LEVEL:g} after Holm's correction).\n"
+        f"{' and '.join(words)} are better (p < {LEVEL:g} after Holm's correction)."
+        f"{_of_one_seed(question)}\n"
     )
     both = "alpha = 0", "aligned"
     for of, name in ((metric, metric.upper()), (NLL, "NLL of the title (lower is better)")):
@@ -214,6 +216,11 @@ def _aligned(page: _Page, question: Question) -> None:
         page.add(markdown_table(rows, first_column=_FIRST), _FREE_TEXT)
 
 
+def _of_one_seed(question: Question) -> str:
+    number = question.of_one_seed
+    return f" {number} of them have one seed, and say nothing of others." if number else ""
+
+
 def _guided(page: _Page, question: Question) -> None:
     results, metric = page.results, page.results.metric(TEST)
     if not question.compared:
@@ -222,7 +229,7 @@ def _guided(page: _Page, question: Question) -> None:
     better, cells = question.better(metric)
     page.add(
         "Aligned LLMs that their CF model guides, against that CF model alone, in "
-        f"{metric.upper()}: {better} of {cells} are better.\n"
+        f"{metric.upper()}: {better} of {cells} are better.{_of_one_seed(question)}\n"
     )
     both = "CF model", "guided"
     rows = tables.question_table(question, metric, tables.most_seeds(results), both)

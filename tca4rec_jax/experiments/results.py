@@ -29,6 +29,8 @@ from tca4rec_jax.provenance import Provenance
 FILE = "results.jsonl"
 CF, POPULAR = "cf", "popular"
 """The recommenders that are no LLM: the CF model itself, and the most popular items."""
+VALIDATION, TEST = "validation", "test"
+"""The splits whose rows are ranked."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,6 @@ from tca4rec_jax.experiments.results import CF, FILE, POPULAR, Cell, Line, RowRa
 from tca4rec_jax.fileio import read_npz
 from tca4rec_jax.metrics import metric_values
 
-VALIDATION, TEST = "validation", "test"
 _SEEDS = ("seed", "cf_seed")
 
 
@@ -155,14 +154,15 @@ class Results:
         """
         both = [*self.pairs(setup, baseline, split)]
         for one, other in both:
-            self._check_same_rows(one, other, split)
+            self.check_same_rows(one, other, split)
         columns = [[self.values(cell, split, metric) for cell in pair] for pair in both]
         if not columns or np.isnan(columns).any():
             return None
         ours_SxR, theirs_SxR = np.swapaxes(columns, 0, 1)
         return ours_SxR, theirs_SxR
 
-    def _check_same_rows(self, one: Cell, other: Cell, split: str) -> None:
+    def check_same_rows(self, one: Cell, other: Cell, split: str) -> None:
+        """Raises UserError if two cells were not ranked on the same rows."""
         a, b = self.ranks(one, split), self.ranks(other, split)
         same = ("user_R", "target_R", "position_R")
         if not all(np.array_equal(getattr(a, name), getattr(b, name)) for name in same):

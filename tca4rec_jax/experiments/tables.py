@@ -12,8 +12,8 @@ import numpy as np
 
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.experiments.effects import Effect, effects
-from tca4rec_jax.experiments.results import CF, POPULAR, Cell, Line
-from tca4rec_jax.experiments.setups import TEST, VALIDATION, Results
+from tca4rec_jax.experiments.results import CF, POPULAR, TEST, VALIDATION, Cell, Line
+from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.intervals import Interval, Name, bootstrap_intervals, seed_spread
 from tca4rec_jax.reporting import Cell as Shown
 from tca4rec_jax.reporting import Rows
@@ -40,6 +40,11 @@ class Question(NamedTuple):
         """(how many setups are better in a metric, how many are compared or missing)."""
         shown = [one.is_better for (_, of), one in self.effects.items() if of == metric]
         return sum(map(bool, shown)), len(self.compared) + len(self.missing)
+
+    @property
+    def of_one_seed(self) -> int:
+        """How many setups were compared with one seed alone."""
+        return len({setup for (setup, _), one in self.effects.items() if one.seeds == 1})
 
 
 def aligned_against_plain(results: Results) -> Question:
@@ -174,6 +179,9 @@ def _plainly(value: float | None) -> str | None:
 def model_table(results: Results, data: str, split: str = TEST) -> Rows:
     """All models on the rows of some data: mean over seeds, interval, what seeds differ by."""
     setups = results.setups(split, data=data)
+    cells = [cell for one in setups for cell in results.cells(one, split)]
+    for one in cells:
+        results.check_same_rows(cells[0], one, split)
     metric = results.metric(split)
     hr = metric.replace("ndcg", "hr")
     values = {
@@ -182,7 +190,7 @@ def model_table(results: Results, data: str, split: str = TEST) -> Rows:
     }
     if not values:
         return {}
-    user_R = results.ranks(results.cells(setups[0], split)[0], split).user_R
+    user_R = results.ranks(cells[0], split).user_R
     intervals = means_over_seeds(values, user_R)
     rows: dict[str, dict[str, Shown]] = {}
     for setup in setups:

@@ -33,9 +33,17 @@ from tca4rec_jax.evaluation.llm_rankings import cf_content, rank_llms, ranking_i
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.experiments.cells import Cells
-from tca4rec_jax.experiments.choice import TEST, VALIDATION
 from tca4rec_jax.experiments.measures import measures
-from tca4rec_jax.experiments.results import CF, POPULAR, Cell, Line, RowRanks, append
+from tca4rec_jax.experiments.results import (
+    CF,
+    POPULAR,
+    TEST,
+    VALIDATION,
+    Cell,
+    Line,
+    RowRanks,
+    append,
+)
 from tca4rec_jax.fileio import atomic_path, read_json_lines, remove, write_npz
 from tca4rec_jax.lease import only_writer
 from tca4rec_jax.llm.from_scratch import RANDOM

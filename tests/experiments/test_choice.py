@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from tca4rec_jax.experiments.cells import Cells
-from tca4rec_jax.experiments.choice import TEST, VALIDATION, wanted
+from tca4rec_jax.experiments.choice import wanted
 from tca4rec_jax.experiments.grid import load_grid
+from tca4rec_jax.experiments.results import TEST, VALIDATION
 
 TINY = Path(__file__).parents[2] / "configs" / "experiments" / "tiny.py"
 

@@ -29,8 +29,8 @@ from tca4rec_jax.experiments.curves import (
     metric_panels,
     split_of,
 )
-from tca4rec_jax.experiments.results import Cell
-from tca4rec_jax.experiments.setups import TEST, VALIDATION, Results
+from tca4rec_jax.experiments.results import TEST, VALIDATION, Cell
+from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.experiments.tables import aligned_against_plain
 
 

@@ -47,6 +47,7 @@ def test_the_page_says_what_was_found(page):
     for heading in ("help?", "CF model?", "same rows", "alpha", "beta", "lambda", "comes from"):
         assert re.search(f"^## .*{re.escape(heading)}$", text, re.MULTILINE), heading
     assert "tau\n" not in text  # an axis of one value
+    assert "have one seed" not in text
 
 
 def test_the_page_says_what_is_missing_of_a_grid(page):
@@ -94,6 +95,16 @@ def test_a_grid_of_validation_rows_alone_has_its_curves(tmp_path):
     assert "missing" not in text
     assert "All models" not in text
     assert "alpha_movielens" in found["pictures"]
+
+
+def test_the_page_says_how_many_setups_have_one_seed(tmp_path):
+    (tmp_path / "W").mkdir()
+    made = cells(recommenders=("ids",), guidances=(), betas=())
+    one_seed = [cell for cell in made if cell.cf != "ease" or cell.seed in (0, None)]
+    make_results(tmp_path / "W", one_seed, splits=("test",))
+    write_page(tmp_path / "W", tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text("utf-8")
+    assert "correction). 1 of them have one seed, and say nothing of others.\n" in text
 
 
 def test_a_grid_that_has_just_begun_has_a_page(tmp_path):

@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from made_results import TEACHERS, cells
+from made_results import TEACHERS, cells, make_results
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import NLL
-from tca4rec_jax.experiments.results import Cell
-from tca4rec_jax.experiments.setups import TEST, VALIDATION, Results
+from tca4rec_jax.experiments.results import TEST, VALIDATION, Cell
+from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.experiments.tables import (
     aligned_against_plain,
     as_json,
@@ -106,6 +107,19 @@ def test_all_models_stand_side_by_side(results):
     assert row["over seeds"] == f"± {np.std(of_seeds, ddof=1):.4f}"
     assert row["NLL"] is None
     assert table["most popular"]["over seeds"] is None
+
+
+def test_models_of_other_rows_do_not_stand_side_by_side(tmp_path):
+    popular, cf = Cell("d", "popular"), Cell("d", "cf", "ease", 0)
+    make_results(tmp_path, [popular, cf], splits=(TEST,))
+    results = Results.read(tmp_path)
+    assert len(model_table(results, "d")) == 2
+    ranks = results.ranks(cf, TEST)
+    ranks._replace(position_R=ranks.position_R[::-1]).write(
+        tmp_path / results.lines[cf, TEST].ranks
+    )
+    with pytest.raises(UserError, match="not ranked on the same test rows"):
+        model_table(Results.read(tmp_path), "d")
 
 
 def test_the_best_is_chosen_on_validation_rows_and_said_in_one_sentence(results):
