@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.evaluation.kept_rankings import Ranks, hit_ranks
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.fileio import read_json_lines, read_npz, sync, write_npz
+from tca4rec_jax.fileio import read_npz, sync, write_npz
 from tca4rec_jax.metrics import mean_metrics
 from tca4rec_jax.provenance import Provenance
 
@@ -167,8 +168,18 @@ class RowRanks(NamedTuple):
 
 
 def read_lines(workdir: Path) -> dict[tuple[Cell, str], Line]:
-    """{(cell, split): its line} of W; a half-written end is left out."""
-    lines = map(Line.from_json, read_json_lines(workdir / FILE))
+    """{(cell, split): its line} of W; a half-written end is left out.
+
+    Raises UserError for a damaged line before the end: what follows it would be done for ever.
+    """
+    path = workdir / FILE
+    whole, _, _ = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
+    lines = []
+    for number, text in enumerate(whole.split(b"\n") if whole else [], start=1):
+        try:
+            lines.append(Line.from_json(json.loads(text)))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}, line {number} is damaged ({error}): delete it") from error
     return {(line.cell, line.split): line for line in lines}
 
 

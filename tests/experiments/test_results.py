@@ -3,7 +3,9 @@
 import multiprocessing
 
 import numpy as np
+import pytest
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiments.results import (
     FILE,
     Cell,
@@ -37,6 +39,16 @@ def test_the_torn_end_of_a_killed_writer_is_cut_off(tmp_path):
         assert list(read_lines(tmp_path).values()) == [line(0)]
         append(tmp_path, line(1))
         assert list(read_lines(tmp_path).values()) == [line(0), line(1)]
+
+
+@pytest.mark.parametrize("damaged", [b'{"key": "k', b"3", b"", b"{}"])
+def test_a_damaged_line_before_the_end_is_named(tmp_path, damaged):
+    append(tmp_path, line(0))
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(damaged + b"\n")
+    append(tmp_path, line(1))
+    with pytest.raises(UserError, match=r"results.jsonl, line 2 is damaged .*: delete it"):
+        read_lines(tmp_path)
 
 
 def _append(folder, first):
