@@ -62,6 +62,8 @@ def export(config, workdir):
     inputs |= {"lists": experiment.search_inputs([score_weights(config, 0.0)])}
     if _FORMAT.value == "gguf":
         check_gguf(experiment.stored_architecture, experiment.tokenizer)
+    has_catalogue = _FORMAT.value in WHOLE and lists_elsewhere(experiment)
+    card = _card(experiment, run, has_catalogue)
     with only_writer(_OUTPUT.value):
         how_to_load = export_decoder(
             _OUTPUT.value,
@@ -72,21 +74,17 @@ def export(config, workdir):
             base_model=_BASE_MODEL.value or _base_model(config.llm.weights),
             made_from=Provenance("export", "launch/export.py", inputs),
             vectors=describe_vectors(experiment),
-            beside=partial(_write_beside, experiment, run),
+            beside=partial(_write_beside, experiment, card, has_catalogue),
         )
     show(_OUTPUT.value, f"load it with {how_to_load}")
     if _PUSH.value:
         show(push(Path(_OUTPUT.value), _PUSH.value))
 
 
-def _write_beside(experiment, run, folder):
-    """The model card, and the catalogue for engines that run the whole model."""
-    name, kind = run.path.name, _FORMAT.value
-    has_catalogue = kind in WHOLE and lists_elsewhere(experiment)
-    if has_catalogue:
-        write_trie(experiment, folder)
-    made_from = run.made_from
-    card = model_card(
+def _card(experiment, run, has_catalogue):
+    """The model card; no weight is needed."""
+    name, kind, made_from = run.path.name, _FORMAT.value, run.made_from
+    return model_card(
         kind,
         name,
         made_from,
@@ -96,6 +94,12 @@ def _write_beside(experiment, run, folder):
         load=LOADING[kind].format(folder="."),
         catalogue=has_catalogue,
     )
+
+
+def _write_beside(experiment, card, has_catalogue, folder):
+    """The model card, and the catalogue for engines that run the whole model."""
+    if has_catalogue:
+        write_trie(experiment, folder)
     write_card(folder, card)
 
 
