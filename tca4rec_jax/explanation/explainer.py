@@ -175,7 +175,8 @@ class Explainer:
     def _rows(self, histories: Sequence[np.ndarray], allowed_I: np.ndarray) -> SearchRows:
         item_ids = self._experiment.data.catalogue.item_ids
         names = [[item_ids[item] for item in item_S] for item_S in histories]
-        return self._recommender.rows(names, ItemFilter(allowed_I))
+        # A filter for each, so that programs have room for one whatever it allows.
+        return self._recommender.rows(names, [ItemFilter(allowed_I)] * len(names))
 
     def _sized(self, search: BatchedSearch, rows: SearchRows) -> BatchedSearch:
         """With room for the longest prompt, so that only reading a prompt depends on its length."""

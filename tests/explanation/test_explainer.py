@@ -224,13 +224,15 @@ def test_guidance_moves_places(workdir):
 
 
 def test_another_history_compiles_nothing_new(workdir):
-    """Of as many titles; whatever they are, and the guidance."""
-    explainer = Explainer(recommender_of(workdir))
+    """Of as many titles; whatever they are, the guidance and the filter."""
+    recommender = recommender_of(workdir)
+    explainer = Explainer(recommender)
     programs = (search_batch, read_titles_batch, _cf_log_probs)
     explainer.explain(["1", "2", "3"], 4)
     before = [one._cache_size() for one in programs]
     explainer.explain(["4", "8", "2"], 4, guidance=0.4)
     explainer.explain(["8", "11", "6"], 3, guidance=5.0)
+    explainer.explain(["4", "8", "2"], 4, filter=recommender.filter(deny=["0"]))
     listed = [one.item_id for one in explainer.explain(["0", "9", "6"], 4).items]
     explainer.explain(["0", "9", "6"], 4, compare=[listed[:2]], children=1)
     assert [one._cache_size() for one in programs] == before
