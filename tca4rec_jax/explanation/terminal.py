@@ -8,6 +8,7 @@ from tca4rec_jax.explanation.explanation import Branch, Child, Explanation, Shar
 from tca4rec_jax.reporting import plain_text
 
 _WIDTH = 80
+_NARROWEST = 8  # that a text deep in the tree is cut to, beyond the width if need be
 _MOST_COLUMNS = 8  # of effects; the JSON file has all
 
 
@@ -73,7 +74,7 @@ def _branch_lines(explanation: Explanation, number: int, indent: str) -> Iterato
     for at, (shares, text, child) in enumerate(rows):
         last = at == len(rows) - 1
         numbers = _numbers(shares) + indent + ("└ " if last else "├ ")
-        yield numbers + _cut(text, _WIDTH - len(numbers))
+        yield numbers + _cut(text, max(_WIDTH - len(numbers), _NARROWEST))
         if child is not None and child.branch is not None:
             yield from _branch_lines(explanation, child.branch, indent + ("  " if last else "│ "))
 

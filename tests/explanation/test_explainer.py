@@ -22,7 +22,7 @@ from tca4rec_jax.decoding.search_programs import search_batch
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.explanation.explainer import Explainer, _cf_log_probs
-from tca4rec_jax.explanation.explanation import Shares
+from tca4rec_jax.explanation.explanation import Branch, Child, Explanation, Settings, Shares
 from tca4rec_jax.explanation.page import explanation_page
 from tca4rec_jax.explanation.terminal import explanation_lines
 from tca4rec_jax.explanation.tree import mixed
@@ -276,6 +276,22 @@ def test_pages_and_terminals_show_titles_and_obey_none(whole):
     assert max(map(len, lines)) == 80
     assert "\x1b" not in "".join(lines)
     assert sum("others" in line or "[#" in line for line in lines) >= 10
+
+
+def test_titles_deep_in_the_tree_can_be_read():
+    """40 choices, one below the other; wider than the terminal, each has a few characters."""
+    even = Shares(0.5, 0.5, 0.5, 0.5)
+    branches = tuple(
+        Branch("", (Child("title", even, 2, (), number + 1), Child("x" * 60, even, 1, (), None)),
+               even, 0, 0, Shares(0.0, 0.0, 0.0, 0.0))
+        for number in range(40)
+    )  # fmt: skip
+    last = dataclasses.replace(branches[-1], children=branches[-1].children[1:])
+    settings = Settings(0.0, 0.5, 1.0, 1.0, 0.0, "before_softmax")
+    explanation = Explanation(settings, (), (), (), (*branches[:-1], last), ())
+    lines = [line for line in explanation_lines(explanation) if "50.0" in line]
+    assert len(lines) == 2 * 39 + 1
+    assert all("title" in line or re.search("x{7}…$", line) for line in lines)
 
 
 def test_json_names_every_field(whole):
