@@ -12,7 +12,6 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tca4rec_jax.llm import blocks
 from tca4rec_jax.llm.blocks import Layer
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions, logical_axes
 from tca4rec_jax.llm.decoder import Decoder, init_params
@@ -445,19 +444,10 @@ def test_dropout_leaves_out_a_share_of_the_embeddings_and_of_what_blocks_add():
     assert (sites[0] != sites[1]).any()
 
 
-def test_a_trained_matrix_has_the_gradient_of_its_product():
-    shapes = (2, 3, 4), (4, 5), (2, 3, 5)
-    x, w, dy = (jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate(shapes))
-    y, gradients = jax.vjp(blocks._product_of_trained, x, w)
-    np.testing.assert_allclose(y, x @ w, rtol=1e-6)
-    dx, dw = gradients(dy)
-    np.testing.assert_allclose(dx, dy @ w.T, rtol=1e-5)
-    np.testing.assert_allclose(dw, np.einsum("bsi,bso->io", x, dy), rtol=1e-5)
-
-
-@pytest.mark.parametrize("product", [blocks._product, blocks._product_of_trained])
-def test_a_product_keeps_the_axes_of_tokens(product):
+def test_products_beside_adapters_keep_the_axes_of_tokens():
     """Merged, sharded ones cost a TPU a tenth more cycles (Llama-3.1-8B on fsdp x tensor)."""
-    lowered = jax.jit(product).lower(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).as_text()
+    layer = Layer(CONFIG, {"q_proj": jnp.ones((4, 5))}, LoRAConfig(), {}, None)
+    product = jax.jit(lambda x: layer.project(x, "q_proj", site=0))
+    lowered = product.lower(jnp.ones((2, 3, 4))).as_text()
     assert "dot_general" in lowered
     assert "reshape" not in lowered
