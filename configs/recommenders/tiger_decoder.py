@@ -8,9 +8,8 @@
     python launch/train.py --config=$C:$D,run=aligned --workdir=$W
     python launch/evaluate.py --config=$C:$D --workdir=$W --runs=plain,aligned
 
-Two CPU cores: 1.2 million parameters, 92 steps and 640 thousand tokens an epoch, some 3,700 tokens
-a second and core without alignment and 2,700 with it: an epoch is a minute and a half or two. Not
-run to its end yet.
+1.2 million parameters, 92 steps and 640 thousand tokens an epoch: some 3 minutes on a CPU core
+without alignment (3,300 to 3,700 tokens a second). Not run to its end yet.
 Without ids.path those of launch/make_ids.py in the work directory are taken. Where this differs
 from the original: a decoder alone instead of an encoder and a decoder, every item of a sequence is
 a target in one pass instead of one, no token for the user, the softmax is over the trie's children,

@@ -95,7 +95,6 @@ def export_decoder(
     """
     check_choice("kind", kind, LOADING)
     check_choice("dtype", dtype, DTYPES)
-    params, adapters = decoder.arrays()
     lora = decoder.lora
     if kind not in WHOLE and lora is None:
         raise UserError(f"every weight was trained, without adapters: give 'merged', not {kind!r}")
@@ -106,17 +105,10 @@ def export_decoder(
         )
     with _new_folder(folder) as new:
         if kind == "peft" and lora is not None:
+            adapters = decoder.arrays()[1]
             write_peft_adapter(new, decoder.config, lora, adapters, base_model=base_model)
         else:
-            # In the wider dtype, so that a weight is rounded once.
-            wider = jnp.promote_types(decoder.embedding.dtype, dtype)
-            config, params = dequantise_params(decoder.config, params, wider)
-            if kind in WHOLE and lora is not None:
-                params = {path: value.astype(wider) for path, value in params.items()}
-                params = merge_adapters(params, adapters, lora)
-            if decoder.new_rows is not None:
-                params = decoder.new_rows.merge(params)
-                config = dataclasses.replace(config, vocab_size=params["embedding"].shape[0])
+            config, params = _one_model(decoder, dtype, with_adapters=kind in WHOLE)
             if kind == "gguf":
                 write_gguf(new / MODEL, config, params, tokenizer, dtype=dtype)
             else:
@@ -127,6 +119,25 @@ def export_decoder(
         if made_from is not None:
             made_from.save(new)
     return LOADING[kind].format(folder=str(folder))
+
+
+def _one_model(
+    decoder: Decoder, dtype: str, *, with_adapters: bool
+) -> tuple[DecoderConfig, dict[str, jax.Array]]:
+    """The architecture and parameters of a decoder in one piece, its new rows among the others.
+
+    In the wider of the decoder's dtype and `dtype`, so that a weight is rounded once.
+    """
+    params, adapters = decoder.arrays()
+    wider = jnp.promote_types(decoder.embedding.dtype, dtype)
+    config, params = dequantise_params(decoder.config, params, wider)
+    if with_adapters and decoder.lora is not None:
+        params = {path: value.astype(wider) for path, value in params.items()}
+        params = merge_adapters(params, adapters, decoder.lora)
+    if decoder.new_rows is not None:
+        params = decoder.new_rows.merge(params)
+        config = dataclasses.replace(config, vocab_size=params["embedding"].shape[0])
+    return config, params
 
 
 def write_hugging_face(
