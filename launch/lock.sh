@@ -16,7 +16,7 @@ compile() { # LOCK ARGUMENTS... of uv
 compile run requirements.txt "$@"
 # What only Windows needs there may be needed everywhere by an extra.
 mapfile -t locked < <(grep -v "== 'win32'" "$run" | grep -oE '^[a-z0-9-]+')
-for extra in tpu cuda12 cuda13 wandb clu serve test docs; do
+for extra in tpu cuda12 cuda13 wandb clu serve test browser docs; do
   compile "$extra" pyproject.toml --extra="$extra" --constraints="$run" \
     "${locked[@]/#/--no-emit-package=}" "$@"
 done

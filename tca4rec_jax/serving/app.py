@@ -1,12 +1,14 @@
 """The routes of the service, their errors, and the page to try it."""
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from importlib import resources
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.params import Depends
 from fastapi.responses import HTMLResponse
 from fastapi.security import APIKeyHeader
 from fastapi_offline import FastAPIOffline
@@ -41,7 +43,8 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _OF_A_SEARCH = _errors(400, 401, 408, 413, 422, 429, 500, 503, 504)
-_KEY = [Security(APIKeyHeader(name=KEY_HEADER, auto_error=False))]
+_PAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {}}}}
+_NEEDS_KEY = [Security(APIKeyHeader(name=KEY_HEADER, auto_error=False))]
 
 
 def make_app(service: Service, *, key: str, admin_key: str) -> FastAPI:
@@ -55,7 +58,7 @@ def make_app(service: Service, *, key: str, admin_key: str) -> FastAPI:
         static_url="/docs-static",
         summary="Recommendations of an LLM, guided by a CF model",
     )
-    _add_recommending(app, service)
+    _add_recommending(app, service, _NEEDS_KEY if key else [])
     _add_watching(app, service)
     _add_admin(app, service)
     _add_errors(app)
@@ -68,8 +71,10 @@ def make_app(service: Service, *, key: str, admin_key: str) -> FastAPI:
     return app
 
 
-def _add_recommending(app: FastAPI, service: Service) -> None:
-    @app.post("/recommend", response_model=schemas.Lists, responses=_OF_A_SEARCH, dependencies=_KEY)
+def _add_recommending(app: FastAPI, service: Service, needs: Sequence[Depends]) -> None:
+    @app.post(
+        "/recommend", response_model=schemas.Lists, responses=_OF_A_SEARCH, dependencies=needs
+    )
     async def recommend(asked: schemas.RecommendRequest, request: Request) -> Response:
         """Lists of the best k items after one history, or after each of several."""
         model = service.model
@@ -81,7 +86,7 @@ def _add_recommending(app: FastAPI, service: Service) -> None:
         named = [[one._asdict() for one in found[:k]] for found in lists]
         return Json({"run": model.name, "lists": named})
 
-    @app.post("/score", response_model=schemas.Scores, responses=_OF_A_SEARCH, dependencies=_KEY)
+    @app.post("/score", response_model=schemas.Scores, responses=_OF_A_SEARCH, dependencies=needs)
     async def score(asked: schemas.ScoreRequest, request: Request) -> Response:
         """Exact scores of given items, without filters: to rank another system's list anew."""
         model = service.model
@@ -92,8 +97,9 @@ def _add_recommending(app: FastAPI, service: Service) -> None:
         return Json({"run": model.name, "scores": scores.tolist()})
 
     @app.post(
-        "/explain", response_model=schemas.Explained, responses=_OF_A_SEARCH, dependencies=_KEY
-    )
+        "/explain", response_model=schemas.Explained, responses=_OF_A_SEARCH | _PAGE,
+        dependencies=needs,
+    )  # fmt: skip
     async def explain(asked: schemas.ExplainRequest, request: Request) -> Response:
         """A list and the choices that made it, as JSON or as a page."""
         model = service.model
@@ -109,7 +115,7 @@ def _add_recommending(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/items", response_model=schemas.Found, responses=_errors(401, 422, 500, 503),
-        dependencies=_KEY,
+        dependencies=needs,
     )  # fmt: skip
     async def items(
         title: Annotated[str, Query(min_length=1, max_length=200)],
@@ -144,7 +150,9 @@ def _add_watching(app: FastAPI, service: Service) -> None:
 def _add_admin(app: FastAPI, service: Service) -> None:
     refused = _errors(400, 401, 408, 409, 413, 422, 500)
 
-    @app.post("/admin/reload", response_model=schemas.About, responses=refused, dependencies=_KEY)
+    @app.post(
+        "/admin/reload", response_model=schemas.About, responses=refused, dependencies=_NEEDS_KEY
+    )
     async def reload(asked: schemas.ReloadRequest) -> Response:
         """Loads a run beside the one in use, compiles it, then serves it; no request is lost."""
         try:
@@ -155,7 +163,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/admin/rollback", response_model=schemas.About, responses=_errors(401, 409, 500),
-        dependencies=_KEY,
+        dependencies=_NEEDS_KEY,
     )  # fmt: skip
     async def rollback() -> Response:
         """Serves what was served before the last reload."""

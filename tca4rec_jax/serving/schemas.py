@@ -40,7 +40,7 @@ class RecommendRequest(_ListRequest):
     """One `history` or several `histories`; the filters hold for all of them."""
 
     model_config = ConfigDict(
-        json_schema_extra={"example": {"history": ["Toy Story (1995)", "Fargo (1996)"], "k": 5}}
+        json_schema_extra={"example": {"history": ["Toy Story (1995)", "Fargo (1996)"], "k": 3}}
     )
 
     history: Items | None = None

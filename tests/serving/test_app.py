@@ -1,22 +1,24 @@
-"""The service over HTTP, in this process: a tiny model, and one that is only counted on."""
+"""The service over HTTP, with a tiny model: in this process, and in a browser."""
 
-import asyncio
 import json
 import logging
 import threading
+import time
 
 import numpy as np
 import pytest
-from httpx2 import ASGITransport, AsyncClient
+import uvicorn
+from browser import check_reading, chromium, seen
+from served import ask, post
 from tiny_workdir import make_config, make_workdir
 
 from tca4rec_jax.compilations import CompilationCounter
-from tca4rec_jax.decoding.recommender import Recommended, Recommender
+from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.serving.app import make_app
 from tca4rec_jax.serving.guard import KEY_HEADER
-from tca4rec_jax.serving.model import Group, Limits, ServedModel
+from tca4rec_jax.serving.model import Limits, ServedModel
 from tca4rec_jax.serving.service import Service
 
 LIMITS = Limits(histories=3, items=5, candidates=3, waiting=8, seconds=20.0, body_bytes=2000)
@@ -39,29 +41,6 @@ def service(experiment):
     service.reload()
     yield service
     service.close()
-
-
-def ask(service, *requests, key="", admin_key="", headers=()):
-    """The answers to requests (method, path, json) that are sent at once."""
-    app = make_app(service, key=key, admin_key=admin_key)
-
-    async def send():
-        async with AsyncClient(transport=ASGITransport(app), base_url="http://x") as client:
-            calls = (
-                client.request(
-                    method, path, headers={"content-type": "application/json", **dict(headers)},
-                    **({"content": body} if isinstance(body, bytes) else {"json": body}),
-                )
-                for method, path, body in requests
-            )  # fmt: skip
-            return await asyncio.gather(*calls)
-
-    return asyncio.run(send())
-
-
-def post(service, path, body, **more):
-    (answer,) = ask(service, ("POST", path, body), **more)
-    return answer
 
 
 def test_answers_are_those_of_the_recommender_and_nothing_is_compiled(service, experiment):
@@ -196,109 +175,6 @@ def test_prometheus_reads_what_was_done(service):
     assert float(lines["tca4rec_batch_rows_count"]) >= 1
 
 
-class Counted:
-    """A model that gives its name, when it may."""
-
-    most_items, guidance, guided, explains, made_from = 3, 0.0, False, False, {}
-
-    def __init__(self, name, may_go_on):
-        self.name, self.may_go_on, self.batch_sizes = name, may_go_on, [1 if name == "small" else 2]
-        if name == "broken":
-            raise UserError("broken cannot be loaded")
-
-    def warm_up(self):
-        self.loaded_in = threading.current_thread()
-
-    def titles_like(self, text, most):
-        raise RuntimeError(f"a bug that quotes {text}")
-
-    def lists_after(self, histories, k, guidance, filters):
-        return Group(self, "recommend", 0.0), [(self.name, history) for history in histories]
-
-    def run(self, group, rows):
-        assert self.may_go_on.wait(5)
-        assert {name for name, _ in rows} == {self.name}
-        assert len(rows) <= self.batch_sizes[-1]
-        return [[Recommended(history[0], self.name, 0.0)] for _, history in rows]
-
-
-def counted(run="old", may_go_on=None, **limits):
-    """A service of such models; what is searched at once is told to go on, or waits."""
-    event = may_go_on or threading.Event()
-    if may_go_on is None:
-        event.set()
-    service = Service(lambda name: Counted(name, event), run, Limits(**limits))
-    return service
-
-
-def test_nothing_is_answered_before_all_is_compiled_nor_after_the_end():
-    service = counted()
-    requests = [("POST", "/recommend", {"history": ["1"]}), ("GET", "/ready", None)]
-    requests += [("GET", "/health", None)]
-    assert [one.status_code for one in ask(service, *requests)] == [503, 503, 200]
-    service.reload()
-    assert [one.status_code for one in ask(service, *requests)] == [200, 200, 200]
-    service.drain()
-    answers = ask(service, *requests)
-    assert [one.status_code for one in answers] == [503, 503, 200]
-    assert answers[0].headers["Retry-After"] == "1"
-    assert answers[1].json()["state"] == "draining"
-    service.close()
-
-
-def test_a_full_queue_and_a_deadline():
-    may_go_on = threading.Event()
-    service = counted(may_go_on=may_go_on, waiting=2, seconds=0.3)
-    service.reload()
-    answers = ask(service, *[("POST", "/recommend", {"history": ["1"]})] * 9)
-    statuses = [one.status_code for one in answers]
-    assert {*statuses} == {429, 504}
-    assert 2 <= statuses.count(504) <= 4
-    assert {one.headers.get("Retry-After") for one in answers} == {"1", None}
-    may_go_on.set()
-    service.close()
-
-
-def test_a_reload_and_a_rollback_under_load_lose_nothing():
-    may_go_on = threading.Event()
-    service = counted(may_go_on=may_go_on)
-    service.reload()
-    app = make_app(service, key="", admin_key="key")
-    request = {"history": ["1"]}
-
-    async def under_load():
-        transport, headers = ASGITransport(app), {KEY_HEADER: "key"}
-        async with AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
-            before = [asyncio.create_task(client.post("/recommend", json=request)) for _ in "1234"]
-            while not service._batchers[0].waiting:
-                await asyncio.sleep(0.01)
-            assert (await client.post("/admin/reload", json={"run": "new"})).json()["run"] == "new"
-            after = asyncio.create_task(client.post("/recommend", json=request))
-            await asyncio.sleep(0.05)
-            may_go_on.set()
-            answers = [await one for one in (*before, after)]
-            broken = await client.post("/admin/reload", json={"run": "broken"})
-            back = await client.post("/admin/rollback")
-            return answers, broken, back, await client.post("/recommend", json=request)
-
-    answers, broken, back, last = asyncio.run(under_load())
-    assert service._before.loaded_in.daemon  # SIGTERM need not wait for it
-    assert [one.json()["lists"][0][0]["title"] for one in answers] == ["old"] * 4 + ["new"]
-    assert (broken.status_code, broken.json()) == (409, {"error": "broken cannot be loaded"})
-    assert (back.json()["run"], back.json()["run_before"]) == ("old", "new")
-    assert last.json()["lists"][0][0]["title"] == "old"
-    service.close()
-
-
-def test_after_a_reload_batches_have_the_size_of_the_new_run():
-    service = counted()
-    service.reload()
-    service.reload("small")
-    answer = post(service, "/recommend", {"histories": [["1"], ["2"], ["3"]]})
-    assert [found[0]["item_id"] for found in answer.json()["lists"]] == ["1", "2", "3"]
-    service.close()
-
-
 def test_more_histories_than_may_ever_wait_are_refused(experiment):
     model = model_of(experiment, Limits(histories=5, waiting=2))
     assert len(model.lists_after([["1"]] * 2, 1, None, {})[1]) == 2
@@ -306,62 +182,44 @@ def test_more_histories_than_may_ever_wait_are_refused(experiment):
         model.lists_after([["1"]] * 3, 1, None, {})
 
 
-def test_a_fault_of_the_service_is_logged_without_what_was_asked(caplog):
-    service = counted()
-    service.reload()
-    (answer,) = ask(service, ("GET", "/items?title=secret", None))
-    assert (answer.status_code, answer.json()["error"]) == (
-        500, "the service has failed, see its log",
-    )  # fmt: skip
-    (line,) = [record.line for record in caplog.records if hasattr(record, "line")]
-    assert line["error"] == "RuntimeError"
-    assert "in titles_like" in line["traceback"]
-    assert "secret" not in json.dumps(
-        {key: value for key, value in line.items() if key != "traceback"}
-    )
-    service.close()
+@pytest.fixture(scope="module")
+def address(service):
+    """Where the service listens."""
+    app = make_app(service, key="k", admin_key="")
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    host, port = server.servers[0].sockets[0].getsockname()
+    yield f"http://{host}:{port}/"
+    server.should_exit = True
+    thread.join()
 
 
-def test_a_body_that_does_not_arrive_is_not_waited_for():
-    service = counted(read_seconds=0.05)
-    service.reload()
-    app, sent = make_app(service, key="", admin_key=""), []
-    scope = {
-        "type": "http", "method": "POST", "path": "/recommend", "headers": [], "query_string": b"",
-    }  # fmt: skip
-
-    async def receive():
-        await asyncio.sleep(0.02)
-        return {"type": "http.request", "body": b"{", "more_body": True}
-
-    async def send(message):
-        sent.append(message)
-
-    asyncio.run(app(scope, receive, send))
-    assert sent[0]["status"] == 408
-    service.close()
-
-
-def test_half_a_body_is_not_answered(caplog):
-    caplog.set_level(logging.INFO)
-    service = counted()
-    service.reload()
-    app, sent = make_app(service, key="", admin_key=""), []
-    scope = {
-        "type": "http", "method": "POST", "path": "/recommend", "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    }  # fmt: skip
-    body = b'{"history": ["1"]}'
-    messages = [{"type": "http.request", "body": body, "more_body": True}]
-    messages += [{"type": "http.disconnect"}]
-
-    async def receive():
-        return messages.pop(0)
-
-    async def send(message):
-        sent.append(message)
-
-    asyncio.run(app(scope, receive, send))
-    (line,) = [record.line for record in caplog.records if hasattr(record, "line")]
-    assert (sent[0]["status"], line["status"]) == (499, 499)
-    service.close()
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_the_list_and_why_follow_lambda_in_a_browser(address, width, dark):
+    with chromium() as browser, seen(browser, address, width=width, dark=dark) as page:
+        page.click("summary")
+        page.fill("#key", "k")
+        for title in ("aa", "bb"):
+            page.fill("#search", title)
+            page.click(f"#found button:text-is('{title}')")
+        page.wait_for_selector("#list li")
+        page.click("#why")
+        frame = page.wait_for_selector("#explanation:not([hidden])").content_frame()
+        assert "Why this list" in frame.inner_text("h1")
+        check_reading(frame)
+        check_reading(page)
+        before = page.inner_text("#list"), page.get_attribute("#explanation", "srcdoc")
+        page.focus("#guidance")
+        page.keyboard.press("End")
+        page.wait_for_function("before => $('explanation').srcdoc !== before", arg=before[1])
+        assert page.inner_text("#value") == "4"
+        assert page.inner_text("#list") != before[0]
+        assert "4 times" in page.frames[1].inner_text("p")
+        height = page.frames[1].evaluate("document.documentElement.offsetHeight")
+        page.wait_for_function("least => $('explanation').offsetHeight >= least", arg=height)
+        page.click("#history button")
+        page.click("#history button")
+        page.wait_for_selector("#explanation", state="hidden")

@@ -1,0 +1,180 @@
+"""The service with a model that only says its name: queue, reload, rollback, faults, end."""
+
+import asyncio
+import json
+import logging
+import threading
+
+from httpx2 import ASGITransport, AsyncClient
+from served import ask, post
+
+from tca4rec_jax.decoding.recommender import Recommended
+from tca4rec_jax.errors import UserError
+from tca4rec_jax.serving.app import make_app
+from tca4rec_jax.serving.guard import KEY_HEADER
+from tca4rec_jax.serving.model import Group, Limits
+from tca4rec_jax.serving.service import Service
+
+
+class Counted:
+    """A model that gives its name, when it may."""
+
+    most_items, guidance, guided, explains, made_from = 3, 0.0, False, False, {}
+
+    def __init__(self, name, may_go_on):
+        self.name, self.may_go_on, self.batch_sizes = name, may_go_on, [1 if name == "small" else 2]
+        if name == "broken":
+            raise UserError("broken cannot be loaded")
+
+    def warm_up(self):
+        self.loaded_in = threading.current_thread()
+
+    def titles_like(self, text, most):
+        raise RuntimeError(f"a bug that quotes {text}")
+
+    def lists_after(self, histories, k, guidance, filters):
+        return Group(self, "recommend", 0.0), [(self.name, history) for history in histories]
+
+    def run(self, group, rows):
+        assert self.may_go_on.wait(5)
+        assert {name for name, _ in rows} == {self.name}
+        assert len(rows) <= self.batch_sizes[-1]
+        return [[Recommended(history[0], self.name, 0.0)] for _, history in rows]
+
+
+def counted(run="old", may_go_on=None, **limits):
+    """A service of such models; what is searched at once is told to go on, or waits."""
+    event = may_go_on or threading.Event()
+    if may_go_on is None:
+        event.set()
+    service = Service(lambda name: Counted(name, event), run, Limits(**limits))
+    return service
+
+
+def test_nothing_is_answered_before_all_is_compiled_nor_after_the_end():
+    service = counted()
+    requests = [("POST", "/recommend", {"history": ["1"]}), ("GET", "/ready", None)]
+    requests += [("GET", "/health", None)]
+    assert [one.status_code for one in ask(service, *requests)] == [503, 503, 200]
+    service.reload()
+    assert [one.status_code for one in ask(service, *requests)] == [200, 200, 200]
+    service.drain()
+    answers = ask(service, *requests)
+    assert [one.status_code for one in answers] == [503, 503, 200]
+    assert answers[0].headers["Retry-After"] == "1"
+    assert answers[1].json()["state"] == "draining"
+    service.close()
+
+
+def test_a_full_queue_and_a_deadline():
+    may_go_on = threading.Event()
+    service = counted(may_go_on=may_go_on, waiting=2, seconds=0.3)
+    service.reload()
+    answers = ask(service, *[("POST", "/recommend", {"history": ["1"]})] * 9)
+    statuses = [one.status_code for one in answers]
+    assert {*statuses} == {429, 504}
+    assert 2 <= statuses.count(504) <= 4
+    assert {one.headers.get("Retry-After") for one in answers} == {"1", None}
+    may_go_on.set()
+    service.close()
+
+
+def test_a_reload_and_a_rollback_under_load_lose_nothing():
+    may_go_on = threading.Event()
+    service = counted(may_go_on=may_go_on)
+    service.reload()
+    app = make_app(service, key="", admin_key="key")
+    request = {"history": ["1"]}
+
+    async def under_load():
+        transport, headers = ASGITransport(app), {KEY_HEADER: "key"}
+        async with AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
+            before = [asyncio.create_task(client.post("/recommend", json=request)) for _ in "1234"]
+            while not service._batchers[0].waiting:
+                await asyncio.sleep(0.01)
+            assert (await client.post("/admin/reload", json={"run": "new"})).json()["run"] == "new"
+            after = asyncio.create_task(client.post("/recommend", json=request))
+            await asyncio.sleep(0.05)
+            may_go_on.set()
+            answers = [await one for one in (*before, after)]
+            broken = await client.post("/admin/reload", json={"run": "broken"})
+            back = await client.post("/admin/rollback")
+            return answers, broken, back, await client.post("/recommend", json=request)
+
+    answers, broken, back, last = asyncio.run(under_load())
+    assert service._before.loaded_in.daemon  # SIGTERM need not wait for it
+    assert [one.json()["lists"][0][0]["title"] for one in answers] == ["old"] * 4 + ["new"]
+    assert (broken.status_code, broken.json()) == (409, {"error": "broken cannot be loaded"})
+    assert (back.json()["run"], back.json()["run_before"]) == ("old", "new")
+    assert last.json()["lists"][0][0]["title"] == "old"
+    service.close()
+
+
+def test_after_a_reload_batches_have_the_size_of_the_new_run():
+    service = counted()
+    service.reload()
+    service.reload("small")
+    answer = post(service, "/recommend", {"histories": [["1"], ["2"], ["3"]]})
+    assert [found[0]["item_id"] for found in answer.json()["lists"]] == ["1", "2", "3"]
+    service.close()
+
+
+def test_a_fault_of_the_service_is_logged_without_what_was_asked(caplog):
+    service = counted()
+    service.reload()
+    (answer,) = ask(service, ("GET", "/items?title=secret", None))
+    assert (answer.status_code, answer.json()["error"]) == (
+        500, "the service has failed, see its log",
+    )  # fmt: skip
+    (line,) = [record.line for record in caplog.records if hasattr(record, "line")]
+    assert line["error"] == "RuntimeError"
+    assert "in titles_like" in line["traceback"]
+    assert "secret" not in json.dumps(
+        {key: value for key, value in line.items() if key != "traceback"}
+    )
+    service.close()
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for():
+    service = counted(read_seconds=0.05)
+    service.reload()
+    app, sent = make_app(service, key="", admin_key=""), []
+    scope = {
+        "type": "http", "method": "POST", "path": "/recommend", "headers": [], "query_string": b"",
+    }  # fmt: skip
+
+    async def receive():
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b"{", "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 408
+    service.close()
+
+
+def test_half_a_body_is_not_answered(caplog):
+    caplog.set_level(logging.INFO)
+    service = counted()
+    service.reload()
+    app, sent = make_app(service, key="", admin_key=""), []
+    scope = {
+        "type": "http", "method": "POST", "path": "/recommend", "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    body = b'{"history": ["1"]}'
+    messages = [{"type": "http.request", "body": body, "more_body": True}]
+    messages += [{"type": "http.disconnect"}]
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    (line,) = [record.line for record in caplog.records if hasattr(record, "line")]
+    assert (sent[0]["status"], line["status"]) == (499, 499)
+    service.close()
