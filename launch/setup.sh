@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv, or brings it up to date: the releases in launch/locks, checked by their hashes. Sourced
-# by the other scripts, which name further locks in setup_also (serve, test, docs).
+# by the other scripts, which name further locks in setup_also (serve, test, browser, docs).
 # PYTHON chooses the interpreter (CPython 3.11 to 3.14). JAX_EXTRA=tpu, cuda12 or cuda13 adds what that
 # accelerator needs, and later calls keep it; JAX_EXTRA= (empty) goes back to the CPU.
 # An environment made here that is half-made, can't start, or is of another Python or accelerator is

@@ -5,13 +5,21 @@ Items are ids or titles, as everywhere; a history is the oldest item first.
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Items = Annotated[list[str], Field(min_length=1)]
 Guidance = Annotated[
     float,
     Field(ge=0, allow_inf_nan=False, le=1e6, description="Weight of the CF model; 0: LLM alone."),
 ]
+
+
+def _whole(value: Any) -> Any:
+    """2.0 as 2: both are integers in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class _Request(BaseModel):
@@ -21,7 +29,7 @@ class _Request(BaseModel):
 
 
 class _ListRequest(_Request):
-    k: Annotated[int, Field(ge=1)] | None = Field(
+    k: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="Items of a list; by default 10, or the most that are searched for."
     )
     allow: Items | None = Field(None, description="Nothing else is recommended.")
@@ -36,11 +44,19 @@ class _ListRequest(_Request):
         return self.model_dump(include={"allow", "deny", "exclude_history"})
 
 
+def _given(name: str) -> dict[str, Any]:
+    """The schema of an object with a list of this name; null counts as none."""
+    return {"required": [name], "properties": {name: {"type": "array"}}}
+
+
 class RecommendRequest(_ListRequest):
     """One `history` or several `histories`; the filters hold for all of them."""
 
     model_config = ConfigDict(
-        json_schema_extra={"example": {"history": ["Toy Story (1995)", "Fargo (1996)"], "k": 3}}
+        json_schema_extra={
+            "example": {"history": ["Toy Story (1995)", "Fargo (1996)"], "k": 3},
+            "oneOf": [_given("history"), _given("histories")],
+        }
     )
 
     history: Items | None = None
@@ -68,7 +84,7 @@ class ExplainRequest(_ListRequest):
     history: Items
     compare: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []
     children: Annotated[
-        int, Field(ge=1, le=100, description="The best so many children of a branch are named.")
+        Whole, Field(ge=1, le=100, description="The best so many children of a branch are named.")
     ] = 5
     leave_one_out: bool = Field(
         True, description="Score without each item of the history, too, which takes longer."

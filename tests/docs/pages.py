@@ -10,7 +10,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # Programs that a shell block may call: each is a function that writes down its arguments.
-_RECORDED = ("python", "bash", "hf", "pip", "tca4rec", "sbatch", "curl", "git", "docker")
+_RECORDED = ("python", "bash", "hf", "pip", "tca4rec", "sbatch", "curl", "git", "docker", "st")
 _RECORDED += (".venv/bin/python", ".venv/bin/mkdocs")
 
 

@@ -9,11 +9,12 @@ import os
 
 import schemathesis
 
-# Items of the run that is served: ids or titles. The filters' differ, so that some item is left.
-_ITEMS = os.environ["FUZZ_ITEMS"].split(",")
+# Of the run that is served, ids or titles: two of histories, which may be left out of lists, and
+# others that are in them.
+_KNOWN = os.environ["FUZZ_ITEMS"].split(",")
 _OF_FIELD = {
-    "history": _ITEMS, "histories": _ITEMS, "candidates": _ITEMS, "compare": _ITEMS,
-    "allow": _ITEMS[::2], "deny": _ITEMS[1::2],
+    "history": _KNOWN[:2], "histories": _KNOWN[:2], "deny": _KNOWN[:2],
+    "allow": _KNOWN[2:], "candidates": _KNOWN[2:], "compare": _KNOWN[2:3],
 }  # fmt: skip
 _MOST_ITEMS = int(os.environ.get("FUZZ_MOST_ITEMS", "10"))  # of a list
 
@@ -22,8 +23,9 @@ _MOST_ITEMS = int(os.environ.get("FUZZ_MOST_ITEMS", "10"))  # of a list
 def before_call(context, case, kwargs):
     if isinstance(case.body, dict):
         body = {name: _named(value, _OF_FIELD.get(name)) for name, value in case.body.items()}
-        if type(body.get("k")) is int and body["k"] > 0:
-            body["k"] = 1 + body["k"] % _MOST_ITEMS
+        k = body.get("k")
+        if type(k) in (int, float) and k > 0 and k % 1 == 0:  # 2.0 is an integer in JSON
+            body["k"] = 1 + k % _MOST_ITEMS
         case.body = body
 
 

@@ -79,7 +79,7 @@ def test_answers_are_those_of_the_recommender_and_nothing_is_compiled(service, e
 
 
 def test_a_list_is_explained(service):
-    body = {"history": ["0", "1"], "k": 2, "guidance": 2.0, "deny": ["9"]}
+    body = {"history": ["0", "1"], "k": 2.0, "guidance": 2.0, "deny": ["9"]}
     items = post(service, "/recommend", body).json()["lists"][0]
     more = {"compare": [[items[1]["item_id"], items[0]["title"]]]}
     answer = post(service, "/explain", body | more)
@@ -104,6 +104,9 @@ def test_a_list_is_explained(service):
         ("recommend", {}, 422, "give either history or histories"),
         ("recommend", {"history": ["1"], "kk": 1}, 422, "kk: Extra inputs"),
         ("recommend", {"history": ["1"], "k": 0}, 422, "k: Input should be greater"),
+        ("recommend", {"history": ["1"], "k": 1.5}, 422, "k: Input should be a valid integer"),
+        ("recommend", {"history": ["1"], "k": "1"}, 422, "k: Input should be a valid integer"),
+        ("recommend", {"history": ["1"], "histories": [["1"]]}, 422, "either history or"),
         ("recommend", {"history": ["1"], "k": 99}, 422, "k is 99: at most 3, the beams"),
         ("recommend", {"history": ["1"] * 6}, 422, "history 0 has 6 items: at most 5"),
         ("recommend", {"histories": [["1"]] * 4}, 422, "has 4 histories: at most 3"),
@@ -128,7 +131,7 @@ def test_what_is_refused_is_said_in_one_line(service, path, body, status, messag
     assert message in answer.json()["error"]
 
 
-def test_keys_are_asked_for(service):
+def test_keys_are_asked_for_and_documented(service):
     body = {"history": ["1"], "k": 1}
     for given, status in (({}, 401), ({KEY_HEADER: "wrong"}, 401), ({KEY_HEADER: "right"}, 200)):
         answer = post(service, "/recommend", body, key="right", headers=given.items())
@@ -138,6 +141,12 @@ def test_keys_are_asked_for(service):
     assert post(service, "/admin/rollback", {}, headers={KEY_HEADER: ""}.items()).status_code == 401
     watched = ask(service, *[("GET", path, None) for path in ("/", "/ready", "/metrics")], key="k")
     assert [one.status_code for one in watched] == [200] * 3
+    for key in ("", "k"):
+        (answer,) = ask(service, ("GET", "/openapi.json", None), key=key)
+        paths = answer.json()["paths"]
+        locked = {path for path in paths for one in paths[path].values() if "security" in one}
+        of_all = {"/recommend", "/score", "/explain", "/items"} if key else set()
+        assert locked == {"/admin/reload", "/admin/rollback"} | of_all
 
 
 def test_a_line_of_the_log_has_no_history(service, caplog):
