@@ -27,11 +27,22 @@ def rank_in_batch(scores_BxI: jax.Array, target_B: jax.Array) -> jax.Array:
 
     That is the number of items that score higher, or the same and come earlier in the catalogue.
     """
-    target_Bx1 = target_B[:, None]
-    target_score_Bx1 = jnp.take_along_axis(scores_BxI, target_Bx1, axis=1)
-    earlier_BxI = jnp.arange(scores_BxI.shape[1])[None, :] < target_Bx1
-    ahead_BxI = (scores_BxI > target_score_Bx1) | ((scores_BxI == target_score_Bx1) & earlier_BxI)
+    target_score_Bx1 = jnp.take_along_axis(scores_BxI, target_B[:, None], axis=1)
+    item_I = jnp.arange(scores_BxI.shape[1])
+    ahead_BxI = ahead_of(scores_BxI, item_I, target_score_Bx1[:, 0], target_B)
     return jnp.sum(ahead_BxI, axis=1, dtype=jnp.int32)
+
+
+def ahead_of(
+    scores_BxI: jax.Array, item_I: jax.Array, target_score_B: jax.Array, target_B: jax.Array
+) -> jax.Array:
+    """Whether items stand before each row's target in that sort, bool [B, I]; traceable.
+
+    The target never does, even if another program made its score and rounded it differently.
+    """
+    score_Bx1, target_Bx1 = target_score_B[:, None], target_B[:, None]
+    higher_BxI = (scores_BxI > score_Bx1) & (item_I[None, :] != target_Bx1)
+    return higher_BxI | ((scores_BxI == score_Bx1) & (item_I[None, :] < target_Bx1))
 
 
 def rank_in_list(listed_RxM: np.ndarray, target_R: np.ndarray) -> np.ndarray:

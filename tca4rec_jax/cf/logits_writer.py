@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import re
 import uuid
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorstore as ts
+from absl import logging
 
 from tca4rec_jax.cf.logits_format import (
     DTYPES,
@@ -43,9 +45,12 @@ from tca4rec_jax.cf.logits_store import LogitsStore, multiply_out
 from tca4rec_jax.cf.scoring import LazyRows, temperature_statistics
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
-from tca4rec_jax.fileio import fingerprint, remove
+from tca4rec_jax.fileio import check_room, fingerprint, remove
 from tca4rec_jax.lease import only_writer
 
+MANY_ITEMS = 100_000
+"""Beyond them dense logits are cut to the TOP_K highest, unless cf.top_k says otherwise."""
+TOP_K = 1000
 _SAMPLED = 256  # events that the statistics are made of
 _OURS = {"format", "rows_hash", "catalogue_hash"}  # a manifest with these fields is a store's
 _FOLDER = re.compile("values_[0-9a-f]{8}")
@@ -68,9 +73,10 @@ def write_store(
     `arrays` are those of a kind of store (logits_format.py), whatever is sliced by rows (a memory
     map, scoring.LazyRows): they are copied block by block. `dtype` (of DTYPES) is that of vectors,
     logits and values; the rest is float32. `top_k` keeps the highest logits of an event and one
-    floor for the others, see `highest`; None keeps all.
+    floor for the others, see `highest`; None keeps all, or TOP_K dense ones of MANY_ITEMS.
 
-    Raises LogitsStoreError for a `path` with something else than a store, arrays that do not fit
+    Raises UserError, before anything is written, if the disk lacks room; LogitsStoreError for a
+    `path` with something else than a store, arrays that do not fit
     each other, the rows or the catalogue, and NaN or infinite values; it names `source`, the file
     of the arrays, instead of the store. Raises LeaseError if another process writes there.
     """
@@ -81,7 +87,19 @@ def write_store(
     given = {name: array for name, array in arrays.items() if array is not None}
     shapes = {name: list(array.shape) for name, array in given.items()}
     checks = ArrayChecks.of(named, shapes, sequences, catalogue.num_items)
+    if top_k is None and "logits" in given and catalogue.num_items > MANY_ITEMS:
+        top_k = TOP_K
+        logging.info(
+            "%s: of %d logits of an event the %d highest are kept, and one for the others; "
+            "cf.top_k sets another number",
+            *(path, catalogue.num_items, top_k),
+        )
     shapes, parts = _contents(given, top_k, checks)
+    if isinstance(path, Path):
+        width = np.dtype(ts.dtype(dtype).numpy_dtype).itemsize
+        num_bytes = sum(width * math.prod(shape) for shape in shapes.values())
+        otherwise = "keep fewer with cf.top_k, or name another folder in cf.logits"
+        check_room(path.parent, num_bytes, f"the CF logits of {path.name}", otherwise)
     manifest = {
         "format": FORMAT,
         "kind": kind_of(shapes),

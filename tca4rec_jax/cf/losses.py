@@ -1,6 +1,7 @@
 """The losses of CF models, and their sampled negatives.
 
 softmax: cross-entropy over the whole catalogue; its logits are calibrated at temperature 1.
+sampled_softmax: the same with the catalogue estimated by sampled items, for large ones.
 bce: binary cross-entropy of the target and the mean over sampled negatives.
 bpr: -log sigmoid(target - negative), the mean over sampled negatives (arXiv 1205.2618).
 
@@ -32,9 +33,10 @@ class LossConfig:
     """What the training of a CF model supervises; a model's own values are those of its paper.
 
     Attributes:
-      loss: 'softmax' is calibrated at temperature 1; 'bce' and 'bpr' compare the target with
-        sampled negatives.
-      negatives: sampled per target ('bce', 'bpr').
+      loss: 'softmax' is calibrated at temperature 1; 'sampled_softmax' estimates it, for large
+        catalogues; 'bce' and 'bpr' compare the target with sampled negatives.
+      negatives: sampled per target ('bce', 'bpr'), or by popularity for all targets of a batch
+        together ('sampled_softmax': thousands).
       negatives_outside: drawn uniformly from the items outside the 'window' and its target, or
         outside all training items of the 'user'.
       targets: 'all', every position of a window predicts the next item, and an epoch takes random
@@ -46,7 +48,7 @@ class LossConfig:
       regularisation: decoupled weight decay (AdamW's); 0 is Adam.
     """
 
-    loss: Literal["softmax", "bce", "bpr"] = "softmax"
+    loss: Literal["softmax", "sampled_softmax", "bce", "bpr"] = "softmax"
     negatives: Count = 1
     negatives_outside: Literal["window", "user"] = "window"
     targets: Literal["all", "window", "rows", "last"] = "all"
@@ -119,6 +121,43 @@ def _scaled_gradients(gradients, cotangent):
 
 
 chunked_softmax_loss.defvjp(_loss_and_gradients, _scaled_gradients)
+
+
+def sampled_softmax_loss(
+    queries: TrainingQueries,
+    target_BxP: jax.Array,
+    supervised_BxP: jax.Array,
+    drawn_N: jax.Array,
+    log_share_I: jax.Array,
+) -> jax.Array:
+    """`softmax_loss` with the other items estimated by N drawn ones, float32 [].
+
+    A logit is lowered by the logarithm of how often its item is expected among the drawn
+    (`log_share_I`, of one draw), so that the sum of the exponentials is that of the catalogue in
+    expectation (Bengio and Senécal, 2008; the logQ correction of Yi et al., RecSys 2019). A target
+    that is drawn counts once. The gradient is that of `softmax_loss` up to O(1/N) in expectation.
+    """
+    table_IxD, bias_I = queries.items
+    if table_IxD is None:
+        raise ValueError("a sampled loss needs item vectors")
+    vector_QxD, target_Q = queries.vector_BxPxD.reshape(target_BxP.size, -1), target_BxP.reshape(-1)
+    drawn = CFItems(table_IxD[drawn_N], None if bias_I is None else bias_I[drawn_N])
+    expected_N = log_share_I[drawn_N] + jnp.log(len(drawn_N))
+    z_QxN = cf_logits(vector_QxD, drawn) - expected_N[None, :]
+    z_QxN = jnp.where(drawn_N[None, :] == target_Q[:, None], -jnp.inf, z_QxN)
+    own_Q = jnp.sum(vector_QxD * table_IxD[target_Q], axis=1)
+    own_Q = own_Q if bias_I is None else own_Q + bias_I[target_Q]
+    loss_Q = jnp.logaddexp(jax.nn.logsumexp(z_QxN, axis=1), own_Q) - own_Q
+    return jnp.sum(loss_Q * supervised_BxP.reshape(-1))
+
+
+def draw_popular(key: jax.Array, items_n: jax.Array, count: int, num_items: int) -> jax.Array:
+    """Items by their number among `items_n`, each given one more, with repetition: int32 [count].
+
+    An item's share of the draws is that of popularity_logits.
+    """
+    draw_N = jax.random.randint(key, (count,), 0, len(items_n) + num_items)
+    return jnp.where(draw_N < len(items_n), items_n[draw_N], draw_N - len(items_n))
 
 
 def sampled_loss(

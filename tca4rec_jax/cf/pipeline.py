@@ -23,7 +23,7 @@ from tca4rec_jax.cf.checkpoint import save_model
 from tca4rec_jax.cf.item_tables import freeze_tables, start_tables
 from tca4rec_jax.cf.logits_format import TRAIN_CF, LogitsStoreError, Origin
 from tca4rec_jax.cf.logits_store import open_store, split_path
-from tca4rec_jax.cf.logits_writer import made_by, write_store
+from tca4rec_jax.cf.logits_writer import MANY_ITEMS, made_by, write_store
 from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
 from tca4rec_jax.cf.scoring import host_items, profile, score_targets, user_vectors
@@ -107,6 +107,12 @@ def trained_model(settings: CFSettings, data: RecData, directory: Path) -> tuple
         return read_sasrec(weights, settings.architecture), {"weights": weights}
     if config is None:
         return _fresh(settings, data.splits["train_sequences"]), {}
+    if config.loss == "softmax" and data.catalogue.num_items > MANY_ITEMS:
+        logging.warning(
+            "CF: the loss 'softmax' makes logits of all %d items for every target; "
+            "'sampled_softmax' with negatives=4096, in cf.%s, draws some",
+            *(data.catalogue.num_items, settings.fields.model),
+        )
     train = data.splits["train" if config.targets == "last" else "train_sequences"]
     fresh, checkpoint = _fresh(settings, train), directory / "training.npz"
     items = _take_vectors(fresh, settings, data.catalogue, directory.parent)

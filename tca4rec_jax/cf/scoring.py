@@ -1,6 +1,6 @@
 """User vectors of many positions, and how a CF model scores: rank, NLL, entropy, its profile.
 
-Axis letters: S history length, K recommended items, T temperatures.
+Axis letters: S history length, K recommended items, T temperatures, W items of a block.
 """
 
 import functools
@@ -14,34 +14,18 @@ import numpy as np
 from flax import nnx
 
 from tca4rec_jax.batching import map_batches
+from tca4rec_jax.cf.item_blocks import Entropy, Highest, fold, highest_of
 from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.windows import FlatRows, windows_at
-from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
-from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
+from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.metrics import coverage, rank_in_batch
+from tca4rec_jax.metrics import ahead_of, coverage
 
 BETAS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 """CF temperatures at which the softmax of CF logits is described."""
 TOP = 10
 _NARROWEST = 16  # the least width to which the histories of a batch are padded
-
-
-def entropy_and_nll(logits_BxI: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of softmax(logits): its entropy in nats and -log of the target's share; float32 [B] each."""
-    log_share_BxI = jax.nn.log_softmax(logits_BxI, axis=1)
-    nll_B = -jnp.take_along_axis(log_share_BxI, target_B[:, None], axis=1)[:, 0]
-    return -jnp.sum(jnp.exp(log_share_BxI) * log_share_BxI, axis=1), nll_B
-
-
-@jax.jit
-def _at_betas(logits_BxI, target_B):
-    """entropy_and_nll of logits / beta for every beta of BETAS; float32 [B, T] each."""
-    betas_T = jnp.asarray(BETAS, jnp.float32)
-    entropy_TxB, nll_TxB = jax.lax.map(
-        lambda beta: entropy_and_nll(logits_BxI / beta, target_B), betas_T
-    )
-    return entropy_TxB.T, nll_TxB.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,13 +144,13 @@ def score_rows(
     *,
     batch_size: int = 1024,
 ) -> RowScores:
-    """Ranks every item for every row; logits exist for one batch of `batch_size` rows at a time.
+    """Ranks every item for every row, `batch_size` rows and a block of the items at a time.
 
     Without an item table (`items`, see host_items) the vectors are the logits [R, I]. The items in
     `seen_RxS` (or PAD_ITEM) are left out of the ranking, unless they are the target, the item that
     came next; they count for NLL and entropy all the same.
     """
-    score = functools.partial(_score_batch, items)
+    score = functools.partial(_score_batch, jax.tree.map(jnp.asarray, items))
     columns = [vector_RxD, target_R.astype(np.int32), *([] if seen_RxS is None else [seen_RxS])]
     return RowScores(*map_batches(score, *columns, batch_size=batch_size))
 
@@ -177,20 +161,33 @@ def score_targets(
     """`score_rows` of a CF model for rows whose last item is the target."""
     last = rows.last_positions
     vector_RxD = user_vectors(model, rows, last)
-    return score_rows(vector_RxD, host_items(model), rows.items[last], seen_RxS)
+    return score_rows(vector_RxD, _items(*nnx.split(model)), rows.items[last], seen_RxS)
 
 
 @jax.jit
 def _score_batch(items, vector_BxD, target_B, seen_BxS=None):
-    logits_BxI = cf_logits(vector_BxD, items)
-    entropy_B, nll_B = entropy_and_nll(logits_BxI, target_B)
-    if seen_BxS is not None:
-        row_Bx1 = jnp.arange(len(target_B))[:, None]
-        out_BxS = jnp.where(
-            (seen_BxS == PAD_ITEM) | (seen_BxS == target_B[:, None]), logits_BxI.shape[1], seen_BxS
-        )
-        logits_BxI = logits_BxI.at[row_Bx1, out_BxS].set(-jnp.inf, mode="drop")
-    return rank_in_batch(logits_BxI, target_B), nll_B, entropy_B
+    rows = len(target_B)
+
+    def look(state, logits_BxW, item_W):
+        entropy, own_B = state
+        is_target_BxW = item_W[None, :] == target_B[:, None]
+        return entropy.add(logits_BxW), highest_of(logits_BxW, is_target_BxW, own_B)
+
+    none = Entropy.nothing(rows), jnp.full(rows, -jnp.inf)
+    entropy, own_B = fold(look, none, vector_BxD, items)
+
+    def count(rank_B, logits_BxW, item_W):
+        if seen_BxS is not None:
+            width, place_BxS = len(item_W), seen_BxS - item_W[0]
+            stays_BxS = (place_BxS < 0) | (seen_BxS == target_B[:, None])
+            place_BxS = jnp.where(stays_BxS, width, place_BxS)
+            row_Bx1 = jnp.arange(rows)[:, None]
+            logits_BxW = logits_BxW.at[row_Bx1, place_BxS].set(-jnp.inf, mode="drop")
+        ahead_BxW = ahead_of(logits_BxW, item_W, own_B, target_B)
+        return rank_B + jnp.sum(ahead_BxW, axis=1, dtype=jnp.int32)
+
+    rank_B = fold(count, jnp.zeros(rows, jnp.int32), vector_BxD, items)
+    return rank_B, entropy.log_sum.value_B - own_B, entropy.value_B
 
 
 def profile(model: CFModel, rows: ItemSequences, count_I: np.ndarray) -> dict:
@@ -203,7 +200,7 @@ def profile(model: CFModel, rows: ItemSequences, count_I: np.ndarray) -> dict:
     """
     vector_RxD = user_vectors(model, rows, rows.last_positions)
     target_R = rows.items[rows.last_positions]
-    describe = functools.partial(_describe, host_items(model))
+    describe = functools.partial(_describe, _items(*nnx.split(model)))
     best_RxK, entropy_RxT, nll_RxT = map_batches(describe, vector_RxD, target_R, batch_size=1024)
     nll_T = nll_RxT.mean(axis=0)
     return {
@@ -219,14 +216,29 @@ def profile(model: CFModel, rows: ItemSequences, count_I: np.ndarray) -> dict:
 
 @jax.jit
 def _describe(items, vector_BxD, target_B):
-    logits_BxI = cf_logits(vector_BxD, items)
-    _, best_BxK = jax.lax.top_k(logits_BxI, min(TOP, logits_BxI.shape[1]))
-    return best_BxK, *_at_betas(logits_BxI, target_B)
+    """The best items int32 [B, K]; entropy and NLL at every beta of BETAS, float32 [B, T] each."""
+    rows, betas_T = len(target_B), jnp.asarray(BETAS, jnp.float32)
+
+    def look(state, logits_BxW, item_W):
+        entropy_T, own_B, highest = state
+        is_target_BxW = item_W[None, :] == target_B[:, None]
+        return (
+            jax.lax.map(lambda of: of[0].add(logits_BxW / of[1]), (entropy_T, betas_T)),
+            highest_of(logits_BxW, is_target_BxW, own_B),
+            highest.add(logits_BxW, item_W),
+        )
+
+    num_items = vector_BxD.shape[1] if items.table_IxD is None else len(items.table_IxD)
+    none_T = jax.tree.map(lambda a: jnp.stack([a] * len(BETAS)), Entropy.nothing(rows))
+    none = none_T, jnp.full(rows, -jnp.inf), Highest.nothing(rows, min(TOP, num_items))
+    entropy_T, own_B, highest = fold(look, none, vector_BxD, items)
+    nll_TxB = entropy_T.log_sum.value_B - own_B[None, :] / betas_T[:, None]
+    return highest.items_BxM, entropy_T.value_B.T, nll_TxB.T
 
 
 def temperature_statistics(logits_mxI: np.ndarray) -> dict:
     """What the CF temperature beta will mean: spread of some logits, entropy at every beta."""
-    entropy_mxT, _ = _at_betas(logits_mxI, np.zeros(len(logits_mxI), np.int32))
+    _, entropy_mxT, _ = _describe(DENSE, logits_mxI, np.zeros(len(logits_mxI), np.int32))
     return {
         "sampled_entries": len(logits_mxI),
         "mean": float(logits_mxI.mean(dtype=np.float64)),

@@ -36,7 +36,8 @@ class CFFields:
       filter_seen: leave a row's history out of its CF ranking.
       logits: the folder or bucket of the stores; by default WORKDIR/cf/logits.
       dtype: of the stored logits.
-      top_k: keep so many logits per row and a floor; by default all.
+      top_k: keep so many logits per row and a floor; by default all, or of a model without vectors
+        the 1000 highest beyond 100 thousand items.
       item_vectors: a .npy file [items, width] of the catalogue's items; by default those that
         launch/embed_items.py writes in the work directory.
       item_init: start the item table from the item vectors: their principal components, or

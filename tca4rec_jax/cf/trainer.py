@@ -30,6 +30,7 @@ from tca4rec_jax.batching import bucket_lengths
 from tca4rec_jax.cf import losses
 from tca4rec_jax.cf.checkpoint import read_arrays, write_arrays
 from tca4rec_jax.cf.models.base import CFModel
+from tca4rec_jax.cf.models.popularity import popularity_logits
 from tca4rec_jax.cf.scoring import check_items, has_widths, score_targets
 from tca4rec_jax.cf.windows import FlatRows, cut_rows, windows_at
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
@@ -39,6 +40,7 @@ from tca4rec_jax.metrics import mean_metrics
 from tca4rec_jax.ranges import Count, Positive, Seed, check_fields
 
 _SAVE_SECONDS = 20.0
+_FEWEST_DRAWN = 32  # items of a sampled softmax
 _WIDTHS = 3  # of the windows of targets 'rows', each compiled once
 
 
@@ -83,6 +85,7 @@ class _Rows(NamedTuple):
 
     flat: FlatRows
     seen: losses.SeenByUser | None
+    log_share_I: jax.Array | None = None  # of the draws of a sampled softmax
 
 
 class _Batches(NamedTuple):
@@ -170,6 +173,14 @@ def _rows_on_device(
         check_items(rows, num_items)
     if not len(validation):
         raise UserError("there are no validation rows: early stopping needs at least one")
+    if config.loss == "sampled_softmax":
+        if config.negatives < _FEWEST_DRAWN:
+            raise UserError(
+                f"negatives is {config.negatives}: the CF loss 'sampled_softmax' draws so many for "
+                f"all targets of a batch together; give at least {_FEWEST_DRAWN}, such as 4096"
+            )
+        flat = FlatRows.of(train)
+        return _Rows(flat, None, jnp.asarray(popularity_logits(train, num_items)))
     sampled = config.loss != "softmax"
     by_user = sampled and config.negatives_outside == "user"
     if sampled and not by_user and num_items <= model.config.history_length + 1:
@@ -177,7 +188,8 @@ def _rows_on_device(
             f"the CF loss {config.loss!r} samples negatives outside the window, which {num_items} "
             "items cannot always provide; use 'softmax'"
         )
-    return _Rows(FlatRows.of(train), losses.SeenByUser.of(train, num_items) if by_user else None)
+    seen = losses.SeenByUser.of(train, num_items) if by_user else None
+    return _Rows(FlatRows.of(train), seen)
 
 
 def _epochs(rows: ItemSequences, model: CFModel, config: FitConfig) -> Iterator[list[_Batches]]:
@@ -284,6 +296,11 @@ def batch_loss_of(
     target_BxP = jnp.maximum(queries.target_BxP, 0)
     if config.loss == "softmax":
         loss = losses.softmax_loss(queries, target_BxP, supervised_BxP)
+    elif rows.log_share_I is not None:  # a sampled softmax
+        items_n, num_items = rows.flat.items_n, len(queries.items.table_IxD)
+        drawn_N = losses.draw_popular(negative_key, items_n, config.negatives, num_items)
+        of_batch = queries, target_BxP, supervised_BxP
+        loss = losses.sampled_softmax_loss(*of_batch, drawn_N, rows.log_share_I)
     else:
         count, num_items = target_BxP.shape[1] * config.negatives, len(queries.items.table_IxD)
         if rows.seen is not None:

@@ -1,6 +1,6 @@
 """Whether a CF model's probabilities come true: the calibration of p_cf.
 
-Axis letters: R rows, B rows of a batch, I items, J cutoffs.
+Axis letters: R rows, B rows of a batch, I items, W items of a block, J cutoffs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from tca4rec_jax.batching import map_batches
+from tca4rec_jax.cf.item_blocks import Highest, LogSum, fold, highest_of
 from tca4rec_jax.cf.scoring import LazyRows
-from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.distributed.multihost import gather_process_rows, process_rows
-from tca4rec_jax.evaluation.rankings import EvaluationRows, rows_at_once
+from tca4rec_jax.evaluation.rankings import EvaluationRows, batch_rows
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.metrics import hit_rate, rank_in_batch
+from tca4rec_jax.metrics import ahead_of, hit_rate
 
 BINS = 10
 
@@ -58,18 +59,35 @@ def first_items(
     Models are given, and memory is bounded, as in `full_ranking`.
     """
     num_items = cf_RxD.shape[1] if items.table_IxD is None else len(items.table_IxD)
-    batch_size = batch_size or rows_at_once(num_items)
+    items = jax.tree.map(jnp.asarray, items)
+    batch_size = batch_size or batch_rows(items, num_items)
     program = partial(_first_items, tuple(cutoffs), items, np.float32(beta))
     return FirstItems(*map_batches(program, cf_RxD, target_R, batch_size=batch_size))
 
 
 @partial(jax.jit, static_argnums=0)
 def _first_items(cutoffs: tuple[int, ...], items: CFItems, beta, cf_BxD, target_B):
-    logits_BxI = cf_logits(cf_BxD, items) / beta
-    places = min(cutoffs[-1], logits_BxI.shape[1])
-    best_BxM, _ = jax.lax.top_k(jax.nn.softmax(logits_BxI, axis=1), places)
+    rows = len(target_B)
+    num_items = cf_BxD.shape[1] if items.table_IxD is None else len(items.table_IxD)
+    places = min(cutoffs[-1], num_items)
+
+    def look(state, logits_BxW, item_W):
+        log_sum, own_B, highest = state
+        z_BxW, is_target_BxW = logits_BxW / beta, item_W[None, :] == target_B[:, None]
+        own_B = highest_of(z_BxW, is_target_BxW, own_B)
+        return log_sum.add(z_BxW), own_B, highest.add(z_BxW, item_W)
+
+    state = LogSum.nothing(rows), jnp.full(rows, -jnp.inf), Highest.nothing(rows, places)
+    log_sum, own_B, highest = fold(look, state, cf_BxD, items)
+
+    def count(rank_B, logits_BxW, item_W):
+        ahead_BxW = ahead_of(logits_BxW / beta, item_W, own_B, target_B)
+        return rank_B + jnp.sum(ahead_BxW, axis=1, dtype=jnp.int32)
+
+    rank_B = fold(count, jnp.zeros(rows, jnp.int32), cf_BxD, items)
+    share_BxM = jnp.exp(highest.values_BxM - log_sum.value_B[:, None])
     at_J = np.minimum(cutoffs, places) - 1
-    return jnp.cumsum(best_BxM, axis=1)[:, at_J], rank_in_batch(logits_BxI, target_B)
+    return jnp.cumsum(share_BxM, axis=1)[:, at_J], rank_B
 
 
 def calibration(found: FirstItems, cutoffs: Sequence[int]) -> dict[str, float]:

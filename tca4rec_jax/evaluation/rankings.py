@@ -1,7 +1,7 @@
 """The rows of an evaluation, what a model does on them, and full rankings by CF logits.
 
-Axis letters: R rows, B rows of a block, H history items, I items, D width of what a CF logits store
-holds, Q distinct titles, M places of a list, T temperatures.
+Axis letters: R rows, B rows of a block, H history items, I items, W items of a block, D
+width of what a CF logits store holds, M places of a list, T temperatures.
 """
 
 import dataclasses
@@ -16,19 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from tca4rec_jax.batching import map_batches
+from tca4rec_jax.cf.item_blocks import Highest, LogSum, SharedTitles, fold, highest_of
 from tca4rec_jax.cf.models.popularity import popularity_logits
 from tca4rec_jax.cf.scoring import LazyRows
-from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems, cf_logits
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.candidates import draw_candidates
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.distributed.multihost import gather_process_rows, process_rows
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.metrics import CUTOFFS, rank_in_batch
+from tca4rec_jax.metrics import CUTOFFS, ahead_of
 
 POPULAR, CF = "Most popular", "CF model"
-_LOGITS_AT_ONCE = 1 << 24  # 64 MiB of float32 bound the memory of a full ranking
+_LOGITS_AT_ONCE = 1 << 24  # 64 MiB of float32 bound the memory of what is made for all items
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +143,9 @@ def cf_models(
     )
     store = experiment.cf_store(rows.split, position_R)
     popular_I = popularity_logits(experiment.data.splits["train_sequences"], items)
+    nobody_RxD, nothing_IxD = (np.zeros((rows, 1), np.float32) for rows in (len(position_R), items))
     return {
-        POPULAR: (np.broadcast_to(popular_I, (len(position_R), items)), DENSE),
+        POPULAR: (nobody_RxD, CFItems(nothing_IxD, popular_I)),
         CF: (LazyRows(store.read, position_R, store.width), store.cf_items),
     }
 
@@ -178,7 +181,7 @@ def full_ranking(
     places: int = CUTOFFS[-1],
     batch_size: int = 0,
 ) -> ModelRanking:
-    """Ranks the whole catalogue for every row by CF logits, in blocks of rows on the device.
+    """Ranks the whole catalogue for every row by CF logits, in blocks of rows and items.
 
     A title (`leaf_of_item`, 0..Q-1) scores as its best item; its probability is the sum of its
     items' probabilities. `cf` are user vectors, or the logits [R, I] if `items` is DENSE. Only
@@ -186,10 +189,12 @@ def full_ranking(
     those of the whole catalogue. A list has `places` items, or all of them if there are fewer.
     Blocks have `batch_size` rows; 0 takes as many as bound their memory. Raises ValueError for NaN.
     """
-    num_titles, temperature_T = int(leaf_of_item.max()) + 1, np.asarray(temperatures, np.float32)
-    places = min(places, len(leaf_of_item))
-    rank = partial(_rank_block, num_titles, places, items, leaf_of_item, temperature_T)
-    batch_size = batch_size or rows_at_once(len(leaf_of_item))
+    num_items, temperature_T = len(leaf_of_item), np.asarray(temperatures, np.float32)
+    title_of_item = leaf_of_item.astype(np.int32)
+    titles = jax.tree.map(jnp.asarray, (title_of_item, SharedTitles.of(title_of_item)))
+    items = jax.tree.map(jnp.asarray, items)
+    rank = partial(_rank_block, min(places, num_items), items, *titles, temperature_T)
+    batch_size = batch_size or batch_rows(items, num_items, masks=allowed is not None)
     arrays = [cf_RxD, target_R.astype(np.int32), *([] if allowed is None else [allowed])]
     blocks = map_batches(rank, *arrays, batch_size=batch_size)
     ranking = ModelRanking(*blocks)
@@ -198,46 +203,75 @@ def full_ranking(
     return ranking
 
 
+def batch_rows(items: CFItems, num_items: int, *, masks: bool = False) -> int:
+    """How many rows are ranked at once: few if their logits, or masks, of all items are given."""
+    whole = items.table_IxD is None or masks
+    return min(rows_at_once(num_items), _ROWS_AT_ONCE) if whole else _ROWS_AT_ONCE
+
+
 def rows_at_once(num_items: int) -> int:
-    """How many rows' logits of all items bound the memory of a full ranking."""
+    """How many rows' logits of all items bound the memory of what is made of them."""
     return max(_LOGITS_AT_ONCE // num_items, 1)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=0)
 def _rank_block(
-    num_titles: int,
     places: int,
     items: CFItems,
-    leaf_of_item,
+    title_I,
+    shared: SharedTitles,
     temperature_T,
     cf_BxD,
     target_B,
     allowed_BxI=None,
 ):
-    logits_BxI = cf_logits(cf_BxD, items)
-    ranked_BxI = logits_BxI if allowed_BxI is None else jnp.where(allowed_BxI, logits_BxI, -jnp.inf)
-    _, best_BxM = jax.lax.top_k(ranked_BxI, places)
-    title_BxQ = jnp.full((len(target_B), num_titles), -jnp.inf)
-    title_BxQ = title_BxQ.at[:, leaf_of_item].max(ranked_BxI)
-    target_title_B = leaf_of_item[target_B]
-    same_title_BxI = leaf_of_item[None, :] == target_title_B[:, None]
-    rank_B = rank_in_batch(ranked_BxI, target_B)
-    title_rank_B = rank_in_batch(title_BxQ, target_title_B)
-    if allowed_BxI is not None:
-        best_BxM = jnp.where(jnp.take_along_axis(allowed_BxI, best_BxM, axis=1), best_BxM, -1)
-        allowed_B = jnp.take_along_axis(allowed_BxI, target_B[:, None], axis=1)[:, 0]
-        rank_B = jnp.where(allowed_B, rank_B, -1)
-        allowed_B = jnp.any(allowed_BxI & same_title_BxI, axis=1)
-        title_rank_B = jnp.where(allowed_B, title_rank_B, -1)
+    """What ModelRanking has of a block of rows."""
+    rows, target_title_B = len(target_B), title_I[target_B]
+    allowed = () if allowed_BxI is None else (allowed_BxI,)
 
-    def title_nll(temperature):
-        z_BxI = logits_BxI / temperature
-        of_title_B = jax.nn.logsumexp(z_BxI, axis=1, where=same_title_BxI)
-        return jax.nn.logsumexp(z_BxI, axis=1) - of_title_B
+    def masked(logits_BxW, allowed_BxW=None):
+        if allowed_BxW is None:
+            return logits_BxW
+        return jnp.where(allowed_BxW, logits_BxW, -jnp.inf)
 
+    def look(state, logits_BxW, item_W, title_W, *allowed_BxW):
+        sums, own_B, own_title_B, highest = state
+        of_title_BxW = title_W[None, :] == target_title_B[:, None]
+        ranked_BxW = masked(logits_BxW, *allowed_BxW)
+
+        def add(sums, temperature):
+            z_BxW = logits_BxW / temperature
+            of_title = sums[1].add(jnp.where(of_title_BxW, z_BxW, -jnp.inf))
+            return sums[0].add(z_BxW), of_title
+
+        return (
+            jax.lax.map(lambda args: add(*args), (sums, temperature_T)),
+            highest_of(ranked_BxW, item_W[None, :] == target_B[:, None], own_B),
+            highest_of(ranked_BxW, of_title_BxW, own_title_B),
+            highest.add(ranked_BxW, item_W),
+        )
+
+    nothing = LogSum.nothing(rows), LogSum.nothing(rows)
+    sums = jax.tree.map(lambda a: jnp.stack([a] * len(temperature_T)), nothing)
+    none_B = jnp.full(rows, -jnp.inf)
+    state = sums, none_B, none_B, Highest.nothing(rows, places)
+    state = fold(look, state, cf_BxD, items, title_I, *allowed)
+    (every, of_title), own_B, own_title_B, highest = state
+    is_alone_I = shared.others(len(title_I))
+
+    def count(ranks, logits_BxW, item_W, title_W, is_alone_W, *allowed_BxW):
+        ranked_BxW = masked(logits_BxW, *allowed_BxW)
+        ahead_BxW = ahead_of(ranked_BxW, item_W, own_B, target_B)
+        title_BxW = ahead_of(ranked_BxW, title_W, own_title_B, target_title_B) & is_alone_W[None, :]
+        here = (jnp.sum(one, axis=1, dtype=jnp.int32) for one in (ahead_BxW, title_BxW))
+        return tuple(map(jnp.add, ranks, here))
+
+    zeros = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32)
+    rank_B, title_rank_B = fold(count, zeros, cf_BxD, items, title_I, is_alone_I, *allowed)
+    title_rank_B += shared.count_ahead(cf_BxD, items, own_title_B, target_title_B, allowed_BxI)
     return (
-        best_BxM,
-        rank_B,
-        title_rank_B,
-        jax.lax.map(title_nll, temperature_T).T,
+        highest.items_BxM,
+        jnp.where(own_B > -jnp.inf, rank_B, -1),
+        jnp.where(own_title_B > -jnp.inf, title_rank_B, -1),
+        (every.value_B - of_title.value_B).T,
     )

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tca4rec_jax.batching import map_batches
-from tca4rec_jax.cf.scoring import entropy_and_nll
+from tca4rec_jax.cf.item_blocks import Entropy
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits, node_log_mass
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.fileio import write_text
@@ -97,7 +97,7 @@ def resolved_entropy(trie: ItemTrie, cf: CFRows) -> tuple[float, np.ndarray]:
 def _resolved(trie, items, beta, vector_BxD):
     """float32 [B], [B, L]."""
     logits_BxI = cf_logits(vector_BxD, items) / beta
-    entropy_B, _ = entropy_and_nll(logits_BxI, jnp.zeros(len(logits_BxI), jnp.int32))
+    entropy_B = Entropy.nothing(len(logits_BxI)).add(logits_BxI).value_B
     mass_BxN = node_log_mass(logits_BxI, trie)
     log_p_BxN = mass_BxN - mass_BxN[:, :1]
     surprise_BxN = log_p_BxN[:, jnp.maximum(trie.parent, 0)] - log_p_BxN  # 0 at the root

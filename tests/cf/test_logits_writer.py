@@ -5,12 +5,14 @@ import random
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import numpy as np
 import pytest
 import tensorstore as ts
 
+from tca4rec_jax import fileio
 from tca4rec_jax.cf import logits_format, logits_writer
 from tca4rec_jax.cf.logits_export import export_stores
 from tca4rec_jax.cf.logits_format import EXPORT, LogitsStoreError, Origin
@@ -222,3 +224,22 @@ def test_whenever_a_writer_is_killed_there_is_a_store(memory):
         write(place, -1.0)
         assert value_at(place) == -1.0
         assert len(set(names_at(place))) == 2  # nothing is left of what was killed
+
+
+def test_dense_logits_of_many_items_are_cut_unless_told_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setattr(logits_writer, "MANY_ITEMS", 3)
+    monkeypatch.setattr(logits_writer, "TOP_K", 2)
+    logits = np.array([[4, 1, 2, 3]] * 3, np.float32)
+    for name, how, kept in (("cut", {}, 2), ("all", {"top_k": 4}, 4)):
+        write_store(tmp_path / name, ROWS, CATALOGUE, Origin("mine"), logits=logits, **how)
+        assert open_store(tmp_path / name, ROWS, CATALOGUE).arrays["values"].shape == (3, kept)
+    vectors = {"vectors": logits[:, :2], "item_table": np.ones((4, 2), np.float32)}
+    write_store(tmp_path / "factorised", ROWS, CATALOGUE, Origin("mine"), **vectors)
+    assert open_store(tmp_path / "factorised", ROWS, CATALOGUE).kind == "factorised"
+
+
+def test_logits_that_the_disk_has_no_room_for_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(fileio.shutil, "disk_usage", lambda _: SimpleNamespace(free=47))
+    with pytest.raises(ValueError, match=r"take 0\.00 GB: make room, or keep fewer with cf\.top_k"):
+        write(tmp_path / "s", 1.0)
+    assert not (tmp_path / "s").exists()

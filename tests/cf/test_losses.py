@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.cf import losses
-from tca4rec_jax.cf.losses import SeenByUser, sampled_loss, softmax_loss, user_negatives
+from tca4rec_jax.cf.losses import (
+    SeenByUser,
+    draw_popular,
+    sampled_loss,
+    sampled_softmax_loss,
+    softmax_loss,
+    user_negatives,
+)
+from tca4rec_jax.cf.models.popularity import popularity_logits
 from tca4rec_jax.cf.windows import TrainingQueries
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import ItemSequences
@@ -39,6 +47,49 @@ def test_losses_against_numpy(biased):
     supervised = jnp.asarray(rng.random((2, 3)) < 0.5)
     expected_sum = -picked[supervised].sum()
     np.testing.assert_allclose(softmax_loss(queries, target, supervised), expected_sum, rtol=1e-4)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_sampled_softmax_has_the_gradient_of_the_whole_one_in_expectation(biased):
+    rng = np.random.default_rng(0)
+    item_n = np.repeat(np.arange(6), 1 << np.arange(6))
+    rows = ItemSequences(np.arange(1), item_n, np.array([0, 63]), np.full(63, -1))
+    vector = jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32)
+    bias = jnp.asarray(rng.normal(size=7), jnp.float32) if biased else None
+    items = CFItems(jnp.asarray(rng.normal(size=(7, 4)), jnp.float32), bias)
+    target, supervised = (
+        jnp.asarray(rng.integers(0, 7, (2, 3))),
+        jnp.asarray(rng.random((2, 3)) < 0.7),
+    )
+    log_share = jnp.asarray(popularity_logits(rows, 7))
+
+    def sampled(args, key, log_share):
+        drawn = draw_popular(key, jnp.asarray(rows.items), 4096, 7)
+        queries = TrainingQueries(args[0], None, args[1])
+        return sampled_softmax_loss(queries, target, supervised, drawn, log_share)
+
+    @jax.jit
+    def mean_gradient(log_share):
+        keys = jax.random.split(jax.random.key(0), 100)
+        of_keys = jax.vmap(jax.grad(sampled), in_axes=(None, 0, None))
+        gradients = jax.tree.leaves(of_keys((vector, items), keys, log_share))
+        return jnp.concatenate([one.mean(0).ravel() for one in gradients])
+
+    def whole(args):
+        return softmax_loss(TrainingQueries(args[0], None, args[1]), target, supervised)
+
+    gradient = jax.tree.leaves(jax.grad(whole)((vector, items)))
+    expected = np.concatenate([np.ravel(one) for one in gradient])
+    np.testing.assert_allclose(mean_gradient(log_share), expected, atol=0.005)
+    uncorrected = mean_gradient(jnp.full(7, -np.log(7.0)))
+    assert np.abs(uncorrected - expected).max() > 0.1
+
+
+def test_items_are_drawn_as_often_as_their_share_says():
+    items = jnp.asarray([0, 1, 1, 1, 3, 3])
+    drawn = draw_popular(jax.random.key(0), items, 20_000, 5)
+    expected = np.array([2, 4, 1, 3, 1]) / 11
+    np.testing.assert_allclose(np.bincount(drawn, minlength=5) / 20_000, expected, atol=0.015)
 
 
 @pytest.mark.parametrize("biased", [False, True])

@@ -1,12 +1,16 @@
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from tca4rec_jax.cf import item_blocks
+from tca4rec_jax.cf.item_blocks import LOGITS_AT_ONCE
 from tca4rec_jax.cf.models.popularity import popularity_logits
 from tca4rec_jax.cf.models.sasrec import SASRec, SASRecConfig
-from tca4rec_jax.cf.scoring import score_rows, user_vectors
+from tca4rec_jax.cf.scoring import host_items, profile, score_rows, user_vectors
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.sequences import PAD_ITEM, ItemSequences
+from tca4rec_jax.provenance import flatten
 
 SEQUENCES = ItemSequences(
     np.arange(3),
@@ -61,7 +65,10 @@ def test_what_the_model_cannot_read_is_an_error(model):
         user_vectors(model, other)
 
 
-def test_score_rows_against_numpy():
+@pytest.mark.parametrize("logits_at_once", [LOGITS_AT_ONCE, 12])
+def test_score_rows_against_numpy(logits_at_once, monkeypatch):
+    monkeypatch.setattr(item_blocks, "LOGITS_AT_ONCE", logits_at_once)
+    jax.clear_caches()  # 3 rows: all items, or blocks of 4
     rng = np.random.default_rng(0)
     vector_RxD, table_IxD = rng.normal(size=(7, 4)), rng.normal(size=(9, 4))
     bias_I, target_R = rng.normal(size=9), rng.integers(0, 9, 7)
@@ -79,6 +86,17 @@ def test_score_rows_against_numpy():
     np.testing.assert_allclose(scores.entropy, -(share_RxI * np.log(share_RxI)).sum(1), rtol=1e-4)
 
 
+def test_a_profile_in_blocks_is_that_of_whole_logits(model, monkeypatch):
+    whole = profile(model, SEQUENCES, np.arange(6))
+    monkeypatch.setattr(item_blocks, "LOGITS_AT_ONCE", 12)
+    jax.clear_caches()  # 3 rows: blocks of 4
+    in_blocks = profile(model, SEQUENCES, np.arange(6))
+    assert dict(flatten(in_blocks)) == pytest.approx(dict(flatten(whole)), rel=1e-5)
+    logits = user_vectors(model, SEQUENCES, SEQUENCES.last_positions)[:] @ host_items(model)[0].T
+    share = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert whole["entropy"]["1"] == pytest.approx(-(share * np.log(share)).sum(1).mean(), rel=1e-5)
+
+
 def test_popularity_logits_are_smoothed_log_shares():
     logits_I = popularity_logits(SEQUENCES, 7)
     counts = np.array([2, 2, 2, 1, 1, 1, 0]) + 1
@@ -88,7 +106,10 @@ def test_popularity_logits_are_smoothed_log_shares():
         popularity_logits(SEQUENCES, 5)
 
 
-def test_seen_items_are_left_out_of_the_ranking_but_never_the_target():
+@pytest.mark.parametrize("logits_at_once", [LOGITS_AT_ONCE, 4])
+def test_seen_items_are_left_out_of_the_ranking_but_never_the_target(logits_at_once, monkeypatch):
+    monkeypatch.setattr(item_blocks, "LOGITS_AT_ONCE", logits_at_once)
+    jax.clear_caches()  # 2 rows: all items, or blocks of 2
     logits = np.array([[5.0, 4, 3, 2, 1], [5, 4, 3, 2, 1]], np.float32)
     seen = np.array([[PAD_ITEM, 0, 1], [3, 0, 3]])
     target = np.array([2, 3])  # row 0 has seen two better ones; row 1 has had its target before

@@ -28,7 +28,12 @@ def make_model(dropout=0.0, history_length=4):
 
 @pytest.mark.parametrize(
     ("loss", "targets", "epochs", "least"),
-    [("softmax", "all", 40, 0.9), ("softmax", "window", 12, 0.9), ("bce", "all", 80, 0.7)],
+    [
+        ("softmax", "all", 40, 0.9),
+        ("softmax", "window", 12, 0.9),
+        ("bce", "all", 80, 0.7),
+        ("sampled_softmax", "rows", 40, 0.9),
+    ],
 )
 def test_learns_that_the_next_item_is_the_successor(loss, targets, epochs, least):
     model, validation = make_model(0.1), cyclic_rows(60, 5, seed=1)
@@ -36,6 +41,7 @@ def test_learns_that_the_next_item_is_the_successor(loss, targets, epochs, least
     assert before["ndcg@10"] < 0.4
     config = FitConfig(
         loss=loss,
+        negatives=32 if loss == "sampled_softmax" else 1,
         targets=targets,
         learning_rate=1e-2,
         batch_size=16,
@@ -128,6 +134,12 @@ def test_a_loss_that_is_not_finite_stops_with_what_to_do():
 def test_bad_settings_are_errors_that_name_the_field(field, value):
     with pytest.raises(ValueError, match=field):
         FitConfig(**{field: value})
+
+
+def test_a_sampled_softmax_of_few_items_is_refused():
+    rows = cyclic_rows(4, 6, seed=0)
+    with pytest.raises(ValueError, match="negatives is 1: .*draws so many for all targets"):
+        fit(make_model(), rows, rows, FitConfig(loss="sampled_softmax"))
 
 
 def test_bce_needs_items_outside_the_window():

@@ -3,10 +3,13 @@
 import dataclasses
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from jax.nn import logsumexp
 
+from tca4rec_jax.cf import item_blocks
+from tca4rec_jax.cf.item_blocks import LOGITS_AT_ONCE, SharedTitles
 from tca4rec_jax.config import default_config, score_weights
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.catalogue import Catalogue
@@ -54,7 +57,10 @@ def random_items(rng, bias):
 
 
 @pytest.mark.parametrize("kind", ["factorised", "biased", "dense"])
-def test_blocks_of_rows_rank_as_the_whole_matrix(kind):
+@pytest.mark.parametrize("logits_at_once", [LOGITS_AT_ONCE, 21])
+def test_blocks_of_rows_rank_as_the_whole_matrix(kind, logits_at_once, monkeypatch):
+    monkeypatch.setattr(item_blocks, "LOGITS_AT_ONCE", logits_at_once)
+    jax.clear_caches()  # 23 rows: blocks of all items, or of 1 and of 4
     rng = np.random.default_rng(0)
     cf_RxD = rng.integers(-2, 3, (23, 4)).astype(np.float32)
     target_R = rng.integers(0, LEAF_OF_ITEM.size, 23)
@@ -63,7 +69,7 @@ def test_blocks_of_rows_rank_as_the_whole_matrix(kind):
     if kind == "dense":
         cf_RxD, items = logits_RxI, DENSE
     expected = whole_ranking(logits_RxI, target_R)
-    for size in (0, 5, 23):  # 23 rows in blocks of 5: the last block is padded
+    for size in (0, 5):  # 23 rows in blocks of 5: the last block is padded
         args = cf_RxD, items, LEAF_OF_ITEM, target_R, TEMPERATURES
         ranking = full_ranking(*args, batch_size=size)
         for field, values in expected._asdict().items():
@@ -73,13 +79,17 @@ def test_blocks_of_rows_rank_as_the_whole_matrix(kind):
                 np.testing.assert_array_equal(getattr(ranking, field), values, err_msg=field)
 
 
-def test_a_filter_holds_for_full_rankings():
+@pytest.mark.parametrize("logits_at_once", [LOGITS_AT_ONCE, 35])
+def test_a_filter_holds_for_full_rankings(logits_at_once, monkeypatch):
+    monkeypatch.setattr(item_blocks, "LOGITS_AT_ONCE", logits_at_once)
+    jax.clear_caches()  # 7 rows: blocks of 5 items
     rng = np.random.default_rng(1)
     logits_RxI = rng.integers(-9, 9, (40, LEAF_OF_ITEM.size)).astype(np.float32)
     target_R = rng.integers(0, LEAF_OF_ITEM.size, 40)
     allowed_RxI = rng.random(logits_RxI.shape) < 0.5
     args = logits_RxI, DENSE, LEAF_OF_ITEM, target_R, TEMPERATURES
-    whole, found = full_ranking(*args), full_ranking(*args, allowed=allowed_RxI, batch_size=7)
+    whole = full_ranking(*args, batch_size=7)
+    found = full_ranking(*args, allowed=allowed_RxI, batch_size=7)
     np.testing.assert_array_equal(found.nll_RxT, whole.nll_RxT)  # of the whole catalogue
     for row, (logits_I, target) in enumerate(zip(logits_RxI, target_R, strict=True)):
         listed = np.argsort(-logits_I, kind="stable")
@@ -93,15 +103,18 @@ def test_a_filter_holds_for_full_rankings():
         assert found.title_rank_R[row] == (titles.index(title) if title in titles else -1)
 
 
-def test_a_block_takes_little_more_memory_than_its_logits():
-    rows, items = 512, 8192
-    block = np.zeros((rows, 4), np.float32), np.zeros(rows, np.int32)
-    args = np.arange(items), np.float32([1, 2]), *block
-    table = CFItems(np.zeros((items, 4), np.float32))
-    allowed = np.ones((rows, items), bool)
-    for more in ((), (allowed,)):
-        compiled = _rank_block.lower(items, 10, table, *args, *more).compile()
-        assert compiled.memory_analysis().temp_size_in_bytes < 8 * rows * items * 4
+def test_the_memory_of_a_ranking_does_not_grow_with_the_items():
+    shape, rows = jax.ShapeDtypeStruct, 512
+    block = shape((rows, 4), np.float32), shape((rows,), np.int32)
+    sizes = []
+    for items in (1 << 16, 1 << 18):
+        shared = SharedTitles(*[shape((items >> 14, 4096), np.int32)] * 2)
+        titles = shape((items,), np.int32), shared
+        args = CFItems(shape((items, 4), np.float32)), *titles, shape((2,), np.float32), *block
+        analysis = _rank_block.lower(10, *args).compile().memory_analysis()
+        sizes.append(analysis.temp_size_in_bytes)
+    assert sizes[0] < 8 * 4 * LOGITS_AT_ONCE
+    assert sizes[1] - sizes[0] < 8 * items  # arrays of items, not of rows x items
 
 
 def test_logits_that_contain_nan_are_refused():
@@ -267,3 +280,12 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
     assert cache(guidances=(0.0,)) == alone
     vars(experiment)["inference_inputs"] = {"weights": "another digest"}
     assert cache(guidances=(0.0,)) != alone
+
+
+def test_blocks_of_shared_titles_part_none():
+    title_of_item = np.array([4, 0, 4, 1, 2, 2, 4, 3, 3])
+    item_NxW, title_NxW = SharedTitles.of(title_of_item, width=4)
+    np.testing.assert_array_equal(item_NxW, [[4, 5, 7, 8], [0, 2, 6, -1]])
+    np.testing.assert_array_equal(title_NxW, [[2, 2, 3, 3], [4, 4, 4, -1]])
+    assert SharedTitles.of(title_of_item, width=1).item_NxW.shape == (3, 3)  # as one title has
+    assert len(SharedTitles.of(np.arange(3)).item_NxW) == 0
