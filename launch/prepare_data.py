@@ -5,7 +5,7 @@
 A second run with the same settings reuses the files; with other settings it stops and says so.
 """
 
-from tca4rec_jax.data.dataset import prepare, summarise
+from tca4rec_jax.data.dataset import prepare, statistics
 from tca4rec_jax.launching import launch
 from tca4rec_jax.reporting import show, show_table
 
@@ -18,7 +18,8 @@ LEGEND = (
 
 def main(config, workdir):
     """Prepares the data and prints their sizes."""
-    summary = summarise(prepare(config.data, workdir / "data"))
+    prepare(config.data, workdir / "data")
+    summary = statistics(workdir / "data")
     rows = {
         split: {
             "rows": f"{counts['rows']:,}",

@@ -3,10 +3,9 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from absl import logging
 
 from tca4rec_jax.data import downloads, tfds_rec
@@ -20,14 +19,17 @@ from tca4rec_jax.data.interactions import (
     treat_duplicates,
 )
 from tca4rec_jax.data.movielens import INTERACTIONS_FILE, ITEMS_FILE, read_movielens
+from tca4rec_jax.data.ordering import sort_by_user
 from tca4rec_jax.data.published import published_files, read_published
 from tca4rec_jax.data.raw import FORMATS, ItemTexts, read_raw
-from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
+from tca4rec_jax.data.sequences import RecData, check_has_rows
 from tca4rec_jax.data.settings import DataConfig
 from tca4rec_jax.data.splits import build_splits, hold_out, sampled
+from tca4rec_jax.data.summary import summarise
 from tca4rec_jax.data.tables import Reading
+from tca4rec_jax.data.windows import MadeData, Splits
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.fileio import atomic_path, file_sha256, write_text
+from tca4rec_jax.fileio import atomic_path, file_sha256, read_json, remove, write_text
 from tca4rec_jax.lease import only_writer
 from tca4rec_jax.provenance import Provenance, StaleError, flatten
 
@@ -67,15 +69,23 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
         logging.info("Reusing the prepared data in %s", data_dir)
         return data
     report = Report()
-    data = _read_source(config, files, report)
+    found = _read_source(config, files, report)
     with only_writer(data_dir), atomic_path(data_dir) as temporary:
         temporary.mkdir()
-        tfds_rec.write(data, temporary, config.source)
+        histories = temporary / "histories"
+        made = found if isinstance(found, RecData) else _make_rows(config, found, histories)
+        tfds_rec.write(made, temporary, config.source)
         steps = [step._asdict() for step in report.steps]
-        text = json.dumps({"steps": steps, **summarise(data)}, indent=1)
+        text = json.dumps({"steps": steps, **summarise(made)}, indent=1)
+        remove(histories)
         write_text(temporary / STATISTICS, text + "\n")
         made_from.save(temporary)
-    return data
+    return tfds_rec.read(data_dir)
+
+
+def statistics(data_dir: str | os.PathLike) -> dict:
+    """What `prepare` kept in statistics.json: what every step left, and `summarise`."""
+    return read_json(Path(data_dir, STATISTICS), remedy=f"make it anew with {_COMMAND}")
 
 
 def load(data_dir: str | os.PathLike, data_config: Mapping | None = None) -> RecData:
@@ -102,7 +112,15 @@ def _source_files(config: DataConfig) -> dict[str, Path]:
     return files
 
 
-def _read_source(config: DataConfig, files: dict[str, Path], report: Report) -> RecData:
+@dataclass
+class _Found:
+    """What was read and is kept; the interactions until they are sorted."""
+
+    catalogue: Catalogue
+    interactions: Interactions | None
+
+
+def _read_source(config: DataConfig, files: dict[str, Path], report: Report) -> RecData | _Found:
     if config.source == "published":
         return read_published(
             files["items"].parent,
@@ -117,12 +135,24 @@ def _read_source(config: DataConfig, files: dict[str, Path], report: Report) -> 
     interactions = filtered(interactions, config.filters, report)
     if config.filters.on or config.source in FORMATS:
         catalogue, interactions = only_used(catalogue, interactions)
-    splits = build_splits(interactions, config)
+    return _Found(catalogue, interactions)
+
+
+def _make_rows(config: DataConfig, found: _Found, folder: Path) -> MadeData:
+    """The rows, whose items lie in a new folder."""
+    interactions, found.interactions = found.interactions, None  # sorted, they are on the disk
+    assert interactions is not None
+    histories = sort_by_user(interactions, folder, config.seed, config.ties)
+    user_ids = interactions.user_ids
+    del interactions
+    splits: Splits = build_splits(histories, config)
     if config.cold_items or config.cold_users:
         shares = config.cold_items, config.cold_users
         splits = hold_out(splits, *shares, config.seed, config.least_history)
     splits = sampled(splits, config.samples, config.sample_seed)
-    return RecData(catalogue, splits, interactions.user_ids)
+    for name, rows in splits.items():
+        check_has_rows(name, len(rows))
+    return MadeData(found.catalogue, splits, user_ids)
 
 
 def _read_interactions(
@@ -183,36 +213,3 @@ def _read(data_dir: Path, now: Mapping) -> RecData:
     defaults = dict(flatten(_fields(DataConfig())))  # of fields that came later
     replace(made_from, inputs=defaults | dict(made_from.inputs)).check(now, data_dir)
     return data
-
-
-def summarise(data: RecData) -> dict:
-    """{'items', 'distinct_titles', 'splits': {name: counts}}, JSON-able.
-
-    Of a split's rows, tied is the share whose target shares its time with the item before it (None
-    if the data have no two times in a row),
-    repeated that whose target is among the items before it, seen_users and seen_items those whose
-    user and target are in train_sequences.
-    """
-    trained = data.splits["train_sequences"]
-    return {
-        "items": data.catalogue.num_items,
-        "distinct_titles": len(set(data.catalogue.titles)),
-        "splits": {name: _counts(data.splits[name], trained) for name in SPLITS},
-    }
-
-
-def _counts(sequences: ItemSequences, trained: ItemSequences) -> dict[str, int | float | None]:
-    targets = sequences.items[sequences.last_positions]
-    target_of_item = np.repeat(targets, sequences.lengths)
-    is_target = (sequences.items == target_of_item).astype(np.int64)
-    repeated = np.add.reduceat(is_target, sequences.offsets[:-1]) > 1  # once as the target itself
-    return {
-        "rows": len(sequences),
-        "users": len(np.unique(sequences.user)),
-        "interactions": len(sequences.items),
-        "mean_length": float(sequences.lengths.mean()),
-        "tied": float(sequences.tied.mean()) if sequences.has_times else None,
-        "repeated": float(repeated.mean()),
-        "seen_users": float(np.isin(sequences.user, trained.user).mean()),
-        "seen_items": float(np.isin(targets, trained.items).mean()),
-    }

@@ -81,7 +81,7 @@ class Report:
         """Raises UserError if no interaction is left."""
         if not len(interactions.user):
             raise UserError(f"no interaction is left after {step}: ask for less")
-        users, items = (len(np.unique(of)) for of in (interactions.user, interactions.item))
+        users, items = (len(_used(of)) for of in (interactions.user, interactions.item))
         self.steps.append(Step(step, users, items, len(interactions.user)))
         logging.info(
             "%s: %s users, %s items, %s interactions",
@@ -143,17 +143,25 @@ def most_frequent(item_n: np.ndarray, most: int) -> np.ndarray:
 
 def drawn_users(user_n: np.ndarray, most: int, seed: int) -> np.ndarray:
     """bool [n], those of `most` users (int [n]), drawn from `seed`."""
-    users = np.unique(user_n)
+    users = _used(user_n)
     return np.isin(user_n, np.random.default_rng(seed).permutation(users)[:most])
 
 
 def only_used(catalogue: Catalogue, interactions: Interactions) -> tuple[Catalogue, Interactions]:
     """Without items and users that have no interaction; the others keep their order."""
-    items, item_n = np.unique(interactions.item, return_inverse=True)
-    users, user_n = np.unique(interactions.user, return_inverse=True)
+    users, items = _used(interactions.user), _used(interactions.item)
     user_ids = tuple(interactions.user_ids[user] for user in users)
-    numbers = {"item": item_n.astype(np.int32), "user": user_n.astype(np.int32)}
+    numbers = {
+        name: np.cumsum(np.bincount(used), dtype=np.int32)[getattr(interactions, name)]
+        - np.int32(1)
+        for name, used in (("user", users), ("item", items))
+    }
     return catalogue.take(items), replace(interactions, user_ids=user_ids, **numbers)
+
+
+def _used(number_n: np.ndarray) -> np.ndarray:
+    """Int, the numbers that occur, ascending."""
+    return np.flatnonzero(np.bincount(number_n))
 
 
 def _ticks(interactions: Interactions) -> int:

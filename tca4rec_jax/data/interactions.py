@@ -17,6 +17,8 @@ from tca4rec_jax.data.sequences import UNKNOWN_TIME
 from tca4rec_jax.data.tables import STRICT, Reading, Table, read_rows
 from tca4rec_jax.errors import UserError
 
+_PART = 1 << 22  # interactions that are compared at a time
+
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
@@ -136,10 +138,10 @@ def interactions_of(table: Table, item_n: np.ndarray) -> Interactions:
     code_n, user_ids = table.codes("user")
     if timed := "timestamp" in table.columns:
         order = pc.sort_indices(pa.array(user_ids)).to_numpy()  # of text: fast
-        code_n, user_ids = np.argsort(order)[code_n], user_ids[order]
+        code_n, user_ids = np.argsort(order).astype(np.int32)[code_n], user_ids[order]
     times = table.times("timestamp") if timed else np.full(len(item_n), UNKNOWN_TIME)
     rating = table.numbers("rating") if "rating" in table.columns else None
-    return Interactions(code_n.astype(np.int32), item_n, times, tuple(user_ids), rating)
+    return Interactions(code_n, item_n, times, tuple(user_ids), rating)
 
 
 def treat_duplicates(interactions: Interactions, drop: bool) -> Interactions:
@@ -149,11 +151,37 @@ def treat_duplicates(interactions: Interactions, drop: bool) -> Interactions:
     """
     if not interactions.has_times:
         return interactions
-    columns = (interactions.user, interactions.item, interactions.timestamp)
-    repeated = pd.DataFrame(dict(enumerate(columns))).duplicated().to_numpy()
+    repeated = _repeated(interactions.user, interactions.item, interactions.timestamp)
     if count := int(repeated.sum()):
         done = "dropped" if drop else "kept (data.drop_duplicates=true drops them)"
         logging.warning(
             "%d of %d interactions are exact duplicates: %s", count, len(repeated), done
         )
     return interactions.take(~repeated) if drop and count else interactions
+
+
+def _repeated(*columns: np.ndarray) -> np.ndarray:
+    """bool [n], the rows that equal an earlier one. Those whose hash occurs twice are compared."""
+    count = len(columns[0])
+    parts = [slice(start, start + _PART) for start in range(0, count, _PART)]
+    sorted_n = np.concatenate([_hash(columns, part) for part in parts])
+    sorted_n.sort()
+    twice = np.unique(sorted_n[1:][sorted_n[1:] == sorted_n[:-1]])
+    del sorted_n
+    repeated_n = np.zeros(count, bool)
+    if twice.size:
+        found = (
+            part.start + np.flatnonzero(np.isin(_hash(columns, part), twice)) for part in parts
+        )
+        row = np.concatenate([*found])
+        repeated_n[row] = pd.DataFrame({n: of[row] for n, of in enumerate(columns)}).duplicated()
+    return repeated_n
+
+
+def _hash(columns: Iterable[np.ndarray], part: slice) -> np.ndarray:
+    """uint64 [n], of every row in a part of the columns."""
+    hash_n = np.zeros((), np.uint64)
+    for column in columns:
+        hash_n = (hash_n ^ column[part].astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        hash_n ^= hash_n >> np.uint64(32)
+    return hash_n

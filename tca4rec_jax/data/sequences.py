@@ -104,6 +104,18 @@ class ItemSequences(Rows):
         liked = None if self.liked is None else self.liked[flat.values]
         return ItemSequences(self.user[rows], items, flat.offsets, timestamps, liked)
 
+    def between(self, start: int, stop: int) -> "ItemSequences":
+        """The rows start, .., stop - 1, which share memory with these."""
+        first, end = self.offsets[start], self.offsets[stop]
+        liked = None if self.liked is None else self.liked[first:end]
+        items, timestamps = self.items[first:end], self.timestamps[first:end]
+        offsets = self.offsets[start : stop + 1] - first
+        return ItemSequences(self.user[start:stop], items, offsets, timestamps, liked)
+
+    def copied(self) -> "ItemSequences":
+        """Itself: as Windows.copied."""
+        return self
+
     def of_items(self, kept_n: np.ndarray) -> "ItemSequences":
         """Some of the items (bool [n]), in rows as before; rows without any are left out."""
         row_n = self.row_of(np.flatnonzero(kept_n))
@@ -175,8 +187,7 @@ class SplitReader(Mapping[str, ItemSequences]):
 
 def checked_split(name: str, sequences: ItemSequences, catalogue: Catalogue) -> ItemSequences:
     """The split; raises UserError if it has no rows, or an item outside the catalogue."""
-    if not len(sequences):
-        raise UserError(f"the split {name!r} has no rows; check data.split and the history length")
+    check_has_rows(name, len(sequences))
     at = int(np.argmax(sequences.items))
     if sequences.items[at] >= catalogue.num_items:
         raise UserError(
@@ -184,3 +195,9 @@ def checked_split(name: str, sequences: ItemSequences, catalogue: Catalogue) -> 
             f"{sequences.items[at]}, but the catalogue has {catalogue.num_items} items (0..I-1)"
         )
     return sequences
+
+
+def check_has_rows(name: str, count: int) -> None:
+    """Raises UserError for a split without rows."""
+    if not count:
+        raise UserError(f"the split {name!r} has no rows; check data.split and the history length")

@@ -1,6 +1,7 @@
 """The splits that are made of interactions: by time over all users, or of each user.
 
-Axis letters: n interactions, sorted by user, then time; U users who have some; R rows.
+Axis letters: n interactions, sorted by user, then time; U users who have some; R rows. Numbers of
+interactions have the type of Histories.place, so that many of them fit.
 """
 
 from collections.abc import Mapping
@@ -10,37 +11,15 @@ import numpy as np
 import pandas as pd
 from absl import logging
 
-from tca4rec_jax.data.interactions import Interactions
-from tca4rec_jax.data.ragged import Ragged, ranges
-from tca4rec_jax.data.sequences import SPLITS, ItemSequences
+from tca4rec_jax.data.sequences import SPLITS, UNKNOWN_TIME
 from tca4rec_jax.data.settings import DataConfig
+from tca4rec_jax.data.windows import Histories, RowSource, Windows
 from tca4rec_jax.errors import UserError
-
-
-def order_by_time(interactions: Interactions, seed: int, ties: str = "shuffled") -> Interactions:
-    """Sorted by time, interactions of equal time in an order drawn from `seed`.
-
-    Users rate in bursts that share a timestamp; if these were ordered by item id, that would tell
-    the next item. The order in which the file held them has no effect. Without times they are
-    returned as given.
-
-    With ties 'numbered' those of equal time stand in the order of their users and items, which are
-    numbered as they first occur in the order of times, users and items: the published order.
-    """
-    if not interactions.has_times:
-        return interactions
-    given = interactions
-    canonical = given.take(np.lexsort((given.item, given.user, given.timestamp)))
-    if ties == "numbered":
-        user_n, item_n = (pd.factorize(one)[0] for one in (canonical.user, canonical.item))
-        return canonical.take(np.lexsort((item_n, user_n, canonical.timestamp)))
-    shuffled = canonical.take(np.random.default_rng(seed).permutation(len(given.user)))
-    return shuffled.take(np.argsort(shuffled.timestamp, kind="stable"))
 
 
 class _Cut(NamedTuple):
     """Which interactions are the targets of the splits, in the order of their rows, and how many of
-    each user, the oldest ones, are for training: int64."""
+    each user, the oldest ones, are for training: int."""
 
     train_R: np.ndarray
     validation_R: np.ndarray
@@ -48,7 +27,7 @@ class _Cut(NamedTuple):
     training_U: np.ndarray
 
 
-def build_splits(interactions: Interactions, config: DataConfig) -> dict[str, ItemSequences]:
+def build_splits(histories: Histories, config: DataConfig) -> dict[str, Windows]:
     """The four splits, by the fields of `config` about making rows.
 
     A row is an interaction (the target) with the up to history_length interactions of its user
@@ -72,17 +51,16 @@ def build_splits(interactions: Interactions, config: DataConfig) -> dict[str, It
     Raises UserError if a split is left without rows, or for split_by 'time' without times.
     """
     by_time, least = config.split_by == "time", config.least_history
-    if by_time and not interactions.has_times:
+    if by_time and not np.any(histories.timestamp != UNKNOWN_TIME):
         raise UserError(
             "data without times have no order over all users: set data.split_by=leave_one_out, or "
             "ratio"
         )
-    ordered = order_by_time(interactions, config.seed, config.ties)
-    place_n = np.argsort(ordered.user, kind="stable")  # in time, of every interaction in by_user
-    by_user = ordered.take(place_n)
-    start_U = np.flatnonzero(np.diff(by_user.user, prepend=-1))
-    count_U = np.diff(start_U, append=len(place_n))
-    before_n = np.arange(len(place_n)) - np.repeat(start_U, count_U)
+    place_n = histories.place
+    start_U = np.flatnonzero(np.diff(histories.user, prepend=-1)).astype(place_n.dtype)
+    count_U = np.diff(start_U, append=place_n.dtype.type(len(place_n)))
+    before_n = np.arange(len(place_n), dtype=place_n.dtype)
+    before_n -= np.repeat(start_U, count_U)
     if by_time:
         how = config.split, config.round_split
         cut = _cut_by_time(place_n, before_n, start_U, least, *how)
@@ -94,19 +72,10 @@ def build_splits(interactions: Interactions, config: DataConfig) -> dict[str, It
     kept_U = cut.training_U >= 2
     bounds = [(start_U[kept_U], cut.training_U[kept_U])]
     for targets_R in cut[:3]:
-        lengths_R = np.minimum(before_n[targets_R], config.history_length) + 1
-        bounds.append((targets_R + 1 - lengths_R, lengths_R))
-    rows = (_rows(by_user, *bound, config.liked_above) for bound in bounds)
+        length_R = np.minimum(before_n[targets_R], config.history_length) + 1
+        bounds.append((targets_R + 1 - length_R, length_R))
+    rows = (Windows(histories, *bound, config.liked_above) for bound in bounds)
     return dict(zip(SPLITS, rows, strict=True))
-
-
-def _rows(
-    by_user: Interactions, starts_R: np.ndarray, lengths_R: np.ndarray, liked_above: float
-) -> ItemSequences:
-    positions = Ragged.from_lengths(ranges(starts_R, lengths_R), lengths_R)
-    found, user_R = by_user.take(positions.values), by_user.user[starts_R]
-    liked = None if found.rating is None else found.rating > liked_above
-    return ItemSequences(user_R, found.item, positions.offsets, found.timestamp, liked)
 
 
 def _cut_by_time(
@@ -117,8 +86,9 @@ def _cut_by_time(
     split: tuple[float, float, float],
     round_split: str,
 ) -> _Cut:
-    targets_R = np.flatnonzero(before_n >= min_history)
-    targets_R = targets_R[np.argsort(place_n[targets_R])]
+    number_n = np.empty_like(before_n)  # of the interactions in the order of their places
+    number_n[place_n] = np.arange(len(place_n), dtype=place_n.dtype)
+    targets_R = number_n[before_n[number_n] >= min_history]
     count = len(targets_R)
     first, second = round(count * split[0]), round(count * (split[0] + split[1]))
     if round_split == "down":
@@ -131,7 +101,7 @@ def _cut_by_time(
             "min_history (or history_length)"
         )
     training_n = place_n < place_n[targets_R[first]]  # strictly before the first validation target
-    training_U = np.add.reduceat(training_n.astype(np.int64), start_U)
+    training_U = np.add.reduceat(training_n, start_U, dtype=place_n.dtype)
     return _Cut(targets_R[:first], targets_R[first:second], targets_R[second:], training_U)
 
 
@@ -182,8 +152,8 @@ def _cut_by_ratio(
 
 
 def hold_out(
-    splits: Mapping[str, ItemSequences], items: float, users: float, seed: int, min_history: int
-) -> dict[str, ItemSequences]:
+    splits: Mapping[str, RowSource], items: float, users: float, seed: int, min_history: int
+) -> dict[str, RowSource]:
     """The splits without some items and users in train_sequences and train: so that test has cold
     ones, as in TIGER (Rajput et al. 2023, section 4.3).
 
@@ -191,7 +161,7 @@ def hold_out(
     there. A history loses its cold items; a row goes if its target or its user is cold, or if fewer
     than `min_history` items are left before its target.
     """
-    test, generator = splits["test"], np.random.default_rng(seed)
+    test, generator = splits["test"].copied(), np.random.default_rng(seed)
     targets = np.unique(test.items[test.last_positions])
     cold_items = generator.permutation(targets)[: round(items * targets.size)]
     owners = np.unique(test.user)
@@ -199,9 +169,9 @@ def hold_out(
     logging.info(
         "Of test %d items and %d users are kept out of training", cold_items.size, cold_users.size
     )
-    found = dict(splits)
+    found: dict[str, RowSource] = dict(splits)
     for name, least in (("train_sequences", 2), ("train", min_history + 1)):
-        rows = splits[name]
+        rows = splits[name].copied()
         kept_n = ~np.isin(rows.items, cold_items)
         row_n = np.repeat(np.arange(len(rows)), rows.lengths)
         kept_R = ~np.isin(rows.user, cold_users) & (
@@ -214,8 +184,8 @@ def hold_out(
 
 
 def sampled(
-    splits: Mapping[str, ItemSequences], samples: tuple[int, int, int], seed: int
-) -> dict[str, ItemSequences]:
+    splits: Mapping[str, RowSource], samples: tuple[int, int, int], seed: int
+) -> dict[str, RowSource]:
     """So many rows of train, validation and test, in the order in which pandas draws them from the
     seed, as the published code does; all rows, in their order, of 0 or more than there are."""
     found = dict(splits)

@@ -177,7 +177,7 @@ def read_columns(
     if kind in _DELIMITED:
         return read_delimited(path, _DELIMITED[kind], columns, encoding)
     check_file(path, columns)
-    select = functools.partial(_select, path, columns)
+    select = functools.partial(select_columns, path, columns)
     parquet = kind in PARQUET
     table = _read_parquet(path, select) if parquet else _read_jsonl(path, select, encoding)
     if not table.num_rows:
@@ -193,7 +193,7 @@ def check_file(path: Path, columns: Sequence[str] | None = None) -> None:
         raise UserError(f"{path} is empty: expected a header and rows")
 
 
-def _select(path: Path, columns: Sequence[str] | None, names: list[str]) -> list[str]:
+def select_columns(path: Path, columns: Sequence[str] | None, names: list[str]) -> list[str]:
     """The columns to read of those that a file has."""
     columns = names if columns is None else columns
     if missing := [name for name in columns if name not in names]:
@@ -236,7 +236,7 @@ def parquet_parts(
     """Some columns of a Parquet file (default: all) from row `start`, counted from 0: at most so
     many rows at a time, so that little is in memory. Raises as `read_columns`."""
     with open_parquet(path) as file:
-        names = _select(path, columns, file.schema_arrow.names)
+        names = select_columns(path, columns, file.schema_arrow.names)
         groups = range(file.num_row_groups)
         ends = [*itertools.accumulate(file.metadata.row_group(n).num_rows for n in groups)]
         first = bisect.bisect_right(ends, start)
@@ -295,7 +295,7 @@ def read_delimited(
     del text
     if not grammar.quoted:
         names = [name.partition(":")[0] for name in header]
-    chosen = {header[names.index(name)]: name for name in _select(path, columns, names)}
+    chosen = {header[names.index(name)]: name for name in select_columns(path, columns, names)}
     wrong: list[pyarrow.csv.InvalidRow] = []
 
     def refuse(row: pyarrow.csv.InvalidRow) -> str:

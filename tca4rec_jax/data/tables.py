@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import logging
 
-from tca4rec_jax.data.table_files import kind_of, read_columns, read_key_values, shown
+from tca4rec_jax.data.parquet_columns import ParquetColumns
+from tca4rec_jax.data.table_files import PARQUET, kind_of, read_columns, read_key_values, shown
 from tca4rec_jax.errors import UserError
 
 CONTROL = r"[\x00-\x08\x0a-\x1f\x7f\x{85}\x{2028}\x{2029}]"  # all of them but the tab
@@ -80,7 +81,7 @@ class Table:
     path: Path
     names: Mapping[str, str]
     columns: Mapping[str, pa.Array]
-    row_n: np.ndarray  # int64 [n], in the file, from 1
+    row_n: np.ndarray  # int [n], in the file, from 1
 
     def without(self, bad_n: np.ndarray) -> "Table":
         """The table without some of its rows."""
@@ -107,20 +108,28 @@ class Table:
     def codes(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids by their number: int32 [n], and the distinct ids in the order in which they first
         occur (object), as text; whole numbers of a Parquet file become their digits."""
-        expected = _NO_ID["^$"]
-        encoded = pc.dictionary_encode(pc.utf8_trim_whitespace(self._text(column, expected)))
-        code_n, text = encoded.indices.to_numpy(), encoded.dictionary
-
-        def refuse(bad: pa.Array, expected: str) -> None:
-            self.refuse(column, np.asarray(bad, bool)[code_n], expected)
-
+        values = _decoded(self.columns[column])
+        self.refuse(column, values.is_null(), _NO_ID["^$"])
+        try:
+            encoded = pc.dictionary_encode(values)
+        except pa.ArrowNotImplementedError:  # lists and the like
+            encoded = pc.dictionary_encode(self._text(column, _NO_ID["^$"]))
+        code_n, found = encoded.indices.to_numpy(), encoded.dictionary
+        del values, encoded
+        distinct = _Distinct(self.path, self.names, {column: found}, self.row_n, self, code_n)
+        encoded = pc.dictionary_encode(
+            pc.utf8_trim_whitespace(distinct._text(column, _NO_ID["^$"]))
+        )
+        if len(text := encoded.dictionary) < len(found):
+            code_n = encoded.indices.to_numpy()[code_n]
+            distinct = replace(distinct, columns={column: text}, code_n=code_n)
         for pattern, expected in _NO_ID.items():
-            refuse(pc.match_substring_regex(text, pattern), expected)
+            distinct.refuse(column, pc.match_substring_regex(text, pattern), expected)
         gap = pc.match_substring_regex(text, r"^-?\d+\.0+$")
         if pc.any(gap).as_py():
             whole = pc.replace_substring_regex(text, r"\.0+$", "")
             bad = pc.and_(gap, pc.is_in(whole, value_set=text))
-            refuse(bad, "one form of an id, as the column has it without .0 too")
+            distinct.refuse(column, bad, "one form of an id, as the column has it without .0 too")
         return code_n, text.to_numpy(zero_copy_only=False)
 
     def ids(self, column: str) -> np.ndarray:
@@ -178,6 +187,11 @@ class Table:
         expected = f"a whole number of at least {least}"
         if most < 2**62:
             expected += f" and at most {most}"
+        if pa.types.is_integer(self.columns[column].type):
+            self.refuse(column, self.columns[column].is_null(), expected)
+            numbers = self.columns[column].cast(pa.int64(), safe=False).to_numpy()
+            self.refuse(column, (numbers < least) | (numbers > most), expected)
+            return numbers
         text = pc.utf8_trim_whitespace(self._text(column, expected))
         self.refuse(column, pc.invert(pc.match_substring_regex(text, _WHOLE)), expected)
         text = pc.replace_substring_regex(text, r"\.0*$", "")
@@ -206,6 +220,8 @@ class Table:
             zone = getattr(values.type, "tz", None)
             values = values.cast(pa.timestamp("us", zone), safe=False)
             times = values.cast(pa.int64()).to_numpy()
+        elif pa.types.is_integer(values.type):
+            times = self.integers(column)
         else:
             text = self._text(column, "a time")
             dates = pc.sum(pc.match_substring_regex(text, _DATE)).as_py() or 0
@@ -217,12 +233,17 @@ class Table:
 
     def _check_unit(self, column: str, times: np.ndarray) -> None:
         """Refuses times of another unit than most, if all of them are times of some unit."""
-        least = np.array(list(_UNITS.values()))[:, None]
-        of_unit = (times >= least) & (times < _LATEST * least)
-        if (of_unit.any(axis=0) | (times == 0)).all():
-            most = int(np.argmax(of_unit.sum(axis=1)))
+        counts, known_n = [], times == 0
+        for least in _UNITS.values():
+            of_unit = (times >= least) & (times < _LATEST * least)
+            counts.append(np.count_nonzero(of_unit))
+            known_n |= of_unit
+        if known_n.all():
+            most = int(np.argmax(counts))
             expected = f"{list(_UNITS)[most]} since 1970, as most rows have"
-            self.refuse(column, ~of_unit[most] & (times > 0), expected)
+            least = list(_UNITS.values())[most]
+            other_n = (times < least) | (times >= _LATEST * least)
+            self.refuse(column, other_n & (times > 0), expected)
 
     def _dates(self, column: str, text: pa.Array) -> np.ndarray:
         """Microseconds, int64 [n], of ISO 8601 dates; without a zone they are UTC."""
@@ -243,9 +264,7 @@ class Table:
 
     def _text(self, column: str, expected: str) -> pa.Array:
         """A column of text or whole numbers as text, without a missing value."""
-        values = self.columns[column]
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
+        values = _decoded(self.columns[column])
         self.refuse(column, values.is_null(), expected)
         kind = values.type
         if pa.types.is_floating(kind):
@@ -291,6 +310,25 @@ def _is_utf8(value: bytes) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
+class _Distinct(Table):
+    """The distinct values of a column, whose errors are about the rows of the table."""
+
+    table: Table
+    code_n: np.ndarray  # int32 [n], the value of every row
+
+    def refuse(self, column: str, bad_n: np.ndarray | pa.Array, expected: str) -> None:
+        """Raises BadRows, naming the first of the rows with these values."""
+        bad_n = np.asarray(bad_n, bool)
+        if bad_n.any():
+            self.table.refuse(column, bad_n[self.code_n], expected)
+
+
+def _decoded(values: pa.Array) -> pa.Array:
+    """Without a dictionary."""
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+
+
+@dataclass(frozen=True, eq=False)
 class KeyedTable(Table):
     """The values of a JSON object under their keys, the first column; `row_n` counts the values of
     one key from 1."""
@@ -313,9 +351,16 @@ def read_table(path: Path, names: Mapping[str, str], encoding: str = "utf-8") ->
         keys, values, row_n = zip(*read_key_values(path, encoding), strict=True)
         arrays = (pa.array(column, pa.large_string()) for column in (keys, values))
         return KeyedTable(path, names, dict(zip(names, arrays, strict=True)), np.array(row_n))
+    if kind_of(path) in PARQUET:
+        large = ParquetColumns(path, names)
+        return Table(path, names, large, _numbers(large.num_rows))
     found = read_columns(path, list(names.values()), encoding)
     columns = {here: found[name].combine_chunks() for here, name in names.items()}
-    return Table(path, names, columns, np.arange(1, found.num_rows + 1))
+    return Table(path, names, columns, _numbers(found.num_rows))
+
+
+def _numbers(rows: int) -> np.ndarray:
+    return np.arange(1, rows + 1, dtype=np.int32 if rows < 2**31 - 1 else np.int64)
 
 
 def read_rows(

@@ -14,8 +14,8 @@ from forked import Script
 
 from tca4rec_jax.data import dataset, downloads, tfds_rec
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.dataset import summarise
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
+from tca4rec_jax.data.summary import summarise
 from tca4rec_jax.provenance import StaleError
 
 ROOT = Path(__file__).parents[2]

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tca4rec_jax.data import interactions
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.interactions import (
     Interactions,
@@ -243,3 +244,19 @@ def test_json_has_two_columns_and_bad_titles_are_named(tmp_path):
     assert kept.item_ids == ("a",)
     with pytest.raises(UserError, match="keys and values, not user, item, timestamp"):
         read_interactions(path, CATALOGUE, COLUMNS)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_duplicates_are_those_that_pandas_finds(seed, monkeypatch):
+    monkeypatch.setattr(interactions, "_PART", 64)
+    columns = np.random.default_rng(seed).integers(0, 12 - 3 * seed, (3, 500)).astype(np.int32)
+    expected = pd.DataFrame(columns.T).duplicated()
+    user, item, timestamp = columns
+    given = Interactions(user, item, timestamp.astype(np.int64))
+    kept = treat_duplicates(given, drop=True)
+    assert _triples(kept) == [
+        triple for triple, twice in zip(_triples(given), expected, strict=True) if not twice
+    ]
+    all_equal = lambda columns, part: np.zeros(len(columns[0][part]), np.uint64)  # noqa: E731
+    monkeypatch.setattr(interactions, "_hash", all_equal)
+    assert _triples(treat_duplicates(given, drop=True)) == _triples(kept)

@@ -1,19 +1,27 @@
 """The order of interactions, and the splits against a plain Python oracle."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from order_in_memory import order_by_time
 
 from tca4rec_jax.data.interactions import Interactions
+from tca4rec_jax.data.ordering import sort_by_user
 from tca4rec_jax.data.sequences import UNKNOWN_TIME
 from tca4rec_jax.data.settings import DataConfig
-from tca4rec_jax.data.splits import build_splits, hold_out, order_by_time
+from tca4rec_jax.data.splits import build_splits, hold_out
 from tca4rec_jax.errors import UserError
 
 
 def _splits(interactions, **fields):
-    return build_splits(interactions, DataConfig(**fields))
+    config = DataConfig(**fields)
+    with tempfile.TemporaryDirectory() as folder:
+        histories = sort_by_user(interactions, Path(folder, "x"), config.seed, config.ties)
+        return {name: rows.copied() for name, rows in build_splits(histories, config).items()}
 
 
 def _interactions(triples):

@@ -10,32 +10,43 @@ whom to cite; data of other sources have no config.
 
 import contextlib
 import itertools
+import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 from absl import logging
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+from tensorflow_datasets.core.splits import SplitDict
 from tensorflow_datasets.proto import tf_example_pb2
 
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.raw import FORMATS
+from tca4rec_jax.data.records import write_shard
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData, SplitReader
+from tca4rec_jax.data.windows import MadeData, RowSource, even_parts, parts_of
 from tca4rec_jax.errors import UserError
 
 _READ_AT_ONCE = 8192
+_ITEMS_OF_A_SHARD = 1 << 23  # about 100 MB
 
 
-class RecSequences(tfds.core.GeneratorBasedBuilder):
-    """Builder of the data set `rec_sequences`; its config is None or one of `builder_config`."""
+class RecSequences(FileReaderBuilder):
+    """Builder of the data set `rec_sequences`; its config is None or one of `builder_config`.
+
+    TFDS' own writers encode a row at a time, and hold or copy all of them; here a shard is written
+    at once by `write_shard`, several of them by processes of their own.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, data: RecData, **kwargs):
+    def __init__(self, *, data: RecData | MadeData, **kwargs):
         self._data = data
         super().__init__(**kwargs)
 
@@ -45,7 +56,8 @@ class RecSequences(tfds.core.GeneratorBasedBuilder):
             "items": tfds.features.Tensor(shape=(None,), dtype=np.int32),
             "timestamps": tfds.features.Tensor(shape=(None,), dtype=np.int64),
         }
-        if self._data.splits[SPLITS[0]].liked is not None:
+        first = next(parts_of(self._data.splits[SPLITS[0]]))
+        if first.liked is not None:
             features["liked"] = tfds.features.Tensor(shape=(None,), dtype=np.int32)
         metadata: dict[str, Any] = {
             "item_ids": list(self._data.catalogue.item_ids),
@@ -64,21 +76,47 @@ class RecSequences(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager):
-        del dl_manager  # nothing to download
-        return {name: self._generate_examples(name) for name in SPLITS}
+    def _download_and_prepare(self, dl_manager, download_config=None):
+        del dl_manager, download_config  # nothing to download
+        shards = {name: self._shards(name) for name in SPLITS}
+        sizes = _written([*itertools.chain(*shards.values())])
+        infos = []
+        for name, of_split in shards.items():
+            rows, size = [len(shard.rows) for shard in of_split], 0
+            with tqdm.tqdm(None, f"Writing {name}", sum(rows), unit=" rows", disable=None) as bar:
+                for count, written in zip(rows, sizes, strict=False):
+                    size += written
+                    bar.update(count)
+            template = self._get_filename_template(split_name=name)
+            infos.append(tfds.core.SplitInfo(name, rows, size, template))
+        self.info.set_splits(SplitDict(infos))
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        sequences = self._data.splits[split]
-        rows = itertools.pairwise(sequences.offsets)
-        bar = tqdm.tqdm(rows, f"Writing {split}", len(sequences), unit=" rows", disable=None)
-        for row, (start, stop) in enumerate(bar):
-            part = slice(start, stop)
-            items, timestamps = sequences.items[part], sequences.timestamps[part]
-            example = {"user": sequences.user[row], "items": items, "timestamps": timestamps}
-            if sequences.liked is not None:
-                example["liked"] = sequences.liked[part].astype(np.int32)
-            yield row, example
+    def _shards(self, split: str) -> list["Shard"]:
+        """The files of a split, which share its rows evenly."""
+        rows = self._data.splits[split]
+        bounds = even_parts(rows, _ITEMS_OF_A_SHARD)
+        paths = self._get_filename_template(split_name=split).sharded_filepaths(len(bounds))
+        return [
+            Shard(rows.between(*bound), Path(path))
+            for bound, path in zip(bounds, paths, strict=True)
+        ]
+
+
+class Shard(NamedTuple):
+    """Rows and the file for them."""
+
+    rows: RowSource
+    path: Path
+
+
+def _written(shards: Sequence[Shard]) -> Iterator[int]:
+    """Writes the shards, with processes of their own if a split has several; the size of each."""
+    workers = len(os.sched_getaffinity(0))
+    if workers == 1 or len(shards) == len(SPLITS):
+        yield from itertools.starmap(write_shard, shards)
+    else:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            yield from pool.map(write_shard, *zip(*shards, strict=True))
 
 
 def builder_config(source: str) -> tfds.core.BuilderConfig | None:
@@ -89,7 +127,7 @@ def builder_config(source: str) -> tfds.core.BuilderConfig | None:
     return tfds.core.BuilderConfig(name=source, version=form.version, description=form.description)
 
 
-def write(data: RecData, data_dir: str | os.PathLike, source: str = "files") -> None:
+def write(data: RecData | MadeData, data_dir: str | os.PathLike, source: str = "files") -> None:
     """Writes the data set below data_dir, as rec_sequences/1.0.0; of a format in raw.FORMATS as
     rec_sequences/FORMAT/VERSION."""
     files = {"data_dir": str(data_dir), "file_format": "array_record"}
