@@ -164,7 +164,9 @@ def _repeated(*columns: np.ndarray) -> np.ndarray:
     """bool [n], the rows that equal an earlier one. Those whose hash occurs twice are compared."""
     count = len(columns[0])
     parts = [slice(start, start + _PART) for start in range(0, count, _PART)]
-    sorted_n = np.concatenate([_hash(columns, part) for part in parts])
+    sorted_n = np.empty(count, np.uint64)
+    for part in parts:
+        sorted_n[part] = _hash(columns, part)
     sorted_n.sort()
     twice = np.unique(sorted_n[1:][sorted_n[1:] == sorted_n[:-1]])
     del sorted_n

@@ -81,13 +81,13 @@ class Table:
     path: Path
     names: Mapping[str, str]
     columns: Mapping[str, pa.Array]
-    row_n: np.ndarray  # int [n], in the file, from 1
+    row_n: np.ndarray | range  # int [n], in the file, from 1
 
     def without(self, bad_n: np.ndarray) -> "Table":
         """The table without some of its rows."""
         kept = pa.array(~bad_n)
         columns = {name: values.filter(kept) for name, values in self.columns.items()}
-        return replace(self, columns=columns, row_n=self.row_n[~bad_n])
+        return replace(self, columns=columns, row_n=np.asarray(self.row_n)[~bad_n])
 
     def place(self, at: int) -> str:
         """What an error calls a row."""
@@ -353,14 +353,10 @@ def read_table(path: Path, names: Mapping[str, str], encoding: str = "utf-8") ->
         return KeyedTable(path, names, dict(zip(names, arrays, strict=True)), np.array(row_n))
     if kind_of(path) in PARQUET:
         large = ParquetColumns(path, names)
-        return Table(path, names, large, _numbers(large.num_rows))
+        return Table(path, names, large, range(1, large.num_rows + 1))
     found = read_columns(path, list(names.values()), encoding)
     columns = {here: found[name].combine_chunks() for here, name in names.items()}
-    return Table(path, names, columns, _numbers(found.num_rows))
-
-
-def _numbers(rows: int) -> np.ndarray:
-    return np.arange(1, rows + 1, dtype=np.int32 if rows < 2**31 - 1 else np.int64)
+    return Table(path, names, columns, range(1, found.num_rows + 1))
 
 
 def read_rows(

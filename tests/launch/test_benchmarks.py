@@ -1,5 +1,6 @@
 """Loading a checkpoint in a process of its own: the host holds it once."""
 
+import json
 import re
 import subprocess
 import sys
@@ -17,3 +18,16 @@ def test_loading_takes_little_more_memory_than_the_parameters():
     assert done.returncode == 0, done.stderr[-3000:]
     times = re.search(r"([\d.]+) times the files", done.stdout)
     assert 0.9 < float(times[1]) < 1.3, done.stdout
+
+
+def test_made_interactions_are_prepared_and_measured(tmp_path):
+    script = SCRIPT.with_name("data.py")
+    flags = ["--interactions=4000", "--users=90", "--items=60", "--source=amazon_2018"]
+    command = [sys.executable, str(script), *flags, f"--folder={tmp_path / 'made'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["interactions"] == 4000
+    assert found["seconds"] > 0
+    assert 0.1 < found["peak_gb"] < 2
+    assert not (tmp_path / "made").exists()
