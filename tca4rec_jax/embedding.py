@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
 from tca4rec_jax.batching import bucket_lengths
 from tca4rec_jax.data.catalogue import Catalogue
@@ -37,6 +36,7 @@ from tca4rec_jax.fileio import atomic_path, check_room, remove
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.tokenizer import text_encoder
 from tca4rec_jax.provenance import FILE, Provenance
+from tca4rec_jax.terminal import Progress
 from tca4rec_jax.training.run_inputs import llm_inputs
 
 _PART_ROWS = 512  # items of one file of the parts
@@ -132,13 +132,12 @@ def _fill(
     """Embeds and writes the parts that are missing."""
     total = catalogue.num_items
     done = total - sum(parts.rows[number].size for number in missing)
-    disable = None if is_main_process() else True
-    with tqdm(desc="Embedding", total=total, initial=done, unit="item", disable=disable) as bar:
+    with Progress("Embedding", total, "items", done) as progress:
         for number in missing:
             found = []
             for vectors_BxD in embed(parts.rows[number]):
                 found.append(vectors_BxD)
-                bar.update(len(vectors_BxD))
+                progress.advance(len(vectors_BxD))
             vectors_RxD = np.concatenate(found)
             broken_R = ~np.isfinite(vectors_RxD).all(axis=1)
             if broken_R.any():

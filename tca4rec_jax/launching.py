@@ -34,7 +34,8 @@ from tca4rec_jax.distributed.sharding import use_cpu_cores
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.from_scratch import RANDOM
 from tca4rec_jax.ranges import FolderName, LocalPath, expected, plain_type
-from tca4rec_jax.reporting import plain_text, show
+from tca4rec_jax.reporting import show
+from tca4rec_jax.terminal import plain_text
 from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
 from tca4rec_jax.training.run_folder import RunFolder
 
@@ -62,6 +63,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config.", lo
 WORKDIR = DEFINE_field("workdir", LocalPath, None, "Where the run's parts are read and written.")
 RUN = DEFINE_field("run", FolderName, None, "An LLM run of the work directory: config.run.")
 
+QUIET = flags.DEFINE_bool("quiet", False, "Show results, warnings and errors only.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config, say what is read and written.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of process 0.")
 _PROCESS_COUNT = flags.DEFINE_integer("process_count", 0, "How many processes there are.")
@@ -242,12 +244,7 @@ def start() -> None:
     What XLA compiles is kept for the next run: in JAX_COMPILATION_CACHE_DIR, by default in the
     cache of downloads. Raises UserError as `multihost.join_job` does.
     """
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.INFO)
-    logging.use_absl_handler()
-    handler = logging.get_absl_handler()
-    handler.setFormatter(_PlainText("%(message)s"))
-    handler.addFilter(is_ours_or_a_warning)
+    log_to_console()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a title may have what a locale lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     keep_freed_pages()
@@ -261,6 +258,29 @@ def start() -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # leases end, scratch goes
     if not is_main_process():
         logging.set_verbosity(logging.WARNING)
+
+
+def log_to_console() -> None:
+    """Shows the log and the progress of long work on stderr, as --quiet and --verbosity say."""
+    if not flags.FLAGS.is_parsed():  # a notebook
+        flags.FLAGS.mark_as_parsed()
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING if QUIET.value else logging.INFO)
+    logging.use_absl_handler()
+    handler = logging.get_absl_handler()
+    handler.python_handler.setStream(_Stderr())
+    handler.setFormatter(_PlainText("%(message)s"))
+    handler.addFilter(is_ours_or_a_warning)
+
+
+class _Stderr(io.TextIOBase):
+    """sys.stderr as it is now: while a bar is drawn, what writes above it."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class _PlainText(standard_logging.Formatter):

@@ -7,7 +7,6 @@ that is cut off leaves no half-written report.
 
 import json
 import math
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from rich.text import Text
 
 from tca4rec_jax.fileio import atomic_path, write_text
 from tca4rec_jax.intervals import Interval
+from tca4rec_jax.terminal import plain_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,15 +27,6 @@ if TYPE_CHECKING:
 Cell = str | int | float | Interval | None
 Rows = Mapping[str, Mapping[str, Cell]]
 """A table: {row label: {column: value}}."""
-# Control characters, line breaks, what turns the direction of text, halves of a UTF-16 pair.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
-def plain_text(text: str) -> str:
-    """The text as one line that a terminal shows and does not obey: an escape as '\\x1b'."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def picture_text(text: str) -> str:

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 PLATFORM = os.environ["JAX_PLATFORMS"] = os.environ.get("TCA4REC_TEST_PLATFORM", "cpu")
-os.environ.setdefault("TQDM_DISABLE", "1")
 if PLATFORM == "cpu":
     # Programs are compiled, not run for long: without the expensive passes tests take 0.7 of the
     # time, and with the old way of emitting fusions 0.7 of that. In one part a small program is

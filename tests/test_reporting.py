@@ -9,11 +9,11 @@ from tca4rec_jax.intervals import Interval
 from tca4rec_jax.reporting import (
     markdown_table,
     picture_text,
-    plain_text,
     show,
     show_table,
     write_results,
 )
+from tca4rec_jax.terminal import plain_text
 
 ROWS = {
     "SASRec": {"ndcg@10": Interval(0.058, 0.05, 0.0661), "users/s": 812.0},

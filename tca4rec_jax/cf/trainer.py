@@ -24,7 +24,6 @@ import numpy as np
 import optax
 from absl import logging
 from flax import nnx
-from tqdm import tqdm
 
 from tca4rec_jax.batching import bucket_lengths
 from tca4rec_jax.cf import losses
@@ -38,6 +37,7 @@ from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.metrics import mean_metrics
 from tca4rec_jax.ranges import Count, Positive, Seed, check_fields
+from tca4rec_jax.terminal import Progress
 
 _SAVE_SECONDS = 20.0
 _FEWEST_DRAWN = 32  # items of a sampled softmax
@@ -143,24 +143,26 @@ def fit(
 
     key = jax.random.key(config.seed)
     carry, saved = (params, optimizer), time.perf_counter()
-    progress = tqdm(range(len(epochs) + 1, config.max_epochs + 1), desc="CF", unit="epoch")
-    for epoch in progress:
-        if best and epoch - 1 - best >= config.patience:
-            break
-        carry, loss = _run_epoch(run_batches, carry, next(batches), jax.random.fold_in(key, epoch))
-        if not np.isfinite(loss):
-            hint = f"lower cf.learning_rate ({config.learning_rate})"
-            raise FloatingPointError(f"the CF loss is {loss} in epoch {epoch}; {hint}")
-        scores = evaluate(nnx.merge(graph, carry[0], constants), validation)
-        seconds = time.perf_counter() - start
-        epochs.append({"epoch": epoch, "loss": loss, **scores, "seconds": seconds})
-        if not best or scores["ndcg@10"] > epochs[best - 1]["ndcg@10"]:
-            best, best_params = epoch, jax.tree.map(jnp.copy, carry[0])
-        progress.set_postfix(loss=f"{loss:.3f}", ndcg10=f"{scores['ndcg@10']:.4f}", best=best)
-        if checkpoint is not None and time.perf_counter() - saved > _SAVE_SECONDS:
-            _save(checkpoint, (*carry, best_params), identity, epochs)
-            saved = time.perf_counter()
-    progress.close()
+    with Progress("CF", config.max_epochs, "epochs", len(epochs)) as progress:
+        for epoch in range(len(epochs) + 1, config.max_epochs + 1):
+            if best and epoch - 1 - best >= config.patience:
+                break
+            epoch_key = jax.random.fold_in(key, epoch)
+            carry, loss = _run_epoch(run_batches, carry, next(batches), epoch_key)
+            if not np.isfinite(loss):
+                hint = f"lower cf.learning_rate ({config.learning_rate})"
+                raise FloatingPointError(f"the CF loss is {loss} in epoch {epoch}; {hint}")
+            scores = evaluate(nnx.merge(graph, carry[0], constants), validation)
+            seconds = time.perf_counter() - start
+            epochs.append({"epoch": epoch, "loss": loss, **scores, "seconds": seconds})
+            if not best or scores["ndcg@10"] > epochs[best - 1]["ndcg@10"]:
+                best, best_params = epoch, jax.tree.map(jnp.copy, carry[0])
+            now, most = (epochs[number - 1]["ndcg@10"] for number in (epoch, best))
+            said = f"loss {loss:.3f}", f"ndcg@10 {now:.4f}", f"best {most:.4f} at {best}"
+            progress.advance(1, *said)
+            if checkpoint is not None and time.perf_counter() - saved > _SAVE_SECONDS:
+                _save(checkpoint, (*carry, best_params), identity, epochs)
+                saved = time.perf_counter()
     return FitResult(nnx.merge(graph, best_params, constants), best, epochs)
 
 

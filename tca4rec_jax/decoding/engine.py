@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from tca4rec_jax.batching import bucket_lengths
 from tca4rec_jax.core import Array
@@ -42,6 +41,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.projector import SoftTokens
 from tca4rec_jax.ranges import Temperature, check
+from tca4rec_jax.terminal import Progress
 
 _LLM_ALONE = ScoreWeights()
 _SMALLEST_BUCKET = 16  # tokens, of those that do not depend on the prompts of one call
@@ -194,7 +194,7 @@ class BatchedSearch:
         Args:
           frozen_prefix: how many layers, from the first, are the same in all models.
           temperatures: of the targets' likelihood under the LLM alone, if there are targets.
-          progress: label of a progress bar; None shows none.
+          progress: name of the progress that is shown; None shows none.
           file: where to resume from and, from time to time, save the results so far.
           after_batch: called when all models have done a batch; what it raises ends the sweep.
 
@@ -209,8 +209,7 @@ class BatchedSearch:
         num_rows, sizes = len(rows.prompts), (self.config.beams, len(temperatures))
         results = [[Recommendations.empty(num_rows, *sizes) for _ in sets] for _, sets in jobs]
         done_R = np.zeros(num_rows, bool) if file is None else file.read(results)
-        with tqdm(total=num_rows, desc=progress, unit="row", disable=progress is None) as bar:
-            bar.update(int(done_R.sum()))
+        with Progress(progress, num_rows, "rows", int(done_R.sum())) as shown:
             # Fetched after the next was dispatched: the host works while the devices search.
             dispatched = itertools.chain(one_pass.dispatch(done_R, frozen_prefix), [()])
             for (rows_B, number, found), _ in itertools.pairwise(dispatched):
@@ -222,7 +221,7 @@ class BatchedSearch:
                     done_R[rows_B] = True
                     if file is not None:
                         file.write(results, done_R)
-                    bar.update(len(rows_B))
+                    shown.advance(len(rows_B))
                     after_batch()
         return results
 

@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 from absl import logging
-from tqdm import tqdm
 
 from tca4rec_jax.data.table_files import PARQUET, kind_of
 from tca4rec_jax.decoding.histories import HISTORY, Histories
@@ -30,6 +29,7 @@ from tca4rec_jax.distributed.multihost import (
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import atomic_path, file_sha256, remove, write_text
 from tca4rec_jax.provenance import FILE, Provenance
+from tca4rec_jax.terminal import Progress
 
 COMMAND = "launch/recommend.py and another --output"
 _LISTS = {"items": pa.string(), "titles": pa.string(), "scores": pa.float32()}
@@ -69,10 +69,7 @@ def recommend_file(
             broadcast_from_main(lambda: file.begin(made_from, total, at_once).to_bytes(8), 8)
         )
         rows = histories.rows(done, [HISTORY] if file.is_parquet else None)
-        disable = None if is_main_process() else True
-        with tqdm(
-            total=total, initial=done, desc="Recommending", unit="row", disable=disable
-        ) as bar:
+        with Progress("Recommending", total, "rows", done) as progress:
             while part := list(itertools.islice(rows, at_once)):
                 try:
                     lists = recommender.recommend([row[HISTORY] for row in part], k, sizes=sizes)
@@ -82,7 +79,7 @@ def recommend_file(
                 if is_main_process():
                     file.append(part, lists)
                 done += len(part)
-                bar.update(len(part))
+                progress.advance(len(part))
         if is_main_process():
             file.finish(histories)
 

@@ -162,13 +162,13 @@ def _search(
 
 def jobs_of(
     experiment: Experiment, weights: Mapping[str, list[ScoreWeights]]
-) -> tuple[list[SearchJob], str | None]:
-    """Of LLM runs {run: score weights}, with the label of their progress in the main process."""
+) -> tuple[list[SearchJob], str]:
+    """Of LLM runs {run: score weights}, with the name of their progress."""
     label = "LLM " + ", ".join(name or UNTRAINED for name in weights)
     jobs: list[SearchJob] = [
         (experiment.inference_decoder(name), of_run) for name, of_run in weights.items()
     ]
-    return jobs, label if multihost.is_main_process() else None
+    return jobs, label
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from tca4rec_jax.reporting import (
     check_rows,
     markdown_table,
     picture_text,
-    plain_text,
     save_figure,
     show_table,
 )
+from tca4rec_jax.terminal import plain_text
 
 CF_METRICS = ("hr@1", "hr@3", "hr@5", "hr@10", "hr@20", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg@20")
 

@@ -24,7 +24,8 @@ from tca4rec_jax.experiments.runner import Plan
 from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.experiments.tables import Question
 from tca4rec_jax.fileio import write_text
-from tca4rec_jax.reporting import Rows, markdown_table, plain_text, write_results
+from tca4rec_jax.reporting import Rows, markdown_table, write_results
+from tca4rec_jax.terminal import plain_text
 
 _STATISTICS = f"""\
 Every difference is paired: the same rows, the same seed. Intervals are of 95%, for other users and

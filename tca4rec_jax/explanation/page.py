@@ -7,7 +7,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from tca4rec_jax.explanation.explanation import Explanation
 from tca4rec_jax.explanation.terminal import counted, forced_branch, is_open
-from tca4rec_jax.reporting import plain_text
+from tca4rec_jax.terminal import plain_text
 
 
 def explanation_page(explanation: Explanation) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.cells import set_cell_size
 
 from tca4rec_jax.explanation.explanation import Branch, Child, Explanation, Shares
-from tca4rec_jax.reporting import plain_text
+from tca4rec_jax.terminal import plain_text
 
 _WIDTH = 80
 _NARROWEST = 8  # that a text deep in the tree is cut to, beyond the width if need be

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from tca4rec_jax.core import Array
 from tca4rec_jax.semantic_ids.assignment import even_codes
+from tca4rec_jax.terminal import Progress
 
 _MOST_ROUNDS = 100
 _MOST_BALANCED_ROUNDS = 5  # which need not settle: ten leave 0.5% less distance
@@ -49,14 +49,16 @@ def residual_k_means(
     points_IxE = jnp.asarray(embedding_IxE - embedding_IxE.mean(axis=0))
     key, whole = jax.random.key(seed), float(jnp.square(points_IxE).mean())
     columns, left = [], []
-    for level, num_codes in enumerate(tqdm(codes, desc="RQ-k-means", unit="level")):
-        before_IxE = points_IxE
-        centroid_KxE, code_I = k_means(
-            before_IxE, jax.random.fold_in(key, level), num_codes, balanced=balanced
-        )
-        points_IxE = before_IxE - centroid_KxE[code_I]
-        columns.append(np.asarray(code_I))
-        left.append(float(jnp.square(points_IxE).mean()) / max(whole, 1e-30))
+    with Progress("RQ-k-means", len(codes), "levels") as progress:
+        for level, num_codes in enumerate(codes):
+            before_IxE = points_IxE
+            centroid_KxE, code_I = k_means(
+                before_IxE, jax.random.fold_in(key, level), num_codes, balanced=balanced
+            )
+            points_IxE = before_IxE - centroid_KxE[code_I]
+            columns.append(np.asarray(code_I))
+            left.append(float(jnp.square(points_IxE).mean()) / max(whole, 1e-30))
+            progress.advance(1, f"{left[-1]:.3f} of the variance left")
     last = np.asarray(before_IxE), np.asarray(centroid_KxE)
     return Quantised(np.stack(columns, axis=1), *last, tuple(left))
 

@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from tqdm import tqdm
 
 from tca4rec_jax.batching import map_batches
 from tca4rec_jax.ranges import Count, NotNegative, Positive, check_fields
 from tca4rec_jax.semantic_ids.assignment import LAST_LEVEL_EPSILON, LAST_LEVEL_ROUNDS, sinkhorn
 from tca4rec_jax.semantic_ids.k_means import Quantised, k_means, squared_distances
+from tca4rec_jax.terminal import Progress
 
 _CODE_GROUPS = 10  # of the diversity loss
 _AT_ONCE = 4096  # items of a call after the training
@@ -184,20 +184,22 @@ def fit_rq_vae(
     state = params, _optimizer(config).init(params)
     rng, batch_size = np.random.default_rng(seed), min(config.batch_size, len(embedding_IxE))
     steps = len(embedding_IxE) // batch_size
-    progress = tqdm(range(config.epochs), desc="RQ-VAE", unit="epoch")
-    for epoch in progress:
-        epoch_key, group_key = jax.random.split(jax.random.fold_in(key, epoch))
-        groups = _groups(nnx.merge(graph, state[0]), group_key) if config.diversity_weight else ()
-        order = rng.permutation(len(embedding_IxE))[: steps * batch_size]
-        batches_TxB = order.reshape(steps, batch_size).astype(np.int32)
-        state, losses = _epoch(graph, config, items, state, batches_TxB, groups, epoch_key)
-        loss, reconstruction = map(float, losses)
-        if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"the RQ-VAE's loss is {loss} in epoch {epoch + 1}; lower ids.rq_vae.learning_rate "
-                f"({config.learning_rate})"
+    with Progress("RQ-VAE", config.epochs, "epochs") as progress:
+        for epoch in range(config.epochs):
+            epoch_key, group_key = jax.random.split(jax.random.fold_in(key, epoch))
+            groups = (
+                _groups(nnx.merge(graph, state[0]), group_key) if config.diversity_weight else ()
             )
-        progress.set_postfix(loss=f"{loss:.4f}", reconstruction=f"{reconstruction:.4f}")
+            order = rng.permutation(len(embedding_IxE))[: steps * batch_size]
+            batches_TxB = order.reshape(steps, batch_size).astype(np.int32)
+            state, losses = _epoch(graph, config, items, state, batches_TxB, groups, epoch_key)
+            loss, reconstruction = map(float, losses)
+            if not np.isfinite(loss):
+                raise FloatingPointError(
+                    f"the RQ-VAE's loss is {loss} in epoch {epoch + 1}; lower "
+                    f"ids.rq_vae.learning_rate ({config.learning_rate})"
+                )
+            progress.advance(1, f"loss {loss:.4f}", f"reconstruction {reconstruction:.4f}")
     return _quantised(graph, state[0], np.asarray(items.embedding_IxE))
 
 

@@ -20,7 +20,6 @@ import numpy as np
 from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
-from tqdm import tqdm
 
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.distributed.data_parallel import DataParallel
@@ -34,6 +33,7 @@ from tca4rec_jax.distributed.sharding import local_rows, shard_batch
 from tca4rec_jax.fileio import atomic_path, check_room
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.provenance import Provenance
+from tca4rec_jax.terminal import Progress
 
 _WITHOUT = "give --config.training.cache_hidden_states=false"
 
@@ -75,14 +75,14 @@ class ActivationCache:
             tokens_BxS = shard_batch(self.mesh, padded[local], "prompts")
             return rows, _run_prefix(state, tokens_BxS, self.mesh, graph)
 
-        disable = None if batches and is_main_process() else True
-        shown = tqdm(batches, desc="Frozen prefix", unit="batch", disable=disable)
-        ran = itertools.chain(itertools.starmap(run, shown), [()])
-        for (rows, states), _ in itertools.pairwise(ran):  # written while the next batch runs
-            states_BxSxD = gather_to_host(states)
-            if is_main_process():
-                for number, row in enumerate(rows):
-                    self._write(tokens[row], states_BxSxD[number, : tokens[row].size])
+        ran = itertools.chain(itertools.starmap(run, batches), [()])
+        with Progress("Frozen layers", len(batches), "batches") as progress:
+            for (rows, states), _ in itertools.pairwise(ran):  # written while the next batch runs
+                states_BxSxD = gather_to_host(states)
+                if is_main_process():
+                    for number, row in enumerate(rows):
+                        self._write(tokens[row], states_BxSxD[number, : tokens[row].size])
+                progress.advance()
         barrier(f"hidden states of {len(batches)} batches")
 
     def read(self, tokens: Ragged, rows_B: np.ndarray, width: int) -> np.ndarray:

@@ -1,20 +1,23 @@
-"""The log of a training run: one JSON line per step and validation, the progress bar, the speed."""
+"""The log of a training run: one JSON line per step and validation, the progress, the speed."""
 
 import json
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.fileio import read_json_lines, sync, write_text
+from tca4rec_jax.terminal import Progress
 from tca4rec_jax.trackers import Trackers
 from tca4rec_jax.training.state import Metrics
 from tca4rec_jax.training.validation import SECTION, validations_of
+
+_SHOWN_STEPS = 20  # whose mean loss and speed are shown
 
 
 class TrainingLog:
@@ -23,9 +26,10 @@ class TrainingLog:
     A validation after n steps has a line of its own, with the step n. `validations` are those of
     earlier processes and of this one, {step: {metric: value}}.
 
-    In a job of several processes only the first one writes and shows the bar, called `name`; all of
-    them have the same values. `ideal_seconds_per_token` is a token's useful FLOPs at the devices'
-    peak, for the MFU. What is in the lines goes to `trackers`, too, which were opened for `start`.
+    In a job of several processes only the first one writes; all of them have the same values.
+    `name` is that of the progress that is shown. `ideal_seconds_per_token` is a token's useful
+    FLOPs at the devices' peak, for the MFU. What is in the lines goes to `trackers`, too, which
+    were opened for `start`.
     """
 
     def __init__(
@@ -46,11 +50,11 @@ class TrainingLog:
         if is_main_process():
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a", buffering=1)
-        disable = None if is_main_process() else True
-        self._bar = tqdm(total=total_steps, initial=start, desc=name, unit="step", disable=disable)
+        self._progress = Progress(name, total_steps, "steps", start)
         self._ideal_seconds_per_token = ideal_seconds_per_token
         self._sizes: list[tuple[int, float]] = []  # tokens and seconds of each step
-        self._validated = ""  # the last one, in the bar
+        self._losses = deque(list(self._loss_of_step.values())[-_SHOWN_STEPS:], _SHOWN_STEPS)
+        self._validated: tuple[str, ...] = ()  # what is shown of the last one
         for line in kept:
             # Its validation: TensorBoard forgets what is not before start.
             if line["step"] == start:
@@ -58,10 +62,11 @@ class TrainingLog:
         self._began = time.perf_counter()
 
     def __enter__(self):
+        self._progress.__enter__()
         return self
 
-    def __exit__(self, *_):
-        self._bar.close()
+    def __exit__(self, *error):
+        self._progress.__exit__(*error)
         if self._file:
             self._file.close()
 
@@ -76,19 +81,18 @@ class TrainingLog:
         mfu = self._ideal_seconds_per_token * tokens / seconds
         logged = {name: value for name, value in metrics._asdict().items() if value is not None}
         self._append({"step": step, **logged, "tokens": tokens, "seconds": seconds, "mfu": mfu})
-        self._bar.update()
-        self._bar.set_postfix_str(
-            f"loss={metrics.loss:.3f}, nll={metrics.nll_per_title:.2f}, "
-            f"tokens_s={tokens / seconds:.0f}, mfu={mfu:.2f}{self._validated}"
-        )
         self._loss_of_step[step] = metrics.loss
+        self._losses.append(metrics.loss)
         self._sizes.append((tokens, seconds))
+        speed = np.median([of / took for of, took in self._sizes[-_SHOWN_STEPS:]])
+        said = f"loss {np.mean(self._losses):.3f}", *self._validated, f"{speed:,.0f} tokens/s"
+        self._progress.advance(1, *said)
         return metrics
 
     def write_validation(self, step: int, found: Mapping[str, float], shown: str) -> None:
         """Logs what a validation after `step` steps has found; it is on the disk on return.
 
-        The bar shows the metric `shown` from now on. Raises OSError as `write`.
+        The progress shows the metric `shown` from now on. Raises OSError as `write`.
         """
         seconds, self._began = time.perf_counter() - self._began, time.perf_counter()
         values = {f"{SECTION}/{name}": value for name, value in found.items()}
@@ -96,7 +100,7 @@ class TrainingLog:
         if self._file:
             sync(self._path)
         self.validations[step] = {**found, "seconds": seconds}
-        self._validated = f", {shown} {found[shown]:.4f} at {step}"
+        self._validated = (f"{shown} {found[shown]:.4f}",)
 
     def _append(self, line: Mapping[str, Any]) -> None:
         if self._file is None:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.json
-import tqdm
 from absl import logging
 
 from tca4rec_jax.data.table_files import check_file, open_bytes, shown, unique_names
 from tca4rec_jax.errors import UserError, one_line
+from tca4rec_jax.terminal import Progress
 
 _BLOCK = 1 << 25  # bytes that are parsed at a time, and the rest of their last line
 
@@ -63,10 +63,10 @@ def _blocks(path: Path) -> Iterator[bytes]:
     try:
         with (
             open_bytes(path) as file,
-            tqdm.tqdm(desc=f"Reading {path.name}", unit="B", unit_scale=True, disable=None) as bar,
+            Progress(f"Reading {path.name}", unit="bytes") as progress,
         ):
             while block := file.read(_BLOCK):
-                bar.update(len(block))
+                progress.advance(len(block))
                 whole, end, begun = block.rpartition(b"\n")
                 if end:
                     yield rest + whole + end

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 from absl import logging
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.splits import SplitDict
@@ -32,6 +31,7 @@ from tca4rec_jax.data.records import write_shard
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData, SplitReader
 from tca4rec_jax.data.windows import MadeData, RowSource, even_parts, parts_of
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.terminal import Progress
 
 _READ_AT_ONCE = 8192
 _ITEMS_OF_A_SHARD = 1 << 23  # about 100 MB
@@ -83,10 +83,10 @@ class RecSequences(FileReaderBuilder):
         infos = []
         for name, of_split in shards.items():
             rows, size = [len(shard.rows) for shard in of_split], 0
-            with tqdm.tqdm(None, f"Writing {name}", sum(rows), unit=" rows", disable=None) as bar:
+            with Progress(f"Writing {name}", sum(rows), "rows") as progress:
                 for count, written in zip(rows, sizes, strict=False):
                     size += written
-                    bar.update(count)
+                    progress.advance(count)
             template = self._get_filename_template(split_name=name)
             infos.append(tfds.core.SplitInfo(name, rows, size, template))
         self.info.set_splits(SplitDict(infos))
