@@ -3,6 +3,7 @@
     python launch/compile_ahead.py --config=configs/llama_3_2_3b.py:chips=16 --target=v5e-16
     python launch/compile_ahead.py --config=... --target=h100-8,a6000-1 --compare=plain --json=x
 
+Reads the config alone: no weights, no data. Writes --json and --hlo, if they are given.
 Targets: v5e-16, v5p-8, v6e-16, h100-8, a100-8, a6000-1, cpu (other sizes alike). Programs: train,
 prefill (of the prompts), search (beam search after them). Exit status: 0 all fit, 1 one does not,
 2 something is wrong (a compiler is missing: the message is the line that installs it).
@@ -11,16 +12,16 @@ prefill (of the prompts), search (beam search after them). Exit status: 0 all fi
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from tca4rec_jax.compile_ahead import report
 from tca4rec_jax.compile_ahead.estimate import compile_for
 from tca4rec_jax.compile_ahead.programs import PROGRAMS, AbstractExperiment, train
 from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.config_checks import validate
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import check_choice
 from tca4rec_jax.fileio import write_text
-from tca4rec_jax.launching import CONFIG, DRY_RUN, DEFINE_field
+from tca4rec_jax.launching import CONFIG, DRY_RUN, WORKDIR, DEFINE_field, launch_alone
 from tca4rec_jax.ranges import LocalPath
 from tca4rec_jax.reporting import markdown_table, show, show_table, write_results
 
@@ -63,24 +64,21 @@ def compile_target(target: Target) -> dict:
     return found
 
 
-def main(argv):
-    if len(argv) > 1 or set(_PROGRAMS.value) - set(PROGRAMS):
-        raise app.UsageError(f"expected --programs of {list(PROGRAMS)} and no other arguments")
-    try:
-        validate(CONFIG.value)
-        targets = [Target.parse(name) for name in _TARGET.value]
-        if DRY_RUN.value:
-            show("compile_ahead: the config is valid", f"  compiles for {', '.join(_TARGET.value)}")
-            return
-        found = [compile_target(target) for target in targets]
-    except UserError as error:
-        show(f"compile_ahead: {error}", error=True)
-        sys.exit(2)
+def compile_ahead():
+    """Compiles and reports for every target; the exit status says whether all fits."""
+    for program in _PROGRAMS.value:
+        check_choice("--programs", program, PROGRAMS)
+    validate(CONFIG.value)
+    targets = [Target.parse(name) for name in _TARGET.value]
+    if DRY_RUN.value:
+        show("compile_ahead: the config is valid", f"  compiles for {', '.join(_TARGET.value)}")
+        return
+    found = [compile_target(target) for target in targets]
     if _JSON.value:
         write_results(Path(_JSON.value), {"targets": found})
     sys.exit(0 if all(one["fits"] for one in found) else 1)
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "target"])
-    app.run(main)
+    takes, required = [CONFIG, WORKDIR, DRY_RUN], ["config", "target"]
+    launch_alone(compile_ahead, "compile_ahead", takes=takes, required=required, failed=2)

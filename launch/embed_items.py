@@ -3,10 +3,10 @@
     python launch/embed_items.py --config=configs/quickstart.py --workdir=runs/x
     python launch/embed_items.py --workdir=runs/x --run=aligned --config.embedding.pooling=last
 
-Needs WORKDIR/data (launch/prepare_data.py). The LLM is the pretrained one, or that of --run.
-Interrupted, the same command goes on. Writes WORKDIR/item_embeddings/embeddings.npy, float32
-[items, width] in the catalogue's order, and provenance.json. --config.embedding.text= says what of
-an item is read.
+Reads WORKDIR/data (launch/prepare_data.py) and the LLM's weights. The LLM is the pretrained one, or
+that of --run. Interrupted, the same command goes on. Writes WORKDIR/item_embeddings/embeddings.npy,
+float32 [items, width] in the catalogue's order, and provenance.json. --config.embedding.text= says
+what of an item is read.
 """
 
 from tca4rec_jax.embedding import embed_items

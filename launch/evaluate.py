@@ -3,9 +3,9 @@
     python launch/evaluate.py --config=configs/quickstart.py --workdir=runs/quickstart
     python launch/evaluate.py ... --runs=plain,aligned,untrained --guidance=0,1 --name=guided
 
-Needs prepare_data, train_cf and the LLM runs: those of --runs, or of config.evaluation.variants, or
-all that are finished. Writes WORKDIR/results.json, .md and .png, or with --name the same files in
-WORKDIR/results/NAME.
+Reads what prepare_data, train_cf and train left in WORKDIR; of the LLM runs those of --runs, or of
+config.evaluation.variants, or all that are finished. Writes WORKDIR/results.json, .md and .png, or
+with --name the same files in WORKDIR/results/NAME.
 """
 
 from absl import flags

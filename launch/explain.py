@@ -7,8 +7,9 @@
 Shows the list and its decoding tree: how every prefix of a listed title goes on, with the
 probability of the best --children and of the others together; what guidance has changed; what each
 item of the history adds to the scores; and why the first item of --compare stands before the
-second. --json and --html write the same to files. The flags of launch/recommend.py choose LLM and
-filters; a trained CF model must be in WORKDIR/cf.
+second. Reads WORKDIR/data, the trained CF model in WORKDIR/cf and the run in WORKDIR/llm. Writes
+the same as files to --json and --html, if they are given. The flags of launch/recommend.py choose
+LLM and filters.
 """
 
 from pathlib import Path

@@ -5,12 +5,12 @@
     python launch/export.py ... --format=peft --base_model=meta-llama/Llama-3.2-3B
     python launch/export.py ... --format=gguf --output=exported --push=me/recommender
 
-Needs the run's checkpoints from train. Writes the new folder OUTPUT: with `peft` the adapters, with
-`merged` the whole model, with `gguf` the same for llama.cpp, with `base` the model without
-adapters, which `peft` is loaded on; README.md is its model card, with the results in WORKDIR if
-they are of this checkpoint. A projector of CF vectors is written with all but `base`; with the
-whole model the catalogue for other engines: trie.npz, trie_logits_processor.py. --push uploads the
-folder to the Hugging Face Hub, into a private repository unless it exists.
+Reads the run's checkpoints and WORKDIR/data. Writes the new folder OUTPUT: with `peft` the
+adapters, with `merged` the whole model, with `gguf` the same for llama.cpp, with `base` the model
+without adapters, which `peft` is loaded on; README.md is its model card, with the results in
+WORKDIR if they are of this checkpoint. A projector of CF vectors is written with all but `base`;
+with the whole model the catalogue for other engines: trie.npz, trie_logits_processor.py. --push
+uploads the folder to the Hugging Face Hub, into a private repository unless it exists.
 """
 
 from functools import partial

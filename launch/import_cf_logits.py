@@ -3,9 +3,9 @@
     python launch/import_cf_logits.py --config=configs/quickstart.py --workdir=runs/x \\
         --split=train_sequences --source=mine.npy
 
-Needs WORKDIR/data. A .npy or .npz array is [rows or flat positions, items], the items in the order
-of the catalogue; a .csv, .tsv, .jsonl or .parquet file has the columns item (its id), score and one
-of row, position and user (the user's id). Writes config.cf.logits/SPLIT (default
+Reads WORKDIR/data and --source. A .npy or .npz array is [rows or flat positions, items], the items
+in the order of the catalogue; a .csv, .tsv, .jsonl or .parquet file has the columns item (its id),
+score and one of row, position and user (the user's id). Writes config.cf.logits/SPLIT (default
 WORKDIR/cf/logits/SPLIT).
 """
 

@@ -5,7 +5,7 @@
     python launch/make_ids.py ... --config.ids.item_vectors=vectors.npy
     python launch/make_ids.py ... --config.ids.path=their_ids.json        # the report alone
 
-Needs WORKDIR/data (launch/prepare_data.py) and item embeddings (launch/embed_items.py, or your own
+Reads WORKDIR/data (launch/prepare_data.py) and item embeddings (launch/embed_items.py, or your own
 .npy); with CF logits (launch/train_cf.py) the report says what each level resolves of them. Writes
 WORKDIR/ids: ids.json, report.md, .json and .png; the report on the ids of others is in
 WORKDIR/ids_of_others.

@@ -1,8 +1,10 @@
-"""Prepares the data of a run: reads the source, makes the splits, writes WORKDIR/data.
+"""Prepares the data of a run: users' histories, split by time, and the items' titles.
 
     python launch/prepare_data.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-A second run with the same settings reuses the files; with other settings it stops and says so.
+Reads the files that config.data names; MovieLens-100K, the default, is fetched once. Writes
+WORKDIR/data and says how many rows each split has. A second run with the same settings reuses the
+files; with other settings it stops and says so.
 """
 
 from tca4rec_jax.data.dataset import prepare, statistics

@@ -14,14 +14,19 @@ workdir="${1:-runs/quickstart}"
 config="configs/quickstart.py:${2:+$2,}"
 step() {
   echo
-  echo "== $1 ($((SECONDS / 60)) min)"
-  shift
+  echo "== $1 (takes about $2; $((SECONDS / 60)) min $((SECONDS % 60)) s so far)"
+  shift 2
   .venv/bin/python "$@" --workdir="$workdir"
 }
-step "1/5 data: MovieLens-100K" launch/prepare_data.py --config="$config"
-step "2/5 CF model: SASRec" launch/train_cf.py --config="$config"
-step "3/5 LLM: SmolLM2-135M, alpha = 0" launch/train.py --config="${config}alpha=0,run=plain"
-step "4/5 LLM: SmolLM2-135M, alpha > 0" launch/train.py --config="${config}run=aligned"
-step "5/5 evaluation" launch/evaluate.py --config="$config"
+echo "quickstart: 5 steps into $workdir; about 8 minutes on 2 cores, the first time with two downloads"
+step "1/5 data: MovieLens-100K" "10 s" launch/prepare_data.py --config="$config"
+step "2/5 CF model: SASRec" "30 s" launch/train_cf.py --config="$config"
+step "3/5 LLM: SmolLM2-135M, alpha = 0" "2 min" launch/train.py --config="${config}alpha=0,run=plain"
+step "4/5 LLM: SmolLM2-135M, alpha > 0" "2 min" launch/train.py --config="${config}run=aligned"
+step "5/5 evaluation" "3 min" launch/evaluate.py --config="$config"
 echo
-echo "quickstart: done in $((SECONDS / 60)) min $((SECONDS % 60)) s; everything is in $workdir"
+echo "quickstart: done in $((SECONDS / 60)) min $((SECONDS % 60)) s. Look at"
+echo "  $workdir/results.md, examples.md, *.png    the tables, five users' lists, pictures"
+echo "  $workdir/llm/, cf/                         the trained models and their logs"
+echo "and go on with"
+echo "  .venv/bin/python launch/recommend.py --workdir=$workdir --run=aligned --item='Toy Story (1995)'"

@@ -3,7 +3,8 @@
     python launch/serve.py --workdir=runs/quickstart --run=aligned
     curl localhost:8000/recommend --json '{"history": ["Toy Story (1995)"], "k": 5}'
 
-Programs are compiled first, then /ready says so. SIGTERM ends it when all that was taken is
+Reads WORKDIR/data, the run in WORKDIR/llm and the CF model in WORKDIR/cf. Writes nothing but its
+log. Programs are compiled first, then /ready says so. SIGTERM ends it when all that was taken is
 answered; SIGHUP loads the run anew. The environment variable TCA4REC_API_KEY holds the key that
 requests need, TCA4REC_ADMIN_KEY that of /admin/reload and /admin/rollback.
 """

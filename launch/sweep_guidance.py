@@ -3,7 +3,7 @@
     python launch/sweep_guidance.py --workdir=runs/quickstart --run=aligned \\
         --guidances=0,0.25,0.5,1,2,4,100
 
-Needs what launch/evaluate.py needs of that run. Writes WORKDIR/sweep_<run>.json, .md and .png, or
+Reads what launch/evaluate.py reads of that run. Writes WORKDIR/sweep_<run>.json, .md and .png, or
 with --name the same files in WORKDIR/results/NAME.
 """
 

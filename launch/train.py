@@ -2,8 +2,9 @@
 
     python launch/train.py --config=configs/quickstart.py:alpha=0.1 --workdir=runs/x
 
-Needs prepare_data and train_cf in the same work directory; goes on from its own last checkpoint.
-Writes WORKDIR/llm/<run>/: checkpoints, log.jsonl, config.json.
+Reads WORKDIR/data (launch/prepare_data.py), the CF logits in WORKDIR/cf (launch/train_cf.py) and
+the LLM's weights; goes on from its own last checkpoint. Writes WORKDIR/llm/<run>/: checkpoints,
+log.jsonl, config.json.
 """
 
 from tca4rec_jax.experiment import Experiment

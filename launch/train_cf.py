@@ -1,10 +1,11 @@
-"""Trains the CF model of a run, ranks with it, and writes its logits to WORKDIR/cf.
+"""Trains the CF model of a run, ranks with it, and keeps its logits for the LLM.
 
     python launch/train_cf.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 --config.cf.model= takes sasrec, hstu, gru4rec, caser, bert4rec, lightgcn, bpr_mf, ease, item_knn or
-popularity. Needs WORKDIR/data (launch/prepare_data.py). A second run with the same settings reuses
-the files, an interrupted one goes on. WORKDIR/cf/report.md and .png describe the model.
+popularity. Reads WORKDIR/data (launch/prepare_data.py). Writes WORKDIR/cf: the model, its logits of
+every split, and report.md and .png, which describe it. A second run with the same settings reuses
+the files, an interrupted one goes on.
 """
 
 from tca4rec_jax.cf.pipeline import run_cf

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_dict
 
 from tca4rec_jax.cf.settings import MODEL_FIELDS
 from tca4rec_jax.decoding.beam_search import ScoreWeights
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, did_you_mean
 from tca4rec_jax.sections import SECTIONS, Field, fields_of
 
 SHORT_NAMES = {name: f"objective.{name}" for name in ("alpha", "beta", "tau", "form", "softmax")}
@@ -222,6 +222,7 @@ def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:
             raise UserError(
                 f"config argument {setting!r}: expected 'debug' or key=value with one of "
                 f"{', '.join(SHORT_NAMES)} or a dotted field such as training.batch_size"
+                f"{did_you_mean(name, ['debug', *SHORT_NAMES, *config_fields()])}"
             )
         try:
             config.update_from_flattened_dict({name: _parse(text, config_fields()[name])})

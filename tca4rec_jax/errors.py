@@ -1,12 +1,19 @@
 """The errors that speak to the user."""
 
 import contextlib
+import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
 class UserError(ValueError):
     """What is wrong with the user's input, data or machine; the launcher prints it in one line."""
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """'; did you mean X?' with the word that is spelt most like it; '' if none is."""
+    near = difflib.get_close_matches(word, list(words), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def check_choice(name: str, value: object, choices: Iterable) -> None:

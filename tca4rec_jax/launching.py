@@ -1,17 +1,16 @@
 """What the launch scripts share: their flags, the settings of a process, errors in one line."""
 
 import argparse
+import contextlib
 import ctypes
-import difflib
 import gc
 import io
-import logging as standard_logging
 import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -31,11 +30,11 @@ from tca4rec_jax.data.templates import shows_ids
 from tca4rec_jax.distributed import multihost
 from tca4rec_jax.distributed.multihost import is_main_process, is_multiprocess
 from tca4rec_jax.distributed.sharding import use_cpu_cores
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, did_you_mean
 from tca4rec_jax.llm.from_scratch import RANDOM
 from tca4rec_jax.ranges import FolderName, LocalPath, expected, plain_type
 from tca4rec_jax.reporting import show
-from tca4rec_jax.terminal import plain_text
+from tca4rec_jax.terminal import log_to_console
 from tca4rec_jax.training.fault_tolerance import STOPPED, CheckpointError, Stopped
 from tca4rec_jax.training.run_folder import RunFolder
 
@@ -68,8 +67,10 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config, say what is rea
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of process 0.")
 _PROCESS_COUNT = flags.DEFINE_integer("process_count", 0, "How many processes there are.")
 _PROCESS_INDEX = flags.DEFINE_integer("process_index", -1, "Which of them this is, from 0.")
+flags.disclaim_key_flags()  # what DEFINE_field defines is the script's
 
-_PACKAGE = Path(__file__).parent
+_MISSING = re.compile(r"flag (--\w+)=None: Flag --\w+ must have a value other than None\.")
+_ABSENT = re.compile("No such file or directory: '(.+)'")
 _MOST_PROGRAM_BYTES = 4 << 30  # the least recently used ones make room
 _LONGEST_WAIT = 24 * 3600  # seconds, of the other processes for what the first one does alone
 
@@ -97,10 +98,8 @@ def launch(
     traceback, a stop signal with status 143. In a job of several processes the others then end too.
     """
 
-    def main(argv):
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments {argv[1:]}")
-        try:
+    def main(_):
+        with _errors_in_words(name):
             validate(CONFIG.value)
             if DRY_RUN.value:
                 parts = [("reads", part) for part in reads] + [("writes", part) for part in writes]
@@ -114,47 +113,98 @@ def launch(
             if run_on == "all_processes" or is_main_process():
                 run(CONFIG.value, Path(WORKDIR.value or ""))
             multihost.barrier(name, _LONGEST_WAIT)
-        except Stopped as stopped:
-            _end(f"{name}: {stopped}", STOPPED, together=True)
-        except Exception as error:
-            if _speaks_to_the_user(error):
-                logging.debug("", exc_info=True)
-                _end(f"{name}: {error}", 1)
-            if not is_multiprocess():
-                raise
-            traceback.print_exc()
-            _end(f"{name}: {_why(error)}", 1)
 
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=partial(_parse_flags, name, config_of))
 
 
+def launch_alone(
+    run: Callable[[], object],
+    name: str,
+    *,
+    takes: Sequence[flags.FlagHolder] = (),
+    required: Sequence[str] = (),
+    failed: int = 1,
+) -> None:
+    """Calls run() of a script in one process that starts no device by itself.
+
+    Of the flags above it takes those in `takes`, and --quiet; `required` are names of flags.
+    Errors end it as in `launch`, but with the status `failed`.
+    """
+    kept = {flag.name for flag in (*takes, QUIET)}
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        if flag.name not in kept:
+            delattr(flags.FLAGS, flag.name)
+
+    def main(_):
+        with _errors_in_words(name, failed):
+            log_to_console()
+            run()
+
+    flags.mark_flags_as_required([*required])
+    app.run(main, flags_parser=partial(_parse_flags, name, None))
+
+
+@contextlib.contextmanager
+def _errors_in_words(name: str, failed: int = 1) -> Iterator[None]:
+    """Ends the process as `launch` says where its block raises."""
+    try:
+        yield
+    except Stopped as stopped:
+        _end(f"{name}: {stopped}", STOPPED, together=True)
+    except Exception as error:
+        if _speaks_to_the_user(error):
+            logging.debug("", exc_info=True)
+            _end(f"{name}: {error}", failed)
+        if not is_multiprocess():
+            raise
+        traceback.print_exc()
+        _end(f"{name}: {_why(error)}", failed)
+
+
 def _parse_flags(name: str, config_of: str | None, argv: list[str]) -> list[str]:
-    """The arguments that are no flags; a bad flag or config field ends the process in one line."""
+    """Parses the arguments; a bad flag or config field ends the process in one line."""
     for flag in flags.FLAGS.get_flags_for_module(__name__):  # for --help
         flags.FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
         _check_names_of_fields(argv)
-        arguments = flags.FLAGS(_with_config_of_run(argv, config_of) if config_of else argv)
-        getattr(CONFIG.value, "run", None)  # raises for a file that cannot be read
-        if RUN.value:
-            CONFIG.value.run = RUN.value
-        return arguments
+        program, *others = flags.FLAGS(_with_config_of_run(argv, config_of) if config_of else argv)
+        if others:
+            raise UserError(f"unexpected argument {others[0]!r}: give flags as --name=value")
+        if QUIET.value and flags.FLAGS["verbosity"].using_default_value:
+            flags.FLAGS.verbosity = logging.WARNING
+        if "config" in flags.FLAGS:
+            getattr(CONFIG.value, "run", None)  # raises for a file that cannot be read
+            if "run" in flags.FLAGS and RUN.value:
+                CONFIG.value.run = RUN.value
+        return [program]
     except (flags.Error, AttributeError, OSError, UserError) as error:
         _, by_user, message = str(error).rpartition("UserError: ")  # after the file's traceback
         if "in get_config" in traceback.format_exc() and not by_user:
             raise  # a bug of the config file
+        if missing := _MISSING.findall(message):
+            message = f"give {', '.join(missing)} (--help says what for)"
+        if absent := _ABSENT.search(message):
+            near = did_you_mean(absent[1], map(str, _config_files(absent[1])))
+            message = f"--config={absent[1]}: no such file{near}"
         _end(f"{name}: {' '.join(message.split())}", 1)
+    except SystemExit:  # of --help
+        sys.exit(0)
+
+
+def _config_files(name: str) -> list[Path]:
+    """The Python files beside one that is not there, and those of configs/."""
+    folders = Path(name).parent, Path("configs")
+    return [path for folder in folders for path in folder.glob("*.py")]
 
 
 def _check_names_of_fields(argv: list[str]) -> None:
     """Raises UserError for a --config.x.y that is no field; absl's own errors differ by level."""
     for name in re.findall(r"^--?config\.([\w.]+)", "\n".join(argv), re.MULTILINE):
         if name not in config_fields():
-            near = difflib.get_close_matches(name, config_fields(), n=1)
-            near = [SHORT_NAMES[name]] if name in SHORT_NAMES else near
-            hint = f"; did you mean --config.{near[0]}?" if near else ""
-            raise UserError(f"there is no field --config.{name}{hint}")
+            names = {f"--config.{field}" for field in config_fields()}
+            near = f"--config.{SHORT_NAMES.get(name, name)}"
+            raise UserError(f"there is no field --config.{name}{did_you_mean(near, names)}")
 
 
 def _with_config_of_run(argv: list[str], config_of: str) -> list[str]:
@@ -260,34 +310,6 @@ def start() -> None:
         logging.set_verbosity(logging.WARNING)
 
 
-def log_to_console() -> None:
-    """Shows the log and the progress of long work on stderr, as --quiet and --verbosity say."""
-    if not flags.FLAGS.is_parsed():  # a notebook
-        flags.FLAGS.mark_as_parsed()
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.WARNING if QUIET.value else logging.INFO)
-    logging.use_absl_handler()
-    handler = logging.get_absl_handler()
-    handler.python_handler.setStream(_Stderr())
-    handler.setFormatter(_PlainText("%(message)s"))
-    handler.addFilter(is_ours_or_a_warning)
-
-
-class _Stderr(io.TextIOBase):
-    """sys.stderr as it is now: while a bar is drawn, what writes above it."""
-
-    def write(self, text: str) -> int:
-        return sys.stderr.write(text)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
-
-
-class _PlainText(standard_logging.Formatter):
-    def format(self, record: standard_logging.LogRecord) -> str:
-        return "\n".join(map(plain_text, super().format(record).split("\n")))
-
-
 def keep_programs(folder: Path) -> None:
     """Lets JAX keep what it compiles in a folder, unless JAX_COMPILATION_CACHE_DIR is set.
 
@@ -307,12 +329,6 @@ def keep_programs(folder: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if jax.config.jax_compilation_cache_max_size == -1:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_max_size", _MOST_PROGRAM_BYTES)
-
-
-def is_ours_or_a_warning(record: standard_logging.LogRecord) -> bool:
-    """Whether to show a log line; Orbax and TFDS write dozens to the same logger."""
-    ours = Path(record.pathname).is_relative_to(_PACKAGE)
-    return ours or record.levelno >= standard_logging.WARNING
 
 
 def collect_garbage_rarely() -> None:

@@ -7,12 +7,15 @@ that is cut off leaves no half-written report.
 
 import json
 import math
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 Cell = str | int | float | Interval | None
 Rows = Mapping[str, Mapping[str, Cell]]
 """A table: {row label: {column: value}}."""
+_WIDTH = 80  # of tables where no terminal says its own
 
 
 def picture_text(text: str) -> str:
@@ -50,19 +54,32 @@ def markdown_table(rows: Rows, *, first_column: str = "", digits: int = 4) -> st
 
 
 def show_table(rows: Rows, *, title: str, first_column: str = "", digits: int = 4) -> str:
-    """Prints a title and the table, in lines as long as they are if the output is no terminal.
+    """Prints a title and the table; columns beyond the terminal's width, or 80, follow below.
 
     Returns them as Markdown. Raises ValueError if there are no rows.
     """
-    header, *lines = _lines(rows, first_column, digits)
-    table = Table()
-    for number, column in enumerate(map(Text, header)):
-        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
-    for line in lines:
-        table.add_row(*map(Text, line))
     show(title)
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH
+    for header, *lines in _parts(_lines(rows, first_column, digits), width):
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        for number, column in enumerate(map(Text, header)):
+            table.add_column(column, justify="right" if number else "left")
+        for line in lines:
+            table.add_row(*map(Text, line))
+        Console(width=10_000).print(table, "")  # a cell is never cut
     return f"{title}\n\n{markdown_table(rows, first_column=first_column, digits=digits)}"
+
+
+def _parts(lines: list[list[str]], width: int) -> Iterator[list[list[str]]]:
+    """The lines cut between columns to so many characters; each part has the first column."""
+    label, *widths = (max(map(cell_len, column)) + 2 for column in zip(*lines, strict=True))
+    start, filled = 1, label
+    for number, column in enumerate(widths, start=1):
+        if filled + column - 2 > width and number > start:
+            yield [[line[0], *line[start:number]] for line in lines]
+            start, filled = number, label
+        filled += column
+    yield [[line[0], *line[start:]] for line in lines]
 
 
 def write_results(path: Path, results: Mapping) -> None:

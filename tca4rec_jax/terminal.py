@@ -1,7 +1,11 @@
-"""What people see of long work: how far it is, and text that a terminal shows and does not obey."""
+"""What people see of work: its log, how far it is, text that a terminal does not obey."""
 
+import io
+import logging as standard_logging
 import re
+import sys
 import time
+from pathlib import Path
 
 from absl import logging
 from rich.console import Console
@@ -11,6 +15,7 @@ from rich.progress import Progress as Display
 from rich.table import Column
 from rich.text import Text
 
+_PACKAGE = Path(__file__).parent
 _CONSOLE = Console(stderr=True)
 _LINE_SECONDS = 30.0  # between two lines of a log file, at least
 _DRAW_SECONDS = 0.1
@@ -99,6 +104,38 @@ class Progress:
     def _log(self) -> None:
         self._draw()
         logging.info("%s: %s", self._task.description, self.words(self._task))
+
+
+def log_to_console(verbosity: int | None = None) -> None:
+    """Shows the log of the package, and the warnings of others, on stderr; of that `verbosity`."""
+    if verbosity is not None:
+        logging.set_verbosity(verbosity)
+    logging.use_absl_handler()
+    handler = logging.get_absl_handler()
+    handler.python_handler.setStream(_Stderr())
+    handler.setFormatter(_PlainText("%(message)s"))
+    handler.addFilter(is_ours_or_a_warning)
+
+
+class _Stderr(io.TextIOBase):
+    """sys.stderr as it is now: while a bar is drawn, what writes above it."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class _PlainText(standard_logging.Formatter):
+    def format(self, record: standard_logging.LogRecord) -> str:
+        return "\n".join(map(plain_text, super().format(record).split("\n")))
+
+
+def is_ours_or_a_warning(record: standard_logging.LogRecord) -> bool:
+    """Whether to show a log line; Orbax and TFDS write dozens to the same logger."""
+    ours = Path(record.pathname).is_relative_to(_PACKAGE)
+    return ours or record.levelno >= standard_logging.WARNING
 
 
 class _Words(ProgressColumn):

@@ -181,9 +181,10 @@ def load_batches(experiment: Experiment) -> Batches:
         decided = config.objective.mean_over == "decisions"
         averaged = examples.decisions.node if decided else examples.position
         batches.row_weights = mean_of_means(averaged.lengths, training.rows_per_mean)
+    shapes = ", ".join(f"{shape.rows} x {shape.tokens}" for shape in batches.shapes)
     logging.info(
-        f"{len(examples)} examples, {examples.cf_position.values.size} supervised titles, "
-        f"{batches.per_epoch} batches an epoch of shapes {batches.shapes}, "
+        f"{len(examples):,} examples, {examples.cf_position.values.size:,} supervised titles, "
+        f"{batches.per_epoch:,} batches an epoch of {shapes} tokens, "
         f"{100 * batches.padding_share:.1f}% padding"
     )
     _read_cf(experiment, batches)

@@ -38,6 +38,17 @@ def test_the_console_shows_the_same_cells(capsys):
         assert cell in shown
 
 
+def test_a_wide_table_is_cut_between_columns(capsys):
+    rows = {"LLM, guided": {f"metric {number}": 0.123456 * number for number in range(12)}}
+    show_table(rows, title="Wide")
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    headers = [line.split("metric") for line in lines if "metric" in line]
+    assert [int(number) for _, *numbers in headers for number in numbers] == list(range(12))
+    assert len(headers) == 3
+    assert sum(line.startswith("LLM, guided ") for line in lines) == 3
+
+
 WRITTEN = ("Abbey Road [remastered]", "[/disc 1]", ":fire:", "Amélie 🔥", r"[b]\n $x_1$", "x" * 300)
 
 

@@ -8,7 +8,7 @@ import pytest
 from absl import logging
 from rich.console import Console  # noqa: TID251
 
-from tca4rec_jax import launching, terminal
+from tca4rec_jax import terminal
 from tca4rec_jax.terminal import Progress
 
 
@@ -77,7 +77,7 @@ def test_a_terminal_gets_one_line_that_holds_what_a_user_wrote(monkeypatch, verb
 
 def test_the_log_is_written_above_a_bar(monkeypatch, verbosity, capsys):
     """To sys.stderr as it is when a line is logged, not as it was at the start."""
-    stream = launching._Stderr()
+    stream = terminal._Stderr()
     stream.write("a\n")
     monkeypatch.setattr("sys.stderr", later := io.StringIO())
     stream.write("b\n")

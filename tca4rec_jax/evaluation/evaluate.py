@@ -224,7 +224,7 @@ def _write_examples(
     rows: EvaluationRows,
     rankings: Mapping[str, ModelRanking],
 ) -> None:
-    """Prints and writes examples.md: what every model but the most popular recommends to some."""
+    """Writes examples.md: what every model but the most popular recommends to some; logs one."""
     config = experiment.config
     order_R = np.random.default_rng(config.evaluation.seed).permutation(len(rows))
     examples = report.examples_text(
@@ -235,8 +235,9 @@ def _write_examples(
         order_R[: config.evaluation.examples].tolist(),
     )
     write_text(folder / "examples.md", examples)
+    logging.info("%s", examples.partition("\n### Example 2 ")[0])
     files = (
         "rankings.npz, results.json, .md and .png, details.md, slices.png, training.png, "
         "examples.md"
     )
-    show(*examples.split("\n"), f"Written to {folder}: {files}")
+    show(f"Written to {folder}: {files}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tca4rec_jax.config import split_argument
-from tca4rec_jax.errors import UserError, check_choice
+from tca4rec_jax.errors import UserError, check_choice, did_you_mean
 from tca4rec_jax.experiments.results import CF, POPULAR
 from tca4rec_jax.ranges import FolderName, check
 
@@ -114,8 +114,8 @@ class Grid:
         """The grid changed as the part of --grid=FILE:ARG after the colon says.
 
         A comma-separated list of 'debug'; AXIS=value or AXIS=(value, ..); data=, cf= or
-        recommenders=NAME or ('NAME', ..), those that are left; NAME.FIELD=value, a config field of
-        one of them. Raises UserError for anything else.
+        recommender=NAME or (NAME, ..), those that are left (recommenders= does the same);
+        NAME.FIELD=value, a config field of one of them. Raises UserError for anything else.
         """
         grid = self
         for setting in split_argument(arg):
@@ -129,14 +129,14 @@ class Grid:
 
     def _set(self, setting: str) -> "Grid":
         """Changed by one setting of an argument."""
-        name, _, text = setting.partition("=")
+        name, given, text = setting.partition("=")
         label, _, field = name.partition(".")
         values = _values(text)
-        if name in AXES:
+        if name in AXES and given:
             return self._with_axis(name, values)
         for part in ("data", "cf", "recommenders"):
             named = dict(getattr(self, part))
-            if name == part:
+            if name in (part, part.removesuffix("s")) and given:
                 for value in values:
                     check_choice(f"grid argument {part}", value, named)
                 return self._with(part, {one: named[one] for one in values})
@@ -146,7 +146,8 @@ class Grid:
                 return self._with(part, named | {label: changed})
         raise UserError(
             f"grid argument {setting!r}: expected debug, {', '.join(AXES)}, data, cf or "
-            "recommenders and =value, or NAME.FIELD=value with a name in the grid"
+            "recommender and =value, or NAME.FIELD=value with a name in the grid"
+            f"{did_you_mean(name, ['debug', *AXES, 'data', 'cf', 'recommender'])}"
         )
 
     def _with_axis(self, axis: str, values: tuple) -> "Grid":
@@ -192,7 +193,8 @@ def load_grid(flag: str) -> Grid:
     """The grid of --grid=FILE:ARGUMENT. Raises UserError for a file or grid that is none."""
     name, _, arg = flag.partition(":")
     if not Path(name).is_file():
-        raise UserError(f"--grid={flag}: {name} does not exist")
+        near = did_you_mean(name, map(str, Path(name).parent.glob("*.py")))
+        raise UserError(f"--grid={flag}: {name} does not exist{near}")
     found = runpy.run_path(name)
     if "get_grid" not in found:
         raise UserError(f"--grid={flag}: {name} defines no get_grid(arg)")
@@ -200,12 +202,17 @@ def load_grid(flag: str) -> Grid:
 
 
 def _values(text: str) -> tuple:
-    """What an argument gives: one value, or several in brackets; a name needs no quotes."""
+    """What an argument gives: one value, or several in brackets."""
+    several = text[:1] == "(" and text[-1:] == ")"
+    return tuple(map(_value, split_argument(text[1:-1]) if several else [text]))
+
+
+def _value(text: str) -> Any:
+    """A number or a name, which needs no quotes."""
     try:
-        value = ast.literal_eval(text)
+        return ast.literal_eval(text.strip())
     except (SyntaxError, ValueError):
-        value = text
-    return value if isinstance(value, tuple) else (value,)
+        return text.strip()
 
 
 def _of_data(field: str) -> bool:

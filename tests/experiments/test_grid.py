@@ -81,7 +81,9 @@ def test_a_cell_has_its_config():
     ("argument", "message"),
     [
         ("alpha=2", "objective.alpha is 2.0: expected 0 to 1"),
-        ("colour=3", "expected debug, seed, cf_seed, .*, guidance, data, cf or recommenders"),
+        ("colour=3", "expected debug, seed, cf_seed, .*, guidance, data, cf or recommender "),
+        ("recomender=ids", "did you mean recommender\\?"),
+        ("alpha", "grid argument 'alpha': expected"),
         ("cf=ease", "grid argument cf is 'ease': expected one of 'popularity', 'bpr_mf'"),
         ("ids.training.stepz=3", r"recommenders\['ids'\] of the grid: config argument"),
         ("form=other", "objective.form is 'other': expected"),

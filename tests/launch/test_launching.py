@@ -10,7 +10,7 @@ from forked import Script
 
 import tca4rec_jax
 from tca4rec_jax.config import default_config
-from tca4rec_jax.launching import is_ours_or_a_warning
+from tca4rec_jax.terminal import is_ours_or_a_warning
 from tca4rec_jax.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -144,8 +144,10 @@ def test_a_bug_shows_its_traceback(tmp_path, body, line):
         (["--config=C", "--config.colour", "red"], "there is no field --config.colour"),
         (["--config=C", "--config.training.steps=many"], "--config.training.steps=many"),
         (["--config=C", "--no_such_flag=1"], "Unknown command line flag 'no_such_flag'"),
-        (["--config=absent.py"], "No such file or directory: 'absent.py'"),
-        ([], "--config must have a value"),
+        (["--config=absent.py"], "script: --config=absent.py: no such file"),
+        ([], "script: give --config (--help says what for)"),
+        (["--config=C", "stray"], "unexpected argument 'stray': give flags as --name=value"),
+        (["--config=ROOT/configs/quikstart.py"], "did you mean ROOT/configs/quickstart.py?"),
         (["--config=C", "--workdir=gs://bucket/x"], "expected a local path, not a URL"),
         (["--config=C", "--k=0"], "flag --k=0: expected at least 1"),
         (["--config=C", "--k=many"], "flag --k=many: "),
@@ -153,7 +155,9 @@ def test_a_bug_shows_its_traceback(tmp_path, body, line):
     ],
 )
 def test_a_bad_flag_ends_in_one_line(tmp_path, flags, message):
-    flags = [flag.replace("C", f"{ROOT}/configs/quickstart.py") for flag in flags]
+    flags = [flag.replace("C", "ROOT/configs/quickstart.py") for flag in flags]
+    flags = [flag.replace("ROOT", str(ROOT)) for flag in flags]
+    message = message.replace("ROOT", str(ROOT))
     done = completed(tmp_path, "pass", "--workdir=x", *flags)
     assert done.returncode == 1
     assert done.stderr.startswith("script: ")
@@ -258,3 +262,12 @@ def test_programs_are_kept_in_a_private_folder_of_bounded_size(tmp_path):
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == "None -1"
     assert "Compiled programs are not kept: " in done.stderr
+
+
+def test_quiet_leaves_results_and_warnings(tmp_path):
+    body = "logging.info('reading'); logging.warning('take care'); show('1 row')"
+    flags = f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}/run", "--quiet"
+    done = completed(tmp_path, body, *flags)
+    assert done.stdout == "1 row\n"
+    assert done.stderr.endswith("take care\n")
+    assert "reading" not in done.stderr
