@@ -172,7 +172,7 @@ def _parse_flags(name: str, config_of: str | None, argv: list[str]) -> list[str]
         if others:
             raise UserError(f"unexpected argument {others[0]!r}: give flags as --name=value")
         if QUIET.value and flags.FLAGS["verbosity"].using_default_value:
-            flags.FLAGS.verbosity = logging.WARNING
+            logging.set_verbosity(logging.WARNING)
         if "config" in flags.FLAGS:
             getattr(CONFIG.value, "run", None)  # raises for a file that cannot be read
             if "run" in flags.FLAGS and RUN.value:

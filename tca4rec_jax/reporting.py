@@ -61,7 +61,7 @@ def show_table(rows: Rows, *, title: str, first_column: str = "", digits: int = 
     show(title)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH
     for header, *lines in _parts(_lines(rows, first_column, digits), width):
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
         for number, column in enumerate(map(Text, header)):
             table.add_column(column, justify="right" if number else "left")
         for line in lines:
