@@ -7,7 +7,6 @@ Axes: core/__init__.py; here S are history items, X items of a list.
 """
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property, partial
@@ -29,6 +28,7 @@ from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.engine import BatchedSearch, BatchSizes, SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter, masks_of
 from tca4rec_jax.decoding.list_inputs import list_inputs
+from tca4rec_jax.decoding.spelling import hint, shown
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import file_sha256
@@ -271,9 +271,9 @@ class Recommender:
         items = self.experiment.data.catalogue.find(names)
         for at in np.flatnonzero(items < 0).tolist():
             if (item := self._item_of_title.get(names[at])) is None:
-                near = difflib.get_close_matches(names[at], self._item_of_title, 3, 0.5)
-                hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-                raise UserError(f"{what}: {names[at]!r} is no item id and no title{hint}")
+                name, titles = names[at], list(self._item_of_title)
+                why = f"{shown(name)} is no item id and no title{hint(name, titles)}"
+                raise UserError(f"{what}: {why}")
             items[at] = item
         return items
 

@@ -1,6 +1,8 @@
 """A recommender of fixed shapes: all of its programs are compiled before the first request."""
 
+import contextlib
 import itertools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,7 @@ from tca4rec_jax.ranges import Count, NotNegative, Positive, check_fields
 _SAMPLE = 512  # histories of the data, whose lengths suggest the padded lengths of prompts
 _GROWTH = 4  # from one compiled batch size to the next
 _MOST_PAIRS = 8  # of items to compare
+_COMMUNICATING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,10 @@ class ServedModel:
         except FileNotFoundError as error:
             self.guided, self._why_not = False, str(error)
         self._experiment, self._explained = experiment, itertools.count()
+        # Devices that share a model wait for each other inside a program: started by two threads in
+        # another order on each, they could wait for ever. Devices with a model each never wait.
+        shared = experiment.mesh.size > smallest_batch(experiment.mesh, "prompts")
+        self._devices = _COMMUNICATING if shared else contextlib.nullcontext()
 
     @cached_property
     def made_from(self) -> dict[str, Any]:
@@ -127,6 +134,7 @@ class ServedModel:
     def warm_up(self) -> None:
         """Loads the weights and compiles all programs of lists and scores, most of explanations."""
         everything = self._recommender.filter()
+        self._recommender.decoder  # noqa: B018 - loaded before the devices are taken
         for batch_size in self.batch_sizes:
             for bucket in self.buckets:
                 # All lengths have the capacity of the longest, as in a search.
@@ -135,7 +143,7 @@ class ServedModel:
                 self._scores(0.0, [(self._shortest, self._shortest)], sizes)
         if self.explains:
             for history in (self._shortest, *self._sample[:1]):
-                self._explainer.explain(history, self.most_items)
+                self._explain(0.0, history, self.most_items, {})
 
     def lists_after(
         self,
@@ -224,12 +232,14 @@ class ServedModel:
         histories, filters = zip(*rows, strict=True)
         more: dict[str, Any] = {"filters": filters, "sizes": sizes}
         more["guidance"] = guidance if self.guided else None
-        return self._recommender.recommend(histories, self.most_items, **more)
+        with self._devices:
+            return self._recommender.recommend(histories, self.most_items, **more)
 
     def _explain(
         self, guidance: float, history: Sequence[str], k: int, more: dict[str, Any]
     ) -> Explanation:
-        return self._explainer.explain(history, k, guidance=guidance, **more)
+        with self._devices:
+            return self._explainer.explain(history, k, guidance=guidance, **more)
 
     def _scores(
         self, guidance: float, rows: list[tuple[Sequence[str], Sequence[str]]], sizes: BatchSizes
@@ -237,7 +247,8 @@ class ServedModel:
         histories, candidates = zip(*rows, strict=True)
         more: dict[str, Any] = {"most": self.limits.candidates, "sizes": sizes}
         more["guidance"] = guidance if self.guided else None
-        return self._recommender.scores(histories, candidates, **more)
+        with self._devices:
+            return self._recommender.scores(histories, candidates, **more)
 
     def _weight(self, guidance: float | None) -> float:
         if guidance and not self.guided:
