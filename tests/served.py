@@ -1,7 +1,11 @@
-"""Requests to a service in this process."""
+"""Requests to a service in this process, and one that listens."""
 
 import asyncio
+import threading
+import time
+from contextlib import contextmanager
 
+import uvicorn
 from httpx2 import ASGITransport, AsyncClient
 
 from tca4rec_jax.serving.app import make_app
@@ -28,3 +32,18 @@ def ask(service, *requests, key="", admin_key="", headers=()):
 def post(service, path, body, **more):
     (answer,) = ask(service, ("POST", path, body), **more)
     return answer
+
+
+@contextmanager
+def listening(service, **config):
+    """The address (host, port) of a service with the key "k", in a thread."""
+    app = make_app(service, key="k", admin_key="")
+    config = {"port": 0, "log_config": None, "lifespan": "off"} | config
+    server = uvicorn.Server(uvicorn.Config(app, **config))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()
+    server.should_exit = True
+    thread.join()

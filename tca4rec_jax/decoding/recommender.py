@@ -303,6 +303,10 @@ class CFModel(NamedTuple):
         cf = model_inputs(experiment.config.cf, experiment.workdir)
         now = {"cf": cf, "catalogue": catalogue_hash}
         model: Any = load_model(path, now)[1]
-        items = nnx.jit(lambda model: model.items())(model)
-        vectors = nnx.jit(lambda model, history_BxS: model.user_vectors(history_BxS))
-        return cls(partial(vectors, model), items, model.config.history_length or 1)
+        graph, state = nnx.split(model)  # once: it takes longer than the vectors of a batch
+
+        def vectors(state: nnx.State, history_BxS: np.ndarray) -> jax.Array:
+            return nnx.merge(graph, state).user_vectors(history_BxS)
+
+        items = jax.jit(lambda state: nnx.merge(graph, state).items())(state)
+        return cls(partial(jax.jit(vectors), state), items, model.config.history_length or 1)

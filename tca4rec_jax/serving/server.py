@@ -44,7 +44,7 @@ def serve(service: Service, app: FastAPI, *, host: str, port: int) -> None:
         app,
         host=host,
         port=port,
-        http=_connections(service.limits.read_seconds),
+        http=connections(service.limits.read_seconds),
         ws="none",
         log_config=None,
         access_log=False,
@@ -86,7 +86,7 @@ class _Server(uvicorn.Server):
         self._service.begin_reload().add_done_callback(ended)
 
 
-def _connections(seconds: float) -> type[H11Protocol]:
+def connections(seconds: float) -> type[H11Protocol]:
     """A protocol that closes a connection whose next request has no whole head in so long."""
 
     class Connection(H11Protocol):

@@ -2,21 +2,17 @@
 
 import json
 import logging
-import threading
-import time
 
 import numpy as np
 import pytest
-import uvicorn
 from browser import check_reading, chromium, seen
-from served import ask, post
+from served import ask, listening, post
 from tiny_workdir import make_config, make_workdir
 
 from tca4rec_jax.compilations import CompilationCounter
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.serving.app import make_app
 from tca4rec_jax.serving.guard import KEY_HEADER
 from tca4rec_jax.serving.model import Limits, ServedModel
 from tca4rec_jax.serving.service import Service
@@ -194,16 +190,8 @@ def test_more_histories_than_may_ever_wait_are_refused(experiment):
 @pytest.fixture(scope="module")
 def address(service):
     """Where the service listens."""
-    app = make_app(service, key="k", admin_key="")
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    host, port = server.servers[0].sockets[0].getsockname()
-    yield f"http://{host}:{port}/"
-    server.should_exit = True
-    thread.join()
+    with listening(service) as (host, port):
+        yield f"http://{host}:{port}/"
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])

@@ -3,16 +3,18 @@
 import asyncio
 import json
 import logging
+import socket
 import threading
 
 from httpx2 import ASGITransport, AsyncClient
-from served import ask, post
+from served import ask, listening, post
 
 from tca4rec_jax.decoding.recommender import Recommended
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.serving.app import make_app
 from tca4rec_jax.serving.guard import KEY_HEADER
 from tca4rec_jax.serving.model import Group, Limits
+from tca4rec_jax.serving.server import connections
 from tca4rec_jax.serving.service import Service
 
 
@@ -177,4 +179,23 @@ def test_half_a_body_is_not_answered(caplog):
     asyncio.run(app(scope, receive, send))
     (line,) = [record.line for record in caplog.records if hasattr(record, "line")]
     assert (sent[0]["status"], line["status"]) == (499, 499)
+    service.close()
+
+
+def test_slow_clients_and_bodies_of_megabytes_over_a_socket():
+    service = counted(read_seconds=0.3)
+    service.reload()
+    head = b"POST /recommend HTTP/1.1\r\nHost: x\r\nX-API-Key: k\r\nContent-Length: %d\r\n\r\n"
+    with listening(service, http=connections(0.3)) as address:
+
+        def answer_to(sent):
+            with socket.create_connection(address, timeout=20) as client:
+                client.sendall(sent)
+                return b"".join(iter(lambda: client.recv(1 << 16), b""))  # until it is closed
+
+        assert answer_to(b"POST /recommend HTTP/1.1\r\nHost:") == b""
+        assert answer_to(head % 20 + b"{").startswith(b"HTTP/1.1 408 ")
+        assert answer_to(head % 10_000_000).startswith(b"HTTP/1.1 413 ")
+        assert answer_to(head.replace(b" k", b" x") % 20 + b"{" * 20).startswith(b"HTTP/1.1 401 ")
+        assert answer_to(b"no HTTP\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     service.close()
