@@ -72,6 +72,7 @@ def test_prepared_data_are_loaded_and_reused(good_config, tmp_path, monkeypatch)
     assert _same(dataset.load(data_dir), prepared)
     assert prepared.user_ids == ("u0", "u1", "u2", "u3")
     assert [path.name for path in data_dir.parent.iterdir()] == ["data"]
+    assert not [*data_dir.rglob("*.npy")]  # of the sort
     monkeypatch.setattr(dataset, "_read_source", None)  # a second read would fail
     assert _same(dataset.prepare(good_config, data_dir), prepared)
 

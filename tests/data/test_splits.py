@@ -144,7 +144,7 @@ def _left_out(triples, history_length, min_history):
     return splits
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TRIPLES, st.integers(1, 4), st.integers(1, 3), st.booleans(), st.integers(0, 3))
 def test_leave_one_out_equals_the_oracle(triples, history_length, min_history, timed, seed):
     min_history = min(min_history, history_length)
@@ -215,7 +215,7 @@ def _by_ratio(triples, history_length, min_history, split):
     return splits
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TRIPLES, st.integers(1, 3), st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.25, 0.25)]))
 def test_ratio_equals_the_oracle(triples, min_history, split):
     interactions = _interactions(triples)

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tca4rec_jax.data.tables import read_table
+from tca4rec_jax.data import parquet_columns
+from tca4rec_jax.data.tables import BadRows, read_table
 from tca4rec_jax.errors import UserError
 
 NAMES = {name: name for name in ("item", "title", "timestamp")}
@@ -329,3 +330,24 @@ def test_column_names_that_occur_twice_are_refused_if_they_are_read(tmp_path):
     path.write_text("item,title,timestamp,title\na,Up,1,Heat\n")
     with pytest.raises(UserError, match="more than one column 'title'"):
         read(path)
+
+
+def test_columns_of_a_parquet_file_are_read_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_columns, "_ROWS", 2)
+    columns = {
+        "a": np.arange(7, dtype=np.int16),
+        "b": [5, 4, None, 2, 1, None, 9],
+        "c": [*"xyxyzzz"],
+    }
+    pa.parquet.write_table(pa.table(columns), tmp_path / "x.parquet", row_group_size=3)
+    table = read_table(tmp_path / "x.parquet", {"first": "a", "second": "b", "third": "c"})
+    assert {*table.columns} == {"first", "second", "third"}
+    assert table.integers("first").tolist() == [*range(7)]
+    code_n, ids = table.codes("third")
+    assert ids[code_n].tolist() == columns["c"]
+    with pytest.raises(
+        BadRows, match=r"row 3: b is None, expected .* \(2 such rows of 7\)"
+    ) as error:
+        table.codes("second")
+    assert np.flatnonzero(error.value.bad_n).tolist() == [2, 5]
+    assert table.without(error.value.bad_n).integers("second").tolist() == [5, 4, 2, 1, 9]

@@ -35,6 +35,7 @@ from tca4rec_jax.terminal import Progress
 
 _READ_AT_ONCE = 8192
 _ITEMS_OF_A_SHARD = 1 << 23  # about 100 MB
+_MOST_WORKERS = 16  # each holds 0.2 GB
 
 
 class RecSequences(FileReaderBuilder):
@@ -111,7 +112,7 @@ class Shard(NamedTuple):
 
 def _written(shards: Sequence[Shard]) -> Iterator[int]:
     """Writes the shards, with processes of their own if a split has several; the size of each."""
-    workers = len(os.sched_getaffinity(0))
+    workers = min(len(os.sched_getaffinity(0)), len(shards), _MOST_WORKERS)
     if workers == 1 or len(shards) == len(SPLITS):
         yield from itertools.starmap(write_shard, shards)
     else:
