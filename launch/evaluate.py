@@ -1,11 +1,12 @@
-"""Evaluates CF models and LLM runs on the same rows and writes tables, pictures and examples.
+"""Evaluates CF models and LLM runs on the same rows and writes tables, pictures and a report.
 
     python launch/evaluate.py --config=configs/quickstart.py --workdir=runs/quickstart
     python launch/evaluate.py ... --runs=plain,aligned,untrained --guidance=0,1 --name=guided
 
 Reads what prepare_data, train_cf and train left in WORKDIR; of the LLM runs those of --runs, or of
-config.evaluation.variants, or all that are finished. Writes WORKDIR/results.json, .md and .png, or
-with --name the same files in WORKDIR/results/NAME.
+config.evaluation.variants, or all that are finished. Writes WORKDIR/report.html (all of it in one
+file, for a browser), results.json, .md and .png, or with --name the same files in
+WORKDIR/results/NAME.
 """
 
 from absl import flags

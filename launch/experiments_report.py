@@ -5,13 +5,15 @@
 
 Reads what launch/experiments.py left in --workdir: results.jsonl, ranks, rows. Nothing is trained
 or ranked, and what is missing there is shown as missing; with the --grid that was given there, all
-that is. Writes the page --output, and beside it pictures and results.json in a folder of its name.
+that is. Writes the page --output, and beside it, in a folder of its name, pictures, results.json
+and report.html, the page in one file for a browser.
 """
 
 from pathlib import Path
 
 from absl import flags
 
+from tca4rec_jax.evaluation.page import FILE as REPORT
 from tca4rec_jax.experiments.page import write_page
 from tca4rec_jax.launching import WORKDIR, launch_alone
 from tca4rec_jax.reporting import show
@@ -22,8 +24,9 @@ _GRID = flags.DEFINE_string("grid", "", "The grid's file, :ARGUMENT after it.")
 
 def write():
     """Writes the page."""
-    write_page(Path(WORKDIR.value), Path(_OUTPUT.value), grid=_GRID.value)
-    show(f"experiments_report: wrote {_OUTPUT.value}")
+    page = Path(_OUTPUT.value)
+    write_page(Path(WORKDIR.value), page, grid=_GRID.value)
+    show(f"experiments_report: wrote {page} and {page.with_suffix('') / REPORT}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ step "4/5 LLM: SmolLM2-135M, alpha > 0" "2 min" launch/train.py --config="${conf
 step "5/5 evaluation" "3 min" launch/evaluate.py --config="$config"
 echo
 echo "quickstart: done in $((SECONDS / 60)) min $((SECONDS % 60)) s. Look at"
+echo "  $workdir/report.html                       all of it in one file, in a browser"
 echo "  $workdir/results.md, examples.md, *.png    the tables, five users' lists, pictures"
 echo "  $workdir/llm/, cf/                         the trained models and their logs"
 echo "and go on with"

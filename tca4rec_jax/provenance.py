@@ -98,7 +98,7 @@ class Provenance:
         """
         here = Provenance(self.artefact, self.command, now).inputs
         return [
-            f"{name} was {_shown(self.inputs.get(name, 'not recorded'))}, is {_shown(value)}"
+            f"{name} was {short(self.inputs.get(name, 'not recorded'))}, is {short(value)}"
             for name, value in here.items()
             if self.inputs.get(name) != value
         ]
@@ -129,7 +129,8 @@ def flatten(inputs: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
-def _shown(value: Any) -> str:
+def short(value: Any) -> str:
+    """An input as a message shows it: the first digits of a hash."""
     is_hash = isinstance(value, str) and len(value) == _HASH
     return value[:_SHORT] if is_hash else repr(value)
 

@@ -47,7 +47,7 @@ def show(*lines: str, error: bool = False) -> None:
 
 def markdown_table(rows: Rows, *, first_column: str = "", digits: int = 4) -> str:
     """The table as Markdown; a missing value is '-'. Raises ValueError if there are no rows."""
-    header, *lines = _lines(rows, first_column, digits)
+    header, *lines = table_lines(rows, first_column=first_column, digits=digits)
     ruled = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in ruled]
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
@@ -60,7 +60,8 @@ def show_table(rows: Rows, *, title: str, first_column: str = "", digits: int = 
     """
     show(title)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH
-    for header, *lines in _parts(_lines(rows, first_column, digits), width):
+    every = table_lines(rows, first_column=first_column, digits=digits)
+    for header, *lines in _parts(every, width):
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
         for number, column in enumerate(map(Text, header)):
             table.add_column(column, justify="right" if number else "left")
@@ -68,6 +69,19 @@ def show_table(rows: Rows, *, title: str, first_column: str = "", digits: int = 
             table.add_row(*map(Text, line))
         Console(width=10_000).print(table, "")  # a cell is never cut
     return f"{title}\n\n{markdown_table(rows, first_column=first_column, digits=digits)}"
+
+
+def table_lines(rows: Rows, *, first_column: str = "", digits: int = 4) -> list[list[str]]:
+    """The header, with the columns of all rows in order of first appearance, and the cells.
+
+    A missing value is '-'. Raises ValueError if there are no rows.
+    """
+    check_rows(rows)
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = [[first_column, *columns]]
+    for label, row in rows.items():
+        lines.append([label, *(_cell(row.get(column), digits) for column in columns)])
+    return [list(map(plain_text, line)) for line in lines]
 
 
 def _parts(lines: list[list[str]], width: int) -> Iterator[list[list[str]]]:
@@ -101,16 +115,6 @@ def check_rows(rows: Mapping) -> None:
     """Raises ValueError if there is nothing to show."""
     if not rows:
         raise ValueError("a table or picture of results needs at least one row")
-
-
-def _lines(rows: Rows, first_column: str, digits: int) -> list[list[str]]:
-    """The header, with the columns of all rows in order of first appearance, and the cells."""
-    check_rows(rows)
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    lines = [[first_column, *columns]]
-    for label, row in rows.items():
-        lines.append([label, *(_cell(row.get(column), digits) for column in columns)])
-    return [list(map(plain_text, line)) for line in lines]
 
 
 def _cell(value: Cell, digits: int) -> str:

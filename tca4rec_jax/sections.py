@@ -260,7 +260,7 @@ class EvaluationFields(NamedTuple):
         published evaluation does.
       candidates: rank the target among so many items, itself and others outside the history, that
         are drawn with the seed; 0 ranks all items.
-      examples: how many rows examples.md shows.
+      examples: how many rows examples.md and report.html show.
       temperatures: of the LLM's logits; the likelihood of the target is reported at the best of
         them for each model.
       variants: (label, LLM run or '' for the untrained LLM, weight of the CF model) of each row of

@@ -15,6 +15,7 @@ from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.experiments.results import CF, FILE, POPULAR, Cell, Line, RowRanks
 from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.intervals import Name
+from tca4rec_jax.provenance import Provenance
 
 ITEMS, USERS, PLACES = 300, 300, 10
 ALPHAS, BETAS, GUIDANCES = (0.05, 0.5), (0.5, 2.0), (1.0,)
@@ -141,7 +142,7 @@ def _line(workdir, cell, split, seed_noise, gain):
         seconds={"train": float(cell.steps or 0), "evaluate": 60.0},
         core_seconds=2.0 * ((cell.steps or 0) + 60),
         machine="made: 1 x cpu",
-        provenance={},
+        provenance=dataclasses.asdict(Provenance("made cell", "this file", {})),
         validations=_validations(cell, gain),
         run=f"{cell.data}/llm/{fingerprint(dataclasses.asdict(cell))[:8]}" if cell.is_llm else "",
     )

@@ -22,6 +22,7 @@ from tca4rec_jax.decoding.beam_search import ScoreWeights
 from tca4rec_jax.decoding.engine import SearchRows
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile
 from tca4rec_jax.distributed import multihost
+from tca4rec_jax.evaluation import page
 from tca4rec_jax.evaluation.comparison import Comparison
 from tca4rec_jax.evaluation.llm_rankings import jobs_of, kept_results
 from tca4rec_jax.evaluation.rankings import CF, POPULAR, EvaluationRows
@@ -29,10 +30,11 @@ from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.intervals import Interval, bootstrap_intervals
 from tca4rec_jax.metrics import answer_metrics
+from tca4rec_jax.pages.blocks import Numbers, Section, Text
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.recommenders.answer import AnswerLogits, Questions
 from tca4rec_jax.recommenders.vectors import soft_rows
-from tca4rec_jax.reporting import Cell, show_table, write_results
+from tca4rec_jax.reporting import Cell, Rows, show_table, write_results
 
 
 def evaluate_answers(
@@ -91,6 +93,10 @@ def evaluate_answers(
     }
     if multihost.is_main_process():
         _write_tables(folder, results)
+        lead = f"Whose answers are yes: {results['yes']}. Intervals are of 95%, users drawn."
+        accuracy = Section("Accuracy", [Numbers(_table(results), "model"), *_differences(results)])
+        title = f"{results['rows']} {split} rows: Yes or No"
+        page.write(folder, experiment, results, title, [Text(lead)], [accuracy])
     return results
 
 
@@ -104,17 +110,26 @@ def _write_tables(folder: Path, results: dict) -> None:
     """Prints the tables; writes results.json and results.md."""
     counts = ", ".join(f"{count} {part}" for part, count in results["part_rows"].items())
     title = f"{results['split']} rows: {counts}; {results['yes']} answers are yes"
-    table = {label: _cells(metrics) for label, metrics in results["models"].items()}
-    text = show_table(table, title=title, first_column="model")
-    if results["differences"]:
-        cells = {
-            label: {name.upper(): one.get(name) for name in ("auc", "uauc")}
-            for label, one in results["differences"].items()
-        }
-        heading = "Paired differences (95% interval over users)"
-        text += "\n" + show_table(cells, title=heading, first_column="difference")
+    text = show_table(_table(results), title=title, first_column="model")
+    for table in _differences(results):
+        heading, first_column = table.caption, table.first_column
+        text += "\n" + show_table(table.rows, title=heading, first_column=first_column)
     write_text(folder / "results.md", text)
     write_results(folder / "results.json", results)
+
+
+def _table(results: Mapping) -> Rows:
+    return {label: _cells(metrics) for label, metrics in results["models"].items()}
+
+
+def _differences(results: Mapping) -> list[Numbers]:
+    """The table of paired differences, if there are any."""
+    cells = {
+        label: {name.upper(): one.get(name) for name in ("auc", "uauc")}
+        for label, one in results["differences"].items()
+    }
+    heading = "Paired differences (95% interval over users)"
+    return [Numbers(cells, "difference", heading)] if cells else []
 
 
 def _llm_scores(

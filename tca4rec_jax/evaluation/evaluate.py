@@ -5,8 +5,9 @@ Written below the work directory:
                              statistic can be computed
   evaluation/unfinished_*.npz  where an interrupted evaluation goes on
   rankings.npz, results.json, results.md, results.png, details.md, slices.png, training.png,
-  examples.md                those of an evaluation with a name in results/<name>; the first has the
-                             ranks of every model of the table, for launch/compare.py
+  examples.md, report.html   those of an evaluation with a name in results/<name>; the first has the
+                             ranks of every model of the table, for launch/compare.py, the last is
+                             all of it for people, in one file
   tensorboard/               metrics and table for TensorBoard (trackers.py), beside results.json
   sweep_<run>.json, .md, .png of `sweep_guidance`
 
@@ -24,7 +25,6 @@ from ml_collections import ConfigDict
 
 from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.evaluation import report
 from tca4rec_jax.evaluation.answers import evaluate_answers
 from tca4rec_jax.evaluation.calibration import calibrations
 from tca4rec_jax.evaluation.comparison import (
@@ -40,6 +40,9 @@ from tca4rec_jax.evaluation.details import write_details
 from tca4rec_jax.evaluation.kept_rankings import KeptRankings, hit_ranks
 from tca4rec_jax.evaluation.lists import ListMetrics
 from tca4rec_jax.evaluation.llm_rankings import rank_llms
+from tca4rec_jax.evaluation.page import FILE, write_page
+from tca4rec_jax.evaluation.page_rows import RankedRows
+from tca4rec_jax.evaluation.pictures import metrics_figure, sweep_figure, training_figure
 from tca4rec_jax.evaluation.rankings import (
     CF,
     POPULAR,
@@ -48,6 +51,7 @@ from tca4rec_jax.evaluation.rankings import (
     cf_models,
     rank_cf_models,
 )
+from tca4rec_jax.evaluation.report import examples_text
 from tca4rec_jax.evaluation.summary import (
     check_cutoffs,
     differences,
@@ -62,8 +66,12 @@ from tca4rec_jax.fileio import read_json_lines, write_text
 from tca4rec_jax.intervals import Interval
 from tca4rec_jax.metrics import metric_values
 from tca4rec_jax.provenance import Provenance, flatten
-from tca4rec_jax.reporting import show, show_table, write_results
+from tca4rec_jax.reporting import save_figure, show, show_table, write_results
 from tca4rec_jax.trackers import Trackers
+
+_FILES = (
+    "rankings.npz, results.json, .md and .png, details.md, slices.png, training.png, examples.md"
+)
 
 
 def evaluate_run(
@@ -132,7 +140,18 @@ def _evaluate_rankings(
         write_tables(folder, results, experiment.config)
         write_details(folder, results, headline(experiment.config)[1])
         _plot(folder, results, experiment)
-        _write_examples(folder, experiment, rows, rankings)
+        order_R = np.random.default_rng(experiment.config.evaluation.seed).permutation(len(rows))
+        shown = order_R[: experiment.config.evaluation.examples].tolist()
+        _write_examples(folder, experiment, rows, rankings, shown)
+        ranked = RankedRows(
+            experiment.data.catalogue.titles,
+            rows,
+            rankings,
+            results["hits"],
+            experiment.config.evaluation.temperatures,
+        )
+        write_page(folder, experiment, results, ranked, shown)
+        show(f"Written to {folder}: {_FILES}", f"The report: {folder / FILE}")
     return results
 
 
@@ -203,19 +222,20 @@ def _write_sweep(
     write_text(path.with_suffix(".md"), show_table(table, title=title, first_column="score"))
     write_results(path, results)
     curve = {guidance: models[label] for label, guidance in labels.items()}
-    report.plot_sweep(path.with_suffix(".png"), curve, drawn, baseline=(CF, models[CF]))
+    figure = sweep_figure(curve, drawn, baseline=(CF, models[CF]))
+    save_figure(path.with_suffix(".png"), figure)
 
 
 def _plot(folder: Path, results: dict, experiment: Experiment) -> None:
     """Draws results.png, and training.png if there is a training log."""
     hits = f"by {results['hits']}"
     models = {label: metrics[hits] for label, metrics in results["models"].items()}
-    report.plot_metrics(folder / "results.png", models, headline(experiment.config))
+    save_figure(folder / "results.png", metrics_figure(models, headline(experiment.config)))
     runs = {name: experiment.runs[name] for name in results["runs"]}
     curves = {name: read_json_lines(run.log) for name, run in runs.items()}
     if any(curves.values()):
         keys = list(dict.fromkeys(key for run in runs.values() for key in run.drawn))
-        report.plot_training_curves(folder / "training.png", curves, keys)
+        save_figure(folder / "training.png", training_figure(curves, keys))
 
 
 def _write_examples(
@@ -223,21 +243,15 @@ def _write_examples(
     experiment: Experiment,
     rows: EvaluationRows,
     rankings: Mapping[str, ModelRanking],
+    shown: Sequence[int],
 ) -> None:
     """Writes examples.md: what every model but the most popular recommends to some; logs one."""
-    config = experiment.config
-    order_R = np.random.default_rng(config.evaluation.seed).permutation(len(rows))
-    examples = report.examples_text(
+    examples = examples_text(
         experiment.data.catalogue.titles,
         rows.history_RxH,
         {label: one.items_RxM for label, one in rankings.items() if label != POPULAR},
         rows.target_R,
-        order_R[: config.evaluation.examples].tolist(),
+        shown,
     )
     write_text(folder / "examples.md", examples)
     logging.info("%s", examples.partition("\n### Example 2 ")[0])
-    files = (
-        "rankings.npz, results.json, .md and .png, details.md, slices.png, training.png, "
-        "examples.md"
-    )
-    show(f"Written to {folder}: {files}")

@@ -1,4 +1,4 @@
-"""Reports: pictures and readable examples of an evaluation, and the report on the CF models.
+"""Readable examples of an evaluation, and the report on the CF models.
 
 Axis letters: R rows, H history items, M places of a list.
 """
@@ -7,110 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from tca4rec_jax.evaluation.pictures import panels_of
 from tca4rec_jax.fileio import write_text
-from tca4rec_jax.intervals import Interval
-from tca4rec_jax.reporting import (
-    Rows,
-    check_rows,
-    markdown_table,
-    picture_text,
-    save_figure,
-    show_table,
-)
+from tca4rec_jax.reporting import Rows, markdown_table, save_figure, show_table
 from tca4rec_jax.terminal import plain_text
 
 CF_METRICS = ("hr@1", "hr@3", "hr@5", "hr@10", "hr@20", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg@20")
-
-
-def plot_training_curves(
-    path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]], keys: Sequence[str]
-) -> None:
-    """A PNG with one panel per quantity of `keys` that was recorded, and one line per run.
-
-    Curves are {run: [{'step': .., 'loss': .., ...}, ...]}; a record may lack a quantity. Raises
-    ValueError if there is nothing to draw or a record has no 'step'.
-    """
-    records = [record for curve in curves.values() for record in curve]
-    if any("step" not in record for record in records):
-        raise ValueError("every record of a training curve needs a 'step'")
-    keys = [key for key in keys if any(key in record for record in records)]
-    if not keys:
-        raise ValueError(f"the training curves {list(curves)} hold no quantity to draw")
-    figure, panels = _panels(len(keys), 5.0 * len(keys), 3.6)
-    for panel, key in zip(panels, keys, strict=True):
-        for name, curve in curves.items():
-            label = picture_text(name)
-            points = [(record["step"], record[key]) for record in curve if key in record]
-            if points:
-                # A dot where there is a single point: a line would be invisible.
-                line = "o-" if len(points) < 2 else "-"
-                panel.plot(*zip(*points, strict=True), line, label=label)
-        panel.set(xlabel="step", ylabel=key)
-    panels[0].legend()
-    save_figure(path, figure)
-
-
-def plot_metrics(
-    path: Path, rows: Mapping[str, Mapping[str, Interval]], metrics: Sequence[str]
-) -> None:
-    """A PNG with one panel per metric: each model's mean and interval as a horizontal bar.
-
-    Raises ValueError if there is no model or metric, or a model lacks one of the metrics.
-    """
-    check_rows(rows)
-    missing = [(label, m) for label, row in rows.items() for m in metrics if m not in row]
-    if missing or not metrics:
-        raise ValueError(f"nothing to draw: metrics {list(metrics)}, missing {missing}")
-    size = 2.2 + 3.4 * len(metrics), 1.2 + 0.35 * len(rows)
-    figure, panels = _panels(len(metrics), *size, bars=True)
-    for panel, metric in zip(panels, metrics, strict=True):
-        means, low, high = np.array([row[metric] for row in rows.values()]).T
-        errors = np.maximum(np.stack([means - low, high - means]), 0)
-        labels = list(map(picture_text, rows))
-        panel.barh(labels, means, xerr=errors, color="C0", alpha=0.7, capsize=3)
-        panel.set(xlabel=f"{metric} (95% interval)")
-    panels[0].invert_yaxis()
-    save_figure(path, figure)
-
-
-def plot_slices(path: Path, slices: Mapping[str, Mapping[str, Interval]], metric: str) -> None:
-    """A PNG with one line of points per slice: each model's mean and interval."""
-    check_rows(slices)
-    models = list(next(iter(slices.values())))
-    figure, (panel,) = _panels(1, 9.0, 1.4 + 0.45 * len(slices), bars=True)
-    for number, model in enumerate(models):
-        means, low, high = np.array([row[model] for row in slices.values()]).T
-        errors = np.maximum(np.stack([means - low, high - means]), 0)
-        at = np.arange(len(slices)) + 0.7 * ((number + 0.5) / len(models) - 0.5)
-        panel.errorbar(means, at, xerr=errors, fmt="o", ms=3, label=picture_text(model))
-    panel.set(xlabel=f"{metric} (95% interval)", yticks=range(len(slices)))
-    panel.set_yticklabels(list(map(picture_text, slices)))
-    panel.invert_yaxis()
-    figure.legend(loc="outside right upper")
-    save_figure(path, figure)
-
-
-def plot_sweep(
-    path: Path,
-    curve: Mapping[float, Mapping[str, Interval]],
-    metrics: Sequence[str],
-    *,
-    baseline: tuple[str, Mapping[str, Interval]],
-) -> None:
-    """A PNG with one panel per metric over lambda, a baseline (label, {metric: ..}) dashed."""
-    values = sorted(curve)
-    figure, panels = _panels(len(metrics), 4.6 * len(metrics), 3.4)
-    for panel, metric in zip(panels, metrics, strict=True):
-        means, low, high = np.array([curve[value][metric] for value in values]).T
-        panel.fill_between(values, low, high, alpha=0.2)
-        panel.plot(values, means, "o-", label="LLM and CF model")
-        panel.axhline(baseline[1][metric].mean, color="C1", linestyle="--", label=baseline[0])
-        panel.set_xscale("symlog", linthresh=0.25)
-        panel.set(xlabel="lambda", ylabel=f"{metric} (95% interval)")
-    panels[0].legend()
-    save_figure(path, figure)
 
 
 def examples_text(
@@ -191,18 +94,9 @@ def _cf_rows(metrics: Mapping, columns: Mapping[str, str]) -> Rows:
     }
 
 
-def _panels(count: int, width: float, height: float, bars: bool = False):
-    """A figure of this size in inches, and its panels side by side; `bars` share their labels."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    panels = figure.subplots(1, count, squeeze=False, sharey=bars)[0]
-    for panel in panels:
-        panel.grid(axis="x" if bars else "both", alpha=0.3)
-    return figure, panels
-
-
 def _plot_cf_models(path: Path, metrics: Mapping) -> None:
     """A PNG: NDCG@K, entropy and NLL of each CF model."""
-    figure, (quality, entropy, likelihood) = _panels(3, 12, 3.6)
+    figure, (quality, entropy, likelihood) = panels_of(3, 12, 3.6)
     cutoffs = (1, 3, 5, 10, 20)
     for model, subsets in metrics["results"].items():
         values = [subsets["test"][f"ndcg@{k}"] for k in cutoffs]

@@ -166,16 +166,21 @@ def write_tables(folder: Path, results: dict, config: ConfigDict) -> None:
     models = {label: table_cells(metrics, config) for label, metrics in results["models"].items()}
     text = show_table(models, title=title, first_column="model")
     if results["differences"]:
-        hr, ndcg = headline(config)
-        shown = {ndcg.upper(): ndcg, hr.upper(): hr, "NLL (lower is better)": NLL}
-        table = {
-            label: {column: one.get(name) for column, name in shown.items()}
-            for label, one in results["differences"].items()
-        }
         heading = "Paired differences (95% bootstrap interval over users)"
+        table = difference_cells(results, config)
         text += "\n" + show_table(table, title=heading, first_column="difference")
     write_results(folder / "results.json", results)
     write_text(folder / "results.md", text)
+
+
+def difference_cells(results: Mapping, config: ConfigDict) -> dict[str, dict[str, Cell]]:
+    """The table of paired differences."""
+    hr, ndcg = headline(config)
+    shown = {ndcg.upper(): ndcg, hr.upper(): hr, "NLL (lower is better)": NLL}
+    return {
+        label: {column: one.get(name) for column, name in shown.items()}
+        for label, one in results["differences"].items()
+    }
 
 
 def table_cells(metrics: dict, config: ConfigDict) -> dict[str, Cell]:

@@ -1,31 +1,35 @@
-"""The page of a grid: results.md, its pictures and its numbers as JSON, written from W alone."""
+"""The page of a grid as Markdown and HTML, its pictures and its numbers as JSON, from W alone."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import NLL
+from tca4rec_jax.evaluation.page import FILE as REPORT
+from tca4rec_jax.evaluation.page_runs import settings
 from tca4rec_jax.experiments import analyses, curves, tables
 from tca4rec_jax.experiments.cells import Cells
-from tca4rec_jax.experiments.curves import PLAIN, Panels, Series
+from tca4rec_jax.experiments.curves import PLAIN, Panels
 from tca4rec_jax.experiments.effects import LEVEL
 from tca4rec_jax.experiments.grid import load_grid
-from tca4rec_jax.experiments.pictures import (
-    Difference,
-    Differences,
-    plot_differences,
-    plot_lines,
-)
+from tca4rec_jax.experiments.page_parts import GridPage
+from tca4rec_jax.experiments.pictures import Difference, Differences
 from tca4rec_jax.experiments.results import TEST, VALIDATION
 from tca4rec_jax.experiments.runner import Plan
 from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.experiments.tables import Question
 from tca4rec_jax.fileio import write_text
-from tca4rec_jax.reporting import Rows, markdown_table, write_results
-from tca4rec_jax.terminal import plain_text
+from tca4rec_jax.pages.blocks import (
+    Block,
+    Command,
+    Numbers,
+    Text,
+)
+from tca4rec_jax.pages.html import html_page
+from tca4rec_jax.pages.markdown import markdown_page
+from tca4rec_jax.reporting import Rows, write_results
+from tca4rec_jax.training.run_folder import RunFolder
 
 _STATISTICS = f"""\
 Every difference is paired: the same rows, the same seed. Intervals are of 95%, for other users and
@@ -37,25 +41,23 @@ along; Holm's correction is over all tests of a question, both metrics. d is Coh
 the users' differences over their standard deviation. The verdict is "better" or "worse" where p by
 Holm is below {LEVEL:g}; one seed says nothing of others. NLL is -log P of the title that came next,
 at the temperature in evaluation.temperatures that is best for each model on these rows; lower is
-better.
-"""
+better."""
 _FREE_TEXT = """\
 Texts are those of the LLM without the trie: the perplexity of the titles that came next, and how
 often it writes a title of the catalogue. One that was trained on choices among the children of the
-trie (softmax children) has not learned the tokens between them.
-"""
-_CHOSEN = "Values were chosen on validation rows, and the test rows ranked with these.\n"
-Panel = TypeVar("Panel")
+trie (softmax children) has not learned the tokens between them."""
+_CHOSEN = "Values were chosen on validation rows, and the test rows ranked with these."
 _FIRST = "data, recommender, CF model"
 
 
 def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
     """Writes the page of a work directory of experiments; returns what its results.json holds.
 
-    `output` is the page, a .md; its pictures and results.json lie in the folder of its name beside
-    it. With `grid`, what launch/experiments.py --grid takes, it says what is missing of that and
-    how to go on. Nothing is trained or ranked. Raises UserError for another `output`, for a grid
-    that is none, as `Results.read`, for damaged files, or lines of other rows.
+    `output` is the page, a .md; its pictures, results.json and report.html, the page in one file,
+    lie in the folder of its name beside it. With `grid`, what launch/experiments.py --grid takes,
+    it says what is missing of that and how to go on. Nothing is trained or ranked. Raises UserError
+    for another `output`, for a grid that is none, as `Results.read`, for damaged files, or lines of
+    other rows.
     """
     if output.suffix != ".md":
         raise UserError(f"{output} is no .md file: give the page to write")
@@ -66,33 +68,37 @@ def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
         "guided": tables.guided_against_teacher(results),
         "recommenders": tables.recommenders_compared(results),
     }
-    page = _Page(output, results)
+    page = GridPage(output, results)
     data = list(dict.fromkeys(cell.data for cell, _ in results.lines))
     best = [words for one in data if (words := tables.best_in_words(results, one))]
-    page.add("# Results\n", _opening(results, grid), *(f"{words}\n" for words in best))
+    lead = [*_opening(results, grid), *map(Text, best)]
     _aligned(page, questions["aligned"])
     _guided(page, questions["guided"])
     _recommenders(page, questions["recommenders"])
     if results.setups(TEST):
-        page.add("## All models on the same rows\n")
+        page.section("All models on the same rows")
         for one in data:
             rows = tables.model_table(results, one)
-            page.add(f"### {one}, test rows\n", markdown_table(rows, first_column="model"))
+            page.part(f"{one}, test rows", Numbers(rows, "model"))
     for axis, about in _AXES.items():
         _curve(page, axis, about)
     _where(page, questions["aligned"])
     _speed(page, questions["aligned"])
     if plan is not None and not plan.is_done:
-        page.add("## What is missing\n", *_missing(plan))
-    page.add(
-        "## What it cost\n",
-        markdown_table(tables.cost_table(results), first_column="lines of"),
-        "Steps of LLM training, ranking and measuring; not data, CF models and hidden states.\n",
+        page.section("What is missing", *_missing(plan))
+    page.section(
+        "What it cost",
+        Numbers(tables.cost_table(results), "lines of"),
+        Text(
+            "Steps of LLM training, ranking and measuring; not data, CF models and hidden states."
+        ),
     )
-    page.add("## How differences are tested\n", _STATISTICS)
+    page.section("How differences are tested", Text(_STATISTICS))
     if any(split == VALIDATION for _, split in results.lines):
-        page.add(_CHOSEN)
-    write_text(output, "\n".join(page.parts))
+        page.add(Text(_CHOSEN))
+    write_text(output, markdown_page("Results", lead, page.sections))
+    page.section("Made from", *_made_from(results))
+    write_text(page.folder / REPORT, html_page("Results", lead, page.sections))
     found = {
         "rows": {
             f"{line.cell.data}, {split}": line.rows for (_, split), line in results.lines.items()
@@ -114,70 +120,21 @@ _AXES = {
 }
 
 
-@dataclass
-class _Page:
-    output: Path
-    results: Results
-    parts: list[str] = field(default_factory=list)
-    drawn: dict[str, dict] = field(default_factory=dict)
-
-    @property
-    def folder(self) -> Path:
-        """Of pictures and numbers."""
-        return self.output.with_suffix("")
-
-    def add(self, *parts: str) -> None:
-        self.parts += parts
-
-    def pictures(self, name: str, alt: str, panels: Panels, xlabel: str, scale: str) -> None:
-        """Lines: a picture for each data set, a panel for each recommender."""
-        for data, of_data in _by_data(panels).items():
-            plot_lines(self.folder / f"{name}_{data}.png", of_data, xlabel, scale=scale)
-            self._show(f"{name}_{data}", f"{alt}, on {data}: {', '.join(of_data)}", of_data)
-
-    def differences(self, name: str, alt: str, panels: Differences, xlabel: str) -> None:
-        """Intervals: the same."""
-        for data, row in _by_data({"": panels}).items():
-            plot_differences(self.folder / f"{name}_{data}.png", row[""], xlabel)
-            self._show(f"{name}_{data}", f"{alt}, on {data}, with 95% intervals", row[""])
-
-    def _show(self, name: str, alt: str, drawn: Mapping) -> None:
-        self.drawn[name] = _plainly(drawn)
-        self.add(f"![{plain_text(alt)}]({self.folder.name}/{name}.png)\n")
-
-
-def _by_data(panels: Mapping[str, Mapping[str, Panel]]) -> dict[str, dict[str, dict[str, Panel]]]:
-    """{data: {quantity: {recommender: panel}}} of {quantity: {'data, recommender': panel}}."""
-    found: dict[str, dict[str, dict[str, Panel]]] = {}
-    for quantity, row in panels.items():
-        for name, panel in row.items():
-            data, _, recommender = name.partition(", ")
-            found.setdefault(data, {}).setdefault(quantity, {})[recommender] = panel
-    return found
-
-
-def _plainly(drawn: Any) -> Any:
-    """As JSON holds it: lists and objects."""
-    if isinstance(drawn, Series | Difference):
-        return drawn._asdict()
-    if isinstance(drawn, Mapping):
-        return {name: _plainly(one) for name, one in drawn.items()}
-    return [_plainly(one) for one in drawn]
-
-
-def _opening(results: Results, grid: str) -> str:
+def _opening(results: Results, grid: str) -> list[Block]:
     lines = results.lines.values()
     rows = {f"{one.rows} {one.split} rows of {one.cell.data}": None for one in lines}
-    command = f"python launch/experiments.py --grid={grid} --workdir={results.workdir}"
-    made = f" They were made by\n\n    {plain_text(command)}" if grid else ""
-    return (
+    words = (
         f"This page is written by `launch/experiments_report.py` from the {len(results.lines)} "
         f"lines of a grid's results.jsonl: {', '.join(rows)}; "
-        f"{tables.core_hours(lines):.1f} core-hours.{made}\n"
+        f"{tables.core_hours(lines):.1f} core-hours."
     )
+    if not grid:
+        return [Text(words)]
+    command = f"python launch/experiments.py --grid={grid} --workdir={results.workdir}"
+    return [Text(f"{words} They were made by"), Command(command)]
 
 
-def _missing(plan: Plan) -> list[str]:
+def _missing(plan: Plan) -> list[Block]:
     """How many cells of the grid, and which."""
     to_come = f"; {plan.to_come} more follow once values are chosen" if plan.to_come else ""
     counts = Counter(
@@ -187,34 +144,55 @@ def _missing(plan: Plan) -> list[str]:
     rows: dict[str, dict[str, int]] = {}
     for (name, split), count in counts.items():
         rows.setdefault(name, {})[f"{split} rows"] = count
-    table = [markdown_table(rows, first_column=_FIRST)] if rows else []
-    return [f"{len(plan.missing)} cells of the grid{to_come}.\n", *table]
+    table = [Numbers(rows, _FIRST)] if rows else []
+    return [Text(f"{len(plan.missing)} cells of the grid{to_come}."), *table]
 
 
-def _aligned(page: _Page, question: Question) -> None:
+def _made_from(results: Results) -> list[Block]:
+    """What the runs' configs have otherwise than the defaults, and the versions of packages."""
+    runs: dict[str, dict[str, RunFolder]] = {}
+    for line in results.lines.values():
+        run = RunFolder(results.workdir / line.run)
+        if line.run and run.config_path.is_file():
+            name = f"{line.cell.data}, {line.cell.recommender}"
+            runs.setdefault(name, {})[line.run] = run
+    changed = settings({name: [run.config for run in of.values()] for name, of in runs.items()})
+    versions: dict[str, dict[str, None]] = {}
+    for line in results.lines.values():
+        for package, version in line.made_from.versions.items():
+            versions.setdefault(package, {})[version] = None
+    of_packages: Rows = {name: {"version": ", ".join(of)} for name, of in versions.items()}
+    words = f"Settings of LLM runs: {len(changed)} fields that differ from the defaults"
+    return [
+        *([Numbers(changed, "field", words, is_closed=True)] if changed else []),
+        *([Numbers(of_packages, "package")] if of_packages else []),
+    ]
+
+
+def _aligned(page: GridPage, question: Question) -> None:
     results, metric = page.results, page.results.metric(TEST)
-    page.add("## Does the alignment help?\n")
+    page.section("Does the alignment help?")
     expected = question.compared or question.missing
     if not results.setups(TEST) or not expected:
-        return page.add("No LLM was ranked on test rows yet.\n")
+        return page.add(Text("No LLM was ranked on test rows yet."))
     counts = [(name, *question.better(of)) for of, name in ((metric, metric.upper()), (NLL, "NLL"))]
     words = [f"{better} of {cells} cells in {name}" for name, better, cells in counts]
-    page.add(
+    found = (
         "Aligned LLMs against the same LLM with alpha = 0, whose labels no CF model has touched: "
         f"{' and '.join(words)} are better (p < {LEVEL:g} after Holm's correction)."
-        f"{_of_one_seed(question)}\n"
     )
+    page.add(Text(f"{found}{_of_one_seed(question)}"))
     both = "alpha = 0", "aligned"
     for of, name in ((metric, metric.upper()), (NLL, "NLL of the title (lower is better)")):
         rows = tables.question_table(question, of, tables.most_seeds(results), both)
-        page.add(f"### {name}\n", markdown_table(rows, first_column=_FIRST))
+        page.part(name, Numbers(rows, _FIRST))
     for of, name in ((metric, "ndcg"), (NLL, "nll")):
         what = f"{of.upper() if of == metric else 'NLL'}, aligned less alpha = 0"
         page.differences(f"aligned_{name}", what, _drawn(question, of), what)
     if question.compared:
         rows = curves.character_table(results, question)
-        page.add("### What lists and texts are like, alpha = 0 → aligned\n")
-        page.add(markdown_table(rows, first_column=_FIRST), _FREE_TEXT)
+        title = "What lists and texts are like, alpha = 0 → aligned"
+        page.part(title, Numbers(rows, _FIRST), Text(_FREE_TEXT))
 
 
 def _of_one_seed(question: Question) -> str:
@@ -222,37 +200,38 @@ def _of_one_seed(question: Question) -> str:
     return f" {number} of them have one seed, and say nothing of others." if number else ""
 
 
-def _guided(page: _Page, question: Question) -> None:
+def _guided(page: GridPage, question: Question) -> None:
     results, metric = page.results, page.results.metric(TEST)
     if not question.compared:
         return
-    page.add("## Does the guided model beat its CF model?\n")
+    page.section("Does the guided model beat its CF model?")
     better, cells = question.better(metric)
-    page.add(
+    found = (
         "Aligned LLMs that their CF model guides, against that CF model alone, in "
-        f"{metric.upper()}: {better} of {cells} are better.{_of_one_seed(question)}\n"
+        f"{metric.upper()}: {better} of {cells} are better.{_of_one_seed(question)}"
     )
     both = "CF model", "guided"
     rows = tables.question_table(question, metric, tables.most_seeds(results), both)
-    page.add(markdown_table(rows, first_column=_FIRST))
+    page.add(Text(found), Numbers(rows, _FIRST))
     words = f"{metric.upper()}, guided less the CF model"
     page.differences("guided_ndcg", words, _drawn(question, metric), words)
 
 
-def _recommenders(page: _Page, question: Question) -> None:
+def _recommenders(page: GridPage, question: Question) -> None:
     results, metric = page.results, page.results.metric(TEST)
     if not question.compared:
         return
-    page.add("## Which recommender is better?\n")
+    page.section("Which recommender is better?")
     first = {one.data: other.recommender for one, other in question.compared.items()}
-    page.add(
+    words = (
         "On the same rows, with the same CF model or none, without guidance, against the first "
-        f"that was ranked: {', '.join(f'{name} on {data}' for data, name in first.items())}.\n"
+        f"that was ranked: {', '.join(f'{name} on {data}' for data, name in first.items())}."
     )
+    page.add(Text(words))
     for of, name in ((metric, metric.upper()), (NLL, "NLL of the title (lower is better)")):
         both = "the first", "this one"
         rows = tables.question_table(question, of, tables.most_seeds(results), both)
-        page.add(f"### {name}, by recommender\n", markdown_table(rows, first_column=_FIRST))
+        page.part(f"{name}, by recommender", Numbers(rows, _FIRST))
     for of, name in ((metric, "ndcg"), (NLL, "nll")):
         what = f"{of.upper() if of == metric else 'NLL'}, less the first recommender's"
         page.differences(f"recommenders_{name}", what, _drawn(question, of), what)
@@ -270,7 +249,7 @@ def _drawn(question: Question, metric: str) -> Differences:
     return panels
 
 
-def _curve(page: _Page, axis: str, about: str) -> None:
+def _curve(page: GridPage, axis: str, about: str) -> None:
     results = page.results
     split = curves.split_of(results, axis)
     found = curves.curves(results, axis, split)
@@ -278,15 +257,15 @@ def _curve(page: _Page, axis: str, about: str) -> None:
         return
     scale = "log" if axis in ("beta", "tau") else "log from 0"
     panels = curves.metric_panels(results, found, split)
-    page.add(
-        f"## {about}\n",
+    words = (
         f"On {split} rows. Bands are the 95% intervals of the difference from "
-        f"{'no guidance' if axis == 'guidance' else 'alpha = 0'}, about the mean.\n",
+        f"{'no guidance' if axis == 'guidance' else 'alpha = 0'}, about the mean."
     )
+    page.section(about, Text(words))
     xlabel = "lambda" if axis == "guidance" else axis
     page.pictures(axis, f"Accuracy over {xlabel}", panels, xlabel, scale)
     for quantity, rows in _numbers(panels).items():
-        page.add(markdown_table(rows, first_column=f"{quantity}, at {xlabel} ="))
+        page.add(Numbers(rows, f"{quantity}, at {xlabel} ="))
     closer: dict[str, tuple[str, Callable]] = {
         "agreement": ("How far lists agree with the CF model", curves.agreement_panels),
         "lists": ("Coverage and popularity of lists", curves.list_panels),
@@ -294,8 +273,17 @@ def _curve(page: _Page, axis: str, about: str) -> None:
     }
     for name, (alt, panels_of) in closer.items():
         if axis in ("alpha", "guidance") and (panels := panels_of(results, found, split)):
-            page.add(f"### {alt}, over {xlabel}\n", f"{_CLOSER[name]}\n")
+            page.part(f"{alt}, over {xlabel}", Text(_CLOSER[name]))
             page.pictures(f"{name}_{axis}", f"{alt} over {xlabel}", panels, xlabel, scale)
+            page.add(*_points(panels, xlabel))
+
+
+def _points(panels: Panels, xlabel: str) -> list[Block]:
+    """The numbers of a picture that has no table beside it."""
+    return [
+        Numbers(rows, f"at {xlabel} =", quantity, is_closed=True)
+        for quantity, rows in _numbers(panels).items()
+    ]
 
 
 def _numbers(panels: Panels) -> dict[str, Rows]:
@@ -323,7 +311,7 @@ _CLOSER = {
 }
 
 
-def _where(page: _Page, question: Question) -> None:
+def _where(page: GridPage, question: Question) -> None:
     """Which rows, and which decisions."""
     results, metric = page.results, page.results.metric(TEST)
     slices = analyses.slice_effects(results, question, metric)
@@ -337,27 +325,35 @@ def _where(page: _Page, question: Question) -> None:
     decisions = analyses.decision_panels(results, question)
     if not panels and not decisions:
         return
-    page.add("## Where the gain comes from\n")
+    page.section("Where the gain comes from")
     words = f"{metric.upper()}, aligned less alpha = 0"
     page.differences("slices", f"{words}, by target and history", panels, words)
     if panels:
-        page.add("Full marks: p < 0.05, not corrected for the number of slices.\n")
+        page.add(Text("Full marks: p < 0.05, not corrected for the number of slices."))
+        of_slices = {
+            f"{panel}, {name}": {cf: one.interval for cf, one in of.items()}
+            for panel, rows in panels.items()
+            for name, of in rows.items()
+        }
+        page.add(Numbers(of_slices, "setup, slice", "The differences", is_closed=True))
     if decisions:
-        page.add(
-            "### Which decisions of a title\n",
+        words = (
             "How much likelier the first, second .. decision of the title that came next has "
-            "become, at temperature 1.\n",
+            "become, at temperature 1."
         )
+        page.part("Which decisions of a title", Text(words))
         alt = "Gain in log-likelihood by decision, aligned less alpha = 0"
         page.pictures("decisions", alt, decisions, "decision of the title", "linear")
+        page.add(*_points(decisions, "decision"))
 
 
-def _speed(page: _Page, question: Question) -> None:
+def _speed(page: GridPage, question: Question) -> None:
     panels = analyses.speed_panels(page.results, question)
     rows: Rows = analyses.speed_table(page.results, question)
     if not panels:
         return
-    page.add("## Speed of training\n")
+    page.section("Speed of training")
     page.pictures("speed", "NLL over steps of training", panels, "steps", "linear")
+    page.add(*_points(panels, "steps"))
     if rows:
-        page.add(markdown_table(rows, first_column=_FIRST))
+        page.add(Numbers(rows, _FIRST))

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,33 +10,28 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from tca4rec_jax.evaluation.pictures import LOOKS
 from tca4rec_jax.experiments.curves import PLAIN, Panels, Series
 from tca4rec_jax.intervals import Interval
-from tca4rec_jax.reporting import check_rows, picture_text, save_figure
+from tca4rec_jax.reporting import check_rows, picture_text
 
-_LOOKS = (
-    ("#0072B2", "o"),
-    ("#D55E00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "D"),
-    ("#E69F00", "v"),
-    ("#56B4E9", "P"),
-)
-"""Okabe and Ito's colours, told apart with any colour vision; each has its marker, too."""
 _PLAIN = "#555555", "X"
 _DASHES = ("-", "--", ":", "-.")
 _PANEL = 3.4, 2.7  # inches
 
 
-def plot_lines(path: Path, panels: Panels, xlabel: str, *, scale: str = "linear") -> None:
-    """A PNG with a row for each quantity and a column for each panel.
+def lines_figure(
+    panels: Panels, xlabel: str, *, scale: str = "linear", among: Panels | None = None
+) -> Figure:
+    """A row for each quantity and a column for each panel.
 
-    `scale` is 'linear', 'log', or 'log from 0', which is logarithmic with 0 at the left. Raises
-    ValueError without panels.
+    `scale` is 'linear', 'log', or 'log from 0', which is logarithmic with 0 at the left. Lines look
+    as in a figure of the panels `among` which these are. Raises ValueError without panels.
     """
     check_rows(panels)
     columns = [*dict.fromkeys(name for row in panels.values() for name in row)]
-    lines = [line for row in panels.values() for of in row.values() for line in of]
+    every = panels if among is None else among
+    lines = [line for row in every.values() for of in row.values() for line in of]
     looks = _looks(line.color for line in lines)
     names = sorted(dict.fromkeys(line.style for line in lines), key=bool)  # '' is a full line
     styles = dict(zip(names, itertools.cycle(_DASHES)))
@@ -60,13 +54,13 @@ def plot_lines(path: Path, panels: Panels, xlabel: str, *, scale: str = "linear"
     for axes, column in zip(grid[0], columns, strict=True):
         axes.set_title(picture_text(column), fontsize=10)
     _legend(figure, looks, styles)
-    save_figure(path, figure)
+    return figure
 
 
 def _looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """{name: (color, marker)}, the same in every picture that has the same names."""
     ordered = sorted({*names} - {PLAIN})
-    return {PLAIN: _PLAIN, **dict(zip(ordered, itertools.cycle(_LOOKS)))}
+    return {PLAIN: _PLAIN, **dict(zip(ordered, itertools.cycle(LOOKS)))}
 
 
 def _draw(axes: Axes, line: Series, color: str, marker: str, dashes: Any) -> None:
@@ -120,7 +114,9 @@ def _legend(
             for style, dashes in styles.items()
         }
     columns = min(len(handles), max(int(figure.get_figwidth() / 1.5), 1))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False
+    )
 
 
 class Difference(NamedTuple):
@@ -134,15 +130,19 @@ Differences = dict[str, dict[str, dict[str, Difference]]]
 """{panel: {row: {line: difference}}}."""
 
 
-def plot_differences(path: Path, panels: Differences, xlabel: str) -> None:
-    """A PNG of intervals; those of differences that are shown have full marks.
+def differences_figure(
+    panels: Differences, xlabel: str, *, among: Differences | None = None
+) -> Figure:
+    """A panel of intervals each; those of differences that are shown have full marks.
 
-    Raises ValueError if there is nothing to draw.
+    Marks look as in a figure of the panels `among` which these are. Raises ValueError if there is
+    nothing to draw.
     """
     check_rows(panels)
     rows = [*dict.fromkeys(row for panel in panels.values() for row in panel)]
     of_rows = [of for panel in panels.values() for of in panel.values()]
-    looks = _looks(line for of in of_rows for line in of)
+    every = panels if among is None else among
+    looks = _looks(line for panel in every.values() for of in panel.values() for line in of)
     lines = [name for name in looks if any(name in of for of in of_rows)]
     height = 0.9 + max((0.15 + 0.14 * len(lines)) * len(rows), 1.4)
     figure = Figure(figsize=(1.8 + 3.0 * len(panels), height), layout="constrained")
@@ -161,7 +161,7 @@ def plot_differences(path: Path, panels: Differences, xlabel: str) -> None:
         axes.tick_params(axis="x", labelsize=8)
         axes.locator_params(axis="x", nbins=5)
     _legend(figure, looks, {})
-    save_figure(path, figure)
+    return figure
 
 
 def _draw_difference(

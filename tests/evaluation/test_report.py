@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tca4rec_jax.evaluation.report import examples_text, plot_metrics, plot_training_curves
+from tca4rec_jax.evaluation.pictures import metrics_figure, training_figure
+from tca4rec_jax.evaluation.report import examples_text
 from tca4rec_jax.intervals import Interval
+from tca4rec_jax.reporting import save_figure
 
 ROWS = {
     "SASRec": {"ndcg@10": Interval(0.058, 0.05, 0.0661), "users/s": 812.0},
@@ -25,8 +27,8 @@ def test_pictures_are_drawn(tmp_path):
         "alpha=0.5": [{"step": 1, "loss": 2.0, "entropy": 1.0}],
     }
     keys = ("loss", "entropy", "grad_norm")
-    plot_training_curves(tmp_path / "loss.png", curves, keys)
-    plot_metrics(tmp_path / "metrics.png", ROWS, ["ndcg@10"])
+    save_figure(tmp_path / "loss.png", training_figure(curves, keys))
+    save_figure(tmp_path / "metrics.png", metrics_figure(ROWS, ["ndcg@10"]))
     assert drawn(tmp_path / "loss.png")
     assert drawn(tmp_path / "metrics.png")
     # loss and entropy side by side, and nothing for what no run recorded
@@ -34,13 +36,13 @@ def test_pictures_are_drawn(tmp_path):
     assert width == pytest.approx(2 * 5.0 / 3.6 * height, rel=0.02)
 
 
-def test_a_label_is_drawn_as_it_is_spelt(tmp_path, monkeypatch):
+def test_a_label_is_drawn_as_it_is_spelt():
     """Not as a formula (this one is an error), nor left out of the legend."""
-    figures, label = [], r"_cheap, $5 to $\frac"
-    save = "tca4rec_jax.evaluation.report.save_figure"
-    monkeypatch.setattr(save, lambda path, figure: figures.append(figure))
-    plot_metrics(tmp_path / "x.png", {label: ROWS["SASRec"]}, ["ndcg@10"])
-    plot_training_curves(tmp_path / "y.png", {label: [{"step": 1, "loss": 2.0}]}, ("loss",))
+    label = r"_cheap, $5 to $\frac"
+    figures = [
+        metrics_figure({label: ROWS["SASRec"]}, ["ndcg@10"]),
+        training_figure({label: [{"step": 1, "loss": 2.0}]}, ("loss",)),
+    ]
     for figure in figures:
         figure.canvas.draw()
     bars, curves = (figure.axes[0] for figure in figures)
@@ -50,16 +52,24 @@ def test_a_label_is_drawn_as_it_is_spelt(tmp_path, monkeypatch):
         assert (words.strip(), formula) == (label, False)
 
 
-def test_pictures_of_nothing_are_errors(tmp_path):
+def test_a_noisy_curve_is_smoothed_with_its_values_behind():
+    curve = [{"step": step, "loss": float(step % 2)} for step in range(100)]
+    (panel,) = training_figure({"a": curve}, ("loss",)).axes
+    raw, smooth = (line.get_ydata() for line in panel.lines)
+    np.testing.assert_array_equal(raw, [one["loss"] for one in curve])
+    assert np.ptp(smooth[20:]) < 0.2
+    assert smooth[0] == raw[0]  # no bias to 0 at first
+
+
+def test_pictures_of_nothing_are_errors():
     with pytest.raises(ValueError, match="no quantity"):
-        plot_training_curves(tmp_path / "x.png", {"a": []}, ("loss",))
+        training_figure({"a": []}, ("loss",))
     with pytest.raises(ValueError, match="needs a 'step'"):
-        plot_training_curves(tmp_path / "x.png", {"a": [{"loss": 1.0}]}, ("loss",))
+        training_figure({"a": [{"loss": 1.0}]}, ("loss",))
     with pytest.raises(ValueError, match=r"missing \[\('SASRec', 'hr@1'\)"):
-        plot_metrics(tmp_path / "x.png", ROWS, ["hr@1"])
+        metrics_figure(ROWS, ["hr@1"])
     with pytest.raises(ValueError, match="at least one row"):
-        plot_metrics(tmp_path / "x.png", {}, ["hr@1"])
-    assert not list(tmp_path.iterdir())
+        metrics_figure({}, ["hr@1"])
 
 
 def test_examples_show_history_recommendations_and_what_came_next():

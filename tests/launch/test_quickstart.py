@@ -174,7 +174,7 @@ def test_a_finished_run_trains_no_more_and_evaluation_reports(workdir, evaluated
     assert difference["mean"] == pytest.approx(
         likely["LLM, alpha = 0"]["best"]["mean"] - likely["LLM, untrained"]["best"]["mean"]
     )
-    for file in ("results.md", "results.png", "training.png", "examples.md"):
+    for file in ("results.md", "results.png", "training.png", "examples.md", "report.html"):
         assert (workdir / file).stat().st_size > 100
 
 
