@@ -67,7 +67,7 @@ def show_table(rows: Rows, *, title: str, first_column: str = "", digits: int = 
             table.add_column(column, justify="right" if number else "left")
         for line in lines:
             table.add_row(*map(Text, line))
-        Console(width=10_000).print(table, "")  # a cell is never cut
+        Console(width=10_000, force_jupyter=False).print(table, "")  # a cell is never cut
     return f"{title}\n\n{markdown_table(rows, first_column=first_column, digits=digits)}"
 
 

@@ -1,6 +1,7 @@
 """README.md and docs/*.md as the tests read them: code blocks, quoted code, links, headings."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # Programs that a shell block may call: each is a function that writes down its arguments.
 _RECORDED = ("python", "bash", "hf", "pip", "tca4rec", "sbatch", "curl", "git", "docker", "st")
-_RECORDED += (".venv/bin/python", ".venv/bin/mkdocs")
+_RECORDED += ("jupyter", ".venv/bin/python", ".venv/bin/mkdocs")
 
 
 def code_blocks(text: str, language: str) -> list[str]:
@@ -47,8 +48,8 @@ def commands(block: str) -> list[list[str]]:
     record = '() { printf \'%s\\n\' "$FUNCNAME" "$@" --END--; }\n'
     functions = "".join(name + record for name in _RECORDED)
     done = subprocess.run(
-        ["bash", "-euc", f"source() {{ :; }}\n{functions}{block}"],
-        capture_output=True, text=True, timeout=60,
+        [shutil.which("bash"), "-euc", f"source() {{ :; }}\n{functions}{block}"],
+        capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent, env={"PATH": ""},
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stderr}\n{block}"
     listed = [words.split("\n") for words in done.stdout.split("--END--\n")]
