@@ -216,19 +216,28 @@ def apply_argument(config: ConfigDict, arg: str | None) -> ConfigDict:
     if "debug" in settings:
         shrink(config)
     for setting in (setting for setting in settings if setting != "debug"):
-        name, separator, text = setting.partition("=")
-        name = SHORT_NAMES.get(name, name)
-        if not separator or name not in config_fields():
-            raise UserError(
-                f"config argument {setting!r}: expected 'debug' or key=value with one of "
-                f"{', '.join(SHORT_NAMES)} or a dotted field such as training.batch_size"
-                f"{did_you_mean(name, ['debug', *SHORT_NAMES, *config_fields()])}"
-            )
+        name, value = parse_setting(setting)
         try:
-            config.update_from_flattened_dict({name: _parse(text, config_fields()[name])})
-        except (TypeError, ValueError, SyntaxError) as error:
+            config.update_from_flattened_dict({name: value})
+        except (TypeError, ValueError) as error:
             raise UserError(f"config argument {setting!r}: {error}") from error
     return config
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """(dotted field, value) of a setting of an argument. Raises UserError as `apply_argument`."""
+    name, separator, text = setting.partition("=")
+    name = SHORT_NAMES.get(name, name)
+    if not separator or name not in config_fields():
+        raise UserError(
+            f"config argument {setting!r}: expected 'debug' or key=value with one of "
+            f"{', '.join(SHORT_NAMES)} or a dotted field such as training.batch_size"
+            f"{did_you_mean(name, ['debug', *SHORT_NAMES, *config_fields()])}"
+        )
+    try:
+        return name, _parse(text, config_fields()[name])
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise UserError(f"config argument {setting!r}: {error}") from error
 
 
 def split_argument(arg: str | None) -> list[str]:

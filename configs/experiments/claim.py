@@ -1,7 +1,7 @@
 """Does the alignment help, across data, CF models and recommenders? The main table of the results.
 
     G=configs/experiments/claim.py:beauty.data.interactions=Beauty.inter.json
-    G=$G,ids.ids.path=Beauty.index.json,office.data.path=Office_Products
+    G=$G,ids.on.beauty.ids.path=Beauty.index.json,office.data.path=Office_Products
     python launch/experiments.py --grid=$G --workdir=runs/claim --dry_run
     python launch/experiments.py --grid=$G,data=movielens,seed=0 --workdir=runs/claim --minutes=120
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tca4rec_jax.config import split_argument
+from tca4rec_jax.config import parse_setting, split_argument
 from tca4rec_jax.errors import UserError, check_choice, did_you_mean
 from tca4rec_jax.experiments.results import CF, POPULAR
 from tca4rec_jax.ranges import FolderName, check
@@ -115,7 +115,8 @@ class Grid:
 
         A comma-separated list of 'debug'; AXIS=value or AXIS=(value, ..); data=, cf= or
         recommender=NAME or (NAME, ..), those that are left (recommenders= does the same);
-        NAME.FIELD=value, a config field of one of them. Raises UserError for anything else.
+        NAME.FIELD=value, a config field of one of them; NAME.on.DATA.FIELD=value, that of a CF
+        model or a recommender on some data. Raises UserError for anything else.
         """
         grid = self
         for setting in split_argument(arg):
@@ -140,15 +141,26 @@ class Grid:
                 for value in values:
                     check_choice(f"grid argument {part}", value, named)
                 return self._with(part, {one: named[one] for one in values})
+            if label in named and field.startswith("on.") and part != "data":
+                return self._with(part, named | {label: self._on(named[label], setting)})
             if field and label in named:
                 more = ",".join(filter(None, [named[label].more, f"{field}={text}"]))
                 changed = dataclasses.replace(named[label], more=more)
                 return self._with(part, named | {label: changed})
         raise UserError(
             f"grid argument {setting!r}: expected debug, {', '.join(AXES)}, data, cf or "
-            "recommender and =value, or NAME.FIELD=value with a name in the grid"
+            "recommender and =value, or NAME.FIELD=value with a name in the grid "
+            "(NAME.on.DATA.FIELD on some data)"
             f"{did_you_mean(name, ['debug', *AXES, 'data', 'cf', 'recommender'])}"
         )
+
+    def _on(self, one: Any, setting: str) -> Any:
+        """A CF model or recommender with the setting NAME.on.DATA.FIELD=value."""
+        data, _, assigned = setting.partition(".on.")[2].partition(".")
+        on = one.on or {name: {} for name in self.data}
+        check_choice(f"grid argument {setting!r}: data", data, on)
+        name, value = parse_setting(assigned)
+        return dataclasses.replace(one, on={**on, data: {**on[data], name: value}})
 
     def _with_axis(self, axis: str, values: tuple) -> "Grid":
         """With these values of an axis alone, also where a CF model or recommender has its own."""

@@ -77,9 +77,30 @@ def test_a_cell_has_its_config():
     assert config.decoding.beta == config.objective.beta == 1.0
 
 
+def test_a_recommender_has_its_ids_on_one_data_set_alone():
+    cells = cells_of(
+        "ids.on.beauty.ids.path=Beauty.index.json,ids.on.office.llm.dropout=0.5", "claim"
+    )
+    found = {cell.data: cells.config_of(cell) for cell in cells.all if cell.recommender == "ids"}
+    assert {data: config.ids.path for data, config in found.items()} == {
+        "movielens": None,
+        "beauty": "Beauty.index.json",
+        "office": None,
+    }
+    assert (found["office"].llm.dropout, found["office"].training.steps) == (0.5, 300)
+    tiny = cells_of("ids.on.movielens.training.batch_size=2,bpr_mf.on.movielens.cf.batch_size=9")
+    config = tiny.config_of(next(cell for cell in tiny.all if cell.cf == "bpr_mf" and cell.is_llm))
+    assert (config.training.batch_size, config.cf.batch_size) == (2, 9)
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
+        ("ids.on.books.ids.path=x", "data is 'books': expected one of 'movielens'"),
+        ("ids.on.movielens.ids.pathz=x", "config argument 'ids.pathz=x': expected"),
+        ("ids.on.movielens.training.steps=x", "config argument 'training.steps=x'"),
+        ("ids.on.movielens.data.path=x", r"recommenders\['ids'\] of the grid sets data.path"),
+        ("movielens.on.movielens.seed=1", "config argument 'on.movielens.seed=1': expected"),
         ("alpha=2", "objective.alpha is 2.0: expected 0 to 1"),
         ("colour=3", "expected debug, seed, cf_seed, .*, guidance, data, cf or recommender "),
         ("recomender=ids", "did you mean recommender\\?"),
