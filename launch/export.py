@@ -34,6 +34,7 @@ from tca4rec_jax.llm.checkpoints.export import (
     DTYPES,
     LOADING,
     WHOLE,
+    check_kind,
     check_vacant,
     export_decoder,
 )
@@ -57,12 +58,15 @@ def export(config, workdir):
         check_repository(_PUSH.value)
     experiment, name = Experiment(config, workdir), run_name(config)
     run = experiment.check_run(name)
+    adapters, new_rows = config.llm.train == "lora", bool(experiment.new_tokens)
+    check_kind(_FORMAT.value, adapters=adapters, new_rows=new_rows)
     inputs = {"format": _FORMAT.value, "dtype": _DTYPE.value, "run": run.made_from.inputs}
     inputs |= {"run.name": name, "run.step": experiment.run_step(name)}
     inputs |= {"lists": experiment.search_inputs([score_weights(config, 0.0)])}
     if _FORMAT.value == "gguf":
         check_gguf(experiment.stored_architecture, experiment.tokenizer)
     has_catalogue = _FORMAT.value in WHOLE and lists_elsewhere(experiment)
+    made_from = Provenance("export", "launch/export.py", inputs)
     card = _card(experiment, run, has_catalogue)
     with only_writer(_OUTPUT.value):
         how_to_load = export_decoder(
@@ -72,9 +76,8 @@ def export(config, workdir):
             kind=_FORMAT.value,
             dtype=_DTYPE.value,
             base_model=_BASE_MODEL.value or _base_model(config.llm.weights),
-            made_from=Provenance("export", "launch/export.py", inputs),
             vectors=describe_vectors(experiment),
-            beside=partial(_write_beside, experiment, card, has_catalogue),
+            beside=partial(_write_beside, experiment, card, has_catalogue, made_from),
         )
     show(_OUTPUT.value, f"load it with {how_to_load}")
     if _PUSH.value:
@@ -96,11 +99,12 @@ def _card(experiment, run, has_catalogue):
     )
 
 
-def _write_beside(experiment, card, has_catalogue, folder):
-    """The model card, and the catalogue for engines that run the whole model."""
+def _write_beside(experiment, card, has_catalogue, made_from, folder):
+    """The model card, the catalogue for engines that run the whole model, and the provenance."""
     if has_catalogue:
         write_trie(experiment, folder)
     write_card(folder, card)
+    made_from.save(folder)
 
 
 def _base_model(weights: str) -> str | None:

@@ -32,7 +32,7 @@ from tca4rec_jax.training.loop import LoopOptions, run_loop
 from tca4rec_jax.training.run_folder import COMMAND, RunFolder, inputs_of
 from tca4rec_jax.training.run_inputs import llm_inputs, training_split
 from tca4rec_jax.training.state import Metrics, TrainState, held_parts, hold, in_dtype
-from tca4rec_jax.training.step import make_train_step
+from tca4rec_jax.training.step import StepOptions, make_train_step
 from tca4rec_jax.training.temperature import check_eta
 from tca4rec_jax.training.throughput import mean_context, peak_flops
 from tca4rec_jax.training.validation import Validation
@@ -239,10 +239,12 @@ class TrainStep:
             base,
             experiment.optimizer(),
             experiment.recipe.loss,
-            mesh=self._mesh,
-            seed=config.seed,
-            weights_of=lambda params: in_dtype(hold(params, held), dtype),
-            micro_batches=config.training.micro_batches,
+            self._mesh,
+            StepOptions(
+                seed=config.seed,
+                weights_of=lambda params: in_dtype(hold(params, held), dtype),
+                micro_batches=config.training.micro_batches,
+            ),
         )
         items, trie = experiment.cf_arrays(items)
         items, trie = experiment.put((items, trie), cf_shardings(self._mesh, items, trie))

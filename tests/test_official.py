@@ -19,6 +19,7 @@ from tiny_workdir import make_config, make_workdir
 from tca4rec_jax.config import build, config_fields, config_value, default_config
 from tca4rec_jax.config_checks import check_llm, validate
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.decisions import title_decisions
 from tca4rec_jax.core.objective import Objective, of_logits, tca_loss
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.item_tokens import TextEncoder, tokenise_items
@@ -84,8 +85,9 @@ def examples_of(template, unsupervised_end=2, forced=True):
     tokens = tokenise_items({"title": TITLES}, LETTERS, template)
     trie = ItemTrie.build(tokens.written)
     trie = trie if forced else trie.compress()
-    how = {"unsupervised_end": unsupervised_end, "forced": forced, "max_tokens": 1000}
-    return build_examples(sequences(), tokens, trie, targets="last", **how), tokens, trie
+    how = {"unsupervised_end": unsupervised_end, "max_tokens": 1000}
+    decisions = title_decisions(trie, forced)
+    return build_examples(sequences(), tokens, decisions, targets="last", **how), tokens, trie
 
 
 LOSS = jax.jit(tca_loss, static_argnums=1, static_argnames="projection")
@@ -174,7 +176,7 @@ def test_what_does_not_go_together_is_refused():
     tokens = tokenise_items({"title": TITLES}, LETTERS, TEMPLATE)
     trie = ItemTrie.build(tokens.written)
     with pytest.raises(UserError, match="prompt.tokenised is 'whole': set training.targets=last"):
-        build_examples(sequences(), tokens, trie, targets="all", max_tokens=1000)
+        build_examples(sequences(), tokens, title_decisions(trie), targets="all", max_tokens=1000)
 
 
 def test_titles_of_too_many_tokens_are_not_recommended():

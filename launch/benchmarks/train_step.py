@@ -133,7 +133,7 @@ def ours(inputs: Inputs):
     state, base, items, trie, objective = put(
         (state, base, items, trie, objective), replicated(mesh)
     )
-    update = make_train_step(graph, state, base, optimizer, GENERATIVE.loss, mesh=mesh, seed=0)
+    update = make_train_step(graph, state, base, optimizer, GENERATIVE.loss, mesh)
 
     def step(number: int) -> float:
         nonlocal state

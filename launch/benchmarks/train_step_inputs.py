@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tca4rec_jax.core.decisions import title_decisions
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.item_tokens import ItemTokens, tokenise_items
 from tca4rec_jax.data.published import read_published
@@ -84,7 +85,11 @@ class Inputs:
     def batches(self) -> Batches:
         split = self.data.splits["train"]
         examples = build_examples(
-            split, self.items, self.compressed, targets="last", max_tokens=MAX_TOKENS
+            split,
+            self.items,
+            title_decisions(self.compressed),
+            targets="last",
+            max_tokens=MAX_TOKENS,
         )
         store = RandomCF(self.data.catalogue.num_items, split.items.size)
         return Batches(examples, store, batch_size=self.case.batch, seed=0, buckets=BUCKETS)

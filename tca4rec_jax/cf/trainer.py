@@ -249,7 +249,7 @@ def _run_epoch(
     """(Parameters, optimizer state) after an epoch, and the mean of its losses."""
     means = []
     for width, *batches in epoch:
-        carry, mean = run_batches(width, carry, *batches, key)
+        carry, mean = run_batches(width, carry, batches, key)
         means.append(mean)
     return carry, float(np.mean(jax.device_get(means)))
 
@@ -261,13 +261,16 @@ def _optimizer(config: FitConfig) -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4), donate_argnums=5)
-def _run_batches(graph, config, constants, rows, width, carry, number_T, position_TxB, key):
-    """Some batches: (params, optimizer state) after them, and the mean of their losses."""
+def _run_batches(graph, config, constants, rows, width, carry, batches, key):
+    """(params, optimizer state) after some batches, and the mean of their losses.
+
+    `batches` are (number_T, position_TxB) as in `_Batches`.
+    """
     optimizer = _optimizer(config)
 
     def step(carry, batch):
         params, state = carry
-        position_B, number = batch
+        number, position_B = batch
         batch_key = jax.random.fold_in(key, number)
         batch_loss, gradients = jax.value_and_grad(batch_loss_of)(
             params, graph, constants, config, rows, width, position_B, batch_key
@@ -275,7 +278,7 @@ def _run_batches(graph, config, constants, rows, width, carry, number_T, positio
         updates, state = optimizer.update(gradients, state, params)
         return (optax.apply_updates(params, updates), state), batch_loss
 
-    carry, loss_T = jax.lax.scan(step, carry, (position_TxB, number_T))
+    carry, loss_T = jax.lax.scan(step, carry, tuple(batches))
     return carry, loss_T.mean()
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.config import build
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
+from tca4rec_jax.core.decisions import title_decisions
 from tca4rec_jax.core.objective import Loss, Objective, tca_loss
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.catalogue import Catalogue
@@ -80,12 +81,11 @@ def build_examples(
     return examples.build_examples(
         sequences,
         items,
-        trie,
+        title_decisions(trie, build(Objective, config.objective).rounds),
         targets=config.training.targets,
         max_tokens=config.prompt.max_tokens,
         candidates=config.prompt.candidates or 0,
         unsupervised_end=config.training.unsupervised_end,
-        forced=build(Objective, config.objective).rounds,
         seed=config.seed,
     )
 

@@ -142,9 +142,9 @@ class Batches:
         buckets: Sequence[int],
         tokens_per_batch: int = 0,
         local_rows: Callable[[int], np.ndarray] = np.arange,
-        cache: ActivationCache | None = None,
     ):
-        self.examples, self.store, self.cache = examples, store, cache
+        self.examples, self.store = examples, store
+        self.cache: ActivationCache | None = None
         self.soft: Callable[[np.ndarray, int], SoftTokens] | None = None
         self.curriculum: Curriculum | None = None
         self.row_weights: Callable[[np.ndarray], np.ndarray] | None = None

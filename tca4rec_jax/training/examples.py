@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tca4rec_jax.core.decisions import RaggedDecisions, title_decisions
-from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.core.decisions import RaggedDecisions
 from tca4rec_jax.data.candidates import draw_candidates
 from tca4rec_jax.data.item_tokens import ItemTokens, Task
 from tca4rec_jax.data.prompts import Rows, check_sequences, keep_latest, row_tokens, with_candidates
@@ -52,19 +51,17 @@ class Examples:
 def build_examples(
     sequences: ItemSequences,
     tokens: ItemTokens,
-    trie: ItemTrie,
+    decisions: RaggedDecisions,
     *,
     targets: str,
     max_tokens: int,
     candidates: int = 0,
     unsupervised_end: int = 0,
-    forced: bool = False,
     seed: int = 0,
 ) -> Examples:
     """Examples of a split: users' sequences ('all') or histories with targets ('last').
 
-    `trie` is that of the catalogue's `tokens`, compressed or, for decisions at `forced` tokens too,
-    token by token; a row has at most max_tokens.
+    `decisions` are those of every item's title (title_decisions); a row has at most max_tokens.
     The last `unsupervised_end` tokens of a title are not supervised. The templates, and so many
     `candidates` if they show them, are drawn from `seed`. Raises UserError for unknown targets,
     prompts that they do not go with, a title that does not fit, or if there is no example.
@@ -92,8 +89,8 @@ def build_examples(
         raise UserError("no training example: every row has a single item, so nothing precedes it")
     made = row_tokens(tokens, pieces, *how)
     length_I = np.maximum(tokens.written.lengths - unsupervised_end, 0)
-    decisions = title_decisions(trie, forced).before(length_I)
-    examples = _supervise(pieces, first, supervised, length_I, made, decisions)
+    decided = decisions.before(length_I)
+    examples = _supervise(pieces, first, supervised, length_I, made, decided)
     return _with_tasks(examples, tokens.tasks)
 
 

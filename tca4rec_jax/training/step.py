@@ -23,25 +23,36 @@ from tca4rec_jax.training.state import Metrics, TrainState, Tree
 from tca4rec_jax.training.temperature import adapted
 
 
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """How a step goes about it.
+
+    Attributes:
+      seed: of the dropout.
+      weights_of: makes what the decoder computes with of the trained parameters.
+      micro_batches: a device goes through its rows in so many, which must divide them, one after
+        the other.
+    """
+
+    seed: int = 0
+    weights_of: Callable[[Tree], Tree] = lambda params: params
+    micro_batches: int = 1
+
+
 def make_train_step(
     graph: nnx.GraphDef,
     state: TrainState,
     base: nnx.State,
     optimizer: optax.GradientTransformation,
     batch_loss: Callable[..., Loss],
-    *,
     mesh: Mesh,
-    seed: int,
-    weights_of: Callable[[Tree], Tree] = lambda params: params,
-    micro_batches: int = 1,
+    options: StepOptions = StepOptions(),
 ) -> jax.stages.Wrapped:
     """The jitted update (state, base, batch, cf_items, trie, objective) -> (state, Metrics).
 
     `state` and `base` say where their arrays live (arrays, or ShapeDtypeStructs with a sharding:
     sharding.tree_shardings); `cf_items` and `trie` live where cf_shardings says. The state is
-    donated. `batch_loss` is a recipe's (recommenders.recipe). `weights_of` makes what the decoder
-    computes with of the trained parameters. A device goes through its rows in so many
-    `micro_batches`, which must divide them, one after the other.
+    donated. `batch_loss` is a recipe's (recommenders.recipe).
 
     The dropout of step n is a function of (seed, n, row of the batch): a resumed run repeats it, on
     any mesh.
@@ -53,9 +64,7 @@ def make_train_step(
     shardings = jax.tree.map(lambda array: array.sharding, (state, base))
     state_specs, base_specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
     specs = state_specs.params, base_specs
-    loss_and_gradients = _loss_and_gradients(
-        graph, batch_loss, mesh, specs, weights_of, micro_batches
-    )
+    loss_and_gradients = _loss_and_gradients(graph, batch_loss, mesh, specs, options)
 
     @functools.partial(
         jax.jit,
@@ -66,7 +75,7 @@ def make_train_step(
     def train_step(state: TrainState, base, batch, cf_items, trie, objective):
         running = state.step >= 0
         step = jnp.where(running, state.step, -1 - state.step)
-        key = jax.random.fold_in(jax.random.key(seed), step)
+        key = jax.random.fold_in(jax.random.key(options.seed), step)
         row_B = jnp.arange(batch.length_B.shape[0], dtype=jnp.int32)
         if state.tau is not None:
             objective = dataclasses.replace(objective, tau=state.tau)
@@ -109,22 +118,21 @@ def _loss_and_gradients(
     batch_loss: Callable,
     mesh: Mesh,
     specs: tuple,
-    weights_of: Callable,
-    micro_batches: int,
+    options: StepOptions,
 ) -> Callable:
     """(params, base, batch, row_B, cf_items, trie, objective, key) -> (Loss, gradients of params).
 
-    `specs` are those of params and base; `weights_of` makes what the decoder computes with of
-    params. Every device differentiates the *sum* of its rows' losses (no gradient of anything in
-    `base` is computed). Sums and gradients are then added up over its micro-batches and over all
-    devices, so rows of unequal size average exactly, however they were split.
+    `specs` are those of params and base. Every device differentiates the *sum* of its rows' losses
+    (no gradient of anything in `base` is computed). Sums and gradients are then added up over its
+    micro-batches and over all devices, so rows of unequal size average exactly, however they were
+    split.
     """
     on_rows, (params_specs, base_specs) = DataParallel(mesh), specs
     sharded = functools.partial(jax.tree.map, functools.partial(ShardedWeight.wrap, on_rows))
 
     def sums_and_gradients(params, base, batch, row_B, cf_items, trie, objective, key):
         def total(params, batch, row_B):
-            weights = sharded(weights_of(params), params_specs)
+            weights = sharded(options.weights_of(params), params_specs)
             decoder = nnx.merge(graph, weights, sharded(base, base_specs))
             key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_B)
             given = {"dropout_key_B": key_B, "project": functools.partial(project_shards, on_rows)}
@@ -135,7 +143,7 @@ def _loss_and_gradients(
             (_, loss), gradients = jax.value_and_grad(total, has_aux=True)(params, batch, row_B)
             return loss, gradients
 
-        sums = _in_micro_batches(of_rows, micro_batches, (batch, row_B))
+        sums = _in_micro_batches(of_rows, options.micro_batches, (batch, row_B))
         loss_specs = jax.tree.map(lambda _: PartitionSpec(), sums[0])
         return on_rows.sum(sums, (loss_specs, params_specs))
 

@@ -23,7 +23,7 @@ from tca4rec_jax.recommenders import GENERATIVE
 from tca4rec_jax.training.batches import Batch
 from tca4rec_jax.training.optimizer import OptimizerConfig, make_optimizer
 from tca4rec_jax.training.state import TRAINED, TrainState
-from tca4rec_jax.training.step import make_train_step
+from tca4rec_jax.training.step import StepOptions, make_train_step
 
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
 ROWS, TOKENS, POSITIONS, TITLES, DECISIONS = 8, 24, 12, 3, 6
@@ -98,8 +98,8 @@ def one_step(
     items = CFItems() if dense else CFItems(table, table[:, 0])
     items, trie = cf_arrays(mesh, items, catalogue())
     items, trie = jax.device_put((items, trie), cf_shardings(mesh, items, trie))
-    how = {"mesh": mesh, "seed": 0, "micro_batches": micro_batches}
-    step = make_train_step(graph, state, base, optimizer, GENERATIVE.loss, **how)
+    options = StepOptions(micro_batches=micro_batches)
+    step = make_train_step(graph, state, base, optimizer, GENERATIVE.loss, mesh, options)
     objective = Objective(0.3, 0.7, 1.3, "cross_entropy", softmax, **adapts)
     objective = put(jax.tree.map(jnp.float32, objective), replicated(mesh))
     args = state, base, shard_batch(mesh, make_batch(dense)), items, trie, objective

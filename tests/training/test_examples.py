@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tca4rec_jax.core.decisions import title_decisions
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.item_tokens import TextEncoder, tokenise_items
 from tca4rec_jax.data.sequences import ItemSequences
@@ -73,16 +74,16 @@ def check(examples, rows, tokens):
 
 def test_sequences_are_cut_by_whole_titles(tokens):
     split = sequences([0, 1, 2, 3, 4, 0], [2, 2])
-    compressed = ItemTrie.build(tokens.written).compress()
-    examples = build_examples(split, tokens, compressed, targets="all", max_tokens=1 + 4 + 5 + 3)
+    decisions = title_decisions(ItemTrie.build(tokens.written).compress())
+    examples = build_examples(split, tokens, decisions, targets="all", max_tokens=1 + 4 + 5 + 3)
     check(examples, [([0, 1, 2], 1), ([3, 4, 0], 1), ([2, 2], 1)], tokens)
     assert [examples.cf_position[r].tolist() for r in range(3)] == [[1, 2], [4, 5], [7]]
 
 
 def test_last_keeps_the_target_and_the_latest_history(tokens):
     split = sequences([0, 1, 2, 3], [4], [2, 1])
-    compressed = ItemTrie.build(tokens.written).compress()
-    examples = build_examples(split, tokens, compressed, targets="last", max_tokens=13)
+    decisions = title_decisions(ItemTrie.build(tokens.written).compress())
+    examples = build_examples(split, tokens, decisions, targets="last", max_tokens=13)
     check(examples, [([1, 2, 3], 2), ([2, 1], 1)], tokens)
     assert [examples.cf_position[r].tolist() for r in range(2)] == [[3], [6]]
 
@@ -91,10 +92,10 @@ def test_candidates_are_the_target_and_items_outside_the_history():
     shown = "P{history}|{candidates}={target}"
     template = PromptTemplate((shown,), item="{title}", separator=",", candidates=3)
     tokens = tokenise_items({"title": TITLES[:4]}, TextEncoder(encode, encode), template)
-    compressed = ItemTrie.build(tokens.written).compress()
+    decisions = title_decisions(ItemTrie.build(tokens.written).compress())
     split = sequences(*[[0, 1], [3, 2]] * 20)
     how = {"targets": "last", "max_tokens": 50, "candidates": 3}
-    examples = build_examples(split, tokens, compressed, **how)
+    examples = build_examples(split, tokens, decisions, **how)
     texts = ["".join(map(chr, examples.tokens[row])) for row in range(40)]
     shown = [text[text.index("|") + 1 : text.index("=")].split(",") for text in texts]
     assert {text[: text.index("|")] for text in texts} == {"Pab", "Pad"}
@@ -104,17 +105,17 @@ def test_candidates_are_the_target_and_items_outside_the_history():
     assert [examples.cf_position[row].tolist() for row in range(3)] == [[1], [3], [5]]
     assert [chr(examples.label[0][0]), chr(examples.label[1][0])] == ["a", "b"]
     with pytest.raises(ValueError, match="row 0 has 2 allowed items .*, too few for 5 cand"):
-        build_examples(split, tokens, compressed, **how | {"candidates": 5})
+        build_examples(split, tokens, decisions, **how | {"candidates": 5})
 
 
 def test_errors_name_what_is_wrong(tokens):
-    compressed = ItemTrie.build(tokens.written).compress()
+    decisions = title_decisions(ItemTrie.build(tokens.written).compress())
     with pytest.raises(ValueError, match=r"title of item 1 has 5 tokens"):
-        build_examples(sequences([0, 1]), tokens, compressed, targets="all", max_tokens=5)
+        build_examples(sequences([0, 1]), tokens, decisions, targets="all", max_tokens=5)
     with pytest.raises(ValueError, match=r"training.targets is 'x'"):
-        build_examples(sequences([0, 1]), tokens, compressed, targets="x", max_tokens=50)
+        build_examples(sequences([0, 1]), tokens, decisions, targets="x", max_tokens=50)
     with pytest.raises(ValueError, match="single item"):
-        build_examples(sequences([0]), tokens, compressed, targets="all", max_tokens=50)
+        build_examples(sequences([0]), tokens, decisions, targets="all", max_tokens=50)
 
 
 def test_tasks_add_an_example_of_every_item_whose_answer_is_supervised():
@@ -129,9 +130,9 @@ def test_tasks_add_an_example_of_every_item_whose_answer_is_supervised():
     plain = tokenise_items(columns, letters, template)
     tokens = tokenise_items(columns, letters, template, tasks)
     rows = sequences([0, 1, 2], [2, 0])
-    compressed = ItemTrie.build(tokens.written).compress()
+    decisions = title_decisions(ItemTrie.build(tokens.written).compress())
     before, found = (
-        build_examples(rows, one, compressed, targets="last", max_tokens=64)
+        build_examples(rows, one, decisions, targets="last", max_tokens=64)
         for one in (plain, tokens)
     )
     assert (len(before), len(found)) == (2, 2 + 2 * 3)

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.decisions import title_decisions
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.item_tokens import TextEncoder, tokenise_items
@@ -23,7 +24,7 @@ from tca4rec_jax.training.batches import Batches, mean_of_means
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.optimizer import OptimizerConfig, make_optimizer
 from tca4rec_jax.training.state import TRAINED, TrainState, in_dtype
-from tca4rec_jax.training.step import make_train_step
+from tca4rec_jax.training.step import StepOptions, make_train_step
 
 VOCABULARY = 128
 TITLES = ("ab", "abc", "b", "ad", "ab", "bd", "c")
@@ -57,7 +58,9 @@ def inputs():
     adapters = init_adapters(config, lora, jax.random.key(1))
     adapters = jax.tree.map(lambda a: a + 0.05, adapters)
     decoder = Decoder(config, init_params(config, jax.random.key(0)), lora=lora, adapters=adapters)
-    examples = build_examples(split, tokens, trie.compress(), targets="all", max_tokens=24)
+    examples = build_examples(
+        split, tokens, title_decisions(trie.compress()), targets="all", max_tokens=24
+    )
     batches = Batches(examples, store, batch_size=4, seed=0, buckets=(16, 24))
     return decoder, trie, split, examples, batches
 
@@ -195,10 +198,8 @@ def trained(
         base,
         optimizer,
         GENERATIVE.loss,
-        mesh=mesh,
-        seed=0,
-        weights_of=lambda params: in_dtype(params, dtype),
-        micro_batches=micro_batches,
+        mesh,
+        StepOptions(weights_of=lambda p: in_dtype(p, dtype), micro_batches=micro_batches),
     )
     losses = []
     for index in range(steps):

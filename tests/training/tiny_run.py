@@ -21,6 +21,7 @@ from absl import logging
 from flax import nnx
 
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
+from tca4rec_jax.core.decisions import title_decisions
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.item_tokens import TextEncoder, tokenise_items
@@ -122,7 +123,8 @@ def run(
     lora = LoRAConfig(rank=rank, dropout=dropout, targets="(q|v)_proj")
     adapters = init_adapters(config, lora, jax.random.key(1))
     decoder = Decoder(config, make_params(config), lora=lora, adapters=adapters)
-    examples = build_examples(split, tokens, compressed, targets="all", max_tokens=32)
+    decisions = title_decisions(compressed)
+    examples = build_examples(split, tokens, decisions, targets="all", max_tokens=32)
     rows = functools.partial(local_rows, mesh)
     batches = Batches(examples, store, batch_size=BATCH, seed=0, buckets=(32,), local_rows=rows)
     optimizer = make_optimizer(OptimizerConfig(1e-2, warmup_steps=2), STEPS)
@@ -133,15 +135,7 @@ def run(
     items, trie = put((items, trie), cf_shardings(mesh, items, trie))
     objective = Objective(0.3, 1.0, 1.0, "cross_entropy", "children")
     objective = put(jax.tree.map(jnp.float32, objective), replicated(mesh))
-    step = make_train_step(
-        graph,
-        state,
-        base,
-        optimizer,
-        GENERATIVE.loss,
-        mesh=mesh,
-        seed=0,
-    )
+    step = make_train_step(graph, state, base, optimizer, GENERATIVE.loss, mesh)
     row_R = row_of_example(examples, split)
 
     def metrics_of(state, after_batch):

@@ -34,7 +34,6 @@ from tca4rec_jax.llm.decoder import Decoder, check_adapters
 from tca4rec_jax.llm.families import config_fields
 from tca4rec_jax.llm.lora import Adapters, LoRAConfig, adapter_shapes, merge_adapters
 from tca4rec_jax.llm.quantisation import dequantise_params
-from tca4rec_jax.provenance import Provenance
 
 DTYPES = ("float32", "bfloat16", "float16")
 # What can be exported -> how to load it.
@@ -63,6 +62,19 @@ PLAIN_LORA = {
 }
 
 
+def check_kind(kind: str, *, adapters: bool, new_rows: bool) -> None:
+    """Raises UserError for a kind that is none, or one not WHOLE of a decoder without adapters or
+    with new rows."""
+    check_choice("kind", kind, LOADING)
+    if kind not in WHOLE and not adapters:
+        raise UserError(f"every weight was trained, without adapters: give 'merged', not {kind!r}")
+    if kind not in WHOLE and new_rows:
+        raise UserError(
+            "the LLM has new tokens, whose rows adapters for serving cannot hold: give 'merged', "
+            f"not {kind!r}"
+        )
+
+
 def export_decoder(
     folder: str | Path,
     decoder: Decoder,
@@ -71,7 +83,6 @@ def export_decoder(
     kind: str,
     dtype: str,
     base_model: str | None,
-    made_from: Provenance | None = None,
     vectors: Mapping[str, object] | None = None,
     beside: Callable[[Path], object] = lambda folder: None,
 ) -> str:
@@ -86,23 +97,15 @@ def export_decoder(
       dtype: of the tensors of all but 'peft'; one of DTYPES. Adapters are float32.
       base_model: the base model's name on the Hub or its folder, for the adapters' config; None if
         it has none that PEFT could load.
-      made_from: written with it.
       vectors: of a decoder with a projector, what `write_projector` says of them.
       beside: writes further files into the folder.
 
-    Raises UserError for another kind or dtype, a kind that is not WHOLE for a decoder without
-    adapters or with new rows, and as `write_peft_adapter`, `write_hugging_face` and `write_gguf`.
+    Raises UserError for another dtype, and as `check_kind`, `write_peft_adapter`,
+    `write_hugging_face` and `write_gguf`.
     """
-    check_choice("kind", kind, LOADING)
     check_choice("dtype", dtype, DTYPES)
     lora = decoder.lora
-    if kind not in WHOLE and lora is None:
-        raise UserError(f"every weight was trained, without adapters: give 'merged', not {kind!r}")
-    if kind not in WHOLE and decoder.new_rows is not None:
-        raise UserError(
-            "the LLM has new tokens, whose rows adapters for serving cannot hold: give 'merged', "
-            f"not {kind!r}"
-        )
+    check_kind(kind, adapters=lora is not None, new_rows=decoder.new_rows is not None)
     with _new_folder(folder) as new:
         if kind == "peft" and lora is not None:
             adapters = decoder.arrays()[1]
@@ -116,8 +119,6 @@ def export_decoder(
         if decoder.projector is not None and kind != "base":
             write_projector(new, decoder.projector, vectors or {})
         beside(new)
-        if made_from is not None:
-            made_from.save(new)
     return LOADING[kind].format(folder=str(folder))
 
 
