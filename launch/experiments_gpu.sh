@@ -28,10 +28,12 @@ else
 fi
 do_it mkdir -p "$folder/cache" "$folder/programs" "$folder/work" "$back"
 parts=("$folder"/back.tar.*)
+[ ! -e "$folder/back.tar" ] || parts=("$folder/back.tar") # whole: a job was ended before it was split
 if [ -e "${parts[0]}" ]; then
   # What a job has done since that was ended before it packed is newer, and stays.
-  # shellcheck disable=SC2016 # $1 is that of the inner shell
-  do_it bash -c 'cat "$1"/back.tar.* | tar -x --keep-newer-files --warning=none -C "$1"' unpack "$folder"
+  # shellcheck disable=SC2016 # $1 and $@ are those of the inner shell
+  do_it bash -c 'into="$1"; shift; cat "$@" | tar -x --keep-newer-files --warning=none -C "$into"' \
+    unpack "$folder" "${parts[@]}"
 fi
 
 do_it export CUDA_VISIBLE_DEVICES="${GPU:-0}" TCA4REC_CACHE="$folder/cache"
@@ -40,7 +42,8 @@ status=0
 do_it "$python" launch/experiments.py --grid="$grid" --workdir="$folder/work" --minutes="$minutes" ||
   status=$?
 # Also of a grid that was stopped: hidden states are computed again faster than they travel.
-do_it tar -c -f "$back/back.tar" -C "$folder" --exclude="hidden_states_*" programs work
+do_it tar -c -f "$back/back.begun" -C "$folder" --exclude="hidden_states_*" programs work
+do_it mv "$back/back.begun" "$back/back.tar"
 do_it rm -f "$back"/back.tar.*
 do_it split -b "${PART:-15m}" "$back/back.tar" "$back/back.tar."
 do_it rm "$back/back.tar"

@@ -14,6 +14,7 @@ import numpy as np
 from tca4rec_jax.data.item_tokens import ItemTokens
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import PAD_ITEM
+from tca4rec_jax.data.templates import TARGET, PromptTemplate, parse, reads_users
 from tca4rec_jax.data.text_encoder import WholeTexts
 from tca4rec_jax.errors import UserError
 
@@ -160,19 +161,44 @@ def check_sequences(tokens: ItemTokens) -> None:
     """
     pieces, count = tokens.pieces, len(tokens.shown)
     shown = tokens.shown.followed_by(pieces.tokens.take(np.full(count, pieces.separator)))
-    long = (tokens.written.lengths > shown.lengths).any()
+    long = bool((tokens.written.lengths > shown.lengths).any())
     start = ranges(shown.offsets[:-1], tokens.written.lengths)
+    refuse_sequences(
+        several=len(tokens.before) > 1,
+        whole=tokens.whole is not None,
+        candidates=tokens.between is not None,
+        leads=not np.array_equal(tokens.after[0], tokens.separator),
+        user=tokens.placeholder in tokens.before[0],
+        written=long or not np.array_equal(shown.values[start], tokens.written.values),
+    )
+
+
+def check_sequence_texts(template: PromptTemplate) -> None:
+    """`check_sequences` before anything is tokenised, as far as texts tell."""
+    parts = ((text, f"{{{field}}}" * bool(field)) for text, field in template.target_parts)
+    written = "".join(itertools.chain(*parts)) + template.end
+    leads = dict((field, text) for text, field in parse(template.templates[0], "prompt.templates"))
+    refuse_sequences(
+        several=len(template.templates) > 1,
+        whole=template.tokenised == "whole",
+        candidates=template.shows_candidates,
+        leads=template.bos_before_target or leads[TARGET] != template.separator,
+        user=reads_users(template),
+        written=not (template.item + template.separator).startswith(written),
+    )
+
+
+def refuse_sequences(
+    *, several: bool, whole: bool, candidates: bool, leads: bool, user: bool, written: bool
+) -> None:
+    """Raises UserError for the first of the reasons against training.targets=all that holds."""
     reasons = {
-        "prompt.templates has several": len(tokens.before) > 1,
-        "prompt.tokenised is 'whole'": tokens.whole is not None,
-        "{candidates} are those of one target": tokens.between is not None,
-        "a template's text between {history} and {target} is not prompt.separator": (
-            not np.array_equal(tokens.after[0], tokens.separator)
-        ),
-        "{user} is a vector that knows all items of a row": tokens.placeholder in tokens.before[0],
-        "prompt.item and prompt.separator do not begin with prompt.target and prompt.end": (
-            long or not np.array_equal(shown.values[start], tokens.written.values)
-        ),
+        "prompt.templates has several": several,
+        "prompt.tokenised is 'whole'": whole,
+        "{candidates} are those of one target": candidates,
+        "a template's text between {history} and {target} is not prompt.separator": leads,
+        "{user} is a vector that knows all items of a row": user,
+        "prompt.item and prompt.separator do not begin with prompt.target and prompt.end": written,
     }
     for reason, holds in reasons.items():
         if holds:

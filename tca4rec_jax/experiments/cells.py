@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.config import SHORT_NAMES, apply_argument, build, config_fields, config_value
 from tca4rec_jax.config_checks import validate
+from tca4rec_jax.data.prompts import check_sequence_texts
 from tca4rec_jax.data.templates import (
     PromptTemplate,
     carried_vectors,
@@ -206,8 +207,15 @@ class Cells:
         """Raises UserError, before any work, for what would fail in a cell or mix two of them.
 
         A config that is not valid; a metric to choose by that is not measured; recommenders on the
-        same data that would each make semantic ids of their own.
+        same data that would each make semantic ids of their own; several seeds of both the runs
+        and the CF models, whose pairs are not independent of each other.
         """
+        for pair, values in self._axes.items():
+            if min(len(values["seed"]), len(values["cf_seed"])) > 1:
+                raise UserError(
+                    f"{', '.join(pair)}: seed and cf_seed of the grid have several values each, "
+                    "whose pairs are no independent seeds: give one value of one of them"
+                )
         for (data, _), config in self._bases.items():
             measured = {
                 NLL,
@@ -251,20 +259,12 @@ class Cells:
 
 
 def _check_targets(config: ConfigDict, cell: Cell) -> None:
-    """Raises UserError for prompts that training.targets=all refuses, as far as texts tell."""
-    prompt = build(PromptTemplate, config.prompt)
-    parts = ((text, f"{{{field}}}" * bool(field)) for text, field in prompt.target_parts)
-    written = "".join(itertools.chain(*parts)) + prompt.end
-    reasons = {
-        "prompt.templates has several": len(prompt.templates) > 1,
-        "{user} is a vector that knows all items of a row": reads_users(prompt),
-        "prompt.item and prompt.separator do not begin with prompt.target and prompt.end": (
-            not (prompt.item + prompt.separator).startswith(written)
-        ),
-    }
-    for reason, holds in reasons.items():
-        if holds and config.training.targets == "all":
-            raise UserError(f"{cell.data}, {cell.recommender}: {reason}: set training.targets=last")
+    """Raises UserError for prompts that training.targets=all refuses."""
+    if config.training.targets == "all":
+        try:
+            check_sequence_texts(build(PromptTemplate, config.prompt))
+        except UserError as error:
+            raise UserError(f"{cell.data}, {cell.recommender}: {error}") from error
 
 
 def _apply(config: ConfigDict, settings: Mapping[str, Any], more: str, where: str) -> ConfigDict:

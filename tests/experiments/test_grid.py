@@ -132,9 +132,16 @@ def test_a_file_that_is_no_grid_is_refused(tmp_path):
     [
         ("llara.training.targets=all", "movielens, llara: prompt.templates has several: set"),
         (
-            "llara.training.targets=all,llara.prompt.templates=('{history}{target}',)",
+            "llara.training.targets=all,llara.prompt.templates=('{history}{target}',),"
+            "llara.prompt.separator=''",
             "prompt.item and prompt.separator do not begin with prompt.target and prompt.end",
         ),
+        ("titles.prompt.tokenised=whole", "prompt.tokenised is 'whole'"),
+        (
+            r"titles.prompt.templates=('{history}\n\n{target}',)",
+            "text between {history} and {target} is not prompt.separator",
+        ),
+        ("cf_seed=(0,1)", "seed and cf_seed of the grid have several values each"),
     ],
 )
 def test_what_training_would_refuse_is_refused_before(argument, message):

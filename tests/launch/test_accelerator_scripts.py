@@ -217,7 +217,8 @@ def test_a_slice_of_a_grid_needs_no_network_and_goes_on_from_what_came_back(tmp_
     ] in lines
     assert [".venv/bin/python", *started[1:-1], "--minutes=7"] in lines
     assert ["split", "-b", "15m", "out/back.tar", "out/back.tar."] in lines
-    assert any(line[:2] == ["bash", "-c"] and line[-1] == str(tmp_path) for line in lines)
+    part = f"{tmp_path}/back.tar.aa"
+    assert any(line[:2] == ["bash", "-c"] and line[-2:] == [str(tmp_path), part] for line in lines)
 
 
 def test_what_a_gpu_job_packed_is_what_the_next_one_finds(tmp_path):
@@ -238,3 +239,11 @@ def test_what_a_gpu_job_packed_is_what_the_next_one_finds(tmp_path):
     (other / "work" / "x").write_text("a job that was killed before it packed")
     assert bash("experiments_gpu.sh", other, "g", PYTHON=str(python)).returncode == 3
     assert (other / "work" / "x").read_text().startswith("a job that was killed")
+
+    parts = sorted(other.glob("back.tar.*"))
+    (other / "back.tar").write_bytes(b"".join(part.read_bytes() for part in parts))
+    parts[-1].unlink()  # it was killed while it split what it had packed
+    (other / "work" / "x").unlink()
+    assert bash("experiments_gpu.sh", other, "g", PYTHON=str(python)).returncode == 3
+    assert (other / "work" / "x").read_text().startswith("a job that was killed")
+    assert not [*other.glob("back.tar"), *other.glob("back.begun")]
