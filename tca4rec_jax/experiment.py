@@ -201,10 +201,11 @@ class Experiment(ExperimentInputs):
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer of config.optimizer over training.steps updates."""
         decay_of = {"projector": self.config.projector.weight_decay}
+        decay_of |= dict.fromkeys(held_parts(self.config), 0.0)
         return make_optimizer(
             build(OptimizerConfig, self.config.optimizer),
             self.config.training.steps,
-            decay_of=decay_of | dict.fromkeys(held_parts(self.config), 0.0),
+            decay_of=tuple(decay_of.items()),
         )
 
     def initial_state(self) -> tuple[nnx.GraphDef, TrainState, nnx.State]:

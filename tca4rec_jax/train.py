@@ -31,7 +31,7 @@ from tca4rec_jax.training.fault_tolerance import check_folder
 from tca4rec_jax.training.loop import LoopOptions, run_loop
 from tca4rec_jax.training.run_folder import COMMAND, RunFolder, inputs_of
 from tca4rec_jax.training.run_inputs import llm_inputs, training_split
-from tca4rec_jax.training.state import Metrics, TrainState, held_parts, hold, in_dtype
+from tca4rec_jax.training.state import Metrics, TrainState, held_parts
 from tca4rec_jax.training.step import StepOptions, make_train_step
 from tca4rec_jax.training.temperature import check_eta
 from tca4rec_jax.training.throughput import mean_context, peak_flops
@@ -232,7 +232,6 @@ class TrainStep:
         items: CFItems | None,
     ):
         config, self._mesh = experiment.config, experiment.mesh
-        held, dtype = held_parts(config), experiment.compute_dtype
         self._program = make_train_step(
             graph,
             state,
@@ -241,9 +240,10 @@ class TrainStep:
             experiment.recipe.loss,
             self._mesh,
             StepOptions(
-                seed=config.seed,
-                weights_of=lambda params: in_dtype(hold(params, held), dtype),
-                micro_batches=config.training.micro_batches,
+                config.seed,
+                held_parts(config),
+                experiment.compute_dtype,
+                config.training.micro_batches,
             ),
         )
         items, trie = experiment.cf_arrays(items)

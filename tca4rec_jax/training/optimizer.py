@@ -1,7 +1,7 @@
 """The optimizer of a training run, and its schedule of the learning rate."""
 
+import functools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,17 +74,21 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([up, after[config.schedule]], [warmup])
 
 
+@functools.lru_cache(
+    maxsize=8
+)  # equal ones are the same, and a step that has them is compiled once
 def make_optimizer(
-    config: OptimizerConfig, total_steps: int, *, decay_of: Mapping[str, float] | None = None
+    config: OptimizerConfig, total_steps: int, *, decay_of: tuple[tuple[str, float], ...] = ()
 ) -> optax.GradientTransformation:
     """AdamW on `make_schedule`; gradients are clipped by norm.
 
-    `decay_of` is {part of the decoder: the weight decay of its parameters}, where it differs.
+    `decay_of` are (part of the decoder, the weight decay of its parameters), where it differs.
     """
+    decays = dict(decay_of)
 
     def decay(updates, params):
         def of(path, update, param):
-            return update + (decay_of or {}).get(part_of(path), config.weight_decay) * param
+            return update + decays.get(part_of(path), config.weight_decay) * param
 
         return jax.tree.map_with_path(of, updates, params)
 

@@ -52,9 +52,10 @@ def in_dtype(params: Tree, dtype: str | None) -> Tree:
     return params if dtype is None else jax.tree.map(lambda p: p.astype(dtype), params)
 
 
-def held_parts(config: ConfigDict) -> list[str]:
+def held_parts(config: ConfigDict) -> tuple[str, ...]:
     """The parts of a decoder, of those that are not pretrained, that training leaves alone."""
-    return [part for part, section in SECTION_OF_PART.items() if not config[section].train]
+    parts = SECTION_OF_PART.items()
+    return tuple(part for part, section in parts if not config[section].train)
 
 
 def part_of(path: tuple) -> str:

@@ -19,7 +19,7 @@ from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.distributed.data_parallel import DataParallel, ShardedWeight
 from tca4rec_jax.distributed.sharded_projection import project_shards
 from tca4rec_jax.distributed.sharding import replicated, row_sharding
-from tca4rec_jax.training.state import Metrics, TrainState, Tree
+from tca4rec_jax.training.state import Metrics, TrainState, Tree, hold, in_dtype
 from tca4rec_jax.training.temperature import adapted
 
 
@@ -29,14 +29,20 @@ class StepOptions:
 
     Attributes:
       seed: of the dropout.
-      weights_of: makes what the decoder computes with of the trained parameters.
+      held: the parts of the decoder that are left alone (state.hold).
+      dtype: the decoder computes with the trained parameters rounded to it; None: as they are.
       micro_batches: a device goes through its rows in so many, which must divide them, one after
         the other.
     """
 
     seed: int = 0
-    weights_of: Callable[[Tree], Tree] = lambda params: params
+    held: tuple[str, ...] = ()
+    dtype: str | None = None
     micro_batches: int = 1
+
+    def weights_of(self, params: Tree) -> Tree:
+        """What the decoder computes with."""
+        return in_dtype(hold(params, self.held), self.dtype)
 
 
 def make_train_step(
@@ -60,8 +66,26 @@ def make_train_step(
     A loss or gradient that is not finite halts the run: parameters and optimizer stay as they are,
     and the step becomes -1 - step. The loop sees it only after it has dispatched the next step,
     which therefore leaves a halted state alone too.
+
+    Equal arguments give the same update, which is compiled once.
     """
-    shardings = jax.tree.map(lambda array: array.sharding, (state, base))
+    leaves, tree = jax.tree.flatten((state, base))
+    shardings = tuple(leaf.sharding for leaf in leaves)
+    return _train_step(graph, optimizer, batch_loss, mesh, options, shardings, tree)
+
+
+@functools.lru_cache(maxsize=2)  # a run that goes on, or the next one of the same sizes
+def _train_step(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    batch_loss: Callable[..., Loss],
+    mesh: Mesh,
+    options: StepOptions,
+    leaves: tuple[jax.sharding.Sharding, ...],
+    tree: jax.tree_util.PyTreeDef,
+) -> jax.stages.Wrapped:
+    """`make_train_step`; `leaves` and `tree` are the shardings of (state, base)."""
+    shardings = jax.tree.unflatten(tree, leaves)
     state_specs, base_specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
     specs = state_specs.params, base_specs
     loss_and_gradients = _loss_and_gradients(graph, batch_loss, mesh, specs, options)

@@ -37,8 +37,6 @@ def get_config(arg=""):
     config.lora.first_layer = 1
     config.evaluation.rows = 8
     config.evaluation.variants = (
-        ("untrained", "", 0.0),
-        ("plain", "plain", 0.0),
         ("aligned", "aligned", 0.0),
         ("guided", "aligned", 1.0),
     )

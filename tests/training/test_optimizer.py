@@ -27,7 +27,7 @@ def change(held=(), **decay_of):
         return sum(jnp.sum(leaf**3) for leaf in jax.tree.leaves(hold(params, held)))
 
     config = OptimizerConfig(RATE, warmup_steps=0, weight_decay=0.1, clip=0.0)
-    optimizer = make_optimizer(config, 2, decay_of=decay_of)
+    optimizer = make_optimizer(config, 2, decay_of=tuple(decay_of.items()))
     updates, _ = optimizer.update(jax.grad(loss)(PARAMS), optimizer.init(PARAMS), PARAMS)
     return {part: np.ravel(jax.tree.leaves(tree)[0]) for part, tree in updates.items()}
 

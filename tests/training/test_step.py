@@ -23,7 +23,7 @@ from tca4rec_jax.recommenders import GENERATIVE
 from tca4rec_jax.training.batches import Batches, mean_of_means
 from tca4rec_jax.training.examples import build_examples
 from tca4rec_jax.training.optimizer import OptimizerConfig, make_optimizer
-from tca4rec_jax.training.state import TRAINED, TrainState, in_dtype
+from tca4rec_jax.training.state import TRAINED, TrainState
 from tca4rec_jax.training.step import StepOptions, make_train_step
 
 VOCABULARY = 128
@@ -199,7 +199,7 @@ def trained(
         optimizer,
         GENERATIVE.loss,
         mesh,
-        StepOptions(weights_of=lambda p: in_dtype(p, dtype), micro_batches=micro_batches),
+        StepOptions(dtype=dtype, micro_batches=micro_batches),
     )
     losses = []
     for index in range(steps):
@@ -214,6 +214,15 @@ def test_training_lowers_the_loss_and_compiles_once_per_bucket(inputs):
     assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
     assert len(inputs[-1].shapes) == 2
     assert step._cache_size() == 2
+
+
+def test_a_run_that_goes_on_compiles_nothing(inputs):
+    first, again, other = (
+        trained(inputs, make_mesh(), steps=1, learning_rate=rate)[0] for rate in (1e-2, 1e-2, 1e-3)
+    )
+    assert first is again
+    assert first is not other
+    assert first._cache_size() == 1
 
 
 def test_buckets_are_chosen_from_the_data(inputs):
