@@ -128,7 +128,9 @@ def test_every_flag_and_field_exists(page):
 def dry_run(words: list[str]) -> Script:
     """A launch script with the arguments of a command and --dry_run; it has begun."""
     _, script, *flags = [word.replace("configs/", f"{pages.ROOT}/configs/") for word in words]
-    if not any(flag.startswith("--config=") for flag in flags):  # that of a run, which is not here
+    if not any(
+        flag.startswith(("--config=", "--grid=")) for flag in flags
+    ):  # that of a run, not here
         flags.append(f"--config={pages.ROOT}/configs/quickstart.py")
     return Script([str(pages.ROOT / script), *flags, "--dry_run"], dict(os.environ))
 

@@ -86,6 +86,11 @@ def start_two(workdir, script, setting=""):
     ]
 
 
+def both_end_well(processes):
+    for process in processes:
+        assert process.wait(300) == 0, process.printed("stderr")[-3000:]
+
+
 def wait_for_line(workdir, name, number):
     deadline = time.monotonic() + 300
     while len(log_lines(workdir, name)) < number and time.monotonic() < deadline:
@@ -146,12 +151,12 @@ def test_two_processes_train_and_evaluate_like_one(workdir, evaluated):
         assert status == 1
         assert "[process 0] train: " in output
         assert "start all of them again" in output or "could not be written" in output
-    assert [process.wait(300) for process in start_two(workdir, "train", setting)] == [0, 0]
+    both_end_well(start_two(workdir, "train", setting))
     np.testing.assert_allclose(losses(workdir, "plain"), losses(workdir, "two"), rtol=1e-6)
     validations = [validated(workdir, name) for name in ("aligned", "two")]
     assert validations[0] == pytest.approx(validations[1], rel=1e-5)
 
     shutil.rmtree(workdir / "evaluation")
     (workdir / "results.json").unlink()
-    assert [process.wait(300) for process in start_two(workdir, "evaluate")] == [0, 0]
+    both_end_well(start_two(workdir, "evaluate"))
     assert json.loads((workdir / "results.json").read_text()) == evaluated
