@@ -103,6 +103,8 @@ def child_log_probs(
     node_K: jax.Array,
     trie: DeviceTrie,
     axis_name: str | tuple[str, ...] | None = None,
+    *,
+    children: int | None = None,
 ) -> jax.Array:
     """Next-token distributions of K prefixes (decisions), sparse over the node's children.
 
@@ -110,15 +112,16 @@ def child_log_probs(
       mass_PxN: float32, from `node_log_mass`.
       pair_K, node_K: int32, the pair whose CF logits apply, and the trie node of the prefix.
       axis_name: the mesh axis (or axes) that shards the items (inside shard_map), if one does.
+      children: C, at least the most children of these nodes; by default of all nodes.
 
     Returns:
       float32 [K, C]: log p_cf of the node's children, -inf where there is none.
     """
-    return _shares(_child_mass(mass_PxN, pair_K, node_K, trie), axis_name)
+    return _shares(_child_mass(mass_PxN, pair_K, node_K, trie, children), axis_name)
 
 
-def _child_mass(mass_PxN, pair_K, node_K, trie: DeviceTrie) -> jax.Array:
-    child_KxC, is_child_KxC = trie.children(node_K)
+def _child_mass(mass_PxN, pair_K, node_K, trie: DeviceTrie, children=None) -> jax.Array:
+    child_KxC, is_child_KxC = trie.children(node_K, children)
     return jnp.where(is_child_KxC, mass_PxN[pair_K[:, None], child_KxC], -jnp.inf)
 
 

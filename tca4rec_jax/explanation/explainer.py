@@ -15,7 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems, cf_logits, project
+from tca4rec_jax.core.collaborative_tokenizer import (
+    CFItems,
+    cf_logits,
+    child_log_probs,
+    node_log_mass,
+)
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.beam_search import ScoreWeights
@@ -206,12 +211,13 @@ class Explainer:
         paths = TitlePaths.of(trie, trie.leaf_of_item[items])
         sized = self._sized(search, rows)
         scores = sized.read_titles(self._recommender.decoder, rows, paths, weights.temperature)
-        node_J = np.array(inner_nodes(trie, paths), np.int32)
+        _, *nodes = inner_nodes(trie, paths)
+        node_J = np.array(nodes, np.int32)
         most = max(len(node_J), 2 * paths.node_LxM.shape[1])  # seldom more, so of one size
         padded_J = np.pad(node_J, (0, _rounded(most) - len(node_J)))
-        log_p_cf_RxJxC = self._cf(rows, len(histories), allowed_I, padded_J, weights.beta)
+        log_p_cf = self._cf(rows, len(histories), allowed_I, padded_J, weights.beta)
         vocabulary = search.config.vocabulary
-        return PathScores.of(trie, paths, scores, log_p_cf_RxJxC, allowed_I, vocabulary=vocabulary)
+        return PathScores.of(trie, paths, scores, log_p_cf, allowed_I, vocabulary=vocabulary)
 
     @cached_property
     def _path_search(self) -> BatchedSearch:
@@ -219,15 +225,18 @@ class Explainer:
         search = self._recommender.search_of(1)
         return search.of_config(dataclasses.replace(search.config, rules="exact"))
 
-    def _cf(self, rows: SearchRows, count: int, allowed_I, node_J, beta: float) -> np.ndarray:
-        """log p_cf of the nodes' children after every history: float32 [R, J, C]."""
+    def _cf(
+        self, rows: SearchRows, count: int, allowed_I, node_J, beta: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """log p_cf of the children after every history: of the root [R, C], of nodes [R, J, C]."""
         assert rows.cf is not None
         padded_R = np.minimum(np.arange(_rounded(count)), count - 1)
         cf_RxD = np.asarray(rows.cf(padded_R), np.float32)
         search = self._path_search
         items = sharding.put(rows.cf_items, sharding.replicated(search.mesh))
         args = cf_RxD, items, allowed_I, node_J, search.trie, np.float32(beta)
-        return np.asarray(_cf_log_probs(*args))[:count]
+        root_RxC, inner_RxJxC = map(np.asarray, _cf_log_probs(*args))
+        return root_RxC[:count], inner_RxJxC[:count]
 
 
 def _rounded(count: int) -> int:
@@ -243,10 +252,23 @@ def _cf_log_probs(
     node_J: jax.Array,
     trie: DeviceTrie,
     beta: jax.Array,
-) -> jax.Array:
-    """log p_cf over the allowed items (bool), of the children of every node: [R, J, C]."""
-    rows, nodes = cf_RxD.shape[0], node_J.shape[0]
-    logits_RxI = jnp.where(allowed_I[None, :], cf_logits(cf_RxD, items), -jnp.inf)
-    pair_K = jnp.repeat(jnp.arange(rows, dtype=jnp.int32), nodes)
-    log_p_KxC = project(logits_RxI, DENSE, pair_K, jnp.tile(node_J, rows), trie, beta)
-    return log_p_KxC.reshape(rows, nodes, -1)
+) -> tuple[jax.Array, jax.Array]:
+    """log p_cf over the allowed items (bool), of the children of the root and of every node.
+
+    One history after the other: of a large catalogue the root has many more children than others,
+    and the logits and masses of all items and nodes are held once. Returns ([R, C], [R, J, C]).
+    """
+    sizes = trie.sizes
+
+    def after_history(cf_D):
+        logits_1xI = jnp.where(allowed_I[None, :], cf_logits(cf_D[None, :], items), -jnp.inf)
+        mass_1xN = node_log_mass(logits_1xI, trie, beta)
+
+        def at(node_K, children):
+            pair_K = jnp.zeros_like(node_K)
+            return child_log_probs(mass_1xN, pair_K, node_K, trie, children=children)
+
+        (root_C,) = at(jnp.zeros(1, jnp.int32), sizes.root_children)
+        return root_C, at(node_J, max(sizes.inner_children, 1))
+
+    return jax.lax.map(after_history, cf_RxD)

@@ -38,20 +38,21 @@ class PathScores:
         trie: ItemTrie,
         paths: TitlePaths,
         scores: TitleScores,
-        log_p_cf_RxJxC: np.ndarray,
+        log_p_cf: tuple[np.ndarray, np.ndarray],
         allowed_I: np.ndarray,
         *,
         vocabulary: bool,
     ) -> "PathScores":
         """Of what LLM and CF model say at the nodes of `inner_nodes`.
 
-        As a search scores: log p_cf [R, J, C] is over the allowed items (bool), and so is the LLM's
-        softmax, unless it is over the `vocabulary`.
+        As a search scores: log p_cf is over the allowed items (bool), of the root [R, C] and of the
+        others [R, J, C], and so is the LLM's softmax, unless it is over the `vocabulary`.
         """
         open_N = open_items(trie, allowed_I)
         place = {int(node): at for at, node in np.ndenumerate(paths.node_LxM) if node}
         forced = {node: np.float64(scores.inner.forced_BxM[:, *at]) for node, at in place.items()}
         llm, cf = {}, {}
+        root_RxC, inner_RxJxC = log_p_cf
         for number, node in enumerate(inner_nodes(trie, paths)):
             one, at = (scores.inner, place[node]) if node else (scores.root, (0,))
             is_open_C = open_N[children(trie, node)] > 0
@@ -63,8 +64,8 @@ class PathScores:
                 else log_softmax(np.where(is_open_C, logits_RxC, -np.inf), axis=1)
             )
             # Once more in float64, so that they add up to 1.
-            log_p_cf_RxC = log_p_cf_RxJxC[:, number, : is_open_C.size].astype(np.float64)
-            cf[node] = log_softmax(log_p_cf_RxC, axis=1)
+            log_p_cf_RxC = inner_RxJxC[:, number - 1] if node else root_RxC
+            cf[node] = log_softmax(log_p_cf_RxC[:, : is_open_C.size].astype(np.float64), axis=1)
         return cls(trie, llm, cf, forced, open_N)  # type: ignore[arg-type]  # arrays, not scalars
 
     def path(self, leaf: int) -> list[tuple[int, int]]:
