@@ -53,7 +53,8 @@ def lines_figure(
         axes_row[0].set_ylabel(picture_text(quantity))
     for axes, column in zip(grid[0], columns, strict=True):
         axes.set_title(picture_text(column), fontsize=10)
-    _legend(figure, looks, styles)
+    own = {line.style for row in panels.values() for of in row.values() for line in of}
+    _legend(figure, looks, {style: dashes for style, dashes in styles.items() if style in own})
     return figure
 
 
