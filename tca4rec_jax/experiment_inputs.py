@@ -23,21 +23,29 @@ from tca4rec_jax.cf.settings import store_inputs
 from tca4rec_jax.config import build
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.dataset import load as load_data
 from tca4rec_jax.data.item_tokens import ItemTokens, check_vocabulary
+from tca4rec_jax.data.kept_arrays import kept_arrays
+from tca4rec_jax.data.ragged import Ragged, ragged_arrays, raggeds
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.data.templates import ID
 from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.from_scratch import RANDOM, FromScratch, check_known
 from tca4rec_jax.llm.sources import RandomLLM, StoredLLM
 from tca4rec_jax.llm.vocabulary import with_tokens
+from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.recommenders import Recipe, recipe_of
 from tca4rec_jax.recommenders.ids import item_ids
 from tca4rec_jax.semantic_ids.ids import SemanticIds
 from tca4rec_jax.training.run_inputs import training_split
 
+KEPT_FROM = 50_000
+"""Items of a catalogue whose tokens and trie are kept in the work directory."""
+_NOTHING = Ragged.of([])
 _SHARED = ("data", "ids", "source", "tokenizer", "new_tokens", "items", "trie", "compressed_trie")
 
 
@@ -110,13 +118,59 @@ class ExperimentInputs:
         if self.ids is not None:
             columns = {**catalogue.attributes, ID: self.ids.texts}
             catalogue = dataclasses.replace(catalogue, attributes=columns)
-        items = self.recipe.write_items(catalogue, self.tokenizer, self.config)
+        items = self._kept_items(catalogue)
         if isinstance(self.source, RandomLLM):
             check_known(items, self.tokenizer)
         vocab_size, new = self.stored_architecture.vocab_size, self.new_tokens
         vocab_size = max(vocab_size, new.stop) if new.start <= vocab_size else vocab_size
         check_vocabulary(items, catalogue.item_ids, vocab_size)
         return items
+
+    def _kept_items(self, catalogue: Catalogue) -> ItemTokens:
+        """What the recipe writes; of a large catalogue the items' own tokens are kept on disk."""
+
+        def write(catalogue: Catalogue) -> ItemTokens:
+            return self.recipe.write_items(catalogue, self.tokenizer, self.config)
+
+        if not self._keeps:
+            return write(catalogue)
+        made: dict[str, ItemTokens] = {}
+
+        def make() -> dict[str, np.ndarray]:
+            made["items"] = write(catalogue)
+            return ragged_arrays(written=made["items"].written, shown=made["items"].shown)
+
+        names = [
+            f"{kind}_{part}" for kind in ("written", "shown") for part in ("values", "offsets")
+        ]
+        kept = kept_arrays(self._kept, "items", self._items_made_from, names, make)
+        # All but the items is soon made: of one of them.
+        rest = made["items"] if made else write(catalogue.take(np.arange(1)))
+        tokens = raggeds(kept)
+        return dataclasses.replace(rest, written=tokens["written"], shown=tokens["shown"])
+
+    @property
+    def _kept(self) -> Path:
+        return self.workdir / "kept"
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether tokens and trie are kept: they take long, and are arrays of items alone."""
+        config, many = self.config, self.data.catalogue.num_items >= KEPT_FROM
+        return many and not config.training.tasks and config.prompt.tokenised == "pieces"
+
+    @property
+    def _items_made_from(self) -> Provenance:
+        """What the tokens and the trie of a catalogue depend on."""
+        inputs = {
+            "format": 1,  # to be raised when a release makes other tokens of the same texts
+            "catalogue": self.data.catalogue.content_hash(),
+            "ids": fingerprint(self.ids.texts) if self.ids else "",
+            "tokenizer": self.source.tokenizer_identity or self.source.identity,
+            "prompt": self.config.prompt.to_dict(),
+            "recommender": self.config.recommender.to_dict(),
+        }
+        return Provenance("kept catalogue", "any script that reads it", inputs)
 
     @property
     def objective(self) -> Objective:
@@ -126,7 +180,14 @@ class ExperimentInputs:
     @cached_property
     def trie(self) -> ItemTrie:
         """The trie of the items' tokens, one token an edge."""
-        return ItemTrie.build(self.items.written)
+
+        def make() -> dict[str, np.ndarray]:
+            return vars(ItemTrie.build(self.items.written))
+
+        if not self._keeps:
+            return ItemTrie(**make())
+        names = [field.name for field in dataclasses.fields(ItemTrie)]
+        return ItemTrie(**kept_arrays(self._kept, "trie", self._items_made_from, names, make))
 
     @cached_property
     def compressed_trie(self) -> ItemTrie:

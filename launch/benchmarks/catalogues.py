@@ -1,6 +1,9 @@
 """Catalogues of any size for the benchmarks: titles that branch as real ones do, semantic ids."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 
 from tca4rec_jax.data.downloads import fetch, fetch_file
 from tca4rec_jax.data.item_tokens import tokenise_items
@@ -48,3 +51,26 @@ def semantic_ids(count: int, levels: int, codes: int, seed: int) -> Ragged:
         ids = np.unique(np.concatenate([ids, more]), axis=0)
     ids = rng.permutation(ids)[:count] + codes * np.arange(levels, dtype=np.int32)
     return Ragged.from_lengths(ids.ravel(), np.full(count, levels))
+
+
+def write_tables(folder: Path, items: int, users: int, seed: int = 0) -> None:
+    """interactions.csv and items.csv, as `data.source=files` reads them, of made users.
+
+    A user has 20 items of one group of 100, the first of a group more often; titles are those of
+    `sample_titles`.
+    """
+    titles, rng = sample_titles(movielens_titles(), items, seed), np.random.default_rng(seed)
+    tokenizer = load_tokenizer(fetch_file("smollm2-135m-instruct"))
+    rows = np.split(titles.values, titles.offsets[1:-1])
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    item_I = np.arange(items)
+    titled = [text.strip() or str(item) for item, text in zip(item_I, texts, strict=True)]
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame({"item": item_I, "title": titled}).to_csv(folder / "items.csv", index=False)
+    group_Ux1 = rng.integers(0, -(-items // 100), (users, 1))
+    place_UxN = (100 * rng.random((users, 20)) ** 2).astype(np.int64)
+    item_UxN = np.minimum(100 * group_Ux1 + place_UxN, items - 1)
+    time_UxN = rng.integers(0, 1 << 20, (users, 1)) + np.arange(20)
+    columns = {"user": np.repeat(np.arange(users), 20), "item": item_UxN.ravel()}
+    columns["timestamp"] = time_UxN.ravel()
+    pd.DataFrame(columns).to_csv(folder / "interactions.csv", index=False)

@@ -1,6 +1,6 @@
 """Rows of unequal length in one flat array, and their padded views."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -89,3 +89,15 @@ def ranges(starts_R: np.ndarray, lengths_R: np.ndarray) -> np.ndarray:
     ends_R = np.cumsum(lengths_R, dtype=np.int64)
     total = int(ends_R[-1]) if ends_R.size else 0
     return np.arange(total) + np.repeat(starts_R - (ends_R - lengths_R), lengths_R)
+
+
+def ragged_arrays(**rows: Ragged) -> dict[str, np.ndarray]:
+    """{'name_values' | 'name_offsets': array} of Raggeds by name: what a file holds of them."""
+    parts = ((name, part) for name in rows for part in ("values", "offsets"))
+    return {f"{name}_{part}": getattr(rows[name], part) for name, part in parts}
+
+
+def raggeds(arrays: Mapping[str, np.ndarray]) -> dict[str, Ragged]:
+    """The Raggeds by name that `ragged_arrays` was given."""
+    names = dict.fromkeys(name.rpartition("_")[0] for name in arrays)
+    return {name: Ragged(arrays[f"{name}_values"], arrays[f"{name}_offsets"]) for name in names}
