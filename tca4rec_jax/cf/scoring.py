@@ -25,6 +25,7 @@ from tca4rec_jax.metrics import ahead_of, coverage
 BETAS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 """CF temperatures at which the softmax of CF logits is described."""
 TOP = 10
+_PROFILED = 1 << 31  # logits that a profile is made of: 2,147 rows of a million items
 _NARROWEST = 16  # the least width to which the histories of a batch are padded
 
 
@@ -196,8 +197,12 @@ def profile(model: CFModel, rows: ItemSequences, count_I: np.ndarray) -> dict:
     'coverage@10' is the share of the catalogue among anyone's first ten; 'relative popularity@10'
     the mean training interactions (`count_I`, int) of the first tens over that of the targets;
     'entropy' and 'nll' (of the target) are {beta: nats} of the softmax at that CF temperature;
-    'best_beta' is the beta of BETAS with the lowest NLL: where this model is calibrated best.
+    'best_beta' is the beta of BETAS with the lowest NLL: where this model is calibrated best. Of a
+    large catalogue these are of some of the rows alone.
     """
+    most = max(_PROFILED // len(count_I), 1)
+    if len(rows) > most:
+        rows = rows.take(np.linspace(0, len(rows) - 1, most).astype(np.int64))
     vector_RxD = user_vectors(model, rows, rows.last_positions)
     target_R = rows.items[rows.last_positions]
     describe = functools.partial(_describe, _items(*nnx.split(model)))

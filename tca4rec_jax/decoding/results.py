@@ -17,7 +17,7 @@ from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import read_npz, write_npz
 
-_ROWS_AT_ONCE = 1024  # whose allowed items are in memory
+_MASK_BYTES = 64 << 20  # of allowed items that are in memory
 
 
 class Recommendations(NamedTuple):
@@ -51,7 +51,8 @@ class Recommendations(NamedTuple):
         of_leaf = trie.items_by_leaf.take(self.leaves_RxM[row_n, place_n])
         item_n, row_n = of_leaf.values, np.repeat(row_n, of_leaf.lengths)
         if allowed is not None:
-            ends = np.searchsorted(row_n, np.arange(0, len(self.leaves_RxM), _ROWS_AT_ONCE)[1:])
+            at_once = max(_MASK_BYTES // trie.num_items, 1)
+            ends = np.searchsorted(row_n, np.arange(0, len(self.leaves_RxM), at_once)[1:])
             parts = zip(np.split(row_n, ends), np.split(item_n, ends), strict=True)
             kept = []
             for part_n, of_part_n in parts:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tca4rec_jax.cf import item_blocks
+from tca4rec_jax.cf import item_blocks, scoring
 from tca4rec_jax.cf.item_blocks import LOGITS_AT_ONCE
 from tca4rec_jax.cf.models.popularity import popularity_logits
 from tca4rec_jax.cf.models.sasrec import SASRec, SASRecConfig
@@ -95,6 +95,13 @@ def test_a_profile_in_blocks_is_that_of_whole_logits(model, monkeypatch):
     logits = user_vectors(model, SEQUENCES, SEQUENCES.last_positions)[:] @ host_items(model)[0].T
     share = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert whole["entropy"]["1"] == pytest.approx(-(share * np.log(share)).sum(1).mean(), rel=1e-5)
+
+
+def test_a_profile_of_a_large_catalogue_is_of_some_rows(model, monkeypatch):
+    first, last = (profile(model, SEQUENCES.take(np.array([row])), np.ones(6)) for row in (0, 2))
+    monkeypatch.setattr(scoring, "_PROFILED", 12)  # logits: two rows of six items
+    found = profile(model, SEQUENCES, np.ones(6))
+    assert found["nll"]["1"] == pytest.approx((first["nll"]["1"] + last["nll"]["1"]) / 2)
 
 
 def test_popularity_logits_are_smoothed_log_shares():
