@@ -272,7 +272,7 @@ class FreeModel:
     def init_beam_cache(self, batch: int, beams: int, capacity: int):
         import jax.numpy as jnp
 
-        nothing = jnp.zeros((batch, 1, capacity, 1, 1))
+        nothing = jnp.zeros((batch, 1, 1, capacity, 1))
         return BeamCache(KVCache(nothing, nothing), init_paths(batch, beams, capacity))
 
 

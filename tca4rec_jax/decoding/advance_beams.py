@@ -27,7 +27,7 @@ class Prompts(NamedTuple):
     """Prompts that the LLM has read: a search goes on from them."""
 
     hidden_Bx1xD: jax.Array  # the state at each prompt's last token
-    kv: KVCache  # [L, B, S, Kv, H]
+    kv: KVCache  # [B, L, Kv, S, H]
     length_B: jax.Array  # int32
 
 

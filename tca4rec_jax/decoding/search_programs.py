@@ -11,7 +11,7 @@ Axes: core/__init__.py; here K are scored tokens, T temperatures, Kv key-value h
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from tca4rec_jax.decoding.advance_beams import Prompts
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig, beam_search
 from tca4rec_jax.decoding.grounding import TitleIndex, ground
 from tca4rec_jax.decoding.likelihood import ScoredTokens, title_nll
+from tca4rec_jax.decoding.search_sizes import rows_at_once
 from tca4rec_jax.decoding.title_paths import TitlePaths, TitleScores, read_titles
 from tca4rec_jax.distributed.data_parallel import DataParallel
 from tca4rec_jax.distributed.sharding import RULES, row_sharding, sharding_of
@@ -33,8 +34,6 @@ from tca4rec_jax.llm.projector import SoftTokens
 
 _EVERYWHERE = PartitionSpec()
 _ROWS = RULES.spec(("prompts",))
-_KV = PartitionSpec(None, *_ROWS)
-_PROMPTS, _PREFIX = Prompts._make([_ROWS, _KV, _ROWS]), PrefixStates._make([_ROWS, _KV])
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class TextBatch(NamedTuple):
 
 def prompts_sharding(mesh: Mesh, prompts: Prompts) -> Prompts:
     """Where prompts of these shapes live: with their rows, and keys and values with their heads."""
-    axes = (None, "prompts", None, "kv_heads", None)
+    axes = ("prompts", None, "kv_heads", None, None)
     of_kv = jax.tree.map(lambda values: sharding_of(mesh, axes, values.shape), prompts.kv)
     return jax.tree.map(lambda _: row_sharding(mesh, "prompts"), prompts)._replace(kv=of_kv)
 
@@ -76,8 +75,11 @@ def read_prefix(
     state: nnx.State, tokens_BxS: jax.Array, *, program: SearchProgram, layers: int
 ) -> PrefixStates:
     """The texts of a batch after a decoder's first layers."""
-    read = partial(Decoder.prefill_prefix, layers=layers)
-    return program.run(read, (state, tokens_BxS), (_ROWS,), _PREFIX)
+
+    def read(model, tokens_BxS):
+        return _in_groups(partial(model.prefill_prefix, layers=layers), tokens_BxS)
+
+    return program.run(read, (state, tokens_BxS), (_ROWS,), _ROWS)
 
 
 @partial(jax.jit, static_argnames=("program", "capacity"))
@@ -100,23 +102,41 @@ def read_prompts(
     """
 
     def read(model, texts, prefix, trie, temperature_T):
-        tokens_BxS, length_B, scored, soft = texts
-        after_BxK = None if scored is None else scored.position
-        soft = soft if model.projector is not None else None
-        args = tokens_BxS, length_B, after_BxK, prefix, soft
-        states_BxKxD, prompts = prefill_prompts(model, *args)
-        nll_BxT = jnp.zeros((length_B.shape[0], 0))
-        if scored is not None:
-            nll_BxT = title_nll(model, states_BxKxD[:, 1:], scored, trie, temperature_T)
-        missing = [(0, 0), (0, 0), (0, capacity - tokens_BxS.shape[1]), (0, 0), (0, 0)]
-        kv = jax.tree.map(lambda values: jnp.pad(values, missing), prompts.kv)
-        return prompts._replace(kv=kv), nll_BxT
+        def of_rows(rows):
+            (tokens_BxS, length_B, scored, soft), prefix = rows
+            after_BxK = None if scored is None else scored.position
+            soft = soft if model.projector is not None else None
+            args = tokens_BxS, length_B, after_BxK, prefix, soft
+            states_BxKxD, prompts = prefill_prompts(model, *args)
+            nll_BxT = jnp.zeros((length_B.shape[0], 0))
+            if scored is not None:
+                nll_BxT = title_nll(model, states_BxKxD[:, 1:], scored, trie, temperature_T)
+            missing = [(0, 0)] * 3 + [(0, capacity - tokens_BxS.shape[1]), (0, 0)]
+            kv = jax.tree.map(lambda values: jnp.pad(values, missing), prompts.kv)
+            return prompts._replace(kv=kv), nll_BxT
+
+        return _in_groups(of_rows, (texts, prefix))
 
     args = state, texts, prefix, trie, temperature_T
-    specs = _ROWS, prefix and _PREFIX, _EVERYWHERE, _EVERYWHERE
-    prompts, nll_BxT = program.run(read, args, specs, (_PROMPTS, _ROWS))
+    specs = _ROWS, _ROWS, _EVERYWHERE, _EVERYWHERE
+    prompts, nll_BxT = program.run(read, args, specs, _ROWS)
     shardings = prompts_sharding(program.mesh, prompts)
     return jax.lax.with_sharding_constraint(prompts, shardings), nll_BxT
+
+
+def _in_groups(read: Callable[[Any], Any], texts: Any) -> Any:
+    """read(texts), both trees of arrays [B, ...]; on a CPU `rows_at_once`, group after group."""
+    batch, length = jax.tree.leaves(texts)[0].shape
+    rows = rows_at_once(batch, length)
+
+    def in_groups(texts):
+        grouped = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), texts)
+        found = jax.lax.map(read, grouped)
+        return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), found)
+
+    if rows == batch:
+        return read(texts)
+    return jax.lax.platform_dependent(texts, cpu=in_groups, default=read)
 
 
 def prefill_prompts(
@@ -134,10 +154,8 @@ def prefill_prompts(
     after_BxA = jnp.zeros_like(length_B)[:, None]
     if after_BxK is not None:
         after_BxA = jnp.concatenate([after_BxA, after_BxK], axis=1)
-    read_B = length_B + jnp.max(after_BxA, axis=1)
-    hidden_BxSxD, kv = model.prefill(tokens_BxS, read_B, soft=soft, prefix=prefix)
-    index_BxAx1 = (length_B[:, None] - 1 + after_BxA)[:, :, None]
-    states_BxAxD = jnp.take_along_axis(hidden_BxSxD, index_BxAx1, axis=1)
+    position_BxA = length_B[:, None] - 1 + after_BxA
+    states_BxAxD, kv = model.prefill(tokens_BxS, position_BxA, soft=soft, prefix=prefix)
     return states_BxAxD, Prompts(states_BxAxD[:, :1], kv, length_B)
 
 
@@ -174,7 +192,7 @@ def search_batch(
         return result.leaves_BxM, result.scores_BxM
 
     args = state, prompts, users, cf_items, trie, weights, titles
-    return program.run(search, args, (_PROMPTS, _ROWS, *[_EVERYWHERE] * 4), _ROWS)
+    return program.run(search, args, (_ROWS, _ROWS, *[_EVERYWHERE] * 4), _ROWS)
 
 
 @partial(jax.jit, static_argnames=("program", "slots"))
@@ -191,4 +209,4 @@ def read_titles_batch(
     """`read_titles` on every group of devices: the same titles after every prompt."""
     read = partial(read_titles, config=program.config, slots=slots)
     args = state, prompts, trie, temperature, paths
-    return program.run(read, args, (_PROMPTS, *[_EVERYWHERE] * 3), _ROWS)
+    return program.run(read, args, (_ROWS, *[_EVERYWHERE] * 3), _ROWS)

@@ -16,6 +16,8 @@ CALL_SIZES = (5 / 4, 3 / 4, 3 / 8, 1 / 8)
 # Users have unequal shares of a call: attention makes room for so many times the mean.
 UNEVEN_SHARE = 1.6
 FIRST_POOL_SLOTS = 8  # per beam, of the smallest pool; the next are four times larger each
+# Of texts that a CPU reads at one time: what a layer makes of them stays in its caches.
+TEXT_TOKENS = 640
 VOCABULARY_BYTES = 256 << 20  # bounds the vocabulary logits that exist at one time
 FIRST_CHILDREN = 16  # of the smallest expansion of a step; the next are eight times larger each
 
@@ -49,6 +51,12 @@ def children_bounds(largest: int) -> list[int]:
     """Numbers of children, ascending; a step takes the smallest that holds those of its nodes."""
     bounds = [bound for bound in (FIRST_CHILDREN << 3 * n for n in range(8)) if bound < largest]
     return [*bounds, largest]
+
+
+def rows_at_once(batch: int, length: int) -> int:
+    """How many rows of a batch, a divisor of it, a CPU reads at one time: TEXT_TOKENS or fewer."""
+    most = max(1, TEXT_TOKENS // length)
+    return max(rows for rows in range(1, most + 1) if batch % rows == 0)
 
 
 def states_at_once(states: int, logits: int) -> int:

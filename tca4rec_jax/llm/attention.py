@@ -2,10 +2,10 @@
 
 With a sliding window a token sees itself and the `window - 1` tokens before it.
 
-Axis letters: B batch rows, S sequence, Q queries, T the keys they see, Qh query heads, Kv kv heads,
-G query heads per kv head (Qh = Kv * G), H head dim; of a user's beams (kv_cache.py) M beams, Tu new
-tokens, Sl slots of the pool. Keys are never repeated for the query heads that share them; scores
-and softmax are float32.
+Axis letters: B batch rows, S sequence, A some of its positions, Q queries, T the keys they see, Qh
+query heads, Kv kv heads, G query heads per kv head (Qh = Kv * G), H head dim; of a user's beams
+(kv_cache.py) M beams, Tu new tokens, Sl slots of the pool. Keys are never repeated for the query
+heads that share them; scores and softmax are float32.
 """
 
 from collections.abc import Sequence
@@ -129,6 +129,23 @@ def causal_attention(
     return _heads_last(jnp.concatenate(outputs, axis=3))
 
 
+def attention_at(
+    q_BxAxQhxH: jax.Array,
+    k_BxSxKvxH: jax.Array,
+    v_BxSxKvxH: jax.Array,
+    position_BxA: jax.Array,
+    *,
+    window: int | jax.Array | None = None,
+) -> jax.Array:
+    """Causal attention of the tokens at some positions (int32) of a sequence -> [B, A, Qh, H]."""
+    q_BxKvxGxAxH = _heads_first(q_BxAxQhxH, k_BxSxKvxH.shape[2])
+    visible_BxAxS = _visible(position_BxA, jnp.arange(k_BxSxKvxH.shape[1])[None, :], window)
+    scores = _product("bkgah,bskh->bkgas", q_BxKvxGxAxH, k_BxSxKvxH)
+    scores = jnp.where(visible_BxAxS[:, None, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BxSxKvxH.dtype)
+    return _heads_last(jnp.einsum("bkgas,bskh->bkgah", weights, v_BxSxKvxH))
+
+
 @jax.custom_vjp
 def _attend_block(
     q_BxKvxGxQxH: jax.Array, k_BxKvxTxH: jax.Array, v_BxKvxTxH: jax.Array, window: jax.Array | None
@@ -236,12 +253,12 @@ def cached_attention(
 ) -> jax.Array:
     """Attention of a user's Tu new tokens to prompt, pool and each other -> [B, Tu, Qh, H].
 
-    A token sees its user's prompt (keys and values [B, S, Kv, H]) up to its length, of the pool
-    [B, Sl, Kv, H] the slots that its beam has seen, and of the new tokens [B, Tu, Kv, H] those of
+    A token sees its user's prompt (keys and values [B, Kv, S, H]) up to its length, of the pool
+    [B, Kv, Sl, H] the slots that its beam has seen, and of the new tokens [B, Tu, Kv, H] those of
     its beam up to itself. What filler attends to is undefined.
     """
-    seen = zip(prompt_kv, pool_kv, new_kv, strict=True)
-    keys, values = ([x.swapaxes(1, 2) for x in parts] for parts in seen)  # [B, Kv, T, H] each
+    heads_first = [x.swapaxes(1, 2) for x in new_kv]
+    keys, values = zip(prompt_kv, pool_kv, heads_first, strict=True)  # [B, Kv, T, H] each
     q_BxKvxGxTuxH = _heads_first(q_BxTuxQhxH, new_kv[0].shape[2])
     queries = _merge_groups(q_BxKvxGxTuxH)
     prompt_size, pool_size = keys[0].shape[2], keys[1].shape[2]

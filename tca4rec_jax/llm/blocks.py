@@ -89,31 +89,45 @@ class Layer:
 
 
 def decoder_layer(
-    layer: Layer, x: jax.Array, rope: Rope, attend: Attend
+    layer: Layer,
+    x: jax.Array,
+    rope: Rope,
+    attend: Attend,
+    seen: tuple[jax.Array, Rope] | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """One layer on x [..., D] -> (its output [..., D], the rotated (k, v) [..., Kv, H])."""
-    y, kv = attention_block(layer, x, rope, attend)
+    """One layer on x [..., D] -> (its output [..., D], the rotated (k, v) [..., Kv, H]).
+
+    `seen`: the tokens that keys and values are of, and their rope, if they are others than x's.
+    """
+    y, kv = attention_block(layer, x, rope, attend, seen)
     x = _save(layer.add(x, y, site=4))
     return layer.add(x, mlp_block(layer, x), site=5), kv
 
 
 def attention_block(
-    layer: Layer, x: jax.Array, rope: Rope, attend: Attend
+    layer: Layer,
+    x: jax.Array,
+    rope: Rope,
+    attend: Attend,
+    seen: tuple[jax.Array, Rope] | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """norm -> q, k, v -> rotation -> attention -> output projection.
 
-    Returns ([..., D], to be added to x; the rotated (k, v), each [..., Kv, H]).
+    Returns ([..., D], to be added to x; the rotated (k, v), each [..., Kv, H] of `seen` or x).
     """
-    config = layer.config
-    q, k, v = (
-        y.reshape(*y.shape[:-1], -1, config.head_dim)
-        for y in layer.project(layer.norm(x, "attn_norm"), "q_proj", "k_proj", "v_proj", site=0)
-    )
+    config, seen_rope = layer.config, rope
+    if seen is None:
+        qkv = layer.project(layer.norm(x, "attn_norm"), "q_proj", "k_proj", "v_proj", site=0)
+    else:
+        seen_x, seen_rope = seen
+        qkv = layer.project(layer.norm(x, "attn_norm"), "q_proj", site=0)
+        qkv += layer.project(layer.norm(seen_x, "attn_norm"), "k_proj", "v_proj", site=0)
+    q, k, v = (y.reshape(*y.shape[:-1], -1, config.head_dim) for y in qkv)
     if config.qk_norm:
         q, k = layer.norm(_save(q), "q_norm"), layer.norm(_save(k), "k_norm")
     if config.query_pre_attn_scalar is not None:
         q *= (config.head_dim / config.query_pre_attn_scalar) ** 0.5
-    q, k, v = _save(rotate(q, *rope)), _save(rotate(k, *rope)), _save(v)
+    q, k, v = _save(rotate(q, *rope)), _save(rotate(k, *seen_rope)), _save(v)
     attended = _save(attend(q, k, v))
     (y,) = layer.project(attended.reshape(*x.shape[:-1], -1), "o_proj", site=1)
     return layer.post_norm(y, "attn_post_norm"), (k, v)

@@ -1,8 +1,8 @@
 """Llama-, Qwen- and Gemma-style decoder: training forward pass, prompt prefill, and beam extension.
 
 Axis letters: B batch rows, S sequence, M beams, E new tokens of a beam, D width, H head dim,
-Kv kv heads, V vocabulary, U some of its tokens, L layers, Tp tokens of a packed call, Tu tokens
-that one user has in it.
+Kv kv heads, V vocabulary, U some of its tokens, L layers, A positions whose states are asked for,
+Tp tokens of a packed call, Tu tokens that one user has in it.
 Weights are [in, out] and stacked over layers on axis 0.
 """
 
@@ -14,15 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.traverse_util import flatten_dict
 
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.llm import kv_cache
-from tca4rec_jax.llm.attention import cached_attention, causal_attention, rotary_tables
+from tca4rec_jax.llm import attention, kv_cache
+from tca4rec_jax.llm.attention import rotary_tables
 from tca4rec_jax.llm.blocks import SAVE_PRODUCTS, Layer, Rope, decoder_layer, rms_norm
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions, check_shapes
 from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens
-from tca4rec_jax.llm.lora import Adapters, LoRAConfig, adapter_shapes, dropout, fold_in
+from tca4rec_jax.llm.lora import Adapters, LoRAConfig, check_adapters, dropout, fold_in
 from tca4rec_jax.llm.projector import Projector, SoftTokens
 from tca4rec_jax.llm.vocabulary import NewRows
 
@@ -36,7 +35,7 @@ class PrefixStates(NamedTuple):
     """Right-padded prompts after a decoder's frozen prefix, for decoders that share its layers."""
 
     x: jax.Array  # [B, S, D]
-    kv: KVCache  # [layers, B, S, Kv, H]
+    kv: KVCache  # [B, layers, Kv, S, H]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -57,12 +56,6 @@ def init_params(
         values = jax.random.normal(jax.random.fold_in(key, index), shape) * fan_in**-0.5
         params[path] = values.astype(dtype)
     return params
-
-
-def check_adapters(config: DecoderConfig, lora: LoRAConfig, adapters: Adapters | None) -> None:
-    """Raises UserError as `check_shapes`, for adapters that do not have lora's shapes."""
-    trees = {"adapters": adapters}, {"adapters": adapter_shapes(config, lora)}
-    check_shapes("adapters", *(flatten_dict(tree, sep="/") for tree in trees))
 
 
 class Decoder(nnx.Module):
@@ -147,7 +140,8 @@ class Decoder(nnx.Module):
         elif soft is not None:
             raise ValueError(_PREFIX_READ)
         x, _ = self._run_causal(x, keep_kv=False, dropout_key_B=dropout_key_B, start=start)
-        return self._final_states(x, lengths_B)
+        real_BxS = jnp.arange(x.shape[1])[None, :] < lengths_B[:, None]
+        return jnp.where(real_BxS[:, :, None], self._final_norm(x), 0)
 
     def frozen_prefix(self, tokens_BxS: jax.Array) -> jax.Array:
         """States [B, S, D] after the frozen prefix, undefined after a row's end.
@@ -182,24 +176,31 @@ class Decoder(nnx.Module):
     def prefill(
         self,
         tokens_BxS: jax.Array,
-        lengths_B: jax.Array,
+        position_BxA: jax.Array,
         *,
         soft: SoftTokens | None = None,
         prefix: PrefixStates | None = None,
     ) -> tuple[jax.Array, KVCache]:
-        """`hidden` together with the keys and values [L, B, S, Kv, H] of right-padded prompts.
+        """The states [B, A, D] at some positions (int32) of right-padded prompts, as `hidden`, and
+        the keys and values [B, L, Kv, S, H] of all.
 
+        The last layer runs for these positions: of others it gives keys and values alone.
         prefix: what `prefill_prefix` gave for these prompts, by a decoder that shares the layers;
         only the layers above then run. Raises as `hidden`.
         """
         if prefix is None:
-            x, kv = self._run_causal(self._embed_sequences(tokens_BxS, soft), keep_kv=True)
-        elif soft is not None:
-            raise ValueError(_PREFIX_READ)
+            x, parts, start = self._embed_sequences(tokens_BxS, soft), [], 0
+        elif soft is None:
+            x, parts, start = prefix.x, [prefix.kv], prefix.kv.k.shape[1]
         else:
-            x, kv = self._run_causal(prefix.x, keep_kv=True, start=prefix.kv.k.shape[0])
-            kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), prefix.kv, kv)
-        return self._final_states(x, lengths_B), kv
+            raise ValueError(_PREFIX_READ)
+        last = self.config.num_layers - 1
+        if start < last:
+            x, kv = self._run_causal(x, keep_kv=True, start=start, stop=last)
+            parts.append(kv)
+        x_BxAxD, kv = self._run_last_layer(x, position_BxA)
+        kv = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *parts, kv)
+        return self._final_norm(x_BxAxD), kv
 
     def prefill_prefix(self, tokens_BxS: jax.Array, layers: int) -> PrefixStates:
         """The first `layers` (static) of a prefill of right-padded prompts without soft tokens."""
@@ -209,7 +210,7 @@ class Decoder(nnx.Module):
     def init_beam_cache(self, batch: int, beams: int, capacity: int) -> BeamCache:
         """The cache of beams that have read nothing, with `capacity` slots for each user."""
         config = self.config
-        shape = (batch, config.num_layers, capacity, config.num_kv_heads, config.head_dim)
+        shape = (batch, config.num_layers, config.num_kv_heads, capacity, config.head_dim)
         zeros = jnp.zeros(shape, self.embedding.dtype)
         return BeamCache(KVCache(zeros, zeros), kv_cache.init_paths(batch, beams, capacity))
 
@@ -242,10 +243,14 @@ class Decoder(nnx.Module):
 
         def attend(q, k, v, layer, window):
             q, *new_kv = map(packed.by_user, (q, k, v))
-            prompt_kv = [_at_layer(values, layer) for values in prompt]
-            pool_kv = [_at_layer(values, layer, axis=1) for values in beams.kv]
-            seen = new_kv, prompt_kv, pool_kv, prompt_lengths_B, paths, packed
-            return packed.from_users(cached_attention(q, *seen, window=window))
+            prompt_kv = [_at_layer(values, layer, axis=1) for values in prompt]
+
+            def attend_to(pool: BeamCache):
+                pool_kv = [_at_layer(values, layer, axis=1) for values in pool.kv]
+                seen = new_kv, prompt_kv, pool_kv, prompt_lengths_B, pool.paths, packed
+                return attention.cached_attention(q, *seen, window=window)
+
+            return packed.from_users(kv_cache.over_taken_slots(attend_to, beams))
 
         x, positions = self._embed(packed.pack(tokens_BxMxE)), packed.pack(positions_BxMxE)
         x, new = self._run_layers(x, positions, attend, keep_kv=True)
@@ -253,7 +258,7 @@ class Decoder(nnx.Module):
         new = jax.tree.map(jax.vmap(packed.by_user), new)
         slot_BxMxE, paths = kv_cache.append_tokens(paths, count_BxM, most)
         slot_BxTu = packed.by_user(packed.pack(slot_BxMxE))
-        slot_BxTu = jnp.where(packed.beam_BxTu >= 0, slot_BxTu, beams.kv.k.shape[2])
+        slot_BxTu = jnp.where(packed.beam_BxTu >= 0, slot_BxTu, beams.capacity)
         return hidden, NewTokens(new, slot_BxTu, paths)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
@@ -281,20 +286,31 @@ class Decoder(nnx.Module):
         config = self.config
         return rms_norm(x, self.final_norm[...], config.rms_norm_eps, config.norm_offset)
 
-    def _final_states(self, x_BxSxD: jax.Array, lengths_B: jax.Array) -> jax.Array:
-        """States after the final norm, zero after each row's end."""
-        real_BxS = jnp.arange(x_BxSxD.shape[1])[None, :] < lengths_B[:, None]
-        return jnp.where(real_BxS[:, :, None], self._final_norm(x_BxSxD), 0)
-
     def _run_causal(self, x_BxSxD: jax.Array, *, keep_kv: bool, **layers):
         # Prompts are short and need no backward pass.
         implementation = "xla" if keep_kv else self.options.attention
 
         def attend(q, k, v, layer, window):
-            return causal_attention(q, k, v, window=window, implementation=implementation)
+            how = {"window": window, "implementation": implementation}
+            return attention.causal_attention(q, k, v, **how)
 
-        positions = jnp.arange(x_BxSxD.shape[1])[None, :]
-        return self._run_layers(x_BxSxD, positions, attend, keep_kv=keep_kv, **layers)
+        positions = _positions(x_BxSxD)
+        x, kv = self._run_layers(x_BxSxD, positions, attend, keep_kv=keep_kv, **layers)
+        return x, jax.tree.map(_by_user, kv)
+
+    def _run_last_layer(
+        self, x_BxSxD: jax.Array, position_BxA: jax.Array
+    ) -> tuple[jax.Array, KVCache]:
+        """(its output at some positions [B, A, D], its keys and values [B, 1, Kv, S, H] at all)."""
+
+        def attend(q, k, v, layer, window):
+            return attention.attention_at(q, k, v, position_BxA, window=window)
+
+        x_BxAxD = jnp.take_along_axis(x_BxSxD, position_BxA[:, :, None], axis=1)
+        how: dict[str, Any] = {"keep_kv": True, "start": self.config.num_layers - 1}
+        seen = x_BxSxD, _positions(x_BxSxD)
+        x_BxAxD, kv = self._run_layers(x_BxAxD, position_BxA, attend, seen=seen, **how)
+        return x_BxAxD, jax.tree.map(_by_user, kv)
 
     def _run_layers(
         self,
@@ -306,13 +322,14 @@ class Decoder(nnx.Module):
         dropout_key_B: jax.Array | None = None,
         start: int = 0,
         stop: int | None = None,
+        seen: tuple[jax.Array, jax.Array] | None = None,
     ) -> tuple[jax.Array, Any]:
-        """The layers from `start` to `stop` (all); with keep_kv their KVCache [L, ..., Kv, H]."""
-        config = self.config
-        rope = rotary_tables(positions, config.head_dim, config.rope_theta, config.rope_scaling)
-        local_rope = rope
-        if config.local_rope_theta is not None:
-            local_rope = rotary_tables(positions, config.head_dim, config.local_rope_theta)
+        """The layers from `start` to `stop` (all); with keep_kv keys and values [L, ..., Kv, H].
+
+        `seen`: the tokens that keys and values of a single layer are of, and their positions.
+        """
+        seen_x, seen_positions = seen or (x, positions)
+        config, ropes, seen_ropes = self.config, *map(self._ropes, (positions, seen_positions))
         stacks = {name: stack[...] for name, stack in self.layers.items()}
 
         def run_layer(x, inputs):
@@ -321,9 +338,10 @@ class Decoder(nnx.Module):
                 weights = jax.tree.map(lambda stack: _at_layer(stack, index), stacks)
             key_B = fold_in(dropout_key_B, index)
             layer = Layer(config, weights, self.lora, adapters, key_B, self.options.dropout)
-            window, layer_rope = self._window_and_rope(index, rope, local_rope)
+            window, layer_rope = self._window_and_rope(index, *ropes)
             layer_attend = functools.partial(attend, layer=index, window=window)
-            x, kv = decoder_layer(layer, x, layer_rope, layer_attend)
+            of_seen = (seen_x, self._window_and_rope(index, *seen_ropes)[1]) if seen else None
+            x, kv = decoder_layer(layer, x, layer_rope, layer_attend, of_seen)
             return x, (kv if keep_kv else None)
 
         if self.options.remat != "none":
@@ -343,13 +361,18 @@ class Decoder(nnx.Module):
         kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), *kv_parts)
         return x, (KVCache(*kv) if keep_kv else None)
 
+    def _ropes(self, positions: jax.Array) -> tuple[Rope, Rope]:
+        """The rotary tables of layers that see all, and of those with a sliding window."""
+        config = self.config
+        rope = rotary_tables(positions, config.head_dim, config.rope_theta, config.rope_scaling)
+        if config.local_rope_theta is None:
+            return rope, rope
+        return rope, rotary_tables(positions, config.head_dim, config.local_rope_theta)
+
     def _window_and_rope(
         self, layer: jax.Array, rope: Rope, local_rope: Rope
     ) -> tuple[int | jax.Array | None, Rope]:
-        """The sliding window and the rotary tables of a layer.
-
-        The window is an int, and so known to the compiler, if all layers share it.
-        """
+        """A layer's sliding window (an int, known to the compiler, if all share it) and tables."""
         window, full_layers = self.config.sliding_window, self.config.full_layers
         if window is None:
             return None, rope
@@ -361,6 +384,15 @@ class Decoder(nnx.Module):
             return seen, rope
         cos, sin = (jnp.where(is_full, *both) for both in zip(rope, local_rope, strict=True))
         return seen, (cos, sin)
+
+
+def _positions(x_BxSxD: jax.Array) -> jax.Array:
+    return jnp.arange(x_BxSxD.shape[1])[None, :]
+
+
+def _by_user(values_LxBxSxKvxH: jax.Array) -> jax.Array:
+    """[B, L, Kv, S, H]: as attention reads them, once and not at every token that comes after."""
+    return values_LxBxSxKvxH.transpose(1, 0, 3, 2, 4)
 
 
 def _at_layer(stack: jax.Array, layer: jax.Array, axis: int = 0) -> jax.Array:

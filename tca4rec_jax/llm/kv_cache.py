@@ -28,7 +28,8 @@ import jax.numpy as jnp
 class KVCache(NamedTuple):
     """Rotated keys and values of all layers, in the dtype of the activations.
 
-    Prompts are [L, B, S, Kv, H], pools [B, L, Sl, Kv, H]: each user's slots are addressed apart.
+    Prompts are [B, L, Kv, S, H], pools [B, L, Kv, Sl, H], as attention reads them; those of new
+    tokens [L, B, Tu, Kv, H], as layers make them.
     """
 
     k: jax.Array
@@ -55,8 +56,20 @@ class NewTokens(NamedTuple):
 class BeamCache(NamedTuple):
     """The tokens that the beams of each user have read, in a pool that these beams share."""
 
-    kv: KVCache  # [B, L, Sl, Kv, H]
+    kv: KVCache  # [B, L, Kv, Sl, H]
     paths: BeamPaths
+
+    @property
+    def capacity(self) -> int:
+        """Slots of a user's pool."""
+        return self.paths.position_BxSl.shape[1]
+
+    def first_slots(self, count: int) -> "BeamCache":
+        """The same pools without the slots after the first `count`."""
+        position_BxSl = self.paths.position_BxSl[:, :count]
+        seen_BxMxSl = self.paths.seen_BxMxSl[:, :, :count]
+        paths = self.paths._replace(position_BxSl=position_BxSl, seen_BxMxSl=seen_BxMxSl)
+        return BeamCache(jax.tree.map(lambda values: values[:, :, :, :count], self.kv), paths)
 
 
 def init_paths(batch: int, beams: int, capacity: int) -> BeamPaths:
@@ -95,12 +108,30 @@ def append_tokens(paths: BeamPaths, count_BxM: jax.Array, most: int) -> tuple[ja
 def scatter_cache(cache: BeamCache, new: NewTokens) -> BeamCache:
     """The cache with the new tokens in their slots."""
 
-    def put(old_LxSlxKvxH, new_LxTuxKvxH, slot_Tu):
-        return old_LxSlxKvxH.at[:, slot_Tu].set(new_LxTuxKvxH, mode="drop")
+    def put(old_LxKvxSlxH, new_LxTuxKvxH, slot_Tu):
+        return old_LxKvxSlxH.at[:, :, slot_Tu].set(new_LxTuxKvxH.swapaxes(1, 2), mode="drop")
 
     over_users = jax.vmap(put, in_axes=(0, 1, 0))
     pools = zip(cache.kv, new.kv, strict=True)
     return BeamCache(KVCache(*(over_users(*pair, new.slot_BxTu) for pair in pools)), new.paths)
+
+
+def over_taken_slots(function: Callable[[BeamCache], jax.Array], cache: BeamCache) -> jax.Array:
+    """function(cache), which looks at taken slots only; on a CPU with few slots besides those.
+
+    None, a quarter and all slots are what it is compiled for. Other devices do not wait for
+    arithmetic here, but would for the choice.
+    """
+    counts = sorted({0, cache.capacity // 4, cache.capacity})
+    smallest = jnp.searchsorted(jnp.array(counts), jnp.max(cache.paths.used_B))
+
+    def over(count):
+        return lambda: function(cache.first_slots(count))
+
+    def over_few():
+        return jax.lax.switch(smallest, [over(count) for count in counts])
+
+    return jax.lax.platform_dependent(cpu=over_few, default=over(cache.capacity))
 
 
 def pad_new_tokens(new: NewTokens, per_user: int) -> NewTokens:
@@ -131,7 +162,7 @@ def grow_cache(cache: BeamCache, capacity: int) -> BeamCache:
         position_BxSl=_pad(cache.paths.position_BxSl, 1, capacity),
         seen_BxMxSl=_pad(cache.paths.seen_BxMxSl, 2, capacity),
     )
-    return BeamCache(jax.tree.map(lambda values: _pad(values, 2, capacity), cache.kv), paths)
+    return BeamCache(jax.tree.map(lambda values: _pad(values, 3, capacity), cache.kv), paths)
 
 
 class Packing(NamedTuple):

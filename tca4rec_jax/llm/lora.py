@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.llm.config import DecoderConfig
+from tca4rec_jax.llm.config import DecoderConfig, check_shapes
 from tca4rec_jax.ranges import Count, Natural, Positive, Rate, Regex, check_fields
 
 Adapters = dict[str, dict[str, jax.Array]]
@@ -70,6 +71,12 @@ def adapter_shapes(config: DecoderConfig, lora: LoRAConfig) -> dict[str, dict[st
             f"{', '.join(config.projection_shapes)}"
         )
     return shapes
+
+
+def check_adapters(config: DecoderConfig, lora: LoRAConfig, adapters: Adapters | None) -> None:
+    """Raises UserError as `check_shapes`, for adapters that do not have lora's shapes."""
+    trees = {"adapters": adapters}, {"adapters": adapter_shapes(config, lora)}
+    check_shapes("adapters", *(flatten_dict(tree, sep="/") for tree in trees))
 
 
 def init_adapters(config: DecoderConfig, lora: LoRAConfig, key: jax.Array) -> Adapters:

@@ -1,6 +1,7 @@
 """Rows in batches over two devices against one search per row."""
 
 import itertools
+from functools import partial
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from tca4rec_jax.decoding.search_programs import (
     SearchProgram,
     TextBatch,
     Users,
+    read_prefix,
     read_prompts,
     search_batch,
 )
@@ -162,7 +164,7 @@ def test_cf_vectors_are_multiplied_out_on_the_devices(decoder):
         np.testing.assert_allclose(one.scores_RxM, expected.scores_RxM, rtol=1e-5, atol=1e-5)
 
 
-def test_models_that_share_layers_find_what_each_finds_alone(decoder):
+def test_models_that_share_layers_find_what_each_finds_alone(decoder, monkeypatch):
     """One is guided, the other is not; both are asked for the targets' likelihood."""
     graph, state = nnx.split(decoder)
     layers = jax.tree.map(lambda leaf: leaf.at[1:].multiply(1.5), state["layers"])
@@ -184,6 +186,12 @@ def test_models_that_share_layers_find_what_each_finds_alone(decoder):
             np.testing.assert_array_equal(found.leaves_RxM, alone.leaves_RxM)
             np.testing.assert_allclose(found.scores_RxM, alone.scores_RxM, rtol=1e-5)
     assert np.abs(together[0][0].nll_RxT - together[1][0].nll_RxT).min() > 0.01
+    # One row after the other, as a CPU reads a few of many.
+    monkeypatch.setattr(search_sizes, "TEXT_TOKENS", 1)
+    for program in (read_prefix, read_prompts):
+        program.clear_cache()
+    in_groups = search.sweep(jobs, search_rows, frozen_prefix=1, progress=None)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), in_groups, together)
 
 
 def test_an_interrupted_sweep_goes_on_from_its_file(decoder, tmp_path):

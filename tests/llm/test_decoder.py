@@ -19,7 +19,14 @@ from tca4rec_jax.llm.kv_cache import gather_beams, grow_cache, scatter_cache
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters
 
 hidden_of = jax.jit(Decoder.hidden)
-prefill = jax.jit(Decoder.prefill)
+
+
+@jax.jit
+def prefill(decoder, tokens, lengths, prefix=None):
+    """The states of all tokens, zero after a row's end, and their keys and values."""
+    every = jnp.tile(jnp.arange(tokens.shape[1]), (len(tokens), 1))
+    hidden, kv = decoder.prefill(tokens, every, prefix=prefix)
+    return jnp.where((every < lengths[:, None])[:, :, None], hidden, 0), kv
 
 
 @functools.partial(jax.jit, static_argnames="per_user")
@@ -143,10 +150,10 @@ def test_extend_drops_what_does_not_fit_and_what_is_not_real():
     cache = decoder.init_beam_cache(1, 1, 3)
     edge = random_tokens((1, 1, 4), seed=3)
     _, before = extend(decoder, edge, np.array([[2]]), prompt, lengths, cache)
-    assert np.abs(before.kv.k[:, :, 2]).sum() == 0
+    assert np.abs(before.kv.k[:, :, :, 2]).sum() == 0
     _, after = extend(decoder, edge, np.array([[4]]), prompt, lengths, before)
-    np.testing.assert_array_equal(after.kv.k[:, :, :2], before.kv.k[:, :, :2])
-    assert np.abs(after.kv.k[:, :, 2]).sum() > 0
+    np.testing.assert_array_equal(after.kv.k[:, :, :, :2], before.kv.k[:, :, :, :2])
+    assert np.abs(after.kv.k[:, :, :, 2]).sum() > 0
 
 
 def test_extend_keeps_a_sharded_batch_where_it_is():
@@ -158,7 +165,7 @@ def test_extend_keeps_a_sharded_batch_where_it_is():
     expected = extend(decoder, edge, count, prompt, lengths, cache)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     rows = P("data")
-    specs = P(), rows, rows, P(None, "data"), rows, rows
+    specs = P(), rows, rows, rows, rows, rows
     arguments = tuple(
         jax.device_put(value, NamedSharding(mesh, spec))
         for value, spec in zip((decoder, edge, count, prompt, lengths, cache), specs, strict=True)
@@ -177,8 +184,8 @@ def test_prefill_equals_hidden_and_padding_changes_nothing():
     tokens, lengths = random_tokens((2, 7)), np.array([7, 3])
     hidden = hidden_of(decoder, tokens, lengths)
     prefilled, cache = prefill(decoder, tokens, lengths)
-    np.testing.assert_array_equal(hidden, prefilled)
-    assert cache.k.shape == (2, 2, 7, 2, 8)
+    np.testing.assert_allclose(hidden, prefilled, atol=1e-5)
+    assert cache.k.shape == (2, 2, 2, 7, 8)
     assert np.all(np.asarray(hidden)[1, 3:] == 0)
     alone = hidden_of(decoder, tokens[1:, :3], lengths[1:])
     np.testing.assert_allclose(hidden[1, :3], alone[0], atol=1e-5)
@@ -189,9 +196,22 @@ def test_a_prefill_goes_on_from_the_frozen_prefix():
     tokens, lengths = random_tokens((2, 7)), np.array([7, 3])
     expected = prefill(decoder, tokens, lengths)
     prefix = nnx.jit(lambda decoder: decoder.prefill_prefix(tokens, 1))(decoder)
-    assert prefix.kv.k.shape[0] == 1
+    assert prefix.kv.k.shape[1] == 1
     found = prefill(decoder, tokens, lengths, prefix=prefix)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("config", [CONFIG, WINDOW, MIXED])
+def test_a_prefill_gives_the_states_that_are_asked_for(config):
+    """Of some positions, one twice, from layers with windows and without."""
+    decoder, tokens = make_decoder(config=config), random_tokens((2, 7))
+    all_states, expected = prefill(decoder, tokens, np.array([7, 7]))
+    asked = np.array([[6, 0, 3], [2, 2, 5]])
+    states, kv = jax.jit(Decoder.prefill)(decoder, tokens, asked)
+    np.testing.assert_allclose(states, np.asarray(all_states)[[[0], [1]], asked], atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), kv, expected)
+    hidden = hidden_of(decoder, tokens, np.array([7, 7]))
+    np.testing.assert_allclose(all_states, hidden, atol=1e-5)
 
 
 def test_blocks_of_queries_do_not_change_attention():

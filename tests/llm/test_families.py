@@ -103,7 +103,7 @@ def test_cache_token_by_token(case):
     """Prompts of 5 and 3 tokens, then the rest one by one, in two beams that share the prompt."""
     decoder, tokens = case.decoder, case.golden["tokens"]
     lengths = np.array([5, 3])
-    _, prompt = jit(Decoder.prefill)(decoder, tokens[:, :5], lengths)
+    _, prompt = jit(Decoder.prefill)(decoder, tokens[:, :5], lengths[:, None] - 1)
     cache = decoder.init_beam_cache(2, 2, 32)
 
     @jit

@@ -86,8 +86,9 @@ def test_soft_tokens_are_read_as_embeddings(first_layer):
     expected, its_tokens = with_vectors_in_the_vocabulary(decoder, tokens, soft)
     states = expected.hidden(its_tokens, lengths)
     np.testing.assert_allclose(decoder.hidden(tokens, lengths, soft=soft), states, atol=1e-5)
-    got = decoder.prefill(tokens, lengths, soft=soft)
-    of_vocabulary = expected.prefill(its_tokens, lengths)
+    last = lengths[:, None] - 1
+    got = decoder.prefill(tokens, last, soft=soft)
+    of_vocabulary = expected.prefill(its_tokens, last)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, of_vocabulary)
     plain = decoder.hidden(tokens, lengths)
     np.testing.assert_array_equal(plain[2], decoder.hidden(tokens, lengths, soft=soft)[2])
@@ -126,7 +127,9 @@ def test_soft_tokens_that_nothing_can_read():
     with pytest.raises(ValueError, match="frozen prefix has run without"):
         decoder.hidden(tokens, lengths, soft=soft, frozen_BxSxD=decoder.frozen_prefix(tokens))
     with pytest.raises(ValueError, match="frozen prefix has run without"):
-        decoder.prefill(tokens, lengths, soft=soft, prefix=decoder.prefill_prefix(tokens, 1))
+        decoder.prefill(
+            tokens, lengths[:, None], soft=soft, prefix=decoder.prefill_prefix(tokens, 1)
+        )
 
 
 def test_parameters_of_another_shape():

@@ -91,7 +91,7 @@ def test_the_decoder_equals_the_plain_one_of_dequantised_weights(case):
     np.testing.assert_allclose(logits_of(quantised), logits_of(plain), atol=1e-5)
     results = []
     for decoder in case:
-        _, prompt = jax.jit(Decoder.prefill)(decoder, TOKENS, LENGTHS)
+        _, prompt = jax.jit(Decoder.prefill)(decoder, TOKENS, LENGTHS[:, None] - 1)
         cache = decoder.init_beam_cache(2, 1, 2)
         edge, count = TOKENS[:, None, :2], np.full((2, 1), 2)
         extend = jax.jit(functools.partial(Decoder.extend, per_user=2))

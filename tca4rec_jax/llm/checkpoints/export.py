@@ -30,9 +30,15 @@ from tca4rec_jax.llm.checkpoints.hugging_face import (
 )
 from tca4rec_jax.llm.checkpoints.projector_file import write_projector
 from tca4rec_jax.llm.config import DecoderConfig, check_shapes
-from tca4rec_jax.llm.decoder import Decoder, check_adapters
+from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.families import config_fields
-from tca4rec_jax.llm.lora import Adapters, LoRAConfig, adapter_shapes, merge_adapters
+from tca4rec_jax.llm.lora import (
+    Adapters,
+    LoRAConfig,
+    adapter_shapes,
+    check_adapters,
+    merge_adapters,
+)
 from tca4rec_jax.llm.quantisation import dequantise_params
 
 DTYPES = ("float32", "bfloat16", "float16")
