@@ -103,8 +103,8 @@ def test_groups_of_devices_do_not_wait_for_one_another():
         for group in groups_of(line):
             assert len({device // 4 for device in group}) == 1, line
     arrays = {tuple(map(int, d.split(","))) for d in re.findall(r"f32\[([\d,]+)\]", program)}
-    assert (2, ROWS // 2, CAPACITY, 4, 4) in arrays
-    assert (2, ROWS // 2, CAPACITY, 8, 4) not in arrays
+    assert (ROWS // 2, 2, 4, CAPACITY, 4) in arrays
+    assert (ROWS // 2, 2, 8, CAPACITY, 4) not in arrays
 
 
 def test_a_batched_search_puts_everything_in_place():
