@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import time
 from concurrent.futures import Future
@@ -58,6 +59,10 @@ def serve(service: Service, app: FastAPI, *, host: str, port: int) -> None:
         service.close()
     if service.error is not None:
         raise service.error
+    if service.is_changing and not server.force_exit:
+        # A thread that compiles can't be ended; the interpreter, ending, would abort for it.
+        logging.shutdown()
+        os._exit(0)
 
 
 class _Server(uvicorn.Server):

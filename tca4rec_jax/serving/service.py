@@ -142,6 +142,11 @@ class Service:
             self._model, self._before = self._before, self._model
             logging.info("serving %s again", self.model.name)
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether a run is being loaded."""
+        return self._changing.locked()
+
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         if not self._changing.acquire(blocking=False):
