@@ -21,7 +21,7 @@ from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.runner import Plan, run_grid, say
 from tca4rec_jax.experiments.workers import run_workers
-from tca4rec_jax.launching import DRY_RUN, WORKDIR, DEFINE_field, launch_alone, start
+from tca4rec_jax.launching import DRY_RUN, JOB, WORKDIR, DEFINE_field, launch_alone, start
 from tca4rec_jax.ranges import NotNegative, Text
 
 _GRID = DEFINE_field("grid", Text, None, "The grid's file, :ARGUMENT after it.")
@@ -44,5 +44,5 @@ def experiments():
 
 
 if __name__ == "__main__":
-    takes, required = [WORKDIR, DRY_RUN], ["grid", "workdir"]
+    takes, required = [WORKDIR, DRY_RUN, *JOB], ["grid", "workdir"]
     launch_alone(experiments, "experiments", takes=takes, required=required)

@@ -67,6 +67,7 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config, say what is rea
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of process 0.")
 _PROCESS_COUNT = flags.DEFINE_integer("process_count", 0, "How many processes there are.")
 _PROCESS_INDEX = flags.DEFINE_integer("process_index", -1, "Which of them this is, from 0.")
+JOB = _COORDINATOR, _PROCESS_COUNT, _PROCESS_INDEX  # what `start` needs
 flags.disclaim_key_flags()  # what DEFINE_field defines is the script's
 
 _MISSING = re.compile(r"flag (--\w+)=None: Flag --\w+ must have a value other than None\.")
