@@ -19,7 +19,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+_WHOLE = BeforeValidator(_whole)  # after the bounds of a field: OpenAPI has these only then
 
 
 class _Request(BaseModel):
@@ -29,7 +29,7 @@ class _Request(BaseModel):
 
 
 class _ListRequest(_Request):
-    k: Annotated[Whole, Field(ge=1)] | None = Field(
+    k: Annotated[int, Field(ge=1), _WHOLE] | None = Field(
         None, description="Items of a list; by default 10, or the most that are searched for."
     )
     allow: Items | None = Field(None, description="Nothing else is recommended.")
@@ -84,7 +84,9 @@ class ExplainRequest(_ListRequest):
     history: Items
     compare: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []
     children: Annotated[
-        Whole, Field(ge=1, le=100, description="The best so many children of a branch are named.")
+        int,
+        Field(ge=1, le=100, description="The best so many children of a branch are named."),
+        _WHOLE,
     ] = 5
     leave_one_out: bool = Field(
         True, description="Score without each item of the history, too, which takes longer."

@@ -143,6 +143,9 @@ def test_keys_are_asked_for_and_documented(service):
         locked = {path for path in paths for one in paths[path].values() if "security" in one}
         of_all = {"/recommend", "/score", "/explain", "/items"} if key else set()
         assert locked == {"/admin/reload", "/admin/rollback"} | of_all
+    fields = answer.json()["components"]["schemas"]["ExplainRequest"]["properties"]
+    assert fields["k"]["anyOf"][0] == {"type": "integer", "minimum": 1}
+    assert (fields["children"]["minimum"], fields["children"]["maximum"]) == (1, 100)
 
 
 def test_a_line_of_the_log_has_no_history(service, caplog):
