@@ -18,8 +18,12 @@ from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.metrics import ahead_of
 
 LOGITS_AT_ONCE = 1 << 23  # of a block: 32 MB
-_SHARED_AT_ONCE = 4096  # items of shared titles
 _LOWEST = float(np.finfo(np.float32).min)
+
+
+def block_width(rows: int, num_items: int) -> int:
+    """How many items are in a block: W."""
+    return min(max(LOGITS_AT_ONCE // rows, 1), num_items)
 
 
 def fold(
@@ -31,8 +35,8 @@ def fold(
     The last block may begin with items of the one before: their logits are then -inf.
     """
     num_items = cf_BxD.shape[1] if items.table_IxD is None else items.table_IxD.shape[0]
-    width = max(LOGITS_AT_ONCE // cf_BxD.shape[0], 1)
-    if num_items <= width:
+    width = block_width(cf_BxD.shape[0], num_items)
+    if num_items == width:
         return add(state, cf_logits(cf_BxD, items), jnp.arange(num_items), *columns)
 
     def block(number, state):
@@ -135,13 +139,14 @@ class SharedTitles(NamedTuple):
     title_NxW: np.ndarray
 
     @classmethod
-    def of(cls, title_of_item: np.ndarray, width: int = _SHARED_AT_ONCE) -> "SharedTitles":
-        """In blocks of at most `width` items, or as many as one title has."""
+    def of(cls, title_of_item: np.ndarray, width: int) -> "SharedTitles":
+        """In blocks of `width` items (those of `fold`: see `count_ahead`), or as many as one title
+        has."""
         count_Q = np.bincount(title_of_item)
         item_n = np.flatnonzero(count_Q[title_of_item] > 1)
         item_n = item_n[np.argsort(title_of_item[item_n], kind="stable")].astype(np.int32)
         ends = np.cumsum(count_Q[count_Q > 1])
-        width = max(min(width, item_n.size), int(count_Q.max()))
+        width = max(width, int(count_Q.max()))
         stops = [0]
         while stops[-1] < item_n.size:
             stops.append(ends[np.searchsorted(ends, stops[-1] + width, side="right") - 1])
@@ -162,7 +167,10 @@ class SharedTitles(NamedTuple):
         target_B: jax.Array,
         allowed_BxI: jax.Array | None,
     ) -> jax.Array:
-        """How many of these titles are ahead of the target's, which scores so, int32 [B]."""
+        """How many of these titles are ahead of the target's, which scores so, int32 [B].
+
+        In blocks as wide as those of `fold` a logit is rounded as there, so that ties are ties.
+        """
 
         def add(ahead_B, block):
             item_W, title_W = block
@@ -170,6 +178,7 @@ class SharedTitles(NamedTuple):
             logits_BxW = cf_logits(
                 cf_BxD[:, item_W] if items.table_IxD is None else cf_BxD, of_block
             )
+            logits_BxW = jax.lax.optimization_barrier(logits_BxW)
             here_BxW = ahead_of(logits_BxW, title_W, score_B, target_B)
             here_BxW &= item_W[None, :] >= 0
             if allowed_BxI is not None:

@@ -74,14 +74,14 @@ def _first_items(cutoffs: tuple[int, ...], items: CFItems, beta, cf_BxD, target_
     def look(state, logits_BxW, item_W):
         log_sum, own_B, highest = state
         z_BxW, is_target_BxW = logits_BxW / beta, item_W[None, :] == target_B[:, None]
-        own_B = highest_of(z_BxW, is_target_BxW, own_B)
+        own_B = highest_of(logits_BxW, is_target_BxW, own_B)
         return log_sum.add(z_BxW), own_B, highest.add(z_BxW, item_W)
 
     state = LogSum.nothing(rows), jnp.full(rows, -jnp.inf), Highest.nothing(rows, places)
     log_sum, own_B, highest = fold(look, state, cf_BxD, items)
 
     def count(rank_B, logits_BxW, item_W):
-        ahead_BxW = ahead_of(logits_BxW / beta, item_W, own_B, target_B)
+        ahead_BxW = ahead_of(logits_BxW, item_W, own_B, target_B)
         return rank_B + jnp.sum(ahead_BxW, axis=1, dtype=jnp.int32)
 
     rank_B = fold(count, jnp.zeros(rows, jnp.int32), cf_BxD, items)

@@ -16,7 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from tca4rec_jax.batching import map_batches
-from tca4rec_jax.cf.item_blocks import Highest, LogSum, SharedTitles, fold, highest_of
+from tca4rec_jax.cf.item_blocks import (
+    Highest,
+    LogSum,
+    SharedTitles,
+    block_width,
+    fold,
+    highest_of,
+)
 from tca4rec_jax.cf.models.popularity import popularity_logits
 from tca4rec_jax.cf.scoring import LazyRows
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
@@ -191,10 +198,11 @@ def full_ranking(
     """
     num_items, temperature_T = len(leaf_of_item), np.asarray(temperatures, np.float32)
     title_of_item = leaf_of_item.astype(np.int32)
-    titles = jax.tree.map(jnp.asarray, (title_of_item, SharedTitles.of(title_of_item)))
+    batch_size = batch_size or batch_rows(items, num_items, masks=allowed is not None)
+    width = block_width(min(batch_size, max(len(target_R), 1)), num_items)
+    titles = jax.tree.map(jnp.asarray, (title_of_item, SharedTitles.of(title_of_item, width)))
     items = jax.tree.map(jnp.asarray, items)
     rank = partial(_rank_block, min(places, num_items), items, *titles, temperature_T)
-    batch_size = batch_size or batch_rows(items, num_items, masks=allowed is not None)
     arrays = [cf_RxD, target_R.astype(np.int32), *([] if allowed is None else [allowed])]
     blocks = map_batches(rank, *arrays, batch_size=batch_size)
     ranking = ModelRanking(*blocks)

@@ -175,3 +175,11 @@ def test_user_vectors_and_their_logits_are_calibrated_alike():
     of_logits = first_items(cf_RxD @ table_IxD.T, DENSE, target_R, 1.0, (1, 3))
     for one, other in zip(of_vectors, of_logits, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_a_temperature_makes_no_ties():
+    lower_Rx1 = np.random.default_rng(0).random((200, 1), np.float32) + 1
+    logits_Rx2 = np.concatenate([lower_Rx1, np.nextafter(lower_Rx1, np.float32(9))], axis=1)
+    assert (lower_Rx1 / np.float32(3) == logits_Rx2[:, 1:] / np.float32(3)).any()
+    found = first_items(logits_Rx2, DENSE, np.ones(200, np.int32), 3.0, (1,))
+    assert not found.rank_R.any()

@@ -9,7 +9,7 @@ import pytest
 from jax.nn import logsumexp
 
 from tca4rec_jax.cf import item_blocks
-from tca4rec_jax.cf.item_blocks import LOGITS_AT_ONCE, SharedTitles
+from tca4rec_jax.cf.item_blocks import LOGITS_AT_ONCE, SharedTitles, block_width
 from tca4rec_jax.config import default_config, score_weights
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.catalogue import Catalogue
@@ -30,14 +30,14 @@ LEAF_OF_ITEM = np.array([3, 0, 1, 1, 2, 0, 4, 5, 5, 5, 6, 7, 8])
 TEMPERATURES = (1.0, 1.5, 3.0)
 
 
-def whole_ranking(logits_RxI: np.ndarray, target_R: np.ndarray) -> ModelRanking:
+def whole_ranking(logits_RxI, target_R, leaf_of_item=LEAF_OF_ITEM) -> ModelRanking:
     def ranks(scores_RxN, target_R):
         order_RxN = np.argsort(-scores_RxN, axis=1, kind="stable")
         return np.argmax(order_RxN == target_R[:, None], axis=1)
 
-    title_RxQ = np.full((len(target_R), LEAF_OF_ITEM.max() + 1), -np.inf, np.float32)
-    np.maximum.at(title_RxQ, (slice(None), LEAF_OF_ITEM), logits_RxI)
-    same_title_RxI = LEAF_OF_ITEM[None, :] == LEAF_OF_ITEM[target_R][:, None]
+    title_RxQ = np.full((len(target_R), leaf_of_item.max() + 1), -np.inf, logits_RxI.dtype)
+    np.maximum.at(title_RxQ, (slice(None), leaf_of_item), logits_RxI)
+    same_title_RxI = leaf_of_item[None, :] == leaf_of_item[target_R][:, None]
     nll_TxR = [
         logsumexp(logits_RxI / t, axis=1) - logsumexp(logits_RxI / t, axis=1, where=same_title_RxI)
         for t in TEMPERATURES
@@ -45,7 +45,7 @@ def whole_ranking(logits_RxI: np.ndarray, target_R: np.ndarray) -> ModelRanking:
     return ModelRanking(
         np.argsort(-logits_RxI, axis=1, kind="stable")[:, :10],
         ranks(logits_RxI, target_R),
-        ranks(title_RxQ, LEAF_OF_ITEM[target_R]),
+        ranks(title_RxQ, leaf_of_item[target_R]),
         np.stack(nll_TxR, axis=1),
     )
 
@@ -79,6 +79,27 @@ def test_blocks_of_rows_rank_as_the_whole_matrix(kind, logits_at_once, monkeypat
                 np.testing.assert_array_equal(getattr(ranking, field), values, err_msg=field)
 
 
+@pytest.mark.parametrize("logits_at_once", [LOGITS_AT_ONCE, 1 << 17])
+def test_titles_whose_items_have_the_same_vector_are_ties(logits_at_once, monkeypatch):
+    monkeypatch.setattr(item_blocks, "LOGITS_AT_ONCE", logits_at_once)
+    jax.clear_caches()  # 128 rows: all items, or blocks of 1,024
+    rng = np.random.default_rng(0)
+    title_of_item = np.arange(4000)
+    title_of_item[1::10] -= 1  # every fifth item shares its title
+    title_of_item = np.unique(title_of_item, return_inverse=True)[1]
+    table_IxD = rng.normal(size=(4000, 64)).astype(np.float32)
+    table_IxD[1000:2000] = table_IxD[:1000]
+    user_RxD = rng.normal(size=(128, 64)).astype(np.float32)
+    target_R = rng.integers(0, 2000, 128)
+    args = CFItems(table_IxD), title_of_item, target_R, TEMPERATURES
+    found = full_ranking(user_RxD, *args)
+    logits_RxI = user_RxD.astype(np.float64) @ table_IxD.T.astype(np.float64)
+    logits_RxI[:, 1000:2000] = logits_RxI[:, :1000]
+    expected = whole_ranking(logits_RxI, target_R, title_of_item)
+    np.testing.assert_array_equal(found.title_rank_R, expected.title_rank_R)
+    np.testing.assert_array_equal(found.rank_R, expected.rank_R)
+
+
 @pytest.mark.parametrize("logits_at_once", [LOGITS_AT_ONCE, 35])
 def test_a_filter_holds_for_full_rankings(logits_at_once, monkeypatch):
     monkeypatch.setattr(item_blocks, "LOGITS_AT_ONCE", logits_at_once)
@@ -108,7 +129,8 @@ def test_the_memory_of_a_ranking_does_not_grow_with_the_items():
     block = shape((rows, 4), np.float32), shape((rows,), np.int32)
     sizes = []
     for items in (1 << 16, 1 << 18):
-        shared = SharedTitles(*[shape((items >> 14, 4096), np.int32)] * 2)
+        width = block_width(rows, items)
+        shared = SharedTitles(*[shape((items // width // 4, width), np.int32)] * 2)
         titles = shape((items,), np.int32), shared
         args = CFItems(shape((items, 4), np.float32)), *titles, shape((2,), np.float32), *block
         analysis = _rank_block.lower(10, *args).compile().memory_analysis()
@@ -288,4 +310,4 @@ def test_blocks_of_shared_titles_part_none():
     np.testing.assert_array_equal(item_NxW, [[4, 5, 7, 8], [0, 2, 6, -1]])
     np.testing.assert_array_equal(title_NxW, [[2, 2, 3, 3], [4, 4, 4, -1]])
     assert SharedTitles.of(title_of_item, width=1).item_NxW.shape == (3, 3)  # as one title has
-    assert len(SharedTitles.of(np.arange(3)).item_NxW) == 0
+    assert len(SharedTitles.of(np.arange(3), width=2).item_NxW) == 0
