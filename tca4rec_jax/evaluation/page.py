@@ -7,6 +7,8 @@ the runs' logs and configs, sweeps of the guidance on the same rows.
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from absl import logging
+
 from tca4rec_jax.evaluation import page_rows, page_runs
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.evaluation.details import ABOUT, by_cutoff, by_slice
@@ -209,17 +211,15 @@ def _lists(results: Mapping) -> Iterator[Section]:
 
 def _sweeps(folder: Path, results: Mapping, metrics: tuple[str, str]) -> Iterator[Section]:
     """The curves over lambda that launch/sweep_guidance.py made of the same rows."""
-    rows = results["provenance"]["inputs"]["rows"]
     for path in sorted(folder.glob("sweep_*.json")):
         saved = read_json(path, remedy="make it anew with launch/sweep_guidance.py")
-        if saved["provenance"]["inputs"].get("rows") != rows:
+        if not _is_of_the_same(saved, results):
+            logging.info("%s is left out of the report: it was made from other inputs", path)
             continue
         models = {
-            label: {metric: Interval(**one[metric]) for metric in metrics if metric in one}
+            label: {metric: Interval(**one[metric]) for metric in metrics}
             for label, one in saved["models"].items()
         }
-        if any(len(one) < len(metrics) for one in models.values()):
-            continue  # of other cutoffs
         prefix = "lambda = "
         curve = {
             float(label.removeprefix(prefix)): one
@@ -240,6 +240,17 @@ def _sweeps(folder: Path, results: Mapping, metrics: tuple[str, str]) -> Iterato
             for label, one in models.items()
         }
         yield Section(f"Guidance: {run}", [Pictures(pictures), Numbers(table, "score")])
+
+
+def _is_of_the_same(sweep: Mapping, results: Mapping) -> bool:
+    """Whether a sweep ranked, by the same LLM and CF model, what the results are of.
+
+    Only its labels and weights of scores may differ; a run that is not in the results does.
+    """
+    own = "compared.variants", "compared.differences", "weights of scores"
+    made = sweep.get("provenance", {}).get("inputs", {})
+    compared = {name: value for name, value in made.items() if not name.endswith(own)}
+    return bool(compared) and compared.items() <= results["provenance"]["inputs"].items()
 
 
 def _mean(value: Interval | float) -> float:

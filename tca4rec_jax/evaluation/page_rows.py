@@ -70,10 +70,10 @@ class RankedRows(NamedTuple):
 
 def ranks_side_by_side(ranked: RankedRows) -> Iterator[Section]:
     """Where an LLM ranks what came next, against where the CF model does: counts of rows."""
-    cf_R, places = _ranks(ranked, CF), ranked.rankings[CF].items_RxM.shape[1]
+    cf_R, items = _ranks(ranked, CF), len(ranked.titles)
+    places = {label: ranked.rankings[label].items_RxM.shape[1] for label in ranked.llms}
     tables = {
-        label: rank_counts(cf_R, _ranks(ranked, label), len(ranked.titles), places)
-        for label in ranked.llms
+        label: rank_counts(cf_R, _ranks(ranked, label), items, places[label]) for label in places
     }
     pictures = []
     for label, table in tables.items():

@@ -13,10 +13,11 @@ from browser import check_reading, chromium, seen
 from tca4rec_jax.config import default_config
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.evaluation.page import FILE, write_page
-from tca4rec_jax.evaluation.page_rows import RankedRows, errors, rank_counts
+from tca4rec_jax.evaluation.page_rows import RankedRows, errors, rank_counts, ranks_side_by_side
 from tca4rec_jax.evaluation.page_runs import curve_table, run_costs, settings
 from tca4rec_jax.evaluation.rankings import CF, POPULAR, ModelRanking
 from tca4rec_jax.intervals import Interval
+from tca4rec_jax.pages.blocks import Numbers
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.reporting import write_results
 
@@ -25,6 +26,16 @@ LABELS = (POPULAR, CF, "LLM", "guided")
 LOG = [
     {"step": s, "loss": 3 - s / 50, "tokens": 100, "seconds": 0.5, "mfu": 0.4} for s in range(50)
 ]
+
+MADE = {"rows": "a" * 64, "evaluation.hits": "item", "lists.run.run.made_from": "c" * 64}
+SWEEPS = {
+    "run": MADE | {"compared.variants": [["lambda = 2", "run", 2.0]]},
+    "other": MADE | {"rows": "b" * 64},
+    "trained_anew": MADE | {"lists.run.run.made_from": "d" * 64},
+    "by_title": MADE | {"evaluation.hits": "title"},
+    "unknown": MADE | {"lists.unknown.run.made_from": "c" * 64},
+    "old": {},
+}
 
 
 def ranked(seed=0):
@@ -71,7 +82,7 @@ def results_of(config):
     models = {label: model(0.1234 * (n + 1), label) for n, label in enumerate(LABELS)}
     models["guided"][NLL] = None
     variants = [["LLM", "run", 0.0], ["guided", "run", 1.0]]
-    inputs = {"compared.variants": variants, "rows": "a" * 64}
+    inputs = {"compared.variants": variants, **MADE}
     return {
         "rows": 3,
         "users": 2,
@@ -89,7 +100,7 @@ def results_of(config):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """(path, text, results) of a work directory with a sweep of the same rows and one of others."""
+    """(path, text, results) of a work directory with a sweep of the same and those of others."""
     folder, config = tmp_path_factory.mktemp("W"), default_config()
     config.evaluation.cutoffs = (1, 3)
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LOG))
@@ -100,11 +111,11 @@ def report(tmp_path_factory):
     )
     experiment = SimpleNamespace(config=config, workdir=folder, runs={"run": run})
     results = results_of(config)
-    for name, rows in (("run", "a" * 64), ("other", "b" * 64)):
+    for name, inputs in SWEEPS.items():
         of = {"ndcg@3": made(0.3), "hr@3": made(0.4)}
         swept = {"lambda = 0": of, "lambda = 2": of, CF: of}
-        of_rows = {"provenance": {"inputs": {"rows": rows}}}
-        write_results(folder / f"sweep_{name}.json", {"models": swept, **of_rows})
+        made_from = {"provenance": {"inputs": inputs}} if inputs else {}
+        write_results(folder / f"sweep_{name}.json", {"models": swept, **made_from})
     write_page(folder, experiment, results, ranked(), [1])
     path = folder / FILE
     return path, path.read_text("utf-8"), results
@@ -169,6 +180,18 @@ def test_ranks_are_counted_in_bins():
         "4 to 6": {"1": 0, "2 to 3": 0, "none": 1},
         "none": {"1": 0, "2 to 3": 1, "none": 0},
     }
+
+
+def test_a_list_ends_where_the_llm_ends_it():
+    """Not where that of the CF model does, which is as long as the largest K."""
+    made = ranked()
+    longer = made.rankings["LLM"]._replace(
+        items_RxM=np.stack([np.arange(5)] * 3), rank_R=np.array([4, 3, -1])
+    )
+    (section,) = ranks_side_by_side(made._replace(rankings=made.rankings | {"LLM": longer}))
+    tables = [block.rows for block in section.blocks if isinstance(block, Numbers)]
+    assert tables[0]["2 to 3"] == {"1": 0, "2 to 3": 0, "4 to 5": 1, "none": 0}
+    assert [*tables[1]["1"]] == ["1", "2 to 3", "none"]
 
 
 def test_errors_are_the_least_expected_and_what_the_cf_model_knew():
