@@ -73,6 +73,7 @@ flags.disclaim_key_flags()  # what DEFINE_field defines is the script's
 _MISSING = re.compile(r"flag (--\w+)=None: Flag --\w+ must have a value other than None\.")
 _ABSENT = re.compile("No such file or directory: '(.+)'")
 _MOST_PROGRAM_BYTES = 4 << 30  # the least recently used ones make room
+_INTERRUPTED = 128 + signal.SIGINT  # as a shell reports Ctrl-C
 _LONGEST_WAIT = 24 * 3600  # seconds, of the other processes for what the first one does alone
 
 
@@ -96,7 +97,8 @@ def launch(
     of --runs or the latest. Flags --config.x.y= change it.
 
     An error of the user's input ends the process with status 1 and one line, a bug with its
-    traceback, a stop signal with status 143. In a job of several processes the others then end too.
+    traceback, a stop signal with status 143, Ctrl-C with 130. In a job of several processes the
+    others then end too.
     """
 
     def main(_):
@@ -153,6 +155,9 @@ def _errors_in_words(name: str, failed: int = 1) -> Iterator[None]:
         yield
     except Stopped as stopped:
         _end(f"{name}: {stopped}", STOPPED, together=True)
+    except KeyboardInterrupt:
+        logging.debug("", exc_info=True)
+        _end(f"{name}: interrupted", _INTERRUPTED)
     except Exception as error:
         if _speaks_to_the_user(error):
             logging.debug("", exc_info=True)

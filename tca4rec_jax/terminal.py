@@ -2,6 +2,7 @@
 
 import io
 import logging as standard_logging
+import math
 import re
 import sys
 import time
@@ -51,7 +52,7 @@ class Progress:
             console=_CONSOLE,
             redirect_stdout=False,  # it may be a file
             refresh_per_second=4,
-            speed_estimate_period=300,  # a validation, or a checkpoint, is part of it
+            speed_estimate_period=math.inf,  # of the last 1000 draws: a unit may take hours
             disable=self._logs or not shown,
         )
         about = plain_text(name or "")
@@ -79,7 +80,7 @@ class Progress:
         if now - self._drawn >= _DRAW_SECONDS:
             self._drawn = now
             self._draw()
-        if self._logs and now >= self._next_line:
+        if self._logs and now >= self._next_line and self._has_more:
             self._log()
             whole = (self._task.elapsed or 0.0) + (self._task.time_remaining or 0.0)
             self._next_line = now + max(_LINE_SECONDS, whole / 100)
@@ -96,6 +97,12 @@ class Progress:
         elif task.time_remaining is not None:
             said.insert(1, f"{_clock(task.time_remaining)} left")
         return ", ".join(said)
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether work is left; the last line is that of the end."""
+        total = self._task.total
+        return total is None or self._task.completed + self._waiting < total
 
     def _draw(self) -> None:
         self._display.advance(self._task.id, self._waiting)

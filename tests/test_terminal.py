@@ -33,12 +33,12 @@ def clock(monkeypatch):
     return clock
 
 
-def lines_of(caplog, monkeypatch, clock, **how):
+def lines_of(caplog, monkeypatch, clock, seconds=1, **how):
     monkeypatch.setattr(terminal, "_CONSOLE", Console(file=io.StringIO(), get_time=clock.monotonic))
     caplog.set_level(standard_logging.INFO, logger="absl")
     with Progress("CF", 1000, "epochs", **how) as progress:
         for epoch in range(1000 - how.get("done", 0)):
-            clock.now += 1
+            clock.now += seconds
             progress.advance(1, f"loss {epoch}")
     return [record.getMessage() for record in caplog.records]
 
@@ -56,6 +56,19 @@ def test_work_that_goes_on_counts_from_what_is_done(caplog, monkeypatch, clock, 
     assert lines_of(caplog, monkeypatch, clock, done=970)[0].startswith("CF: 1,000/1,000 epochs")
     caplog.clear()
     assert not lines_of(caplog, monkeypatch, clock, done=1000)
+
+
+def test_hours_for_a_unit_have_an_estimate_and_the_end_one_line(
+    caplog, monkeypatch, clock, verbosity
+):
+    verbosity(logging.INFO)
+    lines = lines_of(caplog, monkeypatch, clock, seconds=3600, done=996)
+    assert lines[0] == "CF: 997/1,000 epochs, loss 0"  # none was timed yet
+    assert lines[1:] == [
+        "CF: 998/1,000 epochs, 2:00:00 left, loss 1",
+        "CF: 999/1,000 epochs, 1:00:00 left, loss 2",
+        "CF: 1,000/1,000 epochs, in 4:00:00, loss 3",
+    ]
 
 
 def test_nothing_is_shown_where_info_is_not_logged(caplog, monkeypatch, clock, verbosity):

@@ -58,6 +58,11 @@ def test_an_error_of_the_user_ends_in_one_line(tmp_path, body, line):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_an_interrupt_ends_in_one_line(tmp_path):
+    done = completed(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    assert (done.returncode, done.stderr) == (130, "script: interrupted\n")
+
+
 def test_an_error_of_the_user_shows_its_traceback_if_asked(tmp_path):
     flags = f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}", "--verbosity=1"
     done = completed(tmp_path, "raise UserError('for users')", *flags)
