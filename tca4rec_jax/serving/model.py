@@ -22,7 +22,6 @@ from tca4rec_jax.ranges import Count, NotNegative, Positive, check_fields
 
 _SAMPLE = 512  # histories of the data, whose lengths suggest the padded lengths of prompts
 _GROWTH = 4  # from one compiled batch size to the next
-_MOST_PAIRS = 8  # of items to compare
 _COMMUNICATING = threading.Lock()
 
 
@@ -189,9 +188,7 @@ class ServedModel:
                 "this service explains nothing: it needs a CF model and decoding.find=beams"
             )
         _, ((_, allowed),) = self.lists_after([history], k, guidance, filters)
-        compare = more.get("compare", ())
-        self._check_number("compare", len(compare), "pairs", _MOST_PAIRS)
-        for pair in compare:
+        for pair in more.get("compare", ()):
             self._recommender.find(pair, "compare")
         group = Group(self, "explain", self._weight(guidance), next(self._explained))
         return group, [(history, k, {"filter": allowed, **more})]

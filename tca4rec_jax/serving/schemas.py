@@ -82,7 +82,9 @@ class ExplainRequest(_ListRequest):
     )
 
     history: Items
-    compare: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []
+    compare: Annotated[
+        list[Annotated[list[str], Field(min_length=2, max_length=2)]], Field(max_length=8)
+    ] = []
     children: Annotated[
         int,
         Field(ge=1, le=100, description="The best so many children of a branch are named."),

@@ -114,6 +114,7 @@ def test_a_list_is_explained(service):
         ("score", {"history": ["1"], "candidates": ["1"] * 4}, 422, "has 4 items: at most 3"),
         ("score", {"history": ["1"], "candidates": ["q"]}, 422, "candidates: 'q' is no item id"),
         ("explain", {"history": ["1"], "compare": [["1"]]}, 422, "compare.0: List should have"),
+        ("explain", {"history": ["1"], "compare": [["1", "2"]] * 9}, 422, "compare: List"),
         ("explain", {"history": ["1"], "compare": [["1", "q"]]}, 422, "compare: 'q' is no item"),
         ("recommend", b"x" * 3000, 413, "at most 2000 bytes"),
         ("nowhere", {}, 404, "Not Found"),
