@@ -2,12 +2,16 @@
 
 import copy
 import os
+import tomllib
+from importlib.machinery import ModuleSpec
 
 import nbformat
 import pages
 import pytest
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tiny_workdir import make_workdir
 
 from tca4rec_jax.data.downloads import default_cache_dir
@@ -91,10 +95,30 @@ def test_a_notebook_is_valid_without_outputs_and_installs_the_project(path):
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not [cell for cell in code if cell.outputs or cell.execution_count]
-    (same,) = {sources(read(other))[0] for other in NOTEBOOKS}
-    assert "git" in same
-    assert sources(notebook)[0] == same
+    assert len({sources(read(other))[0] for other in NOTEBOOKS}) == 1
     assert path.name in (pages.ROOT / "docs/notebooks.md").read_text()
+
+
+@pytest.mark.parametrize("found", [None, ModuleSpec("tca4rec_jax", None), "installed"])
+def test_the_first_cell_installs_the_project_where_it_is_none_yet(found, monkeypatch, capsys):
+    """Not where a folder of that name, such as a clone that is not installed, is all there is."""
+    commands = []
+    monkeypatch.setattr("subprocess.run", lambda command, check: commands.append(command))
+    if found != "installed":
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    exec(sources(read(NOTEBOOKS[0]))[0], {})
+    if found == "installed":
+        assert not commands
+        return
+    ((*pip, project),) = commands
+    wanted, declared = (
+        Requirement(project),
+        tomllib.loads((pages.ROOT / "pyproject.toml").read_text())["project"],
+    )
+    assert pip[1:4] == ["-m", "pip", "install"]
+    assert canonicalize_name(wanted.name) == declared["name"]
+    assert wanted.extras <= {*declared["optional-dependencies"]}
+    assert "Restart session" in capsys.readouterr().out
 
 
 def test_the_own_training_step_is_the_example_of_the_readme():
