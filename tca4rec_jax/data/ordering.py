@@ -14,8 +14,11 @@ import pyarrow as pa
 
 from tca4rec_jax.data.interactions import Interactions
 from tca4rec_jax.data.windows import Histories
+from tca4rec_jax.errors import UserError, one_line
+from tca4rec_jax.fileio import check_room
 
 _MEMORY, _THREADS, _BATCH = "1GB", 4, 1 << 20
+_ELSEWHERE = "take a --workdir elsewhere"
 
 
 def sort_by_user(
@@ -29,10 +32,16 @@ def sort_by_user(
 
     With ties 'numbered' those of equal time stand in the order of their users and items, which are
     numbered as they first occur in the order of times, users and items: the published order.
+
+    Raises UserError if the disk of the folder lacks room, before the sort if for the files alone.
     """
     columns = {name: getattr(interactions, name) for name in ("user", "item", "timestamp")}
     if interactions.rating is not None:
         columns["rating"] = interactions.rating
+    dtypes = {name: column.dtype for name, column in columns.items()}
+    dtypes["place"] = _index_type(len(columns["user"]))
+    num_bytes = len(columns["user"]) * sum(dtype.itemsize for dtype in dtypes.values())
+    check_room(folder.parent, num_bytes, "the sorted interactions", _ELSEWHERE)
     names = ", ".join(f'"{name}"' for name in columns)
     with _database(folder) as database:
         database.register("given", pa.table(columns))
@@ -47,8 +56,6 @@ def sort_by_user(
         else:
             database.execute("CREATE TABLE ordered AS FROM given")
         by_user = f'SELECT {names}, rowid AS place FROM ordered ORDER BY "user", rowid'
-        dtypes = {name: column.dtype for name, column in columns.items()}
-        dtypes["place"] = _index_type(len(columns["user"]))
         _save(database.sql(by_user), folder, dtypes, len(columns["user"]))
     return Histories(folder)
 
@@ -69,8 +76,14 @@ def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         "threads": _THREADS,
         "temp_directory": str(spilled),
     }
-    with duckdb.connect(":memory:", config=limits) as database:
-        yield database
+    try:
+        with duckdb.connect(":memory:", config=limits) as database:
+            yield database
+    except duckdb.OperationalError as error:
+        raise UserError(
+            f"{folder.parent}: the interactions cannot be sorted there: {one_line(error, 200)}: "
+            f"make room on its disk, or {_ELSEWHERE}"
+        ) from error
 
 
 def _canonical(database: duckdb.DuckDBPyConnection, names: str) -> None:

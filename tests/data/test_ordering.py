@@ -3,6 +3,7 @@
 import pickle
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from order_in_memory import order_by_time
 
+from tca4rec_jax import fileio
 from tca4rec_jax.data import ordering
 from tca4rec_jax.data.interactions import Interactions
 from tca4rec_jax.data.ordering import sort_by_user
 from tca4rec_jax.data.sequences import UNKNOWN_TIME
 from tca4rec_jax.data.windows import Windows, even_parts, parts_of
+from tca4rec_jax.errors import UserError
 
 
 def made(count, seed, users=7, items=9, times=40, rated=False, timed=True):
@@ -61,6 +64,17 @@ def test_more_than_fits_into_memory_goes_to_the_disk(ties, tmp_path, monkeypatch
     monkeypatch.setattr(ordering, "_MEMORY", "40MB")
     interactions = made(400_000, 1, users=30_000, items=3_000, times=20_000)
     check_equal(interactions, 3, ties)
+
+
+def test_what_cannot_be_sorted_says_why_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(ordering, "_MEMORY", "1MB")
+    with pytest.raises(UserError, match=f"^{tmp_path}: the interactions cannot be sorted .*disk"):
+        sort_by_user(made(20_000, 1), tmp_path / "sorted")
+    free = SimpleNamespace(free=20 * 100 - 1)
+    monkeypatch.setattr(fileio.shutil, "disk_usage", lambda _: free)
+    with pytest.raises(UserError, match=r"the sorted interactions take .*: make room, or take a"):
+        sort_by_user(made(100, 1), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.fixture
