@@ -13,6 +13,7 @@ import gzip
 import json
 import resource
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -106,7 +107,10 @@ def main(_):
         print(json.dumps(measured(json.loads(_CASE.value))))
         return
     folder = Path(_FOLDER.value or tempfile.mkdtemp())
-    folder.mkdir(parents=True, exist_ok=True)
+    if _FOLDER.value:
+        if folder.exists():  # it is deleted in the end
+            sys.exit(f"data: --folder={folder} exists already: name a new one")
+        folder.mkdir(parents=True)
     sizes = _INTERACTIONS.value, _USERS.value, _ITEMS.value
     try:
         write = write_reviews if _SOURCE.value == "amazon_2018" else write_table

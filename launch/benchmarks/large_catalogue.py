@@ -4,7 +4,7 @@
 
 Titles branch as MovieLens' do, users are made (catalogues.py), the LLM is SmolLM2-135M. Each step
 is the launch script of its name in a process of its own, and is left out where WORKDIR/steps.json
-has it already (delete that to measure again). Flags after -- go to every step:
+has it already (delete the folder to measure again). Flags after -- go to every step:
 `-- --config.cf.sasrec.loss=bce`.
 """
 
@@ -19,7 +19,7 @@ from absl import app, flags
 from catalogues import write_tables
 from measuring import HUGE_PAGES
 
-from tca4rec_jax.fileio import read_json
+from tca4rec_jax.fileio import atomic_path, read_json
 from tca4rec_jax.reporting import show, show_table, write_results
 
 _ITEMS = flags.DEFINE_integer("items", 1_000_000, "Of the catalogue.", lower_bound=1000)
@@ -29,7 +29,8 @@ _CF_ROWS = flags.DEFINE_integer("cf_rows", 10_000, "Rows of validation and test.
 _ROWS = flags.DEFINE_integer("rows", 32, "Of these, ranked by the LLM.")
 _STEPS = flags.DEFINE_integer("steps", 4, "Of the LLM's training, of 2 rows each.")
 _EPOCHS = flags.DEFINE_integer("epochs", 1, "Of the CF model's training.")
-_ONLY = flags.DEFINE_list("only", [], "Names of steps; by default all.")
+NAMES = ["prepare_data", "train_cf", "train", "evaluate", "recommend"]
+_ONLY = flags.DEFINE_multi_enum("only", [], NAMES, "A step; given several times; by default all.")
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,14 +58,11 @@ def commands(workdir: Path) -> dict[str, list[str]]:
         f"--workdir={workdir}",
         *(f"--config.{name}={value}" for name, value in fields.items()),
     ]
-    recommend = ["recommend.py", *prepared, "--guidance=1", "--item=0", "--item=1", "--item=2"]
-    return {
-        "prepare_data": ["prepare_data.py", *prepared],
-        "train_cf": ["train_cf.py", *prepared],
-        "train": ["train.py", *prepared],
-        "evaluate": ["evaluate.py", *prepared, "--runs=aligned", "--guidance=0,1"],
-        "recommend": recommend,
+    more = {
+        "evaluate": ["--runs=aligned", "--guidance=0,1"],
+        "recommend": ["--guidance=1", "--item=0", "--item=1", "--item=2"],
     }
+    return {name: [f"{name}.py", *prepared, *more.get(name, [])] for name in NAMES}
 
 
 def measured(command: list[str], log: Path) -> dict[str, float]:
@@ -90,15 +88,22 @@ def measured(command: list[str], log: Path) -> dict[str, float]:
 def main(argv):
     workdir = Path(_WORKDIR.value).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
+    sizes = (_ITEMS, _USERS, _CF_ROWS, _ROWS, _STEPS, _EPOCHS)
+    made_of = {size.name: size.value for size in sizes} | {"more": argv[1:]}
     path = workdir / "steps.json"
-    steps = read_json(path) if path.exists() else {}
+    found = read_json(path) if path.exists() else {"of": made_of, "steps": {}}
+    if found["of"] != made_of:
+        sys.exit(f"{path} is of {found['of']}: delete {workdir}, or name another --workdir")
+    write_results(path, found)
+    steps = found["steps"]
     if not (workdir / "tables").exists():
-        write_tables(workdir / "tables", _ITEMS.value, _USERS.value)
+        with atomic_path(workdir / "tables") as tables:
+            write_tables(tables, _ITEMS.value, _USERS.value)
     for name, command in commands(workdir).items():
         if name in steps or (_ONLY.value and name not in _ONLY.value):
             continue
         steps[name] = measured([*command, *argv[1:]], workdir / f"{name}.log")
-        write_results(path, steps)
+        write_results(path, found)
         show(f"{name}: {json.dumps(steps[name])}")
     show_table(steps, title=f"{_ITEMS.value:,} items", first_column="step", digits=1)
 

@@ -31,3 +31,12 @@ def test_made_interactions_are_prepared_and_measured(tmp_path):
     assert found["seconds"] > 0
     assert 0.1 < found["peak_gb"] < 2
     assert not (tmp_path / "made").exists()
+
+
+def test_a_folder_that_is_there_is_not_deleted_by_a_benchmark(tmp_path):
+    (tmp_path / "mine").write_text("")
+    command = [sys.executable, str(SCRIPT.with_name("data.py")), f"--folder={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(f"{tmp_path} exists already: name a new one")
+    assert (tmp_path / "mine").exists()
