@@ -111,16 +111,21 @@ class Cells:
                     config_value(config, section)[key] = config_value(theirs, field)
                 settings = {**own.settings, **own.on.get(data, {})}
                 where = f"recommenders[{name!r}]"
-                found[data, name] = self._set(config, settings, own.more, where)
+                found[data, name] = self._set(config, settings, own.more.get(data, {}), where)
             if not any(pair[0] == data for pair in found):
                 raise UserError(f"data[{data!r}] of the grid has no recommender")
         return found
 
     def _set(
-        self, config: ConfigDict, settings: Mapping[str, Any], more: str, where: str
+        self,
+        config: ConfigDict,
+        settings: Mapping[str, Any],
+        more: Mapping[str, Any],
+        where: str,
     ) -> ConfigDict:
-        """`_apply`, with the sizes of 'debug' after the settings if the grid asks for them."""
-        return _apply(config, settings, f"debug,{more}" if self.grid.debug else more, where)
+        """`_apply`, with the sizes of 'debug' between the two if the grid asks for them."""
+        _apply(config, settings, where)
+        return _apply(apply_argument(config, "debug" if self.grid.debug else None), more, where)
 
     def _file(self, name: str) -> ConfigDict:
         path = self.grid.folder / name
@@ -175,7 +180,8 @@ class Cells:
     def _with_cf(self, config: ConfigDict, data: str, cf: str, seed: int | None) -> ConfigDict:
         """A copy with a CF model of the grid."""
         one, config = self.grid.cf[cf], config.copy_and_resolve_references()
-        _apply(config, {**one.settings, **one.on.get(data, {})}, one.more, f"cf[{cf!r}]")
+        settings = {**one.settings, **one.on.get(data, {}), **one.more.get(data, {})}
+        _apply(config, settings, f"cf[{cf!r}]")
         if seed is not None:
             config.cf.seed = seed
         return config
@@ -190,7 +196,7 @@ class Cells:
         if cell.is_llm:
             values = {name: getattr(cell, name) for name in (*OBJECTIVE, "seed", "steps")}
             given = {SHORT_NAMES[name]: v for name, v in values.items() if v is not None}
-            _apply(config, given, "", cell.label)
+            _apply(config, given, cell.label)
             config.run = self.run_name(cell)
             if cell.guidance and config.decoding.beta is None:
                 config.decoding.beta = config.objective.beta
@@ -237,7 +243,9 @@ class Cells:
     def config_of_data(self, data: str) -> ConfigDict:
         """The config that the grid names for data, whose LLM embeds titles."""
         one = self.grid.data[data]
-        return self._set(self._file(one.config), one.settings, one.more, f"data[{data!r}]")
+        return self._set(
+            self._file(one.config), one.settings, one.more.get(data, {}), f"data[{data!r}]"
+        )
 
     def pair_on(self, data: str) -> Pair:
         """Data and the first recommender on them, with whose config CF models are evaluated."""
@@ -267,13 +275,13 @@ def _check_targets(config: ConfigDict, cell: Cell) -> None:
             raise UserError(f"{cell.data}, {cell.recommender}: {error}") from error
 
 
-def _apply(config: ConfigDict, settings: Mapping[str, Any], more: str, where: str) -> ConfigDict:
-    """The config with settings, and then an argument; it is changed. Raises UserError for none."""
+def _apply(config: ConfigDict, settings: Mapping[str, Any], where: str) -> ConfigDict:
+    """The config with settings; it is changed. Raises UserError for one that it cannot have."""
     for name in settings:
         if name not in config_fields():
             raise UserError(f"{where} of the grid: there is no field {name}")
     try:
         config.update_from_flattened_dict(dict(settings))
-        return apply_argument(config, more)
+        return config
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where} of the grid: {' '.join(str(error).split())}") from error

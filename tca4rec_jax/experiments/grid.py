@@ -35,12 +35,12 @@ class Data:
       config: a config file. Its sections data, cf and evaluation, its validation.rows and what may
         be recommended count for every recommender on these data.
       settings: fields of these, by dotted name.
-      more: further ones as the argument of a config file has them: 'field=value,..'.
+      more: {data: further ones, which an argument gives}; they hold whatever debug shrinks.
     """
 
     config: str
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    more: str = ""
+    more: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class CFModel:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     on: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     axes: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
-    more: str = ""
+    more: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Recommender:
     on: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     vectors: str = ""
     axes: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
-    more: str = ""
+    more: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +141,8 @@ class Grid:
                 for value in values:
                     check_choice(f"grid argument {part}", value, named)
                 return self._with(part, {one: named[one] for one in values})
-            if label in named and field.startswith("on.") and part != "data":
-                return self._with(part, named | {label: self._on(named[label], setting)})
             if field and label in named:
-                more = ",".join(filter(None, [named[label].more, f"{field}={text}"]))
-                changed = dataclasses.replace(named[label], more=more)
+                changed = self._with_field(label, named[label], setting)
                 return self._with(part, named | {label: changed})
         raise UserError(
             f"grid argument {setting!r}: expected debug, {', '.join(AXES)}, data, cf or "
@@ -154,13 +151,20 @@ class Grid:
             f"{did_you_mean(name, ['debug', *AXES, 'data', 'cf', 'recommender'])}"
         )
 
-    def _on(self, one: Any, setting: str) -> Any:
-        """A CF model or recommender with the setting NAME.on.DATA.FIELD=value."""
-        data, _, assigned = setting.partition(".on.")[2].partition(".")
-        on = one.on or {name: {} for name in self.data}
-        check_choice(f"grid argument {setting!r}: data", data, on)
-        name, value = parse_setting(assigned)
-        return dataclasses.replace(one, on={**on, data: {**on[data], name: value}})
+    def _with_field(self, label: str, one: Any, setting: str) -> Any:
+        """Data, a CF model or recommender with LABEL.FIELD=value or LABEL.on.DATA.FIELD=value."""
+        assigned = setting.removeprefix(f"{label}.")
+        every = [label] if isinstance(one, Data) else [*(one.on or self.data)]
+        if assigned.startswith("on.") and not isinstance(one, Data):
+            data, _, assigned = assigned.removeprefix("on.").partition(".")
+            check_choice(f"grid argument {setting!r}: data", data, every)
+            every = [data]
+        try:
+            name, value = parse_setting(assigned)
+        except UserError as error:
+            raise UserError(f"{label} of the grid: {error}") from error
+        more = {data: {**one.more.get(data, {}), name: value} for data in every}
+        return dataclasses.replace(one, more={**one.more, **more})
 
     def _with_axis(self, axis: str, values: tuple) -> "Grid":
         """With these values of an axis alone, also where a CF model or recommender has its own."""
@@ -193,7 +197,8 @@ class Grid:
         for name, one in self.recommenders.items():
             if one.vectors:
                 check_choice(f"recommenders[{name!r}].vectors", one.vectors, self.cf)
-            if own := [f for of in (one.settings, *one.on.values()) for f in of if _of_data(f)]:
+            settings = one.settings, *one.on.values(), *one.more.values()
+            if own := [field for of in settings for field in of if _of_data(field)]:
                 raise UserError(
                     f"recommenders[{name!r}] of the grid sets {own[0]}, which its data say"
                 )

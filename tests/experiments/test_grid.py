@@ -93,12 +93,35 @@ def test_a_recommender_has_its_ids_on_one_data_set_alone():
     assert (config.training.batch_size, config.cf.batch_size) == (2, 9)
 
 
+@pytest.mark.parametrize("debug", ["", "debug,"])
+def test_a_field_on_some_data_holds_beside_that_on_all(debug):
+    cells = cells_of(
+        f"{debug}ids.on.office.training.steps=1,ids.training.steps=5,"
+        "ids.on.office.training.steps=9,sasrec.cf.batch_size=3,sasrec.on.office.cf.batch_size=4",
+        "claim",
+    )
+    found = {
+        cell.data: cells.config_of(cell)
+        for cell in cells.all
+        if cell.recommender == "ids" and cell.cf == "sasrec"
+    }
+    assert {data: config.training.steps for data, config in found.items()} == {
+        "movielens": 5,
+        "beauty": 5,
+        "office": 9,
+    }
+    assert found["office"].cf.batch_size == 4
+    assert found["movielens"].cf.batch_size == 3
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
         ("ids.on.books.ids.path=x", "data is 'books': expected one of 'movielens'"),
         ("ids.on.movielens.ids.pathz=x", "config argument 'ids.pathz=x': expected"),
         ("ids.on.movielens.training.steps=x", "config argument 'training.steps=x'"),
+        ("ids.data.path=x", r"recommenders\['ids'\] of the grid sets data.path"),
+        ("ids.on.movielens=x", "data is 'movielens=x': expected one of 'movielens'"),
         ("ids.on.movielens.data.path=x", r"recommenders\['ids'\] of the grid sets data.path"),
         ("movielens.on.movielens.seed=1", "config argument 'on.movielens.seed=1': expected"),
         ("alpha=2", "objective.alpha is 2.0: expected 0 to 1"),
@@ -106,7 +129,7 @@ def test_a_recommender_has_its_ids_on_one_data_set_alone():
         ("recomender=ids", "did you mean recommender\\?"),
         ("alpha", "grid argument 'alpha': expected"),
         ("cf=ease", "grid argument cf is 'ease': expected one of 'popularity', 'bpr_mf'"),
-        ("ids.training.stepz=3", r"recommenders\['ids'\] of the grid: config argument"),
+        ("ids.training.stepz=3", "ids of the grid: config argument"),
         ("form=other", "objective.form is 'other': expected"),
     ],
 )
