@@ -99,8 +99,9 @@ def costs(experiment: Experiment, results: Mapping) -> Section:
     for name in results["runs"]:
         rows[name] = run_costs(read_json_lines(experiment.runs[name].log))
     about = (
-        "Of an LLM run: time in its steps and validations, without loading, compiling ahead and "
-        "hidden states that runs share; median speed. MFU: useful FLOPs, as a share of the peak."
+        "Of an LLM run: time in its steps, the first of which compile, and validations, without "
+        "loading and hidden states that runs share; median speed. MFU: useful FLOPs, as a share of "
+        "the peak."
     )
     return Section("Costs", [Text(about), Numbers(rows, "trained")])
 

@@ -154,6 +154,7 @@ def test_a_run_is_stopped_goes_on_and_is_evaluated(workdir, monkeypatch, kind):
         again = evaluate_run(config, workdir, name=kind)
     assert again["models"] == results["models"]
     assert json.loads((workdir / "results" / kind / "results.json").read_text())["models"]
+    assert "rows: Yes or No</h1>" in (workdir / "results" / kind / "report.html").read_text()
     assert list(results["models"]) == ["Most popular", "CF model", "alone", "guided"]
     alone, guided = (results["models"][name]["all"]["auc"].mean for name in ("alone", "guided"))
     difference = results["differences"]["guided - alone"]["auc"].mean
