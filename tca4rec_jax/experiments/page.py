@@ -1,5 +1,6 @@
 """The page of a grid as Markdown and HTML, its pictures and its numbers as JSON, from W alone."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -130,7 +131,8 @@ def _opening(results: Results, grid: str) -> list[Block]:
     )
     if not grid:
         return [Text(words)]
-    command = f"python launch/experiments.py --grid={grid} --workdir={results.workdir}"
+    flags = f"--grid={grid}", f"--workdir={results.workdir}"
+    command = shlex.join(["python", "launch/experiments.py", *flags])
     return [Text(f"{words} They were made by"), Command(command)]
 
 

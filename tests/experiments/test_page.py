@@ -111,9 +111,11 @@ def test_a_grid_that_has_just_begun_has_a_page(tmp_path):
     (tmp_path / "W").mkdir()
     made = cells(seeds=(0,), recommenders=("ids",))
     make_results(tmp_path / "W", [cell for cell in made if not cell.alpha])
-    found = write_page(tmp_path / "W", tmp_path / "page.md")
+    grid = f"{GRID}:seed=(0,1)"
+    found = write_page(tmp_path / "W", tmp_path / "page.md", grid=grid)
     assert len(found["questions"]["aligned"]["missing"]) == 3
     text = (tmp_path / "page.md").read_text("utf-8")
+    assert f"    python launch/experiments.py '--grid={grid}' --workdir=" in text  # for a shell
     assert "| movielens, ids, ease: aligned | missing |" in text
     assert found["pictures"] == {}
 
