@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import time
 from concurrent.futures import Future
 from types import FrameType
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from h11 import IDLE
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.serving.service import Busy, Service
 
 
@@ -37,14 +39,13 @@ class JsonLines(logging.Formatter):
 def serve(service: Service, app: FastAPI, *, host: str, port: int) -> None:
     """Serves until SIGTERM or SIGINT, and then until all that was taken is answered.
 
-    SIGHUP loads the run in use anew. A second signal ends the process at once. Raises what the
-    first load of the service raises.
+    SIGHUP loads the run in use anew. A second signal ends the process at once. Raises UserError for
+    an address that is taken or not this machine's, and what the first load of the service raises.
     """
+    listener = _listener(host, port)
     absl.logging.get_absl_handler().setFormatter(JsonLines())
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http=connections(service.limits.read_seconds),
         ws="none",
         log_config=None,
@@ -54,7 +55,8 @@ def serve(service: Service, app: FastAPI, *, host: str, port: int) -> None:
     )
     service.start()
     server = _Server(config, service)
-    server.run()
+    absl.logging.info("listening on %s, port %d", host, port)
+    server.run([listener])
     if not server.force_exit:
         service.close()
     if service.error is not None:
@@ -63,6 +65,17 @@ def serve(service: Service, app: FastAPI, *, host: str, port: int) -> None:
         # A thread that compiles can't be ended; the interpreter, ending, would abort for it.
         logging.shutdown()
         os._exit(0)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket of the address, before anything is loaded. Raises UserError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UserError(
+            f"can't listen on {host}, port {port} ({error.strerror}): give another --port or --host"
+        ) from error
 
 
 class _Server(uvicorn.Server):

@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 
+import pytest
 from httpx2 import ASGITransport, AsyncClient
 from served import ask, listening, post
 
@@ -14,7 +15,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.serving.app import make_app
 from tca4rec_jax.serving.guard import KEY_HEADER
 from tca4rec_jax.serving.model import Group, Limits
-from tca4rec_jax.serving.server import connections
+from tca4rec_jax.serving.server import connections, serve
 from tca4rec_jax.serving.service import Service
 
 
@@ -51,6 +52,17 @@ def counted(run="old", may_go_on=None, **limits):
         event.set()
     service = Service(lambda name: Counted(name, event), run, Limits(**limits))
     return service
+
+
+def test_an_address_that_is_taken_is_told_before_anything_is_loaded():
+    service = counted("broken")
+    app = make_app(service, key="", admin_key="")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"can't listen on 127.0.0.1, port {port} .*in use"):
+            serve(service, app, host="127.0.0.1", port=port)
+    assert service.error is None
+    service.close()
 
 
 def test_nothing_is_answered_before_all_is_compiled_nor_after_the_end():
