@@ -44,9 +44,10 @@ class RunFolder:
 
     @classmethod
     def all(cls, workdir: Path) -> list["RunFolder"]:
-        """The LLM runs of a work directory, by name."""
+        """The LLM runs of a work directory, by name; not what a failed start has left empty."""
         folders = sorted((workdir / "llm").glob("[!.]*/"))
-        return [cls(path) for path in folders if not path.name.startswith(_HIDDEN_STATES)]
+        runs = (path for path in folders if not path.name.startswith(_HIDDEN_STATES))
+        return [cls(path) for path in runs if any(path.iterdir())]
 
     @staticmethod
     def hidden_states(workdir: Path, made_from: Provenance) -> Path:

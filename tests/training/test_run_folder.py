@@ -55,6 +55,13 @@ def test_more_steps_are_said_and_fewer_than_trained_refused(workdir, caplog):
     assert run.config["optimizer"]["learning_rate"] == 0.01
 
 
+def test_a_start_that_fails_leaves_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        train(Experiment(make_config(tmp_path, "new"), tmp_path))
+    assert (tmp_path / "llm" / "new").is_dir()
+    assert RunFolder.all(tmp_path) == []
+
+
 def test_a_run_that_has_no_checkpoint_yet_begins_anew(workdir):
     run = RunFolder.of(workdir, "early")
     run.begin(Provenance("LLM run", "x", {"training.steps": 9}), '{"old": 1}')
