@@ -74,9 +74,8 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([up, after[config.schedule]], [warmup])
 
 
-@functools.lru_cache(
-    maxsize=8
-)  # equal ones are the same, and a step that has them is compiled once
+# Equal optimizers are the same object, so that a step that has one is compiled once.
+@functools.lru_cache(maxsize=8)
 def make_optimizer(
     config: OptimizerConfig, total_steps: int, *, decay_of: tuple[tuple[str, float], ...] = ()
 ) -> optax.GradientTransformation:
