@@ -205,7 +205,9 @@ def test_the_list_and_why_follow_lambda_in_a_browser(address, width, dark):
         page.fill("#key", "k")
         for title in ("aa", "bb"):
             page.fill("#search", title)
-            page.click(f"#found button:text-is('{title}')")
+            with page.expect_response("**/recommend") as answer:  # a later list is explained anew
+                page.click(f"#found button:text-is('{title}')")
+            answer.value.finished()
         page.wait_for_selector("#list li")
         page.click("#why")
         frame = page.wait_for_selector("#explanation:not([hidden])").content_frame()
