@@ -59,7 +59,10 @@ def test_an_error_of_the_user_ends_in_one_line(tmp_path, body, line):
 
 
 def test_an_interrupt_ends_in_one_line(tmp_path):
-    done = completed(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    """Also where the tests are a job in the background, whose processes ignore the signal."""
+    handled = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    body = f"import os, signal; {handled}; os.kill(os.getpid(), signal.SIGINT)"
+    done = completed(tmp_path, body)
     assert (done.returncode, done.stderr) == (130, "script: interrupted\n")
 
 
