@@ -61,9 +61,17 @@ def test_the_sort_equals_the_one_in_memory(count, seed, times, rated, timed, tie
 
 @pytest.mark.parametrize("ties", ["shuffled", "numbered"])
 def test_more_than_fits_into_memory_goes_to_the_disk(ties, tmp_path, monkeypatch):
-    monkeypatch.setattr(ordering, "_MEMORY", "40MB")
+    """Of one thread: several need more than a few MB each, how much depends on when they run."""
+    monkeypatch.setattr(ordering, "_MEMORY", "25MB")
+    monkeypatch.setattr(ordering, "_THREADS", 1)
     interactions = made(400_000, 1, users=30_000, items=3_000, times=20_000)
     check_equal(interactions, 3, ties)
+    connect, no_disk = ordering.duckdb.connect, {"max_temp_directory_size": "0KB"}
+    monkeypatch.setattr(
+        ordering.duckdb, "connect", lambda name, config: connect(name, config=config | no_disk)
+    )
+    with pytest.raises(UserError, match="cannot be sorted"):
+        sort_by_user(interactions, tmp_path / "sorted", 3, ties)
 
 
 def test_what_cannot_be_sorted_says_why_in_one_line(tmp_path, monkeypatch):
