@@ -29,7 +29,7 @@ from tca4rec_jax.data.templates import (
 from tca4rec_jax.errors import UserError, check_choice
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.evaluation.summary import check_cutoffs
-from tca4rec_jax.experiments.grid import AXES, OBJECTIVE, OF_DATA, Grid
+from tca4rec_jax.experiments.grid import AXES, OBJECTIVE, OF_DATA, AxisValues, Grid, values_on
 from tca4rec_jax.experiments.results import CF, POPULAR, Cell
 from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.training.run_folder import RunFolder
@@ -138,14 +138,17 @@ class Cells:
         """The values of every axis; of one that the grid does not give the config's."""
         grid = self.grid
         return {
-            pair: self._typed(pair, {**grid.axes, **grid.recommenders[pair[1]].axes}, every=True)
+            pair: self._typed(pair, grid.axes, grid.recommenders[pair[1]].axes, every=True)
             for pair in self._bases
         }
 
     def _typed(
-        self, pair: Pair, given: Mapping[str, tuple], *, every: bool = False
+        self, pair: Pair, *axes: Mapping[str, AxisValues], every: bool = False
     ) -> dict[str, tuple]:
-        """Values of axes in the type of their fields; of `every` axis, those of the config too."""
+        """Values of axes, the last given, in the type of their fields; of `every` axis, those of
+        the config too."""
+        values = [item for one in axes for item in one.items()]
+        given = {axis: of for axis, one in values if (of := values_on(pair[0], one))}
         config = self._bases[pair]
         of_config: dict[str, Any] = {n: config_value(config, SHORT_NAMES[n]) for n in OBJECTIVE}
         of_config |= {"seed": config.seed, "cf_seed": config.cf.seed}

@@ -20,6 +20,9 @@ OBJECTIVE = ("softmax", "form", "tau", "beta", "alpha")
 AXES = ("seed", "cf_seed", "budget", *OBJECTIVE, "guidance")
 """From the slowest to the fastest: all cells of the first seed come first."""
 
+AxisValues = tuple | Mapping[str, tuple]
+"""The values of an axis, or {data: values}; on other data it is as if they were not given."""
+
 OF_DATA = (
     *("data", "cf", "evaluation", "validation.rows"),
     *(f"decoding.{name}" for name in ("exclude_history", "allow", "deny", "max_title_tokens")),
@@ -54,7 +57,7 @@ class CFModel:
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     on: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    axes: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    axes: Mapping[str, AxisValues] = dataclasses.field(default_factory=dict)
     more: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
@@ -75,7 +78,7 @@ class Recommender:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     on: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     vectors: str = ""
-    axes: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    axes: Mapping[str, AxisValues] = dataclasses.field(default_factory=dict)
     more: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
@@ -100,7 +103,7 @@ class Grid:
     data: Mapping[str, Data]
     cf: Mapping[str, CFModel]
     recommenders: Mapping[str, Recommender]
-    axes: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    axes: Mapping[str, AxisValues] = dataclasses.field(default_factory=dict)
     chosen: tuple[str, ...] = ()
     choose_seeds: tuple[int, ...] = ()
     metric: str = "ndcg@10"
@@ -204,6 +207,11 @@ class Grid:
                 )
         check_choice("the split of the grid", self.split, ("validation", "test"))
         return self
+
+
+def values_on(data: str, values: AxisValues) -> tuple:
+    """Those of an axis on data; none if it has none there."""
+    return values.get(data, ()) if isinstance(values, Mapping) else values
 
 
 def load_grid(flag: str) -> Grid:

@@ -87,10 +87,33 @@ def test_a_recommender_has_its_ids_on_one_data_set_alone():
         "beauty": "Beauty.index.json",
         "office": None,
     }
-    assert (found["office"].llm.dropout, found["office"].training.steps) == (0.5, 300)
+    assert (found["office"].llm.dropout, found["office"].training.steps) == (0.5, 1200)
     tiny = cells_of("ids.on.movielens.training.batch_size=2,bpr_mf.on.movielens.cf.batch_size=9")
     config = tiny.config_of(next(cell for cell in tiny.all if cell.cf == "bpr_mf" and cell.is_llm))
     assert (config.training.batch_size, config.cf.batch_size) == (2, 9)
+
+
+def test_values_of_an_axis_on_some_data_are_those_of_no_other():
+    def betas(grid):
+        cells = Cells(grid, Path("W"))
+        return {(c.data, c.recommender, c.beta) for c in cells.all if c.alpha and c.cf == "sasrec"}
+
+    grid = load_grid(f"{CONFIGS / 'claim'}.py:data=(movielens,beauty),seed=0,alpha=0.5")
+    names = {"titles", "llara", "ids"}
+    on_movielens = {("movielens", name, 1.0) for name in names}
+    assert betas(grid) == {*on_movielens, ("beauty", "ids", 1.4)}
+    ids = dataclasses.replace(grid.recommenders["ids"], axes={"beta": {"movielens": (3, 4)}})
+    own = dataclasses.replace(
+        grid,
+        cf={"sasrec": dataclasses.replace(grid.cf["sasrec"], axes={})},
+        recommenders=grid.recommenders | {"ids": ids},
+        axes=grid.axes | {"beta": (2,)},
+    )
+    assert betas(own) == {
+        *((data, name, 2.0) for data, name in (("movielens", "titles"), ("movielens", "llara"))),
+        *(("movielens", "ids", beta) for beta in (3.0, 4.0)),
+        ("beauty", "ids", 2.0),
+    }
 
 
 @pytest.mark.parametrize("debug", ["", "debug,"])
