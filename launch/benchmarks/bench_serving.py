@@ -35,6 +35,9 @@ from tca4rec_jax.launching import RUN, WORKDIR, start
 _CLIENTS = flags.DEFINE_integer("clients", 50, "Clients, each with connections of its own.")
 _REQUESTS = flags.DEFINE_integer("requests", 1000, "Requests of all clients.")
 _BURST = flags.DEFINE_integer("burst", 4, "Requests that a client sends at once.")
+_BESIDE = flags.DEFINE_integer(
+    "beside", 1000, "Most histories of the one call, and requests during a reload and an end."
+)
 _PORT = flags.DEFINE_integer("port", 8741, "The port of the service.")
 _SECONDS = flags.DEFINE_float("seconds", 60.0, "The service's deadline.")
 _SERVE = Path(__file__).parents[1] / "serve.py"
@@ -195,17 +198,18 @@ def main(_):
     bodies = [json.dumps({"history": one, "k": k}).encode() for one in histories]
     recommender = Recommender(experiment, RUN.value)
     server = Server()
-    asyncio.run(load(bodies[:200]))
+    few = min(200, _BESIDE.value)
+    asyncio.run(load(bodies[:few]))
     first = server.megabytes
-    before = throughput(recommender, histories[:1000], k)
+    before = throughput(recommender, histories[: _BESIDE.value], k)
     rates = under_load(server, bodies)
-    after = throughput(recommender, histories[:1000], k)
+    after = throughput(recommender, histories[: _BESIDE.value], k)
     for of, one, two, rate in zip(("s", "CPU-s"), before, after, rates, strict=True):
         share = rate / ((one + two) / 2)
         print(f"one call: {one:.1f} and {two:.1f} users/{of}; the service {rate:.1f}, {share:.0%}")
-    print(f"memory: {first:.0f} MB after 200 requests, {server.megabytes:.0f} MB at the end")
-    reload_under_load(bodies[:1000])
-    end_under_load(server, bodies[:1000])
+    print(f"memory: {first:.0f} MB after {few} requests, {server.megabytes:.0f} MB at the end")
+    reload_under_load(bodies[: _BESIDE.value])
+    end_under_load(server, bodies[: _BESIDE.value])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """Requests in batches: a bounded queue, and the one thread that searches.
 
 While a batch is searched the next requests wait, and then share one: no request waits for others
-to come.
+to come. Where more wait than a batch has room for, rows of one width share it: less is padding.
 """
 
-import itertools
 import math
 import threading
 import time
@@ -72,13 +71,15 @@ class _Row(NamedTuple):
     request: _Request
     place: int  # among the rows of the request
     value: Any
+    width: int
 
 
 class Batcher:
     """Runs rows of one group, the oldest first, in batches of at most `most_rows(group)`.
 
-    At most `most_waiting` rows wait. `run(group, values)` gives a result for each value; it is
-    called in one thread only. `on_batch` hears of every batch.
+    Every batch has the oldest row, and of the others those that are closest to it in `width`. At
+    most `most_waiting` rows wait. `run(group, values)` gives a result for each value; it is called
+    in one thread only. `on_batch` hears of every batch.
     """
 
     def __init__(
@@ -87,10 +88,11 @@ class Batcher:
         *,
         most_rows: Callable[[Any], int],
         most_waiting: int,
+        width: Callable[[Any], int] = lambda value: 0,
         on_batch: Callable[[Ran], object] = lambda ran: None,
     ):
         self._run, self._on_batch = run, on_batch
-        self._most_rows, self._most_waiting = most_rows, most_waiting
+        self._most_rows, self._most_waiting, self._width = most_rows, most_waiting, width
         self._rows: deque[_Row] = deque()
         self._changed = threading.Condition()
         self._closed, self._running = False, 0
@@ -121,7 +123,8 @@ class Batcher:
                 raise Closed("no further requests are taken: the service ends")
             if len(self._rows) + len(values) > self._most_waiting:
                 raise Full(max(1, math.ceil(len(self._rows) * self._seconds_per_row)))
-            self._rows.extend(_Row(request, *one) for one in enumerate(values))
+            rows = (_Row(request, *one, self._width(one[1])) for one in enumerate(values))
+            self._rows.extend(rows)
             self._changed.notify()
         return request.future
 
@@ -145,7 +148,7 @@ class Batcher:
             self._running = 0
 
     def _next(self) -> list[_Row]:
-        """The rows to search now: the oldest's group; [] once closed and done."""
+        """The rows to search now: the oldest, and others of its group; [] once closed and done."""
         with self._changed:
             while True:
                 now = time.monotonic()
@@ -155,9 +158,10 @@ class Batcher:
                 self._changed.wait()
             if not self._rows:
                 return []
-            first = self._rows[0].request.group
-            of_group = (row for row in self._rows if row.request.group == first)
-            batch = list(itertools.islice(of_group, self._most_rows(first)))
+            oldest, group = self._rows[0], self._rows[0].request.group
+            of_group = [row for row in self._rows if row.request.group == group]
+            of_group.sort(key=lambda row: abs(row.width - oldest.width))  # of equal ones the oldest
+            batch = of_group[: self._most_rows(group)]
             taken = {*map(id, batch)}
             self._rows = deque(row for row in self._rows if id(row) not in taken)
             self._running = len(batch)

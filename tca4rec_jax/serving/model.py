@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tca4rec_jax.decoding.engine import BatchSizes
-from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.decoding.recommender import Recommended, Recommender
 from tca4rec_jax.distributed.sharding import smallest_batch
 from tca4rec_jax.errors import UserError
@@ -62,7 +61,15 @@ class Group(NamedTuple):
     only: int = 0  # this number of candidates; or the number of a request that is alone
 
 
-Admitted = tuple[Group, list]
+class Row(NamedTuple):
+    """One history, and what is asked about it."""
+
+    history: Sequence[str]
+    asked: Any  # the filter of a list, candidates, or arguments of an explanation
+    width: int = 0  # the padded length of its prompt
+
+
+Admitted = tuple[Group, list[Row]]
 """A group, and rows of it: what `Batcher.submit` takes."""
 
 
@@ -138,11 +145,11 @@ class ServedModel:
             for bucket in self.buckets:
                 # All lengths have the capacity of the longest, as in a search.
                 sizes = BatchSizes(batch_size, tuple(sorted({bucket, self.buckets[-1]})))
-                self._lists(0.0, [(self._shortest, everything)], sizes)
-                self._scores(0.0, [(self._shortest, self._shortest)], sizes)
+                self._lists(0.0, [Row(self._shortest, everything)], sizes)
+                self._scores(0.0, [Row(self._shortest, self._shortest)], sizes)
         if self.explains:
             for history in (self._shortest, *self._sample[:1]):
-                self._explain(0.0, history, self.most_items, {})
+                self._explain(0.0, Row(history, {"k": self.most_items}))
 
     def lists_after(
         self,
@@ -162,7 +169,8 @@ class ServedModel:
             self._check_number(name, len(filters.get(name) or ()), "items", self.limits.items)
         allowed = self._recommender.filter(**filters)
         group = Group(self, "recommend", self._weight(guidance))
-        return group, [(history, allowed) for history in histories]
+        rows = map(Row, histories, itertools.repeat(allowed), self._widths(histories))
+        return group, list(rows)
 
     def scores_of(
         self, history: Sequence[str], candidates: Sequence[str], guidance: float | None
@@ -170,9 +178,9 @@ class ServedModel:
         """What to search for the scores of candidates. Raises as `lists_after`."""
         self._check([history])
         self._check_number("candidates", len(candidates), "items", self.limits.candidates)
-        self._recommender.find(candidates, "candidates")
+        found = self._recommender.find(candidates, "candidates")
         group = Group(self, "score", self._weight(guidance), len(candidates))
-        return group, [(history, candidates)]
+        return group, [Row(history, candidates, *self._widths([history], found[None]))]
 
     def explanation_of(
         self,
@@ -187,21 +195,21 @@ class ServedModel:
             raise UserError(
                 "this service explains nothing: it needs a CF model and decoding.find=beams"
             )
-        _, ((_, allowed),) = self.lists_after([history], k, guidance, filters)
+        _, (row,) = self.lists_after([history], k, guidance, filters)
         for pair in more.get("compare", ()):
             self._recommender.find(pair, "compare")
         group = Group(self, "explain", self._weight(guidance), next(self._explained))
-        return group, [(history, k, {"filter": allowed, **more})]
+        return group, [row._replace(asked={"k": k, "filter": row.asked, **more})]
 
     @property
     def explains(self) -> bool:
         """Whether lists can be explained."""
         return self.guided and self._experiment.config.decoding.find == "beams"
 
-    def run(self, group: Group, rows: list) -> list | np.ndarray:
+    def run(self, group: Group, rows: list[Row]) -> list | np.ndarray:
         """The list of each row, or the scores of its candidates (in one thread at a time)."""
         if group.kind == "explain":
-            return [self._explain(group.guidance, *row) for row in rows]
+            return [self._explain(group.guidance, row) for row in rows]
         size = next(size for size in self.batch_sizes if size >= len(rows))
         sizes = BatchSizes(size, self.buckets)
         if group.kind == "score":
@@ -223,29 +231,32 @@ class ServedModel:
     def _lists(
         self,
         guidance: float,
-        rows: list[tuple[Sequence[str], ItemFilter]],
+        rows: list[Row],
         sizes: BatchSizes,
     ) -> list[list[Recommended]]:
-        histories, filters = zip(*rows, strict=True)
+        histories, filters, _ = zip(*rows, strict=True)
         more: dict[str, Any] = {"filters": filters, "sizes": sizes}
         more["guidance"] = guidance if self.guided else None
         with self._devices:
             return self._recommender.recommend(histories, self.most_items, **more)
 
-    def _explain(
-        self, guidance: float, history: Sequence[str], k: int, more: dict[str, Any]
-    ) -> Explanation:
+    def _explain(self, guidance: float, row: Row) -> Explanation:
         with self._devices:
-            return self._explainer.explain(history, k, guidance=guidance, **more)
+            return self._explainer.explain(row.history, guidance=guidance, **row.asked)
 
-    def _scores(
-        self, guidance: float, rows: list[tuple[Sequence[str], Sequence[str]]], sizes: BatchSizes
-    ) -> np.ndarray:
-        histories, candidates = zip(*rows, strict=True)
+    def _scores(self, guidance: float, rows: list[Row], sizes: BatchSizes) -> np.ndarray:
+        histories, candidates, _ = zip(*rows, strict=True)
         more: dict[str, Any] = {"most": self.limits.candidates, "sizes": sizes}
         more["guidance"] = guidance if self.guided else None
         with self._devices:
             return self._recommender.scores(histories, candidates, **more)
+
+    def _widths(
+        self, histories: Sequence[Sequence[str]], candidates_RxN: np.ndarray | None = None
+    ) -> list[int]:
+        """The padded length of each history's prompt."""
+        rows = self._recommender.rows(histories, self._recommender.item_filter, candidates_RxN)
+        return np.array(self.buckets)[np.searchsorted(self.buckets, rows.prompts.lengths)].tolist()
 
     def _weight(self, guidance: float | None) -> float:
         if guidance and not self.guided:

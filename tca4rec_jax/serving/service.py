@@ -131,6 +131,7 @@ class Service:
             lambda group, rows: group.model.run(group, rows),
             most_rows=lambda group: group.model.batch_sizes[-1],
             most_waiting=self.limits.waiting,
+            width=lambda row: row.width,
             on_batch=self.metrics.searched,
         )
 

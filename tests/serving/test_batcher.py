@@ -36,8 +36,8 @@ class Searches:
 
 
 @pytest.fixture
-def searches():
-    made = Searches()
+def searches(request):
+    made = Searches(**getattr(request, "param", {}))
     yield made
     made.may_go_on.set()
     made.batcher.close()
@@ -50,6 +50,17 @@ def test_what_waits_shares_batches_of_one_group_the_oldest_first(searches):
     searches.may_go_on.set()
     assert [one.result(5) for one in (held, *futures)] == [[0], [2, 4], [6], [8, 10, 12]]
     assert searches.batches == [("a", [0]), ("a", [1, 2, 4, 5]), ("b", [3]), ("a", [6])]
+
+
+@pytest.mark.parametrize("searches", [{"width": lambda value: value // 10}], indirect=True)
+def test_rows_of_a_width_share_a_batch_and_the_oldest_is_never_left(searches):
+    held = searches.hold()
+    values = [11, 51, 12, 21, 13, 52, 14, 15, 53]
+    futures = [searches.submit(value) for value in values]
+    searches.may_go_on.set()
+    assert [one.result(5) for one in (held, *futures)] == [[0], *([2 * one] for one in values)]
+    groups = [values for _, values in searches.batches[1:]]
+    assert groups == [[11, 12, 13, 14], [51, 52, 53, 21], [15]]
 
 
 def test_a_full_queue_refuses_a_request_as_a_whole(searches):

@@ -96,7 +96,9 @@ def test_the_kubernetes_example_fits_the_service():
     assert {probe["path"] for probe in probes} <= routes
     script = (LAUNCH / "serve.py").read_text()
     names = {one["name"] for one in container["env"]} - {"TCA4REC_CACHE"}
-    assert all(f'"{name}"' in script for name in names)
+    given = {flag.removeprefix("--").split("=")[0] for flag in container["args"]}
+    assert all(f'"{name}"' in script for name in names | given - {"workdir", "run"})
+    assert container["command"] == [".venv/bin/python", "launch/serve.py"]
     (port,) = service["spec"]["ports"]
     ports = {port["targetPort"], *(probe["port"] for probe in probes)}
     assert ports == {container["ports"][0]["containerPort"]} == {8000}

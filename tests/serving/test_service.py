@@ -14,7 +14,7 @@ from tca4rec_jax.decoding.recommender import Recommended
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.serving.app import make_app
 from tca4rec_jax.serving.guard import KEY_HEADER
-from tca4rec_jax.serving.model import Group, Limits
+from tca4rec_jax.serving.model import Group, Limits, Row
 from tca4rec_jax.serving.server import connections, serve
 from tca4rec_jax.serving.service import Service
 
@@ -36,13 +36,13 @@ class Counted:
         raise RuntimeError(f"a bug that quotes {text}")
 
     def lists_after(self, histories, k, guidance, filters):
-        return Group(self, "recommend", 0.0), [(self.name, history) for history in histories]
+        return Group(self, "recommend", 0.0), [Row(history, self.name) for history in histories]
 
     def run(self, group, rows):
         assert self.may_go_on.wait(5)
-        assert {name for name, _ in rows} == {self.name}
+        assert {row.asked for row in rows} == {self.name}
         assert len(rows) <= self.batch_sizes[-1]
-        return [[Recommended(history[0], self.name, 0.0)] for _, history in rows]
+        return [[Recommended(row.history[0], self.name, 0.0)] for row in rows]
 
 
 def counted(run="old", may_go_on=None, **limits):
