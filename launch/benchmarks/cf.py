@@ -1,8 +1,9 @@
-"""CF models against plain PyTorch renderings of their papers, and the logits store's figures.
+"""CF models against plain PyTorch renderings of their papers; what their store and ranking take.
 
     python launch/benchmarks/cf.py --config=configs/quickstart.py --workdir=runs/x     # accuracy
     python launch/benchmarks/cf.py --what=speed --published=data/Office_Products
     python launch/benchmarks/cf.py --what=store
+    python launch/benchmarks/cf.py --what=ranking
 
 accuracy: every model and its rendering are trained on the data in WORKDIR/data with the same loss,
   width, batch, early stopping (validation NDCG@10, patience 10) and seeds, ranked over the whole
@@ -13,6 +14,8 @@ accuracy: every model and its rendering are trained on the data in WORKDIR/data 
 speed: seconds per epoch of SASRec on the rows of a published data set, which both hold in memory:
   the same batches, sizes and loss (one target per row, binary cross-entropy); no validation.
 store: writing and reading dense and factorised logits of 10,000 rows and 27,008 items.
+ranking: CPU seconds, compilation included, and peak memory of the process while 1,024 rows of
+  factorised logits rank 100,000 items: as an evaluation does it, and as a CF model's own report.
 
 PyTorch is needed for accuracy and speed only; the renderings are in cf_pytorch.py.
 """
@@ -27,6 +30,7 @@ import jax
 import numpy as np
 from absl import app, flags
 from flax import nnx
+from measuring import memory_mb, restart_peak
 
 from tca4rec_jax.cf.logits_format import Origin
 from tca4rec_jax.cf.logits_store import open_store
@@ -34,15 +38,18 @@ from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.cf.scoring import host_items, score_rows
 from tca4rec_jax.cf.trainer import FitConfig, evaluate, fit
+from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.published import read_published
 from tca4rec_jax.data.sequences import ItemSequences, RecData
+from tca4rec_jax.evaluation.rankings import full_ranking
 from tca4rec_jax.launching import CONFIG, WORKDIR, start
 from tca4rec_jax.metrics import ndcg
 from tca4rec_jax.reporting import show_table, write_results
 
-_WHAT = flags.DEFINE_enum("what", "accuracy", ["accuracy", "speed", "store"], "What is measured.")
+WHATS = ["accuracy", "speed", "store", "ranking"]
+_WHAT = flags.DEFINE_enum("what", WHATS[0], WHATS, "What is measured.")
 _MODELS = flags.DEFINE_list(
     "models", ["sasrec", "gru4rec", "caser", "bert4rec", "bpr_mf", "lightgcn", "ease"], "Which."
 )
@@ -248,10 +255,35 @@ def _store_case(path, rows, catalogue, arrays, *, dtype, top_k) -> dict:
     }
 
 
+def ranking() -> dict:
+    """CPU seconds and peak memory of two rankings of 1,024 rows over 100,000 items."""
+    num_rows, num_items, width = 1024, 100_000, 64
+    rng = np.random.default_rng(0)
+    vector_RxD = rng.standard_normal((num_rows, width), np.float32)
+    items = CFItems(rng.standard_normal((num_items, width), np.float32) / 8)
+    title_I = rng.permutation(np.arange(num_items) * 9 // 10)  # a tenth shares its title
+    target_R = rng.integers(0, num_items, num_rows)
+    cases = {
+        "full_ranking": (full_ranking, (title_I, target_R, (0.5, 1.0, 2.0, 4.0))),
+        "score_rows": (score_rows, (target_R,)),
+    }
+    table = {}
+    for label, (function, rest) in cases.items():
+        restart_peak()
+        began = time.process_time()
+        function(vector_RxD, items, *rest)
+        table[label] = {
+            "CPU seconds": time.process_time() - began,
+            "peak GB": memory_mb("VmHWM") / 1e3,
+        }
+    return table
+
+
 def main(argv):
     del argv
     start()
-    table = {"accuracy": accuracy, "speed": speed, "store": store}[_WHAT.value]()
+    measured = dict(zip(WHATS, (accuracy, speed, store, ranking), strict=True))
+    table = measured[_WHAT.value]()
     digits = 4 if _WHAT.value == "accuracy" else 3
     show_table(table, title=_WHAT.value, digits=digits)
     if _OUTPUT.value:
