@@ -139,7 +139,8 @@ class Decoder(nnx.Module):
             x = dropout(x, self.options.dropout, fold_in(dropout_key_B, self.config.num_layers))
         elif soft is not None:
             raise ValueError(_PREFIX_READ)
-        x, _ = self._run_causal(x, keep_kv=False, dropout_key_B=dropout_key_B, start=start)
+        layers = range(start, self.config.num_layers)
+        x, _ = self._run_causal(x, layers, keep_kv=False, dropout_key_B=dropout_key_B)
         real_BxS = jnp.arange(x.shape[1])[None, :] < lengths_B[:, None]
         return jnp.where(real_BxS[:, :, None], self._final_norm(x), 0)
 
@@ -149,7 +150,7 @@ class Decoder(nnx.Module):
         Raises UserError as `hidden`.
         """
         x = self._embed_sequences(tokens_BxS)
-        return self._run_causal(x, keep_kv=False, stop=self.frozen_layers)[0]
+        return self._run_causal(x, range(self.frozen_layers), keep_kv=False)[0]
 
     def head(self, tokens_U: jax.Array | None = None) -> Callable[[jax.Array], jax.Array]:
         """Logits, of the vocabulary or some tokens: hidden [..., D] -> float32 [..., V or U].
@@ -196,7 +197,7 @@ class Decoder(nnx.Module):
             raise ValueError(_PREFIX_READ)
         last = self.config.num_layers - 1
         if start < last:
-            x, kv = self._run_causal(x, keep_kv=True, start=start, stop=last)
+            x, kv = self._run_causal(x, range(start, last), keep_kv=True)
             parts.append(kv)
         x_BxAxD, kv = self._run_last_layer(x, position_BxA)
         kv = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *parts, kv)
@@ -205,7 +206,7 @@ class Decoder(nnx.Module):
     def prefill_prefix(self, tokens_BxS: jax.Array, layers: int) -> PrefixStates:
         """The first `layers` (static) of a prefill of right-padded prompts without soft tokens."""
         x = self._embed_sequences(tokens_BxS)
-        return PrefixStates(*self._run_causal(x, keep_kv=True, stop=layers))
+        return PrefixStates(*self._run_causal(x, range(layers), keep_kv=True))
 
     def init_beam_cache(self, batch: int, beams: int, capacity: int) -> BeamCache:
         """The cache of beams that have read nothing, with `capacity` slots for each user."""
@@ -253,7 +254,8 @@ class Decoder(nnx.Module):
             return packed.from_users(kv_cache.over_taken_slots(attend_to, beams))
 
         x, positions = self._embed(packed.pack(tokens_BxMxE)), packed.pack(positions_BxMxE)
-        x, new = self._run_layers(x, positions, attend, keep_kv=True)
+        every = range(self.config.num_layers)
+        x, new = self._run_layers(x, positions, attend, every, keep_kv=True)
         hidden = self._final_norm(x)
         new = jax.tree.map(jax.vmap(packed.by_user), new)
         slot_BxMxE, paths = kv_cache.append_tokens(paths, count_BxM, most)
@@ -286,7 +288,7 @@ class Decoder(nnx.Module):
         config = self.config
         return rms_norm(x, self.final_norm[...], config.rms_norm_eps, config.norm_offset)
 
-    def _run_causal(self, x_BxSxD: jax.Array, *, keep_kv: bool, **layers):
+    def _run_causal(self, x_BxSxD: jax.Array, layers: range, *, keep_kv: bool, **dropout):
         # Prompts are short and need no backward pass.
         implementation = "xla" if keep_kv else self.options.attention
 
@@ -295,7 +297,7 @@ class Decoder(nnx.Module):
             return attention.causal_attention(q, k, v, **how)
 
         positions = _positions(x_BxSxD)
-        x, kv = self._run_layers(x_BxSxD, positions, attend, keep_kv=keep_kv, **layers)
+        x, kv = self._run_layers(x_BxSxD, positions, attend, layers, keep_kv=keep_kv, **dropout)
         return x, jax.tree.map(_by_user, kv)
 
     def _run_last_layer(
@@ -307,9 +309,9 @@ class Decoder(nnx.Module):
             return attention.attention_at(q, k, v, position_BxA, window=window)
 
         x_BxAxD = jnp.take_along_axis(x_BxSxD, position_BxA[:, :, None], axis=1)
-        how: dict[str, Any] = {"keep_kv": True, "start": self.config.num_layers - 1}
+        last = range(self.config.num_layers)[-1:]
         seen = x_BxSxD, _positions(x_BxSxD)
-        x_BxAxD, kv = self._run_layers(x_BxAxD, position_BxA, attend, seen=seen, **how)
+        x_BxAxD, kv = self._run_layers(x_BxAxD, position_BxA, attend, last, keep_kv=True, seen=seen)
         return x_BxAxD, jax.tree.map(_by_user, kv)
 
     def _run_layers(
@@ -317,14 +319,13 @@ class Decoder(nnx.Module):
         x: jax.Array,
         positions: jax.Array,
         attend: Attention,
+        layers: range,
         *,
         keep_kv: bool,
         dropout_key_B: jax.Array | None = None,
-        start: int = 0,
-        stop: int | None = None,
         seen: tuple[jax.Array, jax.Array] | None = None,
     ) -> tuple[jax.Array, Any]:
-        """The layers from `start` to `stop` (all); with keep_kv keys and values [L, ..., Kv, H].
+        """Some layers, in a row; with keep_kv their keys and values [L, ..., Kv, H].
 
         `seen`: the tokens that keys and values of a single layer are of, and their positions.
         """
@@ -349,9 +350,8 @@ class Decoder(nnx.Module):
             run_layer = jax.checkpoint(run_layer, policy=policy, prevent_cse=False)
         adapters = {n: {p: v[...] for p, v in parts.items()} for n, parts in self.adapters.items()}
         # The frozen prefix runs without adapters, so that nothing in it is differentiated.
-        first, stop = self.frozen_layers, config.num_layers if stop is None else stop
-        bounds, kv_parts = sorted({start, stop, min(max(first, start), stop)}), []
-        for lowest, end in itertools.pairwise(bounds):
+        first, kv_parts = min(max(self.frozen_layers, layers.start), layers.stop), []
+        for lowest, end in itertools.pairwise(sorted({layers.start, first, layers.stop})):
             # A slice of the stacks would be a copy; where only some layers run, each picks its own.
             weights = stacks if end - lowest == config.num_layers else None
             trained = adapters if lowest >= first else {}
