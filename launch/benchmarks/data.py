@@ -119,6 +119,7 @@ def main(_):
         found = run_alone(__file__, case, "the preparation", pages_reused=False)
         names = ("interactions", "users", "items")
         print(json.dumps(dict(zip(names, sizes, strict=True)) | {"data": data} | (found or {})))
+        sys.exit(found is None)
     finally:
         if not _KEEP.value:
             shutil.rmtree(folder)

@@ -82,7 +82,7 @@ def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     except duckdb.OperationalError as error:
         raise UserError(
             f"{folder.parent}: the interactions cannot be sorted there: {one_line(error, 200)}: "
-            f"make room on its disk, or {_ELSEWHERE}"
+            f"make room in memory ({_MEMORY}) and on its disk, or {_ELSEWHERE}"
         ) from error
 
 

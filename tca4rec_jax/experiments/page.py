@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from tca4rec_jax.errors import UserError
@@ -20,7 +20,7 @@ from tca4rec_jax.experiments.results import TEST, VALIDATION
 from tca4rec_jax.experiments.runner import Plan
 from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.experiments.tables import Question
-from tca4rec_jax.fileio import write_text
+from tca4rec_jax.fileio import read_json, remove, write_text
 from tca4rec_jax.pages.blocks import (
     Block,
     Command,
@@ -32,6 +32,7 @@ from tca4rec_jax.pages.markdown import markdown_page
 from tca4rec_jax.reporting import Rows, write_results
 from tca4rec_jax.training.run_folder import RunFolder
 
+NUMBERS = "results.json"
 _STATISTICS = f"""\
 Every difference is paired: the same rows, the same seed. Intervals are of 95%, for other users and
 other seeds: users are resampled with all of their rows, and what seeds do is drawn, from how the
@@ -109,8 +110,16 @@ def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
         "best": best,
         "pictures": page.drawn,
     }
-    write_results(page.folder / "results.json", found)
+    _remove_pictures(page.folder, but=page.drawn)
+    write_results(page.folder / NUMBERS, found)
     return found
+
+
+def _remove_pictures(folder: Path, *, but: Collection[str]) -> None:
+    """Removes what the page that was written there before shows and this one does not."""
+    earlier = read_json(folder / NUMBERS)["pictures"] if (folder / NUMBERS).exists() else {}
+    for name in {*earlier} - {*but}:
+        remove(folder / f"{name}.png")
 
 
 _AXES = {

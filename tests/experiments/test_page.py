@@ -111,6 +111,11 @@ def test_a_grid_that_has_just_begun_has_a_page(tmp_path):
     (tmp_path / "W").mkdir()
     made = cells(seeds=(0,), recommenders=("ids",))
     make_results(tmp_path / "W", [cell for cell in made if not cell.alpha])
+    (tmp_path / "page").mkdir()
+    earlier = {"pictures": {"alpha_movielens": {}}}
+    (tmp_path / "page" / "results.json").write_text(json.dumps(earlier))
+    for name in ("alpha_movielens", "of_somebody"):
+        (tmp_path / "page" / f"{name}.png").touch()
     grid = f"{GRID}:seed=(0,1)"
     found = write_page(tmp_path / "W", tmp_path / "page.md", grid=grid)
     assert len(found["questions"]["aligned"]["missing"]) == 3
@@ -118,6 +123,7 @@ def test_a_grid_that_has_just_begun_has_a_page(tmp_path):
     assert f"    python launch/experiments.py '--grid={grid}' --workdir=" in text  # for a shell
     assert "| movielens, ids, ease: aligned | missing |" in text
     assert found["pictures"] == {}
+    assert [one.name for one in (tmp_path / "page").glob("*.png")] == ["of_somebody.png"]
 
 
 @pytest.mark.parametrize(
