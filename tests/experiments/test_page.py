@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+from browser import check_reading, chromium, seen
 from forked import Script
 from made_results import cells, make_results
 
@@ -83,6 +84,14 @@ def test_the_points_of_a_curve_are_in_a_table(page):
     )
     numbers = " | ".join(f"{y:.4f}" for y in line["y"])
     assert f"| movielens, ids, ease | {numbers} |" in text
+
+
+def test_it_can_be_read_in_a_browser(page):
+    address = (page[0].with_suffix("") / "report.html").as_uri()
+    with chromium() as browser:
+        for width, dark in ((1280, False), (390, True)):
+            with seen(browser, address, width=width, dark=dark) as shown:
+                check_reading(shown)
 
 
 def test_a_grid_of_validation_rows_alone_has_its_curves(tmp_path):
