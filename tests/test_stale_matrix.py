@@ -126,6 +126,7 @@ CF = {  # whoever reads CF logits notices
     "cf.model": "item_knn",
     "cf.dtype": "float16",
     "cf.top_k": 3,
+    "cf.label_items": 3,
 }
 NO_MATTER = {  # nobody minds
     "mesh.fsdp": 2,

@@ -32,10 +32,6 @@ DECODER = {  # 20 items of a history, of four tokens each
     "training.steps": 1200,
     "optimizer.warmup_steps": 30,
 }
-BETA = {  # where the CF model's own NLL on validation rows is least; for EASE, flat there, less
-    "ease": {"movielens": (0.03,), "beauty": (0.02,), "office": (0.02,)},
-    "sasrec": {"beauty": (1.4,)},
-}
 BEAUTY = {"training.batch_size": 64, "training.steps": 1500}  # four epochs
 
 
@@ -46,14 +42,14 @@ def get_grid(arg=""):
             "beauty": Data("../cf/beauty_sasrec.py", ROWS | {"validation.rows": 1000}),
             "office": Data("../cf/sasrec_published.py", ROWS | SOFTMAX),
         },
-        cf={  # from weak to strong
+        cf={  # from weak to strong; beta: where the NLL of validation rows is about least
             "bpr_mf": CFModel({"cf.model": "bpr_mf", "cf.bpr_mf.loss": "softmax"}),
             "ease": CFModel(
-                {"cf.model": "ease"},
+                {"cf.model": "ease", "cf.label_items": 50},
                 on={"movielens": {}, "beauty": {"cf.top_k": 300}, "office": {"cf.top_k": 300}},
-                axes={"beta": BETA["ease"]},
+                axes={"beta": (0.05,)},
             ),
-            "sasrec": CFModel({"cf.model": "sasrec"}, axes={"beta": BETA["sasrec"]}),
+            "sasrec": CFModel({"cf.model": "sasrec"}, axes={"beta": {"beauty": (1.4,)}}),
         },
         recommenders={
             "titles": Recommender("../quickstart.py", on={"movielens": {}, "office": PRODUCTS}),
@@ -70,7 +66,7 @@ def get_grid(arg=""):
         },
         axes={
             "alpha": (0.0, 0.1, 0.5, 0.9),
-            "guidance": (0.0, 0.5, 1.0, 2.0),
+            "guidance": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
             "seed": (0, 1, 2),
         },
         chosen=("alpha", "guidance"),

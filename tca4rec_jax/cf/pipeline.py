@@ -28,10 +28,11 @@ from tca4rec_jax.cf.models.base import CFModel
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
 from tca4rec_jax.cf.scoring import host_items, profile, score_targets, user_vectors
 from tca4rec_jax.cf.settings import CFSettings, item_inputs, model_inputs
+from tca4rec_jax.cf.soft_labels import label_logits
 from tca4rec_jax.cf.trainer import fit
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.item_vectors import read_item_vectors, vectors_path
-from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
+from tca4rec_jax.data.sequences import SPLITS, TRAINING_SPLITS, ItemSequences, RecData
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import fingerprint, write_text
 from tca4rec_jax.lease import only_writer
@@ -153,7 +154,13 @@ def _origin(settings: CFSettings, made_from: Provenance) -> Origin:
         model=made_from.fingerprint,
         history_length=settings.architecture.history_length,
         made_by=TRAIN_CF,
-        inputs={**made_from.inputs, "cf.dtype": fields.dtype, "cf.top_k": fields.top_k},
+        inputs={
+            **made_from.inputs,
+            "cf.dtype": fields.dtype,
+            "cf.top_k": fields.top_k,
+            # Not where it is not used: stores of before have none.
+            **({"cf.label_items": fields.label_items} if fields.label_items else {}),
+        },
     )
 
 
@@ -161,20 +168,23 @@ def store_logits(
     settings: CFSettings, model: CFModel, origin: Origin, data: RecData, workdir: Path
 ) -> None:
     """Writes the logits of every split to its store."""
-    fields = settings.fields
-    table_IxD, bias_I = host_items(model)
+    fields, items = settings.fields, host_items(model)
     for split, sequences in data.splits.items():
         positions = None if split == "train_sequences" else sequences.last_positions
-        rows = user_vectors(model, sequences, positions)
-        factorised = {"vectors": rows, "item_table": table_IxD, "item_bias": bias_I}
+        rows, top_k = user_vectors(model, sequences, positions), fields.top_k
+        arrays: dict[str, Any] = {"logits": rows}
+        if items.table_IxD is not None:
+            arrays = {"vectors": rows, "item_table": items.table_IxD, "item_bias": items.bias_I}
+        if split in TRAINING_SPLITS and (count := fields.label_items):
+            arrays, top_k = {"logits": label_logits(rows, items, sequences, count)}, count
         write_store(
             split_path(fields.logits, workdir, split),
             sequences,
             data.catalogue,
             origin,
-            **({"logits": rows} if table_IxD is None else factorised),
+            **arrays,
             dtype=fields.dtype,
-            top_k=fields.top_k,
+            top_k=top_k,
         )
 
 

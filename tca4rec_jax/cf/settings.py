@@ -38,6 +38,8 @@ class CFFields:
       dtype: of the stored logits.
       top_k: keep so many logits per row and a floor; by default all, or of a model without vectors
         the 1000 highest beyond 100 thousand items.
+      label_items: how many items share the soft labels of a training row: the target and the
+        highest that are not in its history; by default all.
       item_vectors: a .npy file [items, width] of the catalogue's items; by default those that
         launch/embed_items.py writes in the work directory.
       item_init: start the item table from the item vectors: their principal components, or
@@ -53,6 +55,7 @@ class CFFields:
     logits: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     top_k: Count | None = None
+    label_items: Count | None = None
     item_vectors: LocalPath | None = None
     item_init: Literal["pca", "random", "uniform", "variance"] | None = None
     item_table: Literal["trained", "frozen"] = "trained"
@@ -136,7 +139,8 @@ def item_inputs(fields: CFFields, workdir: Path) -> dict[str, Any]:
 def store_inputs(config: Mapping, workdir: Path) -> dict[str, Any]:
     """The fields of `config.cf` that the logits of launch/train_cf.py depend on."""
     fields = CFFields(**_fields_of(CFFields, config))
-    return model_inputs(config, workdir) | {"dtype": fields.dtype, "top_k": fields.top_k}
+    stored = {name: getattr(fields, name) for name in ("dtype", "top_k", "label_items")}
+    return model_inputs(config, workdir) | stored
 
 
 def vector_width(config: Mapping) -> int:

@@ -19,6 +19,7 @@ UNKNOWN_TIME = -1
 
 SPLITS = ("train_sequences", "train", "validation", "test")
 """train_sequences: one row per user of the training period. The others: history + target."""
+TRAINING_SPLITS = SPLITS[:2]
 
 
 @dataclass(frozen=True, eq=False)

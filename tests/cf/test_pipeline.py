@@ -9,13 +9,14 @@ from tca4rec_jax.cf import pipeline
 from tca4rec_jax.cf.checkpoint import load_model
 from tca4rec_jax.cf.logits_format import LogitsStoreError
 from tca4rec_jax.cf.logits_import import import_logits
-from tca4rec_jax.cf.logits_store import check_one_model, open_store
+from tca4rec_jax.cf.logits_store import check_one_model, multiply_out, open_store
 from tca4rec_jax.cf.models.popularity import Popularity, PopularityConfig, popularity_logits
 from tca4rec_jax.cf.models.registry import MODELS
 from tca4rec_jax.cf.models.sasrec import SASRecConfig
 from tca4rec_jax.cf.pytorch_sasrec import read_sasrec
-from tca4rec_jax.cf.scoring import profile, user_vectors
+from tca4rec_jax.cf.scoring import host_items, profile, user_vectors
 from tca4rec_jax.cf.settings import CFSettings, store_inputs
+from tca4rec_jax.cf.soft_labels import NEVER
 from tca4rec_jax.config import default_config, movielens_config
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
@@ -115,6 +116,44 @@ def test_a_model_without_an_item_table_is_stored_dense_or_cut_to_the_highest(tmp
     np.testing.assert_allclose(
         np.take_along_axis(got, best, 1), np.take_along_axis(expected, best, 1), rtol=1e-2
     )
+
+
+@pytest.mark.parametrize("model", ["sasrec", "ease"])
+def test_few_items_share_the_soft_labels(tmp_path, data, model):
+    fields = CONFIG | {"model": model, "label_items": 4}
+    run_cf(fields, data, tmp_path, history_length=4)
+    _, trained = load_model(tmp_path / "cf/checkpoint.npz")
+    table_IxD, bias_I = host_items(trained)
+    for split, rows in data.splits.items():
+        store = open_store(
+            tmp_path / "cf/logits" / split,
+            rows,
+            data.catalogue,
+            cf=store_inputs(cf_config(fields), tmp_path),
+        )
+        got_ExI = store.logits(store.positions)
+        every_ExI = multiply_out(user_vectors(trained, rows, store.positions)[:], table_IxD, bias_I)
+        for position, got_I, every_I in zip(store.positions, got_ExI, every_ExI, strict=True):
+            kept = set(range(12))
+            if split.startswith("train"):
+                target = rows.items[position]
+                history = rows.items[rows.offsets[rows.row_of(position)] : position]
+                new = sorted(kept - {target, *history}, key=lambda item: -every_I[item])
+                assert got_I[target] != NEVER
+                kept = {item for item in kept if got_I[item] != NEVER} - {target}
+                # of equal logits any
+                np.testing.assert_allclose(
+                    sorted(got_I[[*kept]]), sorted(every_I[new[: min(3, len(new))]]), atol=1e-5
+                )
+                kept |= {target}
+            np.testing.assert_allclose(got_I[[*kept]], every_I[[*kept]], atol=1e-5)
+    with pytest.raises(StaleError, match="cf.label_items was 4, is None"):
+        open_store(
+            tmp_path / "cf/logits/train",
+            data.splits["train"],
+            data.catalogue,
+            cf=store_inputs(cf_config(CONFIG | {"model": model}), tmp_path),
+        )
 
 
 def test_filtering_seen_items_can_only_lift_the_target(tmp_path, data, capsys):
@@ -307,6 +346,7 @@ STORE_FIELDS = {
     "seed": 1,
     "dtype": "bfloat16",
     "top_k": 3,
+    "label_items": 3,
 }
 
 
