@@ -125,7 +125,8 @@ def check_width(table_IxC: Array | None, item_IxC: np.ndarray | None) -> None:
     if table_IxC is None or item_IxC is None:
         raise UserError(
             "prompts carry CF vectors, but the CF model has logits only: take a cf.model that is "
-            "an inner product, or give projector.vectors=FILE.npy for the items and leave {user} "
+            "an inner product, without cf.top_k and cf.label_items, or give "
+            "projector.vectors=FILE.npy for the items and leave {user} "
             "out of prompt.templates"
         )
     if table_IxC.shape[1] != item_IxC.shape[1]:

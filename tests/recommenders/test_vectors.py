@@ -154,7 +154,9 @@ def test_logits_have_no_vectors(workdir):
     config = config_of(workdir)
     config.cf.model, config.cf.logits = "ease", str(workdir / "ease")
     run_cf(config.cf, load(workdir / "data"), workdir / "other", history_length=4)
-    with pytest.raises(UserError, match=r"has logits only: .* projector.vectors=FILE.npy"):
+    with pytest.raises(
+        UserError, match=r"has logits only: .*cf.label_items, .* projector.vectors=F"
+    ):
         Experiment(config, workdir).item_vectors  # noqa: B018
 
 
