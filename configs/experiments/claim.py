@@ -7,8 +7,9 @@
 
 alpha and guidance are chosen on validation rows with the first seed; test rows are ranked with
 these and with alpha = 0. SmolLM2-135M, or a decoder from scratch on semantic ids; Beauty has no
-titles. Estimated, not measured, in hours of one core: on movielens titles 7, llara 9, ids 4; on
-beauty ids 9; office as movielens. Most of it is ranking 2,000 test rows by SmolLM2, 0.3 s each.
+titles. In hours of one core, on movielens titles 7 and llara 9 (estimated), ids 3; on beauty ids 3
+(a run and its rankings take 7 minutes); office as movielens. Most of it is ranking 2,000 test rows
+by SmolLM2, 0.3 s each.
 """
 
 from tca4rec_jax.experiments.grid import CFModel, Data, Grid, Recommender
