@@ -25,7 +25,6 @@ def label_logits(
     They are the event's target and the highest of those that are not in its history. `vectors` are
     what scoring.user_vectors gives for positions of `sequences`.
     """
-
     table_IxD, bias_I = (None if one is None else np.asarray(one) for one in items)
     num_items = vectors.columns if table_IxD is None else len(table_IxD)
     last = min(count, num_items) - 1

@@ -19,7 +19,7 @@ UNKNOWN_TIME = -1
 
 SPLITS = ("train_sequences", "train", "validation", "test")
 """train_sequences: one row per user of the training period. The others: history + target."""
-TRAINING_SPLITS = SPLITS[:2]
+TRAINING_SPLITS = ("train_sequences", "train")
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,8 +117,8 @@ def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
 
 def _remove_pictures(folder: Path, *, but: Collection[str]) -> None:
     """Removes what the page that was written there before shows and this one does not."""
-    earlier = read_json(folder / NUMBERS)["pictures"] if (folder / NUMBERS).exists() else {}
-    for name in {*earlier} - {*but}:
+    earlier = read_json(folder / NUMBERS) if (folder / NUMBERS).exists() else {}
+    for name in {*earlier.get("pictures", ())} - {*but}:
         remove(folder / f"{name}.png")
 
 
