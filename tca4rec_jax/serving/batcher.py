@@ -2,6 +2,7 @@
 
 While a batch is searched the next requests wait, and then share one: no request waits for others
 to come. Where more wait than a batch has room for, rows of one width share it: less is padding.
+Only then does anybody ask for widths, and for those of all new rows at once.
 """
 
 import math
@@ -10,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
@@ -67,19 +69,20 @@ class _Request:
             self.future.set_exception(error)
 
 
-class _Row(NamedTuple):
+@dataclass(eq=False)
+class _Row:
     request: _Request
     place: int  # among the rows of the request
     value: Any
-    width: int
+    width: int | None = None  # not asked for yet
 
 
 class Batcher:
     """Runs rows of one group, the oldest first, in batches of at most `most_rows(group)`.
 
-    Every batch has the oldest row, and of the others those that are closest to it in `width`. At
-    most `most_waiting` rows wait. `run(group, values)` gives a result for each value; it is called
-    in one thread only. `on_batch` hears of every batch.
+    Every batch has the oldest row, and of the others those that are closest to it in width. At
+    most `most_waiting` rows wait. `run(group, values)` gives a result for each value, `widths` its
+    width; they are called in one thread only. `on_batch` hears of every batch.
     """
 
     def __init__(
@@ -88,11 +91,11 @@ class Batcher:
         *,
         most_rows: Callable[[Any], int],
         most_waiting: int,
-        width: Callable[[Any], int] = lambda value: 0,
+        widths: Callable[[Any, list], Sequence[int]] = lambda group, values: [0] * len(values),
         on_batch: Callable[[Ran], object] = lambda ran: None,
     ):
         self._run, self._on_batch = run, on_batch
-        self._most_rows, self._most_waiting, self._width = most_rows, most_waiting, width
+        self._most_rows, self._most_waiting, self._widths = most_rows, most_waiting, widths
         self._rows: deque[_Row] = deque()
         self._changed = threading.Condition()
         self._closed, self._running = False, 0
@@ -123,8 +126,7 @@ class Batcher:
                 raise Closed("no further requests are taken: the service ends")
             if len(self._rows) + len(values) > self._most_waiting:
                 raise Full(max(1, math.ceil(len(self._rows) * self._seconds_per_row)))
-            rows = (_Row(request, *one, self._width(one[1])) for one in enumerate(values))
-            self._rows.extend(rows)
+            self._rows.extend(_Row(request, *one) for one in enumerate(values))
             self._changed.notify()
         return request.future
 
@@ -158,14 +160,29 @@ class Batcher:
                 self._changed.wait()
             if not self._rows:
                 return []
-            oldest, group = self._rows[0], self._rows[0].request.group
+            group = self._rows[0].request.group
             of_group = [row for row in self._rows if row.request.group == group]
-            of_group.sort(key=lambda row: abs(row.width - oldest.width))  # of equal ones the oldest
-            batch = of_group[: self._most_rows(group)]
+        batch = self._closest(of_group, self._most_rows(group))  # others may submit meanwhile
+        with self._changed:
             taken = {*map(id, batch)}
             self._rows = deque(row for row in self._rows if id(row) not in taken)
             self._running = len(batch)
             return batch
+
+    def _closest(self, rows: list[_Row], most: int) -> list[_Row]:
+        """The first row, and of the others those that are closest to it in width."""
+        if len(rows) <= most:
+            return rows
+        oldest, new = rows[0], [row for row in rows if row.width is None]
+        for row, width in zip(new, self._widths_of(new), strict=True):
+            row.width = width
+        return sorted(rows, key=lambda row: abs(row.width - oldest.width))[:most]
+
+    def _widths_of(self, rows: list[_Row]) -> Sequence[int]:
+        try:
+            return self._widths(rows[0].request.group, [row.value for row in rows]) if rows else []
+        except Exception:  # the fault of one of them: its search will say so to who has asked
+            return [0] * len(rows)
 
     def _search(self, batch: list[_Row]) -> None:
         """One batch; what makes it fail is the fault of one request, so each is tried alone."""

@@ -66,7 +66,6 @@ class Row(NamedTuple):
 
     history: Sequence[str]
     asked: Any  # the filter of a list, candidates, or arguments of an explanation
-    width: int = 0  # the padded length of its prompt
 
 
 Admitted = tuple[Group, list[Row]]
@@ -169,8 +168,7 @@ class ServedModel:
             self._check_number(name, len(filters.get(name) or ()), "items", self.limits.items)
         allowed = self._recommender.filter(**filters)
         group = Group(self, "recommend", self._weight(guidance))
-        rows = map(Row, histories, itertools.repeat(allowed), self._widths(histories))
-        return group, list(rows)
+        return group, [Row(history, allowed) for history in histories]
 
     def scores_of(
         self, history: Sequence[str], candidates: Sequence[str], guidance: float | None
@@ -178,9 +176,9 @@ class ServedModel:
         """What to search for the scores of candidates. Raises as `lists_after`."""
         self._check([history])
         self._check_number("candidates", len(candidates), "items", self.limits.candidates)
-        found = self._recommender.find(candidates, "candidates")
+        self._recommender.find(candidates, "candidates")
         group = Group(self, "score", self._weight(guidance), len(candidates))
-        return group, [Row(history, candidates, *self._widths([history], found[None]))]
+        return group, [Row(history, candidates)]
 
     def explanation_of(
         self,
@@ -216,6 +214,15 @@ class ServedModel:
             return self._scores(group.guidance, rows, sizes)
         return self._lists(group.guidance, rows, sizes)
 
+    def widths(self, group: Group, rows: list[Row]) -> list[int]:
+        """The padded length of each row's prompt."""
+        histories, asked = zip(*rows, strict=True)
+        shown = None
+        if group.kind == "score":
+            shown = np.stack([self._recommender.find(names, "candidates") for names in asked])
+        made = self._recommender.rows(histories, self._recommender.item_filter, shown)
+        return np.array(self.buckets)[np.searchsorted(self.buckets, made.prompts.lengths)].tolist()
+
     def titles_like(self, text: str, most: int) -> list[tuple[str, str]]:
         """(id, title) of items whose title has a text, whatever the case; its beginning first."""
         text = text.casefold()
@@ -234,7 +241,7 @@ class ServedModel:
         rows: list[Row],
         sizes: BatchSizes,
     ) -> list[list[Recommended]]:
-        histories, filters, _ = zip(*rows, strict=True)
+        histories, filters = zip(*rows, strict=True)
         more: dict[str, Any] = {"filters": filters, "sizes": sizes}
         more["guidance"] = guidance if self.guided else None
         with self._devices:
@@ -245,18 +252,11 @@ class ServedModel:
             return self._explainer.explain(row.history, guidance=guidance, **row.asked)
 
     def _scores(self, guidance: float, rows: list[Row], sizes: BatchSizes) -> np.ndarray:
-        histories, candidates, _ = zip(*rows, strict=True)
+        histories, candidates = zip(*rows, strict=True)
         more: dict[str, Any] = {"most": self.limits.candidates, "sizes": sizes}
         more["guidance"] = guidance if self.guided else None
         with self._devices:
             return self._recommender.scores(histories, candidates, **more)
-
-    def _widths(
-        self, histories: Sequence[Sequence[str]], candidates_RxN: np.ndarray | None = None
-    ) -> list[int]:
-        """The padded length of each history's prompt."""
-        rows = self._recommender.rows(histories, self._recommender.item_filter, candidates_RxN)
-        return np.array(self.buckets)[np.searchsorted(self.buckets, rows.prompts.lengths)].tolist()
 
     def _weight(self, guidance: float | None) -> float:
         if guidance and not self.guided:

@@ -131,7 +131,7 @@ class Service:
             lambda group, rows: group.model.run(group, rows),
             most_rows=lambda group: group.model.batch_sizes[-1],
             most_waiting=self.limits.waiting,
-            width=lambda row: row.width,
+            widths=lambda group, rows: group.model.widths(group, rows),
             on_batch=self.metrics.searched,
         )
 

@@ -52,8 +52,14 @@ def test_what_waits_shares_batches_of_one_group_the_oldest_first(searches):
     assert searches.batches == [("a", [0]), ("a", [1, 2, 4, 5]), ("b", [3]), ("a", [6])]
 
 
-@pytest.mark.parametrize("searches", [{"width": lambda value: value // 10}], indirect=True)
-def test_rows_of_a_width_share_a_batch_and_the_oldest_is_never_left(searches):
+def test_rows_of_a_width_share_a_batch_and_the_oldest_is_never_left():
+    asked = []
+
+    def widths(group, values):
+        asked.append(values)
+        return [value // 10 for value in values]
+
+    searches = Searches(widths=widths)
     held = searches.hold()
     values = [11, 51, 12, 21, 13, 52, 14, 15, 53]
     futures = [searches.submit(value) for value in values]
@@ -61,6 +67,19 @@ def test_rows_of_a_width_share_a_batch_and_the_oldest_is_never_left(searches):
     assert [one.result(5) for one in (held, *futures)] == [[0], *([2 * one] for one in values)]
     groups = [values for _, values in searches.batches[1:]]
     assert groups == [[11, 12, 13, 14], [51, 52, 53, 21], [15]]
+    assert asked == [values]  # of each once, together; none where all fit
+    searches.batcher.close()
+
+
+def test_a_width_that_fails_is_the_fault_of_its_request_alone():
+    searches = Searches(widths=lambda group, values: [len(None) for value in values])
+    searches.hold()
+    futures = [searches.submit(value) for value in (1, 2, -1, 3, 4)]
+    searches.may_go_on.set()
+    assert [one.result(5) for one in futures if one is not futures[2]] == [[2], [4], [6], [8]]
+    with pytest.raises(ValueError, match="-1"):
+        futures[2].result(5)
+    searches.batcher.close()
 
 
 def test_a_full_queue_refuses_a_request_as_a_whole(searches):
