@@ -25,15 +25,15 @@ QUICK = {  # the first 20 of 30 layers as they are, the loss of the others, a qu
     "training.checkpoint_every": 50,
     "inference.batch_size": 64,
 }
-DECODER = {  # 20 items of a history, of four tokens each
+IDS = {"objective.beta": 1.0, "training.batch_size": 64}
+DECODER = IDS | {  # 20 items of a history, of four tokens each
     "ids.codes": (64, 64, 64),
     "prompt.max_tokens": 1 + 4 * 20,
-    "training.batch_size": 64,
     "training.buckets": (),
     "training.steps": 1200,
     "optimizer.warmup_steps": 30,
 }
-BEAUTY = {"training.batch_size": 64, "training.steps": 1500}  # four epochs
+BEAUTY = IDS | {"training.steps": 1500}  # four epochs
 
 
 def get_grid(arg=""):

@@ -28,11 +28,11 @@ def get_config(arg=""):
     config.llm.random.update(num_heads=4, num_kv_heads=4, head_dim=32)
     config.prompt.update(templates=("{history}{target}",), item="{id}", separator="", end="")
     config.prompt.max_tokens = 1 + 4 * 50  # BOS and four tokens an item
-    config.objective.update(alpha=0.3, softmax="children", form="cross_entropy")
+    config.objective.update(alpha=0.9, beta=1.4, softmax="children", form="cross_entropy")
     config.optimizer.update(learning_rate=2e-3, warmup_steps=200, weight_decay=0.1)
-    config.training.update(targets="all", batch_size=256, steps=3000)
+    config.training.update(targets="all", batch_size=64, steps=7100)  # 20 epochs
     config.training.buckets = (16, 24, 32, 40, 56, 80, 128, 208)
-    config.training.update(checkpoint_every=200)
+    config.training.update(checkpoint_every=710)
     config.decoding.beams = 20
     config.inference.batch_size = 128
     config.evaluation.rows = 0

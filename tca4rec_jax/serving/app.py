@@ -21,6 +21,7 @@ from tca4rec_jax.explanation.page import explanation_page
 from tca4rec_jax.serving import schemas
 from tca4rec_jax.serving.batcher import Closed, Full, Late
 from tca4rec_jax.serving.guard import KEY_HEADER, Guard, Json, refusal
+from tca4rec_jax.serving.model import Limits
 from tca4rec_jax.serving.service import Busy, Service
 
 _STATUSES = {
@@ -68,7 +69,23 @@ def make_app(service: Service, *, key: str, admin_key: str) -> FastAPI:
     routes = {route.path for route in app.routes if isinstance(route, Route)}
     limits, metrics = service.limits, service.metrics
     app.add_middleware(Guard, limits=limits, metrics=metrics, keys=keys, routes=routes)
+    _say_limits(app, limits)
     return app
+
+
+def _say_limits(app: FastAPI, limits: Limits) -> None:
+    """Puts how long lists may be into the OpenAPI: the types of requests don't know."""
+    most = dict.fromkeys(("history", "allow", "deny"), limits.items)
+    most |= {"candidates": limits.candidates, "histories": limits.most_histories}
+    of_type = app.openapi()["components"]["schemas"]
+    for name in ("RecommendRequest", "ScoreRequest", "ExplainRequest"):
+        fields = of_type[name]["properties"]
+        for field in fields.keys() & most.keys():
+            for one in fields[field].get("anyOf", [fields[field]]):  # null is another
+                if one["type"] == "array":
+                    one["maxItems"] = most[field]
+                    if field == "histories":
+                        one["items"]["maxItems"] = limits.items
 
 
 def _add_recommending(app: FastAPI, service: Service, needs: Sequence[Depends]) -> None:

@@ -74,7 +74,7 @@ class _Row:
     request: _Request
     place: int  # among the rows of the request
     value: Any
-    width: int | None = None  # not asked for yet
+    width: int = -1  # not asked for yet
 
 
 class Batcher:
@@ -173,7 +173,7 @@ class Batcher:
         """The first row, and of the others those that are closest to it in width."""
         if len(rows) <= most:
             return rows
-        oldest, new = rows[0], [row for row in rows if row.width is None]
+        oldest, new = rows[0], [row for row in rows if row.width < 0]
         for row, width in zip(new, self._widths_of(new), strict=True):
             row.width = width
         return sorted(rows, key=lambda row: abs(row.width - oldest.width))[:most]

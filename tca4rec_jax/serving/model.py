@@ -51,6 +51,11 @@ class Limits:
     def __post_init__(self):
         check_fields(self)
 
+    @property
+    def most_histories(self) -> int:
+        """In one request: more than may wait could never do so."""
+        return min(self.histories, self.waiting)
+
 
 class Group(NamedTuple):
     """What rows share that are searched in one batch."""
@@ -264,8 +269,7 @@ class ServedModel:
         return self.guidance if guidance is None else guidance
 
     def _check(self, histories: Sequence[Sequence[str]]) -> None:
-        most = min(self.limits.histories, self.limits.waiting)  # more could never wait
-        self._check_number("the request", len(histories), "histories", most)
+        self._check_number("the request", len(histories), "histories", self.limits.most_histories)
         for number, history in enumerate(histories):
             what = f"history {number}"
             self._check_number(what, len(history), "items", self.limits.items)

@@ -149,6 +149,20 @@ def test_keys_are_asked_for_and_documented(service):
     assert (fields["children"]["minimum"], fields["children"]["maximum"]) == (1, 100)
 
 
+def test_the_limits_are_in_the_openapi(service):
+    (answer,) = ask(service, ("GET", "/openapi.json", None))
+    of_type = answer.json()["components"]["schemas"]
+    recommend, score, explain = (
+        of_type[f"{name}Request"]["properties"] for name in ("Recommend", "Score", "Explain")
+    )
+    assert [one["history"]["maxItems"] for one in (score, explain)] == [5, 5]
+    assert recommend["history"]["anyOf"][0]["maxItems"] == 5
+    assert recommend["histories"]["anyOf"][0]["maxItems"] == 3
+    assert recommend["histories"]["anyOf"][0]["items"]["maxItems"] == 5
+    assert [recommend["allow"]["anyOf"][0]["maxItems"], explain["deny"]["maxItems"]] == [5, 5]
+    assert score["candidates"]["maxItems"] == 3
+
+
 def test_a_line_of_the_log_has_no_history(service, caplog):
     caplog.set_level(logging.INFO)
     post(service, "/recommend", {"history": ["cc", "secret title"]})
