@@ -8,8 +8,9 @@
     python launch/train.py --config=$C:$D,run=aligned --workdir=$W
     python launch/evaluate.py --config=$C:$D --workdir=$W --runs=plain,aligned
 
-1.2 million parameters, 92 steps and 640 thousand tokens an epoch: some 3 minutes on a CPU core
-without alignment (3,300 to 3,700 tokens a second). Not run to its end yet.
+1.2 million parameters, 355 steps and 640 thousand tokens an epoch: three minutes on a CPU core
+(3,500 tokens a second), 20 epochs in an hour; the 22,363 test rows are ranked in five minutes.
+Reached with seed 0: docs/recommenders.md, "Beauty from scratch".
 Without ids.path those of launch/make_ids.py in the work directory are taken. Where this differs
 from the original: a decoder alone instead of an encoder and a decoder, every item of a sequence is
 a target in one pass instead of one, no token for the user, the softmax is over the trie's children,
