@@ -17,6 +17,7 @@ DECODER = {
     "ids.codes": (4, 4),
     "training.steps": 6,
     "training.batch_size": 4,
+    "objective.beta": 1.0,
     "training.buckets": (),
     "training.checkpoint_every": 2,
     "optimizer.warmup_steps": 1,
