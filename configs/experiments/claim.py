@@ -25,7 +25,7 @@ QUICK = {  # the first 20 of 30 layers as they are, the loss of the others, a qu
     "training.checkpoint_every": 50,
     "inference.batch_size": 64,
 }
-IDS = {"objective.beta": 1.0, "training.batch_size": 64}
+IDS = {"objective.beta": 1.0, "training.batch_size": 64}  # where a CF model says no beta
 DECODER = IDS | {  # 20 items of a history, of four tokens each
     "ids.codes": (64, 64, 64),
     "prompt.max_tokens": 1 + 4 * 20,

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 from catalogues import movielens_titles, sample_titles, semantic_ids
-from measuring import HUGE_PAGES, Contestant, share_the_gpu
+from measuring import QUICKSTART_MALLOC, Contestant, share_the_gpu
 
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.downloads import fetch_file
@@ -209,7 +209,7 @@ def compare_generate() -> dict:
                 __file__,
                 {"folder": name, "case": case},
                 same,
-                environment={} if case == THEIRS else HUGE_PAGES,
+                environment={} if case == THEIRS else QUICKSTART_MALLOC,
             )
             for case in _ONLY.value or CONTESTANTS
         }

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import app, flags
 from catalogues import write_tables
-from measuring import HUGE_PAGES
+from measuring import QUICKSTART_MALLOC
 
 from tca4rec_jax.fileio import atomic_path, read_json
 from tca4rec_jax.reporting import show, show_table, write_results
@@ -73,7 +73,7 @@ def measured(command: list[str], log: Path) -> dict[str, float]:
             [sys.executable, ROOT / "launch" / command[0], *command[1:]],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | HUGE_PAGES,
+            env=os.environ | QUICKSTART_MALLOC,
         )
         _, status, used = os.wait4(process.pid, 0)
     if status:

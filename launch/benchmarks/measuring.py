@@ -18,7 +18,7 @@ PAGES_REUSED = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 # As launch/quickstart.sh has it.
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"}
+QUICKSTART_MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"}
 
 
 def run_alone(script: str, case: dict, label: str, *, pages_reused: bool) -> dict | None:

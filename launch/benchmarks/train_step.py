@@ -40,8 +40,8 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 from measuring import (
-    HUGE_PAGES,
     PAGES_REUSED,
+    QUICKSTART_MALLOC,
     Contestant,
     peak_memory_mb,
     share_the_gpu,
@@ -198,7 +198,7 @@ def measure(cases: list[Case]) -> dict[str, list[dict]]:
     for case in cases:
         environment = PAGES_REUSED if case.contestant.endswith(REUSED) else {}
         if case.contestant in TWINS:
-            environment = HUGE_PAGES
+            environment = QUICKSTART_MALLOC
         elif case.contestant != CEILING:
             environment = environment | {"JAX_PLATFORMS": "cpu"}  # the schedule's
         contestants[case.contestant] = Contestant(

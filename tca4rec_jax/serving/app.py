@@ -69,11 +69,11 @@ def make_app(service: Service, *, key: str, admin_key: str) -> FastAPI:
     routes = {route.path for route in app.routes if isinstance(route, Route)}
     limits, metrics = service.limits, service.metrics
     app.add_middleware(Guard, limits=limits, metrics=metrics, keys=keys, routes=routes)
-    _say_limits(app, limits)
+    _add_limits(app, limits)
     return app
 
 
-def _say_limits(app: FastAPI, limits: Limits) -> None:
+def _add_limits(app: FastAPI, limits: Limits) -> None:
     """Puts how long lists may be into the OpenAPI: the types of requests don't know."""
     most = dict.fromkeys(("history", "allow", "deny"), limits.items)
     most |= {"candidates": limits.candidates, "histories": limits.most_histories}

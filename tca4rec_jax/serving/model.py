@@ -225,7 +225,8 @@ class ServedModel:
         shown = None
         if group.kind == "score":
             shown = np.stack([self._recommender.find(names, "candidates") for names in asked])
-        made = self._recommender.rows(histories, self._recommender.item_filter, shown)
+        with self._devices:  # a prompt may show what the CF model makes of its history
+            made = self._recommender.rows(histories, self._recommender.item_filter, shown)
         return np.array(self.buckets)[np.searchsorted(self.buckets, made.prompts.lengths)].tolist()
 
     def titles_like(self, text: str, most: int) -> list[tuple[str, str]]:
