@@ -13,8 +13,8 @@ from tca4rec_jax.cf.scoring import LazyRows
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import ItemSequences
 
-NEVER = np.float32(-1e30)
-"""The logit of an item without a share: finite, so that a sum of such shares is defined."""
+NEVER = np.float32(-60_000)
+"""The logit of an item without a share: finite in every dtype of a store, the float16 included."""
 
 
 def label_logits(

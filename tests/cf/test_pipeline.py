@@ -301,6 +301,18 @@ def test_the_table_fits_80_columns(tmp_path, data, capsys):
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_more_labels_than_new_items_fit_a_store_of_float16(tmp_path, data):
+    fields = CONFIG | {"model": "ease", "label_items": 12, "dtype": "float16"}
+    run_cf(fields, data, tmp_path, history_length=4)
+    rows = data.splits["train"]
+    cf = store_inputs(cf_config(fields), tmp_path)
+    store = open_store(tmp_path / "cf/logits/train", rows, data.catalogue, cf=cf)
+    for position, got_I in zip(store.positions, store.logits(store.positions), strict=True):
+        history = {*rows.items[rows.offsets[rows.row_of(position)] : position].tolist()}
+        history -= {int(rows.items[position])}
+        assert {*np.flatnonzero(got_I == NEVER).tolist()} == history
+
+
 def test_imported_logits_are_never_replaced_by_training(tmp_path, data, monkeypatch):
     np.save(tmp_path / "mine.npy", np.zeros((20, 12), np.float32))
     path = tmp_path / "cf" / "logits" / "train"

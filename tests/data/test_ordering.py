@@ -1,7 +1,11 @@
 """The sort on disk equals sorts in memory; rows as windows on it."""
 
+import os
 import pickle
+import signal
+import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -123,3 +127,26 @@ def test_parts_are_all_rows_in_order(windows, most):
     assert len(parts) == len(bounds) == min(50, -(-int(windows.lengths.sum()) // most))
     items = np.concatenate([part.items for part in parts])
     assert items.tolist() == windows.copied().items.tolist()
+
+
+@pytest.mark.parametrize(
+    ("number", "handler", "raised"),
+    [
+        (signal.SIGTERM, lambda *_: sys.exit(143), SystemExit),
+        (signal.SIGINT, signal.default_int_handler, KeyboardInterrupt),
+    ],
+)
+def test_a_signal_within_a_query_raises_what_its_handler_does(tmp_path, number, handler, raised):
+    previous = signal.signal(number, handler)
+    try:
+        with pytest.raises(raised):
+            _endless_query(tmp_path / "sorted", number)
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, previous)
+
+
+def _endless_query(folder, number):
+    with ordering._database(folder) as database:
+        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+        database.execute("SELECT count(*) FROM range(1000000000000)").fetchall()
