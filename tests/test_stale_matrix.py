@@ -184,8 +184,7 @@ def assert_refused(make_experiment, readers, said):
 
 @pytest.mark.parametrize("field", INFERENCE)
 def test_a_field_of_inference_is_noticed_by_every_reader_of_a_run(workdir, field):
-    value = INFERENCE[field]
-    assert_refused(lambda: changed(workdir, field, value), READERS, f"{field} was ")
+    assert_refused(lambda: changed(workdir, field, INFERENCE[field]), READERS, f"{field} was ")
 
 
 @pytest.mark.parametrize("field", TRAINING)
@@ -197,14 +196,12 @@ def test_a_field_of_training_is_noticed_by_training(workdir, field):
 
 @pytest.mark.parametrize("field", DATA)
 def test_other_settings_than_the_data_were_prepared_with_are_noticed(workdir, field):
-    value = DATA[field]
-    assert_refused(lambda: changed(workdir, field, value), READERS_OF_DATA, f"{field} was ")
+    assert_refused(lambda: changed(workdir, field, DATA[field]), READERS_OF_DATA, f"{field} was ")
 
 
 @pytest.mark.parametrize("field", CF)
 def test_other_settings_than_the_cf_logits_were_made_with_are_noticed(workdir, field):
-    value = CF[field]
-    assert_refused(lambda: changed(workdir, field, value), READERS_OF_LOGITS, f"{field} was ")
+    assert_refused(lambda: changed(workdir, field, CF[field]), READERS_OF_LOGITS, f"{field} was ")
 
 
 def test_a_cf_model_of_other_settings_guides_nobody(workdir):
