@@ -91,7 +91,10 @@ def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Raises what the handler of a signal raised within a query, of which DuckDB says nothing."""
+    """Raises what the handler of a signal raised within a query, of which DuckDB says nothing.
+
+    It runs between the tasks of the query, or at its end if DuckDB's own threads do them all.
+    """
     raised: list[BaseException] = []
 
     def keeping(handler: Any) -> Any:
