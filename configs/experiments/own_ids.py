@@ -27,7 +27,7 @@ TITLES = {
     "training.buckets": (),
     "training.steps": 250,
 }
-IDS = {  # ten items of a history and the target; ids of three tokens, some of four
+IDS = {  # ten items of a history and the target, with room for ids of four tokens
     "objective.beta": 1.0,
     "ids.codes": (256, 256, 256),
     "prompt.max_tokens": 1 + 4 * 11,
