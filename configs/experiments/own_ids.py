@@ -1,4 +1,4 @@
-"""Titles, or semantic ids of our own: which is generated better for the same compute?
+"""Titles, or semantic ids of our own: which is generated better after as long a training?
 
     C=configs/quickstart.py:data.source=published,data.path=Office_Products V=runs/rq_vae
     python launch/prepare_data.py --config=$C --workdir=$V
@@ -9,7 +9,8 @@
     python launch/experiments_report.py --grid=$G --workdir=$W --output=results.md
 
 SmolLM2-135M writes titles, a decoder from scratch ids. The steps of both take 17 minutes on a slow
-core. The grid makes the ids of RQ-k-means; those of RQ-VAE have to be there.
+core, embedding titles for the ids not counted. The grid makes the ids of RQ-k-means; those of
+RQ-VAE have to be there.
 """
 
 from tca4rec_jax.experiments.grid import CFModel, Data, Grid, Recommender

@@ -14,7 +14,10 @@ from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.data.sequences import ItemSequences
 
 NEVER = np.float32(-60_000)
-"""The logit of an item without a share: finite in every dtype of a store, the float16 included."""
+"""The logit of an item without a share, finite in every dtype of a store.
+
+exp(NEVER / beta) is 0 in float32 up to a beta of 500.
+"""
 
 
 def label_logits(
