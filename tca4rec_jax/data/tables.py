@@ -215,15 +215,15 @@ class Table:
         """Times since 1970 in one unit: int64 [n]. Dates, and text such as 2024-05-31T12:00:00Z,
         become microseconds."""
         values = self.columns[column]
+        self.refuse(column, values.is_null(), "a time since 1970")
         if pa.types.is_date(values.type) or pa.types.is_timestamp(values.type):
-            self.refuse(column, values.is_null(), "a date")
             zone = getattr(values.type, "tz", None)
             values = values.cast(pa.timestamp("us", zone), safe=False)
             times = values.cast(pa.int64()).to_numpy()
         elif pa.types.is_integer(values.type):
             times = self.integers(column)
         else:
-            text = self._text(column, "a time")
+            text = self._text(column, "a time since 1970")
             dates = pc.sum(pc.match_substring_regex(text, _DATE)).as_py() or 0
             half = 2 * dates >= len(text) > 0
             times = self._dates(column, text) if half else self.integers(column)

@@ -19,6 +19,7 @@ from tca4rec_jax.errors import UserError
 CATALOGUE = Catalogue(("a", "b", "c"), ("Apple", "Bean", "Cherry"))
 ROWS = pd.DataFrame({"user": ["u", "v", "u"], "item": ["b", "a", "c"], "timestamp": [30, 10, 20]})
 COLUMNS = {name: name for name in ROWS}
+A_TIME = "expected a time since 1970"
 ITEM_COLUMNS = {"item": "item", "title": "title"}
 
 
@@ -96,8 +97,9 @@ def test_bad_rows_are_named(tmp_path, column, values, message):
 @pytest.mark.parametrize(
     ("column", "values", "message"),
     [
-        ("timestamp", [1.0, np.nan, 2.0], "row 2: timestamp is None"),
-        ("timestamp", pd.to_datetime(["2020-01-02", None, "2020-01-01"]), "row 2: .* a date"),
+        ("timestamp", [1.0, np.nan, 2.0], f"row 2: timestamp is None, {A_TIME}"),
+        ("timestamp", pd.array([1, None, 2], "Int64"), f"row 2: timestamp is None, {A_TIME}"),
+        ("timestamp", pd.to_datetime(["2020-01-02", None, "2020-01-01"]), f"row 2: .*{A_TIME}"),
         ("item", ["a", None, "b"], "row 2: item is .*, expected an id"),
         ("item", [1.5, 2.0, 3.0], "row 1: item is 1.5, expected text or a whole number"),
     ],
