@@ -5,8 +5,9 @@
 
 Reads the config alone: no weights, no data. Writes --json and --hlo, if they are given.
 Targets: v5e-16, v5p-8, v6e-16, h100-8, a100-8, a6000-1, cpu (other sizes alike). Programs: train,
-prefill (of the prompts), search (beam search after them). Exit status: 0 all fit, 1 one does not,
-2 something is wrong (a compiler is missing: the message is the line that installs it).
+prefill (of the prompts), search (beam search after them), and if asked for guided_search (the same,
+guided by the CF model). Exit status: 0 all fit, 1 one does not, 2 something is wrong (a compiler is
+missing: the message is the line that installs it).
 """
 
 import sys
@@ -26,7 +27,9 @@ from tca4rec_jax.ranges import LocalPath
 from tca4rec_jax.reporting import markdown_table, show, show_table, write_results
 
 _TARGET = flags.DEFINE_list("target", None, "The machines to compile for, of one platform.")
-_PROGRAMS = flags.DEFINE_list("programs", list(PROGRAMS), f"Some of {', '.join(PROGRAMS)}.")
+_PROGRAMS = flags.DEFINE_list(
+    "programs", ["train", "prefill", "search"], f"Some of {', '.join(PROGRAMS)}."
+)
 _ITEMS = flags.DEFINE_integer("items", 10_000, "Size of the catalogue.", lower_bound=10)
 _COMPARE = flags.DEFINE_enum("compare", None, ["plain"], "Also the step without the CF part.")
 _JSON = DEFINE_field("json", LocalPath, None, "A file for everything that was found.")

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.core.trie import DeviceTrie, TrieSizes
+from tca4rec_jax.training.batches import round_up
 
 
 @dataclass(frozen=True)
@@ -94,17 +95,18 @@ class CatalogueSizes:
         grown = int(self.measured.choices * growth**self.measured.choice_exponent)
         return min(grown, self.vocabulary)
 
-    def trie(self, *, score_edges: bool = False) -> DeviceTrie:
-        """What DeviceTrie.of gives of the compressed trie."""
+    def trie(self, *, score_edges: bool = False, parts: int = 1) -> DeviceTrie:
+        """What DeviceTrie.of gives of the compressed trie, padded to be split in so many parts."""
         measured, nodes = self.measured, sum(self.levels)
         sizes = {
-            "choice": self.choices,
             "edge_tokens": int(measured.tokens_per_edge * nodes),
             **dict.fromkeys(("item_order", "ordered_leaf"), self.items),
         }
+        names = [field.name for field in dataclasses.fields(DeviceTrie)]
+        length = {name: round_up(sizes.get(name, nodes), parts) for name in names}
+        length["choice"] = self.choices
         arrays: dict[str, Any] = {
-            field.name: jax.ShapeDtypeStruct((sizes.get(field.name, nodes),), jnp.int32)
-            for field in dataclasses.fields(DeviceTrie)
+            name: jax.ShapeDtypeStruct((length[name],), jnp.int32) for name in names
         }
         inner = int(measured.inner_children * self.items / measured.items)
         run, path, reads = measured.scored_reads if score_edges else measured.reads

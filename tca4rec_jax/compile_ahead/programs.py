@@ -6,6 +6,7 @@ that trains and searches. Nothing is allocated, so a model far larger than this 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -30,6 +31,7 @@ from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.grounding import TitleIndex
 from tca4rec_jax.decoding.search_programs import SearchProgram, TextBatch, Users
 from tca4rec_jax.distributed import sharding
+from tca4rec_jax.distributed.sharded_search import search_shardings, search_shards
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.architectures import architecture
 from tca4rec_jax.llm.checkpoints.hugging_face import CONFIG, read_config
@@ -223,25 +225,42 @@ def prefill(experiment: AbstractExperiment) -> Lowered:
     return search_programs.read_prompts.lower(*args, **static)
 
 
-def search(experiment: AbstractExperiment) -> Lowered:
-    """The search of a batch after the longest prompts, without guidance or filters."""
+def search(experiment: AbstractExperiment, *, guided: bool = False) -> Lowered:
+    """The search of a batch after the longest prompts, without filters; `guided` by CF vectors."""
     args, static = _prefill_arguments(experiment)
     prompts, _ = search_programs.read_prompts.eval_shape(*args, **static)
     places = search_programs.prompts_sharding(experiment.mesh, prompts)
     scalar: Any = jax.ShapeDtypeStruct((), jnp.float32)
     weights = experiment.put(ScoreWeights(*[scalar] * 4), sharding.replicated(experiment.mesh))
     state, _, _, trie, _ = args
+    users, items = _guidance(experiment, trie) if guided else (Users(), DENSE)
     titles = None
     if experiment.config.decoding.find == "grounding":
         size = trie.sizes.num_leaves, experiment.architecture.hidden_size
         vectors: Any = jax.ShapeDtypeStruct(size, jnp.float32)
         end: Any = jax.ShapeDtypeStruct((), jnp.int32)
         titles = experiment.put(TitleIndex(vectors, end), sharding.replicated(experiment.mesh))
-    args = (state, experiment.put(prompts, places), Users(), DENSE, trie, weights, titles)
+    args = (state, experiment.put(prompts, places), users, items, trie, weights, titles)
     return search_programs.search_batch.lower(*args, program=static["program"])
 
 
-PROGRAMS = {"train": train, "prefill": prefill, "search": search}
+PROGRAMS = {
+    "train": train,
+    "prefill": prefill,
+    "search": search,
+    "guided_search": functools.partial(search, guided=True),
+}
+
+
+def _guidance(experiment: AbstractExperiment, trie: DeviceTrie) -> tuple[Users, CFItems]:
+    """The CF vectors of a batch's users and of all items."""
+    mesh, width = experiment.mesh, vector_width(experiment.config.cf)
+    table_IxD: Any = jax.ShapeDtypeStruct((*trie.item_order.shape, width), jnp.float32)
+    places, _ = search_shardings(mesh, CFItems(table_IxD), trie)
+    batch = experiment.config.inference.batch_size
+    cf_BxD: Any = jax.ShapeDtypeStruct((batch, width), jnp.float32)
+    users = experiment.put(Users(cf_BxD), sharding.row_sharding(mesh, "prompts"))
+    return users, experiment.put(CFItems(table_IxD), places)
 
 
 def _prefill_arguments(experiment: AbstractExperiment) -> tuple[tuple, dict[str, Any]]:
@@ -249,9 +268,11 @@ def _prefill_arguments(experiment: AbstractExperiment) -> tuple[tuple, dict[str,
     mesh, config = experiment.mesh, experiment.config
     graph, state = nnx.split(experiment.decoder_from(*experiment.initial_state()))
     search_config = build(SearchConfig, config.decoding)
-    trie = experiment.sizes.trie(score_edges=search_config.vocabulary)
+    parts = search_shards(mesh)
+    trie = experiment.sizes.trie(score_edges=search_config.vocabulary, parts=parts)
+    trie = experiment.put(trie, search_shardings(mesh, DENSE, trie)[1])
     temperature_T = jax.ShapeDtypeStruct((1,), jnp.float32)
-    trie, temperature_T = experiment.put((trie, temperature_T), sharding.replicated(mesh))
+    temperature_T = experiment.put(temperature_T, sharding.replicated(mesh))
     batch, tokens = config.inference.batch_size, experiment.longest
     shapes: Any = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((batch, tokens), (batch,))]
     soft = abstract_soft_tokens(batch, experiment.soft_tokens(config.data.history_length))

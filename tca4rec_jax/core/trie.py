@@ -255,7 +255,15 @@ class DeviceTrie:
 
     @classmethod
     def of(cls, trie: ItemTrie, *, item_shards: int = 1, score_edges: bool = False) -> "DeviceTrie":
-        """The arrays of a trie.
+        """The arrays of a trie, on the default device: `on_host`, which says what they are."""
+        on_host = cls.on_host(trie, item_shards=item_shards, score_edges=score_edges)
+        return jax.tree.map(jnp.asarray, on_host)
+
+    @classmethod
+    def on_host(
+        cls, trie: ItemTrie, *, item_shards: int = 1, score_edges: bool = False
+    ) -> "DeviceTrie":
+        """The arrays of a trie as NumPy arrays, to be put where there is room.
 
         Args:
           trie: `ItemTrie.build(..).compress()`, or token by token for a search that asks for it.
@@ -292,7 +300,7 @@ class DeviceTrie:
             longest_path=max(1, int(path_N.max())),
             beam_reads=max(1, int(level_run.sum())),
         )
-        return cls(**{name: jnp.asarray(array) for name, array in arrays.items()}, sizes=sizes)
+        return cls(**arrays, sizes=sizes)
 
     def children(self, node: jax.Array, count: int | None = None) -> tuple[jax.Array, jax.Array]:
         """(ids int32 [..., C], 0 where there is none; is_child bool [..., C]) of nodes [...].

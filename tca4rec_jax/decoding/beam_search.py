@@ -14,6 +14,7 @@ Guidance adds lambda * log p_cf(token | prefix) (the Collaborative Tokenizer's d
 Axes: core/__init__.py; the rows of a batch are users.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -79,10 +80,10 @@ class SearchConfig:
         longest = trie.sizes.longest_path
         return max(longest, self.grounding_tokens) if self.find == "grounding" else longest
 
-    def device_trie(self, trie: ItemTrie) -> DeviceTrie:
-        """A trie from `ItemTrie.build` in the form that this search walks."""
+    def device_trie(self, trie: ItemTrie, item_shards: int = 1) -> DeviceTrie:
+        """A trie from `ItemTrie.build` in the form that this search walks, on the host."""
         walked = trie.compress() if self.compress else trie
-        return DeviceTrie.of(walked, score_edges=self.vocabulary)
+        return DeviceTrie.on_host(walked, item_shards=item_shards, score_edges=self.vocabulary)
 
 
 class ScoreWeights(NamedTuple):
@@ -143,6 +144,7 @@ def beam_search(
     *,
     cf_logits_BxI: jax.Array | None = None,
     allowed_BxI: jax.Array | None = None,
+    node_mass: Callable[..., jax.Array] = node_log_mass,
 ) -> SearchResult:
     """Beam search after prompts that have been read; traceable.
 
@@ -151,17 +153,19 @@ def beam_search(
       cf_logits_BxI: float CF logits of all items for each user; None switches guidance off.
       allowed_BxI: bool, leaves items out: the result is that of a trie of the allowed items alone,
         whatever the score; a title is a candidate while one of its items is allowed.
+      node_mass: makes masses of CF logits as `node_log_mass`; for nodes after the last they may be
+        anything.
 
     Returns up to `config.beams` titles of each user, the best that were found, all different. Equal
     scores keep the order in which they were found.
     """
     log_mass_BxN, alive_BxN = None, None
     if allowed_BxI is not None:
-        alive_BxN = node_log_mass(jnp.where(allowed_BxI, 0.0, -jnp.inf), trie) > -jnp.inf
+        alive_BxN = node_mass(jnp.where(allowed_BxI, 0.0, -jnp.inf), trie, 1.0) > -jnp.inf
     if cf_logits_BxI is not None:
         if allowed_BxI is not None and config.renormalise:
             cf_logits_BxI = jnp.where(allowed_BxI, cf_logits_BxI, -jnp.inf)
-        log_mass_BxN = node_log_mass(cf_logits_BxI, trie, weights.beta)
+        log_mass_BxN = node_mass(cf_logits_BxI, trie, weights.beta)
     edge_chunk = min(config.edge_chunk, trie.sizes.longest_run)
     reader = EdgeReader(model, prompts, trie, weights.temperature, config.vocabulary, edge_chunk)
     return _Search(reader, weights, config, log_mass_BxN, alive_BxN).run()

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from tca4rec_jax.batching import bucket_lengths
 from tca4rec_jax.core import Array
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
-from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.embedder import Embedder
@@ -37,6 +37,7 @@ from tca4rec_jax.decoding.search_programs import (
 from tca4rec_jax.decoding.title_paths import TitlePaths, TitleScores
 from tca4rec_jax.distributed import sharding
 from tca4rec_jax.distributed.multihost import gather_to_host
+from tca4rec_jax.distributed.sharded_search import put_items, put_trie, search_shards
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.llm.projector import SoftTokens
@@ -118,8 +119,7 @@ class BatchedSearch:
         if (buckets < 1) if isinstance(buckets, int) else not buckets:
             raise UserError(f"need at least one bucket, got {buckets!r}")
         self.config, self.mesh, self.batch_size, self.buckets = config, mesh, batch_size, buckets
-        self.host_trie, on_mesh = trie, sharding.replicated(mesh)
-        self.trie = sharding.put(config.device_trie(trie), on_mesh)
+        self.host_trie, self.trie = trie, _trie_on_mesh(trie, config, mesh)
         self._on_mesh: WeakKeyDictionary[Decoder, tuple] = WeakKeyDictionary()
         self._titles: WeakKeyDictionary[Decoder, TitleIndex] = WeakKeyDictionary()
 
@@ -143,9 +143,9 @@ class BatchedSearch:
 
     def of_config(self, config: SearchConfig) -> "BatchedSearch":
         """The same search by other rules; for grounding the catalogue is read once for both."""
-        other, on_mesh = copy.copy(self), sharding.replicated(self.mesh)
+        other = copy.copy(self)
         other.config = config
-        other.trie = sharding.put(config.device_trie(self.host_trie), on_mesh)
+        other.trie = _trie_on_mesh(self.host_trie, config, self.mesh)
         return other
 
     def put(self, decoder: Decoder) -> tuple[nnx.GraphDef, nnx.State]:
@@ -299,7 +299,7 @@ class _Pass:
         search, mesh, lengths_R = self.search, self.search.mesh, self.texts.lengths
         capacity = int(self.buckets.max(initial=0))
         cf_items = self.rows.cf_items if self.guided else DENSE
-        cf_items = sharding.put(cf_items, sharding.replicated(mesh))
+        cf_items = put_items(mesh, cf_items, search.trie)
         models = []
         for decoder, sets in self.jobs:
             graph, state = search.put(decoder)
@@ -338,6 +338,11 @@ class _Pass:
         cf = rows.cf(padded_B).astype(np.float32) if rows.cf and self.guided else None
         users = Users(cf, rows.allowed and rows.allowed(padded_B))
         return sharding.shard_batch(search.mesh, (texts, users), "prompts")
+
+
+def _trie_on_mesh(trie: ItemTrie, config: SearchConfig, mesh: Mesh) -> DeviceTrie:
+    item_shards = 1 if config.find == "grounding" else search_shards(mesh)
+    return put_trie(mesh, config.device_trie(trie, item_shards))
 
 
 def _check_scores(values_BxX: np.ndarray, rows_B: np.ndarray) -> None:

@@ -28,6 +28,7 @@ from tca4rec_jax.decoding.likelihood import ScoredTokens, title_nll
 from tca4rec_jax.decoding.search_sizes import rows_at_once
 from tca4rec_jax.decoding.title_paths import TitlePaths, TitleScores, read_titles
 from tca4rec_jax.distributed.data_parallel import DataParallel
+from tca4rec_jax.distributed.sharded_search import sharded_log_mass
 from tca4rec_jax.distributed.sharding import RULES, row_sharding, sharding_of
 from tca4rec_jax.llm.decoder import Decoder, PrefixStates
 from tca4rec_jax.llm.projector import SoftTokens
@@ -51,7 +52,12 @@ class SearchProgram:
             return function(nnx.merge(self.graph, state), *args)
 
         specs = (_EVERYWHERE, *in_specs)
-        return DataParallel(self.mesh, "prompts")(on_one_group, specs, out_specs)(*args)
+        return self.on_prompts(on_one_group, specs, out_specs)(*args)
+
+    @property
+    def on_prompts(self) -> DataParallel:
+        """The devices, each with its own prompts."""
+        return DataParallel(self.mesh, "prompts")
 
 
 class TextBatch(NamedTuple):
@@ -186,9 +192,13 @@ def search_batch(
     def search(model, prompts, users, cf_items, trie, weights, titles):
         cf_BxI = None if users.cf_BxD is None else cf_logits(users.cf_BxD, cf_items)
         given = {"cf_logits_BxI": cf_BxI, "allowed_BxI": users.allowed_BxI}
+        size = trie.item_order.shape[0]  # zeros: such items have no title
+        given = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, size - x.shape[1]))), given)
         if titles is not None:
             return ground(model, prompts, titles, trie, weights, program.config, **given)
-        result = beam_search(model, prompts, trie, weights, program.config, **given)
+        node_mass = partial(sharded_log_mass, program.on_prompts)
+        args = model, prompts, trie, weights, program.config
+        result = beam_search(*args, **given, node_mass=node_mass)
         return result.leaves_BxM, result.scores_BxM
 
     args = state, prompts, users, cf_items, trie, weights, titles

@@ -42,8 +42,14 @@ class TitlePaths(NamedTuple):
     def pool_slots(self, trie: DeviceTrie) -> int:
         """The smallest of the search's pools that holds every token of these nodes."""
         capacities = pool_capacities(self.node_LxM.shape[1], trie.sizes.beam_reads)
-        needed = int(np.sum(np.asarray(trie.run_length)[self.node_LxM]))
+        needed = int(_tokens_read(trie.run_length, self.node_LxM))
         return next(capacity for capacity in capacities if capacity >= needed)
+
+
+@jax.jit
+def _tokens_read(run_length_N: jax.Array, node_LxM: jax.Array) -> jax.Array:
+    """On the devices, which may hold a part of the nodes each."""
+    return jnp.sum(run_length_N[node_LxM])
 
 
 class NodeScores(NamedTuple):

@@ -20,23 +20,32 @@ from tca4rec_jax.distributed.data_parallel import DataParallel
 from tca4rec_jax.distributed.sharding import RULES
 
 
-def _item_axes(on_rows: DataParallel) -> tuple[str, ...]:
+def item_axes(on_rows: DataParallel) -> tuple[str, ...]:
     """The mesh axes that split the items: those of the rule that split no rows."""
     return tuple(a for a in RULES.mesh_axes("items") if a in on_rows.automatic)
+
+
+def item_shards(on_rows: DataParallel) -> int:
+    """Into how many parts the items are split."""
+    return math.prod(on_rows.mesh.shape[name] for name in item_axes(on_rows))
 
 
 def cf_arrays(
     mesh: Mesh, items: CFItems | None, compressed: ItemTrie
 ) -> tuple[CFItems | None, DeviceTrie]:
     """The CF items and the trie on the host, padded so that the items divide over their axes."""
-    shards = math.prod(mesh.shape[name] for name in _item_axes(DataParallel(mesh)))
-    trie = DeviceTrie.of(compressed, item_shards=shards)
-    return jax.tree.map(lambda a: pad_rows(a, trie.item_order.shape[0]), items), trie
+    trie = DeviceTrie.of(compressed, item_shards=item_shards(DataParallel(mesh)))
+    return pad_items(items, trie), trie
+
+
+def pad_items(items: CFItems | None, trie: DeviceTrie) -> CFItems | None:
+    """The CF items on the host, as many as the trie's shards have together."""
+    return jax.tree.map(lambda a: pad_rows(a, trie.item_order.shape[0]), items)
 
 
 def cf_shardings(mesh: Mesh, items: CFItems | None, trie: DeviceTrie):
     """The shardings of padded (items, trie), which may be abstract."""
-    specs = _specs(_item_axes(DataParallel(mesh)), items, trie)
+    specs = _specs(item_axes(DataParallel(mesh)), items, trie)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
@@ -57,7 +66,7 @@ def project_shards(
     beta: jax.Array | float,
 ) -> jax.Array:
     """`project` inside on_rows, of items and trie from `cf_arrays` where `cf_shardings` says."""
-    axes = _item_axes(on_rows)
+    axes = item_axes(on_rows)
     if not axes:
         return project(cf_PxD, items, pair_K, node_K, trie, beta)
     everywhere = cf_spec = PartitionSpec()

@@ -162,11 +162,12 @@ def test_every_program_of_full_fine_tuning_on_a_split_mesh(tiny_config):
     programs = experiment(tiny_config, "cpu-2", 100)
     found = [compile_for(PROGRAMS[name](programs), name, programs.target) for name in PROGRAMS]
     assert [one.program for one in found if one.fits] == list(PROGRAMS)
-    train, prefill, search = found
+    train, prefill, search, guided = found
     # Half of the float32 weights and moments in training, of bfloat16 weights in the others.
     assert train.memory.arguments > 3 * prefill.memory.arguments
     assert "all-gather" in train.collectives
     assert search.work.unknown_loops > 0
+    assert guided.memory.arguments > search.memory.arguments
     text = json.dumps(report.as_json(found, programs))
     assert json.loads(text)["fits"] is True
     assert [report.row(one)[""] for one in found] == ["fits"] * len(PROGRAMS)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from unittest import mock
 
 import jax
 import numpy as np
@@ -22,7 +23,9 @@ from tca4rec_jax.decoding.search_programs import (
     read_prompts,
     search_batch,
 )
-from tca4rec_jax.distributed.sharding import make_mesh, put, replicated, shard_batch, tree_shardings
+from tca4rec_jax.distributed import sharded_search
+from tca4rec_jax.distributed.sharded_search import put_trie, search_shards
+from tca4rec_jax.distributed.sharding import make_mesh, shard_batch, tree_shardings
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.decoder import Decoder, init_params
 
@@ -51,7 +54,7 @@ def make_decoder(heads, kv_heads):
 
 
 @functools.cache
-def found(sizes, mask="before_softmax", heads=(8, 8)):
+def found(sizes, mask="before_softmax", heads=(8, 8), split_from=sharded_search.SPLIT_FROM):
     """(leaves, scores, the targets' NLL, the compiled program) on a mesh."""
     mesh, config = make_mesh(*sizes), dataclasses.replace(CONFIG, mask=mask)
     decoder = make_decoder(*heads)
@@ -61,7 +64,8 @@ def found(sizes, mask="before_softmax", heads=(8, 8)):
     texts, users = TextBatch(tokens_BxS, LENGTH_B, scored), Users(CF)
     texts, users = shard_batch(mesh, (texts, users), "prompts")
     state = jax.device_put(state, tree_shardings(mesh, decoder.config, state))
-    trie = put(config.device_trie(TRIE), replicated(mesh))
+    with mock.patch.object(sharded_search, "SPLIT_FROM", split_from):
+        trie = put_trie(mesh, config.device_trie(TRIE, search_shards(mesh)))
     search = SearchProgram(mesh, graph, config)
     prompts, nll = read_prompts(
         state, texts, None, trie, np.ones(1, np.float32), program=search, capacity=CAPACITY
@@ -78,13 +82,15 @@ CASES = [
     ((1, 1, 8),),
     ((2, 2, 2),),
     ((2, 2, 2), "after_softmax", (6, 3)),  # heads that do not divide
+    ((1, 1, 8), "before_softmax", (8, 8), 0),  # a trie that is split
+    ((2, 2, 2), "after_softmax", (8, 8), 0),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_mesh_finds_what_one_device_finds(case):
     leaves, scores, nll, _ = found(*case)
-    expected_leaves, expected_scores, expected_nll, _ = found((1, 1, 1), *case[1:])
+    expected_leaves, expected_scores, expected_nll, _ = found((1, 1, 1), *case[1:3])
     np.testing.assert_array_equal(leaves, expected_leaves)
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(nll, expected_nll, rtol=1e-5, atol=1e-5)
