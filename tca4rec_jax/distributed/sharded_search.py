@@ -20,7 +20,9 @@ from tca4rec_jax.distributed.data_parallel import DataParallel
 from tca4rec_jax.distributed.sharded_projection import item_axes, item_shards, pad_items
 from tca4rec_jax.distributed.sharding import put, sharding_of
 
-SPLIT_FROM = 1 << 24  # nodes, 2 GB; of a smaller trie every device holds all, and asks nobody
+# Nodes, 2 GB: of a smaller trie every device holds all, and asks nobody. Of as many masses those of
+# one user after the other are made.
+SPLIT_FROM = 1 << 24
 
 
 def put_trie(mesh: Mesh, trie: DeviceTrie) -> DeviceTrie:
@@ -74,10 +76,16 @@ def sharded_log_mass(
     def on_shard(logits_BxI, item_order, ordered_leaf, parent, leaf, beta):
         arrays = {"item_order": item_order, "ordered_leaf": ordered_leaf}
         own = dataclasses.replace(trie, **arrays, parent=parent, leaf=leaf)
-        mass_BxN = node_log_mass(logits_BxI, own, beta)
-        padding = ((0, 0), (0, parent.shape[0] - mass_BxN.shape[1]))
-        mass_BxN = jnp.pad(mass_BxN, padding, constant_values=-jnp.inf)
-        return _joined(mass_BxN, axes, shards)
+
+        def mass_of(logits_BxI):
+            mass_BxN = node_log_mass(logits_BxI, own, beta)
+            padding = ((0, 0), (0, parent.shape[0] - mass_BxN.shape[1]))
+            mass_BxN = jnp.pad(mass_BxN, padding, constant_values=-jnp.inf)
+            return _joined(mass_BxN, axes, shards)
+
+        if logits_BxI.shape[0] * parent.shape[0] < SPLIT_FROM:
+            return mass_of(logits_BxI)
+        return jax.lax.map(lambda logits_I: mass_of(logits_I[None])[0], logits_BxI)
 
     specs = PartitionSpec(None, axes), of_items, of_items, everywhere, everywhere, everywhere
     run = on_prompts.on_own_part(on_shard, specs, PartitionSpec(None, axes))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tca4rec_jax.core.collaborative_tokenizer import DENSE
+from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
@@ -127,6 +127,33 @@ def test_a_batched_search_puts_everything_in_place():
     np.testing.assert_array_equal(result.leaves_RxM, expected_leaves)
     np.testing.assert_allclose(result.scores_RxM, expected_scores, rtol=1e-5, atol=1e-5)
     assert np.abs(of_other.scores_RxM - result.scores_RxM).max() > 0.1
+
+
+def test_items_and_a_split_trie_are_held_in_parts_and_found_as_on_one_device(monkeypatch):
+    """With factorised CF logits, items that are left out, and a number of items that does not
+    divide."""
+    monkeypatch.setattr(sharded_search, "SPLIT_FROM", 0)
+    rng = np.random.default_rng(1)
+    vectors_RxD, table_IxD = rng.normal(size=(ROWS, 3)), rng.normal(size=(ITEMS, 3))
+    items = CFItems(np.float32(table_IxD), np.float32(rng.normal(size=ITEMS)))
+    allowed_RxI = rng.random((ROWS, ITEMS)) < 0.7
+    rows = SearchRows(PROMPTS, np.float32(vectors_RxD).__getitem__, items, allowed_RxI.__getitem__)
+
+    def search(*sizes):
+        return BatchedSearch(TRIE, CONFIG, mesh=make_mesh(*sizes), batch_size=ROWS, buckets=(24,))
+
+    def lists(search):
+        return search.recommend(make_decoder(8, 8), rows, ScoreWeights(0.7, 0.5), progress=None)
+
+    one, split = search(1, 1, 1), search(2, 1, 4)
+    nodes = TRIE.compress().num_nodes
+    assert split.trie.parent.addressable_shards[0].data.shape == (-(-nodes // 4),)
+    assert split.trie.ordered_leaf.addressable_shards[0].data.shape == (8,)  # of 30 items
+    assert one.trie.parent.addressable_shards[0].data.shape == (nodes,)
+    expected, found = lists(one), lists(split)
+    np.testing.assert_array_equal(found.leaves_RxM, expected.leaves_RxM)
+    np.testing.assert_allclose(found.scores_RxM, expected.scores_RxM, rtol=1e-5, atol=1e-5)
+    assert len(np.unique(expected.leaves_RxM, axis=0)) == ROWS
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
