@@ -25,14 +25,19 @@ from tca4rec_jax.distributed.sharding import put, sharding_of
 SPLIT_FROM = 1 << 24
 
 
+# What a DeviceTrie has besides arrays by node and by token of an edge, and how it is split.
+_OTHERS = {"choice": None, "item_order": "items", "ordered_leaf": "items"}
+
+
 def put_trie(mesh: Mesh, trie: DeviceTrie) -> DeviceTrie:
-    """A trie from the host, of `search_shards` item shards, where a search has it."""
+    """A trie from the host, of one item shard or of `search_shards`, where a search has it."""
     parts = search_shards(mesh)
 
-    def padded(array: np.ndarray) -> np.ndarray:
-        return pad_rows(array, -(-len(array) // parts) * parts)
+    def padded(path, array: np.ndarray) -> np.ndarray:
+        whole = path[0].name in _OTHERS
+        return array if whole else pad_rows(array, -(-len(array) // parts) * parts)
 
-    trie = dataclasses.replace(jax.tree.map(padded, trie), choice=trie.choice)
+    trie = jax.tree_util.tree_map_with_path(padded, trie)
     return put(trie, search_shardings(mesh, DENSE, trie)[1])
 
 
@@ -50,10 +55,9 @@ def search_shards(mesh: Mesh) -> int:
 def search_shardings(mesh: Mesh, items: CFItems, trie: DeviceTrie) -> tuple[CFItems, DeviceTrie]:
     """Where padded (items, trie) of a search live; they may be abstract."""
     of_node = "items" if trie.sizes.num_nodes >= SPLIT_FROM else None
-    axis = {"item_order": "items", "ordered_leaf": "items", "choice": None}
 
     def of_trie(path, array):
-        return sharding_of(mesh, (axis.get(path[0].name, of_node),), array.shape)
+        return sharding_of(mesh, (_OTHERS.get(path[0].name, of_node),), array.shape)
 
     def of_items(array):
         return sharding_of(mesh, ("items", *[None] * (array.ndim - 1)), array.shape)
