@@ -319,9 +319,9 @@ class _Pass:
             for number, (state, program, weights, titles) in enumerate(models):
                 args = state, texts, prefix, search.trie, self.temperatures
                 prompts, nll_BxT = read_prompts(*args, program=program, capacity=capacity)
-                args = state, prompts, users, cf_items, search.trie
-                found = [(*find(*args, one, titles, program=program), nll_BxT) for one in weights]
-                del prompts, args  # so that no more than two prompts' keys and values are held
+                after = state, prompts, users, cf_items, search.trie
+                found = [(*find(*after, one, titles, program=program), nll_BxT) for one in weights]
+                del prompts, after  # so that no more than two prompts' keys and values are held
                 yield rows_B, number, found
 
     def _batch(self, rows_B: np.ndarray, width: int) -> tuple[TextBatch, Users]:

@@ -35,10 +35,10 @@ def cf_arrays(
 ) -> tuple[CFItems | None, DeviceTrie]:
     """The CF items and the trie on the host, padded so that the items divide over their axes."""
     trie = DeviceTrie.of(compressed, item_shards=item_shards(DataParallel(mesh)))
-    return pad_items(items, trie), trie
+    return None if items is None else pad_items(items, trie), trie
 
 
-def pad_items(items: CFItems | None, trie: DeviceTrie) -> CFItems | None:
+def pad_items(items: CFItems, trie: DeviceTrie) -> CFItems:
     """The CF items on the host, as many as the trie's shards have together."""
     return jax.tree.map(lambda a: pad_rows(a, trie.item_order.shape[0]), items)
 
