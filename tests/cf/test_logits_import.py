@@ -26,6 +26,41 @@ def imported(source, tmp_path, **options):
     return open_store(tmp_path / "store", ROWS, CATALOGUE)
 
 
+@pytest.mark.parametrize("rows", [3, 6])
+def test_the_logits_of_rows_and_of_positions(tmp_path, rows):
+    logits = np.random.default_rng(0).normal(size=(rows, 4)).astype(np.float16)
+    np.save(tmp_path / "mine.npy", logits)
+    of_last = logits if rows == len(ROWS) else logits[ROWS.last_positions]
+    store = imported(tmp_path / "mine.npy", tmp_path)
+    np.testing.assert_array_equal(store.read(ROWS.last_positions), of_last.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (np.zeros((4, 4)), r"mine\.npy: logits has 4 events; expected 3 .* or 6"),
+        (np.zeros((3, 5)), r"mine\.npy: logits has 5 items; expected 4 .*padding"),
+        (np.zeros(3), r"mine\.npy: logits must have 2 axes"),
+        (
+            np.full((3, 4), np.nan),
+            r"mine\.npy/logits: event 0 \(row 0 of the data\), column 0 is nan",
+        ),
+        (np.full((3, 4), "x"), r"mine\.npy: logits is of <U1, expected floating point"),
+        (np.full((3, 4), {}), r"mine\.npy: not a readable .*Python objects"),
+    ],
+)
+def test_what_does_not_fit_names_the_users_file(tmp_path, logits, message):
+    np.save(tmp_path / "mine.npy", logits)
+    with pytest.raises(ValueError, match=message):
+        imported(tmp_path / "mine.npy", tmp_path)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"mine\.npy: no such file"):
+        imported(tmp_path / "mine.npy", tmp_path)
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_files_dense_and_factorised(tmp_path, save):
     rng = np.random.default_rng(0)

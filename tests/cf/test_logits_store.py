@@ -8,7 +8,6 @@ import tensorstore as ts
 
 from tca4rec_jax.cf import logits_format
 from tca4rec_jax.cf.logits_format import LogitsStoreError, Origin
-from tca4rec_jax.cf.logits_import import import_logits
 from tca4rec_jax.cf.logits_store import made_from_of, open_store, read_manifest
 from tca4rec_jax.cf.logits_writer import write_store
 from tca4rec_jax.data.catalogue import Catalogue
@@ -229,42 +228,6 @@ def test_arrays_that_do_not_fit_are_errors(tmp_path, factorised, changes, messag
         write_store(
             tmp_path / "store", ROWS, CATALOGUE, **(factorised | changes), origin=Origin("x")
         )
-
-
-@pytest.mark.parametrize("rows", [3, NUM_POSITIONS])
-def test_importing_a_users_logits(tmp_path, rng, rows):
-    logits = rng.normal(size=(rows, NUM_ITEMS)).astype(np.float16)
-    np.save(tmp_path / "mine.npy", logits)
-    import_logits(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)
-    store = open_store(tmp_path / "store", ROWS, CATALOGUE)
-    of_last = logits if rows == len(ROWS) else logits[ROWS.last_positions]
-    np.testing.assert_array_equal(store.read(ROWS.last_positions), of_last.astype(np.float32))
-
-
-@pytest.mark.parametrize(
-    ("logits", "message"),
-    [
-        (np.zeros((4, NUM_ITEMS)), r"mine\.npy: logits has 4 events; expected 3 .* or 9"),
-        (np.zeros((3, NUM_ITEMS + 1)), r"mine\.npy: logits has 7 items; expected 6 .*padding"),
-        (np.zeros(3), r"mine\.npy: logits must have 2 axes"),
-        (
-            np.full((3, NUM_ITEMS), np.nan),
-            r"mine\.npy/logits: event 0 \(row 0 of the data\), column 0 is nan",
-        ),
-        (np.full((3, NUM_ITEMS), "x"), r"mine\.npy: logits is of <U1, expected floating point"),
-        (np.full((3, NUM_ITEMS), {}), r"mine\.npy: not a readable .*Python objects"),
-    ],
-)
-def test_importing_what_does_not_fit_names_the_users_file(tmp_path, logits, message):
-    np.save(tmp_path / "mine.npy", logits)
-    with pytest.raises(ValueError, match=message):
-        import_logits(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)
-    assert not (tmp_path / "store").exists()
-
-
-def test_importing_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match=r"mine\.npy: no such file"):
-        import_logits(tmp_path / "mine.npy", tmp_path / "store", ROWS, CATALOGUE)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
