@@ -34,7 +34,7 @@ def cf_arrays(
     mesh: Mesh, items: CFItems | None, compressed: ItemTrie
 ) -> tuple[CFItems | None, DeviceTrie]:
     """The CF items and the trie on the host, padded so that the items divide over their axes."""
-    trie = DeviceTrie.of(compressed, item_shards=item_shards(DataParallel(mesh)))
+    trie = DeviceTrie.on_host(compressed, item_shards=item_shards(DataParallel(mesh)))
     return None if items is None else pad_items(items, trie), trie
 
 
