@@ -10,6 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple that is not below a value."""
+    return int(-(-value // multiple) * multiple)
+
+
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
     """The array [R, ...] with rows of zeros after its own: [rows, ...]."""
     missing = rows - len(array)

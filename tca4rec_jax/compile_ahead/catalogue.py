@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tca4rec_jax.batching import round_up
 from tca4rec_jax.core.trie import DeviceTrie, TrieSizes
-from tca4rec_jax.training.batches import round_up
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.stages import Lowered
 
+from tca4rec_jax.batching import round_up
 from tca4rec_jax.cf.settings import vector_width
 from tca4rec_jax.compile_ahead.catalogue import ID_TOKENS, IDS, TITLES, CatalogueSizes, Measured
 from tca4rec_jax.compile_ahead.targets import Target
@@ -42,7 +43,6 @@ from tca4rec_jax.training.batches import (
     BatchShape,
     abstract_batch,
     abstract_soft_tokens,
-    round_up,
     rows_of_batch,
 )
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from tca4rec_jax.batching import pad_rows
+from tca4rec_jax.batching import pad_rows, round_up
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems, node_log_mass
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.distributed.data_parallel import DataParallel
@@ -35,7 +35,7 @@ def put_trie(mesh: Mesh, trie: DeviceTrie) -> DeviceTrie:
 
     def padded(path, array: np.ndarray) -> np.ndarray:
         whole = path[0].name in _OTHERS
-        return array if whole else pad_rows(array, -(-len(array) // parts) * parts)
+        return array if whole else pad_rows(array, round_up(len(array), parts))
 
     trie = jax.tree_util.tree_map_with_path(padded, trie)
     return put(trie, search_shardings(mesh, DENSE, trie)[1])

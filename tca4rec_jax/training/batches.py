@@ -18,7 +18,7 @@ import grain
 import jax
 import numpy as np
 
-from tca4rec_jax.batching import bucket_lengths, pad_rows
+from tca4rec_jax.batching import bucket_lengths, pad_rows, round_up
 from tca4rec_jax.cf.logits_store import CFLogits
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.decisions import Decisions, Targets
@@ -314,8 +314,3 @@ def _bucket_shape(examples: Examples, inside: np.ndarray, rows: int, tokens: int
 
     fields = examples.position, examples.cf_position, examples.decisions.node
     return BatchShape(rows, tokens, *map(largest, fields))
-
-
-def round_up(value: int, multiple: int) -> int:
-    """The smallest multiple that is not below a value."""
-    return int(-(-value // multiple) * multiple)
