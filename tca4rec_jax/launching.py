@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -29,7 +30,7 @@ from tca4rec_jax.data.settings import DataConfig
 from tca4rec_jax.data.templates import shows_ids
 from tca4rec_jax.distributed import multihost
 from tca4rec_jax.distributed.multihost import is_main_process, is_multiprocess
-from tca4rec_jax.distributed.sharding import use_cpu_cores
+from tca4rec_jax.distributed.sharding import leave_products_to_cublas, use_cpu_cores
 from tca4rec_jax.errors import UserError, did_you_mean
 from tca4rec_jax.llm.from_scratch import RANDOM
 from tca4rec_jax.ranges import FolderName, LocalPath, expected, plain_type
@@ -108,7 +109,7 @@ def launch(
                 parts = [("reads", part) for part in reads] + [("writes", part) for part in writes]
                 lines = [f"  {verb} {path}" for verb, part in parts for path in _paths(part)]
                 return show(f"{name}: the config is valid", *lines)
-            start()
+            start(quantised=bool(CONFIG.value.llm.quantise))
             for doubt in doubts(CONFIG.value):
                 logging.warning(doubt)
             if run_on == "single_process" and is_multiprocess():
@@ -294,11 +295,12 @@ def _end(message: str, status: int, *, together: bool = False) -> NoReturn:
     sys.exit(status)
 
 
-def start() -> None:
+def start(*, quantised: bool = False) -> None:
     """The settings of a process, before any use of a device; joins the other processes of the job.
 
-    What XLA compiles is kept for the next run: in JAX_COMPILATION_CACHE_DIR, by default in the
-    cache of downloads. Raises UserError as `multihost.join_job` does.
+    quantised: whether its LLM's weights are. What XLA compiles is kept for the next run: in
+    JAX_COMPILATION_CACHE_DIR, by default in the cache of downloads. Raises UserError as
+    `multihost.join_job` does.
     """
     log_to_console()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a title may have what a locale lacks
@@ -307,6 +309,9 @@ def start() -> None:
     collect_garbage_rarely()
     announce_compilations()
     use_cpu_cores()
+    cuda = any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    if cuda and not quantised:
+        leave_products_to_cublas()
     keep_programs(default_cache_dir() / "programs")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     multihost.join_job(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)

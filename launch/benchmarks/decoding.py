@@ -3,9 +3,10 @@
     python launch/benchmarks/decoding.py --part=generate --data=FOLDER  # needs torch
     python launch/benchmarks/decoding.py --part=trie               # 10 thousand to 1 million items
 
-generate: FOLDER is a data set in the published layout (item.csv, test*.csv ..). SmolLM2-135M is
-exported and loaded by both sides, which get the same prompts of the same users, taken from the test
-rows with a seed. transformers runs `generate` with `prefix_allowed_tokens_fn` on a dictionary trie,
+generate: FOLDER is a data set in the published layout (item.csv, test*.csv ..). An LLM (SmolLM2, or
+with --architecture random weights for the tokens of --weights) is exported and loaded by both
+sides, which get the same prompts of the same users, taken from the test rows with a seed.
+transformers runs `generate` with `prefix_allowed_tokens_fn` on a dictionary trie,
 several users in a batch; ours runs `BatchedSearch`: 'after_softmax' with the rules of 'huggingface'
 must return the same items (identical but for scores within 1e-4 of each other) with the same
 scores; 'before_softmax' (with the rules of 'exact') scores otherwise. 'after_softmax' with the
@@ -32,6 +33,7 @@ import numpy as np
 from absl import app, flags
 from catalogues import movielens_titles, sample_titles, semantic_ids
 from measuring import QUICKSTART_MALLOC, Contestant, share_the_gpu
+from train_step_inputs import random_weights
 
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.downloads import fetch_file
@@ -53,12 +55,13 @@ _BATCH = flags.DEFINE_integer("batch", 16, "Users in one of our batches.")
 _THEIR_BATCH = flags.DEFINE_integer("their_batch", 4, "Users in one of transformers' batches.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the LLM.")
 _PREFIX = flags.DEFINE_string("prefix", "Products one person bought, in order:\n", "Of a prompt.")
+_WEIGHTS = flags.DEFINE_string("weights", "smollm2-135m-instruct", "A folder, file or name.")
+_ARCHITECTURE = flags.DEFINE_string("architecture", "", "Random weights of this architecture.")
 _ONLY = flags.DEFINE_list("only", [], "Contestants, quoted; default: all but exact rules.")
 _ITEMS = flags.DEFINE_list("items", "10000,100000,1000000", "Sizes of the catalogues.")
 _OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the numbers.")
 _CASE = flags.DEFINE_string("case", None, "Internal: what this process measures, as JSON.")
 
-WEIGHTS = "smollm2-135m-instruct"
 THEIRS = "transformers"
 OURS = {  # (mask, rules)
     "ours, after_softmax": ("after_softmax", "huggingface"),
@@ -76,9 +79,13 @@ def write_inputs(folder: Path) -> None:
     from tca4rec_jax.llm.checkpoints.export import write_hugging_face
     from tca4rec_jax.llm.checkpoints.loading import load_weights
 
-    path = fetch_file(WEIGHTS)
+    path = Path(_WEIGHTS.value)
+    path = path if path.exists() else fetch_file(_WEIGHTS.value)
     tokenizer = load_tokenizer(path)
-    architecture, params = load_weights(path, jnp.float32)
+    if _ARCHITECTURE.value:
+        architecture, params = random_weights(_ARCHITECTURE.value)
+    else:
+        architecture, params = load_weights(path, jnp.float32)
     write_hugging_face(folder / "llm", architecture, params, tokenizer, dtype="float32")
     data = read_published(_DATA.value, max_title_length=100)
     encoder = text_encoder(tokenizer, "known")
@@ -290,7 +297,7 @@ def measure_trie() -> dict:
 
     start()
     config, weights = SearchConfig(_BEAMS.value), ScoreWeights()
-    decoder = Decoder(*load_weights(fetch_file(WEIGHTS), jnp.float32))
+    decoder = Decoder(*load_weights(fetch_file(_WEIGHTS.value), jnp.float32))
     vocabulary = decoder.config.vocab_size
     graph, state = nnx.split(decoder)
     users = max(1, _BATCH.value // jax.device_count())  # one device's share

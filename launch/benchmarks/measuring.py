@@ -39,7 +39,9 @@ def run_alone(script: str, case: dict, label: str, *, pages_reused: bool) -> dic
 class Contestant:
     """`script --case=<JSON>` in a process of its own, which takes a step whenever it is told to.
 
-    It prints a line when it is ready and a line of JSON for every number that it reads.
+    It prints a line when it is ready and a line of JSON for every number that it reads. With
+    wait=False its start returns at once, and `wait` has to be called before the first step; several
+    contestants asked with `ask` before the first is `answered` take a step at the same time.
 
     Attributes:
       steps: what it has said of each step.
@@ -47,7 +49,13 @@ class Contestant:
     """
 
     def __init__(
-        self, script: str, case: dict, flags: Sequence[str] = (), *, environment: dict[str, str]
+        self,
+        script: str,
+        case: dict,
+        flags: Sequence[str] = (),
+        *,
+        environment: dict[str, str],
+        wait: bool = True,
     ):
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - until `end`
         self._process = subprocess.Popen(
@@ -56,16 +64,30 @@ class Contestant:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=os.environ | environment,
+            # JAX's errors then end with what went wrong.
+            env=os.environ | {"JAX_TRACEBACK_FILTERING": "off"} | environment,
         )
         self.failure: str | None = None
         self.steps: list[dict] = []
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until it is ready, or has failed."""
         self._answer()
 
     def step(self, number: int) -> bool:
         """Whether it was taken."""
+        self.ask(number)
+        return self.answered()
+
+    def ask(self, number: int) -> None:
+        """For a step, without waiting for it."""
         with contextlib.suppress(BrokenPipeError):  # the answer says why
             print(number, file=self._process.stdin, flush=True)
+
+    def answered(self) -> bool:
+        """Whether the step that was asked for was taken."""
         if answer := self._answer():
             self.steps.append(json.loads(answer))
         return bool(answer)
@@ -75,7 +97,9 @@ class Contestant:
         if not answer:
             self._process.wait()
             self._errors.seek(0)
-            self.failure = (self._errors.read().strip().splitlines() or ["killed"])[-1]
+            lines = self._errors.read().strip().splitlines() or ["killed"]
+            self.failure = lines[-1]
+            print(*lines[-30:], sep="\n", file=sys.stderr)
         return answer
 
     def end(self) -> None:

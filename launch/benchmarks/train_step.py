@@ -2,6 +2,7 @@
 
     python launch/benchmarks/train_step.py --data=<folder of a published data set> [--steps=8]
     python launch/benchmarks/train_step.py --data=<..> --architecture=llama-3.2-1b  # random
+    python launch/benchmarks/train_step.py --data=<..> --variants=xla/products,cudnn/none
 
 The folder has the published layout (item.csv, train_10000.csv, ...), for example Office_Products.
 Every contestant has a process of its own and they take turns, one step each, so that a machine that
@@ -16,11 +17,17 @@ CF logits are random. Contestants:
   ours, NTP          plain next-token prediction, cross-entropy over the vocabulary
   PyTorch, floor     the same with the vocabulary's logits at the target's positions only: the least
                      that PyTorch has to do
+  PyTorch, compiled  the floor with every layer under torch.compile, adapters and backward pass
+                     included, and rows padded to the bucket's length; left out on CPU unless --only
+                     names it
 
-PyTorch (needs torch, transformers and peft) runs under glibc's default allocator and again with one
-that keeps its pages; on a GPU all compute there, and it runs once. The losses of the first two, and
-of the last two, are those of one training: the table shows the last and the largest difference to
-ours on the way. Times are medians of the steps after --warm_up ones, "CPU s" what all threads took
+PyTorch (needs torch, transformers and peft) attends with its fused kernels (sdpa). It runs under
+glibc's default allocator and again with one that keeps its pages; on a GPU all compute there, and
+it runs once. The losses of the first two, and of the last three, are those of one training: the
+table shows the last and the largest difference to ours on the way. --variants are what ours runs
+with (llm.attention/llm.remat): the first everywhere, each further one as a contestant more with the
+loss of "ours". On a GPU the contestants load at the same time, and compile so in their first step
+(--together). Times are medians of the steps after --warm_up ones, "CPU s" what all threads took
 together (on a busy machine the fairer one); "of ours" is the median over the rounds of a
 contestant's time by that of its twin of ours. Memory is the peak of the whole process, weights,
 compilation and all, or of the GPU's allocator; ours does without PyTorch, which transformers
@@ -60,27 +67,38 @@ from train_step_inputs import (
 
 from tca4rec_jax.data.downloads import fetch_file
 from tca4rec_jax.launching import start
+from tca4rec_jax.llm.config import DecoderOptions
 from tca4rec_jax.reporting import show_table, write_results
 from tca4rec_jax.training.throughput import mean_context
 
 _DATA = flags.DEFINE_string("data", None, "Folder of a data set in the published layout.")
-_WEIGHTS = flags.DEFINE_string("weights", "smollm2-135m-instruct", "A GGUF file or its name.")
+_WEIGHTS = flags.DEFINE_string(
+    "weights", "smollm2-135m-instruct", "A GGUF file, its name or a Hugging Face folder."
+)
 _ARCHITECTURE = flags.DEFINE_string(
     "architecture", "", "Random weights of this architecture (and the tokens of --weights)."
 )
-_ATTENTION = flags.DEFINE_string("attention", "xla", "Of ours: llm.attention.")
+_VARIANTS = flags.DEFINE_list("variants", ["xla/products"], "Of ours: llm.attention/llm.remat.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Rows of a step.")
 _STEPS = flags.DEFINE_integer("steps", 8, "Timed steps.")
 _WARM_UP = flags.DEFINE_integer("warm_up", 2, "Steps before them.")
 _DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Of weights and activations.")
-_ONLY = flags.DEFINE_list("only", [], "Contestants; all by default.")
+_ONLY = flags.DEFINE_list("only", [], "Contestants, and the further variants; default: all.")
+_TOGETHER = flags.DEFINE_enum(
+    "together",
+    None,
+    ["nothing", "loading", "compiling"],
+    "What contestants do at the same time; compiling: loading too. Default on a GPU compiling.",
+)
 _OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the numbers and the loss curves.")
 _CASE = flags.DEFINE_string("case", None, "Internal: the one case this process measures, as JSON.")
 
 REUSED = ", pages reused"
-TWINS = {"ours": "PyTorch, plain", "ours, NTP": "PyTorch, floor"}  # of one loss
+SOFT, PLAIN = "ours", "PyTorch, plain"  # of one loss
+NTP, FLOOR, COMPILED = "ours, NTP", "PyTorch, floor", "PyTorch, compiled"  # of another
 CEILING = "ceiling"
-CONTESTANTS = [name for ours, theirs in TWINS.items() for name in (ours, theirs, theirs + REUSED)]
+ON_CPU = [SOFT, PLAIN, PLAIN + REUSED, NTP, FLOOR, FLOOR + REUSED]
+ON_GPU = [SOFT, PLAIN, NTP, FLOOR, COMPILED]
 
 
 def ours(inputs: Inputs):
@@ -94,7 +112,6 @@ def ours(inputs: Inputs):
     from tca4rec_jax.distributed.sharding import make_mesh, put, replicated, shard_batch
     from tca4rec_jax.llm.checkpoints.export import read_peft_adapter
     from tca4rec_jax.llm.checkpoints.loading import load_weights
-    from tca4rec_jax.llm.config import DecoderOptions
     from tca4rec_jax.llm.decoder import Decoder
     from tca4rec_jax.recommenders import GENERATIVE
     from tca4rec_jax.training.optimizer import make_optimizer
@@ -103,6 +120,8 @@ def ours(inputs: Inputs):
 
     start()
     case, mesh = inputs.case, make_mesh()
+    if case.dtype == "float32":
+        jax.config.update("jax_default_matmul_precision", "float32")  # as PyTorch on a GPU
     dtype = jax.numpy.dtype(case.dtype)
     if case.architecture:
         architecture, params = random_weights(case.architecture)
@@ -114,11 +133,11 @@ def ours(inputs: Inputs):
             case.weights, dtype, sharding=lambda *_: replicated(mesh)
         )
     lora, adapters = read_peft_adapter(Path(case.exported) / "adapters", architecture)
-    options = DecoderOptions(attention=case.attention)
+    options = DecoderOptions(attention=case.attention, remat=case.remat)
     decoder = Decoder(architecture, params, lora=lora, adapters=adapters, options=options)
     graph, adapters, base = nnx.split(decoder, nnx.LoRAParam, ...)
     optimizer = make_optimizer(OPTIMIZER, case.steps)
-    soft = case.contestant == "ours"
+    soft = case.contestant != NTP
     trie = DeviceTrie.of(inputs.compressed)
     items = CFItems(inputs.batches.store.item_table) if soft else None
     objective = Objective(
@@ -154,11 +173,42 @@ def ceiling(dtype: str):
     return lambda: peak_flops(mesh, dtype).flops
 
 
-def default_contestants() -> list[str]:
+def is_ours(name: str) -> bool:
+    return name.startswith(SOFT)
+
+
+def twin(name: str) -> str:
+    """The contestant of ours with the same loss."""
+    return NTP if name.startswith((NTP, FLOOR, COMPILED)) else SOFT
+
+
+def on_cpu() -> bool:
     import jax
 
-    on_cpu = jax.default_backend() == "cpu"
-    return [name for name in CONTESTANTS if on_cpu or not name.endswith(REUSED)]
+    return jax.default_backend() == "cpu"
+
+
+def contestants() -> dict[str, DecoderOptions]:
+    """The names of all that take part, and what those of ours run with."""
+    if unknown := set(_ONLY.value) - {*ON_CPU, *ON_GPU}:
+        raise app.UsageError(f"--only: no contestant {sorted(unknown)[0]!r}")
+    names = _ONLY.value or (ON_CPU if on_cpu() else ON_GPU)
+    options = {}
+    for variant in _VARIANTS.value:
+        attention, _, remat = variant.partition("/")
+        options[f"{SOFT}, {variant}"] = DecoderOptions(attention=attention, remat=remat)
+    first, *others = options
+    return dict.fromkeys([CEILING, *names], options[first]) | {n: options[n] for n in others}
+
+
+def without_pytorch() -> None:
+    """This process is as if it were not installed."""
+    from transformers.utils import import_utils
+
+    sys.modules |= dict.fromkeys(["torch", "torchvision", "torchaudio"])
+    for name, asked in vars(import_utils).items():  # when transformers was imported
+        if name.startswith("is_torch") and hasattr(asked, "cache_clear"):
+            asked.cache_clear()
 
 
 def take_turns(case: Case) -> None:
@@ -169,8 +219,8 @@ def take_turns(case: Case) -> None:
         for _ in sys.stdin:
             print(json.dumps({"peak_flops": peak()}), flush=True)
         return
-    if case.contestant in TWINS:
-        sys.modules["torch"] = None  # as where it is not installed
+    if is_ours(case.contestant):
+        without_pytorch()
         step_of = ours
     else:
         from train_step_pytorch import pytorch as step_of
@@ -192,21 +242,36 @@ def take_turns(case: Case) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def measure(cases: list[Case]) -> dict[str, list[dict]]:
-    """{contestant: what it says of each step}; all take turns, and who fails is left out."""
+def measure(cases: list[Case], together: str) -> dict[str, list[dict]]:
+    """{contestant: what it says of each step}; all take turns, and who fails is left out.
+
+    together: as the flag.
+    """
     contestants = {}
     for case in cases:
         environment = PAGES_REUSED if case.contestant.endswith(REUSED) else {}
-        if case.contestant in TWINS:
+        if is_ours(case.contestant):
             environment = QUICKSTART_MALLOC
         elif case.contestant != CEILING:
             environment = environment | {"JAX_PLATFORMS": "cpu"}  # the schedule's
         contestants[case.contestant] = Contestant(
-            __file__, dataclasses.asdict(case), environment=environment
+            __file__,
+            dataclasses.asdict(case),
+            environment=environment,
+            wait=together == "nothing",
         )
+    if together != "nothing":
+        for one in contestants.values():
+            one.wait()
     for number in range(cases[0].steps):
+        at_once = number == 0 and together == "compiling"
+        for one in contestants.values() if at_once else ():
+            one.ask(number)
         for name, one in contestants.items():
-            if one.failure is None and one.step(number) and name != CEILING:
+            if one.failure is not None:
+                continue
+            taken = one.answered() if at_once else one.step(number)
+            if taken and name != CEILING:
                 print(f"{name}, step {number}: {one.steps[-1]['seconds']:.2f} s")
     for name, one in contestants.items():
         one.end()
@@ -216,26 +281,27 @@ def measure(cases: list[Case]) -> dict[str, list[dict]]:
 
 
 def export(folder: Path, weights: Path):
-    """The base model and fresh adapters as transformers and peft read them; the architecture."""
+    """The base model and fresh adapters as transformers and peft read them; the architecture.
+
+    In bfloat16 where nothing wider is measured, or known: random weights have no more.
+    """
     import jax
 
-    from tca4rec_jax.llm.checkpoints.export import export_decoder
+    from tca4rec_jax.llm.checkpoints.export import write_hugging_face, write_peft_adapter
     from tca4rec_jax.llm.checkpoints.loading import load_weights
-    from tca4rec_jax.llm.decoder import Decoder
     from tca4rec_jax.llm.lora import init_adapters
     from tca4rec_jax.llm.tokenizer import load_tokenizer
 
     if _ARCHITECTURE.value:
         architecture, params = random_weights(_ARCHITECTURE.value)
     else:
-        architecture, params = load_weights(weights, jax.numpy.float32)
+        dtype = "bfloat16" if set(_DTYPES.value) == {"bfloat16"} else "float32"
+        architecture, params = load_weights(weights, jax.numpy.dtype(dtype))
     adapters = init_adapters(architecture, LORA, jax.random.key(0))
-    decoder = Decoder(architecture, params, lora=LORA, adapters=adapters)
-    for kind, name in (("base", "base"), ("peft", "adapters")):
-        export_decoder(
-            folder / name, decoder, load_tokenizer(weights), kind=kind,
-            dtype=decoder.embedding.dtype.name, base_model=str(weights),
-        )  # fmt: skip
+    params, adapters = jax.device_get((params, adapters))  # one copy, and layers are cut here
+    dtype, tokenizer = params["embedding"].dtype.name, load_tokenizer(weights)
+    write_hugging_face(folder / "base", architecture, params, tokenizer, dtype=dtype)
+    write_peft_adapter(folder / "adapters", architecture, LORA, adapters, base_model=str(weights))
     return architecture
 
 
@@ -249,7 +315,6 @@ def table(found: dict[str, list[dict]], architecture, dtype: str, warm_up: int) 
     for name, steps in found.items():
         if name == CEILING:
             continue
-        twin = "ours, NTP" if name.startswith(("ours, NTP", "PyTorch, floor")) else "ours"
         seconds, tokens = of_steps(name, "seconds"), of_steps(name, "tokens")
         context = of_steps(name, "context").mean()
         flops = architecture.flops_per_token("lora", context=context, vocabulary_share=0.0)
@@ -263,10 +328,11 @@ def table(found: dict[str, list[dict]], architecture, dtype: str, warm_up: int) 
         if CEILING in found:
             used = flops * tokens / seconds / of_steps(CEILING, "peak_flops")
             rows[f"{dtype}, {name}"]["MFU"] = float(np.median(used))
-        if twin in found:
-            apart = [abs(a["loss"] - b["loss"]) for a, b in zip(steps, found[twin], strict=True)]
+        if (of_ours := twin(name)) in found:
+            pairs = zip(steps, found[of_ours], strict=True)
+            apart = [abs(a["loss"] - b["loss"]) for a, b in pairs]
             rows[f"{dtype}, {name}"] |= {
-                "of ours": float(np.median(seconds / of_steps(twin, "seconds"))),
+                "of ours": float(np.median(seconds / of_steps(of_ours, "seconds"))),
                 "loss apart": max(apart),
             }
     return rows
@@ -280,27 +346,32 @@ def main(argv):
     if not _DATA.value:
         raise app.UsageError("--data is missing: a folder in the published layout")
     weights = Path(_WEIGHTS.value)
-    weights = weights if weights.is_file() else fetch_file(_WEIGHTS.value)
+    weights = weights if weights.exists() else fetch_file(_WEIGHTS.value)
     share_the_gpu()
-    steps, numbers, rows = _WARM_UP.value + _STEPS.value, {}, {}
+    without_pytorch()
+    together = _TOGETHER.value or ("nothing" if on_cpu() else "compiling")
+    numbers, rows = {}, {}
     with tempfile.TemporaryDirectory() as folder:
+        cases = [
+            Case(
+                contestant=name,
+                dtype=dtype,
+                data=_DATA.value,
+                weights=str(weights),
+                architecture=_ARCHITECTURE.value,
+                attention=options.attention,
+                remat=options.remat,
+                exported=folder,
+                batch=_BATCH.value,
+                steps=_WARM_UP.value + _STEPS.value,
+            )
+            for dtype in _DTYPES.value
+            for name, options in contestants().items()
+        ]
+        Inputs(cases[0]).check_rows()
         architecture = export(Path(folder), weights)
         for dtype in _DTYPES.value:
-            cases = [
-                Case(
-                    contestant=name,
-                    dtype=dtype,
-                    data=_DATA.value,
-                    weights=str(weights),
-                    architecture=_ARCHITECTURE.value,
-                    attention=_ATTENTION.value,
-                    exported=folder,
-                    batch=_BATCH.value,
-                    steps=steps,
-                )
-                for name in (CEILING, *(_ONLY.value or default_contestants()))
-            ]
-            numbers[dtype] = measure(cases)
+            numbers[dtype] = measure([case for case in cases if case.dtype == dtype], together)
             rows |= table(numbers[dtype], architecture, dtype, _WARM_UP.value)
     title = f"LoRA step, batch {_BATCH.value}, {architecture.num_layers} layers"
     show_table(rows, title=title, digits=3)

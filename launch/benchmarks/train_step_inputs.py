@@ -11,6 +11,7 @@ from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.item_tokens import ItemTokens, tokenise_items
 from tca4rec_jax.data.published import read_published
 from tca4rec_jax.data.templates import PromptTemplate
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.lora import LoRAConfig
 from tca4rec_jax.llm.tokenizer import load_tokenizer, text_encoder
 from tca4rec_jax.training.batches import Batches
@@ -40,9 +41,10 @@ class Case:
     contestant: str
     dtype: str
     data: str
-    weights: str  # GGUF file, of the tokenizer at least
+    weights: str  # GGUF file or Hugging Face folder, of the tokenizer at least
     architecture: str  # of random weights; "": those of the file
-    attention: str
+    attention: str  # of ours, as is remat: DecoderOptions
+    remat: str
     exported: str  # folder: base/ and adapters/ for PyTorch
     batch: int
     steps: int  # warm-up included
@@ -94,11 +96,30 @@ class Inputs:
         store = RandomCF(self.data.catalogue.num_items, split.items.size)
         return Batches(examples, store, batch_size=self.case.batch, seed=0, buckets=BUCKETS)
 
+    @cached_property
+    def bucket(self) -> int:
+        """That which most rows fall into: all steps have its rows."""
+        return int(np.argmax(np.bincount(self.batches.bucket_of_example)))
+
+    @property
+    def columns(self) -> int:
+        """Tokens that a row of the bucket is padded to."""
+        return self.batches.shapes[self.bucket].tokens
+
+    @cached_property
+    def _shuffled(self) -> np.ndarray:
+        inside = np.flatnonzero(self.batches.bucket_of_example == self.bucket)
+        return np.random.default_rng(0).permutation(inside)
+
     def rows(self, step: int) -> np.ndarray:
-        """Examples of a step: those of the one bucket that most rows fall into."""
-        bucket_of_example = self.batches.bucket_of_example
-        largest = np.argmax(np.bincount(bucket_of_example))
-        inside = np.flatnonzero(bucket_of_example == largest)
-        return np.random.default_rng(0).permutation(inside)[step * self.case.batch :][
-            : self.case.batch
-        ]
+        """Examples of a step, others in each."""
+        return self._shuffled[step * self.case.batch :][: self.case.batch]
+
+    def check_rows(self) -> None:
+        """Raises UserError if there are too few rows for all steps."""
+        needed, found = self.case.steps * self.case.batch, self._shuffled.size
+        if found < needed:
+            raise UserError(
+                f"{self.case.steps} steps of {self.case.batch} rows are {needed}, but {found} rows"
+                f" have about one length (up to {self.columns} tokens): fewer --steps or --batch"
+            )

@@ -31,6 +31,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 # Of a decoder.
 _PARTS = ("projector", "new_rows", "layers", "adapters", "embedding", "lm_head", "final_norm")
 MeshAxes = str | tuple[str, ...] | None
+_CUBLAS_FLAGS = {"xla_gpu_enable_triton_gemm": "false", "xla_gpu_dot_merger_threshold_mb": "0"}
 
 
 def axis_names(axes: MeshAxes) -> tuple[str, ...]:
@@ -91,6 +92,18 @@ def use_cpu_cores() -> None:
     already = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not already and jax.config.values["jax_num_cpu_devices"] < 1:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
+def leave_products_to_cublas() -> None:
+    """For NVIDIA GPUs, unless XLA_FLAGS says otherwise; call before using a device.
+
+    XLA's own products (Triton), and those that it merges into one, copy a layer's weights out of
+    their stack at every use, and take most of the time to compile. They pay where a product
+    dequantises its weights.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    more = [f"--{name}={value}" for name, value in _CUBLAS_FLAGS.items() if name not in given]
+    os.environ["XLA_FLAGS"] = " ".join([*given.split(), *more])
 
 
 def make_mesh(

@@ -250,6 +250,7 @@ def cached_attention(
     packed: Packing,
     *,
     window: int | jax.Array | None = None,
+    implementation: str = "xla",
 ) -> jax.Array:
     """Attention of a user's Tu new tokens to prompt, pool and each other -> [B, Tu, Qh, H].
 
@@ -259,21 +260,43 @@ def cached_attention(
     """
     heads_first = [x.swapaxes(1, 2) for x in new_kv]
     keys, values = zip(prompt_kv, pool_kv, heads_first, strict=True)  # [B, Kv, T, H] each
+    prompt_size, pool_size = keys[0].shape[2], keys[1].shape[2]
+    visible = _visible_in_cache(prompt_size, prompt_lengths_B, paths, packed, window)
+    if implementation == "cudnn":
+        return masked_attention(q_BxTuxQhxH, keys, values, visible)
     q_BxKvxGxTuxH = _heads_first(q_BxTuxQhxH, new_kv[0].shape[2])
     queries = _merge_groups(q_BxKvxGxTuxH)
-    prompt_size, pool_size = keys[0].shape[2], keys[1].shape[2]
 
     def scores(k_BxKvxTxH, visible_BxTuxT):
         product = _product("bkqh,bkth->bkqt", queries, k_BxKvxTxH)
         product = product.reshape(*q_BxKvxGxTuxH.shape[:4], -1)
         return jnp.where(visible_BxTuxT[:, None, None], product, MASKED)
 
-    visible = _visible_in_cache(prompt_size, prompt_lengths_B, paths, packed, window)
     weights = jnp.concatenate([scores(*pair) for pair in zip(keys, visible, strict=True)], axis=-1)
     weights = _merge_groups(jax.nn.softmax(weights, axis=-1).astype(values[0].dtype))
     parts = jnp.split(weights, [prompt_size, prompt_size + pool_size], axis=-1)
     summed = [jnp.einsum("bkqt,bkth->bkqh", *pair) for pair in zip(parts, values, strict=True)]
     return _heads_last((summed[0] + summed[1] + summed[2]).reshape(q_BxKvxGxTuxH.shape))
+
+
+def masked_attention(
+    q_BxTuxQhxH: jax.Array,
+    keys: Sequence[jax.Array],
+    values: Sequence[jax.Array],
+    visible: Sequence[jax.Array],
+) -> jax.Array:
+    """Attention to parts [B, Kv, T, H], of which each token sees some (bool [B, Tu or 1, T]).
+
+    -> [B, Tu, Qh, H], by cuDNN's kernel. It wants the parts as one array: a copy of them is a
+    fraction of the scores that it does not write.
+    """
+    k_BxTxKvxH, v_BxTxKvxH = (
+        jnp.concatenate(parts, axis=2).swapaxes(1, 2) for parts in (keys, values)
+    )
+    seen = [jnp.broadcast_to(x, (*q_BxTuxQhxH.shape[:2], x.shape[2])) for x in visible]
+    mask_Bx1xTuxT = jnp.concatenate(seen, axis=2)[:, None]
+    qkv = q_BxTuxQhxH, k_BxTxKvxH, v_BxTxKvxH
+    return jax.nn.dot_product_attention(*qkv, mask=mask_Bx1xTuxT, implementation="cudnn")
 
 
 def _visible_in_cache(

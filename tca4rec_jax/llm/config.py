@@ -225,14 +225,14 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """How the layers run in training; inference computes the same with any.
+    """How the layers run; but for rounding, they compute the same with any.
 
     Attributes:
       remat: what is saved for the backward pass: with 'none' every activation, with 'products' the
         results of matrix products, from which the elementwise rest is computed again (less memory,
         and on CPU no slower), with 'full' only each layer's input.
-      attention: of whole sequences: 'xla', 'cudnn' (GPU) or 'splash' (TPU); the two kernels cannot
-        run a model whose layers differ in their sliding window.
+      attention: 'xla', 'cudnn' (GPU; of prompts and beams, too) or 'splash' (TPU, in training); the
+        two kernels cannot run a model whose layers differ in their sliding window.
       dropout: probability of leaving out an entry of the embeddings and of what each block adds, in
         training. Small models that are trained from scratch need it; adapters have their own.
     """

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tca4rec_jax.errors import UserError
-from tca4rec_jax.llm import attention, kv_cache
+from tca4rec_jax.llm import attention, kv_cache, layer_loops
 from tca4rec_jax.llm.attention import rotary_tables
-from tca4rec_jax.llm.blocks import SAVE_PRODUCTS, Layer, Rope, decoder_layer, rms_norm
+from tca4rec_jax.llm.blocks import Layer, Rope, decoder_layer, rms_norm
 from tca4rec_jax.llm.config import DecoderConfig, DecoderOptions, check_shapes
 from tca4rec_jax.llm.kv_cache import BeamCache, KVCache, NewTokens
+from tca4rec_jax.llm.layer_loops import at_layer
 from tca4rec_jax.llm.lora import Adapters, LoRAConfig, check_adapters, dropout, fold_in
 from tca4rec_jax.llm.projector import Projector, SoftTokens
 from tca4rec_jax.llm.vocabulary import NewRows
@@ -244,12 +245,13 @@ class Decoder(nnx.Module):
 
         def attend(q, k, v, layer, window):
             q, *new_kv = map(packed.by_user, (q, k, v))
-            prompt_kv = [_at_layer(values, layer, axis=1) for values in prompt]
+            prompt_kv = [at_layer(values, layer, axis=1) for values in prompt]
 
             def attend_to(pool: BeamCache):
-                pool_kv = [_at_layer(values, layer, axis=1) for values in pool.kv]
+                pool_kv = [at_layer(values, layer, axis=1) for values in pool.kv]
                 seen = new_kv, prompt_kv, pool_kv, prompt_lengths_B, pool.paths, packed
-                return attention.cached_attention(q, *seen, window=window)
+                how = {"window": window, "implementation": self.options.attention}
+                return attention.cached_attention(q, *seen, **how)
 
             return packed.from_users(kv_cache.over_taken_slots(attend_to, beams))
 
@@ -289,8 +291,9 @@ class Decoder(nnx.Module):
         return rms_norm(x, self.final_norm[...], config.rms_norm_eps, config.norm_offset)
 
     def _run_causal(self, x_BxSxD: jax.Array, layers: range, *, keep_kv: bool, **dropout):
-        # Prompts are short and need no backward pass.
-        implementation = "xla" if keep_kv else self.options.attention
+        implementation = self.options.attention
+        if keep_kv and implementation == "splash":  # which is there for the backward pass
+            implementation = "xla"
 
         def attend(q, k, v, layer, window):
             how = {"window": window, "implementation": implementation}
@@ -333,10 +336,8 @@ class Decoder(nnx.Module):
         config, ropes, seen_ropes = self.config, *map(self._ropes, (positions, seen_positions))
         stacks = {name: stack[...] for name, stack in self.layers.items()}
 
-        def run_layer(x, inputs):
-            weights, adapters, index = inputs
-            if weights is None:
-                weights = jax.tree.map(lambda stack: _at_layer(stack, index), stacks)
+        def run_layer(x, params, index):
+            weights, adapters = params
             key_B = fold_in(dropout_key_B, index)
             layer = Layer(config, weights, self.lora, adapters, key_B, self.options.dropout)
             window, layer_rope = self._window_and_rope(index, *ropes)
@@ -345,18 +346,15 @@ class Decoder(nnx.Module):
             x, kv = decoder_layer(layer, x, layer_rope, layer_attend, of_seen)
             return x, (kv if keep_kv else None)
 
-        if self.options.remat != "none":
-            policy = SAVE_PRODUCTS if self.options.remat == "products" else None
-            run_layer = jax.checkpoint(run_layer, policy=policy, prevent_cse=False)
         adapters = {n: {p: v[...] for p, v in parts.items()} for n, parts in self.adapters.items()}
         # The frozen prefix runs without adapters, so that nothing in it is differentiated.
         first, kv_parts = min(max(self.frozen_layers, layers.start), layers.stop), []
         for lowest, end in itertools.pairwise(sorted({layers.start, first, layers.stop})):
-            # A slice of the stacks would be a copy; where only some layers run, each picks its own.
-            weights = stacks if end - lowest == config.num_layers else None
-            trained = adapters if lowest >= first else {}
-            trained = jax.tree.map(lambda stack, part=slice(lowest, end): stack[part], trained)
-            x, kv = jax.lax.scan(run_layer, x, (weights, trained, jnp.arange(lowest, end)))
+            part, trained = range(lowest, end), adapters if lowest >= first else {}
+            if keep_kv:
+                x, kv = layer_loops.run(run_layer, x, (stacks, trained), part)
+            else:
+                x, kv = layer_loops.scan(run_layer, x, (stacks, trained), part, self.options.remat)
             kv_parts.append(kv)
         kv = jax.tree.map(lambda *parts: jnp.concatenate(parts), *kv_parts)
         return x, (KVCache(*kv) if keep_kv else None)
@@ -393,8 +391,3 @@ def _positions(x_BxSxD: jax.Array) -> jax.Array:
 def _by_user(values_LxBxSxKvxH: jax.Array) -> jax.Array:
     """[B, L, Kv, S, H]: as attention reads them, once and not at every token that comes after."""
     return values_LxBxSxKvxH.transpose(1, 0, 3, 2, 4)
-
-
-def _at_layer(stack: jax.Array, layer: jax.Array, axis: int = 0) -> jax.Array:
-    """The entry of one layer of an array that is stacked over layers on `axis`."""
-    return jax.lax.dynamic_index_in_dim(stack, layer, axis, keepdims=False)

@@ -189,7 +189,9 @@ def packing(shape: tuple[int, ...], kept_Tp: jax.Array, per_user: int) -> Packin
     (batch, beams, most), count = shape, kept_Tp.shape[0]
     of_user = beams * most
     user_Tp = kept_Tp // of_user
-    rank_Tp = jnp.arange(count) - jnp.searchsorted(kept_Tp, user_Tp * of_user)
+    taken_B = jnp.zeros(batch, jnp.int32).at[user_Tp].add(1, mode="drop")
+    first_B = jnp.cumsum(taken_B) - taken_B
+    rank_Tp = jnp.arange(count) - first_B.at[user_Tp].get(mode="clip")
     row_Tp = user_Tp * per_user + rank_Tp  # in [B * Tu]
     index = jnp.full(batch * per_user, count).at[row_Tp].set(jnp.arange(count), mode="drop")
 

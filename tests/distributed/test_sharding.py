@@ -1,5 +1,6 @@
 """The mesh's rules, and the tests that need eight devices, in a process of their own."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from tca4rec_jax.distributed.sharding import (
     Rules,
     check_batch_size,
+    leave_products_to_cublas,
     make_mesh,
     mesh_for_batches,
     sharding_of,
@@ -115,3 +117,12 @@ def test_a_trees_leaves_live_with_their_parameters():
     assert found["moments"]["count"] == found["adapters"]["q_proj"]["a"] == P()
     with pytest.raises(ValueError, match="layers/experts"):
         tree_shardings(make_mesh(1), config, {"layers": {"experts": leaf(2, 3)}})
+
+
+def test_products_are_left_to_cublas_unless_said_otherwise(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true --xla_x=1")
+    leave_products_to_cublas()
+    expected = "--xla_gpu_enable_triton_gemm=true --xla_x=1 --xla_gpu_dot_merger_threshold_mb=0"
+    assert os.environ["XLA_FLAGS"] == expected
+    leave_products_to_cublas()
+    assert os.environ["XLA_FLAGS"] == expected

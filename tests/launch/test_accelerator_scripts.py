@@ -194,6 +194,25 @@ def test_the_gpu_check_goes_the_whole_path():
     assert text.count("--workdir=runs/here") == 5
 
 
+def test_the_gpu_benchmarks_go_on_after_a_part_that_fails(tmp_path):
+    """A stand-in for Python fails where a model is trained."""
+    python, out = tmp_path / "python", tmp_path / "out"
+    python.write_text('#!/bin/bash\necho "$@"\n[ $1 != launch/train.py ]\n')
+    python.chmod(0o755)
+    done = bash("benchmarks_gpu.sh", "d", "t", out, "epoch", "decoding", PYTHON=str(python))
+    assert done.returncode == 1
+    lines = (out / "seconds.txt").read_text().splitlines()
+    said = [(line.split()[1], line.split()[-1]) for line in lines]
+    steps = [*(("epoch", step) for step in ("weights", "prepare_data", "train_cf", "train"))]
+    expected = [(f"{part}.{step}:", str(int(step == "train"))) for part, step in steps]
+    assert said == [*expected, ("decoding.all:", "0")]
+    assert "--architecture=llama-3.2-3b" in (out / "epoch.weights.log").read_text()
+    assert "--data=d --weights=t" in (out / "decoding.all.log").read_text()
+    listed = dry_run("benchmarks_gpu.sh", "d", "t", "o").count("python3 ")
+    assert listed == 3 + 5 + 6  # three benchmarks, the epoch's steps, the first evaluation's
+    assert "wide_beams  beams 256" in bash("benchmarks_gpu.sh", "d", "t", out, "other").stderr
+
+
 def test_a_slice_of_a_grid_needs_no_network_and_goes_on_from_what_came_back(tmp_path):
     grid = "configs/experiments/claim.py:data=movielens,alpha=(0,0.3)"
     assert "FOLDER GRID" in bash("experiments_gpu.sh").stderr

@@ -40,3 +40,18 @@ def test_a_folder_that_is_there_is_not_deleted_by_a_benchmark(tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(f"{tmp_path} exists already: name a new one")
     assert (tmp_path / "mine").exists()
+
+
+def test_wide_beams_are_timed_and_their_lists_compared(tmp_path):
+    flags = ["--architecture=smollm2-135m", "--layers=1", "--dtype=float32", "--repeats=2"]
+    flags += ["--items=500", "--codes=8", "--cases=2x16x4", "--attention=xla,xla"]
+    output = tmp_path / "numbers.json"
+    command = [sys.executable, str(SCRIPT.with_name("wide_beams.py")), *flags]
+    done = subprocess.run(
+        [*command, f"--output={output}"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (numbers,) = json.loads(output.read_text()).values()
+    assert min(numbers["ms"], numbers["of prompts"], numbers["of search"]) > 0
+    assert numbers["places"] == 1
+    assert numbers["scores apart"] == 0

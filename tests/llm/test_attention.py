@@ -8,6 +8,7 @@ import pytest
 from tca4rec_jax.llm.attention import (
     causal_attention,
     check_implementation,
+    masked_attention,
     rotary_frequencies,
     rotary_tables,
     rotate,
@@ -100,6 +101,10 @@ def test_cudnn_lowers_for_a_gpu_and_is_refused_elsewhere(monkeypatch):
 
     program = jax.jit(jax.grad(total)).trace(q, k, k).lower(lowering_platforms=("cuda",))
     assert "__cudnn$fmhaSoftmaxBackward" in program.as_text()
+    parts = [jax.ShapeDtypeStruct((2, 3, size, 64), jnp.bfloat16) for size in (100, 7)]
+    seen = [jax.ShapeDtypeStruct((2, rows, size), bool) for rows, size in ((1, 100), (256, 7))]
+    traced = jax.jit(masked_attention).trace(q, parts, parts, seen)
+    assert "__cudnn$fmhaScaleBiasSoftmax" in traced.lower(lowering_platforms=("cuda",)).as_text()
     check_implementation("cudnn", "gpu", "bfloat16")
     for platform, dtype in (("cpu", "bfloat16"), ("gpu", "float32")):
         with pytest.raises(ValueError, match=f"llm.attention is 'cudnn'.*not {platform}"):

@@ -43,8 +43,25 @@ def extend(decoder, tokens, count, prompt, lengths, cache, kept=None, per_user=0
     [(CONFIG, None), (CONFIG, LoRAConfig(rank=4)), (WINDOW, LoRAConfig(rank=4)), (MIXED, None)],
 )
 def test_extend_equals_the_full_forward_pass(config, lora):
+    check_extend(make_decoder(lora, config=config))
+
+
+@pytest.mark.parametrize("config", [CONFIG, WINDOW])
+def test_what_a_kernel_is_given_is_what_extend_attends_to(config, monkeypatch):
+    """Prompts and beams with cuDNN's kernel, which needs a GPU: jax.nn's own stands in for it."""
+    attend, calls = jax.nn.dot_product_attention, []
+
+    def kernel(*qkv, implementation, **masks):
+        calls.append(implementation)
+        return attend(*qkv, implementation="xla", **masks)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    check_extend(make_decoder(config=config, options=DecoderOptions(attention="cudnn")))
+    assert set(calls) == {"cudnn"}
+
+
+def check_extend(decoder):
     """Ragged prompts, three chunks of edges of ragged length, padded with garbage."""
-    decoder = make_decoder(lora, config=config)
     batch, beams, edge, suffix_size = 3, 2, 4, 12
     prompt_lengths = np.array([9, 4, 6], np.int32)
     prompts = random_tokens((batch, 9), seed=1)
