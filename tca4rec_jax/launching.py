@@ -95,7 +95,7 @@ def launch(
 
     Without --config a script that starts from a trained run takes the config that it was trained
     with: `config_of` the 'run' of --run, or the only one that is there; or of 'any_run', the first
-    of --runs or the latest. Flags --config.x.y= change it.
+    of --runs or the latest. Flags --config.x.y= change it. Such a script searches: see `start`.
 
     An error of the user's input ends the process with status 1 and one line, a bug with its
     traceback, a stop signal with status 143, Ctrl-C with 130. In a job of several processes the
@@ -109,7 +109,7 @@ def launch(
                 parts = [("reads", part) for part in reads] + [("writes", part) for part in writes]
                 lines = [f"  {verb} {path}" for verb, part in parts for path in _paths(part)]
                 return show(f"{name}: the config is valid", *lines)
-            start(quantised=bool(CONFIG.value.llm.quantise))
+            start(cublas=config_of is not None and not CONFIG.value.llm.quantise)
             for doubt in doubts(CONFIG.value):
                 logging.warning(doubt)
             if run_on == "single_process" and is_multiprocess():
@@ -295,12 +295,12 @@ def _end(message: str, status: int, *, together: bool = False) -> NoReturn:
     sys.exit(status)
 
 
-def start(*, quantised: bool = False) -> None:
+def start(*, cublas: bool = False) -> None:
     """The settings of a process, before any use of a device; joins the other processes of the job.
 
-    quantised: whether its LLM's weights are. What XLA compiles is kept for the next run: in
-    JAX_COMPILATION_CACHE_DIR, by default in the cache of downloads. Raises UserError as
-    `multihost.join_job` does.
+    cublas: as `leave_products_to_cublas`, where JAX has a plugin for CUDA. What XLA compiles is
+    kept for the next run: in JAX_COMPILATION_CACHE_DIR, by default in the cache of downloads.
+    Raises UserError as `multihost.join_job` does.
     """
     log_to_console()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a title may have what a locale lacks
@@ -309,8 +309,7 @@ def start(*, quantised: bool = False) -> None:
     collect_garbage_rarely()
     announce_compilations()
     use_cpu_cores()
-    cuda = any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
-    if cuda and not quantised:
+    if cublas and any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
         leave_products_to_cublas()
     keep_programs(default_cache_dir() / "programs")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -123,7 +123,7 @@ def ours(folder: Path, case: str):
     from tca4rec_jax.llm.checkpoints.loading import load_weights
     from tca4rec_jax.llm.decoder import Decoder
 
-    start()
+    start(cublas=True)  # as launch/recommend.py
     jax.config.update("jax_default_matmul_precision", "float32")  # as PyTorch has it on a GPU
     mask, rules = OURS[case]
     titles, prompt = read_ragged(folder / "titles.npz"), read_ragged(folder / "prompts.npz")

@@ -118,7 +118,7 @@ def agreement(found: tuple, first: tuple) -> dict[str, float]:
 def main(argv):
     del argv
     share_the_gpu()
-    start()
+    start(cublas=True)  # as launch/recommend.py
     config = architecture(_ARCHITECTURE.value)
     config = config.first_layers(_LAYERS.value or config.num_layers)
     params = init_params(config, jax.random.key(0), jax.numpy.dtype(_DTYPE.value))

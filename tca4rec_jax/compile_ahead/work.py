@@ -28,6 +28,7 @@ _FREE = {
     *("partition-id", "replica-id", "opt-barrier", "copy-done", "async-done", "async-update"),
 }
 _HOST = ("infeed", "outfeed", "send", "recv")
+_WORKSPACE = re.compile(r"\bs8\[\d+\](\{0\})?")  # of cuBLAS, beside a product's result
 _HOST_CALL = re.compile(r'custom_call_target="[^"]*(callback|host|Host)[^"]*"')
 
 
@@ -217,7 +218,7 @@ def _traffic(kernel: Instruction, body: list[Instruction], result: Instruction) 
         if one.opcode == "dynamic-update-slice":
             total += _hbm_bytes(one.operands[1])
         elif one.name not in operands and not _is_collective(one):
-            total += _hbm_bytes(one)
+            total += _hbm_bytes(one._replace(type=_WORKSPACE.sub("", one.type)))
     return total
 
 

@@ -98,8 +98,8 @@ def leave_products_to_cublas() -> None:
     """For NVIDIA GPUs, unless XLA_FLAGS says otherwise; call before using a device.
 
     XLA's own products (Triton), and those that it merges into one, copy a layer's weights out of
-    their stack at every use, and take most of the time to compile. They pay where a product
-    dequantises its weights.
+    their stack at every use, which a search feels: it has few tokens for them. They pay in training
+    (what is elementwise runs with them) and where a product dequantises its weights.
     """
     given = os.environ.get("XLA_FLAGS", "")
     more = [f"--{name}={value}" for name, value in _CUBLAS_FLAGS.items() if name not in given]

@@ -187,6 +187,34 @@ ENTRY %main (x: f32[1024], y: f32[8,8]) -> (f32[2048], f32[8,8]) {
     assert work.bytes == 2 * 4 * 8 * 8  # the product's operand and result
 
 
+def test_a_product_by_cublas_reads_its_slice_and_its_workspace_is_no_traffic():
+    text = """HloModule one
+
+%layer (stack: bf16[4,8,16], at: s32[], x: bf16[3,8]) -> (bf16[3,16], s8[1024]) {
+  %x = bf16[3,8]{1,0} parameter(2)
+  %stack = bf16[4,8,16]{2,1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = bf16[1,8,16]{2,1,0} dynamic-slice(%stack, %at, %zero, %zero), \
+dynamic_slice_sizes={1,8,16}
+  %weights = bf16[8,16]{1,0} bitcast(%slice)
+  ROOT %product = (bf16[3,16]{1,0}, s8[1024]{0}) custom-call(%x, %weights), \
+custom_call_target="__cublas$lt$matmul", \
+backend_config={"gemm_backend_config":{"lhs_contracting_dimensions":["1"]}}
+}
+
+ENTRY %main (stack: bf16[4,8,16], at: s32[], x: bf16[3,8]) -> (bf16[3,16], s8[1024]) {
+  %stack = bf16[4,8,16]{2,1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %x = bf16[3,8]{1,0} parameter(2)
+  ROOT %f = (bf16[3,16]{1,0}, s8[1024]{0}) fusion(%stack, %at, %x), kind=kCustom, calls=%layer
+}
+""".replace("\\\n", "")
+    work = analyse(text)
+    assert work.flops == 2 * 3 * 8 * 16
+    assert work.bytes == 2 * (8 * 16 + 3 * 8 + 3 * 16) + 4
+
+
 def test_types_and_what_is_no_hlo():
     assert type_bytes("(f32[2,3]{1,0}, pred[], s4[10]{0}, token[])") == 24 + 1 + 5
     assert type_bytes("f8e4m3fn[16]{0}") == 16
