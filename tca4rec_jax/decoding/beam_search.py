@@ -228,7 +228,7 @@ class _Search:
         most = jnp.max(jnp.where(node > 0, self.trie.child_count[node], 0))
         bounds = children_bounds(self.trie.sizes.inner_children)
         branches = [partial(self._expand, bound) for bound in bounds]
-        smallest = jnp.searchsorted(jnp.array(bounds), most)
+        smallest = jnp.sum(jnp.array(bounds) < most)
         args = state.beams, scores, node, total
         beams, beam_BxM, broken_B = jax.lax.switch(smallest, branches, *args)
         broken_B |= state.broken_B | ~jnp.all(jnp.isfinite(scores.forced_BxM), axis=1)

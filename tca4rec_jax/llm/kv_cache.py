@@ -123,7 +123,7 @@ def over_taken_slots(function: Callable[[BeamCache], jax.Array], cache: BeamCach
     arithmetic here, but would for the choice.
     """
     counts = sorted({0, cache.capacity // 4, cache.capacity})
-    smallest = jnp.searchsorted(jnp.array(counts), jnp.max(cache.paths.used_B))
+    smallest = jnp.sum(jnp.array(counts) < jnp.max(cache.paths.used_B))
 
     def over(count):
         return lambda: function(cache.first_slots(count))
