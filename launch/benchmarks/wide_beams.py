@@ -5,9 +5,9 @@
 
 The LLM has random weights of an architecture, items are random semantic ids (catalogues.py), all
 programs are compiled before the clock starts. A case is users x tokens of a prompt x beams. Prompts
-and search are also timed alone; what is left of the whole is the host's. "of the first" compares
+and search are also timed alone; what is left of the whole is the host's. The last columns compare
 the lists with those of the first --attention: the share of equal places, and the largest difference
-of scores at equal places.
+of scores there.
 """
 
 import time
@@ -62,23 +62,20 @@ def median_ms(call: Callable[[], object], repeats: int) -> float:
 
 
 def programs(decoder: Decoder, trie: ItemTrie, case: tuple[int, int, int]) -> tuple[Callable, ...]:
-    """(texts on the host, () -> prompts read, prompts -> (leaves, scores)) of a case."""
+    """(() -> prompts read from the host, prompts -> (leaves, scores)) of a case."""
     users, tokens, beams = case
     search = BatchedSearch(
         trie, SearchConfig(beams), mesh=make_mesh(), batch_size=users, buckets=[tokens]
     )
     graph, state = search.put(decoder)
-    program, temperatures = (
-        SearchProgram(search.mesh, graph, search.config),
-        np.zeros(0, np.float32),
-    )
-    weights = jax.tree.map(np.float32, ScoreWeights())
+    program = SearchProgram(search.mesh, graph, search.config)
+    no_temperatures, weights = np.zeros(0, np.float32), jax.tree.map(np.float32, ScoreWeights())
     drawn = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (users, tokens))
     texts = TextBatch(drawn.astype(np.int32), np.full(users, tokens, np.int32))
 
     def read():
         here = shard_batch(search.mesh, texts, "prompts")
-        args = state, here, None, search.trie, temperatures
+        args = state, here, None, search.trie, no_temperatures
         return read_prompts(*args, program=program, capacity=tokens)[0]
 
     def find(prompts):

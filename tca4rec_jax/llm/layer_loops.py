@@ -1,7 +1,7 @@
 """Runs a function of one layer for some layers in a row, whose parameters are stacked on axis 0.
 
-A GPU's matrix products read a layer's weights where they lie only if its number is the counter of
-the compiled loop itself; by any other number each matrix is copied first.
+A GPU's matrix products read a layer's weights where they lie only if XLA sees that its number comes
+from the counter of the compiled loop; with a number read from an array each matrix is copied first.
 """
 
 from collections.abc import Callable
@@ -28,16 +28,16 @@ def run(run_layer: RunLayer, x: Any, stacks: Any, layers: range) -> tuple[Any, A
         return run_layer(x, jax.tree.map(lambda stack: at_layer(stack, index), stacks), index)
 
     def next_layer(carry):
-        index, x, left = carry
-        x, new = one(x, index)
+        done, x, left = carry
+        x, new = one(x, layers.start + done)
         put = jax.lax.dynamic_update_index_in_dim
-        left = jax.tree.map(lambda all, one: put(all, one, index - layers.start, 0), left, new)
-        return index + 1, x, left
+        left = jax.tree.map(lambda all, one: put(all, one, done, 0), left, new)
+        return done + 1, x, left
 
     _, shapes = jax.eval_shape(one, x, jnp.int32(layers.start))
     left = jax.tree.map(lambda new: jnp.zeros((len(layers), *new.shape), new.dtype), shapes)
-    start = jnp.int32(layers.start), x, left
-    return jax.lax.while_loop(lambda carry: carry[0] < layers.stop, next_layer, start)[1:]
+    nothing = jnp.int32(0), x, left
+    return jax.lax.while_loop(lambda carry: carry[0] < len(layers), next_layer, nothing)[1:]
 
 
 def scan(
