@@ -32,7 +32,7 @@ from tca4rec_jax.decoding.beam_search import ScoreWeights, SearchConfig
 from tca4rec_jax.decoding.grounding import TitleIndex
 from tca4rec_jax.decoding.search_programs import SearchProgram, TextBatch, Users
 from tca4rec_jax.distributed import sharding
-from tca4rec_jax.distributed.sharded_search import search_shardings, search_shards
+from tca4rec_jax.distributed.sharded_search import item_shardings, search_shards, trie_shardings
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.architectures import architecture
 from tca4rec_jax.llm.checkpoints.hugging_face import CONFIG, read_config
@@ -256,11 +256,11 @@ def _guidance(experiment: AbstractExperiment, trie: DeviceTrie) -> tuple[Users, 
     """The CF vectors of a batch's users and of all items."""
     mesh, width = experiment.mesh, vector_width(experiment.config.cf)
     table_IxD: Any = jax.ShapeDtypeStruct((*trie.item_order.shape, width), jnp.float32)
-    places, _ = search_shardings(mesh, CFItems(table_IxD), trie)
+    items = experiment.put(CFItems(table_IxD), item_shardings(mesh, CFItems(table_IxD)))
     batch = experiment.config.inference.batch_size
     cf_BxD: Any = jax.ShapeDtypeStruct((batch, width), jnp.float32)
     users = experiment.put(Users(cf_BxD), sharding.row_sharding(mesh, "prompts"))
-    return users, experiment.put(CFItems(table_IxD), places)
+    return users, items
 
 
 def _prefill_arguments(experiment: AbstractExperiment) -> tuple[tuple, dict[str, Any]]:
@@ -270,7 +270,7 @@ def _prefill_arguments(experiment: AbstractExperiment) -> tuple[tuple, dict[str,
     search_config = build(SearchConfig, config.decoding)
     parts = search_shards(mesh)
     trie = experiment.sizes.trie(score_edges=search_config.vocabulary, parts=parts)
-    trie = experiment.put(trie, search_shardings(mesh, DENSE, trie)[1])
+    trie = experiment.put(trie, trie_shardings(mesh, trie))
     temperature_T = jax.ShapeDtypeStruct((1,), jnp.float32)
     temperature_T = experiment.put(temperature_T, sharding.replicated(mesh))
     batch, tokens = config.inference.batch_size, experiment.longest

@@ -242,10 +242,9 @@ class Recommender:
         """
         if isinstance(names, str) or not len(names):
             raise UserError("give a history: a list of item ids or titles, or a list of such lists")
-        rows = [self.find(history, f"history {row}") for row, history in enumerate(names)]
-        histories = Ragged.of(rows, np.int32)
+        histories = self._find(names, [f"history {row}" for row in range(len(names))])
         config, latest = self.experiment.config, partial(histories.latest, fill=PAD_ITEM)
-        history_RxS = latest(np.arange(len(rows)), config.data.history_length)
+        history_RxS = latest(np.arange(len(names)), config.data.history_length)
         prompts = self.experiment.prompts(history_RxS, candidates_RxN)
         users: dict[str, Any] = {}
         if self._reads_cf:
@@ -266,16 +265,23 @@ class Recommender:
 
         Raises UserError, beginning with `what`, for none or an unknown one.
         """
-        if isinstance(names, str) or not len(names):
-            raise UserError(f"{what} is {names!r}: expected a list of item ids or titles")
-        items = self.experiment.data.catalogue.find(names)
+        return self._find([names], [what]).values
+
+    def _find(self, lists: Sequence[Sequence[str]], whats: Sequence[str]) -> Ragged:
+        """`find` of several lists, each with its own `what`: one look-up takes as long as many."""
+        for names, what in zip(lists, whats, strict=True):
+            if isinstance(names, str) or not len(names):
+                raise UserError(f"{what} is {names!r}: expected a list of item ids or titles")
+        flat = list(itertools.chain.from_iterable(lists))
+        items = self.experiment.data.catalogue.find(flat)
+        found = Ragged.from_lengths(items, np.array([len(names) for names in lists]))
         for at in np.flatnonzero(items < 0).tolist():
-            if (item := self._item_of_title.get(names[at])) is None:
-                name, titles = names[at], list(self._item_of_title)
-                why = f"{shown(name)} is no item id and no title{hint(name, titles)}"
+            if (item := self._item_of_title.get(flat[at])) is None:
+                titles, what = list(self._item_of_title), whats[found.row_of(at)]
+                why = f"{shown(flat[at])} is no item id and no title{hint(flat[at], titles)}"
                 raise UserError(f"{what}: {why}")
             items[at] = item
-        return items
+        return found
 
 
 class CFModel(NamedTuple):

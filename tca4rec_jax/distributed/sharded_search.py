@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from tca4rec_jax.batching import pad_rows, round_up
-from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems, node_log_mass
+from tca4rec_jax.core.collaborative_tokenizer import CFItems, node_log_mass
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.distributed.data_parallel import DataParallel
 from tca4rec_jax.distributed.sharded_projection import item_axes, item_shards, pad_items
@@ -38,13 +38,13 @@ def put_trie(mesh: Mesh, trie: DeviceTrie) -> DeviceTrie:
         return array if whole else pad_rows(array, round_up(len(array), parts))
 
     trie = jax.tree_util.tree_map_with_path(padded, trie)
-    return put(trie, search_shardings(mesh, DENSE, trie)[1])
+    return put(trie, trie_shardings(mesh, trie))
 
 
 def put_items(mesh: Mesh, items: CFItems, trie: DeviceTrie) -> CFItems:
     """CF items from the host, where a search with this trie has them."""
     items = pad_items(items, trie)
-    return put(items, search_shardings(mesh, items, trie)[0])
+    return put(items, item_shardings(mesh, items))
 
 
 def search_shards(mesh: Mesh) -> int:
@@ -52,17 +52,23 @@ def search_shards(mesh: Mesh) -> int:
     return item_shards(DataParallel(mesh, "prompts"))
 
 
-def search_shardings(mesh: Mesh, items: CFItems, trie: DeviceTrie) -> tuple[CFItems, DeviceTrie]:
-    """Where padded (items, trie) of a search live; they may be abstract."""
+def item_shardings(mesh: Mesh, items: CFItems) -> CFItems:
+    """Where the padded CF items of a search live; they may be abstract."""
+
+    def of_items(array):
+        return sharding_of(mesh, ("items", *[None] * (array.ndim - 1)), array.shape)
+
+    return jax.tree.map(of_items, items)
+
+
+def trie_shardings(mesh: Mesh, trie: DeviceTrie) -> DeviceTrie:
+    """Where the padded trie of a search lives; it may be abstract."""
     of_node = "items" if trie.sizes.num_nodes >= SPLIT_FROM else None
 
     def of_trie(path, array):
         return sharding_of(mesh, (_OTHERS.get(path[0].name, of_node),), array.shape)
 
-    def of_items(array):
-        return sharding_of(mesh, ("items", *[None] * (array.ndim - 1)), array.shape)
-
-    return jax.tree.map(of_items, items), jax.tree_util.tree_map_with_path(of_trie, trie)
+    return jax.tree_util.tree_map_with_path(of_trie, trie)
 
 
 def sharded_log_mass(

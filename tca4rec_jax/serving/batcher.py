@@ -1,8 +1,9 @@
-"""Requests in batches: a bounded queue, and the one thread that searches.
+"""Requests in batches: a bounded queue, and the two threads that search.
 
 While a batch is searched the next requests wait, and then share one: no request waits for others
-to come. Where more wait than a batch has room for, rows of one width share it: less is padding.
-Only then does anybody ask for widths, and for those of all new rows at once.
+to come. Where a whole batch waits it begins at once, in the second thread: the host makes it ready
+while the devices search. Where more wait than a batch has room for, rows of one width share it:
+less is padding. Only then does anybody ask for widths, and for those of all new rows at once.
 """
 
 import math
@@ -81,8 +82,8 @@ class Batcher:
     """Runs rows of one group, the oldest first, in batches of at most `most_rows(group)`.
 
     Every batch has the oldest row, and of the others those that are closest to it in width. At
-    most `most_waiting` rows wait. `run(group, values)` gives a result for each value, `widths` its
-    width; they are called in one thread only. `on_batch` hears of every batch.
+    most `most_waiting` rows wait. `run(group, values)` gives a result for each value, in up to two
+    threads at a time; `widths` their widths, in one. `on_batch` hears of every batch.
     """
 
     def __init__(
@@ -97,11 +98,14 @@ class Batcher:
         self._run, self._on_batch = run, on_batch
         self._most_rows, self._most_waiting, self._widths = most_rows, most_waiting, widths
         self._rows: deque[_Row] = deque()
-        self._changed = threading.Condition()
+        self._changed, self._choosing = threading.Condition(), threading.Lock()
         self._closed, self._running = False, 0
-        self._seconds_per_row = 0.0
-        self._thread = threading.Thread(target=self._work, name="search", daemon=True)
-        self._thread.start()
+        self._seconds_per_row = self._ended = 0.0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"search {n}", daemon=True) for n in range(2)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -127,47 +131,64 @@ class Batcher:
             if len(self._rows) + len(values) > self._most_waiting:
                 raise Full(max(1, math.ceil(len(self._rows) * self._seconds_per_row)))
             self._rows.extend(_Row(request, *one) for one in enumerate(values))
-            self._changed.notify()
+            self._changed.notify_all()
         return request.future
 
     def close(self) -> None:
         """Takes no further requests; those that were taken are searched."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def join(self, seconds: float | None = None) -> None:
         """Waits, after `close`, until all are searched."""
-        self._thread.join(seconds)
+        for thread in self._threads:
+            thread.join(seconds)
 
     def _work(self) -> None:
         while batch := self._next():
-            now = time.monotonic()
+            begin = time.monotonic()
             self._search(batch)
-            seconds = time.monotonic() - now
-            self._seconds_per_row = 0.9 * self._seconds_per_row + 0.1 * seconds / len(batch)
-            self._on_batch(Ran(len(batch), seconds, [now - row.request.submitted for row in batch]))
-            self._running = 0
+            waited = [begin - row.request.submitted for row in batch]
+            self._on_batch(Ran(len(batch), time.monotonic() - begin, waited))
+            self._end(batch, begin)
+
+    def _end(self, batch: list[_Row], begin: float) -> None:
+        with self._changed:
+            now = time.monotonic()
+            seconds = (now - max(begin, self._ended)) / len(batch)  # two share the time
+            self._seconds_per_row = 0.9 * self._seconds_per_row + 0.1 * seconds
+            self._ended, self._running = now, self._running - len(batch)
+            self._changed.notify_all()
 
     def _next(self) -> list[_Row]:
         """The rows to search now: the oldest, and others of its group; [] once closed and done."""
+        with self._choosing:
+            of_group = self._of_one_group()
+            if not of_group:
+                return []
+            most = self._most_rows(of_group[0].request.group)
+            batch = self._closest(of_group, most)  # others may submit meanwhile
+            with self._changed:
+                taken = {*map(id, batch)}
+                self._rows = deque(row for row in self._rows if id(row) not in taken)
+                self._running += len(batch)
+            return batch
+
+    def _of_one_group(self) -> list[_Row]:
+        """The oldest row and all others of its group; while a batch is searched, a whole batch."""
         with self._changed:
             while True:
                 now = time.monotonic()
                 self._rows = deque(row for row in self._rows if row.request.is_wanted(now))
-                if self._rows or self._closed:
-                    break
+                of_group = [r for r in self._rows if r.request.group == self._rows[0].request.group]
+                if not of_group and self._closed:
+                    return []
+                if of_group and not self._running:
+                    return of_group
+                if of_group and len(of_group) >= self._most_rows(of_group[0].request.group):
+                    return of_group
                 self._changed.wait()
-            if not self._rows:
-                return []
-            group = self._rows[0].request.group
-            of_group = [row for row in self._rows if row.request.group == group]
-        batch = self._closest(of_group, self._most_rows(group))  # others may submit meanwhile
-        with self._changed:
-            taken = {*map(id, batch)}
-            self._rows = deque(row for row in self._rows if id(row) not in taken)
-            self._running = len(batch)
-            return batch
 
     def _closest(self, rows: list[_Row], most: int) -> list[_Row]:
         """The first row, and of the others those that are closest to it in width."""

@@ -34,6 +34,13 @@ class Searches:
         assert self.begun.wait(5)
         return first
 
+    def hold_both(self):
+        """A batch in each thread: others wait, however many they are."""
+        self.hold()
+        self.begun.clear()
+        self.submit(0, 0, 0, 0)
+        assert self.begun.wait(5)
+
 
 @pytest.fixture
 def searches(request):
@@ -52,6 +59,22 @@ def test_what_waits_shares_batches_of_one_group_the_oldest_first(searches):
     assert searches.batches == [("a", [0]), ("a", [1, 2, 4, 5]), ("b", [3]), ("a", [6])]
 
 
+def test_a_whole_batch_begins_beside_the_one_that_is_searched_and_less_waits(searches):
+    held = searches.hold()
+    searches.begun.clear()
+    three = searches.submit(1, 2, 3)
+    assert not searches.begun.wait(0.1)
+    two = searches.submit(4, 5)
+    assert searches.begun.wait(5)
+    searches.begun.clear()
+    others = searches.submit(6, 7, 8)
+    assert not searches.begun.wait(0.1)  # four wait again, but there is no third thread
+    searches.may_go_on.set()
+    results = [one.result(5) for one in (held, three, two, others)]
+    assert results == [[0], [2, 4, 6], [8, 10], [12, 14, 16]]
+    assert searches.batches == [("a", [0]), ("a", [1, 2, 3, 4]), ("a", [5, 6, 7, 8])]
+
+
 def test_rows_of_a_width_share_a_batch_and_the_oldest_is_never_left():
     asked = []
 
@@ -60,12 +83,12 @@ def test_rows_of_a_width_share_a_batch_and_the_oldest_is_never_left():
         return [value // 10 for value in values]
 
     searches = Searches(widths=widths)
-    held = searches.hold()
+    searches.hold_both()
     values = [11, 51, 12, 21, 13, 52, 14, 15, 53]
     futures = [searches.submit(value) for value in values]
     searches.may_go_on.set()
-    assert [one.result(5) for one in (held, *futures)] == [[0], *([2 * one] for one in values)]
-    groups = [values for _, values in searches.batches[1:]]
+    assert [one.result(5) for one in futures] == [[2 * one] for one in values]
+    groups = [values for _, values in searches.batches[2:]]
     assert groups == [[11, 12, 13, 14], [51, 52, 53, 21], [15]]
     assert asked == [values]  # of each once, together; none where all fit
     searches.batcher.close()
@@ -73,7 +96,7 @@ def test_rows_of_a_width_share_a_batch_and_the_oldest_is_never_left():
 
 def test_a_width_that_fails_is_the_fault_of_its_request_alone():
     searches = Searches(widths=lambda group, values: [len(None) for value in values])
-    searches.hold()
+    searches.hold_both()
     futures = [searches.submit(value) for value in (1, 2, -1, 3, 4)]
     searches.may_go_on.set()
     assert [one.result(5) for one in futures if one is not futures[2]] == [[2], [4], [6], [8]]
@@ -83,7 +106,7 @@ def test_a_width_that_fails_is_the_fault_of_its_request_alone():
 
 
 def test_a_full_queue_refuses_a_request_as_a_whole(searches):
-    searches.hold()
+    searches.hold_both()
     futures = [searches.submit(*range(4)), searches.submit(*range(5))]
     with pytest.raises(Full, match="try again in 1 s") as refused:
         searches.submit(1, 2)

@@ -90,7 +90,7 @@ def test_a_full_queue_and_a_deadline():
     answers = ask(service, *[("POST", "/recommend", {"history": ["1"]})] * 9)
     statuses = [one.status_code for one in answers]
     assert {*statuses} == {429, 504}
-    assert 2 <= statuses.count(504) <= 4
+    assert 2 <= statuses.count(504) <= 6  # two wait, at most two are searched in each thread
     assert {one.headers.get("Retry-After") for one in answers} == {"1", None}
     may_go_on.set()
     service.close()
@@ -106,7 +106,8 @@ def test_a_reload_and_a_rollback_under_load_lose_nothing():
     async def under_load():
         transport, headers = ASGITransport(app), {KEY_HEADER: "key"}
         async with AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
-            before = [asyncio.create_task(client.post("/recommend", json=request)) for _ in "1234"]
+            before = [client.post("/recommend", json=request) for _ in range(8)]
+            before = [*map(asyncio.create_task, before)]  # two batches of at most two, and more
             while not service._batchers[0].waiting:
                 await asyncio.sleep(0.01)
             assert (await client.post("/admin/reload", json={"run": "new"})).json()["run"] == "new"
@@ -120,7 +121,7 @@ def test_a_reload_and_a_rollback_under_load_lose_nothing():
 
     answers, broken, back, last = asyncio.run(under_load())
     assert service._before.loaded_in.daemon  # SIGTERM need not wait for it
-    assert [one.json()["lists"][0][0]["title"] for one in answers] == ["old"] * 4 + ["new"]
+    assert [one.json()["lists"][0][0]["title"] for one in answers] == ["old"] * 8 + ["new"]
     assert (broken.status_code, broken.json()) == (409, {"error": "broken cannot be loaded"})
     assert (back.json()["run"], back.json()["run_before"]) == ("old", "new")
     assert last.json()["lists"][0][0]["title"] == "old"
