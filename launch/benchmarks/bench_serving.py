@@ -144,15 +144,22 @@ def throughput(recommender: Recommender, histories: list, k: int) -> np.ndarray:
 
 
 def under_load(server: Server, bodies: list[bytes]) -> np.ndarray:
-    """Prints latencies; users per second, and per CPU-second of the service."""
+    """Prints latencies and memory; users per second, and per CPU-second of the service."""
     refused.clear()
+    megabytes: list[str] = []
+
+    def after(done: int) -> None:
+        if done % max(len(bodies) // 10, 1) == 0:
+            megabytes.append(f"{server.megabytes:.0f}")
+
     begin = np.array([time.perf_counter(), server.cpu_seconds])
-    answers = asyncio.run(load(bodies))
+    answers = asyncio.run(load(bodies, after))
     rates = len(answers) / (np.array([time.perf_counter(), server.cpu_seconds]) - begin)
     p50, p95, p99 = np.percentile([one.seconds for one in answers], [50, 95, 99])
     statuses = dict(Counter(one.status for one in answers))
     print(f"{len(answers)} requests, statuses {statuses}, {len(refused)} times 429 before")
     print(f"p50 {p50:.3f} s, p95 {p95:.3f} s, p99 {p99:.3f} s, {rates[0]:.1f} users/s")
+    print(f"memory after each tenth of the requests: {', '.join(megabytes)} MB")
     return rates
 
 
@@ -197,19 +204,19 @@ def main(_):
     k = experiment.config.decoding.beams
     bodies = [json.dumps({"history": one, "k": k}).encode() for one in histories]
     recommender = Recommender(experiment, RUN.value)
+    # Whole batches: what fills up another one would count against the one call.
+    beside, batch = _BESIDE.value, experiment.config.inference.batch_size
+    compared = histories[: beside - beside % batch or beside]
     server = Server()
-    few = min(200, _BESIDE.value)
-    asyncio.run(load(bodies[:few]))
-    first = server.megabytes
-    before = throughput(recommender, histories[: _BESIDE.value], k)
+    asyncio.run(load(bodies[: min(200, beside)]))
+    before = throughput(recommender, compared, k)
     rates = under_load(server, bodies)
-    after = throughput(recommender, histories[: _BESIDE.value], k)
+    after = throughput(recommender, compared, k)
     for of, one, two, rate in zip(("s", "CPU-s"), before, after, rates, strict=True):
         share = rate / ((one + two) / 2)
         print(f"one call: {one:.1f} and {two:.1f} users/{of}; the service {rate:.1f}, {share:.0%}")
-    print(f"memory: {first:.0f} MB after {few} requests, {server.megabytes:.0f} MB at the end")
-    reload_under_load(bodies[: _BESIDE.value])
-    end_under_load(server, bodies[: _BESIDE.value])
+    reload_under_load(bodies[:beside])
+    end_under_load(server, bodies[:beside])
 
 
 if __name__ == "__main__":
