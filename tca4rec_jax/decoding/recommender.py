@@ -277,7 +277,7 @@ class Recommender:
         found = Ragged.from_lengths(items, np.array([len(names) for names in lists]))
         for at in np.flatnonzero(items < 0).tolist():
             if (item := self._item_of_title.get(flat[at])) is None:
-                titles, what = list(self._item_of_title), whats[found.row_of(at)]
+                titles, what = list(self._item_of_title), whats[int(found.row_of(at))]
                 why = f"{shown(flat[at])} is no item id and no title{hint(flat[at], titles)}"
                 raise UserError(f"{what}: {why}")
             items[at] = item
