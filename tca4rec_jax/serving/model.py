@@ -210,7 +210,7 @@ class ServedModel:
         return self.guided and self._experiment.config.decoding.find == "beams"
 
     def run(self, group: Group, rows: list[Row]) -> list | np.ndarray:
-        """The list of each row, or the scores of its candidates (in one thread at a time)."""
+        """The list of each row, or the scores of its candidates; several threads may ask."""
         if group.kind == "explain":
             return [self._explain(group.guidance, row) for row in rows]
         size = next(size for size in self.batch_sizes if size >= len(rows))

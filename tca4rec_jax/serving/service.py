@@ -165,7 +165,7 @@ class Service:
         if not self._batchers or self._draining:
             raise Closed(f"the service is {self.state}: try again later")
         seconds = self.limits.seconds
-        # Explanations have a thread of their own: what they compile nobody else waits for.
+        # Explanations have threads of their own: what they compile nobody else waits for.
         batcher = self._batchers[admitted[0].kind == "explain"]
         future = batcher.submit(*admitted, deadline=time.monotonic() + seconds)
         try:
