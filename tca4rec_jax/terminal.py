@@ -35,7 +35,8 @@ class Progress:
     """How far some work is: a context in which `advance` counts.
 
     On a terminal it is one line with a bar, drawn anew; elsewhere (a log file, a notebook) a line
-    of the log after every 30 seconds or hundredth of the work, whichever is longer, and in the end.
+    of the log after every 30 seconds, or after a hundredth more of the time so far, whichever is
+    longer, and in the end.
     Where INFO is not logged (--quiet, the other processes of a job) there is none.
     """
 
@@ -82,8 +83,8 @@ class Progress:
             self._draw()
         if self._logs and now >= self._next_line and self._has_more:
             self._log()
-            whole = (self._task.elapsed or 0.0) + (self._task.time_remaining or 0.0)
-            self._next_line = now + max(_LINE_SECONDS, whole / 100)
+            # Not of an estimate: the first steps wait for compilation.
+            self._next_line = now + max(_LINE_SECONDS, (self._task.elapsed or 0.0) / 100)
 
     def words(self, task: Task) -> str:
         """What is said behind the name."""

@@ -33,12 +33,12 @@ def clock(monkeypatch):
     return clock
 
 
-def lines_of(caplog, monkeypatch, clock, seconds=1, **how):
+def lines_of(caplog, monkeypatch, clock, seconds=lambda epoch: 1, **how):
     monkeypatch.setattr(terminal, "_CONSOLE", Console(file=io.StringIO(), get_time=clock.monotonic))
     caplog.set_level(standard_logging.INFO, logger="absl")
     with Progress("CF", 1000, "epochs", **how) as progress:
         for epoch in range(1000 - how.get("done", 0)):
-            clock.now += seconds
+            clock.now += seconds(epoch)
             progress.advance(1, f"loss {epoch}")
     return [record.getMessage() for record in caplog.records]
 
@@ -62,13 +62,21 @@ def test_hours_for_a_unit_have_an_estimate_and_the_end_one_line(
     caplog, monkeypatch, clock, verbosity
 ):
     verbosity(logging.INFO)
-    lines = lines_of(caplog, monkeypatch, clock, seconds=3600, done=996)
+    lines = lines_of(caplog, monkeypatch, clock, seconds=lambda _: 3600, done=996)
     assert lines[0] == "CF: 997/1,000 epochs, loss 0"  # none was timed yet
     assert lines[1:] == [
         "CF: 998/1,000 epochs, 2:00:00 left, loss 1",
         "CF: 999/1,000 epochs, 1:00:00 left, loss 2",
         "CF: 1,000/1,000 epochs, in 4:00:00, loss 3",
     ]
+
+
+def test_slow_first_steps_do_not_silence_the_rest(caplog, monkeypatch, clock, verbosity):
+    """They were compiled: by their pace a hundredth of the work takes an hour."""
+    verbosity(logging.INFO)
+    lines = lines_of(caplog, monkeypatch, clock, seconds=lambda epoch: 400 if epoch < 2 else 1)
+    assert [line.split("/")[0] for line in lines[:4]] == ["CF: 1", "CF: 2", "CF: 32", "CF: 62"]
+    assert len(lines) == 2 + 998 // 30 + 1
 
 
 def test_nothing_is_shown_where_info_is_not_logged(caplog, monkeypatch, clock, verbosity):
