@@ -89,7 +89,8 @@ class PathScores:
         """What LLM and guidance add to the score of a leaf's title after every history: [R]."""
         llm, cf, forced = (np.sum(one, axis=0) for one in zip(*self.log_probs(leaf), strict=True))
         divisor = float(self.trie.lengths_Q[leaf]) ** settings.length_penalty
-        return (llm + forced) / divisor, settings.guidance * cf / divisor
+        guided = settings.guidance * cf / divisor
+        return (llm + forced) / divisor, guided + 0.0  # without guidance 0, not -0
 
 
 def children(trie: ItemTrie, node: int) -> slice:

@@ -215,6 +215,7 @@ def test_guidance_moves_places(workdir):
     plain = explainer.explain(HISTORY, 4)
     guided = explainer.explain(HISTORY, 4, guidance=3.0)
     assert plain.without == ()
+    assert [str(one.cf) for one in plain.items] == ["0.0"] * 4  # not -0.0
     assert guided.without == tuple((one.item_id, one.title) for one in plain.items)
     places = {one.item_id: one.place for one in plain.items}
     assert [one.place_without for one in guided.items] == [
