@@ -2,8 +2,6 @@
 
 import argparse
 import contextlib
-import ctypes
-import gc
 import io
 import os
 import re
@@ -33,6 +31,7 @@ from tca4rec_jax.distributed.multihost import is_main_process, is_multiprocess
 from tca4rec_jax.distributed.sharding import leave_products_to_cublas, use_cpu_cores
 from tca4rec_jax.errors import UserError, did_you_mean
 from tca4rec_jax.llm.from_scratch import RANDOM
+from tca4rec_jax.memory import collect_garbage_rarely, keep_freed_pages
 from tca4rec_jax.ranges import FolderName, LocalPath, expected, plain_type
 from tca4rec_jax.reporting import show
 from tca4rec_jax.terminal import log_to_console
@@ -339,28 +338,3 @@ def keep_programs(folder: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if jax.config.jax_compilation_cache_max_size == -1:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_max_size", _MOST_PROGRAM_BYTES)
-
-
-def collect_garbage_rarely() -> None:
-    """Tracing makes objects by the million; looking for cycles among them takes 5% of its time."""
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 50)
-
-
-def keep_freed_pages() -> None:
-    """Makes glibc reuse the pages of large temporaries instead of returning them to the kernel.
-
-    By default glibc maps, faults in and unmaps a large array at every step, which on CPU can take
-    as long as the arithmetic. Threads share one arena, since the thresholds do not hold in others.
-    Arenas that exist already (pandas starts a thread, by Arrow) stay in use: huge pages, as in
-    launch/quickstart.sh, make that cheap.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc
-        trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(top_pad, 2**28)
-        libc.mallopt(arena_max, 1)

@@ -22,7 +22,7 @@ if PLATFORM == "cpu":
 
 import jax
 
-from tca4rec_jax.launching import collect_garbage_rarely
+from tca4rec_jax.memory import collect_garbage_rarely
 
 sys.path.insert(0, str(Path(__file__).parent))
 from forked import keep_programs

@@ -42,7 +42,8 @@ from measuring import cf_distributions_loop, memory_mb, prefixes, restart_peak, 
 
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.launching import CONFIG, WORKDIR, keep_freed_pages, start
+from tca4rec_jax.launching import CONFIG, WORKDIR, start
+from tca4rec_jax.memory import keep_freed_pages
 from tca4rec_jax.reporting import show_table, write_results
 
 _ITEMS = flags.DEFINE_list("items", ["10000", "100000", "1000000"], "Sizes of the catalogue.")

@@ -17,6 +17,7 @@ from absl import logging
 from tca4rec_jax.compilations import CompilationCounter
 from tca4rec_jax.errors import one_line
 from tca4rec_jax.fileio import fingerprint
+from tca4rec_jax.memory import return_freed_pages
 from tca4rec_jax.serving.batcher import Batcher, Closed, Late
 from tca4rec_jax.serving.metrics import Metrics
 from tca4rec_jax.serving.model import Admitted, Limits, ServedModel
@@ -115,6 +116,7 @@ class Service:
         try:
             model = self._load(run or (self._model.name if self._model else self._first))
             model.warm_up()
+            return_freed_pages()  # loading and compiling needed as much again
             fingerprint(model.made_from)  # reads files, which requests should not wait for
             if not self._batchers:
                 self._batchers = [self._batcher(), self._batcher()]
