@@ -4,6 +4,8 @@ While a batch is searched the next requests wait, and then share one: no request
 to come. Where a whole batch waits it begins at once, in the second thread: the host makes it ready
 while the devices search. Where more wait than a batch has room for, rows of one width share it:
 less is padding. Only then does anybody ask for widths, and for those of all new rows at once.
+
+A batch is so large, and so many wait, that by the pace so far answers come before their deadlines.
 """
 
 import math
@@ -14,6 +16,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from tca4rec_jax.serving.pace import Pace
 
 
 class Full(Exception):
@@ -41,10 +45,12 @@ class Ran(NamedTuple):
 
 
 class _Request:
-    """Rows whose results are given together."""
+    """Rows whose results are given together; both threads may have some of them."""
 
     def __init__(self, group: Hashable, rows: int, now: float, deadline: float):
         self.group, self.submitted, self.deadline = group, now, deadline
+        self.allowed = max(deadline - now, 0.0)  # seconds
+        self._ending = threading.Lock()
         self.future: Future[list] = Future()
         self.results: list[Any] = [None] * rows
         self.missing, self.started = rows, False
@@ -56,18 +62,20 @@ class _Request:
         if not self.started:
             self.started = self.future.set_running_or_notify_cancel()
         if self.started and now > self.deadline:
-            self.future.set_exception(Late())
+            self.fail(Late())
         return not self.future.done()
 
     def give(self, place: int, result: Any) -> None:
-        self.results[place] = result
-        self.missing -= 1
-        if not self.missing and not self.future.done():
-            self.future.set_result(self.results)
+        with self._ending:
+            self.results[place] = result
+            self.missing -= 1
+            if not self.missing and not self.future.done():
+                self.future.set_result(self.results)
 
     def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+        with self._ending:
+            if not self.future.done():
+                self.future.set_exception(error)
 
 
 @dataclass(eq=False)
@@ -79,30 +87,33 @@ class _Row:
 
 
 class Batcher:
-    """Runs rows of one group, the oldest first, in batches of at most `most_rows(group)`.
+    """Runs rows of one group, the oldest first, in batches of at most the largest of its sizes.
 
-    Every batch has the oldest row, and of the others those that are closest to it in width. At
-    most `most_waiting` rows wait. `run(group, values)` gives a result for each value, in up to two
-    threads at a time; `widths` their widths, in one. `on_batch` hears of every batch.
+    `sizes(group)` are ascending: a batch takes as long as the next of them. Every batch has the
+    oldest row, and of the others those that are closest to it in width. At most `most_waiting` rows
+    wait. `run(group, values)` gives a result for each value, in up to `threads` at a time; `widths`
+    their widths, in one. `on_batch` hears of every batch.
     """
 
     def __init__(
         self,
         run: Callable[[Any, list], Iterable],
         *,
-        most_rows: Callable[[Any], int],
+        sizes: Callable[[Any], Sequence[int]],
         most_waiting: int,
         widths: Callable[[Any, list], Sequence[int]] = lambda group, values: [0] * len(values),
         on_batch: Callable[[Ran], object] = lambda ran: None,
+        threads: int = 2,
     ):
         self._run, self._on_batch = run, on_batch
-        self._most_rows, self._most_waiting, self._widths = most_rows, most_waiting, widths
+        self._sizes, self._most_waiting, self._widths = sizes, most_waiting, widths
         self._rows: deque[_Row] = deque()
         self._changed, self._choosing = threading.Condition(), threading.Lock()
         self._closed, self._running = False, 0
-        self._seconds_per_row = self._ended = 0.0
+        self._pace, self._ended = Pace(), 0.0
         self._threads = [
-            threading.Thread(target=self._work, name=f"search {n}", daemon=True) for n in range(2)
+            threading.Thread(target=self._work, name=f"search {n}", daemon=True)
+            for n in range(threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -122,17 +133,31 @@ class Batcher:
         """The results of rows that may share batches with others of an equal group.
 
         They are all in time, by `deadline` (of time.monotonic), or the future raises Late. One that
-        is cancelled is not searched. Raises Full if there is no room for all rows, and Closed.
+        is cancelled is not searched. Raises Full if there is no room for all rows, or no time; and
+        Closed.
         """
         request = _Request(group, len(values), time.monotonic(), deadline)
         with self._changed:
             if self._closed:
                 raise Closed("no further requests are taken: the service ends")
-            if len(self._rows) + len(values) > self._most_waiting:
-                raise Full(max(1, math.ceil(len(self._rows) * self._seconds_per_row)))
+            self._check_room(request, len(values))
             self._rows.extend(_Row(request, *one) for one in enumerate(values))
             self._changed.notify_all()
         return request.future
+
+    def _check_room(self, request: _Request, rows: int) -> None:
+        """Raises Full unless they may wait; what waits for nobody may always try."""
+        ahead = len(self._rows) + self._running
+        size = self._size(request)
+        late = self._pace.wait(ahead + rows + size, size) - request.allowed  # by one more batch
+        if len(self._rows) + rows > self._most_waiting:
+            raise Full(max(1, math.ceil(self._pace.wait(ahead, size))))
+        if ahead and late > 0:
+            raise Full(max(1, math.ceil(late)))
+
+    def _size(self, request: _Request) -> int:
+        """Rows of a batch that has this request's."""
+        return self._pace.largest(self._sizes(request.group), request.allowed)
 
     def close(self) -> None:
         """Takes no further requests; those that were taken are searched."""
@@ -148,26 +173,25 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._next():
             begin = time.monotonic()
-            self._search(batch)
-            waited = [begin - row.request.submitted for row in batch]
-            self._on_batch(Ran(len(batch), time.monotonic() - begin, waited))
-            self._end(batch, begin)
+            try:
+                self._search(batch)
+                waited = [begin - row.request.submitted for row in batch]
+                self._on_batch(Ran(len(batch), time.monotonic() - begin, waited))
+            finally:
+                self._end(batch, begin)
 
     def _end(self, batch: list[_Row], begin: float) -> None:
+        size = next(one for one in self._sizes(batch[0].request.group) if one >= len(batch))
         with self._changed:
             now = time.monotonic()
-            seconds = (now - max(begin, self._ended)) / len(batch)  # two share the time
-            self._seconds_per_row = 0.9 * self._seconds_per_row + 0.1 * seconds
+            self._pace.learn(size, now - max(begin, self._ended))  # two share the time
             self._ended, self._running = now, self._running - len(batch)
             self._changed.notify_all()
 
     def _next(self) -> list[_Row]:
         """The rows to search now: the oldest, and others of its group; [] once closed and done."""
         with self._choosing:
-            of_group = self._of_one_group()
-            if not of_group:
-                return []
-            most = self._most_rows(of_group[0].request.group)
+            of_group, most = self._of_one_group()
             batch = self._closest(of_group, most)  # others may submit meanwhile
             with self._changed:
                 taken = {*map(id, batch)}
@@ -175,19 +199,21 @@ class Batcher:
                 self._running += len(batch)
             return batch
 
-    def _of_one_group(self) -> list[_Row]:
-        """The oldest row and all others of its group; while a batch is searched, a whole batch."""
+    def _of_one_group(self) -> tuple[list[_Row], int]:
+        """The oldest row and all others of its group, and how many of them may share a batch.
+
+        While a batch is searched, at least so many; none once all is closed and done.
+        """
         with self._changed:
             while True:
                 now = time.monotonic()
                 self._rows = deque(row for row in self._rows if row.request.is_wanted(now))
                 of_group = [r for r in self._rows if r.request.group == self._rows[0].request.group]
-                if not of_group and self._closed:
-                    return []
+                most = self._size(of_group[0].request) if of_group else 0
+                if len(of_group) >= most and (of_group or self._closed):
+                    return of_group, most
                 if of_group and not self._running:
-                    return of_group
-                if of_group and len(of_group) >= self._most_rows(of_group[0].request.group):
-                    return of_group
+                    return of_group, most
                 self._changed.wait()
 
     def _closest(self, rows: list[_Row], most: int) -> list[_Row]:

@@ -119,7 +119,7 @@ class Service:
             return_freed_pages()  # loading and compiling needed as much again
             fingerprint(model.made_from)  # reads files, which requests should not wait for
             if not self._batchers:
-                self._batchers = [self._batcher(), self._batcher()]
+                self._batchers = [self._batcher(threads=2), self._batcher(threads=1)]
             self._before, self._model = self._model, model
             self.metrics.loads.labels("ready").inc()
             logging.info("serving %s after %.1f s", model.name, time.monotonic() - begin)
@@ -128,13 +128,14 @@ class Service:
             logging.warning("%s was not loaded: %s", run or "the run", one_line(error))
             raise
 
-    def _batcher(self) -> Batcher:
+    def _batcher(self, threads: int) -> Batcher:
         return Batcher(
             lambda group, rows: group.model.run(group, rows),
-            most_rows=lambda group: group.model.batch_sizes[-1],
+            sizes=lambda group: (1,) if group.kind == "explain" else group.model.batch_sizes,
             most_waiting=self.limits.waiting,
             widths=lambda group, rows: group.model.widths(group, rows),
             on_batch=self.metrics.searched,
+            threads=threads,
         )
 
     def rollback(self) -> None:

@@ -2,10 +2,11 @@
 
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 
 import pytest
 
+from tca4rec_jax.serving import batcher
 from tca4rec_jax.serving.batcher import Batcher, Closed, Full, Late
 
 
@@ -14,7 +15,7 @@ class Searches:
 
     def __init__(self, **sizes):
         self.batches, self.may_go_on, self.begun = [], threading.Event(), threading.Event()
-        sizes = {"most_rows": lambda group: 4, "most_waiting": 10} | sizes
+        sizes = {"sizes": lambda group: (4,), "most_waiting": 10} | sizes
         self.batcher = Batcher(self.run, **sizes)
 
     def run(self, group, values):
@@ -114,6 +115,52 @@ def test_a_full_queue_refuses_a_request_as_a_whole(searches):
     assert searches.batcher.waiting == 9
     searches.may_go_on.set()
     assert [len(one.result(5)) for one in futures] == [4, 5]
+
+
+def test_what_would_be_late_is_refused_unless_nobody_is_before_it(searches):
+    searches.batcher._pace.learn(4, 1.0)
+    held = searches.submit(0, seconds=0.9)
+    assert searches.begun.wait(5)
+    with pytest.raises(Full, match="try again in 2 s"):  # three batches, the last by itself
+        searches.submit(*range(5), seconds=1.5)
+    fine = searches.submit(*range(5), seconds=3.1)
+    searches.may_go_on.set()
+    assert (held.result(5), fine.result(5)) == ([0], [0, 2, 4, 6, 8])
+
+
+@pytest.mark.parametrize(("seconds", "begun"), [(3.9, [[1], [2]]), (5.0, [[1, 2, 3]])])
+def test_a_batch_is_no_larger_than_the_deadline_allows(seconds, begun):
+    searches = Searches(sizes=lambda group: (1, 4))
+    searches.batcher._pace.learn(1, 0.3)
+    searches.batcher._pace.learn(4, 1.0)
+    found = searches.submit(1, 2, 3, seconds=seconds)
+    while len(searches.batches) < len(begun):
+        time.sleep(0.01)
+    assert sorted(values for _, values in searches.batches) == begun
+    searches.may_go_on.set()
+    assert found.result(5) == [2, 4, 6]
+    searches.batcher.close()
+
+
+def test_both_threads_may_fail_a_request_at_once(monkeypatch):
+    class Slow(Future):
+        def done(self):
+            done = super().done()
+            time.sleep(0.05)  # the other thread looks meanwhile
+            return done
+
+    monkeypatch.setattr(batcher, "Future", Slow)
+    searches = Searches()
+    broken = searches.submit(*[-1] * 8)
+    while len(searches.batches) < 2:
+        time.sleep(0.01)
+    searches.may_go_on.set()
+    with pytest.raises(ValueError, match="-1"):
+        broken.result(5)
+    assert searches.submit(1).result(5) == [2]
+    searches.batcher.close()
+    searches.batcher.join(5)
+    assert searches.batcher.is_idle
 
 
 def test_late_and_cancelled_requests_are_not_searched(searches):
