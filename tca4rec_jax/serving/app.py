@@ -12,6 +12,7 @@ from fastapi.params import Depends
 from fastapi.responses import HTMLResponse
 from fastapi.security import APIKeyHeader
 from fastapi_offline import FastAPIOffline
+from jax.errors import JaxRuntimeError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,7 +24,10 @@ from tca4rec_jax.serving.batcher import Closed, Full, Late
 from tca4rec_jax.serving.guard import KEY_HEADER, Guard, Json, refusal
 from tca4rec_jax.serving.model import Limits
 from tca4rec_jax.serving.service import Busy, Service
+from tca4rec_jax.training.fault_tolerance import CheckpointError
 
+# Of the run's files, its numbers, or the device's memory: what is served goes on.
+_CANNOT_LOAD = UserError, OSError, CheckpointError, FloatingPointError, JaxRuntimeError
 _STATUSES = {
     400: "no JSON",
     401: "the key is missing or wrong",
@@ -32,7 +36,7 @@ _STATUSES = {
     409: "another reload goes on, or the run can't be loaded",
     413: "the body is too large",
     422: "a field is missing, unknown, or has a value that is not taken, such as an unknown item",
-    429: "too many requests wait; Retry-After says for how many seconds to stay away",
+    429: "too many requests wait to be in time; Retry-After says for how many seconds to stay away",
     500: "a fault of the service, which is in its log",
     503: "loading, or about to end",
     504: "no answer before the deadline",
@@ -174,7 +178,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
         """Loads a run beside the one in use, compiles it, then serves it; no request is lost."""
         try:
             await asyncio.wrap_future(service.begin_reload(asked.run))
-        except (UserError, OSError) as error:
+        except _CANNOT_LOAD as error:
             return refusal(409, one_line(error))
         return Json(service.about())
 

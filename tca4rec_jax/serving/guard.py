@@ -124,7 +124,8 @@ class Guard:
             why = f"the request did not arrive within {self._limits.read_seconds:g} s"
             return b"", refusal(408, why, Connection="close")
         if too_large:
-            return b"", refusal(413, f"a request has at most {most} bytes", Connection="close")
+            # Not closed at once: a client that still sends would see a reset, and no answer.
+            return b"", refusal(413, f"a request has at most {most} bytes")
         return bytes(body), None
 
 

@@ -12,7 +12,7 @@ from types import FrameType
 import absl.logging
 import uvicorn
 from fastapi import FastAPI
-from h11 import IDLE
+from h11 import DONE, IDLE, SEND_BODY
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tca4rec_jax.errors import UserError
@@ -105,7 +105,8 @@ class _Server(uvicorn.Server):
 
 
 def connections(seconds: float) -> type[H11Protocol]:
-    """A protocol that closes a connection whose next request has no whole head in so long."""
+    """A protocol that closes a connection if, so long after an answer (or the beginning), the next
+    request has no whole head, or the body of the one that was refused has not ended."""
 
     class Connection(H11Protocol):
         _waits: object = None
@@ -123,7 +124,9 @@ def connections(seconds: float) -> type[H11Protocol]:
             self.loop.call_later(seconds, self._close_if_still, now)
 
         def _close_if_still(self, since: object) -> None:
-            if self._waits is since and self.conn.their_state is IDLE:
+            theirs, ours = self.conn.their_state, self.conn.our_state
+            refused = theirs is SEND_BODY and ours is DONE
+            if self._waits is since and (theirs is IDLE or refused):
                 self.transport.close()
 
     return Connection

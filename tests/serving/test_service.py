@@ -1,13 +1,16 @@
 """The service with a model that only says its name: queue, reload, rollback, faults, end."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
 import threading
+import time
 
 import pytest
 from httpx2 import ASGITransport, AsyncClient
+from jax.errors import JaxRuntimeError
 from served import ask, listening, post
 
 from tca4rec_jax.decoding.recommender import Recommended
@@ -17,6 +20,14 @@ from tca4rec_jax.serving.guard import KEY_HEADER
 from tca4rec_jax.serving.model import Group, Limits, Row
 from tca4rec_jax.serving.server import connections, serve
 from tca4rec_jax.serving.service import Service
+from tca4rec_jax.training.fault_tolerance import CheckpointError
+
+FAULTS = {
+    "broken": UserError("broken cannot be loaded"),
+    "damaged": CheckpointError("the checkpoint is damaged"),
+    "not a number": FloatingPointError("row 3 has scores that are not finite"),
+    "too large": JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"),
+}
 
 
 class Counted:
@@ -26,8 +37,8 @@ class Counted:
 
     def __init__(self, name, may_go_on):
         self.name, self.may_go_on, self.batch_sizes = name, may_go_on, [1 if name == "small" else 2]
-        if name == "broken":
-            raise UserError("broken cannot be loaded")
+        if fault := FAULTS.get(name):
+            raise fault
 
     def warm_up(self):
         self.loaded_in = threading.current_thread()
@@ -128,6 +139,17 @@ def test_a_reload_and_a_rollback_under_load_lose_nothing():
     service.close()
 
 
+@pytest.mark.parametrize("run", FAULTS)
+def test_what_cannot_be_loaded_is_said_and_changes_nothing(run):
+    service = counted()
+    service.reload()
+    requests = ("POST", "/admin/reload", {"run": run}), ("GET", "/health", None)
+    answers = ask(service, *requests, admin_key="key", headers={KEY_HEADER: "key"})
+    assert (answers[0].status_code, answers[0].json()) == (409, {"error": str(FAULTS[run])})
+    assert answers[1].json()["run"] == "old"
+    service.close()
+
+
 def test_after_a_reload_batches_have_the_size_of_the_new_run():
     service = counted()
     service.reload()
@@ -198,6 +220,17 @@ def test_half_a_body_is_not_answered(caplog):
     service.close()
 
 
+def seconds_to_the_end(address, head, drop):
+    """Of a connection whose client goes on and on with a body that was refused."""
+    begin = time.monotonic()
+    with socket.create_connection(address, timeout=20) as client, contextlib.suppress(OSError):
+        client.sendall(head)
+        while time.monotonic() < begin + 5:
+            client.sendall(drop)
+            time.sleep(0.05)
+    return time.monotonic() - begin
+
+
 def test_slow_clients_and_bodies_of_megabytes_over_a_socket():
     service = counted(read_seconds=0.3)
     service.reload()
@@ -211,7 +244,10 @@ def test_slow_clients_and_bodies_of_megabytes_over_a_socket():
 
         assert answer_to(b"POST /recommend HTTP/1.1\r\nHost:") == b""
         assert answer_to(head % 20 + b"{").startswith(b"HTTP/1.1 408 ")
+        megabytes = head % 10_000_000 + b"{" * 10_000_000
+        assert answer_to(megabytes).startswith(b"HTTP/1.1 413 ")  # it is sent to its end
         assert answer_to(head % 10_000_000).startswith(b"HTTP/1.1 413 ")
         assert answer_to(head.replace(b" k", b" x") % 20 + b"{" * 20).startswith(b"HTTP/1.1 401 ")
         assert answer_to(b"no HTTP\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+        assert seconds_to_the_end(address, head.replace(b" k", b" x") % 10_000, b"{") < 2
     service.close()
