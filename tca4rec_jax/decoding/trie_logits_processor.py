@@ -322,7 +322,10 @@ class TransformersProcessor:
 
 
 def generate_options(trie: Trie, prompt_length: int, beams: int | None = None) -> dict[str, Any]:
-    """What transformers' `generate` takes for lists of the rules 'huggingface'."""
+    """What transformers' `generate` takes for lists of the rules 'huggingface'.
+
+    Of `trie.without(trie.find(history))` where settings say exclude_history.
+    """
     beams = beams or trie.settings["beams"]
     return {
         "num_beams": beams,
@@ -341,7 +344,8 @@ class VLLMProcessor(_VLLMBase):  # type: ignore[misc, valid-type]
     """For `vllm.LLM(.., logits_processors=["trie_logits_processor:VLLMProcessor"],
     logprobs_mode="processed_logits")`, its `beam_search` included.
 
-    Every request is for a title: it follows the trie's `start`, the prompt's last tokens.
+    Every request is for a title: it follows the trie's `start`, the prompt's last tokens. Items of
+    the history are not left out: ask for as many more, and drop them.
     """
 
     def __init__(self, vllm_config: Any = None, device: Any = None, is_pin_memory: bool = False):
@@ -379,7 +383,8 @@ class SGLangProcessor(_SGLangBase):  # type: ignore[misc, valid-type]
     """For `engine.generate(.., custom_logit_processor=SGLangProcessor.to_str())`: one title each.
 
     The server finds this file on its PYTHONPATH, with --enable-custom-logit-processor. SGLang's
-    beam_width takes the logits before any processor: use `recommend` with `sglang_scores`.
+    beam_width takes the logits before any processor: use `recommend` with `sglang_scores`. The
+    title may be one of the history.
     """
 
     def __init__(self) -> None:

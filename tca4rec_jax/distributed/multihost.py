@@ -128,7 +128,7 @@ def barrier(name: str, seconds: float = _LONGEST_WAIT) -> None:
 def only_writing_job(path: Path) -> Iterator[None]:
     """`lease.only_writer` of a job: the main process holds the lease, the others wait for it."""
     with only_writer(path) if is_main_process() else contextlib.nullcontext():
-        barrier(f"lease of {path}")
+        barrier("lease")  # of whatever name each host gives the path
         yield
 
 

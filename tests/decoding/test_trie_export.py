@@ -135,6 +135,20 @@ def test_processors_leave_the_log_probabilities_of_the_trie(run, tmp_path, mask)
         np.testing.assert_allclose(found[allowed], expected, atol=1e-5)
 
 
+def test_a_trie_without_items_holds_a_search_to_the_others(run, tmp_path):
+    write_trie(run, tmp_path)
+    trie, left_out = Trie(tmp_path), [5]
+    of_another = {tuple(one) for item, one in enumerate(SEQUENCES) if item not in left_out}
+    for title in SEQUENCES:
+        for n in range(len(title)):
+            searched = trie.without(left_out)
+            (found,) = TransformersProcessor(searched, 2)(
+                np.array([[5, 6, *title[:n]]]), np.zeros((1, 32), np.float32)
+            )
+            expected = {one[n] for one in of_another if one[:n] == tuple(title[:n]) and one[n:]}
+            assert {*np.flatnonzero(found > -np.inf)} == (expected or {trie.settings["end"] or 0})
+
+
 @pytest.fixture
 def marked(run, tmp_path, monkeypatch):
     """An exported folder, as the code in it sees it: MARK stands before a title."""
