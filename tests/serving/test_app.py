@@ -33,7 +33,16 @@ def model_of(experiment, limits=LIMITS):
 
 @pytest.fixture(scope="module")
 def service(experiment):
-    service = Service(lambda name: model_of(experiment), "", LIMITS)
+    """Of the run; "fewer" is the same with a list of items that are never recommended."""
+
+    def load(name):
+        if name != "fewer":
+            return model_of(experiment)
+        config = make_config(experiment.workdir, "any")
+        config.decoding.deny = str(experiment.workdir / "deny.txt")
+        return model_of(Experiment(config, experiment.workdir))
+
+    service = Service(load, "", LIMITS)
     service.reload()
     yield service
     service.close()
@@ -72,6 +81,21 @@ def test_answers_are_those_of_the_recommender_and_nothing_is_compiled(service, e
     assert [one["item_id"] for one in filtered.json()["lists"][0]] == ["6"]
     alone = recommender.score(["3"], ["5", "9"])
     np.testing.assert_allclose(scores.json()["scores"], alone, atol=1e-4)
+
+
+def test_what_is_loaded_anew_is_served_until_it_is_taken_back(service, experiment):
+    def listed():
+        (items,) = post(service, "/recommend", {"history": ["0", "1"], "k": 3}).json()["lists"]
+        return [one["item_id"] for one in items]
+
+    before = listed()
+    (experiment.workdir / "deny.txt").write_text("\n".join(before[:2]))
+    service.reload("fewer")
+    after = listed()
+    assert after[0] == before[2]
+    assert not {*after} & {*before[:2]}
+    service.rollback()
+    assert listed() == before
 
 
 def test_a_list_is_explained(service):
