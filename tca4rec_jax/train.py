@@ -166,9 +166,6 @@ def load_batches(experiment: Experiment) -> Batches:
     examples = experiment.recipe.build_examples(
         experiment.data.splits[split], experiment.items, experiment.training_trie, config
     )
-    if 0 < training.rows < len(examples):
-        rng = np.random.default_rng(config.seed)
-        examples = examples.take(np.sort(rng.permutation(len(examples))[: training.rows]))
     batches = Batches(
         examples,
         batch_size=training.batch_size,

@@ -17,6 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tca4rec_jax.core.trie_nodes import (
+    check_count,
+    lexicographic_order,
+    nodes_of,
+    padded,
+    shared_with_previous,
+    token_nodes,
+)
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.errors import UserError
 
@@ -54,10 +62,10 @@ class ItemTrie:
         Raises ValueError if there is no item, a sequence is empty or has a negative token, or one
         is a proper prefix of another (the end token is missing or not unique).
         """
-        lengths_I, tokens_IxL = _padded(sequences)
-        order_I = _lexicographic_order(tokens_IxL)
+        lengths_I, tokens_IxL = padded(sequences)
+        order_I = lexicographic_order(tokens_IxL)
         sorted_IxL = tokens_IxL[order_I]
-        shared_I = _shared_prefix_with_previous(sorted_IxL)
+        shared_I = shared_with_previous(sorted_IxL)
         is_new_I = shared_I < lengths_I[order_I]
         is_new_I[0] = True
         leaf_of_item = np.empty(lengths_I.size, np.int32)
@@ -73,7 +81,7 @@ class ItemTrie:
                 f"the tokens of item {item} are a prefix of those of item {longer}: "
                 "end every title with an end token that occurs nowhere else in it"
             )
-        return cls(tokens_QxL, lengths_Q, leaf_of_item, **_token_nodes(shared_Q, lengths_Q))
+        return cls(tokens_QxL, lengths_Q, leaf_of_item, **token_nodes(shared_Q, lengths_Q))
 
     def compress(self) -> "ItemTrie":
         """The same trie with every chain of single children merged into one edge.
@@ -92,7 +100,7 @@ class ItemTrie:
         kept = kept[np.lexsort((self.leaf_start[kept], level_N[kept]))]  # now breadth first
         new_N = np.full(self.num_nodes, -1, np.int32)
         new_N[kept] = np.arange(kept.size)
-        nodes = _nodes(
+        nodes = nodes_of(
             level=level_N[kept],
             parent=np.where(ancestor_N[kept] < 0, -1, new_N[ancestor_N[kept]]),
             depth=self.depth[kept],
@@ -276,6 +284,7 @@ class DeviceTrie:
         """
         item_order_I, ordered_leaf_I = _items_by_leaf(trie, item_shards)
         edges = trie.edge_tokens
+        check_count(edges.values.size, "tokens of edges")
         of_leaf_N = np.maximum(trie.edge_length - 1, 0) if score_edges else 0
         run_N = np.where(trie.child_count > 0, trie.edge_length, of_leaf_N).astype(np.int32)
         choice_U = np.unique(trie.token[1:])
@@ -321,75 +330,3 @@ def _items_by_leaf(trie: ItemTrie, shards: int) -> tuple[np.ndarray, np.ndarray]
     leaf_SxI = leaf_I.reshape(shards, size)
     order_SxI = np.argsort(leaf_SxI, axis=1, kind="stable").astype(np.int32)
     return order_SxI.ravel(), np.take_along_axis(leaf_SxI, order_SxI, axis=1).ravel()
-
-
-def _padded(sequences: Ragged | Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """(lengths int32 [I], tokens int32 [I, L] padded with -1), checked as `build` promises."""
-    if not len(sequences):
-        raise UserError("the catalogue is empty: a trie needs at least one item")
-    if not isinstance(sequences, Ragged):
-        sequences = Ragged.of(sequences, np.int32)
-    lengths_I = sequences.lengths.astype(np.int32)
-    if (lengths_I == 0).any():
-        raise UserError(f"item {int(np.argmin(lengths_I))} has no tokens: its title is empty")
-    if (sequences.values < 0).any():
-        at = int(np.argmax(sequences.values < 0))
-        raise ValueError(f"item {sequences.row_of(at)} has a negative token id")
-    rows_I = np.arange(lengths_I.size)
-    return lengths_I, sequences.pad(rows_I, int(lengths_I.max()), -1).astype(np.int32)
-
-
-def _lexicographic_order(tokens_IxL: np.ndarray) -> np.ndarray:
-    """Stable order of the rows; a shorter row comes before its extensions (padding is -1)."""
-    big_endian = np.ascontiguousarray((tokens_IxL + 1).astype(">u4"))
-    rows = big_endian.view(f"S{4 * tokens_IxL.shape[1]}").ravel()
-    return np.argsort(rows, kind="stable")
-
-
-def _shared_prefix_with_previous(rows_IxL: np.ndarray) -> np.ndarray:
-    """int32 [I]: leading tokens equal to the row before (the width for equal rows; 0 for row 0)."""
-    differs = rows_IxL[1:] != rows_IxL[:-1]
-    shared = np.where(differs.any(axis=1), differs.argmax(axis=1), rows_IxL.shape[1])
-    return np.concatenate([[0], shared]).astype(np.int32)
-
-
-def _token_nodes(shared_Q: np.ndarray, lengths_Q: np.ndarray) -> dict[str, np.ndarray]:
-    """Node arrays of the token-by-token trie, from the sorted sequences' shared prefixes."""
-    num_leaves, width = lengths_Q.size, int(lengths_Q.max())
-    column = np.arange(1, width + 1, dtype=np.int32)
-    inside_LxQ = column[:, None] <= lengths_Q
-    is_new_LxQ = (column[:, None] > shared_Q) & inside_LxQ
-    size_L = is_new_LxQ.sum(axis=1)
-    num_nodes = 1 + int(size_L.sum())
-    # Row d of ids is the node of the first d tokens of each sequence: new nodes are numbered along
-    # the rows, and a sequence without one there shares that of the sequence before it.
-    ids_LxQ = np.zeros((width + 1, num_leaves), np.int32)
-    ids_LxQ[1:][is_new_LxQ] = np.arange(1, num_nodes, dtype=np.int32)
-    np.maximum.accumulate(ids_LxQ, axis=1, out=ids_LxQ)
-    leaf_start = np.nonzero(is_new_LxQ)[1].astype(np.int32)
-    leaves_below = np.bincount(ids_LxQ[1:][inside_LxQ], minlength=num_nodes)[1:]
-    depth = np.repeat(np.arange(width + 1, dtype=np.int32), [1, *size_L])
-    return _nodes(
-        level=depth,
-        parent=np.concatenate([[-1], ids_LxQ[:-1][is_new_LxQ]]),
-        depth=depth,
-        leaf_start=np.concatenate([[0], leaf_start]),
-        leaf_stop=np.concatenate([[num_leaves], leaf_start + leaves_below]),
-    )
-
-
-def _nodes(level, parent, depth, leaf_start, leaf_stop) -> dict[str, np.ndarray]:
-    """An ItemTrie's node arrays, from those of nodes in breadth-first order."""
-    child_count = np.bincount(parent[1:], minlength=parent.size)
-    nodes = {
-        "parent": parent,
-        "depth": depth,
-        # Breadth first: the children of all nodes follow each other in the order of their parents.
-        "child_start": 1 + np.cumsum(child_count) - child_count,
-        "child_count": child_count,
-        "leaf_start": leaf_start,
-        "leaf_stop": leaf_stop,
-    }
-    nodes = {name: array.astype(np.int32) for name, array in nodes.items()}
-    nodes["level_offsets"] = np.concatenate([[0], np.cumsum(np.bincount(level))])
-    return nodes

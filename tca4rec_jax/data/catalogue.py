@@ -70,6 +70,10 @@ class Catalogue:
 
     def content_hash(self) -> str:
         """SHA-256 (hex) of ids, titles and attributes in order; of equal catalogues it is equal."""
+        return self._content_hash
+
+    @functools.cached_property
+    def _content_hash(self) -> str:
         digest = hashlib.sha256(str(self.num_items).encode())
         attributes = ((name, *texts) for name, texts in sorted(self.attributes.items()))
         texts = itertools.chain(self.item_ids, self.titles, *attributes)

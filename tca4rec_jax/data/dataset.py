@@ -114,10 +114,16 @@ def _source_files(config: DataConfig) -> dict[str, Path]:
 
 @dataclass
 class _Found:
-    """What was read and is kept; the interactions until they are sorted."""
+    """What was read and is kept; the interactions until they are handed over."""
 
     catalogue: Catalogue
     interactions: Interactions | None
+
+    def hand_over(self) -> Interactions:
+        """The interactions, which whoever takes them may be the last to hold."""
+        interactions, self.interactions = self.interactions, None
+        assert interactions is not None
+        return interactions
 
 
 def _read_source(config: DataConfig, files: dict[str, Path], report: Report) -> RecData | _Found:
@@ -128,20 +134,19 @@ def _read_source(config: DataConfig, files: dict[str, Path], report: Report) -> 
             config.attributes,
             keep_spaces=config.title_spaces == "kept",
         )
-    catalogue, interactions = _read_interactions(config, files, report)
-    interactions = treat_duplicates(interactions, config.drop_duplicates)
+    found = _Found(*_read_interactions(config, files, report))
+    found.interactions = treat_duplicates(found.hand_over(), config.drop_duplicates)
     if config.drop_duplicates:
-        report.add("data.drop_duplicates", interactions)
-    interactions = filtered(interactions, config.filters, report)
+        report.add("data.drop_duplicates", found.interactions)
+    found.interactions = filtered(found.hand_over(), config.filters, report)
     if config.filters.on or config.source in FORMATS:
-        catalogue, interactions = only_used(catalogue, interactions)
-    return _Found(catalogue, interactions)
+        found = _Found(*only_used(found.catalogue, found.hand_over()))
+    return found
 
 
 def _make_rows(config: DataConfig, found: _Found, folder: Path) -> MadeData:
     """The rows, whose items lie in a new folder."""
-    interactions, found.interactions = found.interactions, None  # sorted, they are on the disk
-    assert interactions is not None
+    interactions = found.hand_over()  # sorted, they are on the disk
     histories = sort_by_user(interactions, folder, config.seed, config.ties)
     user_ids = interactions.user_ids
     del interactions

@@ -3,6 +3,7 @@
 Each filter is a pure function; `Report` counts what each of them left.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.ranges import Date, Natural, NotNegative, Seed, check_fields
 
 _DAY = 24 * 60 * 60
+_PART = 1 << 20  # interactions that are counted or looked up at a time
 
 
 @dataclass(frozen=True)
@@ -95,73 +97,106 @@ def filtered(interactions: Interactions, filters: Filters, report: Report) -> In
     Raises UserError if nothing is left, and for filters by what the interactions do not have.
     """
 
-    def keep(step: str, kept: Interactions) -> None:
+    def keep(step: str, kept_n: np.ndarray) -> None:
         nonlocal interactions
-        interactions = kept
-        report.add(f"data.filters.{step}", kept)
+        if not kept_n.all():
+            interactions = interactions.take(kept_n)
+        report.add(f"data.filters.{step}", interactions)
 
     if filters.min_rating is not None:
         if interactions.rating is None:
             raise UserError("data.filters.min_rating needs data.rating_column")
         at_least = interactions.rating >= np.float32(filters.min_rating)
-        keep(f"min_rating={filters.min_rating:g}", interactions.take(at_least))
+        keep(f"min_rating={filters.min_rating:g}", at_least)
     for name in ("since", "before"):
         if date := getattr(filters, name):
             earlier = interactions.timestamp < _tick(interactions, date)
-            keep(f"{name}={date}", interactions.take(earlier if name == "before" else ~earlier))
+            keep(f"{name}={date}", earlier if name == "before" else ~earlier)
     if filters.last_days:
         first = interactions.timestamp.max() - filters.last_days * _DAY * _ticks(interactions)
-        keep(f"last_days={filters.last_days}", interactions.take(interactions.timestamp > first))
+        keep(f"last_days={filters.last_days}", interactions.timestamp > first)
     if filters.max_items:
         frequent = most_frequent(interactions.item, filters.max_items)
-        keep(f"max_items={filters.max_items}", interactions.take(frequent))
+        keep(f"max_items={filters.max_items}", frequent)
     if filters.user_core or filters.item_core:
         step = f"user_core={filters.user_core}, item_core={filters.item_core}"
-        keep(step, core(interactions, filters.user_core, filters.item_core))
+        numbers = interactions.user, interactions.item
+        keep(step, core(*numbers, filters.user_core, filters.item_core))
     if filters.max_users:
         drawn = drawn_users(interactions.user, filters.max_users, filters.seed)
-        keep(f"max_users={filters.max_users}", interactions.take(drawn))
+        keep(f"max_users={filters.max_users}", drawn)
     return interactions
 
 
-def core(interactions: Interactions, user_core: int, item_core: int) -> Interactions:
-    """The most interactions of which every user has `user_core` and every item `item_core`."""
+def core(user_n: np.ndarray, item_n: np.ndarray, user_core: int, item_core: int) -> np.ndarray:
+    """bool [n], the most of which every user has `user_core` and every item `item_core`."""
+    kept_n = np.ones(len(user_n), bool)
     while True:
-        user_n, item_n = interactions.user, interactions.item
-        kept_n = np.bincount(user_n)[user_n] >= user_core
-        kept_n &= np.bincount(item_n)[item_n] >= item_core
-        if kept_n.all():
-            return interactions
-        interactions = interactions.take(kept_n)
+        left = np.count_nonzero(kept_n)
+        enough_users = _counts(user_n, kept_n) >= user_core
+        enough_items = _counts(item_n, kept_n) >= item_core
+        kept_n &= _looked_up(enough_users, user_n)
+        kept_n &= _looked_up(enough_items, item_n)
+        if np.count_nonzero(kept_n) == left:
+            return kept_n
 
 
 def most_frequent(item_n: np.ndarray, most: int) -> np.ndarray:
     """bool [n], those of the `most` most frequent items; of equal ones the first numbers."""
-    order = np.argsort(-np.bincount(item_n), kind="stable")
-    return np.isin(item_n, order[:most])
+    counts = _counts(item_n)
+    return _those_of(np.argsort(-counts, kind="stable")[:most], item_n)
 
 
 def drawn_users(user_n: np.ndarray, most: int, seed: int) -> np.ndarray:
     """bool [n], those of `most` users (int [n]), drawn from `seed`."""
-    users = _used(user_n)
-    return np.isin(user_n, np.random.default_rng(seed).permutation(users)[:most])
+    return _those_of(np.random.default_rng(seed).permutation(_used(user_n))[:most], user_n)
 
 
 def only_used(catalogue: Catalogue, interactions: Interactions) -> tuple[Catalogue, Interactions]:
     """Without items and users that have no interaction; the others keep their order."""
     users, items = _used(interactions.user), _used(interactions.item)
     user_ids = tuple(interactions.user_ids[user] for user in users)
-    numbers = {
-        name: np.cumsum(np.bincount(used), dtype=np.int32)[getattr(interactions, name)]
-        - np.int32(1)
-        for name, used in (("user", users), ("item", items))
-    }
+    numbers = {}
+    for name, used in (("user", users), ("item", items)):
+        new_k = np.cumsum(np.bincount(used), dtype=np.int32) - np.int32(1)
+        numbers[name] = _looked_up(new_k, getattr(interactions, name))
     return catalogue.take(items), replace(interactions, user_ids=user_ids, **numbers)
 
 
 def _used(number_n: np.ndarray) -> np.ndarray:
     """Int, the numbers that occur, ascending."""
-    return np.flatnonzero(np.bincount(number_n))
+    return np.flatnonzero(_counts(number_n))
+
+
+def _those_of(numbers: np.ndarray, number_n: np.ndarray) -> np.ndarray:
+    """bool [n], where the number is one of these."""
+    wanted_k = np.zeros(int(number_n.max(initial=-1)) + 1, bool)
+    wanted_k[numbers] = True
+    return _looked_up(wanted_k, number_n)
+
+
+# NumPy copies the indices of a lookup, and what it counts, to int64: here some at a time.
+
+
+def _parts(count: int) -> Iterator[slice]:
+    return (slice(start, start + _PART) for start in range(0, count, _PART))
+
+
+def _counts(number_n: np.ndarray, kept_n: np.ndarray | None = None) -> np.ndarray:
+    """Int, how often every number from 0 occurs, perhaps only where kept (bool [n])."""
+    counts = np.zeros(int(number_n.max(initial=-1)) + 1, np.int64)
+    for part in _parts(len(number_n)):
+        counted = number_n[part] if kept_n is None else number_n[part][kept_n[part]]
+        counts += np.bincount(counted, minlength=len(counts))
+    return counts
+
+
+def _looked_up(values: np.ndarray, number_n: np.ndarray) -> np.ndarray:
+    """values[number_n]."""
+    found_n = np.empty(len(number_n), values.dtype)
+    for part in _parts(len(number_n)):
+        found_n[part] = values[number_n[part]]
+    return found_n
 
 
 def _ticks(interactions: Interactions) -> int:

@@ -52,9 +52,12 @@ class Ragged(Rows):
     def __getitem__(self, row: int) -> np.ndarray:
         return self.values[self.offsets[:-1][row] : self.offsets[1:][row]]
 
-    def take(self, rows_B: np.ndarray) -> "Ragged":
-        """The given rows, in the given order."""
-        starts, lengths = self.offsets[rows_B], self.lengths[rows_B]
+    def take(self, rows_B: np.ndarray, most: int | None = None) -> "Ragged":
+        """The given rows, in the given order; of each the first `most` values, by default all."""
+        starts = self.offsets[:-1][rows_B]
+        lengths = self.offsets[1:][rows_B] - starts
+        if most is not None:
+            lengths = np.minimum(lengths, most)
         return Ragged.from_lengths(self.values[ranges(starts, lengths)], lengths)
 
     def followed_by(self, other: "Ragged") -> "Ragged":

@@ -17,6 +17,8 @@ PAD_ITEM = -1
 UNKNOWN_TIME = -1
 """The timestamp of an interaction whose time is not known."""
 
+_ROWS_AT_ONCE = 1 << 16
+
 SPLITS = ("train_sequences", "train", "validation", "test")
 """train_sequences: one row per user of the training period. The others: history + target."""
 TRAINING_SPLITS = ("train_sequences", "train")
@@ -70,10 +72,14 @@ class ItemSequences(Rows):
     @property
     def repeat_items(self) -> bool:
         """Whether a row has an item twice."""
-        row_n = self.row_of(np.arange(self.items.size))
-        order_n = np.lexsort((self.items, row_n))
-        row_n, item_n = row_n[order_n], self.items[order_n]
-        return bool(np.any((row_n[1:] == row_n[:-1]) & (item_n[1:] == item_n[:-1])))
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            part = self.between(start, min(start + _ROWS_AT_ONCE, len(self)))
+            pair_n = np.repeat(np.arange(len(part)) << 32, part.lengths)  # row and item in one
+            pair_n += part.items
+            pair_n.sort()
+            if np.any(pair_n[1:] == pair_n[:-1]):
+                return True
+        return False
 
     @property
     def last_positions(self) -> np.ndarray:

@@ -108,10 +108,10 @@ class Table:
     def codes(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids by their number: int32 [n], and the distinct ids in the order in which they first
         occur (object), as text; whole numbers of a Parquet file become their digits."""
-        values = _decoded(self.columns[column])
-        self.refuse(column, values.is_null(), _NO_ID["^$"])
+        values = self.columns[column]
+        self.refuse(column, _missing(values), _NO_ID["^$"])
         try:
-            encoded = pc.dictionary_encode(values)
+            encoded = _encoded(values)
         except pa.ArrowNotImplementedError:  # lists and the like
             encoded = pc.dictionary_encode(self._text(column, _NO_ID["^$"]))
         code_n, found = encoded.indices.to_numpy(), encoded.dictionary
@@ -321,6 +321,21 @@ class _Distinct(Table):
         bad_n = np.asarray(bad_n, bool)
         if bad_n.any():
             self.table.refuse(column, bad_n[self.code_n], expected)
+
+
+def _encoded(values: pa.Array) -> pa.DictionaryArray:
+    """By the numbers of its distinct values, in the order in which they first occur."""
+    if not pa.types.is_dictionary(values.type):
+        return pc.dictionary_encode(values)
+    used = pc.dictionary_encode(values.indices)  # what has been left out may have had others
+    return pa.DictionaryArray.from_arrays(used.indices, values.dictionary.take(used.dictionary))
+
+
+def _missing(values: pa.Array) -> pa.Array:
+    """Bool [n]: nulls, those of a dictionary too."""
+    if not pa.types.is_dictionary(values.type):
+        return values.is_null()
+    return values.dictionary.is_null().take(values.indices).fill_null(True)
 
 
 def _decoded(values: pa.Array) -> pa.Array:

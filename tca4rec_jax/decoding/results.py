@@ -1,6 +1,6 @@
 """The titles that a search found for each row, and the items that have these titles.
 
-Axes: core/__init__.py; here T are temperatures, n the items of all rows.
+Axes: core/__init__.py; here T are temperatures, n the items of some rows, C the most that are kept.
 """
 
 import time
@@ -17,7 +17,7 @@ from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import read_npz, write_npz
 
-_MASK_BYTES = 64 << 20  # of allowed items that are in memory
+_PAIRS = 4 << 20  # of rows and items that are looked at together
 
 
 class Recommendations(NamedTuple):
@@ -47,22 +47,22 @@ class Recommendations(NamedTuple):
         Items that share a title follow one another in catalogue order; those that are not
         `allowed` (row numbers int64 [B] -> bool [B, I]) are passed over.
         """
-        row_n, place_n = np.nonzero(self.leaves_RxM >= 0)
-        of_leaf = trie.items_by_leaf.take(self.leaves_RxM[row_n, place_n])
-        item_n, row_n = of_leaf.values, np.repeat(row_n, of_leaf.lengths)
-        if allowed is not None:
-            at_once = max(_MASK_BYTES // trie.num_items, 1)
-            ends = np.searchsorted(row_n, np.arange(0, len(self.leaves_RxM), at_once)[1:])
-            parts = zip(np.split(row_n, ends), np.split(item_n, ends), strict=True)
-            kept = []
-            for part_n, of_part_n in parts:
-                rows_B, place_n = np.unique(part_n, return_inverse=True)
-                kept.append(allowed(rows_B)[place_n, of_part_n] if rows_B.size else [])
-            kept_n = np.concatenate(kept).astype(bool)
-            item_n, row_n = item_n[kept_n], row_n[kept_n]
-        rows = Ragged.from_lengths(item_n, np.bincount(row_n, minlength=len(self.leaves_RxM)))
-        width = max(count, rows.lengths.max(initial=0))
-        return rows.pad(np.arange(len(rows)), width, -1)[:, :count]
+        at_once = max(_PAIRS // trie.num_items, 1)
+        items_RxK = np.full((len(self.leaves_RxM), count), -1, np.int32)
+        for start in range(0, len(items_RxK), at_once):
+            leaves_BxM = self.leaves_RxM[start : start + at_once]
+            row_n, place_n = np.nonzero(leaves_BxM >= 0)
+            most = count if allowed is None else None
+            of_leaf = trie.items_by_leaf.take(leaves_BxM[row_n, place_n], most)
+            item_n, row_n = of_leaf.values, np.repeat(row_n, of_leaf.lengths)
+            if allowed is not None and item_n.size:
+                some_B, place_n = np.unique(row_n, return_inverse=True)
+                kept_n = allowed(start + some_B)[place_n, item_n]
+                item_n, row_n = item_n[kept_n], row_n[kept_n]
+            rows_B = np.arange(len(leaves_BxM))
+            of_row = Ragged.from_lengths(item_n, np.bincount(row_n, minlength=len(rows_B)))
+            items_RxK[start + rows_B] = of_row.take(rows_B, count).pad(rows_B, count, -1)
+        return items_RxK
 
 
 def read_cache(path: Path, identity: str, names: Collection[str]) -> dict[str, np.ndarray]:

@@ -34,7 +34,7 @@ from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.tokenizer import text_encoder
 from tca4rec_jax.recommenders.generative import GENERATIVE, prompt_template
-from tca4rec_jax.training.examples import Examples
+from tca4rec_jax.training.examples import Examples, sampled
 
 if TYPE_CHECKING:
     from tca4rec_jax.experiment import Experiment
@@ -85,7 +85,10 @@ def show_history(
 def build_examples(
     sequences: ItemSequences, items: ItemTokens, compressed: ItemTrie, config: ConfigDict
 ) -> Examples:
-    """A question and its answer for every row. Raises UserError for other targets or tasks."""
+    """A question and its answer for every row, or training.rows of them.
+
+    Raises UserError for other targets or tasks.
+    """
     training, rounds = config.training, build(Objective, config.objective).rounds
     if training.targets != "last" or training.tasks or training.unsupervised_end or rounds:
         raise UserError(
@@ -93,8 +96,10 @@ def build_examples(
             "training.unsupervised_end, and objective.cf_dtype=float32"
         )
     questions = Questions(sequences, len(items.shown), config)
-    answer_R, template = questions.asked.answer_R, build(PromptTemplate, config.prompt)
-    rows = question_rows(items, questions.asked, template, with_answers=True)
+    drawn = sampled(len(questions.sequences), training.rows, config.seed)
+    asked, template = questions.asked.take(drawn), build(PromptTemplate, config.prompt)
+    answer_R = asked.answer_R
+    rows = question_rows(items, asked, template, with_answers=True)
     tokens, slots = rows.prompts
     length_R = items.written.lengths[answer_R]
     position = ranges(rows.starts.values - 1, length_R)
@@ -104,7 +109,7 @@ def build_examples(
         slots=slots,
         position=Ragged.from_lengths(position.astype(np.int32), length_R),
         label=Ragged.from_lengths(label, length_R),
-        cf_position=Ragged(questions.position_R, np.arange(len(answer_R) + 1)),
+        cf_position=Ragged(questions.position_R[drawn], np.arange(len(answer_R) + 1)),
         decisions=title_decisions(compressed).take(answer_R),
     )
 

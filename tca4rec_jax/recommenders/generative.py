@@ -86,6 +86,7 @@ def build_examples(
         max_tokens=config.prompt.max_tokens,
         candidates=config.prompt.candidates or 0,
         unsupervised_end=config.training.unsupervised_end,
+        rows=config.training.rows,
         seed=config.seed,
     )
 

@@ -34,7 +34,7 @@ class Recipe:
         left with PAD_ITEM, config,
         candidates int32 [R, N] or None) -> the prompts.
       build_examples: 2. The same for training: (users' sequences, item tokens, training_trie,
-        config) -> the examples, with their targets and decisions.
+        config) -> the examples, training.rows of them, with their targets and decisions.
       trainable: 3. What is trained: config -> the filter of nnx.split that picks the decoder's
         trained parameters.
       loss: 4. Which loss: (decoder, batch, CF items or None, trie, objective, dropout keys [B] or

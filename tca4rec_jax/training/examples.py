@@ -57,41 +57,63 @@ def build_examples(
     max_tokens: int,
     candidates: int = 0,
     unsupervised_end: int = 0,
+    rows: int = 0,
     seed: int = 0,
 ) -> Examples:
     """Examples of a split: users' sequences ('all') or histories with targets ('last').
 
     `decisions` are those of every item's title (title_decisions); a row has at most max_tokens.
-    The last `unsupervised_end` tokens of a title are not supervised. The templates, and so many
-    `candidates` if they show them, are drawn from `seed`. Raises UserError for unknown targets,
-    prompts that they do not go with, a title that does not fit, or if there is no example.
+    The last `unsupervised_end` tokens of a title are not supervised. The templates, so many
+    `candidates` if they show them, and the examples if more than `rows` (`sampled`), are drawn from
+    `seed`. Raises UserError for unknown targets, prompts that they do not go with, a title that
+    does not fit, or if there is no example.
     """
     check_choice("training.targets", targets, ("all", "last"))
     if targets == "all":
         check_sequences(tokens)
         pieces, first = _pieces(sequences, tokens, max_tokens)
-        how = np.zeros(len(pieces), np.int64), 0
-        supervised = np.ones(pieces.values.size, bool)
-        supervised[pieces.offsets[:-1]] = False
+        template_R, count = np.zeros(len(pieces), np.int64), 0
     else:
         keep = sequences.lengths > 1
-        rows = sequences if keep.all() else sequences.take(keep)
+        kept = sequences if keep.all() else sequences.take(keep)
         ends = np.cumsum(sequences.lengths)[keep]
         rng = np.random.default_rng(seed)
-        template_R = rng.integers(len(tokens.before), size=len(rows))
-        items, count = _with_candidates(rows, tokens, candidates, rng)
-        how = template_R, count
-        pieces = keep_latest(tokens, items, max_tokens, *how)
+        template_R = rng.integers(len(tokens.before), size=len(kept))
+        items, count = _with_candidates(kept, tokens, candidates, rng)
+        pieces = keep_latest(tokens, items, max_tokens, template_R, count)
         first = ends - pieces.lengths
-        supervised = np.zeros(pieces.values.size, bool)
-        supervised[pieces.offsets[1:] - 1] = True
     if not len(pieces):
         raise UserError("no training example: every row has a single item, so nothing precedes it")
-    made = row_tokens(tokens, pieces, *how)
+    of_tasks = sum(len(task.asked) for task in tokens.tasks)
+    drawn = sampled(len(pieces) + of_tasks, rows, seed)  # before tokens and decisions are made
+    row_R, task_R = np.split(drawn, [np.searchsorted(drawn, len(pieces))])
+    task_R = task_R - len(pieces) + len(row_R)
+    pieces, first = pieces.take(row_R), first[row_R]
+    made = row_tokens(tokens, pieces, template_R[row_R], count)
     length_I = np.maximum(tokens.written.lengths - unsupervised_end, 0)
     decided = decisions.before(length_I)
-    examples = _supervise(pieces, first, supervised, length_I, made, decided)
-    return _with_tasks(examples, tokens.tasks)
+    examples = _supervise(pieces, first, _targets(pieces, targets), length_I, made, decided)
+    examples = _with_tasks(examples, tokens.tasks)
+    if len(drawn) == len(examples):
+        return examples
+    return examples.take(np.concatenate([np.arange(len(row_R)), task_R]))
+
+
+def _targets(pieces: Ragged, targets: str) -> np.ndarray:
+    """bool [n], which items of the pieces are supervised."""
+    supervised = np.full(pieces.values.size, targets == "all")
+    if targets == "all":
+        supervised[pieces.offsets[:-1]] = False
+    else:
+        supervised[pieces.offsets[1:] - 1] = True
+    return supervised
+
+
+def sampled(count: int, rows: int, seed: int) -> np.ndarray:
+    """int64, ascending: so many `rows` of `count`, drawn from `seed`; all of them for 0 or more."""
+    if not 0 < rows < count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).permutation(count)[:rows])
 
 
 def _with_candidates(

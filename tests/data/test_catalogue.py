@@ -1,3 +1,6 @@
+import hashlib
+import pickle
+
 import pytest
 
 from tca4rec_jax.data.catalogue import Catalogue
@@ -18,6 +21,15 @@ def test_content_hash_depends_on_ids_titles_and_their_boundaries():
     ]
     assert len({catalogue.content_hash() for catalogue in catalogues}) == 4
     assert catalogues[0].content_hash() == Catalogue(("x", "y"), ("One", "Two")).content_hash()
+
+
+def test_the_content_is_hashed_once(monkeypatch):
+    catalogue = Catalogue(("x", "y"), ("One", "Two"))
+    expected = Catalogue(("x", "y"), ("One", "Two")).content_hash()
+    assert catalogue.content_hash() == expected
+    monkeypatch.setattr(hashlib, "sha256", None)
+    assert catalogue.content_hash() == expected
+    assert pickle.loads(pickle.dumps(catalogue)).content_hash() == expected
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 from collections import Counter
 from datetime import UTC, datetime
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_raw import steps_of
 
+from tca4rec_jax.data import filters as filters_of_data
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.dataset import prepare
 from tca4rec_jax.data.filters import Filters, Report, Step, core, filtered, only_used
@@ -53,18 +55,23 @@ ROWS = st.lists(
 )
 
 
+def rows_of_core(rows, user_core, item_core):
+    given = interactions(rows)
+    return rows_of(given.take(core(given.user, given.item, user_core, item_core)))
+
+
 @settings(max_examples=100, deadline=None)
-@given(ROWS, st.integers(0, 5), st.integers(0, 5))
-def test_the_core_is_the_largest(rows, user_core, item_core):
-    assert rows_of(core(interactions(rows), user_core, item_core)) == core_of(
-        rows, user_core, item_core
-    )
+@given(ROWS, st.integers(0, 5), st.integers(0, 5), st.sampled_from([1, 3, 7, 1 << 20]))
+def test_the_core_is_the_largest(rows, user_core, item_core, at_once):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filters_of_data, "_PART", at_once)
+        assert rows_of_core(rows, user_core, item_core) == core_of(rows, user_core, item_core)
 
 
 def test_a_core_takes_several_rounds():
     chain = [(user, item, 0, 1) for user in range(5) for item in (user, user + 1)]
     rows = [*chain, *((8, item, 0, 1) for item in (7, 8)), *((7, item, 0, 1) for item in (7, 8))]
-    assert rows_of(core(interactions(rows), 2, 2)) == rows[-4:]  # the chain goes link by link
+    assert rows_of_core(rows, 2, 2) == rows[-4:]  # the chain goes link by link
 
 
 def made(seed=0, count=200):
@@ -111,6 +118,24 @@ def test_frequent_items_and_drawn_users():
     assert drawn[0] == drawn[1]
     assert len({*drawn}) > 1
     assert rows_of(draws[0]) == [row for row in rows if row[0] in drawn[0]]
+
+
+def test_filters_hold_little_more_than_what_was_and_what_is_left(monkeypatch):
+    monkeypatch.setattr(filters_of_data, "_PART", 1 << 14)
+    count = 200_000
+    rng = np.random.default_rng(0)
+    user, item = (rng.integers(0, 5000, count, np.int32) for _ in range(2))
+    columns = [user, item, FIRST + np.arange(count)]
+    filters = Filters(since=datetime.fromtimestamp(FIRST + 9, UTC).isoformat(), user_core=40)
+    tracemalloc.start()
+    handed_over = [Interactions(*map(np.copy, columns))]
+    before, _ = tracemalloc.get_traced_memory()
+    left = filtered(handed_over.pop(), filters, Report())
+    after, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count / 4 < len(left.user) < count * 3 / 4
+    assert after < before * 3 / 4
+    assert peak < (2 * 16 + 4) * count  # twice an interaction, and flags
 
 
 def test_by_default_everything_is_kept_and_the_seed_alone_is_no_filter():

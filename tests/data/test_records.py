@@ -1,6 +1,7 @@
 """Records and shards equal what protobuf and TFDS' own reader have of the same rows."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -79,3 +80,20 @@ def test_shards_share_the_rows_and_are_read_as_one(workers, tmp_path, monkeypatc
     for name in SPLITS:
         assert read.splits[name].content_hash() == splits[name].content_hash()
         assert len([*tmp_path.rglob(f"*-{name}.array_record*")]) == 4
+
+
+@pytest.mark.parametrize("liked", [False, True])
+def test_a_split_is_read_in_little_more_memory_than_its_arrays(liked, tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, "_READ_AT_ONCE", 64)
+    rows = made_rows([1, *[200] * 600], 0, liked)
+    rows = dataclasses.replace(rows, items=rows.items % 9)
+    catalogue = Catalogue(tuple("abcdefghi"), tuple("abcdefghi"))
+    tfds_rec.write(RecData(catalogue, dict.fromkeys(SPLITS, rows)), tmp_path)
+    read = tfds_rec.read(tmp_path)
+    read.splits["train"]  # what is made once
+    tracemalloc.start()
+    found = read.splits["test"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.content_hash() == rows.content_hash()
+    assert peak < 25 * rows.items.size  # int32 and int64 are 12 bytes an item

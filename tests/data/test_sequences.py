@@ -1,10 +1,13 @@
 """ItemSequences against plain Python lists."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tca4rec_jax.data import sequences as of_sequences
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import PAD_ITEM, SPLITS, ItemSequences, RecData, SplitReader
 
@@ -56,6 +59,27 @@ def test_rows_outside_are_refused():
         sequences[2]
     with pytest.raises(IndexError):
         sequences.take([-1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(ROWS, st.integers(1, 3))
+def test_repeated_items_are_found_in_whichever_rows_are_compared_at_once(rows, at_once):
+    repeated = any(len({*row}) < len(row) for row in rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_sequences, "_ROWS_AT_ONCE", at_once)
+        assert _sequences(rows).repeat_items == repeated
+
+
+def test_repeated_items_are_found_in_little_memory():
+    rows = np.random.default_rng(0).integers(0, 2**31 - 1, (20, 10_000))
+    sequences = _sequences(np.sort(rows).tolist())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_sequences, "_ROWS_AT_ONCE", 4)
+        tracemalloc.start()
+        assert not sequences.repeat_items
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 10 * sequences.items.size  # one array of int64 is 8 bytes an item
 
 
 def test_tied_compares_the_target_with_the_item_before_it():

@@ -1,5 +1,7 @@
 """Examples against a plain loop over titles and tokens."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -106,6 +108,47 @@ def test_candidates_are_the_target_and_items_outside_the_history():
     assert [chr(examples.label[0][0]), chr(examples.label[1][0])] == ["a", "b"]
     with pytest.raises(ValueError, match="row 0 has 2 allowed items .*, too few for 5 cand"):
         build_examples(split, tokens, decisions, **how | {"candidates": 5})
+
+
+def assert_same(found, wanted):
+    for ours, theirs in zip(arrays_of(found), arrays_of(wanted), strict=True):
+        assert (ours.dtype, ours.tolist()) == (theirs.dtype, theirs.tolist())
+
+
+def arrays_of(examples):
+    *parts, decisions = vars(examples).values()
+    return [one for part in (*parts, *decisions) for one in (part.values, part.offsets)]
+
+
+@pytest.mark.parametrize("targets", ["all", "last"])
+@pytest.mark.parametrize("tasks", [(), ("{title} is {id}", "{id}{title}\n")])
+@pytest.mark.parametrize("rows", [1, 7, 20, 10**6])
+def test_some_examples_are_those_of_all(targets, tasks, rows):
+    columns = {"title": TITLES, "id": tuple("12345")}
+    shown = "P{history}\n{target}", "Q{history}|{target}"
+    template = PromptTemplate(shown[: 2 if targets == "last" else 1])
+    tokens = tokenise_items(columns, TextEncoder(encode, encode), template, tasks)
+    decisions = title_decisions(ItemTrie.build(tokens.written).compress())
+    split = sequences(*[[0, 1], [3, 2, 4], [1], [4, 0, 2, 1, 3]] * 5)
+    how = {"targets": targets, "max_tokens": 13, "seed": 3}
+    whole = build_examples(split, tokens, decisions, **how)
+    drawn = np.sort(np.random.default_rng(3).permutation(len(whole))[:rows])
+    found = build_examples(split, tokens, decisions, rows=rows, **how)
+    assert len(found) == min(rows, len(whole))
+    assert_same(found, whole.take(drawn))
+
+
+@pytest.mark.parametrize("targets", ["all", "last"])
+def test_of_some_examples_alone_tokens_are_made(tokens, targets):
+    split = sequences(*[[0, 1, 2, 3] * 4] * 300)
+    decisions = title_decisions(ItemTrie.build(tokens.written).compress())
+    peaks = []
+    for rows in (0, 10):
+        tracemalloc.start()
+        build_examples(split, tokens, decisions, targets=targets, max_tokens=99, rows=rows)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] / 2
 
 
 def test_errors_name_what_is_wrong(tokens):

@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -34,6 +35,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.terminal import Progress
 
 _READ_AT_ONCE = 8192
+_CODES = {"user": "i", "items": "i", "timestamps": "q", "liked": "b"}  # of arrays: int32, .., int8
 _ITEMS_OF_A_SHARD = 1 << 23  # about 100 MB
 _MOST_WORKERS = 16  # each holds 0.2 GB
 
@@ -169,20 +171,18 @@ def _read_split(builder: tfds.core.DatasetBuilder, name: str) -> ItemSequences:
     """All rows of a split. The records are parsed directly, which is 5 times faster than TFDS."""
     try:
         records = builder.as_data_source(name).data_source
-        users, offsets, items, timestamps = [], [0], [], []
-        liked: list[int] = []
+        columns = {name: array(_CODES[name]) for name in _CODES if name in builder.info.features}
+        offsets = array("q", [0])
         rows = range(len(records))
         for start in rows[::_READ_AT_ONCE]:
             for record in records.__getitems__(rows[start : start + _READ_AT_ONCE]):
                 feature = tf_example_pb2.Example.FromString(record).features.feature
-                users += feature["user"].int64_list.value
-                items += feature["items"].int64_list.value
-                timestamps += feature["timestamps"].int64_list.value
-                liked += feature["liked"].int64_list.value
-                offsets.append(len(items))
-        flags = np.array(liked, bool) if "liked" in builder.info.features else None
-        user_R, item_n, offset, time_n = map(np.array, (users, items, offsets, timestamps))
-        return ItemSequences(user_R, item_n, offset, time_n, flags)
+                for column, values in columns.items():
+                    values.extend(feature[column].int64_list.value)
+                offsets.append(len(columns["items"]))
+        user_R, item_n, time_n, *liked = map(np.asarray, columns.values())
+        flags = liked[0].astype(bool) if liked else None
+        return ItemSequences(user_R, item_n, np.asarray(offsets), time_n, flags)
     except Exception as error:  # ArrayRecord, protobuf and TFDS each have errors of their own
         raise UserError(
             f"the split {name!r} in {builder.data_path} is damaged: {error}; delete the folder "
