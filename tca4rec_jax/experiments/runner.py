@@ -29,6 +29,8 @@ from tca4rec_jax.reporting import show, show_table
 from tca4rec_jax.training.fault_tolerance import Stopped
 
 _WAIT = 5.0  # seconds before looking again at what other processes do
+_KNOWN = (FileNotFoundError, UserError, FloatingPointError, JaxRuntimeError)
+"""Errors whose message is enough; JAX: out of the device's memory, for one."""
 
 Ranked = tuple[Cell, str]  # a cell and a split
 
@@ -63,8 +65,8 @@ def run_grid(grid: Grid, workdir: Path, *, minutes: float = 0.0, anew: bool = Fa
 
     Before, it says what is missing and what that will cost, in the end what is missing still. A
     line of results that was made from other inputs than those that are here is said, and counts;
-    with `anew` it does not. A cell that fails is said and the others go on. After so many `minutes`
-    (0: no limit) the process stops as at SIGTERM: training saves its state.
+    with `anew` it does not. A cell that fails, whatever it raises, is said and the others go on.
+    After so many `minutes` (0: no limit) the process stops as at SIGTERM: training saves its state.
 
     Raises UserError for a grid or config that is not valid, and in the end if a cell has failed;
     SystemExit or Stopped at SIGTERM.
@@ -72,12 +74,13 @@ def run_grid(grid: Grid, workdir: Path, *, minutes: float = 0.0, anew: bool = Fa
     cells = Cells(grid, workdir)
     cells.check()
     work = Work(cells, anew)
-    found = _said_stale(work, Plan.of(cells))
-    stale = found if anew else set()
-    say(cells, Plan.of(cells, stale))
+    stale: set[str] = set()
     failed: dict[str, str] = {}
     with _deadline(minutes) as is_over:
         try:
+            found = _said_stale(work, Plan.of(cells))
+            stale |= found if anew else set()
+            say(cells, Plan.of(cells, stale))
             _work_off(work, stale, failed)
         except (Stopped, SystemExit):
             if not is_over():
@@ -115,9 +118,13 @@ def _done(work: Work, job: Job, stale: Collection[str], failed: dict[str, str]) 
     except LeaseError as busy:
         logging.debug("%s", busy)
         return False
-    except (FileNotFoundError, UserError, FloatingPointError, JaxRuntimeError) as error:
-        failed[job.name] = one_line(error, 300)  # JAX: out of the device's memory, for one
-        logging.error("%s failed: %s", job.name, failed[job.name])
+    except Stopped:
+        raise
+    except Exception as error:  # whatever it is, the other jobs may be done
+        known = isinstance(error, _KNOWN)
+        why = str(error) if known else f"{type(error).__name__}: {error}"
+        failed[job.name] = one_line(why, 300)
+        logging.error("%s failed: %s", job.name, failed[job.name], exc_info=not known)
     return True
 
 
