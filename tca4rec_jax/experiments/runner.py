@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from pathlib import Path
 
 from absl import logging
@@ -19,9 +20,9 @@ from jax.errors import JaxRuntimeError
 from tca4rec_jax.errors import UserError, one_line
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.choice import wanted
-from tca4rec_jax.experiments.costs import Costs
+from tca4rec_jax.experiments.costs import Costs, Ranked
 from tca4rec_jax.experiments.grid import Grid
-from tca4rec_jax.experiments.results import Cell, Line, read_lines
+from tca4rec_jax.experiments.results import Line, read_lines
 from tca4rec_jax.experiments.work import Job, Work, as_jobs
 from tca4rec_jax.fileio import fingerprint, remove
 from tca4rec_jax.lease import LeaseError, only_writer
@@ -32,16 +33,14 @@ _WAIT = 5.0  # seconds before looking again at what other processes do
 _KNOWN = (FileNotFoundError, UserError, FloatingPointError, JaxRuntimeError)
 """Errors whose message is enough; JAX: out of the device's memory, for one."""
 
-Ranked = tuple[Cell, str]  # a cell and a split
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Where a grid stands."""
 
+    cells: Cells
     done: list[Ranked]
     missing: list[Ranked]
-    to_come: int  # cells that are known once choices can be made
     lines: dict[Ranked, Line]
 
     @classmethod
@@ -49,10 +48,27 @@ class Plan:
         """Of the lines of W; those with a stale key do not count."""
         read = read_lines(cells.workdir)
         lines = {of: line for of, line in read.items() if line.key not in stale}
-        found = wanted(cells, {of: line.metrics for of, line in lines.items()})
-        done = [of for of in found.ranked if of in lines]
-        missing = [of for of in found.ranked if of not in lines]
-        return cls(done, missing, found.to_come, lines)
+        ranked = wanted(cells, {of: line.metrics for of, line in lines.items()}).ranked
+        done = [of for of in ranked if of in lines]
+        missing = [of for of in ranked if of not in lines]
+        return cls(cells, done, missing, lines)
+
+    @cached_property
+    def to_follow(self) -> list[Ranked]:
+        """What is known once choices can be made: if cells that have no line do as well as any."""
+        grid = self.cells.grid
+        unmeasured = dict.fromkeys((grid.metric, grid.guided_metric), 0.0)
+        results = {of: unmeasured | dict(line.metrics) for of, line in self.lines.items()}
+        found: dict[Ranked, None] = dict.fromkeys(self.missing)
+        while new := [of for of in wanted(self.cells, results).ranked if of not in results]:
+            found |= dict.fromkeys(new)
+            results |= dict.fromkeys(new, unmeasured)
+        return list(found)[len(self.missing) :]
+
+    @property
+    def to_come(self) -> int:
+        """How many follow."""
+        return len(self.to_follow)
 
     @property
     def is_done(self) -> bool:
@@ -163,11 +179,12 @@ def _said_stale(work: Work, plan: Plan) -> set[str]:
 def say(cells: Cells, plan: Plan) -> None:
     """Prints what is done and missing of a grid, and what that will cost."""
     costs = Costs.of(plan.lines.values(), cells)
-    show_table(costs.table(plan.done, plan.missing), title="The grid", first_column="cells")
+    table = costs.table(plan.done, plan.missing, plan.to_follow)
+    show_table(table, title="The grid", first_column="cells")
     lines = [f"{len(plan.done)} cells are done, {len(plan.missing)} are missing"]
     if plan.to_come:
         lines.append(f"{plan.to_come} more follow once values are chosen on the validation split")
-    show(*lines, *costs.in_words(plan.missing, plan.to_come))
+    show(*lines, *costs.in_words(plan.missing, plan.to_follow))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The order of jobs, failures, other processes, costs: with work that only writes lines."""
+"""The order of jobs, failures, other processes: with work that only writes lines."""
 
 import signal
 import sys
@@ -10,7 +10,6 @@ import pytest
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiments import runner
 from tca4rec_jax.experiments.cells import Cells
-from tca4rec_jax.experiments.costs import Costs
 from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.results import FILE, Line, append, read_lines
 from tca4rec_jax.experiments.runner import Plan, run_grid
@@ -193,24 +192,6 @@ def test_checkpoints_go_when_nothing_needs_them(tmp_path, work):
     run_grid(grid, tmp_path)
     assert max(kept) == 3
     assert not [*tmp_path.rglob("checkpoints")]
-
-
-def test_costs_count_a_run_once_and_the_steps_that_are_left(tmp_path, work):
-    grid = load_grid(str(TINY))
-    cells = Cells(grid, tmp_path)
-    llm = [(cell, "test") for cell in cells.all if cell.is_llm and cell.alpha and cell.seed == 1]
-    assert Costs.of([], cells).seconds(llm) == (0.0, len(llm))
-    first = next(cell for cell, _ in llm)
-    FakeWork(cells, False).do(runner.Job("x", (first,), "test"))
-    costs = Costs.of(read_lines(tmp_path).values(), cells)
-    runs = {cells.run_name(cell) for cell, _ in llm}
-    assert costs.seconds(llm) == (6.0 * len(llm) + 12.0 * len(runs), 0)
-    log = cells.run_folder(first).log
-    log.parent.mkdir(parents=True)
-    log.write_text(
-        '{"step": 0, "seconds": 1}\n{"step": 1, "seconds": 1}\n{"step": 2, "seconds": 1}\n'
-    )
-    assert costs.seconds(llm) == (6.0 * len(llm) + 12.0 * len(runs) - 6.0, 0)
 
 
 def test_a_job_that_another_process_has_claimed_is_left_to_it(tmp_path):
