@@ -50,7 +50,10 @@ def test_a_run_counts_once_and_only_the_steps_after_its_last_checkpoint(tmp_path
 
 @pytest.mark.parametrize(
     ("grid", "cells_and_splits"),
-    [(f"{TINY}:seed=(0,1,2)", 6 + 5 + 21), (f"{CLAIM}:data=movielens,recommender=ids", 8 + 28 + 42)],
+    [
+        (f"{TINY}:seed=(0,1,2)", 6 + 5 + 21),
+        (f"{CLAIM}:data=movielens,recommender=ids", 8 + 28 + 42),
+    ],
 )
 def test_the_estimate_of_a_grid_is_what_the_rest_of_it_takes(grid, cells_and_splits, tmp_path):
     cells = cells_of(grid, tmp_path)
