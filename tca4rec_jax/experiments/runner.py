@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from pathlib import Path
 
 from absl import logging
@@ -19,9 +20,9 @@ from jax.errors import JaxRuntimeError
 from tca4rec_jax.errors import UserError, one_line
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.choice import wanted
-from tca4rec_jax.experiments.costs import Costs
+from tca4rec_jax.experiments.costs import Costs, Ranked
 from tca4rec_jax.experiments.grid import Grid
-from tca4rec_jax.experiments.results import Cell, Line, read_lines
+from tca4rec_jax.experiments.results import Line, read_lines
 from tca4rec_jax.experiments.work import Job, Work, as_jobs
 from tca4rec_jax.fileio import fingerprint, remove
 from tca4rec_jax.lease import LeaseError, only_writer
@@ -29,17 +30,17 @@ from tca4rec_jax.reporting import show, show_table
 from tca4rec_jax.training.fault_tolerance import Stopped
 
 _WAIT = 5.0  # seconds before looking again at what other processes do
-
-Ranked = tuple[Cell, str]  # a cell and a split
+_KNOWN = (FileNotFoundError, UserError, FloatingPointError, JaxRuntimeError)
+"""Errors whose message is enough; JAX: out of the device's memory, for one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Where a grid stands."""
 
+    cells: Cells
     done: list[Ranked]
     missing: list[Ranked]
-    to_come: int  # cells that are known once choices can be made
     lines: dict[Ranked, Line]
 
     @classmethod
@@ -47,10 +48,27 @@ class Plan:
         """Of the lines of W; those with a stale key do not count."""
         read = read_lines(cells.workdir)
         lines = {of: line for of, line in read.items() if line.key not in stale}
-        found = wanted(cells, {of: line.metrics for of, line in lines.items()})
-        done = [of for of in found.ranked if of in lines]
-        missing = [of for of in found.ranked if of not in lines]
-        return cls(done, missing, found.to_come, lines)
+        ranked = wanted(cells, {of: line.metrics for of, line in lines.items()}).ranked
+        done = [of for of in ranked if of in lines]
+        missing = [of for of in ranked if of not in lines]
+        return cls(cells, done, missing, lines)
+
+    @cached_property
+    def to_follow(self) -> list[Ranked]:
+        """What is known once choices can be made: if cells that have no line do as well as any."""
+        grid = self.cells.grid
+        unmeasured = dict.fromkeys((grid.metric, grid.guided_metric), 0.0)
+        results = {of: unmeasured | dict(line.metrics) for of, line in self.lines.items()}
+        found: dict[Ranked, None] = dict.fromkeys(self.missing)
+        while new := [of for of in wanted(self.cells, results).ranked if of not in results]:
+            found |= dict.fromkeys(new)
+            results |= dict.fromkeys(new, unmeasured)
+        return list(found)[len(self.missing) :]
+
+    @property
+    def to_come(self) -> int:
+        """How many follow."""
+        return len(self.to_follow)
 
     @property
     def is_done(self) -> bool:
@@ -63,8 +81,8 @@ def run_grid(grid: Grid, workdir: Path, *, minutes: float = 0.0, anew: bool = Fa
 
     Before, it says what is missing and what that will cost, in the end what is missing still. A
     line of results that was made from other inputs than those that are here is said, and counts;
-    with `anew` it does not. A cell that fails is said and the others go on. After so many `minutes`
-    (0: no limit) the process stops as at SIGTERM: training saves its state.
+    with `anew` it does not. A cell that fails, whatever it raises, is said and the others go on.
+    After so many `minutes` (0: no limit) the process stops as at SIGTERM: training saves its state.
 
     Raises UserError for a grid or config that is not valid, and in the end if a cell has failed;
     SystemExit or Stopped at SIGTERM.
@@ -72,12 +90,13 @@ def run_grid(grid: Grid, workdir: Path, *, minutes: float = 0.0, anew: bool = Fa
     cells = Cells(grid, workdir)
     cells.check()
     work = Work(cells, anew)
-    found = _said_stale(work, Plan.of(cells))
-    stale = found if anew else set()
-    say(cells, Plan.of(cells, stale))
+    stale: set[str] = set()
     failed: dict[str, str] = {}
     with _deadline(minutes) as is_over:
         try:
+            found = _said_stale(work, Plan.of(cells))
+            stale |= found if anew else set()
+            say(cells, Plan.of(cells, stale))
             _work_off(work, stale, failed)
         except (Stopped, SystemExit):
             if not is_over():
@@ -115,9 +134,13 @@ def _done(work: Work, job: Job, stale: Collection[str], failed: dict[str, str]) 
     except LeaseError as busy:
         logging.debug("%s", busy)
         return False
-    except (FileNotFoundError, UserError, FloatingPointError, JaxRuntimeError) as error:
-        failed[job.name] = one_line(error, 300)  # JAX: out of the device's memory, for one
-        logging.error("%s failed: %s", job.name, failed[job.name])
+    except Stopped:
+        raise
+    except Exception as error:  # whatever it is, the other jobs may be done
+        known = isinstance(error, _KNOWN)
+        why = str(error) if known else f"{type(error).__name__}: {error}"
+        failed[job.name] = one_line(why, 300)
+        logging.error("%s failed: %s", job.name, failed[job.name], exc_info=not known)
     return True
 
 
@@ -156,11 +179,12 @@ def _said_stale(work: Work, plan: Plan) -> set[str]:
 def say(cells: Cells, plan: Plan) -> None:
     """Prints what is done and missing of a grid, and what that will cost."""
     costs = Costs.of(plan.lines.values(), cells)
-    show_table(costs.table(plan.done, plan.missing), title="The grid", first_column="cells")
+    table = costs.table(plan.done, plan.missing, plan.to_follow)
+    show_table(table, title="The grid", first_column="cells")
     lines = [f"{len(plan.done)} cells are done, {len(plan.missing)} are missing"]
     if plan.to_come:
         lines.append(f"{plan.to_come} more follow once values are chosen on the validation split")
-    show(*lines, *costs.in_words(plan.missing, plan.to_come))
+    show(*lines, *costs.in_words(plan.missing, plan.to_follow))
 
 
 @contextlib.contextmanager

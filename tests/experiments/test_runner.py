@@ -1,5 +1,8 @@
-"""The order of jobs, failures, other processes, costs: with work that only writes lines."""
+"""The order of jobs, failures, other processes: with work that only writes lines."""
 
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -7,12 +10,12 @@ import pytest
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiments import runner
 from tca4rec_jax.experiments.cells import Cells
-from tca4rec_jax.experiments.costs import Costs
 from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.results import FILE, Line, append, read_lines
 from tca4rec_jax.experiments.runner import Plan, run_grid
 from tca4rec_jax.fileio import read_json_lines
 from tca4rec_jax.lease import LeaseError, only_writer
+from tca4rec_jax.training.fault_tolerance import CheckpointError, Stopped
 
 TINY = Path(__file__).parents[2] / "configs" / "experiments" / "tiny.py"
 
@@ -70,6 +73,62 @@ def test_a_cell_that_fails_is_said_and_the_others_go_on(tmp_path, work):
     with pytest.raises(UserError, match=r"2 jobs have failed: movielens ids .*alpha=0\.3.* is nan"):
         run_grid(load_grid(f"{TINY}:guidance=0"), tmp_path)
     assert {cell.alpha for cell, _ in read_lines(tmp_path)} == {None, 0.0, 0.9}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("CF logits contain NaN"), "ValueError: CF logits contain NaN"),
+        (CheckpointError("step 3 is damaged"), "CheckpointError: step 3 is damaged"),
+        (MemoryError(), "MemoryError:"),
+        (OSError(28, "No space left on device"), "OSError: .* No space left on device"),
+    ],
+)
+def test_whatever_a_cell_raises_the_others_go_on(tmp_path, work, error, said, monkeypatch):
+    def before(self, job):
+        if job.cells[0].alpha == 0.3:
+            raise error
+
+    work.before = before
+    traces = []
+    monkeypatch.setattr(runner.logging, "error", lambda *_, exc_info: traces.append(exc_info))
+    with pytest.raises(UserError, match=rf"2 jobs have failed: movielens ids .*alpha=0\.3.*{said}"):
+        run_grid(load_grid(f"{TINY}:guidance=0"), tmp_path)
+    assert {cell.alpha for cell, _ in read_lines(tmp_path)} == {None, 0.0, 0.9}
+    assert traces == [True, True]
+
+
+@pytest.mark.parametrize("end", [Stopped("saved"), SystemExit(143), KeyboardInterrupt()])
+def test_a_grid_that_is_asked_to_stop_stops(tmp_path, work, end):
+    def before(self, job):
+        if self.done:
+            raise end
+
+    work.before = before
+    with pytest.raises(type(end)):
+        run_grid(load_grid(str(TINY)), tmp_path)
+    assert len(read_lines(tmp_path)) == 1
+
+
+def test_the_minutes_that_are_given_begin_before_results_are_checked(tmp_path, work, monkeypatch):
+    """A stand-in for SIGTERM's handler, which `launching.start` sets."""
+    grid = load_grid(f"{TINY}:seed=0,alpha=0.3")
+    run_grid(grid, tmp_path)
+    (tmp_path / "movielens" / "data").mkdir(parents=True)
+    checked = []
+
+    def changed(self, line):
+        checked.append(line)
+        time.sleep(0.05)
+        return []
+
+    work.changed = changed
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        run_grid(grid, tmp_path, minutes=0.02 / 60)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(checked) == 1 < len(read_lines(tmp_path))
 
 
 def test_what_another_process_makes_is_tried_again_later(tmp_path, work):
@@ -133,24 +192,6 @@ def test_checkpoints_go_when_nothing_needs_them(tmp_path, work):
     run_grid(grid, tmp_path)
     assert max(kept) == 3
     assert not [*tmp_path.rglob("checkpoints")]
-
-
-def test_costs_count_a_run_once_and_the_steps_that_are_left(tmp_path, work):
-    grid = load_grid(str(TINY))
-    cells = Cells(grid, tmp_path)
-    llm = [(cell, "test") for cell in cells.all if cell.is_llm and cell.alpha and cell.seed == 1]
-    assert Costs.of([], cells).seconds(llm) == (0.0, len(llm))
-    first = next(cell for cell, _ in llm)
-    FakeWork(cells, False).do(runner.Job("x", (first,), "test"))
-    costs = Costs.of(read_lines(tmp_path).values(), cells)
-    runs = {cells.run_name(cell) for cell, _ in llm}
-    assert costs.seconds(llm) == (6.0 * len(llm) + 12.0 * len(runs), 0)
-    log = cells.run_folder(first).log
-    log.parent.mkdir(parents=True)
-    log.write_text(
-        '{"step": 0, "seconds": 1}\n{"step": 1, "seconds": 1}\n{"step": 2, "seconds": 1}\n'
-    )
-    assert costs.seconds(llm) == (6.0 * len(llm) + 12.0 * len(runs) - 6.0, 0)
 
 
 def test_a_job_that_another_process_has_claimed_is_left_to_it(tmp_path):

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from made_results import cells, make_results
 
+from tca4rec_jax.experiments.results import FILE, read_lines
 from tca4rec_jax.training.fault_tolerance import STOPPED
 
 ROOT = Path(__file__).parents[2]
@@ -237,17 +239,54 @@ def test_a_slice_of_a_grid_needs_no_network_and_goes_on_from_what_came_back(tmp_
     assert [".venv/bin/python", *started[1:-1], "--minutes=7"] in lines
     assert ["split", "-b", "15m", "out/back.tar", "out/back.tar."] in lines
     part = f"{tmp_path}/back.tar.aa"
-    assert any(line[:2] == ["bash", "-c"] and line[-2:] == [str(tmp_path), part] for line in lines)
+    came = f"{tmp_path}/came_back"
+    assert any(line[:2] == ["bash", "-c"] and line[-2:] == [came, part] for line in lines)
+    merge = "launch/experiments_merge.py", f"--workdir={tmp_path}/work", f"--other={came}/work"
+    assert [".venv/bin/python", *merge] in lines
 
 
-def test_what_a_gpu_job_packed_is_what_the_next_one_finds(tmp_path):
-    one, other, python = tmp_path / "one", tmp_path / "other", tmp_path / "python"
-    python.write_text(
-        "#!/bin/bash\nfor a; do\n"
+@pytest.fixture
+def python(tmp_path):
+    """A stand-in for Python that merges, and notes instead of doing a grid that it was there."""
+    path = tmp_path / "python"
+    path.write_text(
+        f'#!/bin/bash\ncase $1 in *_merge.py) exec {sys.executable} "$@";; esac\nfor a; do\n'
         'case $a in --workdir=*) echo $RANDOM >> "${a#*=}/x";; esac\n'
         "done\nexit 3\n"
     )
-    python.chmod(0o755)
+    path.chmod(0o755)
+    return path
+
+
+def test_what_came_back_does_not_replace_what_was_done_meanwhile(tmp_path, python):
+    folder = tmp_path / "folder"
+    here, there = folder / "work", tmp_path / "there" / "work"
+    made = {here: cells(seeds=(0, 1)), there: cells(seeds=(0, 2))}
+    for workdir, its in made.items():
+        workdir.mkdir(parents=True)
+        make_results(workdir, its)
+    (there.parent / "programs").mkdir()
+    (there.parent / "programs" / "p").write_text("compiled")
+    packed = folder / "back.tar.aa"
+    subprocess.run(["tar", "-cf", packed, "-C", there.parent, "work", "programs"], check=True)
+    mine, theirs = read_lines(here), read_lines(there)
+    done = bash("experiments_gpu.sh", folder, "g", PYTHON=str(python))
+    assert done.returncode == 3, done.stderr
+    assert "results of" in done.stdout
+    assert read_lines(here) == theirs | mine
+    assert len(mine) < len(theirs | mine) == len((here / FILE).read_text().splitlines())
+    assert all((here / line.ranks).is_file() for line in theirs.values())
+    assert (folder / "programs" / "p").read_text() == "compiled"
+    assert not (folder / "came_back").exists()
+
+    packed.write_bytes(packed.read_bytes()[:5000])  # cut: nothing is packed over it
+    before = packed.read_bytes()
+    assert bash("experiments_gpu.sh", folder, "g", PYTHON=str(python)).returncode not in (0, 3)
+    assert packed.read_bytes() == before
+
+
+def test_what_a_gpu_job_packed_is_what_the_next_one_finds(tmp_path, python):
+    one, other = tmp_path / "one", tmp_path / "other"
     first = bash("experiments_gpu.sh", one, "g", PYTHON=str(python), BACK=str(other), PART="1k")
     assert first.returncode == 3, first.stderr
     assert len([*other.glob("back.tar.*")]) > 1
