@@ -37,7 +37,6 @@ from tca4rec_jax.experiments.measures import measures
 from tca4rec_jax.experiments.results import (
     CF,
     POPULAR,
-    TEST,
     VALIDATION,
     Cell,
     Line,
@@ -155,9 +154,8 @@ class Work:
         config, key = experiment.config, made_from.fingerprint
         ranks, began = RowRanks.of(experiment, rows, ranking), time.perf_counter()
         ranks.write(self.workdir / f"ranks/{key}.npz")
-        decoder, reported = None, TEST if self.cells.grid.chosen else self.cells.grid.split
-        if cell.is_llm and not cell.guidance and rows.split == reported:
-            decoder = experiment.inference_decoder(config.run)  # what it writes alone
+        alone = cell.is_llm and not cell.guidance
+        decoder = experiment.inference_decoder(config.run) if alone else None
         measured = measures(experiment, rows, decoder, ranking, self._stores(cell, rows.split))
         logits = "" if cell.cf is None else Path(config.cf.logits).relative_to(self.workdir)
         return Line(
