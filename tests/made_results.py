@@ -12,6 +12,7 @@ import itertools
 import numpy as np
 
 from tca4rec_jax.evaluation.comparison import NLL
+from tca4rec_jax.experiments.measures import AGREEMENT, FLUENCY
 from tca4rec_jax.experiments.results import CF, FILE, POPULAR, Cell, Line, RowRanks
 from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.intervals import Name
@@ -159,7 +160,7 @@ def _measured(cell):
             **dict.fromkeys(("first of both", "overlap", "kendall tau"), min(0.1 + 0.2 * near, 1)),
         }
     if not cell.is_llm or cell.guidance:
-        return {"agreement": agreement}
+        return {AGREEMENT: agreement}
     alpha = cell.alpha or 0.0
     fluency = {
         "rows": 128,
@@ -173,7 +174,7 @@ def _measured(cell):
         ],
         "rows by decision": [128, 120, 60, 9],
     }
-    return {"agreement": agreement, "fluency": fluency}
+    return {AGREEMENT: agreement, FLUENCY: fluency}
 
 
 def _validations(cell, gain):

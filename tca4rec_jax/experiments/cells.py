@@ -3,6 +3,7 @@
 W/<data>/                   a work directory: data/, item_embeddings/, ids/, llm/<run>/, evaluation/
 W/<data>/cf/<cf>_<seed>/    the work directory of a CF model alone: cf/, item_vectors.npy
 W/results.jsonl, W/ranks/, W/rows/   what finished cells left (results.py)
+W/agreement/                  how far lists agree with CF models (agreements.py)
 W/claims/                   the leases of the jobs that are being done
 """
 

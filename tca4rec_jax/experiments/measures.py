@@ -1,63 +1,45 @@
-"""What is measured of a cell beside its ranks, while its models are in memory.
+"""How far lists agree with a CF model.
 
-How far its lists agree with CF models, and what its LLM writes without the trie (fluency.py).
-
-Axis letters: R rows, B rows of a block, I items, M places of a list.
+Axis letters: R rows, B rows of a block, D width of what a CF logits store holds, I items, M places
+of a list.
 """
 
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tca4rec_jax.batching import map_batches
+from tca4rec_jax.cf.logits_format import StorePath
 from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.scoring import LazyRows
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
-from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking, rows_at_once
+from tca4rec_jax.evaluation.rankings import EvaluationRows, rows_at_once
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.experiments.fluency import fluency
-from tca4rec_jax.llm.decoder import Decoder
 
-AGREEMENT, FLUENCY = "agreement", "fluency"
-"""Their names among the metrics of a line."""
+AGREEMENT, FLUENCY = "agreement with CF models", "fluency"
+"""The names among the metrics of a line of these numbers and of what fluency.py measures.
+
+(Lines may have an older "agreement", which took tied items in catalogue order.)
+"""
 
 
-def measures(
-    experiment: Experiment,
-    rows: EvaluationRows,
-    decoder: Decoder | None,
-    ranking: ModelRanking,
-    stores: Mapping[str, Path],
-) -> dict[str, Any]:
-    """{AGREEMENT: {CF model: `agreement`}, FLUENCY: `fluency`, left out without a decoder}.
+def agreement_with(
+    store: StorePath, experiment: Experiment, rows: EvaluationRows, items_RxM: np.ndarray
+) -> dict[str, float]:
+    """The `agreement` of lists (int32 [R, M], -1 where there are no more) with a CF model.
 
-    Args:
-      rows: those that were ranked.
-      decoder: the LLM that ranked them (inference_decoder); None for a CF model, or if what it
-        writes is known.
-      ranking: of the rows.
-      stores: {CF model: the logits store of the rows' split}.
-
-    Raises as `open_store`.
+    `store` has its logits on the rows' split; only what may be recommended has a place. Raises as
+    `open_store`.
     """
-    found: dict[str, Any] = {AGREEMENT: {}}
-    data, every = experiment.data, np.arange(len(rows))
+    data = experiment.data
+    split = data.splits[rows.split], data.catalogue
+    opened = open_store(store, *split, positions=rows.position_R)
+    cf = LazyRows(opened.read, rows.position_R, opened.width)
     masks = rows.allowed(experiment.item_filter)
-    allowed = masks and LazyRows(masks, every, data.catalogue.num_items)
-    for name, path in stores.items():
-        split = data.splits[rows.split], data.catalogue
-        store = open_store(path, *split, positions=rows.position_R)
-        cf = LazyRows(store.read, rows.position_R, store.width)
-        cf_rank_RxM = listed_cf_ranks(cf, store.cf_items, ranking.items_RxM, allowed=allowed)
-        found[AGREEMENT][name] = agreement(cf_rank_RxM)
-    if decoder is not None:
-        found[FLUENCY] = fluency(experiment, rows, decoder)
-    return found
+    allowed = masks and LazyRows(masks, np.arange(len(rows)), data.catalogue.num_items)
+    return agreement(listed_cf_ranks(cf, opened.cf_items, items_RxM, allowed=allowed))
 
 
 def listed_cf_ranks(

@@ -12,21 +12,12 @@ from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.evaluation.rankings import (
     CF,
     EvaluationRows,
-    ModelRanking,
     cf_models,
     rank_cf_models,
 )
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.experiments import fluency
-from tca4rec_jax.experiments.measures import (
-    AGREEMENT,
-    FLUENCY,
-    agreement,
-    listed_cf_ranks,
-    measures,
-)
-
-NO_LISTS = ModelRanking(np.full((4, 3), -1), *[np.full(4, -1)] * 2, np.zeros((4, 1)))
+from tca4rec_jax.experiments.measures import agreement, agreement_with, listed_cf_ranks
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +86,9 @@ def test_lists_of_items_that_a_cf_model_does_not_tell_apart_have_no_order():
 def test_a_cf_models_own_lists_agree_with_it(experiment):
     rows = EvaluationRows.of(experiment)
     ranking = rank_cf_models(experiment, rows, cf_models(experiment, rows))[CF]
-    stores = {"teacher": split_path(None, experiment.workdir, rows.split)}
-    found = measures(experiment, rows, None, ranking, stores)
-    assert found.keys() == {AGREEMENT}
-    assert found[AGREEMENT]["teacher"]["kendall tau"] == 1
-    assert found[AGREEMENT]["teacher"]["overlap"] == 1
+    store = split_path(None, experiment.workdir, rows.split)
+    found = agreement_with(store, experiment, rows, ranking.items_RxM)
+    assert found["kendall tau"] == found["overlap"] == 1
 
 
 def test_likelihoods_and_texts_are_those_that_plain_python_finds(experiment, monkeypatch):
@@ -107,7 +96,7 @@ def test_likelihoods_and_texts_are_those_that_plain_python_finds(experiment, mon
     written = []
     monkeypatch.setattr(fluency, "_are_titles", lambda *of: written.append(of[1:]) or np.ones(1))
     rows, decoder = EvaluationRows.of(experiment), experiment.inference_decoder("")
-    numbers = measures(experiment, rows, decoder, NO_LISTS, {})[FLUENCY]
+    numbers = fluency.fluency(experiment, rows, decoder)
     prompts, trie = experiment.prompts(rows.history_RxH).tokens, experiment.trie
     titles = [trie.tokens_QxL[q, : trie.lengths_Q[q]].tolist() for q in trie.leaf_of_item]
     texts = [[*prompts[row], *titles[item]] for row, item in enumerate(rows.target_R)]

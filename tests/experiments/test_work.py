@@ -1,12 +1,17 @@
 """The work on a tiny grid of made data, in this process."""
 
+import shutil
+
 import pytest
 import tiny_grid
 
+from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.grid import load_grid
-from tca4rec_jax.experiments.measures import FLUENCY
-from tca4rec_jax.experiments.results import TEST, VALIDATION, read_lines
+from tca4rec_jax.experiments.measures import AGREEMENT, FLUENCY
+from tca4rec_jax.experiments.results import CF, FILE, TEST, VALIDATION, Cell, read_lines
 from tca4rec_jax.experiments.runner import run_grid
+from tca4rec_jax.experiments.setups import Results
+from tca4rec_jax.experiments.work import Job, Work
 
 TINY = tiny_grid.ROOT / "configs" / "experiments" / "tiny.py"
 SMALL = "recommender=ids,alpha=(0,0.3),seed=0,guidance=0"
@@ -30,3 +35,29 @@ def test_what_an_llm_writes_alone_is_measured_on_both_splits(workdir):
     alone = {of for of in lines if of[0].is_llm}
     assert {of for of, line in lines.items() if FLUENCY in line.metrics} == alone
     assert {split for _, split in alone} == {VALIDATION, TEST}
+
+
+def agreements(workdir):
+    """{(cell, split): the CF models that the agreement of an LLM is known with}."""
+    lines = Results.read(workdir).lines
+    return {of: {*lines[of].metrics.get(AGREEMENT, {})} for of in lines if of[0].is_llm}
+
+
+def test_lists_agree_with_a_cf_model_that_comes_later_as_with_one_that_was_there(
+    workdir, argument, tmp_path
+):
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    assert {*map(frozenset, agreements(tmp_path).values())} == {frozenset({"bpr_mf"})}
+    before = (tmp_path / FILE).read_bytes()
+    grid = load_grid(f"{TINY}:{argument},{SMALL},cf=(bpr_mf,popularity)")
+    work = Work(Cells(grid, tmp_path))
+    cf = Cell("movielens", CF, "popularity")
+    for split in (VALIDATION, TEST):
+        work.do(Job("popularity", (cf,), split))
+    both = agreements(tmp_path)
+    assert {*map(frozenset, both.values())} == {frozenset({"bpr_mf", "popularity"})}
+    assert (tmp_path / FILE).read_bytes().startswith(before)  # no line is computed again
+    written = Results.read(tmp_path)
+    shutil.rmtree(tmp_path / "agreement")  # as of lines that were there before it was measured
+    Work(Cells(grid, tmp_path)).measure_agreement()
+    assert Results.read(tmp_path).lines == written.lines
