@@ -11,12 +11,12 @@ import itertools
 
 import numpy as np
 
-from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.experiments.measures import AGREEMENT, FLUENCY
 from tca4rec_jax.experiments.results import CF, FILE, POPULAR, Cell, Line, RowRanks
 from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.intervals import Name
 from tca4rec_jax.provenance import Provenance
+from tca4rec_jax.training.validation import NLL as VALIDATED
 
 ITEMS, USERS, PLACES = 300, 300, 10
 ALPHAS, BETAS, GUIDANCES = (0.05, 0.5), (0.5, 2.0), (1.0,)
@@ -183,6 +183,8 @@ def _validations(cell, gain):
     gained = gain(dataclasses.replace(cell, guidance=0.0))
     at = [round(cell.steps * part) for part in (0.2, 0.4, 0.6, 0.8, 1.0)]
     return {
-        str(step): {NLL: 6.5 - gained * step / cell.steps + 2 * np.exp(-6 * step / cell.steps)}
+        str(step): {
+            VALIDATED: 6.5 - gained * step / cell.steps + 2 * np.exp(-6 * step / cell.steps)
+        }
         for step in at
     }

@@ -49,6 +49,9 @@ Texts are those of the LLM without the trie: the perplexity of the titles that c
 often it writes a title of the catalogue. One that was trained on choices among the children of the
 trie (softmax children) has not learned the tokens between them."""
 _CHOSEN = "Values were chosen on validation rows, and the test rows ranked with these."
+_NOT_VALIDATED = """\
+After how many steps an aligned LLM is where alpha = 0 ends is not known: no two runs were validated
+while they were trained (validation.every), and the NLL of training batches does not tell."""
 _FIRST = "data, recommender, CF model"
 
 
@@ -359,12 +362,12 @@ def _where(page: GridPage, question: Question) -> None:
 
 
 def _speed(page: GridPage, question: Question) -> None:
+    if not page.results.setups(TEST):
+        question = tables.aligned_on_validation(page.results)
     panels = analyses.speed_panels(page.results, question)
     rows: Rows = analyses.speed_table(page.results, question)
     if not panels:
         return
     page.section("Speed of training")
     page.pictures("speed", "NLL over steps of training", panels, "steps", "linear")
-    page.add(*_points(panels, "steps"))
-    if rows:
-        page.add(Numbers(rows, _FIRST))
+    page.add(*_points(panels, "steps"), Numbers(rows, _FIRST) if rows else Text(_NOT_VALIDATED))

@@ -123,14 +123,16 @@ class Work:
         ranked = self._rank(experiment, rows, job)
         seconds = {"evaluate": (time.perf_counter() - began) / len(job.cells)}
         log = read_json_lines(run.log) if run else []
-        seconds["train"] = sum(line["seconds"] for line in log if "seconds" in line)
+        validations = validations_of(log)
+        validated = sum(of.pop("seconds") for of in validations.values())
+        seconds["train"] = validated + sum(one["seconds"] for one in log if "seconds" in one)
         shared = {
             "split": job.split,
             "rows": len(rows),
             "users": len(np.unique(rows.sequences.user)),
             "seconds": seconds,
             "machine": f"{platform.node()}: {jax.device_count()} x {jax.devices()[0].device_kind}",
-            "validations": {str(step): of for step, of in validations_of(log).items()},
+            "validations": {str(step): of for step, of in validations.items()},
             "run": str(run.path.relative_to(self.workdir)) if run else "",
         }
         lines = [

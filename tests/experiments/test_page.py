@@ -1,5 +1,6 @@
 """The page of a made grid: text, pictures, JSON; what is missing; what is wrong."""
 
+import dataclasses
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.page import write_page
+from tca4rec_jax.experiments.results import append, read_lines
 from tca4rec_jax.experiments.runner import Plan
 
 GRID = Path(__file__).parents[2] / "configs" / "experiments" / "tiny.py"
@@ -104,6 +106,25 @@ def test_a_grid_of_validation_rows_alone_has_its_curves(tmp_path):
     assert "missing" not in text
     assert "All models" not in text
     assert "alpha_movielens" in found["pictures"]
+
+
+def test_the_page_says_that_training_was_not_validated(tmp_path):
+    (tmp_path / "W").mkdir()
+    made = cells(seeds=(0,), recommenders=("ids",), guidances=(), betas=())
+    make_results(tmp_path / "W", made, splits=("test",))
+    for line in read_lines(tmp_path / "W").values():
+        append(tmp_path / "W", dataclasses.replace(line, validations={}))
+        if line.run:
+            (tmp_path / "W" / line.run).mkdir(parents=True)
+            log = ({"step": step, "nll_per_title": 9 - step / 5} for step in range(20))
+            text = "".join(json.dumps(one) + "\n" for one in log)
+            (tmp_path / "W" / line.run / "log.jsonl").write_text(text)
+    write_page(tmp_path / "W", tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text("utf-8")
+    speed = text.partition("## Speed of training\n")[2].partition("\n## ")[0]
+    assert "NLL, training](page/speed_movielens.png)" in speed
+    assert "no two runs were validated\nwhile they were trained" in speed
+    assert "steps to its NLL" not in speed
 
 
 def test_the_page_says_how_many_setups_have_one_seed(tmp_path):

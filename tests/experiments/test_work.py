@@ -5,16 +5,20 @@ import shutil
 import pytest
 import tiny_grid
 
+from tca4rec_jax.experiments.analyses import speed_table, validation_curve
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.measures import AGREEMENT, FLUENCY
 from tca4rec_jax.experiments.results import CF, FILE, TEST, VALIDATION, Cell, read_lines
 from tca4rec_jax.experiments.runner import run_grid
 from tca4rec_jax.experiments.setups import Results
+from tca4rec_jax.experiments.tables import aligned_against_plain
 from tca4rec_jax.experiments.work import Job, Work
+from tca4rec_jax.fileio import read_json_lines
+from tca4rec_jax.training.validation import validations_of
 
 TINY = tiny_grid.ROOT / "configs" / "experiments" / "tiny.py"
-SMALL = "recommender=ids,alpha=(0,0.3),seed=0,guidance=0"
+SMALL = "recommender=ids,alpha=(0,0.3),seed=0,guidance=0,ids.validation.every=3"
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,19 @@ def test_what_an_llm_writes_alone_is_measured_on_both_splits(workdir):
     alone = {of for of in lines if of[0].is_llm}
     assert {of for of, line in lines.items() if FLUENCY in line.metrics} == alone
     assert {split for _, split in alone} == {VALIDATION, TEST}
+
+
+def test_runs_that_were_validated_have_a_speed(workdir):
+    results = Results.read(workdir)
+    question = aligned_against_plain(results)
+    (setup,) = question.compared
+    curve = validation_curve(results, setup)
+    assert curve.steps == [3, 6]
+    (line,) = results.of_setup(setup, TEST)
+    log = validations_of(read_json_lines(workdir / line.run / "log.jsonl"))
+    assert curve.nll_SxN.tolist() == [[log[step]["nll"] for step in (3, 6)]]
+    assert line.seconds["train"] > log[3]["seconds"] + log[6]["seconds"]
+    assert [*speed_table(results, question)] == ["movielens, ids, bpr_mf"]
 
 
 def agreements(workdir):
