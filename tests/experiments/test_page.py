@@ -7,17 +7,20 @@ import re
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 from browser import check_reading, chromium, seen
 from forked import Script
 from made_results import cells, make_results
 
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.experiments import tables
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.page import write_page
-from tca4rec_jax.experiments.results import append, read_lines
+from tca4rec_jax.experiments.results import FILE, TEST, Cell, append, read_lines
 from tca4rec_jax.experiments.runner import Plan
+from tca4rec_jax.experiments.setups import Results
 
 GRID = Path(__file__).parents[2] / "configs" / "experiments" / "tiny.py"
 SCRIPT = Path(__file__).parents[2] / "launch" / "experiments_report.py"
@@ -73,6 +76,22 @@ def test_its_numbers_are_in_json(page):
     }
     line = saved["pictures"]["alpha_movielens"]["NLL of the title"]["ids"][0]
     assert len(line["x"]) == len(line["y"]) == 3
+
+
+def test_tables_are_made_again_from_the_copy_of_the_lines(page, results):
+    path, found = page
+    copy = Results.read(path.with_suffix(""))
+    assert copy.lines == results.lines
+    assert tables.cost_table(copy) == tables.cost_table(results)
+    for effect in found["questions"]["aligned"]["effects"]:
+        for of, name in (("setup", "mean"), ("compared with", "baseline")):
+            lines = copy.of_setup(Cell(**effect[of]), TEST)
+            mean = np.mean([line.metrics[effect["metric"]] for line in lines])
+            assert mean == pytest.approx(effect[name], rel=1e-6)
+    text = (path.with_suffix("") / FILE).read_text("utf-8")
+    labels = [line.cell.label for line in copy.lines.values()]
+    assert labels == sorted(labels)
+    assert '": ' not in text
 
 
 def test_the_points_of_a_curve_are_in_a_table(page):
@@ -154,6 +173,16 @@ def test_a_grid_that_has_just_begun_has_a_page(tmp_path):
     assert "| movielens, ids, ease: aligned | missing |" in text
     assert found["pictures"] == {}
     assert [one.name for one in (tmp_path / "page").glob("*.png")] == ["of_somebody.png"]
+
+
+def test_a_page_that_would_write_over_the_lines_is_refused(tmp_path):
+    (tmp_path / "W").mkdir()
+    make_results(tmp_path / "W", [Cell("d", "popular")])
+    lines = (tmp_path / "W" / FILE).read_bytes()
+    with pytest.raises(UserError, match="W.md would write over"):
+        write_page(tmp_path / "W", tmp_path / "W.md")
+    assert (tmp_path / "W" / FILE).read_bytes() == lines
+    assert [*tmp_path.iterdir()] == [tmp_path / "W"]
 
 
 @pytest.mark.parametrize(
