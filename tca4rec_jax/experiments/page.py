@@ -328,9 +328,9 @@ def _numbers(panels: Panels) -> dict[str, Rows]:
 
 
 _CLOSER = {
-    "agreement": "The CF model's rank of what is listed (1 is its best), how often both begin with "
-    "the same item, and Kendall's tau between a list and the CF model's order of the same items. "
-    "Means over seeds, bands from the least to the largest.",
+    "agreement": "The CF model's rank of what is listed (1 is its best; ties share their mean "
+    "rank), how often both begin with the same item, and Kendall's tau-b between a list and the CF "
+    "model's order of the same items. Means over seeds, bands from the least to the largest.",
     "lists": "The share of the catalogue in anybody's list, and the training interactions of what "
     "is listed, relative to those of the targets.",
     "fluency": "Perplexity of the titles that came next, over the whole vocabulary, and how often "
