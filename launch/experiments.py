@@ -20,6 +20,7 @@ from absl import flags
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.runner import Plan, run_grid, say
+from tca4rec_jax.experiments.work import Work
 from tca4rec_jax.experiments.workers import run_workers
 from tca4rec_jax.launching import DRY_RUN, JOB, WORKDIR, DEFINE_field, launch_alone, start
 from tca4rec_jax.ranges import NotNegative, Text
@@ -40,6 +41,7 @@ def experiments():
     if _DEVICES.value:
         sys.exit(run_workers([*sys.argv, "--devices="], _DEVICES.value, workdir))
     start()
+    Work(Cells(grid, workdir)).measure_agreement()
     run_grid(grid, workdir, minutes=_MINUTES.value, anew=_ANEW.value)
 
 

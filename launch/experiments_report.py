@@ -3,10 +3,10 @@
     python launch/experiments_report.py --workdir=runs/claim --output=results.md \\
         --grid=configs/experiments/claim.py
 
-Reads what launch/experiments.py left in --workdir: results.jsonl, ranks, rows. Nothing is trained
-or ranked, and what is missing there is shown as missing; with the --grid that was given there, all
-that is. Writes the page --output, and beside it, in a folder of its name, pictures, results.json
-and report.html, the page in one file for a browser.
+Reads what launch/experiments.py left in --workdir: results.jsonl, ranks, rows, agreement. Nothing
+is trained or ranked, and what is missing there is shown as missing; with the --grid that was given
+there, all that is. Writes the page --output, and beside it, in a folder of its name, pictures,
+results.json, a copy of results.jsonl, and report.html, the page in one file for a browser.
 """
 
 from pathlib import Path

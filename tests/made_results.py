@@ -11,11 +11,12 @@ import itertools
 
 import numpy as np
 
-from tca4rec_jax.evaluation.comparison import NLL
+from tca4rec_jax.experiments.measures import AGREEMENT, FLUENCY
 from tca4rec_jax.experiments.results import CF, FILE, POPULAR, Cell, Line, RowRanks
 from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.intervals import Name
 from tca4rec_jax.provenance import Provenance
+from tca4rec_jax.training.validation import NLL as VALIDATED
 
 ITEMS, USERS, PLACES = 300, 300, 10
 ALPHAS, BETAS, GUIDANCES = (0.05, 0.5), (0.5, 2.0), (1.0,)
@@ -159,7 +160,7 @@ def _measured(cell):
             **dict.fromkeys(("first of both", "overlap", "kendall tau"), min(0.1 + 0.2 * near, 1)),
         }
     if not cell.is_llm or cell.guidance:
-        return {"agreement": agreement}
+        return {AGREEMENT: agreement}
     alpha = cell.alpha or 0.0
     fluency = {
         "rows": 128,
@@ -173,7 +174,7 @@ def _measured(cell):
         ],
         "rows by decision": [128, 120, 60, 9],
     }
-    return {"agreement": agreement, "fluency": fluency}
+    return {AGREEMENT: agreement, FLUENCY: fluency}
 
 
 def _validations(cell, gain):
@@ -182,6 +183,8 @@ def _validations(cell, gain):
     gained = gain(dataclasses.replace(cell, guidance=0.0))
     at = [round(cell.steps * part) for part in (0.2, 0.4, 0.6, 0.8, 1.0)]
     return {
-        str(step): {NLL: 6.5 - gained * step / cell.steps + 2 * np.exp(-6 * step / cell.steps)}
+        str(step): {
+            VALIDATED: 6.5 - gained * step / cell.steps + 2 * np.exp(-6 * step / cell.steps)
+        }
         for step in at
     }

@@ -9,7 +9,7 @@ alpha and guidance are chosen on validation rows with the first seed; test rows 
 these and with alpha = 0. SmolLM2-135M, or a decoder from scratch on semantic ids; Beauty has no
 titles. In hours of one core, on movielens titles 7 and llara 9 (estimated), ids 3; on beauty ids 3
 (a run and its rankings take 7 minutes); office as movielens. Most of it is ranking 2,000 test rows
-by SmolLM2, 0.3 s each.
+by SmolLM2, 0.3 s each. Not counted are the validations of every tenth of a training, for its speed.
 """
 
 from tca4rec_jax.experiments.grid import CFModel, Data, Grid, Recommender
@@ -17,7 +17,8 @@ from tca4rec_jax.experiments.grid import CFModel, Data, Grid, Recommender
 ROWS = {"evaluation.rows": 2000, "validation.rows": 300}
 SOFTMAX = {"cf.sasrec.loss": "softmax", "cf.sasrec.targets": "all", "cf.sasrec.dropout": 0.3}
 PRODUCTS = {"prompt.templates": ("Products one person bought, in order:\n{history}\n{target}",)}
-QUICK = {  # the first 20 of 30 layers as they are, the loss of the others, a quarter of its batch
+VALIDATED = {"validation.every": 25, "validation.beams": 1}  # ten times, for the NLL alone
+QUICK = VALIDATED | {  # 20 of 30 layers as they are, the loss of the others, a quarter of its batch
     "lora.first_layer": 20,
     "objective.softmax": "children",
     "decoding.mask": "before_softmax",
@@ -25,15 +26,19 @@ QUICK = {  # the first 20 of 30 layers as they are, the loss of the others, a qu
     "training.checkpoint_every": 50,
     "inference.batch_size": 64,
 }
-IDS = {"objective.beta": 1.0, "training.batch_size": 64}  # where a CF model says no beta
+IDS = VALIDATED | {
+    "objective.beta": 1.0,
+    "training.batch_size": 64,
+}  # where a CF model says no beta
 DECODER = IDS | {  # 20 items of a history, of four tokens each
     "ids.codes": (64, 64, 64),
     "prompt.max_tokens": 1 + 4 * 20,
     "training.buckets": (),
     "training.steps": 1200,
+    "validation.every": 120,
     "optimizer.warmup_steps": 30,
 }
-BEAUTY = IDS | {"training.steps": 1500}  # four epochs
+BEAUTY = IDS | {"training.steps": 1500, "validation.every": 150}  # four epochs
 
 
 def get_grid(arg=""):
@@ -53,7 +58,9 @@ def get_grid(arg=""):
             "sasrec": CFModel({"cf.model": "sasrec"}, axes={"beta": {"beauty": (1.4,)}}),
         },
         recommenders={
-            "titles": Recommender("../quickstart.py", on={"movielens": {}, "office": PRODUCTS}),
+            "titles": Recommender(
+                "../quickstart.py", VALIDATED, on={"movielens": {}, "office": PRODUCTS}
+            ),
             "llara": Recommender(
                 "../recommenders/llara.py",
                 QUICK,

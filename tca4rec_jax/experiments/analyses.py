@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.evaluation.slices import LEAST_USERS, by_length, head_items
 from tca4rec_jax.experiments.curves import PLAIN, Panels, Series
 from tca4rec_jax.experiments.effects import Effect, paired_effects
 from tca4rec_jax.experiments.measures import FLUENCY
-from tca4rec_jax.experiments.results import TEST, Cell
+from tca4rec_jax.experiments.results import TEST, VALIDATION, Cell, Line
 from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.experiments.tables import Question, in_words, told_apart
 from tca4rec_jax.fileio import read_json_lines
 from tca4rec_jax.training.run_folder import RunFolder
+from tca4rec_jax.training.validation import NLL as VALIDATED
 
 WINDOWS = 10
 """Parts of a training whose batches a learning curve averages."""
@@ -80,10 +80,13 @@ def decision_panels(results: Results, question: Question) -> Panels:
 
 
 def speed_panels(results: Results, question: Question) -> Panels:
-    """The learning curves of alpha = 0 and of aligned LLMs; mean over seeds."""
+    """The learning curves of alpha = 0 and of aligned LLMs; mean over seeds.
+
+    Of runs without validations that of the batches of training, "NLL, training".
+    """
     panels: Panels = {}
     for setup in dict.fromkeys((*question.compared.values(), *question.compared)):
-        curve = learning_curve(results, setup)
+        curve = validation_curve(results, setup) or training_curve(results, setup)
         if curve is not None:
             nll_SxN = curve.nll_SxN
             points = np.stack([nll_SxN.mean(axis=0), nll_SxN.min(axis=0), nll_SxN.max(axis=0)])
@@ -103,30 +106,43 @@ def _add(
 
 
 class LearningCurve(NamedTuple):
-    """The NLL of titles after so many steps."""
+    """The NLL of titles after so many steps; `name` says on which rows."""
 
     name: str
     steps: list[float]
     nll_SxN: np.ndarray  # float64
 
 
-def learning_curve(results: Results, setup: Cell) -> LearningCurve | None:
-    """Of the validations that all seeds have; without any, of the batches of training.
-
-    These are read from the runs' logs, if they are there, in WINDOWS parts of the training, each at
-    its last step; runs of one seed read the same batches. None if there is neither.
-    """
-    lines = results.of_setup(setup, TEST)
+def validation_curve(results: Results, setup: Cell) -> LearningCurve | None:
+    """Of the validations that the runs of all seeds have; None if there are not two."""
     validated = [
-        {int(step): of[NLL] for step, of in line.validations.items() if NLL in of} for line in lines
+        {int(step): of[VALIDATED] for step, of in line.validations.items() if VALIDATED in of}
+        for line in _lines(results, setup)
     ]
-    trained = [_training_nll(RunFolder(results.workdir / line.run)) for line in lines]
-    for name, of_seeds in (("NLL, validation", validated), ("NLL, training", trained)):
-        steps = sorted(set.intersection(*map(set, of_seeds))) if of_seeds else []
-        if len(steps) > 1:
-            nll_SxN = np.array([[of[step] for step in steps] for of in of_seeds])
-            return LearningCurve(name, [*map(float, steps)], nll_SxN)
-    return None
+    return _curve("NLL, validation", validated)
+
+
+def training_curve(results: Results, setup: Cell) -> LearningCurve | None:
+    """Of the batches, in WINDOWS parts of the training, each at its last step.
+
+    These are read from the runs' logs; runs of one seed read the same batches. None if the logs
+    are not there.
+    """
+    runs = [RunFolder(results.workdir / line.run) for line in _lines(results, setup)]
+    return _curve("NLL, training", [*map(_training_nll, runs)])
+
+
+def _lines(results: Results, setup: Cell) -> list[Line]:
+    """Of its runs: those of the test rows, or if these are not ranked of the validation rows."""
+    return results.of_setup(setup, TEST) or results.of_setup(setup, VALIDATION)
+
+
+def _curve(name: str, of_seeds: list[dict[int, float]]) -> LearningCurve | None:
+    steps = sorted(set.intersection(*map(set, of_seeds))) if of_seeds else []
+    if len(steps) < 2:
+        return None
+    nll_SxN = np.array([[of[step] for step in steps] for of in of_seeds])
+    return LearningCurve(name, [*map(float, steps)], nll_SxN)
 
 
 def _training_nll(run: RunFolder) -> dict[int, float]:
@@ -140,11 +156,15 @@ def _training_nll(run: RunFolder) -> dict[int, float]:
 
 
 def speed_table(results: Results, question: Question) -> dict[str, dict[str, Any]]:
-    """After how many steps an aligned LLM has the NLL with which alpha = 0 ends."""
+    """After how many steps an aligned LLM has the validation NLL with which alpha = 0 ends.
+
+    Nothing of runs that were not validated: training batches are other rows at every step, and what
+    is learned by heart counts.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for setup, baseline in question.compared.items():
-        own, plain = learning_curve(results, setup), learning_curve(results, baseline)
-        if own is None or plain is None or own.name != plain.name:
+        own, plain = validation_curve(results, setup), validation_curve(results, baseline)
+        if own is None or plain is None:
             continue
         goal, last = float(plain.nll_SxN.mean(axis=0)[-1]), plain.steps[-1]
         reached = steps_to(own.steps, own.nll_SxN.mean(axis=0), goal)

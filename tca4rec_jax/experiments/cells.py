@@ -3,11 +3,13 @@
 W/<data>/                   a work directory: data/, item_embeddings/, ids/, llm/<run>/, evaluation/
 W/<data>/cf/<cf>_<seed>/    the work directory of a CF model alone: cf/, item_vectors.npy
 W/results.jsonl, W/ranks/, W/rows/   what finished cells left (results.py)
+W/agreement/                  how far lists agree with CF models (agreements.py)
 W/claims/                   the leases of the jobs that are being done
 """
 
 import dataclasses
 import itertools
+import math
 import runpy
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -197,6 +199,8 @@ class Cells:
             config = self._with_cf(config, cell.data, cell.cf, cell.cf_seed)
             config.cf.logits = str(self.cf_folder(cell) / "cf" / "logits")
         if cell.is_llm:
+            every = config.validation.every * (cell.steps or 0) / config.training.steps
+            config.validation.every = math.ceil(every)  # as often at every budget
             values = {name: getattr(cell, name) for name in (*OBJECTIVE, "seed", "steps")}
             given = {SHORT_NAMES[name]: v for name, v in values.items() if v is not None}
             _apply(config, given, cell.label)

@@ -88,8 +88,8 @@ class Grid:
 
     Attributes:
       data, cf, recommenders: by name.
-      axes: {a name in AXES: its values}; budget is a factor of training.steps, the other fields are
-        those of the config where the grid does not say.
+      axes: {a name in AXES: its values}; budget is a factor of training.steps and
+        validation.every, the other fields are those of the config where the grid does not say.
       chosen: the axes whose value is chosen on the validation split, among the runs of
         `choose_seeds` (by default all seeds); then the test split is ranked with that value alone.
       metric: which chooses what is trained: 'ndcg@K', 'hr@K' or, the least, 'nll per title'.

@@ -1,64 +1,45 @@
-"""What is measured of a cell beside its ranks, while its models are in memory.
+"""How far lists agree with a CF model.
 
-How far its lists agree with CF models, and what its LLM writes without the trie (fluency.py).
-
-Axis letters: R rows, B rows of a block, I items, M places of a list.
+Axis letters: R rows, B rows of a block, D width of what a CF logits store holds, I items, M places
+of a list.
 """
 
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tca4rec_jax.batching import map_batches
+from tca4rec_jax.cf.logits_format import StorePath
 from tca4rec_jax.cf.logits_store import open_store
 from tca4rec_jax.cf.scoring import LazyRows
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, cf_logits
-from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking, rows_at_once
+from tca4rec_jax.evaluation.rankings import EvaluationRows, rows_at_once
 from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.experiments.fluency import fluency
-from tca4rec_jax.llm.decoder import Decoder
-from tca4rec_jax.metrics import rank_in_batch
 
-AGREEMENT, FLUENCY = "agreement", "fluency"
-"""Their names among the metrics of a line."""
+AGREEMENT, FLUENCY = "agreement with CF models", "fluency"
+"""The names among the metrics of a line of these numbers and of what fluency.py measures.
+
+(Lines may have an older "agreement", which took tied items in catalogue order.)
+"""
 
 
-def measures(
-    experiment: Experiment,
-    rows: EvaluationRows,
-    decoder: Decoder | None,
-    ranking: ModelRanking,
-    stores: Mapping[str, Path],
-) -> dict[str, Any]:
-    """{AGREEMENT: {CF model: `agreement`}, FLUENCY: `fluency`, left out without a decoder}.
+def agreement_with(
+    store: StorePath, experiment: Experiment, rows: EvaluationRows, items_RxM: np.ndarray
+) -> dict[str, float]:
+    """The `agreement` of lists (int32 [R, M], -1 where there are no more) with a CF model.
 
-    Args:
-      rows: those that were ranked.
-      decoder: the LLM that ranked them (inference_decoder); None for a CF model, or if what it
-        writes is known.
-      ranking: of the rows.
-      stores: {CF model: the logits store of the rows' split}.
-
-    Raises as `open_store`.
+    `store` has its logits on the rows' split; only what may be recommended has a place. Raises as
+    `open_store`.
     """
-    found: dict[str, Any] = {AGREEMENT: {}}
-    data, every = experiment.data, np.arange(len(rows))
+    data = experiment.data
+    split = data.splits[rows.split], data.catalogue
+    opened = open_store(store, *split, positions=rows.position_R)
+    cf = LazyRows(opened.read, rows.position_R, opened.width)
     masks = rows.allowed(experiment.item_filter)
-    allowed = masks and LazyRows(masks, every, data.catalogue.num_items)
-    for name, path in stores.items():
-        split = data.splits[rows.split], data.catalogue
-        store = open_store(path, *split, positions=rows.position_R)
-        cf = LazyRows(store.read, rows.position_R, store.width)
-        cf_rank_RxM = listed_cf_ranks(cf, store.cf_items, ranking.items_RxM, allowed=allowed)
-        found[AGREEMENT][name] = agreement(cf_rank_RxM)
-    if decoder is not None:
-        found[FLUENCY] = fluency(experiment, rows, decoder)
-    return found
+    allowed = masks and LazyRows(masks, np.arange(len(rows)), data.catalogue.num_items)
+    return agreement(listed_cf_ranks(cf, opened.cf_items, items_RxM, allowed=allowed))
 
 
 def listed_cf_ranks(
@@ -68,8 +49,9 @@ def listed_cf_ranks(
     *,
     allowed: np.ndarray | LazyRows | None = None,
 ) -> np.ndarray:
-    """int32 [R, M]: the place (from 0) that a CF model gives each listed item; -1 where none is.
+    """float32 [R, M]: the place (from 0) that a CF model gives each listed item; -1 where none is.
 
+    Items of one logit, as all that a cut store does not hold, share the mean of their places.
     `cf_RxD`, `items` and `allowed` are as in `full_ranking`.
     """
     arrays = [cf_RxD, items_RxM, *([] if allowed is None else [allowed])]
@@ -83,34 +65,42 @@ def _rank_listed(items: CFItems, cf_BxD, listed_BxM, allowed_BxI=None):
     logits_BxI = cf_logits(cf_BxD, items)
     if allowed_BxI is not None:
         logits_BxI = jnp.where(allowed_BxI, logits_BxI, -jnp.inf)
-    rank = jax.vmap(rank_in_batch, in_axes=(None, 1), out_axes=1)
-    return jnp.where(listed_BxM < 0, -1, rank(logits_BxI, jnp.maximum(listed_BxM, 0)))
+
+    def mean_place(listed_B):
+        own_Bx1 = jnp.take_along_axis(logits_BxI, listed_B[:, None], axis=1)
+        higher_B, tied_B = (of(logits_BxI, own_Bx1).sum(axis=1) for of in (jnp.greater, jnp.equal))
+        return (higher_B + (tied_B - 1) / 2).astype(jnp.float32)
+
+    rank_BxM = jax.vmap(mean_place, in_axes=1, out_axes=1)(jnp.maximum(listed_BxM, 0))
+    return jnp.where(listed_BxM < 0, -1.0, rank_BxM)
 
 
 def agreement(cf_rank_RxM: np.ndarray) -> dict[str, float]:
     """How far lists agree with a CF model that gives their items these places; means over rows.
 
     'cf rank of the first' and 'cf rank of the list' count from 1; 'first of both' is the share of
-    lists that begin as the CF model's does, 'overlap' the share of a list that is among as many
-    best items of the CF model. 'kendall tau' compares the order of a list with that which the CF
-    model gives the same items (Kendall, 1938): the pairs in the same order less those in the other,
-    as a share of all. A row without a list, or for tau with a list of one, does not count; a number
-    of no row is left out.
+    lists whose first item is, alone, the CF model's first, 'overlap' the share of a list that is
+    among as many best items of the CF model. 'kendall tau' compares the order of a list with that
+    which the CF model gives the same items: the pairs in the same order less those in the other,
+    over the geometric mean of all pairs and those that the CF model tells apart (tau-b; Kendall,
+    1945). A row without a list does not count, nor for tau one whose items the CF model does not
+    tell apart; a number of no row is left out.
     """
     there_RxM = cf_rank_RxM >= 0
     length_R = there_RxM.sum(axis=1)
-    listed, several = length_R > 0, length_R > 1
+    listed = length_R > 0
     sum_R = np.where(there_RxM, cf_rank_RxM + 1, 0).sum(axis=1)
     shared_R = (there_RxM & (cf_rank_RxM < length_R[:, None])).sum(axis=1)
     earlier, later = np.triu_indices(cf_rank_RxM.shape[1], k=1)
     pair = there_RxM[:, earlier] & there_RxM[:, later]
-    order = np.sign(cf_rank_RxM[:, later] - cf_rank_RxM[:, earlier])
-    tau_R = np.where(pair, order, 0).sum(axis=1) / np.maximum(pair.sum(axis=1), 1)
+    order = np.where(pair, np.sign(cf_rank_RxM[:, later] - cf_rank_RxM[:, earlier]), 0)
+    told_apart_R = np.abs(order).sum(axis=1)
+    tau_R = order.sum(axis=1) / np.sqrt(np.maximum(pair.sum(axis=1) * told_apart_R, 1))
     columns = {
         "cf rank of the first": (cf_rank_RxM[:, 0] + 1.0, listed),
         "cf rank of the list": (sum_R / np.maximum(length_R, 1), listed),
         "first of both": (cf_rank_RxM[:, 0] == 0, listed),
         "overlap": (shared_R / np.maximum(length_R, 1), listed),
-        "kendall tau": (tau_R, several),
+        "kendall tau": (tau_R, told_apart_R > 0),
     }
     return {name: float(of_R[rows].mean()) for name, (of_R, rows) in columns.items() if rows.any()}

@@ -1,9 +1,12 @@
 """The page of a grid as Markdown and HTML, its pictures and its numbers as JSON, from W alone."""
 
+import dataclasses
+import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import NLL
@@ -16,7 +19,7 @@ from tca4rec_jax.experiments.effects import LEVEL
 from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.page_parts import GridPage
 from tca4rec_jax.experiments.pictures import Difference, Differences
-from tca4rec_jax.experiments.results import TEST, VALIDATION
+from tca4rec_jax.experiments.results import FILE, TEST, VALIDATION
 from tca4rec_jax.experiments.runner import Plan
 from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.experiments.tables import Question
@@ -49,20 +52,25 @@ Texts are those of the LLM without the trie: the perplexity of the titles that c
 often it writes a title of the catalogue. One that was trained on choices among the children of the
 trie (softmax children) has not learned the tokens between them."""
 _CHOSEN = "Values were chosen on validation rows, and the test rows ranked with these."
+_NOT_VALIDATED = """\
+After how many steps an aligned LLM is where alpha = 0 ends is not known: no two runs were validated
+while they were trained (validation.every), and the NLL of training batches does not tell."""
 _FIRST = "data, recommender, CF model"
 
 
 def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
     """Writes the page of a work directory of experiments; returns what its results.json holds.
 
-    `output` is the page, a .md; its pictures, results.json and report.html, the page in one file,
-    lie in the folder of its name beside it. With `grid`, what launch/experiments.py --grid takes,
-    it says what is missing of that and how to go on. Nothing is trained or ranked. Raises UserError
-    for another `output`, for a grid that is none, as `Results.read`, for damaged files, or lines of
-    other rows.
+    `output` is the page, a .md; its pictures, results.json, a copy of the lines and report.html,
+    the page in one file, lie in the folder of its name beside it. With `grid`, what
+    launch/experiments.py --grid takes, it says what is missing of that and how to go on. Nothing is
+    trained or ranked. Raises UserError for another `output`, for a grid that is none, as
+    `Results.read`, for damaged files, or lines of other rows.
     """
     if output.suffix != ".md":
         raise UserError(f"{output} is no .md file: give the page to write")
+    if output.with_suffix("").resolve() == workdir.resolve():
+        raise UserError(f"{output} would write over {workdir / FILE}: give the page another name")
     results = Results.read(workdir)
     plan = Plan.of(Cells(load_grid(grid), workdir)) if grid else None
     questions = {
@@ -112,7 +120,15 @@ def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
     }
     _remove_pictures(page.folder, but=page.drawn)
     write_results(page.folder / NUMBERS, found)
+    write_text(page.folder / FILE, _copied(results))
     return found
+
+
+def _copied(results: Results) -> str:
+    """The lines in the order of their cells, with what was measured since, without blanks."""
+    lines = sorted(results.lines.values(), key=lambda line: (line.cell.label, line.split))
+    short: dict[str, Any] = {"allow_nan": False, "separators": (",", ":")}
+    return "".join(json.dumps(dataclasses.asdict(line), **short) + "\n" for line in lines)
 
 
 def _remove_pictures(folder: Path, *, but: Collection[str]) -> None:
@@ -312,9 +328,9 @@ def _numbers(panels: Panels) -> dict[str, Rows]:
 
 
 _CLOSER = {
-    "agreement": "The CF model's rank of what is listed (1 is its best), how often both begin with "
-    "the same item, and Kendall's tau between a list and the CF model's order of the same items. "
-    "Means over seeds, bands from the least to the largest.",
+    "agreement": "The CF model's rank of what is listed (1 is its best; ties share their mean "
+    "rank), how often both begin with the same item, and Kendall's tau-b between a list and the CF "
+    "model's order of the same items. Means over seeds, bands from the least to the largest.",
     "lists": "The share of the catalogue in anybody's list, and the training interactions of what "
     "is listed, relative to those of the targets.",
     "fluency": "Perplexity of the titles that came next, over the whole vocabulary, and how often "
@@ -359,12 +375,12 @@ def _where(page: GridPage, question: Question) -> None:
 
 
 def _speed(page: GridPage, question: Question) -> None:
+    if not page.results.setups(TEST):
+        question = tables.aligned_on_validation(page.results)
     panels = analyses.speed_panels(page.results, question)
     rows: Rows = analyses.speed_table(page.results, question)
     if not panels:
         return
     page.section("Speed of training")
     page.pictures("speed", "NLL over steps of training", panels, "steps", "linear")
-    page.add(*_points(panels, "steps"))
-    if rows:
-        page.add(Numbers(rows, _FIRST))
+    page.add(*_points(panels, "steps"), Numbers(rows, _FIRST) if rows else Text(_NOT_VALIDATED))

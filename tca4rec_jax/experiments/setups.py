@@ -13,6 +13,7 @@ import numpy as np
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import NLL
+from tca4rec_jax.experiments.agreements import with_agreement
 from tca4rec_jax.experiments.results import CF, FILE, POPULAR, Cell, Line, RowRanks, read_lines
 from tca4rec_jax.fileio import read_npz
 from tca4rec_jax.metrics import metric_values
@@ -48,7 +49,7 @@ class Results:
             raise UserError(
                 f"{workdir / FILE} has no line: run launch/experiments.py --workdir={workdir} first"
             )
-        return cls(workdir, lines)
+        return cls(workdir, {of: with_agreement(workdir, line) for of, line in lines.items()})
 
     @cached_property
     def _by_setup(self) -> dict[tuple[Cell, str], list[Cell]]:

@@ -49,13 +49,23 @@ class Question(NamedTuple):
 
 def aligned_against_plain(results: Results) -> Question:
     """Every aligned LLM on the test rows against the same one with alpha = 0."""
-    aligned = [one for one in _llms(results) if one.alpha and not one.guidance]
-    found = {one: results.plain(one, TEST) for one in aligned}
+    found = _aligned(results, TEST)
     missing = [f"{in_words(one)}: alpha = 0" for one, plain in found.items() if plain is None]
-    there = {(one.data, one.recommender, one.cf) for one in aligned}
+    there = {(one.data, one.recommender, one.cf) for one in found}
     missing += [f"{', '.join(of)}: aligned" for of in _expected(results) if of not in there]
     compared = {one: plain for one, plain in found.items() if plain is not None}
     return _question(results, compared, missing, (results.metric(TEST), NLL))
+
+
+def aligned_on_validation(results: Results) -> Question:
+    """The same of a grid that ranks validation rows alone, without effects."""
+    found = _aligned(results, VALIDATION)
+    return Question({one: plain for one, plain in found.items() if plain is not None}, [], {})
+
+
+def _aligned(results: Results, split: str) -> dict[Cell, Cell | None]:
+    aligned = [one for one in _llms(results, split) if one.alpha and not one.guidance]
+    return {one: results.plain(one, split) for one in aligned}
 
 
 def guided_against_teacher(results: Results) -> Question:

@@ -32,17 +32,19 @@ from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.evaluation.llm_rankings import cf_content, rank_llms, ranking_inputs
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.experiments.agreements import measure_agreement
 from tca4rec_jax.experiments.cells import Cells
-from tca4rec_jax.experiments.measures import measures
+from tca4rec_jax.experiments.fluency import fluency
+from tca4rec_jax.experiments.measures import FLUENCY
 from tca4rec_jax.experiments.results import (
     CF,
     POPULAR,
-    TEST,
     VALIDATION,
     Cell,
     Line,
     RowRanks,
     append,
+    read_lines,
 )
 from tca4rec_jax.fileio import atomic_path, read_json_lines, remove, write_npz
 from tca4rec_jax.lease import only_writer
@@ -121,14 +123,16 @@ class Work:
         ranked = self._rank(experiment, rows, job)
         seconds = {"evaluate": (time.perf_counter() - began) / len(job.cells)}
         log = read_json_lines(run.log) if run else []
-        seconds["train"] = sum(line["seconds"] for line in log if "seconds" in line)
+        validations = validations_of(log)
+        validated = sum(of.pop("seconds") for of in validations.values())
+        seconds["train"] = validated + sum(one["seconds"] for one in log if "seconds" in one)
         shared = {
             "split": job.split,
             "rows": len(rows),
             "users": len(np.unique(rows.sequences.user)),
             "seconds": seconds,
             "machine": f"{platform.node()}: {jax.device_count()} x {jax.devices()[0].device_kind}",
-            "validations": {str(step): of for step, of in validations_of(log).items()},
+            "validations": {str(step): of for step, of in validations.items()},
             "run": str(run.path.relative_to(self.workdir)) if run else "",
         }
         lines = [
@@ -140,6 +144,22 @@ class Work:
             core_seconds = cores * sum(line.seconds.values())
             append(self.workdir, dataclasses.replace(line, core_seconds=core_seconds))
             logging.info("%s, %s: %s", line.cell.label, job.split, self._shown(line))
+        measure_agreement(self.workdir, cell.data, experiment, rows)
+
+    def measure_agreement(self) -> None:
+        """Measures what no job has left of the agreement of lines with CF models of their data.
+
+        As of lines that were there before a CF model was, if no job on their data has come since.
+        Data that cannot be read are said and left out.
+        """
+        for data, split in dict.fromkeys((cell.data, on) for cell, on in read_lines(self.workdir)):
+            if data not in self.cells.grid.data or not (self.workdir / data / "data").exists():
+                continue
+            try:
+                experiment = self.experiment(Cell(data, POPULAR))
+                measure_agreement(self.workdir, data, experiment, self._rows(experiment, split))
+            except (OSError, UserError) as error:
+                logging.warning("agreement with CF models on %s: %s", data, error)
 
     def _line(
         self,
@@ -155,15 +175,15 @@ class Work:
         config, key = experiment.config, made_from.fingerprint
         ranks, began = RowRanks.of(experiment, rows, ranking), time.perf_counter()
         ranks.write(self.workdir / f"ranks/{key}.npz")
-        decoder, reported = None, TEST if self.cells.grid.chosen else self.cells.grid.split
-        if cell.is_llm and not cell.guidance and rows.split == reported:
-            decoder = experiment.inference_decoder(config.run)  # what it writes alone
-        measured = measures(experiment, rows, decoder, ranking, self._stores(cell, rows.split))
+        metrics: dict[str, Any] = ranks.metrics(config.evaluation.cutoffs)
+        if cell.is_llm and not cell.guidance:
+            decoder = experiment.inference_decoder(config.run)
+            metrics[FLUENCY] = fluency(experiment, rows, decoder)
         logits = "" if cell.cf is None else Path(config.cf.logits).relative_to(self.workdir)
         return Line(
             key=key,
             cell=cell,
-            metrics=ranks.metrics(config.evaluation.cutoffs) | measured,
+            metrics=metrics,
             ranks=f"ranks/{key}.npz",
             provenance=dataclasses.asdict(made_from),
             cf_store=str(logits),
@@ -246,13 +266,6 @@ class Work:
             if one.recommender == CF and one.data == cell.data:
                 found.setdefault(one.cf, one)
         return list(found.values())
-
-    def _stores(self, cell: Cell, split: str) -> dict[str, Path]:
-        """Where the logits of these are."""
-        return {
-            str(one.cf): Path(split_path(None, self.cells.cf_folder(one), split))
-            for one in self._cf_models(cell)
-        }
 
     def _data(self, cell: Cell, config: ConfigDict) -> RecData:
         if cell.data not in self._there:

@@ -12,11 +12,12 @@ from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.evaluation.slices import head_items
 from tca4rec_jax.experiments.analyses import (
     decision_panels,
-    learning_curve,
     slice_effects,
     speed_panels,
     speed_table,
     steps_to,
+    training_curve,
+    validation_curve,
 )
 from tca4rec_jax.experiments.curves import (
     PLAIN,
@@ -31,7 +32,7 @@ from tca4rec_jax.experiments.curves import (
 )
 from tca4rec_jax.experiments.results import TEST, VALIDATION, Cell
 from tca4rec_jax.experiments.setups import Results
-from tca4rec_jax.experiments.tables import aligned_against_plain
+from tca4rec_jax.experiments.tables import aligned_against_plain, aligned_on_validation
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_training_is_faster_by_what_was_made(results, aligned):
     assert len(lines) == 8
     row = speed_table(results, aligned)["movielens, ids, ease"]
     setup = next(one for one in aligned.compared if (one.recommender, one.cf) == ("ids", "ease"))
-    _, steps, nll_SxN = learning_curve(results, setup)
+    _, steps, nll_SxN = validation_curve(results, setup)
     assert steps == [50, 100, 150, 200, 250]
     goal = row["NLL, validation, at the end, alpha = 0"]
     reached = float(row["steps to its NLL, aligned"])
@@ -185,23 +186,32 @@ def test_steps_to_a_likelihood(nll, reached):
     assert steps_to([10.0, 20.0, 30.0], np.array(nll, float), 4.0) == reached
 
 
-def test_a_run_without_validations_is_judged_by_its_batches(results, aligned, tmp_path):
+def test_runs_without_validations_have_curves_of_their_batches_and_no_speed(
+    results, aligned, tmp_path
+):
     bare = {k: dataclasses.replace(line, validations={}) for k, line in results.lines.items()}
-    without = Results(results.workdir, bare)
-    assert speed_panels(without, aligned) == {}
-    assert speed_table(without, aligned) == {}
-    setup = next(iter(aligned.compared))
-    for number, line in enumerate(without.of_setup(setup, TEST)):
+    assert speed_panels(Results(results.workdir, bare), aligned) == {}
+    without = Results(tmp_path, bare)
+    setup, plain = next(iter(aligned.compared.items()))
+    for number, line in enumerate((*without.of_setup(setup, TEST), *without.of_setup(plain, TEST))):
         (tmp_path / line.run).mkdir(parents=True)
         log = [{"step": step, "nll_per_title": number + 9 - step / 5} for step in range(23)]
         log.append({"step": 23, "validation/seconds": 1.0})
         text = "".join(json.dumps(one) + "\n" for one in log)
         (tmp_path / line.run / "log.jsonl").write_text(text)
-    name, steps, nll_SxN = learning_curve(Results(tmp_path, bare), setup)
-    assert name == "NLL, training"
+    _, steps, nll_SxN = training_curve(without, setup)
     assert steps == [3, 6, 9, 11, 13, 15, 17, 19, 21, 23]
     assert nll_SxN[:, 0] == pytest.approx([8.8, 9.8, 10.8])
     assert nll_SxN[0, -1] == pytest.approx(9 - 21.5 / 5)
+    assert [*speed_panels(without, aligned)] == ["NLL, training"]
+    assert speed_table(without, aligned) == {}
+
+
+def test_a_grid_of_validation_rows_alone_has_the_speed_of_its_runs(results, aligned):
+    lines = {of: line for of, line in results.lines.items() if of[1] == VALIDATION}
+    alone = Results(results.workdir, lines)
+    found = speed_table(alone, aligned_on_validation(alone))["movielens, ids, ease, alpha 0.5"]
+    assert found == speed_table(results, aligned)["movielens, ids, ease"]
 
 
 def test_what_lists_and_texts_are_like_stands_beside_the_plain_model(results, aligned):

@@ -30,6 +30,13 @@ def test_every_grid_has_valid_configs(path, argument):
         assert (config.evaluation.rows == 8) == bool(argument)
 
 
+@pytest.mark.parametrize("name", ["claim", "alpha_curve"])
+def test_runs_are_validated_ten_times_at_every_budget(name):
+    cells = cells_of("seed=0", name)
+    llm = [cells.config_of(cell) for cell in cells.all if cell.is_llm]
+    assert {config.training.steps / config.validation.every for config in llm} == {10}
+
+
 def test_cells_that_do_not_depend_on_an_axis_are_one():
     cells = cells_of("seed=0,form=('cross_entropy','log_expectation'),beta=(1,2)").all
     llm = [cell for cell in cells if cell.is_llm]

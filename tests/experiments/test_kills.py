@@ -12,6 +12,7 @@ import pytest
 import tiny_grid
 
 from tca4rec_jax.experiments.results import FILE, RowRanks, read_lines
+from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.fileio import read_json_lines
 from tca4rec_jax.training.fault_tolerance import STOPPED
 
@@ -42,7 +43,7 @@ def killed(workdir, argument, files):
 def outcomes(workdir):
     """What is the same whenever and however the cells were done."""
     found = {}
-    for of, line in read_lines(workdir).items():
+    for of, line in Results.read(workdir).lines.items():  # and the agreement of lists
         fields = dataclasses.asdict(line)
         for name in ("seconds", "core_seconds", "machine"):
             del fields[name]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import tiny_workdir
 from flax import nnx
 
@@ -11,21 +12,12 @@ from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.evaluation.rankings import (
     CF,
     EvaluationRows,
-    ModelRanking,
     cf_models,
     rank_cf_models,
 )
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.experiments import fluency
-from tca4rec_jax.experiments.measures import (
-    AGREEMENT,
-    FLUENCY,
-    agreement,
-    listed_cf_ranks,
-    measures,
-)
-
-NO_LISTS = ModelRanking(np.full((4, 3), -1), *[np.full(4, -1)] * 2, np.zeros((4, 1)))
+from tca4rec_jax.experiments.measures import agreement, agreement_with, listed_cf_ranks
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +34,7 @@ def lists_of(rng, rows, items, places):
     return np.where(np.arange(places) < lengths_R[:, None], lists_RxM, -1)
 
 
-def test_places_in_a_cf_models_order_are_counted_among_allowed_items():
+def test_tied_items_share_the_mean_of_their_places_among_allowed_items():
     rng = np.random.default_rng(0)
     logits_RxI = rng.integers(0, 6, (9, 12)).astype(np.float32)  # with ties
     allowed_RxI, lists_RxM = rng.random((9, 12)) < 0.7, lists_of(rng, 9, 12, 4)
@@ -50,19 +42,17 @@ def test_places_in_a_cf_models_order_are_counted_among_allowed_items():
         found = listed_cf_ranks(logits_RxI, DENSE, lists_RxM, allowed=allowed)
         for row, items_M in enumerate(lists_RxM.tolist()):
             inside = np.ones(12, bool) if allowed is None else allowed[row]
-            score = np.where(inside, logits_RxI[row], -np.inf)
-            order = sorted(range(12), key=lambda item: (-score[item], item))
-            assert found[row].tolist() == [-1 if i < 0 else order.index(i) for i in items_M]
+            place = scipy.stats.rankdata(-np.where(inside, logits_RxI[row], -np.inf)) - 1
+            assert found[row].tolist() == [-1 if i < 0 else place[i] for i in items_M]
 
 
 def test_agreement_is_what_loops_over_rows_and_pairs_count():
     rank_RxM = lists_of(np.random.default_rng(1), 30, 9, 4)
+    rank_RxM = np.where(rank_RxM > 5, 7, rank_RxM)  # the CF model does not tell 6, 7 and 8 apart
     lists = [[rank for rank in row if rank >= 0] for row in rank_RxM.tolist()]
     listed = [row for row in lists if row]
-    taus = []
-    for row in lists:
-        pairs = [np.sign(b - a) for i, a in enumerate(row) for b in row[i + 1 :]]
-        taus += [np.mean(pairs)] if pairs else []
+    ordered = [row for row in lists if len({*row}) > 1]
+    taus = [scipy.stats.kendalltau(range(len(row)), row).statistic for row in ordered]
     assert agreement(rank_RxM) == pytest.approx(
         {
             "cf rank of the first": np.mean([row[0] + 1 for row in listed]),
@@ -83,14 +73,22 @@ def test_agreement_is_what_loops_over_rows_and_pairs_count():
     assert agreement(np.full((3, 4), -1)) == {}
 
 
+def test_lists_of_items_that_a_cf_model_does_not_tell_apart_have_no_order():
+    """As those that a store cut to its best three does not hold: the catalogue's order is none."""
+    logits_RxI = np.tile(np.float32([9, 8, 7, *[0] * 7]), (2, 1))
+    rank_RxM = listed_cf_ranks(logits_RxI, DENSE, np.array([[3, 5, 9], [9, 5, 3]]))
+    assert rank_RxM.tolist() == [[6, 6, 6]] * 2
+    found = agreement(rank_RxM)
+    assert found["cf rank of the first"] == found["cf rank of the list"] == 7
+    assert "kendall tau" not in found
+
+
 def test_a_cf_models_own_lists_agree_with_it(experiment):
     rows = EvaluationRows.of(experiment)
     ranking = rank_cf_models(experiment, rows, cf_models(experiment, rows))[CF]
-    stores = {"teacher": split_path(None, experiment.workdir, rows.split)}
-    found = measures(experiment, rows, None, ranking, stores)
-    assert found.keys() == {AGREEMENT}
-    assert found[AGREEMENT]["teacher"]["kendall tau"] == 1
-    assert found[AGREEMENT]["teacher"]["overlap"] == 1
+    store = split_path(None, experiment.workdir, rows.split)
+    found = agreement_with(store, experiment, rows, ranking.items_RxM)
+    assert found["kendall tau"] == found["overlap"] == 1
 
 
 def test_likelihoods_and_texts_are_those_that_plain_python_finds(experiment, monkeypatch):
@@ -98,7 +96,7 @@ def test_likelihoods_and_texts_are_those_that_plain_python_finds(experiment, mon
     written = []
     monkeypatch.setattr(fluency, "_are_titles", lambda *of: written.append(of[1:]) or np.ones(1))
     rows, decoder = EvaluationRows.of(experiment), experiment.inference_decoder("")
-    numbers = measures(experiment, rows, decoder, NO_LISTS, {})[FLUENCY]
+    numbers = fluency.fluency(experiment, rows, decoder)
     prompts, trie = experiment.prompts(rows.history_RxH).tokens, experiment.trie
     titles = [trie.tokens_QxL[q, : trie.lengths_Q[q]].tolist() for q in trie.leaf_of_item]
     texts = [[*prompts[row], *titles[item]] for row, item in enumerate(rows.target_R)]

@@ -1,21 +1,26 @@
 """The page of a made grid: text, pictures, JSON; what is missing; what is wrong."""
 
+import dataclasses
 import json
 import os
 import re
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 from browser import check_reading, chromium, seen
 from forked import Script
 from made_results import cells, make_results
 
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.experiments import tables
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.page import write_page
+from tca4rec_jax.experiments.results import FILE, TEST, Cell, append, read_lines
 from tca4rec_jax.experiments.runner import Plan
+from tca4rec_jax.experiments.setups import Results
 
 GRID = Path(__file__).parents[2] / "configs" / "experiments" / "tiny.py"
 SCRIPT = Path(__file__).parents[2] / "launch" / "experiments_report.py"
@@ -73,6 +78,22 @@ def test_its_numbers_are_in_json(page):
     assert len(line["x"]) == len(line["y"]) == 3
 
 
+def test_tables_are_made_again_from_the_copy_of_the_lines(page, results):
+    path, found = page
+    copy = Results.read(path.with_suffix(""))
+    assert copy.lines == results.lines
+    assert tables.cost_table(copy) == tables.cost_table(results)
+    for effect in found["questions"]["aligned"]["effects"]:
+        for of, name in (("setup", "mean"), ("compared with", "baseline")):
+            lines = copy.of_setup(Cell(**effect[of]), TEST)
+            mean = np.mean([line.metrics[effect["metric"]] for line in lines])
+            assert mean == pytest.approx(effect[name], rel=1e-6)
+    text = (path.with_suffix("") / FILE).read_text("utf-8")
+    labels = [line.cell.label for line in copy.lines.values()]
+    assert labels == sorted(labels)
+    assert '": ' not in text
+
+
 def test_the_points_of_a_curve_are_in_a_table(page):
     path, found = page
     text = path.read_text("utf-8")
@@ -106,6 +127,25 @@ def test_a_grid_of_validation_rows_alone_has_its_curves(tmp_path):
     assert "alpha_movielens" in found["pictures"]
 
 
+def test_the_page_says_that_training_was_not_validated(tmp_path):
+    (tmp_path / "W").mkdir()
+    made = cells(seeds=(0,), recommenders=("ids",), guidances=(), betas=())
+    make_results(tmp_path / "W", made, splits=("test",))
+    for line in read_lines(tmp_path / "W").values():
+        append(tmp_path / "W", dataclasses.replace(line, validations={}))
+        if line.run:
+            (tmp_path / "W" / line.run).mkdir(parents=True)
+            log = ({"step": step, "nll_per_title": 9 - step / 5} for step in range(20))
+            text = "".join(json.dumps(one) + "\n" for one in log)
+            (tmp_path / "W" / line.run / "log.jsonl").write_text(text)
+    write_page(tmp_path / "W", tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text("utf-8")
+    speed = text.partition("## Speed of training\n")[2].partition("\n## ")[0]
+    assert "NLL, training](page/speed_movielens.png)" in speed
+    assert "no two runs were validated\nwhile they were trained" in speed
+    assert "steps to its NLL" not in speed
+
+
 def test_the_page_says_how_many_setups_have_one_seed(tmp_path):
     (tmp_path / "W").mkdir()
     made = cells(recommenders=("ids",), guidances=(), betas=())
@@ -133,6 +173,16 @@ def test_a_grid_that_has_just_begun_has_a_page(tmp_path):
     assert "| movielens, ids, ease: aligned | missing |" in text
     assert found["pictures"] == {}
     assert [one.name for one in (tmp_path / "page").glob("*.png")] == ["of_somebody.png"]
+
+
+def test_a_page_that_would_write_over_the_lines_is_refused(tmp_path):
+    (tmp_path / "W").mkdir()
+    make_results(tmp_path / "W", [Cell("d", "popular")])
+    lines = (tmp_path / "W" / FILE).read_bytes()
+    with pytest.raises(UserError, match="W.md would write over"):
+        write_page(tmp_path / "W", tmp_path / "W.md")
+    assert (tmp_path / "W" / FILE).read_bytes() == lines
+    assert [*tmp_path.iterdir()] == [tmp_path / "W"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""The work on a tiny grid of made data, in this process."""
+
+import shutil
+
+import pytest
+import tiny_grid
+
+from tca4rec_jax.experiments.analyses import speed_table, validation_curve
+from tca4rec_jax.experiments.cells import Cells
+from tca4rec_jax.experiments.grid import load_grid
+from tca4rec_jax.experiments.measures import AGREEMENT, FLUENCY
+from tca4rec_jax.experiments.results import CF, FILE, TEST, VALIDATION, Cell, read_lines
+from tca4rec_jax.experiments.runner import run_grid
+from tca4rec_jax.experiments.setups import Results
+from tca4rec_jax.experiments.tables import aligned_against_plain
+from tca4rec_jax.experiments.work import Job, Work
+from tca4rec_jax.fileio import read_json_lines
+from tca4rec_jax.training.validation import validations_of
+
+TINY = tiny_grid.ROOT / "configs" / "experiments" / "tiny.py"
+SMALL = "recommender=ids,alpha=(0,0.3),seed=0,guidance=0,ids.validation.every=3"
+
+
+@pytest.fixture(scope="module")
+def argument(tmp_path_factory):
+    return tiny_grid.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, argument):
+    """With the lines of the grid."""
+    path = tmp_path_factory.mktemp("W")
+    run_grid(load_grid(f"{TINY}:{argument},{SMALL},cf=bpr_mf"), path)
+    return path
+
+
+def test_what_an_llm_writes_alone_is_measured_on_both_splits(workdir):
+    lines = read_lines(workdir)
+    alone = {of for of in lines if of[0].is_llm}
+    assert {of for of, line in lines.items() if FLUENCY in line.metrics} == alone
+    assert {split for _, split in alone} == {VALIDATION, TEST}
+
+
+def test_runs_that_were_validated_have_a_speed(workdir):
+    results = Results.read(workdir)
+    question = aligned_against_plain(results)
+    (setup,) = question.compared
+    curve = validation_curve(results, setup)
+    assert curve.steps == [3, 6]
+    (line,) = results.of_setup(setup, TEST)
+    log = validations_of(read_json_lines(workdir / line.run / "log.jsonl"))
+    assert curve.nll_SxN.tolist() == [[log[step]["nll"] for step in (3, 6)]]
+    assert line.seconds["train"] > log[3]["seconds"] + log[6]["seconds"]
+    assert [*speed_table(results, question)] == ["movielens, ids, bpr_mf"]
+
+
+def agreements(workdir):
+    """{(cell, split): the CF models that the agreement of an LLM is known with}."""
+    lines = Results.read(workdir).lines
+    return {of: {*lines[of].metrics.get(AGREEMENT, {})} for of in lines if of[0].is_llm}
+
+
+def test_lists_agree_with_a_cf_model_that_comes_later_as_with_one_that_was_there(
+    workdir, argument, tmp_path
+):
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    assert {*map(frozenset, agreements(tmp_path).values())} == {frozenset({"bpr_mf"})}
+    before = (tmp_path / FILE).read_bytes()
+    grid = load_grid(f"{TINY}:{argument},{SMALL},cf=(bpr_mf,popularity)")
+    work = Work(Cells(grid, tmp_path))
+    cf = Cell("movielens", CF, "popularity")
+    for split in (VALIDATION, TEST):
+        work.do(Job("popularity", (cf,), split))
+    both = agreements(tmp_path)
+    assert {*map(frozenset, both.values())} == {frozenset({"bpr_mf", "popularity"})}
+    assert (tmp_path / FILE).read_bytes().startswith(before)  # no line is computed again
+    written = Results.read(tmp_path)
+    shutil.rmtree(tmp_path / "agreement")  # as of lines that were there before it was measured
+    Work(Cells(grid, tmp_path)).measure_agreement()
+    assert Results.read(tmp_path).lines == written.lines
