@@ -169,10 +169,9 @@ def recommend(
     `Trie.prompt` and `beam_search`.
     """
     items = trie.find(history)
-    prompt = trie.prompt(items)
     searched = trie.without(items) if trie.settings["exclude_history"] else trie
     beams = max(k, beams or trie.settings["beams"])
-    found = beam_search(searched, scores, prompt, beams)
+    found = beam_search(searched, scores, trie.prompt(items), beams)
     listed = [(item, score) for title, score in found for item in searched.items(title)]
     return [(trie.item_ids[item], trie.titles[item], score) for item, score in listed[:k]]
 
@@ -322,10 +321,8 @@ class TransformersProcessor:
 
 
 def generate_options(trie: Trie, prompt_length: int, beams: int | None = None) -> dict[str, Any]:
-    """What transformers' `generate` takes for lists of the rules 'huggingface'.
-
-    Of `trie.without(trie.find(history))` where settings say exclude_history.
-    """
+    """What transformers' `generate` takes for lists of the rules 'huggingface'; where settings
+    say exclude_history, of `trie.without(trie.find(history))`."""
     beams = beams or trie.settings["beams"]
     return {
         "num_beams": beams,
@@ -344,8 +341,8 @@ class VLLMProcessor(_VLLMBase):  # type: ignore[misc, valid-type]
     """For `vllm.LLM(.., logits_processors=["trie_logits_processor:VLLMProcessor"],
     logprobs_mode="processed_logits")`, its `beam_search` included.
 
-    Every request is for a title: it follows the trie's `start`, the prompt's last tokens. Items of
-    the history are not left out: ask for as many more, and drop them.
+    Every request is for a title: it follows the trie's `start`, the prompt's last tokens. It may
+    be one of the history: ask for as many more, and drop those.
     """
 
     def __init__(self, vllm_config: Any = None, device: Any = None, is_pin_memory: bool = False):
@@ -383,8 +380,7 @@ class SGLangProcessor(_SGLangBase):  # type: ignore[misc, valid-type]
     """For `engine.generate(.., custom_logit_processor=SGLangProcessor.to_str())`: one title each.
 
     The server finds this file on its PYTHONPATH, with --enable-custom-logit-processor. SGLang's
-    beam_width takes the logits before any processor: use `recommend` with `sglang_scores`. The
-    title may be one of the history.
+    beam_width takes the logits before any processor: use `recommend` with `sglang_scores`.
     """
 
     def __init__(self) -> None:
@@ -399,7 +395,7 @@ class SGLangProcessor(_SGLangBase):  # type: ignore[misc, valid-type]
 
 def _log_softmax(values: Any) -> Any:
     """Over the last axis, float32, of one axis; NumPy or PyTorch."""
-    if isinstance(values, np.ndarray):
-        above = values - values.max()
-        return above - np.log(np.exp(above).sum())
-    return values.float().log_softmax(-1).to(values.dtype)
+    if not isinstance(values, np.ndarray):
+        return values.float().log_softmax(-1).to(values.dtype)
+    above = values - values.max()
+    return above - np.log(np.exp(above).sum())
