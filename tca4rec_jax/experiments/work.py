@@ -155,6 +155,7 @@ class Work:
         config, key = experiment.config, made_from.fingerprint
         ranks, began = RowRanks.of(experiment, rows, ranking), time.perf_counter()
         ranks.write(self.workdir / f"ranks/{key}.npz")
+        temperature = ranks.best_temperature if rows.split == VALIDATION else 1.0
         decoder, reported = None, TEST if self.cells.grid.chosen else self.cells.grid.split
         if cell.is_llm and not cell.guidance and rows.split == reported:
             decoder = experiment.inference_decoder(config.run)  # what it writes alone
@@ -163,7 +164,7 @@ class Work:
         return Line(
             key=key,
             cell=cell,
-            metrics=ranks.metrics(config.evaluation.cutoffs) | measured,
+            metrics=ranks.metrics(config.evaluation.cutoffs, temperature) | measured,
             ranks=f"ranks/{key}.npz",
             provenance=dataclasses.asdict(made_from),
             cf_store=str(logits),
@@ -340,8 +341,12 @@ class Work:
             labels = {str(one.guidance): one.guidance or 0.0 for one in job.cells}
             found = rank_llms(experiment, rows, {config.run: labels})
             weights = {label: [score_weights(config, one)] for label, one in labels.items()}
+            made_from = {"run": self.cells.run_folder(cell).made_from.inputs}
             return [
-                (found[label], ranking_inputs(experiment, rows, config.run, weights[label]))
+                (
+                    found[label],
+                    ranking_inputs(experiment, rows, config.run, weights[label]) | made_from,
+                )
                 for label in labels
             ]
         label = rankings.POPULAR if cell.recommender == POPULAR else rankings.CF
