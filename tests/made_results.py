@@ -74,7 +74,15 @@ def is_chosen(cell):
     return all(getattr(cell, name) in values for name, values in chosen.items())
 
 
-def make_results(workdir, made=None, *, seed_noise=0.03, gain=gain, splits=("validation", "test")):
+def make_results(
+    workdir,
+    made=None,
+    *,
+    seed_noise=0.03,
+    gain=gain,
+    splits=("validation", "test"),
+    tested=is_chosen,
+):
     """Writes results.jsonl, ranks and rows of cells below a work directory."""
     made = made or cells()
     for folder in ("rows", "ranks"):
@@ -83,7 +91,7 @@ def make_results(workdir, made=None, *, seed_noise=0.03, gain=gain, splits=("val
     for split in splits:
         for data in {cell.data for cell in made}:
             np.savez(workdir / "rows" / f"{data}-{split}.npz", **_facts(data, split))
-        of_split = [cell for cell in made if split == "validation" or is_chosen(cell)]
+        of_split = [cell for cell in made if split == "validation" or tested(cell)]
         lines += [_line(workdir, cell, split, seed_noise, gain) for cell in of_split]
     text = "".join(line.to_json() + "\n" for line in lines)
     (workdir / FILE).write_text(text)
@@ -129,7 +137,8 @@ def _line(workdir, cell, split, seed_noise, gain):
     items_RxM[inside, rank_R[inside]] = target_R[inside]
     if cell.guidance:
         nll_R[:] = np.nan
-    ranks = RowRanks(user_R, target_R, rank_R, nll_R, items_RxM, facts["position_R"])
+    one = nll_R[:, None], items_RxM, facts["position_R"], np.ones(1)
+    ranks = RowRanks(user_R, target_R, rank_R, *one)
     key = fingerprint([dataclasses.asdict(cell), split])
     np.savez(workdir / "ranks" / f"{key}.npz", **ranks._asdict())
     return Line(

@@ -227,7 +227,8 @@ class Cells:
             if min(len(values["seed"]), len(values["cf_seed"])) > 1:
                 raise UserError(
                     f"{', '.join(pair)}: seed and cf_seed of the grid have several values each, "
-                    "whose pairs are no independent seeds: give one value of one of them"
+                    "whose pairs are no independent seeds: give one cf_seed (with one seed and "
+                    "several cf_seeds, all are compared with one run of alpha = 0: one seed)"
                 )
         for (data, _), config in self._bases.items():
             measured = {

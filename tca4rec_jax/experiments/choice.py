@@ -3,7 +3,8 @@
 Values of the axes in Grid.chosen are chosen on the validation split, by the mean of Grid.metric
 over the runs of Grid.choose_seeds: first those of training, by the LLM alone, then guidance, with
 the runs that were chosen. What is chosen is ranked on the test split, with every seed. alpha = 0 is
-a choice of its own: it is what the others are compared with.
+a choice of its own: it is what the others are compared with. A slice of a grid that is without a
+seed that chooses waits until another slice has ranked it.
 """
 
 import dataclasses
@@ -54,11 +55,12 @@ class _Choice:
 
     def __init__(self, cells: Cells, results: Metrics, what: str):
         self._cells, self._results, self._what = cells, results, what
+        self._here = {*cells.all}
         chosen = {"budget": "steps"}
         fields = {chosen.get(axis, axis) for axis in cells.grid.chosen}
         self._fields = fields - {"guidance"} if what == "training" else fields
         self.validated: list[Cell] = []
-        """Those that the choice compares, filled by `choose`."""
+        """Cells of the grid that the choice compares, filled by `choose`."""
 
     def choose(self, llm: list[Cell]) -> tuple[list[Cell], int]:
         """(the cells that are left, how many more could be decided if their groups were ranked)."""
@@ -92,7 +94,8 @@ class _Choice:
         compared = {option: self._compared(cells) for option, cells in options.items()}
         is_choice = len(options) > 1
         if is_choice or self._what == "training":
-            self.validated += [cell for cells in compared.values() for cell in cells]
+            every = (cell for cells in compared.values() for cell in cells)
+            self.validated += [cell for cell in every if cell in self._here]
         if not is_choice:
             return next(iter(options))
         guided = any(cell.guidance for cells in compared.values() for cell in cells)
@@ -104,11 +107,17 @@ class _Choice:
         return first_of_best(means, key=means.__getitem__)
 
     def _compared(self, cells: Iterable[Cell]) -> list[Cell]:
-        """Those of an option that are ranked: the least guided one of every seed that chooses."""
+        """Those of an option that count: the least guided one of every seed that chooses.
+
+        Also of a seed that the grid is without.
+        """
         seeds, cells = self._cells.grid.choose_seeds, list(cells)
         least = min(cell.guidance or 0.0 for cell in cells)
-        of_seeds = [cell for cell in cells if cell.seed in seeds] or cells if seeds else cells
-        return [cell for cell in of_seeds if (cell.guidance or 0.0) == least]
+        of_least = [cell for cell in cells if (cell.guidance or 0.0) == least]
+        if not seeds:
+            return of_least
+        of_seeds = (dataclasses.replace(cell, seed=seed) for seed in seeds for cell in of_least)
+        return list(dict.fromkeys(of_seeds))
 
     def _mean(self, cells: list[Cell], metric: str) -> float:
         """Of the cells' metric on the validation split; NaN if one is missing."""

@@ -107,11 +107,9 @@ def metric_panels(results: Results, of: Iterable[Curve], split: str) -> Panels:
         for number, curve in enumerate(of):
             points = []
             for x, setup in curve.setups.items():
-                lines = results.of_setup(setup, split)
-                values = [line.metrics[metric] for line in lines if metric in line.metrics]
-                if not values:
+                mean, effect = results.mean(setup, split, metric), found.get(((number, x), metric))
+                if mean is None:
                     continue
-                mean, effect = float(np.mean(values)), found.get(((number, x), metric))
                 low, high = (0.0, 0.0) if effect is None else _about_mean(effect)
                 points.append((x, mean, mean + low, mean + high))
             if len(points) > 1:
@@ -124,12 +122,13 @@ def metric_panels(results: Results, of: Iterable[Curve], split: str) -> Panels:
 
 def _level(results: Results, curve: Curve, split: str, metric: str) -> list[Series]:
     """The line of the baselines, level if they are one, unless they are points of the curve."""
-    y = [
-        float(np.mean([line.metrics[metric] for line in results.of_setup(one, split)]))
-        for one in curve.baselines.values()
+    means = {
+        x: mean
+        for x, one in curve.baselines.items()
         if one not in curve.setups.values()
-    ]
-    return [Series(PLAIN, curve.style, [*curve.baselines], y)] if y else []
+        and (mean := results.mean(one, split, metric)) is not None
+    }
+    return [Series(PLAIN, curve.style, [*means], [*means.values()])] if means else []
 
 
 def _about_mean(effect: Effect) -> tuple[float, float]:

@@ -91,7 +91,8 @@ class Grid:
       axes: {a name in AXES: its values}; budget is a factor of training.steps and
         validation.every, the other fields are those of the config where the grid does not say.
       chosen: the axes whose value is chosen on the validation split, among the runs of
-        `choose_seeds` (by default all seeds); then the test split is ranked with that value alone.
+        `choose_seeds` (by default all seeds of `axes`, whichever an argument leaves); then the test
+        split is ranked with that value alone.
       metric: which chooses what is trained: 'ndcg@K', 'hr@K' or, the least, 'nll per title'.
       guided_metric: which chooses guidance, whose lists have no NLL.
       split: which is ranked where nothing is chosen.
@@ -172,9 +173,11 @@ class Grid:
     def _with_axis(self, axis: str, values: tuple) -> "Grid":
         """With these values of an axis alone, also where a CF model or recommender has its own."""
         given = {axis: values}
-        of = dataclasses.replace
+        of, seeds = dataclasses.replace, self.axes.get("seed", ())
+        chooses_by_all = axis == "seed" and not self.choose_seeds and isinstance(seeds, tuple)
         return of(
             self,
+            choose_seeds=seeds if chooses_by_all else self.choose_seeds,
             axes={**self.axes, **given},
             cf={n: of(one, axes={**one.axes, **given}) for n, one in self.cf.items()},
             recommenders={

@@ -19,7 +19,7 @@ from tca4rec_jax.experiments.effects import LEVEL
 from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.page_parts import GridPage
 from tca4rec_jax.experiments.pictures import Difference, Differences
-from tca4rec_jax.experiments.results import FILE, TEST, VALIDATION
+from tca4rec_jax.experiments.results import FILE, TEST
 from tca4rec_jax.experiments.runner import Plan
 from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.experiments.tables import Question
@@ -37,7 +37,8 @@ from tca4rec_jax.training.run_folder import RunFolder
 
 NUMBERS = "results.json"
 _STATISTICS = f"""\
-Every difference is paired: the same rows, the same seed. Intervals are of 95%, for other users and
+Every difference is paired: the same rows, the same seed; cells that are compared with one and the
+same run of an LLM count as one seed. Intervals are of 95%, for other users and
 other seeds: users are resampled with all of their rows, and what seeds do is drawn, from how the
 seeds differ beyond what users explain; that is taken to be the same for all setups of one
 recommender on the same rows. (Three seeds drawn from three would give intervals that leave the
@@ -45,8 +46,8 @@ truth out far too often.) p is of a randomisation test that exchanges whole user
 along; Holm's correction is over all tests of a question, both metrics. d is Cohen's: the mean of
 the users' differences over their standard deviation. The verdict is "better" or "worse" where p by
 Holm is below {LEVEL:g}; one seed says nothing of others. NLL is -log P of the title that came next,
-at the temperature in evaluation.temperatures that is best for each model on these rows; lower is
-better."""
+at the temperature in evaluation.temperatures that is best for each model on its validation rows, or
+at 1 for one without any; lower is better."""
 _FREE_TEXT = """\
 Texts are those of the LLM without the trie: the perplexity of the titles that came next, and how
 often it writes a title of the catalogue. One that was trained on choices among the children of the
@@ -55,6 +56,9 @@ _CHOSEN = "Values were chosen on validation rows, and the test rows ranked with 
 _NOT_VALIDATED = """\
 After how many steps an aligned LLM is where alpha = 0 ends is not known: no two runs were validated
 while they were trained (validation.every), and the NLL of training batches does not tell."""
+_NOT_CHOSEN = """\
+Ranked on test rows as well, by another choice or another grid. The grid of this page does not
+choose these, or not yet: nothing above counts them."""
 _FIRST = "data, recommender, CF model"
 
 
@@ -63,25 +67,30 @@ def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
 
     `output` is the page, a .md; its pictures, results.json, a copy of the lines and report.html,
     the page in one file, lie in the folder of its name beside it. With `grid`, what
-    launch/experiments.py --grid takes, it says what is missing of that and how to go on. Nothing is
-    trained or ranked. Raises UserError for another `output`, for a grid that is none, as
-    `Results.read`, for damaged files, or lines of other rows.
+    launch/experiments.py --grid takes, it says what is missing of that and how to go on, and counts
+    of the test rows only what the grid chooses. Nothing is trained or ranked. Raises UserError for
+    another `output`, for a grid that is none, as `Results.read`, for damaged files, lines of other
+    rows, or seeds of a setup that were made from other inputs.
     """
     if output.suffix != ".md":
         raise UserError(f"{output} is no .md file: give the page to write")
     if output.with_suffix("").resolve() == workdir.resolve():
         raise UserError(f"{output} would write over {workdir / FILE}: give the page another name")
-    results = Results.read(workdir)
-    plan = Plan.of(Cells(load_grid(grid), workdir)) if grid else None
+    every = results = Results.read(workdir)
+    plan = None
+    if grid:
+        cells = Cells(load_grid(grid), workdir)
+        plan = Plan.of(cells)
+        results = every.with_tested({*plan.done})
     questions = {
         "aligned": tables.aligned_against_plain(results),
         "guided": tables.guided_against_teacher(results),
         "recommenders": tables.recommenders_compared(results),
     }
     page = GridPage(output, results)
-    data = list(dict.fromkeys(cell.data for cell, _ in results.lines))
+    data = list(dict.fromkeys(cell.data for cell, _ in every.lines))
     best = [words for one in data if (words := tables.best_in_words(results, one))]
-    lead = [*_opening(results, grid), *map(Text, best)]
+    lead = [*_opening(every, grid), *map(Text, best)]
     _aligned(page, questions["aligned"])
     _guided(page, questions["guided"])
     _recommenders(page, questions["recommenders"])
@@ -96,25 +105,27 @@ def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
     _speed(page, questions["aligned"])
     if plan is not None and not plan.is_done:
         page.section("What is missing", *_missing(plan))
+    if left := tables.not_chosen_table(every, results):
+        page.section("What is not chosen", Text(_NOT_CHOSEN), Numbers(left, _FIRST))
     page.section(
         "What it cost",
-        Numbers(tables.cost_table(results), "lines of"),
+        Numbers(tables.cost_table(every), "lines of"),
         Text(
             "Steps of LLM training, ranking and measuring; not data, CF models and hidden states."
         ),
     )
     page.section("How differences are tested", Text(_STATISTICS))
-    if any(split == VALIDATION for _, split in results.lines):
+    if plan is not None and cells.grid.chosen and tables.most_seeds(results):
         page.add(Text(_CHOSEN))
     write_text(output, markdown_page("Results", lead, page.sections))
-    page.section("Made from", *_made_from(results))
+    page.section("Made from", *_made_from(every))
     write_text(page.folder / REPORT, html_page("Results", lead, page.sections))
     found = {
         "rows": {
-            f"{line.cell.data}, {split}": line.rows for (_, split), line in results.lines.items()
+            f"{line.cell.data}, {split}": line.rows for (_, split), line in every.lines.items()
         },
         "questions": {name: tables.as_json(one) for name, one in questions.items()},
-        "core-hours": tables.core_hours(results.lines.values()),
+        "core-hours": tables.core_hours(every.lines.values()),
         "best": best,
         "pictures": page.drawn,
     }
@@ -213,6 +224,7 @@ def _aligned(page: GridPage, question: Question) -> None:
     for of, name in ((metric, metric.upper()), (NLL, "NLL of the title (lower is better)")):
         rows = tables.question_table(question, of, tables.most_seeds(results), both)
         page.part(name, Numbers(rows, _FIRST))
+    page.add(*_temperatures(results, question))
     for of, name in ((metric, "ndcg"), (NLL, "nll")):
         what = f"{of.upper() if of == metric else 'NLL'}, aligned less alpha = 0"
         page.differences(f"aligned_{name}", what, _drawn(question, of), what)
@@ -227,6 +239,14 @@ def _of_one_seed(question: Question) -> str:
     return f" {number} of them have one seed, and say nothing of others." if number else ""
 
 
+def _temperatures(results: Results, question: Question) -> list[Block]:
+    """Of which models the NLL is at a temperature that no validation row chose."""
+    return [
+        Text(f"The NLL of {number} of these models is at the temperature {words}.")
+        for words, number in question.temperatures_not_chosen(results).items()
+    ]
+
+
 def _guided(page: GridPage, question: Question) -> None:
     results, metric = page.results, page.results.metric(TEST)
     if not question.compared:
@@ -237,6 +257,8 @@ def _guided(page: GridPage, question: Question) -> None:
         "Aligned LLMs that their CF model guides, against that CF model alone, in "
         f"{metric.upper()}: {better} of {cells} are better.{_of_one_seed(question)}"
     )
+    if number := question.of_one_cf_run(results):
+        found += f" {number} of them were compared with one run: they hold of this CF run."
     both = "CF model", "guided"
     rows = tables.question_table(question, metric, tables.most_seeds(results), both)
     page.add(Text(found), Numbers(rows, _FIRST))
@@ -259,6 +281,7 @@ def _recommenders(page: GridPage, question: Question) -> None:
         both = "the first", "this one"
         rows = tables.question_table(question, of, tables.most_seeds(results), both)
         page.part(f"{name}, by recommender", Numbers(rows, _FIRST))
+    page.add(*_temperatures(results, question))
     for of, name in ((metric, "ndcg"), (NLL, "nll")):
         what = f"{of.upper() if of == metric else 'NLL'}, less the first recommender's"
         page.differences(f"recommenders_{name}", what, _drawn(question, of), what)

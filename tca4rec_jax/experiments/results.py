@@ -4,7 +4,7 @@ A line is appended under a lock and is on the disk before anything else is done;
 killed process left is cut off by the next writer and passed over by readers. Of two lines of one
 cell and split the later one counts.
 
-Axis letters: R rows, M places of a list.
+Axis letters: R rows, M places of a list, T temperatures.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import numpy as np
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import NLL
-from tca4rec_jax.evaluation.kept_rankings import Ranks, hit_ranks
+from tca4rec_jax.evaluation.kept_rankings import hit_ranks
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import read_npz, sync, write_npz
@@ -87,8 +87,9 @@ class Line:
       cell: what was asked for.
       split: 'validation' or 'test'.
       rows, users: how many.
-      metrics: means over rows: 'hr@K', 'ndcg@K', 'nll per title' (not of guided lists), and what
-        else was measured.
+      metrics: means over rows: 'hr@K', 'ndcg@K', 'nll per title' (not of guided lists; at the
+        temperature that is best on these rows if they are for validation, else at 1), and what else
+        was measured.
       ranks: the file of the rows' ranks, relative to W.
       seconds: wall, of 'train', 'evaluate' and 'measure'; the training of a run that several cells
         share stands in each of them.
@@ -137,33 +138,51 @@ class RowRanks(NamedTuple):
     user_R: np.ndarray  # int32
     target_R: np.ndarray  # int32
     rank_R: np.ndarray  # int32, 0-based, -1: not ranked
-    nll_R: np.ndarray  # float32, at the model's best temperature; NaN if it has none
+    nll_RxT: np.ndarray  # float32, at each temperature; NaN if it has none
     items_RxM: np.ndarray  # int32, the list, -1 where there are no more
     position_R: np.ndarray  # int64, the flat position of each target in the split
+    temperature_T: np.ndarray  # float64, evaluation.temperatures; NaN: the best on these rows
 
     @classmethod
     def of(cls, experiment: Experiment, rows: EvaluationRows, ranking: ModelRanking) -> "RowRanks":
         """Of a ranking of rows; hits are as evaluation.hits says."""
         evaluation = experiment.config.evaluation
-        ranks = Ranks.of(ranking, evaluation.temperatures)
-        rank_R = hit_ranks(ranks, evaluation.hits)
-        users, items_RxM = rows.sequences.user, ranking.items_RxM
-        return cls(users, rows.target_R, rank_R, ranks.nll_R, items_RxM, rows.position_R)
+        return cls(
+            user_R=rows.sequences.user,
+            target_R=rows.target_R,
+            rank_R=hit_ranks(ranking, evaluation.hits),
+            nll_RxT=ranking.nll_RxT,
+            items_RxM=ranking.items_RxM,
+            position_R=rows.position_R,
+            temperature_T=np.array(evaluation.temperatures, np.float64),
+        )
 
     @classmethod
     def read(cls, path: Path) -> "RowRanks":
         """Raises UserError for a file that is missing or damaged."""
         saved = read_npz(path, remedy="compute its cell anew (launch/experiments.py --anew)")
+        if "nll_R" in saved:  # once only the best on these rows was kept
+            saved |= {"nll_RxT": saved["nll_R"][:, None], "temperature_T": np.array([np.nan])}
         return cls(*(saved[name] for name in cls._fields))
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
         write_npz(path, **self._asdict())
 
-    def metrics(self, cutoffs: tuple[int, ...]) -> dict[str, float]:
+    @property
+    def best_temperature(self) -> float:
+        """That of the lowest mean NLL on these rows; NaN if it was not kept."""
+        return float(self.temperature_T[np.argmin(self.nll_RxT.mean(axis=0))])
+
+    def nll_R(self, temperature: float) -> np.ndarray:
+        """float32 [R], at that of the temperatures which is nearest; NaN if there is none."""
+        distance_T = np.abs(np.log(self.temperature_T / temperature))
+        return self.nll_RxT[:, np.argmin(distance_T)]
+
+    def metrics(self, cutoffs: tuple[int, ...], temperature: float = 1.0) -> dict[str, float]:
         """Means over the rows: 'hr@K' and 'ndcg@K', and the NLL if there is one."""
         found = mean_metrics(self.rank_R, cutoffs)
-        nll = float(self.nll_R.mean(dtype=np.float64))
+        nll = float(self.nll_R(temperature).mean(dtype=np.float64))
         return found if np.isnan(nll) else found | {NLL: nll}
 
 

@@ -4,7 +4,7 @@ Axis letters: R rows, S seeds, I items.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +14,26 @@ import numpy as np
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.experiments.agreements import with_agreement
-from tca4rec_jax.experiments.results import CF, FILE, POPULAR, Cell, Line, RowRanks, read_lines
+from tca4rec_jax.experiments.results import (
+    CF,
+    FILE,
+    POPULAR,
+    TEST,
+    VALIDATION,
+    Cell,
+    Line,
+    RowRanks,
+    read_lines,
+)
 from tca4rec_jax.fileio import read_npz
 from tca4rec_jax.metrics import metric_values
+from tca4rec_jax.provenance import short
 
 _SEEDS = ("seed", "cf_seed")
+_OF_SEED = ("seed", "weights", "made_from", "step")
+"""What a line is made from that another seed changes: weights may be drawn, steps be chosen."""
+_OF_CF_SEED = ("CF logits", "item vectors")
+"""How the names begin of what another seed of the CF model changes."""
 
 
 class RowFacts(NamedTuple):
@@ -37,7 +52,10 @@ def setup_of(cell: Cell) -> Cell:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Results:
-    """The lines of a grid's work directory W, and the files that they name, read once."""
+    """The lines of a grid's work directory W, and the files that they name, read once.
+
+    Whatever reads the setups raises UserError for seeds of one that were made from other inputs.
+    """
 
     workdir: Path
     lines: Mapping[tuple[Cell, str], Line]
@@ -51,11 +69,19 @@ class Results:
             )
         return cls(workdir, {of: with_agreement(workdir, line) for of, line in lines.items()})
 
+    def with_tested(self, wanted: Collection[tuple[Cell, str]]) -> "Results":
+        """Of the lines of test rows those alone that are wanted."""
+        kept = {of: one for of, one in self.lines.items() if of[1] != TEST or of in wanted}
+        return Results(self.workdir, kept)
+
     @cached_property
     def _by_setup(self) -> dict[tuple[Cell, str], list[Cell]]:
         found: dict[tuple[Cell, str], list[Cell]] = {}
         for cell, split in self.lines:
             found.setdefault((setup_of(cell), split), []).append(cell)
+        for (_, split), (first, *others) in found.items():
+            for other in others:
+                _check_made_alike(self.lines[first, split], self.lines[other, split])
         return {of: sorted(cells, key=_seeds) for of, cells in found.items()}
 
     def setups(self, split: str, **fields: object) -> list[Cell]:
@@ -139,19 +165,45 @@ class Results:
             if alike:
                 yield cell, alike[0]
 
+    def temperature(self, setup: Cell) -> float | None:
+        """That of the setup's lowest NLL on its validation rows, all seeds; None without any."""
+        if setup not in self._temperatures:
+            every = [self.ranks(cell, VALIDATION) for cell in self.cells(setup, VALIDATION)]
+            known = [ranks for ranks in every if not np.isnan(ranks.temperature_T).any()]
+            best = None
+            if known:
+                nll_T = np.mean([ranks.nll_RxT.mean(axis=0) for ranks in known], axis=0)
+                best = float(known[0].temperature_T[np.argmin(nll_T)])
+            self._temperatures[setup] = best
+        return self._temperatures[setup]
+
+    @cached_property
+    def _temperatures(self) -> dict[Cell, float | None]:
+        return {}
+
     def values(self, cell: Cell, split: str, metric: str) -> np.ndarray:
-        """float64 [R] of 'ndcg@K', 'hr@K' or NLL; NaN where a row has none."""
+        """float64 [R] of 'ndcg@K', 'hr@K' or NLL; NaN where a row has none.
+
+        The NLL is at the `temperature` of its setup, at 1 if that has none.
+        """
         ranks = self.ranks(cell, split)
         if metric == NLL:
-            return ranks.nll_R.astype(np.float64)
+            return ranks.nll_R(self.temperature(setup_of(cell)) or 1.0).astype(np.float64)
         return metric_values(ranks.rank_R, (int(metric.partition("@")[2]),))[metric]
+
+    def mean(self, setup: Cell, split: str, metric: str) -> float | None:
+        """Of `values` over seeds and rows; None if there is none."""
+        values = [self.values(cell, split, metric) for cell in self.cells(setup, split)]
+        return None if not values or np.isnan(values).any() else float(np.mean(values))
 
     def paired(
         self, setup: Cell, baseline: Cell, split: str, metric: str
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """float64 [S, R] of both, the same rows and seeds; None if nothing is there to compare.
 
-        Raises UserError if they were not ranked on the same rows.
+        Cells that are compared with one and the same run of an LLM are one seed, their mean: of
+        several seeds of a CF model and one of alpha = 0, for one. Raises UserError if they were not
+        ranked on the same rows.
         """
         both = [*self.pairs(setup, baseline, split)]
         for one, other in both:
@@ -159,7 +211,11 @@ class Results:
         columns = [[self.values(cell, split, metric) for cell in pair] for pair in both]
         if not columns or np.isnan(columns).any():
             return None
-        ours_SxR, theirs_SxR = np.swapaxes(columns, 0, 1)
+        runs: dict[Cell, list] = {}
+        for (one, other), column in zip(both, columns, strict=True):
+            runs.setdefault(other if other.is_llm else one, []).append(column)
+        means = [np.mean(of_run, axis=0) for of_run in runs.values()]
+        ours_SxR, theirs_SxR = np.swapaxes(means, 0, 1)
         return ours_SxR, theirs_SxR
 
     def check_same_rows(self, one: Cell, other: Cell, split: str) -> None:
@@ -175,6 +231,30 @@ class Results:
 
 def _seeds(cell: Cell) -> tuple[int, ...]:
     return tuple(-1 if seed is None else seed for seed in (cell.seed, cell.cf_seed))
+
+
+def _check_made_alike(one: Line, other: Line) -> None:
+    """Raises UserError if seeds of a setup were made from other inputs, but those of a seed."""
+    ours, theirs = one.made_from.inputs, other.made_from.inputs
+    same_cf = one.cell.cf_seed == other.cell.cf_seed
+
+    def is_of_seed(name: str) -> bool:
+        name = name.removeprefix("run.")
+        return name in _OF_SEED or (not same_cf and name.startswith(_OF_CF_SEED))
+
+    differ = [name for name in ours if name in theirs and ours[name] != theirs[name]]
+    found = [
+        f"{name.removeprefix('run.')} is {short(ours[name])} and {short(theirs[name])}"
+        for name in differ
+        if not is_of_seed(name)
+    ]
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise UserError(
+            f"{one.cell.label!r} and {other.cell.label!r}, on {one.split} rows, are no seeds of "
+            f"one setup, they were made from other inputs: {'; '.join(found[:3])}{more}: compute "
+            "one of them anew (launch/experiments.py --anew)"
+        )
 
 
 def _alike(one: Cell, other: Cell) -> bool:

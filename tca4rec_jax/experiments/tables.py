@@ -5,6 +5,7 @@ Axis letters: R rows, S seeds.
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.experiments.effects import Effect, effects
 from tca4rec_jax.experiments.results import CF, POPULAR, TEST, VALIDATION, Cell, Line
-from tca4rec_jax.experiments.setups import Results
+from tca4rec_jax.experiments.setups import Results, setup_of
 from tca4rec_jax.intervals import Interval, Name, bootstrap_intervals, seed_spread
 from tca4rec_jax.reporting import Cell as Shown
 from tca4rec_jax.reporting import Rows
@@ -45,6 +46,28 @@ class Question(NamedTuple):
     def of_one_seed(self) -> int:
         """How many setups were compared with one seed alone."""
         return len({setup for (setup, _), one in self.effects.items() if one.seeds == 1})
+
+    def of_one_cf_run(self, results: Results) -> int:
+        """How many setups of several seeds were compared with one run of a CF model."""
+        several = {setup for (setup, _), one in self.effects.items() if one.seeds > 1}
+        of_each = [
+            {cf.cf_seed for _, cf in results.pairs(setup, self.compared[setup], TEST)}
+            for setup in several
+            if self.compared[setup].recommender == CF
+        ]
+        return sum(len(seeds) == 1 and None not in seeds for seeds in of_each)
+
+    def temperatures_not_chosen(self, results: Results) -> Counter[str]:
+        """{the temperature of the NLL, in words: of how many models} where no validation row chose
+        it."""
+        found: Counter[str] = Counter()
+        for one in {*self.compared, *self.compared.values()}:
+            ranks = [results.ranks(cell, TEST) for cell in results.cells(one, TEST)]
+            if any(np.isnan(of.temperature_T).any() for of in ranks):
+                found["that is best for these rows themselves: no other was kept"] += 1
+            elif results.temperature(one) is None:
+                found["1: no validation rows chose another"] += 1
+        return found
 
 
 def aligned_against_plain(results: Results) -> Question:
@@ -175,6 +198,23 @@ def question_table(question: Question, metric: str, most: int, both: tuple[str, 
     return rows | {what: {"verdict": MISSING} for what in question.missing}
 
 
+def not_chosen_table(results: Results, counted: Results) -> Rows:
+    """The setups whose test rows were ranked in `results` and are not among those that count."""
+    seeds: dict[Cell, int] = {}
+    for cell, split in results.lines.keys() - counted.lines.keys():
+        seeds[setup_of(cell)] = seeds.get(setup_of(cell), 0) + (split == TEST)
+    setups = [one for one in results.setups(TEST) if one in seeds]
+    return {
+        name: {
+            "alpha": _plainly(one.alpha),
+            "guidance": _plainly(one.guidance),
+            "cells": seeds[one],
+            "verdict": "not chosen",
+        }
+        for one, name in named(setups).items()
+    }
+
+
 def _alphas(setup: Cell, baseline: Cell) -> str | None:
     """Of an aligned baseline, where it is another, both."""
     own = _plainly(setup.alpha)
@@ -209,13 +249,12 @@ def model_table(results: Results, data: str, split: str = TEST) -> Rows:
             name += f", alpha {setup.alpha or 0:g}"
             name += f", guidance {setup.guidance:g}" if setup.guidance else ""
         of_seeds = [line.metrics for line in results.of_setup(setup, split)]
-        nlls = [of[NLL] for of in of_seeds if NLL in of]
         rows[name.removeprefix(f"{data}, ")] = {
             "seeds": len(of_seeds),
             hr.upper(): float(np.mean([of[hr] for of in of_seeds])),
             f"{metric.upper()}, 95% interval": intervals[setup],
             "over seeds": _deviation(values[setup].mean(axis=1)),
-            "NLL": float(np.mean(nlls)) if nlls else None,
+            "NLL": results.mean(setup, split, NLL),
             "core-hours": core_hours(results.of_setup(setup, split)),
         }
     return rows

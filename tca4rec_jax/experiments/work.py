@@ -175,7 +175,8 @@ class Work:
         config, key = experiment.config, made_from.fingerprint
         ranks, began = RowRanks.of(experiment, rows, ranking), time.perf_counter()
         ranks.write(self.workdir / f"ranks/{key}.npz")
-        metrics: dict[str, Any] = ranks.metrics(config.evaluation.cutoffs)
+        temperature = ranks.best_temperature if rows.split == VALIDATION else 1.0
+        metrics: dict[str, Any] = ranks.metrics(config.evaluation.cutoffs, temperature)
         if cell.is_llm and not cell.guidance:
             decoder = experiment.inference_decoder(config.run)
             metrics[FLUENCY] = fluency(experiment, rows, decoder)
@@ -353,8 +354,12 @@ class Work:
             labels = {str(one.guidance): one.guidance or 0.0 for one in job.cells}
             found = rank_llms(experiment, rows, {config.run: labels})
             weights = {label: [score_weights(config, one)] for label, one in labels.items()}
+            made_from = {"run": self.cells.run_folder(cell).made_from.inputs}
             return [
-                (found[label], ranking_inputs(experiment, rows, config.run, weights[label]))
+                (
+                    found[label],
+                    ranking_inputs(experiment, rows, config.run, weights[label]) | made_from,
+                )
                 for label in labels
             ]
         label = rankings.POPULAR if cell.recommender == POPULAR else rankings.CF

@@ -1,5 +1,6 @@
 """What is chosen on the validation split, and what is ranked on the test split then."""
 
+import dataclasses
 from pathlib import Path
 
 from tca4rec_jax.experiments.cells import Cells
@@ -67,6 +68,46 @@ def test_the_least_nll_and_the_first_of_equals_are_chosen():
     assert {cell.alpha for cell in llm(results, TEST)} == {0.0, 0.9}
     results, _ = ranked(cells, lambda cell, _: 1.0)
     assert {cell.alpha for cell in llm(results, TEST)} == {0.0, 0.3}
+
+
+def test_a_slice_without_the_choosing_seed_waits_for_it_and_takes_its_choice():
+    """That the other seed's own validation rows would choose 0.3 does not matter."""
+
+    def score(cell, _):
+        return float(cell.alpha == (0.9 if cell.seed == 0 else 0.3))
+
+    later = cells_of("cf=bpr_mf,guidance=0,seed=1")
+    alone, to_come = ranked(later, score)
+    assert {cell.alpha for cell in llm(alone, TEST)} == {0.0}
+    assert llm(alone, VALIDATION) == []
+    assert to_come[-1] == 1
+    first, _ = ranked(cells_of("cf=bpr_mf,guidance=0,seed=0"), score)
+    found = wanted(later, first)
+    assert {(cell.alpha, cell.seed) for cell in llm(found.ranked, TEST)} == {(0.0, 1), (0.9, 1)}
+    assert (llm(found.ranked, VALIDATION), found.to_come) == ([], 0)
+
+
+def test_a_slice_with_some_of_the_choosing_seeds_waits_for_the_others():
+    def score(cell, _):
+        return float(cell.alpha == 0.3) + 3 * (cell.seed == 1) * (cell.alpha == 0.9)
+
+    first = cells_of("cf=bpr_mf,guidance=0,seed=0", choose_seeds=(0, 1))
+    results, to_come = ranked(first, score)
+    assert {cell.seed for cell in llm(results, VALIDATION)} == {0}
+    assert ({cell.alpha for cell in llm(results, TEST)}, to_come[-1]) == ({0.0}, 1)
+    second = cells_of("cf=bpr_mf,guidance=0,seed=1", choose_seeds=(0, 1))
+    results |= {of: {"ndcg@10": score(*of)} for of in wanted(second, results).ranked}
+    for slice_ in (first, second):
+        tested = llm(wanted(slice_, results).ranked, TEST)
+        assert {cell.alpha for cell in tested} == {0.0, 0.9}
+
+
+def test_a_grid_that_names_no_choosing_seeds_chooses_by_all_of_its_own_in_every_slice():
+    grid = dataclasses.replace(load_grid(str(TINY)), choose_seeds=())
+    assert grid.with_argument("alpha=0.3").choose_seeds == ()
+    assert grid.with_argument("seed=1").choose_seeds == (0, 1)
+    assert grid.with_argument("seed=(0,1,2),seed=2").choose_seeds == (0, 1)
+    assert load_grid(f"{TINY}:seed=1").choose_seeds == (0,)
 
 
 def test_without_a_choice_everything_is_ranked_on_the_split():

@@ -132,3 +132,76 @@ def test_lines_of_other_rows_are_refused(tmp_path):
         effects(Results.read(tmp_path), {"": (setup_of(one), setup_of(plain))}, "test", METRICS)
     with pytest.raises(UserError, match="results.jsonl has no line"):
         Results.read(tmp_path / "nothing")
+
+
+def test_seeds_of_a_cf_model_against_one_run_of_the_plain_llm_are_one_seed(tmp_path):
+    plain = Cell("d", "ids", alpha=0.0, guidance=0.0, seed=0, steps=250)
+    aligned = dataclasses.replace(plain, alpha=0.5, cf="ease")
+    made = [plain, *(dataclasses.replace(aligned, cf_seed=n) for n in range(3))]
+    teachers = [Cell("d", "cf", "ease", n) for n in range(3)]
+    make_results(tmp_path, [*made, *teachers], splits=("test",))
+    results = Results.read(tmp_path)
+    setup = setup_of(aligned)
+    one = effects(results, {"": (setup, setup_of(plain))}, "test", [NLL])["", NLL]
+    assert (one.seeds, one.verdict) == (1, "better (one seed)")
+    means = [results.values(cell, "test", NLL).mean() for cell in made]
+    assert one.difference.mean == pytest.approx(np.mean(means[1:]) - means[0])
+    teacher = results.teacher(setup, "test")
+    guided = effects(results, {"": (setup, teacher)}, "test", ["ndcg@10"])["", "ndcg@10"]
+    assert guided.seeds == 3  # each against its own
+
+
+def test_temperatures_are_those_of_validation_rows(tmp_path):
+    """Of all seeds there; the test rows, which another one would suit better, do not choose."""
+    cells = [Cell("d", "ids", alpha=0.0, guidance=0.0, seed=seed, steps=1) for seed in (0, 1)]
+    make_results(tmp_path, cells)
+    results = Results.read(tmp_path)
+
+    def write(cell, split, *nll_T):
+        ranks = results.ranks(cell, split)
+        nll_RxT = np.tile(np.float32(nll_T), (len(ranks.user_R), 1))
+        more = {"nll_RxT": nll_RxT, "temperature_T": np.array([1.0, 2.0, 3.0])}
+        ranks._replace(**more).write(tmp_path / results.lines[cell, split].ranks)
+
+    for cell, of_validation in zip(cells, ((5, 3, 6), (5, 4, 2)), strict=True):
+        write(cell, "validation", *of_validation)
+        write(cell, "test", 1, 7, 2)
+    results = Results.read(tmp_path)
+    setup = setup_of(cells[0])
+    assert results.temperature(setup) == 2.0
+    assert results.mean(setup, "test", NLL) == 7
+    tested = {of: line for of, line in results.lines.items() if of[1] == "test"}
+    alone = Results(tmp_path, tested)
+    assert alone.temperature(setup) is None
+    assert alone.mean(setup, "test", NLL) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "cf_seeds", "message"),
+    [
+        ("run.training.batch_size", (4, 64), (0, 0), "training.batch_size is 4 and 64"),
+        ("decoding.beams", (5, 10), (0, 1), "decoding.beams is 5 and 10"),
+        ("CF logits of the rows", ("a", "b"), (0, 0), "CF logits of the rows is 'a' and 'b'"),
+        ("run.CF logits", ("a", "b"), (0, 1), None),
+        ("run.seed", (0, 1), (0, 0), None),
+        ("weights", ("a", "b"), (0, 0), None),
+    ],
+)
+def test_seeds_that_were_made_from_other_inputs_are_refused(
+    tmp_path, name, values, cf_seeds, message
+):
+    one = Cell("d", "ids", "ease", alpha=0.5, guidance=0.0, steps=1)
+    seeds = [dataclasses.replace(one, seed=n, cf_seed=cf) for n, cf in enumerate(cf_seeds)]
+    make_results(tmp_path, seeds, splits=("test",))
+    lines = Results.read(tmp_path).lines
+    changed = {
+        of: dataclasses.replace(line, provenance={**line.provenance, "inputs": {name: value}})
+        for (of, line), value in zip(lines.items(), values, strict=True)
+    }
+    results = Results(tmp_path, changed)
+    if message is None:
+        assert len(results.of_setup(setup_of(one), "test")) == 2
+    else:
+        both = f"seed=0 .*and 'd ids .*seed=1 .*on test rows, .*: {message}: compute one"
+        with pytest.raises(UserError, match=both):
+            results.of_setup(setup_of(one), "test")

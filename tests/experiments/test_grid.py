@@ -194,7 +194,7 @@ def test_a_file_that_is_no_grid_is_refused(tmp_path):
             r"titles.prompt.templates=('{history}\n\n{target}',)",
             "text between {history} and {target} is not prompt.separator",
         ),
-        ("cf_seed=(0,1)", "seed and cf_seed of the grid have several values each"),
+        ("cf_seed=(0,1)", "seed and cf_seed of the grid have several .*: give one cf_seed"),
     ],
 )
 def test_what_training_would_refuse_is_refused_before(argument, message):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tiny_grid
 
-from tca4rec_jax.experiments.results import FILE, RowRanks, read_lines
+from tca4rec_jax.evaluation.comparison import NLL
+from tca4rec_jax.experiments.results import FILE, VALIDATION, RowRanks, read_lines
 from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.fileio import read_json_lines
 from tca4rec_jax.training.fault_tolerance import STOPPED
@@ -71,6 +72,18 @@ def whole(tmp_path_factory, argument):
     workdir = tmp_path_factory.mktemp("whole")
     finished(tiny_grid.start(workdir, f"{argument},{SMALL}"))
     return workdir
+
+
+def test_a_line_holds_what_its_run_was_made_from_and_the_likelihood_of_one_temperature(whole):
+    """Of validation rows the best for these rows, of test rows 1."""
+    for (cell, split), line in read_lines(whole).items():
+        ranks = RowRanks.read(whole / line.ranks)
+        temperature = ranks.best_temperature if split == VALIDATION else 1.0
+        assert line.metrics[NLL] == pytest.approx(ranks.nll_R(temperature).mean())
+        assert ranks.temperature_T.tolist() == [1.0, 1.25, 1.5, 2.0, 3.0]
+        if cell.is_llm:
+            inputs = line.made_from.inputs
+            assert (inputs["run.training.batch_size"], inputs["run.seed"]) == (4, cell.seed)
 
 
 def test_killed_once_it_ends_as_if_not(tmp_path, whole, argument):

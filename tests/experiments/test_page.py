@@ -29,6 +29,12 @@ SCRIPT = Path(__file__).parents[2] / "launch" / "experiments_report.py"
 @pytest.fixture(scope="module")
 def page(workdir, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "results.md"
+    return path, write_page(workdir, path)
+
+
+@pytest.fixture(scope="module")
+def page_of_grid(workdir, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page_of_grid") / "results.md"
     return path, write_page(workdir, path, grid=str(GRID))
 
 
@@ -49,20 +55,50 @@ def test_the_page_says_what_was_found(page):
     text = page[0].read_text("utf-8")
     assert "6 of 9 cells in NDCG@10 and 6 of 9 cells in NLL are better (p < 0.05" in text
     assert "On movielens the LLM that is best on the validation rows (ids, ease;" in text
-    assert f"    python launch/experiments.py --grid={GRID} --workdir=" in text
     for heading in ("help?", "CF model?", "same rows", "alpha", "beta", "lambda", "comes from"):
         assert re.search(f"^## .*{re.escape(heading)}$", text, re.MULTILINE), heading
     assert "tau\n" not in text  # an axis of one value
     assert "have one seed" not in text
+    assert "4 of 6 are better. 6 of them were compared with one run: they hold of this CF" in text
+    assert "is at the temperature" not in text  # all have validation rows
+    assert "Values were chosen" not in text  # without a grid nothing says so
 
 
-def test_the_page_says_what_is_missing_of_a_grid(page):
+def test_the_page_says_what_is_missing_of_a_grid(page_of_grid):
     """Of the tiny one, with which the made grid has the most popular items in common."""
-    plan = Plan.of(Cells(load_grid(str(GRID)), page[0].parent))  # where nothing is done
-    text = page[0].read_text("utf-8").partition("## What is missing\n")[2]
+    page, found = page_of_grid
+    plan = Plan.of(Cells(load_grid(str(GRID)), page.parent))  # where nothing is done
+    text = page.read_text("utf-8")
+    assert f"    python launch/experiments.py --grid={GRID} --workdir=" in text
+    text = text.partition("## What is missing\n")[2]
     left = len(plan.missing) - 2  # on both splits
     assert f"{left} cells of the grid; {plan.to_come} more follow" in text
     assert "| movielens, ids, alpha = 0 | 1 |" in text
+    assert [*found["questions"]["aligned"]["effects"]] == []  # none of its cells is tested
+
+
+def test_only_what_the_grid_chooses_is_counted(tmp_path):
+    """Validation rows choose 0.9; a smaller grid has tested 0.3 before."""
+    (tmp_path / "W").mkdir()
+    grid = f"{GRID}:cf=bpr_mf,guidance=0"
+    made = Cells(load_grid(grid), tmp_path).all
+    make_results(tmp_path / "W", made, gain=lambda cell: cell.alpha or 0.0, tested=lambda _: True)
+    counted = write_page(tmp_path / "W", tmp_path / "page.md", grid=grid)["questions"]["aligned"]
+    assert {one["setup"]["alpha"] for one in counted["effects"]} == {0.9}
+    text = (tmp_path / "page.md").read_text("utf-8")
+    assert " of 1 cells in NDCG@10 and " in text
+    left = text.partition("## What is not chosen\n")[2].partition("\n## ")[0]
+    assert "| movielens, ids, bpr_mf | 0.3 | 0 | 2 | not chosen |" in left
+    assert "0.9" not in left
+    assert "Values were chosen on validation rows, and the test rows ranked with these." in text
+    narrow = f"{grid},alpha=(0,0.3)"
+    counted = write_page(tmp_path / "W", tmp_path / "page.md", grid=narrow)["questions"]["aligned"]
+    assert {one["setup"]["alpha"] for one in counted["effects"]} == {0.3}
+    every = write_page(tmp_path / "W", tmp_path / "page.md")["questions"]["aligned"]
+    assert {one["setup"]["alpha"] for one in every["effects"]} == {0.3, 0.9}
+    text = (tmp_path / "page.md").read_text("utf-8")
+    assert "not chosen" not in text
+    assert "Values were chosen" not in text
 
 
 def test_its_numbers_are_in_json(page):
@@ -154,6 +190,7 @@ def test_the_page_says_how_many_setups_have_one_seed(tmp_path):
     write_page(tmp_path / "W", tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text("utf-8")
     assert "correction). 1 of them have one seed, and say nothing of others.\n" in text
+    assert "The NLL of 4 of these models is at the temperature 1: no validation rows chose" in text
 
 
 def test_a_grid_that_has_just_begun_has_a_page(tmp_path):

@@ -71,17 +71,38 @@ def test_ranks_are_read_as_they_were_written(tmp_path):
         np.array([1, 1, 2], np.int32),
         np.array([4, 5, 6], np.int32),
         np.array([0, -1, 2], np.int32),
-        np.array([1, 2, 3], np.float32),
+        np.array([[1, 5], [2, 1], [3, 1]], np.float32),
         np.zeros((3, 2), np.int32),
         np.arange(3),
+        np.array([1.0, 2.0]),
     )
     ranks.write(tmp_path / "x.npz")
     for written, read in zip(ranks, RowRanks.read(tmp_path / "x.npz"), strict=True):
         np.testing.assert_array_equal(written, read)
     assert ranks.metrics((1,))["hr@1"] == 1 / 3
     assert ranks.metrics((1,))["nll per title"] == 2.0
-    guided = ranks._replace(nll_R=np.full(3, np.nan, np.float32))
+    guided = ranks._replace(nll_RxT=np.full((3, 2), np.nan, np.float32))
     assert "nll per title" not in guided.metrics((1,))
+
+
+def test_a_likelihood_is_given_at_the_temperature_that_is_asked_for(tmp_path):
+    nll_RxT = np.array([[1, 2, 0.5], [3, 2, 1.5]], np.float32)
+    rows = np.zeros(2, np.int32)
+    temperatures = np.array([1.0, 1.25, 3.0])
+    ranks = RowRanks(rows, rows, rows, nll_RxT, rows[:, None], rows, temperatures)
+    assert ranks.best_temperature == 3.0
+    assert [ranks.nll_R(at).tolist() for at in (1.25, 0.1)] == [[2, 2], [1, 3]]
+    assert ranks.metrics((1,))["nll per title"] == 2.0
+    assert ranks.metrics((1,), ranks.best_temperature)["nll per title"] == 1.0
+
+
+def test_of_ranks_that_keep_one_likelihood_the_temperature_is_not_known(tmp_path):
+    earlier = dict.fromkeys(("user_R", "target_R", "rank_R", "position_R"), np.arange(2))
+    earlier |= {"nll_R": np.array([1, 2], np.float32), "items_RxM": np.zeros((2, 1), np.int32)}
+    np.savez(tmp_path / "x.npz", **earlier)
+    ranks = RowRanks.read(tmp_path / "x.npz")
+    assert np.isnan(ranks.best_temperature)
+    assert ranks.nll_R(1.25).tolist() == [1, 2]
 
 
 def test_a_grid_has_a_work_directory_for_each_data_set(tmp_path):
