@@ -1,22 +1,17 @@
 """The page of a grid as Markdown and HTML, its pictures and its numbers as JSON, from W alone."""
 
-import dataclasses
-import json
-import shlex
-from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.evaluation.page import FILE as REPORT
-from tca4rec_jax.evaluation.page_runs import settings
 from tca4rec_jax.experiments import analyses, curves, tables
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.curves import PLAIN, Panels
 from tca4rec_jax.experiments.effects import LEVEL
 from tca4rec_jax.experiments.grid import load_grid
+from tca4rec_jax.experiments.page_grid import FIRST, copied, made_from, missing, opening
 from tca4rec_jax.experiments.page_parts import GridPage
 from tca4rec_jax.experiments.pictures import Difference, Differences
 from tca4rec_jax.experiments.results import FILE, TEST
@@ -24,16 +19,10 @@ from tca4rec_jax.experiments.runner import Plan
 from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.experiments.tables import Question
 from tca4rec_jax.fileio import read_json, remove, write_text
-from tca4rec_jax.pages.blocks import (
-    Block,
-    Command,
-    Numbers,
-    Text,
-)
+from tca4rec_jax.pages.blocks import Block, Numbers, Text
 from tca4rec_jax.pages.html import html_page
 from tca4rec_jax.pages.markdown import markdown_page
 from tca4rec_jax.reporting import Rows, write_results
-from tca4rec_jax.training.run_folder import RunFolder
 
 NUMBERS = "results.json"
 _STATISTICS = f"""\
@@ -59,7 +48,6 @@ while they were trained (validation.every), and the NLL of training batches does
 _NOT_CHOSEN = """\
 Ranked on test rows as well, by another choice or another grid. The grid of this page does not
 choose these, or not yet: nothing above counts them."""
-_FIRST = "data, recommender, CF model"
 
 
 def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
@@ -90,23 +78,12 @@ def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
     page = GridPage(output, results)
     data = list(dict.fromkeys(cell.data for cell, _ in every.lines))
     best = [words for one in data if (words := tables.best_in_words(results, one))]
-    lead = [*_opening(every, grid), *map(Text, best)]
-    _aligned(page, questions["aligned"])
-    _guided(page, questions["guided"])
-    _recommenders(page, questions["recommenders"])
-    if results.setups(TEST):
-        page.section("All models on the same rows")
-        for one in data:
-            rows = tables.model_table(results, one)
-            page.part(f"{one}, test rows", Numbers(rows, "model"))
-    for axis, about in _AXES.items():
-        _curve(page, axis, about)
-    _where(page, questions["aligned"])
-    _speed(page, questions["aligned"])
+    lead = [*opening(every, grid), *map(Text, best)]
+    _answers(page, questions, data)
     if plan is not None and not plan.is_done:
-        page.section("What is missing", *_missing(plan))
+        page.section("What is missing", *missing(plan))
     if left := tables.not_chosen_table(every, results):
-        page.section("What is not chosen", Text(_NOT_CHOSEN), Numbers(left, _FIRST))
+        page.section("What is not chosen", Text(_NOT_CHOSEN), Numbers(left, FIRST))
     page.section(
         "What it cost",
         Numbers(tables.cost_table(every), "lines of"),
@@ -118,7 +95,7 @@ def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
     if plan is not None and cells.grid.chosen and tables.most_seeds(results):
         page.add(Text(_CHOSEN))
     write_text(output, markdown_page("Results", lead, page.sections))
-    page.section("Made from", *_made_from(every))
+    page.section("Made from", *made_from(every))
     write_text(page.folder / REPORT, html_page("Results", lead, page.sections))
     found = {
         "rows": {
@@ -131,15 +108,24 @@ def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
     }
     _remove_pictures(page.folder, but=page.drawn)
     write_results(page.folder / NUMBERS, found)
-    write_text(page.folder / FILE, _copied(results))
+    write_text(page.folder / FILE, copied(every))
     return found
 
 
-def _copied(results: Results) -> str:
-    """The lines in the order of their cells, with what was measured since, without blanks."""
-    lines = sorted(results.lines.values(), key=lambda line: (line.cell.label, line.split))
-    short: dict[str, Any] = {"allow_nan": False, "separators": (",", ":")}
-    return "".join(json.dumps(dataclasses.asdict(line), **short) + "\n" for line in lines)
+def _answers(page: GridPage, questions: Mapping[str, Question], data: Sequence[str]) -> None:
+    """The questions, all models of each of the data, the curves, and where a gain comes from."""
+    _aligned(page, questions["aligned"])
+    _guided(page, questions["guided"])
+    _recommenders(page, questions["recommenders"])
+    if page.results.setups(TEST):
+        page.section("All models on the same rows")
+        for one in data:
+            rows = tables.model_table(page.results, one)
+            page.part(f"{one}, test rows", Numbers(rows, "model"))
+    for axis, about in _AXES.items():
+        _curve(page, axis, about)
+    _where(page, questions["aligned"])
+    _speed(page, questions["aligned"])
 
 
 def _remove_pictures(folder: Path, *, but: Collection[str]) -> None:
@@ -155,56 +141,6 @@ _AXES = {
     "tau": "The temperature of the LLM's softmax in training, tau",
     "guidance": "The weight of the CF model in the search, lambda",
 }
-
-
-def _opening(results: Results, grid: str) -> list[Block]:
-    lines = results.lines.values()
-    rows = {f"{one.rows} {one.split} rows of {one.cell.data}": None for one in lines}
-    words = (
-        f"This page is written by `launch/experiments_report.py` from the {len(results.lines)} "
-        f"lines of a grid's results.jsonl: {', '.join(rows)}; "
-        f"{tables.core_hours(lines):.1f} core-hours."
-    )
-    if not grid:
-        return [Text(words)]
-    flags = f"--grid={grid}", f"--workdir={results.workdir}"
-    command = shlex.join(["python", "launch/experiments.py", *flags])
-    return [Text(f"{words} They were made by"), Command(command)]
-
-
-def _missing(plan: Plan) -> list[Block]:
-    """How many cells of the grid, and which."""
-    to_come = f"; {plan.to_come} more follow once values are chosen" if plan.to_come else ""
-    counts = Counter(
-        (f"{cell.data}, {cell.recommender}, {cell.cf or 'alpha = 0'}", split)
-        for cell, split in plan.missing
-    )
-    rows: dict[str, dict[str, int]] = {}
-    for (name, split), count in counts.items():
-        rows.setdefault(name, {})[f"{split} rows"] = count
-    table = [Numbers(rows, _FIRST)] if rows else []
-    return [Text(f"{len(plan.missing)} cells of the grid{to_come}."), *table]
-
-
-def _made_from(results: Results) -> list[Block]:
-    """What the runs' configs have otherwise than the defaults, and the versions of packages."""
-    runs: dict[str, dict[str, RunFolder]] = {}
-    for line in results.lines.values():
-        run = RunFolder(results.workdir / line.run)
-        if line.run and run.config_path.is_file():
-            name = f"{line.cell.data}, {line.cell.recommender}"
-            runs.setdefault(name, {})[line.run] = run
-    changed = settings({name: [run.config for run in of.values()] for name, of in runs.items()})
-    versions: dict[str, dict[str, None]] = {}
-    for line in results.lines.values():
-        for package, version in line.made_from.versions.items():
-            versions.setdefault(package, {})[version] = None
-    of_packages: Rows = {name: {"version": ", ".join(of)} for name, of in versions.items()}
-    words = f"Settings of LLM runs: {len(changed)} fields that differ from the defaults"
-    return [
-        *([Numbers(changed, "field", words, is_closed=True)] if changed else []),
-        *([Numbers(of_packages, "package")] if of_packages else []),
-    ]
 
 
 def _aligned(page: GridPage, question: Question) -> None:
@@ -223,7 +159,7 @@ def _aligned(page: GridPage, question: Question) -> None:
     both = "alpha = 0", "aligned"
     for of, name in ((metric, metric.upper()), (NLL, "NLL of the title (lower is better)")):
         rows = tables.question_table(question, of, tables.most_seeds(results), both)
-        page.part(name, Numbers(rows, _FIRST))
+        page.part(name, Numbers(rows, FIRST))
     page.add(*_temperatures(results, question))
     for of, name in ((metric, "ndcg"), (NLL, "nll")):
         what = f"{of.upper() if of == metric else 'NLL'}, aligned less alpha = 0"
@@ -231,7 +167,7 @@ def _aligned(page: GridPage, question: Question) -> None:
     if question.compared:
         rows = curves.character_table(results, question)
         title = "What lists and texts are like, alpha = 0 → aligned"
-        page.part(title, Numbers(rows, _FIRST), Text(_FREE_TEXT))
+        page.part(title, Numbers(rows, FIRST), Text(_FREE_TEXT))
 
 
 def _of_one_seed(question: Question) -> str:
@@ -261,7 +197,7 @@ def _guided(page: GridPage, question: Question) -> None:
         found += f" {number} of them were compared with one run: they hold of this CF run."
     both = "CF model", "guided"
     rows = tables.question_table(question, metric, tables.most_seeds(results), both)
-    page.add(Text(found), Numbers(rows, _FIRST))
+    page.add(Text(found), Numbers(rows, FIRST))
     words = f"{metric.upper()}, guided less the CF model"
     page.differences("guided_ndcg", words, _drawn(question, metric), words)
 
@@ -280,7 +216,7 @@ def _recommenders(page: GridPage, question: Question) -> None:
     for of, name in ((metric, metric.upper()), (NLL, "NLL of the title (lower is better)")):
         both = "the first", "this one"
         rows = tables.question_table(question, of, tables.most_seeds(results), both)
-        page.part(f"{name}, by recommender", Numbers(rows, _FIRST))
+        page.part(f"{name}, by recommender", Numbers(rows, FIRST))
     page.add(*_temperatures(results, question))
     for of, name in ((metric, "ndcg"), (NLL, "nll")):
         what = f"{of.upper() if of == metric else 'NLL'}, less the first recommender's"
@@ -406,4 +342,4 @@ def _speed(page: GridPage, question: Question) -> None:
         return
     page.section("Speed of training")
     page.pictures("speed", "NLL over steps of training", panels, "steps", "linear")
-    page.add(*_points(panels, "steps"), Numbers(rows, _FIRST) if rows else Text(_NOT_VALIDATED))
+    page.add(*_points(panels, "steps"), Numbers(rows, FIRST) if rows else Text(_NOT_VALIDATED))
