@@ -1,6 +1,6 @@
 """The titles that a search found for each row, and the items that have these titles.
 
-Axes: core/__init__.py; here T are temperatures, n the items of some rows, C the most that are kept.
+Axes: core/__init__.py; here T are temperatures, n the items of some rows, K the first of a row.
 """
 
 import time
