@@ -17,7 +17,7 @@ from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import read_npz, write_npz
 
-_PAIRS = 4 << 20  # of rows and items that are looked at together
+_PAIRS = 1 << 19  # of rows and items that are looked at together
 
 
 class Recommendations(NamedTuple):
