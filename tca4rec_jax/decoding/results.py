@@ -1,6 +1,6 @@
 """The titles that a search found for each row, and the items that have these titles.
 
-Axes: core/__init__.py; here T are temperatures, n the items of some rows, C the most that are kept.
+Axes: core/__init__.py; here T are temperatures, n the items of some rows, K the first of a row.
 """
 
 import time
@@ -17,7 +17,7 @@ from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import read_npz, write_npz
 
-_PAIRS = 4 << 20  # of rows and items that are looked at together
+_PAIRS = 1 << 19  # of rows and items that are looked at together
 
 
 class Recommendations(NamedTuple):
