@@ -188,7 +188,7 @@ class _Tokeniser(NamedTuple):
                     f"item, or leave {{{field}}} out"
                 )
         rows, segments = [], self._segments(parts)
-        for item, fields in enumerate(_rows_of(used)):
+        for item, fields in enumerate(self._rows_of(used)):
             ids = self._tokens(segments, f"item {item}", fields, forbidden, begin)
             if not ids:
                 raise UserError(f"item {item}: this tokenizer makes no tokens of {fields}")
@@ -201,7 +201,8 @@ class _Tokeniser(NamedTuple):
         """Of the pieces; `around` are those before, between and after of each template, `bos` what
         follows the last."""
         shown = self._segments(template.item_parts)
-        of_items = [filled(shown, fields) for fields in _rows_of(self._used(template.item_parts))]
+        fields_I = self._rows_of(self._used(template.item_parts))
+        of_items = [filled(shown, fields) for fields in fields_I]
 
         def words(parts: Parts, after: Sequence[int] = ()) -> list[int | str]:
             return [*filled(self._segments(parts), {}), *after]
@@ -216,6 +217,11 @@ class _Tokeniser(NamedTuple):
     def _used(self, parts: Parts) -> dict[str, Sequence[str]]:
         """The columns that parts show."""
         return {field: self.columns[field] for _, field in parts if field in self.columns}
+
+    def _rows_of(self, used: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
+        """The texts of each item by their field: none of an item shown by its vector alone."""
+        for item in range(len(next(iter(self.columns.values())))):
+            yield {field: texts[item] for field, texts in used.items()}
 
     def _segments(self, parts: Parts) -> list[int | Parts]:
         """Texts with fields, and the tokens between them: control tokens and placeholders."""
@@ -248,12 +254,6 @@ class _Tokeniser(NamedTuple):
                 )
 
         return encode(filled(segments, fields), self.encoder, begin=begin, check=check)
-
-
-def _rows_of(columns: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
-    """The texts of each item by their field."""
-    for texts in zip(*columns.values(), strict=True):
-        yield dict(zip(columns, texts, strict=True))
 
 
 def one_token(text: str, name: str, encoder: TextEncoder) -> int:
