@@ -214,6 +214,9 @@ def test_a_file_that_does_not_fit_is_refused(workdir, tmp_path):
     assert "int64" in message(np.ones((ITEMS, 4), np.int64))
     vectors[3, 1] = np.nan
     assert "the vector of item '3' (row 3) is not finite" in message(vectors)
+    np.savez(tmp_path / "mine.npz", vectors)
+    with pytest.raises(UserError, match=r"mine.npz is an .npz archive: expected one array of np.s"):
+        read_item_vectors(tmp_path / "mine.npz", catalogue)
     path.write_bytes(b"nothing")
     with pytest.raises(UserError, match="not a readable .npy file"):
         read_item_vectors(path, catalogue)
