@@ -160,6 +160,22 @@ def test_logits_have_no_vectors(workdir):
         Experiment(config, workdir).item_vectors  # noqa: B018
 
 
+def test_vectors_that_tell_no_items_apart(workdir, tmp_path):
+    """Those of popularity are one zero each, and so are its users'."""
+    config = config_of(workdir)
+    config.cf.model, config.cf.logits = "popularity", str(workdir / "popularity")
+    run_cf(config.cf, load(workdir / "data"), workdir / "other", history_length=4)
+    same = r"cf.model='popularity' has the same one for every item: .* projector.vectors=FILE.npy"
+    with pytest.raises(UserError, match=same):
+        Experiment(config, workdir).item_vectors  # noqa: B018
+    np.save(tmp_path / "own.npy", np.arange(ITEMS, dtype=np.float32)[:, None])
+    config.projector.vectors = str(tmp_path / "own.npy")
+    load_batches(Experiment(config, workdir))
+    config.prompt.templates = ("q{user}{history}z{target}",)
+    with pytest.raises(UserError, match=same):
+        load_batches(Experiment(config, workdir))
+
+
 def test_settings_that_do_not_go_together(workdir):
     config = config_of(workdir)
     check_llm(config, "cpu")
