@@ -29,6 +29,7 @@ from tca4rec_jax.metrics import answer_metrics
 from tca4rec_jax.recommenders import RECOMMENDERS
 from tca4rec_jax.recommenders.answer import ANSWER, Questions, calibrate
 from tca4rec_jax.recommenders.vectors import describe_vectors, soft_rows
+from tca4rec_jax.serving.model import Limits, ServedModel
 from tca4rec_jax.train import load_batches, train
 
 TEMPLATES = {
@@ -282,7 +283,13 @@ def test_scores_are_log_odds_of_answers_of_unequal_lengths(workdir, mask):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("length_penalty", 1.0), ("find", "grounding"), ("rules", "huggingface")]
+    ("field", "value"),
+    [
+        ("length_penalty", 1.0),
+        ("find", "grounding"),
+        ("rules", "huggingface"),
+        ("max_title_tokens", 4),
+    ],
 )
 def test_a_search_whose_scores_are_no_probabilities_is_refused(workdir, monkeypatch, field, value):
     config = config_of(workdir, "refused", alpha=0.0)
@@ -318,5 +325,7 @@ def test_what_does_not_go_together_is_refused(workdir):
     experiment = Experiment(config_of(workdir, "refused", alpha=0.0), workdir)
     with pytest.raises(UserError, match=r"lists none: take launch/evaluate.py"):
         Recommender(experiment, "").recommend(["0", "1"])
+    with pytest.raises(UserError, match=r"'answer', which has no lists to serve: launch/eval"):
+        ServedModel(experiment, "", Limits())
     with pytest.raises(UserError, match=r"ranks nothing: launch/evaluate.py --guidance=0,1"):
         sweep_guidance(experiment.config, workdir, "", [1.0])
