@@ -18,7 +18,7 @@ from tca4rec_jax.data.templates import reads_users
 from tca4rec_jax.distributed.multihost import check_processes_agree, only_writing_job
 from tca4rec_jax.distributed.sharded_projection import cf_shardings
 from tca4rec_jax.distributed.sharding import check_batch_size, local_rows, replicated, shard_batch
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, items_named
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.llm.projector import ProjectorConfig
 from tca4rec_jax.provenance import Provenance
@@ -171,9 +171,10 @@ def load_batches(experiment: Experiment) -> Batches:
         children = experiment.compressed_trie.child_count
         check_eta(config.objective.eta, int(children[int(children[0] == 1)]))
     split = training_split(config)
-    examples = experiment.recipe.build_examples(
-        experiment.data.splits[split], experiment.items, experiment.training_trie, config
-    )
+    with items_named(experiment.data.catalogue.item_ids):
+        examples = experiment.recipe.build_examples(
+            experiment.data.splits[split], experiment.items, experiment.training_trie, config
+        )
     if 0 < training.rows < len(examples):
         rng = np.random.default_rng(config.seed)
         examples = examples.take(np.sort(rng.permutation(len(examples))[: training.rows]))

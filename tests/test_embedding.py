@@ -109,6 +109,12 @@ def test_the_token_that_begins_a_prompt_is_read_but_not_pooled():
         embedding.tokenise(["abc", ""], Encoder, 3)
 
 
+def test_an_item_without_tokens_is_named_by_its_id(workdir, monkeypatch):
+    monkeypatch.setattr(embedding, "item_texts", lambda *_: ["a", "", *"b" * (ITEMS - 2)])
+    with pytest.raises(UserError, match="item '1': the tokenizer makes no tokens of its text ''"):
+        embed_items(experiment_of(workdir))
+
+
 def test_an_interrupted_call_goes_on_with_the_same_numbers(workdir, monkeypatch):
     experiment = experiment_of(workdir)
     path = embed_items(experiment)

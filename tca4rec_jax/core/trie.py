@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tca4rec_jax.data.ragged import Ragged, ranges
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import ItemError, UserError
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,11 @@ class ItemTrie:
         shared_Q = shared_I[is_new_I]
         swallowed_Q = np.flatnonzero(shared_Q[1:] >= lengths_Q[:-1])
         if swallowed_Q.size:
-            item, longer = (np.argmax(leaf_of_item == q) for q in swallowed_Q[0] + np.arange(2))
-            raise UserError(
-                f"the tokens of item {item} are a prefix of those of item {longer}: "
-                "end every title with an end token that occurs nowhere else in it"
+            pair = swallowed_Q[0] + np.arange(2)
+            item, longer = (int(np.argmax(leaf_of_item == q)) for q in pair)
+            raise ItemError(
+                *("the tokens of item ", item, " are a prefix of those of item ", longer),
+                ": end every title with an end token that occurs nowhere else in it",
             )
         return cls(tokens_QxL, lengths_Q, leaf_of_item, **_token_nodes(shared_Q, lengths_Q))
 
@@ -331,7 +332,7 @@ def _padded(sequences: Ragged | Sequence[Sequence[int]]) -> tuple[np.ndarray, np
         sequences = Ragged.of(sequences, np.int32)
     lengths_I = sequences.lengths.astype(np.int32)
     if (lengths_I == 0).any():
-        raise UserError(f"item {int(np.argmin(lengths_I))} has no tokens: its title is empty")
+        raise ItemError("item ", int(np.argmin(lengths_I)), " has no tokens: its title is empty")
     if (sequences.values < 0).any():
         at = int(np.argmax(sequences.values < 0))
         raise ValueError(f"item {sequences.row_of(at)} has a negative token id")

@@ -29,7 +29,7 @@ from tca4rec_jax.data.templates import (
     parse,
 )
 from tca4rec_jax.data.text_encoder import TextEncoder, WholeTexts, encode, filled
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import ItemError, UserError
 
 _PLACEHOLDER = "prompt.placeholder"
 _RESERVED = re.compile("reserved|unused|extra")  # control tokens that are there to be given a use
@@ -171,7 +171,7 @@ class _Tokeniser(NamedTuple):
     def words(self, parts: Parts, *, begin: bool = False) -> list[int]:
         """Of parts that show no item."""
         forbidden = {self.placeholder: _PLACEHOLDER}
-        return self._tokens(self._segments(parts), "the prompt", {}, forbidden, begin)
+        return self._tokens(self._segments(parts), ("the prompt",), {}, forbidden, begin)
 
     def items(
         self, parts: Parts, name: str, end: int | None = None, *, begin: bool = False
@@ -183,15 +183,13 @@ class _Tokeniser(NamedTuple):
         for field, texts in (used := self._used(parts)).items():
             empty = next((item for item, text in enumerate(texts) if not text.strip()), None)
             if empty is not None:
-                raise UserError(
-                    f"item {empty} has no {field}, which {name} shows: give it one, drop the "
-                    f"item, or leave {{{field}}} out"
-                )
+                why = f" has no {field}, which {name} shows: give it one, drop the item, or leave "
+                raise ItemError("item ", empty, why, f"{{{field}}} out")
         rows, segments = [], self._segments(parts)
         for item, fields in enumerate(self._rows_of(used)):
-            ids = self._tokens(segments, f"item {item}", fields, forbidden, begin)
+            ids = self._tokens(segments, ("item ", item), fields, forbidden, begin)
             if not ids:
-                raise UserError(f"item {item}: this tokenizer makes no tokens of {fields}")
+                raise ItemError("item ", item, f": this tokenizer makes no tokens of {fields}")
             rows.append(ids if end is None else [*ids, end])
         return _ragged(rows)
 
@@ -244,14 +242,12 @@ class _Tokeniser(NamedTuple):
         return [*segments, texts]
 
     def _tokens(self, segments, where, fields, forbidden, begin: bool) -> list[int]:
-        """The tokens of segments, whose fields have these texts."""
+        """The tokens of segments, whose fields have these texts; `where` are parts of an error."""
 
         def check(text: str, found: list[int]) -> None:
             if bad := forbidden.keys() & found:
-                raise UserError(
-                    f"{where}: {text!r} contains {forbidden[min(bad)]} as this tokenizer reads it: "
-                    "change it"
-                )
+                why = f": {text!r} contains {forbidden[min(bad)]} as this tokenizer reads it"
+                raise ItemError(*where, why, ": change it")
 
         return encode(filled(segments, fields), self.encoder, begin=begin, check=check)
 
