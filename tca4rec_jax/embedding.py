@@ -30,7 +30,7 @@ from tca4rec_jax.distributed.multihost import (
     is_main_process,
     only_writing_job,
 )
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import ItemError, UserError, items_named
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import atomic_path, check_room, remove
 from tca4rec_jax.llm.decoder import Decoder
@@ -58,7 +58,8 @@ def embed_items(experiment: Experiment, run: str = "") -> Path:
     longest = min(config.max_tokens, experiment.source.architecture.max_positions)
     prompt = experiment.config.prompt
     encoder = text_encoder(experiment.source.tokenizer, prompt.bos, prompt.bos_token)
-    texts = tokenise(item_texts(config.text, catalogue), encoder, longest)
+    with items_named(catalogue.item_ids):
+        texts = tokenise(item_texts(config.text, catalogue), encoder, longest)
     made_from = Provenance("item embeddings", EMBED_ITEMS, _inputs(experiment, run))
     check_processes_agree(made_from.fingerprint, "item texts or LLM")
     with only_writing_job(folder):
@@ -98,7 +99,8 @@ def tokenise(texts: Sequence[str], encoder: TextEncoder, longest: int) -> ItemTe
     begin_I = np.array([bool(ids) and ids[0] in control for ids in tokens], np.int32)
     if (length_I <= begin_I).any():
         item = int(np.argmax(length_I <= begin_I))
-        raise UserError(f"item {item}: the tokenizer makes no tokens of its text {texts[item]!r}")
+        why = f": the tokenizer makes no tokens of its text {texts[item]!r}"
+        raise ItemError("item ", item, why)
     if cut := np.count_nonzero(length_I > longest):
         logging.warning(
             "The texts of %d items are cut at %d tokens (embedding.max_tokens): the longest has %d",

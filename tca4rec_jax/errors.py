@@ -2,12 +2,33 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 
 class UserError(ValueError):
     """What is wrong with the user's input, data or machine; the launcher prints it in one line."""
+
+
+class ItemError(UserError):
+    """A UserError about items; raised where they are known by their numbers in the catalogue.
+
+    The message is its parts, of which the numbers are items; `items_named` makes ids of them.
+    """
+
+    def __init__(self, *parts: str | int):
+        super().__init__("".join(map(str, parts)))
+        self.parts = parts
+
+
+@contextlib.contextmanager
+def items_named(item_ids: Sequence[str]) -> Iterator[None]:
+    """Around what knows items by their numbers alone: an ItemError becomes one with their ids."""
+    try:
+        yield
+    except ItemError as error:
+        parts = (one if isinstance(one, str) else repr(item_ids[one]) for one in error.parts)
+        raise UserError("".join(parts)) from error
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ from tca4rec_jax.data.ragged import Ragged, ragged_arrays, raggeds
 from tca4rec_jax.data.sequences import RecData
 from tca4rec_jax.data.templates import ID
 from tca4rec_jax.decoding.filters import ItemFilter
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, items_named
 from tca4rec_jax.fileio import fingerprint
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.from_scratch import RANDOM, FromScratch, check_known
@@ -130,7 +130,8 @@ class ExperimentInputs:
         """What the recipe writes; of a large catalogue the items' own tokens are kept on disk."""
 
         def write(catalogue: Catalogue) -> ItemTokens:
-            return self.recipe.write_items(catalogue, self.tokenizer, self.config)
+            with items_named(catalogue.item_ids):
+                return self.recipe.write_items(catalogue, self.tokenizer, self.config)
 
         if not self._keeps:
             return write(catalogue)
@@ -182,7 +183,8 @@ class ExperimentInputs:
         """The trie of the items' tokens, one token an edge."""
 
         def make() -> dict[str, np.ndarray]:
-            return vars(ItemTrie.build(self.items.written))
+            with items_named(self.data.catalogue.item_ids):
+                return vars(ItemTrie.build(self.items.written))
 
         if not self._keeps:
             return ItemTrie(**make())

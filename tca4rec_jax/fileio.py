@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -112,10 +112,19 @@ def read_npz(path: Path, *, remedy: str) -> dict[str, np.ndarray]:
         return arrays
 
 
-def read_json(path: Path, *, remedy: str = "fetch it again") -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError naming it if it is missing or is no object."""
+def read_json(
+    path: Path,
+    *,
+    remedy: str = "fetch it again",
+    of_pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError naming it if it is missing or is no object.
+
+    `of_pairs` makes an object of its names and values, and may raise ValueError; by default the
+    last value of a name counts.
+    """
     with reading(path, "JSON file", remedy=remedy):
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"), object_pairs_hook=of_pairs)
         if not isinstance(content, dict):
             raise UserError(f"expected an object in braces, got {type(content).__name__}")
         return content

@@ -1,5 +1,6 @@
 """Training an LLM: `train(experiment)`, to be read from top to bottom."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -17,8 +18,9 @@ from tca4rec_jax.data.templates import reads_users
 from tca4rec_jax.distributed.multihost import check_processes_agree, only_writing_job
 from tca4rec_jax.distributed.sharded_projection import cf_shardings
 from tca4rec_jax.distributed.sharding import check_batch_size, local_rows, replicated, shard_batch
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import UserError, items_named
 from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.llm.projector import ProjectorConfig
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.recommenders.vectors import soft_rows
 from tca4rec_jax.trackers import Trackers
@@ -131,7 +133,8 @@ def first_run(experiment: Experiment) -> RunFolder:
     """The run whose parameters are the first of this one's (training.start_from).
 
     Raises FileNotFoundError if it was not trained, UserError if it is unfinished, this very run, or
-    of other weights, or of other semantic ids or another tokenizer where both runs show ids.
+    of other weights, or if parameters that both runs have mean something else there: adapters of
+    another lora, a projector of other item vectors, rows of other semantic ids or tokens.
     """
     config, name = experiment.config, experiment.config.training.start_from
     run = RunFolder.of(experiment.workdir, name)
@@ -140,10 +143,15 @@ def first_run(experiment: Experiment) -> RunFolder:
             f"training.start_from is {name!r}, this run itself: name another --config.run"
         )
     now = {"weights": experiment.source.identity, "llm.num_layers": config.llm.num_layers}
-    if experiment.ids and run.made_from.inputs.get("ids"):  # rows of new tokens are by number
-        inputs = experiment.inference_inputs
-        now |= {name: inputs[name] for name in ("ids", "tokenizer")}
     run.check(now, unfinished=config.inference.unfinished)
+    before, inputs = run.made_from.inputs, experiment.inference_inputs
+    shared = [f"lora.{name}" for name in ("rank", "alpha", "targets", "first_layer")]
+    shared += [f"projector.{field.name}" for field in dataclasses.fields(ProjectorConfig)]
+    shared += ["item vectors"]
+    if experiment.ids and before.get("ids"):  # rows of new tokens are by number
+        shared += ["ids", "tokenizer"]
+    both = before.keys() & inputs.keys()
+    run.made_from.check({name: inputs[name] for name in shared if name in both}, run.path)
     return run
 
 
@@ -163,9 +171,10 @@ def load_batches(experiment: Experiment) -> Batches:
         children = experiment.compressed_trie.child_count
         check_eta(config.objective.eta, int(children[int(children[0] == 1)]))
     split = training_split(config)
-    examples = experiment.recipe.build_examples(
-        experiment.data.splits[split], experiment.items, experiment.training_trie, config
-    )
+    with items_named(experiment.data.catalogue.item_ids):
+        examples = experiment.recipe.build_examples(
+            experiment.data.splits[split], experiment.items, experiment.training_trie, config
+        )
     batches = Batches(
         examples,
         batch_size=training.batch_size,

@@ -109,6 +109,12 @@ def test_the_token_that_begins_a_prompt_is_read_but_not_pooled():
         embedding.tokenise(["abc", ""], Encoder, 3)
 
 
+def test_an_item_without_tokens_is_named_by_its_id(workdir, monkeypatch):
+    monkeypatch.setattr(embedding, "item_texts", lambda *_: ["a", "", *"b" * (ITEMS - 2)])
+    with pytest.raises(UserError, match="item '1': the tokenizer makes no tokens of its text ''"):
+        embed_items(experiment_of(workdir))
+
+
 def test_an_interrupted_call_goes_on_with_the_same_numbers(workdir, monkeypatch):
     experiment = experiment_of(workdir)
     path = embed_items(experiment)
@@ -214,6 +220,9 @@ def test_a_file_that_does_not_fit_is_refused(workdir, tmp_path):
     assert "int64" in message(np.ones((ITEMS, 4), np.int64))
     vectors[3, 1] = np.nan
     assert "the vector of item '3' (row 3) is not finite" in message(vectors)
+    np.savez(tmp_path / "mine.npz", vectors)
+    with pytest.raises(UserError, match=r"mine.npz is an .npz archive: expected one array of np.s"):
+        read_item_vectors(tmp_path / "mine.npz", catalogue)
     path.write_bytes(b"nothing")
     with pytest.raises(UserError, match="not a readable .npy file"):
         read_item_vectors(path, catalogue)

@@ -26,7 +26,7 @@ from tca4rec_jax.core.trie_nodes import (
     token_nodes,
 )
 from tca4rec_jax.data.ragged import Ragged, ranges
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import ItemError, UserError
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,11 @@ class ItemTrie:
         shared_Q = shared_I[is_new_I]
         swallowed_Q = np.flatnonzero(shared_Q[1:] >= lengths_Q[:-1])
         if swallowed_Q.size:
-            item, longer = (np.argmax(leaf_of_item == q) for q in swallowed_Q[0] + np.arange(2))
-            raise UserError(
-                f"the tokens of item {item} are a prefix of those of item {longer}: "
-                "end every title with an end token that occurs nowhere else in it"
+            pair = swallowed_Q[0] + np.arange(2)
+            item, longer = (int(np.argmax(leaf_of_item == q)) for q in pair)
+            raise ItemError(
+                *("the tokens of item ", item, " are a prefix of those of item ", longer),
+                ": end every title with an end token that occurs nowhere else in it",
             )
         return cls(tokens_QxL, lengths_Q, leaf_of_item, **token_nodes(shared_Q, lengths_Q))
 

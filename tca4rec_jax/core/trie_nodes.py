@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import ItemError, UserError
 
 _MOST = 2**31 - 1
 
@@ -30,7 +30,7 @@ def padded(sequences: Ragged | Sequence[Sequence[int]]) -> tuple[np.ndarray, np.
         sequences = Ragged.of(sequences, np.int32)
     lengths_I = sequences.lengths.astype(np.int32)
     if (lengths_I == 0).any():
-        raise UserError(f"item {int(np.argmin(lengths_I))} has no tokens: its title is empty")
+        raise ItemError("item ", int(np.argmin(lengths_I)), " has no tokens: its title is empty")
     if (sequences.values < 0).any():
         at = int(np.argmax(sequences.values < 0))
         raise ValueError(f"item {sequences.row_of(at)} has a negative token id")

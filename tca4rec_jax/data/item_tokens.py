@@ -29,7 +29,7 @@ from tca4rec_jax.data.templates import (
     parse,
 )
 from tca4rec_jax.data.text_encoder import TextEncoder, WholeTexts, encode, filled
-from tca4rec_jax.errors import UserError
+from tca4rec_jax.errors import ItemError, UserError
 
 _PLACEHOLDER = "prompt.placeholder"
 _RESERVED = re.compile("reserved|unused|extra")  # control tokens that are there to be given a use
@@ -171,7 +171,7 @@ class _Tokeniser(NamedTuple):
     def words(self, parts: Parts, *, begin: bool = False) -> list[int]:
         """Of parts that show no item."""
         forbidden = {self.placeholder: _PLACEHOLDER}
-        return self._tokens(self._segments(parts), "the prompt", {}, forbidden, begin)
+        return self._tokens(self._segments(parts), ("the prompt",), {}, forbidden, begin)
 
     def items(
         self, parts: Parts, name: str, end: int | None = None, *, begin: bool = False
@@ -183,15 +183,13 @@ class _Tokeniser(NamedTuple):
         for field, texts in (used := self._used(parts)).items():
             empty = next((item for item, text in enumerate(texts) if not text.strip()), None)
             if empty is not None:
-                raise UserError(
-                    f"item {empty} has no {field}, which {name} shows: give it one, drop the "
-                    f"item, or leave {{{field}}} out"
-                )
+                why = f" has no {field}, which {name} shows: give it one, drop the item, or leave "
+                raise ItemError("item ", empty, why, f"{{{field}}} out")
         rows, segments = [], self._segments(parts)
-        for item, fields in enumerate(_rows_of(used)):
-            ids = self._tokens(segments, f"item {item}", fields, forbidden, begin)
+        for item, fields in enumerate(self._rows_of(used)):
+            ids = self._tokens(segments, ("item ", item), fields, forbidden, begin)
             if not ids:
-                raise UserError(f"item {item}: this tokenizer makes no tokens of {fields}")
+                raise ItemError("item ", item, f": this tokenizer makes no tokens of {fields}")
             rows.append(ids if end is None else [*ids, end])
         return _ragged(rows)
 
@@ -201,7 +199,8 @@ class _Tokeniser(NamedTuple):
         """Of the pieces; `around` are those before, between and after of each template, `bos` what
         follows the last."""
         shown = self._segments(template.item_parts)
-        of_items = [filled(shown, fields) for fields in _rows_of(self._used(template.item_parts))]
+        fields_I = self._rows_of(self._used(template.item_parts))
+        of_items = [filled(shown, fields) for fields in fields_I]
 
         def words(parts: Parts, after: Sequence[int] = ()) -> list[int | str]:
             return [*filled(self._segments(parts), {}), *after]
@@ -216,6 +215,11 @@ class _Tokeniser(NamedTuple):
     def _used(self, parts: Parts) -> dict[str, Sequence[str]]:
         """The columns that parts show."""
         return {field: self.columns[field] for _, field in parts if field in self.columns}
+
+    def _rows_of(self, used: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
+        """The texts of each item by their field: none of an item shown by its vector alone."""
+        for item in range(len(next(iter(self.columns.values())))):
+            yield {field: texts[item] for field, texts in used.items()}
 
     def _segments(self, parts: Parts) -> list[int | Parts]:
         """Texts with fields, and the tokens between them: control tokens and placeholders."""
@@ -238,22 +242,14 @@ class _Tokeniser(NamedTuple):
         return [*segments, texts]
 
     def _tokens(self, segments, where, fields, forbidden, begin: bool) -> list[int]:
-        """The tokens of segments, whose fields have these texts."""
+        """The tokens of segments, whose fields have these texts; `where` are parts of an error."""
 
         def check(text: str, found: list[int]) -> None:
             if bad := forbidden.keys() & found:
-                raise UserError(
-                    f"{where}: {text!r} contains {forbidden[min(bad)]} as this tokenizer reads it: "
-                    "change it"
-                )
+                why = f": {text!r} contains {forbidden[min(bad)]} as this tokenizer reads it"
+                raise ItemError(*where, why, ": change it")
 
         return encode(filled(segments, fields), self.encoder, begin=begin, check=check)
-
-
-def _rows_of(columns: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
-    """The texts of each item by their field."""
-    for texts in zip(*columns.values(), strict=True):
-        yield dict(zip(columns, texts, strict=True))
 
 
 def one_token(text: str, name: str, encoder: TextEncoder) -> int:

@@ -40,9 +40,9 @@ def vectors_path(file: str | None, workdir: Path) -> Path:
 def read_item_vectors(path: Path, catalogue: Catalogue) -> np.ndarray:
     """The vectors of a .npy file, float32 [I, D]; of launch/embed_items.py or anyone else.
 
-    Raises UserError for a file that is missing, unreadable, no matrix of numbers, of another number
-    of items or with a number that is not finite, naming the item; StaleError for item embeddings
-    (those with a provenance.json beside them) of another catalogue.
+    Raises UserError for a file that is missing, unreadable, an .npz archive, no matrix of numbers,
+    of another number of items or with a number that is not finite, naming the item; StaleError for
+    item embeddings (those with a provenance.json beside them) of another catalogue.
     """
     vectors_IxD = _opened(path)
     if (path.parent / FILE).is_file():
@@ -78,6 +78,9 @@ def _opened(path: Path) -> np.ndarray:
     _check_there(path)
     with reading(path, ".npy file"):
         vectors_IxD = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(vectors_IxD, np.ndarray):  # an archive, which stays open
+        vectors_IxD.close()
+        raise UserError(f"{path} is an .npz archive: expected one array of np.save")
     if vectors_IxD.ndim != 2 or vectors_IxD.dtype.kind != "f" or not vectors_IxD.size:
         found = f"{vectors_IxD.dtype} of shape {vectors_IxD.shape}"
         raise UserError(f"{path} is {found}: expected floating point [items, width]")

@@ -91,8 +91,13 @@ class PromptTemplate:
             raise UserError(
                 "prompt.candidates goes with {candidates} in prompt.templates: give both or none"
             )
-        if not any(field for _, field in self.target_parts):
+        if not any(field for _, field in self.item_parts):
             raise UserError(f"prompt.item has {self.item!r}: expected a field, such as {{title}}")
+        if not any(field for _, field in self.target_parts):
+            raise UserError(
+                f"prompt.target, by default prompt.item without {{vector}}, is {self.target!r}: "
+                "expected a field, such as {title}"
+            )
         if any(field == VECTOR for _, field in parse(self.target, "prompt.target")):
             raise UserError("prompt.target has {vector}: only items of a history carry vectors")
 

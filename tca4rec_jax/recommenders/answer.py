@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _HELD_OUT = "validation"  # the split that calibrates
 _NEWTON_STEPS = 50
-_DECODING = {"find": "beams", "rules": "exact", "length_penalty": 0.0}
+_DECODING = {"find": "beams", "rules": "exact", "length_penalty": 0.0, "max_title_tokens": None}
 
 
 def write_items(
@@ -50,7 +50,7 @@ def write_items(
     """The answers; items are shown only.
 
     Raises UserError as `tokenise_questions`, and for a search whose scores of the two answers are
-    no log-probabilities.
+    no log-probabilities, or that leaves out long titles.
     """
     for name, value in _DECODING.items():
         if config.decoding[name] != value:

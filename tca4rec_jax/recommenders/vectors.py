@@ -85,7 +85,7 @@ def soft_rows(
     There is room for those of any prompt of data.history_length items, and for more (of a training
     that reads whole sequences, of candidates). `cf` are the users' vectors and `cf_items` the item
     side of their CF model, as in SearchRows; only placeholders of users need them. Raises UserError
-    as `check_width`.
+    as `check_table`.
     """
     item_IxC, items = experiment.item_vectors, experiment.items
     if item_IxC is None or items.placeholder is None:
@@ -96,7 +96,7 @@ def soft_rows(
 
     for_users = reads_users(experiment.config.prompt)
     if for_users:
-        check_width(cf_items.table_IxD, item_IxC)
+        check_table(experiment.config.cf.model, cf_items.table_IxD, item_IxC)
     of_item = count(items.shown.values) // len(items.shown)
     around = count(items.before[0]) + count(items.after.values)
     most = experiment.config.data.history_length * of_item + around
@@ -107,27 +107,31 @@ def soft_rows(
 def item_vectors(experiment: "Experiment") -> np.ndarray:
     """float32 [I, C]: those of projector.vectors, or else the item table of the CF logits.
 
-    Raises UserError as `read_item_vectors`, and for CF logits without a table.
+    Raises UserError as `read_item_vectors`, and for CF logits as `check_table`.
     """
     if file := experiment.config.projector.vectors:
         return read_item_vectors(Path(file), experiment.data.catalogue)
     store = experiment.cf_store(training_split(experiment.config), np.zeros(0, np.int64))
-    check_width(store.item_table, store.item_table)
+    check_table(experiment.config.cf.model, store.item_table, store.item_table)
     return np.asarray(store.item_table, np.float32)
 
 
-def check_width(table_IxC: Array | None, item_IxC: np.ndarray | None) -> None:
+def check_table(model: str, table_IxC: Array | None, item_IxC: np.ndarray | None) -> None:
     """Checks the item table of a CF model, whose user vectors are as wide.
 
-    Raises UserError if there is none, or if the items' vectors, which the same projector takes, are
-    of another width.
+    Raises UserError if there is none, if its rows are all equal, as those of 'popularity', or if
+    the items' vectors, which the same projector takes, are of another width.
     """
+    instead = "projector.vectors=FILE.npy for the items and leave {user} out of prompt.templates"
     if table_IxC is None or item_IxC is None:
         raise UserError(
             "prompts carry CF vectors, but the CF model has logits only: take a cf.model that is "
-            "an inner product, without cf.top_k and cf.label_items, or give "
-            "projector.vectors=FILE.npy for the items and leave {user} "
-            "out of prompt.templates"
+            f"an inner product, without cf.top_k and cf.label_items, or give {instead}"
+        )
+    if len(table_IxC) > 1 and (table_IxC == table_IxC[:1]).all():
+        raise UserError(
+            f"prompts carry CF vectors, but cf.model={model!r} has the same one for every item: "
+            f"take another, or give {instead}"
         )
     if table_IxC.shape[1] != item_IxC.shape[1]:
         raise UserError(

@@ -12,6 +12,7 @@ import numpy as np
 
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.ragged import Ragged
+from tca4rec_jax.data.table_files import unique_names
 from tca4rec_jax.errors import UserError, reading
 from tca4rec_jax.fileio import read_json, write_text
 from tca4rec_jax.provenance import FILE, Provenance
@@ -100,11 +101,11 @@ def catalogue_ids(path: Path, catalogue: Catalogue) -> SemanticIds:
 def read_ids(path: Path, item_ids: Sequence[str]) -> SemanticIds:
     """The ids of the given items from a JSON file, which may hold other items too.
 
-    Raises UserError, naming the file, if it is not JSON of lists of texts, lacks an item, or as
-    `SemanticIds.of`.
+    Raises UserError, naming the file, if it is not JSON of lists of texts, has an item twice, lacks
+    one, or as `SemanticIds.of`.
     """
     remedy = "expected {item id: [token, ..]}"
-    listed = read_json(path, remedy=remedy)
+    listed = read_json(path, remedy=remedy, of_pairs=unique_names)
     with reading(path, "file of ids", remedy=remedy):
         missing = [item for item in item_ids if item not in listed]
         if missing:

@@ -83,7 +83,15 @@ class ServedModel:
     def __init__(
         self, experiment: Experiment, name: str, limits: Limits, *, guidance: NotNegative = 0.0
     ):
-        """Raises as Recommender; `guidance` is that of requests which don't say any."""
+        """Raises as Recommender; `guidance` is that of requests which don't say any.
+
+        Raises UserError for a recommender that lists nothing, too.
+        """
+        if (kind := experiment.recipe.evaluated_by) != "rankings":
+            raise UserError(
+                f"recommender.name is {experiment.config.recommender.name!r}, which has no lists "
+                f"to serve: launch/evaluate.py compares its {kind}"
+            )
         self.name, self.limits, self.guidance = name, limits, guidance
         self._recommender = Recommender(experiment, name, guidance=guidance)
         self._catalogue = experiment.data.catalogue

@@ -22,7 +22,7 @@ from tca4rec_jax.data.item_tokens import ItemTokens, Task
 from tca4rec_jax.data.prompts import Rows, check_sequences, keep_latest, row_tokens, with_candidates
 from tca4rec_jax.data.ragged import Ragged, ranges
 from tca4rec_jax.data.sequences import ItemSequences
-from tca4rec_jax.errors import UserError, check_choice
+from tca4rec_jax.errors import ItemError, UserError, check_choice
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,10 +174,10 @@ def _pieces(sequences: ItemSequences, tokens: ItemTokens, max_tokens: int):
     ends = np.concatenate([[0], np.cumsum(lengths)])
     budget = max_tokens - tokens.before.values.size
     if lengths.size and lengths.max() > budget:
-        item = int(sequences.items[int(np.argmax(lengths))])
-        raise UserError(
-            f"the title of item {item} has {lengths.max()} tokens, the budget is {max_tokens} with "
-            f"a prefix of {tokens.before.values.size}: raise prompt.max_tokens"
+        raise ItemError(
+            *("the title of item ", int(sequences.items[int(np.argmax(lengths))])),
+            f" has {lengths.max()} tokens, the budget is {max_tokens} with a prefix of "
+            f"{tokens.before.values.size}: raise prompt.max_tokens",
         )
     start, stop = sequences.offsets[:-1], sequences.offsets[1:]
     cuts = []

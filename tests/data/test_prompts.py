@@ -101,6 +101,16 @@ def test_a_template_has_words_attributes_vectors_and_control_tokens():
     assert tokenise(item="{title}{vector}", placeholder="é").placeholder == ord("é")
 
 
+def test_items_are_shown_by_their_vectors_alone():
+    changes = {"item": "{vector}", "target": " {title}", "separator": ","}
+    tokens = tokenise(**changes)
+    texts, slots, _ = rows_of(tokens, [0, 2, 1])
+    assert (texts, slots) == (["^P:#,#\n bb\n"], [[0, 2]])
+    whole = tokenise(**changes, tokenised="whole")
+    assert rows_of(whole, [0, 2, 1])[:2] == (["^P:#,#\n bb\n"], [[0, 2]])
+    assert len(tokens.shown) == 3
+
+
 def test_candidates_stand_between_history_and_target():
     tokens = tokenise(
         templates=("P:{history}\nOf:{candidates}!{target}",),
@@ -222,6 +232,9 @@ def test_a_tokenizer_without_a_spare_control_token_needs_a_placeholder():
         ({"templates": ("{history!r}{target}",)}, "a field alone in braces"),
         ({"item": "{title:>9}"}, "prompt.item has '{title:>9}': expected the name of a field"),
         ({"item": "title"}, "prompt.item has 'title': expected a field"),
+        ({"item": "title", "target": "{title}"}, "prompt.item has 'title': expected a field"),
+        ({"item": "{vector}"}, "prompt.target, by default prompt.item without {vector}, is ''"),
+        ({"target": "title"}, "prompt.target, .*, is 'title': expected a field"),
         ({"target": "{title}{vector}"}, "only items of a history carry vectors"),
     ],
 )

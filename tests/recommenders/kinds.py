@@ -4,6 +4,7 @@ test_every_kind.py, and eight_devices/test_every_kind.py, run each through all t
 has to show. A new kind is a row here.
 """
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from tca4rec_jax.data.dataset import prepare
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import write_text
 from tca4rec_jax.train import train
+from tca4rec_jax.training.batches import Batches
 
 
 def no_files(workdir: Path, config: ConfigDict) -> None:
@@ -97,12 +99,20 @@ KINDS = {
         | {"prompt.templates": ("a{history}c{item}d{target}",), "prompt.separator": "."},
         lists=False,  # test_answer.py has more of it
     ),
+    "yes or no, vectors": Kind(
+        VECTORS
+        | {"recommender.name": "answer", "recommender.answers": ("y", "n")}
+        | {"prompt.templates": ("a{user}{history}c{item}{vector}d{target}",)}
+        | {"prompt.item": " {title}", "objective.form": "cross_entropy"},
+        lists=False,
+    ),
     "tallrec, next title": Kind(INSTRUCTION | {"objective.form": "cross_entropy"}),
     "llara": Kind(
         VECTORS
         | {"prompt.templates": ("qa{history}.{target}", "b{history}.c{target}")}
         | {"projector.curriculum": True}
     ),
+    "vectors alone": Kind(VECTORS | {"prompt.item": "{vector}", "prompt.target": " {title}"}),
     "tca features": Kind(FEATURES | {"projector.width": 20}),
     "collm, second stage": Kind(
         FEATURES
@@ -160,3 +170,10 @@ def experiment_of(name: str, workdir: Path, run: str, **changes: Any) -> Experim
     dotted = {field.replace("__", "."): value for field, value in changes.items()}
     config.update_from_flattened_dict(dict(kind.changes) | dotted)
     return Experiment(config, workdir)
+
+
+def first_batches(batches: Batches, count: int) -> list[int]:
+    """The first that read whatever the kind reads: a curriculum leaves the vectors out of some."""
+    curriculum = batches.curriculum
+    numbers = (n for n in itertools.count() if curriculum is None or curriculum.reads_vectors(n))
+    return list(itertools.islice(numbers, count))

@@ -23,11 +23,13 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run, sweep_guidance
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.intervals import bootstrap_intervals
+from tca4rec_jax.llm.checkpoints.export import export_decoder
 from tca4rec_jax.llm.decoder import Decoder
 from tca4rec_jax.metrics import answer_metrics
 from tca4rec_jax.recommenders import RECOMMENDERS
 from tca4rec_jax.recommenders.answer import ANSWER, Questions, calibrate
-from tca4rec_jax.recommenders.vectors import soft_rows
+from tca4rec_jax.recommenders.vectors import describe_vectors, soft_rows
+from tca4rec_jax.serving.model import Limits, ServedModel
 from tca4rec_jax.train import load_batches, train
 
 TEMPLATES = {
@@ -64,9 +66,9 @@ def config_of(workdir, name, kind="tallrec", alpha=0.5, **fields):
     return config
 
 
-def prepared(workdir, alpha, softmax):
+def prepared(workdir, kind, alpha, softmax):
     """(experiment, batches, the loss and the float64 logits of batch 0)."""
-    experiment = Experiment(config_of(workdir, "fresh", softmax=softmax), workdir)
+    experiment = Experiment(config_of(workdir, "fresh", kind, softmax=softmax), workdir)
     batches = load_batches(experiment)
     experiment.config.objective.alpha = alpha
     graph, state, base = experiment.initial_state()
@@ -74,15 +76,21 @@ def prepared(workdir, alpha, softmax):
     objective = jax.tree.map(jnp.float32, build(Objective, experiment.config.objective))
     items, trie = experiment.cf_arrays(batches.cf_items)
     loss = nnx.jit(experiment.recipe.loss)(decoder, batch, items, trie, objective)
-    hidden = nnx.jit(lambda d, b: d.hidden(b.tokens_BxS, b.length_B))(decoder, batch)
+    read = nnx.jit(lambda d, b: d.hidden(b.tokens_BxS, b.length_B, soft=b.soft))
+    hidden = read(decoder, batch)
     return experiment, batches, loss, np.asarray(jax.vmap(decoder.head())(hidden), np.float64)
 
 
-@pytest.mark.parametrize("softmax", ["children", "vocabulary"])
-@pytest.mark.parametrize("alpha", [0.0, 0.4])
-def test_the_loss_is_that_of_two_answers(workdir, alpha, softmax):
+@pytest.mark.parametrize(
+    ("kind", "alpha", "softmax"),
+    [
+        *(("tallrec", alpha, of) for of in ("children", "vocabulary") for alpha in (0.0, 0.4)),
+        ("collm", 0.4, "children"),
+    ],
+)
+def test_the_loss_is_that_of_two_answers(workdir, kind, alpha, softmax):
     """At alpha > 0 with the CF model's calibrated probability of yes."""
-    experiment, batches, loss, logits = prepared(workdir, alpha, softmax)
+    experiment, batches, loss, logits = prepared(workdir, kind, alpha, softmax)
     answers = experiment.items.written.values
     questions = Questions(experiment.data.splits["train"], 12, experiment.config)
     store, held = experiment.cf_store("train"), experiment.cf_store("validation")
@@ -191,6 +199,30 @@ def test_a_run_is_stopped_goes_on_and_is_evaluated(workdir, monkeypatch, kind):
 
 
 @pytest.mark.slow
+def test_an_export_opened_again_gives_the_same_answers(workdir, tmp_path):
+    """The merged LLM, and the projector beside it."""
+    config = config_of(workdir, "exported", "collm")
+    config.evaluation.update(rows=0, variants=(("answers", "exported", 0.0),))
+    experiment = Experiment(config, workdir)
+    train(experiment)
+    expected = evaluate_run(config, workdir, name="exported")["models"]["answers"]
+    export_decoder(
+        tmp_path,
+        experiment.trained_decoder("exported"),
+        experiment.tokenizer,
+        kind="merged",
+        dtype="float32",
+        base_model="",
+        vectors=describe_vectors(experiment),
+    )
+    config.llm.weights = str(tmp_path)
+    config.projector.weights = str(tmp_path / "projector.safetensors")
+    config.evaluation.variants = (("answers", "", 0.0),)
+    found = evaluate_run(config, workdir, name="opened")["models"]["answers"]
+    assert found["nll"] == pytest.approx(expected["nll"], rel=1e-4)
+
+
+@pytest.mark.slow
 def test_a_projector_is_trained_after_the_adapters(workdir):
     """CoLLM's two stages: the text alone, then the projector behind adapters that are held."""
     config = config_of(workdir, "first", alpha=0.0)
@@ -257,7 +289,13 @@ def test_scores_are_log_odds_of_answers_of_unequal_lengths(workdir, mask):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("length_penalty", 1.0), ("find", "grounding"), ("rules", "huggingface")]
+    ("field", "value"),
+    [
+        ("length_penalty", 1.0),
+        ("find", "grounding"),
+        ("rules", "huggingface"),
+        ("max_title_tokens", 4),
+    ],
 )
 def test_a_search_whose_scores_are_no_probabilities_is_refused(workdir, monkeypatch, field, value):
     config = config_of(workdir, "refused", alpha=0.0)
@@ -293,5 +331,7 @@ def test_what_does_not_go_together_is_refused(workdir):
     experiment = Experiment(config_of(workdir, "refused", alpha=0.0), workdir)
     with pytest.raises(UserError, match=r"lists none: take launch/evaluate.py"):
         Recommender(experiment, "").recommend(["0", "1"])
+    with pytest.raises(UserError, match=r"'answer', which has no lists to serve: launch/eval"):
+        ServedModel(experiment, "", Limits())
     with pytest.raises(UserError, match=r"ranks nothing: launch/evaluate.py --guidance=0,1"):
         sweep_guidance(experiment.config, workdir, "", [1.0])

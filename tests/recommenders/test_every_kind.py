@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from recommenders import brute_force
-from recommenders.kinds import KINDS, experiment_of, make_workdir_of
+from recommenders.kinds import KINDS, experiment_of, first_batches, make_workdir_of
 from tiny_workdir import ITEMS, make_workdir, stopped_and_gone_on
 
 from tca4rec_jax.config import build
@@ -49,12 +49,15 @@ def test_the_loss_is_that_of_brute_force(trained, alpha):
     batches = load_batches(experiment)  # with CF logits, which must not matter at alpha = 0
     experiment.config.objective.alpha = alpha
     graph, state, base = experiment.initial_state()
-    decoder, batch = nnx.merge(graph, state.params, base), batches(0)
+    (number,), decoder = first_batches(batches, 1), nnx.merge(graph, state.params, base)
+    batch = batches(number)
+    if batch.soft is not None:
+        assert (batch.soft.position_BxL < batch.tokens_BxS.shape[1]).any()
     objective = jax.tree.map(jnp.float32, build(Objective, experiment.config.objective))
     items, trie = experiment.cf_arrays(batches.cf_items)
     found = nnx.jit(experiment.recipe.loss)(decoder, batch, items, trie, objective)
     logits_BxSxV = nnx.jit(logits)(decoder, batch)
-    total, count = brute_force.loss(experiment, batches, 0, logits_BxSxV)
+    total, count = brute_force.loss(experiment, batches, number, logits_BxSxV)
     np.testing.assert_allclose(found.total, total, rtol=2e-5)
     assert float(found.positions) == count
 

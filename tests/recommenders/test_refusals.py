@@ -1,6 +1,7 @@
 """What a recommender cannot be made of is refused before a weight of the LLM is read."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ from recommenders.kinds import experiment_of, make_workdir_of
 from safetensors.numpy import save_file
 from tiny_workdir import ITEMS, make_workdir
 
+from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import read_json, write_text
 from tca4rec_jax.llm import sources
-from tca4rec_jax.train import train
+from tca4rec_jax.train import load_batches, train
 
-IDS, VECTORS = "ids, new rows", "tca features"
+TITLES, IDS, VECTORS = "titles", "ids, new rows", "tca features"
 
 
 class WeightsAreRead(Exception):
@@ -26,9 +28,9 @@ def workdirs(tmp_path_factory):
     path = tmp_path_factory.mktemp("refusals")
     (path / "tiny").mkdir()
     make_workdir(path / "tiny")
-    for kind in (IDS, VECTORS):
+    for kind in (TITLES, IDS, VECTORS):
         make_workdir_of(kind, path / "tiny", path / kind)
-    return {kind: path / kind for kind in (IDS, VECTORS)}
+    return {kind: path / kind for kind in (TITLES, IDS, VECTORS)}
 
 
 def lacking_an_item(listed):
@@ -87,7 +89,7 @@ def fields(kind=VECTORS, **changes):
         (projector(6, outputs=32), r"mine.safetensors: tensors.*2.weight.*expected \(64, 20\)"),
         (fields(prompt__templates=("q{target}",)), r"prompt.templates has .* {history} once"),
         (fields(prompt__templates=("q{history}",)), r"prompt.templates has .* {target} once, at"),
-        (fields(prompt__placeholder="b"), r"item 1: .* contains prompt.placeholder .*: change it"),
+        (fields(prompt__placeholder="b"), r"item '1': .* contains prompt.placeholder .*: change"),
         (fields(training__targets="all"), r"set training.targets=last"),
         (fields(lora__train=False, projector__train=False), r"nothing is trained: lora.train"),
     ],
@@ -106,3 +108,25 @@ def test_no_weight_is_read(workdirs, tmp_path, monkeypatch, given, message):
         assert "\n" not in str(error.value)
         with pytest.raises(WeightsAreRead):
             train(experiment_of(kind, workdir, "refused"))
+
+
+def test_items_are_named_by_their_ids(workdirs):
+    """Not by their numbers, which may be other items' ids."""
+
+    def experiment(**changes):
+        made = experiment_of(TITLES, workdirs[TITLES], "named", **changes)
+        item_ids = tuple(str(ITEMS - number) for number in range(ITEMS))
+        catalogue = replace(made.data.catalogue, item_ids=item_ids)
+        made.__dict__["data"] = replace(made.data, catalogue=catalogue)
+        return made
+
+    with pytest.raises(UserError, match=r"item '11': .* contains prompt.end"):
+        _ = experiment(prompt__end="b").items
+    with pytest.raises(UserError, match=r"the title of item '\d+' has 4 tokens") as error:
+        load_batches(experiment(prompt__max_tokens=4))
+    first = experiment().data.splits["train_sequences"].items[0]
+    assert f"item '{ITEMS - first}'" in str(error.value)
+    prefix, written = experiment(), Ragged.of([[3], [4, 5], [4]], np.int32)
+    prefix.__dict__["items"] = replace(prefix.items, written=written)
+    with pytest.raises(UserError, match=r"tokens of item '10' are a prefix of those of item '11'"):
+        _ = prefix.trie

@@ -160,6 +160,22 @@ def test_logits_have_no_vectors(workdir):
         Experiment(config, workdir).item_vectors  # noqa: B018
 
 
+def test_vectors_that_tell_no_items_apart(workdir, tmp_path):
+    """Those of popularity are one zero each, and so are its users'."""
+    config = config_of(workdir)
+    config.cf.model, config.cf.logits = "popularity", str(workdir / "popularity")
+    run_cf(config.cf, load(workdir / "data"), workdir / "other", history_length=4)
+    same = r"cf.model='popularity' has the same one for every item: .* projector.vectors=FILE.npy"
+    with pytest.raises(UserError, match=same):
+        Experiment(config, workdir).item_vectors  # noqa: B018
+    np.save(tmp_path / "own.npy", np.arange(ITEMS, dtype=np.float32)[:, None])
+    config.projector.vectors = str(tmp_path / "own.npy")
+    load_batches(Experiment(config, workdir))
+    config.prompt.templates = ("q{user}{history}z{target}",)
+    with pytest.raises(UserError, match=same):
+        load_batches(Experiment(config, workdir))
+
+
 def test_settings_that_do_not_go_together(workdir):
     config = config_of(workdir)
     check_llm(config, "cpu")
@@ -188,6 +204,16 @@ def test_layers_below_the_adapters_are_no_frozen_prefix(workdir):
     assert Experiment(config, workdir).frozen_prefix == 1
 
 
+def mean_something_else(config, workdir, section, **fields):
+    """Each of the fields changes what the parameters of the run to start from do."""
+    first_run(Experiment(config, workdir))
+    for name, value in fields.items():
+        was, config[section][name] = config[section][name], value
+        with pytest.raises(StaleError, match=rf"from other inputs: {section}.{name} was .*, is "):
+            first_run(Experiment(config, workdir))
+        config[section][name] = was
+
+
 def test_two_stages(workdir):
     """CoLLM's: adapters of texts alone, then the projector alone, whose run holds both."""
     text = config_of(workdir, item=" {title}")
@@ -198,6 +224,7 @@ def test_two_stages(workdir):
     config.run = "second"
     config.training.update(steps=2, checkpoint_every=2, start_from="text")
     config.lora.train = False
+    mean_something_else(config, workdir, "lora", alpha=32.0, targets="q_proj", first_layer=1)
     train(Experiment(config, workdir))
     (_, first), decoder = (
         Experiment.of_run(workdir, "text").trained_decoder("text").arrays(),
@@ -211,6 +238,13 @@ def test_two_stages(workdir):
     ):
         assert np.abs(ours[...] - theirs[...]).max() > 1e-3
     assert Experiment(config, workdir).training_inputs["training.start_from"][1] == 2
+    third = config_of(workdir)
+    third.training.start_from = "second"
+    mean_something_else(third, workdir, "projector", activation="relu")
+    np.save(workdir / "others.npy", np.eye(ITEMS, WIDTH, dtype=np.float32))
+    third.projector.vectors = str(workdir / "others.npy")
+    with pytest.raises(StaleError, match=r"second: .* item vectors was \w{12}, is \w{12}. Give"):
+        first_run(Experiment(third, workdir))
     (workdir / "llm" / "text").rename(workdir / "llm" / "gone")
     config.training.steps = 3  # it goes on without what it was started from
     assert int(train(Experiment(config, workdir)).step) == 3

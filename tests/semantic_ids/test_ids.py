@@ -62,6 +62,7 @@ def test_writes_what_it_reads(tmp_path):
         ),
         ([1], r"expected an object in braces"),
         ("{", r"not a readable JSON file"),
+        ('{"0": ["<a_1>"], "0": ["<a_2>"]}', r"\(a name occurs twice in an object: '0'\)"),
     ],
 )
 def test_refuses_in_one_line_that_names_the_file(tmp_path, content, expected):
