@@ -26,7 +26,7 @@ from tca4rec_jax.core.trie_nodes import (
     token_nodes,
 )
 from tca4rec_jax.data.ragged import Ragged, ranges
-from tca4rec_jax.errors import ItemError, UserError
+from tca4rec_jax.errors import ItemError
 
 
 @dataclass(frozen=True)
