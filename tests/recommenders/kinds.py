@@ -112,7 +112,6 @@ KINDS = {
         | {"prompt.templates": ("qa{history}.{target}", "b{history}.c{target}")}
         | {"projector.curriculum": True}
     ),
-    "vectors alone": Kind(VECTORS | {"prompt.item": "{vector}", "prompt.target": " {title}"}),
     "tca features": Kind(FEATURES | {"projector.width": 20}),
     "collm, second stage": Kind(
         FEATURES
