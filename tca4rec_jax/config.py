@@ -289,7 +289,8 @@ def shrink(config: ConfigDict) -> None:
 
 def run_name(config: ConfigDict) -> str:
     """Directory name of the LLM run below workdir/llm."""
-    return config.run or f"alpha_{config.objective.alpha:g}"
+    first, last = config.objective.alpha, config.objective.alpha_last
+    return config.run or (f"alpha_{first:g}" if last is None else f"alpha_{first:g}_to_{last:g}")
 
 
 def config_value(config: ConfigDict, field: str):

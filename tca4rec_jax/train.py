@@ -32,7 +32,7 @@ from tca4rec_jax.training.examples import Examples, row_of_example
 from tca4rec_jax.training.fault_tolerance import check_folder
 from tca4rec_jax.training.loop import LoopOptions, run_loop
 from tca4rec_jax.training.run_folder import COMMAND, RunFolder, inputs_of
-from tca4rec_jax.training.run_inputs import llm_inputs, training_split
+from tca4rec_jax.training.run_inputs import is_aligned, llm_inputs, training_split
 from tca4rec_jax.training.state import Metrics, TrainState, held_parts
 from tca4rec_jax.training.step import StepOptions, make_train_step
 from tca4rec_jax.training.temperature import check_eta
@@ -208,14 +208,14 @@ def _read_cf(experiment: Experiment, batches: Batches) -> None:
     config, examples = experiment.config, batches.examples
     batches.store = NoLogits(experiment.trie.num_items)
     users: dict[str, Any] = {}
-    if config.objective.alpha > 0 or reads_users(config.prompt):
+    if is_aligned(config) or reads_users(config.prompt):
         positions = batches.cf_positions(config.training.steps)
         store = experiment.cf_store(training_split(config), positions)
         cf = examples.cf_position
         # That of another example for one of a task, which has no user.
         target_R = cf.values[np.minimum(cf.offsets[:-1], cf.values.size - 1)]
         users = {"cf": lambda rows_B: store.read(target_R[rows_B]), "cf_items": store.cf_items}
-        if config.objective.alpha > 0:
+        if is_aligned(config):
             batches.store = experiment.recipe.teacher(experiment, training_split(config), store)
     batches.soft = soft_rows(experiment, Prompts(examples.tokens, examples.slots), **users)
     if config.projector.curriculum:
@@ -250,6 +250,7 @@ class TrainStep:
                 held_parts(config),
                 experiment.compute_dtype,
                 config.training.micro_batches,
+                config.training.steps if config.objective.alpha_last is not None else 0,
             ),
         )
         items, trie = experiment.cf_arrays(items)

@@ -86,6 +86,8 @@ def test_a_published_config_evaluates_as_published(path):
 
 def test_the_run_is_named_by_alpha_unless_told():
     assert run_name(apply_argument(default_config(), "alpha=0.5")) == "alpha_0.5"
+    rising = apply_argument(default_config(), "alpha=0,objective.alpha_last=0.5")
+    assert run_name(rising) == "alpha_0_to_0.5"
     assert run_name(apply_argument(default_config(), "run=mine,alpha=1")) == "mine"
 
 

@@ -16,7 +16,7 @@ Axes: core/__init__.py; here N are the supervised positions of all rows and K al
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ HeadOf = Callable[[jax.Array | None], Head]  # tokens [U], or None for the vocab
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["alpha", "beta", "tau"],
+    data_fields=["alpha", "alpha_last", "beta", "tau"],
     meta_fields=[
         *("form", "softmax", "mean_over", "scale_by_tau"),
         *("temperature", "eta", "tau_bounds", "tau_weight", "cf_dtype"),
@@ -64,6 +64,7 @@ class Objective:
       tau_weight: of the newest batch in the running tau.
       cf_dtype: of the CF logits, the probabilities made of them and their sums. In the 'bfloat16'
         of the published code (published_projection.py) next tokens add up to 0.95 to 1.
+      alpha_last: the alpha of the last step, to which it goes on a line; None: it stays.
     """
 
     alpha: Share = 0.1
@@ -78,6 +79,7 @@ class Objective:
     tau_bounds: Bounds = (1.5, 5.0)
     tau_weight: Share = 0.05
     cf_dtype: Literal["float32", "bfloat16"] = "float32"
+    alpha_last: Share | None = None
 
     def __post_init__(self):
         needed = {"softmax": "children", "cf_dtype": "float32"}
@@ -89,6 +91,14 @@ class Objective:
                         f"objective.{name} is {value!r}, which is for objective.{other}={only}: "
                         f"set that, or objective.{name}={default}"
                     )
+
+    def at(self, step: Array, steps: int) -> "Objective":
+        """That of one of so many steps (from 0), which may be traced."""
+        if self.alpha_last is None:
+            return self
+        done = jnp.asarray(step, jnp.float32) / max(steps - 1, 1)
+        alpha: Any = self.alpha + done * (self.alpha_last - self.alpha)
+        return dataclasses.replace(self, alpha=alpha, alpha_last=None)
 
     @property
     def adapts(self) -> bool:

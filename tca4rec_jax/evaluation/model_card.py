@@ -111,7 +111,7 @@ def model_card(
         name=run,
         what="Adapters of a recommender" if kind == "peft" else "A recommender",
         items=items,
-        softened=_SOFTENED * bool(inputs.get("objective.alpha")),
+        softened=_SOFTENED * any(map(inputs.get, ("objective.alpha", "objective.alpha_last"))),
         load=load,
         catalogue=_CATALOGUE * catalogue,
         results=evaluation.table.strip() if evaluation else _NOT_EVALUATED,

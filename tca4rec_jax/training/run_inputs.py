@@ -36,6 +36,7 @@ ADDED = {
     "prompt.bos_token": "",
     "prompt.bos_before_target": False,
     "prompt.tokenised": "pieces",
+    "objective.alpha_last": None,
     "objective.cf_dtype": "float32",
     "optimizer.warmup_fraction": None,
     "optimizer.warmup_from_zero": False,
@@ -140,6 +141,11 @@ def _start(run: RunFolder, first: RunFolder) -> list:
     return [first.made_from.fingerprint, first.trained_steps]
 
 
+def is_aligned(config: ConfigDict) -> bool:
+    """Whether a label of any step has a part of the CF model's."""
+    return config.objective.alpha > 0 or (config.objective.alpha_last or 0) > 0
+
+
 def data_inputs(
     config: ConfigDict, data: RecData, workdir: Path, teacher_reads: Sequence[str]
 ) -> dict[str, Any]:
@@ -150,10 +156,10 @@ def data_inputs(
     """
     split = training_split(config)
     inputs = {"training rows": data.splits[split].content_hash()}
-    if config.objective.alpha > 0 or reads_users(config.prompt):
+    if is_aligned(config) or reads_users(config.prompt):
         manifest = read_manifest(split_path(config.cf.logits, workdir, split))
         inputs["CF logits"] = manifest["content_hash"]
-    for other in teacher_reads if config.objective.alpha > 0 else ():
+    for other in teacher_reads if is_aligned(config) else ():
         manifest = read_manifest(split_path(config.cf.logits, workdir, other))
         inputs[f"CF logits of {other}"] = manifest["content_hash"]
         inputs[f"{other} rows"] = data.splits[other].content_hash()

@@ -33,12 +33,14 @@ class StepOptions:
       dtype: the decoder computes with the trained parameters rounded to it; None: as they are.
       micro_batches: a device goes through its rows in so many, which must divide them, one after
         the other.
+      steps: of the training, which a schedule of the objective needs.
     """
 
     seed: int = 0
     held: tuple[str, ...] = ()
     dtype: str | None = None
     micro_batches: int = 1
+    steps: int = 0
 
     def weights_of(self, params: Tree) -> Tree:
         """What the decoder computes with."""
@@ -101,6 +103,7 @@ def _train_step(
         step = jnp.where(running, state.step, -1 - state.step)
         key = jax.random.fold_in(jax.random.key(options.seed), step)
         row_B = jnp.arange(batch.length_B.shape[0], dtype=jnp.int32)
+        objective = objective.at(step, options.steps)
         if state.tau is not None:
             objective = dataclasses.replace(objective, tau=state.tau)
         loss, gradients = loss_and_gradients(

@@ -41,9 +41,10 @@ def losses(run):
 
 
 def test_an_adaptive_tau_goes_on_where_it_was(workdir, monkeypatch):
-    """With batches by tokens, in micro-batches."""
+    """With an alpha that rises, batches by tokens, in micro-batches."""
     configs = [make_config(workdir, name) for name in ("adaptive", "adaptive_stopped")]
     for config in configs:
+        config.objective.update(alpha=0.0, alpha_last=0.5)
         config.objective.update(softmax="children", temperature="adaptive", scale_by_tau=True)
         config.objective.update(mean_over="decisions", tau=1.5, tau_weight=0.5, eta=0.9)
         config.objective.tau_bounds = (0.01, 5.0)

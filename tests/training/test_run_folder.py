@@ -103,6 +103,10 @@ def test_at_alpha_0_cf_logits_are_not_asked_for_and_change_nothing(workdir, tmp_
     parameters = trained(without)
     with pytest.raises(UserError, match="there are no CF logits"):
         train(experiment(without, "aligned"))
+    rising = experiment(without, "rising")
+    rising.config.objective.update(alpha=0.0, alpha_last=0.5)
+    with pytest.raises(UserError, match="there are no CF logits"):
+        train(rising)
     monkeypatch.setattr(  # as if they were read
         training, "NoLogits", lambda _: experiment(workdir, "plain").cf_store("train_sequences")
     )

@@ -185,12 +185,13 @@ def trained(
     arrays = DeviceTrie.of(trie.compress())
     graph, params, base = nnx.split(decoder, TRAINED[kind], ...)
     optimizer = make_optimizer(OptimizerConfig(learning_rate, warmup_steps=2), steps)
-    objective = objective_of(alpha, **objective_fields)
+    objectives = [objective_of(one, **objective_fields) for one in np.broadcast_to(alpha, steps)]
+    objective = objectives[0]
     tau = jnp.copy(objective.tau) if objective.adapts else None
     state = TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params), tau)
     items = CFItems(jnp.asarray(batches.store.item_table), None)
-    state, base, items, arrays, objective = put(
-        (state, base, items, arrays, objective), replicated(mesh)
+    state, base, items, arrays, objectives = put(
+        (state, base, items, arrays, objectives), replicated(mesh)
     )
     step = make_train_step(
         graph,
@@ -199,10 +200,10 @@ def trained(
         optimizer,
         GENERATIVE.loss,
         mesh,
-        StepOptions(dtype=dtype, micro_batches=micro_batches),
+        StepOptions(dtype=dtype, micro_batches=micro_batches, steps=steps),
     )
     losses = []
-    for index in range(steps):
+    for index, objective in enumerate(objectives):
         batch = shard_batch(mesh, batches(index))
         state, metrics = step(state, base, batch, items, arrays, objective)
         losses.append(float(metrics.loss))
@@ -322,6 +323,14 @@ def test_alpha_changes_without_recompilation(inputs):
         args = (args[0], args[1], shard_batch(mesh, batches(0)), *args[2:])
         state, _ = step(*args)
     assert step._cache_size() == before
+
+
+def test_alpha_goes_on_a_line_to_that_of_the_last_step(inputs):
+    _, _, losses = trained(inputs, make_mesh(1), steps=4, alpha=0.9, alpha_last=0.0)
+    *_, expected = trained(inputs, make_mesh(1), steps=4, alpha=(0.9, 0.6, 0.3, 0.0))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    *_, constant = trained(inputs, make_mesh(1), steps=4, alpha=0.9)
+    assert not np.allclose(losses, constant, rtol=1e-3)
 
 
 def test_an_adaptive_tau_is_the_running_mean_of_what_the_batches_ask_for(inputs):
