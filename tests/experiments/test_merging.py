@@ -45,14 +45,14 @@ def test_lines_that_are_not_here_are_appended_and_the_others_stay(places):
     here, there = places
     mine, theirs = read_lines(here), read_lines(there)
     text = (here / FILE).read_text()
-    ranks = {of: RowRanks.read(here / line.ranks).nll_R for of, line in mine.items()}
+    ranks = {of: RowRanks.read(here / line.ranks).nll_RxT for of, line in mine.items()}
     assert take_over(there, here) == len(theirs.keys() - mine.keys()) > 0
     assert read_lines(here) == theirs | mine
     assert (here / FILE).read_text().startswith(text)
     for of, line in read_lines(here).items():
-        nll_R = RowRanks.read(here / line.ranks).nll_R
-        expected = ranks[of] if of in ranks else RowRanks.read(there / line.ranks).nll_R
-        np.testing.assert_array_equal(nll_R, expected)
+        nll_RxT = RowRanks.read(here / line.ranks).nll_RxT
+        expected = ranks[of] if of in ranks else RowRanks.read(there / line.ranks).nll_RxT
+        np.testing.assert_array_equal(nll_RxT, expected)
     assert take_over(there, here) == 0
     assert read_lines(there) == theirs
 
