@@ -14,7 +14,6 @@ import itertools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tca4rec_jax.intervals import RESAMPLES, Interval, resampled_users
@@ -22,22 +21,13 @@ from tca4rec_jax.intervals import RESAMPLES, Interval, resampled_users
 CUTOFFS = (1, 3, 5, 10)
 
 
-def rank_in_batch(scores_BxI: jax.Array, target_B: jax.Array) -> jax.Array:
-    """The place of each row's target in a stable sort by descending score, int32 [B]; traceable.
-
-    That is the number of items that score higher, or the same and come earlier in the catalogue.
-    """
-    target_score_Bx1 = jnp.take_along_axis(scores_BxI, target_B[:, None], axis=1)
-    item_I = jnp.arange(scores_BxI.shape[1])
-    ahead_BxI = ahead_of(scores_BxI, item_I, target_score_Bx1[:, 0], target_B)
-    return jnp.sum(ahead_BxI, axis=1, dtype=jnp.int32)
-
-
 def ahead_of(
     scores_BxI: jax.Array, item_I: jax.Array, target_score_B: jax.Array, target_B: jax.Array
 ) -> jax.Array:
-    """Whether items stand before each row's target in that sort, bool [B, I]; traceable.
+    """Whether items stand before each row's target, bool [B, I]; traceable.
 
+    In a stable sort by descending score: they score higher, or the same and come earlier in the
+    catalogue, whose items `item_I` are.
     The target never does, even if another program made its score and rounded it differently.
     """
     score_Bx1, target_Bx1 = target_score_B[:, None], target_B[:, None]

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from tca4rec_jax.metrics import (
+    ahead_of,
     answer_metrics,
     auc,
     hit_rate,
     mean_metrics,
     metric_differences,
     ndcg,
-    rank_in_batch,
     rank_in_list,
     reciprocal_rank,
 )
@@ -19,6 +19,12 @@ from tca4rec_jax.metrics import (
 def stable_sort_rank(scores_I: np.ndarray, target: int) -> int:
     order = sorted(range(len(scores_I)), key=lambda item: (-scores_I[item], item))
     return order.index(target)
+
+
+def rank_in_batch(scores_BxI, target_B):
+    target_score_B = scores_BxI[np.arange(len(target_B)), target_B]
+    ahead_BxI = ahead_of(scores_BxI, np.arange(scores_BxI.shape[1]), target_score_B, target_B)
+    return ahead_BxI.sum(axis=1)
 
 
 @pytest.mark.parametrize("levels", [3, 1000], ids=["many ties", "few ties"])

@@ -17,7 +17,7 @@ from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import read_npz, write_npz
 
-_PAIRS = 1 << 19  # of rows and items that are looked at together
+_PAIRS = 1 << 22  # of rows and items that are looked at together, at most
 
 
 class Recommendations(NamedTuple):
@@ -47,12 +47,14 @@ class Recommendations(NamedTuple):
         Items that share a title follow one another in catalogue order; those that are not
         `allowed` (row numbers int64 [B] -> bool [B, I]) are passed over.
         """
-        at_once = max(_PAIRS // trie.num_items, 1)
-        items_RxK = np.full((len(self.leaves_RxM), count), -1, np.int32)
-        for start in range(0, len(items_RxK), at_once):
+        num_rows, beams = self.leaves_RxM.shape
+        most = count if allowed is None else None  # of a title
+        of_row = trie.num_items if most is None else max(beams * most, 1)
+        at_once = max(_PAIRS // of_row, 1)
+        items_RxK = np.full((num_rows, count), -1, np.int32)
+        for start in range(0, num_rows, at_once):
             leaves_BxM = self.leaves_RxM[start : start + at_once]
             row_n, place_n = np.nonzero(leaves_BxM >= 0)
-            most = count if allowed is None else None
             of_leaf = trie.items_by_leaf.take(leaves_BxM[row_n, place_n], most)
             item_n, row_n = of_leaf.values, np.repeat(row_n, of_leaf.lengths)
             if allowed is not None and item_n.size:
@@ -60,8 +62,8 @@ class Recommendations(NamedTuple):
                 kept_n = allowed(start + some_B)[place_n, item_n]
                 item_n, row_n = item_n[kept_n], row_n[kept_n]
             rows_B = np.arange(len(leaves_BxM))
-            of_row = Ragged.from_lengths(item_n, np.bincount(row_n, minlength=len(rows_B)))
-            items_RxK[start + rows_B] = of_row.take(rows_B, count).pad(rows_B, count, -1)
+            listed = Ragged.from_lengths(item_n, np.bincount(row_n, minlength=len(rows_B)))
+            items_RxK[start + rows_B] = listed.take(rows_B, count).pad(rows_B, count, -1)
         return items_RxK
 
 

@@ -132,9 +132,9 @@ class Explainer:
     def _settings(self, weights: ScoreWeights) -> Settings:
         config = self._experiment.config
         numbers = {name: float(value) for name, value in weights._asdict().items()}
-        alpha = (config.objective.alpha, config.objective.alpha_last)
-        last = alpha[alpha[1] is not None]
-        return Settings(**numbers, alpha=float(last), mask=config.decoding.mask)
+        first, last = config.objective.alpha, config.objective.alpha_last
+        alpha = float(first if last is None else last)
+        return Settings(**numbers, alpha=alpha, mask=config.decoding.mask)
 
     def _allowed(self, item_S: np.ndarray, allowed: ItemFilter) -> np.ndarray:
         masks = allowed.masks(Ragged.from_lengths(item_S, np.array([len(item_S)])))

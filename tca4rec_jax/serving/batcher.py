@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -92,7 +92,7 @@ class Batcher:
     `sizes(group)` are ascending: a batch takes as long as the next of them. Every batch has the
     oldest row, and of the others those that are closest to it in width. At most `most_waiting` rows
     wait. `run(group, values)` gives a result for each value, in up to `threads` at a time; `widths`
-    their widths, in one. `on_batch` hears of every batch.
+    their widths, in one. `on_batch` hears of every batch; `seconds_of` sizes are known before.
     """
 
     def __init__(
@@ -104,13 +104,14 @@ class Batcher:
         widths: Callable[[Any, list], Sequence[int]] = lambda group, values: [0] * len(values),
         on_batch: Callable[[Ran], object] = lambda ran: None,
         threads: int = 2,
+        seconds_of: Mapping[int, float] | None = None,
     ):
         self._run, self._on_batch = run, on_batch
         self._sizes, self._most_waiting, self._widths = sizes, most_waiting, widths
         self._rows: deque[_Row] = deque()
         self._changed, self._choosing = threading.Condition(), threading.Lock()
         self._closed, self._running = False, 0
-        self._pace, self._ended = Pace(), 0.0
+        self._pace, self._ended = Pace(seconds_of or {}), 0.0
         self._threads = [
             threading.Thread(target=self._work, name=f"search {n}", daemon=True)
             for n in range(threads)
@@ -209,11 +210,12 @@ class Batcher:
                 now = time.monotonic()
                 self._rows = deque(row for row in self._rows if row.request.is_wanted(now))
                 of_group = [r for r in self._rows if r.request.group == self._rows[0].request.group]
-                most = self._size(of_group[0].request) if of_group else 0
-                if len(of_group) >= most and (of_group or self._closed):
-                    return of_group, most
-                if of_group and not self._running:
-                    return of_group, most
+                if of_group:
+                    most = self._size(of_group[0].request)
+                    if not self._running or len(of_group) >= most:
+                        return of_group, most
+                elif self._closed:
+                    return [], 0
                 self._changed.wait()
 
     def _closest(self, rows: list[_Row], most: int) -> list[_Row]:

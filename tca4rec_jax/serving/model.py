@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,9 +150,12 @@ class ServedModel:
         room = -(-self._experiment.config.prompt.max_tokens // 8) * 8
         return (*sorted({size for size in suited if shortest <= size < room}), room)
 
-    def warm_up(self) -> None:
-        """Loads the weights and compiles all programs of lists and scores, most of explanations."""
-        everything = self._recommender.filter()
+    def warm_up(self) -> dict[int, float]:
+        """Loads the weights and compiles all programs of lists and scores, most of explanations.
+
+        Returns the seconds of a batch of each size, with the longest prompts.
+        """
+        everything, seconds_of = self._recommender.filter(), {}
         self._recommender.decoder  # noqa: B018 - loaded before the devices are taken
         for batch_size in self.batch_sizes:
             for bucket in self.buckets:
@@ -159,9 +163,13 @@ class ServedModel:
                 sizes = BatchSizes(batch_size, tuple(sorted({bucket, self.buckets[-1]})))
                 self._lists(0.0, [Row(self._shortest, everything)], sizes)
                 self._scores(0.0, [Row(self._shortest, self._shortest)], sizes)
+            begin = time.monotonic()
+            self._lists(0.0, [Row(self._shortest, everything)], sizes)  # of the longest
+            seconds_of[batch_size] = time.monotonic() - begin
         if self.explains:
             for history in (self._shortest, *self._sample[:1]):
                 self._explain(0.0, Row(history, {"k": self.most_items}))
+        return seconds_of
 
     def lists_after(
         self,

@@ -1,7 +1,7 @@
 """How long batches take: what may share a batch, and wait, if answers are to be in time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _NEWEST = 0.3  # its weight among the batches of its size
 
@@ -12,8 +12,9 @@ class Pace:
     Two that are searched side by side share the time: each then lasts twice its own.
     """
 
-    def __init__(self) -> None:
-        self._seconds_of: dict[int, float] = {}
+    def __init__(self, seconds_of: Mapping[int, float]):
+        """`seconds_of` sizes, as far as they are known before."""
+        self._seconds_of = dict(seconds_of)
 
     def learn(self, size: int, seconds: float) -> None:
         """From a batch that was searched."""

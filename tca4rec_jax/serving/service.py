@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, Literal
 
@@ -115,11 +115,11 @@ class Service:
         begin = time.monotonic()
         try:
             model = self._load(run or (self._model.name if self._model else self._first))
-            model.warm_up()
+            seconds_of = model.warm_up()
             return_freed_pages()  # loading and compiling needed as much again
             fingerprint(model.made_from)  # reads files, which requests should not wait for
             if not self._batchers:
-                self._batchers = [self._batcher(threads=2), self._batcher(threads=1)]
+                self._batchers = [self._batcher(2, seconds_of), self._batcher(1, {})]
             self._before, self._model = self._model, model
             self.metrics.loads.labels("ready").inc()
             logging.info("serving %s after %.1f s", model.name, time.monotonic() - begin)
@@ -128,7 +128,7 @@ class Service:
             logging.warning("%s was not loaded: %s", run or "the run", one_line(error))
             raise
 
-    def _batcher(self, threads: int) -> Batcher:
+    def _batcher(self, threads: int, seconds_of: Mapping[int, float]) -> Batcher:
         return Batcher(
             lambda group, rows: group.model.run(group, rows),
             sizes=lambda group: (1,) if group.kind == "explain" else group.model.batch_sizes,
@@ -136,6 +136,7 @@ class Service:
             widths=lambda group, rows: group.model.widths(group, rows),
             on_batch=self.metrics.searched,
             threads=threads,
+            seconds_of=seconds_of,
         )
 
     def rollback(self) -> None:

@@ -117,8 +117,8 @@ def test_a_full_queue_refuses_a_request_as_a_whole(searches):
     assert [len(one.result(5)) for one in futures] == [4, 5]
 
 
+@pytest.mark.parametrize("searches", [{"seconds_of": {4: 1.0}}], indirect=True)
 def test_what_would_be_late_is_refused_unless_nobody_is_before_it(searches):
-    searches.batcher._pace.learn(4, 1.0)
     held = searches.submit(0, seconds=0.9)
     assert searches.begun.wait(5)
     with pytest.raises(Full, match="try again in 2 s"):  # three batches, the last by itself
@@ -130,9 +130,7 @@ def test_what_would_be_late_is_refused_unless_nobody_is_before_it(searches):
 
 @pytest.mark.parametrize(("seconds", "begun"), [(3.9, [[1], [2]]), (5.0, [[1, 2, 3]])])
 def test_a_batch_is_no_larger_than_the_deadline_allows(seconds, begun):
-    searches = Searches(sizes=lambda group: (1, 4))
-    searches.batcher._pace.learn(1, 0.3)
-    searches.batcher._pace.learn(4, 1.0)
+    searches = Searches(sizes=lambda group: (1, 4), seconds_of={1: 0.3, 4: 1.0})
     found = searches.submit(1, 2, 3, seconds=seconds)
     while len(searches.batches) < len(begun):
         time.sleep(0.01)

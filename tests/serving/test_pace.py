@@ -6,10 +6,7 @@ from tca4rec_jax.serving.pace import Pace
 
 
 def pace_of(**seconds_of):
-    pace = Pace()
-    for size, seconds in seconds_of.items():
-        pace.learn(int(size[1:]), seconds)
-    return pace
+    return Pace({int(size[1:]): seconds for size, seconds in seconds_of.items()})
 
 
 def test_a_size_takes_what_it_took_or_what_smaller_ones_promise():
@@ -17,7 +14,7 @@ def test_a_size_takes_what_it_took_or_what_smaller_ones_promise():
     assert pace.seconds(16) == 5.0
     assert pace.seconds(64) == 20.0
     assert pace.seconds(1) == 2.0
-    assert Pace().seconds(4) == 0.0
+    assert Pace({}).seconds(4) == 0.0
     once_slow = pace_of(_4=0.1, _16=50.0)
     assert once_slow.seconds(16) == pytest.approx(0.4)  # it is tried again
 
@@ -31,7 +28,7 @@ def test_the_newest_batches_count_most():
 
 def test_the_largest_size_leaves_three_quarters_of_the_time():
     sizes = (1, 4, 16, 64)
-    assert Pace().largest(sizes, 1e9) == 1  # the first says how fast it is
+    assert Pace({}).largest(sizes, 1e9) == 1  # the first says how fast it is
     pace = pace_of(_1=0.5, _4=1.5)
     assert [pace.largest(sizes, allowed) for allowed in (0.1, 2, 5.9, 6, 23, 24, 96)] == [
         1, 1, 1, 4, 4, 16, 64,

@@ -42,6 +42,7 @@ class Counted:
 
     def warm_up(self):
         self.loaded_in = threading.current_thread()
+        return {}
 
     def titles_like(self, text, most):
         raise RuntimeError(f"a bug that quotes {text}")
