@@ -122,6 +122,7 @@ class BatchedSearch:
         self.host_trie, self.trie = trie, _trie_on_mesh(trie, config, mesh)
         self._on_mesh: WeakKeyDictionary[Decoder, tuple] = WeakKeyDictionary()
         self._titles: WeakKeyDictionary[Decoder, TitleIndex] = WeakKeyDictionary()
+        self._items: list[tuple[CFItems, CFItems]] = [(DENSE, DENSE)]
 
     def sizes(self, lengths_R: np.ndarray) -> BatchSizes:
         """What suits prompts of these lengths: no batch that is mostly filler.
@@ -146,6 +147,7 @@ class BatchedSearch:
         other = copy.copy(self)
         other.config = config
         other.trie = _trie_on_mesh(self.host_trie, config, self.mesh)
+        other._items = [(DENSE, DENSE)]  # as many as this trie has
         return other
 
     def put(self, decoder: Decoder) -> tuple[nnx.GraphDef, nnx.State]:
@@ -155,6 +157,14 @@ class BatchedSearch:
             shardings = sharding.tree_shardings(self.mesh, decoder.config, state)
             self._on_mesh[decoder] = graph, sharding.put(state, shardings)
         return self._on_mesh[decoder]
+
+    def put_items(self, items: CFItems) -> CFItems:
+        """CF items on the mesh; once as long as calls have the same, which must not change."""
+        given, on_mesh = self._items[0]
+        if given is not items:
+            on_mesh = put_items(self.mesh, items, self.trie)
+            self._items[0] = items, on_mesh
+        return on_mesh
 
     def titles(self, decoder: Decoder) -> TitleIndex | None:
         """The catalogue as a model reads it, for grounding; made once for each model."""
@@ -298,8 +308,7 @@ class _Pass:
         """
         search, mesh, lengths_R = self.search, self.search.mesh, self.texts.lengths
         capacity = int(self.buckets.max(initial=0))
-        cf_items = self.rows.cf_items if self.guided else DENSE
-        cf_items = put_items(mesh, cf_items, search.trie)
+        cf_items = search.put_items(self.rows.cf_items if self.guided else DENSE)
         models = []
         for decoder, sets in self.jobs:
             graph, state = search.put(decoder)

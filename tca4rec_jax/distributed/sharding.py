@@ -247,6 +247,8 @@ def local_rows(mesh: Mesh, batch_size: int, axis: str = "batch") -> np.ndarray:
 def shard_batch(mesh: Mesh, tree: Any, axis: str = "batch") -> Any:
     """Puts a batch on the mesh, its leading axis split; each process passes its `local_rows`."""
     sharding = row_sharding(mesh, axis)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)  # all arrays at once
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), tree)
 
 

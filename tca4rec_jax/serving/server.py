@@ -12,10 +12,9 @@ from types import FrameType
 import absl.logging
 import uvicorn
 from fastapi import FastAPI
-from h11 import DONE, IDLE, SEND_BODY
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.serving.connections import connections
 from tca4rec_jax.serving.service import Busy, Service
 
 
@@ -102,31 +101,3 @@ class _Server(uvicorn.Server):
                 logging.getLogger(__name__).warning("SIGHUP: %s", error)
 
         self._service.begin_reload().add_done_callback(ended)
-
-
-def connections(seconds: float) -> type[H11Protocol]:
-    """A protocol that closes a connection if, so long after an answer (or the beginning), the next
-    request has no whole head, or the body of the one that was refused has not ended."""
-
-    class Connection(H11Protocol):
-        _waits: object = None
-
-        def connection_made(self, transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._wait()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._wait()
-
-        def _wait(self) -> None:
-            self._waits = now = object()
-            self.loop.call_later(seconds, self._close_if_still, now)
-
-        def _close_if_still(self, since: object) -> None:
-            theirs, ours = self.conn.their_state, self.conn.our_state
-            refused = theirs is SEND_BODY and ours is DONE
-            if self._waits is since and (theirs is IDLE or refused):
-                self.transport.close()
-
-    return Connection

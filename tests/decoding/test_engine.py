@@ -157,11 +157,13 @@ def test_cf_vectors_are_multiplied_out_on_the_devices(decoder):
             SearchRows(prompts, dense_RxI.__getitem__),
             SearchRows(prompts, cf_RxD.__getitem__, items),
             SearchRows(prompts, jax.numpy.asarray(cf_RxD).__getitem__, items),
+            SearchRows(prompts, dense_RxI.__getitem__),
         )
     )
     for one in found:
         np.testing.assert_array_equal(one.leaves_RxM, expected.leaves_RxM)
         np.testing.assert_allclose(one.scores_RxM, expected.scores_RxM, rtol=1e-5, atol=1e-5)
+    assert search.put_items(items) is search.of_sizes(search.sizes(np.ones(1))).put_items(items)
 
 
 def test_models_that_share_layers_find_what_each_finds_alone(decoder, monkeypatch):

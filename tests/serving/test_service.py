@@ -16,9 +16,10 @@ from served import ask, listening, post
 from tca4rec_jax.decoding.recommender import Recommended
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.serving.app import make_app
+from tca4rec_jax.serving.connections import connections
 from tca4rec_jax.serving.guard import KEY_HEADER
 from tca4rec_jax.serving.model import Group, Limits, Row
-from tca4rec_jax.serving.server import connections, serve
+from tca4rec_jax.serving.server import serve
 from tca4rec_jax.serving.service import Service
 from tca4rec_jax.training.fault_tolerance import CheckpointError
 
@@ -250,5 +251,6 @@ def test_slow_clients_and_bodies_of_megabytes_over_a_socket():
         assert answer_to(head % 10_000_000).startswith(b"HTTP/1.1 413 ")
         assert answer_to(head.replace(b" k", b" x") % 20 + b"{" * 20).startswith(b"HTTP/1.1 401 ")
         assert answer_to(b"no HTTP\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+        assert answer_to(head % 900_000 + b"{" * 900_000).startswith(b"HTTP/1.1 422 ")
         assert seconds_to_the_end(address, head.replace(b" k", b" x") % 10_000, b"{") < 2
     service.close()
