@@ -5,9 +5,10 @@
 
 Reads the config alone: no weights, no data. Writes --json and --hlo, if they are given.
 Targets: v5e-16, v5p-8, v6e-16, h100-8, a100-8, a6000-1, cpu (other sizes alike). Programs: train,
-prefill (of the prompts), search (beam search after them), and if asked for guided_search (the same,
-guided by the CF model). Exit status: 0 all fit, 1 one does not, 2 something is wrong (a compiler is
-missing: the message is the line that installs it).
+prefill (of the prompts), search (beam search after them: of a recommender that answers Yes or No,
+among its two answers), and if asked for guided_search (the same, guided by the CF model). Exit
+status: 0 all fit, 1 one does not, 2 something is wrong (a compiler is missing: the message is the
+line that installs it).
 """
 
 import sys

@@ -1,8 +1,9 @@
-"""Recommends items: after one history, or for a file of histories.
+"""Recommends items: after one history, or for a file of histories; or scores given items.
 
     python launch/recommend.py --workdir=runs/quickstart --run=aligned \\
         --item="Toy Story (1995)" --item="Fargo (1996)"
     python launch/recommend.py ... --input=histories.jsonl --output=recommended.jsonl
+    python launch/recommend.py ... --item=100 --item=127 --candidate="Heat (1995)" --candidate=98
 
 Items are ids or titles, oldest first. A file is .jsonl ({"history": [...]}), .csv (a column
 `history`, items separated by '|') or .parquet (such a column, or one of lists). Reads WORKDIR/data,
@@ -10,14 +11,18 @@ the run in WORKDIR/llm and, with --guidance, the CF model in WORKDIR/cf. Writes 
 given: Parquet if it is called so, else JSONL. Interrupted, the same command goes on, and several
 processes share the work (--coordinator, --process_count, --process_index). --run names the LLM run
 below WORKDIR/llm, whose config is taken where there is no --config; --untrained takes the LLM as it
-came. Filters: --config.decoding.allow=, deny= (files of item ids), exclude_history=true.
+came. --candidate ranks the items that it names by their scores, of the whole catalogue; of a
+recommender that answers Yes or No these are log P(yes) - log P(no), and items of the history are
+liked but for those that --disliked names. Filters: --config.decoding.allow=, deny= (files of item
+ids), exclude_history=true.
 """
 
+import numpy as np
 from absl import flags
 
 from tca4rec_jax.config import run_name
 from tca4rec_jax.decoding.recommend_file import recommend_file
-from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.decoding.recommender import Recommended, Recommender
 from tca4rec_jax.distributed.multihost import is_main_process
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment
@@ -26,6 +31,8 @@ from tca4rec_jax.ranges import Count, LocalPath, NotNegative
 from tca4rec_jax.reporting import show
 
 _ITEMS = flags.DEFINE_multi_string("item", [], "One item of the history; repeat it, oldest first.")
+_CANDIDATE = flags.DEFINE_multi_string("candidate", [], "An item to score; repeat it.")
+_DISLIKED = flags.DEFINE_multi_string("disliked", [], "An --item that the user dislikes.")
 _INPUT = DEFINE_field("input", LocalPath, None, "A .jsonl, .csv or .parquet file of histories.")
 _OUTPUT = DEFINE_field("output", LocalPath, None, "The .jsonl or .parquet file to write.")
 _K = DEFINE_field("k", Count, 10, "Items in a list.")
@@ -34,17 +41,38 @@ _UNTRAINED = flags.DEFINE_bool("untrained", False, "Use the LLM as it came.")
 
 
 def recommend(config, workdir):
-    """Prints the list after the history --item, or writes those of the file --input."""
+    """Prints the list after the history --item, or of --candidate; or writes those of --input."""
     if bool(_ITEMS.value) == bool(_INPUT.value) or bool(_INPUT.value) != bool(_OUTPUT.value):
         raise UserError("give either --item (once or more), or --input and --output")
+    if (_INPUT.value and _CANDIDATE.value) or (_DISLIKED.value and not _CANDIDATE.value):
+        raise UserError("--candidate goes with --item, --disliked with --candidate")
     name = "" if _UNTRAINED.value else run_name(config)
     recommender = Recommender(Experiment(config, workdir), name, guidance=_GUIDANCE.value)
     if _INPUT.value:
         recommend_file(recommender, _INPUT.value, _OUTPUT.value, k=_K.value)
         return
-    found = recommender.recommend(_ITEMS.value, _K.value)
+    if _CANDIDATE.value:
+        found = scored(recommender)
+    else:
+        found = recommender.recommend(_ITEMS.value, _K.value)
     for place, one in enumerate(found if is_main_process() else (), start=1):
         show(f"{place:3d}  {one.score:9.4f}  {one.item_id}  {one.title}")
+
+
+def scored(recommender):
+    """The items --candidate after the history --item, best first."""
+    history, disliked = (
+        recommender.find(names, what).tolist() if names else []
+        for names, what in ((_ITEMS.value, "--item"), (_DISLIKED.value, "--disliked"))
+    )
+    if not {*disliked} <= {*history}:
+        raise UserError("--disliked names an item that no --item names")
+    liked = [item not in disliked for item in history] if disliked else None
+    scores = recommender.score(_ITEMS.value, _CANDIDATE.value, liked=liked)
+    items = recommender.find(_CANDIDATE.value, "--candidate").tolist()
+    catalogue = recommender.experiment.data.catalogue
+    names = [(catalogue.item_ids[item], catalogue.titles[item]) for item in items]
+    return [Recommended(*names[at], float(scores[at])) for at in np.argsort(-scores, kind="stable")]
 
 
 if __name__ == "__main__":

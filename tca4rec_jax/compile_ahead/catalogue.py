@@ -3,7 +3,8 @@
 Titles of 9,913 office products (Amazon 2018, at most 100 characters, SmolLM2's tokens) give the
 proportions; what grows more slowly than the number of items does so with the exponents found
 between them and 20,669 toys. Semantic ids are those of 12,101 beauty products (four levels of 256),
-the exponents found between them and 3,000 of these.
+the exponents found between them and 3,000 of these. Of a recommender that answers Yes or No the
+trie has two leaves.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from tca4rec_jax.batching import round_up
-from tca4rec_jax.core.trie import DeviceTrie, TrieSizes
+from tca4rec_jax.core.trie import DeviceTrie, ItemTrie, TrieSizes
 
 
 @dataclass(frozen=True)
@@ -120,3 +121,27 @@ class CatalogueSizes:
             beam_reads=reads,
         )
         return DeviceTrie(**arrays | {"sizes": static})
+
+
+@dataclass(frozen=True)
+class AnswerSizes:
+    """Of two answers of one token each, in the place of a catalogue; padded over `devices`."""
+
+    devices: int
+    vocabulary: int
+
+    @property
+    def items(self) -> int:
+        """The number of answers, padded."""
+        return round_up(2, self.devices)
+
+    def trie(self, *, score_edges: bool = False, parts: int = 1) -> DeviceTrie:
+        """As of CatalogueSizes."""
+        answers = ItemTrie.build([[0], [1]]).compress()
+        made = DeviceTrie.on_host(answers, item_shards=self.devices, score_edges=score_edges)
+
+        def padded(path, array) -> Any:
+            length = len(array) if path[0].name == "choice" else round_up(len(array), parts)
+            return jax.ShapeDtypeStruct((length,), jnp.int32)
+
+        return jax.tree_util.tree_map_with_path(padded, made)

@@ -1,8 +1,9 @@
 """The training step, prompt prefill and beam search of a config, lowered without any array.
 
 An AbstractExperiment makes shapes with shardings instead of arrays; the model is
-`llm.architecture`, the catalogue a number of items (CatalogueSizes). Everything else is the code
-that trains and searches. Nothing is allocated, so a model far larger than this machine compiles.
+`llm.architecture`, the catalogue a number of items (CatalogueSizes), or two answers. Everything
+else is the code that trains and searches. Nothing is allocated, so a model far larger than this
+machine compiles.
 """
 
 import dataclasses
@@ -20,7 +21,14 @@ from jax.stages import Lowered
 
 from tca4rec_jax.batching import round_up
 from tca4rec_jax.cf.settings import vector_width
-from tca4rec_jax.compile_ahead.catalogue import ID_TOKENS, IDS, TITLES, CatalogueSizes, Measured
+from tca4rec_jax.compile_ahead.catalogue import (
+    ID_TOKENS,
+    IDS,
+    TITLES,
+    AnswerSizes,
+    CatalogueSizes,
+    Measured,
+)
 from tca4rec_jax.compile_ahead.targets import Target
 from tca4rec_jax.config import build
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
@@ -98,11 +106,32 @@ class AbstractExperiment(Experiment):
         return found, params
 
     @cached_property
-    def sizes(self) -> CatalogueSizes:
-        """The sizes of a catalogue that divides over the devices, as Experiment.cf_arrays pads."""
-        items = round_up(self.num_items, self.mesh.size)
+    def sizes(self) -> CatalogueSizes | AnswerSizes:
+        """The sizes of what is generated, which divides over the devices as in `cf_arrays`."""
         vocabulary = max(self.architecture.vocab_size, self.new_tokens.stop)
+        if self.answers:
+            return AnswerSizes(self.mesh.size, vocabulary)
+        items = round_up(self.num_items, self.mesh.size)
         return CatalogueSizes(items, vocabulary, self.measured)
+
+    @property
+    def answers(self) -> bool:
+        """Whether the recommender answers Yes or No: what is generated is one of two answers."""
+        return self.recipe.evaluated_by == "answers"
+
+    @property
+    def cf_part(self) -> tuple[int, CFItems]:
+        """The width of a row's CF vector, and the item side: of answers the logits themselves."""
+        if self.answers:
+            return self.sizes.items, DENSE
+        width = vector_width(self.config.cf)
+        table_IxD: Any = jax.ShapeDtypeStruct((self.sizes.items, width), jnp.float32)
+        return width, CFItems(table_IxD)
+
+    @property
+    def beams(self) -> int:
+        """Those of a search: every answer's, or of lists decoding.beams."""
+        return 2 if self.answers else self.config.decoding.beams
 
     @property
     def measured(self) -> Measured:
@@ -133,8 +162,10 @@ class AbstractExperiment(Experiment):
         if self.item_vectors is None:
             return None
         prompt = self.config.prompt
-        of_item, of_user = prompt.item.count("{vector}"), prompt.templates[0].count("{user}")
-        return titles * of_item + of_user, self.item_vectors.shape[1]
+        text, of_item = prompt.templates[0], prompt.item.count("{vector}")
+        around = text.count("{user}") + text.count("{vector}")  # the latter of {item}
+        titles += text.count("{item}")
+        return titles * of_item + around, self.item_vectors.shape[1]
 
     def cf_arrays(self, items: CFItems | None) -> tuple[CFItems | None, DeviceTrie]:
         """The items and a trie of the catalogue's sizes, as shapes."""
@@ -189,8 +220,9 @@ class AbstractExperiment(Experiment):
             ((rows_of_batch(tokens, *sizes), tokens) for tokens in buckets), key=math.prod
         )
         if training.targets == "last":
-            most = round_up(self.measured.tokens, 8), 1, round_up(self.measured.decisions, 8)
-            return BatchShape(rows, tokens, *most)
+            one, of_item = (1, 1), (self.measured.tokens, self.measured.decisions)
+            positions, decisions = one if self.answers else of_item
+            return BatchShape(rows, tokens, round_up(positions, 8), 1, round_up(decisions, 8))
         items = tokens // self.measured.tokens_per_item
         decisions = round_up(items * self.measured.decisions_per_item, 8)
         return BatchShape(rows, tokens, tokens, items, decisions)
@@ -205,11 +237,9 @@ class AbstractExperiment(Experiment):
 
 def train(experiment: AbstractExperiment, *, projected: bool = True) -> Lowered:
     """The training step; projected=False leaves the Collaborative Tokenizer out."""
-    config, width = experiment.config, vector_width(experiment.config.cf)
+    config, (width, items) = experiment.config, experiment.cf_part
     graph, state, base = experiment.initial_state()
-    table_IxD: Any = jax.ShapeDtypeStruct((experiment.sizes.items, width), jnp.float32)
-    items = CFItems(table_IxD, None) if projected else None
-    step = TrainStep(experiment, graph, state, base, items)
+    step = TrainStep(experiment, graph, state, base, items if projected else None)
     hidden = None
     if experiment.caches_hidden_states:
         hidden = experiment.architecture.hidden_size, jnp.dtype(config.llm.dtype)
@@ -233,7 +263,7 @@ def search(experiment: AbstractExperiment, *, guided: bool = False) -> Lowered:
     scalar: Any = jax.ShapeDtypeStruct((), jnp.float32)
     weights = experiment.put(ScoreWeights(*[scalar] * 4), sharding.replicated(experiment.mesh))
     state, _, _, trie, _ = args
-    users, items = _guidance(experiment, trie) if guided else (Users(), DENSE)
+    users, items = _guidance(experiment) if guided else (Users(), DENSE)
     titles = None
     if experiment.config.decoding.find == "grounding":
         size = trie.sizes.num_leaves, experiment.architecture.hidden_size
@@ -252,11 +282,10 @@ PROGRAMS = {
 }
 
 
-def _guidance(experiment: AbstractExperiment, trie: DeviceTrie) -> tuple[Users, CFItems]:
+def _guidance(experiment: AbstractExperiment) -> tuple[Users, CFItems]:
     """The CF vectors of a batch's users and of all items."""
-    mesh, width = experiment.mesh, vector_width(experiment.config.cf)
-    table_IxD: Any = jax.ShapeDtypeStruct((*trie.item_order.shape, width), jnp.float32)
-    items = experiment.put(CFItems(table_IxD), item_shardings(mesh, CFItems(table_IxD)))
+    mesh, (width, items) = experiment.mesh, experiment.cf_part
+    items = experiment.put(items, item_shardings(mesh, items))
     batch = experiment.config.inference.batch_size
     cf_BxD: Any = jax.ShapeDtypeStruct((batch, width), jnp.float32)
     users = experiment.put(Users(cf_BxD), sharding.row_sharding(mesh, "prompts"))
@@ -267,7 +296,7 @@ def _prefill_arguments(experiment: AbstractExperiment) -> tuple[tuple, dict[str,
     """The arguments of `read_prompts` for a batch of the longest prompts, and the static ones."""
     mesh, config = experiment.mesh, experiment.config
     graph, state = nnx.split(experiment.decoder_from(*experiment.initial_state()))
-    search_config = build(SearchConfig, config.decoding)
+    search_config = build(SearchConfig, config.decoding, beams=experiment.beams)
     parts = search_shards(mesh)
     trie = experiment.sizes.trie(score_edges=search_config.vocabulary, parts=parts)
     trie = experiment.put(trie, trie_shardings(mesh, trie))

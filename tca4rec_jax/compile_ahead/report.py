@@ -23,12 +23,13 @@ def heading(experiment: AbstractExperiment) -> tuple[str, str]:
     kind = target.chip.device_kind if target.chip else "CPU"
     topology = f" ({target.topology})" if target.topology else ""
     parts = config.training.micro_batches
+    generated = "two answers" if experiment.answers else f"{experiment.num_items:,} items"
     split = f" in {parts} micro-batches" if parts > 1 else ""
     return (
         f"{experiment.architecture_name}, {experiment.parameters / 1e9:.2f} billion parameters in "
         f"{architecture.num_layers} layers, {experiment.trained_parameters / 1e6:.1f} million "
         f"trained ({config.llm.train}), {config.llm.dtype}; batch {shape.rows} x "
-        f"{shape.tokens} tokens{split}, {experiment.num_items:,} items",
+        f"{shape.tokens} tokens{split}, {generated}",
         f"{target.name}: {target.num_devices} x {kind}{topology}, mesh {mesh}",
     )
 
@@ -92,7 +93,7 @@ def advice(estimate: Estimate, experiment: AbstractExperiment) -> str:
         "a smaller training.batch_size, or more devices for it (mesh.data)": trains,
         "shorter training.buckets and prompt.max_tokens": trains,
         "a smaller inference.batch_size or more devices for it (mesh.data)": not trains,
-        "fewer decoding.beams": estimate.program == "search",
+        "fewer decoding.beams": estimate.program == "search" and not experiment.answers,
     }
     helpful = "; or ".join(option for option, helps in options.items() if helps)
     return f"{estimate.program} lacks {lacking:.2f} GiB: {helpful}"

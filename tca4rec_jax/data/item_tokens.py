@@ -128,6 +128,11 @@ def tokenise_items(
 
     def task(text: str) -> Task:
         parts = parse(text, "training.tasks")
+        if any(field == HISTORY for _, field in parts):
+            raise UserError(
+                "training.tasks has {history}: a task is about one item and no user; give texts "
+                "around a history in prompt.templates, of which training draws one for every row"
+            )
         check_fields_of(parts, tuple(columns), "training.tasks")
         asked, answered = _question(parts)
         ask, answer = (partial(of.items, one, "training.tasks") for one in (asked, answered))

@@ -134,6 +134,12 @@ def _check_question(text: str, fields: list[str]) -> None:
         )
 
 
+def shows_ratings(template: Any) -> bool:
+    """Whether prompts list items by their rating; `template` is as of `carried_vectors`."""
+    texts = template.templates
+    return any(field in (LIKED, DISLIKED) for text in texts for _, field in parse(text, "prompt"))
+
+
 def carried_vectors(template: Any) -> set[str]:
     """Whose vectors prompts carry: VECTOR for those of items, USER for those of users.
 

@@ -25,6 +25,7 @@ from tca4rec_jax.data.ragged import Ragged
 from tca4rec_jax.data.sequences import PAD_ITEM
 from tca4rec_jax.data.templates import reads_users
 from tca4rec_jax.decoding.beam_search import ScoreWeights
+from tca4rec_jax.decoding.candidate_questions import CandidateQuestions
 from tca4rec_jax.decoding.engine import BatchedSearch, BatchSizes, SearchRows
 from tca4rec_jax.decoding.filters import ItemFilter, masks_of
 from tca4rec_jax.decoding.list_inputs import list_inputs
@@ -67,6 +68,7 @@ class Recommender:
         self._reads_cf = guidance > 0 or reads_users(experiment.config.prompt)
         if self._reads_cf:
             self.cf_model  # noqa: B018 - loaded now
+        self._questions = CandidateQuestions(experiment)
         self._search, self._scoring = cache(experiment.search), cache(self._scoring_search)
 
     @classmethod
@@ -160,12 +162,23 @@ class Recommender:
             found = dataclasses.replace(found, exclude_history=exclude_history)
         return found
 
-    def score(self, history: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
+    def score(
+        self,
+        history: Sequence[str],
+        candidates: Sequence[str],
+        *,
+        liked: Sequence[bool] | None = None,
+    ) -> np.ndarray:
         """Exact scores float32 [candidates] of given items, to re-rank another system's list.
 
-        They are those of the whole catalogue, without filters. Raises UserError as `recommend`.
+        They are those of the whole catalogue, without filters. Of a recommender that answers Yes or
+        No a score is log P(yes) - log P(no), guidance by the calibrated CF model included, as
+        evaluation has it; `liked` says which items of the history the user likes, by default all,
+        for prompts that show {liked}.
+
+        Raises UserError as `recommend`, and for `liked` that fits neither the history nor prompts.
         """
-        return self.scores([history], [candidates])[0]
+        return self.scores([history], [candidates], liked=None if liked is None else [liked])[0]
 
     def scores(
         self,
@@ -173,14 +186,20 @@ class Recommender:
         candidates: Sequence[Sequence[str]],
         *,
         guidance: float | None = None,
+        liked: Sequence[Sequence[bool]] | None = None,
         most: int | None = None,
         sizes: BatchSizes | None = None,
     ) -> np.ndarray:
         """`score` float32 [R, candidates] of as many candidates for each of R histories.
 
-        Up to `most` candidates, and any `guidance`, have one compiled program.
+        Up to `most` candidates, and any `guidance`, have one compiled program. A recommender that
+        answers is asked in batches, of one of a few sizes that are each compiled once.
         """
         items_RxN = np.stack([self.find(names, "candidates") for names in candidates])
+        if self.experiment.recipe.evaluated_by == "answers":
+            return self._answer_scores(histories, items_RxN, liked, guidance, sizes)
+        if liked is not None:
+            raise UserError("liked goes with recommenders that answer Yes or No: omit it")
         trie, every_item = self.experiment.trie, np.arange(self.experiment.trie.num_items)
         filters = [ItemFilter(np.isin(every_item, items)) for items in items_RxN]
         weights = self.weights_of(guidance)
@@ -192,6 +211,24 @@ class Recommender:
         leaf_RxN = trie.leaf_of_item[items_RxN]
         is_leaf_RxNxM = found.leaves_RxM[:, None, :] == leaf_RxN[:, :, None]
         return np.take_along_axis(found.scores_RxM, np.argmax(is_leaf_RxNxM, axis=2), axis=1)
+
+    def _answer_scores(
+        self,
+        histories: Sequence[Sequence[str]],
+        items_RxN: np.ndarray,
+        liked: Sequence[Sequence[bool]] | None,
+        guidance: float | None,
+        sizes: BatchSizes | None,
+    ) -> np.ndarray:
+        """`scores` of a recommender that answers: a question is a row of the search."""
+        weights = self.weights_of(guidance)
+        cf = self.cf_model if self._reads_cf else None
+        rows = self._questions.rows(self._histories(histories), items_RxN, liked, cf)
+        rows = dataclasses.replace(rows, guided=guidance is not None)
+        search, longest = self._search(2), self.experiment.config.prompt.max_tokens
+        sizes = sizes or search.sizes(rows.prompts.lengths).rounded(longest)
+        found = search.of_sizes(sizes).recommend(self.decoder, rows, weights, progress=None)
+        return self._questions.log_odds(found).reshape(items_RxN.shape)
 
     def _scoring_search(self, beams: int) -> BatchedSearch:
         # A beam for each candidate: none is ever dropped, and the prefixes that their titles share
@@ -240,9 +277,7 @@ class Recommender:
         Prompts take the latest data.history_length items, the CF model as many as it reads, and the
         filter the whole history. Raises UserError as `recommend`.
         """
-        if isinstance(names, str) or not len(names):
-            raise UserError("give a history: a list of item ids or titles, or a list of such lists")
-        histories = self._find(names, [f"history {row}" for row in range(len(names))])
+        histories = self._histories(names)
         config, latest = self.experiment.config, partial(histories.latest, fill=PAD_ITEM)
         history_RxS = latest(np.arange(len(names)), config.data.history_length)
         prompts = self.experiment.prompts(history_RxS, candidates_RxN)
@@ -254,6 +289,12 @@ class Recommender:
         users["soft"] = soft_rows(self.experiment, prompts, **users)
         masks = allowed.masks if isinstance(allowed, ItemFilter) else partial(masks_of, allowed)
         return SearchRows(prompts.tokens, allowed=masks(histories), **users)
+
+    def _histories(self, names: Sequence[Sequence[str]]) -> Ragged:
+        """The items of histories. Raises UserError as `recommend`."""
+        if isinstance(names, str) or not len(names):
+            raise UserError("give a history: a list of item ids or titles, or a list of such lists")
+        return self._find(names, [f"history {row}" for row in range(len(names))])
 
     @cached_property
     def _item_of_title(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ from tca4rec_jax.data.prompts import Prompts
 from tca4rec_jax.data.questions import YES, question_rows
 from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.decoding.beam_search import ScoreWeights
+from tca4rec_jax.decoding.candidate_questions import log_odds
 from tca4rec_jax.decoding.engine import SearchRows
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile
 from tca4rec_jax.distributed import multihost
@@ -179,12 +180,7 @@ class _AnswerScores(NamedTuple):
     @classmethod
     def of(cls, found: Recommendations, yes_leaf: int) -> "_AnswerScores":
         """Of a search among the two answers."""
-        is_yes_RxM = found.leaves_RxM == yes_leaf
-        yes_R, no_R = (
-            np.max(found.scores_RxM, axis=1, where=chosen_RxM, initial=-np.inf)
-            for chosen_RxM in (is_yes_RxM, ~is_yes_RxM)
-        )
-        return cls(yes_R - no_R)
+        return cls(log_odds(found, yes_leaf))
 
 
 def _parts(

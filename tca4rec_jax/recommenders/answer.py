@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.config import build
-from tca4rec_jax.core.collaborative_tokenizer import DENSE
+from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.core.decisions import title_decisions
 from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import ItemTrie
@@ -77,8 +77,8 @@ def show_history(
 ) -> Prompts:
     """Raises UserError: a history alone is no question."""
     raise UserError(
-        "recommender.name is 'answer', which says Yes or No to an item and lists none: take "
-        "launch/evaluate.py, or recommender.name=generative"
+        "recommender.name is 'answer', which says Yes or No to an item and lists none: give items "
+        "to Recommender.score or launch/recommend.py --candidate, or take launch/evaluate.py"
     )
 
 
@@ -140,12 +140,26 @@ class Questions:
 
     def scores(self, store: LogitsStore, rows_B: np.ndarray) -> np.ndarray:
         """The CF logits of what some rows ask about: float64 [B]."""
-        vectors = np.asarray(store.read(self.position_R[rows_B]), np.float64)
-        item_B = self.asked.item_R[rows_B]
-        if store.item_table is None:
-            return vectors[np.arange(len(item_B)), item_B]
-        scores_B = np.sum(vectors * store.item_table[item_B], axis=1)
-        return scores_B if store.item_bias is None else scores_B + store.item_bias[item_B]
+        vectors = store.read(self.position_R[rows_B])
+        return item_scores(vectors, self.asked.item_R[rows_B], store.cf_items)
+
+
+def item_scores(vectors: np.ndarray, item_B: np.ndarray, items: CFItems) -> np.ndarray:
+    """The CF logits of one item of each row: float64 [B], of what a CF model says of the rows.
+
+    `vectors` are float [B, D], or logits [B, I] if the items are DENSE.
+    """
+    vectors = np.asarray(vectors, np.float64)
+    if items.table_IxD is None:
+        return vectors[np.arange(len(item_B)), item_B]
+    scores_B = np.sum(vectors * items.table_IxD[item_B], axis=1)
+    return scores_B if items.bias_I is None else scores_B + items.bias_I[item_B]
+
+
+def answer_logits(scores_m: np.ndarray, slope: float, offset: float) -> np.ndarray:
+    """float32 [m, 2]: the calibrated logits of the answers, of CF logits of items."""
+    calibrated_m = slope * scores_m + offset
+    return np.stack([calibrated_m, np.zeros_like(calibrated_m)], axis=1).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,20 +175,25 @@ class AnswerLogits:
     def read(self, positions_m: np.ndarray) -> np.ndarray:
         """float32 [m, 2]: of the answers after flat positions, those of rows' last items."""
         rows_m = np.searchsorted(self.questions.position_R, positions_m)
-        scores_m = self.slope * self.questions.scores(self.store, rows_m) + self.offset
-        return np.stack([scores_m, np.zeros_like(scores_m)], axis=1).astype(np.float32)
+        return answer_logits(self.questions.scores(self.store, rows_m), self.slope, self.offset)
 
 
 def teacher(experiment: "Experiment", split: str, store: LogitsStore) -> AnswerLogits:
     """The calibrated CF model. Raises UserError if all validation rows have one answer."""
-    data, config = experiment.data, experiment.config
-    held, asking = (
-        Questions(data.splits[name], data.catalogue.num_items, config)
-        for name in (_HELD_OUT, split)
-    )
-    rows = np.arange(len(held.position_R))
-    scores_R = held.scores(experiment.cf_store(_HELD_OUT, held.position_R), rows)
-    return AnswerLogits(store, asking, *calibrate(scores_R, held.asked.answer_R == YES))
+    return AnswerLogits(store, _questions(experiment, split), *calibration(experiment))
+
+
+def _questions(experiment: "Experiment", split: str) -> Questions:
+    data = experiment.data
+    return Questions(data.splits[split], data.catalogue.num_items, experiment.config)
+
+
+def calibration(experiment: "Experiment") -> tuple[float, float]:
+    """`calibrate` of the validation rows' answers. Raises as it, and as Experiment.cf_store."""
+    held = _questions(experiment, _HELD_OUT)
+    store = experiment.cf_store(_HELD_OUT, held.position_R)
+    scores_R = held.scores(store, np.arange(len(held.position_R)))
+    return calibrate(scores_R, held.asked.answer_R == YES)
 
 
 def calibrate(scores_R: np.ndarray, yes_R: np.ndarray) -> tuple[float, float]:

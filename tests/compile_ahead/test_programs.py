@@ -23,7 +23,9 @@ from tca4rec_jax.config import build, published_config
 from tca4rec_jax.core import objective
 from tca4rec_jax.core.collaborative_tokenizer import project
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
+from tca4rec_jax.decoding.beam_search import SearchConfig
 from tca4rec_jax.distributed import sharded_projection
+from tca4rec_jax.distributed.sharded_search import put_trie, search_shards
 from tca4rec_jax.llm import architectures
 from tca4rec_jax.llm.config import DecoderConfig
 from tca4rec_jax.llm.from_scratch import FromScratch
@@ -179,6 +181,37 @@ def test_grounding_is_planned_with_the_titles_it_compares(tiny_config):
     titles = programs.sizes.trie().sizes.num_leaves
     (args, _), width = PROGRAMS["search"](programs).args_info, programs.architecture.hidden_size
     assert (titles, width) in {leaf.shape for leaf in jax.tree.leaves(args)}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_yes_or_no_is_planned_as_a_choice_of_two_answers(tiny_config, devices):
+    """Whatever the catalogue's size: the tries and CF logits are those of a run."""
+    tiny_config.recommender.name = "answer"
+    tiny_config.prompt.templates = ("{user}{history} {item}{vector}?{target}",)
+    tiny_config.decoding.beams = 20
+    tiny_config.mesh.tensor = devices
+    programs = experiment(tiny_config, f"cpu-{devices}", 1_000_000)
+    assert programs.batch_shape[2:] == (8, 1, 8)
+    assert programs.soft_tokens(4) == (2, 64)
+    found = [compile_for(PROGRAMS[name](programs), name, programs.target) for name in PROGRAMS]
+    assert all(one.memory.arguments < 4e6 for one in found)
+    assert "two answers" in report.heading(programs)[0]
+    refused = dataclasses.replace(found[2], memory=None, work=None)
+    assert "decoding.beams" not in report.advice(refused, programs)
+    lowered = PROGRAMS["guided_search"](programs)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(lowered.args_info)]
+    assert (4, 2) in shapes  # the calibrated logits of the answers
+    assert max(map(max, filter(None, shapes))) < 1000
+    assert jax.tree.leaves(lowered.out_info)[0].shape[:2] == (4, 2)
+
+    trie, parts = ItemTrie.build([[0], [1]]), search_shards(programs.mesh)
+    searched = build(SearchConfig, tiny_config.decoding)
+    run = put_trie(programs.mesh, searched.device_trie(trie, parts))
+    planned = programs.sizes.trie(score_edges=searched.vocabulary, parts=parts)
+    assert planned.sizes == run.sizes
+    assert [one.shape for one in jax.tree.leaves(planned)] == [
+        one.shape for one in jax.tree.leaves(run)
+    ]
 
 
 def test_quantised_weights_are_planned_as_they_are_stored(tiny_config):

@@ -196,6 +196,12 @@ def test_tasks_add_an_example_of_every_item_whose_answer_is_supervised():
             np.testing.assert_array_equal(ours[row], theirs[row])
 
 
+def test_a_task_around_a_history_is_refused_with_what_to_use():
+    letters = TextEncoder(*2 * [lambda text: [ord(c) for c in text]])
+    with pytest.raises(UserError, match=r"about one item and no user; .* in prompt.templates"):
+        tokenise_items({"title": ("ab",)}, letters, PromptTemplate(), ("{history} {title}",))
+
+
 @pytest.mark.parametrize("task", ["{title} alone", "{title}{brand}"])
 def test_a_task_without_two_fields_of_items_is_refused(task):
     letters = TextEncoder(*2 * [lambda text: [ord(c) for c in text]])
