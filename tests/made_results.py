@@ -8,9 +8,13 @@ setups that share them.
 import dataclasses
 import functools
 import itertools
+import json
 
 import numpy as np
 
+from tca4rec_jax.data import tfds_rec
+from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.experiments.measures import AGREEMENT, FLUENCY
 from tca4rec_jax.experiments.results import CF, FILE, POPULAR, Cell, Line, RowRanks
 from tca4rec_jax.fileio import fingerprint
@@ -108,11 +112,12 @@ def _facts(data, split):
     user_R = np.sort(rng.integers(0, USERS, 2 * USERS if split == "test" else USERS))
     count_I = np.round(1000 / np.arange(1, ITEMS + 1)).astype(int)
     target_R = np.minimum(rng.exponential(ITEMS / 4, len(user_R)).astype(int), ITEMS - 1)
+    history_R = rng.integers(2, 60, len(user_R))
     return {
         "user_R": user_R.astype(np.int32),
         "target_R": target_R.astype(np.int32),
-        "position_R": np.arange(len(user_R)),
-        "history_R": rng.integers(2, 60, len(user_R)),
+        "position_R": np.cumsum(history_R + 1) - 1,
+        "history_R": history_R,
         "count_I": count_I,
     }
 
@@ -132,7 +137,9 @@ def _line(workdir, cell, split, seed_noise, gain):
         _rng("list", cell, split).random((rows, ITEMS)) ** 2 * np.arange(1, ITEMS + 1)
     )
     items_RxM = lists[:, :PLACES].astype(np.int32)
-    inside = np.flatnonzero(rank_R < PLACES)
+    if cell.is_llm:
+        rank_R[rank_R >= PLACES] = -1  # which lists no more
+    inside = np.flatnonzero((rank_R >= 0) & (rank_R < PLACES))
     items_RxM[items_RxM == target_R[:, None]] = ITEMS - 1
     items_RxM[inside, rank_R[inside]] = target_R[inside]
     if cell.guidance:
@@ -154,8 +161,46 @@ def _line(workdir, cell, split, seed_noise, gain):
         machine="made: 1 x cpu",
         provenance=dataclasses.asdict(Provenance("made cell", "this file", {})),
         validations=_validations(cell, gain),
-        run=f"{cell.data}/llm/{fingerprint(dataclasses.asdict(cell))[:8]}" if cell.is_llm else "",
+        run=_run(cell) if cell.is_llm else "",
     )
+
+
+def _run(cell):
+    """Guidances share a run."""
+    return f"{cell.data}/llm/{fingerprint(dataclasses.asdict(cell) | {'guidance': None})[:8]}"
+
+
+def make_data(workdir, data="movielens", split="test"):
+    """Writes the data set whose rows are those of a split; its titles are hostile."""
+    facts, rng = _facts(data, split), _rng("items", data)
+    items = rng.integers(0, ITEMS, facts["position_R"][-1] + 1).astype(np.int32)
+    items[facts["position_R"]] = facts["target_R"]
+    offsets = np.concatenate([[0], facts["position_R"] + 1])
+    rows = ItemSequences(facts["user_R"], items, offsets, np.zeros(len(items), np.int64))
+    titles = tuple(f"<b>Film {number} & co</b>" for number in range(ITEMS))
+    catalogue = Catalogue(tuple(map(str, range(ITEMS))), titles)
+    folder = workdir / data / "data"
+    folder.mkdir(parents=True)
+    tfds_rec.write(RecData(catalogue, dict.fromkeys(SPLITS, rows), None), folder)
+    Provenance("data set", "this file", {"data.history_length": 12}).save(folder)
+
+
+def make_logs(workdir, lines, steps=50):
+    """Writes the logs of the runs of lines: a loss, and the validations of the line."""
+    for line in lines:
+        if line.run:
+            rng, folder = _rng("log", line.run), workdir / line.run
+            folder.mkdir(parents=True, exist_ok=True)
+            log = [
+                {"step": step, "loss": 3 - step / steps + 0.1 * rng.normal()}
+                for step in range(steps)
+            ]
+            log += [
+                {"step": int(step), f"validation/{VALIDATED}": of[VALIDATED]}
+                for step, of in line.validations.items()
+            ]
+            text = "".join(json.dumps(one) + "\n" for one in log)
+            (folder / "log.jsonl").write_text(text)
 
 
 def _measured(cell):

@@ -1,13 +1,13 @@
 """Sections of an evaluation's page about its runs: what they are, how they learned, their costs."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tca4rec_jax.config import default_config
-from tca4rec_jax.evaluation.pictures import Curve, recorded, training_figure
+from tca4rec_jax.evaluation.pictures import DRAWN, Curve, recorded, training_figure
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.fileio import read_json, read_json_lines
 from tca4rec_jax.pages.blocks import Block, Numbers, Picture, Pictures, Section, Text
@@ -18,6 +18,10 @@ _TOLD = "evaluation.variants", "evaluation.differences", "run"
 """Fields that other tables of the page have."""
 _PARTS = 10
 """Of a training, whose means are in the table beside its curve."""
+ABOUT_CURVES = (
+    "Lines are exponential moving averages; what each step had is pale behind them "
+    f"({DRAWN} steps where there are more)."
+)
 
 
 def what_was_run(experiment: Experiment, results: Mapping) -> Section:
@@ -66,17 +70,27 @@ def how_they_learned(experiment: Experiment, results: Mapping) -> Iterator[Secti
     """A picture and a table of each quantity in the runs' logs; nothing without logs."""
     runs = {name: experiment.runs[name] for name in results["runs"]}
     curves = {name: read_json_lines(run.log) for name, run in runs.items()}
-    keys = recorded(curves, dict.fromkeys(key for run in runs.values() for key in run.drawn))
+    if drawn := learned(curves, (key for run in runs.values() for key in run.drawn)):
+        yield Section("Training", [Text(ABOUT_CURVES), *drawn])
+
+
+def learned(
+    curves: Mapping[str, Curve], keys: Iterable[str], *, alike: Mapping[str, str] | None = None
+) -> list[Block]:
+    """A picture and a table of each of the quantities `keys` that some log has.
+
+    Of runs that look alike, as `training_figure`. None if no log has any of them.
+    """
+    keys = recorded(curves, dict.fromkeys(keys))
     if not keys:
-        return
+        return []
     words = {key: f"{key} over steps of training: {_ends(curves, key)}" for key in keys}
-    pictures = [Picture(words[key], training_figure(curves, [key])) for key in keys]
-    about = Text("Lines are exponential moving averages; what each step had is pale behind them.")
+    pictures = [Picture(words[key], training_figure(curves, [key], alike=alike)) for key in keys]
     tables = [
         Numbers(curve_table(curves, key), "run, steps", f"{key}: means of so many steps", True)
         for key in keys
     ]
-    yield Section("Training", [about, Pictures(pictures), *tables])
+    return [Pictures(pictures), *tables]
 
 
 def curve_table(curves: Mapping[str, Curve], key: str) -> dict[str, dict[str, float]]:

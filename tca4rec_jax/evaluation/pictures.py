@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tca4rec_jax.intervals import Interval
@@ -30,33 +31,55 @@ _RAW = 20
 """Of fewer values of a quantity the line goes through all."""
 _WRAPPED = 26  # characters of a label
 _SMOOTHED = 0.1  # the span of the moving average, of all values
+_INSIDE = 3  # labels that a panel of training curves has room for
+_DASHES = ("-", "--", ":", "-.")
+DRAWN = 200
+"""Points of a training curve that are drawn, evenly spaced."""
 
 
-def training_figure(curves: Mapping[str, Curve], keys: Sequence[str]) -> Figure:
+def training_figure(
+    curves: Mapping[str, Curve], keys: Sequence[str], *, alike: Mapping[str, str] | None = None
+) -> Figure:
     """One panel per quantity of `keys` that was recorded, and one line per run.
 
-    Lines of many values are exponential moving averages, with the values pale behind them. Raises
-    ValueError if there is nothing to draw or a record has no 'step'.
+    Lines of many values are exponential moving averages, with the values pale behind them; of more
+    than DRAWN points these are drawn. Runs of one name in `alike`, {run: name}, look alike and
+    share that label. Raises ValueError if there is nothing to draw or a record has no 'step'.
     """
     keys = recorded(curves, keys)
     if not keys:
         raise ValueError(f"the training curves {list(curves)} hold no quantity to draw")
-    figure, panels = panels_of(len(keys), 5.0 * len(keys), 3.6)
+    labels = {name: (alike or {}).get(name, name) for name in curves}
+    styles = itertools.cycle(itertools.product(_DASHES, LOOKS))
+    looks = dict(zip(dict.fromkeys(labels.values()), styles, strict=False))
+    is_below = len(looks) > _INSIDE
+    height = 3.6 + 0.13 * len(looks) * is_below
+    figure, panels = panels_of(len(keys), 5.0 * len(keys), height)
     for panel, key in zip(panels, keys, strict=True):
-        for (name, curve), (color, marker) in zip(curves.items(), itertools.cycle(LOOKS)):
+        for name, curve in curves.items():
+            dashes, (color, marker) = looks[labels[name]]
+            look = {"color": color, "linestyle": dashes, "label": picture_text(labels[name])}
             points = [(record["step"], record[key]) for record in curve if key in record]
-            if not points:
-                continue
-            steps, values = zip(*points, strict=True)
-            look = {"color": color, "label": picture_text(name)}
-            if len(points) > _RAW:
-                panel.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-                panel.plot(steps, smoothed(values), linewidth=2, **look)
-            else:  # a line alone would hide a single value
-                panel.plot(steps, values, marker=marker, ms=4, **look)
+            if points:
+                _draw_run(panel, np.array(points, np.float64), marker, look)
         panel.set(xlabel="step", ylabel=key)
-    panels[0].legend(frameon=False)
+    handles, names = panels[0].get_legend_handles_labels()
+    one_each = dict(zip(names, handles, strict=True))
+    place = {"loc": "outside lower center", "ncols": 2} if is_below else {}
+    of = figure if is_below else panels[0]
+    of.legend(one_each.values(), one_each.keys(), frameon=False, **place)
     return figure
+
+
+def _draw_run(panel: Axes, points: np.ndarray, marker: str, look: Mapping[str, Any]) -> None:
+    """Draws one quantity of a run, float64 [steps, 2]: step and value."""
+    steps, values = points.T
+    if len(points) <= _RAW:  # a line alone would hide a single value
+        panel.plot(steps, values, marker=marker, ms=4, **look)
+        return
+    at = np.linspace(0, len(points) - 1, min(len(points), DRAWN)).round().astype(int)
+    panel.plot(steps[at], values[at], color=look["color"], alpha=0.25, linewidth=0.8)
+    panel.plot(steps[at], smoothed(values)[at], linewidth=2, **look)
 
 
 def recorded(curves: Mapping[str, Curve], keys: Iterable[str]) -> list[str]:
@@ -67,7 +90,7 @@ def recorded(curves: Mapping[str, Curve], keys: Iterable[str]) -> list[str]:
     return [key for key in keys if any(key in record for record in records)]
 
 
-def smoothed(values: Sequence[float]) -> np.ndarray:
+def smoothed(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """float64: the exponential moving average at every value, of those up to it."""
     return pd.Series(values).ewm(span=_SMOOTHED * len(values)).mean().to_numpy()
 

@@ -11,6 +11,7 @@ from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.curves import PLAIN, Panels
 from tca4rec_jax.experiments.effects import LEVEL
 from tca4rec_jax.experiments.grid import load_grid
+from tca4rec_jax.experiments.page_cells import examples, how_they_learned
 from tca4rec_jax.experiments.page_grid import FIRST, copied, made_from, missing, opening
 from tca4rec_jax.experiments.page_parts import GridPage
 from tca4rec_jax.experiments.pictures import Difference, Differences
@@ -95,6 +96,7 @@ def write_page(workdir: Path, output: Path, *, grid: str = "") -> dict:
     if plan is not None and cells.grid.chosen and tables.most_seeds(results):
         page.add(Text(_CHOSEN))
     write_text(output, markdown_page("Results", lead, page.sections))
+    page.sections += [*how_they_learned(results), *examples(results)]
     page.section("Made from", *made_from(every))
     write_text(page.folder / REPORT, html_page("Results", lead, page.sections))
     found = {

@@ -113,8 +113,7 @@ class RunFolder:
     @property
     def drawn(self) -> list[str]:
         """The names in the log that show how it learned. Raises StaleError as `made_from`."""
-        metrics = dict.fromkeys((NLL, self.validation.metric))
-        return ["loss", "nll_per_title", "grad_norm", *(f"{SECTION}/{name}" for name in metrics)]
+        return quantities(self.validation.metric)
 
     @property
     def made_from(self) -> Provenance:
@@ -199,6 +198,12 @@ class RunFolder:
     @property
     def _how_to_train(self) -> str:
         return f"train it with launch/train.py --config.run={self.path.name}"
+
+
+def quantities(metric: str) -> list[str]:
+    """The names in the log of a run, validated by a metric, that show how it learned."""
+    metrics = dict.fromkeys((NLL, metric))
+    return ["loss", "nll_per_title", "grad_norm", *(f"{SECTION}/{name}" for name in metrics)]
 
 
 def inputs_of(made_from: Provenance) -> str:

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tca4rec_jax.evaluation.pictures import metrics_figure, training_figure
+from tca4rec_jax.evaluation.pictures import (
+    DRAWN,
+    metrics_figure,
+    smoothed,
+    training_figure,
+)
 from tca4rec_jax.evaluation.report import examples_text
 from tca4rec_jax.intervals import Interval
 from tca4rec_jax.reporting import save_figure
@@ -59,6 +64,29 @@ def test_a_noisy_curve_is_smoothed_with_its_values_behind():
     np.testing.assert_array_equal(raw, [one["loss"] for one in curve])
     assert np.ptp(smooth[20:]) < 0.2
     assert smooth[0] == raw[0]  # no bias to 0 at first
+
+
+def test_of_a_long_curve_some_points_are_drawn_of_the_average_of_all():
+    values = np.random.default_rng(0).normal(size=5000)
+    curve = [{"step": step, "loss": value} for step, value in enumerate(values)]
+    (panel,) = training_figure({"a": curve}, ("loss",)).axes
+    raw, smooth = panel.lines
+    assert len(raw.get_xdata()) == len(smooth.get_xdata()) == DRAWN
+    assert (raw.get_xdata()[0], raw.get_xdata()[-1]) == (0, 4999)
+    at = raw.get_xdata().astype(int)
+    np.testing.assert_array_equal(raw.get_ydata(), values[at])
+    np.testing.assert_array_equal(smooth.get_ydata(), smoothed(values)[at])
+
+
+def test_runs_that_are_alike_share_look_and_label_and_no_two_others_do():
+    curves = {f"run {n}": [{"step": 1, "loss": float(n)}] for n in range(9)}
+    alike = {"run 0": "both", "run 8": "both"}
+    figure = training_figure(curves, ("loss",), alike=alike)
+    (panel,), (legend,) = figure.axes, figure.legends
+    looks = [(line.get_color(), line.get_linestyle()) for line in panel.lines]
+    assert looks[0] == looks[8]
+    assert len({*looks}) == 8
+    assert [one.get_text() for one in legend.get_texts()] == ["both", *[*curves][1:8]]
 
 
 def test_pictures_of_nothing_are_errors():

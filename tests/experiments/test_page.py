@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+from html import unescape
 from pathlib import Path
 
 import matplotlib.image
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 from browser import check_reading, chromium, seen
 from forked import Script
-from made_results import cells, make_results
+from made_results import cells, make_data, make_results
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiments import tables
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.page import write_page
+from tca4rec_jax.experiments.page_cells import examples
 from tca4rec_jax.experiments.results import FILE, TEST, Cell, append, read_lines
 from tca4rec_jax.experiments.runner import Plan
 from tca4rec_jax.experiments.setups import Results
@@ -141,6 +143,67 @@ def test_the_points_of_a_curve_are_in_a_table(page):
     )
     numbers = " | ".join(f"{y:.4f}" for y in line["y"])
     assert f"| movielens, ids, ease | {numbers} |" in text
+
+
+def sections(text):
+    """{heading of level 2: what is below it in report.html}."""
+    parts = re.split(r"<h2[^>]*>([^<]*)</h2>", text)[1:]
+    return dict(zip(parts[::2], map(unescape, parts[1::2]), strict=True))
+
+
+def test_the_report_shows_how_the_runs_learned(page):
+    """Of movielens, titles no log is left: the validations are those that lines hold."""
+    found = sections((page[0].with_suffix("") / "report.html").read_text("utf-8"))["Training"]
+    of_titles, of_ids = re.split("<h3>movielens, ids</h3>", found)
+    assert of_titles.count("<img") == 1
+    assert "No log is here of alpha = 0, steps 250 (seed 0, seed 1, seed 2); popularity," in found
+    assert of_ids.count("<img") == 2
+    assert "No log" not in of_ids
+    first = "validation/nll over steps of training: alpha = 0, seed 0 from "
+    assert f'alt="{first}' in of_ids
+    assert "ease, alpha = 0.5, seed 2, 270 to 299" in of_ids  # of 10 parts of a loss
+    assert "alpha = 0.05" not in found  # was not chosen
+    assert "guidance" not in found  # of a run that is drawn already
+
+
+def test_the_report_shows_rows_of_the_best_aligned_llm(page, results):
+    found = sections((page[0].with_suffix("") / "report.html").read_text("utf-8"))
+    assert [one for one in found if one.startswith("Examples")] == [
+        "Examples: movielens, titles",
+        "Examples: movielens, ids",
+    ]
+    shown = found["Examples: movielens, ids"]
+    assert "Lists of ease, alpha = 0.5, seed 0, on test rows. The CF model is ease." in shown
+    assert len(re.findall("<h3>Example ", shown)) == 2
+    assert len(re.findall("<h3>Least expected: ", shown)) == 3
+    lists = re.findall('<p class="caption">(.*) recommends</p>', shown)[:3]
+    assert lists == ["CF model", "alpha = 0", "ease, alpha = 0.5"]
+    (cell,) = (
+        of
+        for of, split in results.lines
+        if (of.recommender, of.cf, of.alpha, of.guidance, of.seed, split)
+        == ("ids", "ease", 0.5, 0.0, 0, TEST)
+    )
+    ranks = results.ranks(cell, TEST)
+    row = int(re.search(r"<h3>Least expected: row (\d+)</h3>", shown)[1])
+    missed_R = ranks.rank_R < 0
+    assert missed_R[row]
+    assert ranks.nll_RxT[row, 0] == ranks.nll_RxT[missed_R].max()
+    of_row = shown.partition(f"row {row}</h3>")[2].partition("<h3>")[0]
+    items = [ranks.target_R[row], *ranks.items_RxM[row, :5]]
+    titles = [int(one) for one in re.findall(r"<b>Film (\d+) & co</b>", of_row)]
+    assert [titles[0], *titles[13:18]] == items  # after a history of 12
+
+
+def test_data_that_are_gone_or_others_are_named(tmp_path, workdir, results):
+    lines = results.with_tested([of for of in results.lines if of[0].recommender == "ids"]).lines
+    (tmp_path / "ranks").symlink_to(workdir / "ranks")
+    (gone,) = examples(Results(tmp_path, lines))
+    assert gone.title == "Examples: movielens"
+    assert f"There are none: {tmp_path}/movielens/data" in gone.blocks[0].text
+    make_data(tmp_path, "movielens", split="validation")
+    (other,) = examples(Results(tmp_path, lines))
+    assert "has other rows than those on which 'movielens ids" in other.blocks[0].text
 
 
 def test_it_can_be_read_in_a_browser(page):

@@ -9,6 +9,7 @@ from tca4rec_jax.experiments.analyses import speed_table, validation_curve
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.measures import AGREEMENT, FLUENCY
+from tca4rec_jax.experiments.page_cells import examples, how_they_learned
 from tca4rec_jax.experiments.results import CF, FILE, TEST, VALIDATION, Cell, read_lines
 from tca4rec_jax.experiments.runner import run_grid
 from tca4rec_jax.experiments.setups import Results
@@ -52,6 +53,27 @@ def test_runs_that_were_validated_have_a_speed(workdir):
     assert curve.nll_SxN.tolist() == [[log[step]["nll"] for step in (3, 6)]]
     assert line.seconds["train"] > log[3]["seconds"] + log[6]["seconds"]
     assert [*speed_table(results, question)] == ["movielens, ids, bpr_mf"]
+
+
+def test_the_report_has_curves_and_rows_of_what_the_work_left(workdir):
+    results = Results.read(workdir)
+    learned = [*how_they_learned(results)]
+    assert [one.title for one in learned] == ["Training", "movielens, ids"]
+    pictures, *tables = learned[1].blocks
+    assert [one.alt.partition(" over ")[0] for one in pictures.pictures] == [
+        "loss",
+        "nll_per_title",
+        "grad_norm",
+        "validation/nll",
+    ]
+    assert len(tables) == 4  # and no word of logs that are gone
+    first, *below = examples(results)
+    assert first.title == "Examples: movielens, ids"
+    assert "Lists of bpr_mf, alpha = 0.3, seed 0" in first.blocks[0].text
+    captions = [block.caption for block in below[1].blocks]
+    assert captions[1:] == [
+        f"{label} recommends" for label in ("CF model", "alpha = 0", "bpr_mf, alpha = 0.3")
+    ]
 
 
 def agreements(workdir):
