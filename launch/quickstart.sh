@@ -21,11 +21,11 @@ step() {
   shift 2
   .venv/bin/python "$@" --workdir="$workdir"
 }
-echo "quickstart: 7 steps into $workdir, the first time with two downloads. About 9 minutes on 2 free"
-echo "cores, the first result after 5; slow or busy cores have taken three times as long"
+echo "quickstart: 7 steps into $workdir, the first time with two downloads. About 10 minutes on 2 free"
+echo "cores, the first result after 6; slow or busy cores have taken three times as long"
 step "1/7 data: MovieLens-100K" "10 s" launch/prepare_data.py --config="$config"
 step "2/7 CF model: SASRec" "30 s" launch/train_cf.py --config="$config"
-step "3/7 LLM: SmolLM2-135M, alpha > 0" "2 min 30 s" launch/train.py --config="${config}run=aligned"
+step "3/7 LLM: SmolLM2-135M, alpha > 0" "3 min" launch/train.py --config="${config}run=aligned"
 if [ ! -e "$first/explained.html" ]; then
   # 60 rows are one batch, as long as the longest of the 700: step 7 runs what is compiled here.
   # Row 2501 is the first example of their report.
@@ -38,8 +38,8 @@ if [ ! -e "$first/explained.html" ]; then
   echo "  $first/explained.html    why a user's list is as it is"
   echo "  $first/report.html       tables and lists of 60 rows: a sample, too few for a verdict"
 fi
-step "6/7 LLM: SmolLM2-135M, alpha = 0" "1 min 30 s" launch/train.py --config="${config}alpha=0,run=plain"
-step "7/7 evaluation: the full comparison" "3 min" launch/evaluate.py --config="$config"
+step "6/7 LLM: SmolLM2-135M, alpha = 0" "2 min" launch/train.py --config="${config}alpha=0,run=plain"
+step "7/7 evaluation: the full comparison" "2 min" launch/evaluate.py --config="$config"
 echo
 echo "quickstart: done in $(so_far). Look at"
 echo "  $workdir/report.html                       all of it in one file, in a browser"
