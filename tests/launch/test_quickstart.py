@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from forked import Script
 
 from tca4rec_jax.decoding.recommender import Recommender
+from tca4rec_jax.evaluation.rankings import sample_rows
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -54,6 +57,57 @@ def evaluated(workdir):
     finish("train", workdir, "debug,run=aligned,validation.every=6,validation.rows=3")
     run("evaluate", workdir)
     return json.loads((workdir / "results.json").read_text())
+
+
+STUB = """#!/usr/bin/env bash
+echo "$*" >> commands
+for flag in "$@"; do
+  case "$flag" in --html=*) mkdir -p results/first_look && touch "${flag#--html=}" ;; esac
+done
+"""
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """launch/quickstart.sh where Python only writes down what it is to do; gives (stdout, that)."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    for folder in ("launch", ".venv/bin"):
+        (checkout / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "launch" / "quickstart.sh", checkout / "launch")
+    (checkout / "launch" / "setup.sh").write_text("")
+    (checkout / ".venv" / "bin" / "python").write_text(STUB)
+    (checkout / ".venv" / "bin" / "python").chmod(0o755)
+
+    def run():
+        (checkout / "commands").write_text("")
+        done = subprocess.run(
+            ["bash", "launch/quickstart.sh", ".", "debug"],
+            cwd=checkout, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout, (checkout / "commands").read_text().splitlines()
+
+    return run
+
+
+def test_the_quickstart_has_a_first_result_before_the_full_comparison(quickstart):
+    told, commands = quickstart()
+    scripts = [command.split(".py", 1)[0].removeprefix("launch/") for command in commands]
+    first = ["prepare_data", "train_cf", "train", "evaluate", "explain"]
+    assert scripts == [*first, "train", "evaluate"]
+    assert "run=aligned" in commands[2]
+    assert "alpha=0,run=plain" in commands[5]
+    assert told.index("5/7") < told.index("the first result after 0 min ") < told.index("6/7")
+    told_again, again = quickstart()
+    assert again == [*commands[:3], *commands[5:]]
+    assert "the first result after 0 min" not in told_again
+    assert "--config.evaluation.rows=60" in commands[3]
+    assert "--row=2501" in commands[4]
+    of_root = [re.sub(r"(?=launch/|configs/)", f"{ROOT}/", command) for command in commands]
+    checks = [Script([*one.split(), "--dry_run"], dict(os.environ)) for one in of_root]
+    assert not [one.stderr for one in map(Script.completed, checks) if one.returncode]
+    shown = np.random.default_rng(0).permutation(60)[0]  # the first example, as evaluate draws it
+    assert sample_rows(9057, 60, seed=0)[shown] == 2501
 
 
 def log_lines(workdir, name):
