@@ -19,6 +19,8 @@ if PLATFORM == "cpu":
         " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
         " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     )
+# Programs do not say which lines they are from: less work to trace and lower large ones.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 import jax
 
