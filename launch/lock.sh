@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes launch/locks anew: the exact releases, with the hashes of all their files, that requirements.txt
 # (run.txt) and the extras of pyproject.toml lead to, for every supported Python and platform. An extra's
-# file holds only what run.txt lacks: install it together with that one.
+# file holds only what run.txt lacks: install it together with that one; beam.txt alone is whole.
 # Usage: bash launch/lock.sh [--upgrade]     (without it a release stays while it satisfies)
 # Needs uv (pip install uv) and the package index.
 set -euo pipefail
@@ -20,4 +20,6 @@ for extra in tpu cuda12 cuda13 wandb clu serve test browser docs; do
   compile "$extra" pyproject.toml --extra="$extra" --constraints="$run" \
     "${locked[@]/#/--no-emit-package=}" "$@"
 done
+# Apache Beam holds pyarrow, protobuf and python-dateutil below the releases in run.txt: its lock is whole.
+compile beam pyproject.toml --extra=beam "$@"
 rm -rf tca4rec_jax.egg-info # left by reading pyproject.toml: pip would take the checkout for an installation

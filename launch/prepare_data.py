@@ -4,13 +4,25 @@
 
 Reads the files that config.data names; MovieLens-100K, the default, is fetched once. Writes
 WORKDIR/data and says how many rows each split has. A second run with the same settings reuses the
-files; with other settings it stops and says so.
+files; with other settings it stops and says so. --beam_runner makes and writes the rows with Apache
+Beam, the same bytes; --beam_options are options of its pipeline:
+
+    --beam_runner=FlinkRunner --beam_options="--flink_master=HOST:8081 --parallelism=16"
 """
 
+import shlex
+
+from absl import flags
+
 from tca4rec_jax.data.dataset import prepare, statistics
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.launching import launch
 from tca4rec_jax.reporting import show, show_table
 
+_BEAM_RUNNER = flags.DEFINE_string(
+    "beam_runner", None, "Make the rows with Apache Beam: DirectRunner, DataflowRunner, ..."
+)
+_BEAM_OPTIONS = flags.DEFINE_string("beam_options", "", "Options of the Beam pipeline.")
 LEGEND = (
     "a row's last item is its target; tied: the target shares its time with the item before",
     "it (?: not known); repeated: the target is in its own history; seen users, seen items: the",
@@ -20,7 +32,12 @@ LEGEND = (
 
 def main(config, workdir):
     """Prepares the data and prints their sizes."""
-    prepare(config.data, workdir / "data")
+    beam = None
+    if runner := _BEAM_RUNNER.value:
+        beam = [f"--runner={runner}", *shlex.split(_BEAM_OPTIONS.value)]
+    elif _BEAM_OPTIONS.value:
+        raise UserError("--beam_options needs --beam_runner")
+    prepare(config.data, workdir / "data", beam)
     summary = statistics(workdir / "data")
     rows = {
         split: {

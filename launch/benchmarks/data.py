@@ -31,6 +31,7 @@ _ITEMS = flags.DEFINE_integer("items", 10_000, "Among so many items.", lower_bou
 _SOURCE = flags.DEFINE_enum("source", "files", ["files", "amazon_2018"], "The layout.")
 _FOLDER = flags.DEFINE_string("folder", None, "A new folder for all of it; temporary by default.")
 _DATA = flags.DEFINE_string("data", "{}", "Fields of config.data, in JSON.")
+_BEAM = flags.DEFINE_string("beam_runner", None, "Make the rows with Apache Beam.")
 _KEEP = flags.DEFINE_bool("keep", False, "Keep the files and the prepared data.")
 _CASE = flags.DEFINE_string("case", None, "Of a process that is measured.")
 
@@ -91,7 +92,8 @@ def measured(case: dict) -> dict:
     from tca4rec_jax.data.dataset import prepare
 
     start = time.perf_counter()
-    prepare(case["data"], case["data_dir"])
+    beam = [f"--runner={case['beam']}"] if case["beam"] else None
+    prepare(case["data"], case["data_dir"], beam)
     wall = time.perf_counter() - start
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {
@@ -115,7 +117,7 @@ def main(_):
     try:
         write = write_reviews if _SOURCE.value == "amazon_2018" else write_table
         data = {"source": _SOURCE.value} | write(folder, *sizes) | json.loads(_DATA.value)
-        case = {"data": data, "data_dir": str(folder / "data")}
+        case = {"data": data, "data_dir": str(folder / "data"), "beam": _BEAM.value}
         found = run_alone(__file__, case, "the preparation", pages_reused=False)
         names = ("interactions", "users", "items")
         print(json.dumps(dict(zip(names, sizes, strict=True)) | {"data": data} | (found or {})))

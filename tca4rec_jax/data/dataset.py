@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from absl import logging
 
-from tca4rec_jax.data import downloads, tfds_rec
+from tca4rec_jax.data import beam_rows, downloads, tfds_rec
+from tca4rec_jax.data.beam_sort import Workers
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.filters import Report, filtered, only_used
 from tca4rec_jax.data.interactions import (
@@ -39,19 +40,25 @@ STATISTICS = "statistics.json"
 _PLACES = ("path", "interactions", "catalogue")
 
 
-def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
+def prepare(
+    data_config: Mapping, data_dir: str | os.PathLike, beam: Sequence[str] | None = None
+) -> RecData:
     """Reads the source, makes the splits and writes them to data_dir; or reuses what is there.
 
     data_dir is reused if it was made with the same settings from the same input files (compared by
     their SHA-256). It is written atomically, with what every step left (filters.Step) and
-    `summarise` in statistics.json.
+    `summarise` in statistics.json. With the options of an Apache Beam pipeline that makes the rows
+    and writes them, the same bytes.
 
     Raises TypeError for a key that is no field of DataConfig, FileNotFoundError for a missing file,
-    UserError for bad settings or input, a failed download, or a data_dir with something else: data
-    made otherwise (the message says what differs) or other files, or that another process writes.
+    UserError for bad settings or input, what `beam_rows.check` refuses, a failed download, or a
+    data_dir with something else: data made otherwise (the message says what differs) or other
+    files, or that another process writes.
     Nothing is overwritten.
     """
     config, data_dir = DataConfig(**data_config), Path(data_dir)
+    if beam is not None:
+        beam_rows.check(config)
     files = _source_files(config)
     logging.info("Reading %s", ", ".join(map(str, files.values())))
     contents: dict[str, str | None] = {
@@ -73,10 +80,16 @@ def prepare(data_config: Mapping, data_dir: str | os.PathLike) -> RecData:
     with only_writer(data_dir), atomic_path(data_dir) as temporary:
         temporary.mkdir()
         histories = temporary / "histories"
-        made = found if isinstance(found, RecData) else _make_rows(config, found, histories)
-        tfds_rec.write(made, temporary, config.source)
+        if isinstance(found, RecData) or beam is None:
+            made = found if isinstance(found, RecData) else _make_rows(config, found, histories)
+            tfds_rec.write(made, temporary, config.source)
+            summary = summarise(made)
+        else:
+            workers = Workers(tuple(beam), histories.resolve())
+            of_rows = config, found.catalogue, found.hand_over()
+            summary = beam_rows.write_rows(*of_rows, workers, temporary.resolve())
         steps = [step._asdict() for step in report.steps]
-        text = json.dumps({"steps": steps, **summarise(made)}, indent=1)
+        text = json.dumps({"steps": steps, **summary}, indent=1)
         remove(histories)
         write_text(temporary / STATISTICS, text + "\n")
         made_from.save(temporary)

@@ -42,7 +42,7 @@ def sort_by_user(
     if interactions.rating is not None:
         columns["rating"] = interactions.rating
     dtypes = {name: column.dtype for name, column in columns.items()}
-    dtypes["place"] = _index_type(len(columns["user"]))
+    dtypes["place"] = index_type(len(columns["user"]))
     num_bytes = len(columns["user"]) * sum(dtype.itemsize for dtype in dtypes.values())
     check_room(folder.parent, num_bytes, "the sorted interactions", _ELSEWHERE)
     names = ", ".join(f'"{name}"' for name in columns)
@@ -133,15 +133,20 @@ def _canonical(database: duckdb.DuckDBPyConnection, names: str) -> None:
 
 def _drawn(database: duckdb.DuckDBPyConnection, count: int, seed: int) -> str:
     """What orders `canonical` by time and, at one moment, as a shuffle of all of it has them."""
-    index_type = _index_type(count)
-    drawn_n = np.random.default_rng(seed).permutation(np.arange(count, dtype=index_type))
-    place_n = np.empty_like(drawn_n)
-    place_n[drawn_n] = np.arange(count, dtype=index_type)
-    database.register("shuffled", pa.table({"shuffled": place_n}))
+    database.register("shuffled", pa.table({"shuffled": shuffled(count, seed)}))
     return "POSITIONAL JOIN shuffled ORDER BY timestamp, shuffled"
 
 
-def _index_type(count: int) -> np.dtype:
+def shuffled(count: int, seed: int) -> np.ndarray:
+    """Int [count], where a shuffle drawn from `seed` puts each."""
+    drawn_n = np.random.default_rng(seed).permutation(np.arange(count, dtype=index_type(count)))
+    place_n = np.empty_like(drawn_n)
+    place_n[drawn_n] = np.arange(count, dtype=drawn_n.dtype)
+    return place_n
+
+
+def index_type(count: int) -> np.dtype:
+    """Of the places of so many interactions."""
     return np.dtype(np.int32 if count < 2**31 else np.int64)
 
 

@@ -70,6 +70,16 @@ class ItemSequences(Rows):
         return self.items[self.offsets[:-1][row] : self.offsets[1:][row]]
 
     @property
+    def num_items(self) -> int:
+        """Of all rows together."""
+        return len(self.items)
+
+    @property
+    def rated(self) -> bool:
+        """Whether it is known which items are liked."""
+        return self.liked is not None
+
+    @property
     def repeat_items(self) -> bool:
         """Whether a row has an item twice."""
         for start in range(0, len(self), _ROWS_AT_ONCE):

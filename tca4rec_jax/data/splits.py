@@ -16,6 +16,10 @@ from tca4rec_jax.data.settings import DataConfig
 from tca4rec_jax.data.windows import Histories, RowSource, Windows
 from tca4rec_jax.errors import UserError
 
+WITHOUT_TIMES = (
+    "data without times have no order over all users: set data.split_by=leave_one_out, or ratio"
+)
+
 
 class _Cut(NamedTuple):
     """Which interactions are the targets of the splits, in the order of their rows, and how many of
@@ -52,85 +56,156 @@ def build_splits(histories: Histories, config: DataConfig) -> dict[str, Windows]
     """
     by_time, least = config.split_by == "time", config.least_history
     if by_time and not np.any(histories.timestamp != UNKNOWN_TIME):
-        raise UserError(
-            "data without times have no order over all users: set data.split_by=leave_one_out, or "
-            "ratio"
-        )
-    place_n = histories.place
-    start_U = np.flatnonzero(np.diff(histories.user, prepend=-1)).astype(place_n.dtype)
-    count_U = np.diff(start_U, append=place_n.dtype.type(len(place_n)))
-    before_n = np.arange(len(place_n), dtype=place_n.dtype)
-    before_n -= np.repeat(start_U, count_U)
+        raise UserError(WITHOUT_TIMES)
+    users, place_n = Users.of(histories), histories.place
     if by_time:
-        how = config.split, config.round_split
-        cut = _cut_by_time(place_n, before_n, start_U, least, *how)
-    elif config.split_by == "ratio":
-        cut = _cut_by_ratio(before_n, count_U, least, config.split)
+        number_n = np.empty_like(users.before_n)  # of the interactions in the order of their places
+        number_n[place_n] = np.arange(len(place_n), dtype=place_n.dtype)
+        targets_R = number_n[users.before_n[number_n] >= least]
+        del number_n
+        cuts = cut_rows(len(targets_R), config)
+        cut = _cut_by_time(place_n, targets_R, users, place_n[targets_R[[*cuts]]])
     else:
-        cut = _leave_one_out(before_n, start_U, count_U, least)
+        cut = _cut_users(users, config)
+        check_cut(np.array([cut_counts(users, cut)]), config)
+    return _windows(histories, users, cut, config)
 
+
+def splits_of_some(
+    histories: Histories, config: DataConfig, cuts: tuple[int, int] | None
+) -> tuple[dict[str, Windows], list[int]]:
+    """The rows that `build_splits` makes of some of the users, and `cut_counts` of them.
+
+    `cuts` are, by 'time', the places of the first target of validation and of test.
+    """
+    users = Users.of(histories)
+    if cuts is None:
+        cut = _cut_users(users, config)
+    else:
+        targets_R = targets_of(users, config.least_history)
+        targets_R = targets_R[np.argsort(histories.place[targets_R])]
+        cut = _cut_by_time(histories.place, targets_R, users, np.array(cuts))
+    return _windows(histories, users, cut, config), cut_counts(users, cut)
+
+
+class Users(NamedTuple):
+    """Where every user's interactions start and how many they are, int [U]; how many of its user
+    are before each, int [n]."""
+
+    start_U: np.ndarray
+    count_U: np.ndarray
+    before_n: np.ndarray
+
+    @classmethod
+    def of(cls, histories: Histories) -> "Users":
+        """Those of the histories."""
+        place_type, count = histories.place.dtype, len(histories.place)
+        start_U = np.flatnonzero(np.diff(histories.user, prepend=-1)).astype(place_type)
+        count_U = np.diff(start_U, append=place_type.type(count))
+        before_n = np.arange(count, dtype=place_type)
+        before_n -= np.repeat(start_U, count_U)
+        return cls(start_U, count_U, before_n)
+
+
+def targets_of(users: Users, min_history: int) -> np.ndarray:
+    """Int [R], the interactions with so many or more of their user before them."""
+    return np.flatnonzero(users.before_n >= min_history)
+
+
+def cut_rows(count: int, config: DataConfig) -> tuple[int, int]:
+    """The first row of validation and that of test among all rows in the order of time.
+
+    Raises UserError if a split has none.
+    """
+    split = config.split
+    first, second = round(count * split[0]), round(count * (split[0] + split[1]))
+    if config.round_split == "down":
+        first = int(count * split[0])
+        second = first + int(count * split[1])
+    if not 0 < first < second < count:
+        raise UserError(
+            f"{count} interactions have {config.least_history} or more of their user before them, "
+            f"too few to fill train, validation and test by {tuple(split)}; use more data or a "
+            "smaller min_history (or history_length)"
+        )
+    return first, second
+
+
+def cut_counts(users: Users, cut: _Cut) -> list[int]:
+    """How many users there are, the most interactions of one, how many have none that is held back,
+    and the rows of train, validation and test: what `check_cut` is about."""
+    whole = int(np.count_nonzero(cut.training_U == users.count_U))
+    most = int(users.count_U.max(initial=0))
+    return [len(users.count_U), most, whole, *map(len, cut[:3])]
+
+
+def check_cut(counts_Px6: np.ndarray, config: DataConfig) -> None:
+    """Logs how many users 'leave_one_out' only trains on, and raises UserError if a split has no
+    rows, of 'leave_one_out' or 'ratio'; of the `cut_counts` of P parts of the users."""
+    least, most = config.least_history, counts_Px6[:, 1].max()
+    users, _, whole, *rows = counts_Px6.sum(axis=0)
+    of_users = config.split_by == "leave_one_out"
+    if of_users and whole:
+        logging.warning(
+            "%d of %d users have fewer than %d interactions (min_history before one for validation "
+            "and one for test): they are only trained on",
+            *(whole, users, least + 2),
+        )
+    if not all(rows):
+        what = f"cut each user's by {tuple(config.split)} with {least} before a target"
+        if of_users:
+            what = (
+                "leave one out for validation, one for test, and train on one with "
+                f"{least} before it"
+            )
+        raise UserError(
+            f"the most interactions of a user are {most}, too few to {what}; use more data or a "
+            "smaller min_history"
+        )
+
+
+def _windows(
+    histories: Histories, users: Users, cut: _Cut, config: DataConfig
+) -> dict[str, Windows]:
     kept_U = cut.training_U >= 2
-    bounds = [(start_U[kept_U], cut.training_U[kept_U])]
+    bounds = [(users.start_U[kept_U], cut.training_U[kept_U])]
     for targets_R in cut[:3]:
-        length_R = np.minimum(before_n[targets_R], config.history_length) + 1
+        length_R = np.minimum(users.before_n[targets_R], config.history_length) + 1
         bounds.append((targets_R + 1 - length_R, length_R))
     rows = (Windows(histories, *bound, config.liked_above) for bound in bounds)
     return dict(zip(SPLITS, rows, strict=True))
 
 
 def _cut_by_time(
-    place_n: np.ndarray,
-    before_n: np.ndarray,
-    start_U: np.ndarray,
-    min_history: int,
-    split: tuple[float, float, float],
-    round_split: str,
+    place_n: np.ndarray, targets_R: np.ndarray, users: Users, cuts: np.ndarray
 ) -> _Cut:
-    number_n = np.empty_like(before_n)  # of the interactions in the order of their places
-    number_n[place_n] = np.arange(len(place_n), dtype=place_n.dtype)
-    targets_R = number_n[before_n[number_n] >= min_history]
-    count = len(targets_R)
-    first, second = round(count * split[0]), round(count * (split[0] + split[1]))
-    if round_split == "down":
-        first = int(count * split[0])
-        second = first + int(count * split[1])
-    if not 0 < first < second < count:
-        raise UserError(
-            f"{count} interactions have {min_history} or more of their user before them, too "
-            f"few to fill train, validation and test by {tuple(split)}; use more data or a smaller "
-            "min_history (or history_length)"
-        )
-    training_n = place_n < place_n[targets_R[first]]  # strictly before the first validation target
-    training_U = np.add.reduceat(training_n, start_U, dtype=place_n.dtype)
+    """Of targets in the order of their places; `cuts` are the places of the first target of
+    validation and of test."""
+    training_n = place_n < cuts[0]  # strictly before the first validation target
+    training_U = np.add.reduceat(training_n, users.start_U, dtype=place_n.dtype)
+    first, second = np.searchsorted(place_n[targets_R], cuts)
     return _Cut(targets_R[:first], targets_R[first:second], targets_R[second:], training_U)
 
 
-def _leave_one_out(
-    before_n: np.ndarray, start_U: np.ndarray, count_U: np.ndarray, min_history: int
-) -> _Cut:
+def _cut_users(users: Users, config: DataConfig) -> _Cut:
+    """Of every user's interactions by themselves."""
+    if config.split_by == "ratio":
+        return _cut_by_ratio(users, config.least_history, config.split)
+    return _leave_one_out(users, config.least_history)
+
+
+def _leave_one_out(users: Users, min_history: int) -> _Cut:
+    start_U, count_U, before_n = users
     long_U = count_U >= min_history + 2
-    if short := int((~long_U).sum()):
-        logging.warning(
-            "%d of %d users have fewer than %d interactions (min_history before one for validation "
-            "and one for test): they are only trained on",
-            *(short, len(long_U), min_history + 2),
-        )
     training_U = count_U - 2 * long_U
     training_n = before_n < np.repeat(training_U, count_U)
     train_R = np.flatnonzero(training_n & (before_n >= min_history))
-    if not (train_R.size and long_U.any()):
-        raise UserError(
-            f"the most interactions of a user are {count_U.max()}, too few to leave one out for "
-            f"validation, one for test, and train on one with {min_history} before it; use more "
-            "data or a smaller min_history"
-        )
     last_R = (start_U + count_U)[long_U] - 1
     return _Cut(train_R, last_R - 1, last_R, training_U)
 
 
-def _cut_by_ratio(
-    before_n: np.ndarray, count_U: np.ndarray, min_history: int, split: tuple[float, float, float]
-) -> _Cut:
+def _cut_by_ratio(users: Users, min_history: int, split: tuple[float, float, float]) -> _Cut:
+    count_U, before_n = users.count_U, users.before_n
     validation_U, test_U = ((count_U * share).astype(np.int64) for share in split[1:])
     training_U = count_U - validation_U - test_U
     for of_U, share in ((test_U, split[2]), (validation_U, split[1])):
@@ -142,12 +217,6 @@ def _cut_by_ratio(
     train_R, validation_R, test_R = (
         np.flatnonzero((part_n == part) & (before_n >= min_history)) for part in range(3)
     )
-    if not (train_R.size and validation_R.size and test_R.size):
-        raise UserError(
-            f"the most interactions of a user are {count_U.max()}, too few to cut each user's by "
-            f"{tuple(split)} with {min_history} before a target; use more data or a smaller "
-            "min_history"
-        )
     return _Cut(train_R, validation_R, test_R, training_U)
 
 

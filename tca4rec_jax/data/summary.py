@@ -1,7 +1,11 @@
 """The sizes of prepared data, counted some rows at a time."""
 
+from collections import Counter
+from collections.abc import Mapping
+
 import numpy as np
 
+from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import SPLITS, RecData
 from tca4rec_jax.data.windows import MadeData, RowSource, parts_of
 
@@ -14,47 +18,58 @@ def summarise(data: RecData | MadeData) -> dict:
     repeated that whose target is among the items before it, seen_users and seen_items those whose
     user and target are in train_sequences.
     """
-    seen_U, seen_I = _seen(data.splits["train_sequences"], data.catalogue.num_items)
+    seen = seen_of(data.splits["train_sequences"], data.catalogue.num_items)
+    counts = {name: counts_of(data.splits[name], *seen) for name in SPLITS}
+    return summary_of(data.catalogue, counts)
+
+
+def summary_of(catalogue: Catalogue, counts: Mapping[str, Mapping[str, int]]) -> dict:
+    """`summarise` of what `counts_of` gives of every split."""
     return {
-        "items": data.catalogue.num_items,
-        "distinct_titles": len(set(data.catalogue.titles)),
-        "splits": {name: _counts(data.splits[name], seen_U, seen_I) for name in SPLITS},
+        "items": catalogue.num_items,
+        "distinct_titles": len(set(catalogue.titles)),
+        "splits": {name: _shares(of) for name, of in counts.items()},
     }
 
 
-def _seen(trained: RowSource, items: int) -> tuple[np.ndarray, np.ndarray]:
+def seen_of(trained: RowSource, items: int) -> tuple[np.ndarray, np.ndarray]:
     """The users (int, ascending) and which of the items (bool [I]) have rows to train on."""
-    users, seen_I = [], np.zeros(items, bool)
-    for part in parts_of(trained):
+    users, seen_I = [np.empty(0, np.int32)], np.zeros(items, bool)
+    for part in parts_of(trained) if len(trained) else ():
         users.append(np.unique(part.user))
         seen_I[part.items] = True
     return np.unique(np.concatenate(users)), seen_I
 
 
-def _counts(
-    rows: RowSource, seen_U: np.ndarray, seen_I: np.ndarray
-) -> dict[str, int | float | None]:
-    tied = repeated = seen_users = seen_items = items = 0
-    users, timed = [], False
-    for part in parts_of(rows):
+def counts_of(rows: RowSource, seen_U: np.ndarray, seen_I: np.ndarray) -> Counter[str]:
+    """What the shares of a split are made of; those of parts with other users add up."""
+    counts: Counter[str] = Counter()
+    users = [np.empty(0, np.int32)]
+    for part in parts_of(rows) if len(rows) else ():
         target_R = part.items[part.last_positions]
         is_target = part.items == np.repeat(target_R, part.lengths)
         times_R = np.add.reduceat(is_target, part.offsets[:-1], dtype=np.int64)
-        repeated += int((times_R > 1).sum())  # once as the target itself
-        tied += int(part.tied.sum())
-        timed |= part.has_times
-        seen_users += int(np.isin(part.user, seen_U).sum())
-        seen_items += int(seen_I[target_R].sum())
-        items += len(part.items)
+        counts["repeated"] += int((times_R > 1).sum())  # once as the target itself
+        counts["tied"] += int(part.tied.sum())
+        counts["timed"] += part.has_times
+        counts["seen_users"] += int(np.isin(part.user, seen_U).sum())
+        counts["seen_items"] += int(seen_I[target_R].sum())
+        counts["interactions"] += len(part.items)
         users.append(np.unique(part.user))
-    count = len(rows)
+    counts["rows"] = len(rows)
+    counts["users"] = len(np.unique(np.concatenate(users)))
+    return counts
+
+
+def _shares(counts: Mapping[str, int]) -> dict[str, int | float | None]:
+    rows = counts["rows"]
     return {
-        "rows": count,
-        "users": len(np.unique(np.concatenate(users))),
-        "interactions": items,
-        "mean_length": items / count,
-        "tied": tied / count if timed else None,
-        "repeated": repeated / count,
-        "seen_users": seen_users / count,
-        "seen_items": seen_items / count,
+        "rows": rows,
+        "users": counts["users"],
+        "interactions": counts["interactions"],
+        "mean_length": counts["interactions"] / rows,
+        "tied": counts["tied"] / rows if counts["timed"] else None,
+        "repeated": counts["repeated"] / rows,
+        "seen_users": counts["seen_users"] / rows,
+        "seen_items": counts["seen_items"] / rows,
     }

@@ -65,6 +65,14 @@ class RowSource(Protocol):
     def lengths(self) -> np.ndarray:
         """int [R]."""
 
+    @property
+    def num_items(self) -> int:
+        """Of all rows together."""
+
+    @property
+    def rated(self) -> bool:
+        """Whether it is known which items are liked."""
+
     def take(self, rows: np.ndarray) -> "RowSource":
         """Some of the rows (int [m], or bool [R] as a mask)."""
 
@@ -97,6 +105,16 @@ class Windows:
     def lengths(self) -> np.ndarray:
         """Int [R]."""
         return self.length_R
+
+    @property
+    def num_items(self) -> int:
+        """Of all rows together."""
+        return int(self.length_R.sum(dtype=np.int64))
+
+    @property
+    def rated(self) -> bool:
+        """Whether it is known which items are liked."""
+        return self.histories.rating is not None
 
     def take(self, rows: np.ndarray) -> "Windows":
         """Some of the rows (int [m], or bool [R] as a mask), in the given order."""
@@ -137,6 +155,6 @@ def parts_of(rows: RowSource, most: int = _ITEMS_AT_ONCE) -> Iterator[ItemSequen
 
 def even_parts(rows: RowSource, most: int) -> list[tuple[int, int]]:
     """First row and end of parts with equally many rows and, on average, at most `most` items."""
-    count = max(1, min(len(rows), -(-int(rows.lengths.sum(dtype=np.int64)) // most)))
+    count = max(1, min(len(rows), -(-rows.num_items // most)))
     edges = [len(rows) * part // count for part in range(count + 1)]
     return list(zip(edges[:-1], edges[1:], strict=True))

@@ -13,7 +13,7 @@ import itertools
 import multiprocessing
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.raw import FORMATS
 from tca4rec_jax.data.records import write_shard
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData, SplitReader
-from tca4rec_jax.data.windows import MadeData, RowSource, even_parts, parts_of
+from tca4rec_jax.data.windows import MadeData, RowSource, even_parts
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.terminal import Progress
 
@@ -44,13 +44,14 @@ class RecSequences(FileReaderBuilder):
     """Builder of the data set `rec_sequences`; its config is None or one of `builder_config`.
 
     TFDS' own writers encode a row at a time, and hold or copy all of them; here a shard is written
-    at once by `write_shard`, several of them by processes of their own.
+    at once by `write_shard`, several of them by processes of their own, or by another `write`: the
+    bytes of each of the shards in turn.
     """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, data: RecData | MadeData, **kwargs):
-        self._data = data
+    def __init__(self, *, data: RecData | MadeData, write: "WriteShards | None" = None, **kwargs):
+        self._data, self._write = data, write or _written
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -59,8 +60,7 @@ class RecSequences(FileReaderBuilder):
             "items": tfds.features.Tensor(shape=(None,), dtype=np.int32),
             "timestamps": tfds.features.Tensor(shape=(None,), dtype=np.int64),
         }
-        first = next(parts_of(self._data.splits[SPLITS[0]]))
-        if first.liked is not None:
+        if self._data.splits[SPLITS[0]].rated:
             features["liked"] = tfds.features.Tensor(shape=(None,), dtype=np.int32)
         metadata: dict[str, Any] = {
             "item_ids": list(self._data.catalogue.item_ids),
@@ -82,7 +82,7 @@ class RecSequences(FileReaderBuilder):
     def _download_and_prepare(self, dl_manager, download_config=None):
         del dl_manager, download_config  # nothing to download
         shards = {name: self._shards(name) for name in SPLITS}
-        sizes = _written([*itertools.chain(*shards.values())])
+        sizes = self._write([*itertools.chain(*shards.values())])
         infos = []
         for name, of_split in shards.items():
             rows, size = [len(shard.rows) for shard in of_split], 0
@@ -112,6 +112,9 @@ class Shard(NamedTuple):
     path: Path
 
 
+WriteShards = Callable[[Sequence[Shard]], Iterator[int]]
+
+
 def _written(shards: Sequence[Shard]) -> Iterator[int]:
     """Writes the shards, with processes of their own if a split has several; the size of each."""
     workers = min(len(os.sched_getaffinity(0)), len(shards), _MOST_WORKERS)
@@ -130,12 +133,18 @@ def builder_config(source: str) -> tfds.core.BuilderConfig | None:
     return tfds.core.BuilderConfig(name=source, version=form.version, description=form.description)
 
 
-def write(data: RecData | MadeData, data_dir: str | os.PathLike, source: str = "files") -> None:
+def write(
+    data: RecData | MadeData,
+    data_dir: str | os.PathLike,
+    source: str = "files",
+    write_shards: WriteShards | None = None,
+) -> None:
     """Writes the data set below data_dir, as rec_sequences/1.0.0; of a format in raw.FORMATS as
     rec_sequences/FORMAT/VERSION."""
     files = {"data_dir": str(data_dir), "file_format": "array_record"}
     with _quiet():
-        RecSequences(data=data, config=builder_config(source), **files).download_and_prepare()
+        config = builder_config(source)
+        RecSequences(data=data, write=write_shards, config=config, **files).download_and_prepare()
 
 
 def read(data_dir: str | os.PathLike) -> RecData:

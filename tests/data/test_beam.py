@@ -1,0 +1,105 @@
+"""Beam's pipeline writes the bytes that one machine writes."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+
+from tca4rec_jax.data import beam_rows, beam_sort, dataset
+from tca4rec_jax.data.tfds_rec import builder
+from tca4rec_jax.errors import UserError
+
+HAS_BEAM = importlib.util.find_spec("apache_beam") is not None
+needs_beam = pytest.mark.skipif(not HAS_BEAM, reason="needs Apache Beam: launch/locks/beam.txt")
+DIRECT = ["--runner=DirectRunner"]
+FILTERS = {"user_core": 6, "item_core": 5, "min_rating": 2.0, "max_items": 30}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Few users, items and times, so that ties and duplicates abound."""
+    rng = np.random.default_rng(0)
+    items, interactions = tmp_path / "items.csv", tmp_path / "interactions.csv"
+    items.write_text("item,title\n" + "".join(f"i{n},Title {n // 2}\n" for n in range(40)))
+    most_n = (rng.integers(1, most, 900) for most in (25, 40, 60, 6))
+    rows = [f"u{u},i{i},{time},{stars}\n" for u, i, time, stars in zip(*most_n, strict=True)]
+    interactions.write_text("user,item,timestamp,stars\n" + "".join(rows + rows[:50]))
+    return {
+        "source": "files",
+        "catalogue": str(items),
+        "interactions": str(interactions),
+        "history_length": 4,
+    }
+
+
+@pytest.fixture
+def many_parts(monkeypatch):
+    """Parts, blocks and files so small that there are many of each."""
+    for module, name, value in (
+        (beam_sort, "_IN_A_PART", 200),
+        (beam_sort, "_READ_AT_ONCE", 150),
+        (beam_rows, "_ITEMS_AT_ONCE", 64),
+        (beam_rows, "_BLOCKS", 7),
+        (builder, "_ITEMS_OF_A_SHARD", 300),
+    ):
+        monkeypatch.setattr(module, name, value)
+
+
+def files_of(folder):
+    found = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {str(name): path.read_bytes() for name, path in found.items()}
+
+
+@needs_beam
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"drop_duplicates": True, "filters": FILTERS, "rating_column": "stars", "seed": 3},
+        {"split_by": "leave_one_out", "rating_column": "stars", "filters": FILTERS},
+        {"split_by": "ratio", "min_history": 2},
+        {"source": "sequences", "split_by": "leave_one_out"},
+    ],
+)
+def test_the_files_are_those_of_one_machine_byte_for_byte(config, fields, many_parts, tmp_path):
+    config |= fields
+    dataset.prepare(config, tmp_path / "one")
+    dataset.prepare(config, tmp_path / "beam", DIRECT)
+    one, beam = files_of(tmp_path / "one"), files_of(tmp_path / "beam")
+    assert len([name for name in one if "array_record" in name]) > 8
+    assert one.keys() == beam.keys()
+    assert [name for name in one if one[name] != beam[name]] == []
+
+
+@needs_beam
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"history_length": 100}, "0 interactions have 100 or more"),
+        ({"history_length": 99, "min_history": 99, "split_by": "ratio"}, "the most interactions"),
+    ],
+)
+def test_what_fills_no_split_is_refused_in_the_same_words(config, fields, message, tmp_path):
+    said = []
+    for beam in (None, DIRECT):
+        with pytest.raises(UserError, match=message) as raised:
+            dataset.prepare(config | fields, tmp_path / "data", beam)
+        said.append(str(raised.value))
+    assert said[0] == said[1]
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_beam_does_not_do_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(beam_rows, "beam_module", lambda: None)
+    config |= {"ties": "numbered", "samples": (1, 1, 1)}
+    with pytest.raises(UserError, match="does not do data.ties=numbered, data.samples: leave"):
+        dataset.prepare(config, tmp_path / "data", DIRECT)
+
+
+def test_without_beam_its_extra_is_named(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match=r"needs Apache Beam: install launch/locks/beam.txt"):
+        dataset.prepare(config, tmp_path / "data", DIRECT)
