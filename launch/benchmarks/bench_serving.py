@@ -29,8 +29,9 @@ import psutil
 from absl import app, flags
 
 from tca4rec_jax.decoding.recommender import Recommender
-from tca4rec_jax.experiment import Experiment
+from tca4rec_jax.experiment import Experiment, config_of_run
 from tca4rec_jax.launching import RUN, WORKDIR, start
+from tca4rec_jax.training.run_folder import RunFolder
 
 _CLIENTS = flags.DEFINE_integer("clients", 50, "Clients, each with connections of its own.")
 _REQUESTS = flags.DEFINE_integer("requests", 1000, "Requests of all clients.")
@@ -38,6 +39,7 @@ _BURST = flags.DEFINE_integer("burst", 4, "Requests that a client sends at once.
 _BESIDE = flags.DEFINE_integer(
     "beside", 1000, "Most histories of the one call, and requests during a reload and an end."
 )
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "inference.batch_size of both, if another.")
 _PORT = flags.DEFINE_integer("port", 8741, "The port of the service.")
 _SECONDS = flags.DEFINE_float("seconds", 60.0, "The service's deadline.")
 _SERVE = Path(__file__).parents[1] / "serve.py"
@@ -58,6 +60,8 @@ class Server:
         self.log = Path(tempfile.mkdtemp()) / "log.jsonl"
         command = [sys.executable, str(_SERVE), f"--workdir={WORKDIR.value}", f"--run={RUN.value}"]
         command += [f"--port={_PORT.value}", f"--seconds={_SECONDS.value}"]
+        if _BATCH_SIZE.value:
+            command += [f"--config.inference.batch_size={_BATCH_SIZE.value}"]
         environment = os.environ | {"TCA4REC_ADMIN_KEY": _ADMIN_KEY}
         with self.log.open("w") as file:
             self.process = subprocess.Popen(command, stderr=file, env=environment)
@@ -196,7 +200,10 @@ def end_under_load(server: Server, bodies: list[bytes]) -> None:
 
 def main(_):
     start()
-    experiment = Experiment.of_run(Path(WORKDIR.value), RUN.value)
+    workdir = Path(WORKDIR.value)
+    config = config_of_run(RunFolder.of(workdir, RUN.value))
+    config.inference.batch_size = _BATCH_SIZE.value or config.inference.batch_size
+    experiment = Experiment(config, workdir)
     rows, ids = experiment.data.splits["test"], experiment.data.catalogue.item_ids
     spans = itertools.pairwise(rows.offsets.tolist())
     all_ = [[ids[item] for item in rows.items[a : b - 1]] for a, b in spans if b - a > 1]
