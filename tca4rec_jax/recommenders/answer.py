@@ -152,8 +152,8 @@ def item_scores(vectors: np.ndarray, item_B: np.ndarray, items: CFItems) -> np.n
     vectors = np.asarray(vectors, np.float64)
     if items.table_IxD is None:
         return vectors[np.arange(len(item_B)), item_B]
-    scores_B = np.sum(vectors * items.table_IxD[item_B], axis=1)
-    return scores_B if items.bias_I is None else scores_B + items.bias_I[item_B]
+    scores_B = np.sum(vectors * np.asarray(items.table_IxD[item_B]), axis=1)
+    return scores_B if items.bias_I is None else scores_B + np.asarray(items.bias_I[item_B])
 
 
 def answer_logits(scores_m: np.ndarray, slope: float, offset: float) -> np.ndarray:
