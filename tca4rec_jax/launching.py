@@ -116,6 +116,7 @@ def launch(
             if run_on == "all_processes" or is_main_process():
                 run(CONFIG.value, Path(WORKDIR.value or ""))
             multihost.barrier(name, _LONGEST_WAIT)
+            multihost.leave_job()
 
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=partial(_parse_flags, name, config_of))

@@ -265,8 +265,8 @@ def test_two_processes_write_what_one_writes(workdir, tmp_path):
     command = [str(Path(__file__).parents[1] / "launch/embed_items.py"), f"--workdir={workdir}"]
     command += [f"--config={tmp_path / 'config.py'}:{workdir}", *job]
     both = [Script([*command, f"--process_index={index}"], {}, devices=2) for index in "01"]
-    for script in both:
-        done = script.completed(120)
-        assert done.returncode == 0, done.stderr
+    done = [script.completed(120) for script in both]
+    errors = "\n".join(script.stderr for script in done)  # one's end is the other's error
+    assert [script.returncode for script in done] == [0, 0], errors
     found = np.load(workdir / "item_embeddings" / VECTORS)
     np.testing.assert_allclose(found, expected, atol=1e-5)
