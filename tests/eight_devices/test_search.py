@@ -165,22 +165,28 @@ def grounded(sizes):
     return lists, search.trie
 
 
+def assert_same_lists(found, expected):
+    """Titles that are as near as rounding can tell may change places."""
+    np.testing.assert_allclose(found.scores_RxM, expected.scores_RxM, atol=1e-5)
+    gaps = -np.diff(expected.scores_RxM, axis=1) > 1e-4
+    groups = np.cumsum(np.pad(gaps, ((0, 0), (1, 0))), axis=1) * ITEMS
+    in_groups = [np.sort(groups + lists.leaves_RxM, axis=1) for lists in (found, expected)]
+    np.testing.assert_array_equal(*in_groups)
+
+
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
 def test_grounding_on_a_mesh_is_that_on_one_device(sizes):
     (one, _), (many, _) = grounded((1, 1, 1)), grounded(sizes)
-    np.testing.assert_array_equal(many.leaves_RxM, one.leaves_RxM)
-    np.testing.assert_allclose(many.scores_RxM, one.scores_RxM, atol=1e-5)
+    assert_same_lists(many, one)
     assert len(np.unique(one.leaves_RxM, axis=0)) > 1
 
 
 def test_grounding_among_items_that_do_not_divide_is_that_on_one_device():
-    """30 items on four devices. The two best titles of a row, as near as rounding can tell, change
-    places on this mesh."""
+    """30 items on four devices."""
     (one, trie), (many, split) = grounded((1, 1, 1)), grounded((2, 1, 4))
     np.testing.assert_array_equal(split.item_order, trie.item_order)
     np.testing.assert_array_equal(split.ordered_leaf, trie.ordered_leaf)
-    np.testing.assert_allclose(many.scores_RxM, one.scores_RxM, atol=1e-5)
-    np.testing.assert_array_equal(*(np.sort(x.leaves_RxM, axis=1) for x in (many, one)))
+    assert_same_lists(many, one)
 
 
 def groups_of(line):
