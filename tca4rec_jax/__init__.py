@@ -18,8 +18,8 @@ _HOME = {
     "project": "core.collaborative_tokenizer",
     "token_distributions": "inspection",
     "Objective": "core.objective",
-    "tca_loss": "core.objective",
-    "of_logits": "core.objective",
+    "tca_loss": "core.losses",
+    "of_logits": "core.losses",
     "Recommender": "decoding.recommender",
 }
 __all__ = list(_HOME)

@@ -20,7 +20,8 @@ from tca4rec_jax.config import build, config_fields, config_value, default_confi
 from tca4rec_jax.config_checks import check_llm, validate
 from tca4rec_jax.core.collaborative_tokenizer import CFItems
 from tca4rec_jax.core.decisions import title_decisions
-from tca4rec_jax.core.objective import Objective, of_logits, tca_loss
+from tca4rec_jax.core.losses import of_logits, tca_loss
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.item_tokens import TextEncoder, tokenise_items
 from tca4rec_jax.data.sequences import ItemSequences

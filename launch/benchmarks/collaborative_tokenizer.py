@@ -111,7 +111,8 @@ def ours(inputs: Inputs, children: bool):
     """A function of nothing that computes (loss, gradient) by segment sums over the trie."""
     from tca4rec_jax.core.collaborative_tokenizer import DENSE
     from tca4rec_jax.core.decisions import Targets, title_decisions
-    from tca4rec_jax.core.objective import Objective, of_logits, tca_loss
+    from tca4rec_jax.core.losses import of_logits, tca_loss
+    from tca4rec_jax.core.objective import Objective
     from tca4rec_jax.core.trie import DeviceTrie
 
     compressed = ItemTrie.build(inputs.titles).compress()

@@ -1,4 +1,4 @@
-"""The method: trie, decisions, Collaborative Tokenizer, objective. Read these four files in turn;
+"""The method: trie, decisions, Collaborative Tokenizer, objective. Read these files in turn;
 trie_nodes.py makes the arrays of the trie.
 
 Axes of the whole project, as suffixes of names (docs/notation.md):

@@ -5,7 +5,7 @@ model each have a distribution over the children; guidance lambda multiplies the
 
     guided(child) = llm(child) * cf(child) ** lambda / (the sum over the children),
 
-and training pulls the LLM towards labels y = (1 - alpha) * onehot + alpha * cf (core/objective.py).
+and training pulls the LLM towards labels y = (1 - alpha) * onehot + alpha * cf (core/losses.py).
 With the LLM in the place of the one-hot,
 
     mixed(child) = (1 - alpha) * llm(child) + alpha * cf(child).

@@ -16,7 +16,8 @@ from tca4rec_jax.cf.logits_store import LogitsStore
 from tca4rec_jax.config import build
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
 from tca4rec_jax.core.decisions import title_decisions
-from tca4rec_jax.core.objective import Loss, Objective, tca_loss
+from tca4rec_jax.core.losses import Loss, tca_loss
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.item_tokens import ItemTokens, tokenise_items

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from tca4rec_jax.cf.logits_store import CFLogits, LogitsStore
-from tca4rec_jax.core.objective import Loss
+from tca4rec_jax.core.losses import Loss
 from tca4rec_jax.core.trie import ItemTrie
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.item_tokens import ItemTokens

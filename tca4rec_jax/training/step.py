@@ -14,7 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from tca4rec_jax.batching import sum_over
-from tca4rec_jax.core.objective import Loss, Objective
+from tca4rec_jax.core.losses import Loss
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.distributed.data_parallel import DataParallel, ShardedWeight
 from tca4rec_jax.distributed.sharded_projection import project_shards

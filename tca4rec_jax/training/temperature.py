@@ -11,7 +11,8 @@ loss needs no other device's rows: with a weight of 0.05 a batch the two differ 
 import jax
 import jax.numpy as jnp
 
-from tca4rec_jax.core.objective import Moments, Objective
+from tca4rec_jax.core.losses import Moments
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.errors import UserError
 
 

@@ -20,7 +20,7 @@ from tca4rec_jax.compile_ahead.hlo import arrays
 from tca4rec_jax.compile_ahead.programs import PROGRAMS, AbstractExperiment, stored_dtype
 from tca4rec_jax.compile_ahead.targets import COMPILERS, Target
 from tca4rec_jax.config import build, published_config
-from tca4rec_jax.core import objective
+from tca4rec_jax.core import losses
 from tca4rec_jax.core.collaborative_tokenizer import project
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.decoding.beam_search import SearchConfig
@@ -292,7 +292,7 @@ def logits_in_collectives(work, vocabulary, hidden, items, shards):
 
 
 def gather_vocabulary_logits(monkeypatch):
-    loss_as_it_is = objective.vocabulary_loss
+    loss_as_it_is = losses.vocabulary_loss
 
     def loss(head, *arguments):
         def gathered_head(hidden_NxD):
@@ -300,7 +300,7 @@ def gather_vocabulary_logits(monkeypatch):
 
         return loss_as_it_is(gathered_head, *arguments)
 
-    monkeypatch.setattr(objective, "vocabulary_loss", loss)
+    monkeypatch.setattr(losses, "vocabulary_loss", loss)
 
 
 def gather_cf_logits(monkeypatch):
@@ -314,13 +314,13 @@ def gather_cf_logits(monkeypatch):
 
 
 def call_the_host(monkeypatch):
-    loss_as_it_is = objective.vocabulary_loss
+    loss_as_it_is = losses.vocabulary_loss
 
     def loss(head, hidden_NxD, *arguments):
         jax.debug.callback(lambda total: None, hidden_NxD.sum())
         return loss_as_it_is(head, hidden_NxD, *arguments)
 
-    monkeypatch.setattr(objective, "vocabulary_loss", loss)
+    monkeypatch.setattr(losses, "vocabulary_loss", loss)
 
 
 CHANGES = {

@@ -11,8 +11,7 @@ from absl.testing import parameterized
 
 from tca4rec_jax.core.collaborative_tokenizer import DENSE
 from tca4rec_jax.core.decisions import Targets, title_decisions
-from tca4rec_jax.core.objective import (
-    Objective,
+from tca4rec_jax.core.losses import (
     SoftLabels,
     children_loss,
     children_loss_of_logits,
@@ -21,6 +20,7 @@ from tca4rec_jax.core.objective import (
     vocabulary_loss,
     vocabulary_loss_of_logits,
 )
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.errors import UserError
 

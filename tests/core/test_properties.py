@@ -16,12 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tca4rec_jax.core.collaborative_tokenizer import CFItems, project
-from tca4rec_jax.core.objective import (
-    Objective,
-    SoftLabels,
-    children_loss_of_logits,
-    vocabulary_loss_of_logits,
-)
+from tca4rec_jax.core.losses import SoftLabels, children_loss_of_logits, vocabulary_loss_of_logits
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 

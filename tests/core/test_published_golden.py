@@ -21,12 +21,8 @@ from tca4rec_jax.core.collaborative_tokenizer import (
     node_log_mass,
 )
 from tca4rec_jax.core.decisions import title_decisions
-from tca4rec_jax.core.objective import (
-    Objective,
-    SoftLabels,
-    children_loss_of_logits,
-    vocabulary_loss_of_logits,
-)
+from tca4rec_jax.core.losses import SoftLabels, children_loss_of_logits, vocabulary_loss_of_logits
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.data.ragged import Ragged
 

@@ -13,7 +13,8 @@ from tiny_workdir import ITEMS, make_config, make_workdir
 from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, cf_logits
 from tca4rec_jax.core.decisions import Targets, title_decisions
-from tca4rec_jax.core.objective import Objective, of_logits, tca_loss
+from tca4rec_jax.core.losses import of_logits, tca_loss
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import DeviceTrie
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.decoding.engine import read_titles_batch

@@ -8,7 +8,8 @@ import pytest
 
 from tca4rec_jax.core.collaborative_tokenizer import DENSE
 from tca4rec_jax.core.decisions import Targets, title_decisions
-from tca4rec_jax.core.objective import Moments, Objective, children_loss, of_logits, tca_loss
+from tca4rec_jax.core.losses import Moments, children_loss, of_logits, tca_loss
+from tca4rec_jax.core.objective import Objective
 from tca4rec_jax.core.trie import DeviceTrie, ItemTrie
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.training.temperature import adapted, check_eta
@@ -61,7 +62,7 @@ def test_moments_of_chunks_are_those_of_all():
 
     objective = Objective(0.0, softmax="children", temperature="adaptive")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tca4rec_jax.core.objective.children_loss", keep)
+        patch.setattr("tca4rec_jax.core.losses.children_loss", keep)
         args = z_NxV.reshape(10, 2, 9), of_logits, targets, None, None, DeviceTrie.of(trie)
         whole = tca_loss(*args, objective).moments
     head = of_logits(DeviceTrie.of(trie).choice)
