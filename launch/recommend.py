@@ -61,17 +61,19 @@ def recommend(config, workdir):
 
 def scored(recommender):
     """The items --candidate after the history --item, best first."""
-    history, disliked = (
-        recommender.find(names, what).tolist() if names else []
-        for names, what in ((_ITEMS.value, "--item"), (_DISLIKED.value, "--disliked"))
-    )
-    if not {*disliked} <= {*history}:
-        raise UserError("--disliked names an item that no --item names")
-    liked = [item not in disliked for item in history] if disliked else None
+    catalogue, disliked = recommender.experiment.data.catalogue, {*_DISLIKED.value}
+
+    def named(names, flag):
+        items = recommender.find(names, flag).tolist()
+        return [(catalogue.item_ids[item], catalogue.titles[item]) for item in items]
+
+    history = named(_ITEMS.value, "--item")  # of which a title names the item that is there
+    if others := sorted(disliked.difference(*history)):
+        named(others, "--disliked")
+        raise UserError(f"--disliked={others[0]!r} names an item that no --item names")
+    liked = [disliked.isdisjoint(names) for names in history] if disliked else None
     scores = recommender.score(_ITEMS.value, _CANDIDATE.value, liked=liked)
-    items = recommender.find(_CANDIDATE.value, "--candidate").tolist()
-    catalogue = recommender.experiment.data.catalogue
-    names = [(catalogue.item_ids[item], catalogue.titles[item]) for item in items]
+    names = named(_CANDIDATE.value, "--candidate")
     return [Recommended(*names[at], float(scores[at])) for at in np.argsort(-scores, kind="stable")]
 
 

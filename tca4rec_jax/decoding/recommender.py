@@ -193,9 +193,10 @@ class Recommender:
         """`score` float32 [R, candidates] of as many candidates for each of R histories.
 
         Up to `most` candidates, and any `guidance`, have one compiled program. A recommender that
-        answers is asked in batches, of one of a few sizes that are each compiled once.
+        answers is asked in batches, of one of a few sizes that are each compiled once. Raises
+        UserError as `score`, and for lists that are not as many as histories, or differ in length.
         """
-        items_RxN = np.stack([self.find(names, "candidates") for names in candidates])
+        items_RxN = self._candidates(candidates, histories, most)
         if self.experiment.recipe.evaluated_by == "answers":
             return self._answer_scores(histories, items_RxN, liked, guidance, sizes)
         if liked is not None:
@@ -212,6 +213,24 @@ class Recommender:
         is_leaf_RxNxM = found.leaves_RxM[:, None, :] == leaf_RxN[:, :, None]
         return np.take_along_axis(found.scores_RxM, np.argmax(is_leaf_RxNxM, axis=2), axis=1)
 
+    def _candidates(
+        self, candidates: Sequence[Sequence[str]], histories: Sequence, most: int | None
+    ) -> np.ndarray:
+        """int32 [R, N]. Raises as `scores`."""
+        if isinstance(candidates, str) or not len(candidates) == len(histories) > 0:
+            raise UserError(
+                f"candidates: expected a list for each of {len(histories)} histories, "
+                f"got {shown(candidates)}"
+            )
+        found = [self.find(names, "candidates") for names in candidates]
+        fewest, longest = min(map(len, found)), max(map(len, found))
+        if fewest < longest or (most or longest) < longest:
+            raise UserError(
+                f"candidates: expected as many of each history, at most {most or 'any number'}, "
+                f"got {fewest} to {longest}"
+            )
+        return np.stack(found)
+
     def _answer_scores(
         self,
         histories: Sequence[Sequence[str]],
@@ -223,12 +242,19 @@ class Recommender:
         """`scores` of a recommender that answers: a question is a row of the search."""
         weights = self.weights_of(guidance)
         cf = self.cf_model if self._reads_cf else None
-        rows = self._questions.rows(self._histories(histories), items_RxN, liked, cf)
+        guided = weights.guidance > 0 or guidance is not None
+        calibrated = self._calibration if guided else None
+        found = self._histories(histories)
+        rows = self._questions.rows(found, items_RxN, liked, cf, calibrated)
         rows = dataclasses.replace(rows, guided=guidance is not None)
         search, longest = self._search(2), self.experiment.config.prompt.max_tokens
         sizes = sizes or search.sizes(rows.prompts.lengths).rounded(longest)
         found = search.of_sizes(sizes).recommend(self.decoder, rows, weights, progress=None)
         return self._questions.log_odds(found).reshape(items_RxN.shape)
+
+    @cached_property
+    def _calibration(self) -> tuple[float, float]:
+        return self._questions.calibration(self.cf_model)
 
     def _scoring_search(self, beams: int) -> BatchedSearch:
         # A beam for each candidate: none is ever dropped, and the prefixes that their titles share

@@ -227,6 +227,13 @@ class Explainer:
         search = self._recommender.search_of(1)
         return search.of_config(dataclasses.replace(search.config, rules="exact"))
 
+    @cached_property
+    def _trie(self) -> DeviceTrie:
+        """That of the path search with all items on every device, as `node_log_mass` takes it."""
+        search = self._path_search
+        trie = search.config.device_trie(search.host_trie)
+        return sharding.put(trie, sharding.replicated(search.mesh))
+
     def _cf(
         self, rows: SearchRows, count: int, allowed_I, node_J, beta: float
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +243,7 @@ class Explainer:
         cf_RxD = np.asarray(rows.cf(padded_R), np.float32)
         search = self._path_search
         items = sharding.put(rows.cf_items, sharding.replicated(search.mesh))
-        args = cf_RxD, items, allowed_I, node_J, search.trie, np.float32(beta)
+        args = cf_RxD, items, allowed_I, node_J, self._trie, np.float32(beta)
         root_RxC, inner_RxJxC = map(np.asarray, _cf_log_probs(*args))
         return root_RxC[:count], inner_RxJxC[:count]
 

@@ -190,10 +190,15 @@ def _questions(experiment: "Experiment", split: str) -> Questions:
 
 def calibration(experiment: "Experiment") -> tuple[float, float]:
     """`calibrate` of the validation rows' answers. Raises as it, and as Experiment.cf_store."""
-    held = _questions(experiment, _HELD_OUT)
+    held = held_out_questions(experiment)
     store = experiment.cf_store(_HELD_OUT, held.position_R)
     scores_R = held.scores(store, np.arange(len(held.position_R)))
     return calibrate(scores_R, held.asked.answer_R == YES)
+
+
+def held_out_questions(experiment: "Experiment") -> Questions:
+    """Those of the validation rows, to which CF models are calibrated."""
+    return _questions(experiment, _HELD_OUT)
 
 
 def calibrate(scores_R: np.ndarray, yes_R: np.ndarray) -> tuple[float, float]:

@@ -99,7 +99,8 @@ def soft_rows(
         check_table(experiment.config.cf.model, cf_items.table_IxD, item_IxC)
     of_item = count(items.shown.values) // len(items.shown)
     around = count(items.before[0]) + count(items.after.values)
-    most = experiment.config.data.history_length * of_item + around
+    asked = experiment.config.data.history_length + bool(items.answers)  # and the candidate
+    most = asked * of_item + around
     most = max(most, int(prompts.slots.lengths.max(initial=0)))
     return SoftRows(prompts, items.placeholder, item_IxC, most, cf if for_users else None)
 

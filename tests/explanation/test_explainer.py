@@ -47,8 +47,9 @@ def workdir(tmp_path_factory):
     return path
 
 
-def recommender_of(workdir, guidance=0.7, **decoding):
+def recommender_of(workdir, guidance=0.7, tensor=1, **decoding):
     config = make_config(workdir, "")
+    config.mesh.tensor = tensor
     config.cf.model = "ease"
     config.objective.alpha = 0.3
     config.decoding.update(
@@ -90,6 +91,13 @@ def check_scores(explanation, recommender, history=HISTORY):
         for step in ours.steps:
             shares = explanation.branches[step.branch].children[step.child].shares
             np.testing.assert_allclose(np.log(shares[:2]), (step.llm, step.cf), atol=1e-6)
+
+
+def test_where_items_are_split_over_devices_the_scores_are_those_of_the_list(workdir):
+    recommender = recommender_of(workdir, tensor=2)
+    explanation = Explainer(recommender).explain(HISTORY, 5)
+    check_sums(explanation)
+    check_scores(explanation, recommender)
 
 
 def below(explanation, number, allowed=range(ITEMS)):

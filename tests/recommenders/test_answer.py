@@ -1,31 +1,23 @@
 """Recommenders that answer yes or no, with TALLRec's and with CoLLM's prompts."""
 
 import json
-import shutil
-from itertools import pairwise
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 import pytest
 from flax import nnx
-from forked import Script
-from tiny_workdir import make_config, make_workdir, stopped_and_gone_on
+from recommenders.tiny_answers import TEMPLATES, config_of, make_answers_workdir
+from tiny_workdir import stopped_and_gone_on
 
-from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.config import build
 from tca4rec_jax.core.objective import Objective
-from tca4rec_jax.data.dataset import load, prepare
 from tca4rec_jax.data.prompts import Prompts
 from tca4rec_jax.data.questions import YES, question_rows
 from tca4rec_jax.data.templates import PromptTemplate
 from tca4rec_jax.decoding.recommender import Recommender
-from tca4rec_jax.decoding.search_programs import search_batch
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.evaluation.evaluate import evaluate_run, sweep_guidance
-from tca4rec_jax.evaluation.rankings import EvaluationRows
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.intervals import bootstrap_intervals
 from tca4rec_jax.llm.checkpoints.export import export_decoder
@@ -37,39 +29,12 @@ from tca4rec_jax.recommenders.vectors import describe_vectors, soft_rows
 from tca4rec_jax.serving.model import Limits, ServedModel
 from tca4rec_jax.train import load_batches, train
 
-LAUNCH = Path(__file__).parents[2] / "launch"
-TEMPLATES = {
-    "tallrec": "a{liked}b{disliked}c{item}d{target}",
-    "collm": "a{user}{history}c{item}{vector}d{target}",
-}
-
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("answer")
-    make_workdir(path)
-    table = pd.read_csv(path / "interactions.csv")
-    table["stars"] = np.random.default_rng(1).integers(1, 6, len(table))
-    table.to_csv(path / "interactions.csv", index=False)
-    shutil.rmtree(path / "data")
-    shutil.rmtree(path / "cf")
-    config = config_of(path, "any")
-    prepare(config.data, path / "data")
-    run_cf(config.cf, load(path / "data"), path, history_length=4)
+    make_answers_workdir(path)
     return path
-
-
-def config_of(workdir, name, kind="tallrec", alpha=0.5, **fields):
-    config = make_config(workdir, name)
-    config.data.update(rating_column="stars", liked_above=3.0)
-    config.cf.model = "bpr_mf"
-    config.cf.max_epochs = 2
-    config.recommender.update(name="answer", answers=("y", "n"))
-    config.prompt.update(templates=(TEMPLATES[kind],), separator="z", placeholder="x")
-    config.training.targets = "last"
-    config.objective.update(alpha=alpha, form="cross_entropy", **fields)
-    config.evaluation.variants = (("untrained", "", 0.0),)
-    return config
 
 
 def prepared(workdir, kind, alpha, softmax):
@@ -260,95 +225,6 @@ def test_few_rows_are_sampled_with_the_seed(workdir):
         jax.tree.map(np.testing.assert_array_equal, arrays_of(getattr(some, name)), arrays_of(part))
     np.testing.assert_array_equal(position[1], position[2])
     assert {*position[1]} != {*position[3]}
-
-
-@pytest.mark.parametrize("kind", TEMPLATES)
-def test_candidates_are_scored_as_in_an_evaluation(workdir, kind):
-    """After histories as the evaluated rows' are, with guidance and without."""
-    name = f"scored_{kind}"
-    config = config_of(workdir, name, kind)
-    config.evaluation.update(rows=0, variants=(("alone", name, 0.0), ("guided", name, 1.0)))
-    experiment = Experiment(config, workdir)
-    train(experiment)
-    evaluate_run(config, workdir, name=name)
-    (kept,) = (workdir / "evaluation").glob(f"{name}_*.npz")
-    alone_R, guided_R = np.load(kept)["score_R"]
-    rows = EvaluationRows.of(experiment)
-    questions = Questions(experiment.data.splits["test"], 12, config)
-    row_R = np.searchsorted(questions.position_R, rows.position_R)
-    split = questions.sequences.take(row_R)
-    names = np.array(experiment.data.catalogue.item_ids)
-    histories = [names[split.items[a : b - 1]].tolist() for a, b in pairwise(split.offsets)]
-    liked = [split.liked[a : b - 1] for a, b in pairwise(split.offsets)]
-    given = {"liked": liked if kind == "tallrec" else None}
-    candidates = names[questions.asked.item_R[row_R]][:, None].tolist()
-    recommender = Recommender(experiment, name)
-    scores_Rx1 = recommender.scores(histories, candidates, **given)
-    np.testing.assert_allclose(scores_Rx1[:, 0], alone_R, atol=1e-5)
-    assert np.ptp(alone_R) > 1e-3
-    scores_Rx1 = recommender.scores(histories, candidates, guidance=1.0, **given)
-    np.testing.assert_allclose(scores_Rx1[:, 0], guided_R, atol=1e-4)
-    assert np.abs(guided_R - alone_R).max() > 1e-2
-
-    # Several candidates of a history are as each alone; their number compiles nothing.
-    one = {"liked": liked[0].tolist() if kind == "tallrec" else None}
-    expected = [recommender.score(histories[0], [item], **one)[0] for item in names[:7]]
-    recommender.score(histories[0], names[:5].tolist(), **one)
-    before = search_batch._cache_size()
-    found = recommender.score(histories[0], names[:7].tolist(), **one)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert search_batch._cache_size() == before
-
-
-def test_a_history_without_ratings_is_liked(workdir):
-    experiment = Experiment(config_of(workdir, "all_liked", alpha=0.0), workdir)
-    recommender = Recommender(experiment, "")
-    expected = recommender.score(["3", "5"], ["1", "2"], liked=[True, True])
-    np.testing.assert_array_equal(recommender.score(["3", "5"], ["1", "2"]), expected)
-    other = recommender.score(["3", "5"], ["1", "2"], liked=[True, False])
-    assert np.abs(other - expected).min() > 1e-5
-    with pytest.raises(UserError, match="a truth value for every item"):
-        recommender.score(["3", "5"], ["1", "2"], liked=[True])
-    config = config_of(workdir, "all_liked", alpha=0.0)
-    config.prompt.templates = ("a{history}c{item}d{target}",)
-    with pytest.raises(UserError, match="liked goes with {liked} in prompt.templates"):
-        Recommender(Experiment(config, workdir), "").score(["3"], ["1"], liked=[True])
-
-
-CONFIG_FILE = """
-from pathlib import Path
-
-from recommenders.test_answer import config_of
-
-
-def get_config(path):
-    return config_of(Path(path), "any", alpha=0.0)
-"""
-
-
-def test_the_script_scores_candidates_and_lists_nothing(workdir, tmp_path):
-    (tmp_path / "config.py").write_text(CONFIG_FILE)
-    command = [str(LAUNCH / "recommend.py"), f"--config={tmp_path / 'config.py'}:{workdir}"]
-    command += [f"--workdir={workdir}", "--untrained", "--item=3", "--item=5"]
-
-    def run(*flags):
-        return Script([*command, *flags], {}).completed()
-
-    scored = run("--candidate=1", "--candidate=2", "--candidate=8", "--disliked=5")
-    assert scored.returncode == 0, scored.stderr
-    recommender = Recommender(Experiment(config_of(workdir, "any", alpha=0.0), workdir), "")
-    scores = recommender.score(["3", "5"], ["1", "2", "8"], liked=[True, False])
-    expected = sorted(zip(scores, ["1", "2", "8"], strict=True), reverse=True)
-    found = [line.split()[1:3] for line in scored.stdout.splitlines()]
-    assert found == [[f"{score:.4f}", item] for score, item in expected]
-    for flags, message in (
-        ([], "lists none: give items to Recommender.score or launch/recommend.py --candidate"),
-        (["--candidate=1", "--disliked=2"], "--disliked names an item that no --item names"),
-        (["--disliked=3"], "--disliked with --candidate"),
-    ):
-        refused = run(*flags)
-        assert refused.returncode == 1
-        assert message in refused.stderr
 
 
 @pytest.mark.parametrize("mask", ["before_softmax", "after_softmax"])

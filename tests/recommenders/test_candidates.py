@@ -12,6 +12,7 @@ from tca4rec_jax.evaluation.compare import compare_results
 from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.evaluation.rankings import EvaluationRows
 from tca4rec_jax.evaluation.summary import summarise
+from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.train import train
 
 SHOWN = {"prompt.templates": ("q{history}of{candidates}z{target}",), "prompt.candidates": 3}
@@ -61,6 +62,27 @@ def test_candidates_are_scored_and_all_items_are_not_asked_for(trained):
     assert np.isfinite(scores).all()
     with pytest.raises(UserError, match="show {candidates}, and there are none: evaluate with"):
         recommender.recommend(["0", "3"], k=ITEMS)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "most", "message"),
+    [
+        ([["1", "2"], ["7", "9"]], None, "expected a list for each of 1 histories"),
+        ([], None, "expected a list for each of 1 histories"),
+        ("1", None, "expected a list for each of 1 histories"),
+        ([["1", "2"]], 1, "expected as many of each history, at most 1, got 2 to 2"),
+        ([[]], None, r"candidates is \[\]"),
+    ],
+)
+def test_candidates_that_do_not_fit_are_refused(trained, monkeypatch, candidates, most, message):
+    monkeypatch.setattr(Experiment, "inference_decoder", None)
+    with pytest.raises(UserError, match=message):
+        Recommender(trained, "whole").scores([["0", "3"]], candidates, most=most)
+
+
+def test_lists_of_candidates_that_differ_in_length_are_refused(trained):
+    with pytest.raises(UserError, match="at most any number, got 1 to 2"):
+        Recommender(trained, "whole").scores([["0"], ["3"]], [["1"], ["1", "2"]])
 
 
 def test_an_evaluation_without_candidates_says_so(trained):

@@ -1,6 +1,7 @@
 """Every kind of recommender in kinds.py is trained, stopped, evaluated, asked and exported."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -41,23 +42,30 @@ def trained(request, tiny, tmp_path_factory):
     return request.param, experiment, train(experiment)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_the_loss_is_that_of_brute_force(trained, alpha):
-    """alpha = 0 is the plain loss; alpha > 0 has the soft labels of a dictionary of prefixes."""
+@pytest.fixture(scope="module")
+def first_batch(trained):
+    """(its experiment, batches, number) of a kind's first batch, its logits, and the jitted loss
+    of an objective, which compiles for all of them once."""
     kind, whole, _ = trained
     experiment = experiment_of(kind, whole.workdir, "fresh")
     batches = load_batches(experiment)  # with CF logits, which must not matter at alpha = 0
-    experiment.config.objective.alpha = alpha
     graph, state, base = experiment.initial_state()
     (number,), decoder = first_batches(batches, 1), nnx.merge(graph, state.params, base)
-    batch = batches(number)
+    batch, cf = batches(number), experiment.cf_arrays(batches.cf_items)
     if batch.soft is not None:
         assert (batch.soft.position_BxL < batch.tokens_BxS.shape[1]).any()
+    loss = partial(nnx.jit(experiment.recipe.loss), decoder, batch, *cf)
+    return (experiment, batches, number), nnx.jit(logits)(decoder, batch), loss
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_the_loss_is_that_of_brute_force(first_batch, alpha):
+    """alpha = 0 is the plain loss; alpha > 0 has the soft labels of a dictionary of prefixes."""
+    (experiment, *of_batch), logits_BxSxV, loss = first_batch
+    experiment.config.objective.alpha = alpha
     objective = jax.tree.map(jnp.float32, build(Objective, experiment.config.objective))
-    items, trie = experiment.cf_arrays(batches.cf_items)
-    found = nnx.jit(experiment.recipe.loss)(decoder, batch, items, trie, objective)
-    logits_BxSxV = nnx.jit(logits)(decoder, batch)
-    total, count = brute_force.loss(experiment, batches, number, logits_BxSxV)
+    found = loss(objective)
+    total, count = brute_force.loss(experiment, *of_batch, logits_BxSxV)
     np.testing.assert_allclose(found.total, total, rtol=2e-5)
     assert float(found.positions) == count
 
