@@ -220,7 +220,7 @@ class Recommender:
         if isinstance(candidates, str) or not len(candidates) == len(histories) > 0:
             raise UserError(
                 f"candidates: expected a list for each of {len(histories)} histories, "
-                f"got {shown(candidates)}"
+                f"got {repr(candidates) if isinstance(candidates, str) else len(candidates)}"
             )
         found = [self.find(names, "candidates") for names in candidates]
         fewest, longest = min(map(len, found)), max(map(len, found))
@@ -244,8 +244,8 @@ class Recommender:
         cf = self.cf_model if self._reads_cf else None
         guided = weights.guidance > 0 or guidance is not None
         calibrated = self._calibration if guided else None
-        found = self._histories(histories)
-        rows = self._questions.rows(found, items_RxN, liked, cf, calibrated)
+        items = self._histories(histories)
+        rows = self._questions.rows(items, items_RxN, liked, cf, calibrated)
         rows = dataclasses.replace(rows, guided=guidance is not None)
         search, longest = self._search(2), self.experiment.config.prompt.max_tokens
         sizes = sizes or search.sizes(rows.prompts.lengths).rounded(longest)
