@@ -281,7 +281,7 @@ def shrink(config: ConfigDict) -> None:
     config.prompt.max_tokens = 128
     config.optimizer.warmup_steps = 2
     config.decoding.beams = 3
-    config.inference.batch_size = 4
+    config.inference.batch_size = 16
     config.ids.rq_vae.epochs = 2
     config.evaluation.update(rows=8, cutoffs=(1, 3))
     config.validation.rows = 8
