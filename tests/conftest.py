@@ -6,6 +6,7 @@ TCA4REC_TEST_PLATFORM=cuda bash launch/test.sh -n 0 tests/llm ...
 """
 
 import collections
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -23,10 +24,12 @@ if PLATFORM == "cpu":
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 import jax
+import pytest
 
 from tca4rec_jax.memory import collect_garbage_rarely
 
 sys.path.insert(0, str(Path(__file__).parent))
+import drawing
 from forked import keep_programs
 
 DEVICES = int(os.environ.get("TCA4REC_TEST_DEVICES", "2"))
@@ -39,6 +42,21 @@ else:  # whose products of float32 are of a lower precision by default
 jax.config.update("jax_numpy_rank_promotion", "raise")
 collect_garbage_rarely()
 keep_programs(first="PYTEST_XDIST_WORKER" not in os.environ and DEVICES != 8)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def undrawn(request):
+    """No picture is drawn but in modules with the mark `drawn`, and in tests that ask for it."""
+    marked = request.node.get_closest_marker("drawn")
+    with contextlib.nullcontext() if marked else drawing.undrawn():
+        yield
+
+
+@pytest.fixture
+def drawn():
+    """The pictures of this test are drawn."""
+    with drawing.drawn():
+        yield
 
 
 def pytest_collection_modifyitems(items):

@@ -5,6 +5,7 @@ needs (DecoderConfig.flops_per_token) for real tokens: neither padding nor recom
 """
 
 import contextlib
+import functools
 import time
 from functools import partial
 from pathlib import Path
@@ -41,11 +42,11 @@ class Peak(NamedTuple):
 
 
 def peak_flops(mesh: Mesh, dtype: str) -> Peak:
-    """The data sheet's peak where the device is known, else `measured_peak`."""
+    """The data sheet's peak where the device is known, else `measured_peak`, once in a process."""
     kind = mesh.devices.flat[0].device_kind
     if kind in DATASHEET_PEAKS:
         return Peak(DATASHEET_PEAKS[kind] * mesh.size, "data sheet")
-    return Peak(measured_peak(mesh, dtype), "measured")
+    return Peak(_measured_once(mesh, dtype), "measured")
 
 
 def measured_peak(mesh: Mesh, dtype: str) -> float:
@@ -64,6 +65,9 @@ def measured_peak(mesh: Mesh, dtype: str) -> float:
         jax.block_until_ready(product(x, w))
         seconds.append(time.perf_counter() - began)
     return 2 * _SIZE**3 * mesh.size / min(seconds)
+
+
+_measured_once = functools.cache(measured_peak)
 
 
 def mean_context(lengths: np.ndarray) -> float:

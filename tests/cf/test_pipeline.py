@@ -220,6 +220,7 @@ def test_profile_against_numpy(data):
     assert described["nll"][f"{described['best_beta']:g}"] == min(described["nll"].values())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_report_has_tables_and_a_picture(tmp_path, data):
     metrics = run_cf({"model": "popularity"}, data, tmp_path, history_length=4)
     write_cf_report(tmp_path / "cf", metrics)

@@ -180,6 +180,7 @@ def test_a_hit_by_title_counts_in_table_differences_and_slices():
     assert cold == pytest.approx(hit_rate(ranks["LLM"][10:], 5).mean())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_tables_say_what_was_ranked_and_every_slice_is_shown(tmp_path):
     config = default_config()
     results, _ = results_of(config)

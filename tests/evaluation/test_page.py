@@ -21,6 +21,7 @@ from tca4rec_jax.pages.blocks import Numbers
 from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.reporting import write_results
 
+pytestmark = pytest.mark.drawn
 TITLES = ["Alien <1979>", "Brazil & co", "Contact", "Dune", "Eraserhead", "Fargo"]
 LABELS = (POPULAR, CF, "LLM", "guided")
 LOG = [

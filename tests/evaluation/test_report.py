@@ -26,6 +26,7 @@ def drawn(path):
     return pixels.min() < 0.5 and pixels.max() > 0.9
 
 
+@pytest.mark.usefixtures("drawn")
 def test_pictures_are_drawn(tmp_path):
     curves = {
         "alpha=0": [{"step": s, "loss": 3.0 / s, "when": "now"} for s in range(1, 6)],

@@ -11,6 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from browser import check_reading, chromium, seen
+from drawing import drawn
 from forked import Script
 from made_results import cells, make_data, make_results
 
@@ -31,7 +32,8 @@ SCRIPT = Path(__file__).parents[2] / "launch" / "experiments_report.py"
 @pytest.fixture(scope="module")
 def page(workdir, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "results.md"
-    return path, write_page(workdir, path)
+    with drawn():
+        return path, write_page(workdir, path)
 
 
 @pytest.fixture(scope="module")

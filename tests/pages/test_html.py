@@ -84,6 +84,7 @@ def test_a_page_needs_no_network():
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_picture_is_an_svg_with_words_and_the_same_each_time():
     one, two = (Tags(page()).of("img")[0] for _ in range(2))
     assert one == two

@@ -104,6 +104,7 @@ def test_the_longest_ids_have_a_name_for_every_level():
     assert "".join(report["levels"]) == "abcdefghijklmnopqrstuvwxyz"
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("with_cf", [False, True])
 def test_writes_numbers_table_and_picture(tmp_path, with_cf):
     ids, _ = _ids()
