@@ -69,6 +69,6 @@ if __name__ == "__main__":
         main,
         "export_cf_logits",
         run_on="main_process",
-        reads=["data", "cf_logits"],
+        reads=lambda _: ["data", _MIX if _MIX.value else "cf_logits"],
         writes=[_OUTPUT],
     )

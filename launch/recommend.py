@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 
 from tca4rec_jax.config import run_name
+from tca4rec_jax.data.templates import reads_users
 from tca4rec_jax.decoding.recommend_file import recommend_file
 from tca4rec_jax.decoding.recommender import Recommended, Recommender
 from tca4rec_jax.distributed.multihost import is_main_process
@@ -75,8 +76,13 @@ def scored(recommender):
     return [Recommended(*names[at], float(scores[at])) for at in np.argsort(-scores, kind="stable")]
 
 
+def reads(config):
+    """The CF model, the run and the file where they are used."""
+    cf = ["cf"] if _GUIDANCE.value or reads_users(config.prompt) else []
+    return ["data", *cf, "llm", *([] if _UNTRAINED.value else ["run"]), _INPUT]
+
+
 if __name__ == "__main__":
-    reads = ["data", "cf", "llm", "run", _INPUT]
     launch(
         recommend,
         "recommend",

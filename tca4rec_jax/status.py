@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tca4rec_jax.cf.checkpoint import load_model
-from tca4rec_jax.cf.logits_format import MANIFEST, identity
+from tca4rec_jax.cf.logits_format import MANIFEST, StorePath, identity
 from tca4rec_jax.cf.logits_store import made_from_of, read_manifest, split_path
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.item_vectors import (
@@ -88,7 +88,7 @@ class Status:
         """The content hashes of the stores below cf/ and of those that runs were trained with."""
         configs = (_or_none(partial(config_of_run, run)) for run in RunFolder.all(self._workdir))
         folders = {config.cf.logits for config in configs if config is not None}
-        stores = [file.parent for file in self._manifests]
+        stores: list[StorePath] = [file.parent for file in self._manifests]
         stores += [split_path(one, self._workdir, split) for one in folders for split in SPLITS]
         manifests = (_or_none(partial(read_manifest, store)) for store in stores)
         return {manifest["content_hash"] for manifest in manifests if manifest is not None}
