@@ -1,6 +1,7 @@
 """What the pages say of files, configs and lists is so."""
 
 import re
+import tomllib
 
 import numpy as np
 import pages
@@ -11,6 +12,8 @@ from tca4rec_jax.cf.pipeline import run_cf
 from tca4rec_jax.config import default_config
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
+
+PROJECT = tomllib.loads((pages.ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_exported_cf_logits_have_the_columns_that_the_page_says(tmp_path):
@@ -47,3 +50,29 @@ def test_a_config_that_was_never_run_is_marked_as_such():
     }
     assert never
     assert marked == never
+
+
+def test_the_first_page_of_the_site_leads_to_every_other():
+    linked = {*pages.links((pages.ROOT / "docs" / "index.md").read_text())}
+    others = {page.name for page in pages.PAGES[1:]} - {"index.md"}
+    assert others <= linked
+
+
+def test_contributing_names_every_folder_of_the_package_and_every_extra():
+    named = {*pages.quoted((pages.ROOT / "docs" / "contributing.md").read_text())}
+    folders = {path.parent.name for path in (pages.ROOT / "tca4rec_jax").glob("*/__init__.py")}
+    extras = {*PROJECT["optional-dependencies"]}
+    assert "core" in folders
+    assert folders | extras <= named
+
+
+def test_every_script_of_a_job_is_in_the_row_of_what_it_does_there():
+    """docs/training.md, by what the script tells `launch`."""
+    text = (pages.ROOT / "docs" / "training.md").read_text()
+    kinds = {"all_processes": "all work", "main_process": "the first works", "": "want a process"}
+    rows = {kind: re.findall(rf"^\| (.+) \| {said}", text, re.M) for kind, said in kinds.items()}
+    found = {kind: pages.quoted(row) for kind, (row,) in rows.items()}
+    for path in (pages.ROOT / "launch").glob("*.py"):
+        if re.search(r"^    launch\(", source := path.read_text(), re.MULTILINE):
+            kind = re.search('run_on="(\w+)"', source)
+            assert path.name in found[kind[1] if kind else ""], path.name
