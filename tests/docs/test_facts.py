@@ -74,5 +74,5 @@ def test_every_script_of_a_job_is_in_the_row_of_what_it_does_there():
     found = {kind: pages.quoted(row) for kind, (row,) in rows.items()}
     for path in (pages.ROOT / "launch").glob("*.py"):
         if re.search(r"^    launch\(", source := path.read_text(), re.MULTILINE):
-            kind = re.search('run_on="(\w+)"', source)
+            kind = re.search(r'run_on="(\w+)"', source)
             assert path.name in found[kind[1] if kind else ""], path.name
