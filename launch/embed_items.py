@@ -25,7 +25,7 @@ if __name__ == "__main__":
         embed,
         "embed_items",
         run_on="all_processes",
-        reads=["data", "llm"],
+        reads=lambda _: ["data", "llm", *(["run"] if RUN.value else [])],
         writes=["item_embeddings"],
         config_of="run",
     )

@@ -9,8 +9,11 @@ file, for a browser), results.json, .md and .png, or with --name the same files 
 WORKDIR/results/NAME.
 """
 
+from pathlib import Path
+
 from absl import flags
 
+from tca4rec_jax.evaluation.comparison import UNTRAINED, results_folder
 from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.launching import DEFINE_field, launch
 from tca4rec_jax.ranges import FolderName, NotNegative
@@ -26,12 +29,24 @@ def evaluate(config, workdir):
     evaluate_run(config, workdir, runs=_RUNS.value, guidances=guidances, name=name)
 
 
+def reads(config):
+    """The runs of --runs, of the config, or all, and what is read for any of them."""
+    runs = _RUNS.value or [run for _, run, _ in config.evaluation.variants]
+    folders = [Path("llm", run) for run in runs if run not in ("", UNTRAINED)]
+    return ["data", "cf", "cf_logits", "llm", *(folders if runs else [Path("llm")])]
+
+
+def writes(_):
+    """The lists, and the reports by their name."""
+    return [Path("evaluation"), results_folder(Path(), _NAME.value or "")]
+
+
 if __name__ == "__main__":
     launch(
         evaluate,
         "evaluate",
         run_on="all_processes",
-        reads=["data", "cf", "cf_logits", "llm", "evaluated_runs"],
-        writes=["reports"],
+        reads=reads,
+        writes=writes,
         config_of="any_run",
     )

@@ -81,5 +81,10 @@ def _history(experiment: Experiment) -> list[str]:
 
 
 if __name__ == "__main__":
-    reads = ["data", "cf", "llm", "run"]
-    launch(explain, "explain", reads=reads, writes=[_JSON, _HTML], config_of="run")
+    launch(
+        explain,
+        "explain",
+        reads=lambda _: ["data", "cf", "llm", *([] if _UNTRAINED.value else ["run"])],
+        writes=[_JSON, _HTML],
+        config_of="run",
+    )

@@ -3,7 +3,7 @@
     python launch/export_cf_logits.py --config=configs/quickstart.py --workdir=runs/x \\
         --format=npy --output=exported                 # exported/<split>.npy, float32
     python launch/export_cf_logits.py --config=... --workdir=runs/x --output=tables \\
-        --format=parquet --top_k=100                   # user, position, item, score; best first
+        --format=parquet --top_k=100                   # user, row (or position), item, score
     python launch/export_cf_logits.py --config=... --workdir=runs/x --output=small \\
         --dtype=bfloat16 --top_k=100                   # stores, for --config.cf.logits=small
     python launch/export_cf_logits.py --config=... --workdir=runs/x --output=mixed \\
@@ -69,6 +69,6 @@ if __name__ == "__main__":
         main,
         "export_cf_logits",
         run_on="main_process",
-        reads=["data", "cf_logits"],
+        reads=lambda _: ["data", _MIX if _MIX.value else "cf_logits"],
         writes=[_OUTPUT],
     )

@@ -8,19 +8,20 @@
 Items are ids or titles, oldest first. A file is .jsonl ({"history": [...]}), .csv (a column
 `history`, items separated by '|') or .parquet (such a column, or one of lists). Reads WORKDIR/data,
 the run in WORKDIR/llm and, with --guidance, the CF model in WORKDIR/cf. Writes --output, if that is
-given: Parquet if it is called so, else JSONL. Interrupted, the same command goes on, and several
-processes share the work (--coordinator, --process_count, --process_index). --run names the LLM run
-below WORKDIR/llm, whose config is taken where there is no --config; --untrained takes the LLM as it
-came. --candidate ranks the items that it names by their scores, of the whole catalogue; of a
-recommender that answers Yes or No these are log P(yes) - log P(no), and items of the history are
-liked but for those that --disliked names. Filters: --config.decoding.allow=, deny= (files of item
-ids), exclude_history=true.
+given: .jsonl or .parquet. Interrupted, the same command goes on, and several processes share the
+work (--coordinator, --process_count, --process_index). --run names the LLM run below WORKDIR/llm,
+whose config is taken where there is no --config; --untrained takes the LLM as it came. --candidate
+ranks the items that it names by their scores, of the whole catalogue; of a recommender that answers
+Yes or No these are log P(yes) - log P(no), and items of the history are liked but for those that
+--disliked names. Filters: --config.decoding.allow=, deny= (files of item ids),
+exclude_history=true.
 """
 
 import numpy as np
 from absl import flags
 
 from tca4rec_jax.config import run_name
+from tca4rec_jax.data.templates import reads_users
 from tca4rec_jax.decoding.recommend_file import recommend_file
 from tca4rec_jax.decoding.recommender import Recommended, Recommender
 from tca4rec_jax.distributed.multihost import is_main_process
@@ -77,8 +78,13 @@ def scored(recommender):
     return [Recommended(*names[at], float(scores[at])) for at in np.argsort(-scores, kind="stable")]
 
 
+def reads(config):
+    """The CF model, the run and the file where they are used."""
+    cf = ["cf"] if _GUIDANCE.value or reads_users(config.prompt) else []
+    return ["data", *cf, "llm", *([] if _UNTRAINED.value else ["run"]), _INPUT]
+
+
 if __name__ == "__main__":
-    reads = ["data", "cf", "llm", "run", _INPUT]
     launch(
         recommend,
         "recommend",

@@ -7,9 +7,12 @@ Reads what launch/evaluate.py reads of that run. Writes WORKDIR/sweep_<run>.json
 with --name the same files in WORKDIR/results/NAME.
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from tca4rec_jax.config import run_name
+from tca4rec_jax.evaluation.comparison import results_folder
 from tca4rec_jax.evaluation.evaluate import sweep_guidance
 from tca4rec_jax.launching import DEFINE_field, launch
 from tca4rec_jax.ranges import FolderName, NotNegative
@@ -27,12 +30,17 @@ def sweep(config, workdir):
     sweep_guidance(config, workdir, run, _GUIDANCES.value, name=_NAME.value or "")
 
 
+def writes(_):
+    """The lists, and the reports by their name."""
+    return [Path("evaluation"), results_folder(Path(), _NAME.value or "")]
+
+
 if __name__ == "__main__":
     launch(
         sweep,
         "sweep_guidance",
         run_on="all_processes",
-        reads=["data", "cf", "cf_logits", "llm", "run"],
-        writes=["reports"],
+        reads=lambda _: ["data", "cf", "cf_logits", "llm", *([] if _UNTRAINED.value else ["run"])],
+        writes=writes,
         config_of="run",
     )

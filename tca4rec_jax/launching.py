@@ -67,6 +67,8 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config, say what is rea
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of process 0.")
 _PROCESS_COUNT = flags.DEFINE_integer("process_count", 0, "How many processes there are.")
 _PROCESS_INDEX = flags.DEFINE_integer("process_index", -1, "Which of them this is, from 0.")
+Part = str | Path | flags.FlagHolder
+Parts = Sequence[Part] | Callable[[ConfigDict], Sequence[Part]]
 JOB = _COORDINATOR, _PROCESS_COUNT, _PROCESS_INDEX  # what `start` needs
 flags.disclaim_key_flags()  # what DEFINE_field defines is the script's
 
@@ -82,15 +84,16 @@ def launch(
     name: str,
     *,
     run_on: Literal["single_process", "main_process", "all_processes"] = "single_process",
-    reads: Sequence[str | flags.FlagHolder] = (),
-    writes: Sequence[str | flags.FlagHolder] = (),
+    reads: Parts = (),
+    writes: Parts = (),
     config_of: Literal["run", "any_run"] | None = None,
 ) -> None:
     """Calls run(config, workdir) with the flags; --dry_run says what it would read and write.
 
-    `reads` and `writes` are names in `_paths`, or flags that hold a path. Of several processes
-    'all_processes' run together, or the others wait for the 'main_process', or it is an error to
-    start more than one ('single_process').
+    `reads` and `writes` are names in `_paths`, flags that hold paths, and paths below the work
+    directory; or a function of the config that gives these once the flags are known. Of several
+    processes 'all_processes' run together, or the others wait for the 'main_process', or it is an
+    error to start more than one ('single_process').
 
     Without --config a script that starts from a trained run takes the config that it was trained
     with: `config_of` the 'run' of --run, or the only one that is there; or of 'any_run', the first
@@ -105,8 +108,8 @@ def launch(
         with _errors_in_words(name):
             validate(CONFIG.value)
             if DRY_RUN.value:
-                parts = [("reads", part) for part in reads] + [("writes", part) for part in writes]
-                lines = [f"  {verb} {path}" for verb, part in parts for path in _paths(part)]
+                lines = [f"  reads {path}{_is_there(path)}" for path in _paths_of(reads)]
+                lines += [f"  writes {path}" for path in _paths_of(writes)]
                 return show(f"{name}: the config is valid", *lines)
             start(cublas=config_of is not None and not CONFIG.value.llm.quantise)
             for doubt in doubts(CONFIG.value):
@@ -237,17 +240,28 @@ def _with_config_of_run(argv: list[str], config_of: str) -> list[str]:
     return [argv[0], f"--config={run_config.__file__}:{workdir / 'llm' / run}", *argv[1:]]
 
 
-def _paths(part: str | flags.FlagHolder) -> Sequence[str | Path]:
+def _paths_of(parts: Parts) -> list[str | Path]:
+    """Where the parts of a run lie: each once."""
+    known = parts(CONFIG.value) if callable(parts) else parts
+    return list(dict.fromkeys(path for part in known for path in _paths(part)))
+
+
+def _is_there(path: str | Path) -> str:
+    """What --dry_run says of a part of the work directory that nothing has written."""
+    return " (not there yet)" if isinstance(path, Path) and not path.exists() else ""
+
+
+def _paths(part: Part) -> Sequence[str | Path]:
     """Where a part of a run lies, or what a flag holds."""
     config, workdir = CONFIG.value, Path(WORKDIR.value or "")
-    if not isinstance(part, str):
-        return [part.value] if part.value else []
+    if isinstance(part, Path):
+        return [workdir / part]
+    if isinstance(part, flags.FlagHolder):
+        held = part.value or []
+        return held if isinstance(held, list) else [held]
     if part == "source":
         inputs = build(DataConfig, config.data).inputs()
         return list(inputs.values()) or ["MovieLens-100K, downloaded"]
-    if part == "evaluated_runs":
-        runs = dict.fromkeys(run for _, run, _ in config.evaluation.variants if run)
-        return [workdir / "llm" / run for run in runs or "*"]
     if part == "llm":
         ids = config.ids.path or workdir / "ids" / "ids.json"
         weights = [] if config.llm.weights == RANDOM else [config.llm.weights]
@@ -259,7 +273,6 @@ def _paths(part: str | flags.FlagHolder) -> Sequence[str | Path]:
         "run": workdir / "llm" / run_name(config),
         "item_embeddings": embeddings_folder(workdir),
         "ids": workdir / ("ids_of_others" if config.ids.path else "ids"),
-        "reports": workdir,
     }
     return [places[part]]
 

@@ -1,15 +1,15 @@
 """What a work directory holds: each artefact, what it was made from, and why it is stale."""
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from tca4rec_jax.cf.checkpoint import load_model
-from tca4rec_jax.cf.logits_format import MANIFEST, identity
-from tca4rec_jax.cf.logits_store import made_from_of, read_manifest
+from tca4rec_jax.cf.logits_format import MANIFEST, StorePath, identity
+from tca4rec_jax.cf.logits_store import made_from_of, read_manifest, split_path
 from tca4rec_jax.data.dataset import load
 from tca4rec_jax.data.item_vectors import (
     EMBEDDINGS,
@@ -19,15 +19,17 @@ from tca4rec_jax.data.item_vectors import (
 )
 from tca4rec_jax.data.sequences import SPLITS, RecData
 from tca4rec_jax.errors import UserError, reading
-from tca4rec_jax.experiment import Experiment
-from tca4rec_jax.fileio import read_json
+from tca4rec_jax.evaluation.comparison import CF_LOGITS
+from tca4rec_jax.experiment import Experiment, config_of_run
+from tca4rec_jax.fileio import file_sha256, read_json
 from tca4rec_jax.lease import holder_of
-from tca4rec_jax.provenance import FILE, Provenance
+from tca4rec_jax.provenance import FILE, Provenance, short
 from tca4rec_jax.reporting import Cell
 from tca4rec_jax.semantic_ids.ids import ids_path
 from tca4rec_jax.training.run_folder import RunFolder
 
 _MADE_ANEW = "made anew with"
+_Read = TypeVar("_Read")
 
 
 class _Artefact(NamedTuple):
@@ -81,6 +83,25 @@ class Status:
             run.made_from.fingerprint: run for run in runs if not _why(lambda r=run: r.made_from)
         }
 
+    @cached_property
+    def _cf_logits(self) -> set[str]:
+        """The content hashes of the stores below cf/ and of those that runs were trained with."""
+        configs = (_or_none(partial(config_of_run, run)) for run in RunFolder.all(self._workdir))
+        folders = {config.cf.logits for config in configs if config is not None}
+        stores: list[StorePath] = [file.parent for file in self._manifests]
+        stores += [split_path(one, self._workdir, split) for one in folders for split in SPLITS]
+        manifests = (_or_none(partial(read_manifest, store)) for store in stores)
+        return {manifest["content_hash"] for manifest in manifests if manifest is not None}
+
+    @property
+    def _cf_model(self) -> Path:
+        return self._workdir / "cf" / "checkpoint.npz"
+
+    @property
+    def _manifests(self) -> list[Path]:
+        """Those of the stores below cf/."""
+        return sorted((self._workdir / "cf").glob(f"**/{MANIFEST}"))
+
     def _prepared(self) -> Iterator[_Artefact]:
         path, data = self._workdir / "data", self._data
         if path.is_dir():
@@ -89,14 +110,14 @@ class Status:
 
     def _cf(self) -> Iterator[_Artefact]:
         """The CF model and the stores of its logits."""
-        command, path = "launch/train_cf.py", self._workdir / "cf" / "checkpoint.npz"
+        command, path = "launch/train_cf.py", self._cf_model
         if path.is_file():
             try:
                 name, stale = load_model(path, {"catalogue": self._catalogue})[0], ""
             except UserError as error:
                 name, stale = "?", str(error)
             yield _Artefact(path, "CF model", name, stale, command)
-        for file in sorted((self._workdir / "cf").glob(f"**/{MANIFEST}")):
+        for file in self._manifests:
             model = "?"
             try:
                 manifest = read_manifest(file.parent)
@@ -181,6 +202,10 @@ class Status:
             run = RunFolder.of(self._workdir, name)
             stale += [why] if (why := _why(lambda: run.made_from)) else []
             now |= {} if why else {"run": run.made_from.inputs, "run.step": run.trained_steps}
+        if (logits := inputs.get(CF_LOGITS)) and logits not in self._cf_logits:
+            stale.append(f"{CF_LOGITS} was {short(logits)}, which no store is now")
+        if "CF model" in inputs:
+            now["CF model"] = _or_none(partial(file_sha256, self._cf_model))
         stale += made_from.differences(now)
         weights = f"weights {str(inputs['weights'])[:12]}" if "weights" in inputs else "-"
         described = ", ".join(names) or weights
@@ -205,6 +230,14 @@ def _of_json(path: Path) -> Provenance | None:
                 **(fields if path.name.endswith(f".{FILE}") else fields["provenance"])
             )
     except UserError:
+        return None
+
+
+def _or_none(read: Callable[[], _Read]) -> _Read | None:
+    """What is read; None if it is missing or damaged."""
+    try:
+        return read()
+    except (OSError, UserError):
         return None
 
 

@@ -70,6 +70,12 @@ def test_no_value_of_a_config_changes_unnoticed(name):
     assert json.loads(json.dumps(found)) == json.loads(json.dumps(defaults)) | FROZEN[name]
 
 
+def test_own_data_take_nothing_over_that_only_reproduces_movielens():
+    found, defaults = values(get_config(ROOT / "configs/own_data.py")), values(default_config())
+    for name in ("decoding.exclude_history", "prompt.bos"):
+        assert found[name] == defaults[name], name
+
+
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_a_published_config_evaluates_as_published(path):
     """method.md: 10 beams, masked after the softmax, means over the length, every test row."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 from forked import Script
 from tiny_workdir import make_config, make_workdir
 
-from tca4rec_jax.data.dataset import prepare
+from tca4rec_jax.cf.pipeline import run_cf
+from tca4rec_jax.data.dataset import load, prepare
+from tca4rec_jax.decoding.recommend_file import recommend_file
+from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.evaluation.evaluate import evaluate_run
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.lease import only_writer
@@ -28,6 +32,7 @@ def made(tmp_path_factory):
     config = make_config(path, "named")
     config.lora.first_layer = 1
     config.training.cache_hidden_states = True
+    config.evaluation.variants += (("guided", "named", 1.0),)
     experiment = Experiment(config, path)
     train(experiment)
     evaluate_run(config, path)
@@ -98,6 +103,28 @@ def test_a_run_says_who_trains_it_and_trained_anew_makes_its_exports_stale(workd
     for state in (*lists, found["results.json"]):
         assert "which no run is now" in state
     assert "run.seed was 0, is 7" in found["[red]"]
+
+
+def test_another_cf_model_makes_stale_what_ranked_with_it_and_no_list_without(workdir):
+    (workdir / "histories.jsonl").write_text('{"history": ["0", "1"]}\n')
+    experiment = Experiment.of_run(workdir, "named")
+    for guidance, name in ((0.0, "plain"), (1.0, "guided")):
+        recommender = Recommender(experiment, "named", guidance=guidance)
+        recommend_file(recommender, workdir / "histories.jsonl", workdir / f"{name}.jsonl", k=1)
+    files = {name: f"{name}.jsonl.{FILE}" for name in ("plain", "guided")}
+    assert {states(workdir)[file] for file in files.values()} == {"up to date"}
+    shutil.rmtree(workdir / "cf")
+    config = make_config(workdir, "named").cf
+    config.update(model="bpr_mf", max_epochs=1)
+    run_cf(config, load(workdir / "data"), workdir, history_length=4)
+    found = states(workdir)
+    no_store = "stale: CF logits was [0-9a-f]{12}, which no store is now"
+    assert re.fullmatch(no_store, found["results.json"])
+    assert re.fullmatch(no_store, found["rankings.npz"])
+    lists = {path.split("/")[1].split("_")[0]: path for path in found if path.startswith("eval")}
+    assert re.fullmatch(no_store, found[lists["named"]])
+    assert found[lists["untrained"]] == found[files["plain"]] == "up to date"
+    assert re.fullmatch("stale: CF model was [0-9a-f]{12}, is [0-9a-f]{12}", found[files["guided"]])
 
 
 def test_damaged_parts_are_shown_as_such(workdir):

@@ -32,6 +32,8 @@ from tca4rec_jax.provenance import FILE, Provenance
 from tca4rec_jax.terminal import Progress
 
 COMMAND = "launch/recommend.py and another --output"
+SUFFIXES = (".jsonl", *PARQUET)
+"""Of the files that are written."""
 _LISTS = {"items": pa.string(), "titles": pa.string(), "scores": pa.float32()}
 
 
@@ -50,12 +52,15 @@ def recommend_file(
     job call this alike: their devices share the rows of every batch, the first one writes.
 
     Raises as `Histories`, and before anything is loaded or written UserError for a history with an
-    unknown item or an `output` in .gz, StaleError for an `output` that was begun from other inputs,
-    LeaseError if another job writes it.
+    unknown item or an `output` of another suffix than SUFFIXES, StaleError for one that was begun
+    from other inputs, LeaseError if another job writes it.
     """
     histories, output = Histories(source), Path(output)
-    if output.suffix.lower() == ".gz":
-        raise UserError(f"{output}: lists are written uncompressed, name a file without .gz")
+    if output.suffix.lower() not in SUFFIXES:
+        raise UserError(
+            f"--output is {output}: expected a name that ends with {', '.join(SUFFIXES[:-1])} or "
+            f"{SUFFIXES[-1]}, as lists are written as JSON lines or Parquet, uncompressed"
+        )
     sizes = recommender.sizes(_known(recommender, histories), k)
     inputs = recommender.inputs | {"k": k, "histories": file_sha256(histories.path)}
     made_from = Provenance("file of recommendations", COMMAND, inputs)

@@ -23,6 +23,9 @@ COMMAND = "launch/evaluate.py"
 NLL = "nll per title"
 """The name of that metric."""
 
+CF_LOGITS = "CF logits"
+"""The name of their content hash among inputs."""
+
 UNTRAINED = "untrained"
 """The name of the pretrained LLM among those of runs."""
 
@@ -121,7 +124,6 @@ def inputs_of(experiment: Experiment, rows: EvaluationRows, compared: Comparison
     """What results depend on: what is compared (a name of its own), and what that was made from."""
     config, catalogue = experiment.config, experiment.data.catalogue
     fields = {name: config.evaluation[name] for name in ("split", "rows", "seed", "temperatures")}
-    store = split_path(config.cf.logits, experiment.workdir, config.evaluation.split)
     lists = {
         run or UNTRAINED: list_inputs(
             experiment, run, [score_weights(config, one) for one in labels.values()]
@@ -140,9 +142,16 @@ def inputs_of(experiment: Experiment, rows: EvaluationRows, compared: Comparison
         "titles": Catalogue(catalogue.item_ids, catalogue.titles).content_hash(),
         "training rows": experiment.data.splits["train_sequences"].content_hash(),
         "split": experiment.data.splits[config.evaluation.split].content_hash(),
-        "CF logits": read_manifest(store)["content_hash"],
+        CF_LOGITS: cf_logits_hash(experiment, config.evaluation.split),
         "lists": lists,
     }
+
+
+def cf_logits_hash(experiment: Experiment, split: str) -> str:
+    """The content hash of a split's CF logits. Raises LogitsStoreError if there are none."""
+    return read_manifest(split_path(experiment.config.cf.logits, experiment.workdir, split))[
+        "content_hash"
+    ]
 
 
 def results_folder(workdir: Path, name: str) -> Path:

@@ -6,7 +6,7 @@ Axis letters: R rows, B rows of a batch, I items, M beams and places of a list, 
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,7 +21,7 @@ from tca4rec_jax.decoding.engine import BatchedSearch, SearchJob, SearchRows
 from tca4rec_jax.decoding.list_inputs import list_inputs
 from tca4rec_jax.decoding.results import Recommendations, ResultsFile, read_cache
 from tca4rec_jax.distributed import multihost
-from tca4rec_jax.evaluation.comparison import COMMAND, UNTRAINED
+from tca4rec_jax.evaluation.comparison import CF_LOGITS, COMMAND, UNTRAINED, cf_logits_hash
 from tca4rec_jax.evaluation.rankings import EvaluationRows, ModelRanking
 from tca4rec_jax.evaluation.text_match import text_rank
 from tca4rec_jax.experiment import Experiment
@@ -31,6 +31,7 @@ from tca4rec_jax.provenance import Provenance
 from tca4rec_jax.recommenders.vectors import soft_rows
 
 Found = TypeVar("Found", bound=NamedTuple)
+_CF_OF_ROWS = "CF logits of the rows"
 _ROWS_AT_ONCE = 1024  # of a CF logits store whose content is hashed
 
 
@@ -83,7 +84,8 @@ def kept_results(
         for name, made in zip(names, made_of_runs, strict=True):
             results |= zip(variants[name], made, strict=True)
             if multihost.is_main_process():
-                caches[name].write(made)
+                reads_cf = _CF_OF_ROWS in caches[name].made_from.inputs
+                caches[name].write(made, cf_logits_hash(experiment, rows.split) if reads_cf else "")
         if file is not None:
             file.remove()
     return results
@@ -113,10 +115,16 @@ class _Cache:
         saved = read_cache(self.path, self.identity, kind._fields)
         return [kind._make(one) for one in zip(*saved.values(), strict=True)]
 
-    def write(self, results: Sequence[Found]) -> None:
-        """Replaces the file."""
+    def write(self, results: Sequence[Found], cf_logits: str = "") -> None:
+        """Replaces the file.
+
+        The content hash of the CF logits that were read, of other rows too, is kept for status.py;
+        whether the results may be read again is decided by the rows' own.
+        """
         fields = results[0]._make(map(np.stack, zip(*results, strict=True)))._asdict()
-        provenance = self.made_from.to_json()
+        whole = {CF_LOGITS: cf_logits} if cf_logits else {}
+        inputs = {**self.made_from.inputs, **whole}
+        provenance = replace(self.made_from, inputs=inputs).to_json()
         write_npz(self.path, identity=self.identity, provenance=provenance, **fields)
 
 
@@ -133,7 +141,7 @@ def ranking_inputs(
     """
     inputs = list_inputs(experiment, name, weights) | rows.inputs() | ranked_by(experiment.config)
     if any(one.guidance for one in weights) or reads_users(experiment.config.prompt):
-        inputs["CF logits of the rows"] = (content or partial(cf_content, experiment, rows))()
+        inputs[_CF_OF_ROWS] = (content or partial(cf_content, experiment, rows))()
     return inputs
 
 

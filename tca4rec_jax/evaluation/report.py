@@ -60,9 +60,13 @@ def write_cf_report(directory: Path, metrics: Mapping) -> None:
             "coverage@10": values["coverage@10"],
             "relative popularity@10": values["relative popularity@10"],
             "best beta": f"{values['best_beta']:g}",
-            **{f"entropy, beta {beta}": nats for beta, nats in values["entropy"].items()},
         }
         for model, values in metrics["profiles"].items()
+    }
+    by_beta = {
+        f"{model}, {quantity}": {f"beta {beta}": nats for beta, nats in values[name].items()}
+        for model, values in metrics["profiles"].items()
+        for quantity, name in (("NLL", "nll"), ("entropy", "entropy"))
     }
     text = [
         f"# {_cf_title(metrics)}\n",
@@ -70,8 +74,10 @@ def write_cf_report(directory: Path, metrics: Mapping) -> None:
         "What the Collaborative Tokenizer will see, on the test rows. Coverage: share of the items "
         "that are among anyone's first ten. Popularity: training interactions of the first tens, "
         "relative to those of the items that were chosen. Best beta: the CF temperature at which "
-        "the model is best calibrated (lowest NLL). Entropy in nats.\n",
+        "the model is best calibrated (lowest NLL).\n",
         markdown_table(character, first_column="model"),
+        "NLL of what was chosen and entropy of the softmax, in nats, by CF temperature.\n",
+        markdown_table(by_beta, first_column="model"),
         "![metrics and sharpness](report.png)\n",
     ]
     write_text(directory / "report.md", "\n".join(text))

@@ -227,6 +227,10 @@ def test_the_report_has_tables_and_a_picture(tmp_path, data):
     text = (tmp_path / "cf" / "report.md").read_text()
     assert "| most popular, test, untied |" in text
     assert f"{metrics['results']['most popular']['test']['ndcg@20']:.4f}" in text
+    profile = metrics["profiles"]["most popular"]
+    for quantity, name in (("NLL", "nll"), ("entropy", "entropy")):
+        values = " | ".join(f"{nats:.4f}" for nats in profile[name].values())
+        assert f"| most popular, {quantity} | {values} |" in text
     assert (tmp_path / "cf" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -15,6 +15,7 @@ from tca4rec_jax.decoding.histories import Histories
 from tca4rec_jax.decoding.recommend_file import recommend_file
 from tca4rec_jax.decoding.recommender import Recommender
 from tca4rec_jax.decoding.search_programs import read_prompts, search_batch
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.lease import LeaseError, only_writer
 from tca4rec_jax.provenance import StaleError
 
@@ -206,13 +207,14 @@ def test_json_that_no_column_holds_is_refused_before_the_search(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["out.parquet.gz", "out.jsonl.gz"])
+@pytest.mark.parametrize("name", ["out.parquet.gz", "out.jsonl.gz", "out.csv", "out"])
 def test_an_output_that_would_not_be_what_its_name_says_is_refused(run, tmp_path, name):
     source = tmp_path / "in.jsonl"
     source.write_text('{"history": ["i1"]}\n')
     recommender = Recommender(changed(run, inference_decoder=None), "any")
-    with pytest.raises(ValueError, match="uncompressed, name a file without .gz"):
+    with pytest.raises(UserError, match=rf"{name}: expected .* with .jsonl, .parquet or .pq, as"):
         recommend_file(recommender, source, tmp_path / name, k=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 CONFIG_FILE = """

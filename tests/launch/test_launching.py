@@ -201,7 +201,23 @@ def test_help_lists_the_flags(tmp_path):
         ),
         ("train", ["--config.prompt.item={id}"], ["reads W/ids/ids.json"]),
         ("evaluate", [], ["reads W/llm/plain", "reads W/llm/aligned", "writes W"]),
-        ("sweep_guidance", ["--guidances=0,1"], ["reads W/llm/alpha_0.3"]),
+        ("evaluate", ["--config.evaluation.variants=()"], ["reads W/llm"]),
+        (
+            "evaluate",
+            ["--runs=mine,untrained", "--name=bar"],
+            ["reads W/llm/mine", "writes W/results/bar", "not llm/untrained", "not aligned"],
+        ),
+        ("sweep_guidance", ["--guidances=0,1"], ["reads W/llm/alpha_0.3", "writes W"]),
+        (
+            "sweep_guidance",
+            ["--untrained", "--name=bar"],
+            ["not llm/alpha", "writes W/results/bar"],
+        ),
+        ("explain", ["--untrained"], ["reads W/cf", "not llm/alpha"]),
+        ("embed_items", [], ["not llm/"]),
+        ("embed_items", ["--run=mine"], ["reads W/llm/mine"]),
+        ("recommend", ["--item=1", "--untrained"], ["not llm/alpha", "not W/cf"]),
+        ("recommend", ["--item=1", "--guidance=1"], ["reads W/llm/alpha_0.3", "reads W/cf"]),
         ("recommend", ["--input=a.csv", "--output=b"], ["reads a.csv", "writes b"]),
         (
             "export",
@@ -210,6 +226,11 @@ def test_help_lists_the_flags(tmp_path):
         ),
         ("import_cf_logits", ["--source=a.npy", "--split=test"], ["reads a.npy"]),
         ("export_cf_logits", ["--output=b"], ["reads W/cf/logits", "writes b"]),
+        (
+            "export_cf_logits",
+            ["--output=b", "--mix=c,d"],
+            ["reads c", "reads d", "not W/cf/logits"],
+        ),
         ("serve", ["--port=80"], ["reads W/cf", "reads W/llm/alpha_0.3"]),
         ("compile_ahead", ["--target=v5e-16"], ["compiles for v5e-16"]),
     ],
@@ -224,13 +245,26 @@ def test_a_dry_run_says_what_is_read_and_written_and_touches_nothing(
     assert done.returncode == 0, done.stderr
     first, *lines = done.stdout.splitlines()
     assert first == f"{script}: the config is valid"
-    assert {line.replace("W", str(workdir)) for line in expected} <= {
-        line.strip() for line in lines
-    }
+    found = [line.strip().replace(str(workdir), "W") for line in lines]
+    for line in expected:
+        unexpected = line.removeprefix("not ")
+        if unexpected != line:
+            assert unexpected not in done.stdout.replace(str(workdir), "W")
+        else:
+            absent = " (not there yet)" if line.startswith("reads W") else ""
+            assert line + absent in found
     assert not workdir.exists()
     bad = Script([*command, config + ",tau=0", *flags], dict(os.environ)).completed()
     assert bad.returncode in (1, 2)
     assert bad.stderr.strip().endswith("objective.tau is 0.0: expected 0.000001 to 1000000")
+
+
+def test_a_dry_run_says_what_is_not_there_yet(tmp_path):
+    (tmp_path / "data").mkdir()
+    flags = f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}", "--dry_run"
+    done = Script([f"{ROOT}/launch/evaluate.py", *flags], dict(os.environ)).completed()
+    assert f"  reads {tmp_path}/data\n" in done.stdout
+    assert f"  reads {tmp_path}/llm/plain (not there yet)\n" in done.stdout
 
 
 def test_what_a_user_wrote_is_logged_and_printed_as_it_is(tmp_path):

@@ -9,12 +9,14 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tca4rec_jax.errors import UserError
 from tca4rec_jax.llm.checkpoints.export import export_decoder
 from tca4rec_jax.llm.checkpoints.gguf import GGUFFile
 from tca4rec_jax.llm.checkpoints.gguf_export import MODEL, _vocabulary, check_gguf, write_gguf
 from tca4rec_jax.llm.checkpoints.loading import load_weights
-from tca4rec_jax.llm.config import RopeScaling
+from tca4rec_jax.llm.config import DecoderConfig, RopeScaling
 from tca4rec_jax.llm.decoder import Decoder
+from tca4rec_jax.llm.families import FAMILIES
 from tca4rec_jax.llm.lora import LoRAConfig, init_adapters, merge_adapters
 from tca4rec_jax.llm.tokenizer import load_tokenizer
 
@@ -98,8 +100,6 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="can't be written as GGUF: export with --format=merged"):
         write(config=gemma, params=of_gemma, dtype="float32")
     check_gguf(config, tokenizer)
-    with pytest.raises(ValueError, match="can't be written as GGUF"):
-        check_gguf(gemma, tokenizer)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ValueError, match="cut like those of gpt-2, smollm, qwen2, llama-bpe"):
         write(dtype="float32")
@@ -108,6 +108,21 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path, tokenizer):
     tokenizer.backend_tokenizer.model = models.WordLevel({"a": 0}, unk_token="a")
     with pytest.raises(ValueError, match="not a byte-level BPE"):
         write(dtype="float32")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_written_or_refused_in_words(tokenizer, family):
+    config = DecoderConfig(29, 8, 16, 2, 2, 1, 4, family=family)
+    windowed = dataclasses.replace(config, sliding_window=4)
+    if family in ("llama", "qwen2", "qwen3"):
+        check_gguf(config, tokenizer)
+        refused = f"a {family} whose sliding_window is 4 can't be written as GGUF: export with"
+    else:
+        refused = f"a {family} can't be written as GGUF: export with --format=merged"
+        with pytest.raises(UserError, match=refused):
+            check_gguf(config, tokenizer)
+    with pytest.raises(UserError, match=refused):
+        check_gguf(windowed, tokenizer)
 
 
 def test_the_vocabulary_of_smollm2_is_that_of_its_file(smollm2_path):

@@ -22,6 +22,8 @@ from tca4rec_jax.llm.tokenizer import CONTROL, NORMAL, PRE_TOKENIZERS, USER_DEFI
 
 MODEL = "model.gguf"
 _OTHERWISE = "export with --format=merged and use llama.cpp's own converter"
+# llama.cpp's names of the families that are written.
+_ARCHITECTURES = {family: name for name, family in FAMILIES.items() if family != GEMMA}
 _UNUSED = 5  # tokenizer.ggml.token_type of a row of the embedding that no text has
 _FILE_TYPES = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16"}
 
@@ -36,8 +38,8 @@ def write_gguf(
 ) -> None:
     """Writes a Llama's or a Qwen's parameters (by path, any float dtype) and its tokenizer.
 
-    dtype: of the matrices. Raises UserError for another family, a tokenizer other than a byte-level
-    BPE that llama.cpp knows, or values that are not finite in dtype.
+    dtype: of the matrices. Raises UserError for another family, a sliding window, a tokenizer other
+    than a byte-level BPE that llama.cpp knows, or values that are not finite in dtype.
     """
     vocabulary = _vocabulary(tokenizer, config.vocab_size)
     writer = gguf.GGUFWriter(path, _architecture(config))
@@ -66,16 +68,21 @@ def write_gguf(
 
 
 def check_gguf(config: DecoderConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises UserError as `write_gguf` for the family and the tokenizer: no weight is needed."""
+    """Raises UserError as `write_gguf` for architecture and tokenizer: no weight is needed."""
     _architecture(config)
     _vocabulary(tokenizer, max(config.vocab_size, len(tokenizer)))
 
 
 def _architecture(config: DecoderConfig) -> str:
-    """llama.cpp's name of a family."""
-    if config.family == GEMMA:
+    """llama.cpp's name of a family. Raises UserError for what `write_gguf` can't write."""
+    if config.family not in _ARCHITECTURES:
         raise UserError(f"a {config.family} can't be written as GGUF: {_OTHERWISE}")
-    return next(name for name, family in FAMILIES.items() if family == config.family)
+    if config.sliding_window is not None:
+        raise UserError(
+            f"a {config.family} whose sliding_window is {config.sliding_window} can't be written "
+            f"as GGUF: {_OTHERWISE}"
+        )
+    return _ARCHITECTURES[config.family]
 
 
 def _add_config(writer: gguf.GGUFWriter, config: DecoderConfig) -> None:
