@@ -8,6 +8,7 @@ machine.
 import operator
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 
 from tca4rec_jax.data.interactions import Interactions
 from tca4rec_jax.data.ordering import index_type, shuffled
+from tca4rec_jax.data.signals import stopped_by_signals
 from tca4rec_jax.data.windows import Histories
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import atomic_path
@@ -53,11 +55,14 @@ def beam_module() -> Any:
     return apache_beam
 
 
-def pipeline_of(workers: Workers) -> Any:
-    """A new pipeline, which runs at the end of its block."""
+@contextmanager
+def pipeline_of(workers: Workers) -> Iterator[Any]:
+    """A new pipeline, which runs at the end of its block; raises what handlers of signals raise."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    return beam_module().Pipeline(options=PipelineOptions([*workers.options]))
+    options = PipelineOptions([*workers.options])
+    with stopped_by_signals(), beam_module().Pipeline(options=options) as pipeline:
+        yield pipeline
 
 
 def combined(

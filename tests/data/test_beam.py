@@ -1,6 +1,8 @@
 """Beam's pipeline writes the bytes that one machine writes."""
 
 import importlib.util
+import os
+import signal
 import sys
 
 import numpy as np
@@ -103,3 +105,19 @@ def test_without_beam_its_extra_is_named(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"needs Apache Beam: install launch/locks/beam.txt"):
         dataset.prepare(config, tmp_path / "data", DIRECT)
+
+
+@needs_beam
+def test_a_signal_within_a_pipeline_raises_what_its_handler_does(config, tmp_path, monkeypatch):
+    def signalled(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(beam_sort, "_save_histories", signalled)
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            dataset.prepare(config, tmp_path / "run" / "data", DIRECT)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert stopped.value.code == 143
+    assert [*(tmp_path / "run").iterdir()] == []
