@@ -21,6 +21,7 @@ from tca4rec_jax.data.beam_sort import (
     UserPart,
     Workers,
     beam_module,
+    check_options,
     combined,
     kept,
     pipeline_of,
@@ -70,8 +71,9 @@ class SpreadRows:
         return replace(self, start=self.start + start, stop=self.start + stop)
 
 
-def check(config: DataConfig) -> None:
-    """Raises UserError if Beam is missing, or for fields that it cannot follow."""
+def check(config: DataConfig, options: Sequence[str]) -> None:
+    """Raises UserError if Beam is missing or refuses its options, or for fields that it cannot
+    follow."""
     beam_module()
     unknown = {
         "data.source=published": config.source == "published",
@@ -81,6 +83,7 @@ def check(config: DataConfig) -> None:
     }
     if names := [name for name, is_set in unknown.items() if is_set]:
         raise UserError(f"--beam_runner does not do {', '.join(names)}: leave it out")
+    check_options(options)
 
 
 def write_rows(

@@ -5,10 +5,11 @@ place, and by user. Every part of the users then has a folder of its own, as the
 machine.
 """
 
+import io
 import operator
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +20,13 @@ from tca4rec_jax.data.interactions import Interactions
 from tca4rec_jax.data.ordering import index_type, shuffled
 from tca4rec_jax.data.signals import stopped_by_signals
 from tca4rec_jax.data.windows import Histories
-from tca4rec_jax.errors import UserError
-from tca4rec_jax.fileio import atomic_path
+from tca4rec_jax.errors import UserError, one_line
+from tca4rec_jax.fileio import atomic_path, remove
 
 _IN_A_PART = 1 << 19  # interactions that a worker sorts, or of the users that it holds
 _READ_AT_ONCE = 1 << 18
 _SAMPLE = 1 << 20  # times that say where the parts of the sort begin
+_FLAGS = "--beam_runner, --beam_options"
 
 Columns = dict[str, np.ndarray]  # [n] each
 
@@ -63,6 +65,24 @@ def pipeline_of(workers: Workers) -> Iterator[Any]:
     options = PipelineOptions([*workers.options])
     with stopped_by_signals(), beam_module().Pipeline(options=options) as pipeline:
         yield pipeline
+
+
+def check_options(options: Sequence[str]) -> None:
+    """Raises UserError for a runner or options that Beam refuses; runs nothing."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    said = io.StringIO()
+    try:
+        made = PipelineOptions([*options])  # gives logging the true stderr, if nobody did
+        with redirect_stderr(said):
+            made.get_all_options(retain_unknown_options=True)  # as a run parses them
+            pipeline = beam_module().Pipeline(options=made)
+    except SystemExit as error:  # of argparse, which says why on stderr
+        why = one_line(said.getvalue().rpartition("error: ")[2])
+        raise UserError(f"{_FLAGS}: {why or 'expected those of a run, without --help'}") from error
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UserError(f"{_FLAGS}: {one_line(error)}") from error
+    remove(Path(pipeline.local_tempdir))  # as at the end of a run
 
 
 def combined(

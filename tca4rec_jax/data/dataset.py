@@ -58,7 +58,7 @@ def prepare(
     """
     config, data_dir = DataConfig(**data_config), Path(data_dir)
     if beam is not None:
-        beam_rows.check(config)
+        beam_rows.check(config, beam)
     files = _source_files(config)
     logging.info("Reading %s", ", ".join(map(str, files.values())))
     contents: dict[str, str | None] = {

@@ -4,14 +4,17 @@ import importlib.util
 import os
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Script
 
 from tca4rec_jax.data import beam_rows, beam_sort, dataset
 from tca4rec_jax.data.tfds_rec import builder
 from tca4rec_jax.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 HAS_BEAM = importlib.util.find_spec("apache_beam") is not None
 needs_beam = pytest.mark.skipif(not HAS_BEAM, reason="needs Apache Beam: launch/locks/beam.txt")
 DIRECT = ["--runner=DirectRunner"]
@@ -99,6 +102,43 @@ def test_what_beam_does_not_do_is_refused(config, tmp_path, monkeypatch):
     config |= {"ties": "numbered", "samples": (1, 1, 1)}
     with pytest.raises(UserError, match="does not do data.ties=numbered, data.samples: leave"):
         dataset.prepare(config, tmp_path / "data", DIRECT)
+
+
+@needs_beam
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--runner=FooRunner"], "Unexpected pipeline runner: FooRunner"),
+        (["--runner=foo.Runner"], "No module named 'foo'$"),
+        ([*DIRECT, "--parallelism=x"], "argument --parallelism: invalid int value: 'x'$"),
+        ([*DIRECT, "--help"], "without --help$"),
+        (["--runner=DataflowRunner"], "Missing required option: project"),
+    ],
+)
+def test_what_beam_refuses_is_said_before_the_source_is_read(
+    config, options, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(dataset, "_read_source", None)
+    with pytest.raises(UserError, match=f"^--beam_runner, --beam_options: .*{message}") as raised:
+        dataset.prepare(config, tmp_path / "run" / "data", options)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--beam_options=--parallelism=2"], "--beam_options needs --beam_runner"),
+        (
+            ["--beam_runner=DirectRunner", "--beam_options=--name='open"],
+            "--beam_options=--name='open: No closing quotation",
+        ),
+    ],
+)
+def test_flags_that_say_no_pipeline_are_refused(flags, message, tmp_path):
+    command = [f"{ROOT}/launch/prepare_data.py", f"--config={ROOT}/configs/quickstart.py"]
+    done = Script([*command, f"--workdir={tmp_path / 'run'}", *flags], dict(os.environ)).completed()
+    assert (done.returncode, done.stderr) == (1, f"prepare_data: {message}\n")
 
 
 def test_without_beam_its_extra_is_named(config, tmp_path, monkeypatch):
