@@ -8,6 +8,7 @@ machine.
 import io
 import operator
 import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial, reduce
@@ -17,16 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tca4rec_jax.data.interactions import Interactions
-from tca4rec_jax.data.ordering import index_type, shuffled
+from tca4rec_jax.data.ordering import ELSEWHERE, index_type, shuffled
 from tca4rec_jax.data.signals import stopped_by_signals
 from tca4rec_jax.data.windows import Histories
 from tca4rec_jax.errors import UserError, one_line
-from tca4rec_jax.fileio import atomic_path, remove
+from tca4rec_jax.fileio import atomic_path, check_room, remove
 
 _IN_A_PART = 1 << 19  # interactions that a worker sorts, or of the users that it holds
 _READ_AT_ONCE = 1 << 18
 _SAMPLE = 1 << 20  # times that say where the parts of the sort begin
 _FLAGS = "--beam_runner, --beam_options"
+# What is left of an OSError in the RuntimeError that Beam makes of it, or of a worker's traceback.
+_OF_THE_SYSTEM = re.compile(r"\[Errno \w+\].*")
 
 Columns = dict[str, np.ndarray]  # [n] each
 
@@ -59,12 +62,23 @@ def beam_module() -> Any:
 
 @contextmanager
 def pipeline_of(workers: Workers) -> Iterator[Any]:
-    """A new pipeline, which runs at the end of its block; raises what handlers of signals raise."""
+    """A new pipeline, which runs at the end of its block.
+
+    Raises what the handler of a signal raises, UserError where a worker cannot read or write.
+    """
     from apache_beam.options.pipeline_options import PipelineOptions
 
     options = PipelineOptions([*workers.options])
-    with stopped_by_signals(), beam_module().Pipeline(options=options) as pipeline:
-        yield pipeline
+    try:
+        with stopped_by_signals(), beam_module().Pipeline(options=options) as pipeline:
+            yield pipeline
+    except RuntimeError as error:
+        if (found := _OF_THE_SYSTEM.search(str(error))) is None:
+            raise
+        raise UserError(
+            f"{workers.folder}: a worker of Beam failed there: {one_line(found[0], 300)}: all of "
+            f"them need this folder, and room on its disk: make room, or {ELSEWHERE}"
+        ) from error
 
 
 def check_options(options: Sequence[str]) -> None:
@@ -162,17 +176,27 @@ def _save_given(
     interactions: Interactions, seed: int, folder: Path
 ) -> tuple[bool, np.ndarray, np.ndarray]:
     """Puts into the folder what the sorts read; whether there are times, the times where parts of
-    them begin, and the users where parts of those do."""
-    folder.mkdir()
+    them begin, and the users where parts of those do.
+
+    Raises UserError if its disk lacks room for that and for the parts of the users.
+    """
     count, timed = len(interactions.user), interactions.has_times
+    columns = {
+        name: column
+        for name in ("user", "item", "timestamp", "rating")
+        if (column := getattr(interactions, name)) is not None
+    }
+    given, places = sum(column.nbytes for column in columns.values()), index_type(count).itemsize
+    num_bytes = 2 * given + (1 + timed) * count * places
+    check_room(folder.parent, num_bytes, "the interactions and their sorted parts", ELSEWHERE)
+    folder.mkdir()
     parts = -(-count // _IN_A_PART)
     sample = np.sort(interactions.timestamp[:: -(-count // _SAMPLE)])
     edges = np.unique(sample[np.arange(1, parts) * len(sample) // parts])
     ends = np.cumsum(np.bincount(interactions.user))  # of users, among the interactions
     first_users = np.unique(np.searchsorted(ends, np.arange(1, parts) * _IN_A_PART))
-    for name in ("user", "item", "timestamp", "rating"):
-        if (column := getattr(interactions, name)) is not None:
-            np.save(folder / f"{name}.npy", column)
+    for name, column in columns.items():
+        np.save(folder / f"{name}.npy", column)
     if timed:
         np.save(folder / "shuffled.npy", shuffled(count, seed))
     return timed, edges, first_users

@@ -19,7 +19,7 @@ from tca4rec_jax.errors import UserError, one_line
 from tca4rec_jax.fileio import check_room
 
 _MEMORY, _THREADS, _BATCH = "1GB", 4, 1 << 20
-_ELSEWHERE = "take a --workdir elsewhere"
+ELSEWHERE = "take a --workdir elsewhere"
 
 
 def sort_by_user(
@@ -42,7 +42,7 @@ def sort_by_user(
     dtypes = {name: column.dtype for name, column in columns.items()}
     dtypes["place"] = index_type(len(columns["user"]))
     num_bytes = len(columns["user"]) * sum(dtype.itemsize for dtype in dtypes.values())
-    check_room(folder.parent, num_bytes, "the sorted interactions", _ELSEWHERE)
+    check_room(folder.parent, num_bytes, "the sorted interactions", ELSEWHERE)
     names = ", ".join(f'"{name}"' for name in columns)
     with _database(folder) as database:
         database.register("given", pa.table(columns))
@@ -83,7 +83,7 @@ def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     except duckdb.OperationalError as error:
         raise UserError(
             f"{folder.parent}: the interactions cannot be sorted there: {one_line(error, 200)}: "
-            f"make room in memory ({_MEMORY}) and on its disk, or {_ELSEWHERE}"
+            f"make room in memory ({_MEMORY}) and on its disk, or {ELSEWHERE}"
         ) from error
 
 

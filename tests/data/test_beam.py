@@ -1,16 +1,20 @@
 """Beam's pipeline writes the bytes that one machine writes."""
 
+import errno
 import importlib.util
 import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from forked import Script
 
+from tca4rec_jax import fileio
 from tca4rec_jax.data import beam_rows, beam_sort, dataset
+from tca4rec_jax.data.interactions import Interactions
 from tca4rec_jax.data.tfds_rec import builder
 from tca4rec_jax.errors import UserError
 
@@ -160,4 +164,30 @@ def test_a_signal_within_a_pipeline_raises_what_its_handler_does(config, tmp_pat
     finally:
         signal.signal(signal.SIGTERM, previous)
     assert stopped.value.code == 143
+    assert [*(tmp_path / "run").iterdir()] == []
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    user = np.zeros(100, np.int32)
+    interactions = Interactions(user, user, np.arange(100), (), np.zeros(100, np.float32))
+    num_bytes = 2 * 2000 + 2 * 400  # two times the columns, the shuffle, the places
+    disk = SimpleNamespace(free=num_bytes - 1)
+    monkeypatch.setattr(fileio.shutil, "disk_usage", lambda _: disk)
+    with pytest.raises(UserError, match=r"sorted parts take .*: make room, or take a"):
+        beam_sort._save_given(interactions, 0, tmp_path / "histories")
+    assert not (tmp_path / "histories").exists()
+    disk.free += 1
+    beam_sort._save_given(interactions, 0, tmp_path / "histories")
+
+
+@needs_beam
+def test_a_full_disk_within_a_pipeline_is_said_in_one_line(config, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "users-0/item.npy")
+
+    monkeypatch.setattr(beam_sort, "_save_histories", full)
+    message = r"histories: a worker of Beam failed there: \[Errno 28\] No space .*item\.npy.* room"
+    with pytest.raises(UserError, match=message) as raised:
+        dataset.prepare(config, tmp_path / "run" / "data", DIRECT)
+    assert "\n" not in str(raised.value)
     assert [*(tmp_path / "run").iterdir()] == []
