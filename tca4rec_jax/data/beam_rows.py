@@ -18,6 +18,7 @@ import numpy as np
 
 from tca4rec_jax.data import tfds_rec
 from tca4rec_jax.data.beam_sort import (
+    Given,
     UserPart,
     Workers,
     beam_module,
@@ -26,6 +27,7 @@ from tca4rec_jax.data.beam_sort import (
     kept,
     pipeline_of,
     read_kept,
+    save_given,
     sort_into_parts,
 )
 from tca4rec_jax.data.catalogue import Catalogue
@@ -89,19 +91,17 @@ def check(config: DataConfig, options: Sequence[str]) -> None:
 def write_rows(
     config: DataConfig,
     catalogue: Catalogue,
-    interactions: Interactions,
+    hand_over: Callable[[], Interactions],
     workers: Workers,
     data_dir: Path,
 ) -> dict:
     """Makes the rows, writes the data set below data_dir, and gives what `summarise` gives of them.
 
-    Raises UserError as `build_splits` does.
+    The interactions that `hand_over` gives stay in memory until they lie in the workers' folder, if
+    nobody else holds them. Raises UserError as `build_splits` does, or where a disk lacks room.
     """
-    if config.split_by == "time" and not interactions.has_times:
-        raise UserError(WITHOUT_TIMES)
-    rated, user_ids = interactions.rating is not None, interactions.user_ids
-    parts = sort_into_parts(interactions, config.seed, workers)
-    del interactions
+    given = _saved(config, hand_over(), workers)
+    parts = sort_into_parts(given, workers)
     rows = partial(_rows, config=config, cuts=_cuts(parts, config, workers))
     sizes = combined(workers, parts, partial(_sizes, rows, _width(parts), catalogue.num_items))
     if config.split_by != "time":
@@ -110,12 +110,18 @@ def write_rows(
     for name in SPLITS:
         count = int(sizes[name].sum())
         check_has_rows(name, count)
-        splits[name] = SpreadRows(name, 0, count, sizes["items"][name], rated)
+        splits[name] = SpreadRows(name, 0, count, sizes["items"][name], given.rated)
     write = partial(_write_shards, workers, parts, rows, sizes)
-    made = MadeData(catalogue, splits, user_ids)  # type: ignore[arg-type]
+    made = MadeData(catalogue, splits, given.user_ids)  # type: ignore[arg-type]
     tfds_rec.write(made, data_dir, config.source, write)
     counts = combined(workers, parts, partial(_summary, rows, sizes["seen"] > 0))
     return summary_of(catalogue, counts)
+
+
+def _saved(config: DataConfig, interactions: Interactions, workers: Workers) -> Given:
+    if config.split_by == "time" and not interactions.has_times:
+        raise UserError(WITHOUT_TIMES)
+    return save_given(interactions, config.seed, workers.folder)
 
 
 _Rows = Callable[[UserPart], tuple[dict[str, Windows], Keys, list[int]]]

@@ -41,6 +41,25 @@ class Workers(NamedTuple):
     folder: Path
 
 
+class Given(NamedTuple):
+    """What is known of the interactions that lie in the folder of the workers.
+
+    Attributes:
+      user_ids: as of Interactions.
+      num_interactions: how many they are.
+      timed, rated: whether their times and ratings are known.
+      first_times: int64, with which the parts of the time begin, but the first.
+      first_users: int64, with which the parts of the users begin, but the first.
+    """
+
+    user_ids: tuple[str, ...]
+    num_interactions: int
+    timed: bool
+    rated: bool
+    first_times: np.ndarray
+    first_users: np.ndarray
+
+
 class UserPart(NamedTuple):
     """The histories of some users, and the number of their first interaction among all."""
 
@@ -132,51 +151,8 @@ def _keep(path: Path, found: object) -> None:
         temporary.write_bytes(pickle.dumps(found))
 
 
-def sort_into_parts(interactions: Interactions, seed: int, workers: Workers) -> list[UserPart]:
-    """The interactions by user and time, in a folder for each part of the users."""
-    beam, folder, count = beam_module(), workers.folder, len(interactions.user)
-    timed, edges, first_users = _save_given(interactions, seed, folder)
-    del interactions
-    starts = range(0, count, _READ_AT_ONCE)
-    with pipeline_of(workers) as pipeline:
-        read = (
-            pipeline
-            | beam.Create([(start, min(start + _READ_AT_ONCE, count)) for start in starts])
-            | beam.Reshuffle()
-            | "read" >> beam.Map(partial(_given, folder, index_type(count)))
-        )
-        if timed:
-            of_time = read | "by time" >> beam.FlatMap(partial(_parted, "timestamp", edges))
-            sizes = (
-                of_time
-                | "sizes" >> beam.MapTuple(_size)
-                | "sizes of parts" >> beam.CombinePerKey(sum)
-            )
-            read = (
-                of_time
-                | "parts of time" >> beam.GroupByKey()
-                | "places" >> beam.Map(partial(_in_time, folder), beam.pvalue.AsDict(sizes))
-            )
-        of_users = (
-            read
-            | "by user" >> beam.FlatMap(partial(_parted, "user", first_users))
-            | "parts of users" >> beam.GroupByKey()
-            | "histories" >> beam.MapTuple(partial(_save_histories, folder))
-        )
-        kept(of_users, folder / "parts")
-    found = sorted(read_kept(folder / "parts")["parts"])
-    ends = np.cumsum([size for _, size in found])
-    return [
-        UserPart(_part_folder(folder, number), int(end) - size)
-        for (number, size), end in zip(found, ends, strict=True)
-    ]
-
-
-def _save_given(
-    interactions: Interactions, seed: int, folder: Path
-) -> tuple[bool, np.ndarray, np.ndarray]:
-    """Puts into the folder what the sorts read; whether there are times, the times where parts of
-    them begin, and the users where parts of those do.
+def save_given(interactions: Interactions, seed: int, folder: Path) -> Given:
+    """Puts into a new folder what the sorts read.
 
     Raises UserError if its disk lacks room for that and for the parts of the users.
     """
@@ -190,16 +166,56 @@ def _save_given(
     num_bytes = 2 * given + (1 + timed) * count * places
     check_room(folder.parent, num_bytes, "the interactions and their sorted parts", ELSEWHERE)
     folder.mkdir()
-    parts = -(-count // _IN_A_PART)
-    sample = np.sort(interactions.timestamp[:: -(-count // _SAMPLE)])
-    edges = np.unique(sample[np.arange(1, parts) * len(sample) // parts])
-    ends = np.cumsum(np.bincount(interactions.user))  # of users, among the interactions
-    first_users = np.unique(np.searchsorted(ends, np.arange(1, parts) * _IN_A_PART))
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)
     if timed:
         np.save(folder / "shuffled.npy", shuffled(count, seed))
-    return timed, edges, first_users
+    parts = -(-count // _IN_A_PART)
+    sample = np.sort(interactions.timestamp[:: -(-count // _SAMPLE)])
+    first_times = np.unique(sample[np.arange(1, parts) * len(sample) // parts])
+    ends = np.cumsum(np.bincount(interactions.user))  # of users, among the interactions
+    first_users = np.unique(np.searchsorted(ends, np.arange(1, parts) * _IN_A_PART))
+    rated = interactions.rating is not None
+    return Given(interactions.user_ids, count, timed, rated, first_times, first_users)
+
+
+def sort_into_parts(given: Given, workers: Workers) -> list[UserPart]:
+    """The interactions by user and time, in a folder for each part of the users."""
+    beam, folder, count = beam_module(), workers.folder, given.num_interactions
+    starts = range(0, count, _READ_AT_ONCE)
+    with pipeline_of(workers) as pipeline:
+        read = (
+            pipeline
+            | beam.Create([(start, min(start + _READ_AT_ONCE, count)) for start in starts])
+            | beam.Reshuffle()
+            | "read" >> beam.Map(partial(_given, folder, index_type(count)))
+        )
+        if given.timed:
+            by_time = partial(_parted, "timestamp", given.first_times)
+            of_time = read | "by time" >> beam.FlatMap(by_time)
+            sizes = (
+                of_time
+                | "sizes" >> beam.MapTuple(_size)
+                | "sizes of parts" >> beam.CombinePerKey(sum)
+            )
+            read = (
+                of_time
+                | "parts of time" >> beam.GroupByKey()
+                | "places" >> beam.Map(partial(_in_time, folder), beam.pvalue.AsDict(sizes))
+            )
+        of_users = (
+            read
+            | "by user" >> beam.FlatMap(partial(_parted, "user", given.first_users))
+            | "parts of users" >> beam.GroupByKey()
+            | "histories" >> beam.MapTuple(partial(_save_histories, folder))
+        )
+        kept(of_users, folder / "parts")
+    found = sorted(read_kept(folder / "parts")["parts"])
+    ends = np.cumsum([size for _, size in found])
+    return [
+        UserPart(_part_folder(folder, number), int(end) - size)
+        for (number, size), end in zip(found, ends, strict=True)
+    ]
 
 
 def _given(folder: Path, place_type: np.dtype, bounds: tuple[int, int]) -> Columns:

@@ -171,7 +171,7 @@ def _write(
         summary = summarise(made)
     else:
         workers = Workers(tuple(beam), histories.resolve())
-        of_rows = config, found.catalogue, found.hand_over()
+        of_rows = config, found.catalogue, found.hand_over
         summary = beam_rows.write_rows(*of_rows, workers, folder.resolve())
     steps = [step._asdict() for step in report.steps]
     text = json.dumps({"steps": steps, **summary}, indent=1)

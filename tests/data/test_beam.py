@@ -5,6 +5,7 @@ import importlib.util
 import os
 import signal
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -174,10 +175,10 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, mon
     disk = SimpleNamespace(free=num_bytes - 1)
     monkeypatch.setattr(fileio.shutil, "disk_usage", lambda _: disk)
     with pytest.raises(UserError, match=r"sorted parts take .*: make room, or take a"):
-        beam_sort._save_given(interactions, 0, tmp_path / "histories")
+        beam_sort.save_given(interactions, 0, tmp_path / "histories")
     assert not (tmp_path / "histories").exists()
     disk.free += 1
-    beam_sort._save_given(interactions, 0, tmp_path / "histories")
+    beam_sort.save_given(interactions, 0, tmp_path / "histories")
 
 
 @needs_beam
@@ -191,3 +192,21 @@ def test_a_full_disk_within_a_pipeline_is_said_in_one_line(config, tmp_path, mon
         dataset.prepare(config, tmp_path / "run" / "data", DIRECT)
     assert "\n" not in str(raised.value)
     assert [*(tmp_path / "run").iterdir()] == []
+
+
+@needs_beam
+def test_the_interactions_are_let_go_of_before_the_rows_are_written(config, tmp_path, monkeypatch):
+    read, columns = dataset._read_source, []
+
+    def reading(*args):
+        found = read(*args)
+        columns.append(weakref.ref(found.interactions.item))
+        return found
+
+    def writing(*_):
+        raise LookupError("let go of" if columns[0]() is None else "held")
+
+    monkeypatch.setattr(dataset, "_read_source", reading)
+    monkeypatch.setattr(beam_rows, "_write_shards", writing)
+    with pytest.raises(LookupError, match="let go of"):
+        dataset.prepare(config, tmp_path / "data", DIRECT)
