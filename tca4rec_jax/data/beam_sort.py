@@ -9,6 +9,7 @@ import io
 import operator
 import pickle
 import re
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial, reduce
@@ -122,11 +123,14 @@ def combined(
     workers: Workers, elements: Sequence, measure: Callable[[Any], dict[str, Any]]
 ) -> dict[str, Any]:
     """What `measure` gives of the elements, added by name."""
-    beam, path = beam_module(), workers.folder / "combined"
+    # A file of its own: a runner may try the last step again, after the next pipeline has begun.
+    beam, path = beam_module(), workers.folder / f"combined-{uuid.uuid4().hex}"
     with pipeline_of(workers) as pipeline:
         given = pipeline | beam.Create(elements) | beam.Reshuffle()
         kept(given | "measured" >> beam.Map(measure), path)
-    return read_kept(path)
+    found = read_kept(path)
+    path.unlink()
+    return found
 
 
 def kept(measured: Any, path: Path) -> None:

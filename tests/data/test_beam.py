@@ -210,3 +210,20 @@ def test_the_interactions_are_let_go_of_before_the_rows_are_written(config, tmp_
     monkeypatch.setattr(beam_rows, "_write_shards", writing)
     with pytest.raises(LookupError, match="let go of"):
         dataset.prepare(config, tmp_path / "data", DIRECT)
+
+
+@needs_beam
+def test_every_pipeline_keeps_what_it_adds_up_in_a_file_of_its_own(tmp_path, monkeypatch):
+    kept, paths = beam_sort.kept, []
+
+    def noting(measured, path):
+        paths.append(path)
+        kept(measured, path)
+
+    monkeypatch.setattr(beam_sort, "kept", noting)
+    workers = beam_sort.Workers(tuple(DIRECT), tmp_path)
+    for numbers in ([1, 2], [3, 4]):
+        found = beam_sort.combined(workers, numbers, lambda number: {"sum": number})
+        assert found == {"sum": sum(numbers)}
+    assert len({*paths}) == 2
+    assert [*tmp_path.iterdir()] == []
