@@ -33,7 +33,7 @@ from tca4rec_jax.data.beam_sort import (
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.interactions import Interactions
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.data.records import write_shard
+from tca4rec_jax.data.records import write_parts
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, check_has_rows
 from tca4rec_jax.data.settings import DataConfig
 from tca4rec_jax.data.splits import (
@@ -50,6 +50,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import atomic_path
 
 _ITEMS_AT_ONCE = 1 << 20  # of rows on their way to a file
+_COPIED_AT_ONCE = 1 << 18  # items of a file, in the order there
 _BLOCKS = 1 << 14  # in which keys are counted
 
 Keys = Mapping[str, np.ndarray]  # by split, of its rows in their order: int64 [R], ascending
@@ -285,11 +286,27 @@ def _rows_of_files(
 
 def _write_file(path: str, found: Iterable[_KeyedRows]) -> dict[str, list[tuple[str, int]]]:
     """Writes an ArrayRecord file whole, so that a worker may try again; its size."""
-    keys, rows = zip(*found, strict=True)
-    in_order = _stacked(rows).take(np.argsort(np.concatenate(keys)))
     with atomic_path(Path(path)) as temporary:
-        size = write_shard(in_order, temporary)
+        size = write_parts(_in_order([*found]), temporary)
     return {"sizes": [(path, size)]}
+
+
+def _in_order(found: Sequence[_KeyedRows]) -> Iterator[ItemSequences]:
+    """The rows of several by their keys, some at a time: all at once would be held twice."""
+    keys, parts = zip(*found, strict=True)
+    part_R = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    row_R = np.concatenate([np.arange(len(part)) for part in parts])
+    order_R = np.argsort(np.concatenate(keys))
+    count = -(-sum(part.num_items for part in parts) // _COPIED_AT_ONCE)
+    for at_R in np.array_split(order_R, min(count, len(order_R))):
+        yield _picked(parts, part_R[at_R], row_R[at_R])
+
+
+def _picked(parts: Sequence[ItemSequences], part_R: np.ndarray, row_R: np.ndarray) -> ItemSequences:
+    """Of each of the parts (int [R]) the row of a number (int [R])."""
+    by_part_R = np.argsort(part_R, kind="stable")
+    some = [parts[part].take(row_R[part_R == part]) for part in np.unique(part_R)]
+    return _stacked(some).take(np.argsort(by_part_R))
 
 
 def _stacked(parts: Sequence[ItemSequences]) -> ItemSequences:

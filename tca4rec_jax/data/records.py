@@ -1,6 +1,6 @@
 """Rows as the records of ArrayRecord files: tf.Example, encoded for many rows at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -16,8 +16,13 @@ _OPTIONS = "group_size:1,uncompressed"
 
 def write_shard(rows: RowSource, path: Path) -> int:
     """Writes an ArrayRecord file; the bytes of its records, as TFDS counts them."""
+    return write_parts(parts_of(rows), path)
+
+
+def write_parts(parts: Iterable[ItemSequences], path: Path) -> int:
+    """As `write_shard`, of rows that come some at a time."""
     writer, size = array_record_module.ArrayRecordWriter(str(path), _OPTIONS), 0
-    for part in parts_of(rows):
+    for part in parts:
         for record in records(part):
             writer.write(record)
             size += len(record)

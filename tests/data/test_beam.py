@@ -5,6 +5,7 @@ import importlib.util
 import os
 import signal
 import sys
+import tracemalloc
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,8 @@ from forked import Script
 from tca4rec_jax import fileio
 from tca4rec_jax.data import beam_rows, beam_sort, dataset
 from tca4rec_jax.data.interactions import Interactions
+from tca4rec_jax.data.records import write_shard
+from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.data.tfds_rec import builder
 from tca4rec_jax.errors import UserError
 
@@ -50,6 +53,7 @@ def many_parts(monkeypatch):
         (beam_sort, "_IN_A_PART", 200),
         (beam_sort, "_READ_AT_ONCE", 150),
         (beam_rows, "_ITEMS_AT_ONCE", 64),
+        (beam_rows, "_COPIED_AT_ONCE", 50),
         (beam_rows, "_BLOCKS", 7),
         (builder, "_ITEMS_OF_A_SHARD", 300),
     ):
@@ -227,3 +231,22 @@ def test_every_pipeline_keeps_what_it_adds_up_in_a_file_of_its_own(tmp_path, mon
         assert found == {"sum": sum(numbers)}
     assert len({*paths}) == 2
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_file_is_written_in_little_more_memory_than_its_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(beam_rows, "_COPIED_AT_ONCE", 1 << 12)
+    rng = np.random.default_rng(0)
+    count, length = 2000, 100
+    columns = rng.integers(0, 9, (2, count * length))
+    offsets = np.arange(count + 1) * length
+    rows = ItemSequences(np.arange(count), columns[0], offsets, columns[1])
+    keyed = np.array_split(rng.permutation(count), 30)  # the keys are the rows' numbers
+    found = [(key_R, rows.take(key_R)) for key_R in keyed]
+    size = write_shard(rows, tmp_path / "expected")  # and makes what is made once
+    tracemalloc.start()
+    written = beam_rows._write_file(str(tmp_path / "found"), found)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert written == {"sizes": [(str(tmp_path / "found"), size)]}
+    assert (tmp_path / "found").read_bytes() == (tmp_path / "expected").read_bytes()
+    assert peak < 8 * rows.num_items  # a row's copy is 12 bytes an item
