@@ -6,6 +6,7 @@ machine.
 """
 
 import io
+import logging
 import operator
 import pickle
 import re
@@ -90,8 +91,8 @@ def pipeline_of(workers: Workers) -> Iterator[Any]:
 
     options = PipelineOptions([*workers.options])
     try:
-        with stopped_by_signals(), beam_module().Pipeline(options=options) as pipeline:
-            yield pipeline
+        with stopped_by_signals(), _said_once(), beam_module().Pipeline(options=options) as made:
+            yield made
     except RuntimeError as error:
         if (found := _OF_THE_SYSTEM.search(str(error))) is None:
             raise
@@ -99,6 +100,17 @@ def pipeline_of(workers: Workers) -> Iterator[Any]:
             f"{workers.folder}: a worker of Beam failed there: {one_line(found[0], 300)}: all of "
             f"them need this folder, and room on its disk: make room, or {ELSEWHERE}"
         ) from error
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """Without what Beam logs of a step's error, with its traceback: it raises that error too."""
+    log = logging.getLogger("apache_beam.runners.common")  # of nothing else
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
 
 
 def check_options(options: Sequence[str]) -> None:

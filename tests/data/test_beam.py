@@ -157,7 +157,9 @@ def test_without_beam_its_extra_is_named(config, tmp_path, monkeypatch):
 
 
 @needs_beam
-def test_a_signal_within_a_pipeline_raises_what_its_handler_does(config, tmp_path, monkeypatch):
+def test_a_signal_within_a_pipeline_raises_what_its_handler_does(
+    config, tmp_path, monkeypatch, caplog
+):
     def signalled(*_):
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -169,6 +171,7 @@ def test_a_signal_within_a_pipeline_raises_what_its_handler_does(config, tmp_pat
     finally:
         signal.signal(signal.SIGTERM, previous)
     assert stopped.value.code == 143
+    assert "while running" not in caplog.text
     assert [*(tmp_path / "run").iterdir()] == []
 
 
