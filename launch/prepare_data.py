@@ -30,14 +30,22 @@ LEGEND = (
 )
 
 
+def _beam():
+    """The options of a Beam pipeline that the flags say; None without one."""
+    try:
+        options = shlex.split(_BEAM_OPTIONS.value)
+    except ValueError as error:
+        raise UserError(f"--beam_options={_BEAM_OPTIONS.value}: {error}") from error
+    if runner := _BEAM_RUNNER.value:
+        return [f"--runner={runner}", *options]
+    if options:
+        raise UserError("--beam_options needs --beam_runner")
+    return None
+
+
 def main(config, workdir):
     """Prepares the data and prints their sizes."""
-    beam = None
-    if runner := _BEAM_RUNNER.value:
-        beam = [f"--runner={runner}", *shlex.split(_BEAM_OPTIONS.value)]
-    elif _BEAM_OPTIONS.value:
-        raise UserError("--beam_options needs --beam_runner")
-    prepare(config.data, workdir / "data", beam)
+    prepare(config.data, workdir / "data", _beam())
     summary = statistics(workdir / "data")
     rows = {
         split: {

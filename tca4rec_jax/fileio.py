@@ -5,8 +5,8 @@ import glob
 import hashlib
 import json
 import os
-import platform
 import shutil
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -29,7 +29,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path.parent)
-    unique = f"{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    unique = ".".join([*process_space(), str(os.getpid()), uuid.uuid4().hex[:8]])
     temporary = path.with_name(f".{path.name}.{unique}.partial")
     try:
         yield temporary
@@ -54,10 +54,24 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def process_space() -> tuple[str, str]:
+    """The host's name, and the number of the namespace that numbers its processes.
+
+    A container has a namespace of its own; '0' where the system does not say.
+    """
+    namespace = 0
+    with contextlib.suppress(OSError):
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    return socket.gethostname(), str(namespace)
+
+
 @cache
 def _remove_abandoned(folder: Path) -> None:
-    """Removes, once in a process, what killed processes of this host left in a folder."""
-    for scratch in folder.glob(f".*.{glob.escape(platform.node())}.*.partial"):
+    """Removes, once in a process, what killed processes of this host left in a folder.
+
+    Those of another space of process numbers may be alive.
+    """
+    for scratch in folder.glob(f".*.{glob.escape('.'.join(process_space()))}.*.partial"):
         if not _is_alive(scratch.suffixes[-3].removeprefix(".")):
             remove(scratch)
 

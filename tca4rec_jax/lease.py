@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import NamedTuple, TextIO
 from absl import logging
 
 from tca4rec_jax.errors import UserError
+from tca4rec_jax.fileio import process_space
 
 _TOUCHED_EVERY = 10.0  # seconds
 _SILENT = 90.0  # seconds without a touch after which a process of another host counts as dead
@@ -49,12 +49,13 @@ class Holder(NamedTuple):
     def this(cls) -> "Holder":
         """This process."""
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        return cls(_host(), os.getpid(), _started(os.getpid()) or "", now)
+        return cls(" ".join(process_space()), os.getpid(), _started(os.getpid()) or "", now)
 
     @property
     def runs(self) -> bool | None:
         """Whether it runs; None if it is of another host."""
-        return _started(self.process) == self.started if self.host == _host() else None
+        here = self.host == " ".join(process_space())
+        return _started(self.process) == self.started if here else None
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host.partition(' ')[0]}, since {self.since}"
@@ -158,12 +159,6 @@ def _read(text: str) -> Holder | None:
         return Holder(**json.loads(text))
     except (TypeError, ValueError):  # new, or cut short by a crash
         return None
-
-
-def _host() -> str:
-    with contextlib.suppress(OSError):
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    return socket.gethostname()
 
 
 def _started(process: int) -> str | None:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import platform
 import subprocess
 
 import numpy as np
@@ -62,17 +61,27 @@ def test_everything_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
 def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path):
     with subprocess.Popen(["true"]) as dead:
         pass
-    host = platform.node()
-    left = tmp_path / f".data.{host}.{dead.pid}.0a1b2c3d.partial"
-    live = tmp_path / f".data.{host}.{os.getpid()}.0a1b2c3d.partial"
-    elsewhere = tmp_path / f".data.not-{host}.{dead.pid}.0a1b2c3d.partial"
-    for folder in (left, live, elsewhere):
-        _write_folder(folder / "inside")
+    host, namespace = fileio.process_space()
+    gone = [f"{host}.{namespace}.{dead.pid}"]
+    stay = [
+        f"{host}.{namespace}.{os.getpid()}",
+        f"not-{host}.{namespace}.{dead.pid}",
+        f"{host}.1{namespace}.{dead.pid}",  # of a container, where that number may be alive
+        f"{host}.{dead.pid}",
+    ]
+    for process in gone + stay:
+        _write_folder(tmp_path / f".data.{process}.0a1b2c3d.partial" / "inside")
     fileio._remove_abandoned.cache_clear()
     write_text(tmp_path / "a.txt", "text")
-    assert not left.exists()
-    assert live.exists()
-    assert elsewhere.exists()
+    left = {path.name for path in tmp_path.iterdir()} - {"a.txt"}
+    assert left == {f".data.{process}.0a1b2c3d.partial" for process in stay}
+
+
+def test_scratch_says_who_writes_it(tmp_path):
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("text")
+    host, namespace = fileio.process_space()
+    assert temporary.name.startswith(f".a.txt.{host}.{namespace}.{os.getpid()}.")
 
 
 def _write_folder(path):

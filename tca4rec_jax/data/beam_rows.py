@@ -18,19 +18,22 @@ import numpy as np
 
 from tca4rec_jax.data import tfds_rec
 from tca4rec_jax.data.beam_sort import (
+    Given,
     UserPart,
     Workers,
     beam_module,
+    check_options,
     combined,
     kept,
     pipeline_of,
     read_kept,
+    save_given,
     sort_into_parts,
 )
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.interactions import Interactions
 from tca4rec_jax.data.ragged import Ragged
-from tca4rec_jax.data.records import write_shard
+from tca4rec_jax.data.records import write_parts
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, check_has_rows
 from tca4rec_jax.data.settings import DataConfig
 from tca4rec_jax.data.splits import (
@@ -47,6 +50,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.fileio import atomic_path
 
 _ITEMS_AT_ONCE = 1 << 20  # of rows on their way to a file
+_COPIED_AT_ONCE = 1 << 18  # items of a file, in the order there
 _BLOCKS = 1 << 14  # in which keys are counted
 
 Keys = Mapping[str, np.ndarray]  # by split, of its rows in their order: int64 [R], ascending
@@ -70,8 +74,9 @@ class SpreadRows:
         return replace(self, start=self.start + start, stop=self.start + stop)
 
 
-def check(config: DataConfig) -> None:
-    """Raises UserError if Beam is missing, or for fields that it cannot follow."""
+def check(config: DataConfig, options: Sequence[str]) -> None:
+    """Raises UserError if Beam is missing or refuses its options, or for fields that it cannot
+    follow."""
     beam_module()
     unknown = {
         "data.source=published": config.source == "published",
@@ -81,24 +86,23 @@ def check(config: DataConfig) -> None:
     }
     if names := [name for name, is_set in unknown.items() if is_set]:
         raise UserError(f"--beam_runner does not do {', '.join(names)}: leave it out")
+    check_options(options)
 
 
 def write_rows(
     config: DataConfig,
     catalogue: Catalogue,
-    interactions: Interactions,
+    hand_over: Callable[[], Interactions],
     workers: Workers,
     data_dir: Path,
 ) -> dict:
     """Makes the rows, writes the data set below data_dir, and gives what `summarise` gives of them.
 
-    Raises UserError as `build_splits` does.
+    The interactions that `hand_over` gives stay in memory until they lie in the workers' folder, if
+    nobody else holds them. Raises UserError as `build_splits` does, or where a disk lacks room.
     """
-    if config.split_by == "time" and not interactions.has_times:
-        raise UserError(WITHOUT_TIMES)
-    rated, user_ids = interactions.rating is not None, interactions.user_ids
-    parts = sort_into_parts(interactions, config.seed, workers)
-    del interactions
+    given = _saved(config, hand_over(), workers)
+    parts = sort_into_parts(given, workers)
     rows = partial(_rows, config=config, cuts=_cuts(parts, config, workers))
     sizes = combined(workers, parts, partial(_sizes, rows, _width(parts), catalogue.num_items))
     if config.split_by != "time":
@@ -107,12 +111,18 @@ def write_rows(
     for name in SPLITS:
         count = int(sizes[name].sum())
         check_has_rows(name, count)
-        splits[name] = SpreadRows(name, 0, count, sizes["items"][name], rated)
+        splits[name] = SpreadRows(name, 0, count, sizes["items"][name], given.rated)
     write = partial(_write_shards, workers, parts, rows, sizes)
-    made = MadeData(catalogue, splits, user_ids)  # type: ignore[arg-type]
+    made = MadeData(catalogue, splits, given.user_ids)  # type: ignore[arg-type]
     tfds_rec.write(made, data_dir, config.source, write)
     counts = combined(workers, parts, partial(_summary, rows, sizes["seen"] > 0))
     return summary_of(catalogue, counts)
+
+
+def _saved(config: DataConfig, interactions: Interactions, workers: Workers) -> Given:
+    if config.split_by == "time" and not interactions.has_times:
+        raise UserError(WITHOUT_TIMES)
+    return save_given(interactions, config.seed, workers.folder)
 
 
 _Rows = Callable[[UserPart], tuple[dict[str, Windows], Keys, list[int]]]
@@ -276,11 +286,27 @@ def _rows_of_files(
 
 def _write_file(path: str, found: Iterable[_KeyedRows]) -> dict[str, list[tuple[str, int]]]:
     """Writes an ArrayRecord file whole, so that a worker may try again; its size."""
-    keys, rows = zip(*found, strict=True)
-    in_order = _stacked(rows).take(np.argsort(np.concatenate(keys)))
     with atomic_path(Path(path)) as temporary:
-        size = write_shard(in_order, temporary)
+        size = write_parts(_in_order([*found]), temporary)
     return {"sizes": [(path, size)]}
+
+
+def _in_order(found: Sequence[_KeyedRows]) -> Iterator[ItemSequences]:
+    """The rows of several by their keys, some at a time: all at once would be held twice."""
+    keys, parts = zip(*found, strict=True)
+    part_R = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    row_R = np.concatenate([np.arange(len(part)) for part in parts])
+    order_R = np.argsort(np.concatenate(keys))
+    count = -(-sum(part.num_items for part in parts) // _COPIED_AT_ONCE)
+    for at_R in np.array_split(order_R, min(count, len(order_R))):
+        yield _picked(parts, part_R[at_R], row_R[at_R])
+
+
+def _picked(parts: Sequence[ItemSequences], part_R: np.ndarray, row_R: np.ndarray) -> ItemSequences:
+    """Of each of the parts (int [R]) the row of a number (int [R])."""
+    by_part_R = np.argsort(part_R, kind="stable")
+    some = [parts[part].take(row_R[part_R == part]) for part in np.unique(part_R)]
+    return _stacked(some).take(np.argsort(by_part_R))
 
 
 def _stacked(parts: Sequence[ItemSequences]) -> ItemSequences:

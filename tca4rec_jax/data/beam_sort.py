@@ -5,9 +5,14 @@ place, and by user. Every part of the users then has a folder of its own, as the
 machine.
 """
 
+import io
+import logging
 import operator
 import pickle
+import re
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +20,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tca4rec_jax.data.interactions import Interactions
-from tca4rec_jax.data.ordering import index_type, shuffled
+from tca4rec_jax.data.ordering import ELSEWHERE, index_type, shuffled
+from tca4rec_jax.data.signals import stopped_by_signals
 from tca4rec_jax.data.windows import Histories
-from tca4rec_jax.errors import UserError
-from tca4rec_jax.fileio import atomic_path
+from tca4rec_jax.errors import UserError, one_line
+from tca4rec_jax.fileio import atomic_path, check_room, remove
 
 _IN_A_PART = 1 << 19  # interactions that a worker sorts, or of the users that it holds
 _READ_AT_ONCE = 1 << 18
 _SAMPLE = 1 << 20  # times that say where the parts of the sort begin
+_FLAGS = "--beam_runner, --beam_options"
+# What is left of an OSError in the RuntimeError that Beam makes of it, or of a worker's traceback.
+_OF_THE_SYSTEM = re.compile(r"\[Errno \w+\].*")
 
 Columns = dict[str, np.ndarray]  # [n] each
 
@@ -32,6 +41,25 @@ class Workers(NamedTuple):
 
     options: tuple[str, ...]
     folder: Path
+
+
+class Given(NamedTuple):
+    """What is known of the interactions that lie in the folder of the workers.
+
+    Attributes:
+      user_ids: as of Interactions.
+      num_interactions: how many they are.
+      timed, rated: whether their times and ratings are known.
+      first_times: int64, with which the parts of the time begin, but the first.
+      first_users: int64, with which the parts of the users begin, but the first.
+    """
+
+    user_ids: tuple[str, ...]
+    num_interactions: int
+    timed: bool
+    rated: bool
+    first_times: np.ndarray
+    first_users: np.ndarray
 
 
 class UserPart(NamedTuple):
@@ -53,22 +81,68 @@ def beam_module() -> Any:
     return apache_beam
 
 
-def pipeline_of(workers: Workers) -> Any:
-    """A new pipeline, which runs at the end of its block."""
+@contextmanager
+def pipeline_of(workers: Workers) -> Iterator[Any]:
+    """A new pipeline, which runs at the end of its block.
+
+    Raises what the handler of a signal raises, UserError where a worker cannot read or write.
+    """
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    return beam_module().Pipeline(options=PipelineOptions([*workers.options]))
+    options = PipelineOptions([*workers.options])
+    try:
+        with stopped_by_signals(), _said_once(), beam_module().Pipeline(options=options) as made:
+            yield made
+    except RuntimeError as error:
+        if (found := _OF_THE_SYSTEM.search(str(error))) is None:
+            raise
+        raise UserError(
+            f"{workers.folder}: a worker of Beam failed there: {one_line(found[0], 300)}: all of "
+            f"them need this folder, and room on its disk: make room, or {ELSEWHERE}"
+        ) from error
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """Without what Beam logs of a step's error, with its traceback: it raises that error too."""
+    log = logging.getLogger("apache_beam.runners.common")  # of nothing else
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
+
+
+def check_options(options: Sequence[str]) -> None:
+    """Raises UserError for a runner or options that Beam refuses; runs nothing."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    said = io.StringIO()
+    try:
+        made = PipelineOptions([*options])  # gives logging the true stderr, if nobody did
+        with redirect_stderr(said):
+            made.get_all_options(retain_unknown_options=True)  # as a run parses them
+            pipeline = beam_module().Pipeline(options=made)
+    except SystemExit as error:  # of argparse, which says why on stderr
+        why = one_line(said.getvalue().rpartition("error: ")[2])
+        raise UserError(f"{_FLAGS}: {why or 'expected those of a run, without --help'}") from error
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UserError(f"{_FLAGS}: {one_line(error)}") from error
+    remove(Path(pipeline.local_tempdir))  # as at the end of a run
 
 
 def combined(
     workers: Workers, elements: Sequence, measure: Callable[[Any], dict[str, Any]]
 ) -> dict[str, Any]:
     """What `measure` gives of the elements, added by name."""
-    beam, path = beam_module(), workers.folder / "combined"
+    # A file of its own: a runner may try the last step again, after the next pipeline has begun.
+    beam, path = beam_module(), workers.folder / f"combined-{uuid.uuid4().hex}"
     with pipeline_of(workers) as pipeline:
         given = pipeline | beam.Create(elements) | beam.Reshuffle()
         kept(given | "measured" >> beam.Map(measure), path)
-    return read_kept(path)
+    found = read_kept(path)
+    path.unlink()
+    return found
 
 
 def kept(measured: Any, path: Path) -> None:
@@ -93,11 +167,37 @@ def _keep(path: Path, found: object) -> None:
         temporary.write_bytes(pickle.dumps(found))
 
 
-def sort_into_parts(interactions: Interactions, seed: int, workers: Workers) -> list[UserPart]:
+def save_given(interactions: Interactions, seed: int, folder: Path) -> Given:
+    """Puts into a new folder what the sorts read.
+
+    Raises UserError if its disk lacks room for that and for the parts of the users.
+    """
+    count, timed = len(interactions.user), interactions.has_times
+    columns = {
+        name: column
+        for name in ("user", "item", "timestamp", "rating")
+        if (column := getattr(interactions, name)) is not None
+    }
+    given, places = sum(column.nbytes for column in columns.values()), index_type(count).itemsize
+    num_bytes = 2 * given + (1 + timed) * count * places
+    check_room(folder.parent, num_bytes, "the interactions and their sorted parts", ELSEWHERE)
+    folder.mkdir()
+    for name, column in columns.items():
+        np.save(folder / f"{name}.npy", column)
+    if timed:
+        np.save(folder / "shuffled.npy", shuffled(count, seed))
+    parts = -(-count // _IN_A_PART)
+    sample = np.sort(interactions.timestamp[:: -(-count // _SAMPLE)])
+    first_times = np.unique(sample[np.arange(1, parts) * len(sample) // parts])
+    ends = np.cumsum(np.bincount(interactions.user))  # of users, among the interactions
+    first_users = np.unique(np.searchsorted(ends, np.arange(1, parts) * _IN_A_PART))
+    rated = interactions.rating is not None
+    return Given(interactions.user_ids, count, timed, rated, first_times, first_users)
+
+
+def sort_into_parts(given: Given, workers: Workers) -> list[UserPart]:
     """The interactions by user and time, in a folder for each part of the users."""
-    beam, folder, count = beam_module(), workers.folder, len(interactions.user)
-    timed, edges, first_users = _save_given(interactions, seed, folder)
-    del interactions
+    beam, folder, count = beam_module(), workers.folder, given.num_interactions
     starts = range(0, count, _READ_AT_ONCE)
     with pipeline_of(workers) as pipeline:
         read = (
@@ -106,8 +206,9 @@ def sort_into_parts(interactions: Interactions, seed: int, workers: Workers) -> 
             | beam.Reshuffle()
             | "read" >> beam.Map(partial(_given, folder, index_type(count)))
         )
-        if timed:
-            of_time = read | "by time" >> beam.FlatMap(partial(_parted, "timestamp", edges))
+        if given.timed:
+            by_time = partial(_parted, "timestamp", given.first_times)
+            of_time = read | "by time" >> beam.FlatMap(by_time)
             sizes = (
                 of_time
                 | "sizes" >> beam.MapTuple(_size)
@@ -120,7 +221,7 @@ def sort_into_parts(interactions: Interactions, seed: int, workers: Workers) -> 
             )
         of_users = (
             read
-            | "by user" >> beam.FlatMap(partial(_parted, "user", first_users))
+            | "by user" >> beam.FlatMap(partial(_parted, "user", given.first_users))
             | "parts of users" >> beam.GroupByKey()
             | "histories" >> beam.MapTuple(partial(_save_histories, folder))
         )
@@ -131,26 +232,6 @@ def sort_into_parts(interactions: Interactions, seed: int, workers: Workers) -> 
         UserPart(_part_folder(folder, number), int(end) - size)
         for (number, size), end in zip(found, ends, strict=True)
     ]
-
-
-def _save_given(
-    interactions: Interactions, seed: int, folder: Path
-) -> tuple[bool, np.ndarray, np.ndarray]:
-    """Puts into the folder what the sorts read; whether there are times, the times where parts of
-    them begin, and the users where parts of those do."""
-    folder.mkdir()
-    count, timed = len(interactions.user), interactions.has_times
-    parts = -(-count // _IN_A_PART)
-    sample = np.sort(interactions.timestamp[:: -(-count // _SAMPLE)])
-    edges = np.unique(sample[np.arange(1, parts) * len(sample) // parts])
-    ends = np.cumsum(np.bincount(interactions.user))  # of users, among the interactions
-    first_users = np.unique(np.searchsorted(ends, np.arange(1, parts) * _IN_A_PART))
-    for name in ("user", "item", "timestamp", "rating"):
-        if (column := getattr(interactions, name)) is not None:
-            np.save(folder / f"{name}.npy", column)
-    if timed:
-        np.save(folder / "shuffled.npy", shuffled(count, seed))
-    return timed, edges, first_users
 
 
 def _given(folder: Path, place_type: np.dtype, bounds: tuple[int, int]) -> Columns:

@@ -58,7 +58,7 @@ def prepare(
     """
     config, data_dir = DataConfig(**data_config), Path(data_dir)
     if beam is not None:
-        beam_rows.check(config)
+        beam_rows.check(config, beam)
     files = _source_files(config)
     logging.info("Reading %s", ", ".join(map(str, files.values())))
     contents: dict[str, str | None] = {
@@ -67,32 +67,18 @@ def prepare(
     if config.catalogue_is_optional:
         contents.setdefault("SHA-256 of catalogue", None)  # made without titles
     made_from = Provenance("data set", _COMMAND, _fields(config) | contents)
-    if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
-        try:
-            data = _read(data_dir, made_from.inputs)
-        except FileNotFoundError as error:
-            message = f"{data_dir} is not empty and holds no prepared data; choose another folder"
-            raise UserError(message) from error
-        logging.info("Reusing the prepared data in %s", data_dir)
-        return data
+    if (there := _reused(data_dir, made_from)) is not None:
+        return there
     report = Report()
     found = _read_source(config, files, report)
-    with only_writer(data_dir), atomic_path(data_dir) as temporary:
-        temporary.mkdir()
-        histories = temporary / "histories"
-        if isinstance(found, RecData) or beam is None:
-            made = found if isinstance(found, RecData) else _make_rows(config, found, histories)
-            tfds_rec.write(made, temporary, config.source)
-            summary = summarise(made)
-        else:
-            workers = Workers(tuple(beam), histories.resolve())
-            of_rows = config, found.catalogue, found.hand_over()
-            summary = beam_rows.write_rows(*of_rows, workers, temporary.resolve())
-        steps = [step._asdict() for step in report.steps]
-        text = json.dumps({"steps": steps, **summary}, indent=1)
-        remove(histories)
-        write_text(temporary / STATISTICS, text + "\n")
-        made_from.save(temporary)
+    with only_writer(data_dir):
+        # Another process may have made the same meanwhile.
+        if (there := _reused(data_dir, made_from)) is not None:
+            return there
+        with atomic_path(data_dir) as temporary:
+            temporary.mkdir()
+            _write(config, found, report, temporary, beam)
+            made_from.save(temporary)
     return tfds_rec.read(data_dir)
 
 
@@ -155,6 +141,42 @@ def _read_source(config: DataConfig, files: dict[str, Path], report: Report) -> 
     if config.filters.on or config.source in FORMATS:
         found = _Found(*only_used(found.catalogue, found.hand_over()))
     return found
+
+
+def _reused(data_dir: Path, made_from: Provenance) -> RecData | None:
+    """What is in a folder, made from the same; None if nothing is."""
+    if not data_dir.exists() or (data_dir.is_dir() and not any(data_dir.iterdir())):
+        return None
+    try:
+        data = _read(data_dir, made_from.inputs)
+    except FileNotFoundError as error:
+        message = f"{data_dir} is not empty and holds no prepared data; choose another folder"
+        raise UserError(message) from error
+    logging.info("Reusing the prepared data in %s", data_dir)
+    return data
+
+
+def _write(
+    config: DataConfig,
+    found: RecData | _Found,
+    report: Report,
+    folder: Path,
+    beam: Sequence[str] | None,
+) -> None:
+    """Makes the rows and writes them with their statistics."""
+    histories = folder / "histories"
+    if isinstance(found, RecData) or beam is None:
+        made = found if isinstance(found, RecData) else _make_rows(config, found, histories)
+        tfds_rec.write(made, folder, config.source)
+        summary = summarise(made)
+    else:
+        workers = Workers(tuple(beam), histories.resolve())
+        of_rows = config, found.catalogue, found.hand_over
+        summary = beam_rows.write_rows(*of_rows, workers, folder.resolve())
+    steps = [step._asdict() for step in report.steps]
+    text = json.dumps({"steps": steps, **summary}, indent=1)
+    remove(histories)
+    write_text(folder / STATISTICS, text + "\n")
 
 
 def _make_rows(config: DataConfig, found: _Found, folder: Path) -> MadeData:

@@ -3,12 +3,9 @@
 DuckDB sorts them: its memory is bounded, and what exceeds it goes to the folder of the result.
 """
 
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import duckdb
@@ -16,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from tca4rec_jax.data.interactions import Interactions
+from tca4rec_jax.data.signals import stopped_by_signals
 from tca4rec_jax.data.windows import Histories
 from tca4rec_jax.errors import UserError, one_line
 from tca4rec_jax.fileio import check_room
 
 _MEMORY, _THREADS, _BATCH = "1GB", 4, 1 << 20
-_ELSEWHERE = "take a --workdir elsewhere"
+ELSEWHERE = "take a --workdir elsewhere"
 
 
 def sort_by_user(
@@ -44,7 +42,7 @@ def sort_by_user(
     dtypes = {name: column.dtype for name, column in columns.items()}
     dtypes["place"] = index_type(len(columns["user"]))
     num_bytes = len(columns["user"]) * sum(dtype.itemsize for dtype in dtypes.values())
-    check_room(folder.parent, num_bytes, "the sorted interactions", _ELSEWHERE)
+    check_room(folder.parent, num_bytes, "the sorted interactions", ELSEWHERE)
     names = ", ".join(f'"{name}"' for name in columns)
     with _database(folder) as database:
         database.register("given", pa.table(columns))
@@ -80,47 +78,13 @@ def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         "temp_directory": str(spilled),
     }
     try:
-        with _stopped_by_signals(), duckdb.connect(":memory:", config=limits) as database:
+        with stopped_by_signals(), duckdb.connect(":memory:", config=limits) as database:
             yield database
     except duckdb.OperationalError as error:
         raise UserError(
             f"{folder.parent}: the interactions cannot be sorted there: {one_line(error, 200)}: "
-            f"make room in memory ({_MEMORY}) and on its disk, or {_ELSEWHERE}"
+            f"make room in memory ({_MEMORY}) and on its disk, or {ELSEWHERE}"
         ) from error
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Raises what the handler of a signal raised within a query, of which DuckDB says nothing.
-
-    It runs between the tasks of the query, or at its end if DuckDB's own threads do them all.
-    """
-    raised: list[BaseException] = []
-
-    def keeping(handler: Any) -> Any:
-        def handle(number: int, frame: FrameType | None) -> None:
-            try:
-                handler(number, frame)
-            except BaseException as error:
-                raised.append(error)
-                raise
-
-        return handle
-
-    in_main = threading.current_thread() is threading.main_thread()  # alone sets handlers
-    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
-    previous = {n: handler for n in numbers if callable(handler := signal.getsignal(n))}
-    try:
-        for number, handler in previous.items():
-            signal.signal(number, keeping(handler))
-        yield
-    except RuntimeError:  # 'Query interrupted'
-        if raised:
-            raise raised[0] from None
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _canonical(database: duckdb.DuckDBPyConnection, names: str) -> None:

@@ -1,6 +1,7 @@
 """Rows as the records of ArrayRecord files: tf.Example, encoded for many rows at a time."""
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -9,19 +10,32 @@ from array_record.python import array_record_module
 
 from tca4rec_jax.data.sequences import ItemSequences
 from tca4rec_jax.data.windows import RowSource, parts_of
+from tca4rec_jax.errors import one_line
 
 # One by one, as TFDS writes and Grain reads them; so short a record is compressed to more bytes.
 _OPTIONS = "group_size:1,uncompressed"
 
 
 def write_shard(rows: RowSource, path: Path) -> int:
-    """Writes an ArrayRecord file; the bytes of its records, as TFDS counts them."""
-    writer, size = array_record_module.ArrayRecordWriter(str(path), _OPTIONS), 0
-    for part in parts_of(rows):
-        for record in records(part):
-            writer.write(record)
-            size += len(record)
-    writer.close()
+    """Writes an ArrayRecord file; the bytes of its records, as TFDS counts them.
+
+    Raises OSError, with the path, if it cannot be written.
+    """
+    return write_parts(parts_of(rows), path)
+
+
+def write_parts(parts: Iterable[ItemSequences], path: Path) -> int:
+    """As `write_shard`, of rows that come some at a time."""
+    size = 0
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
+        for part in parts:
+            for record in records(part):
+                writer.write(record)
+                size += len(record)
+        writer.close()
+    except RuntimeError as error:  # what the writer says of a full disk
+        raise OSError(errno.EIO, one_line(error), str(path)) from error
     return size
 
 

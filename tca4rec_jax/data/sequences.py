@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.ragged import Ragged, Rows
+from tca4rec_jax.data.ragged import Ragged, Rows, ranges
 from tca4rec_jax.errors import UserError
 
 PAD_ITEM = -1
@@ -116,10 +116,12 @@ class ItemSequences(Rows):
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows must lie in 0..{len(self) - 1}")
-        flat = Ragged(np.arange(len(self.items)), self.offsets).take(rows)
-        items, timestamps = self.items[flat.values], self.timestamps[flat.values]
-        liked = None if self.liked is None else self.liked[flat.values]
-        return ItemSequences(self.user[rows], items, flat.offsets, timestamps, liked)
+        start_R, end_R = self.offsets[:-1][rows], self.offsets[1:][rows]
+        positions = Ragged.from_lengths(ranges(start_R, end_R - start_R), end_R - start_R)
+        at = positions.values
+        liked = None if self.liked is None else self.liked[at]
+        items, timestamps = self.items[at], self.timestamps[at]
+        return ItemSequences(self.user[rows], items, positions.offsets, timestamps, liked)
 
     def between(self, start: int, stop: int) -> "ItemSequences":
         """The rows start, .., stop - 1, which share memory with these."""

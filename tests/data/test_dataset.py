@@ -77,6 +77,20 @@ def test_prepared_data_are_loaded_and_reused(good_config, tmp_path, monkeypatch)
     assert _same(dataset.prepare(good_config, data_dir), prepared)
 
 
+def test_what_another_process_made_meanwhile_is_reused(good_config, tmp_path, monkeypatch):
+    data_dir, read = tmp_path / "run" / "data", dataset._read_source
+    made = []
+
+    def reading(*args):
+        monkeypatch.setattr(dataset, "_read_source", read)
+        made.append(dataset.prepare(good_config, data_dir))
+        return read(*args)
+
+    monkeypatch.setattr(dataset, "_read_source", reading)
+    assert _same(dataset.prepare(good_config, data_dir), made[0])
+    assert [path.name for path in data_dir.parent.iterdir()] == ["data"]
+
+
 def test_column_names_are_settings(config, tmp_path):
     config.user_column = "reviewer"
     prepared = dataset.prepare(config, tmp_path / "data")

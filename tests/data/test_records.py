@@ -2,6 +2,7 @@
 
 import dataclasses
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from tca4rec_jax.data import tfds_rec
 from tca4rec_jax.data.catalogue import Catalogue
-from tca4rec_jax.data.records import records
+from tca4rec_jax.data.records import records, write_shard
 from tca4rec_jax.data.sequences import SPLITS, ItemSequences, RecData
 from tca4rec_jax.data.tfds_rec import builder
 
@@ -49,6 +50,12 @@ def test_records_equal_those_of_protobuf(lengths, seed, liked):
         if liked:
             feature["liked"].int64_list.value.extend(rows.liked[part].astype(int))
         assert record == example.SerializeToString(deterministic=True)
+
+
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_file():
+    with pytest.raises(OSError, match=r"No space left") as raised:
+        write_shard(made_rows([3] * 9, 0), Path("/dev/full"))
+    assert raised.value.filename == "/dev/full"
 
 
 def test_what_tfds_would_write_says_the_same():
