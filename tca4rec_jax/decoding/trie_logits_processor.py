@@ -61,9 +61,6 @@ class Trie:
         }
         self._item_of = {name: i for i, name in reversed([*enumerate(self.titles)])}
         self._item_of |= {name: item for item, name in enumerate(self.item_ids)}
-        self._cached()
-
-    def _cached(self) -> None:
         self.children = functools.lru_cache(1 << 16)(self._children)
 
     def without(self, items: Sequence[int]) -> "Trie":
@@ -72,7 +69,7 @@ class Trie:
         kept, other._leaf_n = np.unique(self._leaf_n[left_n], return_inverse=True)
         other._item_n = self._item_n[left_n]
         other._tokens_QxL, other._length_Q = self._tokens_QxL[kept], self._length_Q[kept]
-        other._cached()
+        other.children = functools.lru_cache(1 << 16)(other._children)
         return other
 
     def find(self, names: Sequence[str]) -> list[int]:
