@@ -156,9 +156,12 @@ def _clean(cells: Cells, stale: Collection[str]) -> None:
 
 
 def _said_stale(work: Work, plan: Plan) -> set[str]:
-    """The keys of lines made from other inputs than those that are here, after saying why."""
-    found = set()
-    for of in plan.done:
+    """The keys of lines made from other inputs than those that are here, after saying why.
+
+    Also of lines that the grid does not choose now: it may once the others are computed anew.
+    """
+    found, here = set(), {*work.cells.all}
+    for of in (of for of in plan.lines if of[0] in here):
         line, what = plan.lines[of], f"{of[0].label}, {of[1]}"
         if not (work.workdir / of[0].data / "data").exists():
             continue  # results alone were brought here

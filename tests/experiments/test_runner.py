@@ -23,6 +23,8 @@ TINY = Path(__file__).parents[2] / "configs" / "experiments" / "tiny.py"
 class FakeWork:
     """Writes a line for every cell of a job; `before` is called first."""
 
+    version = ""
+
     def __init__(self, cells, anew):
         self.cells, self.workdir, self.anew = cells, cells.workdir, anew
         self.done = []
@@ -30,12 +32,15 @@ class FakeWork:
     def before(self, job):
         """Nothing."""
 
+    def score(self, cell):
+        return cell.alpha or 0.0
+
     def do(self, job):
         self.before(job)
         self.done.append(job.name)
         for cell in job.cells:
-            key = f"{cell.label} {job.split} {self.anew}"
-            metrics = {"ndcg@10": cell.alpha or 0.0, "nll per title": 1.0}
+            key = f"{cell.label} {job.split} {self.version or self.anew}"
+            metrics = {"ndcg@10": self.score(cell), "nll per title": 1.0}
             seconds = {"train": 12.0 if cell.is_llm else 0.0, "evaluate": 6.0}
             line = Line(key, cell, job.split, 1, 1, metrics, "", seconds, 18.0, "m", {})
             append(self.workdir, line)
@@ -176,6 +181,20 @@ def test_stale_lines_count_unless_they_are_wanted_anew(tmp_path, work, capsys):
     run_grid(grid, tmp_path, anew=True)
     assert len(read_json_lines(tmp_path / FILE)) == 2 * before
     assert all(line.key.endswith("True") for line in read_lines(tmp_path).values())
+
+
+def test_a_stale_line_does_not_count_when_it_is_chosen_again(tmp_path, work):
+    """Three versions of the inputs choose 0.9, 0.3 and 0.9 again."""
+    grid = load_grid(f"{TINY}:seed=0,cf=bpr_mf,guidance=0")
+    (tmp_path / "movielens" / "data").mkdir(parents=True)
+    for version, best in (("v1", 0.9), ("v2", 0.3), ("v3", 0.9)):
+        work.version = version
+        work.score = lambda self, cell, best=best: float(cell.alpha == best)
+        work.changed = lambda self, line, of=version: [] if line.key.endswith(of) else ["other"]
+        run_grid(grid, tmp_path, anew=True)
+    plan = Plan.of(Cells(grid, tmp_path))
+    assert {(cell.alpha, split) for cell, split in plan.done} >= {(0.9, "test")}
+    assert {plan.lines[of].key.rpartition(" ")[2] for of in plan.done} == {"v3"}
 
 
 def test_checkpoints_go_when_nothing_needs_them(tmp_path, work):
