@@ -122,8 +122,8 @@ def _answers(page: GridPage, questions: Mapping[str, Question], data: Sequence[s
     if page.results.setups(TEST):
         page.section("All models on the same rows")
         for one in data:
-            rows = tables.model_table(page.results, one)
-            page.part(f"{one}, test rows", Numbers(rows, "model"))
+            if rows := tables.model_table(page.results, one):
+                page.part(f"{one}, test rows", Numbers(rows, "model"))
     for axis, about in _AXES.items():
         _curve(page, axis, about)
     _where(page, questions["aligned"])
