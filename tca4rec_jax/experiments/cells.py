@@ -61,6 +61,12 @@ class Cells:
                     found += self._of_pair(pair, values | {"seed": (seed,)})
         return list(dict.fromkeys(found))
 
+    @property
+    def seeds_elsewhere(self) -> list[int]:
+        """The seeds that choose and that a recommender of this slice of a grid is without."""
+        of_pairs = [values["seed"] for values in self._axes.values()]
+        return [one for one in self.grid.choose_seeds if any(one not in of for of in of_pairs)]
+
     def _of_pair(self, pair: Pair, values: Mapping[str, tuple]) -> Iterator[Cell]:
         steps = self._bases[pair].training.steps
         for cf in self._cf_models(pair[0]):

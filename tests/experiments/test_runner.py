@@ -11,6 +11,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiments import runner
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.grid import load_grid
+from tca4rec_jax.experiments.page_grid import missing
 from tca4rec_jax.experiments.results import FILE, Line, append, read_lines
 from tca4rec_jax.experiments.runner import Plan, run_grid
 from tca4rec_jax.fileio import read_json_lines
@@ -211,6 +212,43 @@ def test_checkpoints_go_when_nothing_needs_them(tmp_path, work):
     run_grid(grid, tmp_path)
     assert max(kept) == 3
     assert not [*tmp_path.rglob("checkpoints")]
+
+
+def test_a_slice_that_waits_for_anothers_choice_says_so_and_keeps_its_checkpoints(
+    tmp_path, work, capsys
+):
+    first, later = (load_grid(f"{TINY}:seed={seed},cf=bpr_mf,guidance=0") for seed in (0, 1))
+
+    def before(self, job):
+        if job.cells[0].is_llm:
+            self.cells.run_folder(job.cells[0]).checkpoints.mkdir(parents=True, exist_ok=True)
+
+    work.before = before
+    run_grid(later, tmp_path)
+    plan = Plan.of(Cells(later, tmp_path))
+    assert (plan.missing, plan.to_come, plan.is_done) == ([], 0, False)
+    waits = "1 wait for validation rows of seeds that this slice is without: 0"
+    assert missing(plan)[0].text == f"0 cells of the grid; {waits}."
+    said = capsys.readouterr().out
+    assert said.endswith(f"5 cells are done, 0 are missing\n{waits}\n")
+    assert len([*tmp_path.rglob("checkpoints")]) == 1
+    for grid in (first, later):
+        run_grid(grid, tmp_path)
+        assert Plan.of(Cells(grid, tmp_path)).is_done
+        assert capsys.readouterr().out.endswith("Nothing is missing\n")
+    assert not [*tmp_path.rglob("checkpoints")]
+
+
+def test_checkpoints_of_a_run_that_another_process_writes_stay(tmp_path, work):
+    grid = load_grid(f"{TINY}:seed=0,cf=bpr_mf,guidance=0")
+    run_grid(grid, tmp_path)
+    cells = Cells(grid, tmp_path)
+    runs = [cells.run_folder(cell) for cell in cells.all if cell.is_llm]
+    for run in runs:
+        run.checkpoints.mkdir(parents=True)
+    with only_writer(runs[0].path):
+        runner._clean(cells, ())
+    assert [run.checkpoints.exists() for run in runs] == [True] + [False] * (len(runs) - 1)
 
 
 def test_a_job_that_another_process_has_claimed_is_left_to_it(tmp_path):
