@@ -31,7 +31,7 @@ Every difference is paired: the same rows, the same seed; cells that are compare
 same run of an LLM count as one seed. Intervals are of 95%, for other users and
 other seeds: users are resampled with all of their rows, and what seeds do is drawn, from how the
 seeds differ beyond what users explain; that is taken to be the same for all setups of one
-recommender on the same rows. (Three seeds drawn from three would give intervals that leave the
+recommender and guidance on the same rows. (Three seeds drawn from three would give intervals that leave the
 truth out far too often.) p is of a randomisation test that exchanges whole users, seeds drawn
 along; Holm's correction is over all tests of a question, both metrics. d is Cohen's: the mean of
 the users' differences over their standard deviation. The verdict is "better" or "worse" where p by
