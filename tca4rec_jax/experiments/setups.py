@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -245,7 +245,8 @@ def _trained(setup: Cell) -> tuple:
 
 
 def _but_trained(setup: Cell) -> Cell:
-    return dataclasses.replace(setup, **dict.fromkeys(TRAINED_ALIKE))
+    nothing: dict[str, Any] = dict.fromkeys(TRAINED_ALIKE)
+    return dataclasses.replace(setup, **nothing)
 
 
 def _seeds(cell: Cell) -> tuple[int, ...]:
