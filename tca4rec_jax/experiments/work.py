@@ -120,8 +120,10 @@ class Work:
         experiment = self.experiment(cell)
         rows = self._rows(experiment, job.split)
         self._write_rows(cell.data, experiment, rows)
-        ranked = self._rank(experiment, rows, job)
-        seconds = {"evaluate": (time.perf_counter() - began) / len(job.cells)}
+        spent: dict[str, float] = {}
+        ranked = self._rank(experiment, rows, job, spent)
+        evaluated = time.perf_counter() - began + sum(spent.values())
+        seconds = {"evaluate": evaluated / len(job.cells)}
         log = read_json_lines(run.log) if run else []
         validations = validations_of(log)
         validated = sum(of.pop("seconds") for of in validations.values())
@@ -140,9 +142,8 @@ class Work:
             for one, found in zip(job.cells, ranked, strict=True)
         ]
         cores = (time.process_time() - cpu) / (time.perf_counter() - wall)
+        append(self.workdir, *(line.on_cores(cores) for line in lines))  # all: ranked together
         for line in lines:
-            core_seconds = cores * sum(line.seconds.values())
-            append(self.workdir, dataclasses.replace(line, core_seconds=core_seconds))
             logging.info("%s, %s: %s", line.cell.label, job.split, self._shown(line))
         measure_agreement(self.workdir, cell.data, experiment, rows)
 
@@ -346,13 +347,13 @@ class Work:
         self._there.add(path)
 
     def _rank(
-        self, experiment: Experiment, rows: EvaluationRows, job: Job
+        self, experiment: Experiment, rows: EvaluationRows, job: Job, spent: dict[str, float]
     ) -> list[tuple[ModelRanking, Mapping[str, Any]]]:
-        """What each cell does on the rows, and what that depends on."""
+        """What each cell does on the rows, and what that depends on; `spent` as `rank_llms`."""
         cell, config = job.cells[0], experiment.config
         if cell.is_llm:
             labels = {str(one.guidance): one.guidance or 0.0 for one in job.cells}
-            found = rank_llms(experiment, rows, {config.run: labels})
+            found = rank_llms(experiment, rows, {config.run: labels}, spent)
             weights = {label: [score_weights(config, one)] for label, one in labels.items()}
             made_from = {"run": self.cells.run_folder(cell).made_from.inputs}
             return [

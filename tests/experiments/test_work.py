@@ -1,7 +1,9 @@
 """The work on a tiny grid of made data, in this process."""
 
+import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 import tiny_grid
 
@@ -31,7 +33,8 @@ def argument(tmp_path_factory):
 def workdir(tmp_path_factory, argument):
     """With the lines of the grid."""
     path = tmp_path_factory.mktemp("W")
-    run_grid(load_grid(f"{TINY}:{argument},{SMALL},cf=bpr_mf"), path)
+    grid = load_grid(f"{TINY}:{argument},{SMALL},cf=bpr_mf")
+    run_grid(dataclasses.replace(grid, keep_checkpoints=True), path)
     return path
 
 
@@ -53,6 +56,20 @@ def test_runs_that_were_validated_have_a_speed(workdir):
     assert curve.nll_SxN.tolist() == [[log[step]["nll"] for step in (3, 6)]]
     assert line.seconds["train"] > log[3]["seconds"] + log[6]["seconds"]
     assert [*speed_table(results, question)] == ["movielens, ids, bpr_mf"]
+
+
+def test_a_ranking_that_a_killed_process_has_paid_for_counts(workdir, argument, tmp_path):
+    """It is killed between the ranking and the line."""
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    of = next(of for of in read_lines(tmp_path) if of[0].alpha and of[1] == TEST)
+    for path in (tmp_path / "movielens" / "evaluation").glob("*.npz"):
+        saved = dict(np.load(path))
+        assert 0.0 < saved["seconds"] < 500.0
+        np.savez(path, **saved | {"seconds": 1000.0})
+    (tmp_path / FILE).unlink()
+    work = Work(Cells(load_grid(f"{TINY}:{argument},{SMALL},cf=bpr_mf"), tmp_path))
+    work.do(Job("again", (of[0],), TEST))
+    assert 1000.0 < read_lines(tmp_path)[of].seconds["evaluate"] < 1500.0
 
 
 def test_the_report_has_curves_and_rows_of_what_the_work_left(workdir):
