@@ -7,6 +7,7 @@ Axis letters: R rows.
 """
 
 import dataclasses
+import hashlib
 import platform
 import time
 from collections.abc import Iterable, Mapping
@@ -364,11 +365,8 @@ class Work:
                 for label in labels
             ]
         label = rankings.POPULAR if cell.recommender == POPULAR else rankings.CF
-        if cell.cf is None:
-            with_cf = self.experiment(self._cf_models(cell)[0])
-            models = rankings.cf_models(with_cf, rows)
-        else:
-            models = rankings.cf_models(experiment, rows)
+        with_cf = experiment if cell.cf else self.experiment(self._cf_models(cell)[0])
+        models = rankings.cf_models(with_cf, rows)
         found = rankings.rank_cf_models(experiment, rows, {label: models[label]})
         return [(found[label], self._cf_inputs(experiment, rows, cell))]
 
@@ -378,10 +376,24 @@ class Work:
         """What the ranking of a CF model, or of the most popular, depends on: provenance."""
         config, data = experiment.config, experiment.data
         inputs = rows.inputs() | ranked_by(config)
-        inputs |= {"catalogue": data.catalogue.content_hash()}
-        inputs |= {"allowed items": experiment.item_filter.content_hash()}
-        inputs |= {"evaluation.hits": config.evaluation.hits}
+        inputs |= {
+            "catalogue": data.catalogue.content_hash(),
+            "allowed items": experiment.item_filter.content_hash(),
+            "evaluation.hits": config.evaluation.hits,
+            "items of one title": _same_leaf(experiment.trie.leaf_of_item),
+        }
         if cell.cf is None:
             return inputs | {"training rows": data.splits["train_sequences"].content_hash()}
         store = split_path(config.cf.logits, experiment.workdir, rows.split)
         return inputs | {"CF logits": read_manifest(store)["content_hash"]}
+
+
+def _same_leaf(leaf_of_item: np.ndarray) -> str | None:
+    """SHA-256 (hex) of which items share a leaf int [I] of a trie, however numbered; None: none do.
+
+    Titles are ranked by leaf, so that it matters whose trie it is.
+    """
+    _, first, number_I = np.unique(leaf_of_item, return_index=True, return_inverse=True)
+    if len(first) == len(number_I):
+        return None
+    return hashlib.sha256(first[number_I].astype(np.int32).tobytes()).hexdigest()

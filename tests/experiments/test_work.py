@@ -2,17 +2,30 @@
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_grid
 
+from tca4rec_jax.config import default_config
+from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.experiments.analyses import speed_table, validation_curve
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.measures import AGREEMENT, FLUENCY
 from tca4rec_jax.experiments.page_cells import examples, how_they_learned
-from tca4rec_jax.experiments.results import CF, FILE, TEST, VALIDATION, Cell, read_lines
+from tca4rec_jax.experiments.results import (
+    CF,
+    FILE,
+    POPULAR,
+    TEST,
+    VALIDATION,
+    Cell,
+    read_lines,
+)
 from tca4rec_jax.experiments.runner import run_grid
 from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.experiments.tables import aligned_against_plain
@@ -91,6 +104,29 @@ def test_the_report_has_curves_and_rows_of_what_the_work_left(workdir):
     assert captions[1:] == [
         f"{label} recommends" for label in ("CF model", "alpha = 0", "bpr_mf, alpha = 0.3")
     ]
+
+
+def test_cf_lines_say_which_items_were_one_title():
+    """By the trie of the first recommender: of titles, or of ids that tell items apart."""
+
+    def inputs(*sequences):
+        experiment = SimpleNamespace(
+            config=default_config(),
+            data=SimpleNamespace(
+                catalogue=Catalogue(tuple("abc"), tuple("ABB")),
+                splits={"train_sequences": SimpleNamespace(content_hash=str)},
+            ),
+            item_filter=ItemFilter(np.ones(3, bool)),
+            trie=ItemTrie.build(sequences),
+        )
+        rows = SimpleNamespace(inputs=dict)
+        return Work(None)._cf_inputs(experiment, rows, Cell("d", POPULAR))
+
+    by_title, by_id = inputs([1, 3], [2, 3], [2, 3]), inputs([1, 3], [2, 3], [2, 4])
+    assert {name for name in by_title if by_title[name] != by_id[name]} == {"items of one title"}
+    assert by_title == inputs([2, 3], [1, 3], [1, 3])  # leaves of another order
+    assert by_id == inputs([2, 4], [1, 3], [2, 3])
+    assert by_id["items of one title"] is None  # older lines, which do not say it, hold still
 
 
 def agreements(workdir):
