@@ -67,10 +67,13 @@ class Recommendations(NamedTuple):
         return items_RxK
 
 
-def read_cache(path: Path, identity: str, names: Collection[str]) -> dict[str, np.ndarray]:
+def read_cache(
+    path: Path, identity: str, names: Collection[str], *, also: Collection[str] = ()
+) -> dict[str, np.ndarray]:
     """The arrays of these names in an .npz file of this `identity`; {} if there is none such.
 
-    One that is damaged, as after a crash, is named in a warning: what it held is made anew.
+    With those of `also` that it has: an older file may be without. One that is damaged, as after a
+    crash, is named in a warning: what it held is made anew.
     """
     try:
         saved = read_npz(path, remedy="it is made anew") if path.exists() else {}
@@ -78,16 +81,26 @@ def read_cache(path: Path, identity: str, names: Collection[str]) -> dict[str, n
         logging.warning("%s", error)
         return {}
     is_whole = str(saved.get("identity")) == identity and saved.keys() >= {*names}
-    return {name: saved[name] for name in names} if is_whole else {}
+    return {name: saved[name] for name in (*names, *also) if name in saved} if is_whole else {}
 
 
 class ResultsFile:
-    """The file from which an interrupted search of a single process is resumed."""
+    """The file from which an interrupted search of a single process is resumed.
+
+    Attributes:
+      earlier: seconds that went, in other processes, into what was read.
+    """
 
     def __init__(self, path: Path, identity: str, *, every_seconds: float = 60.0):
         """identity: of all that the results depend on; a file with another one is replaced."""
         self._path, self._identity, self._every = path, identity, every_seconds
-        self._written = time.monotonic()
+        self._began = self._written = time.monotonic()
+        self.earlier = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long the search has taken so far, since this file was named, and earlier."""
+        return self.earlier + time.monotonic() - self._began
 
     def read(self, results: Any) -> np.ndarray:
         """Fills a tree of arrays [R, ..]; returns the rows that are done, bool [R].
@@ -96,7 +109,8 @@ class ResultsFile:
         """
         arrays = jax.tree.leaves(results)
         names = [f"array_{number}" for number in range(len(arrays))]
-        saved = read_cache(self._path, self._identity, [*names, "done_R"])
+        saved = read_cache(self._path, self._identity, [*names, "done_R"], also=["seconds"])
+        self.earlier = float(saved.get("seconds", 0.0))
         for name, array in zip(names, arrays, strict=True) if saved else ():
             array[...] = saved[name]
         return saved.get("done_R", np.zeros(len(arrays[0]), bool))
@@ -106,7 +120,8 @@ class ResultsFile:
         if time.monotonic() - self._written < self._every:
             return
         arrays = {f"array_{n}": array for n, array in enumerate(jax.tree.leaves(results))}
-        write_npz(self._path, identity=self._identity, done_R=done_R, **arrays)
+        seconds = self.seconds
+        write_npz(self._path, identity=self._identity, done_R=done_R, seconds=seconds, **arrays)
         self._written = time.monotonic()
 
     def remove(self) -> None:

@@ -36,11 +36,14 @@ _ROWS_AT_ONCE = 1024  # of a CF logits store whose content is hashed
 
 
 def rank_llms(
-    experiment: Experiment, rows: EvaluationRows, variants: Mapping[str, Mapping[str, float]]
+    experiment: Experiment,
+    rows: EvaluationRows,
+    variants: Mapping[str, Mapping[str, float]],
+    spent: dict[str, float] | None = None,
 ) -> dict[str, ModelRanking]:
     """The rankings of LLM runs by label, as `kept_results`."""
     search = partial(_search, experiment, rows)
-    return kept_results(experiment, rows, variants, ModelRanking, search)
+    return kept_results(experiment, rows, variants, ModelRanking, search, spent=spent)
 
 
 def kept_results(
@@ -50,6 +53,7 @@ def kept_results(
     kind: type[Found],
     search: Callable[[dict[str, list[ScoreWeights]], ResultsFile | None], list[list[Found]]],
     inputs: Mapping[str, Any] | None = None,
+    spent: dict[str, float] | None = None,
 ) -> dict[str, Found]:
     """What LLM runs do on the rows, by label; that of an earlier evaluation is read.
 
@@ -59,7 +63,10 @@ def kept_results(
       kind: a tuple of arrays, what is found for a label.
       search: ({run: score weights}, the file that resumes it) -> what each run does by its weights.
       inputs: what the results depend on besides `ranking_inputs`.
+      spent: filled with the seconds of each LLM run that earlier processes have put into what is
+        read: a whole search, or one that was interrupted.
     """
+    spent = {} if spent is None else spent
     results: dict[str, Found] = {}
     caches: dict[str, _Cache] = {}
     weights: dict[str, list[ScoreWeights]] = {}
@@ -68,10 +75,11 @@ def kept_results(
         weights[name] = [score_weights(experiment.config, one) for one in labels.values()]
         depends_on = ranking_inputs(experiment, rows, name, weights[name], content)
         kept = _Cache.of(experiment, name, {**depends_on, **(inputs or {})})
-        found = kept.read(kind)
+        found, seconds = kept.read(kind)
         if multihost.all_processes(bool(found)):
             logging.info("Lists of an earlier evaluation in %s", kept.path)
             results |= zip(labels, found, strict=True)
+            spent[name] = seconds
         else:
             caches[name] = kept
     groups = [list(caches)] if experiment.frozen_prefix and caches else [[name] for name in caches]
@@ -83,9 +91,11 @@ def kept_results(
         made_of_runs = search({name: weights[name] for name in names}, file)
         for name, made in zip(names, made_of_runs, strict=True):
             results |= zip(variants[name], made, strict=True)
+            spent[name] = unfinished.earlier / len(names)
             if multihost.is_main_process():
                 reads_cf = _CF_OF_ROWS in caches[name].made_from.inputs
-                caches[name].write(made, cf_logits_hash(experiment, rows.split) if reads_cf else "")
+                whole = cf_logits_hash(experiment, rows.split) if reads_cf else ""
+                caches[name].write(made, unfinished.seconds / len(names), whole)
         if file is not None:
             file.remove()
     return results
@@ -110,13 +120,17 @@ class _Cache:
         file = f"{name or UNTRAINED}_{made_from.fingerprint[:8]}.npz"
         return cls(experiment.workdir / "evaluation" / file, made_from)
 
-    def read(self, kind: type[Found]) -> list[Found]:
-        """The results in the order of their score weights; none if made from other things."""
-        saved = read_cache(self.path, self.identity, kind._fields)
-        return [kind._make(one) for one in zip(*saved.values(), strict=True)]
+    def read(self, kind: type[Found]) -> tuple[list[Found], float]:
+        """(the results in the order of their score weights, the seconds that they took).
 
-    def write(self, results: Sequence[Found], cf_logits: str = "") -> None:
-        """Replaces the file.
+        None if made from other things.
+        """
+        saved = read_cache(self.path, self.identity, kind._fields, also=["seconds"])
+        seconds = float(saved.pop("seconds", 0.0))
+        return [kind._make(one) for one in zip(*saved.values(), strict=True)], seconds
+
+    def write(self, results: Sequence[Found], seconds: float, cf_logits: str = "") -> None:
+        """Replaces the file; `seconds` is how long the results took.
 
         The content hash of the CF logits that were read, of other rows too, is kept for status.py;
         whether the results may be read again is decided by the rows' own.
@@ -124,8 +138,9 @@ class _Cache:
         fields = results[0]._make(map(np.stack, zip(*results, strict=True)))._asdict()
         whole = {CF_LOGITS: cf_logits} if cf_logits else {}
         inputs = {**self.made_from.inputs, **whole}
-        provenance = replace(self.made_from, inputs=inputs).to_json()
-        write_npz(self.path, identity=self.identity, provenance=provenance, **fields)
+        about = {"identity": self.identity, "seconds": seconds}
+        about["provenance"] = replace(self.made_from, inputs=inputs).to_json()
+        write_npz(self.path, **about, **fields)
 
 
 def ranking_inputs(

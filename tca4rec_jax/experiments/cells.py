@@ -61,6 +61,12 @@ class Cells:
                     found += self._of_pair(pair, values | {"seed": (seed,)})
         return list(dict.fromkeys(found))
 
+    @property
+    def seeds_elsewhere(self) -> list[int]:
+        """The seeds that choose and that a recommender of this slice of a grid is without."""
+        of_pairs = [values["seed"] for values in self._axes.values()]
+        return [one for one in self.grid.choose_seeds if any(one not in of for of in of_pairs)]
+
     def _of_pair(self, pair: Pair, values: Mapping[str, tuple]) -> Iterator[Cell]:
         steps = self._bases[pair].training.steps
         for cf in self._cf_models(pair[0]):
@@ -219,9 +225,9 @@ class Cells:
     def check(self) -> None:
         """Raises UserError, before any work, for what would fail in a cell or mix two of them.
 
-        A config that is not valid; a metric to choose by that is not measured; recommenders on the
-        same data that would each make semantic ids of their own; several seeds of both the runs
-        and the CF models, whose pairs are not independent of each other.
+        A config that is not valid; a metric to choose by that is not measured, as the NLL of guided
+        lists; recommenders on the same data that would each make semantic ids of their own; several
+        seeds of both the runs and the CF models, whose pairs are not independent of each other.
         """
         for pair, values in self._axes.items():
             if min(len(values["seed"]), len(values["cf_seed"])) > 1:
@@ -231,12 +237,10 @@ class Cells:
                     "several cf_seeds, all are compared with one run of alpha = 0: one seed)"
                 )
         for (data, _), config in self._bases.items():
-            measured = {
-                NLL,
-                *(f"{n}@{k}" for k in config.evaluation.cutoffs for n in ("hr", "ndcg")),
-            }
-            for metric in (self.grid.metric, self.grid.guided_metric):
-                check_choice(f"a metric that the grid chooses by, on {data},", metric, measured)
+            of_lists = [f"{n}@{k}" for k in config.evaluation.cutoffs for n in ("hr", "ndcg")]
+            for name, measured in (("metric", [*of_lists, NLL]), ("guided_metric", of_lists)):
+                where = f"{name} of the grid, on {data},"
+                check_choice(where, getattr(self.grid, name), measured)
         ids: dict[str, dict] = {}
         for cell in {(c.data, c.recommender, c.cf, c.alpha): c for c in self.all}.values():
             config = self.config_of(cell)

@@ -1,10 +1,10 @@
 """Which cells of a grid are to be ranked on which split, given those that are.
 
 Values of the axes in Grid.chosen are chosen on the validation split, by the mean of Grid.metric
-over the runs of Grid.choose_seeds: first those of training, by the LLM alone, then guidance, with
-the runs that were chosen. What is chosen is ranked on the test split, with every seed. alpha = 0 is
-a choice of its own: it is what the others are compared with. A slice of a grid that is without a
-seed that chooses waits until another slice has ranked it.
+over the runs of Grid.choose_seeds, and over all cf_seeds: first those of training, by the LLM
+alone, then guidance, with the runs that were chosen. What is chosen is ranked on the test split,
+with every seed. alpha = 0 is a choice of its own: it is what the others are compared with. A slice
+of a grid that is without a seed that chooses waits until another slice has ranked it.
 """
 
 import dataclasses
@@ -82,7 +82,8 @@ class _Choice:
         """(its group, its option in it)."""
         of_training = self._what == "training"
         shown = self._cells.run_of(cell) if of_training else cell
-        fields = dataclasses.asdict(shown) | {"seed": None, "aligned": bool(cell.alpha)}
+        seeds = {"seed": None, "cf_seed": None}  # all of them share a choice
+        fields = dataclasses.asdict(shown) | seeds | {"aligned": bool(cell.alpha)}
         if not of_training:
             fields["guided"] = bool(cell.guidance)
         option = {name: fields.pop(name) for name in self._fields}

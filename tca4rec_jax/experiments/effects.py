@@ -3,6 +3,7 @@
 Axis letters: R rows, S seeds, U users.
 """
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -75,7 +76,9 @@ def effects(
     """{(name, metric): effect} of setups and their baselines, where both have it.
 
     Holm's correction is over all that is returned; how much seeds move a metric is taken to be the
-    same for all setups of a recommender on the same rows. Raises UserError as `Results.paired`.
+    same for all setups of a recommender and guidance on the same rows. A setup that is compared
+    with several baselines is not pooled with itself: what its seeds do is the same each time, and
+    tells once. Raises UserError as `Results.paired`.
     """
     users: dict[bytes, np.ndarray] = {}
     columns: dict[bytes, dict] = {}  # by the rows' users: those of the same rows are drawn once
@@ -87,9 +90,16 @@ def effects(
                 users[user_R.tobytes()] = user_R
                 columns.setdefault(user_R.tobytes(), {})[name, metric] = paired
     tested: dict[tuple[Name, str], Effect] = {}
+    times: Counter[Cell] = Counter()
+    number: dict[Name, int] = {}
+    for name, (setup, _) in compared.items():
+        number[name] = times[setup]
+        times[setup] += 1
 
-    def alike(name: tuple[Name, str]) -> Hashable:
-        return compared[name[0]][0].recommender, name[1]
+    def alike(of: tuple[Name, str]) -> Hashable:
+        name, metric = of
+        setup, _ = compared[name]
+        return setup.recommender, setup.guidance, metric, number[name]
 
     for rows, of_rows in columns.items():
         tested |= paired_effects(of_rows, users[rows], alike=alike, seed=seed)

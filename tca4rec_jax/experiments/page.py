@@ -28,16 +28,16 @@ from tca4rec_jax.reporting import Rows, write_results
 NUMBERS = "results.json"
 _STATISTICS = f"""\
 Every difference is paired: the same rows, the same seed; cells that are compared with one and the
-same run of an LLM count as one seed. Intervals are of 95%, for other users and
-other seeds: users are resampled with all of their rows, and what seeds do is drawn, from how the
-seeds differ beyond what users explain; that is taken to be the same for all setups of one
-recommender on the same rows. (Three seeds drawn from three would give intervals that leave the
-truth out far too often.) p is of a randomisation test that exchanges whole users, seeds drawn
-along; Holm's correction is over all tests of a question, both metrics. d is Cohen's: the mean of
-the users' differences over their standard deviation. The verdict is "better" or "worse" where p by
-Holm is below {LEVEL:g}; one seed says nothing of others. NLL is -log P of the title that came next,
-at the temperature in evaluation.temperatures that is best for each model on its validation rows, or
-at 1 for one without any; lower is better."""
+same run of an LLM count as one seed. Intervals are of 95%, for other users and other seeds: users
+are resampled with all of their rows, and what seeds do is drawn, from how the seeds differ beyond
+what users explain; that is taken to be the same for all setups of one recommender and guidance on
+the same rows. (Three seeds drawn from three would give intervals that leave the truth out far too
+often.) p is of a randomisation test that exchanges whole users, seeds drawn along; Holm's
+correction is over all tests of a question, both metrics. d is Cohen's: the mean of the users'
+differences over their standard deviation. The verdict is "better" or "worse" where p by Holm is
+below {LEVEL:g}; one seed says nothing of others. NLL is -log P of the title that came next, at the
+temperature in evaluation.temperatures that is best for each model on its validation rows, or at 1
+for one without any; lower is better."""
 _FREE_TEXT = """\
 Texts are those of the LLM without the trie: the perplexity of the titles that came next, and how
 often it writes a title of the catalogue. One that was trained on choices among the children of the
@@ -122,8 +122,8 @@ def _answers(page: GridPage, questions: Mapping[str, Question], data: Sequence[s
     if page.results.setups(TEST):
         page.section("All models on the same rows")
         for one in data:
-            rows = tables.model_table(page.results, one)
-            page.part(f"{one}, test rows", Numbers(rows, "model"))
+            if rows := tables.model_table(page.results, one):
+                page.part(f"{one}, test rows", Numbers(rows, "model"))
     for axis, about in _AXES.items():
         _curve(page, axis, about)
     _where(page, questions["aligned"])

@@ -34,7 +34,7 @@ def opening(results: Results, grid: str) -> list[Block]:
 
 
 def missing(plan: Plan) -> list[Block]:
-    """How many cells of the grid, and which."""
+    """How many cells of the grid, and which; what waits for other slices of the grid."""
     to_come = f"; {plan.to_come} more follow once values are chosen" if plan.to_come else ""
     counts = Counter(
         (f"{cell.data}, {cell.recommender}, {cell.cf or 'alpha = 0'}", split)
@@ -44,7 +44,8 @@ def missing(plan: Plan) -> list[Block]:
     for (name, split), count in counts.items():
         rows.setdefault(name, {})[f"{split} rows"] = count
     table = [Numbers(rows, FIRST)] if rows else []
-    return [Text(f"{len(plan.missing)} cells of the grid{to_come}."), *table]
+    waits = f"; {plan.waits}" if plan.waits else ""
+    return [Text(f"{len(plan.missing)} cells of the grid{to_come}{waits}."), *table]
 
 
 def made_from(results: Results) -> list[Block]:

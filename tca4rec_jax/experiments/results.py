@@ -91,8 +91,8 @@ class Line:
         temperature that is best on these rows if they are for validation, else at 1), and what else
         was measured.
       ranks: the file of the rows' ranks, relative to W.
-      seconds: wall, of 'train', 'evaluate' and 'measure'; the training of a run that several cells
-        share stands in each of them.
+      seconds: wall, of 'train', 'evaluate' and 'measure', also of killed processes as far as what
+        they did was kept; the training of a run that several cells share stands in each of them.
       core_seconds: CPU seconds of all these, at the rate of the process that ended them.
       machine: host and device.
       provenance: that of the result, as Provenance.from_fields reads it.
@@ -125,6 +125,10 @@ class Line:
     def to_json(self) -> str:
         """The line, without its end."""
         return json.dumps(dataclasses.asdict(self), allow_nan=False)
+
+    def on_cores(self, cores: float) -> "Line":
+        """The line of a process that kept so many cores busy."""
+        return dataclasses.replace(self, core_seconds=cores * sum(self.seconds.values()))
 
     @property
     def made_from(self) -> Provenance:
@@ -209,8 +213,8 @@ def workdirs(workdir: Path) -> list[Path]:
     return found or [workdir]
 
 
-def append(workdir: Path, line: Line) -> None:
-    """Appends a line to W/results.jsonl, after cutting off what a killed writer left of one."""
+def append(workdir: Path, *lines: Line) -> None:
+    """Appends lines to W/results.jsonl at once, after cutting off what a killed writer left."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / FILE
     with path.open("ab+") as file:
@@ -220,7 +224,7 @@ def append(workdir: Path, line: Line) -> None:
         whole = file.read().rfind(b"\n") + 1
         if whole != file.seek(0, os.SEEK_END):
             file.truncate(whole)
-        file.write(line.to_json().encode() + b"\n")
+        file.write("".join(f"{line.to_json()}\n" for line in lines).encode())
         file.flush()
         os.fsync(file.fileno())
     sync(workdir)

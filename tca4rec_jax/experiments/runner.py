@@ -53,17 +53,34 @@ class Plan:
         missing = [of for of in ranked if of not in lines]
         return cls(cells, done, missing, lines)
 
-    @cached_property
+    @property
     def to_follow(self) -> list[Ranked]:
         """What is known once choices can be made: if cells that have no line do as well as any."""
+        return self._followed[0]
+
+    @property
+    def waits(self) -> str:
+        """In words, how many cells wait for a choice that other slices of a grid have to make."""
+        number = self._followed[1]
+        if not number:
+            return ""
+        seeds = ", ".join(map(str, self.cells.seeds_elsewhere))
+        return f"{number} wait for validation rows of seeds that this slice is without: {seeds}"
+
+    @cached_property
+    def _followed(self) -> tuple[list[Ranked], int]:
+        """(what follows, how many are undecided even then)."""
         grid = self.cells.grid
         unmeasured = dict.fromkeys((grid.metric, grid.guided_metric), 0.0)
         results = {of: unmeasured | dict(line.metrics) for of, line in self.lines.items()}
         found: dict[Ranked, None] = dict.fromkeys(self.missing)
-        while new := [of for of in wanted(self.cells, results).ranked if of not in results]:
+        while True:
+            ranked, undecided = wanted(self.cells, results)
+            new = [of for of in ranked if of not in results]
+            if not new:
+                return list(found)[len(self.missing) :], undecided
             found |= dict.fromkeys(new)
             results |= dict.fromkeys(new, unmeasured)
-        return list(found)[len(self.missing) :]
 
     @property
     def to_come(self) -> int:
@@ -72,8 +89,8 @@ class Plan:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is missing."""
-        return not self.missing and not self.to_come
+        """Whether nothing is missing, and nothing waits for another slice."""
+        return not self.missing and not self.to_come and not self.waits
 
 
 def run_grid(grid: Grid, workdir: Path, *, minutes: float = 0.0, anew: bool = False) -> None:
@@ -145,20 +162,29 @@ def _done(work: Work, job: Job, stale: Collection[str], failed: dict[str, str]) 
 
 
 def _clean(cells: Cells, stale: Collection[str]) -> None:
-    """Deletes the checkpoints of runs that nothing needs any more; their logs stay."""
+    """Deletes the checkpoints of runs that nothing needs any more; their logs stay.
+
+    Those of a run that another process writes stay as well.
+    """
     plan = Plan.of(cells, stale)
-    if cells.grid.keep_checkpoints or plan.to_come:
+    if cells.grid.keep_checkpoints or plan.to_come or plan.waits:
         return
     needed = {cells.run_name(cell) for cell, _ in plan.missing if cell.is_llm}
-    for cell, _ in plan.done:
-        if cell.is_llm and cells.run_name(cell) not in needed:
-            remove(cells.run_folder(cell).checkpoints)
+    done = {cells.run_name(cell): cell for cell, _ in plan.done if cell.is_llm}
+    for name in done.keys() - needed:
+        run = cells.run_folder(done[name])
+        if run.checkpoints.exists():
+            with contextlib.suppress(LeaseError), only_writer(run.path):
+                remove(run.checkpoints)
 
 
 def _said_stale(work: Work, plan: Plan) -> set[str]:
-    """The keys of lines made from other inputs than those that are here, after saying why."""
-    found = set()
-    for of in plan.done:
+    """The keys of lines made from other inputs than those that are here, after saying why.
+
+    Also of lines that the grid does not choose now: it may once the others are computed anew.
+    """
+    found, here = set(), {*work.cells.all}
+    for of in (of for of in plan.lines if of[0] in here):
         line, what = plan.lines[of], f"{of[0].label}, {of[1]}"
         if not (work.workdir / of[0].data / "data").exists():
             continue  # results alone were brought here
@@ -184,7 +210,11 @@ def say(cells: Cells, plan: Plan) -> None:
     lines = [f"{len(plan.done)} cells are done, {len(plan.missing)} are missing"]
     if plan.to_come:
         lines.append(f"{plan.to_come} more follow once values are chosen on the validation split")
-    show(*lines, *costs.in_words(plan.missing, plan.to_follow))
+    if plan.waits:
+        lines.append(plan.waits)
+    if plan.missing or plan.is_done:
+        lines += costs.in_words(plan.missing, plan.to_follow)
+    show(*lines)
 
 
 @contextlib.contextmanager

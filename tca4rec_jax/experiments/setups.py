@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from tca4rec_jax.fileio import read_npz
 from tca4rec_jax.metrics import metric_values
 from tca4rec_jax.provenance import short
 
+TRAINED_ALIKE = ("steps", "softmax", "tau")
+"""What is the same of an aligned setup and the one with alpha = 0, unless both chose their own."""
 _SEEDS = ("seed", "cf_seed")
 _OF_SEED = ("seed", "weights", "made_from", "step")
 """What a line is made from that another seed changes: weights may be drawn, steps be chosen."""
@@ -108,11 +110,19 @@ class Results:
         return f"ndcg@{max(cutoffs, default=10)}"
 
     def plain(self, setup: Cell, split: str) -> Cell | None:
-        """The setup with alpha = 0 and no guidance that an aligned one is compared with."""
-        same = {name: getattr(setup, name) for name in ("data", "recommender", "steps", "softmax")}
-        found = self.setups(split, **same, alpha=0.0, guidance=0.0)
-        own = [one for one in found if one.cf in (None, setup.cf) and one.tau == setup.tau]
-        return next(iter(own), None)
+        """The setup with alpha = 0 and no guidance that an aligned one is compared with.
+
+        Trained alike if there is such a one. Where `TRAINED_ALIKE` was chosen, for alpha = 0 apart,
+        it is the only one that there is.
+        """
+        same = {"data": setup.data, "recommender": setup.recommender, "alpha": 0.0, "guidance": 0.0}
+        found = [one for one in self.setups(split, **same) if one.cf in (None, setup.cf)]
+        alike = [one for one in found if _trained(one) == _trained(setup)]
+        if alike:
+            return alike[0]
+        rest = _but_trained(setup)
+        is_chosen = sum(_but_trained(one) == rest for one in self.setups(split)) == 1
+        return found[0] if is_chosen and len(found) == 1 else None
 
     def teacher(self, setup: Cell, split: str) -> Cell | None:
         """The setup of the CF model that aligns or guides a setup."""
@@ -227,6 +237,16 @@ class Results:
                 f"{one.label!r} and {other.label!r} were not ranked on the same {split} rows: "
                 "compute the older one anew (launch/experiments.py --anew)"
             )
+
+
+def _trained(setup: Cell) -> tuple:
+    """How it was trained, its labels aside."""
+    return tuple(getattr(setup, name) for name in TRAINED_ALIKE)
+
+
+def _but_trained(setup: Cell) -> Cell:
+    nothing: dict[str, Any] = dict.fromkeys(TRAINED_ALIKE)
+    return dataclasses.replace(setup, **nothing)
 
 
 def _seeds(cell: Cell) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from tca4rec_jax.evaluation.comparison import NLL
 from tca4rec_jax.experiments.effects import Effect, effects
 from tca4rec_jax.experiments.results import CF, POPULAR, TEST, VALIDATION, Cell, Line
-from tca4rec_jax.experiments.setups import Results, setup_of
+from tca4rec_jax.experiments.setups import TRAINED_ALIKE, Results, setup_of
 from tca4rec_jax.intervals import Interval, Name, bootstrap_intervals, seed_spread
 from tca4rec_jax.reporting import Cell as Shown
 from tca4rec_jax.reporting import Rows
@@ -216,10 +216,17 @@ def not_chosen_table(results: Results, counted: Results) -> Rows:
 
 
 def _alphas(setup: Cell, baseline: Cell) -> str | None:
-    """Of an aligned baseline, where it is another, both."""
+    """Of an aligned baseline, where it is another, both; how one was trained, where otherwise."""
     own = _plainly(setup.alpha)
+    otherwise = told_apart(baseline, [_as(baseline, setup), baseline], TRAINED_ALIKE)
+    of = f" of {otherwise}" if otherwise and baseline.is_llm else ""
     differ = setup.alpha and baseline.alpha and baseline.alpha != setup.alpha
-    return f"{own} against {baseline.alpha:g}" if differ else own
+    return f"{own} against {baseline.alpha:g}{of}" if differ or of else own
+
+
+def _as(baseline: Cell, setup: Cell) -> Cell:
+    """The baseline, trained as the setup."""
+    return dataclasses.replace(baseline, **{name: getattr(setup, name) for name in TRAINED_ALIKE})
 
 
 def _plainly(value: float | None) -> str | None:

@@ -7,6 +7,7 @@ Axis letters: R rows.
 """
 
 import dataclasses
+import hashlib
 import platform
 import time
 from collections.abc import Iterable, Mapping
@@ -120,8 +121,10 @@ class Work:
         experiment = self.experiment(cell)
         rows = self._rows(experiment, job.split)
         self._write_rows(cell.data, experiment, rows)
-        ranked = self._rank(experiment, rows, job)
-        seconds = {"evaluate": (time.perf_counter() - began) / len(job.cells)}
+        spent: dict[str, float] = {}
+        ranked = self._rank(experiment, rows, job, spent)
+        evaluated = time.perf_counter() - began + sum(spent.values())
+        seconds = {"evaluate": evaluated / len(job.cells)}
         log = read_json_lines(run.log) if run else []
         validations = validations_of(log)
         validated = sum(of.pop("seconds") for of in validations.values())
@@ -140,9 +143,8 @@ class Work:
             for one, found in zip(job.cells, ranked, strict=True)
         ]
         cores = (time.process_time() - cpu) / (time.perf_counter() - wall)
+        append(self.workdir, *(line.on_cores(cores) for line in lines))  # all: ranked together
         for line in lines:
-            core_seconds = cores * sum(line.seconds.values())
-            append(self.workdir, dataclasses.replace(line, core_seconds=core_seconds))
             logging.info("%s, %s: %s", line.cell.label, job.split, self._shown(line))
         measure_agreement(self.workdir, cell.data, experiment, rows)
 
@@ -346,13 +348,13 @@ class Work:
         self._there.add(path)
 
     def _rank(
-        self, experiment: Experiment, rows: EvaluationRows, job: Job
+        self, experiment: Experiment, rows: EvaluationRows, job: Job, spent: dict[str, float]
     ) -> list[tuple[ModelRanking, Mapping[str, Any]]]:
-        """What each cell does on the rows, and what that depends on."""
+        """What each cell does on the rows, and what that depends on; `spent` as `rank_llms`."""
         cell, config = job.cells[0], experiment.config
         if cell.is_llm:
             labels = {str(one.guidance): one.guidance or 0.0 for one in job.cells}
-            found = rank_llms(experiment, rows, {config.run: labels})
+            found = rank_llms(experiment, rows, {config.run: labels}, spent)
             weights = {label: [score_weights(config, one)] for label, one in labels.items()}
             made_from = {"run": self.cells.run_folder(cell).made_from.inputs}
             return [
@@ -363,11 +365,8 @@ class Work:
                 for label in labels
             ]
         label = rankings.POPULAR if cell.recommender == POPULAR else rankings.CF
-        if cell.cf is None:
-            with_cf = self.experiment(self._cf_models(cell)[0])
-            models = rankings.cf_models(with_cf, rows)
-        else:
-            models = rankings.cf_models(experiment, rows)
+        with_cf = experiment if cell.cf else self.experiment(self._cf_models(cell)[0])
+        models = rankings.cf_models(with_cf, rows)
         found = rankings.rank_cf_models(experiment, rows, {label: models[label]})
         return [(found[label], self._cf_inputs(experiment, rows, cell))]
 
@@ -377,10 +376,24 @@ class Work:
         """What the ranking of a CF model, or of the most popular, depends on: provenance."""
         config, data = experiment.config, experiment.data
         inputs = rows.inputs() | ranked_by(config)
-        inputs |= {"catalogue": data.catalogue.content_hash()}
-        inputs |= {"allowed items": experiment.item_filter.content_hash()}
-        inputs |= {"evaluation.hits": config.evaluation.hits}
+        inputs |= {
+            "catalogue": data.catalogue.content_hash(),
+            "allowed items": experiment.item_filter.content_hash(),
+            "evaluation.hits": config.evaluation.hits,
+            "items of one title": _same_leaf(experiment.trie.leaf_of_item),
+        }
         if cell.cf is None:
             return inputs | {"training rows": data.splits["train_sequences"].content_hash()}
         store = split_path(config.cf.logits, experiment.workdir, rows.split)
         return inputs | {"CF logits": read_manifest(store)["content_hash"]}
+
+
+def _same_leaf(leaf_of_item: np.ndarray) -> str | None:
+    """SHA-256 (hex) of which items share a leaf int [I] of a trie, however numbered; None: none do.
+
+    Titles are ranked by leaf, so that it matters whose trie it is.
+    """
+    _, first, number_I = np.unique(leaf_of_item, return_index=True, return_inverse=True)
+    if len(first) == len(number_I):
+        return None
+    return hashlib.sha256(first[number_I].astype(np.int32).tobytes()).hexdigest()

@@ -14,8 +14,9 @@ from tca4rec_jax.config import default_config, score_weights
 from tca4rec_jax.core.collaborative_tokenizer import DENSE, CFItems
 from tca4rec_jax.data.catalogue import Catalogue
 from tca4rec_jax.data.sequences import ItemSequences
+from tca4rec_jax.decoding import results
 from tca4rec_jax.decoding.filters import ItemFilter
-from tca4rec_jax.evaluation.llm_rankings import _Cache, ranking_inputs
+from tca4rec_jax.evaluation.llm_rankings import _Cache, kept_results, ranking_inputs
 from tca4rec_jax.evaluation.rankings import (
     EvaluationRows,
     ModelRanking,
@@ -244,21 +245,22 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
         return _Cache.of(experiment, name, ranking_inputs(experiment, rows, name, weights))
 
     kept = cache()
-    assert not kept.read(ModelRanking)
+    assert kept.read(ModelRanking) == ([], 0.0)
     rng = np.random.default_rng(0)
     rankings = [
         ModelRanking(rng.integers(0, 6, (2, 3)), *rng.integers(0, 9, (2, 2)), rng.random((2, 5)))
         for _ in range(2)
     ]
-    kept.write(rankings)
+    kept.write(rankings, 60.0)
     assert cache() == kept
-    assert cache().read(ModelRanking)
-    for one, read in zip(rankings, cache().read(ModelRanking), strict=True):
+    found, seconds = cache().read(ModelRanking)
+    assert seconds == 60
+    for one, read in zip(rankings, found, strict=True):
         for values, saved in zip(one, read, strict=True):
             np.testing.assert_array_equal(values, saved)
 
     def assert_changed(**arguments):
-        assert not cache(**arguments).read(ModelRanking), arguments
+        assert not cache(**arguments).read(ModelRanking)[0], arguments
 
     assert_changed(guidances=(0.0, 0.5))
     assert_changed(name="")
@@ -267,7 +269,7 @@ def test_kept_rankings_are_those_of_the_same_inputs(experiment):
     experiment.config.objective.beta *= 2
     assert_changed()
     experiment.config.objective.beta /= 2
-    assert cache().read(ModelRanking)
+    assert cache().read(ModelRanking)[0]
     vars(experiment)["run_step"] = lambda name: 4
     assert_changed()
     vars(experiment)["run_step"] = lambda name: 5
@@ -311,3 +313,32 @@ def test_blocks_of_shared_titles_part_none():
     np.testing.assert_array_equal(title_NxW, [[2, 2, 3, 3], [4, 4, 4, -1]])
     assert SharedTitles.of(title_of_item, width=1).item_NxW.shape == (3, 3)  # as one title has
     assert len(SharedTitles.of(np.arange(3), width=2).item_NxW) == 0
+
+
+def test_the_seconds_of_a_search_are_those_of_every_process_that_did_a_part(
+    experiment, monkeypatch
+):
+    """One is killed after 30 seconds, the next goes on for 10, the last reads what there is."""
+    now, rows = [0.0], rows_of([1, 2, 0], [3, 4, 1])
+    monkeypatch.setattr(results, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    found = ModelRanking(np.zeros((2, 3), int), *np.zeros((2, 2), int), np.zeros((2, 5)))
+
+    def spent(after, *, killed=False):
+        def search(weights, file):
+            file._every = 0.0
+            file.read(found)
+            now[0] += after
+            if killed:
+                file.write(found, np.array([True, False]))
+                raise KeyboardInterrupt
+            return [[found]]
+
+        seconds = {}
+        kept_results(experiment, rows, {"run": {"": 0.0}}, ModelRanking, search, spent=seconds)
+        return seconds
+
+    with pytest.raises(KeyboardInterrupt):
+        spent(30.0, killed=True)
+    now[0] += 1000.0
+    assert spent(10.0) == {"run": 30.0}
+    assert spent(0.0) == {"run": 40.0}

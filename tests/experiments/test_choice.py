@@ -52,6 +52,19 @@ def test_alpha_is_chosen_for_each_cf_model_and_only_it_is_tested():
     assert to_come == [12, 0, 0]
 
 
+def test_seeds_of_a_cf_model_share_a_choice():
+    """By their mean: the first alone would choose 0.3."""
+    cells = cells_of("cf=bpr_mf,seed=0,cf_seed=(0,1),guidance=(0,2)", chosen=("alpha", "guidance"))
+
+    def score(cell, _):
+        best = 0.9 if cell.cf_seed == 1 else 0.3
+        return float(cell.alpha == best) * (1 + 2 * (cell.cf_seed == 1)) - (cell.guidance or 0.0)
+
+    results, _ = ranked(cells, score)
+    tested = {(c.cf_seed, c.alpha, c.guidance) for c in llm(results, TEST) if c.alpha}
+    assert tested == {(seed, 0.9, guidance) for seed in (0, 1) for guidance in (0.0, 2.0)}
+
+
 def test_guidance_is_chosen_with_the_chosen_alpha():
     cells = cells_of("cf=bpr_mf,guidance=(0,1,2,4)", chosen=("alpha", "guidance"))
     results, _ = ranked(cells, lambda cell, _: (cell.alpha or 0) + (cell.guidance == 2))

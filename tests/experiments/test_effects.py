@@ -110,6 +110,17 @@ def test_seeds_are_paired_and_those_of_a_cf_model_are_any(results):
     assert setup_of(Cell("d", "r", seed=1, cf_seed=2)) == Cell("d", "r")
 
 
+def test_a_setup_that_is_compared_with_several_is_not_pooled_with_itself(results):
+    """What its three seeds do is the same each time: two degrees of freedom, not more."""
+    best = aligned(results, cf="ease", recommender="ids")[0]
+    teachers = results.setups("test", recommender="cf")
+    both = effects(results, {one: (best, one) for one in teachers}, "test", ["ndcg@10"])
+    assert len(both) == 3
+    for one in teachers:
+        alone = effects(results, {one: (best, one)}, "test", ["ndcg@10"])[one, "ndcg@10"]
+        assert both[one, "ndcg@10"].difference == pytest.approx(alone.difference)
+
+
 def test_what_has_no_likelihood_or_no_partner_is_not_compared(results):
     guided = results.setups("test", guidance=1.0, cf="ease", recommender="ids")[0]
     teacher = results.teacher(guided, "test")

@@ -209,3 +209,14 @@ def test_recommenders_that_make_different_ids_of_one_data_set_are_refused():
     two = dataclasses.replace(grid, recommenders={"ids": one, "others": other})
     with pytest.raises(UserError, match="make different semantic ids of movielens"):
         Cells(two, Path("W")).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"), [("metric", "ndcg@7"), ("guided_metric", "nll per title")]
+)
+def test_a_metric_that_is_not_measured_is_refused(name, metric):
+    """Of guided lists that is the NLL: guidance would never be chosen."""
+    grid = load_grid(f"{CONFIGS}/tiny.py")
+    Cells(dataclasses.replace(grid, metric="nll per title"), Path("W")).check()
+    with pytest.raises(UserError, match=f"^{name} of the grid, on movielens, is '{metric}': exp"):
+        Cells(dataclasses.replace(grid, **{name: metric}), Path("W")).check()

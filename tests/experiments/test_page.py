@@ -228,6 +228,27 @@ def test_a_grid_of_validation_rows_alone_has_its_curves(tmp_path):
     assert "alpha_movielens" in found["pictures"]
 
 
+def test_data_without_counted_test_rows_have_no_table_of_models(tmp_path):
+    """Tested on one of two; and with the grid of one of two that are tested."""
+    (tmp_path / "one").mkdir()
+    made = cells(data=("movielens", "beauty"), seeds=(0,), recommenders=("ids",))
+    make_results(tmp_path / "one", made, tested=lambda cell: cell.data == "movielens")
+    write_page(tmp_path / "one", tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text("utf-8")
+    assert "### movielens, test rows" in text
+    assert "### beauty, test rows" not in text
+    (tmp_path / "W").mkdir()
+    grid = f"{GRID}:cf=bpr_mf,guidance=0,seed=0"
+    here = Cells(load_grid(grid), tmp_path).all
+    there = [dataclasses.replace(cell, data="beauty") for cell in here]
+    chosen = {"gain": lambda cell: cell.alpha or 0.0, "tested": lambda _: True}
+    make_results(tmp_path / "W", here + there, **chosen)
+    write_page(tmp_path / "W", tmp_path / "page.md", grid=grid)
+    text = (tmp_path / "page.md").read_text("utf-8")
+    assert "### movielens, test rows" in text
+    assert "### beauty, test rows" not in text
+
+
 def test_the_page_says_that_training_was_not_validated(tmp_path):
     (tmp_path / "W").mkdir()
     made = cells(seeds=(0,), recommenders=("ids",), guidances=(), betas=())

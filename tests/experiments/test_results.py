@@ -31,6 +31,12 @@ def test_a_line_is_read_as_it_was_written(tmp_path):
     assert list(read_lines(tmp_path).values()) == [line(0, **{"ndcg@10": 0.2})]
 
 
+def test_lines_of_one_job_are_written_together(tmp_path):
+    append(tmp_path, line(0))
+    append(tmp_path, line(1), line(2))
+    assert list(read_lines(tmp_path).values()) == [line(0), line(1), line(2)]
+
+
 def test_the_torn_end_of_a_killed_writer_is_cut_off(tmp_path):
     append(tmp_path, line(0))
     whole = (tmp_path / FILE).read_bytes()

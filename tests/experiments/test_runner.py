@@ -11,6 +11,7 @@ from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiments import runner
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.grid import load_grid
+from tca4rec_jax.experiments.page_grid import missing
 from tca4rec_jax.experiments.results import FILE, Line, append, read_lines
 from tca4rec_jax.experiments.runner import Plan, run_grid
 from tca4rec_jax.fileio import read_json_lines
@@ -23,6 +24,8 @@ TINY = Path(__file__).parents[2] / "configs" / "experiments" / "tiny.py"
 class FakeWork:
     """Writes a line for every cell of a job; `before` is called first."""
 
+    version = ""
+
     def __init__(self, cells, anew):
         self.cells, self.workdir, self.anew = cells, cells.workdir, anew
         self.done = []
@@ -30,12 +33,15 @@ class FakeWork:
     def before(self, job):
         """Nothing."""
 
+    def score(self, cell):
+        return cell.alpha or 0.0
+
     def do(self, job):
         self.before(job)
         self.done.append(job.name)
         for cell in job.cells:
-            key = f"{cell.label} {job.split} {self.anew}"
-            metrics = {"ndcg@10": cell.alpha or 0.0, "nll per title": 1.0}
+            key = f"{cell.label} {job.split} {self.version or self.anew}"
+            metrics = {"ndcg@10": self.score(cell), "nll per title": 1.0}
             seconds = {"train": 12.0 if cell.is_llm else 0.0, "evaluate": 6.0}
             line = Line(key, cell, job.split, 1, 1, metrics, "", seconds, 18.0, "m", {})
             append(self.workdir, line)
@@ -178,6 +184,20 @@ def test_stale_lines_count_unless_they_are_wanted_anew(tmp_path, work, capsys):
     assert all(line.key.endswith("True") for line in read_lines(tmp_path).values())
 
 
+def test_a_stale_line_does_not_count_when_it_is_chosen_again(tmp_path, work):
+    """Three versions of the inputs choose 0.9, 0.3 and 0.9 again."""
+    grid = load_grid(f"{TINY}:seed=0,cf=bpr_mf,guidance=0")
+    (tmp_path / "movielens" / "data").mkdir(parents=True)
+    for version, best in (("v1", 0.9), ("v2", 0.3), ("v3", 0.9)):
+        work.version = version
+        work.score = lambda self, cell, best=best: float(cell.alpha == best)
+        work.changed = lambda self, line, of=version: [] if line.key.endswith(of) else ["other"]
+        run_grid(grid, tmp_path, anew=True)
+    plan = Plan.of(Cells(grid, tmp_path))
+    assert {(cell.alpha, split) for cell, split in plan.done} >= {(0.9, "test")}
+    assert {plan.lines[of].key.rpartition(" ")[2] for of in plan.done} == {"v3"}
+
+
 def test_checkpoints_go_when_nothing_needs_them(tmp_path, work):
     grid = load_grid(f"{TINY}:seed=0,cf=bpr_mf")
     cells = Cells(grid, tmp_path)
@@ -192,6 +212,43 @@ def test_checkpoints_go_when_nothing_needs_them(tmp_path, work):
     run_grid(grid, tmp_path)
     assert max(kept) == 3
     assert not [*tmp_path.rglob("checkpoints")]
+
+
+def test_a_slice_that_waits_for_anothers_choice_says_so_and_keeps_its_checkpoints(
+    tmp_path, work, capsys
+):
+    first, later = (load_grid(f"{TINY}:seed={seed},cf=bpr_mf,guidance=0") for seed in (0, 1))
+
+    def before(self, job):
+        if job.cells[0].is_llm:
+            self.cells.run_folder(job.cells[0]).checkpoints.mkdir(parents=True, exist_ok=True)
+
+    work.before = before
+    run_grid(later, tmp_path)
+    plan = Plan.of(Cells(later, tmp_path))
+    assert (plan.missing, plan.to_come, plan.is_done) == ([], 0, False)
+    waits = "1 wait for validation rows of seeds that this slice is without: 0"
+    assert missing(plan)[0].text == f"0 cells of the grid; {waits}."
+    said = capsys.readouterr().out
+    assert said.endswith(f"5 cells are done, 0 are missing\n{waits}\n")
+    assert len([*tmp_path.rglob("checkpoints")]) == 1
+    for grid in (first, later):
+        run_grid(grid, tmp_path)
+        assert Plan.of(Cells(grid, tmp_path)).is_done
+        assert capsys.readouterr().out.endswith("Nothing is missing\n")
+    assert not [*tmp_path.rglob("checkpoints")]
+
+
+def test_checkpoints_of_a_run_that_another_process_writes_stay(tmp_path, work):
+    grid = load_grid(f"{TINY}:seed=0,cf=bpr_mf,guidance=0")
+    run_grid(grid, tmp_path)
+    cells = Cells(grid, tmp_path)
+    runs = [cells.run_folder(cell) for cell in cells.all if cell.is_llm]
+    for run in runs:
+        run.checkpoints.mkdir(parents=True)
+    with only_writer(runs[0].path):
+        runner._clean(cells, ())
+    assert [run.checkpoints.exists() for run in runs] == [True] + [False] * (len(runs) - 1)
 
 
 def test_a_job_that_another_process_has_claimed_is_left_to_it(tmp_path):

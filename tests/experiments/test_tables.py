@@ -47,6 +47,25 @@ def test_every_aligned_setup_is_compared_with_its_own_plain_one(aligned):
     assert aligned.better(NLL) == aligned.better("ndcg@10") == (6, 9)
 
 
+def test_an_alpha_0_that_chose_steps_and_tau_of_its_own_is_the_baseline(tmp_path):
+    """It is not where the axis was not chosen: then the right one is still missing."""
+    run = {"softmax": "children", "guidance": 0.0, "seed": 0}
+    plain = Cell("d", "ids", alpha=0.0, steps=250, tau=1.0, **run)
+    of_cf = {"cf": "ease", "cf_seed": 0, "alpha": 0.5, "beta": 1.0, "form": "cross_entropy"}
+    aligned = dataclasses.replace(plain, **of_cf, steps=1000, tau=2.0)
+    two = [plain, aligned, Cell("d", "cf", "ease", 0)]
+    make_results(tmp_path, [*two, dataclasses.replace(aligned, steps=250, tau=1.0)])
+    both = Results.read(tmp_path)
+    question = aligned_against_plain(without(both, lambda cell, _: cell not in two))
+    assert question.missing == []
+    (row,) = question_table(question, NLL, 1, ("alpha = 0", "aligned")).values()
+    assert row["alpha"] == "0.5 against 0 of steps 250, tau 1"
+    question = aligned_against_plain(both)
+    assert question.missing == ["d, ids, ease: alpha = 0"]
+    rows = question_table(question, NLL, 1, ("alpha = 0", "aligned"))
+    assert rows["d, ids, ease"]["alpha"] == "0.5"
+
+
 def test_every_guided_setup_is_compared_with_its_cf_model(results):
     question = guided_against_teacher(results)
     assert len(question.compared) == 6

@@ -1,16 +1,31 @@
 """The work on a tiny grid of made data, in this process."""
 
+import dataclasses
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny_grid
 
+from tca4rec_jax.config import default_config
+from tca4rec_jax.core.trie import ItemTrie
+from tca4rec_jax.data.catalogue import Catalogue
+from tca4rec_jax.decoding.filters import ItemFilter
 from tca4rec_jax.experiments.analyses import speed_table, validation_curve
 from tca4rec_jax.experiments.cells import Cells
 from tca4rec_jax.experiments.grid import load_grid
 from tca4rec_jax.experiments.measures import AGREEMENT, FLUENCY
 from tca4rec_jax.experiments.page_cells import examples, how_they_learned
-from tca4rec_jax.experiments.results import CF, FILE, TEST, VALIDATION, Cell, read_lines
+from tca4rec_jax.experiments.results import (
+    CF,
+    FILE,
+    POPULAR,
+    TEST,
+    VALIDATION,
+    Cell,
+    read_lines,
+)
 from tca4rec_jax.experiments.runner import run_grid
 from tca4rec_jax.experiments.setups import Results
 from tca4rec_jax.experiments.tables import aligned_against_plain
@@ -31,7 +46,8 @@ def argument(tmp_path_factory):
 def workdir(tmp_path_factory, argument):
     """With the lines of the grid."""
     path = tmp_path_factory.mktemp("W")
-    run_grid(load_grid(f"{TINY}:{argument},{SMALL},cf=bpr_mf"), path)
+    grid = load_grid(f"{TINY}:{argument},{SMALL},cf=bpr_mf")
+    run_grid(dataclasses.replace(grid, keep_checkpoints=True), path)
     return path
 
 
@@ -55,6 +71,20 @@ def test_runs_that_were_validated_have_a_speed(workdir):
     assert [*speed_table(results, question)] == ["movielens, ids, bpr_mf"]
 
 
+def test_a_ranking_that_a_killed_process_has_paid_for_counts(workdir, argument, tmp_path):
+    """It is killed between the ranking and the line."""
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    of = next(of for of in read_lines(tmp_path) if of[0].alpha and of[1] == TEST)
+    for path in (tmp_path / "movielens" / "evaluation").glob("*.npz"):
+        saved = dict(np.load(path))
+        assert 0.0 < saved["seconds"] < 500.0
+        np.savez(path, **saved | {"seconds": 1000.0})
+    (tmp_path / FILE).unlink()
+    work = Work(Cells(load_grid(f"{TINY}:{argument},{SMALL},cf=bpr_mf"), tmp_path))
+    work.do(Job("again", (of[0],), TEST))
+    assert 1000.0 < read_lines(tmp_path)[of].seconds["evaluate"] < 1500.0
+
+
 def test_the_report_has_curves_and_rows_of_what_the_work_left(workdir):
     results = Results.read(workdir)
     learned = [*how_they_learned(results)]
@@ -74,6 +104,29 @@ def test_the_report_has_curves_and_rows_of_what_the_work_left(workdir):
     assert captions[1:] == [
         f"{label} recommends" for label in ("CF model", "alpha = 0", "bpr_mf, alpha = 0.3")
     ]
+
+
+def test_cf_lines_say_which_items_were_one_title():
+    """By the trie of the first recommender: of titles, or of ids that tell items apart."""
+
+    def inputs(*sequences):
+        experiment = SimpleNamespace(
+            config=default_config(),
+            data=SimpleNamespace(
+                catalogue=Catalogue(tuple("abc"), tuple("ABB")),
+                splits={"train_sequences": SimpleNamespace(content_hash=str)},
+            ),
+            item_filter=ItemFilter(np.ones(3, bool)),
+            trie=ItemTrie.build(sequences),
+        )
+        rows = SimpleNamespace(inputs=dict)
+        return Work(None)._cf_inputs(experiment, rows, Cell("d", POPULAR))
+
+    by_title, by_id = inputs([1, 3], [2, 3], [2, 3]), inputs([1, 3], [2, 3], [2, 4])
+    assert {name for name in by_title if by_title[name] != by_id[name]} == {"items of one title"}
+    assert by_title == inputs([2, 3], [1, 3], [1, 3])  # leaves of another order
+    assert by_id == inputs([2, 4], [1, 3], [2, 3])
+    assert by_id["items of one title"] is None  # older lines, which do not say it, hold still
 
 
 def agreements(workdir):
