@@ -180,6 +180,7 @@ class Batcher:
                 self._on_batch(Ran(len(batch), time.monotonic() - begin, waited))
             finally:
                 self._end(batch, begin)
+                del batch  # a thread that waits would keep the model of its last one
 
     def _end(self, batch: list[_Row], begin: float) -> None:
         size = next(one for one in self._sizes(batch[0].request.group) if one >= len(batch))

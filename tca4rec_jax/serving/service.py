@@ -6,6 +6,7 @@ in between changes nothing for it.
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -116,11 +117,12 @@ class Service:
         try:
             model = self._load(run or (self._model.name if self._model else self._first))
             seconds_of = model.warm_up()
-            return_freed_pages()  # loading and compiling needed as much again
             fingerprint(model.made_from)  # reads files, which requests should not wait for
             if not self._batchers:
                 self._batchers = [self._batcher(2, seconds_of), self._batcher(1, {})]
             self._before, self._model = self._model, model
+            gc.collect()  # what only cycles hold of the one before; else looked for rarely
+            return_freed_pages()  # its own, and as much again that loading and compiling needed
             self.metrics.loads.labels("ready").inc()
             logging.info("serving %s after %.1f s", model.name, time.monotonic() - begin)
         except Exception as error:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError, Future
 
 import pytest
@@ -181,6 +182,21 @@ def test_the_fault_of_one_request_is_not_that_of_its_batch(searches):
     assert (fine.result(5), other.result(5)) == ([2], [4])
     with pytest.raises(ValueError, match="-1"):
         broken.result(5)
+
+
+def test_a_thread_that_waits_holds_nothing():
+    class Group:
+        pass
+
+    group, one = Group(), Batcher(lambda group, rows: rows, sizes=lambda _: (4,), most_waiting=9)
+    held = weakref.ref(group)
+    one.submit(group, [1], time.monotonic() + 5).result(5)
+    del group
+    deadline = time.monotonic() + 5
+    while held() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert held() is None
+    one.close()
 
 
 def test_what_was_taken_is_searched_after_the_end(searches):

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 import time
+import weakref
 
 import pytest
 from httpx2 import ASGITransport, AsyncClient
@@ -158,6 +159,22 @@ def test_after_a_reload_batches_have_the_size_of_the_new_run():
     service.reload("small")
     answer = post(service, "/recommend", {"histories": [["1"], ["2"], ["3"]]})
     assert [found[0]["item_id"] for found in answer.json()["lists"]] == ["1", "2", "3"]
+    service.close()
+
+
+def test_a_reload_looks_for_garbage():
+    loaded = []
+
+    def load(name):
+        model = Counted(name, None)
+        model.itself = model
+        loaded.append(weakref.ref(model))
+        return model
+
+    service = Service(load, "old", Limits())
+    for _ in range(3):
+        service.reload()
+    assert [one() is not None for one in loaded] == [False, True, True]
     service.close()
 
 
