@@ -271,3 +271,65 @@ def test_slow_clients_and_bodies_of_megabytes_over_a_socket():
         assert answer_to(head % 900_000 + b"{" * 900_000).startswith(b"HTTP/1.1 422 ")
         assert seconds_to_the_end(address, head.replace(b" k", b" x") % 10_000, b"{") < 2
     service.close()
+
+
+def test_who_reads_nothing_is_not_answered_for_ever():
+    service = counted(read_seconds=0.3)
+    with (
+        listening(service, http=connections(0.3)) as address,
+        socket.socket() as client,
+    ):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(address)
+        client.sendall(b"GET /docs-static/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 8)
+        time.sleep(0.9)
+        client.settimeout(5)
+        answers = b""
+        with contextlib.suppress(ConnectionResetError):
+            while more := client.recv(1 << 20):
+                answers += more
+    assert 1 <= answers.count(b"HTTP/1.1 200 ") < 8  # what the system had taken, and no more
+    service.close()
+
+
+WISH = (
+    b"POST /recommend HTTP/1.1\r\nHost: x\r\nX-API-Key: k\r\nContent-Type: application/json\r\n"
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+)
+ASKED = b'{"history": ["1"]}'
+SIZED = WISH + b"Content-Length: %d\r\n\r\n" % len(ASKED)
+CHUNKED = WISH + b"Transfer-Encoding: chunked\r\n\r\n"
+CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(ASKED), ASKED)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [SIZED + ASKED],
+        [SIZED, ASKED],
+        [SIZED[:90], SIZED[90:] + ASKED],
+        [CHUNKED + CHUNKS],
+        [CHUNKED, CHUNKS],
+    ],
+    ids=["one segment", "own segment", "half a head", "chunked", "chunked, own segment"],
+)
+def test_java_clients_ask_for_http_2_and_are_answered_over_http_1(sent):
+    service = counted()
+    service.reload()
+    with (
+        listening(service, http=connections(5.0)) as address,
+        socket.create_connection(address, timeout=5) as client,
+    ):
+        for _ in range(2):
+            for part in sent:
+                client.sendall(part)
+                time.sleep(0.05)
+            answer = client.recv(1 << 16)
+            assert answer.startswith(b"HTTP/1.1 200 "), answer
+            assert b'"item_id":"1"' in answer
+        client.sendall((SIZED + ASKED) * 3)  # and if they don't wait for the answers
+        answers = b""
+        while answers.count(b"HTTP/1.1 200 ") < 3:
+            assert (more := client.recv(1 << 16))
+            answers += more
+    service.close()
