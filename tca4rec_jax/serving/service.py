@@ -9,9 +9,10 @@ import contextlib
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from absl import logging
 
@@ -22,6 +23,7 @@ from tca4rec_jax.memory import return_freed_pages
 from tca4rec_jax.serving.batcher import Batcher, Closed, Late
 from tca4rec_jax.serving.metrics import Metrics
 from tca4rec_jax.serving.model import Admitted, Limits, ServedModel
+from tca4rec_jax.serving.pace import Pace
 
 State = Literal["loading", "ready", "draining"]
 
@@ -44,6 +46,7 @@ class Service:
         self._model: ServedModel | None = None
         self._before: ServedModel | None = None
         self._batchers: list[Batcher] = []  # of lists and scores, and of explanations
+        self._paces: WeakKeyDictionary[ServedModel, list[Pace]] = WeakKeyDictionary()  # likewise
         self._draining, self._changing = False, threading.Lock()
         self._compilations = CompilationCounter()
         self.metrics.compilations.set_function(lambda: self._compilations.count)
@@ -118,8 +121,9 @@ class Service:
             model = self._load(run or (self._model.name if self._model else self._first))
             seconds_of = model.warm_up()
             fingerprint(model.made_from)  # reads files, which requests should not wait for
+            self._paces[model] = [Pace(seconds_of), Pace({})]
             if not self._batchers:
-                self._batchers = [self._batcher(2, seconds_of), self._batcher(1, {})]
+                self._batchers = [self._batcher(0, threads=2), self._batcher(1, threads=1)]
             self._before, self._model = self._model, model
             gc.collect()  # what only cycles hold of the one before; else looked for rarely
             return_freed_pages()  # its own, and as much again that loading and compiling needed
@@ -130,7 +134,7 @@ class Service:
             logging.warning("%s was not loaded: %s", run or "the run", one_line(error))
             raise
 
-    def _batcher(self, threads: int, seconds_of: Mapping[int, float]) -> Batcher:
+    def _batcher(self, place: int, threads: int) -> Batcher:
         return Batcher(
             lambda group, rows: group.model.run(group, rows),
             sizes=lambda group: (1,) if group.kind == "explain" else group.model.batch_sizes,
@@ -138,7 +142,7 @@ class Service:
             widths=lambda group, rows: group.model.widths(group, rows),
             on_batch=self.metrics.searched,
             threads=threads,
-            seconds_of=seconds_of,
+            pace_of=lambda group: self._paces[group.model][place],
         )
 
     def rollback(self) -> None:

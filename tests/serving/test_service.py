@@ -17,6 +17,7 @@ from served import ask, listening, post
 from tca4rec_jax.decoding.recommender import Recommended
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.serving.app import make_app
+from tca4rec_jax.serving.batcher import Full
 from tca4rec_jax.serving.connections import connections
 from tca4rec_jax.serving.guard import KEY_HEADER
 from tca4rec_jax.serving.model import Group, Limits, Row
@@ -159,6 +160,30 @@ def test_after_a_reload_batches_have_the_size_of_the_new_run():
     service.reload("small")
     answer = post(service, "/recommend", {"histories": [["1"], ["2"], ["3"]]})
     assert [found[0]["item_id"] for found in answer.json()["lists"]] == ["1", "2", "3"]
+    service.close()
+
+
+def test_each_run_has_a_pace_of_its_own():
+    may_go_on, paces = threading.Event(), iter([{1: 0.01}, {1: 5.0}])
+
+    def load(name):
+        model = Counted("small", may_go_on)
+        model.warm_up = lambda: next(paces)
+        return model
+
+    def submit():
+        asked = service.model.lists_after([["1"]], 1, None, {})
+        return service._batchers[0].submit(*asked, time.monotonic() + 10)
+
+    service = Service(load, "", Limits())
+    service.reload()
+    submit()
+    service.reload()
+    with pytest.raises(Full):  # by 0.01 + 5 s, and 5 that may be beside
+        submit()
+    service.rollback()
+    submit()
+    may_go_on.set()
     service.close()
 
 
