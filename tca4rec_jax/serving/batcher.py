@@ -53,15 +53,11 @@ class _Request:
         self._ending = threading.Lock()
         self.future: Future[list] = Future()
         self.results: list[Any] = [None] * rows
-        self.missing, self.started = rows, False
+        self.missing = rows
 
     def is_wanted(self, now: float) -> bool:
         """Whether somebody still waits for it; a late one is told so."""
-        if self.future.done():
-            return False
-        if not self.started:
-            self.started = self.future.set_running_or_notify_cancel()
-        if self.started and now > self.deadline:
+        if now > self.deadline:
             self.fail(Late())
         return not self.future.done()
 
@@ -69,13 +65,17 @@ class _Request:
         with self._ending:
             self.results[place] = result
             self.missing -= 1
-            if not self.missing and not self.future.done():
+            if not self.missing and self._may_end():
                 self.future.set_result(self.results)
 
     def fail(self, error: Exception) -> None:
         with self._ending:
-            if not self.future.done():
+            if self._may_end():
                 self.future.set_exception(error)
+
+    def _may_end(self) -> bool:
+        # Until now it may be cancelled at any time, by a thread that asks for no lock of this.
+        return not self.future.done() and self.future.set_running_or_notify_cancel()
 
 
 @dataclass(eq=False)
@@ -180,6 +180,12 @@ class Batcher:
             self._closed = True
             self._changed.notify_all()
 
+    def forget(self) -> None:
+        """Drops at once what waits and was cancelled: else it counts until a thread is free."""
+        with self._changed:
+            self._drop_unwanted()
+            self._changed.notify_all()
+
     def join(self, seconds: float | None = None) -> None:
         """Waits, after `close`, until all are searched."""
         for thread in self._threads:
@@ -221,11 +227,17 @@ class Batcher:
                     self._running.append(self._shape(batch))
             return batch
 
+    def _drop_unwanted(self) -> None:
+        now = time.monotonic()
+        self._remove([row for row in self._rows if not row.request.is_wanted(now)])
+
     def _remove(self, rows: list[_Row]) -> None:
-        if rows:
-            removed = {*map(id, rows)}
-            self._rows = deque(row for row in self._rows if id(row) not in removed)
-            self._rows_of -= Counter(row.request.group for row in rows)  # keeps no group of none
+        if not rows:
+            return
+        unwanted = {*map(id, rows)}  # some of a batch may be gone: they were cancelled meanwhile
+        removed = [row.request.group for row in self._rows if id(row) in unwanted]
+        self._rows = deque(row for row in self._rows if id(row) not in unwanted)
+        self._rows_of -= Counter(removed)  # which keeps no group that has none
 
     def _of_one_group(self) -> tuple[list[_Row], int]:
         """The oldest row and all others of its group, and how many of them may share a batch.
@@ -234,8 +246,7 @@ class Batcher:
         """
         with self._changed:
             while True:
-                now = time.monotonic()
-                self._remove([row for row in self._rows if not row.request.is_wanted(now)])
+                self._drop_unwanted()
                 of_group = [r for r in self._rows if r.request.group == self._rows[0].request.group]
                 if of_group:
                     most = self._size(of_group[0].request)

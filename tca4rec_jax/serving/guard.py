@@ -21,7 +21,7 @@ from tca4rec_jax.serving.metrics import Metrics
 from tca4rec_jax.serving.model import Limits
 
 KEY_HEADER = "X-API-Key"
-_GONE = 499  # for the log alone
+GONE = 499  # for the log alone
 _LOG = logging.getLogger(__name__)
 
 
@@ -116,7 +116,7 @@ class Guard:
                 while more and not too_large:
                     message = await receive()
                     if message["type"] == "http.disconnect":  # half a body is none
-                        return b"", refusal(_GONE, "the client has gone")
+                        return b"", refusal(GONE, "the client has gone")
                     body += message.get("body", b"")
                     more = message.get("more_body", False)
                     too_large = len(body) > most

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from absl import logging
+from starlette.types import Receive
 
 from tca4rec_jax.compilations import CompilationCounter
 from tca4rec_jax.errors import one_line
@@ -30,6 +31,15 @@ State = Literal["loading", "ready", "draining"]
 
 class Busy(Exception):
     """Another reload is going on, or there is no model to go back to."""
+
+
+class Gone(Exception):
+    """The client has gone, before it had its answer."""
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class Service:
@@ -167,10 +177,10 @@ class Service:
         finally:
             self._changing.release()
 
-    async def answer(self, admitted: Admitted) -> list:
-        """The results of rows that a model has admitted.
+    async def answer(self, admitted: Admitted, receive: Receive) -> list:
+        """The results of rows that a model has admitted; `receive` says when the client has gone.
 
-        Raises Full, Closed, Late, and what the search raises.
+        Raises Full, Closed, Late, Gone, and what the search raises.
         """
         if not self._batchers or self._draining:
             raise Closed(f"the service is {self.state}: try again later")
@@ -178,11 +188,21 @@ class Service:
         # Explanations have threads of their own: what they compile nobody else waits for.
         batcher = self._batchers[admitted[0].kind == "explain"]
         future = batcher.submit(*admitted, deadline=time.monotonic() + seconds)
+        found, gone = asyncio.wrap_future(future), asyncio.ensure_future(_disconnected(receive))
+        gone.add_done_callback(lambda _: found.cancel())
         try:
             async with asyncio.timeout(seconds):
-                return await asyncio.wrap_future(future)
+                return await found
         except TimeoutError as error:
             raise Late() from error
+        except asyncio.CancelledError as error:
+            if gone.done():
+                raise Gone() from error
+            raise
+        finally:
+            gone.cancel()
+            if future.cancel():  # nobody waits for what is not given yet
+                batcher.forget()
 
     def drain(self) -> None:
         """Takes no further requests; those that were taken are answered."""

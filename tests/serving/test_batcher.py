@@ -185,7 +185,9 @@ def test_both_threads_may_fail_a_request_at_once(monkeypatch):
 def test_late_and_cancelled_requests_are_not_searched(searches):
     searches.hold()
     late, cancelled, fine = searches.submit(1, seconds=0), searches.submit(2), searches.submit(3)
-    cancelled.cancel()
+    assert cancelled.cancel()
+    searches.batcher.forget()
+    assert searches.batcher.waiting == 1
     searches.may_go_on.set()
     assert fine.result(5) == [6]
     with pytest.raises(Late):

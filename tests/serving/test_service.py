@@ -275,6 +275,38 @@ def seconds_to_the_end(address, head, drop):
     return time.monotonic() - begin
 
 
+def test_who_has_gone_is_not_searched(caplog):
+    caplog.set_level(logging.INFO)
+    may_go_on, searched = threading.Event(), []
+    service = counted("small", may_go_on=may_go_on)
+    service.reload()
+    run = service.model.run
+    service.model.run = lambda group, rows: [searched.append(rows), run(group, rows)][1]
+    body = b'{"history": ["1"]}'
+    head = b"POST /recommend HTTP/1.1\r\nX-API-Key: k\r\nContent-Type: application/json\r\n"
+
+    def wait_for(waiting):
+        deadline = time.monotonic() + 2  # before what is searched ends
+        while service._batchers[0].waiting != waiting:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with listening(service, http=connections(9.0)) as address:
+        clients = [socket.create_connection(address) for _ in range(8)]
+        for client in clients:
+            client.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        wait_for(6)  # and one is searched in each thread
+        for client in clients:
+            client.close()
+        wait_for(0)
+        may_go_on.set()
+        service.drain()
+        service.close()
+    assert len(searched) == 2
+    statuses = [record.line["status"] for record in caplog.records if hasattr(record, "line")]
+    assert statuses == [499] * 8
+
+
 def test_slow_clients_and_bodies_of_megabytes_over_a_socket():
     service = counted(read_seconds=0.3)
     service.reload()
