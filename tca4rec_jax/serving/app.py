@@ -169,7 +169,7 @@ def _add_watching(app: FastAPI, service: Service) -> None:
 
 
 def _add_admin(app: FastAPI, service: Service) -> None:
-    refused = _errors(400, 401, 408, 409, 413, 422, 500)
+    refused = _errors(400, 401, 408, 409, 413, 422, 500, 503)
 
     @app.post(
         "/admin/reload", response_model=schemas.About, responses=refused, dependencies=_NEEDS_KEY
@@ -183,7 +183,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
         return Json(service.about())
 
     @app.post(
-        "/admin/rollback", response_model=schemas.About, responses=_errors(401, 409, 500),
+        "/admin/rollback", response_model=schemas.About, responses=_errors(401, 409, 500, 503),
         dependencies=_NEEDS_KEY,
     )  # fmt: skip
     async def rollback() -> Response:

@@ -187,9 +187,10 @@ class Batcher:
             self._changed.notify_all()
 
     def join(self, seconds: float | None = None) -> None:
-        """Waits, after `close`, until all are searched."""
+        """Waits, after `close`, until all are searched, or for so long."""
+        end = None if seconds is None else time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(seconds)
+            thread.join(None if end is None else max(end - time.monotonic(), 0.0))
 
     def _work(self) -> None:
         while batch := self._next():

@@ -10,66 +10,18 @@ import time
 import weakref
 
 import pytest
+from counted import FAULTS, Counted, counted
 from httpx2 import ASGITransport, AsyncClient
-from jax.errors import JaxRuntimeError
 from served import ask, listening, post
 
-from tca4rec_jax.decoding.recommender import Recommended
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.serving.app import make_app
-from tca4rec_jax.serving.batcher import Full
+from tca4rec_jax.serving.batcher import Closed, Full
 from tca4rec_jax.serving.connections import connections
 from tca4rec_jax.serving.guard import KEY_HEADER
-from tca4rec_jax.serving.model import Group, Limits, Row
+from tca4rec_jax.serving.model import Limits
 from tca4rec_jax.serving.server import serve
-from tca4rec_jax.serving.service import Service
-from tca4rec_jax.training.fault_tolerance import CheckpointError
-
-FAULTS = {
-    "broken": UserError("broken cannot be loaded"),
-    "damaged": CheckpointError("the checkpoint is damaged"),
-    "not a number": FloatingPointError("row 3 has scores that are not finite"),
-    "too large": JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"),
-}
-
-
-class Counted:
-    """A model that gives its name, when it may."""
-
-    most_items, guidance, guided, explains, made_from = 3, 0.0, False, False, {}
-
-    def __init__(self, name, may_go_on):
-        self.name, self.may_go_on, self.batch_sizes = name, may_go_on, [1 if name == "small" else 2]
-        if fault := FAULTS.get(name):
-            raise fault
-
-    def warm_up(self):
-        self.loaded_in = threading.current_thread()
-        return {}
-
-    def titles_like(self, text, most):
-        raise RuntimeError(f"a bug that quotes {text}")
-
-    def lists_after(self, histories, k, guidance, filters):
-        return Group(self, "recommend", 0.0), [Row(history, self.name) for history in histories]
-
-    def widths(self, group, rows):
-        return [0] * len(rows)
-
-    def run(self, group, rows):
-        assert self.may_go_on.wait(5)
-        assert {row.asked for row in rows} == {self.name}
-        assert len(rows) <= self.batch_sizes[-1]
-        return [[Recommended(row.history[0], self.name, 0.0)] for row in rows]
-
-
-def counted(run="old", may_go_on=None, **limits):
-    """A service of such models; what is searched at once is told to go on, or waits."""
-    event = may_go_on or threading.Event()
-    if may_go_on is None:
-        event.set()
-    service = Service(lambda name: Counted(name, event), run, Limits(**limits))
-    return service
+from tca4rec_jax.serving.service import Busy, Service
 
 
 def test_an_address_that_is_taken_is_told_before_anything_is_loaded():
@@ -96,6 +48,41 @@ def test_nothing_is_answered_before_all_is_compiled_nor_after_the_end():
     assert answers[0].headers["Retry-After"] == "1"
     assert answers[1].json()["state"] == "draining"
     service.close()
+
+
+def test_the_end_takes_no_reload_and_waits_for_none():
+    may_load = threading.Event()
+
+    def load(name):
+        assert name == "old" or may_load.wait(5)
+        return Counted(name, may_load)
+
+    service = Service(load, "old", Limits())
+    service.reload()
+    reloads = [service.begin_reload("new")]
+    while not service.is_changing:
+        time.sleep(0.01)
+    reloads.append(service.begin_reload("newer"))
+    with pytest.raises(Busy):
+        reloads[1].result(5)
+    service.drain()
+    with pytest.raises(Closed):
+        reloads[0].result(0)
+    requests = [("POST", f"/admin/{path}", {}) for path in ("reload", "rollback")]
+    answers = ask(service, *requests, admin_key="key", headers={KEY_HEADER: "key"})
+    assert [one.status_code for one in answers] == [503] * 2
+    may_load.set()
+    service.close()
+
+
+def test_who_is_told_to_end_while_it_loads_has_not_failed():
+    may_load = threading.Event()
+    service = Service(lambda name: may_load.wait(5) and Counted(name, may_load), "old", Limits())
+    service.start()
+    service.drain()
+    assert service.error is None
+    assert service.is_drained
+    may_load.set()
 
 
 def test_a_full_queue_and_a_deadline():
