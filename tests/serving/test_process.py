@@ -175,3 +175,11 @@ def test_a_signal_loads_anew_and_a_second_one_ends_at_once():
         process.join(0.5)
         assert process.exitcode == 128 + signal.SIGTERM
         assert isinstance(asked.exception(5), httpx2.TransportError)
+
+
+def test_a_port_that_is_none_is_told_in_one_line():
+    flags = ["--workdir=w", "--run=any", "--port=70000"]
+    ended = Script([str(LAUNCH / "serve.py"), *flags], {**os.environ}).completed(60)
+    assert ended.returncode
+    assert "expected 1 to 65535" in ended.stderr
+    assert "Traceback" not in ended.stderr

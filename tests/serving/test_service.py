@@ -309,6 +309,10 @@ def test_slow_clients_and_bodies_of_megabytes_over_a_socket():
         assert answer_to(head % 20 + b"{").startswith(b"HTTP/1.1 408 ")
         megabytes = head % 10_000_000 + b"{" * 10_000_000
         assert answer_to(megabytes).startswith(b"HTTP/1.1 413 ")  # it is sent to its end
+        closes = megabytes.replace(b"\r\nHost", b"\r\nConnection: close\r\nHost")
+        assert answer_to(closes).startswith(b"HTTP/1.1 413 ")
+        assert answer_to(closes.replace(b" k\r", b" x\r")).startswith(b"HTTP/1.1 401 ")
+        assert answer_to(megabytes.replace(b"HTTP/1.1", b"HTTP/1.0")).startswith(b"HTTP/1.1 413 ")
         assert answer_to(head % 10_000_000).startswith(b"HTTP/1.1 413 ")
         assert answer_to(head.replace(b" k", b" x") % 20 + b"{" * 20).startswith(b"HTTP/1.1 401 ")
         assert answer_to(b"no HTTP\r\n\r\n").startswith(b"HTTP/1.1 400 ")
