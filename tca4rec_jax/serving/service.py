@@ -136,8 +136,9 @@ class Service:
             self._reload(run)
 
     def _reload(self, run: str | None) -> None:
-        begin = time.monotonic()
-        gc.collect()  # one that failed is held by its error
+        begin, retires = time.monotonic(), self._before is not None
+        if self._model is not None:
+            gc.collect()  # a run that was not loaded is held by the traceback of its error
         try:
             model = self._load(run or (self._model.name if self._model else self._first))
             seconds_of = model.warm_up()
@@ -146,7 +147,8 @@ class Service:
             if not self._batchers:
                 self._batchers = [self._batcher(0, threads=2), self._batcher(1, threads=1)]
             self._before, self._model = self._model, model
-            gc.collect()  # what only cycles hold of the oldest; else looked for rarely
+            if retires:
+                gc.collect()  # what only cycles hold of the oldest; else looked for rarely
             return_freed_pages()  # its own, and as much again that loading and compiling needed
             self.metrics.loads.labels("ready").inc()
             logging.info("serving %s after %.1f s", model.name, time.monotonic() - begin)

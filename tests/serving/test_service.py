@@ -180,13 +180,23 @@ def test_a_reload_looks_for_garbage():
     def load(name):
         model = Counted(name, None)
         model.itself = model
-        loaded.append(weakref.ref(model))
+        loaded.append((name, weakref.ref(model)))
+        if name == "unfit":
+            raise UserError("unfit")
         return model
 
-    service = Service(load, "old", Limits())
-    for _ in range(3):
-        service.reload()
-    assert [one() is not None for one in loaded] == [False, True, True]
+    def held():
+        return [name for name, one in loaded if one() is not None]
+
+    service = Service(load, "first", Limits())
+    for name in ("first", "second", "unfit", "third"):
+        with contextlib.suppress(UserError):
+            service.reload(name)
+    assert held() == ["second", "third"]
+    with contextlib.suppress(UserError):
+        service.reload("unfit")
+    assert isinstance(service.begin_reload("broken").exception(5), UserError)
+    assert held() == ["second", "third"]
     service.close()
 
 
