@@ -19,7 +19,7 @@ from tca4rec_jax.config import run_name
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.experiment import Experiment, config_of_run
 from tca4rec_jax.launching import DEFINE_field, launch
-from tca4rec_jax.ranges import Count, NotNegative, Positive
+from tca4rec_jax.ranges import Count, NotNegative, Port, Positive
 from tca4rec_jax.serving.app import make_app
 from tca4rec_jax.serving.model import Limits, ServedModel
 from tca4rec_jax.serving.server import serve
@@ -27,7 +27,7 @@ from tca4rec_jax.serving.service import Service
 from tca4rec_jax.training.run_folder import RunFolder
 
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "The address to listen on; 0.0.0.0: all.")
-_PORT = DEFINE_field("port", Count, 8000, "The port to listen on.")
+_PORT = DEFINE_field("port", Port, 8000, "The port to listen on.")
 _OPEN = flags.DEFINE_bool("open", False, "Listen on other addresses although there is no key.")
 _GUIDANCE = DEFINE_field("guidance", NotNegative, 0.0, "Of requests that do not say any.")
 _WAITING = DEFINE_field("waiting", Count, 256, "Histories that may wait; more are refused.")

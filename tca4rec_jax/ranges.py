@@ -60,6 +60,7 @@ def _ascending(numbers: Sequence) -> bool:
 
 
 Count = Annotated[int, Range("at least 1", lambda n: n >= 1)]
+Port = Annotated[int, Range("1 to 65535", lambda n: 1 <= n <= 65535)]
 Natural = Annotated[int, Range("at least 0", lambda n: n >= 0)]
 Seed = Annotated[int, Range("0 to 4294967295", lambda n: 0 <= n < 2**32)]  # JAX drops higher bits
 Positive = Annotated[float, Range("above 0", lambda x: x > 0)]

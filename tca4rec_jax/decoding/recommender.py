@@ -69,7 +69,8 @@ class Recommender:
         if self._reads_cf:
             self.cf_model  # noqa: B018 - loaded now
         self._questions = CandidateQuestions(experiment)
-        self._search, self._scoring = cache(experiment.search), cache(self._scoring_search)
+        self._search = cache(experiment.search)
+        self._scoring_of: dict[int, BatchedSearch] = {}  # by beams; a cached method is a cycle
 
     @classmethod
     def load(cls, workdir: str | Path, name: str, *, guidance: float = 0.0) -> "Recommender":
@@ -256,12 +257,15 @@ class Recommender:
     def _calibration(self) -> tuple[float, float]:
         return self._questions.calibration(self.cf_model)
 
-    def _scoring_search(self, beams: int) -> BatchedSearch:
+    def _scoring(self, beams: int) -> BatchedSearch:
         # A beam for each candidate: none is ever dropped, and the prefixes that their titles share
         # are computed once.
-        search = self.search_of(1)
-        rules: dict[str, Any] = {"rules": "exact", "renormalise": False}
-        return search.of_config(dataclasses.replace(search.config, beams=beams, **rules))
+        if beams not in self._scoring_of:
+            search = self.search_of(1)
+            rules: dict[str, Any] = {"rules": "exact", "renormalise": False}
+            config = dataclasses.replace(search.config, beams=beams, **rules)
+            self._scoring_of[beams] = search.of_config(config)
+        return self._scoring_of[beams]
 
     def weights_of(self, guidance: float | None) -> ScoreWeights:
         """The weights of a call; the first with a guidance of its own loads the CF model."""

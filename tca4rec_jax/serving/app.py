@@ -21,9 +21,9 @@ from tca4rec_jax.errors import UserError, one_line
 from tca4rec_jax.explanation.page import explanation_page
 from tca4rec_jax.serving import schemas
 from tca4rec_jax.serving.batcher import Closed, Full, Late
-from tca4rec_jax.serving.guard import KEY_HEADER, Guard, Json, refusal
+from tca4rec_jax.serving.guard import GONE, KEY_HEADER, Guard, Json, refusal
 from tca4rec_jax.serving.model import Limits
-from tca4rec_jax.serving.service import Busy, Service
+from tca4rec_jax.serving.service import Busy, Gone, Service
 from tca4rec_jax.training.fault_tolerance import CheckpointError
 
 # Of the run's files, its numbers, or the device's memory: what is served goes on.
@@ -103,7 +103,7 @@ def _add_recommending(app: FastAPI, service: Service, needs: Sequence[Depends]) 
         wanted = asked.rows, k, asked.guidance, asked.filters
         admitted = await asyncio.to_thread(model.lists_after, *wanted)
         request.scope["log"] = {"run": model.name, "rows": len(asked.rows), "k": k}
-        lists = await service.answer(admitted)
+        lists = await service.answer(admitted, request.receive)
         named = [[one._asdict() for one in found[:k]] for found in lists]
         return Json({"run": model.name, "lists": named})
 
@@ -114,7 +114,7 @@ def _add_recommending(app: FastAPI, service: Service, needs: Sequence[Depends]) 
         wanted = asked.history, asked.candidates, asked.guidance
         admitted = await asyncio.to_thread(model.scores_of, *wanted)
         request.scope["log"] = {"run": model.name, "candidates": len(asked.candidates)}
-        (scores,) = await service.answer(admitted)
+        (scores,) = await service.answer(admitted, request.receive)
         return Json({"run": model.name, "scores": scores.tolist()})
 
     @app.post(
@@ -129,7 +129,7 @@ def _add_recommending(app: FastAPI, service: Service, needs: Sequence[Depends]) 
         wanted = asked.history, k, asked.guidance, asked.filters
         admitted = await asyncio.to_thread(partial(model.explanation_of, *wanted, **more))
         request.scope["log"] = {"run": model.name, "k": k}
-        (explanation,) = await service.answer(admitted)
+        (explanation,) = await service.answer(admitted, request.receive)
         if asked.page:
             return HTMLResponse(await asyncio.to_thread(explanation_page, explanation))
         return Json({"run": model.name, "explanation": explanation.to_json()})
@@ -169,7 +169,7 @@ def _add_watching(app: FastAPI, service: Service) -> None:
 
 
 def _add_admin(app: FastAPI, service: Service) -> None:
-    refused = _errors(400, 401, 408, 409, 413, 422, 500)
+    refused = _errors(400, 401, 408, 409, 413, 422, 500, 503)
 
     @app.post(
         "/admin/reload", response_model=schemas.About, responses=refused, dependencies=_NEEDS_KEY
@@ -183,7 +183,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
         return Json(service.about())
 
     @app.post(
-        "/admin/rollback", response_model=schemas.About, responses=_errors(401, 409, 500),
+        "/admin/rollback", response_model=schemas.About, responses=_errors(401, 409, 500, 503),
         dependencies=_NEEDS_KEY,
     )  # fmt: skip
     async def rollback() -> Response:
@@ -218,6 +218,7 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(Closed, closed)
     app.add_exception_handler(UserError, lambda _, error: refusal(422, str(error)))
     app.add_exception_handler(Busy, lambda _, error: refusal(409, str(error)))
+    app.add_exception_handler(Gone, lambda *_: refusal(GONE, "the client has gone"))
     app.add_exception_handler(
         Late, lambda *_: refusal(504, "no answer before the deadline: try again when it is calmer")
     )

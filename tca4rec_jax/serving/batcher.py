@@ -11,8 +11,8 @@ A batch is so large, and so many wait, that by the pace so far answers come befo
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -53,15 +53,11 @@ class _Request:
         self._ending = threading.Lock()
         self.future: Future[list] = Future()
         self.results: list[Any] = [None] * rows
-        self.missing, self.started = rows, False
+        self.missing = rows
 
     def is_wanted(self, now: float) -> bool:
         """Whether somebody still waits for it; a late one is told so."""
-        if self.future.done():
-            return False
-        if not self.started:
-            self.started = self.future.set_running_or_notify_cancel()
-        if self.started and now > self.deadline:
+        if now > self.deadline:
             self.fail(Late())
         return not self.future.done()
 
@@ -69,13 +65,17 @@ class _Request:
         with self._ending:
             self.results[place] = result
             self.missing -= 1
-            if not self.missing and not self.future.done():
+            if not self.missing and self._may_end():
                 self.future.set_result(self.results)
 
     def fail(self, error: Exception) -> None:
         with self._ending:
-            if not self.future.done():
+            if self._may_end():
                 self.future.set_exception(error)
+
+    def _may_end(self) -> bool:
+        # Until now it may be cancelled at any time, by a thread that asks for no lock of this.
+        return not self.future.done() and self.future.set_running_or_notify_cancel()
 
 
 @dataclass(eq=False)
@@ -92,7 +92,8 @@ class Batcher:
     `sizes(group)` are ascending: a batch takes as long as the next of them. Every batch has the
     oldest row, and of the others those that are closest to it in width. At most `most_waiting` rows
     wait. `run(group, values)` gives a result for each value, in up to `threads` at a time; `widths`
-    their widths, in one. `on_batch` hears of every batch; `seconds_of` sizes are known before.
+    their widths, in one. `on_batch` hears of every batch; `pace_of(group)` learns of those of some
+    groups, by default of all.
     """
 
     def __init__(
@@ -104,14 +105,16 @@ class Batcher:
         widths: Callable[[Any, list], Sequence[int]] = lambda group, values: [0] * len(values),
         on_batch: Callable[[Ran], object] = lambda ran: None,
         threads: int = 2,
-        seconds_of: Mapping[int, float] | None = None,
+        pace_of: Callable[[Any], Pace] | None = None,
     ):
         self._run, self._on_batch = run, on_batch
         self._sizes, self._most_waiting, self._widths = sizes, most_waiting, widths
         self._rows: deque[_Row] = deque()
+        self._rows_of: Counter[Hashable] = Counter()  # how many by group
+        self._running: list[tuple[Hashable, int]] = []  # group and size of batches
         self._changed, self._choosing = threading.Condition(), threading.Lock()
-        self._closed, self._running = False, 0
-        self._pace, self._ended = Pace(seconds_of or {}), 0.0
+        self._closed, self._ended, of_all = False, 0.0, Pace({})
+        self._pace_of = pace_of or (lambda group: of_all)
         self._threads = [
             threading.Thread(target=self._work, name=f"search {n}", daemon=True)
             for n in range(threads)
@@ -143,22 +146,33 @@ class Batcher:
                 raise Closed("no further requests are taken: the service ends")
             self._check_room(request, len(values))
             self._rows.extend(_Row(request, *one) for one in enumerate(values))
+            self._rows_of[group] += len(values)
             self._changed.notify_all()
         return request.future
 
     def _check_room(self, request: _Request, rows: int) -> None:
         """Raises Full unless they may wait; what waits for nobody may always try."""
-        ahead = len(self._rows) + self._running
-        size = self._size(request)
-        late = self._pace.wait(ahead + rows + size, size) - request.allowed  # by one more batch
         if len(self._rows) + rows > self._most_waiting:
-            raise Full(max(1, math.ceil(self._pace.wait(ahead, size))))
-        if ahead and late > 0:
+            raise Full(max(1, math.ceil(self._seconds(self._rows_of, request.allowed))))
+        if not (self._rows or self._running):
+            return
+        one_more = self._pace_of(request.group).seconds(self._size(request))  # it may run beside
+        all_rows = self._rows_of + Counter({request.group: rows})
+        late = self._seconds(all_rows, request.allowed) + one_more - request.allowed
+        if late > 0:
             raise Full(max(1, math.ceil(late)))
+
+    def _seconds(self, rows_of: Counter[Hashable], allowed: float) -> float:
+        """Until what runs and so many rows by group, each in batches of its own, are searched."""
+        running = sum(self._pace_of(group).seconds(size) for group, size in self._running)
+        return running + sum(
+            self._pace_of(group).wait(rows, self._sizes(group), allowed)
+            for group, rows in rows_of.items()
+        )
 
     def _size(self, request: _Request) -> int:
         """Rows of a batch that has this request's."""
-        return self._pace.largest(self._sizes(request.group), request.allowed)
+        return self._pace_of(request.group).largest(self._sizes(request.group), request.allowed)
 
     def close(self) -> None:
         """Takes no further requests; those that were taken are searched."""
@@ -166,10 +180,17 @@ class Batcher:
             self._closed = True
             self._changed.notify_all()
 
+    def forget(self) -> None:
+        """Drops at once what waits and was cancelled: else it counts until a thread is free."""
+        with self._changed:
+            self._drop_unwanted()
+            self._changed.notify_all()
+
     def join(self, seconds: float | None = None) -> None:
-        """Waits, after `close`, until all are searched."""
+        """Waits, after `close`, until all are searched, or for so long."""
+        end = None if seconds is None else time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(seconds)
+            thread.join(None if end is None else max(end - time.monotonic(), 0.0))
 
     def _work(self) -> None:
         while batch := self._next():
@@ -180,14 +201,21 @@ class Batcher:
                 self._on_batch(Ran(len(batch), time.monotonic() - begin, waited))
             finally:
                 self._end(batch, begin)
+                del batch  # a thread that waits would keep the model of its last one
 
     def _end(self, batch: list[_Row], begin: float) -> None:
-        size = next(one for one in self._sizes(batch[0].request.group) if one >= len(batch))
+        group, size = self._shape(batch)
         with self._changed:
             now = time.monotonic()
-            self._pace.learn(size, now - max(begin, self._ended))  # two share the time
-            self._ended, self._running = now, self._running - len(batch)
+            self._pace_of(group).learn(size, now - max(begin, self._ended))  # two share the time
+            self._ended = now
+            self._running.remove((group, size))
             self._changed.notify_all()
+
+    def _shape(self, batch: list[_Row]) -> tuple[Hashable, int]:
+        """Its group, and the size that it is padded to."""
+        group = batch[0].request.group
+        return group, next(one for one in self._sizes(group) if one >= len(batch))
 
     def _next(self) -> list[_Row]:
         """The rows to search now: the oldest, and others of its group; [] once closed and done."""
@@ -195,10 +223,22 @@ class Batcher:
             of_group, most = self._of_one_group()
             batch = self._closest(of_group, most)  # others may submit meanwhile
             with self._changed:
-                taken = {*map(id, batch)}
-                self._rows = deque(row for row in self._rows if id(row) not in taken)
-                self._running += len(batch)
+                self._remove(batch)
+                if batch:
+                    self._running.append(self._shape(batch))
             return batch
+
+    def _drop_unwanted(self) -> None:
+        now = time.monotonic()
+        self._remove([row for row in self._rows if not row.request.is_wanted(now)])
+
+    def _remove(self, rows: list[_Row]) -> None:
+        if not rows:
+            return
+        unwanted = {*map(id, rows)}  # some of a batch may be gone: they were cancelled meanwhile
+        removed = [row.request.group for row in self._rows if id(row) in unwanted]
+        self._rows = deque(row for row in self._rows if id(row) not in unwanted)
+        self._rows_of -= Counter(removed)  # which keeps no group that has none
 
     def _of_one_group(self) -> tuple[list[_Row], int]:
         """The oldest row and all others of its group, and how many of them may share a batch.
@@ -207,8 +247,7 @@ class Batcher:
         """
         with self._changed:
             while True:
-                now = time.monotonic()
-                self._rows = deque(row for row in self._rows if row.request.is_wanted(now))
+                self._drop_unwanted()
                 of_group = [r for r in self._rows if r.request.group == self._rows[0].request.group]
                 if of_group:
                     most = self._size(of_group[0].request)

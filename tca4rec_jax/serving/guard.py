@@ -5,6 +5,7 @@ the request. A line of the log has no history, title or key in it.
 """
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
@@ -21,7 +22,7 @@ from tca4rec_jax.serving.metrics import Metrics
 from tca4rec_jax.serving.model import Limits
 
 KEY_HEADER = "X-API-Key"
-_GONE = 499  # for the log alone
+GONE = 499  # for the log alone
 _LOG = logging.getLogger(__name__)
 
 
@@ -77,7 +78,9 @@ class Guard:
             refused = self._locked(scope["path"], headers)
             body = b""
             if refused is None:
-                body, refused = await self._body(headers, receive)
+                body, refused = await self._body(scope, headers, receive)
+            elif _closes(scope, headers):
+                await self._drop(receive)
             if refused is not None:
                 await refused(scope, receive, answer)
             else:
@@ -106,7 +109,19 @@ class Guard:
                     return refusal(401, f"give the right key in the header {KEY_HEADER}")
         return None
 
-    async def _body(self, headers: Headers, receive: Receive) -> tuple[bytes, Response | None]:
+    async def _drop(self, receive: Receive) -> None:
+        """Reads what is left of a body: a client that still sends would see a reset, no answer.
+
+        Where the connection stays open `connections` reads it, after the answer.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.read_seconds):
+                while (await receive()).get("more_body"):
+                    pass
+
+    async def _body(
+        self, scope: Scope, headers: Headers, receive: Receive
+    ) -> tuple[bytes, Response | None]:
         """The whole body, or why it is not read to its end."""
         most, body, more = self._limits.body_bytes, bytearray(), True
         declared = headers.get("content-length", "")
@@ -116,7 +131,7 @@ class Guard:
                 while more and not too_large:
                     message = await receive()
                     if message["type"] == "http.disconnect":  # half a body is none
-                        return b"", refusal(_GONE, "the client has gone")
+                        return b"", refusal(GONE, "the client has gone")
                     body += message.get("body", b"")
                     more = message.get("more_body", False)
                     too_large = len(body) > most
@@ -124,9 +139,16 @@ class Guard:
             why = f"the request did not arrive within {self._limits.read_seconds:g} s"
             return b"", refusal(408, why, Connection="close")
         if too_large:
-            # Not closed at once: a client that still sends would see a reset, and no answer.
+            if more and _closes(scope, headers):
+                await self._drop(receive)
             return b"", refusal(413, f"a request has at most {most} bytes")
         return bytes(body), None
+
+
+def _closes(scope: Scope, headers: Headers) -> bool:
+    """Whether an answer closes the connection, and a body that has begun may be on its way."""
+    close = "close" in headers.get("connection", "").lower() or scope.get("http_version") == "1.0"
+    return close and "expect" not in headers  # who expects a 100 sends nothing before it
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

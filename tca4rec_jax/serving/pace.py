@@ -1,6 +1,5 @@
 """How long batches take: what may share a batch, and wait, if answers are to be in time."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 _NEWEST = 0.3  # its weight among the batches of its size
@@ -39,6 +38,9 @@ class Pace:
         fitting = [size for size in sizes if self.seconds(size) <= allowed / 4]
         return max(fitting, default=sizes[0])
 
-    def wait(self, rows: int, size: int) -> float:
-        """Seconds until so many rows are searched in batches of a size."""
-        return math.ceil(rows / size) * self.seconds(size)
+    def wait(self, rows: int, sizes: Sequence[int], allowed: float) -> float:
+        """Seconds until so many rows are searched: in batches of the `largest`, and one of less."""
+        size = self.largest(sizes, allowed)
+        whole, rest = divmod(rows, size)
+        last = self.seconds(next(one for one in sizes if one >= rest)) if rest else 0.0
+        return whole * self.seconds(size) + last

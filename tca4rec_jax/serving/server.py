@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 
 from tca4rec_jax.errors import UserError
 from tca4rec_jax.serving.connections import connections
+from tca4rec_jax.serving.model import Limits
 from tca4rec_jax.serving.service import Busy, Service
 
 
@@ -38,8 +40,9 @@ class JsonLines(logging.Formatter):
 def serve(service: Service, app: FastAPI, *, host: str, port: int) -> None:
     """Serves until SIGTERM or SIGINT, and then until all that was taken is answered.
 
-    SIGHUP loads the run in use anew. A second signal ends the process at once. Raises UserError for
-    an address that is taken or not this machine's, and what the first load of the service raises.
+    It ends within `seconds_to_end`. SIGHUP loads the run in use anew. A second signal ends the
+    process at once, with status 128 and the signal's number. Raises UserError for an address that
+    is taken or not this machine's, and what the first load of the service raises.
     """
     listener = _listener(host, port)
     absl.logging.get_absl_handler().setFormatter(JsonLines())
@@ -50,20 +53,35 @@ def serve(service: Service, app: FastAPI, *, host: str, port: int) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(service.limits.seconds + service.limits.read_seconds + 1),
+        timeout_graceful_shutdown=_seconds_to_close(service.limits),
     )
     service.start()
     server = _Server(config, service)
     absl.logging.info("listening on %s, port %d", host, port)
     server.run([listener])
-    if not server.force_exit:
-        service.close()
+    service.close()
     if service.error is not None:
         raise service.error
-    if service.is_changing and not server.force_exit:
-        # A thread that compiles can't be ended; the interpreter, ending, would abort for it.
+    if service.is_changing or not service.is_idle:
+        _end_at_once(0)
+
+
+def seconds_to_end(limits: Limits) -> int:
+    """At most from SIGTERM to the end."""
+    return math.ceil(limits.seconds) + _seconds_to_close(limits)
+
+
+def _seconds_to_close(limits: Limits) -> int:
+    # All that was taken has its answer by then, or its 504: the rest is sent, and read.
+    return math.ceil(limits.read_seconds) + 1
+
+
+def _end_at_once(status: int) -> None:
+    # A thread that compiles or searches can't be ended; the interpreter, ending, aborts for it.
+    try:
         logging.shutdown()
-        os._exit(0)
+    finally:
+        os._exit(status)
 
 
 def _listener(host: str, port: int) -> socket.socket:
@@ -87,13 +105,14 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Ends in order: listens on, and refuses, until all that was taken is searched."""
-        self.should_exit = self.force_exit = self._service.state == "draining"
+        """Ends in order: listens on, and refuses, until all that was taken is answered."""
+        if self._service.state == "draining":
+            _end_at_once(128 + sig)
         self._service.drain()
 
     async def on_tick(self, counter: int) -> bool:
-        ends = self._service.state == "draining" and self._service.is_idle
-        return await super().on_tick(counter) or ends or self._service.error is not None
+        ends = self._service.is_drained or self._service.error is not None
+        return await super().on_tick(counter) or ends
 
     def _reload(self, *_: object) -> None:
         def ended(done: Future[None]) -> None:  # what has failed the service has said

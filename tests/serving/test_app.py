@@ -1,7 +1,9 @@
 """The service over HTTP, with a tiny model: in this process, and in a browser."""
 
+import gc
 import json
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -96,6 +98,22 @@ def test_what_is_loaded_anew_is_served_until_it_is_taken_back(service, experimen
     assert not {*after} & {*before[:2]}
     service.rollback()
     assert listed() == before
+
+
+def test_memory_holds_the_model_in_use_and_the_one_before(experiment, monkeypatch):
+    loaded = []
+
+    def load(name):
+        model = model_of(experiment)
+        loaded.append(weakref.ref(model._recommender))
+        return model
+
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # they are in no cycle
+    service = Service(load, "", LIMITS)
+    for _ in range(4):
+        service.reload()
+    assert [one() is not None for one in loaded] == [False, False, True, True]
+    service.close()
 
 
 def test_a_list_is_explained(service):
@@ -197,7 +215,7 @@ def test_a_line_of_the_log_has_no_history(service, caplog):
     ]  # fmt: skip
     assert lines[1]["rows"] == 1
     assert not {"secret title", "cc"} & {*json.dumps(lines).split('"')}
-    assert "secret" not in caplog.text
+    assert "secret" not in json.dumps(lines) + caplog.text
 
 
 def test_titles_are_found_and_the_page_needs_no_network(service):

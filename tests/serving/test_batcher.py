@@ -1,20 +1,25 @@
 """The queue in front of a model, without model and HTTP."""
 
+import contextlib
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError, Future
 
 import pytest
 
 from tca4rec_jax.serving import batcher
 from tca4rec_jax.serving.batcher import Batcher, Closed, Full, Late
+from tca4rec_jax.serving.pace import Pace
 
 
 class Searches:
     """Doubles numbers, in batches that wait until they may go on."""
 
-    def __init__(self, **sizes):
+    def __init__(self, seconds_of=(), **sizes):
         self.batches, self.may_go_on, self.begun = [], threading.Event(), threading.Event()
+        pace = Pace(dict(seconds_of))
+        sizes["pace_of"] = lambda group: pace
         sizes = {"sizes": lambda group: (4,), "most_waiting": 10} | sizes
         self.batcher = Batcher(self.run, **sizes)
 
@@ -121,11 +126,27 @@ def test_a_full_queue_refuses_a_request_as_a_whole(searches):
 def test_what_would_be_late_is_refused_unless_nobody_is_before_it(searches):
     held = searches.submit(0, seconds=0.9)
     assert searches.begun.wait(5)
-    with pytest.raises(Full, match="try again in 2 s"):  # three batches, the last by itself
+    with pytest.raises(Full, match="try again in 3 s"):  # three batches, and one beside
         searches.submit(*range(5), seconds=1.5)
-    fine = searches.submit(*range(5), seconds=3.1)
+    fine = searches.submit(*range(5), seconds=4.1)
     searches.may_go_on.set()
     assert (held.result(5), fine.result(5)) == ([0], [0, 2, 4, 6, 8])
+
+
+def test_what_is_admitted_is_in_time_though_each_has_a_batch_of_its_own():
+    def run(group, values):
+        time.sleep(0.05)
+        return values
+
+    pace = Pace(dict.fromkeys((1, 4, 16), 0.05))
+    one = Batcher(run, sizes=lambda _: (1, 4, 16), most_waiting=99, pace_of=lambda _: pace)
+    admitted = []
+    for guidance in range(60):
+        with contextlib.suppress(Full):
+            admitted.append(one.submit(guidance, [guidance], time.monotonic() + 1))
+    assert 5 < len(admitted) < 25
+    assert [future.result(5) for future in admitted] == [[n] for n in range(len(admitted))]
+    one.close()
 
 
 @pytest.mark.parametrize(("seconds", "begun"), [(3.9, [[1], [2]]), (5.0, [[1, 2, 3]])])
@@ -164,7 +185,9 @@ def test_both_threads_may_fail_a_request_at_once(monkeypatch):
 def test_late_and_cancelled_requests_are_not_searched(searches):
     searches.hold()
     late, cancelled, fine = searches.submit(1, seconds=0), searches.submit(2), searches.submit(3)
-    cancelled.cancel()
+    assert cancelled.cancel()
+    searches.batcher.forget()
+    assert searches.batcher.waiting == 1
     searches.may_go_on.set()
     assert fine.result(5) == [6]
     with pytest.raises(Late):
@@ -181,6 +204,21 @@ def test_the_fault_of_one_request_is_not_that_of_its_batch(searches):
     assert (fine.result(5), other.result(5)) == ([2], [4])
     with pytest.raises(ValueError, match="-1"):
         broken.result(5)
+
+
+def test_a_thread_that_waits_holds_nothing():
+    class Group:
+        pass
+
+    group, one = Group(), Batcher(lambda group, rows: rows, sizes=lambda _: (4,), most_waiting=9)
+    held = weakref.ref(group)
+    one.submit(group, [1], time.monotonic() + 5).result(5)
+    del group
+    deadline = time.monotonic() + 5
+    while held() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert held() is None
+    one.close()
 
 
 def test_what_was_taken_is_searched_after_the_end(searches):

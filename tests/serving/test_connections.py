@@ -20,8 +20,9 @@ POST = b"POST / HTTP/1.1\r\n%b: %b\r\n\r\n"
         (POST % (b"Content-Length", b"1000000"), False),
         (POST % (b"Transfer-Encoding", b"chunked") + b"ff000\r\n", False),
         (POST % (b"Transfer-Encoding", b"chunked") + b"0\r\nX: ", True),
+        (POST % (b"Transfer-Encoding", b"chunked") + b"1\r\nx\r\n" * 20_000 + b"ff000\r\n", False),
     ],
-    ids=["header", "URL", "body", "chunk", "trailer"],
+    ids=["header", "URL", "body", "chunk", "trailer", "small chunks"],
 )
 def test_only_a_body_may_be_long(begun, refused):
     async def read(scope, receive, send):
@@ -33,7 +34,8 @@ def test_only_a_body_may_be_long(begun, refused):
         one = connections(60.0)(config=config, server_state=ServerState(), app_state={})
         transport = Mock(is_closing=Mock(return_value=False))
         one.connection_made(transport)
-        one.data_received(begun)
+        for start in range(0, len(begun), 1 << 12):
+            one.data_received(begun[start : start + (1 << 12)])
         one.data_received(b"x" * 60_000)
         before = transport.write.call_count
         one.data_received(b"x" * 60_000)

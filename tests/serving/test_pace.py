@@ -35,6 +35,7 @@ def test_the_largest_size_leaves_three_quarters_of_the_time():
     ]  # fmt: skip
 
 
-def test_rows_wait_for_whole_batches():
-    pace = pace_of(_4=2.0)
-    assert [pace.wait(rows, 4) for rows in (0, 1, 4, 5, 12)] == [0, 2, 2, 4, 6]
+def test_rows_wait_for_whole_batches_and_one_that_is_as_small_as_may_be():
+    pace = pace_of(_1=0.5, _4=2.0, _16=5.0)
+    waits = [pace.wait(rows, (1, 4, 16), allowed=8.0) for rows in (0, 1, 2, 4, 5, 12)]
+    assert waits == [0, 0.5, 2, 2, 2.5, 6]

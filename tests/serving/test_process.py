@@ -1,6 +1,7 @@
 """launch/serve.py as a process, from its start to SIGTERM under load; an example for Kubernetes."""
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -8,8 +9,11 @@ import re
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import counted
+import forked
 import httpx2
 import pytest
 import yaml
@@ -19,6 +23,7 @@ from tiny_workdir import make_config, make_workdir
 from tca4rec_jax.experiment import Experiment
 from tca4rec_jax.serving.app import make_app
 from tca4rec_jax.serving.model import Limits
+from tca4rec_jax.serving.server import seconds_to_end
 from tca4rec_jax.serving.service import Service
 from tca4rec_jax.train import train
 
@@ -110,5 +115,71 @@ def test_the_kubernetes_example_fits_the_service():
     ports = {port["targetPort"], *(probe["port"] for probe in probes)}
     assert ports == {container["ports"][0]["containerPort"]} == {8000}
     seconds = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    limits = Limits()
-    assert seconds > 5 + limits.seconds + limits.read_seconds
+    (flag,) = (one for one in container["args"] if one.startswith("--seconds="))
+    limits = Limits(seconds=float(flag.split("=")[1]))
+    before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert seconds > before + seconds_to_end(limits)
+
+
+@contextlib.contextmanager
+def stuck_process(read_seconds=1.0):
+    """The process of such a service, a client, and a pool to ask it in."""
+    process = forked.start(counted.serve_stuck, port := free_port(), read_seconds)
+    url, headers = f"http://127.0.0.1:{port}", {"X-API-Key": "k"}
+    with httpx2.Client(base_url=url, headers=headers) as client, ThreadPoolExecutor() as pool:
+        try:
+            for _ in range(300):
+                with contextlib.suppress(httpx2.TransportError):
+                    if client.get("/ready").status_code == 200:
+                        break
+                time.sleep(0.1)
+            yield process, client, pool
+        finally:
+            process.kill()
+
+
+def until_metric(client, name, value):
+    for _ in range(50):
+        if f"{name} {value}" in client.get("/metrics").text.splitlines():
+            return
+        time.sleep(0.05)
+    raise AssertionError(client.get("/metrics").text)
+
+
+def test_the_end_waits_neither_for_late_searches_nor_for_reloads():
+    with stuck_process() as (process, client, pool):
+        asked = {"json": {"histories": [["1"]] * 6}}
+        searched = pool.submit(client.post, "/recommend", **asked)
+        until_metric(client, "tca4rec_waiting", "2.0")
+        loaded = pool.submit(client.post, "/admin/reload", json={"run": "stuck"})
+        time.sleep(0.2)
+        os.kill(process.pid, signal.SIGTERM)
+        begin = time.monotonic()
+        assert loaded.result(5).status_code == 503
+        assert searched.result(5).status_code == 504
+        process.join(10)
+        assert time.monotonic() < begin + 3
+        assert process.exitcode == 0
+
+
+def test_a_signal_loads_anew_and_a_second_one_ends_at_once():
+    with stuck_process(read_seconds=30.0) as (process, client, pool):
+        os.kill(process.pid, signal.SIGHUP)
+        until_metric(client, 'tca4rec_loads_total{outcome="ready"}', "2.0")
+        asked = pool.submit(client.post, "/recommend", json={"histories": [["1"]] * 6})
+        until_metric(client, "tca4rec_waiting", "2.0")
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.2)
+        assert process.exitcode is None
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(0.5)
+        assert process.exitcode == 128 + signal.SIGTERM
+        assert isinstance(asked.exception(5), httpx2.TransportError)
+
+
+def test_a_port_that_is_none_is_told_in_one_line():
+    config = LAUNCH.parent / "configs" / "quickstart.py"
+    flags = ["--workdir=w", f"--config={config}", "--port=70000"]
+    ended = Script([str(LAUNCH / "serve.py"), *flags], {**os.environ}).completed(60)
+    assert ended.returncode == 1
+    assert ended.stderr == "serve: flag --port=70000: expected 1 to 65535\n"
