@@ -44,7 +44,7 @@ class Counted:
         return [0] * len(rows)
 
     def run(self, group, rows):
-        assert self.may_go_on.wait(5)
+        assert self.may_go_on.wait(30)
         assert {row.asked for row in rows} == {self.name}
         assert len(rows) <= self.batch_sizes[-1]
         return [[Recommended(row.history[0], self.name, 0.0)] for row in rows]
@@ -59,7 +59,7 @@ def counted(run="old", may_go_on=None, **limits):
     return service
 
 
-def serve_stuck(port, read_seconds):
+def serve_stuck(port, seconds):
     """A service whose searches, and whose loads but the first, last longer than it may."""
     stuck = threading.Event()
 
@@ -67,6 +67,6 @@ def serve_stuck(port, read_seconds):
         assert name != "stuck" or stuck.wait(60)
         return Counted(name, stuck)
 
-    service = Service(load, "old", Limits(seconds=1.0, read_seconds=read_seconds))
+    service = Service(load, "old", Limits(seconds=seconds, read_seconds=1.0))
     app = make_app(service, key="", admin_key="k")
     serve(service, app, host="127.0.0.1", port=port)
